@@ -1,0 +1,214 @@
+"""The contract of every method: `Adapter` is what a user writes, `DeltaWeight` is what trains.
+
+An adapter describes a method and its options and knows no model. For each adapted weight it makes one
+`DeltaWeight`, whose `delta` is the definition and whose `linear` is the fast path; the two must agree.
+"""
+
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from randlora_pl.adapters.bases import Bases
+from randlora_pl.errors import UserError
+
+
+@dataclass(frozen=True)
+class WeightShape:
+    """A weight to adapt: the layer's name, and out x in as in ``nn.Linear.weight``."""
+
+    layer: str
+    out_features: int
+    in_features: int
+
+    @property
+    def large(self) -> int:
+        """D, the larger side."""
+        return max(self.out_features, self.in_features)
+
+    @property
+    def small(self) -> int:
+        """d, the smaller side."""
+        return min(self.out_features, self.in_features)
+
+
+def matches(pattern: str, layer: str) -> bool:
+    """Whether a regular expression fits a layer's whole name, or all of it behind some dot."""
+    return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", layer) is not None
+
+
+class DeltaWeight(nn.Module):
+    """The trainable update of one weight.
+
+    Args:
+        dropout: Probability of dropping an input of the adapter's path; the frozen path is untouched:
+            ``x @ W0.T + drop(x) @ delta.T``.
+    """
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
+
+    def delta(self) -> Tensor:
+        """The update as an (out, in) matrix: the definition of the method."""
+        raise NotImplementedError
+
+    def effective_weight(self, weight: Tensor) -> Tensor:
+        """The adapted weight, (out, in), from the frozen one; W0 + delta unless a method says otherwise."""
+        return weight + self.delta().to(weight.dtype)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """``F.linear`` with the effective weight; x is (..., in), the result (..., out)."""
+        if not self.drops:
+            return F.linear(x, self.effective_weight(weight), bias)
+        return F.linear(x, weight, bias) + F.linear(self.dropped(x), like(self.delta(), x))
+
+    @property
+    def drops(self) -> bool:
+        """Whether dropout acts now, so that the two paths see different inputs."""
+        return self.dropout > 0 and self.training
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """The input of the adapter's path."""
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+    def extra_repr(self) -> str:
+        """The trainable tensors and their shapes."""
+        return ", ".join(f"{name}={tuple(value.shape)}" for name, value in self.named_parameters(recurse=False))
+
+
+def like(tensor: Tensor, x: Tensor) -> Tensor:
+    """``tensor`` in the dtype of ``x``, so that float32 adapters serve bfloat16 models without autocast."""
+    return tensor.to(x.dtype)
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype that a matrix product of this tensor is to have: autocast's, where it is on."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+class FactoredDelta(DeltaWeight):
+    """An update P Q with P (out, k) and Q (k, in): two thin products where they cost less than one wide."""
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """P (out, k), which carries the scaling, and Q (k, in)."""
+        raise NotImplementedError
+
+    def delta(self) -> Tensor:
+        """P Q, (out, in)."""
+        p, q = self.factors()
+        return p @ q
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Adds the two thin products to the frozen layer, or builds W0 + P Q where k is large."""
+        p, q = self.factors()
+        out_features, in_features = weight.shape
+        if not self.drops and q.shape[0] * (out_features + in_features) > out_features * in_features:
+            return F.linear(x, weight + (p @ q).to(weight.dtype), bias)
+        hidden = F.linear(self.dropped(x), like(q, x))
+        return F.linear(x, weight, bias) + F.linear(hidden, like(p, hidden))
+
+
+class Adapter:
+    """A method and its options, as written in a config.
+
+    Args:
+        qkv: How packed query/key/value weights are adapted: ``packed`` as one 3d x d matrix (the paper),
+            ``split`` as three d x d matrices (exports to models with separate projections).
+        match: Choose the rank whose trainable count is nearest to another method's on this model, for
+            example ``lora:32``; the count of both is printed.
+        seed: Selects the random bases and initial values; the run's seed where it is left out.
+    """
+
+    rank: Any
+    trains_base = False  # whether the method changes the model's own tensors instead of adding to them
+
+    def __init__(
+        self, *, qkv: Literal["packed", "split"] = "packed", match: str | None = None, seed: int | None = None
+    ) -> None:
+        if qkv not in ("packed", "split"):
+            raise UserError(f"qkv is {qkv!r}: choose packed or split.")
+        self.qkv = qkv
+        self.match = match
+        self.seed = seed
+
+    @classmethod
+    def method(cls) -> str:
+        """The method's name in files, tables and on the command line."""
+        return cls.__name__
+
+    def options(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON values, enough to make the same adapter again."""
+        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: value.describe() if isinstance(value, Adapter) else value for name, value in values.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """``{"method": ..., "options": {...}}``, the form of ``adapter_config.json``."""
+        return {"method": self.method(), "options": self.options()}
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some options changed."""
+        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return type(self)(**(values | changes))
+
+    @property
+    def key(self) -> int:
+        """The seed, 0 where none was given."""
+        return self.seed or 0
+
+    def of(self, option: Any, shape: WeightShape, default: Any) -> Any:
+        """A per-layer option: the value itself, or that of the first pattern that fits the layer's name."""
+        if not isinstance(option, dict):
+            return option
+        return next((value for pattern, value in option.items() if matches(pattern, shape.layer)), default)
+
+    def count(self, shape: WeightShape) -> int:
+        """Trainable parameters of one weight."""
+        raise NotImplementedError
+
+    def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases | None:
+        """The random tensors that all layers share, at the largest needed size; None where there are none."""
+        return None
+
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> DeltaWeight:
+        """The update of one weight, zero at the start; ``weight`` is the frozen one, for dtype and device."""
+        raise NotImplementedError
+
+    def check_rank(self, shape: WeightShape, rank: int, at_most_small: bool = True) -> int:
+        """The rank, if it is possible for this weight.
+
+        Raises:
+            UserError: If it is not positive, or above the smaller side where the method forbids that.
+        """
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank <= 0:
+            raise UserError(f"{self.method()}: rank is {rank!r}; give a positive whole number (--model.adapter.rank).")
+        if at_most_small and rank > shape.small:
+            raise UserError(
+                f"{self.method()}: rank {rank} is larger than the smaller side {shape.small} of {shape.layer} "
+                f"({shape.out_features} x {shape.in_features}); choose a rank up to {shape.small}."
+            )
+        return rank
+
+
+def check_dropout(dropout: float) -> float:
+    """The dropout probability.
+
+    Raises:
+        UserError: If it is not in [0, 1).
+    """
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout is {dropout}: give a probability of at least 0 and below 1.")
+    return dropout
+
+
+def trainable(weight: Tensor, *shape: int, fill: float | None = None) -> nn.Parameter:
+    """A parameter beside ``weight``: on its device, float32 unless the model is float64."""
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    if fill is None:
+        return nn.Parameter(torch.empty(*shape, dtype=dtype, device=weight.device))
+    return nn.Parameter(torch.full(shape, fill, dtype=dtype, device=weight.device))

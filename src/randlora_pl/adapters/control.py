@@ -1,0 +1,115 @@
+"""What can be done with an adapted model: merge, unmerge, unload, disable, and look at its updates."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.inject import InjectionReport, set_fast_paths
+from randlora_pl.adapters.layers import AdaptedLayer, RowBlocks
+from randlora_pl.errors import UserError
+
+
+def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
+    """The adapted layers by path, the attention layers that only route to an adapted projection included."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, AdaptedLayer)}
+
+
+def report_of(model: nn.Module) -> InjectionReport:
+    """The report of the adapter in a model.
+
+    Raises:
+        UserError: If there is none.
+    """
+    report = getattr(model, "adapter_report", None)
+    if not isinstance(report, InjectionReport):
+        raise UserError("the model has no adapter; inject(model, adapter) or load_adapter(model, folder) first.")
+    return report
+
+
+def merge(model: nn.Module) -> None:
+    """Writes every effective weight into its layer; the frozen weights are kept for `unmerge`. Idempotent."""
+    for layer in adapted_layers(model).values():
+        layer.merge()
+
+
+def unmerge(model: nn.Module) -> None:
+    """Restores every frozen weight bit for bit. Idempotent."""
+    for layer in adapted_layers(model).values():
+        layer.unmerge()
+
+
+def unload(model: nn.Module) -> nn.Module:
+    """Turns the model back into plain layers with merged weights, in place, and returns it."""
+    merge(model)
+    set_fast_paths(model, True)
+    for layer in adapted_layers(model).values():
+        layer.detach()
+    model.adapter_report = None  # type: ignore[assignment]
+    return model
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """The base model inside a ``with`` block, merged or not.
+
+    Raises:
+        UserError: For methods that train the base itself, which is not kept.
+    """
+    report = report_of(model)
+    if report.adapter.trains_base and report.trainable:
+        raise UserError(f"{report.adapter.method()} trains the model's own weights; there is no base to go back to.")
+    layers = adapted_layers(model).values()
+    before = [layer.enabled for layer in layers]
+    try:
+        for layer in layers:
+            layer.enabled = False
+        yield model
+    finally:
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.enabled = enabled
+
+
+@torch.no_grad()
+def delta_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The update of every adapted weight, (out, in), by the layer names of the report.
+
+    For methods that do more than add (DoRA) it is the effective weight minus the frozen one.
+    """
+    updates: dict[str, Tensor] = {}
+    for path, layer in adapted_layers(model).items():
+        if layer.delta is None:
+            continue
+        if isinstance(layer.delta, RowBlocks):
+            for name, block in layer.delta.blocks().items():
+                rows = slice(*layer.delta.rows[name])
+                updates[f"{path}.{name}".lstrip(".")] = _update(block, layer.base_weight[rows])
+        else:
+            name = path if layer.weight_name == "weight" else f"{path}.in_proj".lstrip(".")
+            updates[name] = _update(layer.delta, layer.base_weight)
+    return updates
+
+
+def _update(delta: DeltaWeight, weight: Tensor) -> Tensor:
+    if type(delta).effective_weight is DeltaWeight.effective_weight:
+        return delta.delta().detach()
+    return delta.effective_weight(weight).detach() - weight
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def set_train_mode(model: nn.Module, mode: bool = True) -> None:
+    """Training mode for what trains: frozen layers stay in eval, so that their dropout and statistics rest.
+
+    Only the updates change mode; a model that trains all of itself (full fine-tuning) changes as a whole.
+    """
+    report = report_of(model)
+    model.train(mode and report.adapter.trains_base and report.trainable > 0)
+    for module in model.modules():
+        if isinstance(module, DeltaWeight):
+            module.train(mode)

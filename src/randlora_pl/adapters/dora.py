@@ -1,0 +1,83 @@
+"""DoRA: direction and magnitude trained apart, around any additive method (Liu et al., 2024)."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, like, trainable
+from randlora_pl.adapters.bases import Bases
+from randlora_pl.adapters.lora import LoRA
+from randlora_pl.errors import UserError
+
+
+class DoRA(Adapter):
+    """DoRA: W = m * (W0 + delta) / ||W0 + delta||, each row scaled to a trained magnitude.
+
+    Args:
+        inner: The method that gives delta, LoRA (the original) or RandLoRA; its ``qkv``, ``match`` and
+            ``seed`` count.
+    """
+
+    def __init__(self, inner: Adapter | None = None) -> None:
+        inner = LoRA() if inner is None else inner
+        if inner.trains_base or isinstance(inner, DoRA):
+            raise UserError(f"DoRA: inner is {inner.method()}; choose a method that adds an update, such as LoRA.")
+        super().__init__(qkv=inner.qkv, match=inner.match, seed=inner.seed)
+        self.inner = inner
+
+    @property
+    def rank(self) -> Any:
+        """The rank of the inner method."""
+        return self.inner.rank
+
+    def replace(self, **changes: Any) -> "DoRA":
+        """A copy whose inner method has some options changed."""
+        return DoRA(changes["inner"] if "inner" in changes else self.inner.replace(**changes))
+
+    def count(self, shape: WeightShape) -> int:
+        """The inner method's parameters and one magnitude for each output."""
+        return self.inner.count(shape) + shape.out_features
+
+    def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases | None:
+        """Those of the inner method."""
+        return self.inner.bases(shapes, device)
+
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "DoRADelta":
+        """The inner update and the magnitudes (out), which start at the row norms of the frozen weight."""
+        return DoRADelta(self.inner.delta_weight(shape, weight, bases), weight)
+
+
+class DoRADelta(DeltaWeight):
+    """m * (W0 + delta) / ||W0 + delta||; the norm is a constant for the gradient (section 4.3 of DoRA)."""
+
+    def __init__(self, inner: DeltaWeight, weight: Tensor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.magnitude = trainable(weight, weight.shape[0])
+        with torch.no_grad():
+            self.magnitude.copy_(torch.linalg.vector_norm(weight.to(self.magnitude.dtype), dim=1))
+
+    def delta(self) -> Tensor:
+        """The inner update, (out, in), before the rows are scaled."""
+        return self.inner.delta()
+
+    def row_scale(self, weight: Tensor, delta: Tensor) -> Tensor:
+        """m / ||W0 + delta||, (out)."""
+        directed = weight.detach().to(delta.dtype) + delta.detach()
+        scale: Tensor = self.magnitude / torch.linalg.vector_norm(directed, dim=1).to(self.magnitude.dtype)
+        return scale
+
+    def effective_weight(self, weight: Tensor) -> Tensor:
+        """The rows of W0 + delta, scaled to the magnitudes."""
+        delta = self.inner.delta()
+        return (self.row_scale(weight, delta)[:, None] * (weight + delta)).to(weight.dtype)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Scales the outputs instead of the rows where the inner method drops inputs."""
+        if not self.inner.drops:
+            return F.linear(x, self.effective_weight(weight), bias)
+        scale = self.row_scale(weight, self.inner.delta())
+        outputs = self.inner.linear(x, weight, None) * like(scale, x)
+        return outputs if bias is None else outputs + bias

@@ -1,0 +1,213 @@
+"""Putting an adapter into a model, and the report of what was adapted."""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters.base import Adapter, DeltaWeight
+from randlora_pl.adapters.bases import GENERATOR
+from randlora_pl.adapters.budget import match_budget
+from randlora_pl.adapters.layers import AdaptedAttention, AdaptedLayer, AdaptedLinear, RowBlocks
+from randlora_pl.adapters.targets import Site, row_blocks, select
+from randlora_pl.adapters.whole import Whole
+from randlora_pl.errors import UserError
+
+_SAMPLES = 1024
+
+
+@dataclass(frozen=True)
+class Row:
+    """One adapted weight: its layer, kind (``linear``, ``qkv``, ``q`` ...), shape (out, in) and trainable count."""
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    trainable: int
+
+
+@dataclass
+class InjectionReport:
+    """What was adapted. Printable; kept on the model so that files and summaries can tell.
+
+    Attributes:
+        adapter: The adapter with every derived option filled in.
+        targets: What was asked for, None for the default.
+        rows: The adapted weights, in the model's order.
+        trainable: Number of trainable parameters.
+        total: Number of parameters of the model, the trainable ones included; random bases not counted.
+        fingerprint: SHA-256 of the random bases, empty where there are none.
+        base_hash: Sampled SHA-256 of the weights before adaptation.
+        notes: Remarks that a user should read.
+    """
+
+    adapter: Adapter
+    targets: list[str] | None
+    rows: list[Row]
+    trainable: int
+    total: int
+    fingerprint: str = ""
+    base_hash: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def grouped(self) -> list[tuple[str, str, tuple[int, ...], int, int]]:
+        """Rows that differ in their block number only: (name, kind, shape, layers, parameters)."""
+        groups: dict[tuple[str, str, tuple[int, ...]], list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault((re.sub(r"\.\d+\.", ".*.", row.layer), row.kind, row.shape), []).append(row)
+        return [(*key, len(rows), sum(row.trainable for row in rows)) for key, rows in groups.items()]
+
+    def __str__(self) -> str:
+        """A table of the adapted layers and the totals."""
+        body = [
+            (name, kind, " x ".join(map(str, shape)), str(layers), f"{count:,}")
+            for name, kind, shape, layers, count in self.grouped()
+        ]
+        table = [("layer", "kind", "out x in", "layers", "trainable"), *body]
+        widths = [max(len(row[column]) for row in table) for column in range(5)]
+        lines = [
+            "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            for row in table
+        ]
+        share = 100 * self.trainable / max(1, self.total)
+        lines.append(f"{self.adapter.method()}: {self.trainable:,} of {self.total:,} parameters train ({share:.2f} %)")
+        return "\n".join([*lines, *self.notes])
+
+
+def inject(model: nn.Module, adapter: Adapter, targets: list[str] | None = None) -> InjectionReport:
+    """Freezes a model and attaches an adapter to it, in place.
+
+    Args:
+        model: Any module with linear or attention layers, also on the meta device (for counting).
+        adapter: The method and its options.
+        targets: Regular expressions over layer names, or the aliases ``qkv q k v o fc1 fc2 attn mlp all``,
+            each with an optional tower prefix (``visual:mlp``). Default: packed q/k/v and both MLP matrices.
+
+    Returns:
+        What was adapted.
+
+    Raises:
+        UserError: If a target matches nothing, a layer cannot be adapted, a rank is impossible, or the
+            model has adapters already. The model is then unchanged.
+    """
+    if getattr(model, "adapter_report", None) is not None:
+        raise UserError("the model has adapters already; unload(model) gives plain layers with merged weights first.")
+    base_hash = hash_weights(model)
+    if isinstance(adapter, Whole):
+        report = _mark(model, adapter, targets)
+    else:
+        sites = select(model, targets, adapter.qkv == "split")
+        adapter, notes = match_budget(adapter, [site.shape for site in sites], model)
+        deltas, fingerprint = make_deltas(adapter, sites, model)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        _attach(model, sites, deltas)
+        rows = [
+            Row(site.shape.layer, site.kind, (site.shape.out_features, site.shape.in_features), _size(deltas[site]))
+            for site in sites
+        ]
+        report = InjectionReport(adapter, targets, rows, 0, 0, fingerprint, "", notes)
+    report.base_hash = base_hash
+    report.total = sum(parameter.numel() for parameter in model.parameters())
+    report.trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    model.adapter_report = report  # type: ignore[assignment]
+    return report
+
+
+def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[dict[Site, DeltaWeight], str]:
+    """The update of every site, on the device of its weight, and the fingerprint of their bases."""
+    shapes = [site.shape for site in sites]
+    for shape in shapes:
+        adapter.count(shape)  # complains about an impossible rank before anything large is drawn
+    bases = adapter.bases(shapes, _weight(model, sites[0]).device)
+    deltas = {site: adapter.delta_weight(site.shape, _weight(model, site), bases) for site in sites}
+    return deltas, bases.fingerprint if bases is not None else ""
+
+
+def _weight(model: nn.Module, site: Site) -> Tensor:
+    """The frozen weight of a site, (out, in)."""
+    module = model.get_submodule(site.path)
+    weight: Tensor = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight  # type: ignore[assignment]
+    return weight if site.block is None else weight[slice(*row_blocks(weight.shape[0])[site.block])]
+
+
+def _attach(model: nn.Module, sites: list[Site], deltas: dict[Site, DeltaWeight]) -> None:
+    by_path: dict[str, list[Site]] = {}
+    for site in sites:
+        by_path.setdefault(site.path, []).append(site)
+    for path, here in by_path.items():
+        layer = model.get_submodule(path)
+        if here[0].block is None:
+            delta = deltas[here[0]]
+        else:
+            rows = row_blocks(_weight(model, here[0]).shape[0] * 3)
+            delta = RowBlocks({str(site.block): deltas[site] for site in here}, rows)
+        kind = AdaptedAttention if isinstance(layer, nn.MultiheadAttention) else AdaptedLinear
+        kind.attach(layer, delta)
+        parent = model.get_submodule(path.rpartition(".")[0])
+        if type(parent) is nn.MultiheadAttention:  # its plain forward reads the weight of out_proj
+            AdaptedAttention.attach(parent, None)
+    set_fast_paths(model, False)
+
+
+def set_fast_paths(model: nn.Module, on: bool) -> None:
+    """Switches PyTorch's fused inference of transformer encoders off and on again where layers are adapted.
+
+    It reads the weights and so would pass every update by.
+    """
+    attributes = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}
+    for module in model.modules():
+        for kind, name in attributes.items():
+            if not isinstance(module, kind) or not hasattr(module, name):
+                continue
+            if on and hasattr(module, f"plain_{name}"):
+                setattr(module, name, getattr(module, f"plain_{name}"))
+                delattr(module, f"plain_{name}")
+            elif not on and any(isinstance(child, AdaptedLayer) for child in module.modules()):
+                setattr(module, f"plain_{name}", getattr(module, name))
+                setattr(module, name, 0)
+
+
+def _mark(model: nn.Module, adapter: Whole, targets: list[str] | None) -> InjectionReport:
+    """Marks the tensors that train, for the methods that add nothing."""
+    if targets is not None:
+        raise UserError(f"{adapter.method()} chooses its tensors itself; leave out the targets.")
+    rows = []
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for path, layer in model.named_modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            if adapter.selects(layer, name):
+                parameter.requires_grad_(True)
+                layer_name = f"{path}.{name}".lstrip(".")
+                rows.append(Row(layer_name, "tensor", tuple(parameter.shape), parameter.numel()))
+    return InjectionReport(adapter, targets, rows, 0, 0)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 of every parameter's name, shape and up to 1,024 evenly spaced values, rounded to bfloat16.
+
+    A sample tells other weights apart at once, also for models of billions of parameters; the rounding
+    makes a model the same in float32 and bfloat16. Empty on the meta device.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.is_meta:
+            return ""
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].to(torch.bfloat16)
+        digest.update(f"{name}:{tuple(parameter.shape)}".encode())
+        digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def generator_facts(report: InjectionReport) -> dict[str, Any]:
+    """What a file says of the random bases: generator, seed and fingerprint."""
+    return {"generator": GENERATOR, "seed": report.adapter.key, "fingerprint": report.fingerprint}

@@ -1,0 +1,180 @@
+"""Which weights of a model an adapter attaches to: layer names, the roles that aliases name, and towers."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from randlora_pl.adapters.base import WeightShape, matches
+from randlora_pl.errors import UserError, near
+
+DEFAULT_TARGETS = ["qkv", "fc1", "fc2"]
+"""The paper's choice: the packed q/k/v weight and both MLP matrices of every block."""
+
+# Field names of a block's weights in open_clip, timm, PyTorch and transformers.
+_ROLES = {
+    "qkv": r"in_proj|qkv|qkv_proj|Wqkv|c_attn",
+    "q": r"q|q_proj|query|to_q",
+    "k": r"k|k_proj|key|to_k",
+    "v": r"v|v_proj|value|to_v",
+    "o": r"(?:\w*attn\w*|\w*attention\w*)\.(?:out_proj|proj|o_proj|c_proj|output\.dense)",
+    "fc1": r"c_fc|fc1|linear1|lin1|intermediate\.dense|up_proj",
+    "fc2": r"mlp\.c_proj|fc2|linear2|lin2|down_proj",
+}
+_ALIASES = {
+    "qkv": ("qkv", "q", "k", "v"),
+    "attn": ("qkv", "q", "k", "v", "o"),
+    "mlp": ("fc1", "fc2"),
+    "all": tuple(_ROLES),
+} | {role: (role,) for role in ("q", "k", "v", "o", "fc1", "fc2")}
+_BLOCKS = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One weight, or one row block of it, that can take an update.
+
+    Attributes:
+        shape: The name under which the update is known, and its size.
+        path: Path of the module that owns the weight.
+        kind: ``linear``, or ``q``, ``k``, ``v`` or ``qkv`` of a packed weight.
+        role: What it does in a block (``qkv q k v o fc1 fc2``), empty if unknown.
+        block: Name of the row block, None for the whole weight.
+    """
+
+    shape: WeightShape
+    path: str
+    kind: str
+    role: str = ""
+    block: str | None = None
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """Every weight that can be adapted: linear layers and attention weights, packed and block by block."""
+    return [site for path, module in model.named_modules() for site in _sites_of(path, module)]
+
+
+def _sites_of(path: str, module: nn.Module) -> Iterator[Site]:
+    if type(module) is nn.MultiheadAttention:
+        if module.in_proj_weight is not None:
+            yield from _packed(path, f"{path}.in_proj".lstrip("."), f"{path}.", *module.in_proj_weight.shape)
+    elif isinstance(module, nn.Linear):
+        role = next((role for role, names in _ROLES.items() if matches(names, path)), "")
+        if role == "qkv" and module.out_features == 3 * module.in_features:
+            yield from _packed(path, path, f"{path}.", module.out_features, module.in_features)
+        else:
+            yield Site(WeightShape(path, module.out_features, module.in_features), path, "linear", role)
+
+
+def _packed(path: str, name: str, prefix: str, rows: int, columns: int) -> Iterator[Site]:
+    yield Site(WeightShape(name, rows, columns), path, "qkv", "qkv")
+    for block in _BLOCKS:
+        yield Site(WeightShape(f"{prefix}{block}".lstrip("."), rows // 3, columns), path, block, block, block)
+
+
+def row_blocks(rows: int) -> dict[str, tuple[int, int]]:
+    """First and last row + 1 of q, k and v in a packed weight of this many rows."""
+    third = rows // 3
+    return {block: (index * third, (index + 1) * third) for index, block in enumerate(_BLOCKS)}
+
+
+def select(model: nn.Module, targets: list[str] | None, split: bool) -> list[Site]:
+    """The sites that a list of targets names, in the model's order.
+
+    Args:
+        model: Any module.
+        targets: Regular expressions over layer names, or aliases, each with an optional tower prefix
+            (``visual:mlp``). None is the paper's choice where the model has those layers, and every
+            linear layer otherwise.
+        split: Whether packed q/k/v weights are adapted block by block.
+
+    Raises:
+        UserError: If a target matches nothing, or a matched layer cannot be adapted.
+    """
+    sites = find_sites(model)
+    if not sites:
+        raise UserError(f"{type(model).__name__} has no linear or attention layer that an adapter could attach to.")
+    roles = any(site.role in _ALIASES["qkv"] + _ALIASES["mlp"] for site in sites)
+    if targets is None:
+        targets = [alias for alias in DEFAULT_TARGETS if _of_target(alias, sites)] if roles else ["all"]
+    chosen: set[str] = set()
+    for target in targets:
+        found = _of_target(target, sites)
+        if not found:
+            raise UserError(_no_match(target, sites))
+        chosen.update(site.shape.layer for site in found)
+    picked = [site for site in sites if site.shape.layer in chosen]
+    whole = {site.path for site in picked if site.kind == "qkv"}
+    if split:  # the whole packed weight stands for its three blocks
+        picked = [site for site in sites if (site.path in whole and site.block) or site in picked]
+        picked = [site for site in picked if site.kind != "qkv"]
+    else:
+        picked = [site for site in picked if not (site.block and site.path in whole)]
+    for site in picked:
+        _refuse_bypassed(model, site)
+    return picked
+
+
+def _of_target(target: str, sites: list[Site]) -> list[Site]:
+    """The sites of one target; aliases mean whole packed weights unless they name a block."""
+    tower, name = _split_tower(target)
+    within = [site for site in sites if _in_tower(site.path, tower, sites)]
+    if name not in _ALIASES:
+        try:
+            return [site for site in within if matches(name, site.shape.layer)]
+        except re.error as error:
+            raise UserError(f"target {target!r} is not a regular expression: {error}.") from None
+    found = [site for site in within if site.role in _ALIASES[name]]
+    if name == "all" and not found and not any(site.role for site in sites):
+        return within
+    if len(_ALIASES[name]) > 1:
+        found = [site for site in found if not site.block]
+    return found
+
+
+def _split_tower(target: str) -> tuple[str | None, str]:
+    prefixed = re.fullmatch(r"([A-Za-z_]\w*):(?!:)(.+)", target)
+    return (prefixed[1], prefixed[2]) if prefixed else (None, target)
+
+
+def _in_tower(path: str, tower: str | None, sites: list[Site]) -> bool:
+    """Whether a module is in a tower; open_clip keeps the text tower at the top, beside ``visual``."""
+    if tower is None:
+        return True
+    if tower == "text" and not any(site.path.startswith("text.") for site in sites):
+        return any(site.path.startswith("visual.") for site in sites) and not path.startswith("visual.")
+    return path.startswith(f"{tower}.")
+
+
+def _no_match(target: str, sites: list[Site]) -> str:
+    tower, name = _split_tower(target)
+    names = [site.shape.layer for site in sites if not site.block]
+    if tower is not None and not any(_in_tower(site.path, tower, sites) for site in sites):
+        towers = sorted({path.split(".")[0] for path in names})
+        return f"target {target!r}: this model has no tower {tower!r}. Top-level parts: {', '.join(towers)}."
+    hint = near(name, [*_ALIASES, *names]) or f" Layers are named as {names[0]!r} ... {names[-1]!r}."
+    return f"target {target!r} matches no layer of the model.{hint} Aliases: {' '.join(_ALIASES)}."
+
+
+def _refuse_bypassed(model: nn.Module, site: Site) -> None:
+    """Refuses a layer whose parent reads its weight instead of calling it: an update would never act."""
+    parent_path, _, child = site.path.rpartition(".")
+    module, parent = model.get_submodule(site.path), model.get_submodule(parent_path)
+    if isinstance(module, nn.MultiheadAttention):
+        return
+    own = type(module)
+    if own is not nn.Linear and own.forward is not nn.Linear.forward:
+        raise UserError(f"{site.shape.layer} is a {own.__name__} with a forward of its own; an update would not act.")
+    if isinstance(parent, nn.TransformerEncoderLayer | nn.MultiheadAttention) or parent is module:
+        return  # both are handled: the fast path is switched off, the output projection is called
+    try:
+        source = inspect.getsource(type(parent).forward)
+    except (OSError, TypeError):
+        return
+    if re.search(rf"\bself\.{re.escape(child)}\.weight\b(?!\.(?:dtype|device|shape|requires_grad))", source):
+        raise UserError(
+            f"{site.shape.layer}: its parent {type(parent).__name__} reads the weight instead of calling the layer, "
+            f"so an update would never act. Leave it out of the targets, for example with --model.targets '[mlp]'."
+        )
