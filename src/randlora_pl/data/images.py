@@ -1,0 +1,139 @@
+"""Where the pixels come from: an array in memory, or image files decoded when asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from randlora_pl.errors import UserError
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp"}
+)
+"""Suffixes taken for image files, compared in lower case."""
+
+CACHE_BYTES = 2**30
+"""Most memory that decoded images may take, per process."""
+
+
+class Images(Protocol):
+    """A numbered collection of images."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> NDArray[np.uint8]:
+        """Image ``index`` as a (height, width, channels) array of 0..255 with 1 or 3 channels."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call image ``index`` in a message."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images of one size that are in memory already.
+
+    Attributes:
+        array: uint8 of shape (n, height, width, channels).
+        title: The data set's name, for messages.
+    """
+
+    array: NDArray[np.uint8]
+    title: str
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def load(self, index: int) -> NDArray[np.uint8]:
+        """Image ``index``."""
+        image: NDArray[np.uint8] = self.array[index]
+        return image
+
+    def name(self, index: int) -> str:
+        """The data set and the number."""
+        return f"{self.title} {index}"
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Image files, decoded at each call."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int) -> NDArray[np.uint8]:
+        """Image ``index`` decoded to RGB.
+
+        Raises:
+            UserError: The file is missing, truncated or no image; it is named.
+        """
+        return decode(self.paths[index])
+
+    def name(self, index: int) -> str:
+        """The file's path."""
+        return str(self.paths[index])
+
+
+@dataclass
+class CachedImages:
+    """Keeps decoded images until a bound is reached; beyond it the rest is decoded at each call.
+
+    Attributes:
+        images: What is kept.
+        limit: Most bytes to keep in this process.
+    """
+
+    images: Images
+    limit: int = CACHE_BYTES
+    _kept: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int) -> NDArray[np.uint8]:
+        """Image ``index``, from memory where it has been seen before."""
+        kept = self._kept.get(index)
+        if kept is None:
+            kept = self.images.load(index)
+            if self._bytes + kept.nbytes <= self.limit:
+                self._kept[index] = kept
+                self._bytes += kept.nbytes
+        return kept
+
+    def name(self, index: int) -> str:
+        """What the kept collection calls it."""
+        return self.images.name(index)
+
+
+def decode(path: Path) -> NDArray[np.uint8]:
+    """An image file as (height, width, 3) RGB, upright according to its EXIF orientation.
+
+    Transparency is dropped, 16-bit grey is scaled to 8 bits, the first frame of an animation is taken.
+
+    Raises:
+        UserError: The file cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I;16") or image.mode == "I":  # Pillow would clip these at 255
+                return np.repeat((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+            return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(
+            f"The image {path} cannot be read: {reason}. Replace it, or go on without it: --data.on_error skip"
+        ) from error
+
+
+def is_image(path: Path) -> bool:
+    """Whether a path looks like an image file: a common suffix, and not hidden."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")

@@ -1,0 +1,279 @@
+"""The one data module: any row of the catalog, its few-shot subsets, draws and batches."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from randlora_pl.data import catalog, options, splits
+from randlora_pl.data.folders import read_classnames
+from randlora_pl.data.images import CACHE_BYTES, ArrayImages, CachedImages
+from randlora_pl.data.loader import EvalBatches, Loader, TrainBatches
+from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule, total_draws
+from randlora_pl.data.readers import Samples, read
+from randlora_pl.data.transforms import Frame
+from randlora_pl.errors import UserError
+
+FEW_SHOT_EPOCHS = 10
+SMALL_SET = 5_000
+"""Files up to which a split is kept decoded in memory."""
+
+
+class ImageData(LightningDataModule):
+    """Images with labels (or captions): what is trained on, in which order, and how images are prepared.
+
+    Training is one long loop over numbered draws; for Lightning it is a single epoch, however many epochs
+    the draws stand for. The order of images and every augmentation depend on the seed and the draw number alone.
+
+    Args:
+        dataset: Name of the data set; `randlora-pl datasets` lists them. `folder` is a folder of your own images,
+            `pairs` a CSV file of images and captions.
+        root: Folder that holds the data (for `pairs` the CSV file); by default the user's data folder.
+        download: Fetch the data set if it is missing.
+        shots: Few-shot training: this many images of each class.
+        fraction: Train on this share of the images, between 0 and 1, stratified.
+        train_split: `train` keeps the validation images out of training; `full` trains on them too, as the
+            official code does.
+        batch_size: Images of a micro-batch on each device.
+        eval_batch_size: Images of an evaluation batch on each device.
+        epochs: Times that the training images are gone through; by default the data set's own number (Table 7 of
+            the paper), and 10 for few-shot training.
+        steps: Optimizer steps instead of epochs.
+        min_batches_per_epoch: Few-shot sets and your own small sets count several times, until an epoch has at least
+            this many optimizer steps.
+        sampling: `with_replacement` (the paper: each draw on its own) or `epochs` (each image once an epoch).
+        crop_scale: Least and greatest share of the image that a training crop takes.
+        flip: Mirror half of the training images; by default as suits the data set (not for digits).
+        cache_images: Keep decoded images in memory, up to 1 GiB a split; by default for few-shot and small sets.
+        image_size: Height and width in pixels; by default the model's.
+        mean: Mean of the three channels on [0, 1]; by default the model's.
+        std: Standard deviation of the three channels on [0, 1]; by default the model's.
+        interpolation: `bicubic` or `bilinear`; by default the model's.
+        templates: Prompts with {} for the class name; by default the data set's.
+        classnames: File with class names: one a line, CSV folder,name, or a JSON mapping.
+        shots_file: JSON file of the chosen images: read if it exists, else written.
+        seed: Selects the few-shot images, the order and the augmentation; validation and test are the same for all.
+        num_workers: Processes that prepare batches; by default 0 for small images in memory, else up to 8.
+        on_error: At an unreadable image: `raise`, or `skip` it (it gets weight 0 and is counted).
+
+    Attributes:
+        classnames: Class name of each label, after `setup`.
+        templates: Prompt templates, after `setup`.
+        plan: The draws of the run, after `setup("fit")`.
+        frame: How images are prepared, after `setup`.
+        skipped: Unreadable images that were skipped, with the reason.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: str = "digits",
+        root: str | None = None,
+        download: bool = False,
+        shots: int | None = None,
+        fraction: float | None = None,
+        train_split: str = "train",
+        batch_size: int = 128,
+        eval_batch_size: int = 256,
+        epochs: int | None = None,
+        steps: int | None = None,
+        min_batches_per_epoch: int = 10,
+        sampling: str = "with_replacement",
+        crop_scale: tuple[float, float] = (0.5, 1.0),
+        flip: bool | None = None,
+        cache_images: bool | None = None,
+        image_size: int | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        interpolation: str | None = None,
+        templates: list[str] | None = None,
+        classnames: str | None = None,
+        shots_file: str | None = None,
+        seed: int = 0,
+        num_workers: int | None = None,
+        on_error: str = "raise",
+    ) -> None:
+        super().__init__()
+        self.row = catalog.find(dataset)
+        options.check_subset(shots, fraction, train_split, dataset)
+        options.check_run(batch_size, eval_batch_size, epochs, steps, min_batches_per_epoch, sampling, num_workers)
+        options.check_images(crop_scale, image_size, mean, std, interpolation, on_error, templates)
+        if root is None and self.row.own:
+            raise UserError(f"The data set {dataset!r} needs --data.root: {self.row.source} ({self.row.layout})")
+        self.root = catalog.default_root() if root is None else Path(root).expanduser()
+        self.download = download
+        self.shots, self.fraction, self.train_split = shots, fraction, train_split
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.epochs, self.steps, self.min_batches_per_epoch = epochs, steps, min_batches_per_epoch
+        self.sampling, self.seed = sampling, seed
+        self.crop_scale = (float(crop_scale[0]), float(crop_scale[1]))
+        self.flip = self.row.flip if flip is None else flip
+        self.cache_images, self.num_workers = cache_images, num_workers
+        self.overrides: dict[str, Any] = {"size": image_size, "mean": mean, "std": std, "interpolation": interpolation}
+        self.classnames_file, self.shots_file = classnames, shots_file
+        self.skip = on_error == "skip"
+        self.templates: list[str] = list(self.row.templates if templates is None else templates)
+        self.classnames: list[str] = list(self.row.classnames)
+        self.frame = Frame()
+        self.plan: DrawPlan | None = None
+        self.skipped: dict[str, str] = {}
+        self._splits: splits.Splits | None = None
+        self._held: dict[str, Samples] = {}
+
+    # -- what Lightning calls
+
+    def prepare_data(self) -> None:
+        """Fetches the data set if that was asked for; Lightning calls it in one process only."""
+        if self.download:
+            for split in ("train", "test"):
+                read(self.row, self.root, split, download=True)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads labels and class names, chooses the subset, and plans the draws.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test``, ``predict`` or None for all.
+
+        Raises:
+            UserError: The data are missing or wrong.
+        """
+        spec = getattr(self.trainer.lightning_module, "image_spec", None) if self.trainer is not None else None
+        self.frame = Frame() if spec is None else Frame.of(spec)
+        self.frame = replace(self.frame, **{name: value for name, value in self.overrides.items() if value is not None})
+        if self._splits is None:
+            self._splits = splits.Splits(lambda split: read(self.row, self.root, split, download=False))
+            self.classnames = self._names(self._splits)
+        if stage in ("fit", None):
+            window = self.batch_size * self._accumulate * self._world
+            self.plan = DrawPlan(len(self.samples("train")), self._draws(window), window, self.seed, self.sampling)
+        if stage in ("fit", "validate", None):
+            self.samples("val")
+        if stage in ("test", None):
+            self.samples("test")
+
+    def train_dataloader(self) -> Loader:
+        """Training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""
+        if self.trainer is not None and self.trainer.max_epochs != 1:
+            raise UserError(
+                f"trainer.max_epochs is {self.trainer.max_epochs}, but a run is one pass over its planned draws: "
+                "leave it at 1 and set --data.epochs or --data.steps"
+            )
+        if self.plan is None:
+            raise UserError("Call setup('fit') before train_dataloader()")
+        schedule = TrainSchedule(self.plan, self.batch_size, self._accumulate, self._world, self._rank)
+        batches = TrainBatches(self.samples("train"), schedule, self.frame, self.crop_scale, self.flip, self.skip)
+        start = 0 if self.trainer is None else min(self.trainer.global_step * self._accumulate, len(schedule))
+        return Loader(batches, start, self._workers("train"), self.skipped)
+
+    def val_dataloader(self) -> Loader:
+        """Validation batches of this rank (see `EvalBatches`)."""
+        return self._eval("val")
+
+    def test_dataloader(self) -> Loader:
+        """Test batches of this rank (see `EvalBatches`)."""
+        return self._eval("test")
+
+    # -- what the application asks for
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes (for pairs: of captions), after `setup`."""
+        return len(self.classnames)
+
+    def samples(self, split: str) -> Samples:
+        """The samples of ``train`` (the chosen subset), ``val`` or ``test``, after `setup`."""
+        if self._splits is None:
+            raise UserError("Call setup() before asking for samples")
+        if split not in self._held:
+            samples = self._subset(self._splits) if split == "train" else getattr(self._splits, split)
+            self._held[split] = self._cached(samples, few=split == "train" and self.shots is not None)
+        return self._held[split]
+
+    def summary(self) -> dict[str, Any]:
+        """Flat facts about the data and the run, JSON-ready; splits that were not needed are left out."""
+        facts: dict[str, Any] = {"dataset": self.row.name, "classes": self.num_classes, "seed": self.seed}
+        facts |= {split: len(held) for split, held in self._held.items()}
+        facts |= {"shots": self.shots, "fraction": self.fraction, "train_split": self.train_split}
+        if self.plan is not None:
+            facts |= {"steps": self.plan.steps, "draws": self.plan.total_draws, "window": self.plan.window}
+            facts |= {"sampling": self.sampling}
+        return facts | {"skipped": len(self.skipped)}
+
+    def write_index(self, folder: Path) -> Path | None:
+        """Writes the chosen training images as ``shots.json`` into a folder; nothing where all are used."""
+        if self.shots is None and self.fraction is None:
+            return None
+        path = Path(folder) / "shots.json"
+        splits.write_index(path, self._key, self.samples("train"), self.classnames)
+        return path
+
+    # -- details
+
+    @property
+    def _accumulate(self) -> int:
+        return 1 if self.trainer is None else int(self.trainer.accumulate_grad_batches)
+
+    @property
+    def _world(self) -> int:
+        return 1 if self.trainer is None else int(self.trainer.world_size)
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else int(self.trainer.global_rank)
+
+    @property
+    def _key(self) -> dict[str, Any]:
+        return splits.index_key(self.row.name, self.shots, self.fraction, self.train_split, self.seed)
+
+    def _names(self, found: splits.Splits) -> list[str]:
+        own: Sequence[str] = self.row.classnames or found.full.classes
+        names = list(own) if self.classnames_file is None else read_classnames(Path(self.classnames_file), own)
+        if self.classnames_file is None and not self.row.classnames and self.row.name != "pairs":
+            names = [name.replace("_", " ") for name in names]
+        twice = [name for place, name in enumerate(names) if name in set(names[:place])]
+        if twice:
+            raise UserError(f"Two classes are both called {twice[0]!r}: give them names with --data.classnames FILE")
+        return names
+
+    def _subset(self, found: splits.Splits) -> Samples:
+        samples = found.full if self.train_split == "full" else found.train
+        path = None if self.shots_file is None else Path(self.shots_file).expanduser()
+        if path is not None and path.exists():
+            return splits.read_index(path, self._key, samples)
+        chosen = splits.subset(samples, self.shots, self.fraction, self.seed, self.classnames)
+        if path is not None and self._rank == 0:
+            splits.write_index(path, self._key, chosen, self.classnames)
+        return chosen
+
+    def _draws(self, window: int) -> int:
+        if self.steps is not None:
+            return self.steps * window
+        default = self.row.epochs if self.shots is None else FEW_SHOT_EPOCHS
+        extend = self.shots is not None or self.row.own
+        epochs = default if self.epochs is None else self.epochs
+        least = self.min_batches_per_epoch if extend else 0
+        return total_draws(len(self.samples("train")), epochs, window, least)
+
+    def _cached(self, samples: Samples, few: bool) -> Samples:
+        small = few or len(samples) <= SMALL_SET
+        if isinstance(samples.images, ArrayImages) or not (small if self.cache_images is None else self.cache_images):
+            return samples
+        return replace(samples, images=CachedImages(samples.images, CACHE_BYTES // max(1, self.num_workers or 1)))
+
+    def _workers(self, split: str) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        in_memory = isinstance(self.samples(split).images, ArrayImages | CachedImages)
+        if in_memory and (self.frame.size <= 64 or not torch.cuda.is_available()):
+            return 0
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(8, cpus // (1 if self.trainer is None else max(1, self.trainer.num_devices)))
+
+    def _eval(self, split: str) -> Loader:
+        samples = self.samples(split)
+        schedule = EvalSchedule(len(samples), self.eval_batch_size, self._world, self._rank)
+        return Loader(EvalBatches(samples, schedule, self.frame, self.skip), 0, self._workers(split), self.skipped)

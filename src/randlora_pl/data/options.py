@@ -1,0 +1,79 @@
+"""Checks of what the user typed for the data, before anything is read."""
+
+from collections.abc import Sequence
+
+from randlora_pl.data.plan import SAMPLING
+from randlora_pl.data.transforms import INTERPOLATIONS
+from randlora_pl.errors import UserError, near
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"--data.{name} {value!r} is unknown.{near(value, choices)} Known: {', '.join(choices)}")
+
+
+def _positive(name: str, value: int | None, least: int = 1) -> None:
+    if value is not None and value < least:
+        raise UserError(f"--data.{name} is {value}, but must be at least {least}")
+
+
+def check_subset(shots: int | None, fraction: float | None, train_split: str, dataset: str) -> None:
+    """Few-shot and fraction options."""
+    _positive("shots", shots)
+    if shots is not None and fraction is not None:
+        raise UserError(f"--data.shots {shots} and --data.fraction {fraction} exclude each other: give one of them")
+    if fraction is not None and not 0 < fraction < 1:
+        raise UserError(f"--data.fraction is {fraction}, but must lie between 0 and 1; leave it out to use all images")
+    if shots is not None and dataset == "pairs":
+        raise UserError("--data.shots needs classes, and captions have none: use --data.fraction")
+    _one_of("train_split", train_split, ("train", "full"))
+
+
+def check_run(
+    batch_size: int,
+    eval_batch_size: int,
+    epochs: int | None,
+    steps: int | None,
+    min_batches_per_epoch: int,
+    sampling: str,
+    num_workers: int | None,
+) -> None:
+    """Batch sizes, length of the run and sampling."""
+    _positive("batch_size", batch_size)
+    _positive("eval_batch_size", eval_batch_size)
+    _positive("epochs", epochs)
+    _positive("steps", steps)
+    if epochs is not None and steps is not None:
+        raise UserError(f"--data.epochs {epochs} and --data.steps {steps} exclude each other: give one of them")
+    _positive("min_batches_per_epoch", min_batches_per_epoch, 0)
+    _positive("num_workers", num_workers, 0)
+    _one_of("sampling", sampling, SAMPLING)
+
+
+def check_images(
+    crop_scale: Sequence[float],
+    image_size: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    interpolation: str | None,
+    on_error: str,
+    templates: Sequence[str] | None,
+) -> None:
+    """Transforms, templates and what to do at an unreadable image."""
+    if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        raise UserError(
+            f"--data.crop_scale is {list(crop_scale)}, but must be two shares with 0 < least <= greatest <= 1"
+        )
+    _positive("image_size", image_size)
+    if mean is not None and len(mean) != 3:
+        raise UserError(f"--data.mean has {len(mean)} values, but needs 3")
+    if std is not None and (len(std) != 3 or min(std) <= 0):
+        raise UserError(f"--data.std is {list(std)}, but needs 3 values above 0")
+    if interpolation is not None:
+        _one_of("interpolation", interpolation, INTERPOLATIONS)
+    _one_of("on_error", on_error, ("raise", "skip"))
+    if templates is not None and not templates:
+        raise UserError("--data.templates is empty: give at least one, such as ['a photo of a {}.']")
+    for template in templates or ():
+        if template.count("{}") != 1:
+            raise UserError(f"The template {template!r} must have {{}} once, where the class name goes")

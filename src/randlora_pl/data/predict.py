@@ -1,0 +1,78 @@
+"""Images without labels, for prediction: files and folders named on the command line."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from randlora_pl.data.folders import list_images
+from randlora_pl.data.images import FileImages
+from randlora_pl.data.loader import Batch, Loader, load_images
+from randlora_pl.data.plan import EvalSchedule
+from randlora_pl.data.readers import Samples
+from randlora_pl.data.transforms import Frame, ImageSpecLike, eval_batch
+from randlora_pl.errors import UserError
+
+
+@dataclass(frozen=True)
+class PlainBatches:
+    """Batches of ``image`` (b, 3, H, W) float32 and ``index`` (b,) int64, in order."""
+
+    samples: Samples
+    schedule: EvalSchedule
+    frame: Frame
+
+    def __len__(self) -> int:
+        return len(self.schedule)
+
+    def __getitem__(self, number: int) -> Batch:
+        places, _ = self.schedule[number]
+        images, _ = load_images(self.samples, places, self.frame.size, skip=False)
+        return {"image": eval_batch(images, self.frame), "index": places}
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and all image files below the folders named, in order.
+
+    Raises:
+        UserError: A path does not exist, or a folder holds no images.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            here = list_images(path)
+            if not here:
+                raise UserError(f"The folder {path} holds no images (.jpg, .png ...)")
+            found += here
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"The image {path} does not exist")
+    if not found:
+        raise UserError("No images were named")
+    return found
+
+
+def open_images(
+    paths: Sequence[Path], spec: ImageSpecLike, batch_size: int = 256, num_workers: int = 0
+) -> tuple[Loader, list[Path]]:
+    """Batches of images in evaluation form.
+
+    Args:
+        paths: Files, and folders to be searched.
+        spec: What the model expects of an image.
+        batch_size: Images of a batch.
+        num_workers: Processes that decode; 0 decodes in this one.
+
+    Returns:
+        A loader of ``{"image": (b, 3, H, W) float32, "index": (b,) int64}``, and the files that ``index`` counts.
+
+    Raises:
+        UserError: A path does not exist or a folder holds no images; while iterating: an image cannot be read.
+    """
+    files = find_images([Path(path) for path in paths])
+    numbers = np.arange(len(files), dtype=np.int64)
+    samples = Samples(FileImages(files), numbers, np.zeros_like(numbers), [str(file) for file in files], ())
+    batches = PlainBatches(samples, EvalSchedule(len(files), batch_size), Frame.of(spec))
+    return Loader(batches, num_workers=num_workers), files

@@ -1,0 +1,142 @@
+"""From a row of the catalog to samples: labels come from metadata, never from decoding images."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from randlora_pl.data.catalog import Row
+from randlora_pl.data.images import ArrayImages, Images
+from randlora_pl.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images with labels, in the order of their keys.
+
+    Attributes:
+        images: Where the pixels come from.
+        rows: int64 (n,): the image's number in ``images`` for each sample.
+        labels: int64 (n,): class of each sample.
+        keys: A name for each sample that does not change between machines.
+        classes: Names of the labels as the reader found them.
+        groups: int64 (n,): samples of one group stay in one split; None: each sample is its own group.
+    """
+
+    images: Images
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    keys: Sequence[str]
+    classes: tuple[str, ...]
+    groups: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def subset(self, chosen: NDArray[np.int64]) -> "Samples":
+        """The samples at the given places, in their order."""
+        return Samples(
+            self.images,
+            self.rows[chosen],
+            self.labels[chosen],
+            [self.keys[place] for place in chosen.tolist()],
+            self.classes,
+            None if self.groups is None else self.groups[chosen],
+        )
+
+
+def in_key_order(
+    images: Images, labels: Sequence[int] | NDArray[np.int64], keys: Sequence[str], classes: Sequence[str]
+) -> Samples:
+    """Samples sorted by key, so that nothing later depends on the order in which files were found.
+
+    Raises:
+        UserError: Two samples have the same key.
+    """
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    ordered = [keys[place] for place in order]
+    for first, second in itertools.pairwise(ordered):
+        if first == second:
+            raise UserError(f"{first!r} is listed twice")
+    rows = np.asarray(order, dtype=np.int64)
+    return Samples(images, rows, np.asarray(labels, dtype=np.int64)[rows], ordered, tuple(classes))
+
+
+def read(row: Row, root: Path, split: str, *, download: bool = False) -> Samples | None:
+    """One split as the data set itself defines it.
+
+    Args:
+        row: The data set.
+        root: Folder (or file) that holds it.
+        split: ``train``, ``val`` or ``test``.
+        download: Fetch what is missing.
+
+    Returns:
+        The samples, or None where the data set has no such split.
+
+    Raises:
+        UserError: The data are missing or damaged.
+    """
+    module, _, function = row.reader.rpartition(":")
+    reader = getattr(import_module(module or __name__), function)
+    samples: Samples | None = reader(row, root, split, download=download, **row.options)
+    return samples
+
+
+def digits(row: Row, root: Path, split: str, *, download: bool) -> Samples | None:
+    """Scikit-learn's 1,797 digits of 8 x 8 pixels, one split; grey levels 0..16 are stretched to 0..255."""
+    del root, download  # embedded in scikit-learn
+    if split != "train":
+        return None
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    array = np.rint(loaded.images * (255 / 16)).astype(np.uint8)[..., None]
+    keys = [f"{number:04d}" for number in range(len(array))]
+    return in_key_order(ArrayImages(array, row.name), loaded.target, keys, row.classnames)
+
+
+def torchvision_set(
+    row: Row, root: Path, split: str, *, download: bool, name: str, keep: Sequence[int] | None = None
+) -> Samples | None:
+    """A data set whose torchvision class holds all images in ``data`` and all labels in ``targets``.
+
+    Args:
+        row: The data set.
+        root: Folder given to torchvision.
+        split: ``train`` or ``test``; these classes have no ``val``.
+        download: Let torchvision fetch it.
+        name: Name of the class in `torchvision.datasets`.
+        keep: Labels to keep, renumbered in this order; None keeps all.
+    """
+    if split == "val":
+        return None
+    from torchvision import datasets
+
+    fetch = f"randlora-pl fit --data.dataset {row.name} --data.root {root} --data.download true"
+    try:
+        held: Any = getattr(datasets, name)(root=str(root), train=split == "train", download=download)
+    except Exception as error:  # torchvision raises RuntimeError, URLError, ValueError, AssertionError, EOFError ...
+        if download:
+            raise UserError(
+                f"{row.title} could not be downloaded to {root}: {error}. Expected: {row.layout}"
+            ) from error
+        damaged = "" if "not found" in str(error) else f" ({type(error).__name__}: {error})"
+        raise UserError(
+            f"{row.title} is missing or damaged in {root}{damaged}: expected {row.layout}\nFetch it with: {fetch}"
+        ) from error
+    array, labels = np.asarray(held.data), np.asarray(held.targets, dtype=np.int64)
+    if keep is not None:
+        kept = np.flatnonzero(np.isin(labels, keep))
+        array = array[kept]
+        labels = np.asarray([keep.index(label) for label in labels[kept].tolist()], dtype=np.int64)
+    array = np.ascontiguousarray(array if array.ndim == 4 else array[..., None])
+    keys = [f"{split}/{number:06d}" for number in range(len(array))]
+    return in_key_order(ArrayImages(array, f"{row.name} {split}"), labels, keys, row.classnames)
