@@ -1,0 +1,69 @@
+"""CLIP models of open_clip and vision models of timm.
+
+Names are imported at first use: both libraries take seconds, and the catalog must not wait for them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from randlora_pl.models.building import set_gradient_checkpointing
+    from randlora_pl.models.catalog import MODELS, ModelRow
+    from randlora_pl.models.clip import ImageTower, LoadedClip, clip_image_spec, load_clip, load_tokenizer, meta_clip
+    from randlora_pl.models.library import library_of
+    from randlora_pl.models.spec import ImageSpec, ModelIdentity
+    from randlora_pl.models.text import cached_text_head, class_prompts, encode_prompts
+    from randlora_pl.models.vit import LoadedVit, load_vit, meta_vit, vit_image_spec
+    from randlora_pl.models.weights import read_weights
+
+__all__ = [
+    "MODELS",
+    "ImageSpec",
+    "ImageTower",
+    "LoadedClip",
+    "LoadedVit",
+    "ModelIdentity",
+    "ModelRow",
+    "cached_text_head",
+    "class_prompts",
+    "clip_image_spec",
+    "encode_prompts",
+    "library_of",
+    "load_clip",
+    "load_tokenizer",
+    "load_vit",
+    "meta_clip",
+    "meta_vit",
+    "read_weights",
+    "set_gradient_checkpointing",
+    "vit_image_spec",
+]
+
+_HOME = {
+    "MODELS": "catalog",
+    "ModelRow": "catalog",
+    "ImageSpec": "spec",
+    "ModelIdentity": "spec",
+    "ImageTower": "clip",
+    "LoadedClip": "clip",
+    "clip_image_spec": "clip",
+    "load_clip": "clip",
+    "load_tokenizer": "clip",
+    "meta_clip": "clip",
+    "library_of": "library",
+    "cached_text_head": "text",
+    "class_prompts": "text",
+    "encode_prompts": "text",
+    "LoadedVit": "vit",
+    "load_vit": "vit",
+    "meta_vit": "vit",
+    "vit_image_spec": "vit",
+    "read_weights": "weights",
+    "set_gradient_checkpointing": "building",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,222 @@
+"""CLIP models of open_clip: architecture by name; weights by tag, file or seed."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.factory import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
+from torch import Tensor, nn
+
+from randlora_pl.errors import UserError
+from randlora_pl.models.building import first_line, quiet, seeded
+from randlora_pl.models.clip_source import Source, download, image_size, image_spec, resolve
+from randlora_pl.models.spec import ImageSpec, ModelIdentity
+from randlora_pl.models.tiny import build_tiny, tiny_tokenizer
+from randlora_pl.models.weights import file_sha256, load_strictly, read_weights
+
+_log = logging.getLogger("randlora_pl")
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+@dataclass
+class LoadedClip:
+    """A CLIP model with what belongs to it.
+
+    Attributes:
+        model: Has ``visual``, ``encode_image``, ``encode_text`` and ``logit_scale``; on the CPU in fp32.
+        image: What it expects of an image.
+        identity: Which model it is.
+        embed_dim: Length of its image and text embeddings.
+    """
+
+    model: nn.Module
+    image: ImageSpec
+    identity: ModelIdentity
+    embed_dim: int
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """A list of n strings to an int64 tensor (n, context length); made at first use.
+
+        Raises:
+            UserError: The tokenizer's files are not on this machine and cannot be downloaded.
+        """
+        return load_tokenizer(self.identity.name)
+
+
+class ImageTower(nn.Module):
+    """The image tower of a CLIP model alone; its parameters keep their names (``visual.transformer...``).
+
+    Args:
+        model: A CLIP model; only its ``visual`` is kept.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.visual: Any = model.visual
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images.
+
+        Args:
+            images: (n, 3, size, size), normalised as the model's `ImageSpec` says.
+
+        Returns:
+            (n, embed_dim), not normalised.
+        """
+        output = self.visual(images)
+        features: Tensor = output[0] if isinstance(output, tuple) else output  # CoCa also returns its tokens
+        return features
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Switch gradient checkpointing of the tower."""
+        self.visual.set_grad_checkpointing(enable)
+
+
+def clip_image_spec(name: str, pretrained: str | None = None, force_image_size: int | None = None) -> ImageSpec:
+    """What a CLIP model expects of an image, from the configurations alone.
+
+    Args:
+        name: Architecture, as for `load_clip`.
+        pretrained: Weights, as for `load_clip`.
+        force_image_size: Another height and width in pixels.
+
+    Raises:
+        UserError: As for `load_clip`, as far as no weights are needed.
+    """
+    return image_spec(resolve(name, pretrained), force_image_size)
+
+
+def load_clip(
+    name: str, pretrained: str | None = None, *, seed: int = 0, force_image_size: int | None = None
+) -> LoadedClip:
+    """Build a CLIP model on the CPU in fp32.
+
+    OpenAI's and some other weights were trained with QuickGELU: a name whose activation does not fit
+    the tag is corrected (``ViT-B-32`` with ``openai`` becomes ``ViT-B-32-quickgelu``), with a line in
+    the log. For a file the name is taken as it is.
+
+    Args:
+        name: A name of ``open_clip.list_models()``, or ``tiny``.
+        pretrained: A tag that open_clip knows for this architecture, a file (safetensors, or torch's own
+            format without code), or ``random``. None: the shipped weights of ``tiny``, else ``random``.
+        seed: Seed of random weights; they depend on nothing else.
+        force_image_size: Another height and width in pixels; position embeddings are resized.
+
+    Raises:
+        UserError: Unknown name or tag; a file that is missing, damaged or of another architecture;
+            weights that cannot be downloaded; an image size that the patches do not divide.
+    """
+    source = resolve(name, pretrained)
+    image = image_spec(source, force_image_size)
+    for note in source.notes:
+        _log.warning(note)
+    path = download(source) if source.kind == "tag" else source.pretrained
+    state = None if source.kind in ("random", "shipped") else read_weights(path)  # before the slower building
+    with seeded(seed):
+        model = _build(source, image.size, seed)
+    if state is not None:
+        load_strictly(model, _fitted(state, model, source), source.what)
+    if source.timm_tower and image.size != image_size(source):
+        _resize_timm_tower(model, image.size, source)
+    identity = ModelIdentity(
+        "open_clip",
+        source.name,
+        source.pretrained,
+        image.size,
+        seed if source.kind == "random" else None,
+        file_sha256(path) if source.kind == "file" else None,
+    )
+    return LoadedClip(model, image, identity, source.config["embed_dim"])
+
+
+def meta_clip(name: str) -> nn.Module:
+    """Build a CLIP model on the meta device: shapes and counts of parameters without memory.
+
+    Args:
+        name: Architecture, as for `load_clip`.
+
+    Raises:
+        UserError: Unknown name.
+    """
+    source = resolve(name, "random")
+    with torch.device("meta"):
+        return _build(source, image_size(source), 0, "meta")
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a CLIP model: a list of n strings to an int64 tensor (n, context length).
+
+    Args:
+        name: Architecture, as for `load_clip`.
+
+    Raises:
+        UserError: Unknown name, or files that are not on this machine and cannot be downloaded.
+    """
+    source = resolve(name, "random")
+    if source.name == "tiny":
+        tokenizer: Tokenizer = tiny_tokenizer()
+        return tokenizer
+    try:
+        with quiet():
+            tokenizer = open_clip.get_tokenizer(source.name)
+    except Exception as error:  # transformers raises OSError, ImportError or ValueError by version
+        needed = source.config["text_cfg"].get("hf_tokenizer_name", "its tokenizer")
+        raise UserError(
+            f"{source.name} needs the tokenizer '{needed}' of Hugging Face, which cannot be loaded "
+            f"({first_line(error)}). Run once with a network (pip install transformers), or choose another model."
+        ) from error
+    return tokenizer
+
+
+def _build(source: Source, size: int, seed: int, device: str = "cpu") -> nn.Module:
+    """The architecture with random weights; a timm tower is resized only after loading."""
+    if source.name == "tiny":
+        return build_tiny(source.pretrained if source.kind == "shipped" else "random", seed)
+    try:
+        with quiet():
+            model: nn.Module = open_clip.create_model(
+                source.name,
+                device=device,
+                force_image_size=None if source.timm_tower or size == image_size(source) else size,
+                pretrained_image=False,
+                pretrained_text=False,
+            )
+    except Exception as error:  # of timm and transformers: OSError, ImportError, RuntimeError ...
+        text = source.config["text_cfg"].get("hf_model_name")
+        why = f"its text tower '{text}' needs files of Hugging Face: " if text else ""
+        raise UserError(f"{source.name} cannot be built ({why}{first_line(error)}). Choose another model.") from error
+    return model
+
+
+def _fitted(state: dict[str, Tensor], model: nn.Module, source: Source) -> dict[str, Tensor]:
+    """Bring older layouts and other image sizes to the model's form, as open_clip's own loading does."""
+    try:
+        state = convert_state_dict(model, state)
+        if not hasattr(model, "positional_embedding"):
+            state = convert_to_custom_text_state_dict(state)
+        for scalar in ("logit_scale", "logit_bias"):
+            target = getattr(model, scalar, None)
+            if isinstance(target, Tensor) and scalar in state and state[scalar].numel() == target.numel():
+                state[scalar] = state[scalar].reshape(target.shape)
+        if isinstance(getattr(model, "logit_bias", None), Tensor) and "logit_scale" in state:
+            state.setdefault("logit_bias", torch.zeros_like(state["logit_scale"]))
+        if "text.transformer.embeddings.position_ids" not in model.state_dict():  # transformers before 4.31 had it
+            state.pop("text.transformer.embeddings.position_ids", None)
+        resize_pos_embed(state, model)
+    except (RuntimeError, KeyError, IndexError) as error:
+        raise UserError(f"{source.what}: not of this architecture ({first_line(error)}).") from error
+    return state
+
+
+def _resize_timm_tower(model: Any, size: int, source: Source) -> None:
+    try:
+        with quiet():
+            model.visual.set_input_size(size)
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise UserError(f"{source.name} cannot work at {size} pixels ({first_line(error)}).") from error

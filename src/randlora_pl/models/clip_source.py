@@ -1,0 +1,210 @@
+"""Which CLIP model is meant: names, tags, activation and image specification, all without weights."""
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+
+from randlora_pl.errors import UserError, near
+from randlora_pl.models.building import quiet
+from randlora_pl.models.spec import ImageSpec
+from randlora_pl.models.tiny import TINY_TAG
+from randlora_pl.models.weights import looks_like_file
+
+_QUICK = "-quickgelu"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model name and its weights after every check that needs no weights.
+
+    Attributes:
+        name: Architecture, after correction.
+        pretrained: Tag, absolute path, or ``random``.
+        kind: ``tag`` (to download), ``file``, ``shipped`` (in this package) or ``random``.
+        config: open_clip's configuration of the architecture.
+        preprocess: What the weights expect of an image (``mean``, ``std``, ``interpolation``); for a tag
+            open_clip's whole entry, which also says where the weights are.
+        notes: What the user should know about the choice.
+    """
+
+    name: str
+    pretrained: str
+    kind: str
+    config: dict[str, Any]
+    preprocess: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def what(self) -> str:
+        """The weights and the model in words, for messages."""
+        return f"weights '{self.pretrained}' for {self.name}"
+
+    @property
+    def timm_tower(self) -> bool:
+        """Whether timm provides the image tower."""
+        return bool(self.config["vision_cfg"].get("timm_model_name"))
+
+
+def resolve(name: str, pretrained: str | None) -> Source:
+    """Check a name and its weights, and correct the activation to that of the weights.
+
+    Args:
+        name: A name of ``open_clip.list_models()`` (``ViT-B/32`` is read as ``ViT-B-32``), or ``tiny``.
+        pretrained: Tag, file, ``random``, or None for the default (``tiny``: its shipped weights).
+
+    Raises:
+        UserError: Unknown name or tag.
+    """
+    names = ["tiny", *open_clip.list_models()]
+    name = name if name in names else name.replace("/", "-")
+    if name not in names:
+        raise UserError(
+            f"--model.name: no CLIP model '{name}'.{near(name, names)} Known are 'tiny' and open_clip's architectures "
+            "(`randlora-pl models` shows some); weights of your own go to --model.pretrained PATH."
+        )
+    if name == "tiny":
+        return _resolve_tiny(pretrained)
+    if pretrained in (None, "random"):
+        return Source(name, "random", "random", _config(name), _usual_preprocess(name))
+    assert pretrained is not None
+    tag = pretrained.lower().replace("-", "_")
+    twin, found = _match_activation(name, tag, names)
+    if found:
+        activation = "QuickGELU" if twin.endswith(_QUICK) else "plain GELU"
+        note = f"{name}: the weights '{tag}' were trained with {activation}, so {twin} is used."
+        return Source(twin, tag, "tag", _config(twin), found, (note,) if twin != name else ())
+    if not looks_like_file(pretrained):
+        tags = list_pretrained_tags_by_model(name)
+        raise UserError(
+            f"--model.pretrained: {name} has no weights '{pretrained}'.{near(pretrained, tags)} "
+            f"Its tags: {', '.join(tags) or 'none'}; a file or 'random' also work."
+        )
+    path = str(Path(pretrained).expanduser().absolute())
+    return Source(name, path, "file", _config(name), _usual_preprocess(name), _file_notes(name, names))
+
+
+def _resolve_tiny(pretrained: str | None) -> Source:
+    shipped = json.loads(resources.files("randlora_pl.models.tiny").joinpath("config.json").read_text("utf-8"))
+    config, preprocess = shipped["model_cfg"], shipped["preprocess_cfg"]
+    if pretrained in (None, TINY_TAG):
+        return Source("tiny", TINY_TAG, "shipped", config, preprocess)
+    assert pretrained is not None
+    if pretrained == "random":
+        return Source("tiny", "random", "random", config, preprocess)
+    if looks_like_file(pretrained):
+        return Source("tiny", str(Path(pretrained).expanduser().absolute()), "file", config, preprocess)
+    raise UserError(
+        f"--model.pretrained: tiny has no weights '{pretrained}'.{near(pretrained, [TINY_TAG, 'random'])} "
+        f"Its tags: {TINY_TAG}; a file or 'random' also work."
+    )
+
+
+def _match_activation(name: str, tag: str, names: list[str]) -> tuple[str, dict[str, Any]]:
+    """The tag's entry, and the name of the twin with the activation that its weights were trained with."""
+    found = get_pretrained_cfg(name, tag)
+    plain = name.removesuffix(_QUICK)
+    if found.get("quick_gelu") and not _config(name).get("quick_gelu") and name + _QUICK in names:
+        return name + _QUICK, dict(found)
+    if not found and plain != name:
+        return plain, dict(get_pretrained_cfg(plain, tag))
+    return name, dict(found)
+
+
+def _file_notes(name: str, names: list[str]) -> tuple[str, ...]:
+    """What a file does not say by itself: which activation and which image normalisation are assumed."""
+    notes = []
+    plain = name.removesuffix(_QUICK)
+    if plain + _QUICK in names:
+        used, other = ("QuickGELU", plain) if plain != name else ("plain GELU", name + _QUICK)
+        notes.append(f"{name}: the file is used with {used}; weights trained otherwise need --model.name {other}.")
+    if len(_preprocess_variants(name)) > 1:
+        notes.append(f"{name}: known weights differ in image normalisation; OpenAI's is used for the file.")
+    return tuple(notes)
+
+
+def _config(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = open_clip.get_model_config(name)
+    return config
+
+
+def _preprocess_variants(name: str) -> list[dict[str, Any]]:
+    keys = ("mean", "std", "interpolation")
+    entries = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
+    variants: list[dict[str, Any]] = []
+    for variant in ({key: entry[key] for key in keys} for entry in entries):
+        if variant not in variants:
+            variants.append(variant)
+    return variants
+
+
+def _usual_preprocess(name: str) -> dict[str, Any]:
+    """What all known weights of an architecture agree on, else OpenAI's statistics."""
+    variants = _preprocess_variants(name)
+    if len(variants) == 1:
+        return variants[0]
+    return {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD, "interpolation": "bicubic"}
+
+
+def image_size(source: Source) -> int:
+    """Height and width in pixels that an architecture is made for.
+
+    Raises:
+        UserError: It is made for images that are not square.
+    """
+    size = source.config["vision_cfg"].get("image_size", 224)
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) > 1:
+        raise UserError(f"{source.name} is made for images of {size} pixels; only square images are supported.")
+    return int(sides.pop())
+
+
+def image_spec(source: Source, force_image_size: int | None = None) -> ImageSpec:
+    """What a model with certain weights expects of an image.
+
+    Args:
+        source: From `resolve`.
+        force_image_size: Another height and width in pixels.
+
+    Raises:
+        UserError: A size that the model's patches do not divide, or that a fixed model cannot take.
+    """
+    usual = image_size(source)
+    size = usual if force_image_size is None else force_image_size
+    vision = source.config["vision_cfg"]
+    patch = vision.get("patch_size", 16) if isinstance(vision.get("layers", 12), int) and not source.timm_tower else 1
+    if size < patch or size % patch:
+        raise UserError(
+            f"{source.name} cuts images into patches of {patch} pixels: {size} is no multiple. "
+            f"Nearest sizes: {max(1, size // patch) * patch} and {(max(0, size // patch) + 1) * patch}."
+        )
+    if source.name == "tiny" and size != usual:
+        raise UserError(f"The tiny CLIP works at {usual} pixels only, not at {size}; leave out the image size.")
+    mean, std = (tuple(float(value) for value in source.preprocess[key]) for key in ("mean", "std"))
+    return ImageSpec(size, mean, std, str(source.preprocess["interpolation"]))  # type: ignore[arg-type]
+
+
+def download(source: Source) -> str:
+    """Fetch a tag's weights into the library's cache, or find them there.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UserError: Neither cached nor to be had; says where they are and how to give a file.
+    """
+    try:
+        with quiet():
+            return str(download_pretrained(source.preprocess))
+    except Exception as error:  # huggingface_hub, its HTTP client and urllib each have their own
+        where = source.preprocess.get("hf_hub", "").strip("/")
+        url = f"https://huggingface.co/{where}" if where else source.preprocess.get("url", "")
+        raise UserError(
+            f"The {source.what} are not in the cache and cannot be downloaded ({type(error).__name__}; no network?). "
+            f"Get the file from {url} and give it by --model.name {source.name} "
+            "--model.pretrained PATH, or use --model.pretrained random."
+        ) from error

@@ -1,0 +1,191 @@
+"""Text embeddings of class prompts, and the frozen classification head made of them."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from randlora_pl.errors import UserError
+from randlora_pl.models.spec import ModelIdentity
+
+_log = logging.getLogger("randlora_pl")
+_FORMAT = "1"  # raise when the computation changes, so that old files are not found
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+def class_prompts(classnames: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every template filled with every class name, class by class.
+
+    Args:
+        classnames: C names.
+        templates: T texts with ``{}`` where the name goes.
+
+    Returns:
+        C * T prompts.
+
+    Raises:
+        UserError: No class, no template, or a template without ``{}``.
+    """
+    if not classnames or not templates:
+        raise UserError("Class prompts need at least one class name and one template such as 'a photo of a {}.'.")
+    for template in templates:
+        if "{}" not in template:
+            raise UserError(f"The template '{template}' has no {{}} for the class name, e.g. 'a photo of a {{}}.'.")
+    return [template.replace("{}", name) for name in classnames for template in templates]
+
+
+def encode_prompts(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    classnames: Sequence[str],
+    templates: Sequence[str],
+    device: torch.device | str,
+    batch: int = 256,
+) -> Tensor:
+    """Embed classes by their prompts: normalise each, average over the templates, normalise again.
+
+    The paper's vision-only protocol (section 5.2) and CLIP's prompt ensembling. Runs in eval mode,
+    without gradient and without autocast; the modules' modes are restored.
+
+    Args:
+        model: Has ``encode_text``; lives on ``device``.
+        tokenizer: A list of n strings to an int64 tensor (n, context length).
+        classnames: C names.
+        templates: T texts with ``{}`` where the name goes.
+        device: Where the tokens go.
+        batch: Prompts in one forward pass.
+
+    Returns:
+        (C, embed_dim) in float32 on ``device``, rows of unit length.
+
+    Raises:
+        UserError: As `class_prompts`.
+    """
+    prompts = class_prompts(classnames, templates)
+    device = torch.device(device)
+    encode: Callable[[Tensor], Tensor] = model.encode_text  # type: ignore[assignment]
+    parts = []
+    with _evaluation(model), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for start in range(0, len(prompts), batch):
+            tokens = tokenizer(prompts[start : start + batch]).to(device)
+            parts.append(F.normalize(encode(tokens).float(), dim=-1))
+        mean = torch.cat(parts).reshape(len(classnames), len(templates), -1).mean(dim=1)
+        return F.normalize(mean, dim=-1)
+
+
+def cached_text_head(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    classnames: Sequence[str],
+    templates: Sequence[str],
+    device: torch.device | str,
+    identity: ModelIdentity,
+    batch: int = 256,
+) -> Tensor:
+    """`encode_prompts`, kept on disk under a hash of everything that decides the result.
+
+    The key is the SHA-256 of the model's name, the bytes of every text weight, and the prompts. The file
+    also carries a digest of its content: one that is damaged or altered is computed again. The folder
+    is ``$RANDLORA_PL_CACHE`` or the system's folder for user caches.
+
+    Args:
+        model: As for `encode_prompts`.
+        tokenizer: As for `encode_prompts`.
+        classnames: C names.
+        templates: T texts with ``{}`` where the name goes.
+        device: Where the model is and the result goes.
+        identity: Which model it is.
+        batch: Prompts in one forward pass.
+
+    Returns:
+        (C, embed_dim) in float32 on ``device``, rows of unit length.
+
+    Raises:
+        UserError: As `class_prompts`.
+    """
+    prompts = class_prompts(classnames, templates)
+    key = _key(model, tokenizer, prompts, len(classnames), identity)
+    path = cache_folder() / "text_heads" / f"{key}.safetensors"
+    head = _read(path, key, len(classnames))
+    if head is None:
+        head = encode_prompts(model, tokenizer, classnames, templates, device, batch)
+        _write(path, key, head.cpu())
+    return head.to(device)
+
+
+def cache_folder() -> Path:
+    """Where computed files are kept: ``$RANDLORA_PL_CACHE`` or the system's folder for user caches."""
+    override = os.environ.get("RANDLORA_PL_CACHE")
+    return Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("randlora-pl"))
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """The tensor's memory as a NumPy array of bytes, without a copy where it is on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _key(model: nn.Module, tokenizer: Tokenizer, prompts: list[str], classes: int, identity: ModelIdentity) -> str:
+    digest = hashlib.sha256()
+    first = tokenizer(prompts[:1]).tolist()  # another tokenizer or context length shows here
+    head = [_FORMAT, identity.library, identity.name, prompts, classes, first]
+    digest.update(json.dumps(head, ensure_ascii=False).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith("visual."):
+            digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _read(path: Path, key: str, classes: int) -> Tensor | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            head: Tensor = file.get_tensor("head")
+            meta = file.metadata() or {}
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError):
+        head, meta = torch.empty(0), {}
+    good = head.dtype == torch.float32 and head.ndim == 2 and len(head) == classes
+    if good and meta.get("key") == key and meta.get("sha256") == hashlib.sha256(_bytes(head)).hexdigest():
+        return head
+    _log.warning("The cached text head %s is damaged; it is computed again.", path)
+    return None
+
+
+def _write(path: Path, key: str, head: Tensor) -> None:
+    """Write under a temporary name and rename: readers and other processes never see half a file."""
+    meta = {"key": key, "sha256": hashlib.sha256(_bytes(head)).hexdigest()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        os.close(handle)
+        try:
+            save_file({"head": head.contiguous()}, temporary, metadata=meta)
+            Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:  # a full or read-only disk must not stop a run that needs no cache
+        _log.warning("The text head cannot be cached in %s (%s).", path.parent, error)

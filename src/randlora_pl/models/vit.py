@@ -1,0 +1,184 @@
+"""Vision models of timm (DINOv2, supervised ViTs, ...) without their classifier."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from randlora_pl.errors import UserError, near
+from randlora_pl.models.building import first_line, seeded
+from randlora_pl.models.spec import ImageSpec, ModelIdentity
+from randlora_pl.models.weights import file_sha256, looks_like_file, mismatch, read_weights
+
+_DINOV2_SIZE = 224  # the paper's; timm's configurations say 518
+
+
+@dataclass
+class LoadedVit:
+    """A timm model without classifier, with what belongs to it.
+
+    Attributes:
+        model: (n, 3, size, size) to (n, num_features); on the CPU in fp32. DINOv2: the normalised CLS token.
+        image: What it expects of an image.
+        identity: Which model it is.
+        num_features: Length of its features.
+    """
+
+    model: nn.Module
+    image: ImageSpec
+    identity: ModelIdentity
+    num_features: int
+
+
+def vit_image_spec(name: str, img_size: int | None = None) -> ImageSpec:
+    """What a timm model expects of an image, from its own configuration.
+
+    Args:
+        name: A timm name, with or without a tag (``vit_base_patch14_dinov2.lvd142m``).
+        img_size: Height and width in pixels; None: the configuration's, but 224 for DINOv2 (the paper's).
+
+    Raises:
+        UserError: Unknown name or tag.
+    """
+    config = _config(name)
+    size = img_size or (_DINOV2_SIZE if "dinov2" in name else int(config.input_size[-1]))
+    mean, std = (tuple(float(value) for value in values) for values in (config.mean, config.std))
+    return ImageSpec(size, mean, std, str(config.interpolation))  # type: ignore[arg-type]
+
+
+def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None = None, seed: int = 0) -> LoadedVit:
+    """Build a timm model without classifier on the CPU in fp32.
+
+    Args:
+        name: A timm name, with or without a tag (``vit_base_patch14_dinov2.lvd142m``).
+        pretrained: ``timm`` (the weights that timm has for the name), a tag, a file (also one made at
+            another image size: position embeddings are resized), or ``random`` (also None).
+        img_size: Height and width in pixels; None: the configuration's, but 224 for DINOv2 (the paper's).
+        seed: Seed of random weights; they depend on nothing else.
+
+    Raises:
+        UserError: Unknown name or tag; a file that is missing, damaged or of another architecture;
+            weights that cannot be downloaded; an image size that the patches do not divide.
+    """
+    name, pretrained = _resolve(name, pretrained or "random")
+    image = vit_image_spec(name, img_size)
+    is_file = looks_like_file(pretrained)
+    state = _without_classifier(read_weights(pretrained), name) if is_file else None
+    with seeded(seed):
+        try:
+            model: Any = _build(name, image.size, pretrained=pretrained != "random", state=state)
+        except UserError:
+            raise
+        except Exception as error:
+            raise _loading_error(name, pretrained, error, is_file) from error
+    identity = ModelIdentity(
+        "timm",
+        name,
+        pretrained,
+        image.size,
+        seed if pretrained == "random" else None,
+        file_sha256(pretrained) if is_file else None,
+    )
+    return LoadedVit(model, image, identity, int(model.num_features))
+
+
+def meta_vit(name: str, img_size: int | None = None) -> nn.Module:
+    """Build a timm model without classifier on the meta device: shapes and counts without memory.
+
+    Args:
+        name: A timm name, with or without a tag.
+        img_size: As for `load_vit`.
+
+    Raises:
+        UserError: Unknown name, or an image size that the patches do not divide.
+    """
+    with torch.device("meta"):
+        return _build(name, vit_image_spec(name, img_size).size)
+
+
+def _resolve(name: str, pretrained: str) -> tuple[str, str]:
+    """The name with the tag of its weights, and ``random``, the tag, or an absolute path."""
+    config = _config(name)
+    if pretrained == "random":
+        return name, pretrained
+    base, _, typed = name.partition(".")
+    tags = [full.partition(".")[2] for full in timm.list_models(f"{base}.*", pretrained=True)]
+    if pretrained == "timm":
+        if config.tag not in tags:
+            raise UserError(f"timm has no weights for {name}. Give a file with --model.pretrained PATH, or 'random'.")
+        return f"{base}.{config.tag}", config.tag
+    if pretrained in tags:
+        if typed and typed != pretrained:
+            raise UserError(f"--model.name says '{typed}' but --model.pretrained says '{pretrained}': choose one.")
+        return f"{base}.{pretrained}", pretrained
+    if looks_like_file(pretrained):
+        return name, str(Path(pretrained).expanduser().absolute())
+    raise UserError(
+        f"--model.pretrained: {base} has no weights '{pretrained}'.{near(pretrained, tags)} "
+        f"Its tags: {', '.join(tags) or 'none'}; 'timm', a file or 'random' also work."
+    )
+
+
+def _config(name: str) -> Any:
+    """timm's configuration of a name with its tag."""
+    base, _, tag = name.partition(".")
+    names = timm.list_models()
+    if base not in names:
+        raise UserError(
+            f"--model.name: no timm model '{base}'.{near(base, names)} "
+            "`randlora-pl models` shows some; weights of your own go to --model.pretrained PATH."
+        )
+    try:
+        return get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = [full.partition(".")[2] for full in timm.list_models(f"{base}.*", pretrained=True)]
+        raise UserError(
+            f"--model.name: {base} has no tag '{tag}'.{near(tag, tags)} Tags: {', '.join(tags)}."
+        ) from error
+
+
+def _build(name: str, size: int, pretrained: bool = False, state: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Create the model; timm's own loading resizes position embeddings and converts foreign layouts."""
+    options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
+    if _config(name).fixed_input_size:  # others (convolutional) take any size and no such option
+        options["img_size"] = size
+    if state is not None:  # without "classifier" timm loads strictly
+        options["pretrained_cfg_overlay"] = {"state_dict": dict(state), "classifier": None}
+    model: nn.Module = timm.create_model(name, **options)
+    if isinstance(config := getattr(model, "pretrained_cfg", None), dict):
+        config.pop("state_dict", None)  # else the model carries a second copy of its weights
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]
+    if size < patch or size % patch:
+        low = max(1, size // patch) * patch
+        raise UserError(
+            f"{name} cuts images into patches of {patch} pixels: {size} is no multiple. "
+            f"Nearest sizes: {low} and {low + patch}."
+        )
+    return model
+
+
+def _without_classifier(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Drop the classification layer of a file; features do not need it."""
+    classifier = _config(name).classifier or ()
+    layers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    drop = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+    return {key: value for key, value in state.items() if key not in drop}
+
+
+def _loading_error(name: str, pretrained: str, error: Exception, is_file: bool) -> UserError:
+    what = f"weights '{pretrained}' for {name}"
+    if is_file:
+        return UserError(mismatch(what, str(error) or type(error).__name__))
+    if pretrained == "random":
+        return UserError(f"{name} cannot be built ({first_line(error)}). Choose another model or image size.")
+    hub = _config(name).hf_hub_id
+    return UserError(
+        f"The {what} are not in the cache and cannot be downloaded ({type(error).__name__}; no network?). "
+        f"Get the file from https://huggingface.co/{hub} and give it by --model.pretrained PATH, "
+        "or use --model.pretrained random."
+    )

@@ -1,0 +1,145 @@
+"""Weights files: read without running code, with errors that a user can act on."""
+
+import hashlib
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from randlora_pl.errors import UserError
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy")
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
+_PREFIXES = ("module.", "_orig_mod.")
+_SHOWN = 3
+
+
+def looks_like_file(value: str) -> bool:
+    """Whether ``value`` means a path and not a tag: it exists, has a folder in it, or a weights suffix."""
+    return "/" in value or "\\" in value or value.lower().endswith(_SUFFIXES) or Path(value).is_file()
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).expanduser().open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict by safetensors or ``torch.load(weights_only=True)``, chosen by the file's content.
+
+    A wrapping dict (``state_dict``, ``model`` ...) and the prefixes of DDP and torch.compile are removed.
+
+    Args:
+        path: A safetensors file or one written by ``torch.save``.
+
+    Returns:
+        Names and tensors, on the CPU.
+
+    Raises:
+        UserError: No such file, a damaged file, one that holds code, or one without named tensors.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"--model.pretrained: '{path}' {what}. Give the path of a .safetensors or .pt file.")
+    content = _load(path)
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(t, Tensor) for t in content.values()):
+        raise UserError(
+            f"'{path}' holds no plain set of named tensors. Save it by torch.save(model.state_dict(), PATH)."
+        )
+    names = list(content)
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in names):
+            names = [name.removeprefix(prefix) for name in names]
+    return dict(zip(names, content.values(), strict=True))
+
+
+def _load(path: Path) -> Any:
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    try:
+        if path.suffix == ".safetensors" or start[8:] == b"{":  # 8 bytes of length, then the JSON header
+            return load_file(path)
+        with warnings.catch_warnings():  # torch warns about archives that it then refuses
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise UserError(f"'{path}' is no whole safetensors file ({error}). Download or copy it again.") from error
+    except Exception as error:  # the restricted unpickler raises almost anything on a damaged file
+        raise UserError(_refusal(path, str(error))) from error
+
+
+def _refusal(path: Path, message: str) -> str:
+    """Why ``torch.load(weights_only=True)`` refused a file, in the user's terms."""
+    if "TorchScript" in message:
+        return (
+            f"'{path}' is a TorchScript archive, which holds code (OpenAI's first files are such). "
+            "Use the tag (--model.pretrained openai) or a .safetensors file of the same weights."
+        )
+    if found := re.search(r"GLOBAL ([\w.]+)", message):
+        return (
+            f"'{path}' is refused: it holds Python objects ({found[1]}) that could run code when loaded. "
+            "Where you trust it, save only its tensors: torch.save(model.state_dict(), PATH)."
+        )
+    return f"'{path}' is damaged or no weights file. Download or copy it again."
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load every tensor of a model, or refuse with the names that do not fit.
+
+    Args:
+        model: Receives the tensors; precision and device stay the model's.
+        state: Names and tensors.
+        what: The weights and the model in words, the beginning of the error message.
+
+    Raises:
+        UserError: Tensors are missing, unexpected or of another shape (at most three of each are named).
+    """
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(mismatch(what, str(error))) from error
+
+
+def mismatch(what: str, message: str) -> str:
+    """Shorten PyTorch's ``load_state_dict`` error to at most three names of each kind.
+
+    Args:
+        what: The weights and the model in words.
+        message: The text of the ``RuntimeError``.
+    """
+    kinds = {
+        "other shape": [
+            f"{name} ({file} in the file, {model} in the model)"
+            for name, file, model in re.findall(
+                r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\) from checkpoint, .*?torch\.Size\((\[.*?\])\)",
+                message,
+            )
+        ],
+        "missing": _listed(r"Missing key\(s\) in state_dict: (.*?)\. *(?:\n|$)", message),
+        "unexpected": _listed(r"Unexpected key\(s\) in state_dict: (.*?)\. *(?:\n|$)", message),
+    }
+    parts = [
+        f"{len(names)} of {kind}: {', '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''}"
+        if kind == "other shape"
+        else f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''}"
+        for kind, names in kinds.items()
+        if names
+    ]
+    return f"{what}: not of this architecture (tensors: {'; '.join(parts) or message.splitlines()[0]})."
+
+
+def _listed(pattern: str, message: str) -> list[str]:
+    found = re.search(pattern, message)
+    return re.findall(r'"([^"]+)"', found[1]) if found else []
