@@ -1,0 +1,9 @@
+"""The tasks: what is learnt, as thin LightningModules over one base."""
+
+from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.linear_head import LinearHeadTask
+from randlora_pl.tasks.restore import load_task
+from randlora_pl.tasks.text_head import TextHeadTask
+from randlora_pl.tasks.vision_language import VisionLanguageTask
+
+__all__ = ["AdaptationTask", "LinearHeadTask", "TextHeadTask", "VisionLanguageTask", "load_task"]

@@ -1,0 +1,317 @@
+"""What every task shares: a frozen backbone with an adapter, AdamW with a cosine, and honest evaluation."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from randlora_pl import rng
+from randlora_pl.adapters import (
+    Adapter,
+    InjectionReport,
+    inject,
+    merge,
+    save_adapter,
+    set_train_mode,
+    unmerge,
+)
+from randlora_pl.errors import UserError
+from randlora_pl.models import ImageSpec, ModelIdentity, set_gradient_checkpointing
+from randlora_pl.tasks.defaults import default_learning_rate
+from randlora_pl.tasks.optim import adamw_with_cosine, global_norm, parameter_groups
+
+
+class AdaptationTask(LightningModule):
+    """Base of the tasks. Subclasses say what the backbone is and how images become class logits.
+
+    Attributes:
+        image_spec: What the backbone expects of an image; the data module asks for it.
+        identity: Which base model it is, after `configure_model`.
+        report: What was adapted, after `configure_model`.
+        test_name: Prefix of the figures of a test, ``test`` or, before training, ``zeroshot``.
+    """
+
+    zero_shot = True
+    vision_only = True
+    image_spec: ImageSpec
+    identity: ModelIdentity
+    report: InjectionReport
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        pretrained: str | None,
+        adapter: Adapter,
+        targets: list[str] | None,
+        learning_rate: float | None,
+        weight_decay: float,
+        decay_vectors: bool,
+        warmup_steps: int,
+        final_lr_fraction: float,
+        max_grad_norm: float | None,
+        gradient_checkpointing: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if learning_rate is not None and learning_rate <= 0:
+            raise UserError(f"learning_rate is {learning_rate}; give a positive number (--model.learning_rate).")
+        if not adapter.trains_base and adapter.seed is None:
+            adapter = adapter.replace(seed=seed)
+        self.name, self.pretrained, self.adapter, self.targets = name, pretrained, adapter, targets
+        self.learning_rate = learning_rate or default_learning_rate(adapter, self.vision_only)
+        self.weight_decay, self.decay_vectors = weight_decay, decay_vectors
+        self.warmup_steps, self.final_lr_fraction = warmup_steps, final_lr_fraction
+        self.max_grad_norm, self.gradient_checkpointing, self.seed = max_grad_norm, gradient_checkpointing, seed
+        self.strict_loading = False  # checkpoints hold what trains; load_state_dict checks that strictly
+        self.test_name = "test"
+        self.classnames: list[str] = []
+        self.templates: list[str] = []
+        self.metrics = nn.ModuleDict()
+        self.backbone: nn.Module | None = None
+
+    # What a subclass gives
+
+    def build(self) -> nn.Module:
+        """Loads the backbone, without an adapter, and sets `identity`; called once, when classes are known."""
+        raise NotImplementedError
+
+    def class_logits(self, images: Tensor) -> Tensor:
+        """(b, 3, H, W) to (b, classes), for evaluation and prediction."""
+        raise NotImplementedError
+
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Loss (b,) of each sample of a training batch, and whether each is right (b,)."""
+        raise NotImplementedError
+
+    def carried_loss(self, batch: dict[str, Any]) -> Tensor | None:
+        """A term beside the samples' losses, such as the gradient that earlier micro-batches left."""
+        return None
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """Tensors beside the backbone that a prediction needs."""
+        return {}
+
+    def load_head(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the tensors of `head_tensors` back from an adapter folder."""
+
+    # Building
+
+    def set_classes(self, classnames: list[str], templates: list[str]) -> None:
+        """Names the classes; Lightning's `setup` takes them from the data module."""
+        if self.backbone is not None and classnames != self.classnames:
+            raise UserError("the task was built for other classes; make a new one.")
+        self.classnames, self.templates = list(classnames), list(templates)
+        for stage in ("train", "val", "test"):
+            metrics = {"loss": MeanMetric(), "acc": MulticlassAccuracy(len(classnames), average="micro")}
+            self.metrics[f"{stage}_meters"] = MetricCollection({k: m for k, m in metrics.items() if (stage, k) != ("train", "acc")})
+
+    def meters(self, stage: str) -> MetricCollection:
+        """Running loss and accuracy of ``train``, ``val`` or ``test``."""
+        collection = self.metrics[f"{stage}_meters"]
+        assert isinstance(collection, MetricCollection)
+        return collection
+
+    def setup(self, stage: str) -> None:
+        """Takes class names and prompts from the data module."""
+        if not self.classnames or self.backbone is None:
+            datamodule = getattr(self.trainer, "datamodule", None)
+            if datamodule is None and not self.classnames:
+                raise UserError("the task needs a data module, or set_classes(classnames, templates) first.")
+            if datamodule is not None:
+                self.set_classes(datamodule.classnames, datamodule.templates)
+
+    def configure_model(self) -> None:
+        """Builds the backbone and injects the adapter; Lightning calls it before every run, it acts once."""
+        if self.backbone is not None:
+            return
+        backbone = self.build()
+        self.report = inject(backbone, self.adapter, self.targets)
+        self.adapter = self.report.adapter  # with a matched rank filled in
+        if self.gradient_checkpointing:
+            set_gradient_checkpointing(backbone, True)
+        self.backbone = backbone
+        set_train_mode(backbone, self.training)  # Lightning keeps the modes it finds
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise UserError(
+                f"{self.adapter.method()} trains nothing in {type(self).__name__}; "
+                "a linear probe needs --model LinearHeadTask."
+            )
+
+    @property
+    def model(self) -> nn.Module:
+        """The backbone with its adapter.
+
+        Raises:
+            UserError: If `configure_model` has not run.
+        """
+        if self.backbone is None:
+            raise UserError("the backbone is not built yet; call configure_model() first.")
+        return self.backbone
+
+    def resolved(self) -> dict[str, Any]:
+        """Constructor arguments whose value was derived, for the resolved config."""
+        return {"learning_rate": self.learning_rate, "adapter": self.adapter}
+
+    def train(self, mode: bool = True) -> "AdaptationTask":
+        """Training mode for what trains; frozen layers stay in eval mode."""
+        super().train(mode)
+        if self.backbone is not None:
+            set_train_mode(self.backbone, mode)
+        return self
+
+    # Training
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Makes dropout a function of the seed and the position in the run, so that a resumed run repeats it."""
+        position = torch.tensor(batch_idx * self.trainer.world_size + self.trainer.global_rank)
+        torch.manual_seed(int(rng.words(self.seed, "dropout", position)))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Weighted sum of the samples' losses; the weights make it the exact mean over the whole window."""
+        losses, right = self.sample_losses(batch)
+        weight = batch["weight"]
+        loss: Tensor = (losses * weight).sum()
+        carried = self.carried_loss(batch)
+        loss = loss if carried is None else loss + carried
+        share = (weight > 0).float()
+        meter = self.meters("train")["loss"]
+        meter.update(losses.detach(), share)
+        self.log("train/loss", meter, on_step=True, on_epoch=False, prog_bar=True)
+        accuracy = (right.float() * share).sum() / share.sum().clamp(min=1)
+        self.log("train/acc", accuracy, on_step=True, on_epoch=False, prog_bar=True)
+        return loss
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips the whole gradient once per optimizer step (the official code clips every micro-batch)."""
+        limit = gradient_clip_val if gradient_clip_val is not None else self.max_grad_norm
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        self.log("train/grad_norm", global_norm(parameters))
+        if limit:
+            self.clip_gradients(optimizer, limit, gradient_clip_algorithm or "norm")
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """Groups of what trains, with their learning rates."""
+        return parameter_groups(self.model.parameters(), self.learning_rate, self.weight_decay, self.decay_vectors)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over what trains, cosine per optimizer step."""
+        total = int(self.trainer.estimated_stepping_batches)
+        optimizer, scheduler = adamw_with_cosine(
+            self.optimizer_groups(), total, self.warmup_steps, self.final_lr_fraction
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Evaluation, on merged weights
+
+    def prepare_evaluation(self) -> None:
+        """Merges the adapter; subclasses prepare what all batches share."""
+        merge(self.model)
+
+    def on_validation_epoch_start(self) -> None:
+        """Prepares the evaluation."""
+        self.prepare_evaluation()
+
+    def on_test_epoch_start(self) -> None:
+        """Prepares the evaluation."""
+        self.prepare_evaluation()
+
+    def on_validation_epoch_end(self) -> None:
+        """Restores the frozen weights."""
+        unmerge(self.model)
+
+    def on_test_epoch_end(self) -> None:
+        """Restores the frozen weights."""
+        unmerge(self.model)
+
+    def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
+        """Updates and logs loss and accuracy of the samples that count (weight above zero)."""
+        logits = self.class_logits(batch["image"]).float()
+        counts, meters = batch["weight"] > 0, self.meters(stage)
+        labels = batch["label"]
+        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+        if counts.any():
+            meters["loss"].update(losses[counts])
+            meters["acc"].update(logits[counts], labels[counts])
+        for key, metric in meters.items():
+            self.log(f"{name}/{key}", metric, on_step=False, on_epoch=True, prog_bar=stage == "val")
+        return {"logits": logits, "label": labels, "index": batch["index"], "weight": batch["weight"]}
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Loss and accuracy on the validation split."""
+        return self.evaluate(batch, "val", "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Loss and accuracy on the test split."""
+        return self.evaluate(batch, "test", self.test_name)
+
+    # Files
+
+    def constructor(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON values, without the adapter: enough to build the task again."""
+        names = [name for name in inspect.signature(type(self)).parameters if name != "adapter"]
+        return {name: getattr(self, name) for name in names}
+
+    def save(self, folder: str | Path, summary: Mapping[str, Any] | None = None) -> Path:
+        """Writes the adapter folder: trained tensors, head, class names and prompts.
+
+        Args:
+            folder: Where to write; an older folder is replaced at once.
+            summary: Figures of the training, kept in the metadata.
+        """
+        metadata = {
+            "task": type(self).__name__,
+            "arguments": self.constructor(),
+            "classnames": self.classnames,
+            "templates": self.templates,
+            "training": dict(summary or {}),
+        }
+        return save_adapter(
+            self.model, folder, base_model=self.identity.as_dict(), extra=self.head_tensors(), metadata=metadata
+        )
+
+    def trained_names(self) -> set[str]:
+        """State-dict names of what trains."""
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps only what trains, and says what it belongs to."""
+        own = self.trained_names()
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
+        checkpoint["adapter"] = self.adapter.describe()
+        checkpoint["base_hash"] = self.report.base_hash
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another adapter or base model.
+
+        Raises:
+            UserError: With both values.
+        """
+        theirs, ours = checkpoint.get("adapter"), self.adapter.describe()
+        if theirs is not None and theirs != ours:
+            raise UserError(
+                f"the checkpoint holds {theirs}, this run is {ours}; start a new run or leave the option out."
+            )
+        if checkpoint.get("base_hash", self.report.base_hash) != self.report.base_hash:
+            raise UserError(f"the checkpoint was trained on other base weights than {self.name} {self.pretrained}.")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads what trains, or a whole state, and complains about any name that does not fit.
+
+        Raises:
+            UserError: If a tensor that trains is missing, or one is unknown.
+        """
+        missing = sorted(self.trained_names() - state_dict.keys())
+        unknown = sorted(state_dict.keys() - self.state_dict().keys())
+        if missing or unknown:
+            raise UserError(f"the checkpoint does not fit: missing {missing[:3]}, unexpected {unknown[:3]}.")
+        return super().load_state_dict(state_dict, strict=False, assign=assign)

@@ -1,0 +1,125 @@
+"""Pure vision: a backbone and a linear classifier learn together (section 5.2, DINOv2 and timm models)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters import Adapter, RandLoRA
+from randlora_pl.adapters.bases import Distribution, draw
+from randlora_pl.models import (
+    ImageTower,
+    clip_image_spec,
+    library_of,
+    load_clip,
+    load_vit,
+    vit_image_spec,
+)
+from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.losses import normalize
+from randlora_pl.tasks.optim import parameter_groups
+
+
+class LinearHeadTask(AdaptationTask):
+    """Fine-tunes a vision backbone with a bias-free linear head that starts at N(0, 0.01^2).
+
+    Args:
+        name: A timm vision transformer, for example ``vit_base_patch14_dinov2.lvd142m``, or an open_clip
+            architecture, whose image tower is taken.
+        pretrained: ``timm`` for the weights of the name, a weights file, a tag of open_clip, or ``random``.
+        adapter: The method and its options.
+        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v o fc1
+            fc2 attn mlp all``. Default: q/k/v and both MLP matrices of every block.
+        learning_rate: Peak learning rate of the adapter. Default: Table 8 and section C.3 for the method.
+        head_learning_rate: Peak learning rate of the head. Default: 1e-3, or 0.02 for a CLIP image tower
+            (its features have unit length).
+        img_size: Height and width of the images in pixels; position embeddings are resized. Default: the
+            model's own, 224 for DINOv2.
+        weight_decay: Decay of AdamW.
+        decay_vectors: Whether biases, norms and scalars decay too, as in the protocol.
+        warmup_steps: Optimizer steps of linear warm-up.
+        final_lr_fraction: Where the cosine ends, as a fraction of the learning rate.
+        max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
+        gradient_checkpointing: Recompute activations instead of keeping them.
+        seed: Selects bases, the head, initial values and dropout.
+    """
+
+    zero_shot = False
+
+    def __init__(
+        self,
+        name: str = "vit_base_patch14_dinov2.lvd142m",
+        pretrained: str | None = None,
+        adapter: Adapter = RandLoRA(),  # noqa: B008 - adapters are descriptions and are never changed
+        targets: list[str] | None = None,
+        learning_rate: float | None = None,
+        head_learning_rate: float | None = None,
+        img_size: int | None = None,
+        weight_decay: float = 0.1,
+        decay_vectors: bool = True,
+        warmup_steps: int = 0,
+        final_lr_fraction: float = 0.01,
+        max_grad_norm: float | None = 1.0,
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            name=name, pretrained=pretrained, adapter=adapter, targets=targets, learning_rate=learning_rate,
+            weight_decay=weight_decay, decay_vectors=decay_vectors, warmup_steps=warmup_steps,
+            final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
+            gradient_checkpointing=gradient_checkpointing, seed=seed,
+        )  # fmt: skip
+        self.is_clip = library_of(name) == "open_clip"
+        self.head_learning_rate = head_learning_rate or (2e-2 if self.is_clip else 1e-3)
+        self.img_size = img_size
+        self.image_spec = (
+            clip_image_spec(name, pretrained, img_size) if self.is_clip else vit_image_spec(name, img_size)
+        )
+        self.head: nn.Linear
+
+    def build(self) -> nn.Module:
+        """The backbone, and the head for its number of features."""
+        backbone: nn.Module
+        if self.is_clip:
+            clip = load_clip(self.name, self.pretrained, seed=self.seed, force_image_size=self.img_size)
+            backbone, self.identity, features = ImageTower(clip.model), clip.identity, clip.embed_dim
+        else:
+            vit = load_vit(self.name, self.pretrained, img_size=self.img_size, seed=self.seed)
+            backbone, self.identity, features = vit.model, vit.identity, vit.num_features
+        self.head = nn.Linear(features, len(self.classnames), bias=False)
+        start = draw(self.seed, "head", 1, len(self.classnames), features, Distribution("normal"), torch.device("cpu"))
+        with torch.no_grad():
+            self.head.weight.copy_(0.01 * start[0])
+        return backbone
+
+    def class_logits(self, images: Tensor) -> Tensor:
+        """Linear in the features, (b, classes)."""
+        features: Tensor = self.model(images)
+        return self.head(normalize(features) if self.is_clip else features)  # type: ignore[no-any-return]
+
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Cross-entropy over all classes."""
+        logits = self.class_logits(batch["image"])
+        labels = batch["label"]
+        return nn.functional.cross_entropy(logits.float(), labels, reduction="none"), logits.argmax(1) == labels
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """The backbone's groups and the head's own."""
+        groups = super().optimizer_groups()
+        return groups + parameter_groups(
+            self.head.parameters(), self.head_learning_rate, self.weight_decay, self.decay_vectors
+        )
+
+    def resolved(self) -> dict[str, Any]:
+        """Derived arguments, the head's learning rate among them."""
+        return super().resolved() | {"head_learning_rate": self.head_learning_rate}
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """The head's weight (classes, features)."""
+        return {"head": self.head.weight}
+
+    def load_head(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the saved head."""
+        with torch.no_grad():
+            self.head.weight.copy_(tensors["head"])

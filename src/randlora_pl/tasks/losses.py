@@ -1,0 +1,61 @@
+"""The vision-language loss over the captions of a window, and what it takes to split the window."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def caption_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+    """Image-to-text cross-entropy over the captions of a window, each unique caption once.
+
+    The protocol compares every image with every caption of the batch, and equal captions are equal
+    columns. Their sum is a column of its own with the log of its count added, so with n_c captions of
+    class c the loss is ``log sum_c n_c exp(z_c) - z_y``, value and gradient alike (protocol 2.3).
+
+    Args:
+        logits: (b, u) similarities of b images and the u unique captions of the window.
+        labels: (b,) classes of the images.
+        classes: (u,) sorted classes of the captions.
+        counts: (u,) how often each occurs in the window.
+
+    Returns:
+        (b,) loss of each image.
+    """
+    logits = logits.float()
+    target = torch.searchsorted(classes, labels)
+    own = logits.gather(1, target[:, None])[:, 0]
+    return torch.logsumexp(logits + counts.float().log(), dim=1) - own
+
+
+class WindowFeatures:
+    """Text features that all micro-batches of a window share, encoded once.
+
+    Every micro-batch but the last works on a detached copy that collects the gradient of the features;
+    the last one sends the sum of all of it through the text tower in one backward pass. So the text
+    tower runs once per optimizer step, and the gradient is that of the undivided batch.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+        self.leaf = features.detach().requires_grad_(features.requires_grad)
+
+    def use(self, last: bool) -> Tensor:
+        """The features for one micro-batch: with their graph for the last one, without it before."""
+        return self.features if last else self.leaf
+
+    def pending(self, factor: float) -> Tensor:
+        """A term of value zero whose gradient is what the earlier micro-batches collected.
+
+        Args:
+            factor: By what a loss is multiplied before its backward pass (gradient scaling, division by
+                the number of micro-batches); the collected gradient carries it already.
+        """
+        if self.leaf.grad is None or not self.features.requires_grad:
+            return self.features.new_zeros(())
+        carried = (self.features * (self.leaf.grad / factor)).sum()
+        return carried - carried.detach()
+
+
+def normalize(features: Tensor) -> Tensor:
+    """Rows of unit length, in float32 so that half precision does not round the similarities."""
+    return F.normalize(features.float(), dim=-1)

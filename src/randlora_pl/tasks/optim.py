@@ -1,0 +1,57 @@
+"""The optimizer and schedule of the protocol: AdamW and a cosine to one hundredth, stepped per optimizer step."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def parameter_groups(
+    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, decay_vectors: bool
+) -> list[dict[str, Any]]:
+    """Optimizer groups with and without weight decay.
+
+    Args:
+        parameters: Those that train; frozen ones are left out.
+        learning_rate: Peak learning rate of both groups.
+        weight_decay: Decay of matrices.
+        decay_vectors: Whether biases, norms and scalars decay too (the protocol decays everything).
+    """
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    decayed = [p for p in parameters if decay_vectors or p.dim() > 1]
+    spared = [p for p in parameters if not (decay_vectors or p.dim() > 1)]
+    groups = [(decayed, weight_decay), (spared, 0.0)]
+    return [{"params": some, "lr": learning_rate, "weight_decay": decay} for some, decay in groups if some]
+
+
+def schedule_factor(step: int, total: int, warmup: int, final: float) -> float:
+    """What the learning rate is multiplied by at an optimizer step: linear warm-up, then half a cosine.
+
+    Args:
+        step: Optimizer steps done, from 0.
+        total: Optimizer steps of the whole run.
+        warmup: Steps of the linear warm-up, 0 for none.
+        final: The factor that the cosine ends at.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def adamw_with_cosine(
+    groups: Sequence[dict[str, Any]], total: int, warmup: int, final: float
+) -> tuple[Optimizer, LambdaLR]:
+    """AdamW (betas 0.9 and 0.999, as the protocol) and its schedule over ``total`` optimizer steps."""
+    optimizer = AdamW(list(groups), betas=(0.9, 0.999), eps=1e-8)
+    return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, total, warmup, final))
+
+
+def global_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    """Euclidean norm of all gradients together, a scalar."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())

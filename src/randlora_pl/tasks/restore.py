@@ -1,0 +1,45 @@
+"""From an adapter folder back to a task that predicts."""
+
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.adapters import load_adapter, read_adapter
+from randlora_pl.errors import UserError
+from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.linear_head import LinearHeadTask
+from randlora_pl.tasks.text_head import TextHeadTask
+from randlora_pl.tasks.vision_language import VisionLanguageTask
+
+TASKS: dict[str, type[AdaptationTask]] = {
+    task.__name__: task for task in (VisionLanguageTask, TextHeadTask, LinearHeadTask)
+}
+
+
+def load_task(folder: str | Path, **overrides: Any) -> AdaptationTask:
+    """Builds the task that an adapter folder was saved from, with its adapter, head and classes.
+
+    Args:
+        folder: The adapter folder.
+        overrides: Constructor arguments to change, for example ``pretrained`` where a weights file moved.
+
+    Returns:
+        The task in eval mode, on the CPU, ready for ``class_logits``.
+
+    Raises:
+        UserError: If the folder was written by no task, or its base model is another one.
+    """
+    file = read_adapter(folder)
+    metadata = file.config.get("metadata", {})
+    kind = TASKS.get(metadata.get("task"))
+    if kind is None:
+        raise UserError(f"{folder} says nothing of a task; it can be loaded with load_adapter(model, folder) only.")
+    task = kind(**{**metadata["arguments"], **overrides}, adapter=file.adapter)
+    task.set_classes(metadata["classnames"], metadata["templates"])
+    backbone = task.build()
+    load_adapter(backbone, folder)
+    task.backbone = backbone
+    task.report = backbone.adapter_report  # type: ignore[assignment]
+    task.load_head(file.extra)
+    task.eval()
+    task.prepare_evaluation()
+    return task

@@ -1,0 +1,88 @@
+"""Vision-only CLIP: the image tower learns against a frozen head of text embeddings (section 5.2)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters import Adapter, RandLoRA
+from randlora_pl.models import ImageTower, cached_text_head, clip_image_spec, load_clip
+from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.losses import normalize
+
+
+class TextHeadTask(AdaptationTask):
+    """Fine-tunes the image tower of a CLIP model; class embeddings of averaged prompts stay as they are.
+
+    The head is made from the text tower before any adapter exists, and kept on disk under a hash of the
+    model, its weights and the prompts.
+
+    Args:
+        name: An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (shipped).
+        pretrained: A tag of open_clip, a weights file, or ``random``. Left out: the weights shipped with ``tiny``.
+        adapter: The method and its options.
+        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v o fc1
+            fc2 attn mlp all``. Default: packed q/k/v and both MLP matrices of the image tower.
+        learning_rate: Peak learning rate. Default: Table 8 and section C.3 of the paper for the method.
+        weight_decay: Decay of AdamW.
+        decay_vectors: Whether biases, norms and scalars decay too, as in the protocol.
+        warmup_steps: Optimizer steps of linear warm-up.
+        final_lr_fraction: Where the cosine ends, as a fraction of the learning rate.
+        max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
+        gradient_checkpointing: Recompute activations instead of keeping them.
+        seed: Selects bases, initial values and dropout.
+    """
+
+    def __init__(
+        self,
+        name: str = "tiny",
+        pretrained: str | None = None,
+        adapter: Adapter = RandLoRA(),  # noqa: B008 - adapters are descriptions and are never changed
+        targets: list[str] | None = None,
+        learning_rate: float | None = None,
+        weight_decay: float = 0.1,
+        decay_vectors: bool = True,
+        warmup_steps: int = 0,
+        final_lr_fraction: float = 0.01,
+        max_grad_norm: float | None = 1.0,
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            name=name, pretrained=pretrained, adapter=adapter, targets=targets, learning_rate=learning_rate,
+            weight_decay=weight_decay, decay_vectors=decay_vectors, warmup_steps=warmup_steps,
+            final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
+            gradient_checkpointing=gradient_checkpointing, seed=seed,
+        )  # fmt: skip
+        self.image_spec = clip_image_spec(name, pretrained)
+        self.head: Tensor
+
+    def build(self) -> nn.Module:
+        """The image tower; the text tower is gone once the head is made."""
+        clip = load_clip(self.name, self.pretrained, seed=self.seed)
+        self.identity = clip.identity
+        device = self.trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
+        model = clip.model.to(device)  # a thousand classes with eighty prompts want the accelerator
+        head = cached_text_head(model, clip.tokenizer, self.classnames, self.templates, device, clip.identity)
+        scale: Tensor = model.logit_scale.detach().exp()  # type: ignore[operator]
+        self.register_buffer("head", (scale * head).cpu(), persistent=False)
+        return ImageTower(model.cpu())
+
+    def class_logits(self, images: Tensor) -> Tensor:
+        """Scaled similarities with the class embeddings, (b, classes)."""
+        return normalize(self.model(images)) @ self.head.T
+
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Cross-entropy over all classes."""
+        logits = self.class_logits(batch["image"])
+        labels = batch["label"]
+        return nn.functional.cross_entropy(logits.float(), labels, reduction="none"), logits.argmax(1) == labels
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """The scaled class embeddings, so that a prediction needs no text tower."""
+        return {"head": self.head}
+
+    def load_head(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the saved class embeddings."""
+        self.head.copy_(tensors["head"])

@@ -1,0 +1,121 @@
+"""Vision-language fine-tuning of CLIP: both towers learn to match images and captions (section 5.3)."""
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from randlora_pl.adapters import Adapter, RandLoRA
+from randlora_pl.errors import UserError
+from randlora_pl.models import clip_image_spec, encode_prompts, load_clip
+from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.losses import WindowFeatures, caption_losses, normalize
+
+
+class VisionLanguageTask(AdaptationTask):
+    """Fine-tunes both towers of a CLIP model on images and one caption for each.
+
+    Args:
+        name: An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (shipped).
+        pretrained: A tag of open_clip, a weights file, or ``random``. Left out: the weights shipped with ``tiny``.
+        adapter: The method and its options.
+        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v o fc1
+            fc2 attn mlp all``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP
+            matrices of both towers.
+        learning_rate: Peak learning rate. Default: Table 8 of the paper for the method.
+        weight_decay: Decay of AdamW.
+        decay_vectors: Whether biases, norms and scalars decay too, as in the protocol.
+        warmup_steps: Optimizer steps of linear warm-up.
+        final_lr_fraction: Where the cosine ends, as a fraction of the learning rate.
+        max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
+        gradient_checkpointing: Recompute activations instead of keeping them.
+        logit_scale: ``exp`` multiplies similarities by exp(logit_scale), as CLIP was trained; ``raw`` by
+            logit_scale itself, as the official code does in this task.
+        caption: The caption of a class, with ``{}`` for its name.
+        eval_prompts: ``caption`` evaluates with that caption, ``ensemble`` with the data set's templates averaged.
+        seed: Selects bases, initial values and dropout.
+    """
+
+    vision_only = False
+
+    def __init__(
+        self,
+        name: str = "tiny",
+        pretrained: str | None = None,
+        adapter: Adapter = RandLoRA(),  # noqa: B008 - adapters are descriptions and are never changed
+        targets: list[str] | None = None,
+        learning_rate: float | None = None,
+        weight_decay: float = 0.1,
+        decay_vectors: bool = True,
+        warmup_steps: int = 0,
+        final_lr_fraction: float = 0.01,
+        max_grad_norm: float | None = 1.0,
+        gradient_checkpointing: bool = False,
+        logit_scale: Literal["exp", "raw"] = "exp",
+        caption: str = "An image of {}",
+        eval_prompts: Literal["caption", "ensemble"] = "caption",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            name=name, pretrained=pretrained, adapter=adapter, targets=targets, learning_rate=learning_rate,
+            weight_decay=weight_decay, decay_vectors=decay_vectors, warmup_steps=warmup_steps,
+            final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
+            gradient_checkpointing=gradient_checkpointing, seed=seed,
+        )  # fmt: skip
+        if "{}" not in caption:
+            raise UserError(f"caption is {caption!r}: it needs {{}} where the class name goes (--model.caption).")
+        self.logit_scale, self.caption, self.eval_prompts = logit_scale, caption, eval_prompts
+        self.image_spec = clip_image_spec(name, pretrained)
+        self._window: WindowFeatures | None = None
+        self._class_features: Tensor | None = None
+
+    def build(self) -> nn.Module:
+        """The CLIP model, with the captions of all classes tokenized once."""
+        clip = load_clip(self.name, self.pretrained, seed=self.seed)
+        self.identity, self.tokenizer = clip.identity, clip.tokenizer
+        tokens = clip.tokenizer([self.caption_of(name) for name in self.classnames])
+        self.register_buffer("tokens", tokens, persistent=False)
+        return clip.model
+
+    def caption_of(self, classname: str) -> str:
+        """The caption of a class; data sets of captions have them as they are."""
+        return classname if self.templates == ["{}"] else self.caption.replace("{}", classname)
+
+    def scale(self) -> Tensor:
+        """What similarities are multiplied by, a scalar."""
+        raw: Tensor = self.model.logit_scale  # type: ignore[assignment]
+        return raw.exp() if self.logit_scale == "exp" else raw
+
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Image-to-text cross-entropy over the unique captions of the whole window, encoded once."""
+        classes: Tensor = batch["window_classes"]
+        if batch["micro"] == 0 or self._window is None:
+            self._window = WindowFeatures(normalize(self.model.encode_text(self.tokens[classes])))  # type: ignore[operator, index]
+        last = batch["micro"] == batch["micros"] - 1
+        texts = self._window.use(last)
+        images = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
+        logits = self.scale() * images @ texts.T
+        losses = caption_losses(logits, batch["label"], classes, batch["window_counts"])
+        return losses, classes[logits.argmax(1)] == batch["label"]
+
+    def carried_loss(self, batch: dict[str, Any]) -> Tensor | None:
+        """At the end of a window: what its earlier micro-batches ask of the text tower."""
+        if batch["micro"] < batch["micros"] - 1 or self._window is None:
+            return None
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of 16-mixed
+        scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        carried = self._window.pending(scale / self.trainer.accumulate_grad_batches)
+        self._window = None
+        return carried
+
+    def prepare_evaluation(self) -> None:
+        """Merges, and encodes the class prompts once for all batches."""
+        super().prepare_evaluation()
+        templates = self.templates if self.eval_prompts == "ensemble" or self.templates == ["{}"] else [self.caption]
+        self._class_features = encode_prompts(self.model, self.tokenizer, self.classnames, templates, self.device)
+
+    def class_logits(self, images: Tensor) -> Tensor:
+        """Scaled similarities with every class, (b, classes)."""
+        if self._class_features is None:
+            self.prepare_evaluation()
+        assert self._class_features is not None
+        return self.scale() * normalize(self.model.encode_image(images)) @ self._class_features.T  # type: ignore[operator]
