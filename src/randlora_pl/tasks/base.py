@@ -111,7 +111,9 @@ class AdaptationTask(LightningModule):
         self.classnames, self.templates = list(classnames), list(templates)
         for stage in ("train", "val", "test"):
             metrics = {"loss": MeanMetric(), "acc": MulticlassAccuracy(len(classnames), average="micro")}
-            self.metrics[f"{stage}_meters"] = MetricCollection({k: m for k, m in metrics.items() if (stage, k) != ("train", "acc")})
+            self.metrics[f"{stage}_meters"] = MetricCollection(
+                {k: m for k, m in metrics.items() if (stage, k) != ("train", "acc")}
+            )
 
     def meters(self, stage: str) -> MetricCollection:
         """Running loss and accuracy of ``train``, ``val`` or ``test``."""

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
@@ -9,6 +10,7 @@ from randlora_pl.errors import UserError
 from randlora_pl.models import clip_image_spec, encode_prompts, load_clip
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.losses import WindowFeatures, caption_losses, normalize
+from randlora_pl.tasks.retrieval import PairCollector, recalls, unique_rows
 
 
 class VisionLanguageTask(AdaptationTask):
@@ -67,6 +69,7 @@ class VisionLanguageTask(AdaptationTask):
         self.image_spec = clip_image_spec(name, pretrained)
         self._window: WindowFeatures | None = None
         self._class_features: Tensor | None = None
+        self._pairs = PairCollector()
 
     def build(self) -> nn.Module:
         """The CLIP model, with the captions of all classes tokenized once."""
@@ -78,7 +81,7 @@ class VisionLanguageTask(AdaptationTask):
 
     def caption_of(self, classname: str) -> str:
         """The caption of a class; data sets of captions have them as they are."""
-        return classname if self.templates == ["{}"] else self.caption.replace("{}", classname)
+        return classname if self.retrieval else self.caption.replace("{}", classname)
 
     def scale(self) -> Tensor:
         """What similarities are multiplied by, a scalar."""
@@ -107,15 +110,58 @@ class VisionLanguageTask(AdaptationTask):
         self._window = None
         return carried
 
+    @property
+    def retrieval(self) -> bool:
+        """Whether the data are captions rather than classes, so that recall is what counts."""
+        return self.templates == ["{}"]
+
     def prepare_evaluation(self) -> None:
-        """Merges, and encodes the class prompts once for all batches."""
+        """Merges, and forgets what an earlier evaluation encoded or collected."""
         super().prepare_evaluation()
-        templates = self.templates if self.eval_prompts == "ensemble" or self.templates == ["{}"] else [self.caption]
-        self._class_features = encode_prompts(self.model, self.tokenizer, self.classnames, templates, self.device)
+        self._pairs, self._class_features = PairCollector(), None
+
+    def class_features(self) -> Tensor:
+        """Embeddings of the class prompts (classes, e), encoded at the first use in an evaluation."""
+        if self._class_features is None:
+            ensemble = self.retrieval or self.eval_prompts == "ensemble"
+            templates = self.templates if ensemble else [self.caption]
+            self._class_features = encode_prompts(self.model, self.tokenizer, self.classnames, templates, self.device)
+        return self._class_features
+
+    def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
+        """Loss and accuracy for classes; for captions it collects what recall needs."""
+        if not self.retrieval:
+            return super().evaluate(batch, stage, name)
+        features = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
+        rows = torch.from_numpy(self.trainer.datamodule.samples(stage).rows).to(self.device)  # type: ignore[attr-defined]
+        self._pairs.add(features, rows[batch["index"]], batch["label"], batch["weight"])
+        return {}
+
+    def _log_recalls(self, name: str) -> None:
+        """Recall over the pairs of all ranks; ``acc`` is recall at 1 from image to caption."""
+        gathered: list[Any] = [self.all_gather(tensor) for tensor in self._pairs.joined()]
+        features, images, captions, weight = (t.flatten(0, 1) if self.trainer.world_size > 1 else t for t in gathered)
+        counts = weight > 0
+        first, image_ids = unique_rows(images[counts])
+        texts, text_ids = torch.unique(captions[counts], return_inverse=True)
+        prompts = [self.classnames[number] for number in texts.tolist()]
+        text_features = encode_prompts(self.model, self.tokenizer, prompts, ["{}"], self.device)
+        found = recalls(features[counts][first], text_features, image_ids, text_ids)
+        for key, value in {"acc": found["recall@1"], **found}.items():
+            self.log(f"{name}/{key}", value, rank_zero_only=False, sync_dist=False)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs recall where the data are captions, and restores the frozen weights."""
+        if self.retrieval:
+            self._log_recalls("val")
+        super().on_validation_epoch_end()
+
+    def on_test_epoch_end(self) -> None:
+        """Logs recall where the data are captions, and restores the frozen weights."""
+        if self.retrieval:
+            self._log_recalls(self.test_name)
+        super().on_test_epoch_end()
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Scaled similarities with every class, (b, classes)."""
-        if self._class_features is None:
-            self.prepare_evaluation()
-        assert self._class_features is not None
-        return self.scale() * normalize(self.model.encode_image(images)) @ self._class_features.T  # type: ignore[operator]
+        return self.scale() * normalize(self.model.encode_image(images)) @ self.class_features().T  # type: ignore[operator]
