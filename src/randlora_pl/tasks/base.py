@@ -1,6 +1,7 @@
 """What every task shares: a frozen backbone with an adapter, AdamW with a cosine, and honest evaluation."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from randlora_pl.adapters import (
 from randlora_pl.errors import UserError
 from randlora_pl.models import ImageSpec, ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks.defaults import default_learning_rate
-from randlora_pl.tasks.optim import adamw_with_cosine, global_norm, parameter_groups
+from randlora_pl.tasks.optim import adamw_with_cosine, parameter_groups
 
 
 class AdaptationTask(LightningModule):
@@ -196,10 +197,11 @@ class AdaptationTask(LightningModule):
     ) -> None:
         """Clips the whole gradient once per optimizer step (the official code clips every micro-batch)."""
         limit = gradient_clip_val if gradient_clip_val is not None else self.max_grad_norm
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, limit, "value")
+            return
         parameters = [p for p in self.parameters() if p.requires_grad]
-        self.log("train/grad_norm", global_norm(parameters))
-        if limit:
-            self.clip_gradients(optimizer, limit, gradient_clip_algorithm or "norm")
+        self.log("train/grad_norm", nn.utils.clip_grad_norm_(parameters, limit or math.inf))
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Groups of what trains, with their learning rates."""

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -49,9 +48,3 @@ def adamw_with_cosine(
     """AdamW (betas 0.9 and 0.999, as the protocol) and its schedule over ``total`` optimizer steps."""
     optimizer = AdamW(list(groups), betas=(0.9, 0.999), eps=1e-8)
     return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, total, warmup, final))
-
-
-def global_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
-    """Euclidean norm of all gradients together, a scalar."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
