@@ -1,0 +1,8 @@
+"""``python -m randlora_pl`` is the same as ``randlora-pl``."""
+
+import sys
+
+from randlora_pl.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

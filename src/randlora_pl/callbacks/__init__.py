@@ -1,0 +1,23 @@
+"""Callbacks of a run: what it prints, measures, checks and keeps. About a page each."""
+
+from randlora_pl.callbacks.checkpoint import AdapterCheckpoint
+from randlora_pl.callbacks.figures import Figures
+from randlora_pl.callbacks.gradient_flow import GradientFlow
+from randlora_pl.callbacks.memory import PeakMemory
+from randlora_pl.callbacks.nonfinite import NonFiniteLoss
+from randlora_pl.callbacks.progress import ProgressBar
+from randlora_pl.callbacks.summary import StartSummary
+from randlora_pl.callbacks.throughput import Throughput
+from randlora_pl.callbacks.zero_shot import ZeroShot
+
+__all__ = [
+    "AdapterCheckpoint",
+    "Figures",
+    "GradientFlow",
+    "NonFiniteLoss",
+    "PeakMemory",
+    "ProgressBar",
+    "StartSummary",
+    "Throughput",
+    "ZeroShot",
+]

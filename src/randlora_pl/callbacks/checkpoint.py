@@ -1,0 +1,101 @@
+"""Checkpoints of what trains: the last one for resuming, the best one by validation, and the adapter folders."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from randlora_pl.callbacks.run_folder import run_folder
+from randlora_pl.errors import UserError
+
+LAST, ADAPTER, BEST = "checkpoints/last.ckpt", "adapter", "adapter-best"
+
+
+def is_finite(module: LightningModule) -> bool:
+    """Whether every trainable tensor is free of infinities and NaNs."""
+    return all(bool(torch.isfinite(p).all()) for p in module.parameters() if p.requires_grad)
+
+
+class AdapterCheckpoint(Callback):
+    """Writes ``checkpoints/last.ckpt``, ``adapter`` and, where validation runs, ``adapter-best``.
+
+    A checkpoint holds what trains, the optimizer and the place in the run; the frozen model is not in it.
+
+    Args:
+        every_n_steps: Optimizer steps between two checkpoints. A resumed run repeats at most so many.
+        monitor: Figure of the validation that decides which adapter is the best.
+        mode: ``max`` or ``min``: what the best figure is.
+    """
+
+    def __init__(self, every_n_steps: int = 50, monitor: str = "val/acc", mode: str = "max") -> None:
+        if every_n_steps < 1:
+            raise UserError(f"checkpoint.every_n_steps is {every_n_steps}: give a positive number of steps.")
+        if mode not in ("max", "min"):
+            raise UserError(f"checkpoint.mode is {mode!r}: choose max or min.")
+        self.every_n_steps, self.monitor, self.mode = every_n_steps, monitor, mode
+        self.best: float | None = None
+        self._saved_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best figure so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the best figure of the resumed run."""
+        self.best = state_dict["best"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A checkpoint of the starting point would say nothing new."""
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves right after an optimizer step, never between two micro-batches of one."""
+        step = trainer.global_step
+        if step != self._saved_step and step % self.every_n_steps == 0:
+            self._save_last(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the adapter if its figure is the best so far."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        figure = float(value)
+        sign = 1 if self.mode == "max" else -1
+        if self.best is None or sign * figure > sign * self.best:
+            self.best = figure
+            self._save_adapter(trainer, pl_module, BEST, {self.monitor: figure, "step": trainer.global_step})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the last weights, for resuming and as an adapter folder."""
+        self._save_last(trainer, pl_module)
+        self._save_adapter(trainer, pl_module, ADAPTER, {"step": trainer.global_step})
+
+    def _save_last(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_step = trainer.global_step
+        if not is_finite(pl_module):  # the older checkpoint is worth more
+            return
+        last = run_folder(trainer) / LAST
+        part = last.with_name(f".{last.name}.part")
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            part.replace(last)
+
+    @staticmethod
+    def _save_adapter(trainer: Trainer, pl_module: LightningModule, name: str, summary: dict[str, Any]) -> None:
+        if trainer.is_global_zero:
+            save_adapter_of(pl_module, run_folder(trainer) / name, summary)
+
+
+def save_adapter_of(pl_module: LightningModule, folder: Path, summary: dict[str, Any]) -> None:
+    """Writes the adapter folder of a task.
+
+    Args:
+        pl_module: A task of `randlora_pl.tasks`.
+        folder: Where to write.
+        summary: Figures of the training, kept in the folder's metadata.
+    """
+    save: Any = pl_module.save
+    save(folder, summary)

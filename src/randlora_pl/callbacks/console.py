@@ -1,0 +1,63 @@
+"""What a run says: on the terminal, and in the ``run.log`` of its folder."""
+
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+
+_log = logging.getLogger("randlora_pl")
+_PRINTED = "printed"
+_WIDTH = 120
+
+
+def say(*what: RenderableType) -> None:
+    """Print text or rich tables; the log gets the same without colours."""
+    plain = io.StringIO()
+    terminal = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH)
+    for console in (terminal, Console(file=plain, width=_WIDTH, no_color=True)):
+        for item in what:  # text is not broken, so that commands in it can be copied
+            console.print(item, highlight=False, markup=False, soft_wrap=isinstance(item, str))
+    _log.info("\n%s", plain.getvalue().rstrip("\n"), extra={_PRINTED: True})
+
+
+class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
+    """Remarks of the application on stderr; what `say` has printed is not repeated."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not hasattr(record, _PRINTED):
+            self.stream = sys.stderr  # the current one, which a test or a notebook may have replaced
+            super().emit(record)
+
+
+def log_to_terminal() -> None:
+    """Show remarks of the application, and only warnings of Lightning."""
+    if not any(isinstance(handler, _Terminal) for handler in _log.handlers):
+        handler = _Terminal(sys.stderr)
+        handler.setFormatter(logging.Formatter("randlora-pl: %(message)s"))
+        _log.addHandler(handler)
+    _log.setLevel(logging.INFO)
+    _log.propagate = False
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def log_to_file(file: Path) -> Iterator[None]:
+    """Append everything that the application and Lightning say to a file."""
+    handler = logging.FileHandler(file, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [_log, logging.getLogger("lightning.pytorch"), logging.getLogger("py.warnings")]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        logging.captureWarnings(False)
+        handler.close()

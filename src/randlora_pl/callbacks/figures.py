@@ -1,0 +1,139 @@
+"""Pictures of the test: the confusion matrix and some predictions, in TensorBoard and as PNG files."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from randlora_pl.callbacks.run_folder import run_folder
+
+MOST_CLASSES = 200
+"""Above this a confusion matrix is unreadable and large."""
+LABELLED = 40
+"""Up to this many classes have their names at the axes."""
+FOLDER = "figures"
+
+
+def confusion_figure(counts: Tensor, classnames: list[str]) -> Figure:
+    """Rows are true classes, columns predictions, each row as shares of one.
+
+    Args:
+        counts: (classes, classes) int64.
+        classnames: Name of each class.
+    """
+    size = max(4.0, min(14.0, 0.35 * len(classnames) + 2))
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    image = axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(image, ax=axes, label="share of the true class")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(classnames) <= LABELLED:
+        axes.set_xticks(range(len(classnames)), classnames, rotation=90)
+        axes.set_yticks(range(len(classnames)), classnames)
+    return figure
+
+
+def samples_figure(images: Tensor, truth: list[str], predicted: list[str], probability: list[float]) -> Figure:
+    """A grid of images with the prediction above each; wrong ones in red with the true class.
+
+    Args:
+        images: (n, 3, H, W) on [0, 1].
+        truth: True class of each.
+        predicted: Predicted class of each.
+        probability: Probability of the predicted class.
+    """
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.7 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, true, guess, share in zip(grid, images, truth, predicted, probability, strict=False):
+        axes.imshow(image.permute(1, 2, 0).numpy())
+        right = true == guess
+        title = f"{guess} {share:.0%}" if right else f"{guess} {share:.0%}\n(is {true})"
+        axes.set_title(title, color="black" if right else "firebrick", fontsize=9)
+    return figure
+
+
+class Figures(Callback):
+    """Draws the confusion matrix and sample predictions of the test after the training.
+
+    Args:
+        samples: Test images shown with their predictions, 0 for none.
+    """
+
+    def __init__(self, samples: int = 16) -> None:
+        self.samples = samples
+        self._counts: Tensor | None = None
+        self._shown: list[tuple[Tensor, int, int, float]] = []
+
+    def _wanted(self, task: Any) -> bool:
+        return bool(task.test_name == "test")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts from nothing."""
+        self._counts, self._shown = None, []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Counts the predictions of one batch, and keeps every so many images for the picture."""
+        if not self._wanted(pl_module) or not isinstance(outputs, dict) or "logits" not in outputs:
+            return
+        counts = outputs["weight"] > 0
+        logits, labels = outputs["logits"][counts].float(), outputs["label"][counts]
+        classes = logits.shape[1]
+        guesses = logits.argmax(1)
+        if classes <= MOST_CLASSES:
+            pairs = torch.bincount(labels * classes + guesses, minlength=classes * classes).reshape(classes, classes)
+            self._counts = pairs if self._counts is None else self._counts + pairs
+        batches = trainer.num_test_batches[dataloader_idx]
+        per_batch = self.samples if batches == float("inf") else -(-self.samples // max(1, int(batches)))
+        chosen = range(0, len(labels), max(1, len(labels) // per_batch)) if per_batch else range(0)
+        for place in list(chosen)[: min(per_batch, self.samples - len(self._shown))]:
+            share = float(logits[place].softmax(0).max())
+            image = batch["image"][counts][place].detach().cpu().float()
+            self._shown.append((image, int(labels[place]), int(guesses[place]), share))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws and saves."""
+        task: Any = pl_module
+        if not self._wanted(task):
+            return
+        figures: dict[str, Figure] = {}
+        if self._counts is not None:
+            counts = pl_module.all_gather(self._counts)
+            counts = counts.sum(0) if counts.dim() > 2 else counts
+            figures["confusion"] = confusion_figure(counts.cpu(), task.classnames)
+        if self._shown:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.frame.mean, data.frame.std))
+            images = torch.stack([(image * std + mean).clamp(0, 1) for image, *_ in self._shown])
+            truth, guesses = ([task.classnames[row[k]] for row in self._shown] for k in (1, 2))
+            figures["predictions"] = samples_figure(images, truth, guesses, [row[3] for row in self._shown])
+        if trainer.is_global_zero:
+            self._write(trainer, figures)
+
+    @staticmethod
+    def _write(trainer: Trainer, figures: dict[str, Figure]) -> None:
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        folder = run_folder(trainer) / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            part = folder / f".{name}.png"
+            figure.savefig(part, dpi=110)
+            part.replace(folder / f"{name}.png")
+            for board in boards:
+                board.experiment.add_figure(f"test/{name}", figure, trainer.global_step)

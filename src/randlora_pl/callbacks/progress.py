@@ -1,0 +1,22 @@
+"""The progress bar: one bar for the training, which is a single Lightning epoch here."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's rich bar that says `training` and leaves out the logger's version."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=1, leave=True)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Training"
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The figures beside the bar."""
+        items: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
+        return items

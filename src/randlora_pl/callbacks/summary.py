@@ -1,0 +1,115 @@
+"""The start summary: on one page what will be trained, for how long, and where it goes."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.table import Table
+
+from randlora_pl.callbacks.console import say
+from randlora_pl.callbacks.run_folder import run_folder
+
+MOST_ROWS = 20
+_BYTES = 4  # trained tensors are float32
+
+
+def layer_table(report: Any) -> Table:
+    """The adapted layers, those of one kind in one row.
+
+    Args:
+        report: The `InjectionReport` of the model.
+    """
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title, side in (("adapted layer", "left"), ("kind", "left"), ("out x in", "right")):
+        table.add_column(title, justify=side)  # type: ignore[arg-type]
+    table.add_column("layers", justify="right")
+    table.add_column("trainable", justify="right")
+    groups = report.grouped()
+    for name, kind, shape, layers, count in groups[:MOST_ROWS]:
+        table.add_row(name, kind, " x ".join(map(str, shape)), str(layers), f"{count:,}")
+    if len(groups) > MOST_ROWS:
+        rest = groups[MOST_ROWS:]
+        table.add_row(f"and {len(rest)} more", "", "", str(sum(g[3] for g in rest)), f"{sum(g[4] for g in rest):,}")
+    return table
+
+
+def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
+    """What the summary says beside the layers.
+
+    Args:
+        trainer: With its task and data set up.
+        task: The task, with its model built.
+        data: The data module, set up for ``fit``.
+    """
+    trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in task.parameters())
+    summary, identity = data.summary(), task.identity
+    accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
+    window = data.batch_size * accumulate * world
+    splits = ", ".join(f"{summary[split]:,} {split}" for split in ("train", "val", "test") if split in summary)
+    shots = f", {summary['shots']} shots" if summary.get("shots") else ""
+    parts = [f"{data.batch_size} images"]
+    parts += [f"{accumulate} micro-batches"] if accumulate > 1 else []
+    parts += [f"{world} devices"] if world > 1 else []
+    head_rate = getattr(task, "head_learning_rate", None)
+    place = str(task.device) if trainer.num_devices == 1 else f"{trainer.num_devices} devices"
+    return {
+        "model": f"{identity.name}, {identity.pretrained} weights, {identity.image_size} px ({type(task).__name__})",
+        "data": f"{summary['dataset']}: {summary['classes']} classes, {splits} images{shots}",
+        "trainable": f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %)",
+        "batch": f"{window} = {' x '.join(parts)}" if len(parts) > 1 else parts[0],
+        "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} images drawn",
+        "learning rate": f"{task.learning_rate:g}" + (f", head {head_rate:g}" if head_rate else ""),
+        "precision": f"{trainer.precision} on {place}",
+        "checkpoint": f"{_size(3 * _BYTES * trainable)} to resume, adapter {_size(_BYTES * trainable)}",
+        "seed": str(task.seed),
+        "run folder": str(run_folder(trainer)),
+    }
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB"
+
+
+class StartSummary(Callback):
+    """Prints one page before the first test or the training, once."""
+
+    def __init__(self) -> None:
+        self._printed = False
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the test of the untrained model, if there is one; the training is planned already then."""
+        self._print(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the training."""
+        self._print(trainer, pl_module)
+
+    def _print(self, trainer: Trainer, task: LightningModule) -> None:
+        if self._printed or not trainer.is_global_zero:
+            return
+        self._printed = True
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if data.plan is None:
+            data.setup("fit")
+        report: Any = task.report
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        for name, text in facts(trainer, task, data).items():
+            table.add_row(name, text)
+        remarks = "".join(f"\n{note}" for note in report.notes)
+        say(f"\n{report.adapter.method()} {_options(report.adapter)}{remarks}")
+        if report.rows:
+            say(layer_table(report))
+        say(table, "")
+
+
+def _options(adapter: Any) -> str:
+    """The options that differ from the class's own defaults, and the rank."""
+    plain = type(adapter)().options()
+    shown = [
+        f"{name} {value}"
+        for name, value in adapter.options().items()
+        if name not in ("seed", "match") and (name == "rank" or value != plain[name])
+    ]
+    return ", ".join(shown)

@@ -1,0 +1,151 @@
+"""The LightningCLI of the heavy verbs: one task, one data module, one trainer, one run folder."""
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from randlora_pl.callbacks import (
+    AdapterCheckpoint,
+    Figures,
+    GradientFlow,
+    NonFiniteLoss,
+    PeakMemory,
+    ProgressBar,
+    StartSummary,
+    Throughput,
+)
+from randlora_pl.cli.compose import Command
+from randlora_pl.cli.explain import build_error, parse_error
+from randlora_pl.cli.runs import new_folder, planned_name, remove_folder
+from randlora_pl.data import ImageData
+from randlora_pl.errors import UserError, near
+from randlora_pl.tasks import AdaptationTask
+
+LOGGERS = ("tensorboard", "csv", "wandb", "none")
+TRAINER = {
+    "max_epochs": 1,  # the data module plans the draws of a whole run as one epoch
+    "accelerator": "auto",
+    "precision": "32-true",
+    "use_distributed_sampler": False,  # the data module shards
+    "num_sanity_val_steps": 0,  # the test before the training does more
+    "log_every_n_steps": 10,
+    "enable_checkpointing": False,  # AdapterCheckpoint does it
+    "enable_model_summary": False,  # StartSummary does it
+}
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises a `UserError` instead of printing the usage."""
+        raise parse_error(message, ex) from ex
+
+
+class App(LightningCLI):
+    """Builds what one command describes.
+
+    Args:
+        command: The command, with its names checked.
+        folder: The folder of a run that is continued; None makes a new one.
+
+    Attributes:
+        folder: The run folder.
+        created: Whether this process made it.
+    """
+
+    def __init__(self, command: Command, folder: Path | None = None) -> None:
+        self.command, self.created = command, folder is None
+        self.folder = folder or Path()
+        super().__init__(
+            AdaptationTask,
+            ImageData,
+            save_config_callback=None,  # the run folder gets the resolved config
+            trainer_defaults=TRAINER,
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={"prog": f"randlora-pl {command.verb}", "description": ""},
+            subclass_mode_model=True,
+            args=["--config", json.dumps(command.config), *command.typed],
+            run=False,
+            auto_configure_optimizers=False,  # the task makes its own, over what trains
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The application's own options, and one seed for all."""
+        parser.add_argument("--run.name", type=str | None, default=None, help="Name of the run.")
+        parser.add_argument("--run.root", type=str, default="runs", help="Folder of all runs.")
+        loggers = str | list[str]
+        parser.add_argument(
+            "--run.logger", type=loggers, default="tensorboard", help="tensorboard, csv, wandb or none."
+        )
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to start the training from.")
+        parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(GradientFlow, "gradient_flow")
+        parser.link_arguments("seed_everything", "model.init_args.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the words given, whatever the command line of the process is."""
+        self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Builds everything; whatever goes wrong is told in a line."""
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except Exception as error:
+            raise build_error(error) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Makes the run folder and a trainer that keeps everything in it."""
+        run = self.config.run
+        if self.created:
+            self.folder = new_folder(Path(run.root), run.name or planned_name(self.command.flat()))
+        try:
+            given = self.config_init.trainer.logger
+            logger = self._loggers(run.logger) if given is None or given is True else given
+            return super().instantiate_trainer(default_root_dir=str(self.folder), logger=logger, **kwargs)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        own: list[Callback] = [Figures()]
+        if self.command.verb == "fit":
+            own += [StartSummary(), PeakMemory(), Throughput(), NonFiniteLoss()]
+            own += [LearningRateMonitor("step")] if config["logger"] else []
+        else:
+            callbacks = []  # checkpoint and gradient_flow belong to a training
+        users = config.get("callbacks") or []
+        replaced = any(isinstance(callback, AnyProgressBar) for callback in users)
+        if config["enable_progress_bar"] is not False and not replaced:
+            own.append(ProgressBar())
+        return super()._instantiate_trainer(config, [*own, *callbacks])
+
+    def _loggers(self, names: str | list[str]) -> list[Logger]:
+        made: list[Logger] = []
+        for name in [names] if isinstance(names, str) else names:
+            if name == "tensorboard":
+                made.append(TensorBoardLogger(self.folder, name="", version="tensorboard"))
+            elif name == "csv":
+                made.append(CSVLogger(self.folder, name="", version="csv"))
+            elif name == "wandb":
+                from lightning.pytorch.loggers import WandbLogger
+
+                made.append(WandbLogger(save_dir=self.folder, name=self.folder.name, project="randlora-pl"))
+            elif name != "none":
+                raise UserError(f"run.logger is {name!r}.{near(name, LOGGERS)} Known: {', '.join(LOGGERS)}")
+        return made
+
+    def discard(self) -> None:
+        """Removes a folder that this process made and that holds nothing worth keeping yet."""
+        if self.created and self.folder != Path():
+            remove_folder(self.folder)

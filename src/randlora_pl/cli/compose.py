@@ -1,0 +1,215 @@
+"""From the words that were typed to one config and the options that beat it, checked before heavy imports.
+
+Plain LightningCLI takes eight seconds to answer a typing error, keeps the old method's rank when the
+adapter's class changes, and lets a checkpoint override what the user typed. Here the config files are
+merged first, a new adapter class starts from its own defaults, and names are checked against the source text.
+"""
+
+import copy
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from randlora_pl.cli.configs import find_config
+from randlora_pl.errors import UserError
+
+Tree = dict[str, Any]
+
+FOLDER_OPTIONS = {"fit": ("resume",), "validate": ("run", "adapter"), "test": ("run", "adapter")}
+"""Options that name a folder and belong to no config, by verb."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with floats such as ``1e-3``, which PyYAML takes for strings."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$|^[-+]?(?:\d+\.\d*|\.\d+)$|^[-+]?\.(?:inf|nan)$"),
+    list("-+0123456789."),
+)
+
+
+@dataclass
+class Command:
+    """What was typed, sorted.
+
+    Attributes:
+        verb: ``fit``, ``validate`` or ``test``.
+        config: All config files, merged.
+        typed: The other options, as typed; they beat the config.
+        values: The same options by short name (``model.adapter.rank``).
+        folders: Values of the options that name a folder (``resume``, ``run``, ``adapter``).
+        named: Where each config came from, in order.
+    """
+
+    verb: str
+    config: Tree = field(default_factory=dict)
+    typed: list[str] = field(default_factory=list)
+    values: dict[str, str] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
+    named: list[str] = field(default_factory=list)
+
+    def flat(self) -> dict[str, Any]:
+        """The config by short names, with what was typed on top."""
+        result = flatten(self.config)
+        for key, text in self.values.items():
+            if key == "model.adapter" and _last(result.get(key)) != _last(text):
+                result = {name: value for name, value in result.items() if not name.startswith("model.adapter.")}
+            result[key] = parse_value(text)
+        return result
+
+
+def parse_value(text: str) -> Any:
+    """A typed value as YAML reads it; text that is no YAML stays text."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def read_config(file: Path) -> Tree:
+    """One config file.
+
+    Raises:
+        UserError: The file is not readable, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{file}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict | None):
+        raise UserError(f"{file} is no config: expected `key: value` lines such as `data: {{dataset: digits}}`.")
+    return content or {}
+
+
+def merge(old: Any, new: Any, key: str = "") -> Any:
+    """``new`` over ``old``: mappings merge, everything else is replaced; a new class starts afresh.
+
+    The model is the exception: another task keeps the name, the adapter and so on.
+
+    Args:
+        old: What was there, with class names in ``class_path``.
+        new: What beats it.
+        key: Dotted place of the two, for the exception.
+    """
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    changes = "class_path" in new and "class_path" in old and _last(new["class_path"]) != _last(old["class_path"])
+    if changes and key != "model":
+        return new
+    return old | {name: merge(old.get(name), value, f"{key}.{name}".strip(".")) for name, value in new.items()}
+
+
+def _last(class_path: Any) -> str:
+    return str(class_path).rpartition(".")[2]
+
+
+def normalise(tree: Tree) -> Tree:
+    """The same config with every class written as ``{class_path: NAME, ...}``."""
+    model = tree.get("model")
+    if model is None:
+        return tree
+    model = {"class_path": model} if isinstance(model, str) else dict(model)
+    options = dict(model.get("init_args") or {})
+    if isinstance(options.get("adapter"), str):
+        options["adapter"] = {"class_path": options["adapter"]}
+    return tree | {"model": model | ({"init_args": options} if options else {})}
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """A config by short names: ``init_args`` left out, a class under its option's own name."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict) and ("class_path" in node or "init_args" in node):
+            if "class_path" in node:
+                flat[prefix] = node["class_path"]
+            for name, value in (node.get("init_args") or {}).items():
+                walk(f"{prefix}.{name}", value)
+            for name in set(node) - {"class_path", "init_args", "dict_kwargs"}:
+                flat[f"{prefix}.{name}"] = node[name]
+        else:
+            flat[prefix] = node
+
+    for group, content in tree.items():
+        if group == "model" or not isinstance(content, dict):
+            walk(group, content)
+        else:
+            for name, value in content.items():
+                walk(f"{group}.{name}", value)
+    return flat
+
+
+def short_name(option: str) -> str:
+    """``--model.init_args.adapter`` as ``model.adapter``."""
+    parts = [part for part in option.lstrip("-").rstrip("+").split(".") if part not in ("init_args", "class_path")]
+    return ".".join(parts)
+
+
+def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
+    """Sort the words behind a verb and read the config files.
+
+    Args:
+        verb: ``fit``, ``validate`` or ``test``.
+        args: The words behind it.
+        defaults: What the first config file is merged into.
+
+    Raises:
+        UserError: A word that is no option, a missing value, an unreadable file.
+    """
+    command = Command(verb, config=normalise(copy.deepcopy(defaults)))
+    words = list(args)
+    folder_options = FOLDER_OPTIONS[verb]
+    while words:
+        word = words.pop(0)
+        option, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            raise UserError(f"{word!r} is not an option.{_hint(word)} See: randlora-pl {verb} --help")
+        own = option in ("-c", "--config") or option[2:] in folder_options
+        if not equals and words and (own or not _is_option(words[0])):
+            value, equals = words.pop(0), "="
+        if not own:
+            command.typed += [option, value] if equals else [option]
+            if equals:
+                command.values[short_name(option)] = value
+            continue
+        if not equals:
+            what = "a name or a file" if "c" in option[:3] else "a folder"
+            raise UserError(f"{option} needs {what} behind it.")
+        if option in ("-c", "--config"):
+            file = find_config(value)
+            command.config = merge(command.config, normalise(read_config(file)))
+            command.named.append(str(file))
+        else:
+            command.folders[option[2:]] = Path(value)
+    _switch_adapter(command)
+    return command
+
+
+def _is_option(word: str) -> bool:
+    return re.match(r"--?[A-Za-z]", word) is not None
+
+
+def _hint(word: str) -> str:
+    try:
+        find_config(word)
+    except UserError:
+        return ""
+    return f" Did you mean --config {word}?"
+
+
+def _switch_adapter(command: Command) -> None:
+    """A typed adapter class that differs from the config's drops the config's options of the old class."""
+    typed = command.values.get("model.adapter")
+    options = command.config.get("model", {}).get("init_args", {})
+    if typed and re.fullmatch(r"[\w.]+", typed) and isinstance(options.get("adapter"), dict):
+        options["adapter"] = merge(options["adapter"], {"class_path": typed})

@@ -1,0 +1,108 @@
+"""From the libraries' exceptions to one or two lines that a user can act on."""
+
+import re
+from collections.abc import Iterator
+
+from randlora_pl.errors import UserError
+
+_WRAPPERS = ("Does not validate", "Parser key", "Problem with given class_path", "Not a valid subclass")
+_NOISE = ("Expected a <class 'NoneType'>", "Expected a path but", "Given value", "Subtypes:", "Errors:")
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and its explicit causes, the outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def cause(error: BaseException) -> BaseException:
+    """The exception that matters: the first `UserError`, else the innermost one that is no wrapper."""
+    links = list(chain(error))
+    user = next((link for link in links if isinstance(link, UserError)), None)
+    if user is not None:
+        return user
+    plain = [link for link in links if not str(link).lstrip("- ").startswith(_WRAPPERS)]
+    return plain[0] if plain else links[-1]
+
+
+def parse_message(message: str) -> str:
+    """The short form of an error message of jsonargparse.
+
+    Args:
+        message: Its own message: nested, with every alternative that did not fit.
+
+    Returns:
+        One line: the option, what was expected and what was given.
+    """
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    option = "--" + ".".join(_without_repeats(keys)) if keys else ""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    useful = [line for line in lines if line and not line.startswith((*_WRAPPERS, *_NOISE))]
+    types = [_type_name(name) for name in re.findall(r"Expected an? (<class '[^']+'>|typing\.\S+)", message)]
+    types = [name for name in dict.fromkeys(types) if name != "None"]
+    given = re.findall(r"Given value: (.*)", message)
+    inline = re.search(r"Got value: (.*)", message)
+    if types:
+        value = given[0] if given else inline[1] if inline else ""
+        return f"{option}: expected {' or '.join(types)}{f', not {value}' if value else ''}"
+    first = useful[0] if useful else message.splitlines()[0]
+    return f"{option}: {first}" if option and not first.startswith(option) else first
+
+
+def _without_repeats(keys: list[str]) -> list[str]:
+    return [key for key, before in zip(keys, ["", *keys[:-1]], strict=True) if key != before]
+
+
+def _type_name(text: str) -> str:
+    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "None"}
+    name = text.removeprefix("<class '").removesuffix("'>").removeprefix("typing.")
+    return names.get(name, name)
+
+
+def parse_error(message: str, error: BaseException | None) -> UserError:
+    """The `UserError` for a failure of the parser."""
+    inner = cause(error) if error is not None else None
+    return inner if isinstance(inner, UserError) else UserError(parse_message(message))
+
+
+def build_error(error: Exception) -> UserError:
+    """The `UserError` for an exception raised while objects were built."""
+    inner = cause(error)
+    if isinstance(inner, UserError):
+        return inner
+    first = str(inner).strip().splitlines()
+    return UserError(first[0] if first else type(inner).__name__)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a GPU or on the host."""
+    names = {type(link).__name__ for link in chain(error)}
+    return bool(names & {"OutOfMemoryError", "MemoryError"}) or (
+        isinstance(error, RuntimeError)
+        and re.search(r"out of memory|can't allocate memory", str(error), re.IGNORECASE) is not None
+    )
+
+
+def memory_advice(batch_size: int, accumulate: int, stage: str, eval_batch_size: int) -> str:
+    """Which batch and accumulation to try.
+
+    Args:
+        batch_size: Images of a micro-batch.
+        accumulate: Micro-batches of an optimizer step.
+        stage: ``fit``, ``validate`` or ``test``.
+        eval_batch_size: Images of an evaluation batch.
+    """
+    if stage != "fit":
+        return f"out of memory; try --data.eval_batch_size {max(1, eval_batch_size // 2)}"
+    if batch_size == 1:
+        return (
+            "out of memory with one image at a time; try --model.gradient_checkpointing true, "
+            "--trainer.precision bf16-mixed or a smaller model"
+        )
+    half = batch_size // 2
+    same = " for the same effective batch" if batch_size % 2 == 0 else ""
+    return (
+        f"out of memory; try --data.batch_size {half} --trainer.accumulate_grad_batches {2 * accumulate}{same}, "
+        "or --model.gradient_checkpointing true"
+    )

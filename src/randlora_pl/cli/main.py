@@ -1,0 +1,103 @@
+"""The entry point: ``main(args)`` for the shell, scripts, tests and notebooks alike.
+
+Verbs that need no PyTorch answer at once; the heavy imports come only when a model must be built.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from randlora_pl import __version__
+from randlora_pl.errors import UserError, near
+
+VERBS = {
+    "fit": "train:fit_verb",
+    "validate": "train:evaluate_verb",
+    "test": "train:evaluate_verb",
+    "predict": "predict:predict_verb",
+    "datasets": "quick:datasets_verb",
+    "models": "quick:models_verb",
+    "adapters": "quick:adapters_verb",
+    "config": "configs:config_verb",
+    "doctor": "doctor:doctor_verb",
+}
+_NAMED = ("validate", "test")  # share one function, so it is told which of them it is
+
+PAGE = f"""\
+randlora-pl {__version__}: RandLoRA and its baselines on CLIP, DINOv2 and other vision transformers
+
+  randlora-pl fit --config quickstart                      train and test a tiny CLIP in about a minute
+  randlora-pl fit --config clip_vitb32 --data.dataset folder --data.root PATH --data.shots 16
+  randlora-pl predict --adapter RUN/adapter --images PATH --output predictions.csv
+
+Run       fit        train, with a test before and after; --resume RUN goes on after a crash
+          test       test an adapter: --adapter FOLDER or --run RUN (validate: on the validation images)
+          predict    classify images with an adapter
+Look up   datasets   data sets; datasets NAME tells all about one
+          models     backbones
+          adapters   methods; adapters NAME explains the options of one
+          config     list | cat NAME | cp NAME: the shipped configs
+          doctor     what is installed, found and missing
+
+randlora-pl VERB --help explains one verb. --version prints the version.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        args: The words behind ``randlora-pl``; those of the command line by default.
+
+    Returns:
+        The exit code: 0, or 2 where the user must change something, or 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        return _run(words)
+    except UserError as error:
+        if os.environ.get("RANDLORA_PL_TRACEBACK"):
+            raise
+        print(f"randlora-pl: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"randlora-pl: interrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe such as `| head` has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(PAGE, end="")
+        return 0
+    if words[0] in ("--version", "version"):
+        print(f"randlora-pl {__version__}")
+        return 0
+    verb, *rest = words
+    if verb not in VERBS:
+        hint = near(verb, VERBS) or _config_hint(verb)
+        raise UserError(f"{verb!r} is not a verb.{hint} See: randlora-pl --help")
+    if rest and rest[0] in ("--help", "-h"):
+        from randlora_pl.cli.pages import page
+
+        print(page(verb), end="")
+        return 0
+    module, _, name = VERBS[verb].partition(":")
+    function: Callable[[list[str]], int] = getattr(import_module(f"randlora_pl.cli.{module}"), name)
+    return function([verb, *rest] if verb in _NAMED else rest)
+
+
+def _config_hint(word: str) -> str:
+    """Someone who types ``randlora-pl quickstart`` or leaves out the verb means ``fit``."""
+    if word.startswith("-"):
+        return " The verb comes first: randlora-pl fit ..."
+    from randlora_pl.cli.configs import config_names
+
+    return f" Did you mean: fit --config {word}?" if word in config_names() else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Are the typed names right? Checked against the source text, each with its near matches."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+from randlora_pl.cli.compose import Command, flatten, normalise, read_config, short_name
+from randlora_pl.cli.sources import ClassSource, read_classes, subclasses, trainer_options
+from randlora_pl.errors import UserError, near
+
+RUN_OPTIONS = {
+    "name": "Name of the run; its folder is ROOT/NAME/TIME. Default: data set, model and adapter",
+    "root": "Folder of all runs. Default: runs",
+    "logger": "tensorboard, csv, wandb, or several: [tensorboard,csv]. Default: tensorboard",
+}
+CALLBACK_GROUPS = {"checkpoint": "AdapterCheckpoint", "gradient_flow": "GradientFlow"}
+SINGLE = {"seed_everything", "ckpt_path", "print_config", "config", "help", "h", "help-all"}
+
+Groups = dict[str, set[str] | None]  # None: a class outside this project, whose options are not known here
+
+
+def tasks() -> dict[str, ClassSource]:
+    """The task classes by name."""
+    found = subclasses("tasks", "LightningModule")
+    bases = {base for source in found.values() for base in source.bases}
+    return {name: source for name, source in found.items() if name not in bases}
+
+
+def adapters() -> dict[str, ClassSource]:
+    """The adapter classes by name."""
+    return subclasses("adapters", "Adapter")
+
+
+def known_class(name: object, known: Iterable[str], what: str, option: str) -> str | None:
+    """The class's name as the source spells it; None for a class outside this project (a dotted path).
+
+    Raises:
+        UserError: No such class; near names are suggested.
+    """
+    short = str(name).rpartition(".")[2]
+    spelled = {candidate.lower(): candidate for candidate in known}
+    if short.lower() in spelled:
+        return spelled[short.lower()]
+    if "." in str(name) and not str(name).startswith("randlora_pl."):
+        return None
+    raise UserError(
+        f"There is no {what} {short!r} ({option}).{near(short, spelled.values())} Known: {', '.join(spelled.values())}"
+    )
+
+
+def check_names(command: Command) -> None:
+    """Check the classes, the option names and the data set of a command; classes are spelled right on the way.
+
+    Raises:
+        UserError: The first unknown name.
+    """
+    flat = command.flat()
+    task = known_class(flat["model"], tasks(), "task", "--model")
+    method = flat.get("model.adapter")
+    if isinstance(method, str):
+        method = known_class(method, adapters(), "adapter", "--model.adapter")
+    callbacks = read_classes("callbacks")
+    groups: Groups = {
+        "data": set(read_classes("data")["ImageData"].options),
+        "trainer": set(trainer_options()) or None,
+        "run": set(RUN_OPTIONS),
+        "model": set(tasks()[task].options) if task else None,
+        "model.adapter": set(adapters()[method].options) if method else None,
+    }
+    groups |= {group: set(callbacks[name].options) for group, name in CALLBACK_GROUPS.items()}
+    for key in [*command.values, *(word.lstrip("-") for word in command.typed if word.startswith("-")), *flat]:
+        _check_option(command, key, groups)
+    _spell(command, "model", task)
+    _spell(command, "model.adapter", method)
+    if "data.dataset" in flat:
+        from randlora_pl.data.catalog import find
+
+        find(str(flat["data.dataset"]))
+
+
+def _check_option(command: Command, key: str, groups: Groups) -> None:
+    parts = [part for part in key.rstrip("+").split(".") if part not in ("init_args", "class_path")]
+    if parts[0] in SINGLE or parts[-1] == "help":
+        return
+    group = "model.adapter" if parts[:2] == ["model", "adapter"] and len(parts) > 2 else parts[0]
+    rest = parts[2:] if group == "model.adapter" else parts[1:]
+    if group in groups:
+        known = groups[group]
+        if not rest or known is None or rest[0] in known:
+            return
+    where = _file_with(command, key)
+    typed = f"Unknown key {key} in {where}." if where else f"Unknown option --{key}."
+    raise UserError(
+        f"{typed}{_suggest(group, rest or parts, groups)} All options: randlora-pl {command.verb} --help-all"
+    )
+
+
+def _file_with(command: Command, key: str) -> Path | None:
+    """The config file that sets a key, None where it was typed."""
+    if key in command.values:
+        return None
+    files = [Path(name) for name in command.named]
+    return next((file for file in reversed(files) if key in flatten(normalise(read_config(file)))), None)
+
+
+def _suggest(group: str, rest: list[str], groups: Groups) -> str:
+    """Options whose last part is the same, else near ones of the same group, else near ones of any."""
+    every = {name: f"--{name}" for name in sorted(SINGLE) if name not in ("h", "config")}
+    every |= {f"{place}.{name}": f"--{place}.{name}" for place, names in groups.items() for name in sorted(names or ())}
+    found = [option for name, option in every.items() if name.rpartition(".")[2] == rest[-1]]
+    if not found and groups.get(group):
+        matches = difflib.get_close_matches(rest[0], groups[group] or (), 2, 0.6)
+        found = [".".join([f"--{group}", match, *rest[1:]]) for match in matches]
+    if not found:
+        by_end = {name.rpartition(".")[2]: option for name, option in every.items()}
+        found = [by_end[match] for match in difflib.get_close_matches(rest[-1], by_end, 2, 0.6)]
+    return f" Did you mean {' or '.join(found[:3])}?" if found else ""
+
+
+def _spell(command: Command, option: str, name: str | None) -> None:
+    """Replace a class's name, typed or from a config, by its right spelling."""
+    if name is None:
+        return
+    if option in command.values:
+        for place, word in enumerate(command.typed):
+            if word.startswith("--") and short_name(word) == option:
+                command.typed[place + 1] = name
+        command.values[option] = name
+    else:
+        model = command.config["model"]
+        (model if option == "model" else model["init_args"]["adapter"])["class_path"] = name

@@ -1,0 +1,116 @@
+"""Help pages of the verbs, from the source text: the application's own options first, on one screen."""
+
+import re
+
+from randlora_pl.cli.names import CALLBACK_GROUPS, RUN_OPTIONS, adapters, tasks
+from randlora_pl.cli.sources import Option, read_classes
+from randlora_pl.cli.tables import entry
+
+_START = {
+    "fit": """\
+Train: a test with the untrained model, the training, a test with the last weights.
+Everything about the run goes to runs/NAME/TIME: config, TensorBoard, log, checkpoint, adapter, results.json.
+
+  randlora-pl fit --config quickstart
+  randlora-pl fit --config clip_vitb32 --config lora --data.dataset cifar10 --data.shots 16
+  randlora-pl fit --resume runs/quickstart/TIME              goes on after a crash or Ctrl-C
+""",
+    "test": """\
+Test an adapter on the test images of a data set, or the untrained model where no adapter is named.
+
+  randlora-pl test --run runs/quickstart/TIME                config and adapter of a run
+  randlora-pl test --adapter FOLDER --config clip_vitb32 --data.dataset cifar10
+""",
+    "validate": """\
+Test an adapter on the validation images, which are kept out of training.
+
+  randlora-pl validate --run runs/quickstart/TIME            config and adapter of a run
+  randlora-pl validate --adapter FOLDER --config clip_vitb32 --data.dataset cifar10
+""",
+    "predict": """\
+Classify images with a trained adapter; writes a CSV file: image, class, probability and the next best classes.
+
+  randlora-pl predict --adapter runs/quickstart/TIME/adapter --images photos/ cat.jpg --output predictions.csv
+
+  --adapter FOLDER      The adapter folder of a run; it knows its base model, class names and prompts
+  --images PATH ...     Image files, and folders that are searched
+  --output FILE         CSV file to write; - prints it (default predictions.csv)
+  --overwrite           Replace the file if it exists
+  --top-k K             Classes listed for each image (default 5)
+  --batch-size N        Images at a time (default 64)
+  --device DEVICE       cpu, cuda, mps ... (default: what there is)
+""",
+    "datasets": "List the data sets (datasets), or tell all about some of them (datasets NAME ...).\n",
+    "models": "List backbones with their sizes, weights and configs (models), or only some of them (models NAME ...).\n",
+    "adapters": "List the methods (adapters), or explain the options of some of them (adapters NAME ...).\n",
+    "config": """\
+The shipped configs.
+
+  config list            what there is
+  config cat NAME        print one
+  config cp NAME [FILE]  copy one, to change it; an existing file is not overwritten
+""",
+    "doctor": "Show versions, devices, data folders, cached weights and network; say what is missing and how to get it.\n",
+}
+
+
+def page(verb: str) -> str:
+    """The help page of a verb, at most 60 lines.
+
+    Args:
+        verb: One of the application's verbs.
+    """
+    if verb not in ("fit", "test", "validate"):
+        return _START[verb]
+    fit = verb == "fit"
+    lines = [_START[verb], _line("--config NAME", "Shipped config or a file; repeat it to merge, the later one wins")]
+    if fit:
+        lines += [_line(f"--run.{name} VALUE", text) for name, text in RUN_OPTIONS.items()]
+        lines += [_line("--resume RUN", "Continue this run folder; what you type beats its config")]
+        lines += [_line(f"--{group}.{name}", _short(option)) for group, name, option in _callback_options()]
+    lines += [
+        _line("--seed_everything N", "Seed of the run: few-shot images, order, augmentation, bases (default 0)"),
+        _line("--model TASK", f"{', '.join(tasks())}; its options:"),
+        *_names("model", read_options("tasks", next(iter(tasks()), ""))),
+        _line("--model.adapter METHOD", f"{', '.join(adapters())}"),
+        _line("--model.adapter.OPTION", "See: randlora-pl adapters METHOD"),
+        _line("--data.dataset NAME", "See: randlora-pl datasets; the other options of the data:"),
+        *_names("data", read_options("data", "ImageData")),
+        _line("--trainer.OPTION", "Lightning's, for example accelerator, devices, precision, accumulate_grad_batches"),
+        "",
+        f"All of them explained: randlora-pl {verb} --help-all, --model.help TASK, --model.adapter.help METHOD",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def read_options(package: str, name: str) -> dict[str, Option]:
+    """The options of one class, empty where it is not there."""
+    source = read_classes(package).get(name)
+    return source.options if source else {}
+
+
+def _callback_options() -> list[tuple[str, str, Option]]:
+    classes = read_classes("callbacks")
+    return [
+        (group, option.name, option)
+        for group, name in CALLBACK_GROUPS.items()
+        if name in classes
+        for option in classes[name].options.values()
+    ]
+
+
+def _line(name: str, text: str) -> str:
+    return entry(name, text, column=30)
+
+
+def _short(option: Option) -> str:
+    """The first sentence of an option's explanation, with its default."""
+    sentence = re.split(r"(?<=[^.\d])[.;:] ", option.help + " ")[0].rstrip(". ")
+    return f"{sentence} (default {option.default})"
+
+
+def _names(group: str, options: dict[str, Option]) -> list[str]:
+    """The options of a group on as few lines as they need."""
+    names = ", ".join(f"{name}" for name in options if name not in ("adapter", "dataset", "seed"))
+    return [entry(f"  --{group}.", names, column=30)]

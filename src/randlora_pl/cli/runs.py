@@ -1,0 +1,184 @@
+"""Run folders: where they lie, what they are called, and when two configs belong to the same run."""
+
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.cli.compose import Command, Tree, flatten, normalise, read_config
+from randlora_pl.errors import UserError
+
+CONFIG = "config.yaml"
+LAST = "checkpoints/last.ckpt"
+ADAPTER = "adapter"
+_ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"
+"""Tells the processes that Lightning starts for further devices which folder the first one made."""
+
+_FREE = {"model.adapter.alpha", "model.adapter.dropout", "model.adapter.inner.alpha", "model.adapter.inner.dropout"}
+"""Options of an adapter that change no tensor's shape or meaning."""
+_FIXED = ("model", "model.name", "model.pretrained", "model.img_size", "model.targets", "data.dataset")
+
+
+def planned_name(flat: dict[str, Any]) -> str:
+    """A run's default name: data set, model and adapter.
+
+    Args:
+        flat: The config by short names.
+    """
+    words = [flat.get("data.dataset", "digits"), flat.get("model.name", "tiny"), flat.get("model.adapter", "")]
+    short = [str(word).rpartition(".")[2] if place == 2 else Path(str(word)).name for place, word in enumerate(words)]
+    return re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(short).lower().replace("_", "~")).replace("~", "_").strip("-_")
+
+
+def new_folder(root: Path, name: str) -> Path:
+    """Makes ``root/name/TIME``; a second run in the same second gets its own.
+
+    Args:
+        root: Folder of all runs.
+        name: Name of the run.
+
+    Raises:
+        UserError: The folder cannot be made.
+    """
+    given = os.environ.get(_ENVIRONMENT)
+    if given and int(os.environ.get("LOCAL_RANK", "0")):
+        return Path(given)
+    if re.search(r"[/\\]|^\.*$", name):
+        raise UserError(f"run.name is {name!r}: give a plain name without slashes; --run.root says where it goes.")
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for number in range(1, 100):
+        folder = root / name / (stamp if number == 1 else f"{stamp}_{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"The run folder {folder} cannot be made ({error.strerror}); see --run.root.") from error
+        os.environ[_ENVIRONMENT] = str(folder)
+        return folder
+    raise UserError(f"{root / name} has a hundred runs of this second; give another --run.name.")
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a run folder without a checkpoint or an adapter, and its parent if that is empty then."""
+    if (folder / LAST).exists() or (folder / ADAPTER).exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    os.environ.pop(_ENVIRONMENT, None)
+    for parent in folder.parents[:2]:
+        try:
+            parent.rmdir()
+        except OSError:
+            return
+
+
+def check_run(folder: Path) -> Path:
+    """The config of a run folder.
+
+    Raises:
+        UserError: It is no run folder.
+    """
+    if not (folder / CONFIG).is_file():
+        found = sorted(folder.glob(f"*/{CONFIG}")) or sorted(folder.glob(f"*/*/{CONFIG}"))
+        hint = f" Its newest run: {found[-1].parent}" if found else " A run folder is ROOT/NAME/TIME, see runs/."
+        raise UserError(f"{folder} is no run folder: it has no {CONFIG}.{hint}")
+    return folder / CONFIG
+
+
+def keep_older(file: Path) -> None:
+    """Renames a file that is about to be written again to the first free ``NAME.1``, ``NAME.2`` ..."""
+    for number in range(1, 1000):
+        older = file.with_name(f"{file.name}.{number}")
+        if not older.exists():
+            file.rename(older)
+            return
+
+
+def adapter_config(folder: Path) -> Tree:
+    """The model part of a config, from an adapter folder that a task has written.
+
+    Raises:
+        UserError: It is no such folder.
+    """
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        inside = [name for name in (ADAPTER, "adapter-best") if (folder / name).is_dir()]
+        hint = f" Did you mean {folder / inside[0]}?" if inside else " A run keeps it in RUN/adapter."
+        raise UserError(f"{folder} is no adapter folder: it has no {file.name}.{hint}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        metadata = content["metadata"]
+        task, arguments = metadata["task"], metadata["arguments"]
+        adapter = _as_class(content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} says nothing of a task ({type(error).__name__}: {error}).") from error
+    arguments = {name: value for name, value in arguments.items() if name != "seed"}
+    return {"model": {"class_path": task, "init_args": arguments | {"adapter": adapter}}}
+
+
+def _as_class(description: Any) -> Any:
+    """``{"method": ..., "options": ...}`` of a file as ``class_path`` and ``init_args``."""
+    if not (isinstance(description, dict) and "method" in description):
+        return description
+    options = {name: _as_class(value) for name, value in description["options"].items()}
+    return {"class_path": description["method"]} | ({"init_args": options} if options else {})
+
+
+def architecture(flat: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint depends on: task, base model, targets, data set, and the adapter without its free options.
+
+    Args:
+        flat: A config by short names.
+    """
+    fixed = {key: flat[key] for key in _FIXED if key in flat}
+    fixed |= {key: value for key, value in flat.items() if key.startswith("model.adapter") and key not in _FREE}
+    classes = ("model", "model.adapter", "model.adapter.inner")
+    return {key: str(value).rpartition(".")[2] if key in classes else value for key, value in fixed.items()}
+
+
+def check_architecture(command: Command, run: Path) -> None:
+    """Refuses to continue a run as something else.
+
+    Args:
+        command: The command, whose config is that of the run with what was typed on top.
+        run: Folder of the run.
+
+    Raises:
+        UserError: Something that the checkpoint depends on differs; says both values.
+    """
+    theirs = architecture(flatten(normalise(read_config(run / CONFIG))))
+    ours = architecture(command.flat())
+    differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
+    if differing:
+        clashes = "; ".join(f"--{key} is {ours[key]}, the run has {theirs[key]}" for key in differing[:3])
+        raise UserError(f"{run} cannot go on as another model: {clashes}. Leave the option out, or start a new run.")
+
+
+def resolved_config(tree: Tree, model: dict[str, Any], data: dict[str, Any]) -> Tree:
+    """A parsed config with derived values filled in, usable as ``--config`` again.
+
+    Args:
+        tree: The parsed config as plain values.
+        model: Constructor arguments of the task that were derived.
+        data: Constructor arguments of the data module that were derived.
+    """
+    tree = normalise(tree)
+    options = dict(tree["model"]["init_args"]) | {name: plain(value) for name, value in model.items()}
+    options.pop("seed", None)  # seed_everything feeds it
+    tree["model"] = tree["model"] | {"init_args": options}
+    tree["data"] = {k: v for k, v in (tree["data"] | {n: plain(v) for n, v in data.items()}).items() if k != "seed"}
+    return {key: value for key, value in tree.items() if key not in ("config", "ckpt_path")}
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML: adapters as class and options, tuples as lists."""
+    if hasattr(value, "describe") and hasattr(value, "method"):
+        options = {name: plain(getattr(value, name)) for name in value.options()}
+        kind = type(value)
+        return {"class_path": f"{kind.__module__}.{kind.__qualname__}"} | ({"init_args": options} if options else {})
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return value

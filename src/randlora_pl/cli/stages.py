@@ -1,0 +1,191 @@
+"""The stages of a run: test before, training, test after, results."""
+
+import math
+import shlex
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.table import Table
+
+from randlora_pl.adapters import load_adapter
+from randlora_pl.callbacks import AdapterCheckpoint, PeakMemory, Throughput, ZeroShot
+from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
+from randlora_pl.callbacks.console import say
+from randlora_pl.callbacks.results import data_figures, environment, model_figures, read_results, write_results
+from randlora_pl.callbacks.run_folder import write_text
+from randlora_pl.cli.app import App
+from randlora_pl.cli.runs import CONFIG, LAST, keep_older, resolved_config
+from randlora_pl.errors import UserError
+
+Kind = TypeVar("Kind", bound=Callback)
+
+
+class _ResolvedConfig(Callback):
+    """Writes the config again once the model is built and every derived value is known."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        write_config(self.app)
+
+
+class _LoadAdapter(Callback):
+    """Puts a saved adapter into the model before it is evaluated."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._load(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._load(pl_module)
+
+    def _load(self, task: Any) -> None:
+        file = load_adapter(task.model, self.folder)
+        if file.extra:
+            theirs = file.config.get("metadata", {}).get("classnames")
+            if theirs != task.classnames:
+                raise UserError(f"{self.folder} has a head for {len(theirs or [])} other classes than this data set's.")
+            task.load_head(file.extra)
+
+
+def write_config(app: App) -> None:
+    """Writes the resolved config of a run; it can be used again as ``--config``."""
+    if not app.trainer.is_global_zero:
+        return
+    tree = yaml.safe_load(app.parser.dump(app.config, skip_none=False))
+    data: Any = getattr(app.datamodule, "resolved", dict)
+    tree = resolved_config(tree, app.model.resolved(), data())
+    head = f"# The resolved config of this run; use it again with: randlora-pl fit --config {app.folder / CONFIG}\n"
+    write_text(app.folder / CONFIG, head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def fit(app: App) -> None:
+    """Zero-shot test, training, test; everything goes to the run folder and the end is printed.
+
+    Raises:
+        UserError: The run that was to be continued is finished.
+    """
+    trainer, task, data, folder = app.trainer, app.model, app.datamodule, app.folder
+    before = read_results(folder)
+    if before.get("finished"):
+        raise UserError(f"{folder} is finished. Test it again with: randlora-pl test --run {folder}")
+    if not app.created and trainer.is_global_zero:
+        keep_older(folder / CONFIG)
+    write_config(app)
+    if task.zero_shot and not any(key.startswith("zeroshot/") for key in before):
+        task.test_name = "zeroshot"
+        switch = ZeroShot()
+        trainer.callbacks.append(switch)
+        figures = trainer.test(task, data, verbose=False)[0]
+        trainer.callbacks.remove(switch)
+        task.test_name = "test"
+        _write(app, dict(figures))
+        if trainer.is_global_zero:
+            say(f"zero-shot: {_figures(figures, 'zeroshot')}")
+    trainer.callbacks.append(_ResolvedConfig(app))
+    last = folder / LAST
+    start = str(last) if last.is_file() and not app.created else app.config.ckpt_path
+    trainer.fit(task, data, ckpt_path=start, weights_only=True)
+    tested = trainer.test(task, data, verbose=False)[0]
+    _write(app, dict(tested) | fit_figures(app) | {"finished": True})
+    if trainer.is_global_zero:
+        say(*end_page(folder))
+
+
+def fit_figures(app: App) -> dict[str, Any]:
+    """Counts, times, memory and versions of a finished training."""
+    trainer, data = app.trainer, app.datamodule
+    throughput = _callback(trainer, Throughput)
+    speed = throughput.images_per_second
+    best = _callback(trainer, AdapterCheckpoint)
+    validated = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+    return {
+        **validated,
+        **({f"best/{best.monitor}": best.best} if best.best is not None else {}),
+        **model_figures(app.model),
+        **data_figures(data),
+        "steps": trainer.global_step,
+        "effective_batch": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
+        "batch_size": data.batch_size,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "devices": trainer.world_size,
+        "device": str(app.model.device.type),
+        "precision": str(trainer.precision),
+        "fit_seconds": round(throughput.seconds, 3),
+        "images_per_second": round(speed * trainer.world_size, 2) if speed else None,
+        "peak_memory_bytes": _callback(trainer, PeakMemory).peak,
+        "config": [Path(name).name for name in app.command.named],
+        **environment(),
+    }
+
+
+def evaluate(app: App, adapter: Path | None) -> None:
+    """``test`` and ``validate``: the figures of an adapter, or of the untrained model, in a run folder of their own."""
+    trainer, task, data = app.trainer, app.model, app.datamodule
+    if adapter is not None:
+        trainer.callbacks.append(_LoadAdapter(adapter))
+    run = trainer.test if app.command.verb == "test" else trainer.validate
+    write_config(app)
+    figures = dict(run(task, data, verbose=False)[0])
+    write_config(app)
+    facts = {"adapter": str(adapter) if adapter else None, **model_figures(task), **data_figures(data), **environment()}
+    _write(app, figures | facts)
+    if trainer.is_global_zero:
+        name = "test" if app.command.verb == "test" else "val"
+        what = f"adapter {adapter}" if adapter else "untrained model"
+        say(
+            f"{what} on {data.row.name}: {_figures(figures, name)}", f"results: {app.folder / 'results.json'}", sep="\n"
+        )
+
+
+def end_page(folder: Path) -> list[Any]:
+    """What is printed at the end of a training: figures, places, next commands."""
+    results = read_results(folder)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    rows = {
+        "test": _figures(results, "test"),
+        "zero-shot": _figures(results, "zeroshot"),
+        "parameters": f"{results['trainable_parameters']:,} trained of {results['total_parameters']:,}",
+        "time": f"{results['fit_seconds']:.1f} s for {results['steps']:,} steps"
+        + (f", {results['images_per_second']:,.0f} images/s" if results["images_per_second"] else ""),
+        "peak memory": f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB ({results['device']})",
+        "everything": f"{folder}: results.json, {CONFIG}, {ADAPTER}/, figures/, tensorboard/, run.log",
+    }
+    for name, text in rows.items():
+        if text:
+            table.add_row(name, text)
+    place = shlex.quote(str(folder))
+    best = f"\n  randlora-pl test --adapter {place}/{BEST}" if (folder / BEST).is_dir() else ""
+    following = (
+        f"\nNext:\n  randlora-pl predict --adapter {place}/{ADAPTER} --images PATH --output predictions.csv\n"
+        f"  randlora-pl test --run {place}{best}\n  tensorboard --logdir {place}"
+    )
+    return ["", table, following]
+
+
+def _figures(results: Any, name: str) -> str:
+    """``accuracy 93.3 %, loss 0.21`` from the keys behind one prefix."""
+    words = {"acc": "accuracy", "loss": "loss"}
+    shown = []
+    for key, value in results.items():
+        prefix, _, short = key.partition("/")
+        if prefix == name and isinstance(value, float) and math.isfinite(value):
+            text = f"{value:.4f}" if short == "loss" else f"{100 * value:.2f} %"
+            shown.append(f"{words.get(short, short)} {text}")
+    return ", ".join(sorted(shown, key=lambda text: text.startswith("loss")))
+
+
+def _write(app: App, figures: dict[str, Any]) -> None:
+    if app.trainer.is_global_zero:
+        write_results(app.folder, figures)
+
+
+def _callback(trainer: Trainer, kind: type[Kind]) -> Kind:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))

@@ -1,0 +1,153 @@
+"""``fit``, ``validate`` and ``test``: from a command to a run folder with results."""
+
+import copy
+import shlex
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from randlora_pl.cli.compose import FOLDER_OPTIONS, Command, Tree, compose, merge, normalise
+from randlora_pl.cli.explain import memory_advice, out_of_memory
+from randlora_pl.cli.names import check_names
+from randlora_pl.cli.runs import ADAPTER, CONFIG, LAST, adapter_config, check_architecture, check_run
+from randlora_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from randlora_pl.cli.app import App
+
+DEFAULTS: Tree = {"model": {"class_path": "VisionLanguageTask", "init_args": {"adapter": "RandLoRA"}}}
+
+
+def fit_verb(args: list[str]) -> int:
+    """``fit``: zero-shot test, training, test, results."""
+    command = prepare("fit", args)
+    run = command.folders.get("resume")
+    if run is not None:
+        check_architecture(command, run)
+    app = start(command, run)
+    from randlora_pl.cli.stages import fit
+
+    with guarded(app):
+        fit(app)
+    return 0
+
+
+def evaluate_verb(args: list[str]) -> int:
+    """``validate`` and ``test``: figures of an adapter, or of the untrained model."""
+    verb, *rest = args
+    command = prepare(verb, rest)
+    app = start(command, None)
+    from randlora_pl.cli.stages import evaluate
+
+    with guarded(app):
+        evaluate(app, adapter_of(command))
+    return 0
+
+
+def prepare(verb: str, args: list[str]) -> Command:
+    """The checked command; what a run or an adapter folder says comes before everything that was typed.
+
+    Raises:
+        UserError: See `compose` and `check_names`.
+    """
+    folders = _folders(args, FOLDER_OPTIONS[verb])
+    defaults, words = copy.deepcopy(DEFAULTS), list(args)
+    typed_config = bool({"-c", "--config"} & {word.partition("=")[0] for word in args})
+    if "resume" in folders:
+        words = ["--config", str(check_run(folders["resume"])), *words]
+    elif "run" in folders:
+        words = ["--config", str(check_run(folders["run"])), *words]
+    elif "adapter" in folders and not typed_config:
+        beside = folders["adapter"].resolve().parent / CONFIG
+        words = ["--config", str(beside), *words] if beside.is_file() else words
+    command = compose(verb, words, defaults)
+    adapter = adapter_of(command)
+    if adapter is not None:  # the folder knows best what it needs
+        command.config = merge(command.config, normalise(adapter_config(adapter)))
+    check_names(command)
+    return command
+
+
+def _folders(args: list[str], names: tuple[str, ...]) -> dict[str, Path]:
+    found = {}
+    for place, word in enumerate(args):
+        option, equals, value = word.partition("=")
+        if option.startswith("--") and option[2:] in names and (equals or place + 1 < len(args)):
+            found[option[2:]] = Path(value if equals else args[place + 1])
+    return found
+
+
+def adapter_of(command: Command) -> Path | None:
+    """The adapter folder that ``--adapter`` or ``--run`` names."""
+    if "adapter" in command.folders:
+        return command.folders["adapter"]
+    return command.folders["run"] / ADAPTER if "run" in command.folders else None
+
+
+def start(command: Command, folder: Path | None) -> "App":
+    """Imports the heavy libraries and builds task, data and trainer.
+
+    Raises:
+        UserError: Something that was typed does not fit.
+    """
+    quieten()
+    if "--help-all" in command.typed:
+        command.typed = ["--help"]
+    from randlora_pl.callbacks.console import log_to_terminal
+
+    log_to_terminal()
+    from randlora_pl.cli.app import App
+
+    return App(command, folder)
+
+
+def quieten() -> None:
+    """Silences remarks of libraries that a user of this application can do nothing about."""
+    for text in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*",
+        ".*litlogger.*",
+        ".*isinstance.treespec.*",
+    ):
+        warnings.filterwarnings("ignore", text)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty.*")
+
+
+@contextmanager
+def guarded(app: "App") -> Iterator[None]:
+    """Everything that can go wrong in a run, in words; and the log file of the run.
+
+    Raises:
+        UserError: Bad input, or memory ran out.
+        KeyboardInterrupt: With how to go on.
+    """
+    from randlora_pl.callbacks.console import log_to_file
+
+    try:
+        with log_to_file(app.folder / "run.log"):
+            yield
+    except UserError:
+        app.discard()
+        raise
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        raise KeyboardInterrupt(_how_to_resume(app)) from None
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        data: Any = app.datamodule
+        accumulate = app.trainer.accumulate_grad_batches
+        advice = memory_advice(data.batch_size, accumulate, app.command.verb, data.eval_batch_size)
+        app.discard()
+        raise UserError(advice) from error
+
+
+def _how_to_resume(app: "App") -> str:
+    if app.command.verb == "fit" and (app.folder / LAST).is_file():
+        return f"go on with: randlora-pl fit --resume {shlex.quote(str(app.folder))}"
+    app.discard()
+    return "no checkpoint was written yet" if app.command.verb == "fit" else ""
