@@ -9,8 +9,9 @@ variance, as the official code does by the empirical one (protocol: "entries sca
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,15 +44,13 @@ class Distribution:
         """Resolves ``sparsity``; ``"sqrt"`` is the square root of ``largest``, the largest D of the model.
 
         Raises:
-            UserError: If the sparsity is below 2 or not a known word.
+            UserError: If the sparsity is out of range or not a known word.
         """
         if basis != "ternary":
             return cls(basis)
         if sparsity == "sqrt":
             return cls(basis, math.isqrt((1 << 64) // largest))
-        if not isinstance(sparsity, int) or sparsity < 2:
-            raise UserError(f"sparsity is {sparsity!r}: give a whole number of at least 2, or 'sqrt'.")
-        return cls(basis, (1 << 32) // sparsity)
+        return cls(basis, (1 << 32) // check_sparsity(sparsity))
 
     def __call__(self, words: Tensor) -> Tensor:
         """Entries of unit variance (float32) for uniform 32-bit words (int64, any shape)."""
@@ -65,6 +64,17 @@ class Distribution:
             return ((words >> 31) * 2 - 1).to(torch.float32)
         signs = (words >= (1 << 32) - self.threshold).to(torch.float32) - (words < self.threshold).to(torch.float32)
         return signs * (1 / math.sqrt(2 * self.threshold / (1 << 32)))
+
+
+def check_sparsity(sparsity: Any) -> Any:
+    """The sparsity s of ternary bases.
+
+    Raises:
+        UserError: If it is neither ``"sqrt"`` nor a whole number from 2 to a million.
+    """
+    if sparsity != "sqrt" and (not isinstance(sparsity, int) or not 2 <= sparsity <= 1_000_000):
+        raise UserError(f"sparsity is {sparsity!r}: give a whole number from 2 to 1,000,000, or 'sqrt'.")
+    return sparsity
 
 
 @torch.no_grad()
@@ -86,12 +96,12 @@ def draw(
         float32 tensor of shape (count, rows, columns).
     """
     if device.type == "meta":
-        return torch.empty(count, rows, columns, device=device)
+        return torch.empty(count, rows, columns, dtype=torch.float32, device=device)
     blocks = -(-columns // 4)  # one Philox call gives the entries of four neighbouring columns
     block = torch.arange(blocks, device=device)
     row = torch.arange(rows, device=device)[:, None]
     name = torch.tensor(stream(tensor), device=device)
-    result = torch.empty(count, rows, columns, device=device)
+    result = torch.empty(count, rows, columns, dtype=torch.float32, device=device)
     step = max(1, _CHUNK // (rows * blocks))
     for start in range(0, count, step):
         j = torch.arange(start, min(start + step, count), device=device)[:, None, None]
@@ -103,7 +113,8 @@ def draw(
 class Bases(nn.Module):
     """The frozen random tensors that every layer of a model shares: stored once, in no checkpoint.
 
-    Layers hold the same module, so that ``.to()``, ``deepcopy`` and pickling keep one copy.
+    Layers hold the same module, so that ``.to()``, ``deepcopy`` and pickling keep one copy. A change of
+    dtype (``model.bfloat16()``) leaves them in float32: rounded bases would be other bases.
 
     Attributes:
         A: (count_a, r, d): the factor on the smaller (or input) side.
@@ -120,6 +131,15 @@ class Bases(nn.Module):
         self.register_buffer("A", a, persistent=False)
         self.register_buffer("B", b.permute(1, 0, 2).contiguous(), persistent=False)
         self.fingerprint = "" if a.is_meta else fingerprint(seed, a, b)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        bits = (self.A, self.B)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.A, self.B = (
+            moved if moved.dtype == kept.dtype else kept.to(moved.device)
+            for moved, kept in zip((self.A, self.B), bits, strict=True)
+        )
+        return self
 
     def extra_repr(self) -> str:
         """Shapes and the first digits of the fingerprint."""

@@ -33,7 +33,7 @@ def parse_budget(text: str, shapes: list[WeightShape], model: nn.Module) -> int:
     name, _, number = text.lower().partition(":")
     if name == "full" and not number:
         return sum(parameter.numel() for parameter in model.parameters())
-    if name not in _METHODS or not number.isdigit() or int(number) == 0:
+    if name not in _METHODS or not number.isdecimal() or int(number) == 0:
         raise UserError(f"match is {text!r}: give a method and a number, as lora:32, randlora:6, nola:1024, or full.")
     return count_parameters(_METHODS[name](**{_number_option(name): int(number)}), shapes)
 
@@ -54,24 +54,17 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
     budget = parse_budget(adapter.match, shapes, model)
     inner = getattr(adapter, "inner", adapter)
     option = _number_option(inner.method())
-    # Only LoRA and RandLoRA are bounded by the smaller side; the others may need more than it.
-    top = min(shape.small for shape in shapes) if isinstance(inner, LoRA | RandLoRA) else 1 << 20
-    counts: dict[int, int] = {}
 
     def count(number: int) -> int:
-        if number not in counts:
-            counts[number] = count_parameters(adapter.replace(**{option: number, "match": None}), shapes)
-        return counts[number]
+        return count_parameters(adapter.replace(**{option: number, "match": None}), shapes)
 
-    # The count is monotonic in the number, so bisect to the crossing and compare its two sides.
-    rising = count(top) >= count(1)
-    low, high = 1, top
-    while low < high:
-        middle = (low + high) // 2
-        if (count(middle) >= budget) == rising:
-            high = middle
-        else:
-            low = middle + 1
-    best = min((number for number in (low - 1, low) if number >= 1), key=lambda number: abs(count(number) - budget))
+    if isinstance(inner, LoRA | RandLoRA):
+        # RandLoRA's count falls with the rank but not steadily (d/r is rounded up), so every rank is tried.
+        candidates = range(1, min(shape.small for shape in shapes) + 1)
+    else:
+        # The counts of the others lie on a line.
+        nearest = 1 + (budget - count(1)) // (count(2) - count(1))
+        candidates = range(max(1, nearest), max(1, nearest) + 2)
+    best = min(candidates, key=lambda number: abs(count(number) - budget))
     note = f"matched to {adapter.match}: {option} {best} has {count(best):,} parameters, {adapter.match} {budget:,}"
     return adapter.replace(**{option: best, "match": None}), [f"{note} ({100 * (count(best) / budget - 1):+.1f} %)"]

@@ -30,9 +30,24 @@ def report_of(model: nn.Module) -> InjectionReport:
 
 
 def merge(model: nn.Module) -> None:
-    """Writes every effective weight into its layer; the frozen weights are kept for `unmerge`. Idempotent."""
-    for layer in adapted_layers(model).values():
+    """Writes every effective weight into its layer; the frozen weights are kept for `unmerge`. Idempotent.
+
+    Raises:
+        UserError: If an update is not finite. Nothing is merged then that was not merged before.
+    """
+    done = []
+    for path, layer in adapted_layers(model).items():
+        if layer.merged or layer.delta is None:
+            continue
         layer.merge()
+        done.append(layer)
+        if not torch.isfinite(layer.adapted_weight).all():
+            for merged in done:
+                merged.unmerge()
+            raise UserError(
+                f"the weight of {path or 'the model'} with its update is not finite (NaN or infinity), "
+                "so it is not merged: the training diverged; lower the learning rate."
+            )
 
 
 def unmerge(model: nn.Module) -> None:
@@ -47,7 +62,8 @@ def unload(model: nn.Module) -> nn.Module:
     set_fast_paths(model, True)
     for layer in adapted_layers(model).values():
         layer.detach()
-    model.adapter_report = None  # type: ignore[assignment]
+    for module in model.modules():  # a part that was adapted by itself has a report of its own
+        module.__dict__.pop("adapter_report", None)
     return model
 
 

@@ -65,8 +65,10 @@ class DoRADelta(DeltaWeight):
 
     def row_scale(self, weight: Tensor, delta: Tensor) -> Tensor:
         """m / ||W0 + delta||, (out)."""
-        directed = weight.detach().to(delta.dtype) + delta.detach()
-        scale: Tensor = self.magnitude / torch.linalg.vector_norm(directed, dim=1).to(self.magnitude.dtype)
+        # In the magnitude's own dtype, so that nothing is scaled at the start, and a row of zeros stays one.
+        dtype = self.magnitude.dtype
+        norm = torch.linalg.vector_norm(weight.detach().to(dtype) + delta.detach().to(dtype), dim=1)
+        scale: Tensor = self.magnitude / norm.clamp_min(torch.finfo(dtype).tiny)
         return scale
 
     def effective_weight(self, weight: Tensor) -> Tensor:

@@ -19,15 +19,22 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.bases import GENERATOR
-from randlora_pl.adapters.control import report_of, trainable_parameters
+from randlora_pl.adapters.control import adapted_layers, report_of, trainable_parameters, unmerge
 from randlora_pl.adapters.dora import DoRA
-from randlora_pl.adapters.inject import InjectionReport, generator_facts, hash_weights, inject, make_deltas
+from randlora_pl.adapters.inject import (
+    InjectionReport,
+    chosen_tensors,
+    generator_facts,
+    hash_weights,
+    inject,
+    make_deltas,
+)
 from randlora_pl.adapters.lora import LoRA
 from randlora_pl.adapters.nola import NoLA
 from randlora_pl.adapters.randlora import RandLoRA
 from randlora_pl.adapters.targets import Site, select
 from randlora_pl.adapters.vera import VeRA
-from randlora_pl.adapters.whole import BitFit, FullFineTuning, LinearProbe
+from randlora_pl.adapters.whole import BitFit, FullFineTuning, LinearProbe, Whole
 from randlora_pl.errors import UserError
 
 FORMAT_VERSION = 1
@@ -79,6 +86,9 @@ def save_adapter(
 
     Returns:
         The folder.
+
+    Raises:
+        UserError: If the model has no adapter, or the folder holds anything but an older adapter.
     """
     report = report_of(model)
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trainable_parameters(model).items()}
@@ -92,7 +102,9 @@ def save_adapter(
         "base_model": {**(base_model or {}), "weights_sha256_sampled": report.base_hash},
         "metadata": dict(metadata or {}),
     }
-    folder = Path(folder)
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or {entry.name for entry in folder.iterdir()} - {TENSORS, CONFIG}):
+        raise UserError(f"{folder} holds other things than an adapter; name a new folder, nothing was written.")
     part = folder.with_name(f".{folder.name}.part-{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -121,8 +133,8 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFile:
         )
     try:
         config = json.loads((folder / CONFIG).read_text())
-        version, method = config["format_version"], config["method"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        version, method, options = int(config["format_version"]), config["method"], dict(config["options"])
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG} cannot be read ({type(error).__name__}: {error}); save it again.") from None
     if version > FORMAT_VERSION:
         raise UserError(
@@ -132,7 +144,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFile:
         tensors = load_file(folder / TENSORS)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder / TENSORS} cannot be read ({error}): truncated or damaged; copy it again.") from None
-    adapter = make_adapter(method, config.get("options", {}), folder)
+    adapter = make_adapter(method, options, folder)
     extra = {name.removeprefix(EXTRA): tensor for name, tensor in tensors.items() if name.startswith(EXTRA)}
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith(EXTRA)}
     return AdapterFile(folder, adapter, config.get("targets"), own, extra, config)
@@ -146,13 +158,13 @@ def make_adapter(method: str, options: Mapping[str, Any], source: object) -> Ada
     """
     if method not in METHODS:
         raise UserError(f"{source}: method {method!r} is unknown; this version knows {', '.join(METHODS)}.")
-    made = {
-        name: make_adapter(value["method"], value["options"], source) if name == "inner" else value
-        for name, value in options.items()
-    }
     try:
+        made = {
+            name: make_adapter(value["method"], value["options"], source) if name == "inner" else value
+            for name, value in options.items()
+        }
         return METHODS[method](**made)
-    except TypeError as error:
+    except (TypeError, KeyError) as error:
         raise UserError(f"{source}: {method} does not take these options ({error}).") from None
 
 
@@ -171,42 +183,63 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> AdapterFil
     """
     file = read_adapter(folder)
     present = getattr(model, "adapter_report", None)
-    if isinstance(present, InjectionReport):
-        _same_adapter(file, present)
-    problems = [] if isinstance(present, InjectionReport) else _problems(file, model)
-    if isinstance(present, InjectionReport):
-        expected = {name: tuple(value.shape) for name, value in trainable_parameters(model).items()}
-        problems += _compare(file.tensors, expected)
+    adapted = isinstance(present, InjectionReport)
+    problems = _differences(file, model, present) if isinstance(present, InjectionReport) else _problems(file, model)
     if problems:
         raise UserError(f"{file.folder} does not fit this model: " + "; ".join(problems[:6]) + ".")
-    if not isinstance(present, InjectionReport):
+    if not adapted:
         inject(model, file.adapter, file.targets)
+    merged = [layer for layer in adapted_layers(model).values() if layer.merged]
+    unmerge(model)
     parameters = trainable_parameters(model)
     with torch.no_grad():
         for name, tensor in file.tensors.items():
             parameters[name].copy_(tensor)
+    for layer in merged:
+        layer.merge()
     return file
 
 
-def _same_adapter(file: AdapterFile, present: InjectionReport) -> None:
+def _differences(file: AdapterFile, model: nn.Module, present: InjectionReport) -> list[str]:
+    """Everything that keeps an adapter from replacing the one that a model has."""
     if file.adapter.describe() != present.adapter.describe():
         raise UserError(
             f"{file.folder} holds {file.adapter.describe()}, the model has {present.adapter.describe()}: "
             "unload(model) first, or start from the base model."
         )
+    expected = {name: tuple(value.shape) for name, value in trainable_parameters(model).items()}
+    return (
+        _base_problem(file, present.base_hash)
+        + _bases_problem(file, present.fingerprint)
+        + _compare(file.tensors, expected)
+    )
+
+
+def _base_problem(file: AdapterFile, here: str) -> list[str]:
+    base = file.config.get("base_model", {})
+    name = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
+    there = base.get("weights_sha256_sampled")
+    if here and there and here != there:
+        return [f"it was trained on other weights ({name or 'base'} {there[:12]}, this model {here[:12]})"]
+    return []
+
+
+def _bases_problem(file: AdapterFile, here: str) -> list[str]:
+    there, generator = file.config.get("fingerprint"), file.config.get("generator")
+    if generator == GENERATOR and there == here:
+        return []
+    return [
+        f"its random bases are {str(there)[:12]} by {generator}, "
+        f"seed {file.adapter.key} gives {here[:12]} by {GENERATOR} here"
+    ]
 
 
 def _problems(file: AdapterFile, model: nn.Module) -> list[str]:
     """Everything that keeps an adapter from fitting a base model."""
-    problems = []
-    base = file.config.get("base_model", {})
-    name = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
-    here, there = hash_weights(model), base.get("weights_sha256_sampled")
-    if here and there and here != there:
-        problems.append(f"it was trained on other weights ({name or 'base'} {there[:12]}, this model {here[:12]})")
-    if file.adapter.trains_base:
-        own = {n: tuple(p.shape) for n, p in model.named_parameters()}
-        return problems + _compare(file.tensors, {n: own[n] for n in file.tensors if n in own})
+    problems = _base_problem(file, hash_weights(model))
+    if isinstance(file.adapter, Whole):
+        chosen = chosen_tensors(model, file.adapter)
+        return problems + _compare(file.tensors, {name: tuple(value.shape) for name, value in chosen.items()})
     try:
         sites = select(model, file.targets, file.adapter.qkv == "split")
     except UserError as error:
@@ -219,11 +252,7 @@ def _problems(file: AdapterFile, model: nn.Module) -> list[str]:
     if problems:
         return problems
     deltas, fingerprint = make_deltas(file.adapter, sites, model)
-    if file.config.get("generator") != GENERATOR or file.config.get("fingerprint") != fingerprint:
-        problems.append(
-            f"its random bases are {str(file.config.get('fingerprint'))[:12]} by {file.config.get('generator')}, "
-            f"seed {file.adapter.key} gives {fingerprint[:12]} by {GENERATOR} here"
-        )
+    problems += _bases_problem(file, fingerprint)
     expected: dict[str, tuple[int, ...]] = {}
     for site, delta in deltas.items():
         expected |= {f"{_prefix(site)}{n}": tuple(p.shape) for n, p in delta.named_parameters()}

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight
+from randlora_pl.adapters.base import Adapter, DeltaWeight, matches
 from randlora_pl.adapters.bases import GENERATOR
 from randlora_pl.adapters.budget import match_budget
 from randlora_pl.adapters.layers import AdaptedAttention, AdaptedLayer, AdaptedLinear, RowBlocks
 from randlora_pl.adapters.targets import Site, row_blocks, select
 from randlora_pl.adapters.whole import Whole
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, near
 
 _SAMPLES = 1024
 
@@ -93,7 +93,7 @@ def inject(model: nn.Module, adapter: Adapter, targets: list[str] | None = None)
         UserError: If a target matches nothing, a layer cannot be adapted, a rank is impossible, or the
             model has adapters already. The model is then unchanged.
     """
-    if getattr(model, "adapter_report", None) is not None:
+    if getattr(model, "adapter_report", None) is not None or any(isinstance(m, AdaptedLayer) for m in model.modules()):
         raise UserError("the model has adapters already; unload(model) gives plain layers with merged weights first.")
     base_hash = hash_weights(model)
     if isinstance(adapter, Whole):
@@ -120,11 +120,29 @@ def inject(model: nn.Module, adapter: Adapter, targets: list[str] | None = None)
 def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[dict[Site, DeltaWeight], str]:
     """The update of every site, on the device of its weight, and the fingerprint of their bases."""
     shapes = [site.shape for site in sites]
+    _check_patterns(adapter, [shape.layer for shape in shapes])
     for shape in shapes:
         adapter.count(shape)  # complains about an impossible rank before anything large is drawn
     bases = adapter.bases(shapes, _weight(model, sites[0]).device)
     deltas = {site: adapter.delta_weight(site.shape, _weight(model, site), bases) for site in sites}
     return deltas, bases.fingerprint if bases is not None else ""
+
+
+def _check_patterns(adapter: Adapter, layers: list[str]) -> None:
+    """Complains about a rank or alpha pattern that fits no adapted layer."""
+    adapter = getattr(adapter, "inner", adapter)
+    for name in ("rank", "alpha"):
+        option = getattr(adapter, name, None)
+        for pattern in option if isinstance(option, dict) else ():
+            try:
+                fits = any(matches(pattern, layer) for layer in layers)
+            except re.error as error:
+                raise UserError(f"{name} pattern {pattern!r} is not a regular expression: {error}.") from None
+            if not fits:
+                raise UserError(
+                    f"{adapter.method()}: {name} pattern {pattern!r} fits none of the {len(layers)} adapted layers, "
+                    f"{layers[0]!r} ... {layers[-1]!r}.{near(pattern, layers)}"
+                )
 
 
 def _weight(model: nn.Module, site: Site) -> Tensor:
@@ -175,16 +193,23 @@ def _mark(model: nn.Module, adapter: Whole, targets: list[str] | None) -> Inject
     """Marks the tensors that train, for the methods that add nothing."""
     if targets is not None:
         raise UserError(f"{adapter.method()} chooses its tensors itself; leave out the targets.")
-    rows = []
+    chosen = chosen_tensors(model, adapter)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for path, layer in model.named_modules():
-        for name, parameter in layer.named_parameters(recurse=False):
-            if adapter.selects(layer, name):
-                parameter.requires_grad_(True)
-                layer_name = f"{path}.{name}".lstrip(".")
-                rows.append(Row(layer_name, "tensor", tuple(parameter.shape), parameter.numel()))
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
+    rows = [Row(name, "tensor", tuple(parameter.shape), parameter.numel()) for name, parameter in chosen.items()]
     return InjectionReport(adapter, targets, rows, 0, 0)
+
+
+def chosen_tensors(model: nn.Module, adapter: Whole) -> dict[str, nn.Parameter]:
+    """The model's own tensors that a method trains, by name; tied ones once."""
+    split = [(name.rpartition("."), parameter) for name, parameter in model.named_parameters()]
+    return {
+        f"{path}{dot}{tensor}": parameter
+        for (path, dot, tensor), parameter in split
+        if adapter.selects(model.get_submodule(path), tensor)
+    }
 
 
 def _size(module: nn.Module) -> int:

@@ -51,10 +51,15 @@ class AdaptedLayer(nn.Module):
         """W0, (out, in), also while merged."""
         return self.adapted_weight if self.frozen_weight is None else self.frozen_weight
 
+    @property
+    def merged(self) -> bool:
+        """Whether the layer's weight holds the update now."""
+        return self.frozen_weight is not None
+
     @torch.no_grad()
     def merge(self) -> None:
         """Writes the effective weight; does nothing when it is written already."""
-        if self.delta is not None and self.frozen_weight is None:
+        if self.delta is not None and not self.merged:
             weight = self.adapted_weight
             merged = self.delta.effective_weight(weight)
             self.frozen_weight = weight.detach().clone()
@@ -70,7 +75,7 @@ class AdaptedLayer(nn.Module):
     def adapted_linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's linear map, with the update unless it is disabled or merged."""
         weight = self.base_weight if not self.enabled else self.adapted_weight
-        if self.delta is None or not self.enabled or self.frozen_weight is not None:
+        if self.delta is None or not self.enabled or self.merged:
             return F.linear(x, weight, bias)
         return self.delta.linear(x, weight, bias)
 
@@ -108,7 +113,8 @@ class AdaptedAttention(AdaptedLayer, nn.MultiheadAttention):
         """Arguments, shapes and results are those of ``nn.MultiheadAttention.forward``."""
         q, k, v = self._project(query, key, value)
         plain = self.bias_k is None and not self.add_zero_attn and key_padding_mask is None
-        if plain and not need_weights and q.dim() == 3:
+        hint_only = is_causal and attn_mask is None  # an error, which PyTorch's own function explains
+        if plain and not need_weights and q.dim() == 3 and not hint_only:
             return self.out_proj(self._attend(q, k, v, attn_mask)), None
         # The rare options: PyTorch's own function, behind projections that are already done.
         swap = self.batch_first and q.dim() == 3
@@ -142,7 +148,7 @@ class AdaptedAttention(AdaptedLayer, nn.MultiheadAttention):
         if not self.batch_first:
             q, k, v = (tensor.transpose(0, 1) for tensor in (q, k, v))
         batch, length, _ = q.shape
-        q, k, v = (t.reshape(batch, -1, self.num_heads, self.head_dim).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (t.view(*t.shape[:2], self.num_heads, self.head_dim).transpose(1, 2) for t in (q, k, v))
         if mask is not None:
             # True means "hidden" here and "visible" there.
             mask = ~mask if mask.dtype == torch.bool else mask.to(q.dtype)

@@ -26,7 +26,7 @@ from randlora_pl.adapters.base import (
     compute_dtype,
     trainable,
 )
-from randlora_pl.adapters.bases import Bases, BasisName, Distribution, draw
+from randlora_pl.adapters.bases import Bases, BasisName, Distribution, check_sparsity, draw
 from randlora_pl.errors import UserError
 
 Pairing = Literal["equation", "peft"]
@@ -90,7 +90,9 @@ class RandLoRA(Adapter):
         if not (num_bases in ("ceil", "floor+1") or (isinstance(num_bases, int) and num_bases > 0)):
             raise UserError(f"RandLoRA: num_bases is {num_bases!r}; give ceil, floor+1 or a positive whole number.")
         self.rank, self.alpha, self.num_bases = rank, alpha, num_bases
-        self.basis, self.sparsity, self.dense_a, self.init = basis, sparsity, dense_a, init
+        if matched_rank <= 0:
+            raise UserError(f"RandLoRA: matched_rank is {matched_rank}; give a positive whole number.")
+        self.basis, self.sparsity, self.dense_a, self.init = basis, check_sparsity(sparsity), dense_a, init
         self.dropout, self.pairing = check_dropout(dropout), pairing
         self.variant, self.matched_rank = variant, matched_rank
 
@@ -154,11 +156,10 @@ class RandLoRADelta(_RandLoRATensors):
     def delta(self) -> Tensor:
         """scale * sum_j B_j diag(lambda_j) A diag(gamma_j), (out, in)."""
         a = self.bases.A[0, : self.rank, : self.small].to(self.lambdas.dtype)
-        # (D, n r): a view of the shared tensor wherever the layer uses the largest rank.
-        b = self.bases.B[: self.large, : self.count, : self.rank].flatten(1)
+        b = self.bases.B[: self.large, : self.count, : self.rank]
         dtype = compute_dtype(self.lambdas)
         result: Tensor = _SumOfBases.apply(
-            self.lambdas * self.scaling, self.gammas, a, b.to(dtype), self.pairing == "peft", self.transposed
+            self.lambdas * self.scaling, self.gammas, a, b, dtype, self.pairing == "peft", self.transposed
         )  # type: ignore[no-untyped-call]
         return result
 
@@ -176,17 +177,20 @@ class SummedRandLoRADelta(_RandLoRATensors, FactoredDelta):
 
 
 class _SumOfBases(torch.autograd.Function):
-    """B times the stacked scaled A, without keeping the (n r, d) stack for the backward pass.
+    """B times the stacked scaled A, keeping neither the (n r, d) stack nor a cast B for the backward pass.
 
     Row p of the stack meets column p = j r + k of B. ``equation`` puts lambda_jk A_k gamma_j there;
     ``peft`` puts the same products in the order (k, j), as PEFT and the official code do.
     """
 
     @staticmethod
-    def forward(ctx: Any, lambdas: Tensor, gammas: Tensor, a: Tensor, b: Tensor, peft: bool, turned: bool) -> Tensor:
-        """Args: lambda (n, r), gamma (n, d), A (r, d), B (D, n r). Returns (D, d), or (d, D) if turned."""
-        ctx.save_for_backward(lambdas, gammas, a, b)
-        ctx.peft, ctx.turned = peft, turned
+    def forward(
+        ctx: Any, lambdas: Tensor, gammas: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype, peft: bool, turned: bool
+    ) -> Tensor:
+        """Args: lambda (n, r), gamma (n, d), A (r, d), B (D, n, r). Returns (D, d), or (d, D) if turned."""
+        ctx.save_for_backward(lambdas, gammas, a, b)  # a and b are views of the shared tensors
+        ctx.dtype, ctx.peft, ctx.turned = dtype, peft, turned
+        b = b.flatten(1).to(dtype)
         stack = (lambdas.T[:, :, None] * a[:, None] * gammas) if peft else (lambdas[:, :, None] * a * gammas[:, None])
         stack = stack.flatten(0, 1).to(b.dtype)
         return stack.T @ b.T if turned else b @ stack
@@ -195,7 +199,8 @@ class _SumOfBases(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Reduces the (D, d) gradient to those of lambda and gamma at once."""
         lambdas, gammas, a, b = ctx.saved_tensors
-        gradient = gradients[0].to(b.dtype)
+        b = b.flatten(1).to(ctx.dtype)
+        gradient = gradients[0].to(ctx.dtype)
         stack = ((gradient @ b).T if ctx.turned else b.T @ gradient).to(lambdas.dtype)
         count, rank = lambdas.shape
         stack = stack.unflatten(0, (rank, count)).transpose(0, 1) if ctx.peft else stack.unflatten(0, (count, rank))
@@ -203,5 +208,5 @@ class _SumOfBases(torch.autograd.Function):
         return (
             torch.einsum("nrd,nd->nr", stack, gammas),
             torch.einsum("nrd,nr->nd", stack, lambdas),
-            None, None, None, None,
+            None, None, None, None, None,
         )  # fmt: skip

@@ -1,9 +1,11 @@
 """Which weights of a model an adapter attaches to: layer names, the roles that aliases name, and towers."""
 
+import functools
 import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -97,11 +99,16 @@ def select(model: nn.Module, targets: list[str] | None, split: bool) -> list[Sit
     if not sites:
         raise UserError(f"{type(model).__name__} has no linear or attention layer that an adapter could attach to.")
     roles = any(site.role in _ALIASES["qkv"] + _ALIASES["mlp"] for site in sites)
+    if targets is not None and not targets:
+        raise UserError("targets is empty: name layers or aliases (--model.targets '[qkv, mlp]'), or leave it out.")
     if targets is None:
-        targets = [alias for alias in DEFAULT_TARGETS if _of_target(alias, sites)] if roles else ["all"]
+        targets = DEFAULT_TARGETS if roles else ["all"]
+        _refuse_raw_attention(model, targets[0], sites)
+        targets = [alias for alias in targets if _of_target(alias, sites)]
     chosen: set[str] = set()
     for target in targets:
         found = _of_target(target, sites)
+        _refuse_raw_attention(model, target, sites)
         if not found:
             raise UserError(_no_match(target, sites))
         chosen.update(site.shape.layer for site in found)
@@ -112,8 +119,10 @@ def select(model: nn.Module, targets: list[str] | None, split: bool) -> list[Sit
         picked = [site for site in picked if site.kind != "qkv"]
     else:
         picked = [site for site in picked if not (site.block and site.path in whole)]
+    owners = _owners(model)
     for site in picked:
         _refuse_bypassed(model, site)
+        _refuse_tied(model, site, owners)
     return picked
 
 
@@ -158,23 +167,83 @@ def _no_match(target: str, sites: list[Site]) -> str:
     return f"target {target!r} matches no layer of the model.{hint} Aliases: {' '.join(_ALIASES)}."
 
 
+def _refuse_raw_attention(model: nn.Module, target: str, sites: list[Site]) -> None:
+    """Refuses an alias that stands for q, k or v where attention keeps them out of an update's reach.
+
+    These are subclasses of ``nn.MultiheadAttention``, those with a separate weight for each input, and
+    modules with a raw parameter, such as open_clip's own ``Attention``.
+    """
+    tower, name = _split_tower(target)
+    if not set(_BLOCKS) & set(_ALIASES.get(name, ())):
+        return
+    for path, module in model.named_modules():
+        raw = {"in_proj_weight", "q_proj_weight"} & {key for key, _ in module.named_parameters(recurse=False)}
+        if raw and _in_tower(path, tower, sites) and not _is_packed(module):
+            raise UserError(
+                f"target {target!r}: {path} ({type(module).__name__}) keeps its q/k/v weights where no update reaches "
+                "them, and would be left out. Name the layers to adapt, for example --model.targets '[mlp]'."
+            )
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """Whether a module is an attention layer whose forward can be taken over."""
+    return type(module) is nn.MultiheadAttention and module.in_proj_weight is not None
+
+
 def _refuse_bypassed(model: nn.Module, site: Site) -> None:
-    """Refuses a layer whose parent reads its weight instead of calling it: an update would never act."""
-    parent_path, _, child = site.path.rpartition(".")
-    module, parent = model.get_submodule(site.path), model.get_submodule(parent_path)
-    if isinstance(module, nn.MultiheadAttention):
+    """Refuses a layer whose weight is read by a module above it, not called: an update would never act."""
+    module, parent = model.get_submodule(site.path), model.get_submodule(site.path.rpartition(".")[0])
+    if _is_packed(module):
         return
-    own = type(module)
-    if own is not nn.Linear and own.forward is not nn.Linear.forward:
-        raise UserError(f"{site.shape.layer} is a {own.__name__} with a forward of its own; an update would not act.")
-    if isinstance(parent, nn.TransformerEncoderLayer | nn.MultiheadAttention) or parent is module:
-        return  # both are handled: the fast path is switched off, the output projection is called
-    try:
-        source = inspect.getsource(type(parent).forward)
-    except (OSError, TypeError):
-        return
-    if re.search(rf"\bself\.{re.escape(child)}\.weight\b(?!\.(?:dtype|device|shape|requires_grad))", source):
+    own, layer = type(module), site.shape.layer
+    if own.forward is not nn.Linear.forward:
+        raise UserError(f"{layer} is a {own.__name__} with a forward of its own; an update would not act.")
+    if _is_packed(parent) or type(parent).forward is nn.TransformerEncoderLayer.forward:
+        return  # both are handled: the output projection is called, the fast path is switched off
+    parts = site.path.split(".")
+    for depth in range(len(parts) if site.path else 0):
+        above: Any = type(model.get_submodule(".".join(parts[:depth])))
+        name = re.escape(".".join(parts[depth:]))
+        read = re.search(rf"\bself\.{name}\.weight\b(?!\.(?:dtype|device|shape|requires_grad))", _source(above))
+        if read or (issubclass(above, nn.MultiheadAttention) and depth == len(parts) - 1):
+            raise UserError(
+                f"{layer}: {above.__name__} reads its weight instead of calling the layer, so an update would never "
+                "act. Leave it out of the targets, for example with --model.targets '[mlp]'."
+            )
+
+
+@functools.cache
+def _source(kind: Any) -> str:
+    """The source of a class's methods, without those that set weights up; empty where it is not to be had."""
+    own = (
+        function
+        for name, function in inspect.getmembers(kind, inspect.isfunction)
+        if not re.search("init|reset|load|fuse", name) and getattr(nn.Module, name, None) is not function
+    )
+    sources = []
+    for function in own:
+        try:
+            sources.append(inspect.getsource(function))
+        except (OSError, TypeError):
+            continue
+    return "\n".join(sources)
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """Every parameter's names, by its id: tied ones have several."""
+    owners: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(f"{path}.{name}".lstrip("."))
+    return owners
+
+
+def _refuse_tied(model: nn.Module, site: Site, owners: dict[int, list[str]]) -> None:
+    """Refuses a weight that several modules share: merging one update would change the others."""
+    module = model.get_submodule(site.path)
+    names = owners[id(module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight)]
+    if len(names) > 1:
         raise UserError(
-            f"{site.shape.layer}: its parent {type(parent).__name__} reads the weight instead of calling the layer, "
-            f"so an update would never act. Leave it out of the targets, for example with --model.targets '[mlp]'."
+            f"{site.shape.layer} shares its weight with another module ({', '.join(names)}), which merging would "
+            "change too. Leave it out of the targets."
         )
