@@ -1,0 +1,181 @@
+"""The methods, layers and shapes that the contract runs over, and small things that many tests do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import Attention
+from torch import Tensor, nn
+
+from randlora_pl.adapters import (
+    Adapter,
+    BitFit,
+    DoRA,
+    FullFineTuning,
+    InjectionReport,
+    LinearProbe,
+    LoRA,
+    NoLA,
+    RandLoRA,
+    VeRA,
+    inject,
+    trainable_parameters,
+)
+from randlora_pl.adapters.bases import Bases
+
+# Each takes the rank and ``qkv``. Scalings are large so that updates are of the size of the weights.
+METHODS: dict[str, Callable[..., Adapter]] = {
+    "randlora": lambda r, qkv: RandLoRA(r, qkv=qkv),
+    "randlora-lambda": lambda r, qkv: RandLoRA(r, init="lambda", qkv=qkv),
+    "randlora-peft": lambda r, qkv: RandLoRA(r, pairing="peft", qkv=qkv),
+    "randlora-floor+1": lambda r, qkv: RandLoRA(r, num_bases="floor+1", qkv=qkv),
+    "randlora-normal": lambda r, qkv: RandLoRA(r, basis="normal", qkv=qkv),
+    "randlora-ternary": lambda r, qkv: RandLoRA(r, basis="ternary", sparsity=3, dense_a=True, qkv=qkv),
+    "randlora-a": lambda r, qkv: RandLoRA(r, variant="a", qkv=qkv),
+    "randlora-b": lambda r, qkv: RandLoRA(r, variant="b", qkv=qkv),
+    "lora": lambda r, qkv: LoRA(r, alpha=4.0, qkv=qkv),
+    "lora-rs": lambda r, qkv: LoRA(r + 4, alpha=2.0, rslora=True, qkv=qkv),  # high enough to build W0 + B A
+    "vera": lambda r, qkv: VeRA(30, alpha=30.0, qkv=qkv),  # more than any side
+    "nola": lambda r, qkv: NoLA(r, num_bases=16, alpha=1.0, qkv=qkv),
+    "nola-official": lambda r, qkv: NoLA(r, num_bases=16, alpha=1.0, init="official", qkv=qkv),
+    "dora": lambda r, qkv: DoRA(LoRA(r, alpha=4.0, qkv=qkv)),
+    "dora-randlora": lambda r, qkv: DoRA(RandLoRA(r, qkv=qkv)),
+    "full": lambda r, qkv: FullFineTuning(),
+    "bitfit": lambda r, qkv: BitFit(),
+    "probe": lambda r, qkv: LinearProbe(),
+}
+WHOLE = ("full", "bitfit", "probe")
+
+
+class One(nn.Module):
+    """A single linear layer under a name."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(in_features, out_features)
+        self.features = in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(x)
+        return out
+
+
+class SelfAttention(nn.Module):
+    """PyTorch's attention layer, attending to its own input as a transformer block does."""
+
+    def __init__(self, features: int, **options: Any) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(features, 3, batch_first=True, **options)
+        nn.init.normal_(self.attn.in_proj_bias, std=0.2)
+        nn.init.normal_(self.attn.out_proj.bias, std=0.2)
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.attn(x, x, x, need_weights=False)[0]
+        return out
+
+
+class TimmAttention(nn.Module):
+    """timm's attention layer, whose packed q/k/v weight is an ``nn.Linear``."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.attn = Attention(features, num_heads=3, qkv_bias=True)
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.attn(x)
+        return out
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A layer to adapt: the model around it, its targets, a rank, and how packed weights are taken."""
+
+    build: Callable[[], nn.Module]
+    targets: list[str]
+    rank: int = 4
+    qkv: str = "packed"
+
+
+KINDS: dict[str, Kind] = {
+    "linear-in<out": Kind(lambda: One(12, 20), ["fc"]),
+    "linear-in>out": Kind(lambda: One(20, 12), ["fc"]),
+    "linear-square": Kind(lambda: One(12, 12), ["fc"]),
+    "linear-r-not-dividing": Kind(lambda: One(12, 22), ["fc"], rank=5),
+    "linear-nr>D": Kind(lambda: One(12, 13), ["fc"], rank=5),  # 3 bases of rank 5: 15 columns, 13 rows
+    "mha-packed": Kind(lambda: SelfAttention(12), ["qkv"], rank=5),
+    "mha-split": Kind(lambda: SelfAttention(12), ["qkv"], rank=5, qkv="split"),
+    "mha-only-v": Kind(lambda: SelfAttention(12), ["v"]),
+    "mha-out_proj": Kind(lambda: SelfAttention(12), ["o"], rank=5),
+    "mha-qkvo": Kind(lambda: SelfAttention(12), ["attn"], rank=5),
+    "timm-packed": Kind(lambda: TimmAttention(12), ["qkv"], rank=5),
+    "timm-split": Kind(lambda: TimmAttention(12), ["qkv"], rank=5, qkv="split"),
+}
+
+
+def adapter_of(method: str, kind: str) -> Adapter:
+    return METHODS[method](KINDS[kind].rank, KINDS[kind].qkv)
+
+
+def adapt(model: nn.Module, method: str, kind: str) -> InjectionReport:
+    """Injects a method into a model of this kind."""
+    return inject(model, adapter_of(method, kind), None if method in WHOLE else KINDS[kind].targets)
+
+
+def base_and_adapted(method: str, kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+    """A plain model, and the same one with an adapter, freshly initialised."""
+    model = KINDS[kind].build().to(dtype)
+    plain = KINDS[kind].build().to(dtype)
+    plain.load_state_dict(model.state_dict())
+    adapt(model, method, kind)
+    return plain, model
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, std: float = 0.2) -> None:
+    """Gives every trainable tensor values that matter: no factor of an update is left at zero."""
+    for parameter in trainable_parameters(model).values():
+        parameter.add_(std * torch.randn_like(parameter))
+
+
+def trained(method: str, kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+    """A plain model, and the same one with an adapter whose tensors are random."""
+    plain, model = base_and_adapted(method, kind, dtype)
+    randomise(model)
+    return plain, model
+
+
+def inputs(model: nn.Module, batch: int = 3, length: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(batch, length, features)."""
+    return torch.randn(batch, length, int(model.features), dtype=dtype)  # type: ignore[arg-type]
+
+
+def optimizer_steps(model: nn.Module, count: int) -> dict[str, bool]:
+    """Some AdamW steps; says of every trainable tensor whether it has had a gradient other than zero."""
+    parameters = trainable_parameters(model)
+    moved = dict.fromkeys(parameters, False)
+    if not parameters:
+        return moved
+    optimizer = torch.optim.AdamW(parameters.values(), lr=0.01, weight_decay=0.1)
+    for _ in range(count):
+        x = inputs(model)
+        optimizer.zero_grad()
+        (model(x) - x.sum(-1, keepdim=True)).square().mean().backward()
+        for name, parameter in parameters.items():
+            moved[name] |= parameter.grad is not None and bool(parameter.grad.any())
+        optimizer.step()
+    return moved
+
+
+def assert_close(actual: Tensor, expected: Tensor, relative: float = 1e-5) -> None:
+    """Equal up to a share of the largest value."""
+    difference = (actual - expected).abs().max().item()
+    limit = relative * expected.abs().max().item()
+    assert difference <= limit, f"largest difference {difference:.2e}, limit {limit:.2e}"
+
+
+def bases_of(model: nn.Module) -> list[Bases]:
+    """The distinct modules of random bases."""
+    return [module for module in model.modules() if isinstance(module, Bases)]

@@ -1,0 +1,182 @@
+"""Slow and obvious versions of every method, written from the formulas one term at a time, in float64.
+
+They know nothing of slices, factors, autograd or fast paths, and stay beside the fast ones for ever.
+"""
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.dora import DoRADelta
+from randlora_pl.adapters.layers import RowBlocks
+from randlora_pl.adapters.lora import LoRADelta
+from randlora_pl.adapters.nola import NoLADelta
+from randlora_pl.adapters.randlora import RandLoRADelta, SummedRandLoRADelta
+from randlora_pl.adapters.vera import VeRADelta
+
+Matrix = list[list[float]]
+
+
+def zeros(rows: int, columns: int) -> Matrix:
+    return [[0.0] * columns for _ in range(rows)]
+
+
+def add_outer(matrix: Matrix, factor: float, column: list[float], row: list[float]) -> None:
+    """matrix += factor * column row, entry by entry."""
+    for i, left in enumerate(column):
+        for j, right in enumerate(row):
+            matrix[i][j] += factor * left * right
+
+
+def product(left: Matrix, right: Matrix) -> Matrix:
+    result = zeros(len(left), len(right[0]))
+    for k, row in enumerate(right):
+        add_outer(result, 1.0, [line[k] for line in left], row)
+    return result
+
+
+def transpose(matrix: Matrix) -> Matrix:
+    return [list(column) for column in zip(*matrix, strict=True)]
+
+
+def randlora(a: Matrix, b: list[Matrix], lam: Matrix, gam: Matrix, scale: float) -> Matrix:
+    """Equation 4: scale * sum_j B_j diag(lambda_j) A diag(gamma_j); B_j is (D, r), A (r, d)."""
+    result = zeros(len(b[0]), len(a[0]))
+    for j, basis in enumerate(b):
+        for k, row in enumerate(a):
+            scaled = [value * gam[j][i] for i, value in enumerate(row)]
+            add_outer(result, scale * lam[j][k], [line[k] for line in basis], scaled)
+    return result
+
+
+def randlora_peft(a: Matrix, b: list[Matrix], lam: Matrix, gam: Matrix, scale: float) -> Matrix:
+    """As PEFT and the official code pair them: column (p // r, p % r) of B with row (p % n, p // n) of the rest."""
+    count, rank = len(b), len(a)
+    result = zeros(len(b[0]), len(a[0]))
+    for p in range(count * rank):
+        j, k = p % count, p // count
+        scaled = [value * gam[j][i] for i, value in enumerate(a[k])]
+        add_outer(result, scale * lam[j][k], [line[p % rank] for line in b[p // rank]], scaled)
+    return result
+
+
+def randlora_a(a: list[Matrix], b: list[Matrix], lam: Matrix, gam: Matrix, scale: float) -> Matrix:
+    """Table 2, RandLoRA-a: scale * (sum_j B_j diag(lambda_j)) (sum_j A_j diag(gamma_j))."""
+    left, right = zeros(len(b[0]), len(lam[0])), zeros(len(a[0]), len(gam[0]))
+    for j in range(len(b)):
+        for i, line in enumerate(b[j]):
+            for k, value in enumerate(line):
+                left[i][k] += scale * value * lam[j][k]
+        for k, line in enumerate(a[j]):
+            for i, value in enumerate(line):
+                right[k][i] += value * gam[j][i]
+    return product(left, right)
+
+
+def lora(a: Matrix, b: Matrix, scale: float) -> Matrix:
+    """Scale * B A."""
+    return product([[scale * value for value in line] for line in b], a)
+
+
+def vera(a: Matrix, b: Matrix, vector_b: list[float], vector_d: list[float], scale: float) -> Matrix:
+    """Scale * diag(b) B diag(d) A."""
+    result = zeros(len(b), len(a[0]))
+    for i in range(len(b)):
+        for j in range(len(a[0])):
+            result[i][j] = scale * vector_b[i] * sum(b[i][k] * vector_d[k] * a[k][j] for k in range(len(a)))
+    return result
+
+
+def nola(a: list[Matrix], b: list[Matrix], alphas: list[float], betas: list[float], scale: float) -> Matrix:
+    """Scale * (sum_i beta_i B_i) (sum_i alpha_i A_i)."""
+    left, right = zeros(len(b[0]), len(b[0][0])), zeros(len(a[0]), len(a[0][0]))
+    for total, terms, coefficients in ((left, b, betas), (right, a, alphas)):
+        for term, coefficient in zip(terms, coefficients, strict=True):
+            for i, line in enumerate(term):
+                for j, value in enumerate(line):
+                    total[i][j] += coefficient * value
+    return lora(right, left, scale)
+
+
+def dora(weight: Matrix, delta: Matrix, magnitude: list[float]) -> Matrix:
+    """m * (W0 + delta) / ||W0 + delta||, row by row: the adapted weight itself."""
+    result = []
+    for row, change, size in zip(weight, delta, magnitude, strict=True):
+        summed = [x + y for x, y in zip(row, change, strict=True)]
+        norm = math.sqrt(sum(value * value for value in summed))
+        result.append([size * value / norm for value in summed])
+    return result
+
+
+def _list(tensor: Tensor) -> Any:
+    return tensor.detach().double().tolist()
+
+
+def _randlora(delta: Any, out_features: int, in_features: int) -> Matrix:
+    large, small = max(out_features, in_features), min(out_features, in_features)
+    count, rank = delta.lambdas.shape
+    b = [_list(delta.bases.B[:large, j, :rank]) for j in range(count)]
+    if isinstance(delta, SummedRandLoRADelta):
+        a = [_list(delta.bases.A[j, :rank, :small]) for j in range(count)]
+        result = randlora_a(a, b, _list(delta.lambdas), _list(delta.gammas), delta.scaling)
+    else:
+        form = randlora_peft if delta.pairing == "peft" else randlora
+        a = _list(delta.bases.A[0, :rank, :small])
+        result = form(a, b, _list(delta.lambdas), _list(delta.gammas), delta.scaling)
+    return transpose(result) if out_features < in_features else result
+
+
+def _update(delta: DeltaWeight, weight: Tensor) -> Matrix:
+    """The update of one weight, or of each block of it."""
+    out_features, in_features = weight.shape
+    if isinstance(delta, RandLoRADelta | SummedRandLoRADelta):
+        return _randlora(delta, out_features, in_features)
+    if isinstance(delta, LoRADelta):
+        return lora(_list(delta.A), _list(delta.B), delta.scaling)
+    if isinstance(delta, VeRADelta):
+        b = _list(delta.bases.B[:out_features, 0, : delta.rank])
+        return vera(
+            _list(delta.bases.A[0, : delta.rank, :in_features]), b, _list(delta.b), _list(delta.d), delta.scaling
+        )
+    if isinstance(delta, NoLADelta):
+        count = len(delta.alphas)
+        b = [_list(delta.bases.B[:out_features, i, : delta.rank]) for i in range(count)]
+        a = [_list(delta.bases.A[i, : delta.rank, :in_features]) for i in range(count)]
+        return nola(a, b, _list(delta.alphas), _list(delta.betas), delta.scaling)
+    raise AssertionError(f"no reference for {type(delta).__name__}")
+
+
+def adapted_weight(delta: DeltaWeight, weight: Tensor) -> Tensor:
+    """The weight that a layer must act with, float64 (out, in), from the frozen one and its update."""
+    if isinstance(delta, RowBlocks):
+        result = weight.detach().double().clone()
+        for name, block in delta.blocks().items():
+            rows = slice(*delta.rows[name])
+            result[rows] = adapted_weight(block, weight[rows])
+        return result
+    if isinstance(delta, DoRADelta):
+        return torch.tensor(
+            dora(_list(weight), _update(delta.inner, weight), _list(delta.magnitude)), dtype=torch.float64
+        )
+    return weight.detach().double() + torch.tensor(_update(delta, weight), dtype=torch.float64)
+
+
+def philox(key: tuple[int, int], counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Philox-4x32-10 in Python's own integers, from the description in Salmon et al. (SC 2011)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        first, second = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (second >> 32) ^ c1 ^ k0, second & 0xFFFFFFFF, (first >> 32) ^ c3 ^ k1, first & 0xFFFFFFFF
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def basis_word(seed: int, tensor: str, j: int, row: int, column: int) -> int:
+    """The 32-bit word behind one entry of a basis."""
+    stream = int.from_bytes(hashlib.sha256(tensor.encode()).digest()[:4], "little")
+    return philox((seed & 0xFFFFFFFF, seed >> 32), (column // 4, row, j, stream))[column % 4]
