@@ -1,8 +1,9 @@
 """The one data module: any row of the catalog, its few-shot subsets, draws and batches."""
 
+import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule, total_d
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.transforms import Frame
 from randlora_pl.errors import UserError
+
+log = logging.getLogger("randlora_pl")
 
 FEW_SHOT_EPOCHS = 10
 SMALL_SET = 5_000
@@ -166,8 +169,7 @@ class ImageData(LightningDataModule):
             raise UserError("Call setup('fit') before train_dataloader()")
         schedule = TrainSchedule(self.plan, self.batch_size, self._accumulate, self._world, self._rank)
         batches = TrainBatches(self.samples("train"), schedule, self.frame, self.crop_scale, self.flip, self.skip)
-        start = 0 if self.trainer is None else min(self.trainer.global_step * self._accumulate, len(schedule))
-        return Loader(batches, start, self._workers("train"), self.skipped)
+        return Loader(batches, self._start(len(schedule)), self._workers("train"), self.skipped)
 
     def val_dataloader(self) -> Loader:
         """Validation batches of this rank (see `EvalBatches`)."""
@@ -176,6 +178,17 @@ class ImageData(LightningDataModule):
     def test_dataloader(self) -> Loader:
         """Test batches of this rank (see `EvalBatches`)."""
         return self._eval("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The planned draws, so that a resumed run notices when it continues another plan."""
+        return {} if self.plan is None else asdict(self.plan)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warns where the plan is not the checkpoint's: what the user types wins, but is not the same run."""
+        now = self.state_dict()
+        changed = [f"{name} {state_dict[name]} -> {now[name]}" for name in now if now[name] != state_dict.get(name)]
+        if changed and state_dict:
+            log.warning("the resumed run has other draws than its checkpoint: %s", ", ".join(changed))
 
     # -- what the application asks for
 
@@ -224,6 +237,19 @@ class ImageData(LightningDataModule):
     @property
     def _rank(self) -> int:
         return 0 if self.trainer is None else int(self.trainer.global_rank)
+
+    def _start(self, length: int) -> int:
+        """Number of the first batch: that of the optimizer step that a resumed trainer has reached."""
+        if self.trainer is None or self.trainer.global_step * self._accumulate >= length:
+            return 0 if self.trainer is None else length
+        start = self.trainer.global_step * self._accumulate
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if done != start:
+            raise UserError(
+                f"The checkpoint was saved {done - start} micro-batches into an optimizer step of {self._accumulate}; "
+                "resume from one that was saved after a step"
+            )
+        return start
 
     @property
     def _key(self) -> dict[str, Any]:

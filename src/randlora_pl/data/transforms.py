@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from randlora_pl import rng
@@ -65,7 +67,9 @@ class Frame:
         return cls(spec.size, spec.mean, spec.std, spec.interpolation)
 
 
-def crop_boxes(seed: int, draws: Tensor, heights: Tensor, widths: Tensor, scale: tuple[float, float]) -> Tensor:
+def crop_boxes(
+    seed: int, draws: Tensor, heights: NDArray[np.int64], widths: NDArray[np.int64], scale: tuple[float, float]
+) -> NDArray[np.int64]:
     """Random crop boxes: a uniform share of the area, a log-uniform aspect ratio in `RATIO`, a uniform place.
 
     Up to ten (share, ratio) pairs are tried; if none fits, the largest centred box of an allowed ratio is taken.
@@ -73,29 +77,28 @@ def crop_boxes(seed: int, draws: Tensor, heights: Tensor, widths: Tensor, scale:
     Args:
         seed: The user's seed.
         draws: int64 (b,), draw numbers.
-        heights: int64 (b,), in pixels.
-        widths: int64 (b,), in pixels.
+        heights: (b,), in pixels.
+        widths: (b,), in pixels.
         scale: Least and greatest share of the area.
 
     Returns:
-        int64 (b, 4): top, left, height, width.
+        (b, 4): top, left, height, width. NumPy, because PyTorch would wake its thread pool for these few numbers.
     """
     words = rng.words(seed, "crop", draws[:, None] * 32 + torch.arange(2 * _ATTEMPTS + 2))
-    uniform = words.to(torch.float64) / 2**32
+    uniform = words.numpy() / 2.0**32
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     area = (heights * widths)[:, None] * (scale[0] + (scale[1] - scale[0]) * uniform[:, :_ATTEMPTS])
-    ratio = torch.exp(low + (high - low) * uniform[:, _ATTEMPTS : 2 * _ATTEMPTS])
-    tried_w, tried_h = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    ratio = np.exp(low + (high - low) * uniform[:, _ATTEMPTS : 2 * _ATTEMPTS])
+    tried_w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    tried_h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
     fits = (tried_w > 0) & (tried_h > 0) & (tried_w <= widths[:, None]) & (tried_h <= heights[:, None])
-    first = fits.int().argmax(1, keepdim=True)
-    w = torch.minimum(widths, (heights * RATIO[1]).round().long())  # the centred box, where none fits
-    h = torch.minimum(heights, (widths / RATIO[0]).round().long())
-    any_fits = fits.any(1)
-    w = torch.where(any_fits, tried_w.gather(1, first)[:, 0], w)
-    h = torch.where(any_fits, tried_h.gather(1, first)[:, 0], h)
-    top = torch.where(any_fits, (uniform[:, -2] * (heights - h + 1)).long(), (heights - h) // 2)
-    left = torch.where(any_fits, (uniform[:, -1] * (widths - w + 1)).long(), (widths - w) // 2)
-    return torch.stack((top, left, h, w), 1)
+    first = np.arange(len(fits)), fits.argmax(1)
+    some = fits.any(1)
+    w = np.where(some, tried_w[first], np.minimum(widths, np.rint(heights * RATIO[1]).astype(np.int64)))
+    h = np.where(some, tried_h[first], np.minimum(heights, np.rint(widths / RATIO[0]).astype(np.int64)))
+    top = np.where(some, (uniform[:, -2] * (heights - h + 1)).astype(np.int64), (heights - h) // 2)
+    left = np.where(some, (uniform[:, -1] * (widths - w + 1)).astype(np.int64), (widths - w) // 2)
+    return np.stack((top, left, h, w), 1)
 
 
 def flips(seed: int, draws: Tensor) -> Tensor:
@@ -119,7 +122,7 @@ def train_batch(
     Returns:
         float32 (b, 3, size, size).
     """
-    sizes = torch.tensor([image.shape[:2] for image in images])
+    sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
     boxes = crop_boxes(seed, draws, sizes[:, 0], sizes[:, 1], scale)
     batch = torch.empty((len(images), images[0].shape[2], frame.size, frame.size), dtype=torch.uint8)
     for place, (image, (top, left, h, w)) in enumerate(zip(images, boxes.tolist(), strict=True)):

@@ -1,0 +1,132 @@
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from randlora_pl.data.catalog import find
+from randlora_pl.data.folders import folder, list_images, read_classnames
+from randlora_pl.data.readers import Samples
+from randlora_pl.errors import UserError
+
+from .conftest import Tree, save_image
+
+ROW = find("folder")
+
+
+def read(root: Path, split: str = "train") -> Samples | None:
+    return folder(ROW, root, split, download=False)
+
+
+def must(root: Path, split: str = "train") -> Samples:
+    samples = read(root, split)
+    assert samples is not None
+    return samples
+
+
+def test_classes_are_sub_folders(tree: Tree) -> None:
+    root = tree(dog=2, cat=3)
+    samples = must(root)
+    assert samples.classes == ("cat", "dog") and samples.labels.tolist() == [0, 0, 0, 1, 1]
+    assert samples.keys == ["cat/000.png", "cat/001.png", "cat/002.png", "dog/000.png", "dog/001.png"]
+    assert samples.images.name(int(samples.rows[3])).endswith("dog/000.png")
+    assert read(root, "val") is None and read(root, "test") is None
+
+
+def test_suffixes_hidden_files_nesting_and_links(tree: Tree, tmp_path: Path) -> None:
+    root = tree(cat=1)
+    save_image(root / "cat" / "B.JPG")
+    save_image(root / "cat" / ".hidden.png")
+    save_image(root / "cat" / "deeper" / "c.webp")
+    save_image(root / "cat" / ".cache" / "d.png")
+    save_image(root / ".git" / "e.png")
+    (root / "cat" / "notes.txt").write_text("no image")
+    save_image(tmp_path / "elsewhere" / "f.png")
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    samples = must(root)
+    assert samples.keys == ["cat/000.png", "cat/B.JPG", "cat/deeper/c.webp", "linked/f.png"]
+    assert samples.classes == ("cat", "linked")
+    assert list_images(root / "nowhere") == []
+
+
+def test_split_folders(tree: Tree) -> None:
+    root = tree(**{"train/cat": 3, "train/dog": 2, "valid/dog": 1, "test/cat": 2, "test/dog": 1})
+    assert [len(must(root, split)) for split in ("train", "val", "test")] == [5, 1, 3]
+    assert must(root, "val").labels.tolist() == [1]
+
+
+def test_lone_validation_folder_is_for_testing(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
+    root = tree(**{"Train/cat": 3, "VAL/cat": 2})
+    with caplog.at_level(logging.WARNING, "randlora_pl"):
+        assert len(must(root, "test")) == 2
+    assert read(root, "val") is None and "its val folder is used for testing" in caplog.text
+
+
+def test_class_called_train(tree: Tree) -> None:
+    assert must(tree(train=2, car=2)).classes == ("car", "train")
+
+
+def test_order_of_the_folder_is_irrelevant(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree(dog=3, cat=3)
+    expected = must(root)
+    walk = __import__("os").walk
+    monkeypatch.setattr("os.walk", lambda *a, **k: ((p, f[::-1], n[::-1]) for p, f, n in walk(*a, **k)))
+    found = must(root)
+    assert found.keys == expected.keys and np.array_equal(found.labels, expected.labels)
+
+
+def test_missing_and_wrong_folders(tree: Tree, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not exist: expected .*/CLASS/IMAGE.* --data.root"):
+        read(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        read(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no class folders: expected"):
+        read(tmp_path / "empty")
+    save_image(tmp_path / "loose" / "a.png")
+    with pytest.raises(UserError, match="a class is a sub-folder"):
+        read(tmp_path / "loose")
+    with pytest.raises(UserError, match=r"dog holds no images"):
+        read(tree(cat=2, dog=0))
+
+
+def test_class_in_test_only(tree: Tree) -> None:
+    root = tree(**{"train/cat": 2, "train/dog": 2, "test/cat": 1, "test/dgo": 1})
+    with pytest.raises(UserError, match=r"'dgo' is in .*test but not in .*train. Did you mean 'dog'\?"):
+        read(root, "test")
+
+
+def test_classnames_files(tmp_path: Path) -> None:
+    def names(file: str, content: str) -> list[str]:
+        (tmp_path / file).write_text(content)
+        return read_classnames(tmp_path / file, ["n01", "n02"])
+
+    assert names("a.txt", "tench\n\n great white shark \n") == ["tench", "great white shark"]
+    assert names("a.csv", "folder,name\nn02,shark\nn01,tench\n") == ["tench", "shark"]
+    assert names("b.csv", 'n01,"tench, a fish"\nn02,shark\n') == ["tench, a fish", "shark"]
+    assert names("a.json", json.dumps({"n02": "shark", "n01": "tench"})) == ["tench", "shark"]
+    assert names("b.json", json.dumps(["tench", "shark"])) == ["tench", "shark"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("a.txt", "one", "has 1 class names, the data set has 2 classes"),
+        ("a.csv", "n01,tench,fish", "is not of the form folder,name"),
+        ("a.csv", "n1,tench\nn02,shark", r"names the class 'n1', which the data set lacks. Did you mean 'n01'"),
+        ("a.json", '{"n01": "tench"}', "no name for 1 of 2 classes, the first: 'n02'"),
+        ("a.json", '{"n01": ', "cannot be read"),
+        ("a.json", "3", "cannot be read"),
+    ],
+)
+def test_wrong_classnames_files(tmp_path: Path, file: str, content: str, message: str) -> None:
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_classnames(tmp_path / file, ["n01", "n02"])
+
+
+def test_missing_classnames_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        read_classnames(tmp_path / "names.txt", ["a"])

@@ -1,0 +1,100 @@
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from randlora_pl.data.images import ArrayImages, CachedImages, FileImages, decode, is_image
+from randlora_pl.errors import UserError
+
+from .conftest import save_image
+
+
+def gradient(mode: str) -> Image.Image:
+    ramp = np.tile(np.linspace(0, 255, 24).astype(np.uint8), (12, 1))
+    return Image.fromarray(ramp).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        *((mode, "a.png") for mode in ("1", "L", "P", "RGBA", "LA")),
+        *(("RGB", name) for name in ("a.ppm", "a.webp", "a.bmp")),
+        ("P", "a.gif"),
+        ("CMYK", "a.jpg"),
+        ("L", "a.tiff"),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, name: str) -> None:
+    path = tmp_path / name
+    gradient(mode).save(path)
+    image = decode(path)
+    assert image.shape == (12, 24, 3) and image.dtype == np.uint8 and image.flags.writeable
+    if mode != "1":
+        expected = np.asarray(gradient("L"), dtype=int)[..., None]
+        assert np.abs(image - expected).max() <= (0 if name.endswith((".png", ".ppm", ".bmp", ".tiff")) else 12)
+
+
+def test_sixteen_bit_grey_is_scaled(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    Image.fromarray(levels).save(path)
+    assert np.array_equal(decode(path)[..., 1], np.arange(256).reshape(16, 16))
+
+
+def test_exif_orientation_is_followed(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side
+    gradient("RGB").save(tmp_path / "a.jpg", exif=exif, quality=95)
+    image = decode(tmp_path / "a.jpg")
+    assert image.shape == (24, 12, 3)
+    assert image[0].mean() < 20 and image[-1].mean() > 235
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "missing", "header"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_damaged_files_are_named(tmp_path: Path, damage: str, suffix: str) -> None:
+    path = save_image(tmp_path / f"photo{suffix}", size=(64, 64))
+    raw = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        bad = {"truncated": raw[: len(raw) // 2], "text": b"no image", "empty": b"", "header": raw[:20]}
+        path.write_bytes(bad[damage])
+    with pytest.raises(UserError, match=rf"The image .*photo{suffix} cannot be read: .*--data.on_error skip"):
+        decode(path)
+
+
+def test_image_bomb_is_refused(tmp_path: Path) -> None:
+    header = b"P6 60000 60000 255\n"
+    (tmp_path / "bomb.ppm").write_bytes(header + struct.pack("B", 0))
+    with pytest.raises(UserError, match=r"bomb.ppm cannot be read"):
+        decode(tmp_path / "bomb.ppm")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a.jpg", True), ("A.JPEG", True), ("b.PnG", True), (".c.png", False), ("d.txt", False), ("e", False)],
+)
+def test_is_image(name: str, expected: bool) -> None:
+    assert is_image(Path(name)) == expected
+
+
+def test_names() -> None:
+    assert ArrayImages(np.zeros((2, 1, 1, 1), dtype=np.uint8), "digits").name(1) == "digits 1"
+    assert FileImages([Path("x/a.png")]).name(0) == "x/a.png"
+
+
+def test_cache_decodes_once_and_keeps_its_bound(tmp_path: Path) -> None:
+    paths = [save_image(tmp_path / f"{number}.png", number, (4, 4)) for number in range(3)]
+    files = FileImages(paths)
+    expected = [files.load(number) for number in range(3)]
+    cached = CachedImages(files, limit=2 * 48)
+    assert [np.array_equal(cached.load(number), expected[number]) for number in (0, 1, 2)] == [True] * 3
+    for path in paths:
+        path.unlink()
+    assert np.array_equal(cached.load(0), expected[0]) and np.array_equal(cached.load(1), expected[1])
+    with pytest.raises(UserError, match=r"2.png"):  # beyond the bound: read again
+        cached.load(2)
+    assert len(cached) == 3 and cached.name(2) == str(paths[2])

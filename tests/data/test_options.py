@@ -1,0 +1,45 @@
+from typing import Any
+
+import pytest
+
+from randlora_pl.data import ImageData
+from randlora_pl.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "digit"}, "Did you mean 'digits'"),
+        ({"dataset": "folder"}, r"'folder' needs --data.root: --data.root FOLDER \(CLASS/IMAGE"),
+        ({"dataset": "pairs", "root": "a.csv", "shots": 2}, "captions have none: use --data.fraction"),
+        ({"shots": 0}, "--data.shots is 0, but must be at least 1"),
+        ({"shots": -3}, "--data.shots is -3"),
+        ({"shots": 4, "fraction": 0.5}, "exclude each other"),
+        ({"fraction": 0.0}, "must lie between 0 and 1"),
+        ({"fraction": 1.0}, "leave it out to use all images"),
+        ({"train_split": "ful"}, "Did you mean 'full'"),
+        ({"batch_size": 0}, "--data.batch_size is 0"),
+        ({"eval_batch_size": 0}, "--data.eval_batch_size is 0"),
+        ({"epochs": 0}, "--data.epochs is 0"),
+        ({"steps": 0}, "--data.steps is 0"),
+        ({"steps": 5, "epochs": 5}, "--data.epochs 5 and --data.steps 5 exclude each other"),
+        ({"min_batches_per_epoch": -1}, "must be at least 0"),
+        ({"num_workers": -1}, "--data.num_workers is -1"),
+        ({"sampling": "epoch"}, "--data.sampling 'epoch' is unknown. Did you mean 'epochs'"),
+        ({"crop_scale": (0.0, 1.0)}, "0 < least <= greatest <= 1"),
+        ({"crop_scale": (0.8, 0.5)}, "0 < least <= greatest <= 1"),
+        ({"crop_scale": (0.8, 1.5)}, "0 < least <= greatest <= 1"),
+        ({"image_size": 0}, "--data.image_size is 0"),
+        ({"mean": (0.5,)}, "--data.mean has 1 values"),
+        ({"std": (0.5, 0.5, 0.0)}, "3 values above 0"),
+        ({"interpolation": "bicubik"}, "Did you mean 'bicubic'"),
+        ({"on_error": "stop"}, "Known: raise, skip"),
+        ({"templates": []}, "--data.templates is empty"),
+        ({"templates": ["a photo"]}, "must have {} once"),
+        ({"templates": ["a {} {}"]}, "must have {} once"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        ImageData(**options)
+    assert len(str(caught.value).splitlines()) <= 2

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from randlora_pl.data import open_images
+from randlora_pl.data.images import decode
+from randlora_pl.data.predict import find_images
+from randlora_pl.data.transforms import Frame, eval_batch
+from randlora_pl.errors import UserError
+
+from .conftest import Tree, save_image
+
+FRAME = Frame(12)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_follow_the_files(tree: Tree, tmp_path: Path, num_workers: int) -> None:
+    root, single = tree(cat=3, dog=2), save_image(tmp_path / "photo.jpg", 9, (40, 30))
+    loader, files = open_images([single, root], FRAME, batch_size=4, num_workers=num_workers)
+    assert [file.name for file in files] == ["photo.jpg", "000.png", "001.png", "002.png", "000.png", "001.png"]
+    batches = list(loader)
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(6)) and len(loader) == 2
+    images = torch.cat([batch["image"] for batch in batches])
+    for image, file in zip(images, files, strict=True):
+        assert torch.equal(image, eval_batch([torch.from_numpy(decode(file))], FRAME)[0])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_unreadable_image_is_named(tmp_path: Path, num_workers: int) -> None:
+    save_image(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    loader, _ = open_images([tmp_path], FRAME, num_workers=num_workers)
+    with pytest.raises(UserError, match=r"^The image .*b.png cannot be read: it is no image"):
+        list(loader)
+
+
+def test_wrong_paths(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere.png does not exist"):
+        find_images([tmp_path / "nowhere.png"])
+    with pytest.raises(UserError, match="holds no images"):
+        find_images([tmp_path])
+    with pytest.raises(UserError, match="No images were named"):
+        find_images([])

