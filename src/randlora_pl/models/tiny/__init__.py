@@ -1,0 +1,72 @@
+"""The shipped tiny CLIP: an open_clip architecture of four million parameters for 32 x 32 images.
+
+It starts a fine-tuning run without a network and within seconds. `MODEL_CARD.md`, beside this file, says
+what it was trained on, how well it does and how to train it again (`scripts/pretrain_tiny_clip.py`).
+"""
+
+import gzip
+import io
+import json
+from importlib import resources
+from typing import Any
+
+from torch import nn
+
+from randlora_pl.errors import UserError, near
+from randlora_pl.models.building import seeded
+
+TINY_TAG = "emoji-fashion"
+_FILES = resources.files(__name__)
+_CONFIG: dict[str, Any] = json.loads((_FILES / "config.json").read_text(encoding="utf-8"))
+
+TINY_IMAGE: dict[str, Any] = _CONFIG["preprocess_cfg"]
+"""What the model expects of an image: `size` in pixels, `mean`, `std`, `interpolation`."""
+
+
+def build_tiny(pretrained: str = TINY_TAG, seed: int = 0) -> nn.Module:
+    """Build the tiny CLIP in fp32, without touching PyTorch's global generators.
+
+    Args:
+        pretrained: `"emoji-fashion"` for the shipped weights or `"random"`.
+        seed: Seed of the random weights; the shipped ones do not depend on it.
+
+    Returns:
+        An `open_clip.model.CLIP` in training mode, as open_clip builds it. Images are (n, 3, 32, 32), token
+        ids (n, 16), embeddings (n, 128).
+
+    Raises:
+        UserError: `pretrained` is neither of the two.
+    """
+    from open_clip.model import CLIP  # open_clip takes seconds to import; `TINY_IMAGE` must not
+    from safetensors.torch import load_file
+
+    if pretrained not in (TINY_TAG, "random"):
+        raise UserError(
+            f"The tiny CLIP has no weights '{pretrained}'.{near(pretrained, [TINY_TAG, 'random'])} "
+            f"Use --model.pretrained {TINY_TAG} or --model.pretrained random."
+        )
+    with seeded(seed):
+        model: nn.Module = CLIP(**_CONFIG["model_cfg"])
+    if pretrained == TINY_TAG:
+        with resources.as_file(_FILES / "model.safetensors") as path:
+            model.load_state_dict(load_file(path))  # strict; fp16 on disk, copied into fp32
+    return model
+
+
+def tiny_tokenizer() -> Any:
+    """CLIP's byte-pair tokenizer with the vocabulary cut to the tiny model's size.
+
+    The ids are, in this order: 256 bytes, 256 bytes at a word's end, the first merges of open_clip's own file, the
+    start and the end token. The end token keeps the largest id, which is what CLIP's text pooling looks for.
+
+    Returns:
+        An `open_clip.tokenizer.SimpleTokenizer`: a list of strings to an int64 tensor (n, 16).
+    """
+    from open_clip.tokenizer import SimpleTokenizer, default_bpe
+
+    text = _CONFIG["model_cfg"]["text_cfg"]
+    merges = text["vocab_size"] - 2 * 256 - 2
+    with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")[: merges + 1]  # the first line is the file's header
+    packed = io.BytesIO(gzip.compress("\n".join(lines).encode()))
+    return SimpleTokenizer(bpe_path=packed, context_length=text["context_length"])
