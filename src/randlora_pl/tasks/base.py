@@ -110,26 +110,27 @@ class AdaptationTask(LightningModule):
         if self.backbone is not None and classnames != self.classnames:
             raise UserError("the task was built for other classes; make a new one.")
         self.classnames, self.templates = list(classnames), list(templates)
-        for stage in ("train", "val", "test"):
-            metrics = {"loss": MeanMetric(), "acc": MulticlassAccuracy(len(classnames), average="micro")}
-            self.metrics[f"{stage}_meters"] = MetricCollection(
-                {k: m for k, m in metrics.items() if (stage, k) != ("train", "acc")}
-            )
+        for stage in ("val", "test"):
+            accuracy = MulticlassAccuracy(len(classnames), average="micro")
+            self.metrics[f"{stage}_meters"] = MetricCollection({"loss": MeanMetric(), "acc": accuracy})
 
     def meters(self, stage: str) -> MetricCollection:
-        """Running loss and accuracy of ``train``, ``val`` or ``test``."""
+        """Running loss and accuracy of ``val`` or ``test``."""
         collection = self.metrics[f"{stage}_meters"]
         assert isinstance(collection, MetricCollection)
         return collection
 
     def setup(self, stage: str) -> None:
-        """Takes class names and prompts from the data module."""
-        if not self.classnames or self.backbone is None:
-            datamodule = getattr(self.trainer, "datamodule", None)
-            if datamodule is None and not self.classnames:
-                raise UserError("the task needs a data module, or set_classes(classnames, templates) first.")
-            if datamodule is not None:
-                self.set_classes(datamodule.classnames, datamodule.templates)
+        """Takes class names and prompts from the data module.
+
+        Raises:
+            UserError: If there are none, or the task was built for others.
+        """
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None and not self.classnames:
+            raise UserError("the task needs a data module, or set_classes(classnames, templates) first.")
+        if datamodule is not None and (self.backbone is None or datamodule.classnames != self.classnames):
+            self.set_classes(datamodule.classnames, datamodule.templates)
 
     def configure_model(self) -> None:
         """Builds the backbone and injects the adapter; Lightning calls it before every run, it acts once."""
@@ -185,11 +186,9 @@ class AdaptationTask(LightningModule):
         carried = self.carried_loss(batch)
         loss = loss if carried is None else loss + carried
         share = (weight > 0).float()
-        meter = self.meters("train")["loss"]
-        meter.update(losses.detach(), share)
-        self.log("train/loss", meter, on_step=True, on_epoch=False, prog_bar=True)
-        accuracy = (right.float() * share).sum() / share.sum().clamp(min=1)
-        self.log("train/acc", accuracy, on_step=True, on_epoch=False, prog_bar=True)
+        share = share / share.sum().clamp(min=1)
+        self.log("train/loss", (losses.detach() * share).sum(), prog_bar=True)
+        self.log("train/acc", (right.float() * share).sum(), prog_bar=True)
         return loss
 
     def configure_gradient_clipping(
