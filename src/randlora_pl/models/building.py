@@ -32,20 +32,57 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep open_clip from installing a root log handler, as ``logging.info`` does where there is none."""
-    handler = logging.NullHandler()
+    """Silence what open_clip writes to the root logger (every step of a build).
+
+    ``logging.info`` also installs a root handler where there is none, which would print the
+    application's own lines a second time. Records of other loggers are not touched.
+    """
     root = logging.getLogger()
+    handler = logging.NullHandler()
     root.addHandler(handler)
+    root.addFilter(_no_record)
     try:
         yield
     finally:
+        root.removeFilter(_no_record)
         root.removeHandler(handler)
+
+
+def _no_record(record: logging.LogRecord) -> bool:
+    return False
 
 
 def first_line(error: Exception) -> str:
     """The beginning of an error's text, short enough for a message."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:160]
+
+
+def check_size(name: str, size: int, patch: int) -> None:
+    """Refuse an image size that a model's patches do not divide.
+
+    Args:
+        name: Name of the model, for the message.
+        size: Height and width of the images in pixels.
+        patch: Height and width of a patch in pixels; 1 for models without patches.
+
+    Raises:
+        UserError: The size is not positive, or no multiple of the patch; names the nearest sizes.
+    """
+    if size < 1:
+        raise UserError(f"{name}: the image size must be positive, not {size}.")
+    if size % patch:
+        low = max(1, size // patch) * patch
+        raise UserError(
+            f"{name} cuts images into patches of {patch} pixels: {size} is no multiple. "
+            f"Nearest sizes: {low} and {low + patch}."
+        )
+
+
+def patch_size(model: nn.Module) -> int:
+    """Height of a timm model's patches in pixels, 1 where it has none."""
+    size = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    return int(size[0] if isinstance(size, tuple) else size)
 
 
 def set_gradient_checkpointing(model: nn.Module, enable: bool = True) -> None:
@@ -58,12 +95,19 @@ def set_gradient_checkpointing(model: nn.Module, enable: bool = True) -> None:
     Raises:
         UserError: The model has no such switch, or the switch does nothing.
     """
+    if _checkpointing(model) == enable:
+        return
     switch = getattr(model, "set_grad_checkpointing", None)
     if callable(switch):
         with quiet():
             switch(enable)
-    names = ("grad_checkpointing", "gradient_checkpointing")
-    if enable and not any(getattr(module, name, False) for module in model.modules() for name in names):
+    if _checkpointing(model) != enable:  # some towers only warn, others do nothing
         raise UserError(
-            f"{type(model).__name__} has no gradient checkpointing. Use --model.gradient_checkpointing false."
+            f"{type(model).__name__} cannot switch gradient checkpointing {'on' if enable else 'off'}. "
+            "Use --model.gradient_checkpointing false and a smaller --data.batch_size."
         )
+
+
+def _checkpointing(model: nn.Module) -> bool:
+    names = ("grad_checkpointing", "gradient_checkpointing")  # open_clip and timm; transformers
+    return any(getattr(module, name, False) for module in model.modules() for name in names)

@@ -13,7 +13,7 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from torch import Tensor, nn
 
 from randlora_pl.errors import UserError
-from randlora_pl.models.building import first_line, quiet, seeded
+from randlora_pl.models.building import check_size, first_line, patch_size, quiet, seeded
 from randlora_pl.models.clip_source import Source, download, image_size, image_spec, resolve
 from randlora_pl.models.spec import ImageSpec, ModelIdentity
 from randlora_pl.models.tiny import build_tiny, tiny_tokenizer
@@ -123,7 +123,10 @@ def load_clip(
     if state is not None:
         load_strictly(model, _fitted(state, model, source), source.what)
     if source.timm_tower and image.size != image_size(source):
-        _resize_timm_tower(model, image.size, source)
+        tower: Any = model.visual  # open_clip, too, resizes timm's towers after loading
+        check_size(source.name, image.size, patch_size(tower.trunk))
+        with quiet():
+            tower.set_input_size(image.size)
     identity = ModelIdentity(
         "open_clip",
         source.name,
@@ -177,7 +180,7 @@ def load_tokenizer(name: str) -> Tokenizer:
 def _build(source: Source, size: int, seed: int, device: str = "cpu") -> nn.Module:
     """The architecture with random weights; a timm tower is resized only after loading."""
     if source.name == "tiny":
-        return build_tiny(source.pretrained if source.kind == "shipped" else "random", seed)
+        return build_tiny(source.pretrained if source.kind == "shipped" else "random", seed).to(device)
     try:
         with quiet():
             model: nn.Module = open_clip.create_model(
@@ -212,11 +215,3 @@ def _fitted(state: dict[str, Tensor], model: nn.Module, source: Source) -> dict[
     except (RuntimeError, KeyError, IndexError) as error:
         raise UserError(f"{source.what}: not of this architecture ({first_line(error)}).") from error
     return state
-
-
-def _resize_timm_tower(model: Any, size: int, source: Source) -> None:
-    try:
-        with quiet():
-            model.visual.set_input_size(size)
-    except (AssertionError, ValueError, RuntimeError) as error:
-        raise UserError(f"{source.name} cannot work at {size} pixels ({first_line(error)}).") from error

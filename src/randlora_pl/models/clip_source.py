@@ -10,7 +10,7 @@ import open_clip
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 
 from randlora_pl.errors import UserError, near
-from randlora_pl.models.building import quiet
+from randlora_pl.models.building import check_size, quiet
 from randlora_pl.models.spec import ImageSpec
 from randlora_pl.models.tiny import TINY_TAG
 from randlora_pl.models.weights import looks_like_file
@@ -177,11 +177,7 @@ def image_spec(source: Source, force_image_size: int | None = None) -> ImageSpec
     size = usual if force_image_size is None else force_image_size
     vision = source.config["vision_cfg"]
     patch = vision.get("patch_size", 16) if isinstance(vision.get("layers", 12), int) and not source.timm_tower else 1
-    if size < patch or size % patch:
-        raise UserError(
-            f"{source.name} cuts images into patches of {patch} pixels: {size} is no multiple. "
-            f"Nearest sizes: {max(1, size // patch) * patch} and {(max(0, size // patch) + 1) * patch}."
-        )
+    check_size(source.name, size, patch)
     if source.name == "tiny" and size != usual:
         raise UserError(f"The tiny CLIP works at {usual} pixels only, not at {size}; leave out the image size.")
     mean, std = (tuple(float(value) for value in source.preprocess[key]) for key in ("mean", "std"))

@@ -11,7 +11,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from randlora_pl.errors import UserError, near
-from randlora_pl.models.building import first_line, seeded
+from randlora_pl.models.building import check_size, first_line, patch_size, seeded
 from randlora_pl.models.spec import ImageSpec, ModelIdentity
 from randlora_pl.models.weights import file_sha256, looks_like_file, mismatch, read_weights
 
@@ -43,10 +43,12 @@ def vit_image_spec(name: str, img_size: int | None = None) -> ImageSpec:
         img_size: Height and width in pixels; None: the configuration's, but 224 for DINOv2 (the paper's).
 
     Raises:
-        UserError: Unknown name or tag.
+        UserError: Unknown name or tag, or a size that is not positive.
     """
     config = _config(name)
-    size = img_size or (_DINOV2_SIZE if "dinov2" in name else int(config.input_size[-1]))
+    usual = _DINOV2_SIZE if "dinov2" in name else int(config.input_size[-1])
+    size = usual if img_size is None else img_size
+    check_size(name, size, 1)
     mean, std = (tuple(float(value) for value in values) for values in (config.mean, config.std))
     return ImageSpec(size, mean, std, str(config.interpolation))  # type: ignore[arg-type]
 
@@ -65,9 +67,8 @@ def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None =
         UserError: Unknown name or tag; a file that is missing, damaged or of another architecture;
             weights that cannot be downloaded; an image size that the patches do not divide.
     """
-    name, pretrained = _resolve(name, pretrained or "random")
+    name, pretrained, is_file = _resolve(name, pretrained or "random")
     image = vit_image_spec(name, img_size)
-    is_file = looks_like_file(pretrained)
     state = _without_classifier(read_weights(pretrained), name) if is_file else None
     with seeded(seed):
         try:
@@ -101,23 +102,23 @@ def meta_vit(name: str, img_size: int | None = None) -> nn.Module:
         return _build(name, vit_image_spec(name, img_size).size)
 
 
-def _resolve(name: str, pretrained: str) -> tuple[str, str]:
-    """The name with the tag of its weights, and ``random``, the tag, or an absolute path."""
+def _resolve(name: str, pretrained: str) -> tuple[str, str, bool]:
+    """The name with the tag of its weights; ``random``, the tag or an absolute path; whether it is a file."""
     config = _config(name)
     if pretrained == "random":
-        return name, pretrained
+        return name, pretrained, False
     base, _, typed = name.partition(".")
     tags = [full.partition(".")[2] for full in timm.list_models(f"{base}.*", pretrained=True)]
     if pretrained == "timm":
         if config.tag not in tags:
             raise UserError(f"timm has no weights for {name}. Give a file with --model.pretrained PATH, or 'random'.")
-        return f"{base}.{config.tag}", config.tag
+        return f"{base}.{config.tag}", config.tag, False
     if pretrained in tags:
         if typed and typed != pretrained:
             raise UserError(f"--model.name says '{typed}' but --model.pretrained says '{pretrained}': choose one.")
-        return f"{base}.{pretrained}", pretrained
+        return f"{base}.{pretrained}", pretrained, False
     if looks_like_file(pretrained):
-        return name, str(Path(pretrained).expanduser().absolute())
+        return name, str(Path(pretrained).expanduser().absolute()), True
     raise UserError(
         f"--model.pretrained: {base} has no weights '{pretrained}'.{near(pretrained, tags)} "
         f"Its tags: {', '.join(tags) or 'none'}; 'timm', a file or 'random' also work."
@@ -149,17 +150,11 @@ def _build(name: str, size: int, pretrained: bool = False, state: Mapping[str, T
         options["img_size"] = size
     if state is not None:  # without "classifier" timm loads strictly
         options["pretrained_cfg_overlay"] = {"state_dict": dict(state), "classifier": None}
-    model: nn.Module = timm.create_model(name, **options)
-    if isinstance(config := getattr(model, "pretrained_cfg", None), dict):
-        config.pop("state_dict", None)  # else the model carries a second copy of its weights
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]
-    if size < patch or size % patch:
-        low = max(1, size // patch) * patch
-        raise UserError(
-            f"{name} cuts images into patches of {patch} pixels: {size} is no multiple. "
-            f"Nearest sizes: {low} and {low + patch}."
-        )
-    return model
+    model: Any = timm.create_model(name, **options)
+    model.pretrained_cfg.pop("state_dict", None)  # else the model carries a second copy of its weights
+    check_size(name, size, patch_size(model))
+    built: nn.Module = model
+    return built
 
 
 def _without_classifier(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -176,9 +171,10 @@ def _loading_error(name: str, pretrained: str, error: Exception, is_file: bool) 
         return UserError(mismatch(what, str(error) or type(error).__name__))
     if pretrained == "random":
         return UserError(f"{name} cannot be built ({first_line(error)}). Choose another model or image size.")
-    hub = _config(name).hf_hub_id
+    config = _config(name)
+    where = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
     return UserError(
         f"The {what} are not in the cache and cannot be downloaded ({type(error).__name__}; no network?). "
-        f"Get the file from https://huggingface.co/{hub} and give it by --model.pretrained PATH, "
+        f"Get the file from {where} and give it by --model.pretrained PATH, "
         "or use --model.pretrained random."
     )

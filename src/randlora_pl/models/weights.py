@@ -16,7 +16,7 @@ from randlora_pl.errors import UserError
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy")
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
-_PREFIXES = ("module.", "_orig_mod.")
+_PREFIXES = ("module.", "_orig_mod.", "module.")  # DDP, torch.compile, in either order
 _SHOWN = 3
 
 

@@ -1,0 +1,183 @@
+import logging
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from randlora_pl.errors import UserError
+from randlora_pl.models.clip import ImageTower, LoadedClip, clip_image_spec, load_clip, load_tokenizer, meta_clip
+from randlora_pl.models.weights import file_sha256
+
+
+def same(left: torch.nn.Module, right: torch.nn.Module) -> bool:
+    a, b = left.state_dict(), right.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def embed(clip: LoadedClip) -> tuple[Tensor, Tensor]:
+    images = torch.randn(2, 3, clip.image.size, clip.image.size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model: Any = clip.model
+        return model.encode_image(images), model.encode_text(clip.tokenizer(["a cat", "two dogs", "a tree"]))
+
+
+@pytest.mark.parametrize("name", ["Small", "Small-quickgelu", "Small-custom", "Small-timm", "Small-resnet", "tiny"])
+def test_every_kind_of_model_is_reached_in_one_way(name: str) -> None:
+    clip = load_clip(name, "random")
+    images, texts = embed(clip)
+    assert images.shape == (2, clip.embed_dim)
+    assert texts.shape == (3, clip.embed_dim)
+    assert clip.model.logit_scale.numel() == 1
+    assert {parameter.dtype for parameter in clip.model.parameters()} == {torch.float32}
+    tower = ImageTower(clip.model)
+    names = {key for key in clip.model.state_dict() if key.startswith("visual.")}
+    assert set(tower.state_dict()) == names
+    size = clip.image.size
+    image = torch.randn(2, 3, size, size)
+    torch.testing.assert_close(tower.eval()(image), clip.model.eval().encode_image(image))
+
+
+def test_a_towers_own_tokens_are_left_out() -> None:
+    clip = load_clip("Small-coca")
+    image = torch.randn(2, 3, 32, 32)
+    assert isinstance(clip.model.visual(image), tuple)
+    assert ImageTower(clip.model)(image).shape == (2, 24)
+
+
+def test_random_weights_are_a_pure_function_of_the_seed() -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = load_clip("Small", "random", seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(7)
+    assert same(first.model, load_clip("Small", seed=1).model)
+    assert not same(first.model, load_clip("Small", seed=2).model)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_a_file_gives_its_weights_back(tmp_path: Path, suffix: str) -> None:
+    model = load_clip("Small", seed=4).model
+    path = tmp_path / f"w.{suffix}"
+    (torch.save if suffix == "pt" else save_file)(model.state_dict(), path)
+    clip = load_clip("Small", str(path), seed=5)
+    assert same(clip.model, model)
+    assert clip.identity.as_dict() == {
+        "library": "open_clip",
+        "name": "Small",
+        "pretrained": str(path),
+        "image_size": 32,
+        "sha256": file_sha256(path),
+    }
+
+
+@pytest.mark.parametrize("size", [32, 48])
+@pytest.mark.parametrize("name", ["Small", "Small-custom"])
+def test_loading_equals_open_clips_own(small_file: Path, name: str, size: int) -> None:
+    """Also a plain layout into a custom-text model, a scalar logit scale into a vector, and resized positions."""
+    mine = load_clip(name, str(small_file), force_image_size=size)
+    theirs = open_clip.create_model(name, pretrained=str(small_file), force_image_size=size)
+    assert same(mine.model, theirs)
+    assert mine.image.size == size
+    assert embed(mine)[0].shape == (2, 24)
+
+
+def test_half_precision_files_become_fp32(tmp_path: Path) -> None:
+    state = {name: value.half() for name, value in load_clip("Small").model.state_dict().items()}
+    save_file(state, tmp_path / "half.safetensors")
+    model = load_clip("Small", str(tmp_path / "half.safetensors")).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(model.state_dict()["ln_final.weight"], state["ln_final.weight"].float())
+
+
+def test_a_timm_tower_is_resized_after_loading(tmp_path: Path) -> None:
+    base = load_clip("Small-timm")
+    torch.save(base.model.state_dict(), tmp_path / "w.pt")
+    clip = load_clip("Small-timm", str(tmp_path / "w.pt"), force_image_size=96)
+    assert clip.model.visual.trunk.pos_embed.shape[1] == 1 + 6 * 6
+    assert torch.equal(clip.model.visual.trunk.cls_token, base.model.visual.trunk.cls_token)
+    assert embed(clip)[0].shape == (2, 24)
+    with pytest.raises(UserError, match="Small-timm cuts images into patches of 16 pixels"):
+        load_clip("Small-timm", force_image_size=100)
+
+
+def test_files_of_other_architectures_are_refused(small_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"not of this architecture.*visual.class_embedding \(\[32\] in the file, \[48\]"
+    ):
+        load_clip("Small-wide", str(small_file))
+    with pytest.raises(UserError, match=r"missing: visual.trunk.cls_token, visual.trunk.pos_embed"):
+        load_clip("Small-timm", str(small_file))
+    odd = {"visual.positional_embedding": torch.zeros(1 + 6, 32)}  # six patches form no square
+    torch.save(odd, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match="not of this architecture"):
+        load_clip("Small", str(tmp_path / "odd.pt"))
+    with pytest.raises(UserError, match="does not exist"):
+        load_clip("Small", str(tmp_path / "nothing.pt"))
+
+
+def test_tags_load_with_the_activation_of_their_weights(
+    tags: None, small_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "randlora_pl"):
+        quick = load_clip("Small", "quick_tag")
+    assert [record.message for record in caplog.records] == [
+        "Small: the weights 'quick_tag' were trained with QuickGELU, so Small-quickgelu is used."
+    ]
+    assert quick.identity.as_dict() == {
+        "library": "open_clip",
+        "name": "Small-quickgelu",
+        "pretrained": "quick_tag",
+        "image_size": 32,
+    }
+    assert type(quick.model.visual.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+    oracle = open_clip.create_model("Small-quickgelu", pretrained=str(small_file))
+    image = torch.randn(2, 3, 32, 32)
+    assert torch.equal(quick.model.encode_image(image), oracle.encode_image(image))
+    plain = load_clip("Small-quickgelu", "plain_tag")
+    assert plain.identity.name == "Small"
+    assert type(plain.model.visual.transformer.resblocks[0].mlp.gelu).__name__ == "GELU"
+    assert (plain.model.encode_image(image) - quick.model.encode_image(image)).abs().max() > 1e-4
+
+
+def test_the_tiny_model_by_file_and_seed(tmp_path: Path) -> None:
+    clip = load_clip("tiny", "random", seed=3)
+    assert clip.image == clip_image_spec("tiny", "random")
+    assert clip.identity.seed == 3
+    torch.save(clip.model.state_dict(), tmp_path / "w.pt")
+    assert same(load_clip("tiny", str(tmp_path / "w.pt")).model, clip.model)
+
+
+def test_towers_of_hugging_face_say_what_they_need() -> None:
+    with pytest.raises(UserError, match=r"Small-hf-text cannot be built \(its text tower 'no-such-owner/text'"):
+        load_clip("Small-hf-text")
+    clip = load_clip("Small-hf-tokens")  # works without its tokenizer
+    assert ImageTower(clip.model)(torch.zeros(1, 3, 32, 32)).shape == (1, 24)
+    with pytest.raises(UserError, match="needs the tokenizer 'no-such-owner/tokens'"):
+        _ = clip.tokenizer
+
+
+def test_tokenizers_follow_the_configuration() -> None:
+    assert load_tokenizer("Small")(["a", "b"]).shape == (2, 12)
+    assert load_tokenizer("ViT-B-32")(["a"]).shape == (1, 77)
+    assert load_tokenizer("tiny")(["a"]).shape == (1, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "visual"),
+    [
+        ("ViT-B-32", 151_277_313, 87_849_216),  # the counts of open_clip's own table: 151.28 and 87.85 million
+        ("ViT-L-14", 427_616_513, 303_966_208),  # 427.62 and 303.97
+        ("ViT-H-14", 986_109_441, 632_076_800),  # 986.11 and 632.08
+        ("tiny", 4_070_913, None),
+    ],
+)
+def test_counting_needs_no_memory(name: str, count: int, visual: int | None) -> None:
+    model = meta_clip(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    if visual:
+        assert sum(parameter.numel() for parameter in ImageTower(model).parameters()) == visual

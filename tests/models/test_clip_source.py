@@ -1,0 +1,133 @@
+from pathlib import Path
+
+import open_clip
+import pytest
+
+from randlora_pl.errors import UserError
+from randlora_pl.models.clip_source import download, image_size, image_spec, resolve
+from randlora_pl.models.spec import ImageSpec
+
+OPENAI = open_clip.OPENAI_DATASET_MEAN
+
+
+def test_unknown_names_get_a_near_match() -> None:
+    with pytest.raises(UserError, match=r"no CLIP model 'ViT-B32'.* Did you mean .*'ViT-B-32'"):
+        resolve("ViT-B32", None)
+    with pytest.raises(UserError, match="Did you mean 'tiny'"):
+        resolve("tyny", None)
+
+
+def test_unknown_tags_list_those_of_the_architecture() -> None:
+    with pytest.raises(UserError) as info:
+        resolve("ViT-H-14", "laion2b_s32b_b79")
+    assert "Did you mean 'laion2b_s32b_b79k'" in str(info.value)
+    assert "Its tags: laion2b_s32b_b79k, metaclip_fullcc" in str(info.value)
+    with pytest.raises(UserError, match="Its tags: none"):
+        resolve("Small", "openai")
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B/32"])
+def test_openai_weights_get_quickgelu(name: str) -> None:
+    source = resolve(name, "openai")
+    assert source.name == "ViT-B-32-quickgelu"
+    assert source.config["quick_gelu"]
+    assert "trained with QuickGELU, so ViT-B-32-quickgelu is used" in source.notes[0]
+
+
+def test_plain_weights_get_plain_gelu() -> None:
+    source = resolve("ViT-B-32-quickgelu", "laion2b_s34b_b79k")
+    assert source.name == "ViT-B-32"
+    assert not source.config.get("quick_gelu")
+    assert "trained with plain GELU" in source.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"), [("ViT-B-32-quickgelu", "OpenAI"), ("ViT-L-14", "laion2b-s32b-b82k"), ("ViT-H-14", "random")]
+)
+def test_names_that_fit_stay(name: str, tag: str) -> None:
+    source = resolve(name, tag)
+    assert source.name == name
+    assert source.pretrained == tag.lower().replace("-", "_")
+    assert source.notes == ()
+
+
+def test_every_tag_of_every_quickgelu_pair_gets_its_activation() -> None:
+    names = set(open_clip.list_models())
+    pairs = [(name, tag) for name, tag in open_clip.list_pretrained() if name + "-quickgelu" in names]
+    assert len(pairs) > 60
+    for name, tag in pairs:
+        trained_with = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+        for typed in (name, name + "-quickgelu"):
+            assert bool(resolve(typed, tag).config.get("quick_gelu", False)) == trained_with, (typed, tag)
+
+
+def test_files_keep_the_name_and_say_what_is_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = resolve("ViT-L-14", "w.pt")
+    assert (source.kind, source.name, source.pretrained) == ("file", "ViT-L-14", str(tmp_path / "w.pt"))
+    assert "used with plain GELU; weights trained otherwise need --model.name ViT-L-14-quickgelu" in source.notes[0]
+    assert "differ in image normalisation" in source.notes[1]  # laion2b_s32b_b82k has its own
+    assert (
+        "used with QuickGELU; weights trained otherwise need --model.name ViT-B-16."
+        in (resolve("ViT-B-16-quickgelu", "w.pt").notes[0])
+    )
+    assert resolve("Small-wide", "w.pt").notes == ()
+
+
+def test_image_specs_are_those_of_the_tag(tags: None) -> None:
+    assert image_spec(resolve("Small", "plain_tag")) == ImageSpec(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
+    assert image_spec(resolve("ViT-L-14", "laion2b_s32b_b82k")).mean == (0.5, 0.5, 0.5)
+    assert image_spec(resolve("ViT-L-14-336", "openai")) == ImageSpec(
+        336, OPENAI, open_clip.OPENAI_DATASET_STD, "bicubic"
+    )
+
+
+def test_without_a_tag_the_architectures_tags_decide_where_they_agree(tags: None) -> None:
+    assert image_spec(resolve("Small", "random")).mean == (0.1, 0.2, 0.3)
+    assert image_spec(resolve("Small-wide", "random")).mean == OPENAI
+    assert image_spec(resolve("Small-custom", "random")).mean == OPENAI
+    assert image_spec(resolve("ViT-B-16-SigLIP", None)).mean == (0.5, 0.5, 0.5)
+
+
+def test_other_image_sizes() -> None:
+    assert image_spec(resolve("Small", None), 48).size == 48
+    assert image_spec(resolve("Small-resnet", None), 50).size == 50  # no patches to divide it
+    with pytest.raises(UserError, match=r"patches of 8 pixels: 45 is no multiple. Nearest sizes: 40 and 48"):
+        image_spec(resolve("Small", None), 45)
+    with pytest.raises(UserError, match="Nearest sizes: 8 and 16"):
+        image_spec(resolve("Small", None), 4)
+    for size in (0, -8):
+        with pytest.raises(UserError, match=f"Small: the image size must be positive, not {size}"):
+            image_spec(resolve("Small", None), size)
+    with pytest.raises(UserError, match="only square images"):
+        image_size(resolve("Small-oblong", None))
+
+
+def test_the_tiny_model() -> None:
+    shipped = resolve("tiny", None)
+    assert (shipped.kind, shipped.pretrained) == ("shipped", "emoji-fashion")
+    assert image_spec(shipped).size == 32
+    assert resolve("tiny", "random").kind == "random"
+    assert resolve("tiny", "a/w.pt").kind == "file"
+    with pytest.raises(UserError, match=r"tiny has no weights 'emoji'.*Did you mean 'emoji-fashion'"):
+        resolve("tiny", "emoji")
+    with pytest.raises(UserError, match="works at 32 pixels only"):
+        image_spec(shipped, 64)
+
+
+def test_downloads_use_the_tags_file_or_say_where_it_is(tags: None, small_file: Path) -> None:
+    assert download(resolve("Small", "plain_tag")) == str(small_file)
+    with pytest.raises(UserError) as info:
+        download(resolve("Small", "far_tag"))
+    message = str(info.value)
+    assert "cannot be downloaded" in message
+    assert "https://huggingface.co/no-such-owner/no-such-model and give it by --model.name Small" in message
+    assert "\n" not in message
+
+
+def test_sources_outside_the_hub_are_named_too(monkeypatch: pytest.MonkeyPatch, tags: None) -> None:
+    entry = open_clip.get_pretrained_cfg("Small", "far_tag")
+    monkeypatch.setitem(entry, "hf_hub", "")
+    monkeypatch.setitem(entry, "url", "file:///no/such/file.pt")
+    with pytest.raises(UserError, match=r"Get the file from file:///no/such/file.pt"):
+        download(resolve("Small", "far_tag"))

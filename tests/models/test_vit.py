@@ -1,0 +1,180 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
+
+from randlora_pl.errors import UserError
+from randlora_pl.models.spec import ImageSpec
+from randlora_pl.models.vit import load_vit, meta_vit, vit_image_spec
+from randlora_pl.models.weights import file_sha256
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+DINOV2 = "vit_base_patch14_dinov2.lvd142m"
+
+
+def same(left: torch.nn.Module, right: torch.nn.Module) -> bool:
+    a, b = left.state_dict(), right.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_image_specs_come_from_the_models_own_configuration() -> None:
+    assert vit_image_spec(DINOV2) == ImageSpec(224, *IMAGENET, "bicubic")  # timm's configuration says 518
+    assert vit_image_spec(DINOV2, 518).size == 518
+    half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert vit_image_spec("vit_base_patch16_224.augreg_in21k") == ImageSpec(224, *half, "bicubic")
+    assert vit_image_spec("vit_base_patch16_224.mae") == ImageSpec(224, *IMAGENET, "bicubic")  # by tag
+    assert vit_image_spec("test_vit").size == 160
+
+
+def test_counting_needs_no_memory() -> None:
+    model = meta_vit(DINOV2)
+    # 86,580,480 in DINOv2's own model at 518 pixels, less its mask token and 37^2 - 16^2 positions
+    assert sum(parameter.numel() for parameter in model.parameters()) == 86_580_480 - (1 + 37**2 - 16**2) * 768
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert {"blocks.0.attn.qkv.weight", "blocks.11.mlp.fc1.weight"} <= dict(model.named_parameters()).keys()
+    with pytest.raises(UserError, match=r"patches of 14 pixels: 230 is no multiple. Nearest sizes: 224 and 238"):
+        meta_vit(DINOV2, 230)
+
+
+def test_random_weights_are_a_pure_function_of_the_seed() -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = load_vit("test_vit", seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(7)
+    assert same(first.model, load_vit("test_vit", "random", seed=1).model)
+    assert not same(first.model, load_vit("test_vit", seed=2).model)
+    assert first.identity.as_dict() == {
+        "library": "timm",
+        "name": "test_vit",
+        "pretrained": "random",
+        "image_size": 160,
+        "seed": 1,
+    }
+    assert first.model(torch.zeros(2, 3, 160, 160)).shape == (2, first.num_features)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_a_file_gives_its_weights_back_without_its_classifier(tmp_path: Path, suffix: str) -> None:
+    source = timm.create_model("test_vit", num_classes=7)
+    path = tmp_path / f"w.{suffix}"
+    (torch.save if suffix == "pt" else save_file)(source.state_dict(), path)
+    vit = load_vit("test_vit", str(path))
+    source.reset_classifier(0)
+    assert same(vit.model, source)
+    assert vit.identity.sha256 == file_sha256(path)
+    assert vit.identity.seed is None
+    image = torch.randn(1, 3, 160, 160)
+    assert torch.equal(vit.model.eval()(image), source.eval()(image))
+    assert not any(isinstance(value, torch.Tensor) for value in flat(vars(vit.model)["pretrained_cfg"]))
+
+
+def flat(value: Any) -> list[Any]:
+    return [leaf for item in value.values() for leaf in flat(item)] if isinstance(value, dict) else [value]
+
+
+def test_positions_of_another_image_size_are_resized(tmp_path: Path) -> None:
+    """DINOv2's case, 518 to 224 pixels, on a smaller model with the same patches."""
+    source = timm.create_model("vit_small_patch14_dinov2", num_classes=0, depth=1, img_size=518)
+    state = {name: value for name, value in source.state_dict().items() if not name.startswith("blocks.")}
+    whole = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=224).state_dict()
+    path = tmp_path / "w.safetensors"
+    save_file({**whole, **state, "mask_token": torch.zeros(1, 384)}, path)  # DINOv2's own files have one
+    assert state["pos_embed"].shape == (1, 1 + 37 * 37, 384)
+    vit = load_vit("vit_small_patch14_dinov2", str(path))
+    assert vit.image.size == 224
+    expected = resample_abs_pos_embed(state["pos_embed"], new_size=[16, 16], num_prefix_tokens=1)
+    assert torch.equal(vit.model.state_dict()["pos_embed"], expected)
+    assert torch.equal(vit.model.state_dict()["blocks.3.mlp.fc1.weight"], whole["blocks.3.mlp.fc1.weight"])
+
+
+def test_dinov2_features_are_the_normalised_class_token() -> None:
+    model: Any = load_vit("vit_small_patch14_dinov2", img_size=28).model.eval()
+    image = torch.randn(2, 3, 28, 28)
+    tokens = model.forward_features(image)
+    assert torch.equal(model(image), tokens[:, 0])
+    assert tokens[:, 0].mean(-1).abs().max() < 1e-5  # a layer norm with initial weights
+    assert tokens[:, 0].var(-1, unbiased=False).sub(1).abs().max() < 1e-2
+
+
+def test_files_of_other_architectures_are_refused(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_vit2", num_classes=0).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(
+        UserError, match=r"architecture \(tensors: 3 missing: cls_token, norm.weight, norm.bias; 4\d unexp"
+    ):
+        load_vit("test_vit", str(tmp_path / "w.pt"))
+    state = timm.create_model("test_vit", num_classes=0).state_dict()
+    del state["norm.weight"]  # timm itself would load this without a word where the classifier differs
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"tensors: 1 missing: norm.weight\)"):
+        load_vit("test_vit", str(tmp_path / "w.pt"))
+    torch.save({"pos_embed": torch.zeros(1, 8, 64)}, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match="not of this architecture"):
+        load_vit("test_vit", str(tmp_path / "odd.pt"))
+    with pytest.raises(UserError, match="does not exist"):
+        load_vit("test_vit", str(tmp_path / "nothing.pt"))
+
+
+def test_unknown_names_and_tags() -> None:
+    with pytest.raises(UserError, match=r"no timm model 'vit_base_patch14_dino2'.*'vit_base_patch14_dinov2'"):
+        load_vit("vit_base_patch14_dino2")
+    with pytest.raises(UserError, match=r"has no tag 'lvd'.*Did you mean 'lvd142m'\? Tags: lvd142m"):
+        load_vit("vit_base_patch14_dinov2.lvd")
+    with pytest.raises(UserError, match=r"has no weights 'lvd142'.*Did you mean 'lvd142m'.*'timm', a file"):
+        load_vit("vit_base_patch14_dinov2", "lvd142")
+    with pytest.raises(UserError, match=r"says 'dino' but --model.pretrained says 'mae'"):
+        load_vit("vit_base_patch16_224.dino", "mae")
+    with pytest.raises(UserError, match="timm has no weights for vit_large_patch14_224"):
+        load_vit("vit_large_patch14_224", "timm")
+
+
+@pytest.mark.parametrize("pretrained", ["timm", "r160_in1k"])
+def test_tags_load_what_timm_has(monkeypatch: pytest.MonkeyPatch, pretrained: str) -> None:
+    source = timm.create_model("test_vit")
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: source.state_dict())
+    vit = load_vit("test_vit", pretrained)
+    source.reset_classifier(0)
+    assert same(vit.model, source)
+    assert vit.identity.as_dict() == {
+        "library": "timm",
+        "name": "test_vit.r160_in1k",
+        "pretrained": "r160_in1k",
+        "image_size": 160,
+    }
+
+
+def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fail)
+    with pytest.raises(UserError) as info:
+        load_vit("test_vit", "timm")
+    assert "cannot be downloaded (ConnectionError; no network?)" in str(info.value)
+    assert "https://huggingface.co/timm/test_vit.r160_in1k" in str(info.value)
+
+
+def test_models_without_patches_take_any_size() -> None:
+    vit = load_vit("resnet18", img_size=50)
+    assert vit.image.size == 50
+    assert vit.model(torch.zeros(1, 3, 50, 50)).shape == (1, 512)
+
+
+def test_impossible_sizes() -> None:
+    with pytest.raises(UserError, match="test_vit: the image size must be positive, not 0"):
+        load_vit("test_vit", img_size=0)
+    with pytest.raises(UserError, match=r"patches of 16 pixels: 100 is no multiple. Nearest sizes: 96 and 112"):
+        load_vit("test_vit", img_size=100)
+
+
+def test_models_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ImportError("a package is missing")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(UserError, match=r"test_vit cannot be built \(a package is missing\)"):
+        load_vit("test_vit")

@@ -1,0 +1,127 @@
+import argparse
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from randlora_pl.errors import UserError
+from randlora_pl.models.weights import file_sha256, load_strictly, looks_like_file, read_weights
+
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(2.5)}
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("value", ["a/b", "x.safetensors", "X.PT", "w.npz", "C:\\w"])
+def test_paths_are_told_from_tags(value: str) -> None:
+    assert looks_like_file(value)
+
+
+def test_tags_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not looks_like_file("laion2b_s34b_b79k")
+    monkeypatch.chdir(tmp_path)
+    Path("mine").write_bytes(b"")
+    assert looks_like_file("mine")
+
+
+def test_both_formats_are_read_by_content(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "w.safetensors")
+    torch.save(STATE, tmp_path / "w.pt")
+    (tmp_path / "blob").write_bytes((tmp_path / "w.safetensors").read_bytes())  # no suffix, as in a cache
+    for name in ("w.safetensors", "w.pt", "blob"):
+        assert same(read_weights(tmp_path / name), STATE)
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_ema"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_wrappings_are_removed(tmp_path: Path, wrapper: str, prefix: str) -> None:
+    torch.save({"epoch": 3, wrapper: {prefix + name: value for name, value in STATE.items()}}, tmp_path / "w.pt")
+    assert same(read_weights(tmp_path / "w.pt"), STATE)
+
+
+def test_sha256_is_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(b"abc")  # the test vector of FIPS 180-2
+    assert file_sha256(tmp_path / "w") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+class Malicious:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("was_here",)
+
+
+@pytest.mark.parametrize("by", ["torch", "pickle"])
+def test_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = {"a": Malicious()}
+    if by == "torch":
+        torch.save(content, "evil.pt")
+    else:
+        Path("evil.pt").write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(UserError, match=r"evil\.pt"):
+        read_weights("evil.pt")
+    assert not Path("was_here").exists()
+
+
+def test_the_forbidden_object_is_named(tmp_path: Path) -> None:
+    torch.save({"args": argparse.Namespace(), "state_dict": STATE}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"argparse\.Namespace.*could run code"):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "w.pt")
+    save_file({"a": torch.zeros(1000)}, tmp_path / "w.safetensors")
+    for name in ("w.pt", "w.safetensors"):
+        whole = (tmp_path / name).read_bytes()
+        for size in (0, 5, 60, len(whole) // 2, len(whole) - 1):
+            (tmp_path / name).write_bytes(whole[:size])
+            with pytest.raises(UserError, match=f"{name}.*Download or copy it again"):
+                read_weights(tmp_path / name)
+    (tmp_path / "page.bin").write_text("<html>not found</html>")
+    with pytest.raises(UserError, match="damaged or no weights file"):
+        read_weights(tmp_path / "page.bin")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_explained(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "jit.pt")
+    with pytest.raises(UserError, match="TorchScript"):
+        read_weights(tmp_path / "jit.pt")
+
+
+@pytest.mark.parametrize("content", [{}, [torch.zeros(1)], {"a": 1}, torch.zeros(2)])
+def test_files_without_named_tensors(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="no plain set of named tensors"):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        read_weights(tmp_path / "w.pt")
+    with pytest.raises(UserError, match="is a folder"):
+        read_weights(tmp_path)
+
+
+def test_mismatches_name_at_most_three_of_each_kind() -> None:
+    model = nn.ModuleDict({f"layer{i}": nn.Linear(2, 2) for i in range(5)})
+    state = model.state_dict()
+    for i in range(2):
+        del state[f"layer{i}.weight"], state[f"layer{i}.bias"]
+    state |= {f"new{i}.x": torch.zeros(1) for i in range(2)}
+    state["layer4.weight"] = torch.zeros(3, 2)
+    with pytest.raises(UserError) as info:
+        load_strictly(model, state, "weights 'w.pt' for Toy")
+    message = str(info.value)
+    assert message.startswith("weights 'w.pt' for Toy: not of this architecture")
+    assert "4 missing: layer0.weight, layer0.bias, layer1.weight ...;" in message
+    assert "2 unexpected: new0.x, new1.x" in message
+    assert "layer4.weight ([3, 2] in the file, [2, 2] in the model)" in message
+    assert "\n" not in message
