@@ -1,4 +1,6 @@
 import logging
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 
 from randlora_pl.data.catalog import find
 from randlora_pl.data.folders import folder
-from randlora_pl.data.images import ArrayImages
+from randlora_pl.data.images import ArrayImages, CachedImages
 from randlora_pl.data.loader import Batch, EvalBatches, Loader, TrainBatches
 from randlora_pl.data.plan import SAMPLING, DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.data.readers import Samples, in_key_order
@@ -141,3 +143,11 @@ def test_skipped_images_weigh_nothing_and_are_counted(
     ((name, reason),) = skipped.items()
     assert Path(name).name == "001.png" and "truncated" in reason
     assert len(caplog.messages) == 1 and "skipped the unreadable image" in caplog.text
+
+
+def test_batches_travel_to_spawned_workers(tree: Tree) -> None:
+    """macOS and Windows start workers from a pickle, not from a copy of the process."""
+    samples = folder(find("folder"), tree(cat=3, dog=3), "train", download=False)
+    assert samples is not None
+    batches = train(replace(samples, images=CachedImages(samples.images)))
+    assert same([pickle.loads(pickle.dumps(batches))[0]], [batches[0]])
