@@ -35,15 +35,16 @@ class AdapterCheckpoint(Callback):
             raise UserError(f"checkpoint.mode is {mode!r}: choose max or min.")
         self.every_n_steps, self.monitor, self.mode = every_n_steps, monitor, mode
         self.best: float | None = None
+        self.best_step = 0
         self._saved_step = -1
 
     def state_dict(self) -> dict[str, Any]:
         """The best figure so far."""
-        return {"best": self.best}
+        return {"best": self.best, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the best figure of the resumed run."""
-        self.best = state_dict["best"]
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A checkpoint of the starting point would say nothing new."""
@@ -65,8 +66,8 @@ class AdapterCheckpoint(Callback):
         figure = float(value)
         sign = 1 if self.mode == "max" else -1
         if self.best is None or sign * figure > sign * self.best:
-            self.best = figure
-            self._save_adapter(trainer, pl_module, BEST, {self.monitor: figure, "step": trainer.global_step})
+            self.best, self.best_step = figure, trainer.global_step
+            self._save_adapter(trainer, pl_module, BEST, {self.monitor: figure, "step": self.best_step})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the last weights, for resuming and as an adapter folder."""

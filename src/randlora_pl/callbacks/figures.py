@@ -114,7 +114,7 @@ class Figures(Callback):
             return
         figures: dict[str, Figure] = {}
         if self._counts is not None:
-            counts = pl_module.all_gather(self._counts)
+            counts: Any = pl_module.all_gather(self._counts)
             counts = counts.sum(0) if counts.dim() > 2 else counts
             figures["confusion"] = confusion_figure(counts.cpu(), task.classnames)
         if self._shown:

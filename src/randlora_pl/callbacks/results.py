@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningModule
 
 from randlora_pl import __version__
 from randlora_pl.callbacks.run_folder import write_text
@@ -45,23 +45,30 @@ def model_figures(task: Any) -> dict[str, Any]:
     report = task.report
     return {
         "method": report.adapter.method(),
-        "adapter_options": report.adapter.options(),
         "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         "adapter_parameters": report.trainable,
         "total_parameters": sum(p.numel() for p in module.parameters()),
         "basis_fingerprint": report.fingerprint,
         "task": type(task).__name__,
-        "base_model": task.identity.as_dict(),
-        "base_hash": report.base_hash,
+        "base/weights_hash": report.base_hash,
+        **flat("base", task.identity.as_dict()),
+        **flat("adapter", report.adapter.options()),
         "learning_rate": task.learning_rate,
         "seed": task.seed,
     }
 
 
-def data_figures(data: LightningDataModule) -> dict[str, Any]:
+def flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Nested values under one key each, ``prefix/name`` and ``prefix/name/inner``."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        result |= flat(f"{prefix}/{name}", value) if isinstance(value, dict) else {f"{prefix}/{name}": value}
+    return result
+
+
+def data_figures(data: Any) -> dict[str, Any]:
     """Facts about the data under ``data/``."""
-    summary: Any = data.summary()
-    return {f"data/{name}": value for name, value in summary.items()}
+    return flat("data", data.summary())
 
 
 def environment() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from rich.table import Table
 from randlora_pl.callbacks.console import say
 from randlora_pl.callbacks.run_folder import run_folder
 
-MOST_ROWS = 20
+MOST_ROWS = 15
 _BYTES = 4  # trained tensors are float32
 
 
@@ -98,18 +98,24 @@ class StartSummary(Callback):
         for name, text in facts(trainer, task, data).items():
             table.add_row(name, text)
         remarks = "".join(f"\n{note}" for note in report.notes)
-        say(f"\n{report.adapter.method()} {_options(report.adapter)}{remarks}")
+        say(f"\n{describe(report.adapter)}{remarks}")
         if report.rows:
             say(layer_table(report))
         say(table, "")
 
 
-def _options(adapter: Any) -> str:
-    """The options that differ from the class's own defaults, and the rank."""
+def describe(adapter: Any) -> str:
+    """The method, its rank, and the options that differ from its own defaults.
+
+    Args:
+        adapter: An adapter of `randlora_pl.adapters`.
+    """
+    if hasattr(adapter, "inner"):
+        return f"{adapter.method()} of {describe(adapter.inner)}"
     plain = type(adapter)().options()
     shown = [
         f"{name} {value}"
         for name, value in adapter.options().items()
         if name not in ("seed", "match") and (name == "rank" or value != plain[name])
     ]
-    return ", ".join(shown)
+    return f"{adapter.method()} {', '.join(shown)}".strip()

@@ -1,6 +1,8 @@
 """The LightningCLI of the heavy verbs: one task, one data module, one trainer, one run folder."""
 
 import json
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +22,7 @@ from randlora_pl.callbacks import (
     StartSummary,
     Throughput,
 )
-from randlora_pl.cli.compose import Command
+from randlora_pl.cli.compose import Command, Tree
 from randlora_pl.cli.explain import build_error, parse_error
 from randlora_pl.cli.runs import new_folder, planned_name, remove_folder
 from randlora_pl.data import ImageData
@@ -44,8 +46,28 @@ class Parser(LightningArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises a `UserError` instead of printing the usage."""
+        """Raises a `UserError` instead of printing the usage; parsers of classes inside report to the outer one."""
+        if not self.exit_on_error:
+            super().error(message, ex)
         raise parse_error(message, ex) from ex
+
+
+def with_defaults(tree: Tree) -> Tree:
+    """The config with every option of the adapter written out.
+
+    What is left out would otherwise come from the task's default adapter, even for another class.
+    """
+    adapter = tree["model"].get("init_args", {}).get("adapter")
+    if not isinstance(adapter, dict):
+        return tree
+    module, _, name = adapter["class_path"].rpartition(".")
+    try:
+        kind = getattr(import_module(module or "randlora_pl.adapters"), name)
+    except (ImportError, AttributeError):
+        return tree  # the parser says what is wrong
+    options = {p.name: p.default for p in signature(kind).parameters.values() if p.default is not p.empty}
+    adapter["init_args"] = options | (adapter.get("init_args") or {})
+    return tree
 
 
 class App(LightningCLI):
@@ -72,7 +94,7 @@ class App(LightningCLI):
             parser_class=Parser,
             parser_kwargs={"prog": f"randlora-pl {command.verb}", "description": ""},
             subclass_mode_model=True,
-            args=["--config", json.dumps(command.config), *command.typed],
+            args=["--config", json.dumps(with_defaults(command.config)), *command.typed],
             run=False,
             auto_configure_optimizers=False,  # the task makes its own, over what trains
         )

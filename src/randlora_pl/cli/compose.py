@@ -172,10 +172,10 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
     while words:
         word = words.pop(0)
         option, equals, value = word.partition("=")
-        if not word.startswith("-"):
+        if not is_option(word):
             raise UserError(f"{word!r} is not an option.{_hint(word)} See: randlora-pl {verb} --help")
         own = option in ("-c", "--config") or option[2:] in folder_options
-        if not equals and words and (own or not _is_option(words[0])):
+        if not equals and words and (own or not is_option(words[0])):
             value, equals = words.pop(0), "="
         if not own:
             command.typed += [option, value] if equals else [option]
@@ -195,7 +195,8 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
     return command
 
 
-def _is_option(word: str) -> bool:
+def is_option(word: str) -> bool:
+    """Whether a word is an option; a negative number is none."""
     return re.match(r"--?[A-Za-z]", word) is not None
 
 

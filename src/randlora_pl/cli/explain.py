@@ -8,6 +8,15 @@ from randlora_pl.errors import UserError
 _WRAPPERS = ("Does not validate", "Parser key", "Problem with given class_path", "Not a valid subclass")
 _NOISE = ("Expected a <class 'NoneType'>", "Expected a path but", "Given value", "Subtypes:", "Errors:")
 
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "dict": "a mapping such as {pattern: value}",
+    "NoneType": "nothing",
+}
+
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
     """An exception and its explicit causes, the outermost first."""
@@ -39,12 +48,15 @@ def parse_message(message: str) -> str:
     option = "--" + ".".join(_without_repeats(keys)) if keys else ""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     useful = [line for line in lines if line and not line.startswith((*_WRAPPERS, *_NOISE))]
-    types = [_type_name(name) for name in re.findall(r"Expected an? (<class '[^']+'>|typing\.\S+)", message)]
-    types = [name for name in dict.fromkeys(types) if name != "None"]
-    given = re.findall(r"Given value: (.*)", message)
-    inline = re.search(r"Got value: (.*)", message)
+    types = [_KINDS.get(name, name) for name in re.findall(r"Expected an? <class '([^']+)'>", message)]
+    literals = [
+        choice.strip("' ") for found in re.findall(r"Literal\[([^\]]*)\]", message) for choice in found.split(",")
+    ]
+    types = [name for name in dict.fromkeys(types) if name != "nothing"]
+    types += [f"one of {', '.join(dict.fromkeys(literals))}"] if literals else []
+    given = re.findall(r"(?:Given|Got) value: (?:NestedArg\(.*val='(?=.*'\)))?(.*?)(?:'\))?$", message, re.MULTILINE)
     if types:
-        value = given[0] if given else inline[1] if inline else ""
+        value = given[0] if given else ""
         return f"{option}: expected {' or '.join(types)}{f', not {value}' if value else ''}"
     first = useful[0] if useful else message.splitlines()[0]
     return f"{option}: {first}" if option and not first.startswith(option) else first
@@ -52,12 +64,6 @@ def parse_message(message: str) -> str:
 
 def _without_repeats(keys: list[str]) -> list[str]:
     return [key for key, before in zip(keys, ["", *keys[:-1]], strict=True) if key != before]
-
-
-def _type_name(text: str) -> str:
-    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "None"}
-    name = text.removeprefix("<class '").removesuffix("'>").removeprefix("typing.")
-    return names.get(name, name)
 
 
 def parse_error(message: str, error: BaseException | None) -> UserError:

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-from randlora_pl.cli.compose import Command, flatten, normalise, read_config, short_name
+from randlora_pl.cli.compose import Command, flatten, is_option, normalise, read_config, short_name
 from randlora_pl.cli.sources import ClassSource, read_classes, subclasses, trainer_options
 from randlora_pl.errors import UserError, near
 
@@ -61,14 +61,18 @@ def check_names(command: Command) -> None:
         method = known_class(method, adapters(), "adapter", "--model.adapter")
     callbacks = read_classes("callbacks")
     groups: Groups = {
-        "data": set(read_classes("data")["ImageData"].options),
+        "data": set(read_classes("data")["ImageData"].options) - {"seed"},  # seed_everything feeds it
         "trainer": set(trainer_options()) or None,
         "run": set(RUN_OPTIONS),
-        "model": set(tasks()[task].options) if task else None,
+        "model": set(tasks()[task].options) - {"seed"} if task else None,
         "model.adapter": set(adapters()[method].options) if method else None,
     }
+    inner = flat.get("model.adapter.inner")
+    if isinstance(inner, str):
+        inner = known_class(inner, adapters(), "adapter", "--model.adapter.inner")
+        groups["model.adapter.inner"] = set(adapters()[inner].options) if inner else None
     groups |= {group: set(callbacks[name].options) for group, name in CALLBACK_GROUPS.items()}
-    for key in [*command.values, *(word.lstrip("-") for word in command.typed if word.startswith("-")), *flat]:
+    for key in [*command.values, *(word.lstrip("-") for word in command.typed if is_option(word)), *flat]:
         _check_option(command, key, groups)
     _spell(command, "model", task)
     _spell(command, "model.adapter", method)
@@ -82,8 +86,9 @@ def _check_option(command: Command, key: str, groups: Groups) -> None:
     parts = [part for part in key.rstrip("+").split(".") if part not in ("init_args", "class_path")]
     if parts[0] in SINGLE or parts[-1] == "help":
         return
-    group = "model.adapter" if parts[:2] == ["model", "adapter"] and len(parts) > 2 else parts[0]
-    rest = parts[2:] if group == "model.adapter" else parts[1:]
+    places = [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
+    group = next((place for place in places if place in groups), parts[0])
+    rest = parts[group.count(".") + 1 :]
     if group in groups:
         known = groups[group]
         if not rest or known is None or rest[0] in known:
@@ -107,6 +112,8 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
     """Options whose last part is the same, else near ones of the same group, else near ones of any."""
     every = {name: f"--{name}" for name in sorted(SINGLE) if name not in ("h", "config")}
     every |= {f"{place}.{name}": f"--{place}.{name}" for place, names in groups.items() for name in sorted(names or ())}
+    if rest[-1] == "seed":
+        return " Did you mean --seed_everything?"
     found = [option for name, option in every.items() if name.rpartition(".")[2] == rest[-1]]
     if not found and groups.get(group):
         matches = difflib.get_close_matches(rest[0], groups[group] or (), 2, 0.6)

@@ -41,7 +41,7 @@ Classify images with a trained adapter; writes a CSV file: image, class, probabi
   --device DEVICE       cpu, cuda, mps ... (default: what there is)
 """,
     "datasets": "List the data sets (datasets), or tell all about some of them (datasets NAME ...).\n",
-    "models": "List backbones with their sizes, weights and configs (models), or only some of them (models NAME ...).\n",
+    "models": "List backbones with their sizes, weights and configs (models), or some (models NAME ...).\n",
     "adapters": "List the methods (adapters), or explain the options of some of them (adapters NAME ...).\n",
     "config": """\
 The shipped configs.
@@ -50,7 +50,7 @@ The shipped configs.
   config cat NAME        print one
   config cp NAME [FILE]  copy one, to change it; an existing file is not overwritten
 """,
-    "doctor": "Show versions, devices, data folders, cached weights and network; say what is missing and how to get it.\n",
+    "doctor": "Show versions, devices, data, cached weights and network; say what is missing and how to get it.\n",
 }
 
 

@@ -91,9 +91,7 @@ def models_verb(args: list[str]) -> int:
             ],
         )
     )
-    print(
-        "\nUse: randlora-pl fit --config CONFIG, or --model.name NAME --model.pretrained WEIGHTS (a tag, a file, random)"
-    )
+    print("\nUse: randlora-pl fit --config CONFIG, or --model.name NAME --model.pretrained TAG, a file or random")
     return 0
 
 

@@ -173,6 +173,14 @@ def resolved_config(tree: Tree, model: dict[str, Any], data: dict[str, Any]) -> 
     return {key: value for key, value in tree.items() if key not in ("config", "ckpt_path")}
 
 
+def without_seed(adapter: Any) -> Any:
+    """A copy of an adapter whose seed is left to the run."""
+    inner = getattr(adapter, "inner", None)
+    if inner is not None:
+        return adapter.replace(inner=without_seed(inner))
+    return adapter if adapter.trains_base else adapter.replace(seed=None)
+
+
 def plain(value: Any) -> Any:
     """A value as YAML: adapters as class and options, tuples as lists."""
     if hasattr(value, "describe") and hasattr(value, "method"):

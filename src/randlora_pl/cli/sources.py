@@ -114,7 +114,7 @@ def read_classes(package: str) -> dict[str, ClassSource]:
 
     def complete(name: str) -> dict[str, Option]:
         source, passes_on = raw[name]
-        inherited = {}
+        inherited: dict[str, Option] = {}
         if passes_on:
             for base in source.bases:
                 inherited |= complete(base) if base in raw else {}

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import zipfile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from randlora_pl.callbacks.console import say
 from randlora_pl.callbacks.results import data_figures, environment, model_figures, read_results, write_results
 from randlora_pl.callbacks.run_folder import write_text
 from randlora_pl.cli.app import App
-from randlora_pl.cli.runs import CONFIG, LAST, keep_older, resolved_config
+from randlora_pl.cli.runs import CONFIG, LAST, keep_older, resolved_config, without_seed
 from randlora_pl.errors import UserError
 
 Kind = TypeVar("Kind", bound=Callback)
@@ -59,7 +60,10 @@ def write_config(app: App) -> None:
         return
     tree = yaml.safe_load(app.parser.dump(app.config, skip_none=False))
     data: Any = getattr(app.datamodule, "resolved", dict)
-    tree = resolved_config(tree, app.model.resolved(), data())
+    model = app.model.resolved()
+    if "adapter" in model and (app.config.model.init_args.adapter.init_args or {}).get("seed") is None:
+        model["adapter"] = without_seed(model["adapter"])  # the run's seed feeds it again
+    tree = resolved_config(tree, model, data())
     head = f"# The resolved config of this run; use it again with: randlora-pl fit --config {app.folder / CONFIG}\n"
     write_text(app.folder / CONFIG, head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
@@ -74,27 +78,44 @@ def fit(app: App) -> None:
     before = read_results(folder)
     if before.get("finished"):
         raise UserError(f"{folder} is finished. Test it again with: randlora-pl test --run {folder}")
+    start = checkpoint_of(app)
     if not app.created and trainer.is_global_zero:
         keep_older(folder / CONFIG)
     write_config(app)
     if task.zero_shot and not any(key.startswith("zeroshot/") for key in before):
         task.test_name = "zeroshot"
         switch = ZeroShot()
-        trainer.callbacks.append(switch)
+        callbacks_of(trainer).append(switch)
         figures = trainer.test(task, data, verbose=False)[0]
-        trainer.callbacks.remove(switch)
+        callbacks_of(trainer).remove(switch)
         task.test_name = "test"
         _write(app, dict(figures))
         if trainer.is_global_zero:
             say(f"zero-shot: {_figures(figures, 'zeroshot')}")
-    trainer.callbacks.append(_ResolvedConfig(app))
-    last = folder / LAST
-    start = str(last) if last.is_file() and not app.created else app.config.ckpt_path
+    callbacks_of(trainer).append(_ResolvedConfig(app))
     trainer.fit(task, data, ckpt_path=start, weights_only=True)
+    _write(app, {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")})
     tested = trainer.test(task, data, verbose=False)[0]
     _write(app, dict(tested) | fit_figures(app) | {"finished": True})
     if trainer.is_global_zero:
         say(*end_page(folder))
+
+
+def checkpoint_of(app: App) -> str | None:
+    """Where the training starts from: the resumed run's last checkpoint, or ``--ckpt_path``.
+
+    Raises:
+        UserError: There is no such file, or it is cut off.
+    """
+    last = app.folder / LAST
+    file = last if not app.created and last.is_file() else app.config.ckpt_path and Path(app.config.ckpt_path)
+    if not file:
+        return None
+    if not file.is_file():
+        raise UserError(f"There is no checkpoint {file} (--ckpt_path); a run keeps its own in RUN/{LAST}.")
+    if not zipfile.is_zipfile(file):
+        raise UserError(f"The checkpoint {file} is cut off or is none; start a new run, or copy it again.")
+    return str(file)
 
 
 def fit_figures(app: App) -> dict[str, Any]:
@@ -102,11 +123,11 @@ def fit_figures(app: App) -> dict[str, Any]:
     trainer, data = app.trainer, app.datamodule
     throughput = _callback(trainer, Throughput)
     speed = throughput.images_per_second
-    best = _callback(trainer, AdapterCheckpoint)
-    validated = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+    kept = _callback(trainer, AdapterCheckpoint)
+    sizes = {"checkpoint_bytes": app.folder / LAST, "adapter_bytes": app.folder / ADAPTER / "adapter.safetensors"}
     return {
-        **validated,
-        **({f"best/{best.monitor}": best.best} if best.best is not None else {}),
+        **({f"best/{kept.monitor}": kept.best, "best/step": kept.best_step} if kept.best is not None else {}),
+        **{name: file.stat().st_size for name, file in sizes.items() if file.is_file()},
         **model_figures(app.model),
         **data_figures(data),
         "steps": trainer.global_step,
@@ -128,7 +149,7 @@ def evaluate(app: App, adapter: Path | None) -> None:
     """``test`` and ``validate``: the figures of an adapter, or of the untrained model, in a run folder of their own."""
     trainer, task, data = app.trainer, app.model, app.datamodule
     if adapter is not None:
-        trainer.callbacks.append(_LoadAdapter(adapter))
+        callbacks_of(trainer).append(_LoadAdapter(adapter))
     run = trainer.test if app.command.verb == "test" else trainer.validate
     write_config(app)
     figures = dict(run(task, data, verbose=False)[0])
@@ -138,9 +159,7 @@ def evaluate(app: App, adapter: Path | None) -> None:
     if trainer.is_global_zero:
         name = "test" if app.command.verb == "test" else "val"
         what = f"adapter {adapter}" if adapter else "untrained model"
-        say(
-            f"{what} on {data.row.name}: {_figures(figures, name)}", f"results: {app.folder / 'results.json'}", sep="\n"
-        )
+        say(f"{what} on {data.row.name}: {_figures(figures, name)}", f"results: {app.folder / 'results.json'}")
 
 
 def end_page(folder: Path) -> list[Any]:
@@ -156,13 +175,14 @@ def end_page(folder: Path) -> list[Any]:
         "time": f"{results['fit_seconds']:.1f} s for {results['steps']:,} steps"
         + (f", {results['images_per_second']:,.0f} images/s" if results["images_per_second"] else ""),
         "peak memory": f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB ({results['device']})",
-        "everything": f"{folder}: results.json, {CONFIG}, {ADAPTER}/, figures/, tensorboard/, run.log",
+        "everything": f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}",
     }
     for name, text in rows.items():
         if text:
             table.add_row(name, text)
     place = shlex.quote(str(folder))
-    best = f"\n  randlora-pl test --adapter {place}/{BEST}" if (folder / BEST).is_dir() else ""
+    earlier = results.get("best/step", results["steps"]) != results["steps"]
+    best = f"\n  randlora-pl test --adapter {place}/{BEST}" if earlier else ""
     following = (
         f"\nNext:\n  randlora-pl predict --adapter {place}/{ADAPTER} --images PATH --output predictions.csv\n"
         f"  randlora-pl test --run {place}{best}\n  tensorboard --logdir {place}"
@@ -187,5 +207,11 @@ def _write(app: App, figures: dict[str, Any]) -> None:
         write_results(app.folder, figures)
 
 
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """The trainer's callbacks, in its own list."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
+
+
 def _callback(trainer: Trainer, kind: type[Kind]) -> Kind:
-    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))
+    return next(callback for callback in callbacks_of(trainer) if isinstance(callback, kind))

@@ -105,15 +105,8 @@ def start(command: Command, folder: Path | None) -> "App":
 
 def quieten() -> None:
     """Silences remarks of libraries that a user of this application can do nothing about."""
-    for text in (
-        ".*does not have many workers.*",
-        ".*number of training batches.*",
-        ".*litlogger.*",
-        ".*isinstance.treespec.*",
-    ):
+    for text in (".*does not have many workers.*", ".*number of training batches.*"):
         warnings.filterwarnings("ignore", text)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty.*")
 
 
 @contextmanager
