@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -25,8 +26,8 @@ from randlora_pl.adapters import (
 )
 from randlora_pl.errors import UserError
 from randlora_pl.models import ImageSpec, ModelIdentity, set_gradient_checkpointing
-from randlora_pl.tasks.defaults import default_learning_rate
-from randlora_pl.tasks.optim import adamw_with_cosine, parameter_groups
+from randlora_pl.tasks.defaults import check_options, default_learning_rate
+from randlora_pl.tasks.optim import adamw_with_cosine, parameter_groups, take_rates
 
 
 class AdaptationTask(LightningModule):
@@ -62,8 +63,7 @@ class AdaptationTask(LightningModule):
         seed: int,
     ) -> None:
         super().__init__()
-        if learning_rate is not None and learning_rate <= 0:
-            raise UserError(f"learning_rate is {learning_rate}; give a positive number (--model.learning_rate).")
+        check_options(learning_rate, weight_decay, warmup_steps, final_lr_fraction, max_grad_norm)
         if not adapter.trains_base and adapter.seed is None:
             adapter = adapter.replace(seed=seed)
         self.name, self.pretrained, self.adapter, self.targets = name, pretrained, adapter, targets
@@ -143,11 +143,17 @@ class AdaptationTask(LightningModule):
             set_gradient_checkpointing(backbone, True)
         self.backbone = backbone
         set_train_mode(backbone, self.training)  # Lightning keeps the modes it finds
+        self._ddp_params_and_buffers_to_ignore = self._constants()
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise UserError(
                 f"{self.adapter.method()} trains nothing in {type(self).__name__}; "
                 "a linear probe needs --model LinearHeadTask."
             )
+
+    def _constants(self) -> list[str]:
+        """Buffers that every process makes for itself, such as bases and tokens: DDP need not send them each step."""
+        kept = self.state_dict()
+        return [name for name, _ in self.named_buffers() if name not in kept]
 
     @property
     def model(self) -> nn.Module:
@@ -172,6 +178,14 @@ class AdaptationTask(LightningModule):
         return self
 
     # Training
+
+    def on_train_start(self) -> None:
+        """Starts from unmerged weights, in training mode; what was typed beats the rates of a checkpoint."""
+        self.train()
+        unmerge(self.model)
+        optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(scheduler, LambdaLR)
+        take_rates(optimizer, scheduler, self.optimizer_groups())
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Makes dropout a function of the seed and the position in the run, so that a resumed run repeats it."""
@@ -206,11 +220,21 @@ class AdaptationTask(LightningModule):
         """Groups of what trains, with their learning rates."""
         return parameter_groups(self.model.parameters(), self.learning_rate, self.weight_decay, self.decay_vectors)
 
+    def total_steps(self) -> int:
+        """Optimizer steps of the run, from the data module's plan where there is one.
+
+        Lightning's own estimate makes the data loader, and so fixes where it starts, before a checkpoint
+        has said how far the run is.
+        """
+        plan = getattr(getattr(self.trainer, "datamodule", None), "plan", None)
+        if plan is None:
+            return int(self.trainer.estimated_stepping_batches)
+        return int(plan.steps if self.trainer.max_steps < 0 else min(plan.steps, self.trainer.max_steps))
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over what trains, cosine per optimizer step."""
-        total = int(self.trainer.estimated_stepping_batches)
         optimizer, scheduler = adamw_with_cosine(
-            self.optimizer_groups(), total, self.warmup_steps, self.final_lr_fraction
+            self.optimizer_groups(), self.total_steps(), self.warmup_steps, self.final_lr_fraction
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -219,6 +243,10 @@ class AdaptationTask(LightningModule):
     def prepare_evaluation(self) -> None:
         """Merges the adapter; subclasses prepare what all batches share."""
         merge(self.model)
+
+    def finish_evaluation(self) -> None:
+        """Restores the frozen weights."""
+        unmerge(self.model)
 
     def on_validation_epoch_start(self) -> None:
         """Prepares the evaluation."""
@@ -229,12 +257,12 @@ class AdaptationTask(LightningModule):
         self.prepare_evaluation()
 
     def on_validation_epoch_end(self) -> None:
-        """Restores the frozen weights."""
-        unmerge(self.model)
+        """Ends the evaluation."""
+        self.finish_evaluation()
 
     def on_test_epoch_end(self) -> None:
-        """Restores the frozen weights."""
-        unmerge(self.model)
+        """Ends the evaluation."""
+        self.finish_evaluation()
 
     def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
         """Updates and logs loss and accuracy of the samples that count (weight above zero)."""
@@ -291,7 +319,12 @@ class AdaptationTask(LightningModule):
         own = self.trained_names()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
         checkpoint["adapter"] = self.adapter.describe()
-        checkpoint["base_hash"] = self.report.base_hash
+        checkpoint["base_model"] = self._base_model()
+
+    def _base_model(self) -> str:
+        """Name and weights of the base model, in words."""
+        identity = self.identity
+        return f"{identity.library} {identity.name} {identity.pretrained} (weights {self.report.base_hash[:12]})"
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another adapter or base model.
@@ -299,22 +332,33 @@ class AdaptationTask(LightningModule):
         Raises:
             UserError: With both values.
         """
-        theirs, ours = checkpoint.get("adapter"), self.adapter.describe()
-        if theirs is not None and theirs != ours:
-            raise UserError(
-                f"the checkpoint holds {theirs}, this run is {ours}; start a new run or leave the option out."
-            )
-        if checkpoint.get("base_hash", self.report.base_hash) != self.report.base_hash:
-            raise UserError(f"the checkpoint was trained on other base weights than {self.name} {self.pretrained}.")
+        theirs, ours = checkpoint.get("adapter") or self.adapter.describe(), self.adapter.describe()
+        for name, there, here in (
+            ("method", theirs["method"], ours["method"]),
+            *((name, theirs["options"].get(name), value) for name, value in ours["options"].items()),
+        ):
+            if there != here:
+                raise UserError(
+                    f"adapter.{name} is {there} in the checkpoint and {here} in this run; "
+                    "leave the option out, or start a new run."
+                )
+        there, here = checkpoint.get("base_model", self._base_model()), self._base_model()
+        if there != here:
+            raise UserError(f"the checkpoint was trained on {there}, this run has {here}; choose the same base model.")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads what trains, or a whole state, and complains about any name that does not fit.
 
         Raises:
-            UserError: If a tensor that trains is missing, or one is unknown.
+            UserError: If a tensor that trains is missing, or one is unknown or of another shape.
         """
+        own = self.state_dict()
         missing = sorted(self.trained_names() - state_dict.keys())
-        unknown = sorted(state_dict.keys() - self.state_dict().keys())
+        unknown = sorted(state_dict.keys() - own.keys())
         if missing or unknown:
             raise UserError(f"the checkpoint does not fit: missing {missing[:3]}, unexpected {unknown[:3]}.")
+        for name, value in state_dict.items():
+            if value.shape != own[name].shape:
+                there, here = tuple(value.shape), tuple(own[name].shape)
+                raise UserError(f"the checkpoint does not fit: {name} has shape {there} there and {here} here.")
         return super().load_state_dict(state_dict, strict=False, assign=assign)

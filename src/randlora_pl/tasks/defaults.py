@@ -1,6 +1,9 @@
-"""Learning rates by method and task: Table 8 and sections C.2 and C.3 of the paper."""
+"""Learning rates by method and task (Table 8 and sections C.2 and C.3 of the paper), and what options may be."""
+
+from typing import Any
 
 from randlora_pl.adapters import Adapter
+from randlora_pl.errors import UserError
 
 _TABLE_8 = {"FullFineTuning": 1e-5, "LoRA": 1e-3, "NoLA": 1e-3, "VeRA": 1e-2, "RandLoRA": 1e-3}
 _VISION_ONLY = {"LoRA": 1e-2, "RandLoRA": 1e-2}  # section C.3; the others are not restated there
@@ -17,3 +20,42 @@ def default_learning_rate(adapter: Adapter, vision_only: bool) -> float:
     method = getattr(adapter, "inner", adapter).method()
     rates = _TABLE_8 | _NOT_IN_THE_PAPER | (_VISION_ONLY if vision_only else {})
     return rates[method]
+
+
+def check_options(
+    learning_rate: float | None,
+    weight_decay: float,
+    warmup_steps: int,
+    final_lr_fraction: float,
+    max_grad_norm: float | None,
+) -> None:
+    """Checks the numbers that all tasks take.
+
+    Raises:
+        UserError: See `check_option`.
+    """
+    check_rate("learning_rate", learning_rate)
+    check_option("weight_decay", weight_decay, weight_decay >= 0, "0 or a positive number")
+    check_option("warmup_steps", warmup_steps, warmup_steps >= 0, "0 or a positive number")
+    check_option("final_lr_fraction", final_lr_fraction, 0 <= final_lr_fraction <= 1, "a number from 0 to 1")
+    fits = max_grad_norm is None or max_grad_norm >= 0
+    check_option("max_grad_norm", max_grad_norm, fits, "a positive number, or null for no clipping")
+
+
+def check_rate(name: str, rate: float | None) -> None:
+    """Checks a learning rate, None where it is left out.
+
+    Raises:
+        UserError: See `check_option`.
+    """
+    check_option(name, rate, rate is None or rate > 0, "a positive number")
+
+
+def check_option(name: str, value: Any, fits: bool, allowed: str) -> None:
+    """Complains about an option that does not fit.
+
+    Raises:
+        UserError: Names the option, its value, and what it may be.
+    """
+    if not fits:
+        raise UserError(f"{name} is {value}: give {allowed} (--model.{name}).")

@@ -17,6 +17,7 @@ from randlora_pl.models import (
     vit_image_spec,
 )
 from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.defaults import check_rate
 from randlora_pl.tasks.losses import normalize
 from randlora_pl.tasks.optim import parameter_groups
 
@@ -70,6 +71,7 @@ class LinearHeadTask(AdaptationTask):
             final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
             gradient_checkpointing=gradient_checkpointing, seed=seed,
         )  # fmt: skip
+        check_rate("head_learning_rate", head_learning_rate)
         self.is_clip = library_of(name) == "open_clip"
         self.head_learning_rate = head_learning_rate or (2e-2 if self.is_clip else 1e-3)
         self.img_size = img_size

@@ -56,6 +56,15 @@ class WindowFeatures:
         return carried - carried.detach()
 
 
+def similarities(images: Tensor, texts: Tensor) -> Tensor:
+    """(b, u) products of (b, e) and (u, e) features in float32, also under autocast.
+
+    Rounded to bfloat16, logits around 25 would be multiples of 1/8.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        return images.float() @ texts.float().T
+
+
 def normalize(features: Tensor) -> Tensor:
     """Rows of unit length, in float32 so that half precision does not round the similarities."""
     return F.normalize(features.float(), dim=-1)

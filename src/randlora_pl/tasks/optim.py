@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 def parameter_groups(
     parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, decay_vectors: bool
 ) -> list[dict[str, Any]]:
-    """Optimizer groups with and without weight decay.
+    """Optimizer groups of matrices and of vectors, the same whatever decays, so that a checkpoint fits.
 
     Args:
         parameters: Those that train; frozen ones are left out.
@@ -21,9 +21,9 @@ def parameter_groups(
         decay_vectors: Whether biases, norms and scalars decay too (the protocol decays everything).
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
-    decayed = [p for p in parameters if decay_vectors or p.dim() > 1]
-    spared = [p for p in parameters if not (decay_vectors or p.dim() > 1)]
-    groups = [(decayed, weight_decay), (spared, 0.0)]
+    matrices = [p for p in parameters if p.dim() > 1]
+    vectors = [p for p in parameters if p.dim() <= 1]
+    groups = [(matrices, weight_decay), (vectors, weight_decay if decay_vectors else 0.0)]
     return [{"params": some, "lr": learning_rate, "weight_decay": decay} for some, decay in groups if some]
 
 
@@ -48,3 +48,19 @@ def adamw_with_cosine(
     """AdamW (betas 0.9 and 0.999, as the protocol) and its schedule over ``total`` optimizer steps."""
     optimizer = AdamW(list(groups), betas=(0.9, 0.999), eps=1e-8)
     return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, total, warmup, final))
+
+
+def take_rates(optimizer: Optimizer, scheduler: LambdaLR, groups: Sequence[dict[str, Any]]) -> None:
+    """Gives restored groups the learning rates and decays of this run, at the step that the schedule has reached.
+
+    Loading an optimizer brings back the numbers it was saved with. Where they are the same, nothing changes.
+
+    Args:
+        optimizer: With the state of a checkpoint, or new.
+        scheduler: At the same step.
+        groups: The groups as this run would make them, in the same order.
+    """
+    scheduler.base_lrs = [group["lr"] for group in groups]
+    for group, own, factor in zip(optimizer.param_groups, groups, scheduler.lr_lambdas, strict=True):
+        group["weight_decay"], group["initial_lr"] = own["weight_decay"], own["lr"]
+        group["lr"] = own["lr"] * factor(scheduler.last_epoch)

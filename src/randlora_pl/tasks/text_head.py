@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.models import ImageTower, cached_text_head, clip_image_spec, load_clip
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.losses import normalize
+from randlora_pl.tasks.losses import normalize, similarities
 
 
 class TextHeadTask(AdaptationTask):
@@ -71,7 +71,7 @@ class TextHeadTask(AdaptationTask):
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Scaled similarities with the class embeddings, (b, classes)."""
-        return normalize(self.model(images)) @ self.head.T
+        return similarities(normalize(self.model(images)), self.head)
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Cross-entropy over all classes."""

@@ -9,7 +9,7 @@ from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.errors import UserError
 from randlora_pl.models import clip_image_spec, encode_prompts, load_clip
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.losses import WindowFeatures, caption_losses, normalize
+from randlora_pl.tasks.losses import WindowFeatures, caption_losses, normalize, similarities
 from randlora_pl.tasks.retrieval import PairCollector, recalls, unique_rows
 
 
@@ -96,7 +96,7 @@ class VisionLanguageTask(AdaptationTask):
         last = batch["micro"] == batch["micros"] - 1
         texts = self._window.use(last)
         images = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
-        logits = self.scale() * images @ texts.T
+        logits = self.scale() * similarities(images, texts)
         losses = caption_losses(logits, batch["label"], classes, batch["window_counts"])
         return losses, classes[logits.argmax(1)] == batch["label"]
 
@@ -116,8 +116,24 @@ class VisionLanguageTask(AdaptationTask):
         return self.templates == ["{}"]
 
     def prepare_evaluation(self) -> None:
-        """Merges, and forgets what an earlier evaluation encoded or collected."""
-        super().prepare_evaluation()
+        """Merges, unless within a window: its text features wait for a backward pass through the frozen weights."""
+        self._forget()
+        if self._window is None:
+            super().prepare_evaluation()
+
+    def finish_evaluation(self) -> None:
+        """Restores the frozen weights."""
+        self._forget()
+        super().finish_evaluation()
+
+    def on_train_start(self) -> None:
+        """Drops the window of a run that was broken off."""
+        super().on_train_start()
+        self._window = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drops what was encoded and collected with other weights."""
         self._pairs, self._class_features = PairCollector(), None
 
     def class_features(self) -> Tensor:
@@ -164,4 +180,5 @@ class VisionLanguageTask(AdaptationTask):
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Scaled similarities with every class, (b, classes)."""
-        return self.scale() * normalize(self.model.encode_image(images)) @ self.class_features().T  # type: ignore[operator]
+        features = normalize(self.model.encode_image(images))  # type: ignore[operator]
+        return self.scale() * similarities(features, self.class_features())
