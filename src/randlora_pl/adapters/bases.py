@@ -2,9 +2,10 @@
 
 An entry does not depend on the size that was allocated, on the device, on the thread count or on the
 version of PyTorch: Philox words (:mod:`randlora_pl.rng`) become numbers through integer arithmetic and
-correctly rounded IEEE operations only (+, -, *, /, square root, each a kernel of its own, so that no
-compiler can fuse them). Each distribution is scaled to unit standard deviation by its own analytic
-variance, as the official code does by the empirical one (protocol: "entries scaled to unit std").
+correctly rounded IEEE operations only (+, -, *, /, each a kernel of its own, so that no compiler can fuse
+them; PyTorch's own logarithm and square root differ between builds in the last bit). Each distribution is
+scaled to unit standard deviation by its own analytic variance, as the official code does by the empirical
+one (protocol: "entries scaled to unit std").
 """
 
 import hashlib
@@ -172,6 +173,14 @@ def _log(x: Tensor) -> Tensor:
     return series * z + exponent.to(torch.float64) * math.log(2)
 
 
+def _square_root(x: Tensor) -> Tensor:
+    """Square root by Heron's rule, to within an ulp for x in [0.5, 30]."""
+    root = 1 + x * 0.25
+    for _ in range(6):
+        root = (root + x / root) * 0.5
+    return root
+
+
 # Coefficients of the normal quantile PPND16 (Wichura, algorithm AS 241, Applied Statistics 37, 1988),
 # highest power first: numerator and denominator for the centre, the shoulders and the tails.
 _CENTRE = (
@@ -200,7 +209,7 @@ def _normal_quantile(words: Tensor) -> Tensor:
     q = p - 0.5
     r = 0.180625 - q * q
     centre = _polynomial(r, _CENTRE[0]) / _polynomial(r, _CENTRE[1]) * q
-    r = torch.sqrt(-_log(torch.minimum(p, 1 - p)))
+    r = _square_root(-_log(torch.minimum(p, 1 - p)))
     shoulder = _polynomial(r - 1.6, _SHOULDER[0]) / _polynomial(r - 1.6, _SHOULDER[1])
     tail = _polynomial(r - 5.0, _TAIL[0]) / _polynomial(r - 5.0, _TAIL[1])
     outer = torch.where(r <= 5.0, shoulder, tail) * torch.sign(q)

@@ -62,7 +62,7 @@ class LoRADelta(FactoredDelta):
             adapter.key, f"lora/{shape.layer}", 1, rank, shape.in_features, Distribution("uniform"), weight.device
         )
         with torch.no_grad():  # kaiming_uniform_(a=sqrt(5)) is uniform on +-1/sqrt(in)
-            self.A.copy_(start[0] / math.sqrt(3 * shape.in_features))
+            self.A.copy_(start[0] * (1 / math.sqrt(3 * shape.in_features)))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """B scaled, (out, r), and A, (r, in)."""
