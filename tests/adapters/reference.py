@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from randlora_pl.adapters import bases
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.dora import DoRADelta
 from randlora_pl.adapters.layers import RowBlocks
@@ -180,3 +181,29 @@ def basis_word(seed: int, tensor: str, j: int, row: int, column: int) -> int:
     """The 32-bit word behind one entry of a basis."""
     stream = int.from_bytes(hashlib.sha256(tensor.encode()).digest()[:4], "little")
     return philox((seed & 0xFFFFFFFF, seed >> 32), (column // 4, row, j, stream))[column % 4]
+
+
+def _polynomial(x: float, coefficients: tuple[float, ...]) -> float:
+    result = coefficients[0]
+    for coefficient in coefficients[1:]:
+        result = result * x
+        result = result + coefficient
+    return result
+
+
+def normal_quantile(word: int) -> float:
+    """The normal quantile of (word + 1/2) / 2**32 in Python's own IEEE numbers: no kernel, no thread, no vector unit."""
+    p = (word + 0.5) / 2**32
+    q = p - 0.5
+    if abs(q) <= 0.425:
+        r = 0.180625 - q * q
+        return _polynomial(r, bases._CENTRE[0]) / _polynomial(r, bases._CENTRE[1]) * q
+    mantissa, exponent = math.frexp(min(p, 1 - p))
+    z = (mantissa - 1) / (mantissa + 1)
+    log = _polynomial(z * z, tuple(2.0 / power for power in range(37, 0, -2))) * z + exponent * math.log(2)
+    root = 1 + -log * 0.25
+    for _ in range(6):
+        root = (root + -log / root) * 0.5
+    numerator, denominator = bases._SHOULDER if root <= 5.0 else bases._TAIL
+    x = root - (1.6 if root <= 5.0 else 5.0)
+    return math.copysign(_polynomial(x, numerator) / _polynomial(x, denominator), q)

@@ -154,7 +154,7 @@ def test_a_disabled_adapter_is_the_base_model(method: str, kind: str) -> None:
 @every_kind
 @additive
 def test_the_update_is_the_slow_loop_over_the_formula(method: str, kind: str) -> None:
-    plain, model = trained(method, kind)
+    _, model = trained(method, kind)
     for layer in updated_layers(model):
         assert layer.delta is not None
         weight = layer.base_weight
