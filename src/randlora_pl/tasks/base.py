@@ -26,6 +26,7 @@ from randlora_pl.adapters import (
 )
 from randlora_pl.errors import UserError
 from randlora_pl.models import ImageSpec, ModelIdentity, set_gradient_checkpointing
+from randlora_pl.tasks.checkpoint import check_adapter, check_tensors
 from randlora_pl.tasks.defaults import check_options, default_learning_rate
 from randlora_pl.tasks.optim import adamw_with_cosine, parameter_groups, take_rates
 
@@ -101,7 +102,16 @@ class AdaptationTask(LightningModule):
         return {}
 
     def load_head(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the tensors of `head_tensors` back from an adapter folder."""
+        """Takes the tensors of `head_tensors` back from an adapter folder.
+
+        Raises:
+            UserError: If they do not fit.
+        """
+        own = self.head_tensors()
+        check_tensors(tensors, own, own.keys(), "the head")
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(tensors[name])
 
     # Building
 
@@ -332,16 +342,8 @@ class AdaptationTask(LightningModule):
         Raises:
             UserError: With both values.
         """
-        theirs, ours = checkpoint.get("adapter") or self.adapter.describe(), self.adapter.describe()
-        for name, there, here in (
-            ("method", theirs["method"], ours["method"]),
-            *((name, theirs["options"].get(name), value) for name, value in ours["options"].items()),
-        ):
-            if there != here:
-                raise UserError(
-                    f"adapter.{name} is {there} in the checkpoint and {here} in this run; "
-                    "leave the option out, or start a new run."
-                )
+        ours = self.adapter.describe()
+        check_adapter(checkpoint.get("adapter", ours), ours)
         there, here = checkpoint.get("base_model", self._base_model()), self._base_model()
         if there != here:
             raise UserError(f"the checkpoint was trained on {there}, this run has {here}; choose the same base model.")
@@ -352,13 +354,5 @@ class AdaptationTask(LightningModule):
         Raises:
             UserError: If a tensor that trains is missing, or one is unknown or of another shape.
         """
-        own = self.state_dict()
-        missing = sorted(self.trained_names() - state_dict.keys())
-        unknown = sorted(state_dict.keys() - own.keys())
-        if missing or unknown:
-            raise UserError(f"the checkpoint does not fit: missing {missing[:3]}, unexpected {unknown[:3]}.")
-        for name, value in state_dict.items():
-            if value.shape != own[name].shape:
-                there, here = tuple(value.shape), tuple(own[name].shape)
-                raise UserError(f"the checkpoint does not fit: {name} has shape {there} there and {here} here.")
+        check_tensors(state_dict, self.state_dict(), self.trained_names(), "the checkpoint")
         return super().load_state_dict(state_dict, strict=False, assign=assign)

@@ -1,6 +1,5 @@
 """Pure vision: a backbone and a linear classifier learn together (section 5.2, DINOv2 and timm models)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -120,8 +119,3 @@ class LinearHeadTask(AdaptationTask):
     def head_tensors(self) -> dict[str, Tensor]:
         """The head's weight (classes, features)."""
         return {"head": self.head.weight}
-
-    def load_head(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the saved head."""
-        with torch.no_grad():
-            self.head.weight.copy_(tensors["head"])

@@ -35,10 +35,8 @@ def load_task(folder: str | Path, **overrides: Any) -> AdaptationTask:
         raise UserError(f"{folder} says nothing of a task; it can be loaded with load_adapter(model, folder) only.")
     task = kind(**{**metadata["arguments"], **overrides}, adapter=file.adapter)
     task.set_classes(metadata["classnames"], metadata["templates"])
-    backbone = task.build()
-    load_adapter(backbone, folder)
-    task.backbone = backbone
-    task.report = backbone.adapter_report  # type: ignore[assignment]
+    task.configure_model()
+    load_adapter(task.model, folder)
     task.load_head(file.extra)
     task.eval()
     task.prepare_evaluation()

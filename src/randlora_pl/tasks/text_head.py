@@ -1,6 +1,5 @@
 """Vision-only CLIP: the image tower learns against a frozen head of text embeddings (section 5.2)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -82,7 +81,3 @@ class TextHeadTask(AdaptationTask):
     def head_tensors(self) -> dict[str, Tensor]:
         """The scaled class embeddings, so that a prediction needs no text tower."""
         return {"head": self.head}
-
-    def load_head(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the saved class embeddings."""
-        self.head.copy_(tensors["head"])
