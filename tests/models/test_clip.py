@@ -85,6 +85,16 @@ def test_loading_equals_open_clips_own(small_file: Path, name: str, size: int) -
     assert embed(mine)[0].shape == (2, 24)
 
 
+def test_leftovers_of_older_files_do_no_harm(tmp_path: Path) -> None:
+    model = load_clip("Small").model
+    state = model.state_dict() | {
+        "logit_scale": model.logit_scale.detach().reshape(1),
+        "text.transformer.embeddings.position_ids": torch.arange(12),
+    }
+    torch.save(state, tmp_path / "old.pt")
+    assert same(load_clip("Small", str(tmp_path / "old.pt"), seed=1).model, model)
+
+
 def test_half_precision_files_become_fp32(tmp_path: Path) -> None:
     state = {name: value.half() for name, value in load_clip("Small").model.state_dict().items()}
     save_file(state, tmp_path / "half.safetensors")

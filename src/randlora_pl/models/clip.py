@@ -212,6 +212,6 @@ def _fitted(state: dict[str, Tensor], model: nn.Module, source: Source) -> dict[
         if "text.transformer.embeddings.position_ids" not in model.state_dict():  # transformers before 4.31 had it
             state.pop("text.transformer.embeddings.position_ids", None)
         resize_pos_embed(state, model)
-    except (RuntimeError, KeyError, IndexError) as error:
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:
         raise UserError(f"{source.what}: not of this architecture ({first_line(error)}).") from error
     return state
