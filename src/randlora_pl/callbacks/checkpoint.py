@@ -1,5 +1,6 @@
 """Checkpoints of what trains: the last one for resuming, the best one by validation, and the adapter folders."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +88,18 @@ class AdapterCheckpoint(Callback):
     @staticmethod
     def _save_adapter(trainer: Trainer, pl_module: LightningModule, name: str, summary: dict[str, Any]) -> None:
         if trainer.is_global_zero:
-            save_adapter_of(pl_module, run_folder(trainer) / name, summary)
+            save_adapter_of(trainer, pl_module, run_folder(trainer) / name, summary)
 
 
-def save_adapter_of(pl_module: LightningModule, folder: Path, summary: dict[str, Any]) -> None:
-    """Writes the adapter folder of a task.
+def save_adapter_of(trainer: Trainer, pl_module: LightningModule, folder: Path, summary: dict[str, Any]) -> None:
+    """Writes the adapter folder of a task, with how images were prepared for it.
 
     Args:
+        trainer: With the data module of the training.
         pl_module: A task of `randlora_pl.tasks`.
         folder: Where to write.
         summary: Figures of the training, kept in the folder's metadata.
     """
     save: Any = pl_module.save
-    save(folder, summary)
+    frame = getattr(trainer.datamodule, "frame", None)  # type: ignore[attr-defined]
+    save(folder, summary | ({"frame": asdict(frame)} if frame is not None else {}))

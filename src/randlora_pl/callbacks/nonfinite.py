@@ -40,5 +40,5 @@ class NonFiniteLoss(Callback):
             checkpoint = torch.load(last, map_location="cpu", weights_only=True)
             pl_module.load_state_dict(checkpoint["state_dict"])
             step = checkpoint["global_step"]
-        save_adapter_of(pl_module, folder, {"step": step, "stopped": "the loss was not finite"})
+        save_adapter_of(trainer, pl_module, folder, {"step": step, "stopped": "the loss was not finite"})
         return f"{folder} (step {step})"

@@ -130,7 +130,9 @@ class App(LightningCLI):
         """Makes the run folder and a trainer that keeps everything in it."""
         run = self.config.run
         if self.created:
-            self.folder = new_folder(Path(run.root), run.name or planned_name(self.command.flat()))
+            name = run.name or planned_name(self.command.flat())
+            name += "" if self.command.verb == "fit" else f"-{self.command.verb}"
+            self.folder = new_folder(Path(run.root), name)
         try:
             given = self.config_init.trainer.logger
             logger = self._loggers(run.logger) if given is None or given is True else given

@@ -178,6 +178,8 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
         if not equals and words and (own or not is_option(words[0])):
             value, equals = words.pop(0), "="
         if not own:
+            if option == "--trainer.callbacks" and re.fullmatch(r"[\w.]+", value):
+                option += "+"  # one more callback, as in jsonargparse's --trainer.callbacks+=NAME
             command.typed += [option, value] if equals else [option]
             if equals:
                 command.values[short_name(option)] = value

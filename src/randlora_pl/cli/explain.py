@@ -14,6 +14,9 @@ _KINDS = {
     "bool": "true or false",
     "str": "a text",
     "dict": "a mapping such as {pattern: value}",
+    "list": "a list such as [a,b]",
+    "tuple": "a list such as [0.5,1]",
+    "collections.abc.Iterable": "a list",
     "NoneType": "nothing",
 }
 
@@ -49,9 +52,7 @@ def parse_message(message: str) -> str:
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     useful = [line for line in lines if line and not line.startswith((*_WRAPPERS, *_NOISE))]
     types = [_KINDS.get(name, name) for name in re.findall(r"Expected an? <class '([^']+)'>", message)]
-    literals = [
-        choice.strip("' ") for found in re.findall(r"Literal\[([^\]]*)\]", message) for choice in found.split(",")
-    ]
+    literals = re.findall(r"[^', ]+", ",".join(re.findall(r"Literal\[([^\]]*)\]", message)))
     types = [name for name in dict.fromkeys(types) if name != "nothing"]
     types += [f"one of {', '.join(dict.fromkeys(literals))}"] if literals else []
     given = re.findall(r"(?:Given|Got) value: (?:NestedArg\(.*val='(?=.*'\)))?(.*?)(?:'\))?$", message, re.MULTILINE)

@@ -80,7 +80,7 @@ def _run(words: list[str]) -> int:
     if verb not in VERBS:
         hint = near(verb, VERBS) or _config_hint(verb)
         raise UserError(f"{verb!r} is not a verb.{hint} See: randlora-pl --help")
-    if rest and rest[0] in ("--help", "-h"):
+    if {"--help", "-h"} & set(rest):
         from randlora_pl.cli.pages import page
 
         print(page(verb), end="")

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.cli.compose import Command, Tree, flatten, normalise, read_config
+from randlora_pl.cli.compose import Command, Tree, flatten, normalise
 from randlora_pl.errors import UserError
 
 CONFIG = "config.yaml"
@@ -139,22 +139,25 @@ def architecture(flat: dict[str, Any]) -> dict[str, Any]:
     return {key: str(value).rpartition(".")[2] if key in classes else value for key, value in fixed.items()}
 
 
-def check_architecture(command: Command, run: Path) -> None:
-    """Refuses to continue a run as something else.
+def check_architecture(command: Command, saved: Tree, source: Path) -> None:
+    """Refuses to use saved weights for something else.
 
     Args:
-        command: The command, whose config is that of the run with what was typed on top.
-        run: Folder of the run.
+        command: The command; its config is the saved one with what was typed on top.
+        saved: The config that the weights were trained with.
+        source: Where they are.
 
     Raises:
-        UserError: Something that the checkpoint depends on differs; says both values.
+        UserError: Something that the weights depend on differs; says both values.
     """
-    theirs = architecture(flatten(normalise(read_config(run / CONFIG))))
-    ours = architecture(command.flat())
-    differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
-    if differing:
-        clashes = "; ".join(f"--{key} is {ours[key]}, the run has {theirs[key]}" for key in differing[:3])
-        raise UserError(f"{run} cannot go on as another model: {clashes}. Leave the option out, or start a new run.")
+    theirs, ours = architecture(flatten(normalise(saved))), architecture(command.flat())
+    clashes = [f"--{key} is {ours[key]}, there it is {theirs[key]}" for key in ours if _differ(key, ours, theirs)]
+    if clashes:
+        raise UserError(f"{source} holds another model: {'; '.join(clashes[:3])}. Leave it out, or start a new run.")
+
+
+def _differ(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    return key in theirs and ours[key] != theirs[key]
 
 
 def resolved_config(tree: Tree, model: dict[str, Any], data: dict[str, Any]) -> Tree:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.compose import FOLDER_OPTIONS, Command, Tree, compose, merge, normalise
+from randlora_pl.cli.compose import FOLDER_OPTIONS, Command, Tree, compose, merge, normalise, read_config
 from randlora_pl.cli.explain import memory_advice, out_of_memory
 from randlora_pl.cli.names import check_names
 from randlora_pl.cli.runs import ADAPTER, CONFIG, LAST, adapter_config, check_architecture, check_run
@@ -25,7 +25,7 @@ def fit_verb(args: list[str]) -> int:
     command = prepare("fit", args)
     run = command.folders.get("resume")
     if run is not None:
-        check_architecture(command, run)
+        check_architecture(command, read_config(run / CONFIG), run)
     app = start(command, run)
     from randlora_pl.cli.stages import fit
 
@@ -65,8 +65,11 @@ def prepare(verb: str, args: list[str]) -> Command:
     command = compose(verb, words, defaults)
     adapter = adapter_of(command)
     if adapter is not None:  # the folder knows best what it needs
-        command.config = merge(command.config, normalise(adapter_config(adapter)))
+        saved = adapter_config(adapter)
+        command.config = merge(command.config, normalise(saved))
     check_names(command)
+    if adapter is not None:
+        check_architecture(command, saved, adapter)
     return command
 
 

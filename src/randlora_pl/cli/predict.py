@@ -1,0 +1,134 @@
+"""``predict``: classes of images, from an adapter folder alone."""
+
+import argparse
+import csv
+import io
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+from randlora_pl.cli.pages import page
+from randlora_pl.cli.runs import adapter_config
+from randlora_pl.errors import UserError, near
+
+OPTIONS = ("--adapter", "--images", "--output", "--overwrite", "--top-k", "--batch-size", "--device", "--help")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        hint = near(unknown, OPTIONS) if "unrecognized" in message else ""
+        raise UserError(f"predict: {message}.{hint} See: randlora-pl predict --help")
+
+
+def parse(args: list[str]) -> argparse.Namespace:
+    """The options of ``predict``.
+
+    Raises:
+        UserError: An unknown, missing or impossible option.
+    """
+    parser = _Parser(prog="randlora-pl predict", add_help=False, allow_abbrev=False)
+    parser.add_argument("--adapter", type=Path, required=True)
+    parser.add_argument("--images", type=Path, nargs="+", required=True)
+    parser.add_argument("--output", default="predictions.csv")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--top-k", "--top_k", type=int, default=5)
+    parser.add_argument("--batch-size", "--batch_size", type=int, default=64)
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args(args)
+    for name in ("top_k", "batch_size"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}: give a positive whole number.")
+    return options
+
+
+def predict_verb(args: list[str]) -> int:
+    """Check what was typed, load the adapter, classify, write the CSV file."""
+    if not args:
+        print(page("predict"), end="")
+        return 0
+    options = parse(args)
+    adapter_config(options.adapter)
+    output = None if options.output == "-" else Path(options.output)
+    if output is not None and output.exists() and not options.overwrite:
+        raise UserError(f"{output} exists; give another --output, or --overwrite to replace it.")
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"The folder {output.parent} does not exist; make it first: mkdir -p {output.parent}")
+    rows, classes = classify(options)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    more = [name for place in range(2, classes + 1) for name in (f"class_{place}", f"probability_{place}")]
+    writer.writerow(["image", "class", "probability", *more])
+    writer.writerows(rows)
+    if output is None:
+        sys.stdout.write(text.getvalue())
+        return 0
+    from randlora_pl.callbacks.run_folder import write_text
+
+    write_text(output, text.getvalue())
+    print(f"{output}: {len(rows):,} images, the best {classes} classes of each")
+    return 0
+
+
+def classify(options: argparse.Namespace) -> tuple[list[list[str]], int]:
+    """One row for each image: file, and its best classes with their probabilities.
+
+    Returns:
+        The rows, and how many classes each has.
+
+    Raises:
+        UserError: The adapter or an image does not load, the device is not there, or memory runs out.
+    """
+    from randlora_pl.cli.explain import out_of_memory
+    from randlora_pl.cli.train import quieten
+
+    quieten()
+    import torch
+
+    from randlora_pl.adapters import read_adapter
+    from randlora_pl.data import open_images
+    from randlora_pl.tasks import load_task
+
+    device = pick_device(options.device)
+    trained: dict[str, Any] = read_adapter(options.adapter).config.get("metadata", {}).get("training", {})
+    task = load_task(options.adapter)
+    spec = SimpleNamespace(**trained["frame"]) if "frame" in trained else task.image_spec
+    loader, files = open_images(options.images, spec, options.batch_size)
+    top = min(options.top_k, len(task.classnames))
+    rows: list[list[str]] = []
+    try:
+        task.to(device)
+        task.prepare_evaluation()
+        with torch.inference_mode():
+            for batch in loader:
+                shares = task.class_logits(batch["image"].to(device)).float().softmax(1).topk(top)
+                for place, values, labels in zip(
+                    batch["index"], shares.values.cpu(), shares.indices.cpu(), strict=True
+                ):
+                    cells = zip(labels.tolist(), values.tolist(), strict=True)
+                    best = [text for label, share in cells for text in (task.classnames[label], f"{share:.6f}")]
+                    rows.append([str(files[int(place)]), *best])
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"out of memory; try --batch-size {max(1, options.batch_size // 2)}") from error
+    return rows, top
+
+
+def pick_device(name: str) -> Any:
+    """A device of this machine; ``auto`` takes the fastest there is.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    import torch
+
+    there = ["cuda"] if torch.cuda.is_available() else []
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    there += ["cpu"]
+    if name == "auto":
+        return torch.device(there[0])
+    if name.partition(":")[0] not in there:
+        raise UserError(f"--device {name} is not on this machine; there is {', '.join(there)}.")
+    return torch.device(name)
