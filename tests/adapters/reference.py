@@ -192,7 +192,7 @@ def _polynomial(x: float, coefficients: tuple[float, ...]) -> float:
 
 
 def normal_quantile(word: int) -> float:
-    """The normal quantile of (word + 1/2) / 2**32 in Python's own IEEE numbers: no kernel, no thread, no vector unit."""
+    """The normal quantile of (word + 1/2) / 2**32 in Python's own IEEE numbers: no kernels, no vector units."""
     p = (word + 0.5) / 2**32
     q = p - 0.5
     if abs(q) <= 0.425:

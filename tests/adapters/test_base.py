@@ -1,0 +1,167 @@
+"""What adapters share: options, patterns, dropout and dtypes."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from randlora_pl.adapters import Adapter, BitFit, DoRA, LoRA, NoLA, RandLoRA, VeRA, inject
+from randlora_pl.adapters.base import DeltaWeight, WeightShape, matches, trainable
+from randlora_pl.errors import UserError
+from tests.adapters.cases import METHODS, WHOLE, One, adapter_of, assert_close, randomise
+
+SHAPE = WeightShape("visual.blocks.3.mlp.fc1", 12, 8)
+
+
+def test_sides_of_a_weight() -> None:
+    assert (SHAPE.large, SHAPE.small) == (12, 8)
+    turned = WeightShape("x", 8, 12)
+    assert (turned.large, turned.small) == (12, 8)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fits"),
+    [
+        ("fc1", True),
+        ("mlp.fc1", True),
+        (r"mlp\.fc\d", True),
+        (r".*mlp.*", True),
+        (r"visual.blocks.3.mlp.fc1", True),
+        ("fc", False),
+        ("c1", False),
+        ("mlp", False),
+        ("fc2|fc1", True),
+        ("text.*", False),
+    ],
+)
+def test_patterns_fit_a_whole_name_or_all_of_it_behind_a_dot(pattern: str, fits: bool) -> None:
+    assert matches(pattern, SHAPE.layer) is fits
+
+
+def test_options_by_pattern_take_the_first_that_fits_or_the_default() -> None:
+    adapter = RandLoRA()
+    assert adapter.of(5, SHAPE, 1) == 5
+    assert adapter.of({"attn.*": 2, ".*mlp.*": 4, "fc1": 8}, SHAPE, 1) == 4
+    assert adapter.of({"attn.*": 2}, SHAPE, 1) == 1
+
+
+def test_rank_and_alpha_by_pattern_reach_the_layers() -> None:
+    model = nn.ModuleDict({"one": nn.Linear(8, 12), "two": nn.Linear(12, 8)})
+    report = inject(model, LoRA({"one": 2, "two": 3}, alpha={"two": 6.0}), [".*"])
+    assert [row.trainable for row in report.rows] == [2 * 20, 3 * 20]
+    assert model["one"].delta.scaling == 1 / 2  # type: ignore[union-attr]
+    assert model["two"].delta.scaling == 6 / 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_description_makes_the_same_adapter_again(method: str) -> None:
+    adapter = adapter_of(method, "linear-square")
+    description = adapter.describe()
+    assert description["method"] == type(adapter).__name__
+    assert adapter.replace().describe() == description
+    if method not in WHOLE:
+        changed = adapter.replace(seed=5)
+        assert (changed.key, adapter.key) == (5, 0)
+        assert changed.describe() != description
+        assert type(changed) is type(adapter)
+
+
+@pytest.mark.parametrize("adapter", [LoRA, VeRA, NoLA, RandLoRA])
+@pytest.mark.parametrize("dropout", [-0.5, 1, 7])
+def test_an_impossible_dropout_is_refused(adapter: type[LoRA], dropout: float) -> None:
+    with pytest.raises(UserError, match="give a probability"):
+        adapter(dropout=dropout)
+
+
+@pytest.mark.parametrize("adapter", [LoRA, VeRA, NoLA, RandLoRA])
+@pytest.mark.parametrize("rank", [0, -3, 1.5, True, {"fc1": 0}])
+def test_an_impossible_rank_leaves_the_model_as_it_was(adapter: type[LoRA], rank: Any) -> None:
+    model = nn.ModuleDict({"fc1": nn.Linear(8, 12)})
+    with pytest.raises(UserError, match="give a positive whole number"):
+        inject(model, adapter(rank=rank), ["fc1"])
+    assert type(model["fc1"]) is nn.Linear
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("adapter", [LoRA, NoLA, RandLoRA])
+def test_a_rank_above_the_smaller_side_is_refused_but_for_vera(adapter: type[LoRA]) -> None:
+    with pytest.raises(UserError, match="rank 9 is larger than the smaller side 8 of fc"):
+        inject(One(8, 12), adapter(rank=9), ["fc"])
+    assert inject(One(8, 12), VeRA(rank=9), ["fc"]).trainable == 12 + 9
+
+
+DROPPING: list[Adapter] = [
+    RandLoRA(4, dropout=0.4),
+    RandLoRA(4, variant="a", dropout=0.4),
+    LoRA(4, alpha=4.0, dropout=0.4),
+    VeRA(40, alpha=40.0, dropout=0.4),
+    NoLA(2, num_bases=8, dropout=0.4),
+]
+
+
+@pytest.mark.parametrize("adapter", DROPPING, ids=lambda adapter: adapter.method())
+def test_dropout_acts_on_the_path_of_the_adapter_only(adapter: Adapter) -> None:
+    model = One(12, 20)
+    inject(model, adapter, ["fc"])
+    randomise(model)
+    delta, weight, bias = model.fc.delta, model.fc.weight, model.fc.bias
+    assert isinstance(delta, DeltaWeight)
+    x = torch.randn(50, 12)
+    torch.manual_seed(3)
+    actual = model(x)
+    torch.manual_seed(3)
+    expected = F.linear(x, weight, bias) + F.linear(F.dropout(x, 0.4), delta.delta())
+    assert_close(actual, expected)
+    assert (actual - F.linear(x, delta.effective_weight(weight), bias)).abs().max() > 0.01
+    model.eval()
+    assert_close(model(x), F.linear(x, delta.effective_weight(weight), bias))
+
+
+def test_dropout_inside_dora_scales_both_paths() -> None:
+    model = One(12, 20)
+    inject(model, DoRA(LoRA(4, alpha=4.0, dropout=0.4)), ["fc"])
+    randomise(model)
+    delta, weight = model.fc.delta, model.fc.weight
+    x = torch.randn(50, 12)
+    torch.manual_seed(3)
+    actual = model(x)
+    torch.manual_seed(3)
+    inner = delta.inner.delta()  # type: ignore[union-attr,operator]
+    scale = delta.magnitude / (weight + inner).norm(dim=1)  # type: ignore[union-attr,operator]
+    expected = (F.linear(x, weight) + F.linear(F.dropout(x, 0.4), inner)) * scale + model.fc.bias
+    assert_close(actual, expected)
+    model.eval()
+    assert_close(model(x), F.linear(x, delta.effective_weight(weight), model.fc.bias))  # type: ignore[union-attr,operator]
+    assert_close(
+        delta.train().linear(x, weight, None).mean(0),  # type: ignore[union-attr,operator]
+        F.linear(x, delta.effective_weight(weight)).mean(0),  # type: ignore[union-attr,operator]
+        1.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("of", "expected"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
+)
+def test_trainable_tensors_are_float32_unless_the_model_is_float64(of: torch.dtype, expected: torch.dtype) -> None:
+    weight = torch.zeros(2, dtype=of)
+    assert trainable(weight, 3, 4).dtype == trainable(weight, 3, 4, fill=1.0).dtype == expected
+    assert trainable(weight, 3, 4, fill=1.0).shape == (3, 4)
+
+
+def test_abstract_methods_say_so() -> None:
+    delta = DeltaWeight()
+    for call in (delta.delta, lambda: Adapter().count(SHAPE), lambda: Adapter().delta_weight(SHAPE, delta, None)):  # type: ignore[arg-type]
+        with pytest.raises(NotImplementedError):
+            call()
+    assert Adapter().bases([SHAPE], torch.device("cpu")) is None
+
+
+def test_updates_print_their_tensors() -> None:
+    model = One(12, 20)
+    inject(model, RandLoRA(4), ["fc"])
+    assert "lambdas=(3, 4), gammas=(3, 12)" in repr(model)
+    assert "A=(1, 4, 12), B=(20, 3, 4), fingerprint=" in repr(model)
+    assert BitFit().options() == {}

@@ -1,0 +1,61 @@
+"""VeRA: formula, start, and PEFT as an outside judge."""
+
+import pytest
+import torch
+from peft import VeraConfig
+from torch import nn
+
+from randlora_pl.adapters import VeRA, inject
+from randlora_pl.adapters.base import WeightShape
+from randlora_pl.adapters.vera import VeRADelta
+from tests.adapters import oracle
+from tests.adapters.cases import One
+
+
+def vera_pair(in_features: int, out_features: int, r: int) -> oracle.Pair:
+    config = VeraConfig(r=r, target_modules=["fc"])
+    theirs, ours = oracle.adapt_both(in_features, out_features, config, VeRA(r, alpha=float(r)))
+    layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
+    assert isinstance(delta, VeRADelta)
+    delta.bases.A = layer.vera_A["default"][None]  # type: ignore[index]
+    delta.bases.B = layer.vera_B["default"][:, None]  # type: ignore[index]
+    tensors = {
+        "b": (layer.vera_lambda_b["default"], delta.b, False),  # type: ignore[index]
+        "d": (layer.vera_lambda_d["default"], delta.d, False),  # type: ignore[index]
+    }
+    return oracle.Pair(theirs, ours, layer, tensors)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("in_features", "out_features", "r"), [*oracle.SHAPES, (8, 10, 30)])
+def test_equals_peft(in_features: int, out_features: int, r: int) -> None:
+    pair = vera_pair(in_features, out_features, r)
+    for theirs, ours, _ in pair.tensors.values():
+        assert torch.equal(theirs, ours)  # the same start
+    oracle.check_delta(pair)
+    oracle.check(pair)
+
+
+def test_the_start() -> None:
+    model = One(20, 12)
+    inject(model, VeRA(30, alpha=5.0, d_initial=0.25), ["fc"])
+    delta = model.fc.delta
+    assert isinstance(delta, VeRADelta)
+    assert torch.equal(delta.b, torch.zeros(12))
+    assert torch.equal(delta.d, torch.full((30,), 0.25))
+    assert delta.scaling == 5.0 / 30
+
+
+def test_layers_share_one_pair_and_slice_it() -> None:
+    model = nn.ModuleDict({"tall": nn.Linear(6, 10), "wide": nn.Linear(30, 8)})
+    inject(model, VeRA({"tall": 4, "wide": 7}), [".*"])
+    tall, wide = model["tall"].delta, model["wide"].delta
+    assert isinstance(tall, VeRADelta)
+    assert isinstance(wide, VeRADelta)
+    assert tall.bases is wide.bases
+    assert tall.bases.A.shape == (1, 7, 30)
+    assert tall.bases.B.shape == (10, 1, 7)
+    assert (tall.b.numel(), tall.d.numel(), wide.b.numel(), wide.d.numel()) == (10, 4, 8, 7)
+
+
+def test_count() -> None:
+    assert VeRA(256).count(WeightShape("fc2", 768, 3072)) == 768 + 256
