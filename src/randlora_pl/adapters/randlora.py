@@ -9,7 +9,9 @@ With dense bases the update has rank min(d, n r). With a ternary A it has not: a
 zero is a column of the update that no lambda or gamma can reach, so the rank is at most the number of
 non-zero columns of A (for r = 6 and d = 768, 700 are expected at s = 6, 278 at the square root of 768),
 contrary to section C.6 of the paper, which asks only whether rows coincide. ``dense_a=True`` keeps A
-uniform beside ternary B_j and restores the full rank.
+uniform beside ternary B_j and restores the full rank (a square layer at s = 200 may still lose the one
+or two rows where every B_j is zero). A binary A of two or three rows has so few kinds of
+columns that the rank may fall a little short of d as well; from rank 4 on it does not in practice.
 """
 
 from typing import Any, Literal
