@@ -113,8 +113,8 @@ class AdaptedAttention(AdaptedLayer, nn.MultiheadAttention):
         """Arguments, shapes and results are those of ``nn.MultiheadAttention.forward``."""
         q, k, v = self._project(query, key, value)
         plain = self.bias_k is None and not self.add_zero_attn and key_padding_mask is None
-        hint_only = is_causal and attn_mask is None  # an error, which PyTorch's own function explains
-        if plain and not need_weights and q.dim() == 3 and not hint_only:
+        wrong = k.shape != v.shape or (is_causal and attn_mask is None)  # PyTorch's own function explains these
+        if plain and not wrong and not need_weights and q.dim() == 3:
             return self.out_proj(self._attend(q, k, v, attn_mask)), None
         # The rare options: PyTorch's own function, behind projections that are already done.
         swap = self.batch_first and q.dim() == 3
