@@ -89,7 +89,8 @@ def like(tensor: Tensor, x: Tensor) -> Tensor:
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype that a matrix product of this tensor is to have: autocast's, where it is on."""
     kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # the meta device has none
+    return torch.get_autocast_dtype(kind) if on else tensor.dtype
 
 
 class FactoredDelta(DeltaWeight):

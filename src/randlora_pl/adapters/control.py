@@ -41,7 +41,7 @@ def merge(model: nn.Module) -> None:
             continue
         layer.merge()
         done.append(layer)
-        if not torch.isfinite(layer.adapted_weight).all():
+        if not layer.adapted_weight.is_meta and not torch.isfinite(layer.adapted_weight).all():
             for merged in done:
                 merged.unmerge()
             raise UserError(
