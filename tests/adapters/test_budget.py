@@ -1,0 +1,134 @@
+"""Matching one method's parameters to another's, against trying every number."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from randlora_pl.adapters import Adapter, DoRA, LoRA, NoLA, RandLoRA, VeRA, inject
+from randlora_pl.adapters.base import WeightShape
+from randlora_pl.adapters.budget import count_parameters, match_budget, parse_budget
+from randlora_pl.adapters.targets import select
+from randlora_pl.errors import UserError
+from tests.adapters import zoo
+
+SHAPES = [WeightShape("qkv", 36, 12), WeightShape("fc1", 48, 12), WeightShape("fc2", 12, 48)]
+MODEL = nn.Linear(40, 40)  # 1,640 parameters, for ``full``
+
+
+def brute_force(adapter: Adapter, option: str, shapes: list[WeightShape], budget: int, top: int) -> int:
+    """The smallest distance to the budget over every number from 1 to top."""
+    counts = [
+        sum(adapter.replace(match=None, **{option: number}).count(shape) for shape in shapes)
+        for number in range(1, top + 1)
+    ]
+    return min(abs(count - budget) for count in counts)
+
+
+ADAPTERS: list[tuple[Adapter, str, int]] = [
+    (RandLoRA(), "rank", 12),
+    (RandLoRA(num_bases="floor+1"), "rank", 12),
+    (RandLoRA(num_bases=7), "rank", 12),
+    (RandLoRA(variant="a", matched_rank=3), "rank", 12),
+    (RandLoRA(variant="b"), "rank", 12),
+    (LoRA(), "rank", 12),
+    (DoRA(LoRA()), "rank", 12),
+    (DoRA(RandLoRA()), "rank", 12),
+    (VeRA(), "rank", 700),
+    (DoRA(VeRA()), "rank", 700),
+    (NoLA(), "num_bases", 700),
+]
+
+
+@pytest.mark.parametrize(("adapter", "option", "top"), ADAPTERS)
+@pytest.mark.parametrize(
+    "match", ["lora:1", "lora:3", "lora:12", "randlora:2", "randlora:11", "vera:7", "nola:40", "full"]
+)
+def test_no_other_number_comes_nearer(adapter: Adapter, option: str, top: int, match: str) -> None:
+    budget = parse_budget(match, SHAPES, MODEL)
+    chosen, notes = match_budget(adapter.replace(match=match), SHAPES, MODEL)
+    count = count_parameters(chosen, SHAPES)
+    assert abs(count - budget) == brute_force(adapter, option, SHAPES, budget, top)
+    assert chosen.match is None
+    assert len(notes) == 1
+    assert f"{count:,}" in notes[0]
+    assert f"{budget:,}" in notes[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=4),
+    st.integers(1, 40),
+    st.sampled_from([RandLoRA(), LoRA()]),
+)
+def test_no_other_rank_comes_nearer_for_any_shapes(sides: list[tuple[int, int]], bases: int, adapter: Adapter) -> None:
+    """The count of RandLoRA does not fall steadily: at d = 60 rank 30 has 2 bases and rank 31 has 2 larger ones."""
+    shapes = [WeightShape(str(index), *pair) for index, pair in enumerate(sides)]
+    budget = parse_budget(f"nola:{bases}", shapes, MODEL)
+    chosen, _ = match_budget(adapter.replace(match=f"nola:{bases}"), shapes, MODEL)
+    top = min(shape.small for shape in shapes)
+    assert abs(count_parameters(chosen, shapes) - budget) == brute_force(adapter, "rank", shapes, budget, top)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ViT-B-32", (5, 6_202_548, 6_881_280)),
+        ("ViT-L-14", (6, 16_247_952, 15_138_816)),
+        ("ViT-H-14", (8, 29_294_592, 29_360_128)),
+    ],
+)
+def test_lora_32_on_the_models_of_the_paper(name: str, expected: tuple[int, int, int]) -> None:
+    model = zoo.clip_on_meta(name)
+    report = inject(model, RandLoRA(match="lora:32"))
+    rank, count, budget = expected
+    assert (report.adapter.rank, report.trainable) == (rank, count)
+    share = 100 * (count / budget - 1)
+    note = f"matched to lora:32: rank {rank} has {count:,} parameters, lora:32 {budget:,} ({share:+.1f} %)"
+    assert report.notes == [note]
+    assert str(report).splitlines()[-1] == note
+
+
+def test_an_adapter_without_match_comes_back_as_it_is() -> None:
+    adapter = LoRA(3)
+    assert match_budget(adapter, SHAPES, MODEL) == (adapter, [])
+
+
+def test_matching_replaces_patterns_of_ranks() -> None:
+    chosen, _ = match_budget(LoRA({"fc1": 2}, match="lora:4"), SHAPES, MODEL)
+    assert chosen.rank == 4
+
+
+@pytest.mark.parametrize("method", ["LoRA", "lora", "LORA"])
+def test_budgets_ignore_case(method: str) -> None:
+    assert parse_budget(f"{method}:2", SHAPES, MODEL) == 2 * (48 + 60 + 60)
+    assert parse_budget("Full", SHAPES, MODEL) == 1_640
+
+
+@pytest.mark.parametrize(
+    "text", ["", "lora", "lora:", "lora:0", "lora:-2", "lora:1.5", "lora:²", "dora:2", "full:2", "32", ":"]
+)
+def test_budgets_that_say_nothing(text: str) -> None:
+    with pytest.raises(UserError, match="give a method and a number, as lora:32, randlora:6, nola:1024, or full"):
+        parse_budget(text, SHAPES, MODEL)
+
+
+def test_an_impossible_budget_says_which_rank() -> None:
+    with pytest.raises(UserError, match="LoRA: rank 99 is larger than the smaller side 12"):
+        match_budget(RandLoRA(match="lora:99"), SHAPES, MODEL)
+
+
+@pytest.mark.parametrize("adapter", [LoRA(match="randlora:4"), DoRA(RandLoRA(match="lora:2")), NoLA(match="lora:1")])
+def test_a_matched_adapter_is_described_by_what_it_became(adapter: Any) -> None:
+    model = zoo.small_vit()
+    report = inject(model, adapter)
+    description = report.adapter.describe()
+    assert "'match': None" in str(description)
+    again = zoo.small_vit()
+    assert (
+        inject(again, report.adapter).trainable
+        == report.trainable
+        == count_parameters(report.adapter, [site.shape for site in select(zoo.small_vit(), None, False)])
+    )

@@ -1,0 +1,266 @@
+"""Targets: aliases, towers and patterns on real model families, and every refusal."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters import LoRA, RandLoRA, delta_weights, inject
+from randlora_pl.adapters.targets import find_sites, row_blocks, select
+from randlora_pl.errors import UserError
+from tests.adapters import zoo
+from tests.adapters.cases import randomise
+
+
+def names(model: nn.Module, targets: list[str] | None = None, split: bool = False) -> list[str]:
+    return [site.shape.layer for site in select(model, targets, split)]
+
+
+def block_names(*fields: str, tower: str = "") -> list[str]:
+    return [f"{tower}transformer.resblocks.{block}.{field}" for block in range(2) for field in fields]
+
+
+IN, OUT, FC1, FC2 = "attn.in_proj", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"
+CLIP_TARGETS: list[tuple[list[str] | None, list[str]]] = [
+    (None, [IN, FC1, FC2]),
+    (["qkv"], [IN]),
+    (["attn"], [IN, OUT]),
+    (["mlp"], [FC1, FC2]),
+    (["all"], [IN, OUT, FC1, FC2]),
+    (["o"], [OUT]),
+    (["fc1"], [FC1]),
+    (["fc2"], [FC2]),
+    (["q"], ["attn.q"]),
+    (["k", "v"], ["attn.k", "attn.v"]),
+    (["q", "o"], ["attn.q", OUT]),
+    (["q", "qkv"], [IN]),
+    (["fc2", "qkv"], [IN, FC2]),
+    ([r".*c_\w+"], [FC1, FC2]),
+    ([r"attn\..*"], [IN, OUT]),
+    ([r"attn\.v"], ["attn.v"]),
+]
+
+
+@pytest.mark.parametrize(("targets", "fields"), CLIP_TARGETS)
+def test_targets_in_both_towers_of_open_clip(targets: list[str] | None, fields: list[str]) -> None:
+    assert names(zoo.small_clip(), targets) == block_names(*fields, tower="visual.") + block_names(*fields)
+    custom = block_names(*fields, tower="visual.") + block_names(*fields, tower="text.")
+    assert names(zoo.small_clip(custom_text=True), targets) == custom
+
+
+@pytest.mark.parametrize("custom_text", [False, True])
+def test_a_prefix_names_a_tower(custom_text: bool) -> None:
+    model = zoo.small_clip(custom_text)
+    text = "text." if custom_text else ""
+    assert names(model, ["visual:mlp"]) == block_names(FC1, FC2, tower="visual.")
+    assert names(model, ["text:mlp"]) == block_names(FC1, FC2, tower=text)
+    mixed = names(model, ["visual:qkv", "text:fc1", r"visual:.*\.1\.mlp\.c_proj"])
+    assert mixed == [
+        "visual.transformer.resblocks.0.attn.in_proj",
+        "visual.transformer.resblocks.1.attn.in_proj",
+        "visual.transformer.resblocks.1.mlp.c_proj",
+        *block_names(FC1, tower=text),
+    ]
+    assert names(model, ["visual:.*"]) == names(model, ["visual:all"])
+
+
+def test_splitting_takes_the_three_blocks_of_a_packed_weight() -> None:
+    model = zoo.small_clip()
+    blocks = ["attn.q", "attn.k", "attn.v"]
+    assert names(model, ["visual:qkv"], split=True) == block_names(*blocks, tower="visual.")
+    assert names(model, ["visual:q"], split=True) == block_names("attn.q", tower="visual.")
+    assert names(model, ["visual:attn"], split=True) == block_names(*blocks, OUT, tower="visual.")
+    assert row_blocks(96) == {"q": (0, 32), "k": (32, 64), "v": (64, 96)}
+    shapes = {site.shape.layer: (site.shape.out_features, site.shape.in_features) for site in select(model, None, True)}
+    assert shapes["visual.transformer.resblocks.0.attn.k"] == (32, 32)
+
+
+def test_timm_names() -> None:
+    model = zoo.small_vit()
+    assert names(model) == [f"blocks.{b}.{name}" for b in range(2) for name in ("attn.qkv", "mlp.fc1", "mlp.fc2")]
+    assert names(model, ["o"]) == ["blocks.0.attn.proj", "blocks.1.attn.proj"]
+    assert names(model, ["qkv"], split=True)[:3] == [
+        "blocks.0.attn.qkv.q",
+        "blocks.0.attn.qkv.k",
+        "blocks.0.attn.qkv.v",
+    ]
+    assert names(model, ["v"]) == ["blocks.0.attn.qkv.v", "blocks.1.attn.qkv.v"]
+
+
+def test_pytorch_and_transformers_names() -> None:
+    encoder = nn.TransformerEncoderLayer(12, 3, 24)
+    assert names(encoder) == ["self_attn.in_proj", "linear1", "linear2"]
+    assert names(encoder, ["o"]) == ["self_attn.out_proj"]
+    separate = zoo.Separate()
+    attention = [f"vision.attention.{name}" for name in ("query", "key", "value")]
+    language = [f"language.{name}" for name in ("q_proj", "k_proj", "v_proj")]
+    assert names(separate, ["qkv"]) == attention + language == names(separate, ["qkv"], split=True)
+    assert names(separate, ["vision:mlp", "language:v"]) == ["vision.intermediate.dense", "language.v_proj"]
+    assert names(separate) == [*attention, "vision.intermediate.dense", *language, "language.up_proj"]
+
+
+def test_a_model_without_known_names_is_adapted_whole() -> None:
+    assert names(zoo.mlp()) == ["enter", "middle", "leave"] == names(zoo.mlp(), ["all"])
+    assert names(zoo.mlp(), ["middle"]) == ["middle"]
+    assert names(nn.Linear(3, 4)) == [""] == names(nn.Linear(3, 4), [".*"])
+    assert names(nn.MultiheadAttention(12, 3)) == ["in_proj"]
+    assert names(nn.MultiheadAttention(12, 3), ["qkv"], split=True) == ["q", "k", "v"]
+
+
+def test_sites_say_kind_role_and_path() -> None:
+    sites = {site.shape.layer: site for site in find_sites(zoo.small_vit())}
+    packed, block, plain = (sites[f"blocks.0.{name}"] for name in ("attn.qkv", "attn.qkv.k", "mlp.fc1"))
+    assert (packed.kind, packed.role, packed.block, packed.path) == ("qkv", "qkv", None, "blocks.0.attn.qkv")
+    assert (block.kind, block.role, block.block, block.path) == ("k", "k", "k", "blocks.0.attn.qkv")
+    assert (plain.kind, plain.role, plain.block, plain.path) == ("linear", "fc1", None, "blocks.0.mlp.fc1")
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["mpl"], r"target 'mpl' matches no layer.* Did you mean 'mlp'"),
+        (["visual.transformer.resblocks.0.mlp.cfc"], r"Did you mean 'visual.transformer.resblocks.0.mlp.c_fc'"),
+        (
+            ["qkv", "xyz"],
+            r"target 'xyz' matches no layer of the model. Layers are named as 'visual.trans.*Aliases: qkv attn mlp",
+        ),
+        (["audio:mlp"], r"this model has no tower 'audio'. Top-level parts: transformer, visual"),
+        (["visual:zzzzzz"], r"target 'visual:zzzzzz' matches no layer"),
+        (["mlp("], r"target 'mlp\(' is not a regular expression"),
+        ([], r"targets is empty"),
+    ],
+)
+def test_targets_that_match_nothing(targets: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        select(zoo.small_clip(), targets, False)
+
+
+def test_a_text_tower_needs_a_visual_one() -> None:
+    with pytest.raises(UserError, match=r"no tower 'text'. Top-level parts: blocks"):
+        select(zoo.small_vit(), ["text:mlp"], False)
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(UserError, match="ReLU has no linear or attention layer"):
+        select(nn.ReLU(), None, False)
+
+
+def beit() -> nn.Module:
+    return timm.models.Beit(img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=2, num_classes=0)
+
+
+def eva() -> nn.Module:
+    return timm.models.Eva(img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=2, num_classes=0, qkv_fused=True)
+
+
+def swin_v2() -> nn.Module:
+    return timm.models.SwinTransformerV2(
+        img_size=16, patch_size=2, embed_dim=24, depths=(1,), num_heads=(2,), window_size=4, num_classes=0
+    )
+
+
+@pytest.mark.parametrize("build", [beit, eva, swin_v2])
+@pytest.mark.parametrize("split", [False, True])
+def test_a_packed_weight_that_its_parent_reads_is_refused(build: Callable[[], nn.Module], split: bool) -> None:
+    model = build()
+    before = [type(module) for module in model.modules()]
+    with pytest.raises(UserError, match=r"qkv.*: \w+ reads its weight instead of calling the layer.*\[mlp\]"):
+        inject(model, LoRA(2, qkv="split" if split else "packed"))
+    assert [type(module) for module in model.modules()] == before
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    inject(model, RandLoRA(4), ["mlp", "o"])
+    randomise(model)
+    assert all(delta.any() for delta in delta_weights(model).values())
+    model(torch.randn(2, 3, 16, 16)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_open_clip_with_a_timm_image_tower_works_or_is_refused() -> None:
+    def tower(name: str) -> nn.Module:
+        with torch.device("meta"):
+            return zoo.small_clip(custom_text=True, timm_model_name=name, timm_pool="token", image_size=224)
+
+    works = names(tower("vit_tiny_patch16_224"), ["visual:qkv"])
+    assert works == [f"visual.trunk.blocks.{block}.attn.qkv" for block in range(12)]
+    with pytest.raises(UserError, match="reads its weight"):
+        names(tower("beit_base_patch16_224"), ["visual:qkv"])
+
+
+class Reading(nn.Module):
+    """Uses a layer's weight in a method that is no forward, from two levels above."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.ModuleDict({"fc": nn.Linear(4, 4), "other": nn.Linear(4, 4)})
+        self.reset()
+
+    def reset(self) -> None:
+        nn.init.zeros_(self.inside.other.weight)  # type: ignore[union-attr,arg-type]
+
+    def helper(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.inside.fc.weight)  # type: ignore[union-attr,arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.inside.other.weight.dtype)  # type: ignore[union-attr]
+        return self.inside["other"](self.helper(x))  # type: ignore[no-any-return]
+
+
+def test_reading_a_weight_from_afar_is_found_and_setting_it_up_is_not_reading() -> None:
+    with pytest.raises(UserError, match=r"inside.fc: Reading reads its weight"):
+        select(Reading(), ["fc"], False)
+    assert names(Reading(), ["other"]) == ["inside.other"]
+
+
+class Own(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
+
+
+class OwnAttention(nn.MultiheadAttention):
+    pass
+
+
+def test_layers_with_a_forward_of_their_own_are_refused() -> None:
+    with pytest.raises(UserError, match="fc is a Own with a forward of its own"):
+        select(nn.ModuleDict({"fc": Own(4, 4)}), ["fc"], False)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [OwnAttention(12, 3), nn.MultiheadAttention(12, 3, kdim=5, vdim=7)],
+    ids=["subclass", "separate weights"],
+)
+def test_attention_out_of_reach_is_refused_not_left_out(attention: nn.Module) -> None:
+    model = nn.ModuleDict({"attn": attention, "fc1": nn.Linear(4, 4)})
+    for targets in (None, ["attn"], ["qkv"], ["q"], ["all"]):
+        with pytest.raises(UserError, match=r"attn \(\w+\) keeps its q/k/v weights where no update reaches"):
+            select(model, targets, False)
+    for target in ("o", "out_proj"):
+        with pytest.raises(UserError, match=r"attn.out_proj: .* reads its weight"):
+            select(model, [target], False)
+    assert names(model, ["mlp"]) == ["fc1"]
+
+
+def test_open_clip_s_own_attention_is_refused_not_left_out() -> None:
+    model = zoo.small_clip(block_type="custom")
+    assert any("in_proj_weight" in name for name, _ in model.named_parameters())
+    with pytest.raises(UserError, match=r"visual.transformer.resblocks.0.attn \(Attention\) keeps its q/k/v weights"):
+        select(model, None, False)
+    assert names(model, ["visual:mlp"]) == block_names(FC1, FC2, tower="visual.")
+    assert names(model, ["text:qkv"]) == block_names(IN)
+
+
+def test_a_weight_that_two_modules_share_is_refused() -> None:
+    model: Any = nn.ModuleDict({"embedding": nn.Embedding(9, 4), "head": nn.Linear(4, 9), "fc": nn.Linear(4, 4)})
+    model["head"].weight = model["embedding"].weight
+    with pytest.raises(
+        UserError, match=r"head shares its weight with another module \(embedding.weight, head.weight\)"
+    ):
+        inject(model, LoRA(2), [".*"])
+    assert inject(model, LoRA(2), ["fc"]).trainable == 16
