@@ -1,4 +1,4 @@
-"""Small tasks and data for the tests of this folder."""
+"""Quiet trainers and the embedded digits for the tests of this folder."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +16,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Text heads are cached beside the tests, not in the user's folder."""
+    monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture
@@ -41,3 +47,15 @@ def digits() -> Callable[..., ImageData]:
         return ImageData(**({"dataset": "digits", "shots": 4, "steps": 3, "batch_size": 16} | options))
 
     return make
+
+
+@pytest.fixture
+def fit(trainer: Callable[..., L.Trainer], digits: Callable[..., ImageData]) -> Callable[..., L.Trainer]:
+    """Trains a task on a few digits: ``fit(task, {data options}, **trainer options)``."""
+
+    def run(task: L.LightningModule, data: dict[str, Any] | None = None, **options: Any) -> L.Trainer:
+        own = trainer(**options)
+        own.fit(task, digits(**(data or {})))
+        return own
+
+    return run

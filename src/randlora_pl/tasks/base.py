@@ -118,7 +118,10 @@ class AdaptationTask(LightningModule):
     def set_classes(self, classnames: list[str], templates: list[str]) -> None:
         """Names the classes; Lightning's `setup` takes them from the data module."""
         if self.backbone is not None and classnames != self.classnames:
-            raise UserError("the task was built for other classes; make a new one.")
+            raise UserError(
+                f"the task was built for {len(self.classnames)} classes {self.classnames[:3]}..., the data have "
+                f"{len(classnames)} classes {classnames[:3]}...; make a new task."
+            )
         self.classnames, self.templates = list(classnames), list(templates)
         for stage in ("val", "test"):
             accuracy = MulticlassAccuracy(len(classnames), average="micro")

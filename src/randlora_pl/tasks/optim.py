@@ -46,7 +46,7 @@ def adamw_with_cosine(
     groups: Sequence[dict[str, Any]], total: int, warmup: int, final: float
 ) -> tuple[Optimizer, LambdaLR]:
     """AdamW (betas 0.9 and 0.999, as the protocol) and its schedule over ``total`` optimizer steps."""
-    optimizer = AdamW(list(groups), betas=(0.9, 0.999), eps=1e-8)
+    optimizer = AdamW([dict(group) for group in groups], betas=(0.9, 0.999), eps=1e-8)
     return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, total, warmup, final))
 
 

@@ -1,0 +1,96 @@
+"""Small tasks, methods and data that the tests of this folder share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from randlora_pl.adapters import Adapter, BitFit, DoRA, FullFineTuning, LoRA, NoLA, RandLoRA, VeRA
+from randlora_pl.tasks import AdaptationTask, LinearHeadTask, TextHeadTask, VisionLanguageTask
+
+KINDS: dict[str, type[AdaptationTask]] = {
+    "vision-language": VisionLanguageTask,
+    "text head": TextHeadTask,
+    "linear head": LinearHeadTask,
+}
+
+# Scalings are large so that a few steps move every tensor by more than rounding.
+METHODS: dict[str, Callable[[], Adapter]] = {
+    "randlora": lambda: RandLoRA(rank=8),
+    "lora": lambda: LoRA(rank=2, alpha=8),
+    "dora": lambda: DoRA(LoRA(rank=2, alpha=8)),
+    "vera": lambda: VeRA(rank=16, alpha=16),
+    "nola": lambda: NoLA(num_bases=16),
+    "full": lambda: FullFineTuning(),
+    "bitfit": lambda: BitFit(),
+}
+
+CLASSES = ["zero", "one", "two", "three"]
+TEMPLATES = ["a {}", "the digit {}"]
+
+
+def make(kind: str, method: str = "randlora", **options: Any) -> AdaptationTask:
+    """A task on the tiny CLIP with random weights, not built yet."""
+    task: Callable[..., AdaptationTask] = KINDS[kind]
+    return task(**({"name": "tiny", "pretrained": "random", "adapter": METHODS[method]()} | options))
+
+
+def built(kind: str, method: str = "randlora", **options: Any) -> AdaptationTask:
+    """A task that is built, for four classes, without a trainer."""
+    task = make(kind, method, **options)
+    task.set_classes(CLASSES, TEMPLATES)
+    task.configure_model()
+    return task
+
+
+def trained(task: AdaptationTask) -> dict[str, Tensor]:
+    """Copies of what trains, by name."""
+    return {name: p.detach().clone() for name, p in task.named_parameters() if p.requires_grad}
+
+
+def frozen(task: AdaptationTask) -> dict[str, Tensor]:
+    """Copies of what does not train."""
+    return {name: p.detach().clone() for name, p in task.named_parameters() if not p.requires_grad}
+
+
+def shake(task: AdaptationTask, scale: float = 0.05) -> None:
+    """Moves everything that trains away from its start."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in task.parameters():
+            if parameter.requires_grad:
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def images(count: int, size: int = 32) -> Tensor:
+    """Normal noise, (count, 3, size, size)."""
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(11))
+
+
+def batch(labels: list[int], weight: list[float] | None = None, micro: int = 0, micros: int = 1) -> dict[str, Any]:
+    """A training batch that is a whole window (or one of its equal micro-batches)."""
+    own = torch.tensor(labels)
+    classes, counts = torch.unique(own, return_counts=True)
+    return {
+        "image": images(len(labels)),
+        "label": own,
+        "weight": torch.full((len(labels),), 1 / len(labels)) if weight is None else torch.tensor(weight),
+        "index": torch.arange(len(labels)),
+        "window_classes": classes,
+        "window_counts": counts,
+        "micro": micro,
+        "micros": micros,
+    }
+
+
+class EachStep(L.Callback):
+    """Looks at the task after every optimizer step, its clipped gradient still in place, and keeps what was seen."""
+
+    def __init__(self, look: Callable[[AdaptationTask], Any]) -> None:
+        self.look = look
+        self.seen: list[Any] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.optimizers[0].register_step_post_hook(lambda *_: self.seen.append(self.look(pl_module)))  # type: ignore[arg-type]

@@ -1,0 +1,65 @@
+"""Learning rates of the paper, and numbers that are refused."""
+
+from typing import Any
+
+import pytest
+
+from randlora_pl.adapters import (
+    Adapter,
+    BitFit,
+    DoRA,
+    FullFineTuning,
+    LinearProbe,
+    LoRA,
+    NoLA,
+    RandLoRA,
+    VeRA,
+)
+from randlora_pl.errors import UserError
+from randlora_pl.tasks import LinearHeadTask
+
+from .small import make
+
+# (method, both towers: Table 8, image tower alone: section C.3)
+RATES: list[tuple[Adapter, float, float]] = [
+    (FullFineTuning(), 1e-5, 1e-5),
+    (LoRA(), 1e-3, 1e-2),
+    (NoLA(), 1e-3, 1e-3),
+    (VeRA(), 1e-2, 1e-2),
+    (RandLoRA(), 1e-3, 1e-2),
+    (DoRA(LoRA()), 1e-3, 1e-2),
+    (DoRA(VeRA()), 1e-2, 1e-2),
+    (BitFit(), 1e-3, 1e-3),
+    (LinearProbe(), 1e-3, 1e-3),
+]
+
+
+@pytest.mark.parametrize(("adapter", "both", "image_only"), RATES)
+def test_learning_rates_are_those_of_the_paper(adapter: Adapter, both: float, image_only: float) -> None:
+    assert make("vision-language", adapter=adapter).learning_rate == both
+    assert make("text head", adapter=adapter).learning_rate == image_only
+    assert make("linear head", adapter=adapter).learning_rate == image_only
+
+
+def test_a_typed_learning_rate_wins() -> None:
+    task = make("linear head", learning_rate=0.5, head_learning_rate=0.25)
+    assert isinstance(task, LinearHeadTask)
+    assert (task.learning_rate, task.head_learning_rate) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("learning_rate", 0.0),
+        ("learning_rate", -1e-3),
+        ("head_learning_rate", 0.0),
+        ("weight_decay", -0.1),
+        ("warmup_steps", -1),
+        ("final_lr_fraction", 1.5),
+        ("final_lr_fraction", -0.1),
+        ("max_grad_norm", -1.0),
+    ],
+)
+def test_impossible_numbers_are_refused_by_name_and_value(option: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"{option} is {value}: give .*--model\.{option}"):
+        make("linear head", **{option: value})

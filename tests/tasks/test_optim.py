@@ -1,0 +1,94 @@
+"""AdamW's groups and the schedule of the protocol."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from randlora_pl.tasks.optim import adamw_with_cosine, parameter_groups, schedule_factor, take_rates
+
+RUNS = st.tuples(st.integers(1, 3000), st.integers(0, 200), st.floats(0, 1))
+
+
+@given(RUNS)
+def test_schedule_rises_to_one_then_falls_to_the_final_fraction(run: tuple[int, int, float]) -> None:
+    total, warmup, final = run
+    factors = [schedule_factor(step, total, warmup, final) for step in range(max(total, warmup) + 2)]
+    assert all(0 < factor <= 1 or factor == pytest.approx(final) for factor in factors)
+    assert factors[warmup] == 1
+    assert factors[: warmup + 1] == sorted(factors[: warmup + 1])
+    assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
+    assert factors[-1] == pytest.approx(final, abs=1e-12)
+    steps = [after - before for before, after in pairwise(factors[: warmup + 1])]
+    assert all(step == pytest.approx(1 / (warmup + 1)) for step in steps)  # linear
+
+
+def test_cosine_is_half_way_in_the_middle() -> None:
+    assert schedule_factor(50, 100, 0, 0.01) == pytest.approx(0.505)
+    assert schedule_factor(60, 100, 20, 0.01) == pytest.approx(0.505)
+
+
+@pytest.mark.parametrize("total", [113, 2344])  # 16 shots and all of MNIST, protocol 2.7
+def test_last_step_of_a_run_has_about_one_hundredth(total: int) -> None:
+    layer = nn.Linear(2, 2)
+    optimizer, scheduler = adamw_with_cosine(parameter_groups(layer.parameters(), 1e-3, 0.1, True), total, 0, 0.01)
+    rates = []
+    for _ in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == 1e-3
+    assert rates[-1] == pytest.approx(1e-5, rel=0.03)
+    expected = [1e-5 + 0.99e-3 * (1 + math.cos(math.pi * step / total)) / 2 for step in range(total)]
+    assert rates == pytest.approx(expected)
+
+
+def test_groups_leave_out_what_is_frozen_and_decay_as_asked() -> None:
+    layer, norm, frozen = nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 2).requires_grad_(False)
+    scalar = nn.Parameter(torch.zeros(()))
+    parameters = [*layer.parameters(), *norm.parameters(), *frozen.parameters(), scalar]
+    everything = parameter_groups(parameters, 0.5, 0.1, True)
+    spared = parameter_groups(parameters, 0.5, 0.1, False)
+    for groups, decays in ((everything, [0.1, 0.1]), (spared, [0.1, 0.0])):
+        matrices, vectors = groups
+        assert [group["weight_decay"] for group in groups] == decays
+        assert [group["lr"] for group in groups] == [0.5, 0.5]
+        assert matrices["params"] == [layer.weight]
+        assert {id(p) for p in vectors["params"]} == {id(p) for p in (layer.bias, *norm.parameters(), scalar)}
+
+
+def test_groups_without_vectors_or_matrices_are_left_out() -> None:
+    assert len(parameter_groups([nn.Parameter(torch.zeros(2, 2))], 1.0, 0.1, True)) == 1
+    assert len(parameter_groups([nn.Parameter(torch.zeros(2))], 1.0, 0.1, True)) == 1
+    assert parameter_groups([], 1.0, 0.1, True) == []
+
+
+def test_typed_rates_beat_restored_ones_at_the_same_step() -> None:
+    layer = nn.Linear(2, 2)
+
+    def make(rate: float, total: int, decay: bool) -> tuple:
+        groups = parameter_groups(layer.parameters(), rate, 0.1, decay)
+        return *adamw_with_cosine(groups, total, 0, 0.01), groups
+
+    saved_optimizer, saved_scheduler, saved_groups = make(1.0, 10, True)
+    for _ in range(5):
+        saved_optimizer.step()
+        saved_scheduler.step()
+    before = [dict(group) for group in saved_optimizer.param_groups]
+    take_rates(saved_optimizer, saved_scheduler, saved_groups)  # the same run: nothing changes
+    assert [dict(group) for group in saved_optimizer.param_groups] == before
+
+    optimizer, scheduler, groups = make(0.5, 20, False)
+    optimizer.load_state_dict(saved_optimizer.state_dict())
+    scheduler.load_state_dict(saved_scheduler.state_dict())
+    assert optimizer.param_groups[0]["lr"] == before[0]["lr"]  # what PyTorch does
+    take_rates(optimizer, scheduler, groups)
+    assert optimizer.param_groups[0]["lr"] == 0.5 * schedule_factor(5, 20, 0, 0.01)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    optimizer.step()
+    scheduler.step()
+    assert optimizer.param_groups[1]["lr"] == 0.5 * schedule_factor(6, 20, 0, 0.01)
