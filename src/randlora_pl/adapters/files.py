@@ -246,10 +246,9 @@ def _problems(file: AdapterFile, model: nn.Module) -> list[str]:
         return [*problems, str(error)]
     shapes = {s.shape.layer: [s.shape.out_features, s.shape.in_features] for s in sites}
     saved = file.config.get("layers", {})
-    for layer in sorted(shapes.keys() | saved.keys()):
-        if shapes.get(layer) != saved.get(layer):
-            problems.append(f"layer {layer} is {saved.get(layer)} there and {shapes.get(layer)} here")
-    if problems:
+    layers = [name for name in sorted(shapes.keys() | saved.keys()) if shapes.get(name) != saved.get(name)]
+    if layers:
+        problems += [f"layer {name} is {saved.get(name)} there and {shapes.get(name)} here" for name in layers]
         return problems
     deltas, fingerprint = make_deltas(file.adapter, sites, model)
     problems += _bases_problem(file, fingerprint)
