@@ -44,7 +44,9 @@ def digits() -> Callable[..., ImageData]:
     """The embedded digits, few-shot; keyword arguments win."""
 
     def make(**options: Any) -> ImageData:
-        return ImageData(**({"dataset": "digits", "shots": 4, "steps": 3, "batch_size": 16} | options))
+        return ImageData(
+            **({"dataset": "digits", "shots": 4, "steps": 3, "batch_size": 16, "eval_batch_size": 32} | options)
+        )
 
     return make
 
