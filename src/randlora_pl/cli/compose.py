@@ -175,7 +175,7 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
         if not is_option(word):
             raise UserError(f"{word!r} is not an option.{_hint(word)} See: randlora-pl {verb} --help")
         own = option in ("-c", "--config") or option[2:] in folder_options
-        if not equals and words and (own or not is_option(words[0])):
+        if not equals and words and not is_option(words[0]):
             value, equals = words.pop(0), "="
         if not own:
             if option == "--trainer.callbacks" and re.fullmatch(r"[\w.]+", value):

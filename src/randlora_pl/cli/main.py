@@ -78,7 +78,7 @@ def _run(words: list[str]) -> int:
         return 0
     verb, *rest = words
     if verb not in VERBS:
-        hint = near(verb, VERBS) or _config_hint(verb)
+        hint = _config_hint(verb) or near(verb, VERBS)
         raise UserError(f"{verb!r} is not a verb.{hint} See: randlora-pl --help")
     if {"--help", "-h"} & set(rest):
         from randlora_pl.cli.pages import page

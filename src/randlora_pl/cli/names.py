@@ -116,7 +116,9 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
         return " Did you mean --seed_everything?"
     found = [option for name, option in every.items() if name.rpartition(".")[2] == rest[-1]]
     if not found and groups.get(group):
-        matches = difflib.get_close_matches(rest[0], groups[group] or (), 2, 0.6)
+        names = sorted(groups[group] or ())
+        matches = [name for name in names if name.startswith(rest[0])]
+        matches = matches or difflib.get_close_matches(rest[0], names, 2, 0.6)
         found = [".".join([f"--{group}", match, *rest[1:]]) for match in matches]
     if not found:
         by_end = {name.rpartition(".")[2]: option for name, option in every.items()}

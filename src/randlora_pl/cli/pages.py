@@ -71,7 +71,7 @@ def page(verb: str) -> str:
     lines += [
         _line("--seed_everything N", "Seed of the run: few-shot images, order, augmentation, bases (default 0)"),
         _line("--model TASK", f"{', '.join(tasks())}; its options:"),
-        *_names("model", read_options("tasks", next(iter(tasks()), ""))),
+        *_names("model", {name: option for task in tasks() for name, option in read_options("tasks", task).items()}),
         _line("--model.adapter METHOD", f"{', '.join(adapters())}"),
         _line("--model.adapter.OPTION", "See: randlora-pl adapters METHOD"),
         _line("--data.dataset NAME", "See: randlora-pl datasets; the other options of the data:"),
@@ -107,7 +107,7 @@ def _line(name: str, text: str) -> str:
 def _short(option: Option) -> str:
     """The first sentence of an option's explanation, with its default."""
     sentence = re.split(r"(?<=[^.\d])[.;:] ", option.help + " ")[0].rstrip(". ")
-    return f"{sentence} (default {option.default})"
+    return f"{sentence.replace('``', '')} (default {(option.default or '').strip(chr(39))})"
 
 
 def _names(group: str, options: dict[str, Option]) -> list[str]:

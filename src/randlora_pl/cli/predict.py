@@ -103,12 +103,14 @@ def classify(options: argparse.Namespace) -> tuple[list[list[str]], int]:
         with torch.inference_mode():
             for batch in loader:
                 shares = task.class_logits(batch["image"].to(device)).float().softmax(1).topk(top)
-                for place, values, labels in zip(
-                    batch["index"], shares.values.cpu(), shares.indices.cpu(), strict=True
-                ):
-                    cells = zip(labels.tolist(), values.tolist(), strict=True)
-                    best = [text for label, share in cells for text in (task.classnames[label], f"{share:.6f}")]
-                    rows.append([str(files[int(place)]), *best])
+                order = batch["index"].tolist()
+                for place, labels, values in zip(order, shares.indices.tolist(), shares.values.tolist(), strict=True):
+                    named = [
+                        (task.classnames[label], f"{value:.6f}") for label, value in zip(labels, values, strict=True)
+                    ]
+                    rows.append([str(files[place]), *(text for pair in named for text in pair)])
+    except UserError as error:  # an unreadable image; the advice for data sets does not fit here
+        raise UserError(f"{str(error).partition(' Replace it')[0]} Leave it out of --images.") from error
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

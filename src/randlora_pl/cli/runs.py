@@ -28,9 +28,12 @@ def planned_name(flat: dict[str, Any]) -> str:
     Args:
         flat: The config by short names.
     """
-    words = [flat.get("data.dataset", "digits"), flat.get("model.name", "tiny"), flat.get("model.adapter", "")]
-    short = [str(word).rpartition(".")[2] if place == 2 else Path(str(word)).name for place, word in enumerate(words)]
-    return re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(short).lower().replace("_", "~")).replace("~", "_").strip("-_")
+    words = (
+        str(flat.get("data.dataset", "digits")),
+        Path(str(flat.get("model.name", "tiny"))).name,
+        str(flat.get("model.adapter", "")).rpartition(".")[2],
+    )
+    return "_".join(re.sub(r"[^a-z0-9.]+", "-", word.lower()).strip("-.") for word in words if word)
 
 
 def new_folder(root: Path, name: str) -> Path:

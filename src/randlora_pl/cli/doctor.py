@@ -1,0 +1,166 @@
+"""``doctor``: what is installed, found and reachable, and the command that mends what is not."""
+
+import os
+import platform
+import shutil
+import urllib.error
+import urllib.request
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from randlora_pl import __version__
+from randlora_pl.cli.tables import entry
+from randlora_pl.errors import UserError
+
+PACKAGES = (
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "open_clip_torch",
+    "timm",
+    "torchvision",
+    "jsonargparse",
+    "tensorboard",
+)
+OPTIONAL = {"wandb": "run.logger wandb"}
+_TIMEOUT = 3.0
+
+
+def doctor_verb(args: list[str]) -> int:
+    """Print one section after the other; nothing is changed."""
+    if args:
+        raise UserError(f"doctor takes no options, got {' '.join(args)}. See: randlora-pl doctor --help")
+    for title, section in (
+        ("Versions", versions),
+        ("Devices", devices),
+        ("Data sets", datasets),
+        ("Network", network),
+        ("Weights", weights),
+        ("Folders", folders),
+    ):
+        print(title)
+        for name, text in section().items():
+            print(entry(name, text, column=28))
+        print()
+    return 0
+
+
+def versions() -> dict[str, str]:
+    """Installed packages, and what to install for the optional ones."""
+    found = {"randlora-pl": __version__, "python": f"{platform.python_version()} on {platform.platform()}"}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = f"MISSING: pip install {package}"
+    for package, use in OPTIONAL.items():
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = f"not installed; for --{use}: pip install 'randlora-pl[{package}]'"
+    return found
+
+
+def devices() -> dict[str, str]:
+    """Accelerators with their memory, and the CPU."""
+    import torch
+
+    found = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used by PyTorch"}
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        found[f"cuda:{number}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if torch.backends.mps.is_available():
+        found["mps"] = "Apple GPU"
+    if len(found) == 1:
+        kind = "no accelerator is seen"
+        build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
+        found["accelerator"] = f"{kind} (PyTorch {torch.__version__}, {build}); runs use the CPU"
+    return found
+
+
+def datasets() -> dict[str, str]:
+    """Which data sets are on this machine, and how to get the others."""
+    from randlora_pl.data.catalog import CATALOG, default_root
+
+    root = default_root()
+    found = {}
+    for row in CATALOG.values():
+        if row.own:
+            continue
+        first = row.layout.partition("/")[0]
+        if not first:
+            found[row.name] = "built in"
+        elif (root / first).exists():
+            found[row.name] = f"found: {root / first}"
+        elif row.download:
+            found[row.name] = f"missing: randlora-pl fit --data.dataset {row.name} --data.download true"
+        else:
+            found[row.name] = f"missing: put {row.layout} below {root}"
+    return found | {"your own": "--data.dataset folder --data.root PATH"}
+
+
+def hub() -> str:
+    """Address of the model hub."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def network() -> dict[str, str]:
+    """Whether the model hub answers."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES"):
+        return {hub(): "OFFLINE: HF_HUB_OFFLINE is set; only weights that are cached or in a file can be used"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(hub(), method="HEAD"), timeout=_TIMEOUT):
+            return {hub(): "reachable"}
+    except urllib.error.HTTPError as error:  # it answers, if only with a refusal
+        return {hub(): f"answers with {error.code}; if downloads fail, see HTTPS_PROXY and HF_ENDPOINT"}
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return {hub(): f"OFFLINE ({reason}): only cached weights or a file (--model.pretrained FILE) work"}
+
+
+def weights() -> dict[str, str]:
+    """Which of the catalog's weights are cached."""
+    from randlora_pl.models.catalog import MODELS
+
+    return {row.name: ", ".join(_tag_state(row.library, row.name, tag) for tag in row.tags) for row in MODELS}
+
+
+def _tag_state(library: str, name: str, tag: str) -> str:
+    if name == "tiny":
+        return f"{tag}: shipped"
+    return f"{tag}: {'cached' if cached(library, name, tag) else 'not cached'}"
+
+
+def cached(library: str, name: str, tag: str) -> bool:
+    """Whether weights lie in the hub's cache.
+
+    Args:
+        library: ``open_clip`` or ``timm``.
+        name: Architecture.
+        tag: Tag of the weights.
+    """
+    from huggingface_hub import constants
+
+    if library == "timm":
+        repository = f"timm/{name}.{tag}"
+    else:
+        from open_clip.pretrained import get_pretrained_cfg
+
+        repository = str(get_pretrained_cfg(name, tag).get("hf_hub", "")).rstrip("/")
+    snapshots = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
+    return bool(repository) and any(snapshots.glob("*/*"))
+
+
+def folders() -> dict[str, str]:
+    """Where things are kept, and the room that is left."""
+    from huggingface_hub import constants
+
+    from randlora_pl.data.catalog import default_root
+    from randlora_pl.models.text import cache_folder
+
+    here = {"data sets": default_root(), "weights": Path(constants.HF_HUB_CACHE), "text heads": cache_folder()}
+    found = {name: str(folder) for name, folder in here.items()}
+    free = shutil.disk_usage(Path.cwd()).free
+    writable = os.access(Path.cwd(), os.W_OK)
+    runs = f"{Path.cwd() / 'runs'}, {free / 2**30:.0f} GiB free"
+    return found | {"runs": runs if writable else f"{Path.cwd()} cannot be written: use --run.root FOLDER"}

@@ -1,0 +1,118 @@
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from randlora_pl import __version__
+from randlora_pl.cli.main import VERBS, main
+from tests.cli.conftest import Run
+
+QUICK = (["--version"], ["--help"], ["datasets"], ["models"], ["adapters"], ["config", "list"], ["fit", "--help"])
+
+
+@pytest.mark.parametrize("words", QUICK, ids=" ".join)
+def test_quick_verbs_import_nothing_heavy_and_answer_at_once(words: list[str]) -> None:
+    code = (
+        "import sys; from randlora_pl.cli.main import main; code = main(sys.argv[1:]);"
+        "heavy = {'torch', 'lightning', 'numpy', 'timm', 'open_clip', 'jsonargparse', 'rich'} & set(sys.modules);"
+        "assert not heavy, heavy; sys.exit(code)"
+    )
+    best = 9.9
+    for _ in range(3):  # other work on the machine must not decide
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+        best = min(best, time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+        if best < 0.5:
+            break
+    assert best < 0.5
+
+
+def test_version_and_page(run: Run) -> None:
+    assert run("--version").out.strip() == f"randlora-pl {__version__}"
+    page = run("--help").out
+    assert page == run().out
+    assert all(verb in page for verb in VERBS)
+    assert len(page.splitlines()) < 30
+
+
+def test_module_is_the_same_as_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "randlora_pl", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"randlora-pl {__version__}"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_short_page(run: Run, verb: str) -> None:
+    result = run(verb, "--help")
+    assert result.code == 0
+    assert 0 < len(result.out.splitlines()) < 60
+
+
+def test_page_of_fit_starts_with_the_own_options(run: Run) -> None:
+    page = run("fit", "--config", "quickstart", "--help").out
+    own = [
+        page.index(word)
+        for word in (
+            "--config NAME",
+            "--run.name",
+            "--resume RUN",
+            "--model TASK",
+            "--data.dataset NAME",
+            "--trainer.OPTION",
+        )
+    ]
+    assert own == sorted(own)
+    assert "--help-all" in page and "--checkpoint.every_n_steps" in page
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("fitt", "'fit'"),
+        ("modles", "'models'"),
+        ("quickstart", "fit --config quickstart"),
+        ("--config", "The verb comes first"),
+    ],
+)
+def test_unknown_verbs_get_a_hint(refused: Callable[..., str], word: str, hint: str) -> None:
+    assert hint in refused(word)
+
+
+def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from randlora_pl.errors import UserError
+
+    monkeypatch.setenv("RANDLORA_PL_TRACEBACK", "1")
+    with pytest.raises(UserError, match="is not a verb"):
+        main(["nonsense"])
+
+
+def test_listings_name_what_there_is(run: Run) -> None:
+    from randlora_pl.data.catalog import CATALOG
+    from randlora_pl.models.catalog import MODELS
+
+    listed = run("datasets").out
+    assert all(f"\n{name} " in listed for name in CATALOG)
+    listed = run("models").out
+    assert all(f"\n{row.name} " in listed for row in MODELS)
+    assert "RandLoRA" in run("adapters").out
+
+
+def test_details_and_near_names_of_listings(run: Run, refused: Callable[..., str]) -> None:
+    assert "CC BY 4.0" in run("datasets", "digits").out
+    assert "--model.adapter.rank" in run("adapters", "RandLoRA").out
+    assert "openai" in run("models", "ViT-B-32").out
+    assert "Did you mean 'digits'?" in refused("datasets", "digts")
+    assert "Did you mean 'ViT-B-32'" in refused("models", "ViT-B-23")
+    assert "'RandLoRA'" in refused("adapters", "Randlora2")
+
+
+def test_pipe_that_closes_early() -> None:
+    words = f"{sys.executable} -m randlora_pl adapters RandLoRA | head -1"
+    done = subprocess.run(words, shell=True, capture_output=True, text=True, check=True, env=os.environ.copy())
+    assert done.stderr == ""

@@ -1,0 +1,123 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.adapters import DoRA, LoRA, RandLoRA
+from randlora_pl.cli import runs
+from randlora_pl.cli.compose import compose
+from randlora_pl.cli.train import DEFAULTS
+from randlora_pl.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _no_folder_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
+
+
+def test_default_name_says_what_is_trained() -> None:
+    flat = {"data.dataset": "digits", "model.name": "ViT-B-32", "model.adapter": "randlora_pl.adapters.RandLoRA"}
+    assert runs.planned_name(flat) == "digits_vit-b-32_randlora"
+    assert runs.planned_name({"model.name": "vit_base.x/y"}) == "digits_y"
+
+
+def test_two_runs_of_one_second_have_two_folders(tmp_path: Path) -> None:
+    folders = {runs.new_folder(tmp_path, "a") for _ in range(3)}
+    assert len(folders) == 3 and all(folder.is_dir() for folder in folders)
+
+
+def test_further_processes_share_the_folder_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = runs.new_folder(tmp_path, "a")
+    monkeypatch.setitem(os.environ, "LOCAL_RANK", "1")
+    assert runs.new_folder(tmp_path, "a") == first
+    assert len(list((tmp_path / "a").iterdir())) == 1
+
+
+def test_impossible_folders(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        runs.new_folder(tmp_path / "file", "a")
+    with pytest.raises(UserError, match="without slashes"):
+        runs.new_folder(tmp_path, "a/b")
+
+
+def test_only_empty_handed_folders_are_removed(tmp_path: Path) -> None:
+    folder = runs.new_folder(tmp_path / "runs", "a")
+    (folder / "run.log").write_text("")
+    runs.remove_folder(folder)
+    assert not (tmp_path / "runs").exists()
+    folder = runs.new_folder(tmp_path / "runs", "a")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").write_text("")
+    runs.remove_folder(folder)
+    assert folder.is_dir()
+
+
+def test_no_run_folder_names_the_newest_run_below(tmp_path: Path) -> None:
+    (tmp_path / "2026-01-01").mkdir()
+    (tmp_path / "2026-01-01" / "config.yaml").write_text("")
+    with pytest.raises(UserError, match="2026-01-01"):
+        runs.check_run(tmp_path)
+
+
+def test_what_a_checkpoint_depends_on_must_not_change() -> None:
+    saved = {
+        "model": {
+            "class_path": "x.VisionLanguageTask",
+            "init_args": {"adapter": {"class_path": "y.RandLoRA", "init_args": {"rank": 6, "alpha": 10.0}}},
+        }
+    }
+    allowed = compose(
+        "fit", ["--model.adapter.alpha", "5", "--model.learning_rate", "1", "--model.adapter.rank", "6"], DEFAULTS
+    )
+    runs.check_architecture(allowed, saved, Path("r"))
+    for words, both in (
+        (["--model.adapter.rank", "7"], "--model.adapter.rank is 7, there it is 6"),
+        (["--model.adapter", "LoRA"], "--model.adapter is LoRA, there it is RandLoRA"),
+        (["--model", "TextHeadTask"], "--model is TextHeadTask, there it is VisionLanguageTask"),
+    ):
+        with pytest.raises(UserError, match=both):
+            runs.check_architecture(compose("fit", words, DEFAULTS), saved, Path("r"))
+
+
+def test_resolved_config_is_usable_again() -> None:
+    tree = {
+        "seed_everything": 3,
+        "config": [None],
+        "ckpt_path": None,
+        "model": {"class_path": "T", "init_args": {"learning_rate": None, "seed": 3}},
+        "data": {"seed": 3, "crop_scale": [0.5, 1.0]},
+    }
+    adapter = DoRA(RandLoRA(rank=4, seed=3))
+    resolved = runs.resolved_config(tree, {"learning_rate": 1e-3, "adapter": runs.without_seed(adapter)}, {"epochs": 7})
+    assert set(resolved) == {"seed_everything", "model", "data"}
+    options = resolved["model"]["init_args"]
+    assert options["learning_rate"] == 1e-3 and "seed" not in options
+    inner = options["adapter"]["init_args"]["inner"]
+    assert inner["init_args"]["rank"] == 4 and inner["init_args"]["seed"] is None
+    assert resolved["data"] == {"crop_scale": [0.5, 1.0], "epochs": 7}
+    json.dumps(resolved)
+
+
+def test_adapter_folders_say_which_task_they_need(tmp_path: Path) -> None:
+    content = LoRA(rank=3).describe() | {"metadata": {"task": "TextHeadTask", "arguments": {"name": "tiny", "seed": 4}}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    model = runs.adapter_config(tmp_path)["model"]
+    assert model["class_path"] == "TextHeadTask"
+    assert model["init_args"]["name"] == "tiny" and "seed" not in model["init_args"]
+    assert model["init_args"]["adapter"]["init_args"]["rank"] == 3
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match="says nothing of a task"):
+        runs.adapter_config(tmp_path)
+    with pytest.raises(UserError, match="is no adapter folder"):
+        runs.adapter_config(tmp_path / "nowhere")
+
+
+def test_older_configs_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    for text in ("1", "2"):
+        file.write_text(text)
+        runs.keep_older(file)
+    assert [(tmp_path / f"config.yaml.{n}").read_text() for n in (1, 2)] == ["1", "2"]
