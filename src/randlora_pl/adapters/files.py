@@ -1,7 +1,9 @@
 """Adapter folders: `adapter.safetensors` with the trained tensors and `adapter_config.json` beside it.
 
-A folder is written whole under a temporary name and renamed, so a killed run leaves the old one or the
-new one. Loading reads and checks everything, names every mismatch at once, and only then touches the model.
+A folder is written whole under a temporary name and takes the place of an older one by two renames: a
+run that is killed leaves the old one or the new one, and in the instant between the renames both under
+hidden names beside it. Loading reads and checks everything, names every mismatch at once, and only then
+touches the model.
 """
 
 import json
@@ -108,8 +110,12 @@ def save_adapter(
     part = folder.with_name(f".{folder.name}.part-{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    save_file(tensors, part / TENSORS, metadata={"format": "pt"})
-    (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    try:
+        save_file(tensors, part / TENSORS, metadata={"format": "pt"})
+        (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
         folder.rename(old)

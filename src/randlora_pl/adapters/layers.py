@@ -5,7 +5,7 @@ beside its tensors, so that state-dict keys, hooks, references and shared module
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,10 @@ class AdaptedLayer(nn.Module):
         if self.frozen_weight is not None:
             self.adapted_weight.copy_(self.frozen_weight)
             self.frozen_weight = None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.unmerge()  # a weight that is loaded is a W0, and updates that are loaded are in no weight yet
+        super()._load_from_state_dict(*args, **kwargs)
 
     def adapted_linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's linear map, with the update unless it is disabled or merged."""

@@ -177,7 +177,8 @@ def _refuse_raw_attention(model: nn.Module, target: str, sites: list[Site]) -> N
     if not set(_BLOCKS) & set(_ALIASES.get(name, ())):
         return
     for path, module in model.named_modules():
-        raw = {"in_proj_weight", "q_proj_weight"} & {key for key, _ in module.named_parameters(recurse=False)}
+        keys = {key for key, _ in module.named_parameters(recurse=False)}
+        raw = isinstance(module, nn.MultiheadAttention) or not keys.isdisjoint({"in_proj_weight", "q_proj_weight"})
         if raw and _in_tower(path, tower, sites) and not _is_packed(module):
             raise UserError(
                 f"target {target!r}: {path} ({type(module).__name__}) keeps its q/k/v weights where no update reaches "
@@ -198,6 +199,8 @@ def _refuse_bypassed(model: nn.Module, site: Site) -> None:
     own, layer = type(module), site.shape.layer
     if own.forward is not nn.Linear.forward:
         raise UserError(f"{layer} is a {own.__name__} with a forward of its own; an update would not act.")
+    if "weight" not in dict(module.named_parameters(recurse=False)):
+        raise UserError(f"{layer} computes its weight (a parametrization, such as weight_norm): remove that first.")
     if _is_packed(parent) or type(parent).forward is nn.TransformerEncoderLayer.forward:
         return  # both are handled: the output projection is called, the fast path is switched off
     parts = site.path.split(".")
