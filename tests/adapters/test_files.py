@@ -226,7 +226,11 @@ def test_a_failed_save_keeps_the_older_adapter(folder: Path, monkeypatch: pytest
     with pytest.raises(OSError, match="No space left"):
         save_adapter(adapted(LoRA(2)), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
     monkeypatch.undo()
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_adapter(adapted(LoRA(2)), folder, metadata={"when": object()})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     save_adapter(adapted(LoRA(2)), folder)
     assert read_adapter(folder).adapter.method() == "LoRA"
 

@@ -359,3 +359,34 @@ def test_a_merged_model_moves_copies_and_converts() -> None:
         unmerge(twin)
         assert torch.equal(twin[0].weight, before)
     assert not torch.equal(model[0].weight, before)
+
+
+def test_the_update_of_blocks_has_zeros_where_there_is_none() -> None:
+    model = nn.MultiheadAttention(EMBED, HEADS)
+    inject(model, RandLoRA(4), ["q", "v"])
+    randomise(model)
+    delta = model.delta.delta()  # type: ignore[union-attr,operator]
+    assert delta.shape == (36, 12)
+    assert not delta[12:24].any()
+    assert torch.equal(delta[:12], delta_weights(model)["q"])
+    assert torch.equal(delta[24:], delta_weights(model)["v"])
+    assert_close(model.delta.effective_weight(model.in_proj_weight), model.in_proj_weight + delta, 1e-6)  # type: ignore[union-attr,operator]
+
+
+@pytest.mark.parametrize("what", ["base", "update"])
+def test_loading_a_state_into_a_merged_model_unmerges_it(what: str) -> None:
+    model = nn.Sequential(nn.Linear(12, 20))
+    inject(model, LoRA(2, alpha=2.0), ["0"])
+    randomise(model)
+    twin = copy.deepcopy(model)
+    if what == "base":
+        state = nn.Sequential(nn.Linear(12, 20)).state_dict()
+    else:
+        state = {name: torch.randn_like(value) for name, value in model.state_dict().items() if "delta" in name}
+    merge(model)
+    for one in (model, twin):
+        one.load_state_dict(state, strict=False)
+    x = torch.randn(3, 12)
+    assert torch.equal(model(x), twin(x))
+    unmerge(model)
+    assert torch.equal(model(x), twin(x))

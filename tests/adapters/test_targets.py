@@ -222,6 +222,28 @@ class Own(nn.Linear):
         return super().forward(input) * 2
 
 
+def test_layers_that_compute_their_weight_are_refused() -> None:
+    normalised = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    model = nn.ModuleDict(
+        {
+            "fc": normalised,
+            "attn": nn.utils.parametrizations.spectral_norm(nn.MultiheadAttention(12, 3), "in_proj_weight"),
+        }
+    )
+    with pytest.raises(UserError, match="fc computes its weight"):
+        select(model, ["fc"], False)
+    with pytest.raises(UserError, match=r"attn .* keeps its q/k/v weights where no update reaches"):
+        select(model, ["qkv"], False)
+
+
+def test_a_class_without_source_is_taken_as_it_is() -> None:
+    space: dict[str, Any] = {"nn": nn}
+    exec("class Blind(nn.Module):\n    def forward(self, x):\n        return self.fc(x)", space)
+    model = space["Blind"]()
+    model.fc = nn.Linear(4, 4)
+    assert names(model, ["fc"]) == ["fc"]
+
+
 class OwnAttention(nn.MultiheadAttention):
     pass
 
