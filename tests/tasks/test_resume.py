@@ -1,0 +1,147 @@
+"""A run that is broken off after some optimizer step and taken up again ends with the same bits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from randlora_pl.adapters import RandLoRA
+from randlora_pl.data import ImageData
+from randlora_pl.errors import UserError
+from randlora_pl.tasks import AdaptationTask
+
+from .small import KINDS, make, trained
+
+Make = Callable[..., Any]
+STEPS = 5
+
+
+class SaveAt(L.Callback):
+    """Saves where a run would be killed: at the end of the batch that completes an optimizer step."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+
+class Rates(L.Callback):
+    """Learning rate, draws and loss of every batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, list[int], float]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.seen.append((rate, batch["draw"].tolist(), float(outputs["loss"])))
+
+
+def task(kind: str = "vision-language", **options: Any) -> AdaptationTask:
+    return make(kind, adapter=RandLoRA(rank=16, dropout=0.2), **options)
+
+
+@pytest.fixture
+def run(trainer: Make, digits: Make) -> Make:
+    """Trains a new task on new data with a new trainer; returns the trainer and what was seen."""
+
+    def go(own: AdaptationTask, data: dict[str, Any], start: Path | None = None, **options: Any) -> Any:
+        callbacks = [rates := Rates(), *options.pop("callbacks", [])]
+        new: L.Trainer = trainer(callbacks=callbacks, **options)
+        images: ImageData = digits(**data)
+        new.fit(own, images, ckpt_path=start, weights_only=True)
+        return new, rates.seen
+
+    return go
+
+
+def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize(
+    ("step", "accumulate", "sampling"),
+    [
+        (1, 1, "with_replacement"),
+        (3, 1, "epochs"),
+        (1, 3, "epochs"),
+        (3, 3, "with_replacement"),
+        (STEPS, 1, "with_replacement"),
+        (STEPS, 3, "epochs"),
+    ],
+)
+def test_resumed_run_ends_with_the_same_bits(
+    step: int, accumulate: int, sampling: str, run: Make, tmp_path: Path
+) -> None:
+    data = {"steps": STEPS, "batch_size": 4, "sampling": sampling}
+    options: dict[str, Any] = {"accumulate_grad_batches": accumulate}
+    whole, path = task(), tmp_path / "middle.ckpt"
+    _, undisturbed = run(whole, data, callbacks=[SaveAt(path, step)], **options)
+    torch.manual_seed(123)  # another process has another state
+    resumed = task()
+    trainer, seen = run(resumed, data, path, **options)
+    assert trainer.global_step == STEPS
+    assert seen == undisturbed[step * accumulate :]
+    assert_same_bits(trained(resumed), trained(whole))
+    assert len(undisturbed) == STEPS * accumulate
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "vision-language"])
+def test_other_tasks_resume_too_into_a_shorter_last_window(kind: str, run: Make, tmp_path: Path) -> None:
+    """40 draws of 12 a window, in micro-batches of 4: the last window has one micro-batch."""
+    data = {"steps": None, "epochs": 1, "shots": 4, "min_batches_per_epoch": 1, "batch_size": 4}
+    whole, path = task(kind), tmp_path / "middle.ckpt"
+    _, undisturbed = run(whole, data, callbacks=[SaveAt(path, 2)], accumulate_grad_batches=3)
+    assert len(undisturbed) == 10
+    resumed = task(kind)
+    _, seen = run(resumed, data, path, accumulate_grad_batches=3)
+    assert seen == undisturbed[6:]
+    assert_same_bits(trained(resumed), trained(whole))
+
+
+def test_runs_with_validations_resume_too(run: Make, tmp_path: Path) -> None:
+    data, path = {"steps": STEPS, "batch_size": 4}, tmp_path / "middle.ckpt"
+    options: dict[str, Any] = {"val_check_interval": 2, "limit_val_batches": 1, "accumulate_grad_batches": 2}
+    whole, resumed = task(), task()
+    run(whole, data, callbacks=[SaveAt(path, 3)], **options)
+    _, seen = run(resumed, data, path, **options)
+    assert len(seen) == 2 * (STEPS - 3)
+    assert_same_bits(trained(resumed), trained(whole))
+
+
+def test_a_twice_broken_run_ends_with_the_same_bits(run: Make, tmp_path: Path) -> None:
+    data, first, second = {"steps": STEPS, "batch_size": 4}, tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    whole, resumed, again = task(), task(), task()
+    run(whole, data, callbacks=[SaveAt(first, 1)])
+    run(resumed, data, first, callbacks=[SaveAt(second, 3)])
+    run(again, data, second)
+    assert_same_bits(trained(again), trained(whole))
+
+
+def test_checkpoint_within_an_optimizer_step_is_refused(run: Make, tmp_path: Path) -> None:
+    """Its gradient is lost."""
+
+    class SaveWithin(SaveAt):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+            if batch["micro"] == 1:
+                super().on_train_batch_end(trainer)
+
+    data, path = {"steps": 2, "batch_size": 4}, tmp_path / "middle.ckpt"
+    run(task(), data, callbacks=[SaveWithin(path, 1)], accumulate_grad_batches=3)
+    with pytest.raises(UserError, match="micro-batches into an optimizer step"):
+        run(task(), data, path, accumulate_grad_batches=3)
+
+
+def test_typed_rates_beat_those_of_the_checkpoint(run: Make, tmp_path: Path) -> None:
+    data, path = {"steps": STEPS, "batch_size": 4}, tmp_path / "middle.ckpt"
+    _, undisturbed = run(task(), data, callbacks=[SaveAt(path, 2)])
+    other = task(learning_rate=5e-4, weight_decay=0.3)
+    trainer, seen = run(other, data, path)
+    assert [rate for rate, *_ in seen] == pytest.approx([rate / 2 for rate, *_ in undisturbed[2:]])
+    assert {group["weight_decay"] for group in trainer.optimizers[0].param_groups} == {0.3}
