@@ -1,10 +1,13 @@
 """Small tasks, methods and data that the tests of this folder share."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from randlora_pl.adapters import Adapter, BitFit, DoRA, FullFineTuning, LoRA, NoLA, RandLoRA, VeRA
@@ -94,3 +97,22 @@ class EachStep(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.optimizers[0].register_step_post_hook(lambda *_: self.seen.append(self.look(pl_module)))  # type: ignore[arg-type]
+
+
+WORDS = ("red", "old", "tall", "wet", "mild", "loud", "soft", "dry")
+
+
+def write_pairs(folder: Path, images: int, captions: int) -> Path:
+    """A CSV file of noisy images in which half of the pairs train; some captions belong to several images."""
+    lines = ["image,caption,split"]
+    for split in ("train", "test"):
+        for number in range(images):
+            name = f"{split}{number}.png"
+            pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name)
+            for part in range(captions):
+                first, second = WORDS[(number + part) % len(WORDS)], WORDS[(3 * number + part) % len(WORDS)]
+                lines.append(f"{name},a {first} thing that is {second},{split}")
+    path = folder / "pairs.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -1,0 +1,99 @@
+"""Trains and evaluates as one rank of a process group, or alone; started by ``test_ddp.py``.
+
+Usage: ``python -m tests.tasks.ddp_worker FOLDER`` with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT
+in the environment, or `main` in a test. Writes ``FOLDER/WORLD-RANK.pt``: what each run ended with.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+from randlora_pl.adapters import RandLoRA
+from randlora_pl.data import ImageData
+from randlora_pl.tasks import AdaptationTask, VisionLanguageTask
+
+from .small import make, trained
+
+WORLD, RANK = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+# 30 draws of 8 a window: the last window has 6, so that the last micro-batch of rank 1 is all padding.
+DATA: dict[str, Any] = {
+    "dataset": "digits", "shots": 3, "epochs": 1, "min_batches_per_epoch": 1,
+    "batch_size": 4 // WORLD, "eval_batch_size": 50 // WORLD,
+}  # fmt: skip
+RUNS = {"captions": ("vision-language", "randlora"), "images": ("text head", "dora"), "head": ("linear head", "lora")}
+
+
+class Look(L.Callback):
+    """What the process group does: samples that were evaluated, buffers that are sent at every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.sent: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if isinstance(trainer.strategy, DDPStrategy):
+            assert not trainer.strategy._ddp_kwargs.get("find_unused_parameters")
+            self.sent = len(trainer.strategy.model.modules_buffers)  # type: ignore[union-attr, arg-type]
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self.seen += batch["index"][batch["weight"] > 0].tolist()
+
+
+class SaveAt(L.Callback):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 3:  # two optimizer steps of two micro-batches
+            trainer.save_checkpoint(self.path)
+
+
+def trainer(*callbacks: L.Callback, validate: bool = False) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu", devices=WORLD, strategy="ddp" if WORLD > 1 else "auto", max_epochs=1, logger=False,
+        accumulate_grad_batches=2, callbacks=list(callbacks), use_distributed_sampler=False, num_sanity_val_steps=0,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        limit_val_batches=1.0 if validate else 0,
+    )  # fmt: skip
+
+
+def run(task: AdaptationTask) -> dict[str, Any]:
+    """Trains and validates: the weights after it, the figures, and what `Look` saw."""
+    own, data = trainer(look := Look()), ImageData(**DATA)
+    own.fit(task, data)
+    (figures,) = trainer(look, validate=True).validate(task, data, verbose=False)
+    return {
+        "weights": trained(task), "figures": figures, "seen": look.seen, "sent": look.sent, "steps": own.global_step
+    }  # fmt: skip
+
+
+def resumed(path: Path) -> list[dict[str, torch.Tensor]]:
+    """Weights after a whole run, and after one that was resumed in the middle."""
+    whole, broken = (make("vision-language", adapter=RandLoRA(rank=16, dropout=0.2)) for _ in range(2))
+    trainer(SaveAt(path)).fit(whole, ImageData(**DATA))
+    trainer().fit(broken, ImageData(**DATA), ckpt_path=path, weights_only=True)
+    return [trained(whole), trained(broken)]
+
+
+def pairs(root: Path) -> dict[str, float]:
+    """Recall of untrained towers on a file of images and captions."""
+    task, data = VisionLanguageTask("tiny", "random"), ImageData(dataset="pairs", root=str(root), eval_batch_size=4)
+    (figures,) = trainer().test(task, data, verbose=False)
+    return dict(figures)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {name: run(make(*which)) for name, which in RUNS.items()}
+    results["resumed"] = resumed(folder / f"middle-{WORLD}.ckpt")
+    results["pairs"] = pairs(folder / "pairs.csv")
+    torch.save(results, folder / f"{WORLD}-{RANK}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,93 @@
+"""Two ranks train to the weights of one process, and evaluate every sample once."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from .ddp_worker import RUNS, main
+from .small import make, trained, write_pairs
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = 143
+"""Images in the validation split of the digits: uneven over batches and ranks."""
+
+
+def start(folder: Path) -> list[subprocess.Popen[str]]:
+    """Two ranks of a process group, as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    command = [sys.executable, "-m", "tests.tasks.ddp_worker", str(folder)]
+    return [
+        subprocess.Popen(
+            command, cwd=ROOT, env=common | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What one process (this one) and each of two ranks ended with, by ``WORLD-RANK``."""
+    folder = tmp_path_factory.mktemp("ddp")
+    write_pairs(folder, images=11, captions=2)
+    processes = start(folder)
+    try:
+        main(folder)
+    finally:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output[-3000:]
+    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+
+
+@pytest.mark.parametrize("name", ["captions", "images", "head"])
+def test_two_ranks_train_to_the_weights_of_one_process(name: str, results: dict[str, dict[str, Any]]) -> None:
+    """With accumulation, a shorter last window, and a micro-batch that is all padding on one rank."""
+    alone, first, second = (results[key][name] for key in ("1-0", "2-0", "2-1"))
+    assert [result["steps"] for result in (alone, first, second)] == [4, 4, 4]
+    assert alone["weights"].keys() == first["weights"].keys()
+    for tensor in alone["weights"]:
+        assert torch.equal(first["weights"][tensor], second["weights"][tensor]), tensor
+    errors = torch.cat([(first["weights"][key] - value).flatten() for key, value in alone["weights"].items()])
+    kind, method = RUNS[name]
+    start = make(kind, method)
+    start.set_classes(list("0123456789"), ["{}"])
+    start.configure_model()
+    before = trained(start)
+    moved = torch.cat([(value - before[key]).flatten() for key, value in alone["weights"].items()])
+    assert errors.norm() < 1e-3 * moved.norm()
+
+
+@pytest.mark.parametrize("name", ["captions", "images", "head"])
+def test_every_sample_is_evaluated_once(name: str, results: dict[str, dict[str, Any]]) -> None:
+    alone, first, second = (results[key][name] for key in ("1-0", "2-0", "2-1"))
+    assert alone["seen"] == list(range(SAMPLES))
+    assert sorted(first["seen"] + second["seen"]) == list(range(SAMPLES))
+    assert first["figures"] == second["figures"]
+    assert first["figures"] == pytest.approx(alone["figures"], rel=1e-4)
+
+
+def test_no_buffer_is_sent_at_every_step(results: dict[str, dict[str, Any]]) -> None:
+    """Bases, tokens and heads are the same on every rank by construction."""
+    assert [results["2-0"][name]["sent"] for name in RUNS] == [0, 0, 0]
+
+
+def test_two_ranks_resume_with_the_same_bits(results: dict[str, dict[str, Any]]) -> None:
+    for result in results.values():
+        whole, broken = result["resumed"]
+        assert all(torch.equal(value, broken[name]) for name, value in whole.items())
+
+
+def test_recall_is_that_of_all_pairs(results: dict[str, dict[str, Any]]) -> None:
+    alone, first, second = (results[key]["pairs"] for key in ("1-0", "2-0", "2-1"))
+    assert {"test/recall@1", "test/recall@5", "test/recall@10", "test/acc"} <= alone.keys()
+    assert first == second == pytest.approx(alone)
