@@ -103,9 +103,9 @@ WORDS = ("red", "old", "tall", "wet", "mild", "loud", "soft", "dry")
 
 
 def write_pairs(folder: Path, images: int, captions: int) -> Path:
-    """A CSV file of noisy images in which half of the pairs train; some captions belong to several images."""
+    """A CSV file of noisy images for each of three splits; some captions belong to several images."""
     lines = ["image,caption,split"]
-    for split in ("train", "test"):
+    for split in ("train", "val", "test"):
         for number in range(images):
             name = f"{split}{number}.png"
             pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)

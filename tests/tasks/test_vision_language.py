@@ -1,0 +1,197 @@
+"""Captions, scales and prompts of the vision-language task, and its figures on pairs."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters import LoRA
+from randlora_pl.data import ImageData
+from randlora_pl.errors import UserError
+from randlora_pl.models import encode_prompts, load_clip
+from randlora_pl.tasks import VisionLanguageTask
+
+from .small import CLASSES, TEMPLATES, batch, built, images, make, trained, write_pairs
+from .test_retrieval import slow_recalls
+
+Make = Callable[..., Any]
+
+
+def task_of(**options: Any) -> VisionLanguageTask:
+    task = built("vision-language", **options)
+    assert isinstance(task, VisionLanguageTask)
+    return task
+
+
+def counted(task: VisionLanguageTask, method: str) -> list[int]:
+    """Rows of every later call of ``encode_text`` or ``encode_image``."""
+    rows: list[int] = []
+    encode: Any = getattr(task.model, method)
+    setattr(task.model, method, lambda inputs: rows.append(len(inputs)) or encode(inputs))  # type: ignore[func-returns-value]
+    return rows
+
+
+# Scale and captions
+
+
+def test_scale_is_exponentiated_or_raw() -> None:
+    exp, raw = task_of().eval(), task_of(logit_scale="raw").eval()
+    kept = math.log(1 / 0.07)  # CLIP's start
+    assert float(exp.scale()) == pytest.approx(1 / 0.07) and float(raw.scale()) == pytest.approx(kept)
+    with torch.no_grad():
+        torch.testing.assert_close(exp.class_logits(images(3)) * 0.07 * kept, raw.class_logits(images(3)))
+        losses = [task.sample_losses(batch([0, 1, 1]))[0] for task in (exp, raw)]
+    assert not torch.allclose(*losses)
+
+
+@pytest.mark.parametrize("scale", ["exp", "raw"])
+def test_full_fine_tuning_trains_the_scale(scale: str) -> None:
+    task = task_of(method="full", logit_scale=scale)
+    task.sample_losses(batch([0, 1, 1]))[0].sum().backward()
+    assert task.model.logit_scale.grad.abs() > 0  # type: ignore[union-attr, operator]
+
+
+def test_caption_of_a_class() -> None:
+    task = task_of(caption="{} on paper")
+    expected = load_clip("tiny", "random").tokenizer([f"{name} on paper" for name in CLASSES])
+    assert torch.equal(task.tokens, expected)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"needs \{\}"):
+        make("vision-language", caption="An image")
+
+
+def prompts(templates: list[str]) -> Tensor:
+    clip = load_clip("tiny", "random", seed=0)
+    return encode_prompts(clip.model, clip.tokenizer, CLASSES, templates, "cpu")
+
+
+def test_evaluation_prompts_are_the_caption_or_the_ensemble() -> None:
+    one, many = task_of().class_features(), task_of(eval_prompts="ensemble").class_features()
+    torch.testing.assert_close(one, prompts(["An image of {}"]))
+    torch.testing.assert_close(many, prompts(TEMPLATES))
+    assert not torch.allclose(one, many, atol=1e-3)
+
+
+# When the text tower runs
+
+
+def test_class_prompts_are_encoded_once_in_an_evaluation(trainer: Make, digits: Make) -> None:
+    task, data = make("vision-language"), digits(eval_batch_size=20)
+    assert isinstance(task, VisionLanguageTask)
+    own = trainer(limit_test_batches=3, limit_val_batches=3)
+    own.test(task, data, verbose=False)
+    texts, pictures = counted(task, "encode_text"), counted(task, "encode_image")
+    for verb in (own.test, own.validate):
+        verb(task, data, verbose=False)
+        assert texts == [10] and pictures == [20, 20, 20]
+        texts.clear(), pictures.clear()
+
+
+def test_text_features_are_those_of_the_weights_of_now(trainer: Make, digits: Make) -> None:
+    """Before a training, in a validation within it, and after it."""
+    task, data = make("vision-language"), digits(steps=2)
+    assert isinstance(task, VisionLanguageTask)
+    own = trainer(limit_test_batches=1, limit_val_batches=1, val_check_interval=1)
+    losses = []
+    own.test(task, data, verbose=False)
+    losses.append(own.callback_metrics["test/loss"].item())
+    own.fit(task, data)
+    losses.append(own.test(task, data, verbose=False)[0]["test/loss"])
+    task._class_features = torch.zeros(10, 128)  # a test that did not encode anew would use these
+    assert own.test(task, data, verbose=False)[0]["test/loss"] == losses[-1]
+    assert losses[0] != losses[1]
+
+
+def test_a_caption_that_occurs_often_is_encoded_once() -> None:
+    task = task_of()
+    rows = counted(task, "encode_text")
+    task.sample_losses(batch([3, 1, 3, 3, 1]))
+    assert rows == [2]
+
+
+def test_frozen_text_tower_needs_no_gradient() -> None:
+    task = task_of(targets=["visual:all"])
+    assert all(name.startswith("backbone.visual.") for name in trained(task))
+    losses, _ = task.sample_losses(batch([0, 1]))
+    losses.sum().backward()
+    assert all(p.grad is not None for p in task.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("targets", [["visual:mlp"], None])
+def test_windows_of_a_scaled_loss_carry_the_right_gradient(targets: list[str] | None, trainer: Make) -> None:
+    """As with 16-mixed, whose scaler multiplies the loss of every micro-batch."""
+
+    class Scaler:
+        def get_scale(self) -> float:
+            return 1024.0
+
+    found = []
+    parts = [batch([0, 1], micro=0, micros=2), batch([2, 1], micro=1, micros=2)]
+    window = {"window_classes": torch.tensor([0, 1, 2]), "window_counts": torch.tensor([1, 2, 1])}
+    for scaled in (False, True):
+        task = task_of(adapter=LoRA(rank=2, alpha=8), targets=targets)
+        own = task.trainer = trainer(accumulate_grad_batches=2)
+        own.precision_plugin.scaler = Scaler() if scaled else None
+        factor = (1024.0 if scaled else 1.0) / 2  # Lightning divides by the accumulation
+        for part in parts:
+            losses, _ = task.sample_losses(part | window)
+            carried = task.carried_loss(part)
+            ((losses.sum() + (0 if carried is None else carried)) * factor).backward()
+        assert task._window is None
+        found.append({n: p.grad / factor for n, p in task.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(found[0], found[1])
+    assert all(value.abs().sum() > 0 for name, value in found[0].items() if name.endswith(".B"))
+
+
+# Pairs
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Callable[..., ImageData]:
+    path = write_pairs(tmp_path, images=9, captions=3)
+    return lambda **options: ImageData(dataset="pairs", root=str(path), eval_batch_size=4, **options)
+
+
+@torch.no_grad()
+def slow_pairs(task: VisionLanguageTask, data: ImageData) -> dict[str, float]:
+    """Every image and every caption of the test split once, then query by query."""
+    model: Any = task.model
+    samples = data.samples("test")
+    batches = list(data.test_dataloader())
+    pixels = torch.cat([part["image"] for part in batches])
+    numbers, labels = samples.rows.tolist(), samples.labels.tolist()
+    image_ids, caption_ids = sorted(set(numbers)), sorted(set(labels))
+    unit = nn.functional.normalize
+    pictures = torch.cat([unit(model.encode_image(pixels[numbers.index(n)][None])) for n in image_ids])
+    texts = torch.cat([unit(model.encode_text(task.tokenizer([data.classnames[c]]))) for c in caption_ids])
+    own = [(image_ids.index(n), caption_ids.index(c)) for n, c in zip(numbers, labels, strict=True)]
+    return slow_recalls(pictures, texts, own)
+
+
+def test_recall_of_pairs_equals_a_slow_loop(pairs: Callable[..., ImageData], trainer: Make) -> None:
+    task, data, own = make("vision-language"), pairs(steps=3, batch_size=8), trainer()
+    assert isinstance(task, VisionLanguageTask)
+    own.fit(task, data)
+    (found,) = own.test(task, data, verbose=False)
+    expected = slow_pairs(task.eval(), data)
+    assert found.pop("test/acc") == found["test/recall@1"]
+    assert {key.removeprefix("test/"): value for key, value in found.items()} == pytest.approx(expected)
+    assert len(data.samples("test")) == 27 and len(set(data.samples("test").labels)) < 27
+    assert 0 < expected["recall@10"] <= 1 and expected["recall@1"] < expected["recall@10"]
+
+
+def test_captions_of_pairs_are_taken_as_they_are(pairs: Callable[..., ImageData], trainer: Make) -> None:
+    task, data = make("vision-language", caption="never: {}", eval_prompts="caption"), pairs(steps=1, batch_size=8)
+    assert isinstance(task, VisionLanguageTask)
+    trainer(limit_val_batches=1.0).fit(task, data)
+    assert torch.equal(task.tokens, load_clip("tiny", "random").tokenizer(data.classnames))  # type: ignore[arg-type]
+
+
+def test_validation_of_pairs_logs_recall_too(pairs: Callable[..., ImageData], trainer: Make) -> None:
+    own = trainer(limit_val_batches=1.0)
+    own.fit(make("vision-language"), pairs(steps=1, batch_size=8))
+    assert {"val/recall@1", "val/text_to_image_recall@10", "val/acc"} <= own.callback_metrics.keys()
+    assert "val/loss" not in own.callback_metrics
