@@ -159,8 +159,11 @@ def test_merged_models_save_and_load(tmp_path: Path) -> None:
     assert torch.equal(fresh(x), expected)
     # Loading into a merged model changes what is merged.
     other = adapted()
+    randomise(other)
     merge(other)
+    assert (other(x) - expected).abs().max() > 1e-2
     load_adapter(other, saved)
+    assert not other(x).requires_grad  # still merged
     assert_close(other(x), expected)
     with disabled(other):
         assert_close(other(x), base()(x))

@@ -196,6 +196,7 @@ def padding() -> Tensor:
     return torch.arange(5)[None] >= lengths[:, None]
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # of the plain twin
 @pytest.mark.parametrize("targets", [None, ["qkv"], ["fc1"], ["fc2"], ["o"], ["all"], [r"layers\.1\..*"]])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("nested", [False, True])
