@@ -15,6 +15,14 @@ SMALL = [
 """A run of the tiny CLIP with random weights that takes about a second once everything is imported."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Two threads on two busy cores wait for each other most of the time."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @dataclass
 class Result:
     code: int
@@ -57,3 +65,12 @@ def refused(run: Run, tmp_path: Path) -> Callable[..., str]:
         return result.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, to be read only."""
+    root = tmp_path_factory.mktemp("finished")
+    assert main(["fit", *SMALL, "--run.root", str(root), "--trainer.val_check_interval", "1"]) == 0
+    os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
+    return next((root / "quickstart").iterdir())

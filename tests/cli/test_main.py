@@ -56,17 +56,8 @@ def test_every_verb_has_a_short_page(run: Run, verb: str) -> None:
 
 def test_page_of_fit_starts_with_the_own_options(run: Run) -> None:
     page = run("fit", "--config", "quickstart", "--help").out
-    own = [
-        page.index(word)
-        for word in (
-            "--config NAME",
-            "--run.name",
-            "--resume RUN",
-            "--model TASK",
-            "--data.dataset NAME",
-            "--trainer.OPTION",
-        )
-    ]
+    order = ("--config NAME", "--run.name", "--resume RUN", "--model TASK", "--data.dataset NAME", "--trainer.OPTION")
+    own = [page.index(word) for word in order]
     assert own == sorted(own)
     assert "--help-all" in page and "--checkpoint.every_n_steps" in page
 

@@ -139,7 +139,11 @@ def architecture(flat: dict[str, Any]) -> dict[str, Any]:
     fixed = {key: flat[key] for key in _FIXED if key in flat}
     fixed |= {key: value for key, value in flat.items() if key.startswith("model.adapter") and key not in _FREE}
     classes = ("model", "model.adapter", "model.adapter.inner")
-    return {key: str(value).rpartition(".")[2] if key in classes else value for key, value in fixed.items()}
+    return {key: _class_name(value) if key in classes else value for key, value in fixed.items()}
+
+
+def _class_name(path: Any) -> str:
+    return str(path).rpartition(".")[2]
 
 
 def check_architecture(command: Command, saved: Tree, source: Path) -> None:
@@ -160,7 +164,10 @@ def check_architecture(command: Command, saved: Tree, source: Path) -> None:
 
 
 def _differ(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    return key in theirs and ours[key] != theirs[key]
+    if key not in theirs or ours[key] == theirs[key]:
+        return False
+    classes = isinstance(ours[key], str) and isinstance(theirs[key], str)
+    return not (classes and ours[key].lower() == theirs[key].lower())
 
 
 def resolved_config(tree: Tree, model: dict[str, Any], data: dict[str, Any]) -> Tree:

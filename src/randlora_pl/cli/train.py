@@ -23,10 +23,7 @@ DEFAULTS: Tree = {"model": {"class_path": "VisionLanguageTask", "init_args": {"a
 def fit_verb(args: list[str]) -> int:
     """``fit``: zero-shot test, training, test, results."""
     command = prepare("fit", args)
-    run = command.folders.get("resume")
-    if run is not None:
-        check_architecture(command, read_config(run / CONFIG), run)
-    app = start(command, run)
+    app = start(command, command.folders.get("resume"))
     from randlora_pl.cli.stages import fit
 
     with guarded(app):
@@ -67,9 +64,10 @@ def prepare(verb: str, args: list[str]) -> Command:
     if adapter is not None:  # the folder knows best what it needs
         saved = adapter_config(adapter)
         command.config = merge(command.config, normalise(saved))
-    check_names(command)
-    if adapter is not None:
         check_architecture(command, saved, adapter)
+    elif "resume" in folders:
+        check_architecture(command, read_config(folders["resume"] / CONFIG), folders["resume"])
+    check_names(command)
     return command
 
 

@@ -1,0 +1,155 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from randlora_pl.adapters import LoRA, RandLoRA, VeRA, inject
+from randlora_pl.cli.app import App
+from randlora_pl.cli.configs import config_names
+from randlora_pl.cli.train import prepare
+from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
+from randlora_pl.tasks import TextHeadTask, VisionLanguageTask
+
+BASES = [name for name in config_names() if "/" not in name and name != "compare_methods"]  # that one is no fit
+FRAGMENTS = [name for name in config_names() if "/" in name]
+COUNTS = {
+    "clip_vitb32": 5_170_320,
+    "clip_vitl14": 12_192_768,
+    "clip_vith14": 23_519_664,
+    "clip_vision_vitb32": 3_566_592,
+    "clip_vision_vitl14": 9_510_912,
+    "dinov2_vitb14": 3_566_592,
+}
+
+Build = Callable[..., App]
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """The app of a command, with its run folder in an empty place."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> App:
+        monkeypatch.delenv("RANDLORA_PL_RUN_FOLDER", raising=False)
+        return App(prepare("fit", ["--trainer.accelerator", "cpu", *words]))
+
+    return call
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_every_config_builds(build: Build, name: str) -> None:
+    app = build("--config", name)
+    assert app.folder.is_dir()
+    assert app.datamodule.row.name
+    assert app.trainer.accumulate_grad_batches * app.datamodule.batch_size == 128 or name == "quickstart"
+
+
+@pytest.mark.parametrize("name", FRAGMENTS)
+def test_every_fragment_builds_on_a_config(build: Build, name: str) -> None:
+    base = "clip_vitb32" if name.startswith("recipes/") else "quickstart"
+    app = build("--config", base, "--config", name)
+    expected = {"full": "FullFineTuning", "linear_probe": "LinearProbe", "paper": "RandLoRA", "official": "RandLoRA"}
+    short = name.rpartition("/")[2]
+    assert app.model.adapter.method().lower() == expected.get(short, short).lower()
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
+def test_every_model_is_counted_on_the_meta_device(build: Build, name: str, count: int) -> None:
+    task = build("--config", name).model
+    model = meta_clip(task.name) if library_of(task.name) == "open_clip" else meta_vit(task.name, task.img_size)
+    if isinstance(task, TextHeadTask):
+        model = ImageTower(model)
+    assert inject(model, task.adapter, task.targets).trainable == count
+
+
+def test_official_recipe_counts_one_basis_more(build: Build) -> None:
+    task = build("--config", "clip_vitb32", "--config", "official").model
+    assert isinstance(task, VisionLanguageTask) and task.logit_scale == "raw"
+    assert inject(meta_clip(task.name), task.adapter, task.targets).trainable == 5_198_184
+
+
+def test_another_adapter_has_its_own_defaults(build: Build) -> None:
+    adapter = build("--config", "quickstart", "--model.adapter", "VeRA").model.adapter
+    assert isinstance(adapter, VeRA)
+    assert adapter.options() == VeRA(seed=0).options()
+    adapter = build("--config", "official", "--model.adapter", "LoRA", "--model.adapter.rank", "3").model.adapter
+    assert isinstance(adapter, LoRA)
+    assert adapter.options() == LoRA(rank=3, seed=0).options()
+
+
+def test_options_reach_the_adapter(build: Build) -> None:
+    words = ["--model.adapter.rank", '{".*mlp.*": 4}', "--model.adapter.match", "lora:32", "--model.targets", "[mlp]"]
+    task = build("--config", "quickstart", *words).model
+    assert isinstance(task.adapter, RandLoRA)
+    assert task.adapter.rank == {".*mlp.*": 4} and task.adapter.match == "lora:32" and task.targets == ["mlp"]
+
+
+def test_one_seed_feeds_model_data_and_bases(build: Build) -> None:
+    app = build("--config", "quickstart", "--seed_everything", "5")
+    assert app.model.seed == app.datamodule.seed == app.model.adapter.seed == 5
+    app = build("--config", "quickstart", "--seed_everything", "5", "--model.adapter.seed", "7")
+    assert (app.model.seed, app.model.adapter.seed) == (5, 7)
+
+
+def test_loggers_are_chosen_by_name(build: Build) -> None:
+    app = build("--config", "quickstart", "--run.logger", "[tensorboard,csv]")
+    assert [type(logger) for logger in app.trainer.loggers] == [TensorBoardLogger, CSVLogger]
+    assert all(Path(str(logger.log_dir)).parent == app.folder for logger in app.trainer.loggers)
+    assert build("--config", "quickstart", "--run.logger", "none").trainer.loggers == []
+
+
+def test_callbacks_of_the_user_come_on_top(build: Build) -> None:
+    words = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
+    names = [type(c).__name__ for c in build("--config", "quickstart", *words).trainer.callbacks]
+    assert "EarlyStopping" in names and names.count("AdapterCheckpoint") == names.count("ProgressBar") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--model.learning_rate foo", "--model.learning_rate: expected a number, not foo"),
+        ("--model.adapter.rank abc", "--model.adapter.rank: expected a whole number"),
+        ("--model.adapter.rank -1", "rank is -1"),
+        ("--model.adapter.basis foo", "expected one of uniform, normal, binary, ternary, not foo"),
+        ("--model.logit_scale foo", "expected one of exp, raw, not foo"),
+        ("--model.name ViT-B-33", "Did you mean 'ViT-B-32'"),
+        ("--model.adapter.dropout 2", "dropout is 2"),
+        ("--data.shots -3", "--data.shots is -3"),
+        ("--data.batch_size 1.5", "--data.batch_size: expected a whole number, not 1.5"),
+        ("--data.crop_scale 3", "--data.crop_scale: expected a list"),
+        ("--data.dataset folder", "needs --data.root"),
+        ("--trainer.precision 31", "--trainer.precision: expected one of"),
+        ("--trainer.accelerator gpuu", "gpuu"),
+        ("--trainer.max_epochs", "expected one argument"),
+        ("--trainer.callbacks foo", "--trainer.callbacks"),
+        ("--run.logger tensorbord", "Did you mean 'tensorboard'"),
+        ("--run.name a/b", "without slashes"),
+        ("--checkpoint.every_n_steps 0", "positive number of steps"),
+        ("--gradient_flow.action shout", "--gradient_flow.action: expected one of warn, raise, off"),
+    ],
+)
+def test_wrong_values_are_told_in_a_line(refused: Callable[..., str], words: str, message: str) -> None:
+    assert message in refused("fit", "--config", "quickstart", *words.split())
+
+
+def test_help_of_classes_is_printed(run: Callable[..., object], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run("fit", "--model.adapter.help", "RandLoRA")
+    assert stop.value.code == 0
+    assert "Rank r of each basis" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run("fit", "--help-all")
+    assert "--trainer.precision" in capsys.readouterr().out
+
+
+def test_printed_config_is_a_config(
+    run: Callable[..., object], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit):
+        run("fit", "--config", "quickstart", "--model.adapter", "LoRA", "--print_config")
+    file = tmp_path / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert isinstance(App(prepare("fit", ["--config", str(file)])).model.adapter, LoRA)
+    assert torch.get_num_threads() >= 1

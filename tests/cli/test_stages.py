@@ -1,0 +1,187 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from randlora_pl.callbacks import AdapterCheckpoint, StartSummary
+from randlora_pl.tasks import VisionLanguageTask
+from tests.cli.conftest import SMALL, Run
+
+KEYS = (
+    "test/acc zeroshot/acc val/acc trainable_parameters total_parameters fit_seconds peak_memory_bytes "
+    "images_per_second version version/torch seed basis_fingerprint steps effective_batch learning_rate"
+)
+
+
+def only_run(root: Path, name: str = "quickstart") -> Path:
+    (folder,) = (root / "runs" / name).iterdir()
+    return folder
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter.safetensors").read_bytes()
+
+
+def test_run_folder_holds_everything(finished: Path) -> None:
+    names = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
+    assert {
+        *("config.yaml", "results.json", "run.log", "checkpoints/last.ckpt"),
+        *("adapter/adapter.safetensors", "adapter/adapter_config.json", "adapter-best/adapter.safetensors"),
+        *("figures/confusion.png", "figures/predictions.png"),
+    } <= names
+    assert any(name.startswith("tensorboard/events") for name in names)
+    assert not any("part" in name or name.startswith(".") for name in names)
+    assert "zero-shot" in (finished / "run.log").read_text()
+
+
+def test_results_are_flat_and_complete(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert set(KEYS.split()) <= set(results)
+    assert not any(isinstance(value, dict) for value in results.values())
+    assert 0 <= results["test/acc"] <= 1 and 0 <= results["zeroshot/acc"] <= 1
+    assert results["steps"] == 3 and results["finished"]
+    assert results["trainable_parameters"] == results["adapter_parameters"] < results["total_parameters"]
+    assert results["config"] == ["quickstart.yaml"]
+
+
+def test_tensorboard_has_scalars_and_images(finished: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(finished / "tensorboard"), size_guidance={"images": 9}).Reload()
+    scalars = {tag for tag in board.Tags()["scalars"] if not tag.startswith("hp")}
+    assert {"zeroshot/acc", "test/acc", "val/acc"} <= scalars
+    assert {"test/confusion", "test/predictions"} <= set(board.Tags()["images"])
+
+
+def test_resolved_config_repeats_the_run(run: Run, finished: Path, tmp_path: Path) -> None:
+    resolved = yaml.safe_load((finished / "config.yaml").read_text())
+    assert resolved["model"]["init_args"]["learning_rate"] == 1e-3
+    assert run("fit", "--config", str(finished / "config.yaml"), "--run.root", "runs").code == 0
+    assert weights(only_run(tmp_path)) == weights(finished)
+
+
+def test_end_page_names_figures_and_next_commands(run: Run, tmp_path: Path) -> None:
+    out = run("fit", *SMALL).out
+    folder = only_run(tmp_path)
+    place = folder.relative_to(tmp_path)
+    for text in ("zero-shot: accuracy", "adapted layer", "optimizer steps", "peak memory", "test  "):
+        assert text in out
+    for command in (f"predict --adapter {place}/adapter", f"test --run {place}", f"tensorboard --logdir {place}"):
+        assert command in out
+
+
+def test_test_and_validate_of_a_run_give_its_figures(run: Run, finished: Path, tmp_path: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    result = run("test", "--run", str(finished), "--run.root", "runs")
+    assert f"accuracy {100 * results['test/acc']:.2f} %" in result.out
+    tested = json.loads((only_run(tmp_path, "quickstart-test") / "results.json").read_text())
+    assert tested["test/acc"] == results["test/acc"]
+    result = run("validate", "--adapter", str(finished / "adapter"), "--run.root", "runs")
+    assert f"accuracy {100 * results['val/acc']:.2f} %" in result.out
+
+
+def test_untrained_model_is_tested_without_an_adapter(run: Run, finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    out = run("test", *(word for word in SMALL)).out
+    assert "untrained model" in out and f"accuracy {100 * results['zeroshot/acc']:.2f} %" in out
+
+
+def test_adapter_of_another_kind_is_refused_with_both_values(refused: Callable[..., str], finished: Path) -> None:
+    adapter = str(finished / "adapter")
+    assert "--model.adapter.rank is 7, there it is 6" in refused(
+        "test", "--adapter", adapter, "--model.adapter.rank", "7"
+    )
+    assert "--model is TextHeadTask" in refused("test", "--adapter", adapter, "--model", "TextHeadTask")
+    assert "is no adapter folder" in refused("test", "--adapter", str(finished))
+
+
+def test_adapter_of_other_base_weights_is_refused(run: Run, finished: Path, tmp_path: Path) -> None:
+    result = run("test", "--adapter", str(finished / "adapter"), "--seed_everything", "1", "--run.root", "runs")
+    assert result.code == 2 and len(result.err.splitlines()) <= 2
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("fragment", ["randlora", "lora", "vera", "nola", "dora", "full", "bitfit", "linear_probe"])
+def test_every_adapter_runs_fit_test_and_predict(run: Run, fragment: str, tmp_path: Path) -> None:
+    result = run("fit", *SMALL, "--config", fragment, "--trainer.fast_dev_run", "true")
+    assert result.code == 0, result.err
+    folder = only_run(tmp_path)
+    assert run("test", "--run", str(folder), "--run.root", "tests").code == 0
+    image = folder / "figures" / "confusion.png"
+    result = run("predict", "--adapter", str(folder / "adapter"), "--images", str(image), "--output", "-")
+    assert result.code == 0 and len(result.out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("task", ["TextHeadTask", "LinearHeadTask"])
+def test_every_task_runs(run: Run, task: str, tmp_path: Path) -> None:
+    result = run("fit", *SMALL, "--model", task)
+    assert result.code == 0, result.err
+    results = json.loads((only_run(tmp_path) / "results.json").read_text())
+    assert ("zeroshot/acc" in results) == (task == "TextHeadTask")
+    heads = 10 * 128 if task == "LinearHeadTask" else 0
+    assert results["trainable_parameters"] == results["adapter_parameters"] + heads
+
+
+def test_loss_that_is_not_finite_ends_the_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = VisionLanguageTask.training_step
+
+    def step(self: VisionLanguageTask, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        loss = plain(self, batch, batch_idx)
+        return loss * math.nan if batch_idx == 2 else loss
+
+    monkeypatch.setattr(VisionLanguageTask, "training_step", step)
+    result = run("fit", *SMALL)
+    assert result.code == 2
+    assert "the loss is nan at step 3. Lower --model.learning_rate" in result.err
+    folder = only_run(tmp_path)
+    assert str(folder.relative_to(tmp_path) / "adapter") in result.err and "(step 2)" in result.err
+    assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["metadata"]["training"]["step"] == 2
+
+
+def test_memory_that_runs_out_is_told_with_what_to_try(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: VisionLanguageTask, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(VisionLanguageTask, "training_step", step)
+    result = run("fit", *SMALL)
+    assert result.code == 2 and len(result.err.splitlines()) == 1
+    assert "--data.batch_size 4 --trainer.accumulate_grad_batches 2" in result.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_other_errors_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: StartSummary, *args: Any) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(StartSummary, "on_fit_start", broken)
+    with pytest.raises(ZeroDivisionError):
+        run("fit", *SMALL)
+
+
+def test_missing_data_leave_nothing_behind(refused: Callable[..., str]) -> None:
+    words = ("--data.dataset", "mnist", "--data.root", "nowhere")
+    assert "nowhere" in refused("fit", "--config", "quickstart", "--trainer.accelerator", "cpu", *words)
+
+
+def test_checkpoint_to_start_from(run: Run, refused: Callable[..., str], finished: Path, tmp_path: Path) -> None:
+    small = [*SMALL, "--data.shots", "2"]
+    assert "There is no checkpoint nowhere" in refused("fit", *small, "--ckpt_path", "nowhere")
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes((finished / "checkpoints" / "last.ckpt").read_bytes()[:1000])
+    assert "is cut off" in refused("fit", *small, "--ckpt_path", str(cut))
+    other = run("fit", *small, "--ckpt_path", str(finished / "checkpoints" / "last.ckpt"), "--model.adapter.rank", "7")
+    assert other.code == 2 and "7" in other.err and "6" in other.err
+
+
+def test_checkpoint_holds_only_what_trains(finished: Path) -> None:
+    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    assert all("delta" in name for name in checkpoint["state_dict"])
+    assert AdapterCheckpoint().state_dict().keys() == {"best", "best_step"}
