@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from randlora_pl.callbacks import AdapterCheckpoint, StartSummary
+from randlora_pl.callbacks import StartSummary
 from randlora_pl.tasks import VisionLanguageTask
 from tests.cli.conftest import SMALL, Run
 
@@ -165,6 +165,10 @@ def test_other_errors_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyP
         run("fit", *SMALL)
 
 
+def test_settings_that_lightning_refuses_are_told_in_a_line(refused: Callable[..., str]) -> None:
+    assert "`val_check_interval` (99)" in refused("fit", *SMALL, "--trainer.val_check_interval", "99")
+
+
 def test_missing_data_leave_nothing_behind(refused: Callable[..., str]) -> None:
     words = ("--data.dataset", "mnist", "--data.root", "nowhere")
     assert "nowhere" in refused("fit", "--config", "quickstart", "--trainer.accelerator", "cpu", *words)
@@ -184,4 +188,3 @@ def test_checkpoint_holds_only_what_trains(finished: Path) -> None:
     checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3
     assert all("delta" in name for name in checkpoint["state_dict"])
-    assert AdapterCheckpoint().state_dict().keys() == {"best", "best_step"}

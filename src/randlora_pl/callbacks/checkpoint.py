@@ -37,42 +37,52 @@ class AdapterCheckpoint(Callback):
         self.every_n_steps, self.monitor, self.mode = every_n_steps, monitor, mode
         self.best: float | None = None
         self.best_step = 0
+        self.validated: dict[str, float] = {}
         self._saved_step = -1
+        self._seen_step = -1
+        self._whole_window = False  # whether the last batch ended in an optimizer step
 
     def state_dict(self) -> dict[str, Any]:
-        """The best figure so far."""
-        return {"best": self.best, "best_step": self.best_step}
+        """The best figure so far, and those of the last validation."""
+        return {"best": self.best, "best_step": self.best_step, "validated": self.validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the best figure of the resumed run."""
+        """Takes the figures of the resumed run."""
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self.validated = dict(state_dict["validated"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A checkpoint of the starting point would say nothing new."""
-        self._saved_step = trainer.global_step
+        self._saved_step = self._seen_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves right after an optimizer step, never between two micro-batches of one."""
         step = trainer.global_step
+        self._whole_window, self._seen_step = step != self._seen_step, step
         if step != self._saved_step and step % self.every_n_steps == 0:
             self._save_last(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the adapter if its figure is the best so far."""
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is None or trainer.sanity_checking or trainer.state.fn != "fit":
+        """Keeps the adapter if its figure is the best so far, and a checkpoint that knows of this validation."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        figure = float(value)
+        self.validated = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        figure = self.validated.get(self.monitor)
         sign = 1 if self.mode == "max" else -1
-        if self.best is None or sign * figure > sign * self.best:
+        if figure is not None and (self.best is None or sign * figure > sign * self.best):
             self.best, self.best_step = figure, trainer.global_step
             self._save_adapter(trainer, pl_module, BEST, {self.monitor: figure, "step": self.best_step})
+        if self._whole_window:
+            self._save_last(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last weights, for resuming and as an adapter folder."""
+        """Saves the last weights for resuming."""
         self._save_last(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the last weights as an adapter folder, also where a resumed run had nothing left to train."""
         self._save_adapter(trainer, pl_module, ADAPTER, {"step": trainer.global_step})
 
     def _save_last(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,7 +1,9 @@
 """From the libraries' exceptions to one or two lines that a user can act on."""
 
 import re
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 from randlora_pl.errors import UserError
 
@@ -80,6 +82,13 @@ def build_error(error: Exception) -> UserError:
         return inner
     first = str(inner).strip().splitlines()
     return UserError(first[0] if first else type(inner).__name__)
+
+
+def complaint_of_lightning(error: Exception) -> bool:
+    """Whether Lightning itself raised an exception about how it is set up."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = bool(frames) and "lightning" in Path(frames[-1].filename).parts
+    return (own and isinstance(error, ValueError)) or type(error).__name__ == "MisconfigurationException"
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -94,7 +94,6 @@ def fit(app: App) -> None:
             say(f"zero-shot: {_figures(figures, 'zeroshot')}")
     callbacks_of(trainer).append(_ResolvedConfig(app))
     trainer.fit(task, data, ckpt_path=start, weights_only=True)
-    _write(app, {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")})
     tested = trainer.test(task, data, verbose=False)[0]
     _write(app, dict(tested) | fit_figures(app) | {"finished": True})
     if trainer.is_global_zero:
@@ -126,6 +125,7 @@ def fit_figures(app: App) -> dict[str, Any]:
     kept = _callback(trainer, AdapterCheckpoint)
     sizes = {"checkpoint_bytes": app.folder / LAST, "adapter_bytes": app.folder / ADAPTER / "adapter.safetensors"}
     return {
+        **kept.validated,
         **({f"best/{kept.monitor}": kept.best, "best/step": kept.best_step} if kept.best is not None else {}),
         **{name: file.stat().st_size for name, file in sizes.items() if file.is_file()},
         **model_figures(app.model),

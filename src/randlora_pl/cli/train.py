@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.compose import FOLDER_OPTIONS, Command, Tree, compose, merge, normalise, read_config
-from randlora_pl.cli.explain import memory_advice, out_of_memory
+from randlora_pl.cli.explain import build_error, complaint_of_lightning, memory_advice, out_of_memory
 from randlora_pl.cli.names import check_names
 from randlora_pl.cli.runs import ADAPTER, CONFIG, LAST, adapter_config, check_architecture, check_run
 from randlora_pl.errors import UserError
@@ -131,6 +131,9 @@ def guarded(app: "App") -> Iterator[None]:
             raise
         raise KeyboardInterrupt(_how_to_resume(app)) from None
     except Exception as error:
+        if complaint_of_lightning(error):
+            app.discard()
+            raise build_error(error) from error
         if not out_of_memory(error):
             raise
         data: Any = app.datamodule

@@ -1,0 +1,147 @@
+"""Killed at any moment, a run goes on to the weights of an undisturbed one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from randlora_pl.callbacks import AdapterCheckpoint, Throughput
+from randlora_pl.tasks import VisionLanguageTask
+from tests.cli.conftest import SMALL, Run
+
+LONG = [
+    *SMALL,
+    *("--data.steps", "16", "--trainer.accumulate_grad_batches", "2", "--checkpoint.every_n_steps", "3"),
+    *("--model.adapter.dropout", "0.1", "--trainer.val_check_interval", "10"),
+]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `LONG` that nothing stopped."""
+    from randlora_pl.cli.main import main
+
+    root = tmp_path_factory.mktemp("undisturbed")
+    os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
+    assert main(["fit", *LONG, "--run.root", str(root)]) == 0
+    os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
+    return next((root / "quickstart").iterdir())
+
+
+def test_killed_run_goes_on_to_the_same_weights(run: Run, undisturbed: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "randlora_pl", "fit", *LONG]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        while not (found := list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt"))):
+            assert process.poll() is None, process.communicate()[1].decode()
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    folder = found[0].parents[1]
+    assert not (folder / "adapter").exists()
+    assert 0 < torch.load(found[0], weights_only=True)["global_step"] < 16
+    result = run("fit", "--resume", str(folder))
+    assert result.code == 0, result.err
+    assert weights(folder) == weights(undisturbed)
+
+
+@pytest.mark.parametrize("batch", [0, 9, 11, 20, 31])
+def test_interrupted_run_says_how_to_go_on(
+    run: Run, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """Ctrl-C before a batch: the first, in and between windows, after a validation, and the last."""
+    plain = VisionLanguageTask.training_step
+
+    def step(self: VisionLanguageTask, samples: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        if batch_idx == batch:
+            raise KeyboardInterrupt
+        return plain(self, samples, batch_idx)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(VisionLanguageTask, "training_step", step)
+        handler = signal.getsignal(signal.SIGINT)
+        result = run("fit", *LONG)
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further Ctrl-C
+    assert result.code == 130
+    if batch // 2 < 3:  # before the first checkpoint
+        assert "no checkpoint was written yet" in result.err
+        assert not (tmp_path / "runs").exists()
+        return
+    (folder,) = (tmp_path / "runs" / "quickstart").iterdir()
+    assert f"fit --resume {folder.relative_to(tmp_path)}" in result.err
+    assert run("fit", "--resume", str(folder)).code == 0
+    assert weights(folder) == weights(undisturbed)
+    results, whole = (json.loads((place / "results.json").read_text()) for place in (folder, undisturbed))
+    for key in ("test/acc", "test/loss", "zeroshot/acc", "val/acc", "best/val/acc", "best/step"):
+        assert results[key] == whole[key], key
+
+
+def test_run_killed_before_its_last_test_is_only_tested(run: Run, undisturbed: Path, tmp_path: Path) -> None:
+    """What is left when the process dies between the last checkpoint and the adapter folder."""
+    folder = tmp_path / "killed"
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "checkpoints/last.ckpt"):
+        (folder / name).write_bytes((undisturbed / name).read_bytes())
+    results = {k: v for k, v in json.loads((undisturbed / "results.json").read_text()).items() if "zeroshot" in k}
+    (folder / "results.json").write_text(json.dumps(results))
+    assert run("fit", "--resume", str(folder)).code == 0
+    assert weights(folder) == weights(undisturbed)
+    assert json.loads((folder / "results.json").read_text())["steps"] == 16
+
+
+def test_run_killed_before_its_first_checkpoint_starts_again(run: Run, undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    (folder / "config.yaml").write_bytes((undisturbed / "config.yaml").read_bytes())
+    assert run("fit", "--resume", str(folder)).code == 0
+    assert weights(folder) == weights(undisturbed)
+
+
+def test_time_goes_on_across_a_resume() -> None:
+    first, second = Throughput(), Throughput()
+    first.images, first._counted, first._before = 64, 2.0, 5.0
+    second.load_state_dict(first.state_dict())
+    assert second.images_per_second == 32
+    assert second.seconds == 5.0
+
+
+def test_what_is_typed_beats_the_config_and_the_old_config_is_kept(run: Run, undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    (folder / "config.yaml").write_bytes((undisturbed / "config.yaml").read_bytes())
+    assert run("fit", "--resume", str(folder), "--model.learning_rate", "0.5", "--data.steps", "6").code == 0
+    new, old = (yaml.safe_load((folder / name).read_text()) for name in ("config.yaml", "config.yaml.1"))
+    assert new["model"]["init_args"]["learning_rate"] == 0.5
+    assert old["model"]["init_args"]["learning_rate"] == 1e-3
+
+
+def test_resuming_what_cannot_go_on(refused: Callable[..., str], undisturbed: Path) -> None:
+    folder = str(undisturbed)
+    assert "is finished" in refused("fit", "--resume", folder)
+    assert "--model.adapter.rank is 7, there it is 6" in refused("fit", "--resume", folder, "--model.adapter.rank", "7")
+    assert "--model.adapter is lora, there it is RandLoRA" in refused(
+        "fit", "--resume", folder, "--model.adapter", "lora"
+    )
+    assert "is no run folder" in refused("fit", "--resume", str(undisturbed / "adapter"))
+
+
+def test_best_figure_survives_a_resume() -> None:
+    first, second = AdapterCheckpoint(), AdapterCheckpoint()
+    first.best, first.best_step, first.validated = 0.5, 7, {"val/acc": 0.4}
+    second.load_state_dict(first.state_dict())
+    assert (second.best, second.best_step, second.validated) == (0.5, 7, {"val/acc": 0.4})
