@@ -9,6 +9,14 @@ import torch
 
 from randlora_pl.data import ImageData
 
+from .small import two_blocks
+
+
+@pytest.fixture(autouse=True, scope="package")
+def shallow() -> Iterator[None]:
+    with two_blocks():
+        yield
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:

@@ -17,7 +17,7 @@ from randlora_pl.adapters import RandLoRA
 from randlora_pl.data import ImageData
 from randlora_pl.tasks import AdaptationTask, VisionLanguageTask
 
-from .small import make, trained
+from .small import make, trained, two_blocks
 
 WORLD, RANK = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
 # 30 draws of 8 a window: the last window has 6, so that the last micro-batch of rank 1 is all padding.
@@ -96,4 +96,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with two_blocks():
+        main(Path(sys.argv[1]))

@@ -1,6 +1,7 @@
 """Small tasks, methods and data that the tests of this folder share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import randlora_pl.models.tiny as tiny
 from randlora_pl.adapters import Adapter, BitFit, DoRA, FullFineTuning, LoRA, NoLA, RandLoRA, VeRA
 from randlora_pl.tasks import AdaptationTask, LinearHeadTask, TextHeadTask, VisionLanguageTask
 
@@ -29,6 +31,19 @@ METHODS: dict[str, Callable[[], Adapter]] = {
     "full": lambda: FullFineTuning(),
     "bitfit": lambda: BitFit(),
 }
+
+
+@contextmanager
+def two_blocks() -> Iterator[None]:
+    """The tiny CLIP with two blocks a tower: what a task does is the same at any depth, and tests are faster."""
+    configs: list[dict[str, Any]] = [tiny._CONFIG["model_cfg"][name] for name in ("vision_cfg", "text_cfg")]
+    before = [config["layers"] for config in configs]
+    for config in configs:
+        config["layers"] = 2
+    yield
+    for config, layers in zip(configs, before, strict=True):
+        config["layers"] = layers
+
 
 CLASSES = ["zero", "one", "two", "three"]
 TEMPLATES = ["a {}", "the digit {}"]
