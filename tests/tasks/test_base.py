@@ -71,6 +71,11 @@ def test_data_of_other_classes_are_refused(fit: Fit) -> None:
         fit(built("text head"))
 
 
+def test_one_class_is_refused() -> None:
+    with pytest.raises(UserError, match="needs two or more"):
+        make("text head").set_classes(["cat"], TEMPLATES)
+
+
 @pytest.mark.parametrize("kind", ["vision-language", "text head"])
 def test_a_task_in_which_nothing_trains_is_refused(kind: str) -> None:
     with pytest.raises(UserError, match=r"LinearProbe trains nothing .* LinearHeadTask"):

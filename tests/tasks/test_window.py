@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from randlora_pl.adapters import LoRA, RandLoRA
@@ -84,6 +85,21 @@ def test_accumulated_training_equals_undivided_training(task: str, trainer: Any,
         moved = (whole[name] - start[name]).norm()
         assert moved > 0, name
         assert (whole[name] - split[name]).norm() < 2e-3 * moved, name
+
+
+def test_gradient_scaling_of_half_precision_reaches_the_text_tower_once(trainer: Any, digits: Any) -> None:
+    """16-mixed multiplies every loss; what earlier micro-batches left must carry the factor once, not twice."""
+
+    def weights(scale: float | None, batch_size: int) -> Tensor:
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0)
+        plugins = [MixedPrecision("16-mixed", "cpu", scaler)] if scale else []
+        own = trainer(plugins=plugins, accumulate_grad_batches=12 // batch_size)
+        found = weights_after(TASKS["vision-language"](), digits(batch_size=batch_size), own)
+        return torch.cat([value.flatten() for value in found.values()])
+
+    exact, whole, split = weights(None, 12), weights(256.0, 12), weights(256.0, 4)
+    rounding = (whole - exact).norm()
+    assert 0 < (split - whole).norm() < rounding < 0.05
 
 
 def test_text_tower_runs_once_per_optimizer_step(trainer: Any, digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,12 +116,18 @@ class AdaptationTask(LightningModule):
     # Building
 
     def set_classes(self, classnames: list[str], templates: list[str]) -> None:
-        """Names the classes; Lightning's `setup` takes them from the data module."""
+        """Names the classes; Lightning's `setup` takes them from the data module.
+
+        Raises:
+            UserError: If there are fewer than two, or the task was built for others.
+        """
         if self.backbone is not None and classnames != self.classnames:
             raise UserError(
                 f"the task was built for {len(self.classnames)} classes {self.classnames[:3]}..., the data have "
                 f"{len(classnames)} classes {classnames[:3]}...; make a new task."
             )
+        if len(classnames) < 2:
+            raise UserError(f"there is only the class {classnames}; a classifier needs two or more.")
         self.classnames, self.templates = list(classnames), list(templates)
         for stage in ("val", "test"):
             accuracy = MulticlassAccuracy(len(classnames), average="micro")
