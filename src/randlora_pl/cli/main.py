@@ -16,6 +16,7 @@ VERBS = {
     "validate": "train:evaluate_verb",
     "test": "train:evaluate_verb",
     "predict": "predict:predict_verb",
+    "compare-methods": "compare:compare_verb",
     "datasets": "quick:datasets_verb",
     "models": "quick:models_verb",
     "adapters": "quick:adapters_verb",
@@ -34,6 +35,7 @@ randlora-pl {__version__}: RandLoRA and its baselines on CLIP, DINOv2 and other 
 Run       fit        train, with a test before and after; --resume RUN goes on after a crash
           test       test an adapter: --adapter FOLDER or --run RUN (validate: on the validation images)
           predict    classify images with an adapter
+          compare-methods   every method on 16 shots of the digits, in one table
 Look up   datasets   data sets; datasets NAME tells all about one
           models     backbones
           adapters   methods; adapters NAME explains the options of one

@@ -40,6 +40,18 @@ Classify images with a trained adapter; writes a CSV file: image, class, probabi
   --batch-size N        Images at a time (default 64)
   --device DEVICE       cpu, cuda, mps ... (default: what there is)
 """,
+    "compare-methods": """\
+Every method on one few-shot data set over several seeds: mean and standard error, beside plain baselines.
+
+  randlora-pl compare-methods                                 16 shots of the digits, 3 seeds
+  randlora-pl compare-methods --methods RandLoRA-6 --seeds 4 5
+
+  --config FILE         The comparison to run (default compare_methods)
+  --methods NAME ...    Some of its methods
+  --seeds N ...         Other seeds
+  --tune                Search the learning rates on the validation images instead, with seed 0
+  --output FOLDER       A new folder for the figures (default runs/compare-methods/TIME)
+""",
     "datasets": "List the data sets (datasets), or tell all about some of them (datasets NAME ...).\n",
     "models": "List backbones with their sizes, weights and configs (models), or some (models NAME ...).\n",
     "adapters": "List the methods (adapters), or explain the options of some of them (adapters NAME ...).\n",

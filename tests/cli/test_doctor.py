@@ -1,0 +1,65 @@
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.cli import doctor
+from tests.cli.conftest import Run
+
+
+@pytest.fixture(autouse=True)
+def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANDLORA_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_every_section_is_printed(run: Run) -> None:
+    out = run("doctor").out
+    for word in (
+        "Versions",
+        "Devices",
+        "Data sets",
+        "Network",
+        "Weights",
+        "Folders",
+        "torch",
+        "cpu",
+        "digits",
+        "OFFLINE",
+    ):
+        assert word in out
+    assert "--data.dataset mnist --data.download true" in out
+
+
+def test_data_that_are_there_are_found(tmp_path: Path) -> None:
+    assert "missing" in doctor.datasets()["mnist"]
+    (tmp_path / "data" / "MNIST").mkdir(parents=True)
+    assert "found" in doctor.datasets()["mnist"]
+
+
+def test_cached_weights_are_found(tmp_path: Path) -> None:
+    assert not doctor.cached("timm", "vit_tiny_patch16_224", "augreg_in21k")
+    snapshot = tmp_path / "hub" / "models--timm--vit_tiny_patch16_224.augreg_in21k" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_text("")
+    assert doctor.cached("timm", "vit_tiny_patch16_224", "augreg_in21k")
+    assert not doctor.cached("open_clip", "ViT-B-32", "openai")
+
+
+def test_network_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    (text,) = doctor.network().values()
+    assert "OFFLINE" in text and "--model.pretrained FILE" in text
+
+    def reachable(*args: object, **kwargs: object) -> object:
+        return open(__file__)  # noqa: PTH123 - any context manager
+
+    monkeypatch.setattr(urllib.request, "urlopen", reachable)
+    assert doctor.network() == {"http://127.0.0.1:1": "reachable"}
+
+
+def test_doctor_takes_no_options(refused: Callable[..., str]) -> None:
+    assert "takes no options" in refused("doctor", "--fix")
