@@ -147,7 +147,7 @@ def compare(comparison: Comparison, output: Path, say: Any = print) -> Path:
     Returns:
         The folder. ``cells.json`` and the table are brought up to date after every run.
     """
-    output.mkdir(parents=True)
+    output.mkdir(parents=True, exist_ok=True)
     settings = {"model": comparison.model, "data": comparison.data, "methods": comparison.methods}
     (output / "comparison.yaml").write_text(yaml.safe_dump(settings | {"seeds": comparison.seeds}, sort_keys=False))
     cells: list[Cell] = []
