@@ -1,0 +1,46 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from randlora_pl.adapters import RandLoRA
+from randlora_pl.data import ImageData
+from randlora_pl.tasks import TextHeadTask
+from tests.tasks.small import two_blocks
+
+Fit = Callable[..., tuple[Trainer, TextHeadTask, ImageData]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _small_model() -> Iterator[None]:
+    with two_blocks():
+        yield
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> Fit:
+    """Four optimizer steps of a vision-only task on eight digits a step, with some callbacks."""
+
+    def call(*callbacks: Callback, task: TextHeadTask | None = None, **options: Any) -> Any:
+        data = ImageData(dataset="digits", shots=2, steps=4, batch_size=8, eval_batch_size=64)
+        task = task or TextHeadTask("tiny", "random", RandLoRA(rank=16))
+        trainer = Trainer(
+            **{
+                **{"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False},
+                **{"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0},
+                **{"use_distributed_sampler": False, "default_root_dir": tmp_path, "callbacks": list(callbacks)},
+                **{"limit_val_batches": 0, "limit_test_batches": 2, "log_every_n_steps": 1, **options},
+            }
+        )
+        trainer.fit(task, data, weights_only=True)
+        return trainer, task, data
+
+    return call

@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from randlora_pl.adapters import read_adapter, trainable_parameters
+from randlora_pl.callbacks import AdapterCheckpoint
+from randlora_pl.callbacks.checkpoint import is_finite
+from randlora_pl.errors import UserError
+from tests.callbacks.conftest import Fit
+
+
+class Saves(Callback):
+    """Notes the step of every checkpoint that is in its place."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.steps: list[int] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.file.is_file():
+            self.steps.append(torch.load(self.file, weights_only=True)["global_step"])
+
+
+def test_last_checkpoint_follows_the_optimizer_steps(fit: Fit, tmp_path: Path) -> None:
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    saves = Saves(file)
+    fit(AdapterCheckpoint(every_n_steps=2), saves, accumulate_grad_batches=3)
+    assert saves.steps == [2] * 6  # before each micro-batch of the steps 3 and 4
+    assert torch.load(file, weights_only=True)["global_step"] == 4
+    assert [path.name for path in file.parent.iterdir()] == ["last.ckpt"]  # no temporary file is left
+
+
+def test_adapter_folder_holds_the_last_weights(fit: Fit, tmp_path: Path) -> None:
+    _, task, _ = fit(AdapterCheckpoint())
+    saved = read_adapter(tmp_path / "adapter")
+    expected = trainable_parameters(task.model)
+    assert saved.tensors.keys() == expected.keys()
+    assert all(torch.equal(saved.tensors[name], expected[name]) for name in expected)
+    training = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["metadata"]["training"]
+    assert training["step"] == 4 and training["frame"]["size"] == 32
+
+
+def test_best_adapter_is_the_one_of_the_best_validation(fit: Fit, tmp_path: Path) -> None:
+    for mode, best in (("max", 2), ("min", 1)):
+        figures = iter([0.3, 0.9, 0.5, 0.4])
+
+        class Figures(Callback):
+            def on_validation_epoch_end(
+                self, trainer: Trainer, pl_module: LightningModule, figures: Any = figures
+            ) -> None:
+                pl_module.log("val/own", next(figures))
+
+        checkpoint = AdapterCheckpoint(monitor="val/own", mode=mode)
+        fit(Figures(), checkpoint, limit_val_batches=1, val_check_interval=1)
+        assert checkpoint.best_step == best
+        training = read_adapter(tmp_path / "adapter-best").config["metadata"]["training"]
+        assert training["step"] == best and training["val/own"] == pytest.approx(checkpoint.best)
+        assert checkpoint.validated["val/own"] == pytest.approx(0.4)
+
+
+def test_spoilt_weights_do_not_replace_a_good_checkpoint(fit: Fit, tmp_path: Path) -> None:
+    class Spoil(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            if trainer.global_step == 3:
+                with torch.no_grad():
+                    next(p for p in pl_module.parameters() if p.requires_grad).fill_(torch.inf)
+
+    _, task, _ = fit(Spoil(), AdapterCheckpoint(every_n_steps=1))
+    assert not is_finite(task)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_impossible_options() -> None:
+    with pytest.raises(UserError, match="positive number of steps"):
+        AdapterCheckpoint(every_n_steps=0)
+    with pytest.raises(UserError, match="max or min"):
+        AdapterCheckpoint(mode="best")

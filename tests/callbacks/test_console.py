@@ -1,0 +1,35 @@
+import logging
+import warnings
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from randlora_pl.callbacks.console import log_to_file, log_to_terminal, say
+
+
+def test_log_gets_what_was_printed_and_what_was_warned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log_to_terminal()
+    table = Table(box=None, show_header=False)
+    table.add_row("left", "right")
+    with log_to_file(tmp_path / "run.log"):
+        say("a command " + "x" * 200, table)
+        logging.getLogger("randlora_pl").warning("a remark")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("a warning", stacklevel=1)
+    say("after")
+    shown, text = capsys.readouterr(), (tmp_path / "run.log").read_text()
+    for words in ("x" * 200, "left", "right"):
+        assert words in shown.out and words in text
+        assert words not in shown.err  # once is enough
+    assert "randlora-pl: a remark" in shown.err and "a remark" in text
+    assert "a warning" in text and "a warning" not in shown.err
+    assert "after" not in text and "after" in shown.out
+
+
+def test_handlers_are_not_piled_up() -> None:
+    log_to_terminal()
+    before = list(logging.getLogger("randlora_pl").handlers)
+    log_to_terminal()
+    assert logging.getLogger("randlora_pl").handlers == before

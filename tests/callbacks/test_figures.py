@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from randlora_pl.callbacks import Figures
+from randlora_pl.callbacks.figures import confusion_figure, pixels, samples_figure
+from tests.callbacks.conftest import Fit
+
+
+def test_pictures_of_a_test_are_written(fit: Fit, tmp_path: Path) -> None:
+    figures = Figures(samples=6)
+    trainer, task, data = fit(figures)
+    trainer.test(task, data, verbose=False)
+    assert figures._counts is not None and int(figures._counts.sum()) == 128  # two batches of 64
+    accuracy = float(figures._counts.diagonal().sum() / figures._counts.sum())
+    assert abs(accuracy - float(trainer.callback_metrics["test/acc"])) < 1e-6
+    assert len(figures._shown) == 6
+    for name in ("confusion", "predictions"):
+        assert np.asarray(Image.open(tmp_path / "figures" / f"{name}.png")).std() > 1
+
+
+def test_nothing_is_drawn_before_the_training(fit: Fit, tmp_path: Path) -> None:
+    trainer, task, data = fit(Figures())
+    task.test_name = "zeroshot"
+    trainer.test(task, data, verbose=False)
+    assert not (tmp_path / "figures").exists()
+
+
+def test_rows_of_the_confusion_matrix_are_true_classes() -> None:
+    figure = confusion_figure(torch.tensor([[8, 2], [0, 0]]), ["a", "b"])
+    (axes,) = figure.axes
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.8, 0.2], [0, 0]])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    assert sorted(text.get_text() for text in axes.texts) == ["2", "8"]
+    assert pixels(figure).shape[2] == 3
+    large = confusion_figure(torch.eye(150, dtype=torch.long), [str(n) for n in range(150)])
+    assert not large.axes[0].texts
+
+
+def test_wrong_predictions_stand_out() -> None:
+    figure = samples_figure(torch.rand(3, 3, 8, 8), ["a", "b", "c"], ["a", "c", "c"], [0.9, 0.5, 0.7])
+    titles = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
+    assert titles == {"a 90%": "black", "c 50%\n(is b)": "firebrick", "c 70%": "black"}

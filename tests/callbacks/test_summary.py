@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from randlora_pl.adapters import DoRA, FullFineTuning, LoRA, RandLoRA
+from randlora_pl.callbacks import StartSummary
+from randlora_pl.callbacks.summary import describe, layer_table
+from tests.callbacks.conftest import Fit
+from tests.tasks.small import built
+
+
+def test_page_says_what_is_trained(fit: Fit, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _, task, _ = fit(StartSummary(), accumulate_grad_batches=2)
+    out = capsys.readouterr().out
+    trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    for text in (
+        *("RandLoRA rank 16", f"{trainable:,} of", "16 = 8 images x 2 micro-batches", "4 optimizer steps"),
+        *("10 classes, 20 train", "2 shots", "32-true on cpu", "0.01", str(tmp_path), "TextHeadTask"),
+    ):
+        assert text in out
+    assert len(out.splitlines()) < 40
+
+
+def test_layers_of_one_kind_share_a_row() -> None:
+    report = built("vision-language", "lora").report
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(layer_table(report))
+    lines = console.export_text().strip().splitlines()
+    assert len(lines) == 1 + 6  # three kinds of layer in two towers
+    assert sum(int(line.split()[-1].replace(",", "")) for line in lines[1:]) == report.trainable
+
+
+def test_long_tables_are_cut_with_a_total() -> None:
+    report = built("vision-language", "full").report
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(layer_table(report))
+    lines = console.export_text().strip().splitlines()
+    assert "more" in lines[-1]
+    assert sum(int(line.split()[-1].replace(",", "")) for line in lines[1:]) == report.trainable
+
+
+def test_adapters_are_described_by_what_is_unusual() -> None:
+    assert describe(RandLoRA()) == "RandLoRA rank 6"
+    assert describe(RandLoRA(rank=8, alpha=1, seed=3)) == "RandLoRA rank 8, alpha 1"
+    assert describe(DoRA(LoRA(rank=4))) == "DoRA of LoRA rank 4"
+    assert describe(FullFineTuning()) == "FullFineTuning"
