@@ -49,10 +49,8 @@ def test_best_adapter_is_the_one_of_the_best_validation(fit: Fit, tmp_path: Path
         figures = iter([0.3, 0.9, 0.5, 0.4])
 
         class Figures(Callback):
-            def on_validation_epoch_end(
-                self, trainer: Trainer, pl_module: LightningModule, figures: Any = figures
-            ) -> None:
-                pl_module.log("val/own", next(figures))
+            def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+                pl_module.log("val/own", next(figures))  # noqa: B023 - used in this round only
 
         checkpoint = AdapterCheckpoint(monitor="val/own", mode=mode)
         fit(Figures(), checkpoint, limit_val_batches=1, val_check_interval=1)

@@ -14,10 +14,8 @@ def test_rate_leaves_out_the_warm_up_and_validation(fit: Fit, monkeypatch: pytes
     class Clock(Callback):
         """Each batch takes two seconds, the first ten; each validation a hundred."""
 
-        def on_train_batch_start(
-            self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-        ) -> None:
-            now[0] += 2 if batch_idx else 10
+        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, index: int) -> None:
+            now[0] += 2 if index else 10
 
         def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
             now[0] += 100
