@@ -72,7 +72,8 @@ def integers(seed: int, name: str, index: Tensor, high: int, part: int = 0) -> T
 
 def permutation(seed: int, name: str, size: int, part: int = 0) -> Tensor:
     """A permutation of ``range(size)``: the stable order of one 62-bit random key for each element."""
-    pieces = []
-    for index in torch.arange(size).split(1 << 14):  # small pieces stay in the processor's cache
+    pieces = [torch.empty(0, dtype=torch.int64)]
+    for start in range(0, size, 1 << 14):  # small pieces stay in the processor's cache
+        index = torch.arange(start, min(start + (1 << 14), size))
         pieces.append((words(seed, name, index, 2 * part) << 30) | (words(seed, name, index, 2 * part + 1) >> 2))
     return torch.argsort(torch.cat(pieces), stable=True)
