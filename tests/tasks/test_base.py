@@ -53,6 +53,10 @@ def test_model_is_there_only_after_configure_model_and_is_built_once() -> None:
     model = task.model
     task.configure_model()
     assert task.model is model
+    training = [module for module in model.modules() if module.training]
+    assert training and not model.training  # nothing that is frozen
+    deltas = [module for module in model.modules() if isinstance(module, DeltaWeight)]
+    assert all(any(module in delta.modules() for delta in deltas) for module in training)
 
 
 def test_classes_come_from_somewhere(trainer: Fit, digits: Callable[..., ImageData]) -> None:
@@ -145,7 +149,8 @@ def test_frozen_parts_stay_in_eval_mode_also_after_a_validation(method: str, fit
 
 def test_training_goes_on_from_a_merged_task_in_eval_mode(fit: Fit) -> None:
     """As `load_task` leaves it: without care its updates would get no gradient."""
-    plain, merged = make("text head"), make("text head")
+    adapter = RandLoRA(rank=16, dropout=0.3)
+    plain, merged = make("text head", adapter=adapter), make("text head", adapter=adapter)
     fit(plain)
     merged.set_classes(plain.classnames, plain.templates)
     merged.configure_model()
