@@ -9,6 +9,7 @@ from randlora_pl.cli.main import main
 
 SMALL = [
     *("--config", "quickstart", "--model.pretrained", "random", "--data.shots", "2", "--data.batch_size", "8"),
+    *("--model.learning_rate", "null", "--model.warmup_steps", "0"),  # those of the method
     *("--data.steps", "3", "--data.eval_batch_size", "32", "--trainer.limit_test_batches", "1"),
     *("--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
 ]

@@ -30,7 +30,7 @@ def weights(folder: Path) -> bytes:
 def test_run_folder_holds_everything(finished: Path) -> None:
     names = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
     assert {
-        *("config.yaml", "results.json", "run.log", "checkpoints/last.ckpt"),
+        *("config.yaml", "results.json", "run.log", "shots.json", "checkpoints/last.ckpt"),
         *("adapter/adapter.safetensors", "adapter/adapter_config.json", "adapter-best/adapter.safetensors"),
         *("figures/confusion.png", "figures/predictions.png"),
     } <= names

@@ -24,13 +24,15 @@ Kind = TypeVar("Kind", bound=Callback)
 
 
 class _ResolvedConfig(Callback):
-    """Writes the config again once the model is built and every derived value is known."""
+    """Writes the config once the model is built and every derived value is known, and the few-shot sample."""
 
     def __init__(self, app: App) -> None:
         self.app = app
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         write_config(self.app)
+        if trainer.is_global_zero:
+            self.app.datamodule.write_index(self.app.folder)
 
 
 class _LoadAdapter(Callback):
