@@ -11,7 +11,7 @@ from tests.cli.conftest import Run
 def test_names_paths_and_short_names_find_the_same_file(tmp_path: Path) -> None:
     file = config_folder() / "adapters" / "lora.yaml"
     for name in ("lora", "adapters/lora", "adapters/lora.yaml", "configs/adapters/lora.yaml", str(file)):
-        assert find_config(name).resolve() == file.resolve()
+        assert find_config(name).read_text() == file.read_text()
     own = tmp_path / "lora"
     own.write_text("data: {}")
     assert find_config(str(own)) == own
