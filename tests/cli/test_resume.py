@@ -127,7 +127,7 @@ def test_what_is_typed_beats_the_config_and_the_old_config_is_kept(run: Run, und
     assert run("fit", "--resume", str(folder), "--model.learning_rate", "0.5", "--data.steps", "6").code == 0
     new, old = (yaml.safe_load((folder / name).read_text()) for name in ("config.yaml", "config.yaml.1"))
     assert new["model"]["init_args"]["learning_rate"] == 0.5
-    assert old["model"]["init_args"]["learning_rate"] == 2e-3
+    assert old["model"]["init_args"]["learning_rate"] == 1e-3
 
 
 def test_resuming_what_cannot_go_on(refused: Callable[..., str], undisturbed: Path) -> None:

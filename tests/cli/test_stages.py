@@ -60,7 +60,7 @@ def test_tensorboard_has_scalars_and_images(finished: Path) -> None:
 
 def test_resolved_config_repeats_the_run(run: Run, finished: Path, tmp_path: Path) -> None:
     resolved = yaml.safe_load((finished / "config.yaml").read_text())
-    assert resolved["model"]["init_args"]["learning_rate"] == 2e-3
+    assert resolved["model"]["init_args"]["learning_rate"] == 1e-3
     assert run("fit", "--config", str(finished / "config.yaml"), "--run.root", "runs").code == 0
     assert weights(only_run(tmp_path)) == weights(finished)
 
