@@ -29,7 +29,7 @@ def test_the_shipped_comparison_has_every_method_of_the_papers_vision_experiment
         "RandLoRA", "LoRA", "DoRA", "VeRA", "NoLA", "BitFit", "LinearProbe", "FullFineTuning",
     }  # fmt: skip
     assert comparison.data["shots"] == 16
-    assert 0 not in comparison.seeds, "the learning rates were chosen with seed 0"
+    assert 0 not in comparison.seeds, "seed 0 is kept for choosing learning rates"
 
 
 def test_cells_differ_by_seed_and_repeat(small: Comparison) -> None:
