@@ -1,4 +1,4 @@
-"""What every task shares: a frozen backbone with an adapter, AdamW with a cosine, and honest evaluation."""
+"""What every task shares: a frozen backbone with an adapter, AdamW with a cosine, and its files."""
 
 import inspect
 import math
@@ -7,19 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from randlora_pl import rng
 from randlora_pl.adapters import (
     Adapter,
     InjectionReport,
     inject,
-    merge,
     save_adapter,
     set_train_mode,
     unmerge,
@@ -28,17 +24,17 @@ from randlora_pl.errors import UserError
 from randlora_pl.models import ImageSpec, ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks.checkpoint import check_adapter, check_tensors
 from randlora_pl.tasks.defaults import check_options, default_learning_rate
+from randlora_pl.tasks.evaluation import EvaluatedModule
 from randlora_pl.tasks.optim import adamw_with_cosine, parameter_groups, take_rates
 
 
-class AdaptationTask(LightningModule):
+class AdaptationTask(EvaluatedModule):
     """Base of the tasks. Subclasses say what the backbone is and how images become class logits.
 
     Attributes:
         image_spec: What the backbone expects of an image; the data module asks for it.
         identity: Which base model it is, after `configure_model`.
         report: What was adapted, after `configure_model`.
-        test_name: Prefix of the figures of a test, ``test`` or, before training, ``zeroshot``.
     """
 
     zero_shot = True
@@ -73,20 +69,14 @@ class AdaptationTask(LightningModule):
         self.warmup_steps, self.final_lr_fraction = warmup_steps, final_lr_fraction
         self.max_grad_norm, self.gradient_checkpointing, self.seed = max_grad_norm, gradient_checkpointing, seed
         self.strict_loading = False  # checkpoints hold what trains; load_state_dict checks that strictly
-        self.test_name = "test"
         self.classnames: list[str] = []
         self.templates: list[str] = []
-        self.metrics = nn.ModuleDict()
         self.backbone: nn.Module | None = None
 
     # What a subclass gives
 
     def build(self) -> nn.Module:
         """Loads the backbone, without an adapter, and sets `identity`; called once, when classes are known."""
-        raise NotImplementedError
-
-    def class_logits(self, images: Tensor) -> Tensor:
-        """(b, 3, H, W) to (b, classes), for evaluation and prediction."""
         raise NotImplementedError
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -129,15 +119,7 @@ class AdaptationTask(LightningModule):
         if len(classnames) < 2:
             raise UserError(f"there is only the class {classnames}; a classifier needs two or more.")
         self.classnames, self.templates = list(classnames), list(templates)
-        for stage in ("val", "test"):
-            accuracy = MulticlassAccuracy(len(classnames), average="micro")
-            self.metrics[f"{stage}_meters"] = MetricCollection({"loss": MeanMetric(), "acc": accuracy})
-
-    def meters(self, stage: str) -> MetricCollection:
-        """Running loss and accuracy of ``val`` or ``test``."""
-        collection = self.metrics[f"{stage}_meters"]
-        assert isinstance(collection, MetricCollection)
-        return collection
+        self.set_meters(len(classnames))
 
     def setup(self, stage: str) -> None:
         """Takes class names and prompts from the data module.
@@ -256,53 +238,6 @@ class AdaptationTask(LightningModule):
             self.optimizer_groups(), self.total_steps(), self.warmup_steps, self.final_lr_fraction
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    # Evaluation, on merged weights
-
-    def prepare_evaluation(self) -> None:
-        """Merges the adapter; subclasses prepare what all batches share."""
-        merge(self.model)
-
-    def finish_evaluation(self) -> None:
-        """Restores the frozen weights."""
-        unmerge(self.model)
-
-    def on_validation_epoch_start(self) -> None:
-        """Prepares the evaluation."""
-        self.prepare_evaluation()
-
-    def on_test_epoch_start(self) -> None:
-        """Prepares the evaluation."""
-        self.prepare_evaluation()
-
-    def on_validation_epoch_end(self) -> None:
-        """Ends the evaluation."""
-        self.finish_evaluation()
-
-    def on_test_epoch_end(self) -> None:
-        """Ends the evaluation."""
-        self.finish_evaluation()
-
-    def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
-        """Updates and logs loss and accuracy of the samples that count (weight above zero)."""
-        logits = self.class_logits(batch["image"]).float()
-        counts, meters = batch["weight"] > 0, self.meters(stage)
-        labels = batch["label"]
-        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-        if counts.any():
-            meters["loss"].update(losses[counts])
-            meters["acc"].update(logits[counts], labels[counts])
-        for key, metric in meters.items():
-            self.log(f"{name}/{key}", metric, on_step=False, on_epoch=True, prog_bar=stage == "val")
-        return {"logits": logits, "label": labels, "index": batch["index"], "weight": batch["weight"]}
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Loss and accuracy on the validation split."""
-        return self.evaluate(batch, "val", "val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Loss and accuracy on the test split."""
-        return self.evaluate(batch, "test", self.test_name)
 
     # Files
 
