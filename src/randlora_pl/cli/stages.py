@@ -81,8 +81,10 @@ def fit(app: App) -> None:
     if before.get("finished"):
         raise UserError(f"{folder} is finished. Test it again with: randlora-pl test --run {folder}")
     start = checkpoint_of(app)
-    if not app.created and trainer.is_global_zero:
-        keep_older(folder / CONFIG)
+    if not app.created:
+        data.reuse_index(folder)
+        if trainer.is_global_zero:
+            keep_older(folder / CONFIG)
     write_config(app)
     if task.zero_shot and not any(key.startswith("zeroshot/") for key in before):
         task.test_name = "zeroshot"
