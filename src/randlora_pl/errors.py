@@ -8,6 +8,10 @@ class UserError(Exception):
     """What is wrong, where, and the next command; shown without a traceback."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch system sends it: told like Ctrl-C, exit code 143."""
+
+
 def near(word: str, choices: Iterable[str], count: int = 3) -> str:
     """A suggestion such as `` Did you mean 'digits'?``, or an empty string where nothing is near.
 

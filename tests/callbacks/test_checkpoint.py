@@ -72,6 +72,18 @@ def test_spoilt_weights_do_not_replace_a_good_checkpoint(fit: Fit, tmp_path: Pat
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
+def test_end_between_two_micro_batches_keeps_the_last_whole_step(fit: Fit, tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            trainer.should_stop = args[-1] == 6  # the first micro-batch of the third step
+
+    fit(Stop(), AdapterCheckpoint(every_n_steps=2), accumulate_grad_batches=3)
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
+    assert done == 6
+
+
 def test_impossible_options() -> None:
     with pytest.raises(UserError, match="positive number of steps"):
         AdapterCheckpoint(every_n_steps=0)

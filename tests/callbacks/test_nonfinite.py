@@ -1,8 +1,10 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from randlora_pl.adapters import RandLoRA, read_adapter
@@ -49,6 +51,31 @@ def test_nothing_is_kept_where_nothing_is_good(fit: Fit, tmp_path: Path) -> None
     with pytest.raises(UserError, match="nothing is kept"):
         fit(NonFiniteLoss(), task=Spoiling("tiny", "random", RandLoRA(rank=16)))
     assert not (tmp_path / "adapter").exists()
+
+
+def test_weights_spoilt_by_the_last_step_are_not_kept(fit: Fit, tmp_path: Path) -> None:
+    class Spoil(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            if trainer.global_step == 4:
+                with torch.no_grad():
+                    next(p for p in pl_module.parameters() if p.requires_grad).fill_(torch.nan)
+
+    with pytest.raises(UserError, match=r"not finite after the last step 4\. .*now 0\.01, .*\(step 2\)"):
+        fit(Spoil(), NonFiniteLoss(), AdapterCheckpoint(every_n_steps=2))
+    saved = read_adapter(tmp_path / "adapter")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in saved.tensors.values())
+
+
+@pytest.mark.parametrize(("zero", "error"), [(True, UserError), (False, SystemExit)])
+def test_all_processes_stop_and_the_first_one_says_why(zero: bool, error: type[BaseException]) -> None:
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda bad, all: not all)
+    trainer: Any = SimpleNamespace(world_size=2, strategy=strategy, is_global_zero=zero, global_step=0)
+    trainer.precision, trainer.default_root_dir = "32-true", "nowhere"
+    spoilt = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(spoilt.weight, torch.nan)
+    module: Any = spoilt
+    with pytest.raises(error, match="on one of the devices" if zero else "2"):
+        NonFiniteLoss().on_before_backward(trainer, module, torch.tensor(1.0))
 
 
 def test_finite_runs_are_left_alone(fit: Fit) -> None:

@@ -44,10 +44,15 @@ def test_impossible_folders(tmp_path: Path) -> None:
 
 
 def test_only_empty_handed_folders_are_removed(tmp_path: Path) -> None:
-    folder = runs.new_folder(tmp_path / "runs", "a")
+    made = runs.missing_folders(tmp_path / "deep" / "runs" / "a")
+    folder = runs.new_folder(tmp_path / "deep" / "runs", "a")
     (folder / "run.log").write_text("")
-    runs.remove_folder(folder)
-    assert not (tmp_path / "runs").exists()
+    runs.remove_folder(folder, made)
+    assert not (tmp_path / "deep").exists()
+    (tmp_path / "runs").mkdir()
+    made = runs.missing_folders(tmp_path / "runs" / "a")
+    runs.remove_folder(runs.new_folder(tmp_path / "runs", "a"), made)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"], "an empty folder of the user stays"
     folder = runs.new_folder(tmp_path / "runs", "a")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "last.ckpt").write_text("")
@@ -70,11 +75,12 @@ def test_what_a_checkpoint_depends_on_must_not_change() -> None:
         }
     }
     allowed = compose(
-        "fit", ["--model.adapter.alpha", "5", "--model.learning_rate", "1", "--model.adapter.rank", "6"], DEFAULTS
+        "fit", ["--model.adapter.alpha", "10", "--model.learning_rate", "1", "--model.adapter.rank", "6"], DEFAULTS
     )
     runs.check_architecture(allowed, saved, Path("r"))
     for words, both in (
         (["--model.adapter.rank", "7"], "--model.adapter.rank is 7, there it is 6"),
+        (["--model.adapter.alpha", "5"], "--model.adapter.alpha is 5, there it is 10"),
         (["--model.adapter", "LoRA"], "--model.adapter is LoRA, there it is RandLoRA"),
         (["--model", "TextHeadTask"], "--model is TextHeadTask, there it is VisionLanguageTask"),
     ):
@@ -91,14 +97,24 @@ def test_resolved_config_is_usable_again() -> None:
         "data": {"seed": 3, "crop_scale": [0.5, 1.0]},
     }
     adapter = DoRA(RandLoRA(rank=4, seed=3))
-    resolved = runs.resolved_config(tree, {"learning_rate": 1e-3, "adapter": runs.without_seed(adapter)}, {"epochs": 7})
+    resolved = runs.resolved_config(tree, {"learning_rate": 1e-3, "adapter": runs.without_seed(adapter, None)})
     assert set(resolved) == {"seed_everything", "model", "data"}
     options = resolved["model"]["init_args"]
     assert options["learning_rate"] == 1e-3 and "seed" not in options
     inner = options["adapter"]["init_args"]["inner"]
     assert inner["init_args"]["rank"] == 4 and inner["init_args"]["seed"] is None
-    assert resolved["data"] == {"crop_scale": [0.5, 1.0], "epochs": 7}
+    assert resolved["data"] == {"crop_scale": [0.5, 1.0]}
     json.dumps(resolved)
+    again = runs.resolved_config(tree | {"ckpt_path": "a.ckpt"}, {})
+    assert again["ckpt_path"] == str(Path.cwd() / "a.ckpt")
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_given_seeds_stay_in_the_resolved_config(seed: int | None) -> None:
+    given = {"class_path": "RandLoRA", "init_args": {"seed": seed}}
+    assert runs.without_seed(RandLoRA(seed=3), given).seed == seed
+    inner = runs.without_seed(DoRA(RandLoRA(seed=3)), {"class_path": "DoRA", "init_args": {"inner": given}}).inner
+    assert inner.seed == seed
 
 
 def test_adapter_folders_say_which_task_they_need(tmp_path: Path) -> None:
@@ -120,4 +136,5 @@ def test_older_configs_are_kept(tmp_path: Path) -> None:
     for text in ("1", "2"):
         file.write_text(text)
         runs.keep_older(file)
+        assert file.read_text() == text, "a copy, so that the run can be resumed at any moment"
     assert [(tmp_path / f"config.yaml.{n}").read_text() for n in (1, 2)] == ["1", "2"]

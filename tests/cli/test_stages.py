@@ -85,6 +85,35 @@ def test_test_and_validate_of_a_run_give_its_figures(run: Run, finished: Path, t
     assert f"accuracy {100 * results['val/acc']:.2f} %" in result.out
 
 
+def test_run_without_evaluation(run: Run, refused: Callable[..., str], finished: Path, tmp_path: Path) -> None:
+    none = ("--trainer.limit_test_batches", "0", "--trainer.limit_val_batches", "0", "--trainer.max_steps", "2")
+    result = run("fit", *SMALL, *none, "--run.logger", "none")
+    assert result.code == 0, result.err
+    assert "2 optimizer steps, 16 images drawn" in result.out and "tensorboard" not in result.out
+    folder = only_run(tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["finished"] and not any("/acc" in key for key in results)
+    assert (results["data/steps"], results["data/draws"]) == (2, 16)
+    for verb, option in (("test", "test"), ("validate", "val")):
+        option = f"--trainer.limit_{option}_batches"
+        assert f"evaluated nothing: {option} is 0" in refused(verb, "--run", str(finished), option, "0")
+        assert "takes no --ckpt_path" in refused(verb, *SMALL, "--ckpt_path", "some.ckpt")
+
+
+def test_data_without_validation_images(
+    run: Run, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    monkeypatch.setattr("randlora_pl.data.ImageData.val_dataloader", lambda self: [])
+    result = run("fit", *SMALL, "--trainer.val_check_interval", "1")
+    assert result.code == 0, result.err
+    assert "keeps no image" in refused("validate", "--run", str(finished))
+
+
+def test_unknown_figure_to_monitor(refused: Callable[..., str]) -> None:
+    message = refused("fit", *SMALL, "--checkpoint.monitor", "val/accuracy")
+    assert "checkpoint.monitor is 'val/accuracy'" in message and "Did you mean 'val/acc'" in message
+
+
 def test_untrained_model_is_tested_without_an_adapter(run: Run, finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     out = run("test", *(word for word in SMALL)).out
@@ -154,6 +183,8 @@ def test_memory_that_runs_out_is_told_with_what_to_try(
     assert result.code == 2 and len(result.err.splitlines()) == 1
     assert "--data.batch_size 4 --trainer.accumulate_grad_batches 2" in result.err
     assert not (tmp_path / "runs").exists()
+    monkeypatch.setattr(VisionLanguageTask, "test_step", step)
+    assert "--data.eval_batch_size 16" in run("fit", *SMALL).err, "it is the test that needs less"
 
 
 def test_other_errors_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints of what trains: the last one for resuming, the best one by validation, and the adapter folders."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from randlora_pl.callbacks.run_folder import run_folder
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, near
 
 LAST, ADAPTER, BEST = "checkpoints/last.ckpt", "adapter", "adapter-best"
 
@@ -69,17 +70,24 @@ class AdapterCheckpoint(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self.validated = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        figure = self.validated.get(self.monitor)
+        if self.monitor not in self.validated:
+            hint = near(self.monitor, self.validated)
+            raise UserError(
+                f"checkpoint.monitor is {self.monitor!r}, which no validation gives.{hint} "
+                f"Figures: {', '.join(self.validated)}"
+            )
+        figure = self.validated[self.monitor]
         sign = 1 if self.mode == "max" else -1
-        if figure is not None and (self.best is None or sign * figure > sign * self.best):
+        if math.isfinite(figure) and (self.best is None or sign * figure > sign * self.best):
             self.best, self.best_step = figure, trainer.global_step
             self._save_adapter(trainer, pl_module, BEST, {self.monitor: figure, "step": self.best_step})
         if self._whole_window:
             self._save_last(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last weights for resuming."""
-        self._save_last(trainer, pl_module)
+        """Saves the last weights for resuming, unless the training ended between two micro-batches of a step."""
+        if self._whole_window:
+            self._save_last(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the last weights as an adapter folder, also where a resumed run had nothing left to train."""
@@ -97,7 +105,7 @@ class AdapterCheckpoint(Callback):
 
     @staticmethod
     def _save_adapter(trainer: Trainer, pl_module: LightningModule, name: str, summary: dict[str, Any]) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and is_finite(pl_module):
             save_adapter_of(trainer, pl_module, run_folder(trainer) / name, summary)
 
 

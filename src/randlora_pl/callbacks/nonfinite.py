@@ -1,5 +1,7 @@
 """A loss that is infinite or not a number ends the run before the weights are spoilt."""
 
+from typing import NoReturn
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -18,15 +20,31 @@ class NonFiniteLoss(Callback):
         Raises:
             UserError: The loss is not finite: says where the last good adapter is and what to lower.
         """
-        if bool(torch.isfinite(loss)):
-            return
-        kept = self._keep(trainer, pl_module) if trainer.is_global_zero else None
-        rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        rate = max(rates, default=0.0)
+        spoilt = here = not bool(torch.isfinite(loss))
+        if trainer.world_size > 1:  # the others would wait for ever for a process that stops alone
+            spoilt = trainer.strategy.reduce_boolean_decision(spoilt, all=False)
+        if spoilt:
+            what = str(float(loss.detach())) if here else "not finite on one of the devices"
+            self._stop(trainer, pl_module, f"the loss is {what} at step {trainer.global_step + 1}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks at the weights after the very last step, which no loss follows.
+
+        Raises:
+            UserError: As above.
+        """
+        if not is_finite(pl_module):
+            self._stop(trainer, pl_module, f"the weights are not finite after the last step {trainer.global_step}")
+
+    def _stop(self, trainer: Trainer, pl_module: LightningModule, what: str) -> NoReturn:
+        if not trainer.is_global_zero:  # the first process says it
+            raise SystemExit(2)
+        kept = self._keep(trainer, pl_module)
+        rate = float(getattr(pl_module, "learning_rate", 0.0))  # the peak, which the option sets
         where = f"The weights before it are in {kept}." if kept else "No earlier weights are finite; nothing is kept."
         advice = f"Lower --model.learning_rate (now {rate:.2g}, try {rate / 3:.1g}) or --model.adapter.alpha"
         raise UserError(
-            f"the loss is {float(loss)} at step {trainer.global_step + 1}. {advice}"
+            f"{what}. {advice}"
             f"{'; --trainer.precision bf16-mixed overflows less' if trainer.precision == '16-mixed' else ''}. {where}"
         )
 

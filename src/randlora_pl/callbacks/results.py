@@ -68,7 +68,16 @@ def flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def data_figures(data: Any) -> dict[str, Any]:
     """Facts about the data under ``data/``."""
-    return flat("data", data.summary())
+    return flat("data", planned(data))
+
+
+def planned(data: Any) -> dict[str, Any]:
+    """Facts about the data, with no more steps than the trainer is allowed (``--trainer.max_steps``)."""
+    facts = dict(data.summary())
+    limit = data.trainer.max_steps if data.trainer is not None else -1
+    if 0 <= limit < facts.get("steps", 0):
+        facts |= {"steps": limit, "draws": limit * facts["window"]}
+    return facts
 
 
 def environment() -> dict[str, Any]:

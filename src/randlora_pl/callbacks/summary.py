@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.table import Table
 
 from randlora_pl.callbacks.console import say
+from randlora_pl.callbacks.results import planned
 from randlora_pl.callbacks.run_folder import run_folder
 
 MOST_ROWS = 15
@@ -42,7 +43,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     """
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
     total = sum(p.numel() for p in task.parameters())
-    summary, identity = data.summary(), task.identity
+    summary, identity = planned(data), task.identity
     accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
     window = data.batch_size * accumulate * world
     splits = ", ".join(f"{summary[split]:,} {split}" for split in ("train", "val", "test") if split in summary)

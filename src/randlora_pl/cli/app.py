@@ -3,6 +3,7 @@
 import json
 from importlib import import_module
 from inspect import signature
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from randlora_pl.callbacks import (
     AdapterCheckpoint,
@@ -24,7 +26,7 @@ from randlora_pl.callbacks import (
 )
 from randlora_pl.cli.compose import Command, Tree
 from randlora_pl.cli.explain import build_error, parse_error
-from randlora_pl.cli.runs import new_folder, planned_name, remove_folder
+from randlora_pl.cli.runs import missing_folders, new_folder, planned_name, remove_folder
 from randlora_pl.data import ImageData
 from randlora_pl.errors import UserError, near
 from randlora_pl.tasks import AdaptationTask
@@ -85,6 +87,7 @@ class App(LightningCLI):
     def __init__(self, command: Command, folder: Path | None = None) -> None:
         self.command, self.created = command, folder is None
         self.folder = folder or Path()
+        self._made: list[Path] = []
         super().__init__(
             AdaptationTask,
             ImageData,
@@ -132,6 +135,7 @@ class App(LightningCLI):
         if self.created:
             name = run.name or planned_name(self.command.flat())
             name += "" if self.command.verb == "fit" else f"-{self.command.verb}"
+            self._made = missing_folders(Path(run.root) / name)
             self.folder = new_folder(Path(run.root), name)
         try:
             given = self.config_init.trainer.logger
@@ -160,7 +164,7 @@ class App(LightningCLI):
             if name == "tensorboard":
                 made.append(TensorBoardLogger(self.folder, name="", version="tensorboard"))
             elif name == "csv":
-                made.append(CSVLogger(self.folder, name="", version="csv"))
+                made.append(CSVLogger(self.folder, name="", version=self._free("csv")))
             elif name == "wandb":
                 from lightning.pytorch.loggers import WandbLogger
 
@@ -169,7 +173,12 @@ class App(LightningCLI):
                 raise UserError(f"run.logger is {name!r}.{near(name, LOGGERS)} Known: {', '.join(LOGGERS)}")
         return made
 
+    def _free(self, name: str) -> str:
+        """A folder name that is not taken: the CSV logger would empty that of the run that is resumed."""
+        names = (name if number == 1 else f"{name}_{number}" for number in count(1))
+        return next(free for free in names if not (self.folder / free).exists())
+
     def discard(self) -> None:
-        """Removes a folder that this process made and that holds nothing worth keeping yet."""
-        if self.created and self.folder != Path():
-            remove_folder(self.folder)
+        """Removes a folder that this process made and that holds nothing worth keeping yet; the first process does."""
+        if self.created and self.folder != Path() and rank_zero_only.rank == 0:
+            remove_folder(self.folder, self._made)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from randlora_pl import __version__
-from randlora_pl.errors import UserError, near
+from randlora_pl.errors import Terminated, UserError, near
 
 VERBS = {
     "fit": "train:fit_verb",
@@ -53,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The words behind ``randlora-pl``; those of the command line by default.
 
     Returns:
-        The exit code: 0, or 2 where the user must change something, or 130 after Ctrl-C.
+        The exit code: 0, or 2 where the user must change something, 130 after Ctrl-C, 143 after SIGTERM.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
@@ -64,8 +64,10 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"randlora-pl: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"randlora-pl: interrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
-        return 130
+        ended = isinstance(stop, Terminated)
+        word = "terminated" if ended else "interrupted"
+        print(f"randlora-pl: {word}{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+        return 143 if ended else 130
     except BrokenPipeError:  # the reader of a pipe such as `| head` has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ ADAPTER = "adapter"
 _ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"
 """Tells the processes that Lightning starts for further devices which folder the first one made."""
 
-_FREE = {"model.adapter.alpha", "model.adapter.dropout", "model.adapter.inner.alpha", "model.adapter.inner.dropout"}
-"""Options of an adapter that change no tensor's shape or meaning."""
 _FIXED = ("model", "model.name", "model.pretrained", "model.img_size", "model.targets", "data.dataset")
 
 
@@ -65,13 +64,23 @@ def new_folder(root: Path, name: str) -> Path:
     raise UserError(f"{root / name} has a hundred runs of this second; give another --run.name.")
 
 
-def remove_folder(folder: Path) -> None:
-    """Removes a run folder without a checkpoint or an adapter, and its parent if that is empty then."""
+def missing_folders(folder: Path) -> list[Path]:
+    """Which of a folder and those above it do not exist, the innermost first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def remove_folder(folder: Path, made: Iterable[Path] = ()) -> None:
+    """Removes a run folder without a checkpoint or an adapter.
+
+    Args:
+        folder: The run folder.
+        made: Folders above it that were made for it, the innermost first; they go too if they are empty.
+    """
     if (folder / LAST).exists() or (folder / ADAPTER).exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
     os.environ.pop(_ENVIRONMENT, None)
-    for parent in folder.parents[:2]:
+    for parent in made:
         try:
             parent.rmdir()
         except OSError:
@@ -92,11 +101,11 @@ def check_run(folder: Path) -> Path:
 
 
 def keep_older(file: Path) -> None:
-    """Renames a file that is about to be written again to the first free ``NAME.1``, ``NAME.2`` ..."""
+    """Copies a file that is about to be written again to the first free ``NAME.1``, ``NAME.2`` ..."""
     for number in range(1, 1000):
         older = file.with_name(f"{file.name}.{number}")
         if not older.exists():
-            file.rename(older)
+            shutil.copyfile(file, older)
             return
 
 
@@ -131,13 +140,13 @@ def _as_class(description: Any) -> Any:
 
 
 def architecture(flat: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint depends on: task, base model, targets, data set, and the adapter without its free options.
+    """What a checkpoint depends on: task, base model, targets, data set, and every option of the adapter.
 
     Args:
         flat: A config by short names.
     """
     fixed = {key: flat[key] for key in _FIXED if key in flat}
-    fixed |= {key: value for key, value in flat.items() if key.startswith("model.adapter") and key not in _FREE}
+    fixed |= {key: value for key, value in flat.items() if key.startswith("model.adapter")}
     classes = ("model", "model.adapter", "model.adapter.inner")
     return {key: _class_name(value) if key in classes else value for key, value in fixed.items()}
 
@@ -170,28 +179,35 @@ def _differ(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     return not (classes and ours[key].lower() == theirs[key].lower())
 
 
-def resolved_config(tree: Tree, model: dict[str, Any], data: dict[str, Any]) -> Tree:
+def resolved_config(tree: Tree, model: dict[str, Any]) -> Tree:
     """A parsed config with derived values filled in, usable as ``--config`` again.
 
     Args:
         tree: The parsed config as plain values.
         model: Constructor arguments of the task that were derived.
-        data: Constructor arguments of the data module that were derived.
     """
     tree = normalise(tree)
     options = dict(tree["model"]["init_args"]) | {name: plain(value) for name, value in model.items()}
     options.pop("seed", None)  # seed_everything feeds it
     tree["model"] = tree["model"] | {"init_args": options}
-    tree["data"] = {k: v for k, v in (tree["data"] | {n: plain(v) for n, v in data.items()}).items() if k != "seed"}
-    return {key: value for key, value in tree.items() if key not in ("config", "ckpt_path")}
+    tree["data"] = {key: value for key, value in tree["data"].items() if key != "seed"}
+    if tree.get("ckpt_path"):  # a run that is killed early starts from it again, from wherever it is resumed
+        tree["ckpt_path"] = str(Path(tree["ckpt_path"]).resolve())
+    return {key: value for key, value in tree.items() if key != "config" and (key, value) != ("ckpt_path", None)}
 
 
-def without_seed(adapter: Any) -> Any:
-    """A copy of an adapter whose seed is left to the run."""
+def without_seed(adapter: Any, given: Any) -> Any:
+    """A copy of an adapter whose seed is left to the run, unless it was given.
+
+    Args:
+        adapter: The adapter; of DoRA the inner method counts.
+        given: Its part of the parsed config.
+    """
+    options = (given or {}).get("init_args") or {}
     inner = getattr(adapter, "inner", None)
     if inner is not None:
-        return adapter.replace(inner=without_seed(inner))
-    return adapter if adapter.trains_base else adapter.replace(seed=None)
+        return adapter.replace(inner=without_seed(inner, options.get("inner")))
+    return adapter if adapter.trains_base or options.get("seed") is not None else adapter.replace(seed=None)
 
 
 def plain(value: Any) -> Any:

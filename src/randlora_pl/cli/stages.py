@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from rich.table import Table
 
 from randlora_pl.adapters import load_adapter
@@ -24,12 +25,24 @@ Kind = TypeVar("Kind", bound=Callback)
 
 
 class _ResolvedConfig(Callback):
-    """Writes the config once the model is built and every derived value is known, and the few-shot sample."""
+    """Writes the config once every derived value is known, and the few-shot sample.
+
+    That of a resumed run changes only once the checkpoint, its optimizer and its place in the data are accepted;
+    otherwise a refused option would stay in the config, and every later resume would be refused too.
+    """
 
     def __init__(self, app: App) -> None:
         self.app = app
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.app.created:
+            self._write(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.app.created:
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
         write_config(self.app)
         if trainer.is_global_zero:
             self.app.datamodule.write_index(self.app.folder)
@@ -57,17 +70,21 @@ class _LoadAdapter(Callback):
 
 
 def write_config(app: App) -> None:
-    """Writes the resolved config of a run; it can be used again as ``--config``."""
+    """Writes the resolved config of a run; it can be used again as ``--config``. An older, different one is kept."""
     if not app.trainer.is_global_zero:
         return
     tree = yaml.safe_load(app.parser.dump(app.config, skip_none=False))
-    data: Any = getattr(app.datamodule, "resolved", dict)
     model = app.model.resolved()
-    if "adapter" in model and (app.config.model.init_args.adapter.init_args or {}).get("seed") is None:
-        model["adapter"] = without_seed(model["adapter"])  # the run's seed feeds it again
-    tree = resolved_config(tree, model, data())
-    head = f"# The resolved config of this run; use it again with: randlora-pl fit --config {app.folder / CONFIG}\n"
-    write_text(app.folder / CONFIG, head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    if "adapter" in model:  # the run's seed feeds it again
+        model["adapter"] = without_seed(model["adapter"], tree["model"]["init_args"].get("adapter"))
+    file = app.folder / CONFIG
+    text = yaml.safe_dump(resolved_config(tree, model), sort_keys=False, allow_unicode=True)
+    if not app.created and file.is_file():
+        if file.read_text(encoding="utf-8").partition("\n")[2] == text:
+            return
+        keep_older(file)
+    head = f"# The resolved config of this run; use it again with: randlora-pl fit --config {file}\n"
+    write_text(file, head + text)
 
 
 def fit(app: App) -> None:
@@ -81,27 +98,44 @@ def fit(app: App) -> None:
     if before.get("finished"):
         raise UserError(f"{folder} is finished. Test it again with: randlora-pl test --run {folder}")
     start = checkpoint_of(app)
-    if not app.created:
+    names = [Path(name).name for name in app.command.named]
+    configs = names if app.created else [*before.get("config", []), *names[1:]]  # the first is the run's own
+    if app.created:
+        _write(app, {"config": configs})
+        write_config(app)
+    else:
         data.reuse_index(folder)
-        if trainer.is_global_zero:
-            keep_older(folder / CONFIG)
-    write_config(app)
     if task.zero_shot and not any(key.startswith("zeroshot/") for key in before):
         task.test_name = "zeroshot"
         switch = ZeroShot()
         callbacks_of(trainer).append(switch)
-        figures = trainer.test(task, data, verbose=False)[0]
+        figures = _evaluated(trainer.test(task, data, verbose=False))
         callbacks_of(trainer).remove(switch)
         task.test_name = "test"
-        _write(app, dict(figures))
-        if trainer.is_global_zero:
+        _write(app, figures)
+        if trainer.is_global_zero and figures:
             say(f"zero-shot: {_figures(figures, 'zeroshot')}")
     callbacks_of(trainer).append(_ResolvedConfig(app))
     trainer.fit(task, data, ckpt_path=start, weights_only=True)
-    tested = trainer.test(task, data, verbose=False)[0]
-    _write(app, dict(tested) | fit_figures(app) | {"finished": True})
+    finished = is_finished(app)
+    tested = _evaluated(trainer.test(task, data, verbose=False))
+    _write(app, tested | fit_figures(app) | {"config": configs, "finished": finished})
     if trainer.is_global_zero:
         say(*end_page(folder))
+
+
+def is_finished(app: App) -> bool:
+    """Whether the training reached its last step, or was ended early on purpose; running out of time is neither."""
+    trainer = app.trainer
+    if trainer.global_step >= app.model.total_steps():
+        return True
+    late = (c.time_remaining() for c in callbacks_of(trainer) if isinstance(c, Timer))
+    return trainer.should_stop and not any(left is not None and left <= 0 for left in late)
+
+
+def _evaluated(found: Any) -> dict[str, Any]:
+    """The figures of an evaluation; empty where there was nothing to evaluate."""
+    return dict(found[0]) if found else {}
 
 
 def checkpoint_of(app: App) -> str | None:
@@ -144,19 +178,27 @@ def fit_figures(app: App) -> dict[str, Any]:
         "fit_seconds": round(throughput.seconds, 3),
         "images_per_second": round(speed * trainer.world_size, 2) if speed else None,
         "peak_memory_bytes": _callback(trainer, PeakMemory).peak,
-        "config": [Path(name).name for name in app.command.named],
         **environment(),
     }
 
 
 def evaluate(app: App, adapter: Path | None) -> None:
-    """``test`` and ``validate``: the figures of an adapter, or of the untrained model, in a run folder of their own."""
+    """``test`` and ``validate``: the figures of an adapter, or of the untrained model, in a run folder of their own.
+
+    Raises:
+        UserError: There is nothing to evaluate.
+    """
     trainer, task, data = app.trainer, app.model, app.datamodule
     if adapter is not None:
         callbacks_of(trainer).append(_LoadAdapter(adapter))
     run = trainer.test if app.command.verb == "test" else trainer.validate
     write_config(app)
-    figures = dict(run(task, data, verbose=False)[0])
+    figures = _evaluated(run(task, data, verbose=False))
+    if not figures:
+        option = f"--trainer.limit_{'test' if app.command.verb == 'test' else 'val'}_batches"
+        limit = getattr(trainer, option.rpartition(".")[2])
+        why = f"{option} is {limit}" if limit == 0 else "the data set keeps no image for it (see --data.train_split)"
+        raise UserError(f"{app.command.verb} evaluated nothing: {why}.")
     write_config(app)
     facts = {"adapter": str(adapter) if adapter else None, **model_figures(task), **data_figures(data), **environment()}
     _write(app, figures | facts)
@@ -187,9 +229,11 @@ def end_page(folder: Path) -> list[Any]:
     place = shlex.quote(str(folder))
     earlier = results.get("best/step", results["steps"]) != results["steps"]
     best = f"\n  randlora-pl test --adapter {place}/{BEST}" if earlier else ""
+    goes_on = "" if results["finished"] else f"\n  randlora-pl fit --resume {place}"
+    board = f"\n  tensorboard --logdir {place}" if (folder / "tensorboard").is_dir() else ""
     following = (
-        f"\nNext:\n  randlora-pl predict --adapter {place}/{ADAPTER} --images PATH --output predictions.csv\n"
-        f"  randlora-pl test --run {place}{best}\n  tensorboard --logdir {place}"
+        f"\nNext:{goes_on}\n  randlora-pl predict --adapter {place}/{ADAPTER} --images PATH --output predictions.csv\n"
+        f"  randlora-pl test --run {place}{best}{board}"
     )
     return ["", table, following]
 

@@ -13,7 +13,7 @@ from randlora_pl.cli.compose import FOLDER_OPTIONS, Command, Tree, compose, merg
 from randlora_pl.cli.explain import build_error, complaint_of_lightning, memory_advice, out_of_memory
 from randlora_pl.cli.names import check_names
 from randlora_pl.cli.runs import ADAPTER, CONFIG, LAST, adapter_config, check_architecture, check_run
-from randlora_pl.errors import UserError
+from randlora_pl.errors import Terminated, UserError
 
 if TYPE_CHECKING:
     from randlora_pl.cli.app import App
@@ -51,16 +51,22 @@ def prepare(verb: str, args: list[str]) -> Command:
         UserError: See `compose` and `check_names`.
     """
     folders = _folders(args, FOLDER_OPTIONS[verb])
+    _check_checkpoint_option(verb, args, folders)
     defaults, words = copy.deepcopy(DEFAULTS), list(args)
     typed_config = bool({"-c", "--config"} & {word.partition("=")[0] for word in args})
     if "resume" in folders:
         words = ["--config", str(check_run(folders["resume"])), *words]
     elif "run" in folders:
         words = ["--config", str(check_run(folders["run"])), *words]
+        if not (folders["run"] / ADAPTER).is_dir():
+            place = shlex.quote(str(folders["run"]))
+            raise UserError(f"{folders['run']} is not finished: randlora-pl fit --resume {place}")
     elif "adapter" in folders and not typed_config:
         beside = folders["adapter"].resolve().parent / CONFIG
         words = ["--config", str(beside), *words] if beside.is_file() else words
     command = compose(verb, words, defaults)
+    if verb != "fit":
+        command.config.pop("ckpt_path", None)  # where the run's training started from
     adapter = adapter_of(command)
     if adapter is not None:  # the folder knows best what it needs
         saved = adapter_config(adapter)
@@ -70,6 +76,15 @@ def prepare(verb: str, args: list[str]) -> Command:
         check_architecture(command, read_config(folders["resume"] / CONFIG), folders["resume"])
     check_names(command)
     return command
+
+
+def _check_checkpoint_option(verb: str, args: list[str], folders: dict[str, Path]) -> None:
+    if not any(word.partition("=")[0] == "--ckpt_path" for word in args):
+        return
+    if verb != "fit":
+        raise UserError(f"{verb} takes no --ckpt_path: name an adapter folder (--adapter) or a run (--run) instead.")
+    if "resume" in folders:
+        raise UserError("--resume goes on from the run's own checkpoint: leave out --ckpt_path, or leave out --resume.")
 
 
 def _folders(args: list[str], names: tuple[str, ...]) -> dict[str, Path]:
@@ -122,8 +137,10 @@ def guarded(app: "App") -> Iterator[None]:
 
     Raises:
         UserError: Bad input, or memory ran out.
-        KeyboardInterrupt: With how to go on.
+        KeyboardInterrupt: With how to go on; `Terminated` after SIGTERM.
     """
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
     from randlora_pl.callbacks.console import log_to_file
 
     try:
@@ -133,9 +150,10 @@ def guarded(app: "App") -> Iterator[None]:
         app.discard()
         raise
     except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+        ended = isinstance(stop, SIGTERMException)
+        if isinstance(stop, SystemExit) and not ended and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        raise KeyboardInterrupt(_how_to_resume(app)) from None
+        raise (Terminated if ended else KeyboardInterrupt)(_how_to_resume(app)) from None
     except Exception as error:
         if complaint_of_lightning(error):
             app.discard()
@@ -144,7 +162,7 @@ def guarded(app: "App") -> Iterator[None]:
             raise
         data: Any = app.datamodule
         accumulate = app.trainer.accumulate_grad_batches
-        advice = memory_advice(data.batch_size, accumulate, app.command.verb, data.eval_batch_size)
+        advice = memory_advice(data.batch_size, accumulate, app.trainer.state.fn or "fit", data.eval_batch_size)
         app.discard()
         raise UserError(advice) from error
 
