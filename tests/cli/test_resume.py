@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,99 @@ def test_what_is_typed_beats_the_config_and_the_old_config_is_kept(run: Run, und
     new, old = (yaml.safe_load((folder / name).read_text()) for name in ("config.yaml", "config.yaml.1"))
     assert new["model"]["init_args"]["learning_rate"] == 0.5
     assert old["model"]["init_args"]["learning_rate"] == 1e-3
+
+
+@pytest.fixture
+def stopped(undisturbed: Path, tmp_path: Path) -> Path:
+    """A run of `LONG` that was killed after its last checkpoint."""
+    folder = tmp_path / "runs" / "stopped" / "a"
+    shutil.copytree(undisturbed, folder, ignore=shutil.ignore_patterns("adapter*", "tensorboard"))
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    figures = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(figures | {"finished": False}))
+    assert checkpoint["global_step"] == 16
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--model.adapter.alpha", "5"),
+        ("--model.adapter.dropout", "0.5"),
+        ("--seed_everything", "4"),  # of the bases: only the checkpoint knows
+        ("--trainer.accumulate_grad_batches", "5", "--trainer.max_epochs", "2"),  # only the data know
+    ],
+)
+def test_refused_resume_leaves_the_run_as_it_was(run: Run, stopped: Path, words: tuple[str, ...]) -> None:
+    files = {path: path.read_bytes() for path in stopped.glob("config*")}
+    assert run("fit", "--resume", str(stopped), *words).code == 2
+    assert {path: path.read_bytes() for path in stopped.glob("config*")} == files
+    assert run("fit", "--resume", str(stopped)).code == 0
+    assert {path: path.read_bytes() for path in stopped.glob("config*")} == files, "nothing new, so no further file"
+    assert json.loads((stopped / "results.json").read_text())["config"] == ["quickstart.yaml"]
+
+
+def signal_at(batch: int, number: int) -> Callable[..., torch.Tensor]:
+    """A training step that gets a signal before it trains on this batch."""
+    plain = VisionLanguageTask.training_step
+
+    def step(self: VisionLanguageTask, samples: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        if batch_idx == batch:
+            os.kill(os.getpid(), number)
+        return plain(self, samples, batch_idx)
+
+    return step
+
+
+def test_checkpoint_to_start_from_stays_in_the_config(
+    run: Run, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*SMALL, "--run.logger", "none", "--data.steps", "4", "--checkpoint.every_n_steps", "2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(VisionLanguageTask, "training_step", signal_at(2, signal.SIGTERM))
+        assert run("fit", *words, "--run.name", "first").code == 143
+        (last,) = tmp_path.glob("runs/first/*/checkpoints/last.ckpt")
+        patched.setattr("randlora_pl.cli.app.remove_folder", lambda *_: None)  # as SIGKILL
+        assert run("fit", *words, "--ckpt_path", str(last.relative_to(tmp_path))).code == 143
+    (folder,) = (tmp_path / "runs" / "quickstart").iterdir()
+    assert not (folder / "checkpoints").exists()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["ckpt_path"] == str(last)
+    assert "leave out --ckpt_path" in refused("fit", "--resume", str(folder), "--ckpt_path", str(last))
+    steps: list[int] = []
+    monkeypatch.setattr(AdapterCheckpoint, "on_train_start", lambda self, t, m: steps.append(t.global_step))
+    assert run("fit", "--resume", str(folder)).code == 0
+    assert steps == [2]
+    assert run("test", "--run", str(folder), "--run.root", "tests").code == 0
+
+
+def test_sigterm_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(VisionLanguageTask, "training_step", signal_at(1, signal.SIGTERM))
+    result = run("fit", *SMALL, "--checkpoint.every_n_steps", "1")
+    assert result.code == 143
+    (folder,) = (tmp_path / "runs" / "quickstart").iterdir()
+    assert result.err.endswith(f"terminated; go on with: randlora-pl fit --resume {folder.relative_to(tmp_path)}\n")
+
+
+def test_metrics_of_the_resumed_run_are_kept(run: Run, undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    (folder / "csv").mkdir(parents=True)
+    (folder / "csv" / "metrics.csv").write_text("mine")
+    (folder / "config.yaml").write_bytes((undisturbed / "config.yaml").read_bytes())
+    assert run("fit", "--resume", str(folder), "--run.logger", "csv", "--data.steps", "10").code == 0
+    assert (folder / "csv" / "metrics.csv").read_text() == "mine"
+    assert (folder / "csv_2" / "metrics.csv").is_file()
+
+
+def test_run_that_ran_out_of_time_is_not_finished(run: Run, tmp_path: Path, refused: Callable[..., str]) -> None:
+    words = ("--trainer.max_time", "00:00:00:00", "--checkpoint.every_n_steps", "1")
+    result = run("fit", *SMALL, *words)
+    assert result.code == 0, result.err
+    (folder,) = (tmp_path / "runs" / "quickstart").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    assert results["finished"] is False and results["steps"] < 3
+    assert f"randlora-pl fit --resume {folder.relative_to(tmp_path)}" in result.out
+    shutil.rmtree(folder / "adapter")
+    assert "is not finished: randlora-pl fit --resume" in refused("test", "--run", str(folder))
 
 
 def test_resuming_what_cannot_go_on(refused: Callable[..., str], undisturbed: Path) -> None:
