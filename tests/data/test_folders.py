@@ -130,3 +130,41 @@ def test_wrong_classnames_files(tmp_path: Path, file: str, content: str, message
 def test_missing_classnames_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_classnames(tmp_path / "names.txt", ["a"])
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"train": 3, "test": 2}, "train holds no class folders, so nothing says what its images show"),
+        ({"cat": 2, "dog": 2, "test/cat": 1, "test/dog": 1}, "test holds class folders, but there is no .*train"),
+        ({"flowers/a": 2, "flowers/b": 2}, "did you mean --data.root .*flowers"),
+    ],
+)
+def test_split_folders_are_not_taken_for_classes(tree: Tree, counts: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(tree(**counts))
+
+
+def test_a_class_may_be_called_test(tree: Tree) -> None:
+    assert must(tree(test=2, exam=2)).classes == ("exam", "test")
+
+
+def test_a_link_to_a_folder_above_adds_nothing(tree: Tree) -> None:
+    root = tree(a=3, b=1)
+    (root / "a" / "again").symlink_to(root / "a")
+    assert len(must(root)) == 4
+
+
+def test_files_that_are_no_images_are_mentioned(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
+    root = tree(a=1, b=1)
+    for name in ("1.heic", "2.heic", "notes.txt", ".hidden"):
+        (root / "a" / name).touch()
+    save_image(root / "b" / "photo.png").rename(root / "b" / "photo.jfif")
+    assert len(must(root)) == 3
+    assert "3 files" in caplog.text and "mostly .heic" in caplog.text
+
+
+def test_accents_compare_however_they_are_stored(tree: Tree) -> None:
+    root = tree(**{"train/caf\u00e9": 2, "train/tea": 1, "test/cafe\u0301": 1})
+    assert must(root, "test").classes == must(root).classes == ("caf\u00e9", "tea")
+    assert must(root, "test").keys == ["caf\u00e9/000.png"]

@@ -98,3 +98,23 @@ def test_cache_decodes_once_and_keeps_its_bound(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"2.png"):  # beyond the bound: read again
         cached.load(2)
     assert len(cached) == 3 and cached.name(2) == str(paths[2])
+
+
+def test_transparent_images_lie_on_white(tmp_path: Path) -> None:
+    icon = np.zeros((4, 4, 4), dtype=np.uint8)
+    icon[1:3, 1:3, 3] = 255  # a black square on nothing
+    Image.fromarray(icon, "RGBA").save(tmp_path / "icon.png")
+    decoded = decode(tmp_path / "icon.png")
+    assert decoded[0, 0].tolist() == [255] * 3 and decoded[1, 1].tolist() == [0] * 3
+
+
+def test_eight_bits_in_a_sixteen_bit_file_stay_visible(tmp_path: Path) -> None:
+    grey = np.arange(200, dtype=np.uint16).reshape(10, 20)
+    Image.fromarray(grey).save(tmp_path / "shallow.png")
+    assert np.array_equal(decode(tmp_path / "shallow.png")[..., 0], grey)
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).random((4, 4), dtype=np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(UserError, match=r"float.tiff cannot be read: its pixels are floating-point"):
+        decode(tmp_path / "float.tiff")

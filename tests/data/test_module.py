@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.images import CachedImages
+from randlora_pl.data.images import CACHE_BYTES, CachedImages
 from randlora_pl.data.loader import Batch
 from randlora_pl.data.module import ImageData as Module
 from randlora_pl.data.transforms import Frame
@@ -85,10 +85,11 @@ def test_the_models_image_spec_is_taken_unless_overridden(tmp_path: Path) -> Non
     task, data = Task(), ImageData(shots=1, steps=1)
     trainer(tmp_path).fit(task, data)
     assert data.frame == SPEC and task.seen[0]["image"].shape[2:] == (10, 10)
-    task.layer = torch.nn.Linear(3 * 144, 10)
-    data = ImageData(shots=1, steps=1, image_size=12, mean=(0.1, 0.1, 0.1), interpolation="bicubic")
+    data = ImageData(shots=1, steps=1, mean=(0.1, 0.1, 0.1), interpolation="bicubic")
     trainer(tmp_path).fit(task, data)
-    assert data.frame == Frame(12, (0.1, 0.1, 0.1), SPEC.std, "bicubic")
+    assert data.frame == Frame(10, (0.1, 0.1, 0.1), SPEC.std, "bicubic")
+    with pytest.raises(UserError, match=r"image_size is 12, but the model takes images of 10 pixels"):
+        trainer(tmp_path).fit(task, ImageData(shots=1, steps=1, image_size=12))
 
 
 @pytest.mark.parametrize(
@@ -363,6 +364,57 @@ def test_default_workers(
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
     data = ImageData(dataset="folder", root=str(tree(cat=4, dog=4)), cache_images=cached, image_size=size)
     data.setup("fit")
-    assert data._workers("train") == (6 if expected == "cpus" else expected)
+    assert data._processes("train") == (6 if expected == "cpus" else expected)
     data.num_workers = 3
-    assert data._workers("train") == 3
+    assert data._processes("train") == 3
+
+
+def test_workers_share_the_bound_of_the_image_cache(tree: Tree) -> None:
+    data = ImageData(dataset="folder", root=str(tree(cat=4, dog=4)), num_workers=4)
+    data.setup("fit")
+    held = data.samples("train").images
+    assert isinstance(held, CachedImages) and held.limit == CACHE_BYTES // 4
+
+
+def test_too_few_images_for_a_test_are_refused_before_training(tree: Tree, tmp_path: Path) -> None:
+    root = str(tree(cat=1, dog=1))
+    for stage in ("fit", "test", "validate"):
+        split = "val" if stage == "validate" else "test"
+        with pytest.raises(UserError, match=f"there are no {split} images; 2 training images are too few"):
+            ImageData(dataset="folder", root=root).setup(stage)
+
+
+def test_trained_images_do_not_validate(tmp_path: Path) -> None:
+    task, data = Task(), ImageData(shots=1, steps=1, train_split="full")
+    run = trainer(tmp_path)
+    run.fit(task, data)
+    assert not any(key.startswith("val/") for key in run.callback_metrics)
+    with pytest.raises(UserError, match="nothing to validate with"):
+        run.validate(task, data)
+
+
+def test_an_interrupted_run_goes_on_with_its_images(tree: Tree, tmp_path: Path) -> None:
+    def keys(data: ImageData) -> list[str]:
+        data.setup("fit")
+        return list(data.samples("train").keys)
+
+    root = tree(cat=30, dog=30)
+    first = ImageData(dataset="folder", root=str(root), shots=3)
+    chosen = keys(first)
+    first.write_index(tmp_path)
+    for number in range(100, 160):
+        save_image(root / "cat" / f"{number}.png", number)
+    grown = ImageData(dataset="folder", root=str(root), shots=3)
+    assert keys(grown) != chosen
+    assert grown.state_dict()["images"] != first.state_dict()["images"]
+    again = ImageData(dataset="folder", root=str(root), shots=3)
+    again.reuse_index(tmp_path)
+    assert keys(again) == chosen
+    other = ImageData(dataset="folder", root=str(root), shots=2)
+    other.reuse_index(tmp_path)  # what is typed now counts
+    assert len(keys(other)) == 4
+
+
+def test_captions_take_no_templates() -> None:
+    with pytest.raises(UserError, match="templates goes with classes"):
+        ImageData(dataset="pairs", root="pairs.csv", templates=["a photo of {}"])

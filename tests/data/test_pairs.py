@@ -77,3 +77,10 @@ def test_missing_or_unreadable_file(tmp_path: Path) -> None:
     path.write_bytes(b"image,caption\n\xff\xfe\x00,b\n")
     with pytest.raises(UserError, match="cannot be read"):
         read(path)
+
+
+@pytest.mark.parametrize("second", ["images/0.png", "./images/0.png", "images/../images/0.png"])
+def test_an_image_in_two_splits_is_refused(tmp_path: Path, second: str) -> None:
+    path = write(tmp_path, f"image,caption,split\nimages/0.png,a cat,train\n{second},a dog,test\n")
+    with pytest.raises(UserError, match=r"images/0.png is in the splits 'train' and 'test'"):
+        read(path)

@@ -29,7 +29,7 @@ def samples_of(labels: np.ndarray, keys: list[str] | None = None, groups: np.nda
 @given(labels_of, st.floats(0, 1), st.integers(0, 1000))
 def test_stratified_is_exact_and_proportional(labels: np.ndarray, share: float, seed: int) -> None:
     total = int(share * len(labels))
-    chosen = stratified(labels, total, seed, "name")
+    chosen = stratified(labels, np.arange(len(labels)), total, seed, "name")
     assert len(chosen) == len(set(chosen.tolist())) == total
     counts = np.bincount(labels)
     found = np.bincount(labels[chosen], minlength=len(counts))
@@ -38,17 +38,17 @@ def test_stratified_is_exact_and_proportional(labels: np.ndarray, share: float, 
 
 @given(labels_of, st.integers(1, 20), st.integers(0, 1000))
 def test_few_shot_is_exact_and_nested(labels: np.ndarray, shots: int, seed: int) -> None:
-    chosen = few_shot(labels, shots, seed)
+    chosen = few_shot(labels, np.arange(len(labels)), shots, seed)
     counts = np.bincount(labels)
     assert np.array_equal(np.bincount(labels[chosen], minlength=len(counts)), np.minimum(counts, shots))
-    assert set(chosen.tolist()) <= set(few_shot(labels, shots + 1, seed).tolist())
+    assert set(chosen.tolist()) <= set(few_shot(labels, np.arange(len(labels)), shots + 1, seed).tolist())
 
 
 def test_seeds_choose_differently_and_evenly() -> None:
     labels = np.repeat(np.arange(3), 40)
     drawn = np.zeros(120)
     for seed in range(400):
-        drawn[few_shot(labels, 10, seed)] += 1
+        drawn[few_shot(labels, np.arange(len(labels)), 10, seed)] += 1
     assert abs(drawn - 100).max() < 40  # mean 100, standard deviation 8.7
 
 
@@ -61,9 +61,23 @@ def test_choice_ignores_the_order_of_files(labels: np.ndarray, random: object) -
     images = ArrayImages(np.zeros((len(labels), 1, 1, 1), dtype=np.uint8), "test")
     here = in_key_order(images, labels, keys, "abcdef")
     there = in_key_order(images, labels[shuffled], [keys[place] for place in shuffled], "abcdef")
-    for first, second in ((few_shot(here.labels, 2, 0), few_shot(there.labels, 2, 0)),):
+    for first, second in ((few_shot(here.labels, here.numbers, 2, 0), few_shot(there.labels, there.numbers, 2, 0)),):
         assert here.subset(first).keys == there.subset(second).keys
     assert set_aside(here, len(labels) // 3, "val")[1].keys == set_aside(there, len(labels) // 3, "val")[1].keys
+
+
+def test_one_more_file_moves_hardly_any_other() -> None:
+    def split(count: int) -> list[set[str]]:
+        keys = [f"{label}/{number:03d}.png" for label in range(4) for number in range(100)]
+        keys.insert(0, "0/000-new.png")
+        keys = keys[1:] if count == 400 else keys
+        images = ArrayImages(np.zeros((len(keys), 1, 1, 1), dtype=np.uint8), "test")
+        samples = in_key_order(images, [int(key[0]) for key in keys], keys, "abcd")
+        found = Splits(lambda name: samples if name == "train" else None)
+        return [set(part.keys) for part in (found.train, found.val, found.test)]
+
+    for before, after in zip(split(400), split(401), strict=True):
+        assert len(before ^ after) <= 4
 
 
 def test_same_key_twice_is_refused() -> None:
@@ -110,7 +124,7 @@ def test_digits_split_is_fixed_for_ever() -> None:
     keys = [set(getattr(found, name).keys) for name in ("train", "val", "test")]
     assert len(set.union(*keys)) == 1797 == sum(map(len, keys))
     digest = hashlib.sha256(json.dumps([sorted(part) for part in keys]).encode()).hexdigest()
-    assert digest[:16] == "0053cb7883ca57c2"
+    assert digest[:16] == "04a2415dc8b600a9"
 
 
 def test_own_splits_are_taken_as_they_are() -> None:
@@ -158,4 +172,4 @@ def test_index_file(tmp_path: Path) -> None:
 
 def test_a_million_labels_are_sampled_without_reading_images() -> None:
     labels = np.random.default_rng(0).integers(0, 1000, 1_281_167)
-    assert len(few_shot(labels, 16, 0)) == 16_000
+    assert len(few_shot(labels, np.arange(len(labels)), 16, 0)) == 16_000

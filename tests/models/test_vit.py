@@ -154,7 +154,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fail)
     with pytest.raises(UserError) as info:
         load_vit("test_vit", "timm")
-    assert "cannot be downloaded (ConnectionError; no network?)" in str(info.value)
+    assert "cannot be downloaded (ConnectionError: no route; no network?)" in str(info.value)
     assert "https://huggingface.co/timm/test_vit.r160_in1k" in str(info.value)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import Adapter, DeltaWeight, DoRA, FullFineTuning, LinearProbe, LoRA, RandLoRA
 from randlora_pl.data import ImageData
 from randlora_pl.errors import UserError
-from randlora_pl.tasks import AdaptationTask
+from randlora_pl.tasks import AdaptationTask, LinearHeadTask, VisionLanguageTask
 
 from .small import CLASSES, KINDS, METHODS, TEMPLATES, EachStep, batch, built, frozen, make, trained
 
@@ -78,6 +78,24 @@ def test_data_of_other_classes_are_refused(fit: Fit) -> None:
 def test_one_class_is_refused() -> None:
     with pytest.raises(UserError, match="needs two or more"):
         make("text head").set_classes(["cat"], TEMPLATES)
+
+
+def test_captions_need_the_vision_language_task() -> None:
+    make("vision-language").set_classes(["a cat", "a dog"], ["{}"], captions=True)
+    with pytest.raises(UserError, match="TextHeadTask needs classes, and these are captions"):
+        make("text head").set_classes(["a cat", "a dog"], ["{}"], captions=True)
+
+
+def test_bare_names_are_classes_all_the_same(trainer: Fit, digits: Callable[..., ImageData]) -> None:
+    task = make("vision-language")
+    figures = trainer(limit_test_batches=1).test(task, digits(templates=["{}"]), verbose=False)[0]
+    assert not task.retrieval and figures.keys() == {"test/acc", "test/loss"}
+
+
+def test_noise_is_trained_on_only_when_asked_for() -> None:
+    with pytest.raises(UserError, match=r"pretrained is missing: ViT-B-32 needs weights"):
+        VisionLanguageTask(name="ViT-B-32")
+    assert LinearHeadTask().pretrained == "timm"
 
 
 @pytest.mark.parametrize("kind", ["vision-language", "text head"])

@@ -32,6 +32,7 @@ class Row:
         download: Whether ``--data.download true`` can fetch it.
         flip: Whether training flips images horizontally unless the user says otherwise.
         own: The user's own images: short runs are always extended, not only few-shot ones.
+        captions: The labels are captions rather than classes: recall is what counts.
         note: A remark worth a line in a listing.
     """
 
@@ -49,6 +50,7 @@ class Row:
     download: bool = False
     flip: bool = True
     own: bool = False
+    captions: bool = False
     note: str = ""
 
     @property
@@ -150,6 +152,7 @@ ROWS = (
         layout="a CSV file with the columns image,caption[,split]; image paths are relative to it",
         flip=False,  # captions may say left and right
         own=True,
+        captions=True,
         note="several captions for one image: several lines",
     ),
 )

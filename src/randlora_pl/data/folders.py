@@ -4,6 +4,8 @@ import csv
 import json
 import logging
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from randlora_pl.data.readers import Samples, in_key_order
 from randlora_pl.errors import UserError, near
 
 ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+
+_SPLIT_NAMES = {name for names in ALIASES.values() for name in names}
 
 log = logging.getLogger("randlora_pl")
 
@@ -38,10 +42,10 @@ def folder(row: Row, root: Path, split: str, *, download: bool) -> Samples | Non
     home = found.get(split, None if "train" in found else root if split == "train" else None)
     if home is None:
         return None
-    classes = class_folders(found.get("train", root))
+    classes = list(class_folders(found.get("train", root)))
+    here = class_folders(home)
     if split != "train":
-        classes_here = class_folders(home)
-        unknown = [name for name in classes_here if name not in classes]
+        unknown = [name for name in here if name not in classes]
         if unknown:
             raise UserError(
                 f"The class {unknown[0]!r} is in {home} but not in {found['train']}.{near(unknown[0], classes)}"
@@ -49,13 +53,18 @@ def folder(row: Row, root: Path, split: str, *, download: bool) -> Samples | Non
             )
     paths: list[Path] = []
     labels: list[int] = []
+    ignored: Counter[str] = Counter()
     for label, name in enumerate(classes):
-        files = list_images(home / name)
+        files = list_images(here[name], ignored) if name in here else []
         if not files and split == "train":
             raise UserError(f"The class folder {home / name} holds no images (.jpg, .png ...): add some or delete it")
         paths += files
         labels += [label] * len(files)
-    keys = [path.relative_to(home).as_posix() for path in paths]
+    if ignored:
+        most, _ = ignored.most_common(1)[0]
+        kind = f"mostly {most}" if len(ignored) > 1 else most
+        log.warning("%d files in %s are no images of a known type and are left out (%s)", ignored.total(), home, kind)
+    keys = [_nfc(path.relative_to(home).as_posix()) for path in paths]
     return in_key_order(FileImages(paths), labels, keys, classes)
 
 
@@ -68,37 +77,82 @@ def _split_folders(root: Path) -> dict[str, Path]:
             if name in folders:
                 found.setdefault(split, folders[name])
     if "train" not in found or not _sub_folders(found["train"]):
+        _refuse_half_split(root, found, len(folders))
         return {}  # a class may be called "train"
     if "test" not in found and "val" in found:
         found["test"] = found.pop("val")
     return found
 
 
-def _sub_folders(home: Path) -> list[str]:
-    return sorted(path.name for path in home.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def class_folders(home: Path) -> list[str]:
-    """Sorted names of the class folders in ``home``.
+def _refuse_half_split(root: Path, found: dict[str, Path], folders: int) -> None:
+    """Folders named after splits that are neither: their images would be trained on as classes.
 
     Raises:
-        UserError: There are none.
+        UserError: All folders are named after splits but hold no classes, or classes lie beside a test folder.
     """
-    names = _sub_folders(home)
-    if not names:
+    if len(found) > 1 and len(found) == folders:
+        raise UserError(
+            f"{found.get('train', root)} holds no class folders, so nothing says what its images show: "
+            f"{TREE.format(root=root)}"
+        )
+    for split in ("val", "test"):
+        if split in found and _sub_folders(found[split]):
+            raise UserError(
+                f"{found[split]} holds class folders, but there is no {root / 'train'} beside it: "
+                f"put the other classes into {root / 'train'}"
+            )
+
+
+def _nfc(name: str) -> str:
+    """A name with composed letters: file systems disagree on how an accent is stored."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _sub_folders(home: Path) -> dict[str, Path]:
+    folders = {_nfc(path.name): path for path in home.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    return dict(sorted(folders.items()))
+
+
+def class_folders(home: Path) -> dict[str, Path]:
+    """The class folders in ``home`` by name, sorted.
+
+    Raises:
+        UserError: There are none, or only one, which cannot be told apart from anything.
+    """
+    folders = _sub_folders(home)
+    if not folders:
         loose = " (there are images in it, but a class is a sub-folder)" if any(map(is_image, home.iterdir())) else ""
-        raise UserError(f"The data folder {home} has no class folders{loose}: {TREE.format(root=home)}")
-    return names
+        is_split = home.name.lower() in _SPLIT_NAMES
+        tree = f"expected {home}/CLASS/IMAGE" if is_split else TREE.format(root=home)
+        raise UserError(f"The data folder {home} has no class folders{loose}: {tree}")
+    if len(folders) == 1 and len(_sub_folders(only := next(iter(folders.values())))) > 1:
+        raise UserError(f"The data folder {home} holds the one folder {only.name}: did you mean --data.root {only}?")
+    return folders
 
 
-def list_images(home: Path) -> list[Path]:
-    """All image files below ``home``, hidden files and folders left out; links to folders are followed."""
+def list_images(home: Path, ignored: Counter[str] | None = None) -> list[Path]:
+    """All image files below ``home``, hidden files and folders left out; links to folders are followed, each once.
+
+    Args:
+        home: The folder.
+        ignored: Receives the suffixes of the files that are no images.
+    """
     if not home.is_dir():
         return []
     files: list[Path] = []
+    seen: set[str] = set()
     for place, folders, names in os.walk(home, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above, or to one that was visited
+            folders[:] = []
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [path for name in sorted(names) if is_image(path := Path(place, name))]
+        for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
+            if is_image(path):
+                files.append(path)
+            elif ignored is not None:
+                ignored[path.suffix.lower() or path.name] += 1
     return files
 
 

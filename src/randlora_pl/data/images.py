@@ -12,8 +12,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from randlora_pl.errors import UserError
 
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp"}
-)
+    {
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif",
+        ".tiff", ".webp", ".avif",
+    }
+)  # fmt: skip
 """Suffixes taken for image files, compared in lower case."""
 
 CACHE_BYTES = 2**30
@@ -116,7 +119,8 @@ class CachedImages:
 def decode(path: Path) -> NDArray[np.uint8]:
     """An image file as (height, width, 3) RGB, upright according to its EXIF orientation.
 
-    Transparency is dropped, 16-bit grey is scaled to 8 bits, the first frame of an animation is taken.
+    Transparent images are laid on white, 16-bit grey is scaled to 8 bits (unless no value is above 255), the first
+    frame of an animation is taken.
 
     Raises:
         UserError: The file cannot be read as an image.
@@ -125,7 +129,14 @@ def decode(path: Path) -> NDArray[np.uint8]:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I;16") or image.mode == "I":  # Pillow would clip these at 255
-                return np.repeat((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+                grey = np.asarray(image)
+                grey = grey >> 8 if grey.max(initial=0) > 255 else grey  # 8 bits in a 16-bit file stay visible
+                return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers of unknown range; convert it to 8 or 16 bits")
+            if image.has_transparency_data:
+                over = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
             return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
         reason = "it is no image" if isinstance(error, UnidentifiedImageError) else error

@@ -1,7 +1,9 @@
 """The one data module: any row of the catalog, its few-shot subsets, draws and batches."""
 
+import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -102,9 +104,9 @@ class ImageData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.row = catalog.find(dataset)
-        options.check_subset(shots, fraction, train_split, dataset)
+        options.check_subset(shots, fraction, train_split, self.row.captions)
         options.check_run(batch_size, eval_batch_size, epochs, steps, min_batches_per_epoch, sampling, num_workers)
-        options.check_images(crop_scale, image_size, mean, std, interpolation, on_error, templates)
+        options.check_images(crop_scale, image_size, mean, std, interpolation, on_error, templates, self.row.captions)
         if root is None and self.row.own:
             raise UserError(f"The data set {dataset!r} needs --data.root: {self.row.source} ({self.row.layout})")
         self.root = catalog.default_root() if root is None else Path(root).expanduser()
@@ -145,6 +147,11 @@ class ImageData(LightningDataModule):
             UserError: The data are missing or wrong.
         """
         spec = getattr(self.trainer.lightning_module, "image_spec", None) if self.trainer is not None else None
+        if spec is not None and self.overrides["size"] not in (None, spec.size):
+            raise UserError(
+                f"--data.image_size is {self.overrides['size']}, but the model takes images of {spec.size} pixels: "
+                "leave it out (LinearHeadTask takes another size by --model.img_size)"
+            )
         self.frame = Frame() if spec is None else Frame.of(spec)
         self.frame = replace(self.frame, **{name: value for name, value in self.overrides.items() if value is not None})
         if self._splits is None:
@@ -157,6 +164,8 @@ class ImageData(LightningDataModule):
             self.samples("val")
         if stage in ("test", None):
             self.samples("test")
+        if stage in ("validate", "test") or (stage == "fit" and self.row.own):
+            self._complain_if_empty("val" if stage == "validate" else "test")
 
     def train_dataloader(self) -> Loader:
         """Training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""
@@ -169,10 +178,20 @@ class ImageData(LightningDataModule):
             raise UserError("Call setup('fit') before train_dataloader()")
         schedule = TrainSchedule(self.plan, self.batch_size, self._accumulate, self._world, self._rank)
         batches = TrainBatches(self.samples("train"), schedule, self.frame, self.crop_scale, self.flip, self.skip)
-        return Loader(batches, self._start(len(schedule)), self._workers("train"), self.skipped)
+        return Loader(batches, self._start(len(schedule)), self._processes("train"), self.skipped)
 
-    def val_dataloader(self) -> Loader:
-        """Validation batches of this rank (see `EvalBatches`)."""
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Validation batches of this rank (see `EvalBatches`); none where validation images are trained on.
+
+        Raises:
+            UserError: Validation was asked for by itself, but the model may have been trained on those images.
+        """
+        if self.train_split == "full" and self._splits is not None and not self._splits.own_val:
+            why = "with --data.train_split full the validation images are trained on"
+            if self.trainer is not None and self.trainer.state.fn == "validate":
+                raise UserError(f"{why}, so that there is nothing to validate with; use: randlora-pl test")
+            log.info("%s: no validation, no best adapter", why)
+            return []
         return self._eval("val")
 
     def test_dataloader(self) -> Loader:
@@ -181,12 +200,14 @@ class ImageData(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The planned draws, so that a resumed run notices when it continues another plan."""
-        return {} if self.plan is None else asdict(self.plan)
+        if self.plan is None:
+            return {}
+        return asdict(self.plan) | {"images": hashlib.sha256(self.samples("train").numbers.tobytes()).hexdigest()[:12]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warns where the plan is not the checkpoint's: what the user types wins, but is not the same run."""
         now = self.state_dict()
-        changed = [f"{name} {state_dict[name]} -> {now[name]}" for name in now if now[name] != state_dict.get(name)]
+        changed = [f"{name} {state_dict.get(name)} -> {now[name]}" for name in now if now[name] != state_dict.get(name)]
         if changed and state_dict:
             log.warning("the resumed run has other draws than its checkpoint: %s", ", ".join(changed))
 
@@ -224,6 +245,12 @@ class ImageData(LightningDataModule):
         splits.write_index(path, self._key, self.samples("train"), self.classnames)
         return path
 
+    def reuse_index(self, folder: Path) -> None:
+        """Takes the training images of an interrupted run, if it chose them by the same options."""
+        path = Path(folder) / "shots.json"
+        if self.shots_file is None and path.is_file() and splits.has_key(path, self._key):
+            self.shots_file = str(path)
+
     # -- details
 
     @property
@@ -257,12 +284,15 @@ class ImageData(LightningDataModule):
 
     def _names(self, found: splits.Splits) -> list[str]:
         own: Sequence[str] = self.row.classnames or found.full.classes
-        names = list(own) if self.classnames_file is None else read_classnames(Path(self.classnames_file), own)
-        if self.classnames_file is None and not self.row.classnames and self.row.name != "pairs":
-            names = [name.replace("_", " ") for name in names]
-        twice = [name for place, name in enumerate(names) if name in set(names[:place])]
-        if twice:
-            raise UserError(f"Two classes are both called {twice[0]!r}: give them names with --data.classnames FILE")
+        if self.row.captions:
+            return list(own)
+        if self.classnames_file is not None:
+            names = read_classnames(Path(self.classnames_file).expanduser(), own)
+        else:
+            names = list(own) if self.row.classnames else [name.replace("_", " ") for name in own]
+        name, times = Counter(names).most_common(1)[0]
+        if times > 1:
+            raise UserError(f"Two classes are both called {name!r}: give them names with --data.classnames FILE")
         return names
 
     def _subset(self, found: splits.Splits) -> Samples:
@@ -288,12 +318,14 @@ class ImageData(LightningDataModule):
         small = few or len(samples) <= SMALL_SET
         if isinstance(samples.images, ArrayImages) or not (small if self.cache_images is None else self.cache_images):
             return samples
-        return replace(samples, images=CachedImages(samples.images, CACHE_BYTES // max(1, self.num_workers or 1)))
+        return replace(samples, images=CachedImages(samples.images, CACHE_BYTES // max(1, self._workers(True))))
 
-    def _workers(self, split: str) -> int:
+    def _processes(self, split: str) -> int:
+        return self._workers(isinstance(self.samples(split).images, ArrayImages | CachedImages))
+
+    def _workers(self, in_memory: bool) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        in_memory = isinstance(self.samples(split).images, ArrayImages | CachedImages)
         if in_memory and (self.frame.size <= 64 or not torch.cuda.is_available()):
             return 0
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -302,4 +334,11 @@ class ImageData(LightningDataModule):
     def _eval(self, split: str) -> Loader:
         samples = self.samples(split)
         schedule = EvalSchedule(len(samples), self.eval_batch_size, self._world, self._rank)
-        return Loader(EvalBatches(samples, schedule, self.frame, self.skip), 0, self._workers(split), self.skipped)
+        return Loader(EvalBatches(samples, schedule, self.frame, self.skip), 0, self._processes(split), self.skipped)
+
+    def _complain_if_empty(self, split: str) -> None:
+        if not len(self.samples(split)):
+            raise UserError(
+                f"{self.row.title}: there are no {split} images; {len(self.samples('train'))} training images are too "
+                f"few to set some aside. Add images{', or a folder ' + split if self.row.name == 'folder' else ''}"
+            )

@@ -17,14 +17,14 @@ def _positive(name: str, value: int | None, least: int = 1) -> None:
         raise UserError(f"--data.{name} is {value}, but must be at least {least}")
 
 
-def check_subset(shots: int | None, fraction: float | None, train_split: str, dataset: str) -> None:
-    """Few-shot and fraction options."""
+def check_subset(shots: int | None, fraction: float | None, train_split: str, captions: bool) -> None:
+    """Few-shot and fraction options; ``captions``: the data set has no classes."""
     _positive("shots", shots)
     if shots is not None and fraction is not None:
         raise UserError(f"--data.shots {shots} and --data.fraction {fraction} exclude each other: give one of them")
     if fraction is not None and not 0 < fraction < 1:
         raise UserError(f"--data.fraction is {fraction}, but must lie between 0 and 1; leave it out to use all images")
-    if shots is not None and dataset == "pairs":
+    if shots is not None and captions:
         raise UserError("--data.shots needs classes, and captions have none: use --data.fraction")
     _one_of("train_split", train_split, ("train", "full"))
 
@@ -58,6 +58,7 @@ def check_images(
     interpolation: str | None,
     on_error: str,
     templates: Sequence[str] | None,
+    captions: bool,
 ) -> None:
     """Transforms, templates and what to do at an unreadable image."""
     if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
@@ -72,6 +73,8 @@ def check_images(
     if interpolation is not None:
         _one_of("interpolation", interpolation, INTERPOLATIONS)
     _one_of("on_error", on_error, ("raise", "skip"))
+    if templates is not None and captions:
+        raise UserError("--data.templates goes with classes; captions are taken as they are")
     if templates is not None and not templates:
         raise UserError("--data.templates is empty: give at least one, such as ['a photo of a {}.']")
     for template in templates or ():

@@ -1,6 +1,7 @@
 """Images with captions from a CSV file; the label of a line is the number of its caption."""
 
 import csv
+import posixpath
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from randlora_pl.data.catalog import Row
 from randlora_pl.data.folders import ALIASES
 from randlora_pl.data.images import FileImages
-from randlora_pl.data.readers import Samples
+from randlora_pl.data.readers import Samples, numbers_of
 from randlora_pl.errors import UserError, near
 
 COLUMNS = ("image", "caption", "split")
@@ -43,7 +44,7 @@ def pairs(row: Row, root: Path, split: str, *, download: bool) -> Samples | None
         np.asarray([number[caption] for _, caption in here], dtype=np.int64),
         [f"{image}|{caption}" for image, caption in here],
         tuple(captions),
-        None if has_splits and split != "train" else rows,
+        None if has_splits and split != "train" else numbers_of([image for image, _ in here]),
     )
 
 
@@ -79,6 +80,7 @@ def _lines(path: Path) -> list[tuple[str, str, str]]:
                     raise UserError(f"{where}: unknown split {part!r}; expected train, val or test")
                 if not (path.parent / image).is_file():
                     missing.append(f"line {reader.line_num}: {path.parent / image}")
+                image = posixpath.normpath(image)  # one image has one name, so that groups hold together
                 found.append((image, caption, _SPLIT_OF[part.lower()] if part else ""))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"The caption file {path} cannot be read: {error}") from error
@@ -86,4 +88,8 @@ def _lines(path: Path) -> list[tuple[str, str, str]]:
         raise UserError(f"{path}: {len(missing)} image files do not exist, the first: {missing[0]}")
     if not found:
         raise UserError(f"{path} holds no pairs")
+    home: dict[str, str] = {}
+    for image, _, part in found:
+        if home.setdefault(image, part) != part:
+            raise UserError(f"{path}: the image {image} is in the splits {home[image]!r} and {part!r}; keep it in one")
     return found

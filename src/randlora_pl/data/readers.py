@@ -1,8 +1,10 @@
 """From a row of the catalog to samples: labels come from metadata, never from decoding images."""
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ class Samples:
         labels: int64 (n,): class of each sample.
         keys: A name for each sample that does not change between machines.
         classes: Names of the labels as the reader found them.
-        groups: int64 (n,): samples of one group stay in one split; None: each sample is its own group.
+        groups: int64 (n,), at least 0: samples of one group stay in one split; None: each sample is its own group.
     """
 
     images: Images
@@ -40,6 +42,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @cached_property
+    def numbers(self) -> NDArray[np.int64]:
+        """int64 (n,): a number for each key, the same wherever and beside whatever else the key appears."""
+        return numbers_of(self.keys)
+
     def subset(self, chosen: NDArray[np.int64]) -> "Samples":
         """The samples at the given places, in their order."""
         return Samples(
@@ -50,6 +57,12 @@ class Samples:
             self.classes,
             None if self.groups is None else self.groups[chosen],
         )
+
+
+def numbers_of(keys: Sequence[str]) -> NDArray[np.int64]:
+    """63 bits of each key's SHA-256."""
+    digests = b"".join(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8] for key in keys)
+    return (np.frombuffer(digests, dtype="<u8") >> np.uint64(1)).astype(np.int64)
 
 
 def in_key_order(

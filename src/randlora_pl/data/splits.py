@@ -1,7 +1,8 @@
 """Train, validation and test samples; few-shot and fraction subsets; all seeded and stratified.
 
-Each choice is a pure function of (seed, labels in key order), so that it does not depend on the order in
-which files were found. Subsets of one seed are nested: the first k shots are among the first k + 1.
+Each sample's place in a class is a pure function of (seed, its key): it depends neither on the order in which
+files were found nor on what else there is, so that a file more or less moves hardly any other between the splits.
+Subsets of one seed are nested: the first k shots are among the first k + 1.
 """
 
 import json
@@ -28,11 +29,11 @@ INDEX_VERSION = 1
 log = logging.getLogger("randlora_pl")
 
 
-def _ranks(labels: NDArray[np.int64], seed: int, name: str) -> NDArray[np.int64]:
+def _ranks(labels: NDArray[np.int64], numbers: NDArray[np.int64], seed: int, name: str) -> NDArray[np.int64]:
     """Place of each sample in a seeded order of its class: 0 for the first of its class, 1 for the second ..."""
-    size, piece = len(labels), 2**14  # pieces that fit the cache: several times as fast on a million labels
-    parts = (torch.arange(start, min(start + piece, size)) for start in range(0, size, piece))
-    by_class = np.lexsort((torch.cat([rng.words(seed, name, part) for part in parts]).numpy(), labels))
+    pieces = torch.from_numpy(numbers).split(2**14)  # pieces that fit the cache: several times as fast on a million
+    words = torch.cat([rng.words(seed, name, piece) for piece in pieces]).numpy()
+    by_class = np.lexsort((numbers, words, labels))
     counts = np.bincount(labels)
     firsts = np.repeat(np.cumsum(counts) - counts, counts)
     ranks = np.empty(len(labels), dtype=np.int64)
@@ -58,17 +59,28 @@ def quotas(counts: NDArray[np.int64], total: int, ties: NDArray[np.int64], keep:
     return np.asarray(floors, dtype=np.int64)
 
 
-def stratified(labels: NDArray[np.int64], total: int, seed: int, name: str, keep: int = 0) -> NDArray[np.int64]:
-    """Places of ``total`` samples, each class represented in proportion, in ascending order (see `quotas`)."""
+def stratified(
+    labels: NDArray[np.int64], numbers: NDArray[np.int64], total: int, seed: int, name: str, keep: int = 0
+) -> NDArray[np.int64]:
+    """Places of ``total`` samples, each class represented in proportion, in ascending order (see `quotas`).
+
+    Args:
+        labels: int64 (n,), class of each sample.
+        numbers: int64 (n,), what stands for each sample's key (`Samples.numbers`).
+        total: Samples to choose.
+        seed: Selects them.
+        name: Names the random stream.
+        keep: See `quotas`.
+    """
     counts = np.bincount(labels)
     ties = rng.permutation(seed, f"{name}/ties", len(counts)).numpy()
-    chosen = _ranks(labels, seed, name) < quotas(counts, total, ties, keep)[labels]
+    chosen = _ranks(labels, numbers, seed, name) < quotas(counts, total, ties, keep)[labels]
     return np.flatnonzero(chosen).astype(np.int64)
 
 
-def few_shot(labels: NDArray[np.int64], shots: int, seed: int) -> NDArray[np.int64]:
+def few_shot(labels: NDArray[np.int64], numbers: NDArray[np.int64], shots: int, seed: int) -> NDArray[np.int64]:
     """Places of ``shots`` samples of each class (all of a class that has fewer), in ascending order."""
-    return np.flatnonzero(_ranks(labels, seed, "shots") < shots).astype(np.int64)
+    return np.flatnonzero(_ranks(labels, numbers, seed, "shots") < shots).astype(np.int64)
 
 
 def set_aside(samples: Samples, total: int, name: str) -> tuple[Samples, Samples]:
@@ -80,10 +92,12 @@ def set_aside(samples: Samples, total: int, name: str) -> tuple[Samples, Samples
         name: Names the random stream.
     """
     if samples.groups is None:
-        chosen = stratified(samples.labels, total, SPLIT_SEED, name, keep=1)  # no class loses its only image
+        chosen = stratified(
+            samples.labels, samples.numbers, total, SPLIT_SEED, name, keep=1
+        )  # no class loses its only image
     else:
         names, group = np.unique(samples.groups, return_inverse=True)
-        picked = stratified(np.zeros(len(names), dtype=np.int64), total, SPLIT_SEED, name)
+        picked = stratified(np.zeros(len(names), dtype=np.int64), names, total, SPLIT_SEED, name)
         chosen = np.flatnonzero(np.isin(group, picked)).astype(np.int64)
     kept = np.setdiff1d(np.arange(len(samples)), chosen)
     return samples.subset(kept), samples.subset(chosen)
@@ -122,6 +136,11 @@ class Splits:
         val = self._read("val")
         pool = self._own[0]
         return (pool, val) if val is not None else set_aside(pool, min(_units(pool) // 10, 5_000), "val")
+
+    @cached_property
+    def own_val(self) -> bool:
+        """Whether the validation samples are the data set's own, and not taken out of its train split."""
+        return self._read("val") is not None
 
     @property
     def train(self) -> Samples:
@@ -168,10 +187,10 @@ def subset(
                 "%d of %d classes have fewer than %d images (%r has %d): all of theirs are used",
                 len(short), len(classnames), shots, classnames[short[0]], counts[short[0]],
             )  # fmt: skip
-        return samples.subset(few_shot(samples.labels, shots, seed))
+        return samples.subset(few_shot(samples.labels, samples.numbers, shots, seed))
     if fraction is not None:
         total = max(1, int(fraction * len(samples) + 1e-9))
-        return samples.subset(stratified(samples.labels, total, seed, "fraction"))
+        return samples.subset(stratified(samples.labels, samples.numbers, total, seed, "fraction"))
     return samples
 
 
@@ -180,10 +199,22 @@ def write_index(path: Path, key: dict[str, Any], samples: Samples, classnames: S
     classes: dict[str, list[str]] = {name: [] for name in classnames}
     for label, name in zip(samples.labels.tolist(), samples.keys, strict=True):
         classes[classnames[label]].append(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"key": key, "classes": classes}, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"key": key, "classes": classes}, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"The shots file {path} cannot be written: {error.strerror}") from error
+
+
+def has_key(path: Path, key: dict[str, Any]) -> bool:
+    """Whether a file holds a subset that was chosen by these options; false also where it cannot be read."""
+    try:
+        found: bool = json.loads(path.read_text(encoding="utf-8"))["key"] == key
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return found
 
 
 def read_index(path: Path, key: dict[str, Any], samples: Samples) -> Samples:

@@ -10,7 +10,7 @@ import open_clip
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 
 from randlora_pl.errors import UserError, near
-from randlora_pl.models.building import check_size, quiet
+from randlora_pl.models.building import check_size, first_line, quiet
 from randlora_pl.models.spec import ImageSpec
 from randlora_pl.models.tiny import TINY_TAG
 from randlora_pl.models.weights import looks_like_file
@@ -55,7 +55,7 @@ def resolve(name: str, pretrained: str | None) -> Source:
 
     Args:
         name: A name of ``open_clip.list_models()`` (``ViT-B/32`` is read as ``ViT-B-32``), or ``tiny``.
-        pretrained: Tag, file, ``random``, or None for the default (``tiny``: its shipped weights).
+        pretrained: Tag, file, ``random``, or None for the default (``tiny``: its shipped weights, else ``random``).
 
     Raises:
         UserError: Unknown name or tag.
@@ -200,7 +200,8 @@ def download(source: Source) -> str:
         where = source.preprocess.get("hf_hub", "").strip("/")
         url = f"https://huggingface.co/{where}" if where else source.preprocess.get("url", "")
         raise UserError(
-            f"The {source.what} are not in the cache and cannot be downloaded ({type(error).__name__}; no network?). "
+            f"The {source.what} are not in the cache and cannot be downloaded "
+            f"({type(error).__name__}: {first_line(error)}; no network?). "
             f"Get the file from {url} and give it by --model.name {source.name} "
             "--model.pretrained PATH, or use --model.pretrained random."
         ) from error

@@ -174,7 +174,8 @@ def _loading_error(name: str, pretrained: str, error: Exception, is_file: bool) 
     config = _config(name)
     where = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
     return UserError(
-        f"The {what} are not in the cache and cannot be downloaded ({type(error).__name__}; no network?). "
+        f"The {what} are not in the cache and cannot be downloaded "
+        f"({type(error).__name__}: {first_line(error)}; no network?). "
         f"Get the file from {where} and give it by --model.pretrained PATH, "
         "or use --model.pretrained random."
     )

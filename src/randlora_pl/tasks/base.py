@@ -35,9 +35,11 @@ class AdaptationTask(EvaluatedModule):
         image_spec: What the backbone expects of an image; the data module asks for it.
         identity: Which base model it is, after `configure_model`.
         report: What was adapted, after `configure_model`.
+        retrieval: Whether the data are captions rather than classes, so that recall is what counts.
     """
 
     zero_shot = True
+    takes_captions = False
     vision_only = True
     image_spec: ImageSpec
     identity: ModelIdentity
@@ -61,6 +63,13 @@ class AdaptationTask(EvaluatedModule):
     ) -> None:
         super().__init__()
         check_options(learning_rate, weight_decay, warmup_steps, final_lr_fraction, max_grad_norm)
+        if pretrained is None and name != "tiny":  # fine-tuning noise must be asked for
+            if "." not in name:
+                raise UserError(
+                    f"--model.pretrained is missing: {name} needs weights. Give a tag (`randlora-pl models` shows "
+                    "some), 'timm' for a timm model, a file, or 'random'."
+                )
+            pretrained = "timm"  # the weights of the tag in the name
         if not adapter.trains_base and adapter.seed is None:
             adapter = adapter.replace(seed=seed)
         self.name, self.pretrained, self.adapter, self.targets = name, pretrained, adapter, targets
@@ -69,6 +78,7 @@ class AdaptationTask(EvaluatedModule):
         self.warmup_steps, self.final_lr_fraction = warmup_steps, final_lr_fraction
         self.max_grad_norm, self.gradient_checkpointing, self.seed = max_grad_norm, gradient_checkpointing, seed
         self.strict_loading = False  # checkpoints hold what trains; load_state_dict checks that strictly
+        self.retrieval = False
         self.classnames: list[str] = []
         self.templates: list[str] = []
         self.backbone: nn.Module | None = None
@@ -105,12 +115,20 @@ class AdaptationTask(EvaluatedModule):
 
     # Building
 
-    def set_classes(self, classnames: list[str], templates: list[str]) -> None:
+    def set_classes(self, classnames: list[str], templates: list[str], captions: bool = False) -> None:
         """Names the classes; Lightning's `setup` takes them from the data module.
 
+        Args:
+            classnames: Name of each class, or the captions.
+            templates: Prompt templates with one ``{}`` each.
+            captions: Whether the names are captions, so that recall is what counts.
+
         Raises:
-            UserError: If there are fewer than two, or the task was built for others.
+            UserError: If there are fewer than two, or the task was built for others or cannot do with captions.
         """
+        if captions and not self.takes_captions:
+            raise UserError(f"{type(self).__name__} needs classes, and these are captions: use VisionLanguageTask.")
+        self.retrieval = captions
         if self.backbone is not None and classnames != self.classnames:
             raise UserError(
                 f"the task was built for {len(self.classnames)} classes {self.classnames[:3]}..., the data have "
@@ -131,7 +149,8 @@ class AdaptationTask(EvaluatedModule):
         if datamodule is None and not self.classnames:
             raise UserError("the task needs a data module, or set_classes(classnames, templates) first.")
         if datamodule is not None and (self.backbone is None or datamodule.classnames != self.classnames):
-            self.set_classes(datamodule.classnames, datamodule.templates)
+            captions = getattr(getattr(datamodule, "row", None), "captions", False)
+            self.set_classes(datamodule.classnames, datamodule.templates, captions)
 
     def configure_model(self) -> None:
         """Builds the backbone and injects the adapter; Lightning calls it before every run, it acts once."""
@@ -258,6 +277,7 @@ class AdaptationTask(EvaluatedModule):
             "arguments": self.constructor(),
             "classnames": self.classnames,
             "templates": self.templates,
+            "captions": self.retrieval,
             "training": dict(summary or {}),
         }
         return save_adapter(

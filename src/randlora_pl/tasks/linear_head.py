@@ -28,6 +28,7 @@ class LinearHeadTask(AdaptationTask):
         name: A timm vision transformer, for example ``vit_base_patch14_dinov2.lvd142m``, or an open_clip
             architecture, whose image tower is taken.
         pretrained: ``timm`` for the weights of the name, a weights file, a tag of open_clip, or ``random``.
+            Left out: the weights of the tag in the name.
         adapter: The method and its options.
         targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v o fc1
             fc2 attn mlp all``. Default: q/k/v and both MLP matrices of every block.

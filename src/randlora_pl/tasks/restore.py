@@ -34,7 +34,7 @@ def load_task(folder: str | Path, **overrides: Any) -> AdaptationTask:
     if kind is None:
         raise UserError(f"{folder} says nothing of a task; it can be loaded with load_adapter(model, folder) only.")
     task = kind(**{**metadata["arguments"], **overrides}, adapter=file.adapter)
-    task.set_classes(metadata["classnames"], metadata["templates"])
+    task.set_classes(metadata["classnames"], metadata["templates"], metadata.get("captions", False))
     task.configure_model()
     load_adapter(task.model, folder)
     task.load_head(file.extra)

@@ -19,7 +19,8 @@ class TextHeadTask(AdaptationTask):
 
     Args:
         name: An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (shipped).
-        pretrained: A tag of open_clip, a weights file, or ``random``. Left out: the weights shipped with ``tiny``.
+        pretrained: A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it
+            is shipped with its weights.
         adapter: The method and its options.
         targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v o fc1
             fc2 attn mlp all``. Default: packed q/k/v and both MLP matrices of the image tower.

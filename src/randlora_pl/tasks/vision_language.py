@@ -18,7 +18,8 @@ class VisionLanguageTask(AdaptationTask):
 
     Args:
         name: An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (shipped).
-        pretrained: A tag of open_clip, a weights file, or ``random``. Left out: the weights shipped with ``tiny``.
+        pretrained: A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it
+            is shipped with its weights.
         adapter: The method and its options.
         targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v o fc1
             fc2 attn mlp all``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP
@@ -38,6 +39,7 @@ class VisionLanguageTask(AdaptationTask):
     """
 
     vision_only = False
+    takes_captions = True
 
     def __init__(
         self,
@@ -109,11 +111,6 @@ class VisionLanguageTask(AdaptationTask):
         carried = self._window.pending(scale / self.trainer.accumulate_grad_batches)
         self._window = None
         return carried
-
-    @property
-    def retrieval(self) -> bool:
-        """Whether the data are captions rather than classes, so that recall is what counts."""
-        return self.templates == ["{}"]
 
     def prepare_evaluation(self) -> None:
         """Merges, unless within a window: its text features wait for a backward pass through the frozen weights."""
