@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.data import catalog
-from randlora_pl.data.catalog import CATALOG, FASHION_UNSEEN, ROWS, Row, find
+from randlora_pl.data.catalog import CATALOG, FASHION_UNSEEN, PAPER, ROWS, Row, find
 from randlora_pl.errors import UserError
 
 
@@ -23,8 +23,8 @@ def test_listing_imports_nothing_heavy() -> None:
 def test_row_is_complete(row: Row) -> None:
     assert row.title and row.licence and row.source and row.epochs > 0
     assert all(template.count("{}") == 1 for template in row.templates) and row.templates
-    assert len(set(row.classnames)) == len(row.classnames)
-    assert row.own == (not row.classnames) == (row.classes is None)
+    assert len(set(row.classnames)) == len(row.classnames) or row.name == "imagenet"
+    assert row.own == (row.classes is None)
     assert row.own or set(row.counts) == {"train", "val", "test"}
     module, _, function = row.reader.rpartition(":")
     assert callable(getattr(import_module(module or "randlora_pl.data.readers"), function))
@@ -34,11 +34,84 @@ def test_row_is_complete(row: Row) -> None:
 
 @pytest.mark.parametrize(
     ("name", "classes", "templates", "first"),
-    [("mnist", 10, 1, "0"), ("cifar10", 10, 18, "airplane"), ("digits", 10, 2, "zero")],
+    [
+        ("digits", 10, 2, "zero"),
+        ("cars", 196, 8, ""),
+        ("dtd", 47, 8, "banded"),
+        ("eurosat", 10, 3, "annual crop land"),
+        ("gtsrb", 43, 3, "red and white circle 20 kph speed limit"),
+        ("mnist", 10, 1, "0"),
+        ("resisc45", 45, 18, "airplane"),
+        ("sun397", 397, 2, ""),
+        ("svhn", 10, 1, "0"),
+        ("cifar10", 10, 18, "airplane"),
+        ("cifar100", 100, 18, "apple"),
+        ("imagenet", 1000, 80, "tench"),
+        ("stl10", 10, 2, "airplane"),
+        ("food101", 101, 1, "apple pie"),
+        ("caltech101", 101, 34, "Faces"),
+        ("caltech256", 257, 34, ""),
+        ("fgvcaircraft", 100, 2, ""),
+        ("flowers102", 102, 1, "pink primrose"),
+        ("oxfordpets", 37, 1, "Abyssinian"),
+        ("cub200", 200, 1, ""),
+        ("pascalvoc", 20, 1, "aeroplane"),
+        ("country211", 211, 5, "Andorra"),
+        ("ucf101", 101, 48, ""),
+    ],
 )
 def test_classes_and_templates(name: str, classes: int, templates: int, first: str) -> None:
     row = find(name)
-    assert (row.classes, len(set(row.templates)), row.classnames[0]) == (classes, templates, first)
+    assert (row.classes, len(set(row.templates)), len(row.templates)) == (classes, templates, templates)
+    assert next(iter(row.classnames), "") == first
+
+
+# Table 7 of the paper: train, val, test, epochs; but for Caltech 101, whose train figure there is train and val
+TABLE_7 = {
+    "cars": (7330, 814, 8041, 35),
+    "dtd": (3384, 376, 1880, 76),
+    "eurosat": (21600, 2700, 2700, 12),
+    "gtsrb": (23976, 2664, 12630, 11),
+    "mnist": (55000, 5000, 10000, 5),
+    "resisc45": (17010, 1890, 6300, 15),
+    "sun397": (17865, 1985, 19850, 14),
+    "svhn": (68257, 5000, 26032, 4),
+    "cifar10": (45000, 5000, 10000, 5),
+    "cifar100": (45000, 5000, 10000, 6),
+    "imagenet": (1276167, 5000, 50000, 10),
+    "stl10": (4500, 500, 8000, 4),
+    "food101": (70750, 5000, 25250, 15),
+    "caltech101": (6941 - 694, 694, 1736, 10),
+    "caltech256": (22037, 2448, 6122, 8),
+    "fgvcaircraft": (3334, 3333, 3333, 60),
+    "flowers102": (1020, 1020, 6149, 40),
+    "oxfordpets": (3312, 368, 3669, 5),
+    "cub200": (5395, 599, 5794, 20),
+    "pascalvoc": (7844, 7818, 14976, 10),
+    "country211": (31650, 10550, 21100, 15),
+    "ucf101": (7639, 1898, 3783, 20),
+}
+
+
+def test_counts_and_epochs_are_table_7s() -> None:
+    assert PAPER == tuple(TABLE_7)
+    for name, expected in TABLE_7.items():
+        row = find(name)
+        assert (row.counts["train"], row.counts["val"], row.counts["test"], row.epochs) == expected, name
+
+
+def test_only_digits_and_signs_are_not_flipped() -> None:
+    assert {name for name in PAPER if not find(name).flip} == {"mnist", "svhn", "gtsrb"}
+
+
+def test_imagenet_rows_names_are_open_clips() -> None:
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+
+    row = find("imagenet")
+    assert row.classnames == tuple(IMAGENET_CLASSNAMES)
+    assert row.templates == tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+    twice = {name for name in row.classnames if row.classnames.count(name) > 1}
+    assert twice == {"missile", "sunglasses"}  # two synsets each, in CLIP's own list too
 
 
 def test_class_names_are_torchvisions() -> None:
@@ -51,7 +124,7 @@ def test_class_names_are_torchvisions() -> None:
 
 
 def test_unknown_name_suggests() -> None:
-    with pytest.raises(UserError, match=r"no data set 'cifar01'. Did you mean 'cifar10'\?.*folder"):
+    with pytest.raises(UserError, match=r"no data set 'cifar01'. Did you mean 'cifar10'.*folder"):
         find("cifar01")
 
 

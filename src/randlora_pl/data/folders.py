@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from randlora_pl.data.catalog import Row
 from randlora_pl.data.images import FileImages, is_image
 from randlora_pl.data.readers import Samples, in_key_order
+from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError, near
 
 ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}

@@ -84,6 +84,40 @@ class FileImages:
         return str(self.paths[index])
 
 
+@dataclass(frozen=True)
+class BoxImages:
+    """Parts of image files, decoded at each call.
+
+    Attributes:
+        paths: The file of each part.
+        boxes: int64 (n, 4): left, upper, right and lower edge, the last two outside.
+    """
+
+    paths: Sequence[Path]
+    boxes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int) -> NDArray[np.uint8]:
+        """Part ``index`` in RGB.
+
+        Raises:
+            UserError: The file is missing, truncated or no image, or the part lies outside; it is named.
+        """
+        left, upper, right, lower = self.boxes[index].tolist()
+        whole = decode(self.paths[index])
+        part = whole[upper:lower, left:right]
+        if not part.size:
+            size = f"{whole.shape[1]} x {whole.shape[0]} pixels"
+            raise UserError(f"The box {left},{upper},{right},{lower} lies outside {self.paths[index]} ({size})")
+        return part.copy()  # not a view that keeps the whole image in memory
+
+    def name(self, index: int) -> str:
+        """The file's path and the box."""
+        return f"{self.paths[index]} {tuple(self.boxes[index].tolist())}"
+
+
 @dataclass
 class CachedImages:
     """Keeps decoded images until a bound is reached; beyond it the rest is decoded at each call.

@@ -289,9 +289,9 @@ class ImageData(LightningDataModule):
         if self.classnames_file is not None:
             names = read_classnames(Path(self.classnames_file).expanduser(), own)
         else:
-            names = list(own) if self.row.classnames else [name.replace("_", " ") for name in own]
+            names = [name.replace("_", " ") for name in own] if self.row.own else list(own)
         name, times = Counter(names).most_common(1)[0]
-        if times > 1:
+        if times > 1 and (self.row.own or self.classnames_file is not None):  # ImageNet has two missiles, for one
             raise UserError(f"Two classes are both called {name!r}: give them names with --data.classnames FILE")
         return names
 

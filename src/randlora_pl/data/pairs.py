@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from randlora_pl.data.catalog import Row
 from randlora_pl.data.folders import ALIASES
 from randlora_pl.data.images import FileImages
 from randlora_pl.data.readers import Samples, numbers_of
+from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError, near
 
 COLUMNS = ("image", "caption", "split")

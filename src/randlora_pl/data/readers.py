@@ -1,6 +1,7 @@
 """From a row of the catalog to samples: labels come from metadata, never from decoding images."""
 
 import hashlib
+import inspect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from randlora_pl.data.catalog import Row
 from randlora_pl.data.images import ArrayImages, Images
+from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -100,7 +101,24 @@ def read(row: Row, root: Path, split: str, *, download: bool = False) -> Samples
     module, _, function = row.reader.rpartition(":")
     reader = getattr(import_module(module or __name__), function)
     samples: Samples | None = reader(row, root, split, download=download, **row.options)
+    if samples is not None and row.classes is not None:
+        _check_classes(row, samples, split)
     return samples
+
+
+def _check_classes(row: Row, samples: Samples, split: str) -> None:
+    """Refuses labels and class names that are not the row's, and classes without training images."""
+    if len(samples.classes) != row.classes:
+        raise UserError(f"{row.title}: its files name {len(samples.classes)} classes, expected are {row.classes}")
+    strange = samples.labels[(samples.labels < 0) | (samples.labels >= row.classes)]
+    if len(strange):
+        raise UserError(f"{row.title}: label {strange[0]} is not between 0 and {row.classes - 1}")
+    empty = np.flatnonzero(np.bincount(samples.labels, minlength=row.classes) == 0)
+    if split == "train" and len(empty):
+        raise UserError(
+            f"{row.title}: {len(empty)} of {row.classes} classes have no training images, the first: "
+            f"{samples.classes[empty[0]]!r} (label {empty[0]})"
+        )
 
 
 def digits(row: Row, root: Path, split: str, *, download: bool) -> Samples | None:
@@ -117,35 +135,26 @@ def digits(row: Row, root: Path, split: str, *, download: bool) -> Samples | Non
 
 
 def torchvision_set(
-    row: Row, root: Path, split: str, *, download: bool, name: str, keep: Sequence[int] | None = None
+    row: Row, root: Path, split: str, *, download: bool, name: str, folder: str = "", keep: Sequence[int] | None = None
 ) -> Samples | None:
-    """A data set whose torchvision class holds all images in ``data`` and all labels in ``targets``.
+    """A data set whose torchvision class holds all images in ``data`` and all labels in ``targets`` or ``labels``.
 
     Args:
         row: The data set.
-        root: Folder given to torchvision.
+        root: Folder that holds the data sets.
         split: ``train`` or ``test``; these classes have no ``val``.
         download: Let torchvision fetch it.
         name: Name of the class in `torchvision.datasets`.
+        folder: Folder below the root that torchvision is given, for classes that make none of their own.
         keep: Labels to keep, renumbered in this order; None keeps all.
     """
     if split == "val":
         return None
-    from torchvision import datasets
-
-    fetch = f"randlora-pl fit --data.dataset {row.name} --data.root {root} --data.download true"
-    try:
-        held: Any = getattr(datasets, name)(root=str(root), train=split == "train", download=download)
-    except Exception as error:  # torchvision raises RuntimeError, URLError, ValueError, AssertionError, EOFError ...
-        if download:
-            raise UserError(
-                f"{row.title} could not be downloaded to {root}: {error}. Expected: {row.layout}"
-            ) from error
-        damaged = "" if "not found" in str(error) else f" ({type(error).__name__}: {error})"
-        raise UserError(
-            f"{row.title} is missing or damaged in {root}{damaged}: expected {row.layout}\nFetch it with: {fetch}"
-        ) from error
-    array, labels = np.asarray(held.data), np.asarray(held.targets, dtype=np.int64)
+    held = from_torchvision(row, root, name, download, folder, split=split)
+    labels = np.asarray(held.targets if hasattr(held, "targets") else held.labels, dtype=np.int64)
+    array = np.asarray(held.data)
+    if array.ndim == 4 and array.shape[1] == 3:  # channels first
+        array = array.transpose(0, 2, 3, 1)
     if keep is not None:
         kept = np.flatnonzero(np.isin(labels, keep))
         array = array[kept]
@@ -153,3 +162,35 @@ def torchvision_set(
     array = np.ascontiguousarray(array if array.ndim == 4 else array[..., None])
     keys = [f"{split}/{number:06d}" for number in range(len(array))]
     return in_key_order(ArrayImages(array, f"{row.name} {split}"), labels, keys, row.classnames)
+
+
+def from_torchvision(row: Row, root: Path, name: str, download: bool, folder: str = "", *, split: str) -> Any:
+    """A data set of `torchvision.datasets`; only these are asked, not the images.
+
+    Raises:
+        UserError: It cannot be downloaded, or is missing or damaged.
+    """
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
+    if name == "STL10":  # its check would hash 2.8 GB of unlabelled images that nothing here reads
+        kind = type(name, (kind,), {"train_list": kind.train_list[:2]})
+    by_name = "split" in inspect.signature(kind).parameters
+    choice = {"split": split} if by_name else {"train": split == "train"}
+    try:
+        return kind(root=str(root / folder), download=download, **choice)
+    except Exception as error:  # torchvision raises RuntimeError, URLError, ValueError, AssertionError, EOFError ...
+        if download:
+            raise UserError(
+                f"{row.title} could not be downloaded to {root}: {error}. Expected: {row.layout}"
+            ) from error
+        raise missing(row, root, "" if "not found" in str(error) else f"{type(error).__name__}: {error}") from error
+
+
+def missing(row: Row, root: Path, why: str = "") -> UserError:
+    """The error for data that are missing or damaged: what is expected where, and how to get it."""
+    fetch = f"randlora-pl fit --data.dataset {row.name} --data.root {root} --data.download true"
+    return UserError(
+        f"{row.title} is missing or damaged in {root}{f' ({why})' if why else ''}: expected {row.layout}\n"
+        + (f"Fetch it with: {fetch}" if row.download else f"Get it from {row.source}")
+    )

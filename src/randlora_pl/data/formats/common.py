@@ -1,0 +1,75 @@
+"""What the readers of image files share: messages, and samples out of (path, label) entries."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from randlora_pl.data.images import FileImages
+from randlora_pl.data.readers import Samples, in_key_order, missing
+from randlora_pl.data.row import Row
+from randlora_pl.errors import UserError
+
+
+def lines(row: Row, root: Path, path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of the lines of an annotation file that are not blank.
+
+    Raises:
+        UserError: The file is missing or no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise missing(row, root, f"there is no {path.relative_to(root)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise missing(row, root, f"{path.relative_to(root)} cannot be read: {error}") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def wrong_line(path: Path, number: int, line: str, expected: str) -> UserError:
+    """The error for a line of an annotation file that makes no sense."""
+    return UserError(f"{path}, line {number}: {line!r} is not of the form {expected}")
+
+
+def file_samples(
+    row: Row, root: Path, home: Path, entries: Sequence[tuple[str, int]], classes: Sequence[str], listed: str
+) -> Samples:
+    """Samples of image files.
+
+    Args:
+        row: The data set.
+        root: Folder that holds the data sets.
+        home: What the paths are relative to.
+        entries: (path with forward slashes, label) of each image; the path is its key.
+        classes: Names of the labels.
+        listed: Where the entries come from, for messages.
+
+    Raises:
+        UserError: An entry is there twice, or its file is not there.
+    """
+    folders = sorted({path.rpartition("/")[0] for path, _ in entries})
+    there = {folder: _file_names(home / folder) for folder in folders}  # a listing each, not a question for each file
+    absent = [path for path, _ in entries if path.rpartition("/")[2] not in there[path.rpartition("/")[0]]]
+    if absent:
+        raise missing(
+            row,
+            root,
+            f"{len(absent)} of {len(entries)} images of {listed} are not there, the first: {home / absent[0]}",
+        )
+    try:
+        return in_key_order(
+            FileImages([home / path for path, _ in entries]),
+            [label for _, label in entries],
+            [path for path, _ in entries],
+            classes,
+        )
+    except UserError as error:
+        raise UserError(f"{row.title}: in {listed}, {error}") from error
+
+
+def _file_names(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))  # noqa: PTH208 (a million Path objects are slow)
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()

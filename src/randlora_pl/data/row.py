@@ -1,0 +1,60 @@
+"""What is known of a data set without touching it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from randlora_pl.data import prompts
+
+
+@dataclass(frozen=True)
+class Row:
+    """One data set.
+
+    Attributes:
+        name: What the user types.
+        title: The data set's own name.
+        reader: Function of `randlora_pl.data.readers`, or ``module:function``, that reads one split.
+        epochs: Epochs of a run on the full train split (Table 7 of the paper where it lists the data set).
+        licence: Terms of use, in a few words.
+        source: Where the images come from.
+        classnames: Class names by label; empty where files beside the images say them.
+        class_count: Number of classes where ``classnames`` is empty; 0 where the user's own files decide it.
+        templates: Prompt templates with one ``{}`` each.
+        counts: Expected images by split (``train``, ``val``, ``test``), validation already taken out of train.
+        options: Further arguments of the reader.
+        layout: Files expected below the root; empty where nothing is read from disk.
+        download: Whether ``--data.download true`` can fetch it.
+        flip: Whether training flips images horizontally unless the user says otherwise.
+        own: The user's own images: short runs are always extended, not only few-shot ones.
+        captions: The labels are captions rather than classes: recall is what counts.
+        note: A remark worth a line in a listing.
+    """
+
+    name: str
+    title: str
+    reader: str
+    epochs: int
+    licence: str
+    source: str
+    classnames: tuple[str, ...] = ()
+    class_count: int = 0
+    templates: tuple[str, ...] = prompts.PHOTO
+    counts: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    layout: str = ""
+    download: bool = False
+    flip: bool = True
+    own: bool = False
+    captions: bool = False
+    note: str = ""
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, or None where the user's own files decide it."""
+        return len(self.classnames) or self.class_count or None
+
+
+def counts(train: int, val: int, test: int) -> dict[str, int]:
+    """Images by split."""
+    return {"train": train, "val": val, "test": test}

@@ -1,0 +1,32 @@
+"""The user's own images."""
+
+from randlora_pl.data import prompts
+from randlora_pl.data.row import Row
+
+ROWS = (
+    Row(
+        name="folder",
+        title="Your own folder of images, a sub-folder for each class",
+        reader="randlora_pl.data.folders:folder",
+        epochs=10,
+        licence="yours",
+        source="--data.root FOLDER",
+        layout="CLASS/IMAGE, or train/CLASS/IMAGE with val/ and test/ beside it",
+        own=True,
+        note="without test/ and val/: 20 % and 10 % are set aside, stratified",
+    ),
+    Row(
+        name="pairs",
+        title="Your own images with captions, for retrieval",
+        reader="randlora_pl.data.pairs:pairs",
+        epochs=10,
+        licence="yours",
+        source="--data.root FILE.csv",
+        templates=prompts.CAPTION,
+        layout="a CSV file with the columns image,caption[,split]; image paths are relative to it",
+        flip=False,  # captions may say left and right
+        own=True,
+        captions=True,
+        note="several captions for one image: several lines",
+    ),
+)
