@@ -94,7 +94,7 @@ TABLE_7 = {
 
 
 def test_counts_and_epochs_are_table_7s() -> None:
-    assert PAPER == tuple(TABLE_7)
+    assert tuple(TABLE_7) == PAPER
     for name, expected in TABLE_7.items():
         row = find(name)
         assert (row.counts["train"], row.counts["val"], row.counts["test"], row.epochs) == expected, name

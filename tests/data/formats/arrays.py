@@ -58,7 +58,7 @@ def cifar10(root: Path) -> Made:
         files = [f"image_s_{number:06d}.png" for number in range(len(part))]
         content = {"batch_label": name, "labels": part.tolist(), "data": _planes(part), "filenames": files}
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     meta = {"num_cases_per_batch": 10000, "label_names": names, "num_vis": 3072}
     (folder / "batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
     files = (*parts, "batches.meta")
@@ -93,7 +93,10 @@ def stl10(root: Path) -> Made:
         labels = _labels(10, each)
         (folder / f"{split}_X.bin").write_bytes(_pixels(labels, 96).transpose(0, 3, 2, 1).tobytes())
         (folder / f"{split}_y.bin").write_bytes((labels + 1).astype(np.uint8).tobytes())
-    write_lines(folder / "class_names.txt", "airplane bird car cat deer dog horse monkey ship truck".split())
+    write_lines(
+        folder / "class_names.txt",
+        ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"],
+    )
     write_lines(folder / "fold_indices.txt", [" ".join(str(n) for n in range(40))] * 10)
     files = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin")
     return Made({"train": 4, "test": 2}, checksums=tuple(f"stl10_binary/{name}" for name in files))

@@ -188,4 +188,4 @@ def test_batches(copy: Copy) -> None:
     assert data.classnames == list(copy.row.classnames or copy.made.names)
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (8, 3, 32, 32)
-    assert 0 <= int(batch["label"].min()) and int(batch["label"].max()) < data.num_classes
+    assert int(batch["label"].min()) >= 0 and int(batch["label"].max()) < data.num_classes

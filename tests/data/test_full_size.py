@@ -1,0 +1,114 @@
+"""The split rules on indexes of the real sizes: labels and keys only, no images."""
+
+import time
+
+import numpy as np
+import pytest
+
+from randlora_pl.data.catalog import PAPER, find
+from randlora_pl.data.formats.trees import INDICES
+from randlora_pl.data.images import ArrayImages
+from randlora_pl.data.readers import Samples
+from randlora_pl.data.splits import SPLIT_SEED, Splits, few_shot, subset
+
+from .test_catalog import TABLE_7
+
+OFFICIAL = {
+    "cars": (8144, None, 8041),
+    "dtd": (3760, None, 1880),
+    "eurosat": (21600, 2700, 2700),
+    "gtsrb": (26640, None, 12630),
+    "mnist": (60000, None, 10000),
+    "resisc45": (18900, None, 6300),
+    "sun397": (19850, None, 19850),
+    "svhn": (73257, None, 26032),
+    "cifar10": (50000, None, 10000),
+    "cifar100": (50000, None, 10000),
+    "imagenet": (1281167, None, 50000),
+    "stl10": (5000, None, 8000),
+    "food101": (75750, None, 25250),
+    "caltech101": (8677, None, None),
+    "caltech256": (30607, None, None),
+    "fgvcaircraft": (3334, 3333, 3333),
+    "flowers102": (1020, 1020, 6149),
+    "oxfordpets": (3680, None, 3669),
+    "cub200": (5994, None, 5794),
+    "pascalvoc": (7844, 7818, 14976),
+    "country211": (31650, 10550, 21100),
+    "ucf101": (7639, 1898, 3783),
+}
+"""Images of the data sets' own train, validation and test splits; None where there is none."""
+
+
+def index(size: int, classes: int, split: str) -> Samples:
+    """Classes of unequal sizes, as most of the real ones are."""
+    weights = np.random.default_rng(classes).uniform(0.5, 1.5, classes)
+    counts = np.floor(weights / weights.sum() * (size - classes)).astype(np.int64) + 1
+    counts[: size - int(counts.sum())] += 1
+    labels = np.repeat(np.arange(classes), counts)
+    keys = [f"{label:04d}/{split}_{number:07d}.jpg" for number, label in enumerate(labels.tolist())]
+    images = ArrayImages(np.zeros((0, 1, 1, 1), dtype=np.uint8), "none")
+    return Samples(images, np.arange(size), labels, keys, tuple(map(str, range(classes))))
+
+
+@pytest.mark.parametrize("name", [name for name in PAPER if name != "imagenet"])
+def test_splits_have_table_7s_counts(name: str) -> None:
+    check(name)
+
+
+def check(name: str) -> tuple[Splits, float]:
+    classes = find(name).classes
+    assert classes is not None
+    own = {
+        split: None if size is None else index(size, classes, split)
+        for split, size in zip(("train", "val", "test"), OFFICIAL[name], strict=True)
+    }
+    found = Splits(own.__getitem__)
+    start = time.perf_counter()
+    sizes = (len(found.train), len(found.val), len(found.test))
+    seconds = time.perf_counter() - start
+    assert sizes == TABLE_7[name][:3]
+    assert len(found.full) == sizes[0] + (0 if found.own_val else sizes[1])
+    keys = [set(getattr(found, split).keys) for split in ("train", "val", "test")]
+    assert not keys[0] & keys[1] and not keys[0] & keys[2]
+    assert np.bincount(found.train.labels, minlength=classes).min() > 0
+    return found, seconds
+
+
+def test_imagenets_size() -> None:
+    """Splitting and sampling 1.28 million; the time is told (`pytest -rP`), and means nothing on a busy machine."""
+    found, split_seconds = check("imagenet")
+    start = time.perf_counter()
+    chosen = subset(found.train, 16, None, 1, found.train.classes)
+    seconds = time.perf_counter() - start
+    assert np.bincount(chosen.labels).tolist() == [16] * 1000
+    print(f"1,281,167 entries: split in {split_seconds:.1f} s, 16 shots of each class in {seconds:.1f} s")
+
+
+def test_eurosats_index_is_what_the_rule_gives() -> None:
+    """The file that ships, from the sizes of the classes alone; it never changes."""
+    import importlib.util
+    import json
+    from pathlib import Path
+
+    path = Path(__file__).parents[2] / "scripts" / "write_split_indices.py"
+    spec = importlib.util.spec_from_file_location("write_split_indices", path)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    listed = json.loads((INDICES / "eurosat.json").read_text(encoding="utf-8"))
+    assert listed == script.eurosat()
+    assert sum(script.EUROSAT.values()) == 27_000
+    for name, size in script.EUROSAT.items():
+        val, test = set(listed["val"][name]), set(listed["test"][name])
+        assert len(val) == len(test) == 270 and not val & test and max(val | test) <= size and min(val | test) >= 1
+
+
+def test_a_file_more_or_less_hardly_moves_a_split() -> None:
+    """Caltech's split is drawn from the file names: whoever lacks a file has nearly the same one."""
+    whole = index(8677, 101, "train")
+    less = whole.subset(np.delete(np.arange(8677), 4321))
+    tests = [set(Splits({"train": each, "val": None, "test": None}.get).test.keys) for each in (whole, less)]
+    assert len(tests[0] ^ tests[1]) <= 4
+    again = few_shot(whole.labels, whole.numbers, 4, SPLIT_SEED)
+    assert np.array_equal(again, few_shot(whole.labels, whole.numbers, 4, SPLIT_SEED))
