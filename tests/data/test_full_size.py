@@ -1,6 +1,10 @@
 """The split rules on indexes of the real sizes: labels and keys only, no images."""
 
+import importlib.util
+import json
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +31,7 @@ OFFICIAL = {
     "imagenet": (1281167, None, 50000),
     "stl10": (5000, None, 8000),
     "food101": (75750, None, 25250),
-    "caltech101": (8677, None, None),
+    "caltech101": (6941, None, 1736),
     "caltech256": (30607, None, None),
     "fgvcaircraft": (3334, 3333, 3333),
     "flowers102": (1020, 1020, 6149),
@@ -85,18 +89,23 @@ def test_imagenets_size() -> None:
     print(f"1,281,167 entries: split in {split_seconds:.1f} s, 16 shots of each class in {seconds:.1f} s")
 
 
-def test_eurosats_index_is_what_the_rule_gives() -> None:
-    """The file that ships, from the sizes of the classes alone; it never changes."""
-    import importlib.util
-    import json
-    from pathlib import Path
-
+@pytest.fixture(scope="module")
+def script() -> Any:
     path = Path(__file__).parents[2] / "scripts" / "write_split_indices.py"
     spec = importlib.util.spec_from_file_location("write_split_indices", path)
     assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    listed = json.loads((INDICES / "eurosat.json").read_text(encoding="utf-8"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shipped(name: str) -> Any:
+    return json.loads((INDICES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_eurosats_index_is_what_the_rule_gives(script: Any) -> None:
+    """The file that ships, from the sizes of the classes alone; it never changes."""
+    listed = shipped("eurosat")
     assert listed == script.eurosat()
     assert sum(script.EUROSAT.values()) == 27_000
     for name, size in script.EUROSAT.items():
@@ -104,10 +113,22 @@ def test_eurosats_index_is_what_the_rule_gives() -> None:
         assert len(val) == len(test) == 270 and not val & test and max(val | test) <= size and min(val | test) >= 1
 
 
+def test_caltech101s_index_is_what_the_rule_gives(script: Any) -> None:
+    """A fifth of the images of each class, rounded up or down."""
+    listed = shipped("caltech101")
+    assert listed == script.caltech101() and set(listed) == {"test"}
+    assert list(script.CALTECH101) == list(find("caltech101").classnames)
+    assert sum(script.CALTECH101.values()) == 8_677 and sum(map(len, listed["test"].values())) == 1_736
+    for name, size in script.CALTECH101.items():
+        numbers = listed["test"][name]
+        assert len(set(numbers)) == len(numbers) and set(numbers) <= set(range(1, size + 1))
+        assert abs(len(numbers) - size / 5) < 1
+
+
 def test_a_file_more_or_less_hardly_moves_a_split() -> None:
-    """Caltech's split is drawn from the file names: whoever lacks a file has nearly the same one."""
-    whole = index(8677, 101, "train")
-    less = whole.subset(np.delete(np.arange(8677), 4321))
+    """Caltech 256's split is drawn from the file names: whoever lacks a file has nearly the same one."""
+    whole = index(30607, 257, "train")
+    less = whole.subset(np.delete(np.arange(30607), 4321))
     tests = [set(Splits({"train": each, "val": None, "test": None}.get).test.keys) for each in (whole, less)]
     assert len(tests[0] ^ tests[1]) <= 4
     again = few_shot(whole.labels, whole.numbers, 4, SPLIT_SEED)

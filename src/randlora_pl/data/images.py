@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,32 @@ class ArrayImages:
     def name(self, index: int) -> str:
         """The data set and the number."""
         return f"{self.title} {index}"
+
+
+@dataclass(frozen=True)
+class PathsBelow(Sequence[Path]):
+    """Paths made when asked for: a million of them at once take seconds and a gigabyte.
+
+    Attributes:
+        home: The folder that they are relative to.
+        names: Relative paths with forward slashes.
+    """
+
+    home: Path
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, place: int) -> Path: ...
+    @overload
+    def __getitem__(self, place: slice) -> "PathsBelow": ...
+    def __getitem__(self, place: int | slice) -> "Path | PathsBelow":
+        """The path at a place."""
+        if isinstance(place, slice):
+            return PathsBelow(self.home, self.names[place])
+        return self.home / self.names[place]
 
 
 @dataclass(frozen=True)

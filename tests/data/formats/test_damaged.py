@@ -105,7 +105,7 @@ def test_eurosat_file_with_another_name(own_copy: Copies) -> None:
     copy = own_copy("eurosat")
     path = next((copy.root / "eurosat/2750/Forest").iterdir())
     path.rename(path.with_name("forest.jpg"))
-    assert "2750/Forest/forest.jpg should be called Forest_NUMBER.jpg" in refused(copy)
+    assert "2750/Forest/forest.jpg has no number, expected are eurosat/2750/CLASS/CLASS_N.jpg" in refused(copy)
 
 
 LISTS = {

@@ -6,12 +6,17 @@ from pathlib import Path
 from .pictures import Made, Writer, known, write_lines
 
 
-def eurosat(root: Path) -> Made:
-    """``2750/CLASS/CLASS_N.jpg``, 64 x 64 pixels in the original; N is chosen so that each split has some."""
+def _index(name: str) -> dict[str, dict[str, list[int]]]:
+    """The numbers of the images of each split and class that the package has written down."""
     import randlora_pl.data
 
-    listed = json.loads((Path(randlora_pl.data.__file__).parent / "indices" / "eurosat.json").read_text())
-    write = Writer()
+    path = Path(randlora_pl.data.__file__).parent / "indices" / f"{name}.json"
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def eurosat(root: Path) -> Made:
+    """``2750/CLASS/CLASS_N.jpg``, 64 x 64 pixels in the original; N is chosen so that each split has some."""
+    listed, write = _index("eurosat"), Writer()
     for label, name in enumerate(known("eurosat")):
         val, test = listed["val"][name], listed["test"][name]
         train = [number for number in range(1, 2001) if number not in {*val, *test}]
@@ -54,13 +59,16 @@ def imagenet(root: Path) -> Made:
 def caltech101(root: Path) -> Made:
     """``101_ObjectCategories/CLASS/image_NNNN.jpg`` beside a background class that is none, and stray files."""
     home, write = root / "caltech101/101_ObjectCategories", Writer()
+    listed = _index("caltech101")["test"]
     for label, name in enumerate(known("caltech101")):
-        for number in range(1, 6):
+        test = listed[name]
+        train = [number for number in range(1, 32) if number not in test]
+        for number in (*train[:4], *test[:1]):
             write(home / name / f"image_{number:04d}.jpg", label)
     write(home / "BACKGROUND_Google" / "image_0001.jpg", 0)
     (home / "BACKGROUND_Google" / "tmp").write_text("")
     (home / "ant" / "Thumbs.db").write_bytes(b"\0")
-    return Made({"train": 5})
+    return Made({"train": 4, "test": 1})
 
 
 def caltech256(root: Path) -> Made:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from randlora_pl.data.images import FileImages
+from randlora_pl.data.images import FileImages, PathsBelow
 from randlora_pl.data.readers import Samples, in_key_order, missing
 from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError
@@ -57,13 +57,9 @@ def file_samples(
             root,
             f"{len(absent)} of {len(entries)} images of {listed} are not there, the first: {home / absent[0]}",
         )
+    paths = [path for path, _ in entries]
     try:
-        return in_key_order(
-            FileImages([home / path for path, _ in entries]),
-            [label for _, label in entries],
-            [path for path, _ in entries],
-            classes,
-        )
+        return in_key_order(FileImages(PathsBelow(home, paths)), [label for _, label in entries], paths, classes)
     except UserError as error:
         raise UserError(f"{row.title}: in {listed}, {error}") from error
 

@@ -1,9 +1,9 @@
 """Data sets whose folders are the classes; the splits are folders, an index in the package, or left to be drawn.
 
-Caltech 101 and 256 have no split of their own. Theirs is `randlora_pl.data.splits`' draw, which depends on nothing
-but the file names and how many there are of each class: everyone with the complete data set has the same one.
-EuroSAT's is written down in ``indices/eurosat.json``, because the paper's 270 images of each class are not in
-proportion to the size of the classes.
+EuroSAT and Caltech have no split of their own. EuroSAT's, 270 validation and 270 test images of each class, and the
+test images of Caltech 101 are written down in ``indices``. Those of Caltech 256, whose file names were not at hand,
+are `randlora_pl.data.splits`' draw, which depends on nothing but the file names and how many there are of each class:
+everyone with the complete data set has the same.
 """
 
 import json
@@ -11,12 +11,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from randlora_pl.data.formats.common import file_samples
-from randlora_pl.data.images import SUFFIXES
-from randlora_pl.data.readers import Samples, missing
+from randlora_pl.data.images import SUFFIXES, FileImages, PathsBelow
+from randlora_pl.data.readers import Samples, in_key_order, missing
 from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError, near
 
@@ -57,17 +57,20 @@ def class_tree(
     home = root / folders[split]
     order = _classes(row, root, home, known, ignore)
     kinds = frozenset(suffixes) or SUFFIXES
-    entries = [
-        (f"{folder}/{image}", label) for label, folder in enumerate(order) for image in _images(home / folder, kinds)
-    ]
+    labels: list[int] = []
+    paths: list[str] = []
+    for label, folder in enumerate(order):
+        found = _images(home / folder, kinds)
+        paths += [f"{folder}/{image}" for image in found]
+        labels += [label] * len(found)
     names = row.classnames or [re.sub(strip, "", folder).replace("-", " ") for folder in order]
-    return file_samples(row, root, home, entries, names, str(home))
+    return in_key_order(FileImages(PathsBelow(home, paths)), labels, paths, names)
 
 
 def indexed_tree(
-    row: Row, root: Path, split: str, *, download: bool, folder: str, known: Sequence[str], index: str
-) -> Samples:
-    """Images ``CLASS/CLASS_N.jpg`` whose validation and test numbers the package lists; the rest is for training.
+    row: Row, root: Path, split: str, *, download: bool, folder: str, index: str, **options: Any
+) -> Samples | None:
+    """Images ``CLASS/..._N.jpg`` of which the package lists the numbers of some splits; the rest is for training.
 
     Args:
         row: The data set.
@@ -75,24 +78,26 @@ def indexed_tree(
         split: ``train``, ``val`` or ``test``.
         download: Unused: it is fetched by hand.
         folder: Folder of the class folders below the root.
-        known: Names of the class folders by label.
         index: Name of the JSON file in ``indices``.
+        options: Further arguments of `class_tree`.
 
     Raises:
         UserError: Folders or images are missing, or a file has another name.
     """
-    whole = class_tree(row, root, "train", download=download, folders={"train": folder}, known=known)
-    assert whole is not None  # the split "train" was just named
     listed = json.loads((INDICES / f"{index}.json").read_text(encoding="utf-8"))
+    if split != "train" and split not in listed:
+        return None
+    whole = class_tree(row, root, "train", download=download, folders={"train": folder}, **options)
+    assert whole is not None  # the split "train" was just named
     split_of = {
-        (name, number): part for part in ("val", "test") for name in known for number in listed[part].get(name, ())
+        (name, number): part for part, classes in listed.items() for name in classes for number in classes[name]
     }
     chosen = []
     for place, key in enumerate(whole.keys):
-        name = key.partition("/")[0]
-        number = re.fullmatch(rf"{name}/{name}_(\d+)\.\w+", key)
+        name, _, file = key.partition("/")
+        number = re.fullmatch(r".*_(\d+)\.\w+", file)
         if number is None:
-            raise UserError(f"{row.title}: {root / folder / key} should be called {name}_NUMBER.jpg")
+            raise UserError(f"{row.title}: {root / folder / key} has no number, expected are {row.layout}")
         if split_of.get((name, int(number[1])), "train") == split:
             chosen.append(place)
     return whole.subset(np.asarray(chosen, dtype=np.int64))
@@ -126,4 +131,4 @@ def _classes(row: Row, root: Path, home: Path, known: Sequence[str] | None, igno
 def _images(folder: Path, suffixes: frozenset[str]) -> list[str]:
     """Names of the images directly in a class folder: stray folders and files are in some of the archives."""
     names = os.listdir(folder)  # noqa: PTH208 (a million Path objects are slow)
-    return [name for name in names if os.path.splitext(name)[1].lower() in suffixes and name[0] != "."]  # noqa: PTH122
+    return [name for name in names if f".{name.rpartition('.')[2].lower()}" in suffixes and name[0] != "."]

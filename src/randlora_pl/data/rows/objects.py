@@ -22,7 +22,7 @@ ROWS = (
     Row(
         name="caltech101",
         title="Caltech 101",
-        reader="randlora_pl.data.formats.trees:class_tree",
+        reader="randlora_pl.data.formats.trees:indexed_tree",
         epochs=10,
         licence="CC BY 4.0",
         source="https://data.caltech.edu/records/mzrjq-6wc02",
@@ -30,7 +30,8 @@ ROWS = (
         templates=prompts.CALTECH,
         counts=counts(6_247, 694, 1_736),
         options={
-            "folders": {"train": "caltech101/101_ObjectCategories"},
+            "folder": "caltech101/101_ObjectCategories",
+            "index": "caltech101",
             "known": prompts.names("caltech101"),
             "ignore": ("BACKGROUND_Google",),
             "suffixes": (".jpg",),
