@@ -1,3 +1,5 @@
+import importlib.machinery
+import importlib.util
 import subprocess
 import sys
 from importlib import import_module
@@ -5,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.data import catalog
+from randlora_pl.data import catalog, prompts
 from randlora_pl.data.catalog import CATALOG, FASHION_UNSEEN, PAPER, ROWS, Row, find
 from randlora_pl.errors import UserError
 
@@ -112,6 +114,18 @@ def test_imagenet_rows_names_are_open_clips() -> None:
     assert row.templates == tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
     twice = {name for name in row.classnames if row.classnames.count(name) > 1}
     assert twice == {"missile", "sunglasses"}  # two synsets each, in CLIP's own list too
+
+
+def test_catalog_survives_without_open_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert prompts._imagenet() == ((), prompts.PHOTO)
+    (tmp_path / "open_clip").mkdir()
+    (tmp_path / "open_clip" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.PathFinder.find_spec(name, None))
+    assert prompts._imagenet() == ((), prompts.PHOTO)  # a version that has moved its file
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
 
 
 def test_class_names_are_torchvisions() -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from randlora_pl.data.images import ArrayImages, CachedImages, FileImages, decode, is_image
+from randlora_pl.data.images import ArrayImages, BoxImages, CachedImages, FileImages, PathsBelow, decode, is_image
 from randlora_pl.errors import UserError
 
 from .conftest import save_image
@@ -118,3 +118,19 @@ def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).random((4, 4), dtype=np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(UserError, match=r"float.tiff cannot be read: its pixels are floating-point"):
         decode(tmp_path / "float.tiff")
+
+
+def test_paths_are_made_when_asked_for(tmp_path: Path) -> None:
+    paths = PathsBelow(tmp_path, ["a/b.jpg", "c.jpg", "d.jpg"])
+    assert len(paths) == 3 and list(paths) == [tmp_path / "a/b.jpg", tmp_path / "c.jpg", tmp_path / "d.jpg"]
+    assert paths[-1] == tmp_path / "d.jpg" and list(paths[1:]) == list(paths)[1:]
+    assert FileImages(paths).name(0) == str(tmp_path / "a" / "b.jpg")
+
+
+def test_boxes_are_cut_out(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a.png", size=(20, 16))
+    images = BoxImages([path, path], np.asarray([[2, 3, 10, 16], [19, 0, 40, 1]]))
+    whole = decode(path)
+    assert len(images) == 2 and np.array_equal(images.load(0), whole[3:16, 2:10])
+    assert images.load(0).flags.owndata and images.load(1).shape == (1, 1, 3)  # a box may reach over the edge
+    assert images.name(0) == f"{path} (2, 3, 10, 16)"

@@ -1,5 +1,6 @@
 """The quick verbs: what there is to choose from, without importing PyTorch."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from randlora_pl.cli.sources import ClassSource, subclasses
@@ -62,10 +63,11 @@ def datasets_verb(args: list[str]) -> int:
         row = find(name)
         facts = {
             "what it is": row.title,
-            "classes": ", ".join(row.classnames) or "as in your files",
+            "classes": _some(row.classnames, 260)
+            or (f"{row.classes}, named by its files" if row.classes else "as in your files"),
             "images": ", ".join(f"{split} {count:,}" for split, count in row.counts.items()) or "as in your files",
             "epochs": str(row.epochs),
-            "prompts": " | ".join(row.templates),
+            "prompts": _some(row.templates, 20, " | "),
             "files": row.layout and (row.layout if row.own else f"{row.layout} below {default_root()} or --data.root"),
             "source": row.source,
             "licence": row.licence,
@@ -73,6 +75,11 @@ def datasets_verb(args: list[str]) -> int:
         }
         print(f"{row.name}\n" + "\n".join(entry(key, value, column=14) for key, value in facts.items() if value) + "\n")
     return 0
+
+
+def _some(words: Sequence[str], most: int, between: str = ", ") -> str:
+    """The words, or the first of them and how many there are."""
+    return between.join(words if len(words) <= most else [*words[:10], f"... ({len(words)})"])
 
 
 def models_verb(args: list[str]) -> int:
