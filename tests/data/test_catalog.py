@@ -106,12 +106,20 @@ def test_only_digits_and_signs_are_not_flipped() -> None:
     assert {name for name in PAPER if not find(name).flip} == {"mnist", "svhn", "gtsrb"}
 
 
+def find_origin(package: str) -> str:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    return spec.origin
+
+
 def test_imagenet_rows_names_are_open_clips() -> None:
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
     row = find("imagenet")
     assert row.classnames == tuple(IMAGENET_CLASSNAMES)
     assert row.templates == tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+    synsets = Path(find_origin("timm")).parent / "data" / "_info" / "imagenet_synsets.txt"
+    assert list(row.options["known"]) == synsets.read_text().split() == sorted(row.options["known"])
     twice = {name for name in row.classnames if row.classnames.count(name) > 1}
     assert twice == {"missile", "sunglasses"}  # two synsets each, in CLIP's own list too
 

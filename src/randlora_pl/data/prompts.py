@@ -2,7 +2,8 @@
 
 The wording is the one published with CLIP (Radford et al., 2021, prompts of the 27 data sets), odd spellings included,
 because CLIP's zero-shot accuracies are quoted for it. Long lists of names are text files in ``names``, a class a line
-in the order of the labels, after a tab the name where the folder of the class is called otherwise.
+in the order of the labels, after a tab the name where the folder of the class is called otherwise; ImageNet's has its
+folders only.
 """
 
 import importlib.util

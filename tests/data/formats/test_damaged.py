@@ -87,7 +87,16 @@ def test_lacking_class_folder_is_named(own_copy: Copies) -> None:
     (copy.root / "eurosat/2750/River").rename(copy.root / "eurosat/2750/Rivers")
     assert "Rivers is none of its 10 classes. Did you mean 'River'" in refused(copy)
     (copy.root / "eurosat/2750/Rivers").rename(copy.root / "River")
-    assert "lacks 1 of 10 class folders, the first: River" in refused(copy)
+    assert "eurosat/2750 has 9 of 10 class folders, it lacks River)" in refused(copy)
+
+
+def test_class_folder_that_is_none(own_copy: Copies) -> None:
+    copy = own_copy("caltech256")
+    home = copy.root / "caltech256/256_ObjectCategories"
+    (home / "257.clutter").rename(home / "clutter")
+    assert f"{home / 'clutter'} is none of its 257 classes" in refused(copy)
+    (home / "clutter").rename(copy.root / "clutter")
+    assert f"{home} has 256 of 257 class folders)" in refused(copy)
 
 
 def test_imagenet_validation_images_that_are_not_sorted(own_copy: Copies) -> None:
@@ -98,7 +107,7 @@ def test_imagenet_validation_images_that_are_not_sorted(own_copy: Copies) -> Non
             path.rename(home / path.name)
         folder.rmdir()
     message = refused(copy, "test")
-    assert "val has 0 class folders, expected are 1000" in message and "sorted into folders" in message
+    assert "val has 0 of 1000 class folders, it lacks n01440764)" in message and "sorted into folders" in message
 
 
 def test_eurosat_file_with_another_name(own_copy: Copies) -> None:

@@ -48,8 +48,7 @@ def gtsrb(root: Path) -> Made:
 def imagenet(root: Path) -> Made:
     """``train/WNID/WNID_N.JPEG`` and the validation images sorted into folders."""
     write = Writer()
-    for label in range(1000):
-        wnid = f"n{1440764 + 13 * label:08d}"
+    for label, wnid in enumerate(known("imagenet")):
         for number in range(3):
             write(root / "imagenet/train" / wnid / f"{wnid}_{number * 17}.JPEG", label)
         write(root / "imagenet/val" / wnid / f"ILSVRC2012_val_{label:08d}.JPEG", label)

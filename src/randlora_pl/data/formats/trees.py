@@ -31,7 +31,7 @@ def class_tree(
     download: bool,
     folders: Mapping[str, str],
     known: Sequence[str] | None = None,
-    strip: str = "",
+    pattern: str = "(.*)",
     ignore: Sequence[str] = (),
     suffixes: Sequence[str] = (),
 ) -> Samples | None:
@@ -44,7 +44,7 @@ def class_tree(
         download: Unused: these are fetched by hand.
         folders: Folder of each split below the root; a split that is left out is not there.
         known: Names of the class folders by label; None: the sorted folders, as many as the row has classes.
-        strip: Regular expression of what a folder's name has and its class name, where the row has none, lacks.
+        pattern: Regular expression of the class folders where they are not known; its group is the class name.
         ignore: Folders that are no classes.
         suffixes: Suffixes of the images, in lower case; by default all that are known.
 
@@ -55,7 +55,7 @@ def class_tree(
     if split not in folders:
         return None
     home = root / folders[split]
-    order = _classes(row, root, home, known, ignore)
+    order = _classes(row, root, home, known, pattern, ignore)
     kinds = frozenset(suffixes) or SUFFIXES
     labels: list[int] = []
     paths: list[str] = []
@@ -63,7 +63,7 @@ def class_tree(
         found = _images(home / folder, kinds)
         paths += [f"{folder}/{image}" for image in found]
         labels += [label] * len(found)
-    names = row.classnames or [re.sub(strip, "", folder).replace("-", " ") for folder in order]
+    names = row.classnames or [re.sub(f"^{pattern}$", r"\1", folder).replace("-", " ") for folder in order]
     return in_key_order(FileImages(PathsBelow(home, paths)), labels, paths, names)
 
 
@@ -103,11 +103,13 @@ def indexed_tree(
     return whole.subset(np.asarray(chosen, dtype=np.int64))
 
 
-def _classes(row: Row, root: Path, home: Path, known: Sequence[str] | None, ignore: Sequence[str]) -> Sequence[str]:
+def _classes(
+    row: Row, root: Path, home: Path, known: Sequence[str] | None, pattern: str, ignore: Sequence[str]
+) -> Sequence[str]:
     """The class folders in ``home`` by label.
 
     Raises:
-        UserError: There is one that is not known, or one is lacking.
+        UserError: There is one that cannot be a class, or one is lacking.
     """
     try:
         with os.scandir(home) as listing:
@@ -115,17 +117,16 @@ def _classes(row: Row, root: Path, home: Path, known: Sequence[str] | None, igno
     except (FileNotFoundError, NotADirectoryError) as error:
         raise missing(row, root, f"there is no folder {home}") from error
     there = [name for name in there if name not in ignore]
-    if known is None:
-        if len(there) != row.classes:
-            raise missing(row, root, f"{home} has {len(there)} class folders, expected are {row.classes}")
-        return there
-    odd = [name for name in there if name not in known]
+    odd = [name for name in there if (not re.fullmatch(pattern, name) if known is None else name not in known)]
     if odd:
-        raise UserError(f"{row.title}: {home / odd[0]} is none of its {len(known)} classes.{near(odd[0], known)}")
-    absent = [name for name in known if name not in there]
-    if absent:
-        raise missing(row, root, f"{home} lacks {len(absent)} of {len(known)} class folders, the first: {absent[0]}")
-    return known
+        raise UserError(
+            f"{row.title}: {home / odd[0]} is none of its {row.classes} classes.{near(odd[0], known or ())}"
+        )
+    if len(there) != row.classes:
+        absent = [name for name in known or () if name not in there]
+        lacking = f", it lacks {absent[0]}" if absent else ""
+        raise missing(row, root, f"{home} has {len(there)} of {row.classes} class folders{lacking}")
+    return there if known is None else known
 
 
 def _images(folder: Path, suffixes: frozenset[str]) -> list[str]:

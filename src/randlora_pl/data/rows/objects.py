@@ -15,7 +15,10 @@ ROWS = (
         class_count=1000,
         templates=prompts.IMAGENET_TEMPLATES,
         counts=counts(1_276_167, 5_000, 50_000),
-        options={"folders": {"train": "imagenet/train", "test": "imagenet/val"}},
+        options={
+            "folders": {"train": "imagenet/train", "test": "imagenet/val"},
+            "known": prompts.folders("imagenet"),
+        },
         layout="imagenet/{train,val}/WNID/*.JPEG (the validation images sorted into folders too)",
         note="class names and prompts are open_clip's, in the order of the folder names",
     ),
@@ -51,7 +54,7 @@ ROWS = (
         counts=counts(22_037, 2_448, 6_122),
         options={
             "folders": {"train": "caltech256/256_ObjectCategories"},
-            "strip": r"^\d{3}\.|-101$",
+            "pattern": r"\d{3}\.(.+?)(?:-101)?",
             "suffixes": (".jpg",),
         },
         layout="caltech256/256_ObjectCategories/NNN.CLASS/NNN_NNNN.jpg",
