@@ -54,6 +54,7 @@ def test_typed_adapter_drops_the_options_of_the_old_one() -> None:
 
 
 def adapter_of(*words: str) -> Any:
+    """The adapter of a config after one of RandLoRA of rank 6."""
     return compose("fit", ["--config", "quickstart", *words], DEFAULTS).config["model"]["init_args"]["adapter"]
 
 
@@ -84,8 +85,10 @@ def test_typed_mappings_and_classes() -> None:
 
 
 def test_empty_sections_wipe_nothing_and_dates_are_names(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("data:\nrun: {name: 2026-05-01}\n")
-    flat = compose("fit", ["--config", "quickstart", "--config", str(tmp_path / "c.yaml")], DEFAULTS).flat()
+    (tmp_path / "a.yaml").write_text("data: {steps: 200}\n")
+    (tmp_path / "b.yaml").write_text("data:\nrun: {name: 2026-05-01}\n")
+    words = [word for name in "ab" for word in ("--config", str(tmp_path / f"{name}.yaml"))]
+    flat = compose("fit", words, DEFAULTS).flat()
     assert flat["data.steps"] == 200
     assert flat["run.name"] == "2026-05-01"
 
