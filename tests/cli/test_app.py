@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from randlora_pl.adapters import LoRA, RandLoRA, VeRA, inject
 from randlora_pl.cli.app import App
@@ -109,6 +110,16 @@ def test_loggers_are_chosen_by_name(build: Build) -> None:
     assert [type(logger) for logger in app.trainer.loggers] == [TensorBoardLogger, CSVLogger]
     assert all(Path(str(logger.log_dir)).parent == app.folder for logger in app.trainer.loggers)
     assert build("--config", "quickstart", "--run.logger", "none").trainer.loggers == []
+
+
+def test_only_the_first_process_removes_the_folder(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = build("--config", "quickstart")
+    with monkeypatch.context() as patched:
+        patched.setattr(rank_zero_only, "rank", 1)
+        app.discard()
+    assert app.folder.is_dir()
+    app.discard()
+    assert not Path("runs").exists()
 
 
 def test_callbacks_of_the_user_come_on_top(build: Build) -> None:
