@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from randlora_pl.cli.compose import read_config
 from randlora_pl.cli.configs import find_config
 from randlora_pl.cli.main import main
 from randlora_pl.errors import UserError
@@ -47,7 +48,7 @@ def small() -> Comparison:
 
 
 def test_the_shipped_comparison_has_every_method_of_the_papers_vision_experiments() -> None:
-    comparison = Comparison.read(find_config("compare_methods"))
+    comparison = Comparison.of(read_config(find_config("compare_methods")), find_config("compare_methods"))
     assert {facts["method"] for facts in comparison.methods.values()} == {
         "RandLoRA", "LoRA", "DoRA", "VeRA", "NoLA", "BitFit", "LinearProbe", "FullFineTuning",
     }  # fmt: skip
@@ -92,15 +93,19 @@ def test_table_has_mean_and_standard_error_in_order() -> None:
 def test_tuning_reads_the_validation_split_with_a_seed_of_its_own(
     small: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match="seeds contain 1"):
-        tune(small, tmp_path, seed=1)
+    with pytest.raises(UserError, match="both contain 1"):
+        tune(replace(small, tuning_seeds=[0, 1]), tmp_path)
     with pytest.raises(UserError, match="learning_rates is empty"):
         tune(replace(small, learning_rates=[]), tmp_path)
     splits: list[str] = []
     plain = methods._evaluate
     monkeypatch.setattr(methods, "_evaluate", lambda *args: (splits.append(args[2]), plain(*args))[1])
+    small = replace(small, learning_rates=[1e-9, 1e-3, 1e-2], tuning_seeds=[0, 4])
     found = tune(small, tmp_path, say=lambda line: None)
-    assert {name: set(rates) for name, rates in found.items()} == {name: {1e-3, 1e-2} for name in small.methods}
+    for rates in found.values():
+        assert set(rates) == {1e-9, 1e-3, 1e-2}
+        assert sorted(map(len, rates.values())) == [1, 2, 2], "the two best with every seed"
+        assert min(r[0] for r in rates.values() if len(r) == 2) >= max(r[0] for r in rates.values() if len(r) == 1)
     assert set(splits) == {"val"}
     kept = json.loads((tmp_path / "tuning.json").read_text())
     assert kept == {name: {str(rate): value for rate, value in rates.items()} for name, rates in found.items()}
@@ -111,7 +116,10 @@ def test_linear_probe_is_tuned_by_the_rate_that_it_has(small: Comparison) -> Non
 
 
 def test_best_rates_are_lines_of_a_config(small: Comparison) -> None:
-    found = {"RandLoRA-6": {1e-3: 0.5, 1e-2: 0.7}, "linear probe": {1e-2: 0.9, 1e-3: 0.9}}
+    found = {
+        "RandLoRA-6": {1e-3: [0.5, 0.5], 1e-2: [0.7, 0.7], 1e-1: [0.9]},
+        "linear probe": {1e-2: [0.9], 1e-3: [0.9]},
+    }
     read = yaml.safe_load("methods:\n" + best_rates(small, found))["methods"]
     assert read["RandLoRA-6"] == {"method": "RandLoRA", "learning_rate": 1e-2}
     assert read["linear probe"]["head_learning_rate"] == 1e-3, "of equal ones the lowest"

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from randlora_pl.cli.compose import read_config
 from randlora_pl.cli.configs import find_config
 from randlora_pl.cli.runs import new_folder
 from randlora_pl.errors import Terminated, UserError
@@ -30,7 +31,7 @@ def compare_verb(args: list[str]) -> int:
     parser.add_argument("--output")
     typed = parser.parse_args(args)
     if typed.tune and typed.seeds:
-        raise UserError("--tune takes its own seed, 0: leave out --seeds.")
+        raise UserError("--tune takes the seeds of its own, tuning_seeds: leave out --seeds.")
     file = find_config(typed.config)
     from randlora_pl.callbacks.console import log_to_terminal
     from randlora_pl.cli.train import quieten
@@ -42,7 +43,7 @@ def compare_verb(args: list[str]) -> int:
     from randlora_pl.experiments.comparison import Comparison
     from randlora_pl.experiments.methods import best_rates, check_tuning, compare, tune
 
-    comparison = Comparison.read(file).only(typed.methods)
+    comparison = Comparison.of(read_config(file), file).only(typed.methods)
     if typed.seeds:
         comparison = replace(comparison, seeds=typed.seeds)
     comparison.check()

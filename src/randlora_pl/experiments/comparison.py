@@ -1,13 +1,12 @@
 """What a comparison of methods consists of, read from a YAML file and checked before anything runs."""
 
 import inspect
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from randlora_pl.adapters import inject
 from randlora_pl.adapters.files import make_adapter
-from randlora_pl.cli.compose import read_config
 from randlora_pl.data import ImageData
 from randlora_pl.errors import UserError, near
 from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
@@ -26,6 +25,7 @@ class Comparison:
             arguments of the task, such as ``learning_rate``.
         seeds: Each seed selects shots, order, augmentation, bases and initial values.
         learning_rates: What `tune` tries for every method.
+        tuning_seeds: Seeds of `tune`, none of them in ``seeds``.
     """
 
     model: dict[str, Any]
@@ -33,6 +33,7 @@ class Comparison:
     methods: dict[str, dict[str, Any]]
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     learning_rates: list[float] = field(default_factory=list)
+    tuning_seeds: list[int] = field(default_factory=lambda: [0, 4, 5])
 
     def __post_init__(self) -> None:
         mappings = {"model": self.model, "data": self.data, "methods": self.methods}
@@ -40,22 +41,31 @@ class Comparison:
         for name, value in mappings.items():
             if not isinstance(value, dict) or (name == "methods" and not value):
                 raise UserError(f"{name} is {value!r}: expected options such as {{name: value}}.")
-        for name, kinds, values in (("seeds", int, self.seeds), ("learning_rates", int | float, self.learning_rates)):
+        numbers: dict[str, list[Any]] = {
+            "seeds": self.seeds,
+            "tuning_seeds": self.tuning_seeds,
+            "learning_rates": self.learning_rates,
+        }
+        for name, values in numbers.items():
+            kinds = int | float if name == "learning_rates" else int
             wrong = not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, kinds) for v in values)
             if wrong or any(value < 0 for value in values):
                 raise UserError(f"{name} is {values!r}: expected a list of positive numbers.")
         self.seeds = list(dict.fromkeys(self.seeds))
-        if not self.seeds:
-            raise UserError("seeds is empty: give one or more.")
+        if not self.seeds or not self.tuning_seeds:
+            raise UserError(f"{'tuning_' if self.seeds else ''}seeds is empty: give one or more.")
 
     @classmethod
-    def read(cls, path: Path) -> "Comparison":
-        """Reads a YAML file.
+    def of(cls, content: dict[str, Any], path: Path) -> "Comparison":
+        """From the content of a YAML file.
+
+        Args:
+            content: What the file says.
+            path: The file, for messages.
 
         Raises:
-            UserError: If it is none, or says something unknown.
+            UserError: If it says something unknown.
         """
-        content = read_config(path)
         names = [field.name for field in fields(cls)]
         for key in content:
             if key not in names:
@@ -78,7 +88,7 @@ class Comparison:
             if name not in self.methods:
                 raise UserError(f"the comparison has no method {name!r}.{near(name, self.methods)}")
         chosen = {name: facts for name, facts in self.methods.items() if names is None or name in names}
-        return Comparison(self.model, self.data, chosen, self.seeds, self.learning_rates)
+        return replace(self, methods=chosen)
 
     def images(self, seed: int) -> ImageData:
         """The data of one run.

@@ -121,31 +121,41 @@ def tuned_option(comparison: Comparison, name: str) -> str:
     return "head_learning_rate" if comparison.methods[name]["method"] == "LinearProbe" else "learning_rate"
 
 
-def tune(comparison: Comparison, output: Path, seed: int = 0, say: Any = print) -> dict[str, dict[float, float]]:
-    """Validation accuracy of every method at every learning rate; the test images are not read.
+Found = dict[str, dict[float, list[float]]]
+"""Accuracies by method and learning rate, one for each seed."""
+
+
+def tune(comparison: Comparison, output: Path, say: Any = print) -> Found:
+    """Validation accuracy of the methods at the learning rates; the test images are not read.
+
+    Every rate is tried with the first of the tuning seeds, the two best also with the others: one run on few
+    validation images is too noisy a judge between neighbours.
 
     Args:
-        comparison: With ``learning_rates``.
+        comparison: With ``learning_rates`` and ``tuning_seeds``.
         output: A new folder. Its ``tuning.json`` is brought up to date after every run.
-        seed: A seed that the comparison itself does not use.
         say: Receives a line for each finished run.
 
     Raises:
-        UserError: There is nothing to try, or the seed is one of the comparison's.
+        UserError: There is nothing to try, or a tuning seed is one of the comparison's.
     """
-    check_tuning(comparison, seed)
-    found: dict[str, dict[float, float]] = {}
+    check_tuning(comparison)
+    found: Found = {}
     for name in comparison.methods:
-        option = tuned_option(comparison, name)
-        for rate in dict.fromkeys(comparison.learning_rates):
-            cell = run_cell(comparison, name, seed, "val", **{option: rate})
-            found.setdefault(name, {})[rate] = cell.accuracy
-            say(f"{name} at {option} {rate:g}: {100 * cell.accuracy:.1f} % on validation")
-            write_text(output / "tuning.json", json.dumps(found, indent=1) + "\n")
+        option, tried = tuned_option(comparison, name), found.setdefault(name, {})
+        rates = sorted(set(comparison.learning_rates))
+        for place, seed in enumerate(comparison.tuning_seeds):
+            if place == 1:
+                rates = sorted(rates, key=lambda rate: (-tried[rate][0], rate))[:2]
+            for rate in rates:
+                cell = run_cell(comparison, name, seed, "val", **{option: rate})
+                tried.setdefault(rate, []).append(cell.accuracy)
+                say(f"{name} at {option} {rate:g}, seed {seed}: {100 * cell.accuracy:.1f} % on validation")
+                write_text(output / "tuning.json", json.dumps(found, indent=1) + "\n")
     return found
 
 
-def check_tuning(comparison: Comparison, seed: int = 0) -> None:
+def check_tuning(comparison: Comparison) -> None:
     """Whether the rates can be searched.
 
     Raises:
@@ -153,19 +163,21 @@ def check_tuning(comparison: Comparison, seed: int = 0) -> None:
     """
     if not comparison.learning_rates:
         raise UserError("learning_rates is empty: give the comparison's config the rates to try.")
-    if seed in comparison.seeds:
-        raise UserError(f"the comparison's seeds contain {seed}, which is kept for tuning; take it out of them.")
-    data = comparison.images(seed)
+    if both := set(comparison.tuning_seeds) & set(comparison.seeds):
+        raise UserError(f"seeds and tuning_seeds both contain {min(both)}; choose others for one of them.")
+    data = comparison.images(comparison.tuning_seeds[0])
     data.setup()
     if isinstance(data.val_dataloader(), list):  # no loader at all
         raise UserError("data.train_split keeps no validation images; tuning needs them.")
 
 
-def best_rates(comparison: Comparison, found: dict[str, dict[float, float]]) -> str:
+def best_rates(comparison: Comparison, found: Found) -> str:
     """The methods with their best rates (of equal ones the lowest), as lines below ``methods:`` of a config."""
     lines = []
     for name, figures in found.items():
-        rate = max(sorted(figures), key=figures.__getitem__)
+        runs = max(map(len, figures.values()))
+        means = {rate: statistics.mean(values) for rate, values in sorted(figures.items()) if len(values) == runs}
+        rate = max(means, key=means.__getitem__)
         facts = comparison.methods[name] | {tuned_option(comparison, name): rate}
         text = yaml.safe_dump({name: facts}, default_flow_style=True, sort_keys=False, width=1000)
         lines.append(f"  {text.strip()[1:-1]}")
