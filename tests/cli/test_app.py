@@ -4,10 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from randlora_pl.adapters import LoRA, RandLoRA, VeRA, inject
 from randlora_pl.cli.app import App
 from randlora_pl.cli.configs import config_names
+from randlora_pl.cli.stages import write_config
 from randlora_pl.cli.train import prepare
 from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
 from randlora_pl.tasks import TextHeadTask, VisionLanguageTask
@@ -86,6 +88,16 @@ def test_options_reach_the_adapter(build: Build) -> None:
     assert task.adapter.rank == {".*mlp.*": 4} and task.adapter.match == "lora:32" and task.targets == ["mlp"]
 
 
+def test_inner_method_of_dora(build: Build) -> None:
+    inner = build("--config", "quickstart", "--model.adapter", "DoRA", "--model.adapter.inner.rank", "3").model.adapter
+    assert isinstance(inner.inner, LoRA) and inner.rank == 3
+    words = ["--model.adapter", "dora", "--model.adapter.inner", "randlora", "--model.adapter.inner.seed", "7"]
+    app = build("--config", "quickstart", *words)
+    assert isinstance(app.model.adapter.inner, RandLoRA)
+    write_config(app)
+    assert "seed: 7" in (app.folder / "config.yaml").read_text()
+
+
 def test_one_seed_feeds_model_data_and_bases(build: Build) -> None:
     app = build("--config", "quickstart", "--seed_everything", "5")
     assert app.model.seed == app.datamodule.seed == app.model.adapter.seed == 5
@@ -98,6 +110,16 @@ def test_loggers_are_chosen_by_name(build: Build) -> None:
     assert [type(logger) for logger in app.trainer.loggers] == [TensorBoardLogger, CSVLogger]
     assert all(Path(str(logger.log_dir)).parent == app.folder for logger in app.trainer.loggers)
     assert build("--config", "quickstart", "--run.logger", "none").trainer.loggers == []
+
+
+def test_only_the_first_process_removes_the_folder(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = build("--config", "quickstart")
+    with monkeypatch.context() as patched:
+        patched.setattr(rank_zero_only, "rank", 1)
+        app.discard()
+    assert app.folder.is_dir()
+    app.discard()
+    assert not Path("runs").exists()
 
 
 def test_callbacks_of_the_user_come_on_top(build: Build) -> None:
@@ -126,6 +148,8 @@ def test_callbacks_of_the_user_come_on_top(build: Build) -> None:
         ("--trainer.callbacks foo", "--trainer.callbacks"),
         ("--run.logger tensorbord", "Did you mean 'tensorboard'"),
         ("--run.name a/b", "without slashes"),
+        ("--seed_everything -1", "--seed_everything is -1"),
+        ("--model.adapter 8", "model.adapter is 8"),
         ("--checkpoint.every_n_steps 0", "positive number of steps"),
         ("--gradient_flow.action shout", "--gradient_flow.action: expected one of warn, raise, off"),
     ],

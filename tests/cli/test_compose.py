@@ -53,6 +53,58 @@ def test_typed_adapter_drops_the_options_of_the_old_one() -> None:
     assert typed.flat()["model.adapter"] == "LoRA"
 
 
+def adapter_of(*words: str) -> Any:
+    """The adapter of a config after one of RandLoRA of rank 6."""
+    return compose("fit", ["--config", "quickstart", *words], DEFAULTS).config["model"]["init_args"]["adapter"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model: {adapter: LoRA}", {"class_path": "LoRA"}),
+        ("model: {adapter: {class_path: LoRA, rank: 4}}", {"class_path": "LoRA", "init_args": {"rank": 4}}),
+        ("model: {init_args: {adapter: {rank: 4}}}", {"class_path": "RandLoRA", "init_args": {"rank": 4}}),
+        ("model:", {"class_path": "RandLoRA", "init_args": {"rank": 6}}),
+        (
+            "model: {adapter: {class_path: DoRA, inner: LoRA}}",
+            {"class_path": "DoRA", "init_args": {"inner": {"class_path": "LoRA"}}},
+        ),
+    ],
+)
+def test_classes_are_written_as_on_the_command_line(tmp_path: Path, text: str, expected: Any) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    assert adapter_of("--config", str(tmp_path / "c.yaml")) == expected
+
+
+def test_typed_mappings_and_classes() -> None:
+    typed = "{class_path: LoRA, init_args: {rank: 4}}"
+    assert adapter_of("--model.adapter", typed) == {"class_path": "LoRA", "init_args": {"rank": 4}}
+    assert adapter_of("--model.adapter={rank: 4}") == {"class_path": "RandLoRA", "init_args": {"rank": 4}}
+    assert adapter_of("--model.adapter", "randlora")["init_args"] == {"rank": 6}, "the same class, spelled otherwise"
+    assert compose("fit", ["--model.adapter", typed], DEFAULTS).typed == []
+
+
+def test_empty_sections_wipe_nothing_and_dates_are_names(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("data: {steps: 200}\n")
+    (tmp_path / "b.yaml").write_text("data:\nrun: {name: 2026-05-01}\n")
+    words = [word for name in "ab" for word in ("--config", str(tmp_path / f"{name}.yaml"))]
+    flat = compose("fit", words, DEFAULTS).flat()
+    assert flat["data.steps"] == 200
+    assert flat["run.name"] == "2026-05-01"
+
+
+@pytest.mark.parametrize(
+    "text", ["model: 5", "model: {init_args: foo}", "model: {class_path: 5}", "model: {adapter: [1]}", "run: 5", "5: 3"]
+)
+def test_sections_of_another_kind_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"c\.yaml: .*(is|expected)"):
+        compose("fit", ["--config", str(tmp_path / "c.yaml")], DEFAULTS)
+    if text.startswith("model: {adapter"):
+        with pytest.raises(UserError, match=r"model\.adapter is 8: expected a class"):
+            adapter_of("--model.adapter", "8")
+
+
 def test_words_are_sorted() -> None:
     words = [
         "--data.shots",

@@ -1,3 +1,4 @@
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,17 @@ def test_network_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(urllib.request, "urlopen", reachable)
     assert doctor.network() == {"http://127.0.0.1:1": "reachable"}
+
+
+@pytest.mark.parametrize("library", ["torch", "open_clip", "huggingface_hub"])
+def test_broken_libraries_are_told(run: Run, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    for name in [name for name in sys.modules if name == library or name.startswith(f"{library}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    result = run("doctor")
+    assert result.code == 0
+    assert "BROKEN" in result.out and library in result.out
+    assert "Data sets" in result.out and "digits" in result.out and "Folders" in result.out
 
 
 def test_doctor_takes_no_options(refused: Callable[..., str]) -> None:

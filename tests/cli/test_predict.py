@@ -110,8 +110,16 @@ def test_truncated_adapter_names_the_file(
     assert "adapter.safetensors" in message and "truncated" in message
 
 
-def test_devices(run: Run) -> None:
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_device("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match="--device tpu is not on this machine"):
         pick_device("tpu")
+    for name in ("cpu:x", "cpu:7"):
+        with pytest.raises(UserError, match=f"--device {name} is "):
+            pick_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="the last one is cuda:1"):
+        pick_device("cuda:7")
     assert parse(["--adapter", "a", "--images", "b", "c"]).images == [Path("b"), Path("c")]

@@ -220,6 +220,9 @@ def test_run_that_ran_out_of_time_is_not_finished(run: Run, tmp_path: Path, refu
     results = json.loads((folder / "results.json").read_text())
     assert results["finished"] is False and results["steps"] < 3
     assert f"randlora-pl fit --resume {folder.relative_to(tmp_path)}" in result.out
+    assert run("fit", "--resume", str(folder), "--trainer.max_time", "00:01:00:00").code == 0
+    results = json.loads((folder / "results.json").read_text())
+    assert results["finished"] is True and results["steps"] == 3
     shutil.rmtree(folder / "adapter")
     assert "is not finished: randlora-pl fit --resume" in refused("test", "--run", str(folder))
 

@@ -95,9 +95,9 @@ def test_the_models_image_spec_is_taken_unless_overridden(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "steps", "draws"),
     [
-        ({}, 122, 1294 * 12),
-        ({"train_split": "full"}, 135, 1437 * 12),
-        ({"fraction": 0.5}, 61, 647 * 12),
+        ({}, 102, 1294 * 10),
+        ({"train_split": "full"}, 113, 1437 * 10),
+        ({"fraction": 0.5}, 51, 647 * 10),
         ({"fraction": 0.5, "epochs": 3}, 16, 647 * 3),
         ({"shots": 1}, 101, 10 * 129 * 10),
         ({"shots": 1, "epochs": 2}, 21, 10 * 129 * 2),

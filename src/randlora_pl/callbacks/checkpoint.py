@@ -85,8 +85,12 @@ class AdapterCheckpoint(Callback):
             self._save_last(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last weights for resuming, unless the training ended between two micro-batches of a step."""
-        if self._whole_window:
+        """Saves the end of the run; where it stopped early, the older checkpoint stays.
+
+        By now Lightning takes its one epoch for completed, so a resumed run would not go on from here.
+        """
+        task: Any = pl_module
+        if trainer.global_step >= task.total_steps():
             self._save_last(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -68,7 +68,9 @@ def with_defaults(tree: Tree) -> Tree:
     except (ImportError, AttributeError):
         return tree  # the parser says what is wrong
     options = {p.name: p.default for p in signature(kind).parameters.values() if p.default is not p.empty}
-    adapter["init_args"] = options | (adapter.get("init_args") or {})
+    adapter["init_args"] = options = options | (adapter.get("init_args") or {})
+    if "inner" in options:  # DoRA's is LoRA by default, so that its options can be typed without its name
+        options["inner"] = {"class_path": "randlora_pl.adapters.LoRA"} | (options["inner"] or {})
     return tree
 
 
@@ -180,5 +182,5 @@ class App(LightningCLI):
 
     def discard(self) -> None:
         """Removes a folder that this process made and that holds nothing worth keeping yet; the first process does."""
-        if self.created and self.folder != Path() and rank_zero_only.rank == 0:
+        if self.created and self.folder != Path() and getattr(rank_zero_only, "rank", 0) == 0:
             remove_folder(self.folder, self._made)

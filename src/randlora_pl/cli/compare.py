@@ -1,12 +1,14 @@
 """``compare-methods``: every method on one few-shot data set, in one table."""
 
 import argparse
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from randlora_pl.cli.compose import read_config
 from randlora_pl.cli.configs import find_config
-from randlora_pl.errors import UserError
+from randlora_pl.cli.runs import new_folder
+from randlora_pl.errors import Terminated, UserError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,21 +30,50 @@ def compare_verb(args: list[str]) -> int:
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--output")
     typed = parser.parse_args(args)
+    if typed.tune and typed.seeds:
+        raise UserError("--tune takes the seeds of its own, tuning_seeds: leave out --seeds.")
     file = find_config(typed.config)
-    from randlora_pl.cli.runs import new_folder  # light, but what follows imports PyTorch
+    from randlora_pl.callbacks.console import log_to_terminal
     from randlora_pl.cli.train import quieten
-    from randlora_pl.experiments.methods import Comparison, compare, tune
 
-    comparison = Comparison.read(file).only(typed.methods)
-    comparison.seeds = typed.seeds or comparison.seeds
     quieten()
+    log_to_terminal()
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from randlora_pl.experiments.comparison import Comparison
+    from randlora_pl.experiments.methods import best_rates, check_tuning, compare, tune
+
+    comparison = Comparison.of(read_config(file), file).only(typed.methods)
+    if typed.seeds:
+        comparison = replace(comparison, seeds=typed.seeds)
+    comparison.check()
     if typed.tune:
-        found = tune(comparison)
-        print(json.dumps(found, indent=1))
-        return 0
-    if typed.output and Path(typed.output).exists():
-        raise UserError(f"{typed.output} exists; name a new folder, nothing is overwritten.")
-    folder = Path(typed.output) if typed.output else new_folder(Path("runs"), "compare-methods")
-    compare(comparison, folder)
-    print(f"\n{(folder / 'table.md').read_text()}\n{folder / 'table.md'} and cells.json hold the figures")
+        check_tuning(comparison)
+    folder = _folder(typed.output)
+    try:
+        if typed.tune:
+            print(f"\nThe best rates, to be put below methods:\n{best_rates(comparison, tune(comparison, folder))}")
+            following = f"config cp {typed.config} my.yaml, then compare-methods --config my.yaml"
+        else:
+            compare(comparison, folder)
+            print(f"\n{(folder / 'table.md').read_text(encoding='utf-8')}")
+            following = f"compare-methods --config {typed.config} --tune"
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM
+        kind = Terminated if isinstance(stop, SIGTERMException) else KeyboardInterrupt
+        raise kind(f"what was finished is in {folder}") from stop
+    print(f"\nFigures: {folder}/ ({', '.join(sorted(path.name for path in folder.iterdir()))})")
+    print(f"Next: randlora-pl {following}")
     return 0
+
+
+def _folder(output: str | None) -> Path:
+    """A new folder for the figures."""
+    if output is None:
+        return new_folder(Path("runs"), "compare-methods", "--output")
+    try:
+        Path(output).mkdir(parents=True)
+    except FileExistsError as error:
+        raise UserError(f"{output} exists; name a new folder, nothing is overwritten.") from error
+    except OSError as error:
+        raise UserError(f"{output} cannot be made ({error.strerror}); name another --output.") from error
+    return Path(output)

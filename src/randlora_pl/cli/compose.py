@@ -7,7 +7,7 @@ merged first, a new adapter class starts from its own defaults, and names are ch
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,14 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$|^[-+]?(?:\d+\.\d*|\.\d+)$|^[-+]?\.(?:inf|nan)$"),
     list("-+0123456789."),
 )
+_Loader.yaml_implicit_resolvers = {  # a date is a name here, as on the command line
+    start: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
+    for start, known in _Loader.yaml_implicit_resolvers.items()
+}
+
+CLASSES = ("model", "model.adapter", "model.adapter.inner")
+"""Options whose value is a class, each an argument of the one before."""
+_GROUPS = ("data", "trainer", "run", "checkpoint", "gradient_flow")
 
 
 @dataclass
@@ -58,8 +66,8 @@ class Command:
         """The config by short names, with what was typed on top."""
         result = flatten(self.config)
         for key, text in self.values.items():
-            if key == "model.adapter" and _last(result.get(key)) != _last(text):
-                result = {name: value for name, value in result.items() if not name.startswith("model.adapter.")}
+            if key in CLASSES[1:] and _last(result.get(key)) != _last(text):
+                result = {name: value for name, value in result.items() if not name.startswith(f"{key}.")}
             result[key] = parse_value(text)
         return result
 
@@ -110,19 +118,45 @@ def merge(old: Any, new: Any, key: str = "") -> Any:
 
 
 def _last(class_path: Any) -> str:
-    return str(class_path).rpartition(".")[2]
+    return str(class_path).rpartition(".")[2].lower()
 
 
 def normalise(tree: Tree) -> Tree:
-    """The same config with every class written as ``{class_path: NAME, ...}``."""
-    model = tree.get("model")
-    if model is None:
-        return tree
-    model = {"class_path": model} if isinstance(model, str) else dict(model)
-    options = dict(model.get("init_args") or {})
-    if isinstance(options.get("adapter"), str):
-        options["adapter"] = {"class_path": options["adapter"]}
-    return tree | {"model": model | ({"init_args": options} if options else {})}
+    """The same config with every class as ``{class_path: NAME, init_args: {...}}``, and no empty sections.
+
+    Raises:
+        UserError: A section or a class is something else.
+    """
+    tree = {key: value for key, value in _mapping("a config", tree).items() if value is not None}
+    for group in _GROUPS:
+        if group in tree:
+            _mapping(group, tree[group])
+    if "model" in tree:
+        tree["model"] = _as_class(CLASSES, tree["model"])
+    return tree
+
+
+def _as_class(options: Sequence[str], value: Any) -> Tree:
+    """The value of the first option as a class; the others name those among its arguments."""
+    option, *inner = options
+    node = {"class_path": value} if isinstance(value, str) else dict(_mapping(option, value, "a class or "))
+    if not isinstance(node.get("class_path", ""), str):
+        raise UserError(f"{option} is {node['class_path']!r}: give the name of a class.")
+    arguments = dict(_mapping(f"init_args of {option}", node.pop("init_args", None) or {}))
+    for name in set(node) - {"class_path", "dict_kwargs"}:  # as on the command line, where init_args is left out
+        arguments[name] = node.pop(name)
+    name = inner[0].rpartition(".")[2] if inner else ""
+    if name in arguments and arguments[name] is None:
+        del arguments[name]
+    if name in arguments:
+        arguments[name] = _as_class(inner, arguments[name])
+    return node | ({"init_args": arguments} if arguments else {})
+
+
+def _mapping(what: str, value: Any, other: str = "") -> Tree:
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return value
+    raise UserError(f"{what} is {value!r}: expected {other}options such as {{name: value}}.")
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -135,8 +169,6 @@ def flatten(tree: Tree) -> dict[str, Any]:
                 flat[prefix] = node["class_path"]
             for name, value in (node.get("init_args") or {}).items():
                 walk(f"{prefix}.{name}", value)
-            for name in set(node) - {"class_path", "init_args", "dict_kwargs"}:
-                flat[f"{prefix}.{name}"] = node[name]
         else:
             flat[prefix] = node
 
@@ -189,11 +221,14 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
             raise UserError(f"{option} needs {what} behind it.")
         if option in ("-c", "--config"):
             file = find_config(value)
-            command.config = merge(command.config, normalise(read_config(file)))
+            try:
+                command.config = merge(command.config, normalise(read_config(file)))
+            except UserError as error:
+                raise UserError(f"{file}: {error}") from error
             command.named.append(str(file))
         else:
             command.folders[option[2:]] = Path(value)
-    _switch_adapter(command)
+    _take_classes(command)
     return command
 
 
@@ -210,9 +245,18 @@ def _hint(word: str) -> str:
     return f" Did you mean --config {word}?"
 
 
-def _switch_adapter(command: Command) -> None:
-    """A typed adapter class that differs from the config's drops the config's options of the old class."""
-    typed = command.values.get("model.adapter")
-    options = command.config.get("model", {}).get("init_args", {})
-    if typed and re.fullmatch(r"[\w.]+", typed) and isinstance(options.get("adapter"), dict):
-        options["adapter"] = merge(options["adapter"], {"class_path": typed})
+def _take_classes(command: Command) -> None:
+    """Puts typed classes into the config; one that differs from the config's drops the options of the old one."""
+    for option in CLASSES:
+        text = command.values.get(option)
+        if text is None:
+            continue
+        value = parse_value(text)
+        tree: Any = value
+        for name in reversed(option.split(".")):
+            tree = {name: tree}
+        command.config = merge(command.config, normalise(tree)) if value is not None else command.config
+        if not isinstance(value, str):  # a mapping, which is in the config now; anything else was refused
+            del command.values[option]
+            place = next(n for n, word in enumerate(command.typed) if is_option(word) and short_name(word) == option)
+            del command.typed[place : place + 2]

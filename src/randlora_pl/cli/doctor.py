@@ -39,7 +39,11 @@ def doctor_verb(args: list[str]) -> int:
         ("Folders", folders),
     ):
         print(title)
-        for name, text in section().items():
+        try:
+            found = section()
+        except Exception as error:
+            found = {"BROKEN": f"{type(error).__name__}: {error}; reinstall what it names"}
+        for name, text in found.items():
             print(entry(name, text, column=28))
         print()
     return 0

@@ -66,7 +66,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         ended = isinstance(stop, Terminated)
         word = "terminated" if ended else "interrupted"
-        print(f"randlora-pl: {word}{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the processes of further devices have nothing to add
+            print(f"randlora-pl: {word}{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         return 143 if ended else 130
     except BrokenPipeError:  # the reader of a pipe such as `| head` has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

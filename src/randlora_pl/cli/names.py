@@ -3,8 +3,9 @@
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from randlora_pl.cli.compose import Command, flatten, is_option, normalise, read_config, short_name
+from randlora_pl.cli.compose import CLASSES, Command, flatten, is_option, normalise, read_config, short_name
 from randlora_pl.cli.sources import ClassSource, read_classes, subclasses, trainer_options
 from randlora_pl.errors import UserError, near
 
@@ -56,9 +57,7 @@ def check_names(command: Command) -> None:
     """
     flat = command.flat()
     task = known_class(flat["model"], tasks(), "task", "--model")
-    method = flat.get("model.adapter")
-    if isinstance(method, str):
-        method = known_class(method, adapters(), "adapter", "--model.adapter")
+    method = known_class(flat["model.adapter"], adapters(), "adapter", "--model.adapter")
     callbacks = read_classes("callbacks")
     groups: Groups = {
         "data": set(read_classes("data")["ImageData"].options) - {"seed"},  # seed_everything feeds it
@@ -68,14 +67,17 @@ def check_names(command: Command) -> None:
         "model.adapter": set(adapters()[method].options) if method else None,
     }
     inner = flat.get("model.adapter.inner")
-    if isinstance(inner, str):
+    if inner is not None:
         inner = known_class(inner, adapters(), "adapter", "--model.adapter.inner")
         groups["model.adapter.inner"] = set(adapters()[inner].options) if inner else None
     groups |= {group: set(callbacks[name].options) for group, name in CALLBACK_GROUPS.items()}
     for key in [*command.values, *(word.lstrip("-") for word in command.typed if is_option(word)), *flat]:
         _check_option(command, key, groups)
-    _spell(command, "model", task)
-    _spell(command, "model.adapter", method)
+    for option, name in zip(CLASSES, (task, method, inner), strict=True):
+        _spell(command, option, name)
+    seed = flat.get("seed_everything", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UserError(f"--seed_everything is {seed}: give a whole number from 0 to {2**32 - 1}.")
     if "data.dataset" in flat:
         from randlora_pl.data.catalog import find
 
@@ -135,6 +137,8 @@ def _spell(command: Command, option: str, name: str | None) -> None:
             if word.startswith("--") and short_name(word) == option:
                 command.typed[place + 1] = name
         command.values[option] = name
-    else:
-        model = command.config["model"]
-        (model if option == "model" else model["init_args"]["adapter"])["class_path"] = name
+    node: Any = {"init_args": command.config}
+    for part in option.split("."):
+        node = node.get("init_args", {}).get(part, {})
+    if node:
+        node["class_path"] = name

@@ -133,4 +133,11 @@ def pick_device(name: str) -> Any:
         return torch.device(there[0])
     if name.partition(":")[0] not in there:
         raise UserError(f"--device {name} is not on this machine; there is {', '.join(there)}.")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name} is no device: give cpu, cuda, cuda:1 and so on.") from error
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        raise UserError(f"--device {name} is not on this machine; the last one is {device.type}:{count - 1}.")
+    return device

@@ -35,12 +35,13 @@ def planned_name(flat: dict[str, Any]) -> str:
     return "_".join(re.sub(r"[^a-z0-9.]+", "-", word.lower()).strip("-.") for word in words if word)
 
 
-def new_folder(root: Path, name: str) -> Path:
+def new_folder(root: Path, name: str, option: str = "--run.root") -> Path:
     """Makes ``root/name/TIME``; a second run in the same second gets its own.
 
     Args:
         root: Folder of all runs.
         name: Name of the run.
+        option: What chooses another root, for the message.
 
     Raises:
         UserError: The folder cannot be made.
@@ -58,7 +59,7 @@ def new_folder(root: Path, name: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f"The run folder {folder} cannot be made ({error.strerror}); see --run.root.") from error
+            raise UserError(f"The run folder {folder} cannot be made ({error.strerror}); see {option}.") from error
         os.environ[_ENVIRONMENT] = str(folder)
         return folder
     raise UserError(f"{root / name} has a hundred runs of this second; give another --run.name.")

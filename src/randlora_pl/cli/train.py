@@ -127,7 +127,12 @@ def quieten() -> None:
     cores, that made a training ten times slower (2 cores, 2 threads).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for text in (".*does not have many workers.*", ".*number of training batches.*"):
+    for text in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*",
+        ".*in eval mode at the start of training.*",  # what is frozen stays in eval mode
+        ".*isinstance.treespec, LeafSpec.*",
+    ):
         warnings.filterwarnings("ignore", text)
 
 

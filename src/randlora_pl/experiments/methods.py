@@ -5,7 +5,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,54 +17,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from randlora_pl.adapters.files import make_adapter
+from randlora_pl.callbacks import ZeroShot
+from randlora_pl.callbacks.run_folder import write_text
 from randlora_pl.data import ImageData
-from randlora_pl.errors import UserError, near
-from randlora_pl.tasks.restore import TASKS
-
-
-@dataclass
-class Comparison:
-    """What to compare, as a YAML file says it.
-
-    Attributes:
-        model: Arguments of every task, such as ``name`` and ``pretrained``.
-        data: Arguments of `ImageData`, such as ``dataset`` and ``shots``.
-        methods: By the name in the table: ``task``, ``method``, ``options`` of the adapter, and further
-            arguments of the task, such as ``learning_rate``.
-        seeds: Each seed selects shots, order, augmentation, bases and initial values.
-        learning_rates: What `tune` tries for every method.
-    """
-
-    model: dict[str, Any]
-    data: dict[str, Any]
-    methods: dict[str, dict[str, Any]]
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
-    learning_rates: list[float] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, path: Path) -> "Comparison":
-        """Reads a YAML file.
-
-        Raises:
-            UserError: If it is none, or says something unknown.
-        """
-        try:
-            return cls(**yaml.safe_load(path.read_text()))
-        except (OSError, yaml.YAMLError, TypeError) as error:
-            raise UserError(f"{path} describes no comparison of methods ({error}).") from None
-
-    def only(self, names: list[str] | None) -> "Comparison":
-        """The comparison of some of its methods.
-
-        Raises:
-            UserError: If one is not in it.
-        """
-        for name in names or []:
-            if name not in self.methods:
-                raise UserError(f"the comparison has no method {name!r}.{near(name, self.methods)}")
-        chosen = {name: facts for name, facts in self.methods.items() if names is None or name in names}
-        return Comparison(self.model, self.data, chosen, self.seeds, self.learning_rates)
+from randlora_pl.errors import UserError
+from randlora_pl.experiments.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -85,9 +42,7 @@ def _trainer(**options: Any) -> Trainer:
     )  # fmt: skip
 
 
-def run_cell(
-    comparison: Comparison, name: str, seed: int, split: str = "test", **changes: Any
-) -> tuple[Cell, float | None]:
+def run_cell(comparison: Comparison, name: str, seed: int, split: str = "test", **changes: Any) -> Cell:
     """Trains one method with one seed and evaluates it once.
 
     Args:
@@ -96,34 +51,34 @@ def run_cell(
         seed: The seed.
         split: ``test``, or ``val`` for a search that must not see the test images.
         changes: Arguments of the task to change, such as ``learning_rate``.
-
-    Returns:
-        The cell, and the accuracy before training where the task has one.
     """
-    facts = dict(comparison.methods[name])
-    kind = TASKS[facts.pop("task", "VisionLanguageTask")]
-    adapter = make_adapter(facts.pop("method"), facts.pop("options", {}), name)
-    task = kind(**{**comparison.model, **facts, **changes, "seed": seed}, adapter=adapter)
-    data = ImageData(**comparison.data, seed=seed)
-    before = _evaluate(task, data, split) if task.zero_shot else None
+    task, data = comparison.task(name, seed, **changes), comparison.images(seed)
     trainer = _trainer(limit_val_batches=0)
     start = time.perf_counter()
     trainer.fit(task, data)
     seconds = time.perf_counter() - start
     trainable = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
-    return Cell(name, seed, _evaluate(task, data, split), trainable, seconds), before
+    return Cell(name, seed, _evaluate(task, data, split), trainable, seconds)
 
 
-def _evaluate(task: Any, data: ImageData, split: str) -> float:
-    trainer = _trainer()
-    if split == "val":
-        return float(trainer.validate(task, data, verbose=False)[0]["val/acc"])
-    return float(trainer.test(task, data, verbose=False)[0]["test/acc"])
+def zero_shot(comparison: Comparison, seed: int) -> Iterator[Cell]:
+    """The base model before any training; nothing where no method of the comparison starts from its text tower."""
+    for name in comparison.methods:
+        task = comparison.task(name, seed)
+        if task.zero_shot:
+            yield Cell("zero-shot", seed, _evaluate(task, comparison.images(seed), "test", [ZeroShot()]))
+            return
+
+
+def _evaluate(task: Any, data: ImageData, split: str, callbacks: Any = None) -> float:
+    trainer = _trainer(callbacks=callbacks)
+    found = (trainer.validate if split == "val" else trainer.test)(task, data, verbose=False)
+    return float(found[0][f"{split}/acc"])
 
 
 def baselines(comparison: Comparison, seed: int) -> Iterator[Cell]:
     """Two classifiers of raw pixels on the same images: logistic regression and the nearest neighbour."""
-    data = ImageData(**comparison.data, seed=seed)
+    data = comparison.images(seed)
     data.setup()
     splits = {}
     for split in ("train", "test"):
@@ -152,35 +107,81 @@ def compare(comparison: Comparison, output: Path, say: Any = print) -> Path:
     (output / "comparison.yaml").write_text(yaml.safe_dump(settings | {"seeds": comparison.seeds}, sort_keys=False))
     cells: list[Cell] = []
     for seed in comparison.seeds:
-        cells += baselines(comparison, seed)
+        cells += [*baselines(comparison, seed), *zero_shot(comparison, seed)]
         for name in comparison.methods:
-            cell, before = run_cell(comparison, name, seed)
-            if before is not None and Cell("zero-shot", seed, before) not in cells:
-                cells.append(Cell("zero-shot", seed, before))
-            cells.append(cell)
+            cells.append(cell := run_cell(comparison, name, seed))
             say(f"{name}, seed {seed}: {100 * cell.accuracy:.1f} % in {cell.seconds:.0f} s, {cell.trainable:,} trained")
-            _write(output / "cells.json", json.dumps([vars(c) for c in cells], indent=1) + "\n")
-            _write(output / "table.md", table(cells))
+            write_text(output / "cells.json", json.dumps([vars(c) for c in cells], indent=1) + "\n")
+            write_text(output / "table.md", table(cells))
     return output
 
 
-def tune(comparison: Comparison, seed: int = 0, say: Any = print) -> dict[str, dict[float, float]]:
-    """Validation accuracy of every method at every learning rate; the test images are not read.
+def tuned_option(comparison: Comparison, name: str) -> str:
+    """The learning rate that a method trains with: a linear probe has only that of its head."""
+    return "head_learning_rate" if comparison.methods[name]["method"] == "LinearProbe" else "learning_rate"
+
+
+Found = dict[str, dict[float, list[float]]]
+"""Accuracies by method and learning rate, one for each seed."""
+
+
+def tune(comparison: Comparison, output: Path, say: Any = print) -> Found:
+    """Validation accuracy of the methods at the learning rates; the test images are not read.
+
+    Every rate is tried with the first of the tuning seeds, the two best also with the others: one run on few
+    validation images is too noisy a judge between neighbours.
 
     Args:
-        comparison: With ``learning_rates``.
-        seed: A seed that the comparison itself does not use.
+        comparison: With ``learning_rates`` and ``tuning_seeds``.
+        output: A new folder. Its ``tuning.json`` is brought up to date after every run.
         say: Receives a line for each finished run.
+
+    Raises:
+        UserError: There is nothing to try, or a tuning seed is one of the comparison's.
     """
-    if seed in comparison.seeds:
-        raise UserError(f"seed {seed} is one of the comparison's own; tune with another.")
-    found: dict[str, dict[float, float]] = {}
+    check_tuning(comparison)
+    found: Found = {}
     for name in comparison.methods:
-        for rate in comparison.learning_rates:
-            cell, _ = run_cell(comparison, name, seed, "val", learning_rate=rate)
-            found.setdefault(name, {})[rate] = cell.accuracy
-            say(f"{name} at {rate:g}: {100 * cell.accuracy:.1f} % on validation")
+        option, tried = tuned_option(comparison, name), found.setdefault(name, {})
+        rates = sorted(set(comparison.learning_rates))
+        for place, seed in enumerate(comparison.tuning_seeds):
+            if place == 1:
+                rates = sorted(rates, key=lambda rate: (-tried[rate][0], rate))[:2]
+            for rate in rates:
+                cell = run_cell(comparison, name, seed, "val", **{option: rate})
+                tried.setdefault(rate, []).append(cell.accuracy)
+                say(f"{name} at {option} {rate:g}, seed {seed}: {100 * cell.accuracy:.1f} % on validation")
+                write_text(output / "tuning.json", json.dumps(found, indent=1) + "\n")
     return found
+
+
+def check_tuning(comparison: Comparison) -> None:
+    """Whether the rates can be searched.
+
+    Raises:
+        UserError: As `tune`.
+    """
+    if not comparison.learning_rates:
+        raise UserError("learning_rates is empty: give the comparison's config the rates to try.")
+    if both := set(comparison.tuning_seeds) & set(comparison.seeds):
+        raise UserError(f"seeds and tuning_seeds both contain {min(both)}; choose others for one of them.")
+    data = comparison.images(comparison.tuning_seeds[0])
+    data.setup()
+    if isinstance(data.val_dataloader(), list):  # no loader at all
+        raise UserError("data.train_split keeps no validation images; tuning needs them.")
+
+
+def best_rates(comparison: Comparison, found: Found) -> str:
+    """The methods with their best rates (of equal ones the lowest), as lines below ``methods:`` of a config."""
+    lines = []
+    for name, figures in found.items():
+        runs = max(map(len, figures.values()))
+        means = {rate: statistics.mean(values) for rate, values in sorted(figures.items()) if len(values) == runs}
+        rate = max(means, key=means.__getitem__)
+        facts = comparison.methods[name] | {tuned_option(comparison, name): rate}
+        text = yaml.safe_dump({name: facts}, default_flow_style=True, sort_keys=False, width=1000)
+        lines.append(f"  {text.strip()[1:-1]}")
+    return "\n".join(lines)
 
 
 def table(cells: list[Cell]) -> str:
@@ -191,14 +192,8 @@ def table(cells: list[Cell]) -> str:
     lines = ["| method | trained parameters | accuracy, % | seconds |", "|---|---:|---:|---:|"]
     for name, group in sorted(grouped.items(), key=lambda item: -statistics.mean(c.accuracy for c in item[1])):
         values = [100 * cell.accuracy for cell in group]
-        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else ""
         count = f"{group[0].trainable:,}" if group[0].trainable else "-"
         seconds = f"{statistics.median(cell.seconds for cell in group):.0f}" if group[0].seconds else "-"
-        lines.append(f"| {name} | {count} | {statistics.mean(values):.1f} ± {error:.1f} | {seconds} |")
+        lines.append(f"| {name} | {count} | {statistics.mean(values):.1f}{error} | {seconds} |")
     return "\n".join(lines) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.replace(path)

@@ -21,7 +21,7 @@ from randlora_pl.adapters import (
     unmerge,
 )
 from randlora_pl.errors import UserError
-from randlora_pl.models import ImageSpec, ModelIdentity, set_gradient_checkpointing
+from randlora_pl.models import ImageSpec, ModelIdentity, library_of, set_gradient_checkpointing
 from randlora_pl.tasks.checkpoint import check_adapter, check_tensors
 from randlora_pl.tasks.defaults import check_options, default_learning_rate
 from randlora_pl.tasks.evaluation import EvaluatedModule
@@ -64,7 +64,7 @@ class AdaptationTask(EvaluatedModule):
         super().__init__()
         check_options(learning_rate, weight_decay, warmup_steps, final_lr_fraction, max_grad_norm)
         if pretrained is None and name != "tiny":  # fine-tuning noise must be asked for
-            if "." not in name:
+            if library_of(name) == "open_clip" or "." not in name:
                 raise UserError(
                     f"--model.pretrained is missing: {name} needs weights. Give a tag (`randlora-pl models` shows "
                     "some), 'timm' for a timm model, a file, or 'random'."
