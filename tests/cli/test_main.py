@@ -9,7 +9,10 @@ from randlora_pl import __version__
 from randlora_pl.cli.main import VERBS, main
 from tests.cli.conftest import Run
 
-QUICK = (["--version"], ["--help"], ["datasets"], ["models"], ["adapters"], ["config", "list"], ["fit", "--help"])
+QUICK = (
+    *(["--version"], ["--help"], ["datasets"], ["models"], ["adapters"], ["config", "list"], ["fit", "--help"]),
+    ["data", "--help"],
+)
 
 
 @pytest.mark.parametrize("words", QUICK, ids=" ".join)

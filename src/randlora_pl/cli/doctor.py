@@ -84,18 +84,18 @@ def devices() -> dict[str, str]:
 
 def datasets() -> dict[str, str]:
     """Which data sets are on this machine, and how to get the others."""
-    from randlora_pl.data.catalog import CATALOG, default_root
+    from randlora_pl.data.catalog import CATALOG, default_root, place
 
     root = default_root()
     found = {}
     for row in CATALOG.values():
         if row.own:
             continue
-        first = row.layout.partition("/")[0]
-        if not first:
+        held = place(row, root)
+        if held is None:
             found[row.name] = "built in"
-        elif (root / first).exists():
-            found[row.name] = f"found: {root / first}"
+        elif held.exists():
+            found[row.name] = f"found: {held}"
         elif row.download:
             found[row.name] = f"missing: randlora-pl fit --data.dataset {row.name} --data.download true"
         else:

@@ -52,6 +52,22 @@ Every method on one few-shot data set over several seeds: mean and standard erro
   --tune                Search the learning rates on the validation images instead, with seed 0
   --output FOLDER       A new folder for the figures (default runs/compare-methods/TIME)
 """,
+    "data": """\
+Is a data set on this machine what it should be, and what does it look like?
+
+  randlora-pl data check NAME ... | --all      images of each split and class beside what is expected
+  randlora-pl data show NAME                   a contact sheet (PNG) with class names, split counts and prompts
+
+  --root PATH      Folder that holds the data (default: the user's data folder); for folder and pairs your own
+
+  check: 0 is returned where all is as expected, 1 where something is off or missing, 2 after a wrong command
+  --fast           Decode no image
+  --every-image    Decode all images (default: 8 of each split)
+
+  show:
+  --output FILE    PNG file to write, a new one (default contact-sheet-NAME.png, which is replaced)
+  --shots K        Training images of each class (default 4), as --data.shots K chooses them with seed 0
+""",
     "datasets": "List the data sets (datasets), or tell all about some of them (datasets NAME ...).\n",
     "models": "List backbones with their sizes, weights and configs (models), or some (models NAME ...).\n",
     "adapters": "List the methods (adapters), or explain the options of some of them (adapters NAME ...).\n",

@@ -39,3 +39,27 @@ def default_root() -> Path:
     import platformdirs
 
     return Path(os.environ.get("RANDLORA_DATA") or platformdirs.user_data_path("randlora-pl") / "datasets")
+
+
+def place(row: Row, root: Path) -> Path | None:
+    """The file or folder that holds a data set; None where nothing is read from disk."""
+    if row.own:
+        return root
+    first = row.layout.partition("/")[0]
+    return root / first if first else None
+
+
+def present(row: Row, root: Path) -> bool:
+    """Whether there is anything of a data set; it may still be damaged."""
+    held = place(row, root)
+    return held is None or held.exists()
+
+
+def how_to_get(row: Row, root: Path) -> str:
+    """One line for a data set that is not there: where it was expected, and how to get it."""
+    if row.own:
+        return f"{row.name}: {root} does not exist, expected {row.layout}"
+    below = "" if root == default_root() else f" --data.root {root}"
+    fetch = f"fetch it: randlora-pl fit --data.dataset {row.name}{below} --data.download true"
+    where = f"{row.name} is not in {root}: expected {row.layout}"
+    return f"{where}; {fetch if row.download else f'get it from {row.source}'}"

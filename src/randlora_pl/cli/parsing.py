@@ -1,0 +1,32 @@
+"""A parser of options that answers in one line, with near names."""
+
+import argparse
+from typing import NoReturn
+
+from randlora_pl.errors import UserError, near
+
+
+class Parser(argparse.ArgumentParser):
+    """Parses the options of one verb.
+
+    Args:
+        verb: What the user typed, for messages.
+        page: The verb whose help explains the options; by default itself.
+    """
+
+    def __init__(self, verb: str, page: str | None = None) -> None:
+        super().__init__(prog=f"randlora-pl {verb}", add_help=False, allow_abbrev=False)
+        self.verb, self.page = verb, page or verb
+
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the usage.
+
+        Raises:
+            UserError: Always.
+        """
+        hint = ""
+        if "unrecognized" in message:
+            unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+            options = [action.option_strings[0] for action in self._actions if action.option_strings]
+            hint = near(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
+        raise UserError(f"{self.verb}: {message}.{hint} See: randlora-pl {self.page} --help")

@@ -1,0 +1,148 @@
+"""Whether a data set on this machine is what its row says: counts, classes, and images that decode."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from randlora_pl.data.catalog import how_to_get, present
+from randlora_pl.data.images import ArrayImages
+from randlora_pl.data.readers import SPLITS, Samples, read
+from randlora_pl.data.row import Row
+from randlora_pl.data.splits import Splits
+from randlora_pl.errors import UserError
+
+MOST = 5
+"""Unreadable images of a split that are named."""
+
+_CHUNK = 1_024
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What was found of one split.
+
+    Attributes:
+        split: ``train``, ``val`` or ``test``.
+        images: How many there are.
+        expected: How many there should be; None where nobody knows.
+        fewest: (class, images) of the class with the fewest; None for captions.
+        most: (class, images) of the class with the most; None for captions.
+        decoded: How many were decoded without a complaint.
+    """
+
+    split: str
+    images: int
+    expected: int | None
+    fewest: tuple[str, int] | None
+    most: tuple[str, int] | None
+    decoded: int
+
+
+@dataclass
+class Report:
+    """What was found of one data set.
+
+    Attributes:
+        name: The data set.
+        splits: Its splits, as far as they could be read.
+        problems: What is off, a line or two each.
+        missing: Whether it is not there at all.
+    """
+
+    name: str
+    splits: list[SplitReport] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    missing: bool = False
+
+
+def check(row: Row, root: Path, sample: int | None, tick: Callable[[int], None] = lambda _: None) -> Report:
+    """Reads a data set and compares it with what its row expects.
+
+    Args:
+        row: The data set.
+        root: Folder (or file) that holds it.
+        sample: Images of each split to decode, evenly chosen; None for all.
+        tick: Told how many images have just been decoded.
+    """
+    report = Report(row.name)
+    if not present(row, root):
+        report.missing = True
+        report.problems.append(how_to_get(row, root))
+        return report
+    found: dict[str, Samples | None] = {}
+    for split in SPLITS:
+        try:
+            found[split] = read(row, root, split)
+        except UserError as error:
+            if str(error) not in report.problems:
+                report.problems.append(str(error))
+    if len(found) < len(SPLITS):
+        return report
+    try:
+        splits = Splits(found.__getitem__)
+        parts: dict[str, Samples] = {split: getattr(splits, split) for split in SPLITS}
+    except UserError as error:
+        report.problems.append(f"{row.title}: {error}")
+        return report
+    for split, samples in parts.items():
+        report.splits.append(_split(row, split, samples, sample, report.problems, tick))
+    return report
+
+
+def _split(
+    row: Row, split: str, samples: Samples, sample: int | None, problems: list[str], tick: Callable[[int], None]
+) -> SplitReport:
+    """What was found of one split; adds to the problems."""
+    expected = row.counts.get(split)
+    if expected is not None and len(samples) != expected:
+        problems.append(f"{row.title}: {len(samples):,} {split} images, expected are {expected:,}")
+    fewest = most = None
+    if not row.captions:
+        counts = np.bincount(samples.labels, minlength=len(samples.classes))
+        low, high = int(counts.argmin()), int(counts.argmax())
+        fewest, most = (samples.classes[low], int(counts[low])), (samples.classes[high], int(counts[high]))
+        empty = np.flatnonzero(counts == 0)
+        if len(empty) and not row.own:  # of someone's own images a class may be too small to set some aside
+            problems.append(
+                f"{row.title}: {len(empty)} of {len(counts)} classes have no {split} images, the first: {fewest[0]!r}"
+            )
+    chosen = evenly(len(samples), sample)
+    unreadable = 0
+    for complaints, count in _decode(samples, chosen):
+        problems += complaints[: max(0, MOST - unreadable)]
+        unreadable += len(complaints)
+        tick(count)
+    if unreadable > MOST:
+        problems.append(f"{row.title}: {unreadable - MOST:,} more {split} images cannot be read")
+    return SplitReport(split, len(samples), expected, fewest, most, len(chosen) - unreadable)
+
+
+def evenly(count: int, most: int | None) -> list[int]:
+    """At most ``most`` of the numbers below ``count``, evenly spread; all of them for None."""
+    if most is None or count <= most:
+        return list(range(count))
+    return [round(place) for place in np.linspace(0, count - 1, most).tolist()] if most else []
+
+
+def _decode(samples: Samples, places: Sequence[int]) -> Iterator[tuple[list[str], int]]:
+    """(what is wrong with some of the next images, how many they are), a thread for each core."""
+    rows = samples.rows[np.asarray(places, dtype=np.int64)].tolist()
+    if isinstance(samples.images, ArrayImages):
+        yield [], len(rows)
+        return
+
+    def complaint(row: int) -> str:
+        try:
+            samples.images.load(row)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            yield [text for text in threads.map(complaint, chunk) if text], len(chunk)

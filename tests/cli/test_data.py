@@ -1,0 +1,198 @@
+"""``data check`` and ``data show``, over tiny copies of true on-disk formats."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from randlora_pl.data.catalog import CATALOG, find
+from tests.cli.conftest import Run
+from tests.data.conftest import Tree, save_image, tree  # noqa: F401  (a fixture)
+from tests.data.formats import BUILDERS
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def eurosat(tmp_path: Path) -> Path:
+    """Ten classes with 3 training, 1 validation and 2 test images."""
+    root = tmp_path / "sets"
+    BUILDERS["eurosat"](root)
+    return root
+
+
+@pytest.fixture
+def tiny_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the tiny copy were all there is."""
+    row = replace(find("eurosat"), counts={"train": 30, "val": 10, "test": 20})
+    monkeypatch.setitem(CATALOG, "eurosat", row)
+
+
+def images(root: Path) -> list[Path]:
+    return sorted(root.rglob("*.jpg"))
+
+
+def test_digits_are_complete(run: Run) -> None:
+    result = run("data", "check", "digits")
+    assert result.code == 0, result.out
+    lines = result.out.splitlines()
+    assert lines[1].split() == ["digits", "train", "1,294", "1,294", "125", "(eight)", "131", "(one)", "8"]
+    assert lines[-1] == "1 data set: 1 as expected, 0 off, 0 missing"
+
+
+def test_fast_is_fast_and_decodes_nothing(run: Run, eurosat: Path, tiny_counts: None) -> None:
+    for path in images(eurosat):
+        path.write_bytes(b"")
+    run("data", "check", "digits", "--fast")  # whatever must be imported
+    start = time.perf_counter()
+    result = run("data", "check", "eurosat", "--root", str(eurosat), "--fast")
+    assert time.perf_counter() - start < 1
+    assert result.code == 0 and result.out.splitlines()[1].split()[-1] == "0"
+
+
+def test_every_image(run: Run, eurosat: Path, tiny_counts: None) -> None:
+    result = run("data", "check", "eurosat", "--root", str(eurosat), "--every-image")
+    assert result.code == 0, result.out
+    assert [int(line.split()[-1]) for line in result.out.splitlines()[1:4]] == [30, 10, 20]
+
+
+def test_unreadable_images_are_named_and_counted(run: Run, eurosat: Path, tiny_counts: None) -> None:
+    broken = [path for path in images(eurosat) if path.parent.name in ("Forest", "River")]
+    for path in broken:
+        path.write_bytes(b"no image")
+    result = run("data", "check", "eurosat", "--root", str(eurosat), "--every-image")
+    assert result.code == 1
+    assert str(broken[0]) in result.out and "eurosat is off:" in result.out
+    assert "1 more train images cannot be read" in result.out  # 6 of them, 5 named
+    assert result.out.splitlines()[1].split()[-1] == "24"
+
+
+def test_wrong_counts(run: Run, eurosat: Path) -> None:
+    result = run("data", "check", "eurosat", "digits", "--root", str(eurosat))
+    assert result.code == 1
+    assert result.out.splitlines()[1].split()[-1] == "OFF"
+    assert "EuroSAT (RGB): 30 train images, expected are 21,600" in result.out
+    assert "2 data sets: 1 as expected, 1 off, 0 missing" in result.out
+
+
+def test_class_without_images(run: Run, eurosat: Path, tiny_counts: None) -> None:
+    for path in (eurosat / "eurosat/2750/Forest").iterdir():
+        path.unlink()
+    result = run("data", "check", "eurosat", "--root", str(eurosat))
+    assert result.code == 1
+    assert "1 of 10 classes have no training images, the first: 'forest'" in result.out
+
+
+def test_class_without_test_images(run: Run, eurosat: Path, tiny_counts: None) -> None:
+    for path in images(eurosat / "eurosat/2750/Forest")[3:]:
+        path.unlink()
+    result = run("data", "check", "eurosat", "--root", str(eurosat))
+    assert result.code == 1
+    assert "classes have no " in result.out and "0 (forest)" in result.out
+
+
+def test_missing_is_one_line_with_the_way_to_get_it(run: Run, tmp_path: Path) -> None:
+    result = run("data", "check", "cifar10", "cars", "--root", str(tmp_path))
+    assert result.code == 1
+    cifar, cars, verdict = result.out.splitlines()
+    assert f"cifar10 is not in {tmp_path}: expected cifar-10-batches-py/" in cifar
+    assert f"fit --data.dataset cifar10 --data.root {tmp_path} --data.download true" in cifar
+    assert find("cars").source in cars and find("cars").layout in cars
+    assert verdict.endswith("0 off, 2 missing")
+
+
+def test_all(run: Run, eurosat: Path, tiny_counts: None) -> None:
+    result = run("data", "check", "--all", "--root", str(eurosat), "--fast")
+    assert result.code == 1
+    assert all(f"\n{row.name} " in result.out for row in CATALOG.values() if not row.own)
+    assert "2 as expected, 0 off" in result.out.splitlines()[-1]
+
+
+def test_own_folder(run: Run, tree: Tree) -> None:  # noqa: F811
+    root = tree(cat=30, dog=21)
+    result = run("data", "check", "folder", "--root", str(root), "--every-image")
+    assert result.code == 0, result.out
+    counts = [line.split() for line in result.out.splitlines()[1:4]]
+    assert sum(int(line[-1]) for line in counts) == 51
+    assert result.out.splitlines()[1].count("(dog)") == result.out.splitlines()[1].count("(cat)") == 1
+    (root / "cat" / "000.png").write_bytes(b"")
+    assert run("data", "check", "folder", "--root", str(root), "--every-image").code == 1
+
+
+def test_own_pairs(run: Run, tmp_path: Path) -> None:
+    for number in range(20):
+        save_image(tmp_path / f"{number}.png", number)
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,caption\n" + "".join(f"{n}.png,picture {n}\n" for n in range(20)))
+    assert run("data", "check", "pairs", "--root", str(table)).code == 0
+    result = run("data", "show", "pairs", "--root", str(table), "--shots", "1", "--output", "sheet.png")
+    assert result.code == 0 and "all captions" in result.out
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["chek", "digits"], "'check'"),
+        (["check"], "no data set is named"),
+        (["check", "digits", "--all"], "--all"),
+        (["check", "digts"], "'digits'"),
+        (["check", "digits", "--fats"], "'--fast'"),
+        (["check", "digits", "--fast", "--every-image"], "leave one out"),
+        (["check", "digits", "--root", "nowhere"], "does not exist"),
+        (["check", "folder"], "data check folder --root FOLDER"),
+        (["show", "pairs"], "data show pairs --root FILE.csv"),
+        (["show"], "NAME"),
+        (["show", "cifar10", "--root", "."], "--data.download true"),
+        (["show", "digits", "--shots", "0"], "from 1 to"),
+        (["show", "digits", "--output", "sheet.jpg"], "PNG"),
+        (["show", "digits", "--output", "not/there.png"], "mkdir"),
+    ],
+)
+def test_mistakes(refused: Refused, words: list[str], hint: str) -> None:
+    assert hint in refused("data", *words)
+
+
+def test_show_writes_a_sheet_and_prints_the_prompts(run: Run, tmp_path: Path, eurosat: Path) -> None:
+    result = run("data", "show", "eurosat", "--root", str(eurosat), "--shots", "2", "--output", "sheet.png")
+    assert result.code == 0, result.err
+    assert "train 30, val 10, test 20" in result.out and "all classes" in result.out
+    assert "  a centered satellite photo of annual crop land.\n" in result.out
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG" and sheet.width > 400
+        colours = sheet.convert("RGB").getcolors(2**20)
+    assert colours is not None and len(colours) > 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sets", "sheet.png"]
+
+
+def test_show_some_of_many_classes(run: Run, tmp_path: Path) -> None:
+    BUILDERS["oxfordpets"](tmp_path)
+    result = run("data", "show", "oxfordpets", "--root", str(tmp_path), "--shots", "1")
+    assert "20 of 37 classes, evenly chosen" in result.out
+    assert (tmp_path / "contact-sheet-oxfordpets.png").exists()
+
+
+def test_show_overwrites_only_its_own_file(run: Run, refused: Refused, tmp_path: Path) -> None:
+    assert run("data", "show", "digits").code == run("data", "show", "digits").code == 0
+    (tmp_path / "mine.png").write_text("mine")
+    assert "mine.png exists" in refused("data", "show", "digits", "--output", "mine.png")
+    assert (tmp_path / "mine.png").read_text() == "mine"
+
+
+def test_show_names_an_unreadable_image(refused: Refused, eurosat: Path) -> None:
+    for path in images(eurosat):
+        path.write_bytes(b"")
+    message = refused("data", "show", "eurosat", "--root", str(eurosat))
+    assert "cannot be read" in message and "data check eurosat --root" in message and "on_error" not in message
+
+
+def test_show_says_that_nothing_can_be_written(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert "No space left" in refused("data", "show", "digits")
