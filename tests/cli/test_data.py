@@ -196,3 +196,16 @@ def test_show_says_that_nothing_can_be_written(
 
     monkeypatch.setattr(Image.Image, "save", full)
     assert "No space left" in refused("data", "show", "digits")
+
+
+def test_sheet_shows_the_images_of_few_shot_training(tmp_path: Path) -> None:
+    from randlora_pl.data import ImageData
+    from randlora_pl.data.sheet import Sheet
+
+    data = ImageData(dataset="digits", shots=3)
+    data.setup()
+    few = data.samples("train")
+    trained = {few.images.load(row).tobytes() for row in few.rows.tolist()}
+    sheet = Sheet.of(find("digits"), tmp_path, 3)
+    assert {image.tobytes() for images in sheet.images for image in images} == trained
+    assert sheet.names == list(find("digits").classnames)

@@ -11,7 +11,7 @@ from tests.cli.conftest import Run
 
 QUICK = (
     *(["--version"], ["--help"], ["datasets"], ["models"], ["adapters"], ["config", "list"], ["fit", "--help"]),
-    ["data", "--help"],
+    *(["data", "--help"], ["zeroshot", "--help"]),
 )
 
 

@@ -59,9 +59,11 @@ def check_verb(args: list[str]) -> int:
         raise UserError("data check: --fast decodes no image and --every-image all of them; leave one out")
     chosen = [find(name) for name in typed.names] or [row for row in CATALOG.values() if not row.own]
     root = checked_root(typed, chosen, "check")
+    from randlora_pl.callbacks.console import log_to_terminal
     from randlora_pl.cli.train import quieten
 
     quieten()
+    log_to_terminal()
     from randlora_pl.data.check import check
 
     reports = []
@@ -122,9 +124,11 @@ def show_verb(args: list[str]) -> int:
     root = checked_root(typed, [row], "show")
     if not present(row, root):
         raise UserError(how_to_get(row, root))
+    from randlora_pl.callbacks.console import log_to_terminal
     from randlora_pl.cli.train import quieten
 
     quieten()
+    log_to_terminal()
     from randlora_pl.data.sheet import Sheet
 
     sheet = Sheet.of(row, root, typed.shots)

@@ -17,6 +17,7 @@ VERBS = {
     "test": "train:evaluate_verb",
     "predict": "predict:predict_verb",
     "compare-methods": "compare:compare_verb",
+    "zeroshot": "zeroshot:zeroshot_verb",
     "data": "data:data_verb",
     "datasets": "quick:datasets_verb",
     "models": "quick:models_verb",
@@ -37,6 +38,7 @@ Run       fit        train, with a test before and after; --resume RUN goes on a
           test       test an adapter: --adapter FOLDER or --run RUN (validate: on the validation images)
           predict    classify images with an adapter
           compare-methods   every method on 16 shots of the digits, in one table
+          zeroshot   an untrained CLIP on the test images, beside published figures
 Look up   datasets   data sets; datasets NAME tells all about one
           data       check NAME | show NAME: is it complete, what does it look like
           models     backbones

@@ -52,6 +52,21 @@ Every method on one few-shot data set over several seeds: mean and standard erro
   --tune                Search the learning rates on the validation images instead, with seed 0
   --output FOLDER       A new folder for the figures (default runs/compare-methods/TIME)
 """,
+    "zeroshot": """\
+Test an untrained CLIP: prompts of the data set averaged, and the single prompt, beside the published figures.
+Differences of more than a few tenths of a point hint at a wrong layout, class order or prompts.
+
+  randlora-pl zeroshot                                        the tiny CLIP on the digits
+  randlora-pl zeroshot --model.name ViT-B-32 --model.pretrained openai --data.dataset all
+
+  --model.name NAME         An open_clip architecture (default tiny, which is shipped)
+  --model.pretrained TAG    A tag of open_clip, a weights file, or random
+  --data.dataset NAME       A data set, or all: those of the paper that are on this machine (default digits)
+  --data.root PATH          Folder that holds the data (default: the user's data folder)
+  --data.eval_batch_size N  Images at a time (default 256)
+  --device DEVICE           cpu, cuda, mps ... (default: what there is)
+  --run.root FOLDER         zeroshot.json goes to FOLDER/zeroshot/TIME (default runs)
+""",
     "data": """\
 Is a data set on this machine what it should be, and what does it look like?
 

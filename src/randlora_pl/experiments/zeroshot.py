@@ -1,0 +1,104 @@
+"""What an untrained CLIP gets right: averaged templates and a single prompt, over the same image embeddings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from randlora_pl.data import ImageData
+from randlora_pl.experiments.published import published
+from randlora_pl.models import LoadedClip, cached_text_head, encode_prompts
+
+SINGLE = "An image of {}"
+"""The single prompt: the caption of the paper's vision-language runs."""
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Accuracies in percent of one data set's test images.
+
+    Attributes:
+        images: How many were tested.
+        classes: How many classes they have.
+        templates: How many templates were averaged.
+        ensemble: Accuracy with the averaged templates.
+        single: Accuracy with `SINGLE`.
+        published: The published accuracy with averaged templates; None where there is none.
+    """
+
+    images: int
+    classes: int
+    templates: int
+    ensemble: float
+    single: float
+    published: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the published accuracy, in points."""
+        return None if self.published is None else self.ensemble - self.published
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON, to two digits as the published figures are."""
+        rounded = {name: getattr(self, name) for name in ("ensemble", "single", "published", "difference")}
+        return {"images": self.images, "classes": self.classes, "templates": self.templates} | {
+            name: None if value is None else round(value, 2) for name, value in rounded.items()
+        }
+
+
+def prepare(clip: LoadedClip, dataset: str, root: Path, batch_size: int) -> ImageData:
+    """The test images of a data set, prepared as the model wants them.
+
+    Args:
+        clip: The model.
+        dataset: Name of the data set.
+        root: Folder that holds it.
+        batch_size: Images at a time.
+
+    Raises:
+        UserError: The data are missing or damaged.
+    """
+    spec = clip.image
+    data = ImageData(
+        dataset=dataset, root=str(root), eval_batch_size=batch_size, cache_images=False,
+        image_size=spec.size, mean=spec.mean, std=spec.std, interpolation=spec.interpolation,
+    )  # fmt: skip
+    data.setup("test")
+    return data
+
+
+def evaluate(
+    clip: LoadedClip, data: ImageData, device: torch.device, tick: Callable[[int], None] = lambda _: None
+) -> ZeroShot:
+    """Encodes the test images once and compares them with both sets of class embeddings, in fp32.
+
+    Args:
+        clip: The model; it lives on ``device``.
+        data: The data set, after `prepare`.
+        device: Where to compute.
+        tick: Told how many images have just been tested.
+
+    Raises:
+        UserError: An image cannot be read.
+    """
+    model: Any = clip.model.eval()
+    averaged = cached_text_head(model, clip.tokenizer, data.classnames, data.templates, device, clip.identity)
+    single = encode_prompts(model, clip.tokenizer, data.classnames, [SINGLE], device)
+    heads = torch.stack((averaged, single))
+    right = torch.zeros(2, dtype=torch.int64)
+    count = 0
+    with torch.inference_mode():
+        for batch in data.test_dataloader():
+            counts = batch["weight"] > 0
+            labels = batch["label"][counts].to(device)
+            features = F.normalize(model.encode_image(batch["image"][counts].to(device)).float(), dim=-1)
+            chosen = (features @ heads.transpose(1, 2)).argmax(2)  # (2, b)
+            right += (chosen == labels).sum(1).cpu()
+            count += len(labels)
+            tick(len(labels))
+    ensemble, alone = (100 * number / max(1, count) for number in right.tolist())
+    known = published(clip.identity.name, clip.identity.pretrained, data.row.name)
+    return ZeroShot(count, data.num_classes, len(data.templates), ensemble, alone, known)
