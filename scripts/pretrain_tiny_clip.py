@@ -109,8 +109,8 @@ class Augmenter:
         return (edge / edge.amax((2, 3), keepdim=True).clamp_min(0.1)).expand(-1, 3, -1, -1)
 
     def coarse(self, image: Tensor) -> Tensor:
-        """The image seen through 8, 12, 16 or 24 pixels a side."""
-        size = (8, 12, 16, 24)[int(torch.randint(4, (), generator=self.generator))]
+        """The image seen through 8, 12 or 16 pixels a side."""
+        size = (8, 12, 16)[int(torch.randint(3, (), generator=self.generator))]
         small = F.interpolate(image, size=size, mode="area")
         return F.interpolate(small, size=image.shape[-1], mode="bicubic", align_corners=False)
 
@@ -124,9 +124,9 @@ class Augmenter:
         image = colour * tint + ground * (1 - opacity)
         image = torch.where(self.chance(n, 0.08), opacity, image)  # the silhouette
         image = torch.where(self.chance(n, 0.5), image.mean(1, keepdim=True), image)
-        image = torch.where(self.chance(n, 0.15), self.strokes(image), image)
+        image = torch.where(self.chance(n, 0.2), self.strokes(image), image)
         image = torch.where(self.chance(n, 0.3), 1 - image, image)
-        image = torch.where(self.chance(n, 0.2), self.coarse(image), image)
+        image = torch.where(self.chance(n, 0.35), self.coarse(image), image)
         image = (image - 0.5) * self.uniform(n, 0.6, 1.3) + 0.5 + self.uniform(n, -0.15, 0.15)
         image = image + torch.randn(image.shape, generator=self.generator) * self.uniform(n, 0, 0.03)
         return image.clamp(0, 1) * 2 - 1
@@ -253,7 +253,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--emoji", type=Path, required=True, help="unpacked npm package emoji-datasource-google")
     parser.add_argument("--fashion", type=Path, required=True, help="folder with Fashion-MNIST's idx files")
     parser.add_argument("--output", type=Path, required=True, help="where the weights go (.safetensors, fp16)")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
