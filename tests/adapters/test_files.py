@@ -400,3 +400,10 @@ def test_only_what_trains_is_stored(method: str, tmp_path: Path) -> None:
     tensors = load_file(saved / files.TENSORS)
     assert sum(tensor.numel() for tensor in tensors.values()) == report.trainable
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+
+
+def test_others_may_read_both_files_alike(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    inject(model, RandLoRA(rank=2))
+    save_adapter(model, tmp_path / "adapter")
+    assert len({path.stat().st_mode for path in (tmp_path / "adapter").iterdir()}) == 1

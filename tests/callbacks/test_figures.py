@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -43,3 +44,10 @@ def test_wrong_predictions_stand_out() -> None:
     figure = samples_figure(torch.rand(3, 3, 8, 8), ["a", "b", "c"], ["a", "c", "c"], [0.9, 0.5, 0.7])
     titles = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
     assert titles == {"a 90%": "black", "c 50%\n(is b)": "firebrick", "c 70%": "black"}
+
+
+def test_square_images_are_drawn_square() -> None:
+    figure = samples_figure(torch.ones(5, 3, 8, 8), ["a"] * 5, ["a"] * 5, [0.5] * 5)
+    (axes,) = figure.axes
+    (left, bottom), (right, top) = axes.transData.transform([(0, 0), (1, 1)])
+    assert abs(right - left) == pytest.approx(abs(top - bottom), rel=1e-6)

@@ -61,7 +61,7 @@ def test_killed_run_goes_on_to_the_same_weights(run: Run, undisturbed: Path, tmp
     assert weights(folder) == weights(undisturbed)
 
 
-@pytest.mark.parametrize("batch", [0, 9, 11, 20, 31])
+@pytest.mark.parametrize("batch", [0, 3, 9, 11, 20, 31])
 def test_interrupted_run_says_how_to_go_on(
     run: Run, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
@@ -81,8 +81,9 @@ def test_interrupted_run_says_how_to_go_on(
     assert result.code == 130
     if batch // 2 < 3:  # before the first checkpoint
         assert "no checkpoint was written yet" in result.err
-        assert not (tmp_path / "runs").exists()
-        return
+        if batch < 2:  # nothing was trained
+            assert not (tmp_path / "runs").exists()
+            return
     (folder,) = (tmp_path / "runs" / "quickstart").iterdir()
     assert f"fit --resume {folder.relative_to(tmp_path)}" in result.err
     assert run("fit", "--resume", str(folder)).code == 0

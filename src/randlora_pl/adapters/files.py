@@ -113,6 +113,7 @@ def save_adapter(
     try:
         save_file(tensors, part / TENSORS, metadata={"format": "pt"})
         (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (part / TENSORS).chmod((part / CONFIG).stat().st_mode)  # safetensors makes files that only their owner may read
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise

@@ -61,7 +61,7 @@ def samples_figure(images: Tensor, truth: list[str], predicted: list[str], proba
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
     height, width = images.shape[2:]
-    figure = Figure(figsize=(2.6 * columns, 2.9 * rows))
+    figure = Figure(figsize=(2.4 * 1.1 * columns, 2.4 * 1.35 * rows))  # as the axes: squares are square
     axes = figure.add_axes((0, 0, 1, 1))  # one for all: sixteen take a second to draw
     axes.axis("off")
     axes.set_xlim(0, 1.1 * columns)

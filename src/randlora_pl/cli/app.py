@@ -181,6 +181,12 @@ class App(LightningCLI):
         return next(free for free in names if not (self.folder / free).exists())
 
     def discard(self) -> None:
-        """Removes a folder that this process made and that holds nothing worth keeping yet; the first process does."""
+        """Removes a folder that this process made and that holds nothing worth keeping yet; the first process does.
+
+        Once training has begun the folder stays: it can be resumed, from its beginning if there is no checkpoint.
+        """
+        trainer = getattr(self, "trainer", None)
+        if trainer is not None and trainer.global_step > 0:
+            return
         if self.created and self.folder != Path() and getattr(rank_zero_only, "rank", 0) == 0:
             remove_folder(self.folder, self._made)

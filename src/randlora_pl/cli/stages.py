@@ -41,6 +41,8 @@ class _ResolvedConfig(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.app.created:
             self._write(trainer)
+            if trainer.is_global_zero:
+                say(f"resumed after step {trainer.global_step:,}")
 
     def _write(self, trainer: Trainer) -> None:
         write_config(self.app)

@@ -176,4 +176,7 @@ def _how_to_resume(app: "App") -> str:
     if app.command.verb == "fit" and (app.folder / LAST).is_file():
         return f"go on with: randlora-pl fit --resume {shlex.quote(str(app.folder))}"
     app.discard()
-    return "no checkpoint was written yet" if app.command.verb == "fit" else ""
+    if app.command.verb != "fit":
+        return ""
+    again = f"; start it again with: randlora-pl fit --resume {shlex.quote(str(app.folder))}"
+    return "no checkpoint was written yet" + (again if (app.folder / CONFIG).is_file() else "")
