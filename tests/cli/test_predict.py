@@ -99,6 +99,15 @@ def test_bad_input(refused: Callable[..., str], finished: Path, photos: Path, tm
     assert "--top-k is 0" in refused("predict", "--adapter", adapter, "--images", images, "--top-k", "0")
 
 
+def test_unreadable_images_can_be_skipped(run: Run, finished: Path, photos: Path, tmp_path: Path) -> None:
+    base = ("predict", "--adapter", str(finished / "adapter"), "--images", str(photos), "--batch-size", "1")
+    assert run(*base, "--output", "whole.csv").code == 0
+    (photos / "aa-broken.png").write_bytes(b"no image")
+    result = run(*base, "--output", "rest.csv", "--on-error", "skip")
+    assert result.code == 0 and "1 unreadable images are left out" in result.out
+    assert (tmp_path / "rest.csv").read_text() == (tmp_path / "whole.csv").read_text()
+
+
 def test_truncated_adapter_names_the_file(
     refused: Callable[..., str], finished: Path, photos: Path, tmp_path: Path
 ) -> None:

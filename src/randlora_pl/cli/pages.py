@@ -39,6 +39,7 @@ Classify images with a trained adapter; writes a CSV file: image, class, probabi
   --top-k K             Classes listed for each image (default 5)
   --batch-size N        Images at a time (default 64)
   --device DEVICE       cpu, cuda, mps ... (default: what there is)
+  --on-error ACTION     raise, or skip an unreadable image and go on
 """,
     "compare-methods": """\
 Every method on one few-shot data set over several seeds: mean and standard error, beside plain baselines.

@@ -12,7 +12,9 @@ from randlora_pl.cli.pages import page
 from randlora_pl.cli.runs import adapter_config
 from randlora_pl.errors import UserError, near
 
-OPTIONS = ("--adapter", "--images", "--output", "--overwrite", "--top-k", "--batch-size", "--device", "--help")
+OPTIONS = (
+    "--adapter", "--images", "--output", "--overwrite", "--top-k", "--batch-size", "--device", "--on-error", "--help",
+)  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,6 +38,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--top-k", "--top_k", type=int, default=5)
     parser.add_argument("--batch-size", "--batch_size", type=int, default=64)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--on-error", "--on_error", choices=("raise", "skip"), default="raise")
     options = parser.parse_args(args)
     for name in ("top_k", "batch_size"):
         if getattr(options, name) < 1:
@@ -55,7 +58,8 @@ def predict_verb(args: list[str]) -> int:
         raise UserError(f"{output} exists; give another --output, or --overwrite to replace it.")
     if output is not None and not output.parent.is_dir():
         raise UserError(f"The folder {output.parent} does not exist; make it first: mkdir -p {output.parent}")
-    rows, classes = classify(options)
+    rows, classes, skipped = classify(options)
+    left_out = f"; {skipped:,} unreadable images are left out" if skipped else ""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     more = [name for place in range(2, classes + 1) for name in (f"class_{place}", f"probability_{place}")]
@@ -67,15 +71,15 @@ def predict_verb(args: list[str]) -> int:
     from randlora_pl.callbacks.run_folder import write_text
 
     write_text(output, text.getvalue())
-    print(f"{output}: {len(rows):,} images, the best {classes} classes of each")
+    print(f"{output}: {len(rows):,} images, the best {classes} classes of each{left_out}")
     return 0
 
 
-def classify(options: argparse.Namespace) -> tuple[list[list[str]], int]:
+def classify(options: argparse.Namespace) -> tuple[list[list[str]], int, int]:
     """One row for each image: file, and its best classes with their probabilities.
 
     Returns:
-        The rows, and how many classes each has.
+        The rows, how many classes each has, and how many images were skipped.
 
     Raises:
         UserError: The adapter or an image does not load, the device is not there, or memory runs out.
@@ -94,7 +98,7 @@ def classify(options: argparse.Namespace) -> tuple[list[list[str]], int]:
     trained: dict[str, Any] = read_adapter(options.adapter).config.get("metadata", {}).get("training", {})
     task = load_task(options.adapter)
     spec = SimpleNamespace(**trained["frame"]) if "frame" in trained else task.image_spec
-    loader, files = open_images(options.images, spec, options.batch_size)
+    loader, files = open_images(options.images, spec, options.batch_size, skip=options.on_error == "skip")
     top = min(options.top_k, len(task.classnames))
     rows: list[list[str]] = []
     try:
@@ -103,19 +107,22 @@ def classify(options: argparse.Namespace) -> tuple[list[list[str]], int]:
         with torch.inference_mode():
             for batch in loader:
                 shares = task.class_logits(batch["image"].to(device)).float().softmax(1).topk(top)
-                order = batch["index"].tolist()
-                for place, labels, values in zip(order, shares.indices.tolist(), shares.values.tolist(), strict=True):
+                known = batch["readable"]
+                order = batch["index"][known].tolist()
+                best = shares.indices.cpu()[known].tolist(), shares.values.cpu()[known].tolist()
+                for place, labels, values in zip(order, *best, strict=True):
                     named = [
                         (task.classnames[label], f"{value:.6f}") for label, value in zip(labels, values, strict=True)
                     ]
                     rows.append([str(files[place]), *(text for pair in named for text in pair)])
     except UserError as error:  # an unreadable image; the advice for data sets does not fit here
-        raise UserError(f"{str(error).partition(' Replace it')[0]} Leave it out of --images.") from error
+        what = str(error).partition(" Replace it")[0]
+        raise UserError(f"{what} Leave it out of --images, or go on without it: --on-error skip") from error
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         raise UserError(f"out of memory; try --batch-size {max(1, options.batch_size // 2)}") from error
-    return rows, top
+    return rows, top, len(loader.skipped)
 
 
 def pick_device(name: str) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from randlora_pl.data.folders import list_images
 from randlora_pl.data.images import FileImages
@@ -17,19 +18,22 @@ from randlora_pl.errors import UserError
 
 @dataclass(frozen=True)
 class PlainBatches:
-    """Batches of ``image`` (b, 3, H, W) float32 and ``index`` (b,) int64, in order."""
+    """Batches of ``image`` (b, 3, H, W) float32, ``index`` (b,) int64 and ``readable`` (b,) bool, in order."""
 
     samples: Samples
     schedule: EvalSchedule
     frame: Frame
+    skip: bool = False
 
     def __len__(self) -> int:
         return len(self.schedule)
 
     def __getitem__(self, number: int) -> Batch:
         places, _ = self.schedule[number]
-        images, _ = load_images(self.samples, places, self.frame.size, skip=False)
-        return {"image": eval_batch(images, self.frame), "index": places}
+        images, bad = load_images(self.samples, places, self.frame.size, self.skip)
+        readable = torch.tensor([place not in bad for place in range(len(images))])
+        batch = {"image": eval_batch(images, self.frame), "index": places, "readable": readable}
+        return batch | ({"bad": list(bad.values())} if bad else {})
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -55,7 +59,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def open_images(
-    paths: Sequence[Path], spec: ImageSpecLike, batch_size: int = 256, num_workers: int = 0
+    paths: Sequence[Path], spec: ImageSpecLike, batch_size: int = 256, num_workers: int = 0, skip: bool = False
 ) -> tuple[Loader, list[Path]]:
     """Batches of images in evaluation form.
 
@@ -64,9 +68,11 @@ def open_images(
         spec: What the model expects of an image.
         batch_size: Images of a batch.
         num_workers: Processes that decode; 0 decodes in this one.
+        skip: Go on after an unreadable image; the loader's ``skipped`` names it.
 
     Returns:
-        A loader of ``{"image": (b, 3, H, W) float32, "index": (b,) int64}``, and the files that ``index`` counts.
+        A loader of ``{"image": (b, 3, H, W) float32, "index": (b,) int64, "readable": (b,) bool}``,
+        and the files that ``index`` counts.
 
     Raises:
         UserError: A path does not exist or a folder holds no images; while iterating: an image cannot be read.
@@ -74,5 +80,5 @@ def open_images(
     files = find_images([Path(path) for path in paths])
     numbers = np.arange(len(files), dtype=np.int64)
     samples = Samples(FileImages(files), numbers, np.zeros_like(numbers), [str(file) for file in files], ())
-    batches = PlainBatches(samples, EvalSchedule(len(files), batch_size), Frame.of(spec))
+    batches = PlainBatches(samples, EvalSchedule(len(files), batch_size), Frame.of(spec), skip)
     return Loader(batches, num_workers=num_workers), files
