@@ -97,6 +97,9 @@ def _print(reports: Sequence["Report"]) -> int:
         print()
     for report in missing:
         print(*report.problems)
+    images, decoded = (sum(getattr(p, key) for r in reports for p in r.splits) for key in ("images", "decoded"))
+    if decoded < images:
+        print(f"{decoded:,} of {images:,} images were decoded; --every-image decodes all")
     sets = "1 data set" if len(reports) == 1 else f"{len(reports)} data sets"
     print(f"{sets}: {len(reports) - len(missing) - len(off)} as expected, {len(off)} off, {len(missing)} missing")
     return 1 if off or missing else 0
