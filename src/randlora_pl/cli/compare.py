@@ -1,20 +1,13 @@
 """``compare-methods``: every method on one few-shot data set, in one table."""
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from randlora_pl.cli.compose import read_config
 from randlora_pl.cli.configs import find_config
+from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.runs import new_folder
 from randlora_pl.errors import Terminated, UserError
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of the usage."""
-        raise UserError(f"{message}. See: randlora-pl compare-methods --help")
 
 
 def compare_verb(args: list[str]) -> int:
@@ -23,7 +16,7 @@ def compare_verb(args: list[str]) -> int:
     Raises:
         UserError: An option, a method or the config is wrong.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser("compare-methods")
     parser.add_argument("--config", default="compare_methods")
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int)

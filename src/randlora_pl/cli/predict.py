@@ -6,22 +6,12 @@ import io
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 from randlora_pl.cli.pages import page
+from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.runs import adapter_config
-from randlora_pl.errors import UserError, near
-
-OPTIONS = (
-    "--adapter", "--images", "--output", "--overwrite", "--top-k", "--batch-size", "--device", "--on-error", "--help",
-)  # fmt: skip
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
-        hint = near(unknown, OPTIONS) if "unrecognized" in message else ""
-        raise UserError(f"predict: {message}.{hint} See: randlora-pl predict --help")
+from randlora_pl.errors import UserError
 
 
 def parse(args: list[str]) -> argparse.Namespace:
@@ -30,7 +20,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     Raises:
         UserError: An unknown, missing or impossible option.
     """
-    parser = _Parser(prog="randlora-pl predict", add_help=False, allow_abbrev=False)
+    parser = Parser("predict")
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--images", type=Path, nargs="+", required=True)
     parser.add_argument("--output", default="predictions.csv")

@@ -50,7 +50,7 @@ class Samples:
 
     def subset(self, chosen: NDArray[np.int64]) -> "Samples":
         """The samples at the given places, in their order."""
-        return Samples(
+        part = Samples(
             self.images,
             self.rows[chosen],
             self.labels[chosen],
@@ -58,6 +58,9 @@ class Samples:
             self.classes,
             None if self.groups is None else self.groups[chosen],
         )
+        if "numbers" in vars(self):  # a million keys take a second to hash, and each split is a subset
+            vars(part)["numbers"] = self.numbers[chosen]
+        return part
 
 
 def numbers_of(keys: Sequence[str]) -> NDArray[np.int64]:

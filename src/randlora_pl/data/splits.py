@@ -133,14 +133,17 @@ class Splits:
     @cached_property
     def _pool(self) -> tuple[Samples, Samples]:
         """(train, val)."""
-        val = self._read("val")
-        pool = self._own[0]
+        val, pool = self._own_val, self._own[0]
         return (pool, val) if val is not None else set_aside(pool, min(_units(pool) // 10, 5_000), "val")
 
     @cached_property
+    def _own_val(self) -> Samples | None:
+        return self._read("val")
+
+    @property
     def own_val(self) -> bool:
         """Whether the validation samples are the data set's own, and not taken out of its train split."""
-        return self._read("val") is not None
+        return self._own_val is not None
 
     @property
     def train(self) -> Samples:
