@@ -134,3 +134,19 @@ def test_boxes_are_cut_out(tmp_path: Path) -> None:
     assert len(images) == 2 and np.array_equal(images.load(0), whole[3:16, 2:10])
     assert images.load(0).flags.owndata and images.load(1).shape == (1, 1, 3)  # a box may reach over the edge
     assert images.name(0) == f"{path} (2, 3, 10, 16)"
+
+
+@pytest.mark.parametrize(("short", "size"), [(0, (640, 480)), (241, (640, 480)), (240, (320, 240)), (60, (80, 60))])
+def test_a_jpeg_is_decoded_at_a_fraction_that_keeps_the_pixels_needed(
+    tmp_path: Path, short: int, size: tuple[int, int]
+) -> None:
+    ramp = np.linspace(0, 255, 480 * 640).reshape(480, 640).astype(np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(ramp).convert("RGB").save(path, quality=95)
+    small = decode(path, short)
+    assert small.shape == (size[1], size[0], 3)
+    expected = np.asarray(Image.open(path).convert("RGB").resize(size, Image.Resampling.BOX)).astype(int)
+    assert np.abs(small - expected).max() <= 3
+    assert np.array_equal(decode(Path("name"), short, path.read_bytes()), small)
+    Image.fromarray(ramp).save(path.with_suffix(".png"))
+    assert decode(path.with_suffix(".png"), 60).shape == (480, 640, 3)  # only JPEG can
