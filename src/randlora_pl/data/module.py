@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from randlora_pl.data import catalog, options, splits
+from randlora_pl.data import catalog, get, options, splits
 from randlora_pl.data.folders import read_classnames
 from randlora_pl.data.images import CACHE_BYTES, ArrayImages, CachedImages
 from randlora_pl.data.loader import EvalBatches, Loader, TrainBatches
@@ -134,8 +134,7 @@ class ImageData(LightningDataModule):
     def prepare_data(self) -> None:
         """Fetches the data set if that was asked for; Lightning calls it in one process only."""
         if self.download:
-            for split in ("train", "test"):
-                read(self.row, self.root, split, download=True)
+            get.ensure(self.row, self.root, get.Logged())
 
     def setup(self, stage: str | None = None) -> None:
         """Reads labels and class names, chooses the subset, and plans the draws.
@@ -155,7 +154,7 @@ class ImageData(LightningDataModule):
         self.frame = Frame() if spec is None else Frame.of(spec)
         self.frame = replace(self.frame, **{name: value for name, value in self.overrides.items() if value is not None})
         if self._splits is None:
-            self._splits = splits.Splits(lambda split: read(self.row, self.root, split, download=False))
+            self._splits = splits.Splits(lambda split: read(self.row, self.root, split))
             self.classnames = self._names(self._splits)
         if stage in ("fit", None):
             window = self.batch_size * self._accumulate * self._world
