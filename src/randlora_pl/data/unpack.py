@@ -68,6 +68,8 @@ def unpack(archive: Path, folder: Path, leave: Sequence[str] = (), tick: Tick = 
     count = 0
     try:
         with archive.open("rb") as raw:
+            if not archive.stat().st_size:  # to gzip it would be the archive of an empty file
+                raise EOFError("it is empty")
             meter = _Meter(archive, raw, tick)
             for name, content in _members(archive, raw):
                 path = _inside(archive, name)
