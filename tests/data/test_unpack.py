@@ -90,7 +90,7 @@ OUTSIDE = [
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "zip"])
 def test_paths_out_of_the_folder_are_refused(tmp_path: Path, name: str, suffix: str) -> None:
     path = pack(tmp_path, suffix, {"set/a": b"a", name: b"evil"})
-    with pytest.raises(UserError, match="was refused: .* leads out of the folder"):
+    with pytest.raises(UserError, match=r"was refused: .* leads out of the folder"):
         unpack(path, tmp_path / "way/down/out")
     assert not [found for found in tmp_path.rglob("*") if "evil" in found.name or found.name == "x"]
     assert not Path("/evil").exists()
@@ -194,5 +194,5 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("needs /dev/full")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="cannot be unpacked to .*: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot be unpacked to .*: No space left on device"):
         unpack(tar(tmp_path / "archive.tar", {"a": NOISE}), tmp_path / "out")

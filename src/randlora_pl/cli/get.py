@@ -1,6 +1,5 @@
 """``data get``: fetch data sets, or say which file to put where."""
 
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,11 +38,6 @@ def get_verb(args: list[str]) -> int:
     root = default_root() if typed.root is None else Path(typed.root).expanduser()
     if root.exists() and not root.is_dir():
         raise UserError(f"--root {root} is a file; give the folder that is to hold the data sets")
-    from randlora_pl.callbacks.console import log_to_terminal
-    from randlora_pl.cli.train import quieten
-
-    quieten()
-    log_to_terminal()
     try:
         return _get([row for row in rows if not row.own], root, typed.keep, typed.all)
     except KeyboardInterrupt as stop:
@@ -55,19 +49,22 @@ def get_verb(args: list[str]) -> int:
 def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
     """One data set after the other, whatever becomes of those before; returns the exit code."""
     from randlora_pl.cli.data import print_reports
-    from randlora_pl.data.get import by_hand
+    from randlora_pl.data.get import by_hand, downloads
 
     reports, got, failed, helpless = [], [], [], []
     for row in rows:
         if not row.layout:
             print(f"{row.name}: built in, there is nothing to get")
             continue
-        if _complete(row, root):
+        there = _check(row, root, 0) if present(row, root) else None
+        if there and not there.problems:
             print(f"{row.name}: complete already in {root}")
             _tidy(row, root, keep)
         elif by_hand(row, root):
             helpless.append(row)
         else:
+            if there:
+                print(f"{row.name}: in {root}, but off: {there.problems[0].splitlines()[0]}")
             try:
                 report = _fetch(row, root)
             except UserError as error:
@@ -85,6 +82,8 @@ def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
         print_reports(reports)
     for row in helpless:
         print(f"\n{row.name} cannot be fetched by a command; licence: {row.licence}")
+        if row.files:
+            downloads(row, root).mkdir(parents=True, exist_ok=True)
         for line in [*by_hand(row, root), f"then: {get_command(row, root)}"]:
             print(f"  {line}")
     if failed:
@@ -95,11 +94,16 @@ def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
     return 1 if failed or (helpless and not everything) else 0
 
 
-def _complete(row: Row, root: Path) -> bool:
-    """Whether there is nothing to do, by the fast check."""
+def _check(row: Row, root: Path, sample: int) -> "Report":
+    """The check of a data set, without the warnings of the libraries that it needs."""
+    from randlora_pl.callbacks.console import log_to_terminal
+    from randlora_pl.cli.train import quieten
+
+    quieten()
+    log_to_terminal()
     from randlora_pl.data.check import check
 
-    return present(row, root) and not check(row, root, 0).problems
+    return check(row, root, sample)
 
 
 def _fetch(row: Row, root: Path) -> "Report":
@@ -109,7 +113,6 @@ def _fetch(row: Row, root: Path) -> "Report":
         UserError: It cannot be had.
     """
     from randlora_pl.cli.data import SAMPLE
-    from randlora_pl.data.check import check
     from randlora_pl.data.fetch import length, megabytes
     from randlora_pl.data.get import downloads, get
 
@@ -126,7 +129,7 @@ def _fetch(row: Row, root: Path) -> "Report":
     count = "1 file" if len(row.files) == 1 else f"{len(row.files)} files"
     print(f"  {count}, {len(absent)} to download{total}: to {home}, unpacked into {root}", flush=True)
     get(row, root, _watch())
-    return check(row, root, SAMPLE)
+    return _check(row, root, SAMPLE)
 
 
 def _tidy(row: Row, root: Path, keep: bool) -> None:
@@ -144,23 +147,19 @@ def _watch() -> "Watch":
     """Lines for what is done, and on a terminal a bar for what is being done."""
     from randlora_pl.data.get import Watch
 
-    class Shown(Watch):
+    class Printed(Watch):
         def say(self, text: str) -> None:
             print(f"  {text}", flush=True)
 
+    class Bars(Printed):
         @contextmanager
         def progress(self, text: str) -> "Iterator[Tick]":
-            if not sys.stderr.isatty():
-                yield lambda done, total: None
-                return
             from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-            room = max(20, shutil.get_terminal_size().columns - 60)
-            shown = text if len(text) <= room else text[: room - 3] + "..."
-            columns = (TextColumn("{task.description}"), BarColumn(20), DownloadColumn(), TimeRemainingColumn())
+            columns = (TextColumn("  {task.description}"), BarColumn(20), DownloadColumn(), TimeRemainingColumn())
             with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-                task = progress.add_task(f"  {shown}", total=None)
+                task = progress.add_task(text, total=None)
                 yield lambda done, total: progress.update(task, completed=done, total=total)
 
-    return Shown()
+    return Bars() if sys.stderr.isatty() else Printed()

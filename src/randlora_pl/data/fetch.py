@@ -20,7 +20,7 @@ from urllib.request import Request, urlopen
 from randlora_pl import __version__
 from randlora_pl.errors import UserError
 
-TIMEOUT = 20.0
+TIMEOUT = 15.0
 """Seconds without a byte after which a connection counts as dropped."""
 
 RETRIES = 5
@@ -104,7 +104,7 @@ def length(urls: Sequence[str]) -> int | None:
     """Bytes of a file, by the word of its first source; None where it does not say."""
     try:
         request = Request(urls[0], headers={"User-Agent": _AGENT}, method="HEAD")
-        with urlopen(request, timeout=TIMEOUT / 2) as answer:
+        with urlopen(request, timeout=TIMEOUT / 3) as answer:
             return _number(answer.headers.get("Content-Length"))
     except (OSError, ValueError, http.client.HTTPException):
         return None

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -20,17 +21,27 @@ from randlora_pl.errors import UserError
 
 log = logging.getLogger("randlora_pl")
 
+EVERY = 30.0
+"""Seconds between two lines about the same file."""
+
 
 class Watch:
-    """What `get` tells whoever waits for it; this one is silent."""
+    """What `get` tells whoever waits for it: a line now and then; this one is silent."""
 
     def say(self, text: str) -> None:
         """Takes a line about what has been done or begun."""
 
     def progress(self, text: str) -> AbstractContextManager[Tick]:
         """A function that is told the progress of what ``text`` names."""
-        del text
-        return nullcontext(lambda done, total: None)
+        last = time.monotonic()
+
+        def tick(done: int, total: int | None) -> None:
+            nonlocal last
+            if time.monotonic() - last > EVERY:
+                last = time.monotonic()
+                self.say(f"{text}, {megabytes(done)}" + ("" if total is None else f" of {megabytes(total)}"))
+
+        return nullcontext(tick)
 
 
 class Logged(Watch):
@@ -101,7 +112,6 @@ def tidy(row: Row, root: Path) -> None:
     for file in row.files:
         if fetched(home / file.name):
             forget(home / file.name)
-    (home / _LOCK).unlink(missing_ok=True)
     for folder in (home, home.parent):
         with contextlib.suppress(OSError):  # there is more in it
             folder.rmdir()
@@ -142,7 +152,10 @@ def _alone(home: Path, row: Row) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(f"Another command is fetching {row.name} into {home}; wait for it") from error
-            yield
+            try:
+                yield
+            finally:
+                (home / _LOCK).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{home} cannot be written: {error.strerror or error}") from error
 
@@ -163,9 +176,11 @@ def _obtain(row: Row, root: Path, file: Archive, watch: Watch) -> None:
         try:
             source = download(file.urls, path, file.checksum, tick)
         except UserError as error:
+            absent = [other for other in row.files if not (path.parent / other.name).exists()]
+            named = ", ".join(f"{other.name} ({other.page or other.urls[0]})" for other in absent)
             raise UserError(
                 f"{row.name}: {file.name} could not be fetched: {error}\n"
-                f"By hand: put it into {path.parent} ({file.page or file.urls[0]}), then: {get_command(row, root)}"
+                f"By hand: put into {path.parent}: {named}; then: {get_command(row, root)}"
             ) from error
     watch.say(f"{file.name}: {megabytes(path.stat().st_size)} from {host(source)}, {_verdict(file)}")
 
