@@ -1,6 +1,5 @@
 """``data get`` against a server on this machine that has the published archives of tiny data sets."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -220,7 +219,8 @@ def test_offline_says_what_to_put_where_and_what_is_put_there_is_used(
     assert result.err.splitlines() == [
         "randlora-pl: error: eurosat: EuroSAT.zip could not be fetched: 127.0.0.1:1 cannot be reached "
         "([Errno 111] Connection refused)",
-        f"By hand: put into sets/downloads/eurosat: EuroSAT.zip ({url}); then: randlora-pl data get eurosat --root sets",
+        f"By hand: put into sets/downloads/eurosat: EuroSAT.zip ({url}); "
+        "then: randlora-pl data get eurosat --root sets",
     ]
     path = tmp_path / "sets/downloads/eurosat/EuroSAT.zip"
     path.write_bytes(b"a wrong file")
