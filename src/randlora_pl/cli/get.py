@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,14 +57,14 @@ def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
             print(f"{row.name}: built in, there is nothing to get")
             continue
         there = _check(row, root, 0) if present(row, root) else None
+        if there and there.problems:
+            print(f"{row.name}: in {root}, but off: {there.problems[0].splitlines()[0]}")
         if there and not there.problems:
             print(f"{row.name}: complete already in {root}")
             _tidy(row, root, keep)
         elif by_hand(row, root):
             helpless.append(row)
         else:
-            if there:
-                print(f"{row.name}: in {root}, but off: {there.problems[0].splitlines()[0]}")
             try:
                 report = _fetch(row, root)
             except UserError as error:
@@ -83,7 +83,8 @@ def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
     for row in helpless:
         print(f"\n{row.name} cannot be fetched by a command; licence: {row.licence}")
         if row.files:
-            downloads(row, root).mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):
+                downloads(row, root).mkdir(parents=True, exist_ok=True)
         for line in [*by_hand(row, root), f"then: {get_command(row, root)}"]:
             print(f"  {line}")
     if failed:
