@@ -58,8 +58,8 @@ class ImageData(LightningDataModule):
         flip: Mirror half of the training images; by default as suits the data set (not for digits).
         cache_images: Keep decoded images in memory that all processes of a machine share, a split up to 8 GiB and a
             quarter of what is free; by default for few-shot and small sets.
-        device_transforms: Hand images over as bytes, and flip and normalise them (small ones of one size: crop them
-            too) on the device; by default where that is no CPU.
+        device_transforms: Workers hand images over as bytes, and the device flips and normalises them (on a GPU it
+            also crops small ones of one size); otherwise workers do it all.
         image_size: Height and width in pixels; by default the model's.
         mean: Mean of the three channels on [0, 1]; by default the model's.
         std: Standard deviation of the three channels on [0, 1]; by default the model's.
@@ -97,7 +97,7 @@ class ImageData(LightningDataModule):
         crop_scale: tuple[float, float] = (0.5, 1.0),
         flip: bool | None = None,
         cache_images: bool | None = None,
-        device_transforms: bool | None = None,
+        device_transforms: bool = True,
         image_size: int | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
@@ -355,10 +355,9 @@ class ImageData(LightningDataModule):
 
     def _late(self, samples: Samples) -> Late:
         """What is left to the device."""
-        device = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
-        wanted = device != "cpu" if self.device_transforms is None else self.device_transforms
-        if not wanted or self.trainer is None:  # without a trainer nobody calls `on_after_batch_transfer`
+        if not self.device_transforms or self.trainer is None:  # no trainer calls `on_after_batch_transfer`
             return "nothing"
+        device = self.trainer.strategy.root_device.type
         return "crops" if device == "cuda" and isinstance(samples.images, ArrayImages) else "colours"
 
     def _processes(self, split: str) -> int:
