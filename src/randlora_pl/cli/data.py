@@ -28,14 +28,18 @@ _HEADER = ("data set", "split", "images", "expected", "fewest of a class", "most
 
 
 def data_verb(args: list[str]) -> int:
-    """``data check ...`` or ``data show ...``."""
+    """``data get ...``, ``data check ...`` or ``data show ...``."""
     if not args:
         print(page("data"), end="")
         return 0
-    verbs = {"check": check_verb, "show": show_verb}
+    from randlora_pl.cli.get import get_verb
+
+    verbs = {"get": get_verb, "check": check_verb, "show": show_verb}
     if args[0] not in verbs:
         hint = near(args[0], verbs)
-        raise UserError(f"There is no verb data {args[0]}.{hint} Use data check or data show; see: randlora-pl data -h")
+        raise UserError(
+            f"There is no verb data {args[0]}.{hint} Use data get, data check or data show; see: randlora-pl data -h"
+        )
     return verbs[args[0]](args[1:])
 
 
@@ -71,11 +75,19 @@ def check_verb(args: list[str]) -> int:
     with counting(typed.every_image) as tick:
         for row in dict.fromkeys(row.name for row in chosen):
             reports.append(check(find(row), root, sample, tick))
-    return _print(reports, typed.every_image)
+    return print_reports(reports, typed.every_image)
 
 
-def _print(reports: Sequence["Report"], every: bool) -> int:
-    """The table and what is off; returns the exit code."""
+def print_reports(reports: Sequence["Report"], every: bool = False) -> int:
+    """Prints a table of what was found, and what is off.
+
+    Args:
+        reports: What was found.
+        every: Whether all images were to be decoded.
+
+    Returns:
+        The exit code: 1 where something is off or missing.
+    """
     rows = []
     for report in reports:
         for number, part in enumerate(report.splits):

@@ -44,19 +44,13 @@ def datasets_verb(args: list[str]) -> int:
         rows = []
         for row in CATALOG.values():
             counts = [row.counts.get(split) for split in ("train", "val", "test")]
-            got = (
-                "yours"
-                if row.own
-                else "--data.download true"
-                if row.download
-                else "by hand"
-                if row.layout
-                else "built in"
-            )
+            there = "yours" if row.own else "built in"
+            got = ("data get" if row.download else "by hand") if row.layout and not row.own else there
             rows.append((row.name, row.classes, *counts, row.epochs, got, row.title))
         header = ("data set", "classes", "train", "val", "test", "epochs", "images", "what it is")
         print(table(header, rows))
         print("\nUse: randlora-pl fit --data.dataset NAME; all about one: randlora-pl datasets NAME")
+        print("Get the images: randlora-pl data get NAME; where it says by hand, this tells which file to put where")
         print("Your own images: --data.dataset folder --data.root PATH (a sub-folder for each class)")
         return 0
     for name in args:
@@ -69,6 +63,7 @@ def datasets_verb(args: list[str]) -> int:
             "epochs": str(row.epochs),
             "prompts": _some(row.templates, 20, " | "),
             "files": row.layout and (row.layout if row.own else f"{row.layout} below {default_root()} or --data.root"),
+            "get it": "" if row.own or not row.layout else f"randlora-pl data get {row.name}",
             "source": row.source,
             "licence": row.licence,
             "note": row.note,

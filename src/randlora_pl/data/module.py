@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from randlora_pl.data import catalog, options, splits
+from randlora_pl.data import catalog, get, options, splits
 from randlora_pl.data.cache import CachedImages, shared_folder
 from randlora_pl.data.folders import read_classnames
 from randlora_pl.data.images import ArrayImages
@@ -142,8 +142,7 @@ class ImageData(LightningDataModule):
     def prepare_data(self) -> None:
         """Fetches the data set if that was asked for; Lightning calls it in one process only."""
         if self.download:
-            for split in ("train", "test"):
-                read(self.row, self.root, split, download=True)
+            get.ensure(self.row, self.root, get.Logged())
 
     def setup(self, stage: str | None = None) -> None:
         """Reads labels and class names, chooses the subset, and plans the draws.
@@ -163,7 +162,7 @@ class ImageData(LightningDataModule):
         self.frame = Frame() if spec is None else Frame.of(spec)
         self.frame = replace(self.frame, **{name: value for name, value in self.overrides.items() if value is not None})
         if self._splits is None:
-            self._splits = splits.Splits(lambda split: read(self.row, self.root, split, download=False))
+            self._splits = splits.Splits(lambda split: read(self.row, self.root, split))
             own_test = stage == "test" and self._splits.own_test
             self.classnames = self._names((self._splits.test if own_test else self._splits.full).classes)
         with self._meeting():

@@ -27,7 +27,7 @@ def torchvision_files(
         row: The data set.
         root: Folder given to torchvision.
         split: ``train``, ``val`` or ``test``.
-        download: Let torchvision fetch it.
+        download: Unused: `randlora_pl.data.get` fetches it.
         name: Name of the class in `torchvision.datasets`.
         splits: Torchvision's splits that make up each of ours; a split that is left out is not there.
         known: The class names that torchvision should find; None: none can be told without the files.
@@ -36,12 +36,13 @@ def torchvision_files(
     Raises:
         UserError: The data are missing or damaged.
     """
+    del download
     entries: list[tuple[str, int]] = []
     classes: Sequence[str] = ()
     if split not in splits:
         return None
     for part in splits[split]:
-        held = from_torchvision(row, root, name, download, split=part)
+        held = from_torchvision(row, root, name, split=part)
         found = _entries(held, root)
         strays = [Path(path) for path, label in found if Path(path).parent.name != f"{label:05d}"]
         if part in numbered and strays:
