@@ -1,6 +1,7 @@
 """Where the pixels come from: an array in memory, or image files decoded when asked for."""
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,34 @@ class PathsBelow(Sequence[Path]):
         if isinstance(place, slice):
             return PathsBelow(self.home, self.names[place])
         return self.home / self.names[place]
+
+
+def absent(home: Path, names: Sequence[str]) -> list[int]:
+    """Places of the names that are no files.
+
+    Each folder is listed once; only about what a listing lacks is the file system asked, which may not distinguish
+    capitals or accents as a listing does.
+
+    Args:
+        home: The folder that the names are relative to.
+        names: Paths with forward slashes, relative or absolute.
+    """
+    there: dict[str, frozenset[str]] = {}
+    missing = []
+    for place, name in enumerate(names):
+        folder, _, file = name.rpartition("/")
+        if folder not in there:
+            there[folder] = _file_names(home / (folder or ("/" if name.startswith("/") else "")))
+        if file not in there[folder] and not (home / name).is_file():
+            missing.append(place)
+    return missing
+
+
+def _file_names(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))  # noqa: PTH208 (a million Path objects are slow)
+    except OSError:
+        return frozenset()
 
 
 @dataclass(frozen=True)

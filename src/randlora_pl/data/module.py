@@ -35,9 +35,9 @@ class ImageData(LightningDataModule):
     the draws stand for. The order of images and every augmentation depend on the seed and the draw number alone.
 
     Args:
-        dataset: Name of the data set; `randlora-pl datasets` lists them. `folder` is a folder of your own images,
-            `pairs` a CSV file of images and captions.
-        root: Folder that holds the data (for `pairs` the CSV file); by default the user's data folder.
+        dataset: Name of the data set; `randlora-pl datasets` lists them. Your own images: `folder`, `table` (CSV,
+            TSV or Parquet), `hf` (Hugging Face datasets) and `pairs` (with captions).
+        root: Folder that holds the data (for `table` and `pairs` the file); by default the user's data folder.
         download: Fetch the data set if it is missing.
         shots: Few-shot training: this many images of each class.
         fraction: Train on this share of the images, between 0 and 1, stratified.
@@ -58,7 +58,7 @@ class ImageData(LightningDataModule):
         mean: Mean of the three channels on [0, 1]; by default the model's.
         std: Standard deviation of the three channels on [0, 1]; by default the model's.
         interpolation: `bicubic` or `bilinear`; by default the model's.
-        templates: Prompts with {} for the class name; by default the data set's.
+        templates: Prompts with {} for the class name, or a text file with one a line; by default the data set's.
         classnames: File with class names: one a line, CSV folder,name, or a JSON mapping.
         shots_file: JSON file of the chosen images: read if it exists, else written.
         seed: Selects the few-shot images, the order and the augmentation; validation and test are the same for all.
@@ -95,7 +95,7 @@ class ImageData(LightningDataModule):
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
         interpolation: str | None = None,
-        templates: list[str] | None = None,
+        templates: list[str] | str | None = None,
         classnames: str | None = None,
         shots_file: str | None = None,
         seed: int = 0,
@@ -106,6 +106,7 @@ class ImageData(LightningDataModule):
         self.row = catalog.find(dataset)
         options.check_subset(shots, fraction, train_split, self.row.captions)
         options.check_run(batch_size, eval_batch_size, epochs, steps, min_batches_per_epoch, sampling, num_workers)
+        templates = options.read_templates(templates)
         options.check_images(crop_scale, image_size, mean, std, interpolation, on_error, templates, self.row.captions)
         if root is None and self.row.own:
             raise UserError(f"The data set {dataset!r} needs --data.root: {self.row.source} ({self.row.layout})")
