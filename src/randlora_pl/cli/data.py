@@ -48,7 +48,7 @@ def check_verb(args: list[str]) -> int:
     parser = Parser("data check", "data")
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--all", action="store_true")
-    parser.add_argument("--root")
+    parser.add_argument("--root", "--data.root")
     parser.add_argument("--every-image", "--every_image", action="store_true")
     parser.add_argument("--fast", action="store_true")
     typed = parser.parse_args(args)
@@ -116,7 +116,7 @@ def show_verb(args: list[str]) -> int:
     """Draw the contact sheet of a data set, and print its splits and prompts."""
     parser = Parser("data show", "data")
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--root")
+    parser.add_argument("--root", "--data.root")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--shots", type=int, default=SHOTS)
     typed = parser.parse_args(args)

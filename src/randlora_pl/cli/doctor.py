@@ -22,7 +22,13 @@ PACKAGES = (
     "jsonargparse",
     "tensorboard",
 )
-OPTIONAL = {"wandb": "run.logger wandb"}
+OPTIONAL = {
+    "wandb": ("--run.logger wandb", "wandb"),
+    "datasets": ("--data.dataset hf", "hf"),
+    "pyarrow": ("tables as Parquet files", "parquet"),
+}
+"""Package: what it is for, and the extra that brings it."""
+
 _TIMEOUT = 3.0
 
 
@@ -57,11 +63,11 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = f"MISSING: pip install {package}"
-    for package, use in OPTIONAL.items():
+    for package, (use, extra) in OPTIONAL.items():
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            found[package] = f"not installed; for --{use}: pip install 'randlora-pl[{package}]'"
+            found[package] = f"not installed; for {use}: pip install 'randlora-pl[{extra}]'"
     return found
 
 

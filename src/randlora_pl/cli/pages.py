@@ -74,7 +74,7 @@ Is a data set on this machine what it should be, and what does it look like?
   randlora-pl data check NAME ... | --all      images of each split and class beside what is expected
   randlora-pl data show NAME                   a contact sheet (PNG) with class names, split counts and prompts
 
-  --root PATH      Folder that holds the data (default: the user's data folder); for folder and pairs your own
+  --root PATH      Folder that holds the data (default: the user's data folder); for folder, table, hf, pairs your own
 
   check: 0 is returned where all is as expected, 1 where something is off or missing, 2 after a wrong command
   --fast           Decode no image
@@ -84,7 +84,11 @@ Is a data set on this machine what it should be, and what does it look like?
   --output FILE    PNG file to write, a new one (default contact-sheet-NAME.png, which is replaced)
   --shots K        Training images of each class (default 4), as --data.shots K chooses them with seed 0
 """,
-    "datasets": "List the data sets (datasets), or tell all about some of them (datasets NAME ...).\n",
+    "datasets": """\
+List the data sets (datasets), or tell all about some of them (datasets NAME ...).
+
+  --root PATH      Folder in which to look for the data (default: the user's data folder)
+""",
     "models": "List backbones with their sizes, weights and configs (models), or some (models NAME ...).\n",
     "adapters": "List the methods (adapters), or explain the options of some of them (adapters NAME ...).\n",
     "config": """\
