@@ -6,7 +6,6 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 
-
 NARROW = 24
 """Letters that a narrow column has on a terminal."""
 
