@@ -166,7 +166,7 @@ def test_wrong_files(tmp_path: Path) -> None:
         read(tmp_path / "nowhere.csv")
     with pytest.raises(UserError, match="is a folder"):
         read(tmp_path)
-    with pytest.raises(UserError, match="is no .csv, .tsv, .txt, .parquet file: save it as CSV"):
+    with pytest.raises(UserError, match=r"is no .csv, .tsv, .txt, .parquet file: save it as CSV"):
         read(write(tmp_path, "", "a.xlsx"))
     with pytest.raises(UserError, match="Save it as UTF-8"):
         read(write(tmp_path, "path,label\nimages/0.png,caf\u00e9\n", encoding="latin-1"))

@@ -63,9 +63,7 @@ def datasets_verb(args: list[str]) -> int:
         print(table(header, rows, narrow=("licence",)))
         print(f"\nOn this machine: below {root}; another folder: randlora-pl datasets --root PATH")
         print("Use: randlora-pl fit --data.dataset NAME; all about one: randlora-pl datasets NAME")
-        print(
-            "Your own images: --data.dataset folder --data.root PATH (a sub-folder for each class); more: " + OWN_PAGE
-        )
+        print("Your own images: --data.dataset folder, table, hf or pairs with --data.root PATH; see " + OWN_PAGE)
         return 0
     for name in typed.names:
         row = find(name)

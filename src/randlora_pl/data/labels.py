@@ -49,9 +49,8 @@ def class_order(labels: Iterable[str], where: object) -> list[str]:
     by_value: dict[int, str] = {}
     for label in distinct:
         if by_value.setdefault(int(label), label) != label:
-            raise UserError(
-                f"{where}: the labels {by_value[int(label)]!r} and {label!r} are one number; write it one way"
-            )
+            both = f"{by_value[int(label)]!r} and {label!r}"
+            raise UserError(f"{where}: the labels {both} are the same number; write it in one way")
     return [by_value[value] for value in sorted(by_value)]
 
 
