@@ -62,7 +62,7 @@ def test_training_and_then_the_commands_afterwards(home: Path, capsys: pytest.Ca
         assert "Next:" in capsys.readouterr().out, command
     folders = sorted(home.glob("runs/quickstart/*"))
     config = yaml.safe_load((folders[-1] / "config.yaml").read_text())
-    assert config["data"]["init_args" if "init_args" in config["data"] else "templates"]
+    assert (config["data"]["templates"], config["data"]["classnames"]) == ("prompts.txt", "names.csv")
     for command in (c for c in COMMANDS if "<time>" in c):
         short = () if command.startswith("predict") else ("--trainer.limit_test_batches", "1")
         run(command.replace("<time>", folders[0].name), *short)
