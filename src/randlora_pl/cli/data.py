@@ -177,12 +177,13 @@ def checked_root(typed: argparse.Namespace, rows: Sequence[Row], verb: str) -> P
 
 
 @contextmanager
-def counting(shown: bool, text: str = "{task.completed:,} images decoded") -> Iterator[Any]:
+def counting(shown: bool, text: str = "{task.completed:,} images decoded", total: int | None = None) -> Iterator[Any]:
     """A function that counts images up on the terminal, where somebody watches a long command.
 
     Args:
         shown: Whether the command may be long.
         text: What to show, with ``{task.completed}``.
+        total: What it counts up to; None: nobody knows.
     """
     if not (shown and sys.stderr.isatty()):
         yield lambda _: None
@@ -192,5 +193,5 @@ def counting(shown: bool, text: str = "{task.completed:,} images decoded") -> It
 
     columns = (TextColumn(text), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None)
+        task = progress.add_task("", total=total)
         yield lambda count: progress.advance(task, count)
