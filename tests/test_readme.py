@@ -15,6 +15,7 @@ from PIL import Image
 
 from randlora_pl.cli.configs import find_config
 from randlora_pl.cli.main import main
+from randlora_pl.data.catalog import find
 from tests.data.conftest import cifar_root  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +29,8 @@ COMMANDS = [  # indented lines, then what the sentences mention between backtick
     *re.findall(r"`randlora-pl ([^`]+)`", TEXT),
 ]
 FITS = [command for command in COMMANDS if command.startswith("fit ") and "--resume" not in command]
-QUICK = [c for c in COMMANDS if c.split()[0] not in ("fit", "predict", "compare-methods")]
+GETS = [command for command in COMMANDS if command.startswith("data get ")]  # need a network
+QUICK = [c for c in COMMANDS if c.split()[0] not in ("fit", "predict", "compare-methods") and c not in GETS]
 SHORT = [
     *("--data.steps", "2", "--data.batch_size", "4", "--data.eval_batch_size", "4", "--trainer.precision", "32-true"),
     *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1", "--trainer.accelerator", "cpu"),
@@ -108,6 +110,10 @@ def test_predict_and_resume(quickstart: Path) -> None:
 def test_what_there_is(command: str, quickstart: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(command)
     assert len(capsys.readouterr().out.splitlines()) > 3
+
+
+def test_what_is_downloaded_is_known() -> None:
+    assert GETS and all(find(command.split()[2]).download for command in GETS)
 
 
 def test_compare_methods(quickstart: Path) -> None:

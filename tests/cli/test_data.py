@@ -102,8 +102,8 @@ def test_missing_is_one_line_with_the_way_to_get_it(run: Run, tmp_path: Path) ->
     assert result.code == 1
     cifar, cars, verdict = result.out.splitlines()
     assert f"cifar10 is not in {tmp_path}: expected cifar-10-batches-py/" in cifar
-    assert f"fit --data.dataset cifar10 --data.root {tmp_path} --data.download true" in cifar
-    assert find("cars").source in cars and find("cars").layout in cars
+    assert f"get it: randlora-pl data get cifar10 --root {tmp_path}" in cifar
+    assert f"data get cars --root {tmp_path}" in cars and find("cars").layout in cars
     assert verdict.endswith("0 off, 2 missing")
 
 
@@ -160,7 +160,7 @@ def test_own_pairs(run: Run, tmp_path: Path) -> None:
         (["check", "folder"], "data check folder --root FOLDER"),
         (["show", "pairs"], "data show pairs --root FILE.csv"),
         (["show"], "NAME"),
-        (["show", "cifar10", "--root", "."], "--data.download true"),
+        (["show", "cifar10", "--root", "."], "randlora-pl data get cifar10 --root ."),
         (["show", "digits", "--shots", "0"], "from 1 to"),
         (["show", "digits", "--output", "sheet.jpg"], "PNG"),
         (["show", "digits", "--output", "not/there.png"], "mkdir"),

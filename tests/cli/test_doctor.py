@@ -31,7 +31,7 @@ def test_every_section_is_printed(run: Run) -> None:
         "OFFLINE",
     ):
         assert word in out
-    assert "--data.dataset mnist --data.download true" in out
+    assert "randlora-pl data get mnist" in out and "randlora-pl data get cars (tells how)" in out
 
 
 def test_optional_packages_are_named_with_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:

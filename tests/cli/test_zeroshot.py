@@ -139,7 +139,7 @@ def test_interrupted(run: Run, tmp_path: Path, sets: Path, monkeypatch: pytest.M
         (["--model.nme", "tiny"], "'--model.name'"),
         (["--model.name", "ViT-B-23"], "ViT-B-32"),
         (["--model.name", "ViT-B-32"], "--model.pretrained with openai"),
-        (["--data.dataset", "cifar10", "--data.root", "."], "--data.download true"),
+        (["--data.dataset", "cifar10", "--data.root", "."], "randlora-pl data get cifar10 --root ."),
         (["--data.dataset", "cifar10", "--data.root", "nowhere"], "does not exist"),
         (["--data.dataset", "all", "--data.root", "."], "None of the paper's 22"),
         (["--data.dataset", "folder"], "--data.root"),

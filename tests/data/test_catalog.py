@@ -1,5 +1,6 @@
 import importlib.machinery
 import importlib.util
+import inspect
 import subprocess
 import sys
 from importlib import import_module
@@ -30,8 +31,13 @@ def test_row_is_complete(row: Row) -> None:
     assert row.own or set(row.counts) == {"train", "val", "test"}
     module, _, function = row.reader.rpartition(":")
     assert callable(getattr(import_module(module or "randlora_pl.data.readers"), function))
-    if row.download:
-        assert row.layout
+    assert not (row.files and row.by_hand) and bool(row.files or row.by_hand) == bool(row.layout and not row.own)
+    assert all("{root}" in "".join(row.by_hand) and "{}" not in line for line in row.by_hand)
+    for file in row.files:
+        kind, _, digest = file.checksum.partition(":")
+        assert len(digest) == {"md5": 32, "sha256": 64, "": 0}[kind] and set(digest) <= set("0123456789abcdef")
+        assert all(url.startswith("http") and url.endswith(f"/{file.name}") for url in file.urls)
+        assert file.urls or file.page
 
 
 @pytest.mark.parametrize(
@@ -134,6 +140,25 @@ def test_catalog_survives_without_open_clip(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.PathFinder.find_spec(name, None))
     assert prompts._imagenet() == ((), prompts.PHOTO)  # a version that has moved its file
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+
+
+def test_checksums_are_torchvisions() -> None:
+    from torchvision import datasets
+    from torchvision.datasets import voc
+
+    known = {md5 for kind in (datasets.MNIST, datasets.FashionMNIST) for _, md5 in kind.resources}
+    known |= {kind.tgz_md5 for kind in (datasets.CIFAR10, datasets.CIFAR100, datasets.STL10)}
+    known |= {md5 for _, _, md5 in datasets.SVHN.split_list.values()}
+    known |= {kind._MD5 for kind in (datasets.Food101, datasets.DTD, datasets.Country211)}
+    known |= {md5 for _, md5 in (*datasets.OxfordIIITPet._RESOURCES, *datasets.Flowers102._file_dict.values())}
+    known |= {voc.DATASET_YEAR_DICT[part]["md5"] for part in ("2007", "2007-test")}
+    kinds = (datasets.GTSRB, datasets.EuroSAT, datasets.Caltech101, datasets.Caltech256, datasets.SUN397)
+    texts = "".join(Path(inspect.getfile(kind)).read_text() for kind in kinds)  # written into their functions
+    elsewhere = {"cub200": 1, "fgvcaircraft": 1, "resisc45": 3, "sun397": 1, "ucf101": 2}
+    for row in ROWS:
+        sums = [file.checksum.partition(":")[2] for file in row.files]
+        unknown = [digest for digest in sums if not digest or (digest not in known and digest not in texts)]
+        assert len(unknown) == elsewhere.get(row.name, 0), row.name
 
 
 def test_class_names_are_torchvisions() -> None:

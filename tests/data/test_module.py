@@ -361,21 +361,23 @@ def test_pairs_end_to_end(tmp_path: Path) -> None:
     assert next(iter(data.test_dataloader()))["image"].shape == (4, 3, 10, 10)
 
 
-def test_download_reaches_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, bool]] = []
+def test_download_fetches_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
 
-    def note(row: Any, root: Path, split: str, *, download: bool = False) -> None:
-        asked.append((split, download))
+    def note(row: Any, root: Path, watch: Any) -> None:
+        asked.append(row.name)
+        make_idx(root, "MNIST")
 
-    monkeypatch.setattr("randlora_pl.data.module.read", note)
+    monkeypatch.setattr("randlora_pl.data.get.get", note)
     ImageData(dataset="mnist", root=str(tmp_path)).prepare_data()
     assert asked == []
-    ImageData(dataset="mnist", root=str(tmp_path), download=True).prepare_data()
-    assert asked == [("train", True), ("test", True)]
+    for _ in range(2):
+        ImageData(dataset="mnist", root=str(tmp_path), download=True).prepare_data()
+        assert asked == ["mnist"]
 
 
 def test_missing_data_stop_at_setup(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"MNIST is missing.*\nFetch it with: .* --data.download true"):
+    with pytest.raises(UserError, match=r"MNIST is missing.*\nGet it: randlora-pl data get mnist --root "):
         ImageData(dataset="mnist", root=str(tmp_path)).setup("fit")
     make_idx(tmp_path, "MNIST")
     data = ImageData(dataset="mnist", root=str(tmp_path))

@@ -1,4 +1,3 @@
-import gzip
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def test_missing_data_names_tree_and_command(tmp_path: Path, name: str) -> None:
         read(row, tmp_path, "train")
     message = str(caught.value)
     assert row.layout in message and len(message.splitlines()) == 2
-    assert f"randlora-pl fit --data.dataset {name} --data.root {tmp_path} --data.download true" in message
+    assert message.endswith(f"randlora-pl data get {name} --root {tmp_path}")
 
 
 def test_damaged_data_says_so(tmp_path: Path) -> None:
@@ -77,34 +76,6 @@ def test_damaged_data_says_so(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"MNIST is missing or damaged in .*Error"):
         read(find("mnist"), tmp_path, "train")
-
-
-def test_download_unpacks_or_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torchvision's own download, from a server on this machine."""
-    from functools import partial
-    from hashlib import md5
-    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-    from threading import Thread
-
-    from torchvision.datasets import MNIST
-
-    made = make_idx(tmp_path / "source", "MNIST")
-    mirror = tmp_path / "source" / "MNIST" / "raw"
-    resources = []
-    for path in sorted(mirror.iterdir()):
-        packed = path.with_name(f"{path.name}.gz")
-        packed.write_bytes(gzip.compress(path.read_bytes()))
-        resources.append((packed.name, md5(packed.read_bytes()).hexdigest()))
-    monkeypatch.setattr(MNIST, "resources", resources)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(mirror)))
-    Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-    samples = read(find("mnist"), tmp_path / "new", "train", download=True)
-    assert samples is not None and np.array_equal(samples.labels, made["train"][1])
-    server.shutdown()
-    server.server_close()
-    with pytest.raises(UserError, match="MNIST could not be downloaded to"):
-        read(find("mnist"), tmp_path / "other", "train", download=True)
 
 
 def test_real_mnist_images_survive_the_idx_format(tmp_path: Path) -> None:

@@ -28,14 +28,18 @@ _HEADER = ("data set", "split", "images", "expected", "fewest of a class", "most
 
 
 def data_verb(args: list[str]) -> int:
-    """``data check ...`` or ``data show ...``."""
+    """``data get ...``, ``data check ...`` or ``data show ...``."""
     if not args:
         print(page("data"), end="")
         return 0
-    verbs = {"check": check_verb, "show": show_verb}
+    from randlora_pl.cli.get import get_verb
+
+    verbs = {"get": get_verb, "check": check_verb, "show": show_verb}
     if args[0] not in verbs:
         hint = near(args[0], verbs)
-        raise UserError(f"There is no verb data {args[0]}.{hint} Use data check or data show; see: randlora-pl data -h")
+        raise UserError(
+            f"There is no verb data {args[0]}.{hint} Use data get, data check or data show; see: randlora-pl data -h"
+        )
     return verbs[args[0]](args[1:])
 
 
@@ -71,11 +75,19 @@ def check_verb(args: list[str]) -> int:
     with counting(typed.every_image) as tick:
         for row in dict.fromkeys(row.name for row in chosen):
             reports.append(check(find(row), root, sample, tick))
-    return _print(reports)
+    return print_reports(reports, typed.every_image)
 
 
-def _print(reports: Sequence["Report"]) -> int:
-    """The table and what is off; returns the exit code."""
+def print_reports(reports: Sequence["Report"], every: bool = False) -> int:
+    """Prints a table of what was found, and what is off.
+
+    Args:
+        reports: What was found.
+        every: Whether all images were to be decoded.
+
+    Returns:
+        The exit code: 1 where something is off or missing.
+    """
     rows = []
     for report in reports:
         for number, part in enumerate(report.splits):
@@ -98,7 +110,7 @@ def _print(reports: Sequence["Report"]) -> int:
     for report in missing:
         print(*report.problems)
     images, decoded = (sum(getattr(p, key) for r in reports for p in r.splits) for key in ("images", "decoded"))
-    if decoded < images:
+    if decoded < images and not every:
         print(f"{decoded:,} of {images:,} images were decoded; --every-image decodes all")
     sets = "1 data set" if len(reports) == 1 else f"{len(reports)} data sets"
     print(f"{sets}: {len(reports) - len(missing) - len(off)} as expected, {len(off)} off, {len(missing)} missing")
@@ -109,7 +121,8 @@ def _per_class(count: tuple[str, int] | None) -> str:
     if count is None:
         return ""
     name, images = count
-    return f"{images:,} ({name if len(name) <= 24 else name[:21] + '...'})"
+    short = name if len(name) <= 26 else f"{name[:12]}...{name[-11:]}"  # long names differ at their ends
+    return f"{images:,} ({short})"
 
 
 def show_verb(args: list[str]) -> int:

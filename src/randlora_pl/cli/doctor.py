@@ -102,10 +102,8 @@ def datasets() -> dict[str, str]:
             found[row.name] = "built in"
         elif held.exists():
             found[row.name] = f"found: {held}"
-        elif row.download:
-            found[row.name] = f"missing: randlora-pl fit --data.dataset {row.name} --data.download true"
         else:
-            found[row.name] = f"missing: put {row.layout} below {root}"
+            found[row.name] = f"missing: randlora-pl data get {row.name}{'' if row.download else ' (tells how)'}"
     return found | {"your own": "--data.dataset folder --data.root PATH"}
 
 

@@ -42,7 +42,7 @@ Run       fit        train, with a test before and after; --resume RUN goes on a
           zeroshot   an untrained CLIP on the test images, beside published figures
           bench      data NAME: images a second of each stage of the input pipeline
 Look up   datasets   data sets; datasets NAME tells all about one
-          data       check NAME | show NAME: is it complete, what does it look like
+          data       get NAME | check NAME | show NAME: download it, is it complete, what does it look like
           models     backbones
           adapters   methods; adapters NAME explains the options of one
           config     list | cat NAME | cp NAME: the shipped configs

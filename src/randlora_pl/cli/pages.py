@@ -69,12 +69,16 @@ Differences of more than a few tenths of a point hint at a wrong layout, class o
   --run.root FOLDER         zeroshot.json goes to FOLDER/zeroshot/TIME (default runs)
 """,
     "data": """\
-Is a data set on this machine what it should be, and what does it look like?
+Get a data set; is it what it should be, and what does it look like?
 
+  randlora-pl data get NAME ... | --all        download, verify, unpack, check; or say which file to put where
   randlora-pl data check NAME ... | --all      images of each split and class beside what is expected
   randlora-pl data show NAME                   a contact sheet (PNG) with class names, split counts and prompts
 
   --root PATH      Folder that holds the data (default: the user's data folder); for folder, table, hf, pairs your own
+
+  get: goes on where it was interrupted; 1 is returned where a data set could not be had
+  --keep           Keep the archives in PATH/downloads (default: removed once the check has passed)
 
   check: 0 is returned where all is as expected, 1 where something is off or missing, 2 after a wrong command
   --fast           Decode no image

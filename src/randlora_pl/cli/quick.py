@@ -63,6 +63,7 @@ def datasets_verb(args: list[str]) -> int:
         print(table(header, rows, narrow=("licence",)))
         print(f"\nOn this machine: below {root}; another folder: randlora-pl datasets --root PATH")
         print("Use: randlora-pl fit --data.dataset NAME; all about one: randlora-pl datasets NAME")
+        print("Get the images: randlora-pl data get NAME; where it says by hand, this tells which file to put where")
         print("Your own images: --data.dataset folder, table, hf or pairs with --data.root PATH; see " + OWN_PAGE)
         return 0
     for name in typed.names:
@@ -76,6 +77,7 @@ def datasets_verb(args: list[str]) -> int:
             "prompts": _some(row.templates, 20, " | "),
             "files": row.layout and (row.layout if row.own else f"{row.layout} below {root} or --data.root"),
             "state": "" if row.own else state(row, root),
+            "get it": "" if row.own or not row.layout else f"randlora-pl data get {row.name}",
             "source": row.source,
             "licence": row.licence,
             "note": row.note,

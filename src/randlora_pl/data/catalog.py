@@ -1,6 +1,7 @@
 """The data sets, one row each. Imports neither PyTorch nor NumPy, so that listing them is instant."""
 
 import os
+import shlex
 from pathlib import Path
 
 from randlora_pl.data.row import Row as Row
@@ -59,7 +60,9 @@ def how_to_get(row: Row, root: Path) -> str:
     """One line for a data set that is not there: where it was expected, and how to get it."""
     if row.own:
         return f"{row.name}: {root} does not exist, expected {row.layout}"
-    below = "" if root == default_root() else f" --data.root {root}"
-    fetch = f"fetch it: randlora-pl fit --data.dataset {row.name}{below} --data.download true"
-    where = f"{row.name} is not in {root}: expected {row.layout}"
-    return f"{where}; {fetch if row.download else f'get it from {row.source}'}"
+    return f"{row.name} is not in {root}: expected {row.layout}; get it: {get_command(row, root)}"
+
+
+def get_command(row: Row, root: Path) -> str:
+    """What the user types to get a data set, or to be told how."""
+    return f"randlora-pl data get {row.name}" + ("" if root == default_root() else f" --root {shlex.quote(str(root))}")

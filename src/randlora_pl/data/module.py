@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from randlora_pl.data import catalog, options, splits
+from randlora_pl.data import catalog, get, options, splits
 from randlora_pl.data.cache import CachedImages, shared_folder
 from randlora_pl.data.folders import read_classnames
 from randlora_pl.data.images import ArrayImages
@@ -143,8 +143,7 @@ class ImageData(LightningDataModule):
     def prepare_data(self) -> None:
         """Fetches the data set if that was asked for; Lightning calls it in one process only."""
         if self.download:
-            for split in ("train", "test"):
-                read(self.row, self.root, split, download=True)
+            get.ensure(self.row, self.root, get.Logged())
 
     def setup(self, stage: str | None = None) -> None:
         """Reads labels and class names, chooses the subset, and plans the draws.
@@ -164,8 +163,9 @@ class ImageData(LightningDataModule):
         self.frame = Frame() if spec is None else Frame.of(spec)
         self.frame = replace(self.frame, **{name: value for name, value in self.overrides.items() if value is not None})
         if self._splits is None:
-            self._splits = splits.Splits(lambda split: read(self.row, self.root, split, download=False))
-            self.classnames = self._names(self._splits)
+            self._splits = splits.Splits(lambda split: read(self.row, self.root, split))
+            own_test = stage == "test" and self._splits.own_test
+            self.classnames = self._names((self._splits.test if own_test else self._splits.full).classes)
         with self._meeting():
             if stage in ("fit", None):
                 window = self.batch_size * self._accumulate * self._world
@@ -240,6 +240,7 @@ class ImageData(LightningDataModule):
             raise UserError("Call setup() before asking for samples")
         if split not in self._held:
             samples = self._subset(self._splits) if split == "train" else getattr(self._splits, split)
+            self._warn_if_partial(split, self._splits)
             self._held[split] = self._cached(samples, few=split == "train" and self.shots is not None)
         return self._held[split]
 
@@ -298,8 +299,8 @@ class ImageData(LightningDataModule):
     def _key(self) -> dict[str, Any]:
         return splits.index_key(self.row.name, self.shots, self.fraction, self.train_split, self.seed)
 
-    def _names(self, found: splits.Splits) -> list[str]:
-        own: Sequence[str] = self.row.classnames or found.full.classes
+    def _names(self, found: Sequence[str]) -> list[str]:
+        own = self.row.classnames or found
         if self.row.captions:
             return list(own)
         if self.classnames_file is not None:
@@ -320,6 +321,14 @@ class ImageData(LightningDataModule):
         if path is not None and self._rank == 0:
             splits.write_index(path, self._key, chosen, self.classnames)
         return chosen
+
+    def _warn_if_partial(self, split: str, found: splits.Splits) -> None:
+        expected, count = self.row.counts.get(split), len(getattr(found, split))
+        if expected not in (None, count):
+            log.warning(
+                "%s has %s %s images here, expected are %s; what is missing: randlora-pl data check %s --root %s",
+                self.row.name, f"{count:,}", split, f"{expected:,}", self.row.name, self.root,
+            )  # fmt: skip
 
     def _draws(self, window: int) -> int:
         if self.steps is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from randlora_pl.data.catalog import get_command
 from randlora_pl.data.images import ArrayImages, Images
 from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError
@@ -86,14 +87,13 @@ def in_key_order(
     return Samples(images, rows, np.asarray(labels, dtype=np.int64)[rows], ordered, tuple(classes))
 
 
-def read(row: Row, root: Path, split: str, *, download: bool = False) -> Samples | None:
+def read(row: Row, root: Path, split: str) -> Samples | None:
     """One split as the data set itself defines it.
 
     Args:
         row: The data set.
         root: Folder (or file) that holds it.
         split: ``train``, ``val`` or ``test``.
-        download: Fetch what is missing.
 
     Returns:
         The samples, or None where the data set has no such split.
@@ -103,7 +103,7 @@ def read(row: Row, root: Path, split: str, *, download: bool = False) -> Samples
     """
     module, _, function = row.reader.rpartition(":")
     reader = getattr(import_module(module or __name__), function)
-    samples: Samples | None = reader(row, root, split, download=download, **row.options)
+    samples: Samples | None = reader(row, root, split, download=False, **row.options)
     if samples is not None and row.classes is not None:
         _check_classes(row, samples, split)
     return samples
@@ -146,14 +146,15 @@ def torchvision_set(
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train`` or ``test``; these classes have no ``val``.
-        download: Let torchvision fetch it.
+        download: Unused: `randlora_pl.data.get` fetches it.
         name: Name of the class in `torchvision.datasets`.
         folder: Folder below the root that torchvision is given, for classes that make none of their own.
         keep: Labels to keep, renumbered in this order; None keeps all.
     """
+    del download
     if split == "val":
         return None
-    held = from_torchvision(row, root, name, download, folder, split=split)
+    held = from_torchvision(row, root, name, folder, split=split)
     labels = np.asarray(held.targets if hasattr(held, "targets") else held.labels, dtype=np.int64)
     array = np.asarray(held.data)
     if array.ndim == 4 and array.shape[1] == 3:  # channels first
@@ -167,11 +168,11 @@ def torchvision_set(
     return in_key_order(ArrayImages(array, f"{row.name} {split}"), labels, keys, row.classnames)
 
 
-def from_torchvision(row: Row, root: Path, name: str, download: bool, folder: str = "", *, split: str) -> Any:
+def from_torchvision(row: Row, root: Path, name: str, folder: str = "", *, split: str) -> Any:
     """A data set of `torchvision.datasets`; only these are asked, not the images.
 
     Raises:
-        UserError: It cannot be downloaded, or is missing or damaged.
+        UserError: It is missing or damaged.
     """
     from torchvision import datasets
 
@@ -181,19 +182,14 @@ def from_torchvision(row: Row, root: Path, name: str, download: bool, folder: st
     by_name = "split" in inspect.signature(kind).parameters
     choice = {"split": split} if by_name else {"train": split == "train"}
     try:
-        return kind(root=str(root / folder), download=download, **choice)
-    except Exception as error:  # torchvision raises RuntimeError, URLError, ValueError, AssertionError, EOFError ...
-        if download:
-            raise UserError(
-                f"{row.title} could not be downloaded to {root}: {error}. Expected: {row.layout}"
-            ) from error
+        return kind(root=str(root / folder), download=False, **choice)
+    except Exception as error:  # torchvision raises RuntimeError, ValueError, AssertionError, EOFError ...
         raise missing(row, root, "" if "not found" in str(error) else f"{type(error).__name__}: {error}") from error
 
 
 def missing(row: Row, root: Path, why: str = "") -> UserError:
     """The error for data that are missing or damaged: what is expected where, and how to get it."""
-    fetch = f"randlora-pl fit --data.dataset {row.name} --data.root {root} --data.download true"
     return UserError(
         f"{row.title} is missing or damaged in {root}{f' ({why})' if why else ''}: expected {row.layout}\n"
-        + (f"Fetch it with: {fetch}" if row.download else f"Get it from {row.source}")
+        f"Get it: {get_command(row, root)}"
     )

@@ -41,7 +41,7 @@ def class_tree(
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train``, ``val`` or ``test``.
-        download: Unused: these are fetched by hand.
+        download: Unused: `randlora_pl.data.get` fetches it.
         folders: Folder of each split below the root; a split that is left out is not there.
         known: Names of the class folders by label; None: the sorted folders, as many as the row has classes.
         pattern: Regular expression of the class folders where they are not known; its group is the class name.
@@ -76,7 +76,7 @@ def indexed_tree(
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train``, ``val`` or ``test``.
-        download: Unused: it is fetched by hand.
+        download: Unused: `randlora_pl.data.get` fetches it.
         folder: Folder of the class folders below the root.
         index: Name of the JSON file in ``indices``.
         options: Further arguments of `class_tree`.
@@ -124,6 +124,9 @@ def _classes(
         )
     if len(there) != row.classes:
         absent = [name for name in known or () if name not in there]
+        if known is None:  # folders may be numbered from 1
+            starts = {name.partition(".")[0] for name in there}
+            absent = [f"{number:03d}.*" for number in range(1, (row.classes or 0) + 1) if f"{number:03d}" not in starts]
         lacking = f", it lacks {absent[0]}" if absent else ""
         raise missing(row, root, f"{home} has {len(there)} of {row.classes} class folders{lacking}")
     return there if known is None else known

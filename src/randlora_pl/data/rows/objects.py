@@ -1,7 +1,10 @@
 """Objects and actions in photographs: ImageNet, Caltech, Pascal VOC, UCF101."""
 
 from randlora_pl.data import prompts
-from randlora_pl.data.row import Row, counts
+from randlora_pl.data.row import Archive, Row, archive, counts
+
+_VOC = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007"
+_DRIVE = "https://drive.google.com/file/d"
 
 ROWS = (
     Row(
@@ -20,6 +23,13 @@ ROWS = (
             "known": prompts.folders("imagenet"),
         },
         layout="imagenet/{train,val}/WNID/*.JPEG (the validation images sorted into folders too)",
+        by_hand=(
+            "needs a login: https://image-net.org/download-images.php",
+            "put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz "
+            "into {root}/imagenet",
+            "let torchvision sort them into train/WNID and val/WNID: cd {root} && python -c "
+            '\'import torchvision; [torchvision.datasets.ImageNet("imagenet", s) for s in ("train", "val")]\'',
+        ),
         note="class names and prompts are open_clip's, in the order of the folder names",
     ),
     Row(
@@ -40,6 +50,14 @@ ROWS = (
             "suffixes": (".jpg",),
         },
         layout="caltech101/101_ObjectCategories/CLASS/image_NNNN.jpg",
+        files=(
+            archive(
+                "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
+                "md5:3138e1922a9193bfa496528edbbc45d0",
+                "caltech101",
+                inner="caltech-101/101_ObjectCategories.tar.gz",
+            ),
+        ),
         note="Table 7 counts the 694 validation images among its 6,941 training images; names as in published figures",
     ),
     Row(
@@ -58,6 +76,13 @@ ROWS = (
             "suffixes": (".jpg",),
         },
         layout="caltech256/256_ObjectCategories/NNN.CLASS/NNN_NNNN.jpg",
+        files=(
+            archive(
+                "https://data.caltech.edu/records/nyy15-4j048/files/256_ObjectCategories.tar",
+                "md5:67b4f42ca05d46448c6bb8ecd2220f6d",
+                "caltech256",
+            ),
+        ),
         note="257 classes: its clutter class counts",
     ),
     Row(
@@ -72,6 +97,10 @@ ROWS = (
         counts=counts(7_844, 7_818, 14_976),
         options={"known": prompts.folders("pascalvoc")},
         layout="VOCdevkit/VOC2007/{Annotations/*.xml,ImageSets/Main/{train,val,test}.txt,JPEGImages/*.jpg}",
+        files=(
+            archive(f"{_VOC}/VOCtrainval_06-Nov-2007.tar", "md5:c52e279531787c972589f7e41ab4ae64"),
+            archive(f"{_VOC}/VOCtest_06-Nov-2007.tar", "md5:b6e924de25625d8de591ea690078ad9f"),
+        ),
         note="one class for each box, boxes marked difficult too; its own validation split",
     ),
     Row(
@@ -85,6 +114,10 @@ ROWS = (
         templates=prompts.ACTION,
         counts=counts(7_639, 1_898, 3_783),
         layout="ucf101/{split_zhou_UCF101.json,UCF-101-midframes/CLASS/*.jpg}",
+        files=(  # of both no checksum is published
+            Archive("UCF-101-midframes.zip", into="ucf101", page=f"{_DRIVE}/10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O/view"),
+            Archive("split_zhou_UCF101.json", into="ucf101", page=f"{_DRIVE}/1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y/view"),
+        ),
         note="CoOp's split and validation; class names keep their underscores, as in the published zero-shot figures",
     ),
 )

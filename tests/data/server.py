@@ -1,0 +1,100 @@
+"""A server of files on this machine that can misbehave in the ways of real ones."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+
+@dataclass
+class Server:
+    """What is served, and how.
+
+    Attributes:
+        url: Address without a slash at its end.
+        files: Content by path without its first slash.
+        drops: After how many bytes each of the next answers with content breaks off.
+        statuses: Codes with which the next requests are refused.
+        ranges: Whether parts are sent.
+        tags: Whether a version is named.
+        kind: Content-Type.
+        lie: Bytes added to the length that is announced.
+        asked: (method, path, Range) of each request.
+    """
+
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    drops: list[int] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
+    ranges: bool = True
+    tags: bool = True
+    kind: str = "application/octet-stream"
+    lie: int = 0
+    asked: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def ranges_asked(self) -> list[str]:
+        return [part for method, _, part in self.asked if method == "GET"]
+
+
+def md5(content: bytes) -> str:
+    return f"md5:{hashlib.md5(content).hexdigest()}"
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    """A server that runs for as long as the context."""
+    served = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self._answer(body=False)
+
+        def do_GET(self) -> None:
+            self._answer(body=True)
+
+        def _answer(self, body: bool) -> None:
+            path = self.path.lstrip("/")
+            wanted = self.headers.get("Range", "")
+            served.asked.append((self.command, path, wanted))
+            self.close_connection = True
+            if path not in served.files or (body and served.statuses):
+                return self.send_error(served.statuses.pop(0) if path in served.files else 404)
+            content = served.files[path]
+            tag = f'"{hashlib.md5(content).hexdigest()}"'
+            start = 0
+            if wanted and served.ranges and self.headers.get("If-Range", tag) == tag:
+                start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                if start >= len(content):
+                    self.send_response(416)
+                    self.send_header("Content-Range", f"bytes */{len(content)}")
+                    self.send_header("Content-Length", "0")
+                    return self.end_headers()
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            else:
+                self.send_response(200)
+            self.send_header("Content-Type", served.kind)
+            self.send_header("Content-Length", str(len(content) - start + served.lie))
+            if served.tags:
+                self.send_header("ETag", tag)
+            self.end_headers()
+            if body:
+                end = start + served.drops.pop(0) if served.drops else len(content)
+                self.wfile.write(content[start:end])
+            return None
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.url = f"http://127.0.0.1:{http.server_port}"
+    Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield served
+    finally:
+        http.shutdown()
+        http.server_close()
