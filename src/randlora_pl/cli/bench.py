@@ -31,7 +31,7 @@ def data_verb(args: list[str]) -> int:
     """
     parser = Parser("bench data", "bench")
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--root")
+    parser.add_argument("--root", "--data.root")
     parser.add_argument("--image-size", "--image_size", type=int, default=224)
     parser.add_argument("--batch-size", "--batch_size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2)

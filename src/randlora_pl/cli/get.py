@@ -26,7 +26,7 @@ def get_verb(args: list[str]) -> int:
     parser = Parser("data get", "data")
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--all", action="store_true")
-    parser.add_argument("--root")
+    parser.add_argument("--root", "--data.root")
     parser.add_argument("--keep", action="store_true")
     typed = parser.parse_args(args)
     if typed.all == bool(typed.names):
