@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from randlora_pl.data.images import ArrayImages, Images
 from randlora_pl.data.row import Row
+from randlora_pl.data.strings import Strings
 from randlora_pl.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -54,13 +55,16 @@ class Samples:
             self.images,
             self.rows[chosen],
             self.labels[chosen],
-            [self.keys[place] for place in chosen.tolist()],
+            self.keys.take(chosen) if isinstance(self.keys, Strings) else [self.keys[n] for n in chosen.tolist()],
             self.classes,
             None if self.groups is None else self.groups[chosen],
-        )
-        if "numbers" in vars(self):  # a million keys take a second to hash, and each split is a subset
-            vars(part)["numbers"] = self.numbers[chosen]
-        return part
+        )  # a million keys take a second to hash, and each split is a subset
+        return part.numbered(self.numbers[chosen]) if "numbers" in vars(self) else part
+
+    def numbered(self, numbers: NDArray[np.int64]) -> "Samples":
+        """These samples, whose `numbers` are known."""
+        vars(self)["numbers"] = numbers
+        return self
 
 
 def numbers_of(keys: Sequence[str]) -> NDArray[np.int64]:
