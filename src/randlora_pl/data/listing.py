@@ -219,7 +219,7 @@ def _save(path: Path, recipe: str, found: Found, watch: Watch) -> bool:
     arrays["stamps"] = np.asarray(watch.stamps, np.int64)
     texts = {"watched": Strings.of(watch.paths)} | {f"text {name}": text for name, text in found.texts.items()}
     for name, text in texts.items():
-        arrays |= {f"{name} raw": text.raw, f"{name} ends": text.ends}
+        arrays |= {f"{name} raw": text.raw, f"{name} starts": text.starts, f"{name} ends": text.ends}
 
     def write(stream: BinaryIO) -> None:
         np.savez(stream, **arrays)
@@ -238,7 +238,7 @@ def _load(path: Path, recipe: str, states: Callable[[Sequence[str]], Sequence[tu
         with np.load(path, allow_pickle=False) as file:
 
             def text(name: str) -> Strings:
-                return Strings.packed(file[f"{name} raw"], file[f"{name} ends"])
+                return Strings(*(file[f"{name} {part}"] for part in ("raw", "starts", "ends")))
 
             about = json.loads(file["about"].tobytes())
             if about["recipe"] != recipe:

@@ -31,12 +31,9 @@ class Strings(Sequence[str]):
         else:
             parts = [text.encode("utf-8", "surrogateescape") for text in texts]
             block, lengths = b"".join(parts), map(len, parts)
-        return cls.packed(np.frombuffer(block, np.uint8), np.cumsum(np.fromiter(lengths, np.int64, len(texts))))
-
-    @classmethod
-    def packed(cls, raw: NDArray[np.uint8], ends: NDArray[np.int64]) -> "Strings":
-        """Strings that follow each other without a gap, by where they end."""
-        return cls(raw, np.concatenate([ends[:0], [0], ends[:-1]])[: len(ends)].astype(np.int64), ends)
+        sizes = np.fromiter(lengths, np.int64, len(texts))
+        ends = np.cumsum(sizes)
+        return cls(np.frombuffer(block, np.uint8), ends - sizes, ends)
 
     def take(self, places: NDArray[np.int64]) -> "Strings":
         """The strings at the given places, in their order; the bytes are shared."""
