@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from randlora_pl.data import catalog, options, splits
+from randlora_pl.data import catalog, options, shards, splits
 from randlora_pl.data.folders import read_classnames
 from randlora_pl.data.images import CACHE_BYTES, ArrayImages, CachedImages
 from randlora_pl.data.loader import EvalBatches, Loader, TrainBatches
@@ -36,8 +36,9 @@ class ImageData(LightningDataModule):
 
     Args:
         dataset: Name of the data set; `randlora-pl datasets` lists them. `folder` is a folder of your own images,
-            `pairs` a CSV file of images and captions.
-        root: Folder that holds the data (for `pairs` the CSV file); by default the user's data folder.
+            `pairs` a CSV file of images and captions, `webdataset` tar shards.
+        root: Folder that holds the data (for `pairs` the CSV file, for `webdataset` also a pattern or a list of
+            shards); by default the user's data folder.
         download: Fetch the data set if it is missing.
         shots: Few-shot training: this many images of each class.
         fraction: Train on this share of the images, between 0 and 1, stratified.
@@ -122,6 +123,7 @@ class ImageData(LightningDataModule):
         self.classnames_file, self.shots_file = classnames, shots_file
         self.skip = on_error == "skip"
         self.templates: list[str] = list(self.row.templates if templates is None else templates)
+        self._default_templates = templates is None
         self.classnames: list[str] = list(self.row.classnames)
         self.frame = Frame()
         self.plan: DrawPlan | None = None
@@ -136,6 +138,8 @@ class ImageData(LightningDataModule):
         if self.download:
             for split in ("train", "test"):
                 read(self.row, self.root, split, download=True)
+        if self.row.name == "webdataset":  # the other processes find the index
+            shards.index_all(self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads labels and class names, chooses the subset, and plans the draws.
@@ -157,6 +161,8 @@ class ImageData(LightningDataModule):
         if self._splits is None:
             self._splits = splits.Splits(lambda split: read(self.row, self.root, split, download=False))
             self.classnames = self._names(self._splits)
+            if self._default_templates and self._splits.full.templates:
+                self.templates = list(self._splits.full.templates)
         if stage in ("fit", None):
             window = self.batch_size * self._accumulate * self._world
             self.plan = DrawPlan(len(self.samples("train")), self._draws(window), window, self.seed, self.sampling)
@@ -290,6 +296,11 @@ class ImageData(LightningDataModule):
             names = read_classnames(Path(self.classnames_file).expanduser(), own)
         else:
             names = [name.replace("_", " ") for name in own] if self.row.own else list(own)
+            if shards.nameless(own):
+                log.warning(
+                    "the shards number their classes only: prompts such as 'a photo of a class 0.' mean nothing to "
+                    "CLIP. Put classnames.txt (a name a line) beside them, or give it with --data.classnames FILE"
+                )
         name, times = Counter(names).most_common(1)[0]
         if times > 1 and (self.row.own or self.classnames_file is not None):  # ImageNet has two missiles, for one
             raise UserError(f"Two classes are both called {name!r}: give them names with --data.classnames FILE")

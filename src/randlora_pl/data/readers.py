@@ -32,6 +32,7 @@ class Samples:
         keys: A name for each sample that does not change between machines.
         classes: Names of the labels as the reader found them.
         groups: int64 (n,), at least 0: samples of one group stay in one split; None: each sample is its own group.
+        templates: Prompts that lie beside the images; empty where there are none.
     """
 
     images: Images
@@ -40,6 +41,7 @@ class Samples:
     keys: Sequence[str]
     classes: tuple[str, ...]
     groups: NDArray[np.int64] | None = None
+    templates: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,6 +60,7 @@ class Samples:
             self.keys.take(chosen) if isinstance(self.keys, Strings) else [self.keys[n] for n in chosen.tolist()],
             self.classes,
             None if self.groups is None else self.groups[chosen],
+            self.templates,
         )  # a million keys take a second to hash, and each split is a subset
         return part.numbered(self.numbers[chosen]) if "numbers" in vars(self) else part
 
