@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from randlora_pl.data.images import ArrayImages, BoxImages, CachedImages, FileImages, PathsBelow, decode, is_image
+from randlora_pl.data.images import ArrayImages, BoxImages, FileImages, PathsBelow, decode, is_image
 from randlora_pl.errors import UserError
 
 from .conftest import save_image
@@ -84,20 +84,6 @@ def test_is_image(name: str, expected: bool) -> None:
 def test_names() -> None:
     assert ArrayImages(np.zeros((2, 1, 1, 1), dtype=np.uint8), "digits").name(1) == "digits 1"
     assert FileImages([Path("x/a.png")]).name(0) == "x/a.png"
-
-
-def test_cache_decodes_once_and_keeps_its_bound(tmp_path: Path) -> None:
-    paths = [save_image(tmp_path / f"{number}.png", number, (4, 4)) for number in range(3)]
-    files = FileImages(paths)
-    expected = [files.load(number) for number in range(3)]
-    cached = CachedImages(files, limit=2 * 48)
-    assert [np.array_equal(cached.load(number), expected[number]) for number in (0, 1, 2)] == [True] * 3
-    for path in paths:
-        path.unlink()
-    assert np.array_equal(cached.load(0), expected[0]) and np.array_equal(cached.load(1), expected[1])
-    with pytest.raises(UserError, match=r"2.png"):  # beyond the bound: read again
-        cached.load(2)
-    assert len(cached) == 3 and cached.name(2) == str(paths[2])
 
 
 def test_transparent_images_lie_on_white(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.images import CACHE_BYTES, CachedImages
+from randlora_pl.data.cache import CachedImages
 from randlora_pl.data.loader import Batch
 from randlora_pl.data.module import ImageData as Module
 from randlora_pl.data.transforms import Frame
@@ -217,6 +217,36 @@ def test_fast_dev_run(tmp_path: Path) -> None:
     assert len(task.seen) == 1
 
 
+@pytest.mark.parametrize("dataset", ["digits", "folder"])
+def test_device_transforms_hand_over_bytes_and_change_nothing(tree: Tree, tmp_path: Path, dataset: str) -> None:
+    root = str(tree(cat=12, dog=12)) if dataset == "folder" else None
+
+    def seen(**options: Any) -> list[Batch]:
+        task = Task()
+        data = ImageData(dataset=dataset, root=root, steps=2, batch_size=4, flip=True, num_workers=1, **options)
+        own = trainer(tmp_path)
+        own.fit(task, data)
+        own.test(task, data, verbose=False)
+        assert data._late(data.samples("train")) == ("colours" if options.get("device_transforms") else "nothing")
+        return task.seen
+
+    plain, late = seen(), seen(device_transforms=True)
+    assert len(plain) == len(late) > 0
+    for one, two in zip(plain, late, strict=True):
+        assert one.keys() == two.keys() and torch.equal(one["image"], two["image"])
+
+
+def test_small_images_are_cropped_on_a_gpu(tmp_path: Path) -> None:
+    data = ImageData()
+    data.trainer = MagicMock(world_size=1, global_rank=0)
+    data.trainer.strategy.root_device.type = "cuda"
+    data.trainer.lightning_module.image_spec = SPEC
+    data.setup("test")
+    assert data._late(data.samples("test")) == "crops"
+    data.device_transforms = False
+    assert data._late(data.samples("test")) == "nothing"
+
+
 def test_ranks_share_a_window() -> None:
     def batches(world: int, rank: int, batch_size: int) -> tuple[list[Batch], list[Batch]]:
         data = ImageData(shots=1, epochs=1, min_batches_per_epoch=2, batch_size=batch_size, eval_batch_size=50)
@@ -367,13 +397,6 @@ def test_default_workers(
     assert data._processes("train") == (6 if expected == "cpus" else expected)
     data.num_workers = 3
     assert data._processes("train") == 3
-
-
-def test_workers_share_the_bound_of_the_image_cache(tree: Tree) -> None:
-    data = ImageData(dataset="folder", root=str(tree(cat=4, dog=4)), num_workers=4)
-    data.setup("fit")
-    held = data.samples("train").images
-    assert isinstance(held, CachedImages) and held.limit == CACHE_BYTES // 4
 
 
 def test_too_few_images_for_a_test_are_refused_before_training(tree: Tree, tmp_path: Path) -> None:

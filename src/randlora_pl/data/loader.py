@@ -7,7 +7,7 @@ goes on with batch ``m`` without reading the ones before.
 import logging
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from randlora_pl.data.plan import EvalSchedule, TrainSchedule
 from randlora_pl.data.readers import Samples
-from randlora_pl.data.transforms import Frame, eval_batch, train_batch
+from randlora_pl.data.transforms import Frame, eval_pixels, finish, pixels_needed, train_pixels
 from randlora_pl.errors import UserError
 
 Batch = dict[str, Any]
+
+Late = Literal["nothing", "colours", "crops"]
+"""What batches leave to `transforms.finish`: nothing, flips and normalisation, or (one size only) crops too."""
 
 log = logging.getLogger("randlora_pl")
 
@@ -31,13 +34,16 @@ class Batches(Protocol):
     def __getitem__(self, number: int) -> Batch: ...
 
 
-def load_images(samples: Samples, places: Tensor, size: int, skip: bool) -> tuple[list[Tensor], dict[int, str]]:
+def load_images(
+    samples: Samples, places: Tensor, frame: Frame, scale: tuple[float, float] | None, skip: bool
+) -> tuple[list[Tensor], dict[int, str]]:
     """The images of some samples.
 
     Args:
         samples: The split.
         places: int64 (b,), places in the split.
-        size: Height and width of the black image that stands for an unreadable one.
+        frame: Size of the batch, and the mean colour, in which an image stands for an unreadable one.
+        scale: Share of the area that training crops take, None for evaluation; says how many pixels are needed.
         skip: Go on after an unreadable image instead of raising.
 
     Returns:
@@ -48,22 +54,23 @@ def load_images(samples: Samples, places: Tensor, size: int, skip: bool) -> tupl
     """
     images: list[Tensor] = []
     bad: dict[int, str] = {}
+    short = pixels_needed(frame, scale)
     for number, row in enumerate(samples.rows[places.numpy()].tolist()):
         try:
-            images.append(torch.from_numpy(samples.images.load(row)))
+            images.append(torch.from_numpy(samples.images.load(row, short)))
         except UserError as error:
             if not skip:
                 raise
             bad[number] = f"{samples.images.name(row)}\n{error}"
-            images.append(torch.zeros((size, size, 3), dtype=torch.uint8))
+            colour = torch.tensor(frame.mean).mul(255).round().to(torch.uint8)
+            images.append(colour.expand(frame.size, frame.size, 3))
     return images, bad
 
 
 def _without(batch: Batch, bad: dict[int, str]) -> Batch:
-    """Gives unreadable images weight 0 and the mean colour; `Loader` counts them."""
+    """Gives unreadable images weight 0; `Loader` counts them."""
     if bad:
         batch["weight"][list(bad)] = 0.0
-        batch["image"][list(bad)] = 0.0
         batch["bad"] = list(bad.values())
     return batch
 
@@ -76,7 +83,7 @@ class TrainBatches:
     (b,) int64 place in the split, ``window_classes`` and ``window_counts`` (u,) int64: sorted labels of the whole
     window and how often each is in it, ``micro`` and ``micros``: place in the window and micro-batches of it.
     The window's mean loss is the sum of weight x loss (see `MicroBatch`). An unreadable image that is skipped has
-    weight 0; the window's other images keep theirs.
+    weight 0; the window's other images keep theirs. What is left to do ``late`` (see `Late`) is in further entries.
     """
 
     samples: Samples
@@ -85,6 +92,7 @@ class TrainBatches:
     scale: tuple[float, float]
     flip: bool
     skip: bool = False
+    late: Late = "nothing"
 
     def __len__(self) -> int:
         return len(self.schedule)
@@ -94,10 +102,12 @@ class TrainBatches:
         plan = self.schedule.plan
         places = plan.samples(micro.draws)
         labels = torch.from_numpy(self.samples.labels)
-        images, bad = load_images(self.samples, places, self.frame.size, self.skip)
+        images, bad = load_images(self.samples, places, self.frame, self.scale, self.skip)
         classes, counts = torch.unique(labels[plan.samples(micro.window)], return_counts=True)
         batch = {
-            "image": train_batch(images, micro.draws, plan.seed, self.frame, self.scale, self.flip),
+            **train_pixels(
+                images, micro.draws, plan.seed, self.frame, self.scale, self.flip, late=self.late == "crops"
+            ),
             "label": labels[places],
             "weight": micro.weights,
             "draw": micro.draws,
@@ -107,7 +117,7 @@ class TrainBatches:
             "micro": micro.micro,
             "micros": micro.micros,
         }
-        return _without(batch, bad)
+        return _without(batch if self.late != "nothing" else finish(batch, self.frame), bad)
 
 
 @dataclass(frozen=True)
@@ -118,20 +128,21 @@ class EvalBatches:
     schedule: EvalSchedule
     frame: Frame
     skip: bool = False
+    late: Late = "nothing"
 
     def __len__(self) -> int:
         return len(self.schedule)
 
     def __getitem__(self, number: int) -> Batch:
         places, weights = self.schedule[number]
-        images, bad = load_images(self.samples, places, self.frame.size, self.skip)
+        images, bad = load_images(self.samples, places, self.frame, None, self.skip)
         batch = {
-            "image": eval_batch(images, self.frame),
+            **eval_pixels(images, self.frame, late=self.late == "crops"),
             "label": torch.from_numpy(self.samples.labels)[places],
             "weight": weights,
             "index": places,
         }
-        return _without(batch, bad)
+        return _without(batch if self.late != "nothing" else finish(batch, self.frame), bad)
 
 
 class _Guarded(Dataset[Batch]):

@@ -3,8 +3,10 @@
 import hashlib
 import logging
 import os
+import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from randlora_pl.data import catalog, options, shards, splits
+from randlora_pl.data.cache import CachedImages, shared_folder
 from randlora_pl.data.folders import read_classnames
-from randlora_pl.data.images import CACHE_BYTES, ArrayImages, CachedImages
-from randlora_pl.data.loader import EvalBatches, Loader, TrainBatches
+from randlora_pl.data.images import ArrayImages
+from randlora_pl.data.loader import Batch, EvalBatches, Late, Loader, TrainBatches
 from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule, total_draws
 from randlora_pl.data.readers import Samples, read
-from randlora_pl.data.transforms import Frame
+from randlora_pl.data.transforms import Frame, finish
 from randlora_pl.errors import UserError
 
 log = logging.getLogger("randlora_pl")
@@ -54,7 +57,10 @@ class ImageData(LightningDataModule):
         sampling: `with_replacement` (the paper: each draw on its own) or `epochs` (each image once an epoch).
         crop_scale: Least and greatest share of the image that a training crop takes.
         flip: Mirror half of the training images; by default as suits the data set (not for digits).
-        cache_images: Keep decoded images in memory, up to 1 GiB a split; by default for few-shot and small sets.
+        cache_images: Keep decoded images in memory that all processes of a machine share, a split up to 8 GiB and a
+            quarter of what is free; by default for few-shot and small sets.
+        device_transforms: Hand images over as bytes, and flip and normalise them (small ones of one size: crop them
+            too) on the device; by default where that is no CPU.
         image_size: Height and width in pixels; by default the model's.
         mean: Mean of the three channels on [0, 1]; by default the model's.
         std: Standard deviation of the three channels on [0, 1]; by default the model's.
@@ -92,6 +98,7 @@ class ImageData(LightningDataModule):
         crop_scale: tuple[float, float] = (0.5, 1.0),
         flip: bool | None = None,
         cache_images: bool | None = None,
+        device_transforms: bool | None = None,
         image_size: int | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
@@ -118,7 +125,7 @@ class ImageData(LightningDataModule):
         self.sampling, self.seed = sampling, seed
         self.crop_scale = (float(crop_scale[0]), float(crop_scale[1]))
         self.flip = self.row.flip if flip is None else flip
-        self.cache_images, self.num_workers = cache_images, num_workers
+        self.cache_images, self.device_transforms, self.num_workers = cache_images, device_transforms, num_workers
         self.overrides: dict[str, Any] = {"size": image_size, "mean": mean, "std": std, "interpolation": interpolation}
         self.classnames_file, self.shots_file = classnames, shots_file
         self.skip = on_error == "skip"
@@ -130,6 +137,7 @@ class ImageData(LightningDataModule):
         self.skipped: dict[str, str] = {}
         self._splits: splits.Splits | None = None
         self._held: dict[str, Samples] = {}
+        self._meeting_place: Path | None = None
 
     # -- what Lightning calls
 
@@ -138,7 +146,7 @@ class ImageData(LightningDataModule):
         if self.download:
             for split in ("train", "test"):
                 read(self.row, self.root, split, download=True)
-        if self.row.name == "webdataset":  # the other processes find the index
+        if self.row.patterns:  # the other processes find the index
             shards.index_all(self.root)
 
     def setup(self, stage: str | None = None) -> None:
@@ -163,15 +171,16 @@ class ImageData(LightningDataModule):
             self.classnames = self._names(self._splits)
             if self._default_templates and self._splits.full.templates:
                 self.templates = list(self._splits.full.templates)
-        if stage in ("fit", None):
-            window = self.batch_size * self._accumulate * self._world
-            self.plan = DrawPlan(len(self.samples("train")), self._draws(window), window, self.seed, self.sampling)
-        if stage in ("fit", "validate", None):
-            self.samples("val")
-        if stage in ("test", None):
-            self.samples("test")
-        if stage in ("validate", "test") or (stage == "fit" and self.row.own):
-            self._complain_if_empty("val" if stage == "validate" else "test")
+        with self._meeting():
+            if stage in ("fit", None):
+                window = self.batch_size * self._accumulate * self._world
+                self.plan = DrawPlan(len(self.samples("train")), self._draws(window), window, self.seed, self.sampling)
+            if stage in ("fit", "validate", None):
+                self.samples("val")
+            if stage in ("test", None):
+                self.samples("test")
+            if stage in ("validate", "test") or (stage == "fit" and self.row.own):
+                self._complain_if_empty("val" if stage == "validate" else "test")
 
     def train_dataloader(self) -> Loader:
         """Training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""
@@ -183,7 +192,9 @@ class ImageData(LightningDataModule):
         if self.plan is None:
             raise UserError("Call setup('fit') before train_dataloader()")
         schedule = TrainSchedule(self.plan, self.batch_size, self._accumulate, self._world, self._rank)
-        batches = TrainBatches(self.samples("train"), schedule, self.frame, self.crop_scale, self.flip, self.skip)
+        samples = self.samples("train")
+        late = self._late(samples)
+        batches = TrainBatches(samples, schedule, self.frame, self.crop_scale, self.flip, self.skip, late)
         return Loader(batches, self._start(len(schedule)), self._processes("train"), self.skipped)
 
     def val_dataloader(self) -> Loader | list[Loader]:
@@ -203,6 +214,10 @@ class ImageData(LightningDataModule):
     def test_dataloader(self) -> Loader:
         """Test batches of this rank (see `EvalBatches`)."""
         return self._eval("test")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Does on the device what the workers left to it."""
+        return finish(batch, self.frame)
 
     def state_dict(self) -> dict[str, Any]:
         """The planned draws, so that a resumed run notices when it continues another plan."""
@@ -296,7 +311,7 @@ class ImageData(LightningDataModule):
             names = read_classnames(Path(self.classnames_file).expanduser(), own)
         else:
             names = [name.replace("_", " ") for name in own] if self.row.own else list(own)
-            if shards.nameless(own):
+            if self.row.patterns and shards.nameless(own):
                 log.warning(
                     "the shards number their classes only: prompts such as 'a photo of a class 0.' mean nothing to "
                     "CLIP. Put classnames.txt (a name a line) beside them, or give it with --data.classnames FILE"
@@ -329,7 +344,34 @@ class ImageData(LightningDataModule):
         small = few or len(samples) <= SMALL_SET
         if isinstance(samples.images, ArrayImages) or not (small if self.cache_images is None else self.cache_images):
             return samples
-        return replace(samples, images=CachedImages(samples.images, CACHE_BYTES // max(1, self._workers(True))))
+        place = self._meeting_place
+        path = None if place is None else place.with_name(f"{place.name}-{len(self._held)}")
+        return replace(samples, images=CachedImages(samples.images, samples.rows, path=path))
+
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        """The processes of a machine meet at a file to share decoded images, which loses its name afterwards."""
+        if self.trainer is None or self._world == 1:
+            yield
+            return
+        own = shared_folder() / f"randlora-pl-{secrets.token_hex(8)}"
+        self._meeting_place = self.trainer.strategy.broadcast(own)
+        try:
+            yield
+            self.trainer.strategy.barrier("decoded images")
+        finally:
+            for samples in self._held.values():
+                if isinstance(samples.images, CachedImages):
+                    samples.images.unlink()
+            self._meeting_place = None
+
+    def _late(self, samples: Samples) -> Late:
+        """What is left to the device."""
+        device = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
+        wanted = device != "cpu" if self.device_transforms is None else self.device_transforms
+        if not wanted or self.trainer is None:  # without a trainer nobody calls `on_after_batch_transfer`
+            return "nothing"
+        return "crops" if device == "cuda" and isinstance(samples.images, ArrayImages) else "colours"
 
     def _processes(self, split: str) -> int:
         return self._workers(isinstance(self.samples(split).images, ArrayImages | CachedImages))
@@ -345,7 +387,8 @@ class ImageData(LightningDataModule):
     def _eval(self, split: str) -> Loader:
         samples = self.samples(split)
         schedule = EvalSchedule(len(samples), self.eval_batch_size, self._world, self._rank)
-        return Loader(EvalBatches(samples, schedule, self.frame, self.skip), 0, self._processes(split), self.skipped)
+        batches = EvalBatches(samples, schedule, self.frame, self.skip, self._late(samples))
+        return Loader(batches, 0, self._processes(split), self.skipped)
 
     def _complain_if_empty(self, split: str) -> None:
         if not len(self.samples(split)):

@@ -30,7 +30,7 @@ class PlainBatches:
 
     def __getitem__(self, number: int) -> Batch:
         places, _ = self.schedule[number]
-        images, bad = load_images(self.samples, places, self.frame.size, self.skip)
+        images, bad = load_images(self.samples, places, self.frame, None, self.skip)
         readable = torch.tensor([place not in bad for place in range(len(images))])
         batch = {"image": eval_batch(images, self.frame), "index": places, "readable": readable}
         return batch | ({"bad": list(bad.values())} if bad else {})

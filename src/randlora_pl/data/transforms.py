@@ -1,19 +1,23 @@
 """Training and evaluation transforms: pure functions of the images, a seed and draw numbers (protocol of the paper).
 
 Images are uint8 tensors of (height, width, channels) and any size; batches are float32 (b, 3, size, size).
-Resizing is PyTorch's antialiased uint8 kernel, within one or two grey levels of Pillow's.
+Resizing is torchvision's v2 kernel, antialiased on uint8, within one or two grey levels of Pillow's.
+
+A batch is made in two steps: the workers' (`train_pixels`, `eval_pixels`) gives uint8, a quarter of the bytes to
+hand over, and `finish` does the rest wherever the batch is by then: in the worker, or on the device.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as v2
 
 from randlora_pl import rng
 
@@ -106,10 +110,23 @@ def flips(seed: int, draws: Tensor) -> Tensor:
     return rng.words(seed, "flip", draws) < 2**31
 
 
-def train_batch(
-    images: Sequence[Tensor], draws: Tensor, seed: int, frame: Frame, scale: tuple[float, float], flip: bool
-) -> Tensor:
-    """Random resized crop, optional horizontal flip, normalisation (protocol 2.6).
+def pixels_needed(frame: Frame, scale: tuple[float, float] | None) -> int:
+    """Pixels of an image's shorter side below which `Images.load` may not shrink it.
+
+    For training, no crop gets fewer than the frame has. For evaluation, where figures are compared with published
+    ones, the resizing still halves the image at least, so that the decoder's own filter hardly counts.
+
+    Args:
+        frame: Its size.
+        scale: Least and greatest share of the area that a training crop takes; None: evaluation.
+    """
+    return 2 * frame.size if scale is None else math.ceil(frame.size / math.sqrt(scale[0] * RATIO[0]))
+
+
+def train_pixels(
+    images: Sequence[Tensor], draws: Tensor, seed: int, frame: Frame, scale: tuple[float, float], flip: bool, late: bool
+) -> dict[str, Any]:
+    """Random resized crops, and which of them to mirror (protocol 2.6).
 
     Args:
         images: b images, uint8 (height, width, 1 or 3), all with the same number of channels.
@@ -118,51 +135,102 @@ def train_batch(
         frame: Size, mean, standard deviation and interpolation.
         scale: Least and greatest share of the area that a crop takes.
         flip: Whether to mirror half of the images.
+        late: Leave cropping to `finish`; all images must have one size.
 
     Returns:
-        float32 (b, 3, size, size).
+        ``image`` uint8 (b, channels, size, size), ``mirror`` bool (b,); with ``late`` ``image`` is uncropped and
+        ``crop`` lists top, left, height and width of each (no tensor: they stay on the CPU).
     """
     sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
     boxes = crop_boxes(seed, draws, sizes[:, 0], sizes[:, 1], scale)
-    batch = torch.empty((len(images), images[0].shape[2], frame.size, frame.size), dtype=torch.uint8)
-    for place, (image, (top, left, h, w)) in enumerate(zip(images, boxes.tolist(), strict=True)):
-        batch[place] = _resize(image[top : top + h, left : left + w], frame.size, frame.size, frame.interpolation)
-    if flip:
-        mirrored = flips(seed, draws)
-        batch[mirrored] = batch[mirrored].flip(-1)
-    return normalise(batch, frame)
+    planes = [image.permute(2, 0, 1) for image in images]
+    mirror = flips(seed, draws) if flip else torch.zeros(len(images), dtype=torch.bool)
+    if late:
+        return {"image": torch.stack(planes), "crop": boxes.tolist(), "mirror": mirror}
+    return {"image": _crops(planes, boxes.tolist(), frame), "mirror": mirror}
 
 
-def eval_batch(images: Sequence[Tensor], frame: Frame) -> Tensor:
-    """The shorter side resized to the frame, the centre cropped, normalisation (protocol 2.6).
+def eval_pixels(images: Sequence[Tensor], frame: Frame, late: bool) -> dict[str, Any]:
+    """The shorter side resized to the frame, the centre cropped (protocol 2.6).
 
     Args:
         images: b images, uint8 (height, width, 1 or 3), all with the same number of channels.
         frame: Size, mean, standard deviation and interpolation.
+        late: Leave this to `finish`; all images must have one size.
 
     Returns:
-        float32 (b, 3, size, size).
+        ``image`` uint8 (b, channels, size, size), with ``late`` as they were.
     """
+    planes = [image.permute(2, 0, 1) for image in images]
+    return {"image": torch.stack(planes if late else [_centre(plane, frame) for plane in planes])}
+
+
+def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
+    """Crops what is uncropped, mirrors and normalises, on the batch's device.
+
+    Args:
+        batch: With the entries of `train_pixels` or `eval_pixels`; a float ``image`` is left as it is.
+        frame: Size, mean, standard deviation and interpolation.
+
+    Returns:
+        The batch with ``image`` float32 (b, 3, size, size), without ``crop`` and ``mirror``.
+    """
+    image: Tensor = batch["image"]
+    if image.is_floating_point():
+        return batch
+    batch = dict(batch)
+    boxes, mirror = batch.pop("crop", None), batch.pop("mirror", None)
+    if boxes is not None:
+        image = _crops(image, boxes, frame)
+    elif image.shape[-2:] != (frame.size, frame.size):
+        image = _centre(image, frame)
+    if mirror is not None:
+        image = torch.where(mirror.view(-1, 1, 1, 1), image.flip(-1), image)
+    batch["image"] = normalise(image, frame)
+    return batch
+
+
+def train_batch(
+    images: Sequence[Tensor], draws: Tensor, seed: int, frame: Frame, scale: tuple[float, float], flip: bool
+) -> Tensor:
+    """Both steps of a training batch: float32 (b, 3, size, size); see `train_pixels`."""
+    batch: Tensor = finish(train_pixels(images, draws, seed, frame, scale, flip, late=False), frame)["image"]
+    return batch
+
+
+def eval_batch(images: Sequence[Tensor], frame: Frame) -> Tensor:
+    """Both steps of an evaluation batch: float32 (b, 3, size, size); see `eval_pixels`."""
+    batch: Tensor = finish(eval_pixels(images, frame, late=False), frame)["image"]
+    return batch
+
+
+def _crops(planes: Sequence[Tensor] | Tensor, boxes: Sequence[Sequence[int]], frame: Frame) -> Tensor:
+    """b uint8 (c, h, w) to uint8 (b, c, size, size), each cropped to its (top, left, height, width) and resized."""
+    shape = (len(planes), planes[0].shape[0], frame.size, frame.size)
+    batch = torch.empty(shape, dtype=torch.uint8, device=planes[0].device)
+    for place, (plane, (top, left, h, w)) in enumerate(zip(planes, boxes, strict=True)):
+        batch[place] = _resize(plane[:, top : top + h, left : left + w], frame.size, frame.size, frame.interpolation)
+    return batch
+
+
+def _centre(planes: Tensor, frame: Frame) -> Tensor:
+    """uint8 (..., c, h, w) to uint8 (..., c, size, size)."""
     size = frame.size
-    batch = torch.empty((len(images), images[0].shape[2], size, size), dtype=torch.uint8)
-    for place, image in enumerate(images):
-        height, width = image.shape[:2]
-        short = min(height, width)
-        h, w = size * height // short, size * width // short
-        top, left = round((h - size) / 2), round((w - size) / 2)
-        batch[place] = _resize(image, h, w, frame.interpolation)[:, top : top + size, left : left + size]
-    return normalise(batch, frame)
+    height, width = planes.shape[-2:]
+    short = min(height, width)
+    h, w = size * height // short, size * width // short
+    top, left = round((h - size) / 2), round((w - size) / 2)
+    return _resize(planes, h, w, frame.interpolation)[..., top : top + size, left : left + size]
 
 
-def _resize(image: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    """uint8 (h, w, c) to uint8 (c, height, width)."""
-    planes = image.permute(2, 0, 1)
-    if planes.shape[1:] == (height, width):
-        return planes
-    return F.interpolate(planes[None], (height, width), mode=interpolation, antialias=True)[0]
+def _resize(planes: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    """uint8 (..., c, h, w) to uint8 (..., c, height, width)."""
+    resized: Tensor = v2.resize(planes, [height, width], InterpolationMode(interpolation), antialias=True)
+    return resized
 
 
 def normalise(batch: Tensor, frame: Frame) -> Tensor:
     """uint8 (b, 1 or 3, h, w) to float32 (b, 3, h, w), grey repeated in the three channels."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (frame.mean, frame.std))
-    return batch.to(torch.float32).expand(-1, 3, -1, -1).mul(1 / (255 * std)).sub_(mean / std).contiguous()
+    mean, std = (torch.tensor(values, device=batch.device).view(3, 1, 1) for values in (frame.mean, frame.std))
+    colours = batch.to(torch.float32).expand(-1, 3, -1, -1).contiguous()
+    return colours.mul_(1 / (255 * std)).sub_(mean / std)
