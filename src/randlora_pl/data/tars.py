@@ -98,7 +98,7 @@ def _files(shard: str, stream: IO[bytes]) -> Iterator[tuple[str, int, int]]:
     try:
         with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
             while (info := tar.next()) is not None:
-                tar.members.clear()  # it would keep them all
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 last, begin = info.name, info.offset
                 if info.isreg():
                     yield info.name.removeprefix("./"), info.offset_data, info.size
