@@ -128,7 +128,7 @@ def stored(
     recipe: Sequence[str],
     find: Callable[[Watch], Found],
     states: Callable[[Sequence[str]], Sequence[tuple[int, int, int]]] = stamps,
-    least: int = LEAST,
+    least: int | None = None,
 ) -> Found:
     """What ``find`` finds, from the cache if it was stored there and nothing has changed.
 
@@ -139,7 +139,7 @@ def stored(
         recipe: Whatever else decides the result; another recipe finds nothing stored.
         find: Lists, and says where it looked.
         states: The present states of the places that were looked at; OSError if one is gone.
-        least: Samples (the length of the first column) from which it is stored.
+        least: Samples (the length of the first column) from which it is stored; by default `LEAST`.
 
     Raises:
         UserError: Those of ``find``, whose errors are never stored.
@@ -157,7 +157,7 @@ def stored(
     found = find(watch)
     seconds = time.perf_counter() - begin
     kept = False
-    if _size(found) >= least and watch.settled:
+    if _size(found) >= (LEAST if least is None else least) and watch.settled:
         kept = _save(path, made_by, found, watch)
     if _size(found) >= TOLD:
         after = ", which the next run need not do" if kept else ""
