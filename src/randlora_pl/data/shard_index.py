@@ -143,7 +143,8 @@ def index(places: Places, split: str) -> listing.Found:
         return _index(places, paths, by_key=split == "train")
 
     absolute = [path if is_url(path) else os.path.abspath(path) for path in paths]  # noqa: PTH100 (links stay)
-    return listing.stored(("webdataset", places.title, split), absolute, make, _states, least=1)
+    title = places.title if is_url(places.title) else os.path.abspath(places.title)  # noqa: PTH100
+    return listing.stored(("webdataset", title, split), absolute, make, _states, least=1)
 
 
 def _states(paths: Sequence[str]) -> list[tuple[int, int, int]]:

@@ -206,7 +206,7 @@ def remote(url: str) -> tuple[Any, str]:
     try:
         system, path = url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise UserError(f"{url} cannot be read: {error}. For s3:// install s3fs, for gs:// gcsfs") from error
+        raise UserError(f"{url} cannot be read: {error} (s3://: pip install s3fs; gs://: pip install gcsfs)") from error
     return system, path
 
 
