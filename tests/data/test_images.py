@@ -43,6 +43,37 @@ def test_sixteen_bit_grey_is_scaled(tmp_path: Path) -> None:
     assert np.array_equal(decode(path)[..., 1], np.arange(256).reshape(16, 16))
 
 
+def odd_exif(orientation: int) -> bytes:
+    """An orientation, and a horizontal resolution that is text where a fraction belongs."""
+    entries = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0) + struct.pack("<HHI4s", 0x011A, 2, 4, b"abc\0")
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_every_orientation_is_turned_upright_whatever_else_exif_says(tmp_path: Path, orientation: int) -> None:
+    turns = {
+        2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).transpose(1, 0, 2), 8: np.rot90,
+    }  # fmt: skip
+    gradient("RGB").save(tmp_path / "a.jpg", exif=odd_exif(orientation), quality=95)
+    stored = decode(tmp_path / "a.jpg", upright=False)
+    assert np.array_equal(stored, np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")))
+    assert np.array_equal(decode(tmp_path / "a.jpg"), turns.get(orientation, lambda a: a)(stored))
+
+
+def test_a_damaged_exif_block_does_not_cost_the_image(tmp_path: Path) -> None:
+    gradient("RGB").save(tmp_path / "a.jpg", exif=b"Exif\0\0nonsense")
+    assert decode(tmp_path / "a.jpg").shape == (12, 24, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_ordinary_jpegs_decode_as_pillow_does(tmp_path: Path, mode: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (37, 51, 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(tmp_path / "a.jpg", quality=80)
+    expected = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")).astype(int)
+    assert np.abs(decode(tmp_path / "a.jpg") - expected).max() <= 1  # the two may bring different libraries
+
+
 def test_exif_orientation_is_followed(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored on its side
@@ -120,6 +151,12 @@ def test_boxes_are_cut_out(tmp_path: Path) -> None:
     assert len(images) == 2 and np.array_equal(images.load(0), whole[3:16, 2:10])
     assert images.load(0).flags.owndata and images.load(1).shape == (1, 1, 3)  # a box may reach over the edge
     assert images.name(0) == f"{path} (2, 3, 10, 16)"
+
+
+def test_boxes_count_the_pixels_as_they_are_stored(tmp_path: Path) -> None:
+    gradient("RGB").save(tmp_path / "a.jpg", exif=odd_exif(6), quality=95)
+    part = BoxImages([tmp_path / "a.jpg"], np.array([[14, 0, 24, 12]])).load(0)
+    assert np.array_equal(part, decode(tmp_path / "a.jpg", upright=False)[:, 14:])
 
 
 @pytest.mark.parametrize(("short", "size"), [(0, (640, 480)), (241, (640, 480)), (240, (320, 240)), (60, (80, 60))])

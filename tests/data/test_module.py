@@ -227,10 +227,10 @@ def test_device_transforms_hand_over_bytes_and_change_nothing(tree: Tree, tmp_pa
         own = trainer(tmp_path)
         own.fit(task, data)
         own.test(task, data, verbose=False)
-        assert data._late(data.samples("train")) == ("colours" if options.get("device_transforms") else "nothing")
+        assert data._late(data.samples("train")) == ("colours" if data.device_transforms else "nothing")
         return task.seen
 
-    plain, late = seen(), seen(device_transforms=True)
+    plain, late = seen(device_transforms=False), seen()
     assert len(plain) == len(late) > 0
     for one, two in zip(plain, late, strict=True):
         assert one.keys() == two.keys() and torch.equal(one["image"], two["image"])

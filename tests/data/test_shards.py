@@ -181,6 +181,19 @@ def test_lone_validation_shards_are_for_testing(tmp_path: Path, caplog: pytest.L
     assert "its val shards are used for testing" in caplog.text
 
 
+def test_testing_needs_no_train_shards_where_the_classes_are_named(tmp_path: Path) -> None:
+    layout(tmp_path, "test-0.tar")
+    with pytest.raises(UserError, match=r"no train shards, only test, and no classnames.txt"):
+        must(tmp_path, "test")
+    (tmp_path / "classnames.txt").write_text("tench\nshark\nhen\n")
+    data = ImageData(dataset="webdataset", root=str(tmp_path))
+    data.prepare_data()
+    data.setup("test")
+    assert data.classnames == ["tench", "shark", "hen"] and len(data.samples("test")) == 2
+    with pytest.raises(UserError, match="no train shards, only test: call them"):
+        ImageData(dataset="webdataset", root=str(tmp_path)).setup("fit")
+
+
 def test_patterns_and_lists_name_shards_on_several_disks(tmp_path: Path) -> None:
     layout(tmp_path, "disk1/train-008.tar", "disk1/train-009.tar", "disk2/train-010.tar", "disk2/test-0.tar")
     for root in (f"{tmp_path}/disk{{1,2}}/*.tar", f"{tmp_path}/disk*/t*.tar"):

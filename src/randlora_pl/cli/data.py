@@ -71,10 +71,10 @@ def check_verb(args: list[str]) -> int:
     with counting(typed.every_image) as tick:
         for row in dict.fromkeys(row.name for row in chosen):
             reports.append(check(find(row), root, sample, tick))
-    return _print(reports)
+    return _print(reports, typed.every_image)
 
 
-def _print(reports: Sequence["Report"]) -> int:
+def _print(reports: Sequence["Report"], every: bool) -> int:
     """The table and what is off; returns the exit code."""
     rows = []
     for report in reports:
@@ -98,7 +98,7 @@ def _print(reports: Sequence["Report"]) -> int:
     for report in missing:
         print(*report.problems)
     images, decoded = (sum(getattr(p, key) for r in reports for p in r.splits) for key in ("images", "decoded"))
-    if decoded < images:
+    if decoded < images and not every:
         print(f"{decoded:,} of {images:,} images were decoded; --every-image decodes all")
     sets = "1 data set" if len(reports) == 1 else f"{len(reports)} data sets"
     print(f"{sets}: {len(reports) - len(missing) - len(off)} as expected, {len(off)} off, {len(missing)} missing")
@@ -109,7 +109,8 @@ def _per_class(count: tuple[str, int] | None) -> str:
     if count is None:
         return ""
     name, images = count
-    return f"{images:,} ({name if len(name) <= 24 else name[:21] + '...'})"
+    short = name if len(name) <= 26 else f"{name[:12]}...{name[-11:]}"  # long names differ at their ends
+    return f"{images:,} ({short})"
 
 
 def show_verb(args: list[str]) -> int:
@@ -177,12 +178,13 @@ def checked_root(typed: argparse.Namespace, rows: Sequence[Row], verb: str) -> P
 
 
 @contextmanager
-def counting(shown: bool, text: str = "{task.completed:,} images decoded") -> Iterator[Any]:
+def counting(shown: bool, text: str = "{task.completed:,} images decoded", total: int | None = None) -> Iterator[Any]:
     """A function that counts images up on the terminal, where somebody watches a long command.
 
     Args:
         shown: Whether the command may be long.
         text: What to show, with ``{task.completed}``.
+        total: What it counts up to; None: nobody knows.
     """
     if not (shown and sys.stderr.isatty()):
         yield lambda _: None
@@ -192,5 +194,5 @@ def counting(shown: bool, text: str = "{task.completed:,} images decoded") -> It
 
     columns = (TextColumn(text), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None)
+        task = progress.add_task("", total=total)
         yield lambda count: progress.advance(task, count)

@@ -19,6 +19,7 @@ VERBS = {
     "compare-methods": "compare:compare_verb",
     "zeroshot": "zeroshot:zeroshot_verb",
     "data": "data:data_verb",
+    "bench": "bench:bench_verb",
     "datasets": "quick:datasets_verb",
     "models": "quick:models_verb",
     "adapters": "quick:adapters_verb",
@@ -39,6 +40,7 @@ Run       fit        train, with a test before and after; --resume RUN goes on a
           predict    classify images with an adapter
           compare-methods   every method on 16 shots of the digits, in one table
           zeroshot   an untrained CLIP on the test images, beside published figures
+          bench      data NAME: images a second of each stage of the input pipeline
 Look up   datasets   data sets; datasets NAME tells all about one
           data       check NAME | show NAME: is it complete, what does it look like
           models     backbones

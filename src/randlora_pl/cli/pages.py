@@ -84,6 +84,19 @@ Is a data set on this machine what it should be, and what does it look like?
   --output FILE    PNG file to write, a new one (default contact-sheet-NAME.png, which is replaced)
   --shots K        Training images of each class (default 4), as --data.shots K chooses them with seed 0
 """,
+    "bench": """\
+How fast is this machine? Everything compared is timed in turns, in one run.
+
+  randlora-pl bench data NAME          images a second of each stage of the input pipeline, beside plain torchvision
+
+  --root PATH          Folder that holds the data (default: the user's data folder)
+  --image-size PIXELS  Height and width of the batches' images (default 224)
+  --batch-size N       Images of a batch (default 64)
+  --workers N          Processes that make batches (default 2)
+  --images N           Images of a round (default 1024)
+  --rounds N           Times that everything is measured; the median and the extremes are shown (default 5)
+  --output FILE        JSON file for the figures, a new one
+""",
     "datasets": "List the data sets (datasets), or tell all about some of them (datasets NAME ...).\n",
     "models": "List backbones with their sizes, weights and configs (models), or some (models NAME ...).\n",
     "adapters": "List the methods (adapters), or explain the options of some of them (adapters NAME ...).\n",

@@ -174,7 +174,8 @@ def _print(
     header = ["data set", "images", "classes", "templates", "averaged %", f"{SINGLE!r} %"]
     rows = []
     for name, one in found.items():
-        cells = [name, f"{one.images:,}", one.classes, one.templates, f"{one.ensemble:.2f}", f"{one.single:.2f}"]
+        images = f"{one.images:,}" if one.expected in (None, one.images) else f"{one.images:,} of {one.expected:,}"
+        cells = [name, images, one.classes, one.templates, f"{one.ensemble:.2f}", f"{one.single:.2f}"]
         if known:
             cells += ["", ""] if one.published is None else [f"{one.published:.2f}", f"{one.difference:+.2f}"]
         rows.append(cells)

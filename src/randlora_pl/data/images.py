@@ -8,7 +8,7 @@ from typing import Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from randlora_pl.errors import UserError
 
@@ -19,6 +19,17 @@ SUFFIXES = frozenset(
     }
 )  # fmt: skip
 """Suffixes taken for image files, compared in lower case."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation."""
 
 
 class Images(Protocol):
@@ -133,7 +144,7 @@ class BoxImages:
             UserError: The file is missing, truncated or no image, or the part lies outside; it is named.
         """
         left, upper, right, lower = self.boxes[index].tolist()
-        whole = decode(self.paths[index])
+        whole = decode(self.paths[index], upright=False)  # boxes count the pixels as they are stored
         part = whole[upper:lower, left:right]
         if not part.size:
             size = f"{whole.shape[1]} x {whole.shape[0]} pixels"
@@ -145,7 +156,7 @@ class BoxImages:
         return f"{self.paths[index]} {tuple(self.boxes[index].tolist())}"
 
 
-def decode(path: Path | str, short: int = 0, content: bytes | None = None) -> NDArray[np.uint8]:
+def decode(path: Path | str, short: int = 0, content: bytes | None = None, upright: bool = True) -> NDArray[np.uint8]:
     """An image file as (height, width, 3) RGB, upright according to its EXIF orientation.
 
     Transparent images are laid on white, 16-bit grey is scaled to 8 bits (unless no value is above 255), the first
@@ -156,6 +167,7 @@ def decode(path: Path | str, short: int = 0, content: bytes | None = None) -> ND
         short: Pixels that the shorter side needs: a JPEG that has at least twice as many is decoded at 1/2, 1/4 or
             1/8 of its size, which takes a fraction of the time; 0 decodes in full size.
         content: The file's bytes, where they have been read already.
+        upright: Turn the image as its EXIF orientation says.
 
     Raises:
         UserError: The file cannot be read as an image.
@@ -166,9 +178,11 @@ def decode(path: Path | str, short: int = 0, content: bytes | None = None) -> ND
             if short:
                 whole = opened.size
                 opened.draft(opened.mode, (short, short))
-            if (not short or opened.size == whole) and (quick := _quick_jpeg(opened, content)) is not None:
+            turn = _turn(opened) if upright else None
+            plain = turn is None and (not short or opened.size == whole)
+            if plain and (quick := _quick_jpeg(opened, content)) is not None:
                 return quick
-            image = ImageOps.exif_transpose(opened)
+            image: Image.Image = opened if turn is None else opened.transpose(turn)
             if image.mode.startswith("I;16") or image.mode == "I":  # Pillow would clip these at 255
                 grey = np.asarray(image)
                 grey = grey >> 8 if grey.max(initial=0) > 255 else grey  # 8 bits in a 16-bit file stay visible
@@ -186,14 +200,24 @@ def decode(path: Path | str, short: int = 0, content: bytes | None = None) -> ND
         ) from error
 
 
+def _turn(opened: Image.Image) -> Image.Transpose | None:
+    """How to turn an image upright; None: not at all.
+
+    `ImageOps.exif_transpose` would write the whole EXIF block anew, which fails at odd tags that nobody needs.
+    """
+    try:
+        return _TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged EXIF block: the pixels are what counts
+        return None
+
+
 def _quick_jpeg(opened: Image.Image, content: bytes) -> NDArray[np.uint8] | None:
     """An ordinary JPEG in full size by torchvision's decoder, the same pixels in two thirds of Pillow's time.
 
-    None where Pillow should do it: other formats, CMYK, turned images, and files without an end, which torchvision
-    would fill up with grey.
+    None where Pillow should do it: other formats, CMYK, and files without an end, which torchvision would fill up
+    with grey.
     """
-    ordinary = opened.format == "JPEG" and opened.mode in ("RGB", "L") and content.endswith(b"\xff\xd9")
-    if not ordinary or opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    if opened.format != "JPEG" or opened.mode not in ("RGB", "L") or not content.endswith(b"\xff\xd9"):
         return None
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg

@@ -59,8 +59,8 @@ class ImageData(LightningDataModule):
         flip: Mirror half of the training images; by default as suits the data set (not for digits).
         cache_images: Keep decoded images in memory that all processes of a machine share, a split up to 8 GiB and a
             quarter of what is free; by default for few-shot and small sets.
-        device_transforms: Hand images over as bytes, and flip and normalise them (small ones of one size: crop them
-            too) on the device; by default where that is no CPU.
+        device_transforms: Workers hand images over as bytes, and the device flips and normalises them (on a GPU it
+            also crops small ones of one size); otherwise workers do it all.
         image_size: Height and width in pixels; by default the model's.
         mean: Mean of the three channels on [0, 1]; by default the model's.
         std: Standard deviation of the three channels on [0, 1]; by default the model's.
@@ -98,7 +98,7 @@ class ImageData(LightningDataModule):
         crop_scale: tuple[float, float] = (0.5, 1.0),
         flip: bool | None = None,
         cache_images: bool | None = None,
-        device_transforms: bool | None = None,
+        device_transforms: bool = True,
         image_size: int | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
@@ -168,9 +168,11 @@ class ImageData(LightningDataModule):
         self.frame = replace(self.frame, **{name: value for name, value in self.overrides.items() if value is not None})
         if self._splits is None:
             self._splits = splits.Splits(lambda split: read(self.row, self.root, split, download=False))
-            self.classnames = self._names(self._splits)
-            if self._default_templates and self._splits.full.templates:
-                self.templates = list(self._splits.full.templates)
+            own_test = stage == "test" and self._splits.own_test
+            first = self._splits.test if own_test else self._splits.full
+            self.classnames = self._names(first.classes)
+            if self._default_templates and first.templates:
+                self.templates = list(first.templates)
         with self._meeting():
             if stage in ("fit", None):
                 window = self.batch_size * self._accumulate * self._world
@@ -245,6 +247,7 @@ class ImageData(LightningDataModule):
             raise UserError("Call setup() before asking for samples")
         if split not in self._held:
             samples = self._subset(self._splits) if split == "train" else getattr(self._splits, split)
+            self._warn_if_partial(split, self._splits)
             self._held[split] = self._cached(samples, few=split == "train" and self.shots is not None)
         return self._held[split]
 
@@ -303,8 +306,8 @@ class ImageData(LightningDataModule):
     def _key(self) -> dict[str, Any]:
         return splits.index_key(self.row.name, self.shots, self.fraction, self.train_split, self.seed)
 
-    def _names(self, found: splits.Splits) -> list[str]:
-        own: Sequence[str] = self.row.classnames or found.full.classes
+    def _names(self, found: Sequence[str]) -> list[str]:
+        own = self.row.classnames or found
         if self.row.captions:
             return list(own)
         if self.classnames_file is not None:
@@ -330,6 +333,14 @@ class ImageData(LightningDataModule):
         if path is not None and self._rank == 0:
             splits.write_index(path, self._key, chosen, self.classnames)
         return chosen
+
+    def _warn_if_partial(self, split: str, found: splits.Splits) -> None:
+        expected, count = self.row.counts.get(split), len(getattr(found, split))
+        if expected not in (None, count):
+            log.warning(
+                "%s has %s %s images here, expected are %s; what is missing: randlora-pl data check %s --root %s",
+                self.row.name, f"{count:,}", split, f"{expected:,}", self.row.name, self.root,
+            )  # fmt: skip
 
     def _draws(self, window: int) -> int:
         if self.steps is not None:
@@ -367,10 +378,9 @@ class ImageData(LightningDataModule):
 
     def _late(self, samples: Samples) -> Late:
         """What is left to the device."""
-        device = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
-        wanted = device != "cpu" if self.device_transforms is None else self.device_transforms
-        if not wanted or self.trainer is None:  # without a trainer nobody calls `on_after_batch_transfer`
+        if not self.device_transforms or self.trainer is None:  # no trainer calls `on_after_batch_transfer`
             return "nothing"
+        device = self.trainer.strategy.root_device.type
         return "crops" if device == "cuda" and isinstance(samples.images, ArrayImages) else "colours"
 
     def _processes(self, split: str) -> int:

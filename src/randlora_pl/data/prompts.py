@@ -1,9 +1,10 @@
 """Class names and prompt templates of the catalog's rows; a template has one ``{}`` for the class name.
 
 The wording is the one published with CLIP (Radford et al., 2021, prompts of the 27 data sets), odd spellings included,
-because CLIP's zero-shot accuracies are quoted for it. Long lists of names are text files in ``names``, a class a line
-in the order of the labels, after a tab the name where the folder of the class is called otherwise; ImageNet's has its
-folders only.
+because CLIP's zero-shot accuracies are quoted for it; the names of Caltech, CIFAR-100, UCF101, Cars and CUB and the
+prompt of SVHN are those of the published figures that `zeroshot` shows. Long lists of names are text files in
+``names``, a class a line in the order of the labels, after a tab the name where the folder of the class is called
+otherwise; ImageNet's has its folders only.
 """
 
 import importlib.util

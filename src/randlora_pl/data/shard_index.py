@@ -92,10 +92,6 @@ def find(root: Path) -> Places:
         raise UserError(
             f"{by_split[''][0]} says no split, other shards of {title} do: call it train-..., val-... or test-..."
         )
-    if "train" not in by_split:
-        raise UserError(
-            f"{title} has no train shards, only {', '.join(by_split)}: call them train-..., or put them into train/"
-        )
     return Places(title, {split: by_split[split] for split in SPLITS if split in by_split}, beside)
 
 

@@ -82,13 +82,17 @@ def shards(row: Row, root: Path, split: str, *, download: bool) -> Samples | Non
     test_is_val = "test" not in places.by_split and "val" in places.by_split
     own = "val" if test_is_val and split == "test" else "" if test_is_val and split == "val" else split
     if own not in places.by_split:
+        if split == "train":
+            raise _no_train(places)
         return None
     if own != split:
         log.warning("%s has no test shards: its val shards are used for testing", places.title)
-    train = index(places, "train")
-    found = train if own == "train" else index(places, own)
     names, templates = places.lines((NAMES,)), places.lines(TEMPLATES)
-    classes, by_name = _classes(places, train, names)
+    said = "train" if "train" in places.by_split else own  # which split's labels are the classes
+    if said != "train" and not names:
+        raise _no_train(places, f", and no {NAMES} that would do for testing")
+    found = index(places, own)
+    classes, by_name = _classes(places, said, found if said == own else index(places, said), names)
     labels = _labels(places, own, found, classes, by_name)
     if split == "train":
         _complain(places, labels, classes)
@@ -119,13 +123,22 @@ def nameless(classes: Sequence[str]) -> bool:
     return len(classes) > 0 and all(re.fullmatch(r"class \d+", name) for name in classes)
 
 
-def _classes(places: Places, train: listing.Found, names: Sequence[str]) -> tuple[list[str], dict[str, int] | None]:
+def _no_train(places: Places, more: str = "") -> UserError:
+    there = ", ".join(places.by_split)
+    return UserError(
+        f"{places.title} has no train shards, only {there}{more}: call them train-..., or put them into train/"
+    )
+
+
+def _classes(
+    places: Places, split: str, found: listing.Found, names: Sequence[str]
+) -> tuple[list[str], dict[str, int] | None]:
     """(class names, label of each name that the shards use; None where they use numbers).
 
     Raises:
-        UserError: The labels of the train split are not of one kind, or not those of ``classnames.txt``.
+        UserError: The labels of the split are not of one kind, or not those of ``classnames.txt``.
     """
-    said = list(train.texts["labels"])
+    said = list(found.texts["labels"])
     numeric = [text for text in said if _number(text) is not None]
     if numeric and len(numeric) < len(said):
         other = next(text for text in said if _number(text) is None)
@@ -133,7 +146,7 @@ def _classes(places: Places, train: listing.Found, names: Sequence[str]) -> tupl
     if numeric:
         top = max(map(int, numeric))
         if top >= MOST_CLASSES:
-            raise UserError(f"{_first(places, 'train', train, str(top))}: the label {top} cannot be a class number")
+            raise UserError(f"{_first(places, split, found, str(top))}: the label {top} cannot be a class number")
         return list(names) or [f"class {number}" for number in range(top + 1)], None
     classes = list(names) if set(said) <= set(names) else sorted(said)
     if names and len(classes) != len(names):

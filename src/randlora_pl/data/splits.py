@@ -127,10 +127,13 @@ class Splits:
         self._read = read
 
     @cached_property
+    def _own_test(self) -> Samples | None:
+        return self._read("test")
+
+    @cached_property
     def _own(self) -> tuple[Samples, Samples]:
         """(all but test, test)."""
-        test = self._read("test")
-        train = self._read("train")
+        test, train = self._own_test, self._read("train")
         if train is None:
             raise UserError("The data set has no train split")
         return (train, test) if test is not None else set_aside(train, -(-_units(train) // 5), "test")
@@ -151,6 +154,11 @@ class Splits:
         return self._own_val is not None
 
     @property
+    def own_test(self) -> bool:
+        """Whether the test samples are the data set's own."""
+        return self._own_test is not None
+
+    @property
     def train(self) -> Samples:
         """Training samples without validation samples."""
         return self._pool[0]
@@ -162,8 +170,8 @@ class Splits:
 
     @property
     def test(self) -> Samples:
-        """Test samples."""
-        return self._own[1]
+        """Test samples; a test split of the data set's own needs no training images."""
+        return self._own[1] if self._own_test is None else self._own_test
 
     @property
     def full(self) -> Samples:

@@ -206,8 +206,7 @@ def eval_batch(images: Sequence[Tensor], frame: Frame) -> Tensor:
 
 def _crops(planes: Sequence[Tensor] | Tensor, boxes: Sequence[Sequence[int]], frame: Frame) -> Tensor:
     """b uint8 (c, h, w) to uint8 (b, c, size, size), each cropped to its (top, left, height, width) and resized."""
-    shape = (len(planes), planes[0].shape[0], frame.size, frame.size)
-    batch = torch.empty(shape, dtype=torch.uint8, device=planes[0].device)
+    batch = _empty((len(planes), planes[0].shape[0], frame.size, frame.size), torch.uint8, planes[0].device)
     for place, (plane, (top, left, h, w)) in enumerate(zip(planes, boxes, strict=True)):
         batch[place] = _resize(plane[:, top : top + h, left : left + w], frame.size, frame.size, frame.interpolation)
     return batch
@@ -225,12 +224,22 @@ def _centre(planes: Tensor, frame: Frame) -> Tensor:
 
 def _resize(planes: Tensor, height: int, width: int, interpolation: str) -> Tensor:
     """uint8 (..., c, h, w) to uint8 (..., c, height, width)."""
-    resized: Tensor = v2.resize(planes, [height, width], InterpolationMode(interpolation), antialias=True)
+    resized: Tensor = v2.resize_image(planes, [height, width], InterpolationMode(interpolation), antialias=True)
     return resized
 
 
 def normalise(batch: Tensor, frame: Frame) -> Tensor:
     """uint8 (b, 1 or 3, h, w) to float32 (b, 3, h, w), grey repeated in the three channels."""
     mean, std = (torch.tensor(values, device=batch.device).view(3, 1, 1) for values in (frame.mean, frame.std))
-    colours = batch.to(torch.float32).expand(-1, 3, -1, -1).contiguous()
-    return colours.mul_(1 / (255 * std)).sub_(mean / std)
+    colours = _empty((len(batch), 3, *batch.shape[2:]), torch.float32, batch.device)
+    at_once = 1 if batch.device.type == "cpu" else max(1, len(batch))  # an image fits a processor's cache
+    for part, pixels in zip(torch.split(colours, at_once), torch.split(batch, at_once), strict=True):
+        part.copy_(pixels.expand(-1, 3, -1, -1)).mul_(1 / (255 * std)).sub_(mean / std)
+    return colours
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory of any content; on the CPU NumPy's, which asks for huge pages: with small ones half the time is lost."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(shape, dtype=str(dtype).removeprefix("torch.")))

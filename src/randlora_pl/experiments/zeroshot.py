@@ -22,6 +22,7 @@ class ZeroShot:
 
     Attributes:
         images: How many were tested.
+        expected: How many the complete data set has; None where nobody knows.
         classes: How many classes they have.
         templates: How many templates were averaged.
         ensemble: Accuracy with the averaged templates.
@@ -30,6 +31,7 @@ class ZeroShot:
     """
 
     images: int
+    expected: int | None
     classes: int
     templates: int
     ensemble: float
@@ -44,9 +46,12 @@ class ZeroShot:
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON, to two digits as the published figures are."""
         rounded = {name: getattr(self, name) for name in ("ensemble", "single", "published", "difference")}
-        return {"images": self.images, "classes": self.classes, "templates": self.templates} | {
-            name: None if value is None else round(value, 2) for name, value in rounded.items()
-        }
+        counts = {"images": self.images, "expected": self.expected}
+        return (
+            counts
+            | {"classes": self.classes, "templates": self.templates}
+            | {name: None if value is None else round(value, 2) for name, value in rounded.items()}
+        )
 
 
 def prepare(clip: LoadedClip, dataset: str, root: Path, batch_size: int) -> ImageData:
@@ -101,4 +106,4 @@ def evaluate(
             tick(len(labels))
     ensemble, alone = (100 * number / max(1, count) for number in right.tolist())
     known = published(clip.identity.name, clip.identity.pretrained, data.row.name)
-    return ZeroShot(count, data.num_classes, len(data.templates), ensemble, alone, known)
+    return ZeroShot(count, data.row.counts.get("test"), data.num_classes, len(data.templates), ensemble, alone, known)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
+from randlora_pl.data import ImageData
 from randlora_pl.data.formats.lists import cub200
 from randlora_pl.data.splits import subset
 from randlora_pl.errors import UserError
@@ -96,7 +97,7 @@ def test_class_folder_that_is_none(own_copy: Copies) -> None:
     (home / "257.clutter").rename(home / "clutter")
     assert f"{home / 'clutter'} is none of its 257 classes" in refused(copy)
     (home / "clutter").rename(copy.root / "clutter")
-    assert f"{home} has 256 of 257 class folders)" in refused(copy)
+    assert f"{home} has 256 of 257 class folders, it lacks 257.*)" in refused(copy)
 
 
 def test_imagenet_validation_images_that_are_not_sorted(own_copy: Copies) -> None:
@@ -281,3 +282,43 @@ def test_flowers_of_another_size(tmp_path: Path, copies: Copies, monkeypatch: py
     allow(copy, monkeypatch)
     assert len(copy.samples("train")) == 204
     assert cub200(copy.row, tmp_path, "val", download=False) is None
+
+
+def test_class_folders_that_are_numbers_must_be_the_labels(own_copy: Copies) -> None:
+    copy = own_copy("gtsrb")
+    home = copy.root / "gtsrb/GTSRB/Training"
+    (home / "00014").rename(home / "stop")  # every later class would shift by one
+    assert "00015 is out of place" in refused(copy)
+
+
+def test_resisc45_without_class_folders(own_copy: Copies) -> None:
+    copy = own_copy("resisc45")
+    before = copy.samples("train")
+    home = copy.root / "resisc45/NWPU-RESISC45"
+    for path in list(home.glob("*/*.jpg")):
+        path.rename(home / path.name)
+    flat = copy.samples("train")
+    assert [key.rpartition("/")[2] for key in before.keys] == list(flat.keys)
+    assert np.array_equal(before.labels, flat.labels)
+
+
+def test_a_test_split_needs_no_training_images(own_copy: Copies) -> None:
+    copy = own_copy("imagenet")
+    (copy.root / "imagenet/train").rename(copy.root / "elsewhere")
+    data = ImageData(dataset="imagenet", root=str(copy.root), image_size=8)
+    data.setup("test")
+    assert len(data.samples("test")) > 0 and data.num_classes == 1000
+    with pytest.raises(UserError, match="imagenet/train"):
+        data.setup("fit")
+
+
+def test_a_partial_data_set_is_remarked(own_copy: Copies, caplog: pytest.LogCaptureFixture) -> None:
+    copy = own_copy("eurosat")
+    with caplog.at_level(logging.WARNING, "randlora_pl"):
+        ImageData(dataset="eurosat", root=str(copy.root), image_size=8).setup("test")
+    assert "test images here, expected are 2,700" in caplog.text
+    assert f"randlora-pl data check eurosat --root {copy.root}" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "randlora_pl"):
+        ImageData(dataset="digits", image_size=8).setup()
+    assert caplog.text == ""

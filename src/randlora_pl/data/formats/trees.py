@@ -131,6 +131,9 @@ def _classes(
         )
     if len(there) != row.classes:
         absent = [name for name in known or () if name not in there]
+        if known is None:  # folders may be numbered from 1
+            starts = {name.partition(".")[0] for name in there}
+            absent = [f"{number:03d}.*" for number in range(1, (row.classes or 0) + 1) if f"{number:03d}" not in starts]
         lacking = f", it lacks {absent[0]}" if absent else ""
         raise missing(row, root, f"{home} has {len(there)} of {row.classes} class folders{lacking}")
     return there if known is None else known

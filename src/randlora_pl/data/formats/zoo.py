@@ -19,6 +19,7 @@ def torchvision_files(
     name: str,
     splits: Mapping[str, Sequence[str]],
     known: Sequence[str] | None = None,
+    numbered: Sequence[str] = (),
 ) -> Samples | None:
     """A data set of files that a torchvision class reads.
 
@@ -30,6 +31,7 @@ def torchvision_files(
         name: Name of the class in `torchvision.datasets`.
         splits: Torchvision's splits that make up each of ours; a split that is left out is not there.
         known: The class names that torchvision should find; None: none can be told without the files.
+        numbered: Torchvision's splits whose class folders are called by their label; it numbers what it finds.
 
     Raises:
         UserError: The data are missing or damaged.
@@ -40,7 +42,14 @@ def torchvision_files(
         return None
     for part in splits[split]:
         held = from_torchvision(row, root, name, download, split=part)
-        entries += _entries(held, root)
+        found = _entries(held, root)
+        strays = [Path(path) for path, label in found if Path(path).parent.name != f"{label:05d}"]
+        if part in numbered and strays:
+            raise UserError(
+                f"{row.title}: the class folders of {root / strays[0].parents[1]} should be 00000 to "
+                f"{len(row.classnames) - 1:05d}, each of them; {strays[0].parent.name} is out of place"
+            )
+        entries += found
         classes = list(getattr(held, "classes", row.classnames))
         if len(classes) != row.classes or (known is not None and classes != list(known)):
             odd = sorted(set(known or ()) ^ set(classes))

@@ -1,0 +1,190 @@
+"""Images a second that each stage of the input pipeline gives, beside the plain torchvision pipeline."""
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as v1
+from torchvision.datasets.folder import default_loader
+
+from randlora_pl.data.cache import CachedImages
+from randlora_pl.data.images import FileImages
+from randlora_pl.data.loader import EvalBatches, Late, Loader, TrainBatches, load_images
+from randlora_pl.data.module import ImageData
+from randlora_pl.data.plan import EvalSchedule, TrainSchedule
+from randlora_pl.data.readers import Samples
+from randlora_pl.data.transforms import RATIO, Frame, finish, train_pixels
+
+PLAIN = "plain torchvision"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure.
+
+    Attributes:
+        name: What the table calls it.
+        run: One round; gives images a second.
+        what: What is counted.
+        whole: Whether it gives whole batches, to be compared with the plain pipeline.
+    """
+
+    name: str
+    run: Callable[[], float]
+    what: str
+    whole: bool = False
+
+
+def cases(data: ImageData, workers: int) -> list[Case]:
+    """The stages in this process on one thread, whole loaders with workers, and the plain pipeline.
+
+    Args:
+        data: After ``setup("fit")``, without cached images; its plan says how many images a round has.
+        workers: Worker processes of the loaders.
+    """
+    assert data.plan is not None, "setup('fit') comes first"
+    samples = data.samples("train")
+    schedule = TrainSchedule(data.plan, data.batch_size, 1)
+    batches = TrainBatches(samples, schedule, data.frame, data.crop_scale, data.flip)
+    evaluation = EvalBatches(
+        samples, EvalSchedule(min(len(samples), data.plan.total_draws), data.batch_size), data.frame
+    )
+    cached = replace(batches, samples=replace(samples, images=CachedImages(samples.images, samples.rows)))
+    plain = Plain(samples, data)
+    order = data.plan.samples(torch.arange(data.plan.total_draws)).tolist()  # the same images
+
+    def loader(chosen: TrainBatches | EvalBatches, late: Late) -> Callable[[], float]:
+        return lambda: _loaded(Loader(replace(chosen, late=late), num_workers=workers), data.frame)
+
+    def plain_loader() -> float:
+        return _loaded(DataLoader(plain, data.batch_size, sampler=order, num_workers=workers), data.frame)
+
+    wide = f"{workers} workers"
+    found = [
+        Case("decode", lambda: _decoded(batches), "one thread: read and decode"),
+        Case("crop, resize", lambda: _cropped(batches), "one thread: decoded images to bytes of one size"),
+        Case("flip, normalise", lambda: _finished(batches), "one thread: bytes to floats"),
+        Case("training", loader(batches, "colours"), f"{wide}, flip and normalise here", whole=True),
+        Case("training, floats", loader(batches, "nothing"), f"{wide}: all of it", whole=True),
+        Case("training, cached", loader(cached, "colours"), f"{wide}, decoded images shared", whole=True),
+        Case("evaluation", loader(evaluation, "colours"), f"{wide}, normalise here", whole=True),
+        Case(PLAIN, plain_loader, f"{wide}: ImageFolder, v1 transforms, training", whole=True),
+    ]
+    if isinstance(samples.images, FileImages):
+        return [Case("read", lambda: _read(batches), "one thread: bytes of the files"), *found]
+    return found
+
+
+class Plain(Dataset[tuple[Tensor, int]]):
+    """What a script of a page would do: `torchvision.datasets.ImageFolder` with its version 1 transforms.
+
+    Args:
+        samples: The images; files are opened by `ImageFolder`'s own loader.
+        data: Says size, crops, flips and normalisation.
+    """
+
+    def __init__(self, samples: Samples, data: ImageData) -> None:
+        self.samples = samples
+        frame = data.frame
+        mode = v1.InterpolationMode(frame.interpolation)
+        self.transform = v1.Compose([
+            v1.RandomResizedCrop(frame.size, data.crop_scale, RATIO, interpolation=mode),
+            *([v1.RandomHorizontalFlip()] if data.flip else []),
+            v1.ToTensor(),
+            v1.Normalize(frame.mean, frame.std),
+        ])  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        row = int(self.samples.rows[place])
+        images = self.samples.images
+        if isinstance(images, FileImages):
+            image = default_loader(str(images.paths[row]))
+        else:
+            image = Image.fromarray(images.load(row).squeeze()).convert("RGB")
+        return self.transform(image), int(self.samples.labels[place])
+
+
+def _loaded(loader: Iterable[Any], frame: Frame) -> float:
+    """Images a second of a loader from its first batch on: starting the workers is not counted."""
+    whole = iter(loader)
+    next(whole)
+    start, count = time.perf_counter(), 0
+    for batch in whole:
+        image = batch[0] if isinstance(batch, list | tuple) else finish(batch, frame)["image"]
+        count += len(image)
+    return count / (time.perf_counter() - start)
+
+
+@contextmanager
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _timed(batches: TrainBatches, prepare: Callable[[int], Any], stage: Callable[[Any], Any]) -> float:
+    """Images a second of a stage over the first batches; what it needs is prepared outside the clock."""
+    seconds, count = 0.0, 0
+    with _one_thread():
+        for number in range(min(len(batches), 8)):
+            ready = prepare(number)
+            start = time.perf_counter()
+            stage(ready)
+            seconds += time.perf_counter() - start
+            count += len(batches.schedule[number].draws)
+    return count / seconds
+
+
+def _places(batches: TrainBatches, number: int) -> Tensor:
+    return batches.schedule.plan.samples(batches.schedule[number].draws)
+
+
+def _read(batches: TrainBatches) -> float:
+    images = cast(FileImages, batches.samples.images)
+
+    def paths(number: int) -> list[Any]:
+        rows = batches.samples.rows[_places(batches, number).numpy()]
+        return [images.paths[row] for row in rows.tolist()]
+
+    return _timed(batches, paths, lambda files: [file.read_bytes() for file in files])
+
+
+def _images(batches: TrainBatches, places: Tensor) -> list[Tensor]:
+    return load_images(batches.samples, places, batches.frame, batches.scale, skip=False)[0]
+
+
+def _decoded(batches: TrainBatches) -> float:
+    return _timed(batches, lambda number: _places(batches, number), lambda places: _images(batches, places))
+
+
+def _pixels(batches: TrainBatches, number: int, images: list[Tensor]) -> dict[str, Any]:
+    draws, seed = batches.schedule[number].draws, batches.schedule.plan.seed
+    return train_pixels(images, draws, seed, batches.frame, batches.scale, batches.flip, late=False)
+
+
+def _cropped(batches: TrainBatches) -> float:
+    return _timed(
+        batches,
+        lambda number: (number, _images(batches, _places(batches, number))),
+        lambda ready: _pixels(batches, *ready),
+    )
+
+
+def _finished(batches: TrainBatches) -> float:
+    return _timed(
+        batches,
+        lambda number: _pixels(batches, number, _images(batches, _places(batches, number))),
+        lambda pixels: finish(pixels, batches.frame),
+    )

@@ -1,0 +1,73 @@
+"""Figures taken in turns, with their spread: machines are noisy, and what runs beside slows all cases alike."""
+
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and greatest of some figures."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, figures: Sequence[float]) -> "Spread":
+        """The spread of at least one figure."""
+        return cls(statistics.median(figures), min(figures), max(figures))
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.median:{spec}} ({self.low:{spec}} .. {self.high:{spec}})"
+
+
+def in_turns(
+    cases: Mapping[str, Callable[[], float]], rounds: int, tick: Callable[[str], None] = lambda _: None
+) -> dict[str, list[float]]:
+    """Figures of each case, one a round; every round goes through all cases, after one that does not count.
+
+    Args:
+        cases: What to measure, by name; each call gives one figure.
+        rounds: Figures of each case.
+        tick: Told the name of the case that is about to be measured.
+    """
+    figures: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(-1, rounds):
+        for name, case in cases.items():
+            tick(name)
+            figure = case()
+            if number >= 0:
+                figures[name].append(figure)
+    return figures
+
+
+def ratios(figures: Sequence[float], base: Sequence[float]) -> Spread:
+    """The spread of the ratios that the rounds give, each to the base of its own round."""
+    return Spread.of([one / other for one, other in zip(figures, base, strict=True)])
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on: processor, cores this process may use, and versions."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    facts: dict[str, Any] = {"processor": processor(), "cores": cores, "torch": torch.__version__}
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts | {"python": platform.python_version()}
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 (a device file, read line by line)
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,30 @@
+import pytest
+
+from randlora_pl.bench.timing import Spread, in_turns, machine, processor, ratios
+
+
+def test_cases_are_measured_in_turns_after_a_round_that_does_not_count() -> None:
+    order: list[str] = []
+    numbers = iter(range(100))
+
+    def case(name: str) -> float:
+        order.append(name)
+        return next(numbers)
+
+    figures = in_turns({"a": lambda: case("a"), "b": lambda: case("b")}, 2)
+    assert order == ["a", "b"] * 3
+    assert figures == {"a": [2, 4], "b": [3, 5]}
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    spread = ratios([2.0, 40.0, 9.0], [1.0, 10.0, 3.0])
+    assert (spread.median, spread.low, spread.high) == (3, 2, 4)
+    assert f"{spread:.1f}" == "3.0 (2.0 .. 4.0)"
+    assert Spread.of([1.0]) == Spread(1.0, 1.0, 1.0)
+
+
+def test_the_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = machine()
+    assert facts["cores"] >= 1 and facts["processor"] and facts["torch"]
+    monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(OSError()))
+    assert processor()
