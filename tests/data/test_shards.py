@@ -175,6 +175,14 @@ def test_splits_are_words_of_names_or_folders(tmp_path: Path, names: tuple[str, 
     ]
 
 
+def test_the_folder_of_all_shards_says_no_split(tmp_path: Path) -> None:
+    layout(tmp_path / "test", "0.tar", "1.tar")
+    for root in (tmp_path / "test", tmp_path / "test/*.tar", tmp_path / "test/{0,1}.tar"):
+        assert len(must(root)) == 4 and read(ROW, root, "test") is None
+    layout(tmp_path / "whole", "train/0.tar", "test/1.tar")
+    assert len(must(tmp_path / "whole/*/*.tar", "test")) == len(must(tmp_path / "whole", "test")) == 2
+
+
 def test_lone_validation_shards_are_for_testing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     layout(tmp_path, "train-0.tar", "val-0.tar")
     assert list(must(tmp_path, "test").keys) == ["1a.png", "1b.png"] and read(ROW, tmp_path, "val") is None

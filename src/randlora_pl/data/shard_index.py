@@ -84,8 +84,11 @@ def find(root: Path) -> Places:
     if twice:
         raise UserError(f"{title} names {twice:,} shards more than once")
     by_split: dict[str, list[str]] = {}
+    several = len({PurePosixPath(place).parent.name for place in found}) > 1
     for place in found:
-        by_split.setdefault(split_of(place), []).append(place)
+        # the one folder of all is no split: it may happen to be called test
+        below = os.path.relpath(place, root) if beside == root else place if several else PurePosixPath(place).name
+        by_split.setdefault(split_of(below), []).append(place)
     if by_split.keys() == {""}:
         return Places(title, {"train": by_split[""]}, beside)
     if "" in by_split:
