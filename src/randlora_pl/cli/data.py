@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from randlora_pl.cli.pages import page
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.tables import table
-from randlora_pl.data.catalog import CATALOG, Row, default_root, find, how_to_get, present
+from randlora_pl.data.catalog import CATALOG, Row, default_root, find, how_to_get, may_be_read, present
 from randlora_pl.errors import UserError, near
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def checked_root(typed: argparse.Namespace, rows: Sequence[Row], verb: str) -> P
                 raise UserError(f"The data set {row.name!r} needs a root: randlora-pl data {verb} {row.name} {where}")
         return default_root()
     root = Path(typed.root).expanduser()
-    if not root.exists():
+    if not root.exists() and not any(may_be_read(row, root) for row in rows):
         raise UserError(f"--root {root} does not exist; it is the folder that holds {rows[0].layout or 'the data'}")
     return root
 

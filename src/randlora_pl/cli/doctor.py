@@ -163,8 +163,8 @@ def folders() -> dict[str, str]:
     """Where things are kept, and the room that is left."""
     from huggingface_hub import constants
 
+    from randlora_pl.cache import cache_folder
     from randlora_pl.data.catalog import default_root
-    from randlora_pl.models.text import cache_folder
 
     here = {"data sets": default_root(), "weights": Path(constants.HF_HUB_CACHE), "text heads": cache_folder()}
     found = {name: str(folder) for name, folder in here.items()}

@@ -185,7 +185,7 @@ class BoxImages:
         return f"{self.paths[index]} {tuple(self.boxes[index].tolist())}"
 
 
-def decode(path: Path, short: int = 0, content: bytes | None = None, upright: bool = True) -> NDArray[np.uint8]:
+def decode(path: Path | str, short: int = 0, content: bytes | None = None, upright: bool = True) -> NDArray[np.uint8]:
     """An image file as (height, width, 3) RGB, upright according to its EXIF orientation.
 
     Transparent images are laid on white, 16-bit grey is scaled to 8 bits (unless no value is above 255), the first
@@ -202,7 +202,7 @@ def decode(path: Path, short: int = 0, content: bytes | None = None, upright: bo
         UserError: The file cannot be read as an image.
     """
     try:
-        content = path.read_bytes() if content is None else content
+        content = Path(path).read_bytes() if content is None else content
         with Image.open(io.BytesIO(content)) as opened:
             if short:
                 whole = opened.size

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from randlora_pl.data import catalog, get, options, splits
+from randlora_pl.data import catalog, get, options, shards, splits
 from randlora_pl.data.cache import CachedImages, shared_folder
 from randlora_pl.data.folders import read_classnames
 from randlora_pl.data.images import ArrayImages
@@ -39,8 +39,9 @@ class ImageData(LightningDataModule):
 
     Args:
         dataset: Name of the data set; `randlora-pl datasets` lists them. Your own images: `folder`, `table` (CSV,
-            TSV or Parquet), `hf` (Hugging Face datasets) and `pairs` (with captions).
-        root: Folder that holds the data (for `table` and `pairs` the file); by default the user's data folder.
+            TSV or Parquet), `hf` (Hugging Face datasets), `webdataset` (tar shards) and `pairs` (with captions).
+        root: Folder that holds the data (for `table` and `pairs` the file, for `webdataset` also a pattern or a list
+            of shards); by default the user's data folder.
         download: Fetch the data set if it is missing.
         shots: Few-shot training: this many images of each class.
         fraction: Train on this share of the images, between 0 and 1, stratified.
@@ -130,6 +131,7 @@ class ImageData(LightningDataModule):
         self.classnames_file, self.shots_file = classnames, shots_file
         self.skip = on_error == "skip"
         self.templates: list[str] = list(self.row.templates if templates is None else templates)
+        self._default_templates = templates is None
         self.classnames: list[str] = list(self.row.classnames)
         self.frame = Frame()
         self.plan: DrawPlan | None = None
@@ -144,6 +146,8 @@ class ImageData(LightningDataModule):
         """Fetches the data set if that was asked for; Lightning calls it in one process only."""
         if self.download:
             get.ensure(self.row, self.root, get.Logged())
+        if self.row.patterns:  # the other processes find the index
+            shards.index_all(self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads labels and class names, chooses the subset, and plans the draws.
@@ -165,7 +169,10 @@ class ImageData(LightningDataModule):
         if self._splits is None:
             self._splits = splits.Splits(lambda split: read(self.row, self.root, split))
             own_test = stage == "test" and self._splits.own_test
-            self.classnames = self._names((self._splits.test if own_test else self._splits.full).classes)
+            first = self._splits.test if own_test else self._splits.full
+            self.classnames = self._names(first.classes)
+            if self._default_templates and first.templates:
+                self.templates = list(first.templates)
         with self._meeting():
             if stage in ("fit", None):
                 window = self.batch_size * self._accumulate * self._world
@@ -307,6 +314,11 @@ class ImageData(LightningDataModule):
             names = read_classnames(Path(self.classnames_file).expanduser(), own)
         else:
             names = [name.replace("_", " ") for name in own] if self.row.own else list(own)
+            if self.row.patterns and shards.nameless(own):
+                log.warning(
+                    "the shards number their classes only: prompts such as 'a photo of a class 0.' mean nothing to "
+                    "CLIP. Put classnames.txt (a name a line) beside them, or give it with --data.classnames FILE"
+                )
         name, times = Counter(names).most_common(1)[0]
         if times > 1 and (self.row.own or self.classnames_file is not None):  # ImageNet has two missiles, for one
             raise UserError(f"Two classes are both called {name!r}: give them names with --data.classnames FILE")

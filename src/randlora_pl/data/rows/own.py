@@ -51,4 +51,16 @@ ROWS = (
         captions=True,
         note="several captions for one image: several lines",
     ),
+    Row(
+        name="webdataset",
+        title="Your own tar shards (WebDataset)",
+        reader="randlora_pl.data.shards:shards",
+        epochs=10,
+        licence="yours",
+        source="--data.root SHARDS",
+        layout="a folder of .tar files, a pattern such as train-{000..099}.tar, or a text file that lists them",
+        own=True,
+        patterns=True,
+        note="an image and its .cls or .json a sample; classnames.txt and templates.txt may lie beside the shards",
+    ),
 )
