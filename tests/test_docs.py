@@ -17,7 +17,7 @@ TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.S)
 CODE = [body for kind, body in BLOCKS if kind == "python"]
 COMMANDS = [line.removeprefix("randlora-pl ") for kind, body in BLOCKS if kind == "sh" for line in body.splitlines()]
-OWN = ("folder", "table", "hf", "pairs")
+OWN = ("folder", "table", "hf", "webdataset", "pairs")
 
 
 @pytest.fixture(scope="module")

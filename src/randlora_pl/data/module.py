@@ -2,23 +2,17 @@
 
 import hashlib
 import logging
-import os
-import secrets
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule
 
 from randlora_pl.data import catalog, get, options, shards, splits
-from randlora_pl.data.cache import CachedImages, shared_folder
-from randlora_pl.data.folders import read_classnames
+from randlora_pl.data.cache import CachedImages, meeting
+from randlora_pl.data.classnames import class_names
 from randlora_pl.data.images import ArrayImages
-from randlora_pl.data.loader import Batch, EvalBatches, Late, Loader, TrainBatches
+from randlora_pl.data.loader import Batch, EvalBatches, Late, Loader, TrainBatches, default_workers
 from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule, total_draws
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.transforms import Frame, finish
@@ -170,10 +164,11 @@ class ImageData(LightningDataModule):
             self._splits = splits.Splits(lambda split: read(self.row, self.root, split))
             own_test = stage == "test" and self._splits.own_test
             first = self._splits.test if own_test else self._splits.full
-            self.classnames = self._names(first.classes)
+            self.classnames = class_names(self.row, first.classes, self.classnames_file)
             if self._default_templates and first.templates:
                 self.templates = list(first.templates)
-        with self._meeting():
+        strategy = None if self.trainer is None or self._world == 1 else self.trainer.strategy
+        with meeting(strategy) as self._meeting_place:
             if stage in ("fit", None):
                 window = self.batch_size * self._accumulate * self._world
                 self.plan = DrawPlan(len(self.samples("train")), self._draws(window), window, self.seed, self.sampling)
@@ -306,24 +301,6 @@ class ImageData(LightningDataModule):
     def _key(self) -> dict[str, Any]:
         return splits.index_key(self.row.name, self.shots, self.fraction, self.train_split, self.seed)
 
-    def _names(self, found: Sequence[str]) -> list[str]:
-        own = self.row.classnames or found
-        if self.row.captions:
-            return list(own)
-        if self.classnames_file is not None:
-            names = read_classnames(Path(self.classnames_file).expanduser(), own)
-        else:
-            names = [name.replace("_", " ") for name in own] if self.row.own else list(own)
-            if self.row.patterns and shards.nameless(own):
-                log.warning(
-                    "the shards number their classes only: prompts such as 'a photo of a class 0.' mean nothing to "
-                    "CLIP. Put classnames.txt (a name a line) beside them, or give it with --data.classnames FILE"
-                )
-        name, times = Counter(names).most_common(1)[0]
-        if times > 1 and (self.row.own or self.classnames_file is not None):  # ImageNet has two missiles, for one
-            raise UserError(f"Two classes are both called {name!r}: give them names with --data.classnames FILE")
-        return names
-
     def _subset(self, found: splits.Splits) -> Samples:
         samples = found.full if self.train_split == "full" else found.train
         path = None if self.shots_file is None else Path(self.shots_file).expanduser()
@@ -356,25 +333,8 @@ class ImageData(LightningDataModule):
         if isinstance(samples.images, ArrayImages) or not (small if self.cache_images is None else self.cache_images):
             return samples
         place = self._meeting_place
-        path = None if place is None else place.with_name(f"{place.name}-{len(self._held)}")
+        path = None if place is None else place / str(len(self._held))
         return replace(samples, images=CachedImages(samples.images, samples.rows, path=path))
-
-    @contextmanager
-    def _meeting(self) -> Iterator[None]:
-        """The processes of a machine meet at a file to share decoded images, which loses its name afterwards."""
-        if self.trainer is None or self._world == 1:
-            yield
-            return
-        own = shared_folder() / f"randlora-pl-{secrets.token_hex(8)}"
-        self._meeting_place = self.trainer.strategy.broadcast(own)
-        try:
-            yield
-            self.trainer.strategy.barrier("decoded images")
-        finally:
-            for samples in self._held.values():
-                if isinstance(samples.images, CachedImages):
-                    samples.images.unlink()
-            self._meeting_place = None
 
     def _late(self, samples: Samples) -> Late:
         """What is left to the device."""
@@ -384,15 +344,10 @@ class ImageData(LightningDataModule):
         return "crops" if device == "cuda" and isinstance(samples.images, ArrayImages) else "colours"
 
     def _processes(self, split: str) -> int:
-        return self._workers(isinstance(self.samples(split).images, ArrayImages | CachedImages))
-
-    def _workers(self, in_memory: bool) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        if in_memory and (self.frame.size <= 64 or not torch.cuda.is_available()):
-            return 0
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(8, cpus // (1 if self.trainer is None else max(1, self.trainer.num_devices)))
+        in_memory = isinstance(self.samples(split).images, ArrayImages | CachedImages)
+        return default_workers(in_memory, self.frame, 1 if self.trainer is None else self.trainer.num_devices)
 
     def _eval(self, split: str) -> Loader:
         samples = self.samples(split)
