@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ class CachedImages:
 
     They lie in a file without a name in the system's shared memory, which forked and spawned workers inherit, and
     which vanishes with the last process however that ends. Processes that are no relatives, as the ranks of a
-    multi-device run are, meet at a ``path`` until `unlink`.
+    multi-device run are, come together at a ``path`` (see `meeting`).
 
     Args:
         images: What is kept.
@@ -47,7 +48,6 @@ class CachedImages:
         self.images = images
         self.rows = np.unique(np.asarray(rows, dtype=np.int64))
         self.limit = room(shared_folder()) if limit is None else limit
-        self.path = path
         self._open(_new_file() if path is None else _meeting_file(path))
 
     def __len__(self) -> int:
@@ -73,11 +73,6 @@ class CachedImages:
     def kept(self) -> int:
         """How many images are in memory."""
         return int(np.count_nonzero(self._table[:, 0]))
-
-    def unlink(self) -> None:
-        """Gives up the meeting place, once all have met; what is mapped stays."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
     def _kept(self, slot: int) -> NDArray[np.uint8] | None:
         start, height, width, channels = self._table[slot].tolist()
@@ -140,9 +135,28 @@ def _inherit(images: Images, rows: NDArray[np.int64], limit: int, handle: Any) -
     if handle is None:
         return CachedImages(images, rows, limit)
     heir = CachedImages.__new__(CachedImages)
-    heir.images, heir.rows, heir.limit, heir.path = images, rows, limit, None
+    heir.images, heir.rows, heir.limit = images, rows, limit
     heir._open(os.fdopen(handle.detach(), "r+b"))
     return heir
+
+
+@contextmanager
+def meeting(strategy: Any) -> Iterator[Path | None]:
+    """A folder where the processes of a machine meet to share memory; it is gone afterwards, what is mapped stays.
+
+    Args:
+        strategy: Lightning's strategy, by which they agree on the folder; None: there is only one process.
+    """
+    if strategy is None:
+        yield None
+        return
+    place: Path = strategy.broadcast(shared_folder() / f"randlora-pl-{secrets.token_hex(8)}")
+    try:
+        place.mkdir(mode=0o700, exist_ok=True)
+        yield place
+        strategy.barrier("decoded images")
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def shared_folder() -> Path:
