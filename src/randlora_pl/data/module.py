@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerStatus
 
 from randlora_pl.data import catalog, options, splits
 from randlora_pl.data.cache import CachedImages, meeting
@@ -340,7 +341,8 @@ class ImageData(LightningDataModule):
 
     def _late(self, samples: Samples) -> Late:
         """What is left to the device."""
-        if not self.device_transforms or self.trainer is None:  # no trainer calls `on_after_batch_transfer`
+        running = self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
+        if not self.device_transforms or self.trainer is None or not running:  # who iterates by hand wants floats
             return "nothing"
         device = self.trainer.strategy.root_device.type
         return "crops" if device == "cuda" and isinstance(samples.images, ArrayImages) else "colours"
