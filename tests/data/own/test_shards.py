@@ -1,7 +1,9 @@
 """Tar shards are read like any other data set, wherever they lie."""
 
+import os
 import pickle
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +294,26 @@ def test_the_index_is_made_once_and_anew_when_a_shard_changes(tmp_path: Path, mo
     scanned.clear()
     write_tar(paths[1], ("new.png", picture(0)), ("new.cls", "2"))
     assert len(must(tmp_path)) == 14 and len(scanned) == 3
+
+
+def replaced(path: Path) -> None:
+    write_tar(path.with_name("new"), ("a.png", picture(0)), ("a.cls", "1"), ("b.png", picture(1)), ("b.cls", "0"))
+    path.with_name("new").replace(path)
+
+
+def overwritten(path: Path) -> None:
+    write_tar(path, ("a.png", picture(0)), ("a.cls", "1"), ("b.png", picture(1)), ("b.cls", "0"))
+
+
+@pytest.mark.parametrize("change", [replaced, overwritten])
+def test_another_shard_of_equal_size_and_time_is_noticed(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    path = write_tar(tmp_path / "0.tar", ("a.png", picture(0)), ("a.cls", "0"), ("b.png", picture(1)), ("b.cls", "1"))
+    before = path.stat()
+    assert must(tmp_path).labels.tolist() == [0, 1]
+    change(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert must(tmp_path).labels.tolist() == [1, 0]
 
 
 def one(tmp_path: Path, *members: tuple[str, bytes | str | int | dict]) -> Path:

@@ -211,7 +211,7 @@ def remote(url: str) -> tuple[Any, str]:
 
 
 def state(url: str) -> tuple[int, int, int]:
-    """What tells whether a remote file has changed: a hash of the marks that its server gives, and its size.
+    """What tells whether a remote file has changed: a hash of the marks that its server gives (see `marked`), its size.
 
     Raises:
         UserError: It is not there.
@@ -222,7 +222,13 @@ def state(url: str) -> tuple[int, int, int]:
     except Exception as error:
         raise unreadable(url, error) from error
     marks = {key: str(about[key]) for key in sorted(about) if re.search("etag|modified|mtime|md5|digest", key, re.I)}
-    return zlib.crc32(json.dumps(marks, sort_keys=True).encode()), 0, int(about.get("size") or 0)
+    mark = zlib.crc32(json.dumps(marks, sort_keys=True).encode()) if marks else 0
+    return mark, 0, int(about.get("size") or 0)
+
+
+def marked(state: tuple[int, int, int]) -> bool:
+    """Whether the server of a file gave a mark: without one, another file of its size looks the same."""
+    return state[0] != 0
 
 
 def unreadable(place: str, error: BaseException) -> UserError:
