@@ -152,6 +152,13 @@ def test_without_marks_no_index_is_kept(server: Server, tmp_path: Path) -> None:
         assert must(f"{server.url}/0.tar").labels.tolist() == [int(label) for label in labels]
 
 
+def test_what_follows_an_end_mark_is_not_lost(server: Server, tmp_path: Path) -> None:
+    (path,) = write_shards(tmp_path, 4)
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(UserError, match=r"has an end mark at byte .*, but goes on at byte"):
+        must(f"{server.url}/train-000000.tar")
+
+
 def test_a_broken_connection_is_tried_again(server: Server, tmp_path: Path) -> None:
     write_shards(tmp_path, 4)
     samples = must(f"{server.url}/train-000000.tar")
@@ -174,7 +181,7 @@ def test_missing_shards_and_servers(server: Server, tmp_path: Path) -> None:
     write_shards(tmp_path, 4)
     with pytest.raises(UserError, match=r"train-000001.tar cannot be read: there is no such file"):
         must(f"{server.url}/train-{{000000..000001}}.tar")
-    with pytest.raises(UserError, match=r"The shard http://127.0.0.1:9/a.tar cannot be read"):
+    with pytest.raises(UserError, match=r"The shard http://127.0.0.1:9/a.tar cannot be read: Connect call failed"):
         must("http://127.0.0.1:9/a.tar")
 
 

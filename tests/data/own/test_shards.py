@@ -372,6 +372,38 @@ def test_damaged_shards_are_named_with_the_place(tmp_path: Path, caplog: pytest.
             must(tmp_path)
 
 
+def test_what_follows_an_end_mark_is_not_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (path, other) = write_shards(tmp_path, 40, each=20)
+    whole, more = path.read_bytes(), other.read_bytes()
+    other.unlink()
+    begins = whole.index(b"000004.png")
+    path.write_bytes(whole[:begins] + bytes(8192) + whole[begins + 8192 :])
+    with pytest.raises(
+        UserError, match=rf"0.tar has an end mark at byte {begins:,}, but goes on at byte [\d,]+: it is"
+    ):
+        must(tmp_path)
+    path.write_bytes(whole + more)
+    with pytest.raises(UserError, match=rf"but goes on at byte {len(whole):,}: it is damaged, or was joined"):
+        must(tmp_path)
+    path.write_bytes(whole + bytes(300_000))  # tar -b 600
+    assert len(must(tmp_path)) == 20 and not caplog.text
+    path.write_bytes(whole[:begins] + bytes(2_000_000))  # disk space was set aside for it, and not filled
+    assert len(must(tmp_path)) == 4 and f"nothing but zeros from byte {begins:,} on" in caplog.text
+
+
+def test_sparse_members_are_refused(tmp_path: Path) -> None:
+    path = one(tmp_path)
+    info = tarfile.TarInfo("a.png")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"%011o\0" % 5000  # its size with the holes
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(header + path.read_bytes())
+    with pytest.raises(UserError, match=r"0.tar: the member 'a.png' is sparse"):
+        must(tmp_path)
+
+
 def test_a_shard_that_changes_while_it_is_used(tmp_path: Path) -> None:
     (path,) = write_shards(tmp_path, 3)
     samples = must(tmp_path)
