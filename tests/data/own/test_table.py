@@ -80,6 +80,43 @@ def test_absolute_paths(tmp_path: Path) -> None:
     assert samples.images.load(0).shape == (16, 20, 3)
 
 
+def test_names_do_not_depend_on_how_the_root_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "home", f"path,label\n{tmp_path}/home/images/0.png,cat\n../home/images/1.png,dog\n")
+    (tmp_path / "sub/deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    (tmp_path / "away").symlink_to(tmp_path / "sub/deep")
+    monkeypatch.chdir(tmp_path)
+    roots = ["home/photos.csv", "sub/../home/photos.csv", "link/photos.csv", "away/../../home/photos.csv", path]
+    for root in map(Path, roots):
+        samples = must(root)
+        assert samples.keys == ["images/0.png", "images/1.png"]
+        assert samples.images.load(1).shape == (16, 20, 3)
+    path.write_text(f"path,label\n{tmp_path}/link/images/0.png,cat\n../link/images/1.png,dog\n")
+    assert must(path).keys == ["images/0.png", "images/1.png"]
+    (tmp_path / "home").rename(tmp_path / "moved")
+    (tmp_path / "moved/images").rename(tmp_path / "images")
+    (tmp_path / "moved/photos.csv").write_text("path,label\n../images/0.png,cat\n../images/1.png,dog\n")
+    assert must(Path("moved/photos.csv")).keys == ["../images/0.png", "../images/1.png"]  # wherever both folders lie
+
+
+@pytest.mark.parametrize("other", ["{home}/images/0.png", "../home/images/0.png", "{home}/../link/images/0.png"])
+@pytest.mark.parametrize("root", ["home/photos.csv", "link/photos.csv", "sub/../home/photos.csv"])
+def test_an_image_under_two_names_is_listed_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, other: str
+) -> None:
+    path = write(tmp_path / "home", "")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to(path.parent)
+    path.write_text(f"path,label,split\nimages/0.png,a,train\n{other.format(home=path.parent)},a,test\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"line 3: the image images/0.png is in line 2 already, in the splits"):
+        read(Path(root))
+    save_image(tmp_path / "else/0.png")
+    path.write_text(f"path,label,split\n../else/0.png,a,train\n{tmp_path}/else/0.png,a,test\n")
+    with pytest.raises(UserError, match=r"the image ../else/0.png is in line 2 already"):
+        read(Path(root))
+
+
 def test_parquet_holds_the_same(tmp_path: Path) -> None:
     names = [f"images/{number}.png" for number in range(3)]
     path = parquet(tmp_path, path=names, label=["b", "a", "b"], split=["train", "train", "test"])
