@@ -335,6 +335,7 @@ def one(tmp_path: Path, *members: tuple[str, bytes | str | int | dict]) -> Path:
         ([("a.png", b""), ("a.cls", "-1")], r"0.tar:a.png: the label '-1' is not a number from 0 to 0"),
         ([("a.png", b""), ("a.cls", "cat")], r"some labels are numbers \(0\), others are names \('cat'\)"),
         ([("a.png", b""), ("a.cls", "99999999")], "the label 99999999 cannot be a class number"),
+        ([("a.png", b""), ("a.cls", "01000000")], "0.tar:a.png: the label 01000000 cannot be a class number"),
     ],
 )
 def test_samples_that_make_no_sense(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:
