@@ -147,6 +147,10 @@ def test_whole_numbers_are_in_the_order_of_their_values(tmp_path: Path) -> None:
     lines = "".join(f"images/{place}.png,{label}\n" for place, label in enumerate(("10", "9", "100", "9")))
     samples = must(write(tmp_path, "path,label\n" + lines))
     assert samples.classes == ("9", "10", "100") and samples.labels.tolist() == [1, 0, 2, 0]
+    samples = must(write(tmp_path, "path,label\n" + lines.replace("\n", ".0\n")))  # pandas, where a label lacks
+    assert samples.classes == ("9.0", "10.0", "100.0") and samples.labels.tolist() == [1, 0, 2, 0]
+    with pytest.raises(UserError, match=r"labels '7' and '7.0' are the same number"):
+        read(write(tmp_path, "path,label\nimages/0.png,7\nimages/1.png,7.0\n"))
     with pytest.raises(UserError, match="labels '07' and '7' are the same number"):
         read(write(tmp_path, "path,label\nimages/0.png,7\nimages/1.png,07\n"))
 
@@ -190,6 +194,9 @@ def test_without_splits_some_are_set_aside(tmp_path: Path) -> None:
         ("path,label\nimages/8.png,a\nimages/0.png,b\nnowhere/0.png,c\n", "2 image files .*: line 2: .*images/8.png"),
         ("path,label\nimages/0.png,a\nimages/1.png,b\n./images/0.png,a\n", "line 4: .* in line 2 already, and would"),
         ("path,label\nimages/0.png,a\nimages/0.png,b\n", "line 3: .* in line 2 already, as 'a' and 'b'"),
+        ("path,label\n" + 5000 * "x" + ",a\n", "1 image file does not exist, the first: line 2"),
+        ("path,label\n" + 5000 * "x" + "/0.png,a\n", "1 image file does not exist, the first: line 2"),
+        ("path,label\n../im\0ages/0.png,a\n", "1 image file does not exist, the first: line 2"),
         (SPLITS + "images/0.png,cat,test\n", "line 5: .* in line 3 already, in the splits 'train' and 'test'"),
     ],
 )
