@@ -81,12 +81,10 @@ class Captions:
                 device=self.device, precision=self.precision, optimize=whole,
             )  # fmt: skip
 
-        count = len(self.labels)
+        each, once = f"{len(self.labels)} captions, one an image", f"{len(self.present)} captions, one a class"
         return [
-            case("each", f"step, {count} captions", lambda model: self.loss(model, False), True),
-            case("unique", f"step, {len(self.present)} captions", lambda model: self.loss(model, True), True),
-            case("text-each", f"text tower, {count} captions", lambda model: self.texts(model, False).sum(), False),
-            case(
-                "text-unique", f"text tower, {len(self.present)} captions", lambda m: self.texts(m, True).sum(), False
-            ),
+            case("each", f"step: {each}", lambda model: self.loss(model, False), True),
+            case("unique", f"step: {once}", lambda model: self.loss(model, True), True),
+            case("text-each", f"text tower: {each}", lambda model: self.texts(model, False).sum(), False),
+            case("text-unique", f"text tower: {once}", lambda model: self.texts(model, True).sum(), False),
         ]

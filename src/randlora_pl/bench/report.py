@@ -88,13 +88,18 @@ def sweep_cells(readings: Sequence[Reading], sweep: str) -> tuple[list[str], lis
     """
     here = [reading for reading in readings if reading.sweep == sweep]
     names = list(dict.fromkeys(one.name for reading in here for one in reading.methods))
-    labels = {one.name: one.label.replace(f"-{r.point.rank}", "-r") for r in here for one in r.methods}
+    labels = {one.name: _without_rank(one, reading) for reading in here for one in reading.methods}
     rows = []
     for reading in here:
         found = {one.name: one for one in reading.methods}
         values = [f"{reading.value:,}", f"{reading.point.bases:,}"]
         rows.append(values + [_brief(found.get(name), found.get("full")) for name in names])
     return [sweep, "bases", *(labels[name] for name in names)], rows
+
+
+def _without_rank(one: Measured, reading: Reading) -> str:
+    """A label for all points of a sweep: where the rank changes, it is left out."""
+    return one.label.replace(f"-{reading.point.rank}", "") if reading.sweep == "rank" else one.label
 
 
 def _brief(one: Measured | None, full: Measured | None) -> str:
@@ -188,9 +193,13 @@ def curves(title: str, readings: Sequence[Reading]) -> Figure:
                 continue
             x = [reading.point.bases if sweep == "rank" else reading.value for reading, _ in line]
             spreads = [Spread.of([1000 * value for value in one.seconds]) for _, one in line]
-            text = line[0][1].label.replace(f"-{line[0][0].point.rank}", "") if sweep == "rank" else line[0][1].label
             errors = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
-            style: dict[str, Any] = {"color": COLOURS[name], "marker": "o", "markersize": 4, "label": text}
+            style: dict[str, Any] = {
+                "color": COLOURS[name],
+                "marker": "o",
+                "markersize": 4,
+                "label": _without_rank(line[0][1], line[0][0]),
+            }
             panels[0, column].errorbar(x, [s.median for s in spreads], errors, capsize=2, **style)
             panels[1, column].plot(x, [(one.peak or one.saved) / 1e6 for _, one in line], **style)
         for panel in panels[:, column]:

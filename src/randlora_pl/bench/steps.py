@@ -31,7 +31,8 @@ class Case:
         label: What tables call it.
         model: On the CPU.
         loss: The forward pass: the model to a scalar.
-        inputs: Tensors on the device that the forward pass reads; some may ask for a gradient.
+        inputs: Tensors on the device that the forward pass reads. One that asks for a gradient stands for
+            what layers below would give, and counts as kept for the backward pass; the others do not.
         device: Where to measure.
         precision: ``32``, or ``bf16`` for autocast.
         optimize: Whether AdamW is part of the step.
@@ -78,7 +79,8 @@ class Case:
 
     def _count(self) -> float:
         with self._present():
-            outside = chain(self.model.parameters(), self.model.buffers(), self.inputs)
+            batch = (tensor for tensor in self.inputs if not tensor.requires_grad)
+            outside = chain(self.model.parameters(), self.model.buffers(), batch)
             start = time.perf_counter()
             with saved_tensors(outside) as saved, counter() as operations:
                 self.step()

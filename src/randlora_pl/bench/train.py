@@ -148,7 +148,7 @@ class Training:
 
 
 def estimated_seconds(forward: int, rate: float, cases: int, rounds: int) -> float:
-    """Roughly how long a run takes: a step has three forward passes at half of the machine's peak.
+    """Roughly how long a run takes: a step has three forward passes at half of the machine's peak, a model is built.
 
     Args:
         forward: Operations of a forward pass.
@@ -156,7 +156,7 @@ def estimated_seconds(forward: int, rate: float, cases: int, rounds: int) -> flo
         cases: How many are measured.
         rounds: Steps of each, beside the one that is counted.
     """
-    return 3 * forward / (0.5 * rate) * cases * (rounds + 1)
+    return cases * (3 * forward / (0.5 * rate) * (rounds + 1) + 0.5 * rounds + 2)
 
 
 def one_training(setup: Setup, name: str) -> None:

@@ -52,7 +52,8 @@ def train_verb(args: list[str]) -> int:
     training = Training(setup)
     gemm = training.gemm()
     rate = gemm.rate()
-    estimate = estimated_seconds(training.forward_flops(), rate, len(names) * (1 + typed.rss), typed.rounds)
+    estimate = estimated_seconds(training.forward_flops(), rate, len(names), typed.rounds)
+    estimate += 20 * len(names) * typed.rss
     what = f"{typed.model} ({library}), {typed.batch_size} images of {training.size} pixels, {_words(typed.precision)}"
     where = place(facts, typed.device)
     print(
