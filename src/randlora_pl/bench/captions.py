@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, inject
 from randlora_pl.bench.steps import Case, Precision
+from randlora_pl.bench.train import library_of
 from randlora_pl.errors import UserError
 from randlora_pl.tasks.losses import caption_losses, normalize, similarities
 
@@ -42,6 +43,8 @@ class Captions:
     ) -> None:
         from randlora_pl.models.clip import load_clip
 
+        if library_of(model) != "open_clip":
+            raise UserError(f"--model {model} is a model of timm, which knows no captions; give one of open_clip")
         clip = load_clip(model, "random")
         if not isinstance(getattr(clip.model, "positional_embedding", None), Tensor):
             raise UserError(f"--model {model} has a text tower of another kind; measure a plain CLIP such as ViT-B-32")

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from randlora_pl.bench.steps import Measured
 from randlora_pl.bench.sweeps import Reading
@@ -142,13 +143,14 @@ def as_json(results: Sequence[Measured], bases: Mapping[str, str], peers: Mappin
     return found
 
 
-def bars(title: str, results: Sequence[Measured], bases: Mapping[str, str]) -> Figure:
+def bars(title: str, results: Sequence[Measured], bases: Mapping[str, str], base: str) -> Figure:
     """Milliseconds a step with their extremes and ratios, beside the memory.
 
     Args:
         title: What was measured, and where.
         results: Those without figures are left out.
         bases: What each is compared with, by name.
+        base: The comparison in words.
     """
     shown = [one for one in results if one.seconds]
     by_name = {one.name: one for one in shown}
@@ -162,7 +164,7 @@ def bars(title: str, results: Sequence[Measured], bases: Mapping[str, str]) -> F
     times.barh(places, [s.median for s in spreads], xerr=errors, color=colours, capsize=3)
     times.set_yticks(places, [one.label for one in shown])
     times.invert_yaxis()
-    times.set_xlabel("milliseconds a step: median and extremes; relative to its base")
+    times.set_xlabel(f"milliseconds a step, median and extremes; beside it the ratio {base}")
     for place, (one, spread) in enumerate(zip(shown, spreads, strict=True)):
         ratio = one.ratio(by_name.get(bases.get(one.name, "")))
         if ratio:
@@ -202,14 +204,28 @@ def curves(title: str, readings: Sequence[Reading]) -> Figure:
             }
             panels[0, column].errorbar(x, [s.median for s in spreads], errors, capsize=2, **style)
             panels[1, column].plot(x, [(one.peak or one.saved) / 1e6 for _, one in line], **style)
+        values = sorted({reading.point.bases if sweep == "rank" else reading.value for reading in here})
         for panel in panels[:, column]:
-            panel.set(xscale="log", yscale="log", xlabel="number of bases" if sweep == "rank" else sweep)
-            panel.grid(alpha=0.3)
+            panel.set(xscale="log", xlabel="number of bases" if sweep == "rank" else sweep)
+            panel.set_xticks(values, [f"{value:,}" for value in values])
+            panel.set_xticks([], minor=True)
+            _scale(panel)
     panels[0, 0].set_ylabel("milliseconds, forward and backward")
     panels[1, 0].set_ylabel("MB kept for the backward pass")
     if readings:
-        panels[0, 0].legend(fontsize=8)
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=9)
     return figure
+
+
+def _scale(panel: Any) -> None:
+    """Logarithmic where the figures span more than a factor of ten; from zero otherwise."""
+    found = [value for line in panel.get_lines() for value in line.get_ydata() if value > 0]
+    if found and max(found) > 10 * min(found):
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    else:
+        panel.set_ylim(bottom=0)
+    panel.grid(alpha=0.3)
 
 
 def write_figure(figure: Figure, path: Path) -> None:

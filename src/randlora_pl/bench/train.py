@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -166,8 +166,3 @@ def one_training(setup: Setup, name: str) -> None:
     case = Training(setup).case(name)
     case.step()
     case.step()
-
-
-def facts_of(setup: Setup) -> dict[str, Any]:
-    """The setup as JSON values."""
-    return dict(vars(setup))

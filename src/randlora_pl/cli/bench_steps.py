@@ -148,7 +148,7 @@ def _report(
         header, rows = cells(results, bases, peers, base)
         text = markdown(title, header, rows, about["command"])
         write_text(f"{text}\n{_NOTE.format(rounds=rounds)}\n", folder / TABLE)
-        write_figure(bars(title, results, bases), folder / PICTURE)
+        write_figure(bars(title, results, bases, base), folder / PICTURE)
         print(f"\n{table(header, rows)}\n\n{_NOTE.format(rounds=rounds)}")
 
     in_folder(typed.output, verb, work, note, finish)
