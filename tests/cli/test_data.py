@@ -12,7 +12,7 @@ from randlora_pl.data.catalog import CATALOG, find
 from tests.cli.conftest import Run
 from tests.data.conftest import Tree, save_image, tree  # noqa: F401  (a fixture)
 from tests.data.formats import BUILDERS
-from tests.data.tars import write_shards
+from tests.data.own.tars import write_shards
 
 Refused = Callable[..., str]
 

@@ -15,7 +15,7 @@ from randlora_pl.cache import cache_folder
 from randlora_pl.data import listing
 from randlora_pl.data.catalog import find
 from randlora_pl.data.check import check
-from randlora_pl.data.folders import folder
+from randlora_pl.data.own.folders import folder
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.strings import Strings
 

@@ -368,7 +368,7 @@ def test_download_fetches_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
         asked.append(row.name)
         make_idx(root, "MNIST")
 
-    monkeypatch.setattr("randlora_pl.data.get.get", note)
+    monkeypatch.setattr("randlora_pl.data.getting.get.get", note)
     ImageData(dataset="mnist", root=str(tmp_path)).prepare_data()
     assert asked == []
     for _ in range(2):

@@ -40,7 +40,7 @@ def data_verb(args: list[str]) -> int:
     if typed.output is not None and not typed.output.parent.is_dir():
         folder = typed.output.parent
         raise UserError(f"The folder {folder} does not exist; make it first: mkdir -p {folder}")
-    root = checked_root(typed, [row], "show")
+    root = checked_root(typed, [row], "bench data")
     if not present(row, root):
         raise UserError(how_to_get(row, root))
     from randlora_pl.callbacks.console import log_to_terminal

@@ -62,7 +62,7 @@ def check_verb(args: list[str]) -> int:
     if typed.fast and typed.every_image:
         raise UserError("data check: --fast decodes no image and --every-image all of them; leave one out")
     chosen = [find(name) for name in typed.names] or [row for row in CATALOG.values() if not row.own]
-    root = checked_root(typed, chosen, "check")
+    root = checked_root(typed, chosen, "data check")
     from randlora_pl.callbacks.console import log_to_terminal
     from randlora_pl.cli.train import quieten
 
@@ -137,7 +137,7 @@ def show_verb(args: list[str]) -> int:
     if not 1 <= typed.shots <= MOST_SHOTS:
         raise UserError(f"data show: --shots is {typed.shots}, give a number from 1 to {MOST_SHOTS}")
     output = _output(row, typed.output)
-    root = checked_root(typed, [row], "show")
+    root = checked_root(typed, [row], "data show")
     if not present(row, root):
         raise UserError(how_to_get(row, root))
     from randlora_pl.callbacks.console import log_to_terminal
@@ -181,7 +181,7 @@ def checked_root(typed: argparse.Namespace, rows: Sequence[Row], verb: str) -> P
         for row in rows:
             if row.own:
                 where = row.source.replace("--data.root", "--root")
-                raise UserError(f"The data set {row.name!r} needs a root: randlora-pl data {verb} {row.name} {where}")
+                raise UserError(f"The data set {row.name!r} needs a root: randlora-pl {verb} {row.name} {where}")
         return default_root()
     root = Path(typed.root).expanduser()
     if not root.exists() and not any(may_be_read(row, root) for row in rows):

@@ -64,7 +64,10 @@ def datasets_verb(args: list[str]) -> int:
         print(f"\nOn this machine: below {root}; another folder: randlora-pl datasets --root PATH")
         print("Use: randlora-pl fit --data.dataset NAME; all about one: randlora-pl datasets NAME")
         print("Get the images: randlora-pl data get NAME; where it says by hand, this tells which file to put where")
-        print("Your own images: --data.dataset folder, table, hf, webdataset or pairs; see " + OWN_PAGE)
+        print(
+            "Your own images: --data.dataset folder, table, hf, webdataset or pairs with --data.root PATH; see "
+            + OWN_PAGE
+        )
         return 0
     for name in typed.names:
         row = find(name)

@@ -4,7 +4,7 @@ import os
 import shlex
 from pathlib import Path
 
-from randlora_pl.data.places import is_pattern, is_url, spelled
+from randlora_pl.data.own.places import is_pattern, is_url, spelled
 from randlora_pl.data.row import Row as Row
 from randlora_pl.data.rows import fine, objects, own, scenes, small
 from randlora_pl.data.rows.small import FASHION_UNSEEN as FASHION_UNSEEN

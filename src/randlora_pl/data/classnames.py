@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from randlora_pl.data.own.shards import nameless
 from randlora_pl.data.row import Row
-from randlora_pl.data.shards import nameless
 from randlora_pl.errors import UserError, near
 
 log = logging.getLogger("randlora_pl")

@@ -8,11 +8,13 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from randlora_pl.data import catalog, get, options, shards, splits
+from randlora_pl.data import catalog, options, splits
 from randlora_pl.data.cache import CachedImages, meeting
 from randlora_pl.data.classnames import class_names
+from randlora_pl.data.getting import get
 from randlora_pl.data.images import ArrayImages
 from randlora_pl.data.loader import Batch, EvalBatches, Late, Loader, TrainBatches, default_workers
+from randlora_pl.data.own import shards
 from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule, total_draws
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.transforms import Frame, finish

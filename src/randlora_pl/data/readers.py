@@ -153,7 +153,7 @@ def torchvision_set(
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train`` or ``test``; these classes have no ``val``.
-        download: Unused: `randlora_pl.data.get` fetches it.
+        download: Unused: `randlora_pl.data.getting.get` fetches it.
         name: Name of the class in `torchvision.datasets`.
         folder: Folder below the root that torchvision is given, for classes that make none of their own.
         keep: Labels to keep, renumbered in this order; None keeps all.

@@ -42,7 +42,7 @@ def class_tree(
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train``, ``val`` or ``test``.
-        download: Unused: `randlora_pl.data.get` fetches it.
+        download: Unused: `randlora_pl.data.getting.get` fetches it.
         folders: Folder of each split below the root; a split that is left out is not there.
         known: Names of the class folders by label; None: the sorted folders, as many as the row has classes.
         pattern: Regular expression of the class folders where they are not known; its group is the class name.
@@ -83,7 +83,7 @@ def indexed_tree(
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train``, ``val`` or ``test``.
-        download: Unused: `randlora_pl.data.get` fetches it.
+        download: Unused: `randlora_pl.data.getting.get` fetches it.
         folder: Folder of the class folders below the root.
         index: Name of the JSON file in ``indices``.
         options: Further arguments of `class_tree`.

@@ -7,7 +7,7 @@ ROWS = (
     Row(
         name="folder",
         title="Your own folder of images, a sub-folder for each class",
-        reader="randlora_pl.data.folders:folder",
+        reader="randlora_pl.data.own.folders:folder",
         epochs=10,
         licence="yours",
         source="--data.root FOLDER",
@@ -18,7 +18,7 @@ ROWS = (
     Row(
         name="table",
         title="Your own table of images and classes: CSV, TSV or Parquet",
-        reader="randlora_pl.data.table:table",
+        reader="randlora_pl.data.own.table:table",
         epochs=10,
         licence="yours",
         source="--data.root FILE.csv",
@@ -29,7 +29,7 @@ ROWS = (
     Row(
         name="hf",
         title="Your own Hugging Face data set in a folder",
-        reader="randlora_pl.data.hub:hub",
+        reader="randlora_pl.data.own.hub:hub",
         epochs=10,
         licence="yours",
         source="--data.root FOLDER",
@@ -40,7 +40,7 @@ ROWS = (
     Row(
         name="pairs",
         title="Your own images with captions, for retrieval",
-        reader="randlora_pl.data.pairs:pairs",
+        reader="randlora_pl.data.own.pairs:pairs",
         epochs=10,
         licence="yours",
         source="--data.root FILE.csv",
@@ -54,7 +54,7 @@ ROWS = (
     Row(
         name="webdataset",
         title="Your own tar shards (WebDataset)",
-        reader="randlora_pl.data.shards:shards",
+        reader="randlora_pl.data.own.shards:shards",
         epochs=10,
         licence="yours",
         source="--data.root SHARDS",

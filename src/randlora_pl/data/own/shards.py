@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from randlora_pl.data import listing, tars
+from randlora_pl.data import listing
 from randlora_pl.data.images import decode
+from randlora_pl.data.own import tars
+from randlora_pl.data.own.shard_index import Places, find, index
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.row import Row
-from randlora_pl.data.shard_index import Places, find, index
 from randlora_pl.data.strings import Strings
 from randlora_pl.errors import UserError, near
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog import find
-from randlora_pl.data.hub import HubImages, hub
+from randlora_pl.data.own.hub import HubImages, hub
 from randlora_pl.data.readers import Samples
 from randlora_pl.errors import UserError
 

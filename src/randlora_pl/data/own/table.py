@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from randlora_pl.data.columns import Table, read_table
 from randlora_pl.data.images import FileImages, PathsBelow
-from randlora_pl.data.labels import class_order, numbered, serving
+from randlora_pl.data.own.columns import Table, read_table
+from randlora_pl.data.own.labels import class_order, numbered, serving
 from randlora_pl.data.readers import Samples, in_key_order
 from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from randlora_pl.data.images import SUFFIXES
-from randlora_pl.data.places import is_url
+from randlora_pl.data.own.places import is_url
 from randlora_pl.errors import UserError
 
 KEEP_OPEN = 64

@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from randlora_pl.data import listing, tars
-from randlora_pl.data.folders import ALIASES
-from randlora_pl.data.places import expanded, is_pattern, is_url, listed, spelled
+from randlora_pl.data import listing
+from randlora_pl.data.own import tars
+from randlora_pl.data.own.folders import ALIASES
+from randlora_pl.data.own.places import expanded, is_pattern, is_url, listed, spelled
 from randlora_pl.data.readers import SPLITS, numbers_of
 from randlora_pl.data.strings import Strings
 from randlora_pl.errors import UserError

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from randlora_pl.data.columns import read_table
 from randlora_pl.data.images import FileImages, PathsBelow
+from randlora_pl.data.own.columns import read_table
 from randlora_pl.data.readers import Samples, numbers_of
 from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from randlora_pl.data.images import decode
-from randlora_pl.data.labels import SPLIT_OF, class_order, numbered, serving
+from randlora_pl.data.own.labels import SPLIT_OF, class_order, numbered, serving
 from randlora_pl.data.readers import Samples, in_key_order
 from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError

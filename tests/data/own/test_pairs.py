@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from randlora_pl.data.catalog import find
-from randlora_pl.data.pairs import pairs
+from randlora_pl.data.own.pairs import pairs
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.splits import Splits
 from randlora_pl.errors import UserError
 
-from .conftest import save_image
+from ..conftest import save_image
 
 
 def write(folder: Path, text: str, images: int = 3) -> Path:

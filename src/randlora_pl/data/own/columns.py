@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.data.images import absent
-from randlora_pl.data.labels import SPLIT_OF
+from randlora_pl.data.own.labels import SPLIT_OF
 from randlora_pl.errors import UserError, near
 
 KINDS = (".csv", ".tsv", ".txt", ".parquet")

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from randlora_pl.data import ImageData, listing, shards, tars
+from randlora_pl.data import ImageData, listing
 from randlora_pl.data.catalog import find
 from randlora_pl.data.check import check
-from randlora_pl.data.folders import folder
 from randlora_pl.data.loader import EvalBatches, Loader, TrainBatches
+from randlora_pl.data.own import shards, tars
+from randlora_pl.data.own.folders import folder
 from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.splits import Splits, subset
 from randlora_pl.data.transforms import Frame
 from randlora_pl.errors import UserError
 
-from .conftest import Tree
+from ..conftest import Tree
 from .tars import picture, write_shards, write_tar
 
 ROW = find("webdataset")

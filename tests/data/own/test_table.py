@@ -8,11 +8,11 @@ import pytest
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog import find
 from randlora_pl.data.images import absent
+from randlora_pl.data.own.table import table
 from randlora_pl.data.readers import Samples
-from randlora_pl.data.table import table
 from randlora_pl.errors import UserError
 
-from .conftest import save_image
+from ..conftest import save_image
 
 
 def write(folder: Path, text: str, name: str = "photos.csv", images: int = 4, encoding: str = "utf-8") -> Path:

@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from randlora_pl.data.folders import ALIASES
+from randlora_pl.data.own.folders import ALIASES
 from randlora_pl.errors import UserError, near
 
 SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.data import ImageData, tars
+from randlora_pl.data import ImageData
 from randlora_pl.data.catalog import find
 from randlora_pl.data.loader import EvalBatches, Loader
+from randlora_pl.data.own import tars
 from randlora_pl.data.plan import EvalSchedule
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.transforms import Frame

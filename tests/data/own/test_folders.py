@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from randlora_pl.data.catalog import find
-from randlora_pl.data.folders import folder, list_images
+from randlora_pl.data.own.folders import folder, list_images
 from randlora_pl.data.readers import Samples
 from randlora_pl.errors import UserError
 
-from .conftest import Tree, save_image
+from ..conftest import Tree, save_image
 
 ROW = find("folder")
 
