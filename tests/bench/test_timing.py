@@ -35,3 +35,10 @@ def test_figures_are_handed_over_after_every_round_that_counts() -> None:
     numbers = iter(range(100))
     in_turns({"a": lambda: float(next(numbers))}, 2, warm_up=False, after_round=seen.append)
     assert seen == [{"a": [0.0]}, {"a": [0.0, 1.0]}]
+
+
+def test_every_other_round_may_go_backwards() -> None:
+    order: list[str] = []
+    cases = {name: (lambda name=name: order.append(name) or 0.0) for name in "ab"}
+    assert in_turns(cases, 3, warm_up=False, to_and_fro=True) == {"a": [0.0] * 3, "b": [0.0] * 3}
+    assert "".join(order) == "abbaab"

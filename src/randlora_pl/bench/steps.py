@@ -223,7 +223,9 @@ def measure(
     def found(figures: dict[str, list[float]]) -> list[Measured]:
         return [Measured.of(case, figures[case.name], figures[_PEAK]) for case in cases]
 
-    figures = in_turns(turns, rounds, tick, warm_up=False, after_round=lambda figures: keep(found(figures)))
+    figures = in_turns(
+        turns, rounds, tick, warm_up=False, to_and_fro=True, after_round=lambda figures: keep(found(figures))
+    )
     return found(figures)
 
 

@@ -31,6 +31,7 @@ def in_turns(
     tick: Callable[[str], None] = lambda _: None,
     *,
     warm_up: bool = True,
+    to_and_fro: bool = False,
     after_round: Callable[[dict[str, list[float]]], None] = lambda _: None,
 ) -> dict[str, list[float]]:
     """Figures of each case, one a round; every round goes through all cases.
@@ -40,13 +41,15 @@ def in_turns(
         rounds: Figures of each case.
         tick: Told the name of the case that is about to be measured.
         warm_up: Whether a round that does not count comes first.
+        to_and_fro: Whether every other round goes backwards, so that no case always follows the same one,
+            which leaves it caches and an allocator in its own state.
         after_round: Given the figures so far after each round that counts.
     """
     figures: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(-1 if warm_up else 0, rounds):
-        for name, case in cases.items():
+        for name in reversed(cases) if to_and_fro and number % 2 else cases:
             tick(name)
-            figure = case()
+            figure = cases[name]()
             if number >= 0:
                 figures[name].append(figure)
         if number >= 0:
