@@ -47,7 +47,8 @@ def in_turns(
     """
     figures: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(-1 if warm_up else 0, rounds):
-        for name in reversed(cases) if to_and_fro and number % 2 else cases:
+        order = list(cases)
+        for name in order[::-1] if to_and_fro and number % 2 else order:
             tick(name)
             figure = cases[name]()
             if number >= 0:
