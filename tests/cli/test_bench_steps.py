@@ -40,7 +40,9 @@ def test_one_method_with_the_memory_of_its_process(run: Run, tmp_path: Path, mon
     monkeypatch.setattr("randlora_pl.bench.memory.rss_elsewhere", elsewhere)
     done = run("bench", *SMALL, "--methods", "lora", "--rss", "--output", "new/figures")
     assert done.code == 0, done.err
-    (case,) = json.loads((tmp_path / "new" / "figures" / "bench.json").read_text())["cases"]
+    report = json.loads((tmp_path / "new" / "figures" / "bench.json").read_text())
+    (case,) = report["cases"]
+    assert report["command"].endswith("--methods lora --rss")
     assert case["rss"] == 123_000_000 and "RSS MB" in done.out and "of full" not in done.out
     assert "exists; name a new folder" in run("bench", *SMALL, "--output", "new/figures").err
 

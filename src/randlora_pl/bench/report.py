@@ -224,7 +224,7 @@ def _scale(panel: Any) -> None:
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     else:
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.1 * max(found, default=1))
     panel.grid(alpha=0.3)
 
 

@@ -78,8 +78,12 @@ def minutes(seconds: float) -> str:
 
 
 def command(verb: str, args: Sequence[str]) -> str:
-    """What was typed."""
-    return shlex.join(["randlora-pl", "bench", verb, *args])
+    """What was typed, without the folder, which concerns nobody else."""
+    words = list(args)
+    if "--output" in words:
+        place = words.index("--output")
+        del words[place : place + 2]
+    return shlex.join(["randlora-pl", "bench", verb, *words])
 
 
 def in_folder(
