@@ -81,8 +81,8 @@ def command(verb: str, args: Sequence[str]) -> str:
     """What was typed, without the folder, which concerns nobody else."""
     words = list(args)
     if "--output" in words:
-        place = words.index("--output")
-        del words[place : place + 2]
+        at = words.index("--output")
+        del words[at : at + 2]
     return shlex.join(["randlora-pl", "bench", verb, *words])
 
 
