@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerStatus
 
 from randlora_pl.data import catalog, options, splits
 from randlora_pl.data.cache import CachedImages, meeting
@@ -180,6 +181,7 @@ class ImageData(LightningDataModule):
                 self.samples("test")
             if stage in ("validate", "test") or (stage == "fit" and self.row.own):
                 self._complain_if_empty("val" if stage == "validate" else "test")
+        self._meeting_place = None
 
     def train_dataloader(self) -> Loader:
         """Training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""
@@ -340,7 +342,8 @@ class ImageData(LightningDataModule):
 
     def _late(self, samples: Samples) -> Late:
         """What is left to the device."""
-        if not self.device_transforms or self.trainer is None:  # no trainer calls `on_after_batch_transfer`
+        running = self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
+        if not self.device_transforms or self.trainer is None or not running:  # who iterates by hand wants floats
             return "nothing"
         device = self.trainer.strategy.root_device.type
         return "crops" if device == "cuda" and isinstance(samples.images, ArrayImages) else "colours"
