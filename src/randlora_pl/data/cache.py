@@ -84,12 +84,9 @@ class CachedImages:
         start = int(self._next[0])
         if self._table[slot, 0] or start + pixels.nbytes > len(self._bytes):
             return
-        if hasattr(os, "posix_fallocate"):
-            try:  # a full shared memory would kill the process at the first write
-                os.posix_fallocate(self._file.fileno(), start, pixels.nbytes)
-            except OSError:
-                self._next[0] = len(self._bytes)
-                return
+        if not _allocated(self._file, start, pixels.nbytes):
+            self._next[0] = len(self._bytes)
+            return
         self._bytes[start : start + pixels.nbytes] = pixels.reshape(-1)
         self._next[0] = start + pixels.nbytes
         self._table[slot, 1:] = pixels.shape
@@ -118,7 +115,10 @@ class CachedImages:
             if not size:  # the first to come says how large it may grow
                 size = first + self.limit
                 os.ftruncate(file.fileno(), size)  # sparse: takes memory only as it is written
-            self._bytes = np.frombuffer(mmap.mmap(file.fileno(), size), dtype=np.uint8)
+                if not _allocated(file, 0, first):
+                    size = 0
+            mapped = mmap.mmap(file.fileno(), size) if size else bytearray(first)  # no room even for the table
+            self._bytes = np.frombuffer(mapped, dtype=np.uint8)
             self._next = self._bytes[:_HEAD].view(np.int64)
             self._table = self._bytes[_HEAD:first].view(np.int64).reshape(-1, _ENTRY)
             self._next[0] = max(int(self._next[0]), first)
@@ -128,6 +128,16 @@ class CachedImages:
         spawning = get_spawning_popen() is not None and hasattr(reduction, "DupFd")
         handle = reduction.DupFd(self._file.fileno()) if spawning else None
         return _inherit, (self.images, self.rows, self.limit, handle)
+
+
+def _allocated(file: IO[bytes], start: int, count: int) -> bool:
+    """Whether these bytes of a file have memory now: without, the first use in a full one would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), start, count)
+        except OSError:
+            return False
+    return True
 
 
 def _inherit(images: Images, rows: NDArray[np.int64], limit: int, handle: Any) -> CachedImages:

@@ -181,6 +181,7 @@ class ImageData(LightningDataModule):
                 self.samples("test")
             if stage in ("validate", "test") or (stage == "fit" and self.row.own):
                 self._complain_if_empty("val" if stage == "validate" else "test")
+        self._meeting_place = None
 
     def train_dataloader(self) -> Loader:
         """Training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""
