@@ -209,3 +209,8 @@ def test_the_data_module_takes_urls(server: Server, tmp_path: Path) -> None:
     data.prepare_data()
     data.setup()
     assert len(data.samples("train")) == 6 and len(next(iter(data.test_dataloader()))["label"]) == 6
+
+
+def test_a_data_module_keeps_the_url_as_it_was_typed() -> None:
+    url = "https://host/a//b.tar?sig=c//d"
+    assert str(ImageData(dataset="webdataset", root=url).root) == url
