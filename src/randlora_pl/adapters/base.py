@@ -87,8 +87,10 @@ def like(tensor: Tensor, x: Tensor) -> Tensor:
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype that a matrix product of this tensor is to have: autocast's, where it is on."""
+    """The dtype that a matrix product of this tensor is to have: autocast's, where it is on and not float64."""
     kind = tensor.device.type
+    if tensor.dtype == torch.float64:  # autocast leaves it alone
+        return tensor.dtype
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # the meta device has none
     return torch.get_autocast_dtype(kind) if on else tensor.dtype
 
