@@ -64,14 +64,14 @@ class Form(NamedTuple):
         dtype: Of the products that build B S.
         peft: Whether S has the order of PEFT.
         transposed: Whether the weight is wider than tall.
-        keep: Whether W0 + B S is kept for the backward pass instead of built again.
+        keep: Whether W0 + B S is kept for the backward pass instead of built again; None where that is dear.
     """
 
     structured: bool
     dtype: torch.dtype
     peft: bool
     transposed: bool
-    keep: bool = False
+    keep: bool | None = None
 
     def basis(self, b: Tensor, lambdas: Tensor, large: int, small: int) -> "Stored | Hadamard":
         """B of a layer."""
@@ -81,6 +81,10 @@ class Form(NamedTuple):
         """The cheaper forms; a structured W0 + B S is built in any case, as that costs next to nothing."""
         choice = cheapest(tokens, large, small, basis.inner, basis.width)
         return Choice(True, choice.project) if self.structured else choice
+
+    def keeps(self, basis: "Stored | Hadamard", tokens: int) -> bool:
+        """Whether W0 + B S is kept: None means where building it again adds a twentieth to the layer's products."""
+        return not self.structured and 20 * basis.width > 3 * tokens if self.keep is None else self.keep
 
 
 class Choice(NamedTuple):
@@ -112,15 +116,15 @@ def stacked(lambdas: Tensor, gammas: Tensor, a: Tensor, peft: bool) -> Tensor:
     code put the same products in the order (k, j).
     """
     if peft:
-        return (lambdas.T[:, :, None] * a[:, None] * gammas).flatten(0, 1)
-    return (lambdas[:, :, None] * a * gammas[:, None]).flatten(0, 1)
+        return (lambdas.T[:, :, None] * a[:, None]).mul_(gammas).flatten(0, 1)
+    return (lambdas[:, :, None] * a).mul_(gammas[:, None]).flatten(0, 1)
 
 
 def unstacked(gradient: Tensor, lambdas: Tensor, gammas: Tensor, a: Tensor, peft: bool) -> tuple[Tensor, Tensor]:
-    """The gradients of lambda (n, r) and gamma (n, d) from that of S, (n r, d)."""
+    """The gradients of lambda (n, r) and gamma (n, d) from that of S, (n r, d), which is overwritten."""
     count, rank = lambdas.shape
     gradient = gradient.view(rank, count, -1).transpose(0, 1) if peft else gradient.view(count, rank, -1)
-    gradient = gradient * a  # (n, r, d)
+    gradient = gradient.mul_(a)  # (n, r, d)
     return torch.bmm(gradient, gammas[:, :, None])[:, :, 0], torch.bmm(lambdas[:, None], gradient)[:, 0]
 
 
@@ -185,7 +189,7 @@ class AdaptedProduct(torch.autograd.Function):
         """Args: x (..., in), W0 (out, in), bias (out), lambda (n, r), gamma (n, d), A (r, d), B or signs."""
         need_x, need_sum = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:5])
         output, built, projected = product(x, weight, bias, lambdas, gammas, a, b, form, need_sum)
-        ctx.built, ctx.projected = form.keep and need_x and built is not None, projected is not None
+        ctx.built, ctx.projected = need_x and built is not None, projected is not None
         ctx.save_for_backward(
             (x if projected is None else projected) if need_sum else None,
             (built if ctx.built else weight) if need_x else None,
@@ -234,7 +238,7 @@ class AdaptedProduct(torch.autograd.Function):
 
 
 class Product(NamedTuple):
-    """A layer's output, W0 + B S where it was built, and x B where training keeps that instead of x."""
+    """A layer's output, W0 + B S where that is to be kept, and x B where training keeps it instead of x."""
 
     output: Tensor
     built: Tensor | None
@@ -264,7 +268,8 @@ def product(
         projected = basis.project(tokens) if early else None
         if choice.build:
             built = effective(weight, basis, stack, form, x.dtype)
-            return Product(F.linear(x, built, bias), built, projected)
+            output = F.linear(x, built, bias)
+            return Product(output, built if form.keeps(basis, len(tokens)) else None, projected)
         output = F.linear(tokens, weight.to(x.dtype), bias)
         add_product(output, basis, stack, tokens, projected)
         output = output.view(*x.shape[:-1], weight.shape[0])
