@@ -168,7 +168,8 @@ class _RandLoRATensors(DeltaWeight):
 
     def scaled_lambdas(self) -> Tensor:
         """Lambda (n, r) with the scalings of the update and of the stored bases."""
-        return self.lambdas * (self.scaling * self.bases.scale)
+        scaling: float = self.scaling * self.bases.scale
+        return self.lambdas * scaling
 
 
 class RandLoRADelta(_RandLoRATensors):
