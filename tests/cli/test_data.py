@@ -12,6 +12,7 @@ from randlora_pl.data.catalog import CATALOG, find
 from tests.cli.conftest import Run
 from tests.data.conftest import Tree, save_image, tree  # noqa: F401  (a fixture)
 from tests.data.formats import BUILDERS
+from tests.data.own.tars import write_shards
 
 Refused = Callable[..., str]
 
@@ -125,6 +126,16 @@ def test_own_folder(run: Run, tree: Tree) -> None:  # noqa: F811
     assert run("data", "check", "folder", "--root", str(root), "--every-image").code == 1
 
 
+def test_own_table(run: Run, tree: Tree) -> None:  # noqa: F811
+    root = tree(cat=30, dog=21)
+    listed = root.parent / "photos.csv"
+    lines = [f"images/{path.relative_to(root)},{path.parent.name}\n" for path in sorted(root.rglob("*.png"))]
+    listed.write_text("".join(["path,label\n", *lines]))
+    by_folder = run("data", "check", "folder", "--root", str(root)).out.splitlines()
+    by_table = run("data", "check", "table", "--data.root", str(listed)).out.splitlines()
+    assert by_table[1:4] == [line.replace("folder", "table ") for line in by_folder[1:4]]
+
+
 def test_own_pairs(run: Run, tmp_path: Path) -> None:
     for number in range(20):
         save_image(tmp_path / f"{number}.png", number)
@@ -133,6 +144,24 @@ def test_own_pairs(run: Run, tmp_path: Path) -> None:
     assert run("data", "check", "pairs", "--root", str(table)).code == 0
     result = run("data", "show", "pairs", "--root", str(table), "--shots", "1", "--output", "sheet.png")
     assert result.code == 0 and "all captions" in result.out
+
+
+@pytest.mark.parametrize("root", ["shards", "shards/train-{000000..000004}.tar", "shards/*.tar", "list.txt"])
+def test_own_shards(run: Run, tmp_path: Path, root: str) -> None:
+    write_shards(tmp_path / "shards", 35)
+    (tmp_path / "list.txt").write_text("shards/train-*.tar\n")
+    result = run("data", "check", "webdataset", "--root", root, "--every-image")
+    assert result.code == 0, result.out
+    assert sum(int(line.split()[-1]) for line in result.out.splitlines()[1:4]) == 35
+    result = run("data", "show", "webdataset", "--root", root, "--shots", "1", "--output", "sheet.png")
+    assert result.code == 0 and "train 26, val 2, test 7" in result.out, result.out + result.err
+
+
+def test_damaged_shards_are_off(run: Run, tmp_path: Path) -> None:
+    paths = write_shards(tmp_path / "shards", 35)
+    paths[2].write_bytes(paths[2].read_bytes()[:2_000])
+    result = run("data", "check", "webdataset", "--root", "shards")
+    assert result.code == 1 and "shards/train-000002.tar is cut off within the member" in result.out
 
 
 @pytest.mark.parametrize(
@@ -147,6 +176,8 @@ def test_own_pairs(run: Run, tmp_path: Path) -> None:
         (["check", "digits", "--root", "nowhere"], "does not exist"),
         (["check", "folder"], "data check folder --root FOLDER"),
         (["show", "pairs"], "data show pairs --root FILE.csv"),
+        (["check", "webdataset"], "data check webdataset --root SHARDS"),
+        (["show", "webdataset", "--root", "no-{0..3}.tar"], "The shard no-0.tar does not exist"),
         (["show"], "NAME"),
         (["show", "cifar10", "--root", "."], "randlora-pl data get cifar10 --root ."),
         (["show", "digits", "--shots", "0"], "from 1 to"),

@@ -34,6 +34,13 @@ def test_every_section_is_printed(run: Run) -> None:
     assert "randlora-pl data get mnist" in out and "randlora-pl data get cars (tells how)" in out
 
 
+def test_optional_packages_are_named_with_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor.OPTIONAL, "no-such-package", ("--data.dataset hf", "hf"))
+    assert doctor.versions()["no-such-package"] == (
+        "not installed; for --data.dataset hf: pip install 'randlora-pl[hf]'"
+    )
+
+
 def test_data_that_are_there_are_found(tmp_path: Path) -> None:
     assert "missing" in doctor.datasets()["mnist"]
     (tmp_path / "data" / "MNIST").mkdir(parents=True)

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 from randlora_pl.cli.pages import page
-from randlora_pl.data import check, fetch
+from randlora_pl.data import check
 from randlora_pl.data.catalog import CATALOG, Row, find
+from randlora_pl.data.getting import fetch
 from randlora_pl.data.splits import Splits
 from randlora_pl.errors import UserError
 from tests.cli.conftest import Run
 from tests.data.formats import BUILDERS
 from tests.data.formats.conftest import Copies, Copy, copies, written  # noqa: F401  (fixtures)
 from tests.data.formats.packing import published
-from tests.data.server import Server, md5, serving
+from tests.data.getting.server import Server, md5, serving
 
 Refused = Callable[..., str]
 Publish = Callable[[str], Path]
@@ -160,7 +161,7 @@ def test_a_kill_while_unpacking_leaves_nothing_half_made(
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from randlora_pl.data import get, unpack
+from randlora_pl.data.getting import get, unpack
 from randlora_pl.data.catalog import find
 add, calls = unpack._Meter.add, []
 def dying(self, count):
@@ -194,7 +195,7 @@ def test_a_wrong_checksum_leaves_nothing_behind(run: Run, publish: Publish, serv
 def test_a_hostile_archive_leaves_nothing_behind(
     run: Run, publish: Publish, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.data.test_unpack import zipped
+    from tests.data.getting.test_unpack import zipped
 
     publish("eurosat")
     packed = zipped(tmp_path / "evil.zip", {"2750/Forest/Forest_1.jpg": b"x", "../../../evil": b"evil"}).read_bytes()
@@ -306,7 +307,7 @@ def test_a_terminal_shows_a_bar_and_a_log_a_line_now_and_then(
     run: Run, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish("eurosat")
-    monkeypatch.setattr("randlora_pl.data.get.EVERY", -1.0)
+    monkeypatch.setattr("randlora_pl.data.getting.get.EVERY", -1.0)
     assert "EuroSAT.zip: fetching, 0 bytes of " in run("data", "get", "eurosat", "--root", "log").out
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     result = run("data", "get", "eurosat", "--root", "terminal")

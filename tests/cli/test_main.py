@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +97,29 @@ def test_details_and_near_names_of_listings(run: Run, refused: Callable[..., str
     assert "Did you mean 'digits'" in refused("datasets", "digts")
     assert "Did you mean 'ViT-B-32'" in refused("models", "ViT-B-23")
     assert "'RandLoRA'" in refused("adapters", "Randlora2")
+    assert run("adapters", "randlora").out == run("adapters", "RandLoRA").out
+    assert "'--root'" in refused("datasets", "--rot", "x")
+    assert "is no folder" in refused("datasets", "--root", "nowhere")
+
+
+@pytest.mark.parametrize("option", ["--root", "--data.root"])
+def test_listing_of_data_sets_says_their_licence_and_whether_they_are_here(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    (tmp_path / "MNIST").mkdir()
+    out = run("datasets", option, str(tmp_path)).out
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    for name, state, licence in (
+        ("digits", "built in", "CC BY 4.0"),
+        ("mnist", "here", "CC BY-SA 3.0"),
+        ("cifar10", "not here: data get", "not stated by its authors"),
+        ("imagenet", "not here: by hand", "non-commercial research and education, after registration"),
+        ("folder", "yours", "yours"),
+    ):
+        assert f"  {state}  " in lines[name] and f"  {licence}  " in lines[name]
+    assert "..." not in out
+    assert "  state       here\n" in run("datasets", "mnist", option, str(tmp_path)).out
 
 
 def test_pipe_that_closes_early() -> None:

@@ -3,12 +3,13 @@ import os
 import pickle
 from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
 from randlora_pl.data import cache
-from randlora_pl.data.cache import CachedImages, room, shared_folder
+from randlora_pl.data.cache import CachedImages, meeting, room, shared_folder
 from randlora_pl.data.images import FileImages
 from randlora_pl.errors import UserError
 
@@ -72,15 +73,27 @@ def test_worker_processes_share_what_any_of_them_has_decoded(files: FileImages, 
 
 
 def test_processes_without_kinship_meet_at_a_path_that_they_give_up(files: FileImages, tmp_path: Path) -> None:
-    place = tmp_path / "meeting"
-    one, two = (CachedImages(files, ROWS, limit=limit, path=place) for limit in (1000, 100))
-    place_was_there = place.exists()
-    one.unlink(), two.unlink()
-    assert place_was_there and not place.exists()
+    strategy = MagicMock(broadcast=lambda place: tmp_path / place.name)
+    with meeting(strategy) as place:
+        assert place is not None and place.is_dir()
+        one, two = (CachedImages(files, ROWS, limit=limit, path=place / "0") for limit in (1000, 100))
+        strategy.barrier.assert_not_called()
+    assert not place.exists()
+    strategy.barrier.assert_called_once()
     expected = [files.load(number) for number in range(3)]
     one.load(0), two.load(2)
     remove(files)
     assert np.array_equal(two.load(0), expected[0]) and np.array_equal(one.load(2), expected[2])
+
+
+def test_an_error_at_the_meeting_leaves_nothing_and_waits_for_nobody(tmp_path: Path) -> None:
+    strategy = MagicMock(broadcast=lambda place: tmp_path / place.name)
+    with pytest.raises(UserError), meeting(strategy):
+        raise UserError("too few images")
+    strategy.barrier.assert_not_called()
+    assert list(tmp_path.iterdir()) == []
+    with meeting(None) as place:
+        assert place is None
 
 
 def test_a_copy_that_is_no_child_begins_empty(files: FileImages) -> None:
@@ -98,6 +111,12 @@ def test_full_shared_memory_only_stops_the_keeping(files: FileImages, monkeypatc
     cached = CachedImages(files, ROWS)
     assert np.array_equal(cached.load(0), files.load(0)) and np.array_equal(cached.load(1), files.load(1))
     assert cached.kept() == 0
+
+
+def test_memory_without_room_for_the_table_keeps_nothing(files: FileImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_allocated", lambda *_: False)
+    cached = CachedImages(files, ROWS)
+    assert np.array_equal(cached.load(0), files.load(0)) and cached.kept() == 0
 
 
 def test_bound_is_a_quarter_of_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

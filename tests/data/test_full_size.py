@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from randlora_pl.data import listing
 from randlora_pl.data.catalog import PAPER, find
 from randlora_pl.data.formats.trees import INDICES
 from randlora_pl.data.images import ArrayImages
@@ -87,6 +88,29 @@ def test_imagenets_size() -> None:
     seconds = time.perf_counter() - start
     assert np.bincount(chosen.labels).tolist() == [16] * 1000
     print(f"1,281,167 entries: split in {split_seconds:.1f} s, 16 shots of each class in {seconds:.1f} s")
+
+
+def test_imagenets_listing_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What 1.28 million files are called is listed, sorted and hashed once."""
+    monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path))
+    made = index(1281167, 1000, "train")
+    keys = list(made.keys)
+
+    def find_again(watch: listing.Watch) -> listing.Found:
+        raise AssertionError
+
+    begin = time.perf_counter()
+    first = listing.stored(("imagenet", "/", "train"), (), lambda watch: listing.tree(keys, made.labels.tolist()))
+    between = time.perf_counter()
+    second = listing.stored(("imagenet", "/", "train"), (), find_again)
+    end = time.perf_counter()
+    samples = [listing.samples_of(found, tmp_path, made.classes) for found in (first, second)]
+    for each in samples:
+        assert np.array_equal(each.numbers, made.numbers) and np.array_equal(each.labels, made.labels)
+        assert each.keys[1281166] == keys[-1] and each.images.name(7) == f"{tmp_path}/{keys[7]}"
+    few = [subset(each, 16, None, 1, made.classes) for each in (*samples, made)]
+    assert list(few[0].keys) == list(few[1].keys) == list(few[2].keys) and len(few[0]) == 16_000
+    print(f"1,281,167 entries: sorted, hashed and stored in {between - begin:.1f} s, read in {end - between:.2f} s")
 
 
 @pytest.fixture(scope="module")

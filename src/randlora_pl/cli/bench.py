@@ -31,7 +31,7 @@ def data_verb(args: list[str]) -> int:
     """
     parser = Parser("bench data", "bench")
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--root")
+    parser.add_argument("--root", "--data.root")
     parser.add_argument("--image-size", "--image_size", type=int, default=224)
     parser.add_argument("--batch-size", "--batch_size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2)
@@ -52,7 +52,7 @@ def data_verb(args: list[str]) -> int:
     if typed.output is not None and not typed.output.parent.is_dir():
         folder = typed.output.parent
         raise UserError(f"The folder {folder} does not exist; make it first: mkdir -p {folder}")
-    root = checked_root(typed, [row], "show")
+    root = checked_root(typed, [row], "bench data")
     if not present(row, root):
         raise UserError(how_to_get(row, root))
     from randlora_pl.callbacks.console import log_to_terminal

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from randlora_pl.cli.pages import page
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.tables import table
-from randlora_pl.data.catalog import CATALOG, Row, default_root, find, how_to_get, present
+from randlora_pl.data.catalog import CATALOG, Row, default_root, find, how_to_get, may_be_read, present
 from randlora_pl.errors import UserError, near
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def check_verb(args: list[str]) -> int:
     parser = Parser("data check", "data")
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--all", action="store_true")
-    parser.add_argument("--root")
+    parser.add_argument("--root", "--data.root")
     parser.add_argument("--every-image", "--every_image", action="store_true")
     parser.add_argument("--fast", action="store_true")
     typed = parser.parse_args(args)
@@ -62,7 +62,7 @@ def check_verb(args: list[str]) -> int:
     if typed.fast and typed.every_image:
         raise UserError("data check: --fast decodes no image and --every-image all of them; leave one out")
     chosen = [find(name) for name in typed.names] or [row for row in CATALOG.values() if not row.own]
-    root = checked_root(typed, chosen, "check")
+    root = checked_root(typed, chosen, "data check")
     from randlora_pl.callbacks.console import log_to_terminal
     from randlora_pl.cli.train import quieten
 
@@ -129,7 +129,7 @@ def show_verb(args: list[str]) -> int:
     """Draw the contact sheet of a data set, and print its splits and prompts."""
     parser = Parser("data show", "data")
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--root")
+    parser.add_argument("--root", "--data.root")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--shots", type=int, default=SHOTS)
     typed = parser.parse_args(args)
@@ -137,7 +137,7 @@ def show_verb(args: list[str]) -> int:
     if not 1 <= typed.shots <= MOST_SHOTS:
         raise UserError(f"data show: --shots is {typed.shots}, give a number from 1 to {MOST_SHOTS}")
     output = _output(row, typed.output)
-    root = checked_root(typed, [row], "show")
+    root = checked_root(typed, [row], "data show")
     if not present(row, root):
         raise UserError(how_to_get(row, root))
     from randlora_pl.callbacks.console import log_to_terminal
@@ -181,10 +181,10 @@ def checked_root(typed: argparse.Namespace, rows: Sequence[Row], verb: str) -> P
         for row in rows:
             if row.own:
                 where = row.source.replace("--data.root", "--root")
-                raise UserError(f"The data set {row.name!r} needs a root: randlora-pl data {verb} {row.name} {where}")
+                raise UserError(f"The data set {row.name!r} needs a root: randlora-pl {verb} {row.name} {where}")
         return default_root()
     root = Path(typed.root).expanduser()
-    if not root.exists():
+    if not root.exists() and not any(may_be_read(row, root) for row in rows):
         raise UserError(f"--root {root} does not exist; it is the folder that holds {rows[0].layout or 'the data'}")
     return root
 

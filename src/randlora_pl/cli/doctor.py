@@ -22,7 +22,13 @@ PACKAGES = (
     "jsonargparse",
     "tensorboard",
 )
-OPTIONAL = {"wandb": "run.logger wandb"}
+OPTIONAL = {
+    "wandb": ("--run.logger wandb", "wandb"),
+    "datasets": ("--data.dataset hf", "hf"),
+    "pyarrow": ("tables as Parquet files", "parquet"),
+}
+"""Package: what it is for, and the extra that brings it."""
+
 _TIMEOUT = 3.0
 
 
@@ -57,11 +63,11 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = f"MISSING: pip install {package}"
-    for package, use in OPTIONAL.items():
+    for package, (use, extra) in OPTIONAL.items():
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            found[package] = f"not installed; for --{use}: pip install 'randlora-pl[{package}]'"
+            found[package] = f"not installed; for {use}: pip install 'randlora-pl[{extra}]'"
     return found
 
 
@@ -157,8 +163,8 @@ def folders() -> dict[str, str]:
     """Where things are kept, and the room that is left."""
     from huggingface_hub import constants
 
+    from randlora_pl.cache import cache_folder
     from randlora_pl.data.catalog import default_root
-    from randlora_pl.models.text import cache_folder
 
     here = {"data sets": default_root(), "weights": Path(constants.HF_HUB_CACHE), "text heads": cache_folder()}
     found = {name: str(folder) for name, folder in here.items()}

@@ -12,8 +12,8 @@ from randlora_pl.errors import UserError
 
 if TYPE_CHECKING:
     from randlora_pl.data.check import Report
-    from randlora_pl.data.fetch import Tick
-    from randlora_pl.data.get import Watch
+    from randlora_pl.data.getting.fetch import Tick
+    from randlora_pl.data.getting.get import Watch
 
 
 def get_verb(args: list[str]) -> int:
@@ -26,7 +26,7 @@ def get_verb(args: list[str]) -> int:
     parser = Parser("data get", "data")
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--all", action="store_true")
-    parser.add_argument("--root")
+    parser.add_argument("--root", "--data.root")
     parser.add_argument("--keep", action="store_true")
     typed = parser.parse_args(args)
     if typed.all == bool(typed.names):
@@ -49,7 +49,7 @@ def get_verb(args: list[str]) -> int:
 def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
     """One data set after the other, whatever becomes of those before; returns the exit code."""
     from randlora_pl.cli.data import print_reports
-    from randlora_pl.data.get import by_hand, downloads
+    from randlora_pl.data.getting.get import by_hand, downloads
 
     reports, got, failed, helpless = [], [], [], []
     for row in rows:
@@ -114,8 +114,8 @@ def _fetch(row: Row, root: Path) -> "Report":
         UserError: It cannot be had.
     """
     from randlora_pl.cli.data import SAMPLE
-    from randlora_pl.data.fetch import length, megabytes
-    from randlora_pl.data.get import downloads, get
+    from randlora_pl.data.getting.fetch import length, megabytes
+    from randlora_pl.data.getting.get import downloads, get
 
     home = downloads(row, root)
     print(f"{row.name}: {row.title}; licence: {row.licence}")
@@ -135,7 +135,7 @@ def _fetch(row: Row, root: Path) -> "Report":
 
 def _tidy(row: Row, root: Path, keep: bool) -> None:
     """Removes what was downloaded, now that it is unpacked."""
-    from randlora_pl.data.get import downloads, tidy
+    from randlora_pl.data.getting.get import downloads, tidy
 
     if not keep:
         tidy(row, root)
@@ -146,7 +146,7 @@ def _tidy(row: Row, root: Path, keep: bool) -> None:
 
 def _watch() -> "Watch":
     """Lines for what is done, and on a terminal a bar for what is being done."""
-    from randlora_pl.data.get import Watch
+    from randlora_pl.data.getting.get import Watch
 
     class Printed(Watch):
         def say(self, text: str) -> None:

@@ -75,7 +75,7 @@ Get a data set; is it what it should be, and what does it look like?
   randlora-pl data check NAME ... | --all      images of each split and class beside what is expected
   randlora-pl data show NAME                   a contact sheet (PNG) with class names, split counts and prompts
 
-  --root PATH      Folder that holds the data (default: the user's data folder); for folder and pairs your own
+  --root PATH      Folder that holds the data (default: the user's data folder); for folder, table, hf, pairs your own
 
   get: goes on where it was interrupted; 1 is returned where a data set could not be had
   --keep           Keep the archives in PATH/downloads (default: removed once the check has passed)
@@ -101,7 +101,11 @@ How fast is this machine? Everything compared is timed in turns, in one run.
   --rounds N           Times that everything is measured; the median and the extremes are shown (default 5)
   --output FILE        JSON file for the figures, a new one
 """,
-    "datasets": "List the data sets (datasets), or tell all about some of them (datasets NAME ...).\n",
+    "datasets": """\
+List the data sets (datasets), or tell all about some of them (datasets NAME ...).
+
+  --root PATH      Folder in which to look for the data (default: the user's data folder)
+""",
     "models": "List backbones with their sizes, weights and configs (models), or some (models NAME ...).\n",
     "adapters": "List the methods (adapters), or explain the options of some of them (adapters NAME ...).\n",
     "config": """\

@@ -1,13 +1,20 @@
 """The quick verbs: what there is to choose from, without importing PyTorch."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
+from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.sources import ClassSource, subclasses
 from randlora_pl.cli.tables import entry, table
 from randlora_pl.errors import UserError, near
 
+if TYPE_CHECKING:
+    from randlora_pl.data.catalog import Row as DataSet
+
 Row = TypeVar("Row")
+
+OWN_PAGE = "docs/your_own_data.md"
 
 
 def adapters_verb(args: list[str]) -> int:
@@ -40,20 +47,29 @@ def datasets_verb(args: list[str]) -> int:
     """``datasets``: the data sets; ``datasets NAME``: one in full."""
     from randlora_pl.data.catalog import CATALOG, default_root, find
 
-    if not args:
+    parser = Parser("datasets")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--root", "--data.root")
+    typed = parser.parse_args(args)
+    root = default_root() if typed.root is None else Path(typed.root).expanduser()
+    if typed.root is not None and not root.is_dir():
+        raise UserError(f"--root {root} is no folder; name the one that holds the data sets")
+    if not typed.names:
         rows = []
         for row in CATALOG.values():
             counts = [row.counts.get(split) for split in ("train", "val", "test")]
-            there = "yours" if row.own else "built in"
-            got = ("data get" if row.download else "by hand") if row.layout and not row.own else there
-            rows.append((row.name, row.classes, *counts, row.epochs, got, row.title))
-        header = ("data set", "classes", "train", "val", "test", "epochs", "images", "what it is")
-        print(table(header, rows))
-        print("\nUse: randlora-pl fit --data.dataset NAME; all about one: randlora-pl datasets NAME")
+            rows.append((row.name, row.classes, *counts, row.epochs, state(row, root), row.licence, row.title))
+        header = ("data set", "classes", "train", "val", "test", "epochs", "on this machine", "licence", "what it is")
+        print(table(header, rows, narrow=("licence",)))
+        print(f"\nOn this machine: below {root}; another folder: randlora-pl datasets --root PATH")
+        print("Use: randlora-pl fit --data.dataset NAME; all about one: randlora-pl datasets NAME")
         print("Get the images: randlora-pl data get NAME; where it says by hand, this tells which file to put where")
-        print("Your own images: --data.dataset folder --data.root PATH (a sub-folder for each class)")
+        print(
+            "Your own images: --data.dataset folder, table, hf, webdataset or pairs with --data.root PATH; see "
+            + OWN_PAGE
+        )
         return 0
-    for name in args:
+    for name in typed.names:
         row = find(name)
         facts = {
             "what it is": row.title,
@@ -62,7 +78,8 @@ def datasets_verb(args: list[str]) -> int:
             "images": ", ".join(f"{split} {count:,}" for split, count in row.counts.items()) or "as in your files",
             "epochs": str(row.epochs),
             "prompts": _some(row.templates, 20, " | "),
-            "files": row.layout and (row.layout if row.own else f"{row.layout} below {default_root()} or --data.root"),
+            "files": row.layout and (row.layout if row.own else f"{row.layout} below {root} or --data.root"),
+            "state": "" if row.own else state(row, root),
             "get it": "" if row.own or not row.layout else f"randlora-pl data get {row.name}",
             "source": row.source,
             "licence": row.licence,
@@ -70,6 +87,22 @@ def datasets_verb(args: list[str]) -> int:
         }
         print(f"{row.name}\n" + "\n".join(entry(key, value, column=14) for key, value in facts.items() if value) + "\n")
     return 0
+
+
+def state(row: "DataSet", root: Path) -> str:
+    """Whether a data set is on this machine, and how it gets there.
+
+    Args:
+        row: The data set.
+        root: Folder that holds the data sets.
+    """
+    from randlora_pl.data.catalog import present
+
+    if row.own:
+        return "yours"
+    if not row.layout:
+        return "built in"
+    return "here" if present(row, root) else f"not here: {'data get' if row.download else 'by hand'}"
 
 
 def _some(words: Sequence[str], most: int, between: str = ", ") -> str:
@@ -98,6 +131,8 @@ def models_verb(args: list[str]) -> int:
 
 
 def _pick(name: str, known: dict[str, Row], what: str) -> Row:
-    if name not in known:
+    """The row of that name, capitals ignored, as ``fit`` does."""
+    spelled = {candidate.lower(): candidate for candidate in known}
+    if name.lower() not in spelled:
         raise UserError(f"There is no {what} {name!r}.{near(name, known)} See: randlora-pl {what}s")
-    return known[name]
+    return known[spelled[name.lower()]]

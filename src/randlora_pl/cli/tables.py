@@ -1,27 +1,41 @@
 """Plain text tables for the quick verbs, which cannot wait for rich."""
 
+import os
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 
+NARROW = 24
+"""Letters that a narrow column has on a terminal."""
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Left-aligned columns; the last one is cut to the terminal's width.
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], narrow: Sequence[str] = ()) -> str:
+    """Left-aligned columns; on a terminal the last one is cut to its width, in a file or a pipe nothing is.
 
     Args:
         header: Titles of the columns.
         rows: Cells, as many in each row as there are titles; None is shown as an empty cell.
+        narrow: Titles of columns that are cut as well, to `NARROW` letters.
     """
     cells = [[str(cell) for cell in header], *([("" if cell is None else str(cell)) for cell in row] for row in rows)]
+    watched = sys.stdout.isatty() or "COLUMNS" in os.environ
+    if watched:
+        most = [NARROW if title in narrow else sys.maxsize for title in header]
+        cells = [[_cut(*cell) for cell in zip(row, most, strict=True)] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    terminal = shutil.get_terminal_size((120, 24)).columns
-    room = max(20, terminal - sum(widths[:-1]) - 2 * len(widths[:-1]))
+    if watched:
+        terminal = shutil.get_terminal_size((120, 24)).columns
+        widths[-1] = max(20, terminal - sum(widths[:-1]) - 2 * len(widths[:-1]))
     lines = []
     for row in cells:
         start = "".join(f"{cell:{width}}  " for cell, width in zip(row[:-1], widths[:-1], strict=True))
-        end = row[-1] if len(row[-1]) <= room else row[-1][: room - 3] + "..."
-        lines.append((start + end).rstrip())
+        lines.append((start + _cut(row[-1], widths[-1])).rstrip())
     return "\n".join(lines)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def entry(name: str, text: str, indent: int = 2, column: int = 30) -> str:

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ class CachedImages:
 
     They lie in a file without a name in the system's shared memory, which forked and spawned workers inherit, and
     which vanishes with the last process however that ends. Processes that are no relatives, as the ranks of a
-    multi-device run are, meet at a ``path`` until `unlink`.
+    multi-device run are, come together at a ``path`` (see `meeting`).
 
     Args:
         images: What is kept.
@@ -47,7 +48,6 @@ class CachedImages:
         self.images = images
         self.rows = np.unique(np.asarray(rows, dtype=np.int64))
         self.limit = room(shared_folder()) if limit is None else limit
-        self.path = path
         self._open(_new_file() if path is None else _meeting_file(path))
 
     def __len__(self) -> int:
@@ -74,11 +74,6 @@ class CachedImages:
         """How many images are in memory."""
         return int(np.count_nonzero(self._table[:, 0]))
 
-    def unlink(self) -> None:
-        """Gives up the meeting place, once all have met; what is mapped stays."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
     def _kept(self, slot: int) -> NDArray[np.uint8] | None:
         start, height, width, channels = self._table[slot].tolist()
         if not start:
@@ -89,12 +84,9 @@ class CachedImages:
         start = int(self._next[0])
         if self._table[slot, 0] or start + pixels.nbytes > len(self._bytes):
             return
-        if hasattr(os, "posix_fallocate"):
-            try:  # a full shared memory would kill the process at the first write
-                os.posix_fallocate(self._file.fileno(), start, pixels.nbytes)
-            except OSError:
-                self._next[0] = len(self._bytes)
-                return
+        if not _allocated(self._file, start, pixels.nbytes):
+            self._next[0] = len(self._bytes)
+            return
         self._bytes[start : start + pixels.nbytes] = pixels.reshape(-1)
         self._next[0] = start + pixels.nbytes
         self._table[slot, 1:] = pixels.shape
@@ -123,7 +115,10 @@ class CachedImages:
             if not size:  # the first to come says how large it may grow
                 size = first + self.limit
                 os.ftruncate(file.fileno(), size)  # sparse: takes memory only as it is written
-            self._bytes = np.frombuffer(mmap.mmap(file.fileno(), size), dtype=np.uint8)
+                if not _allocated(file, 0, first):
+                    size = 0
+            mapped = mmap.mmap(file.fileno(), size) if size else bytearray(first)  # no room even for the table
+            self._bytes = np.frombuffer(mapped, dtype=np.uint8)
             self._next = self._bytes[:_HEAD].view(np.int64)
             self._table = self._bytes[_HEAD:first].view(np.int64).reshape(-1, _ENTRY)
             self._next[0] = max(int(self._next[0]), first)
@@ -135,14 +130,43 @@ class CachedImages:
         return _inherit, (self.images, self.rows, self.limit, handle)
 
 
+def _allocated(file: IO[bytes], start: int, count: int) -> bool:
+    """Whether these bytes of a file have memory now: without, the first use in a full one would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), start, count)
+        except OSError:
+            return False
+    return True
+
+
 def _inherit(images: Images, rows: NDArray[np.int64], limit: int, handle: Any) -> CachedImages:
     """The child's side of `CachedImages.__reduce__`."""
     if handle is None:
         return CachedImages(images, rows, limit)
     heir = CachedImages.__new__(CachedImages)
-    heir.images, heir.rows, heir.limit, heir.path = images, rows, limit, None
+    heir.images, heir.rows, heir.limit = images, rows, limit
     heir._open(os.fdopen(handle.detach(), "r+b"))
     return heir
+
+
+@contextmanager
+def meeting(strategy: Any) -> Iterator[Path | None]:
+    """A folder where the processes of a machine meet to share memory; it is gone afterwards, what is mapped stays.
+
+    Args:
+        strategy: Lightning's strategy, by which they agree on the folder; None: there is only one process.
+    """
+    if strategy is None:
+        yield None
+        return
+    place: Path = strategy.broadcast(shared_folder() / f"randlora-pl-{secrets.token_hex(8)}")
+    try:
+        place.mkdir(mode=0o700, exist_ok=True)
+        yield place
+        strategy.barrier("decoded images")
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def shared_folder() -> Path:

@@ -4,6 +4,7 @@ import os
 import shlex
 from pathlib import Path
 
+from randlora_pl.data.own.places import is_pattern, is_url, spelled
 from randlora_pl.data.row import Row as Row
 from randlora_pl.data.rows import fine, objects, own, scenes, small
 from randlora_pl.data.rows.small import FASHION_UNSEEN as FASHION_UNSEEN
@@ -53,7 +54,12 @@ def place(row: Row, root: Path) -> Path | None:
 def present(row: Row, root: Path) -> bool:
     """Whether there is anything of a data set; it may still be damaged."""
     held = place(row, root)
-    return held is None or held.exists()
+    return held is None or held.exists() or may_be_read(row, root)
+
+
+def may_be_read(row: Row, root: Path) -> bool:
+    """Whether a root that is no path says where a data set is: a pattern of shards, or their URL."""
+    return row.patterns and (is_url(spelled(root)) or is_pattern(str(root)))
 
 
 def how_to_get(row: Row, root: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from randlora_pl.data import listing
 from randlora_pl.data.catalog import how_to_get, present
 from randlora_pl.data.images import ArrayImages
 from randlora_pl.data.readers import SPLITS, Samples, read
@@ -76,7 +77,8 @@ def check(row: Row, root: Path, sample: int | None, tick: Callable[[int], None] 
     found: dict[str, Samples | None] = {}
     for split in SPLITS:
         try:
-            found[split] = read(row, root, split)
+            with listing.anew():  # what an earlier run saw is not what is there
+                found[split] = read(row, root, split)
         except UserError as error:
             if str(error) not in report.problems:
                 report.problems.append(str(error))

@@ -1,6 +1,7 @@
 """Where the pixels come from: an array in memory, or image files decoded when asked for."""
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,34 @@ class PathsBelow(Sequence[Path]):
         return self.home / self.names[place]
 
 
+def absent(home: Path, names: Sequence[str]) -> list[int]:
+    """Places of the names that are no files.
+
+    Each folder is listed once; only about what a listing lacks is the file system asked, which may not distinguish
+    capitals or accents as a listing does.
+
+    Args:
+        home: The folder that the names are relative to.
+        names: Paths with forward slashes, relative or absolute.
+    """
+    there: dict[str, frozenset[str]] = {}
+    missing = []
+    for place, name in enumerate(names):
+        folder, _, file = name.rpartition("/")
+        if folder not in there:
+            there[folder] = _file_names(home / (folder or ("/" if name.startswith("/") else "")))
+        if file not in there[folder] and not (home / name).is_file():
+            missing.append(place)
+    return missing
+
+
+def _file_names(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))  # noqa: PTH208 (a million Path objects are slow)
+    except OSError:
+        return frozenset()
+
+
 @dataclass(frozen=True)
 class FileImages:
     """Image files, decoded at each call."""
@@ -156,7 +185,7 @@ class BoxImages:
         return f"{self.paths[index]} {tuple(self.boxes[index].tolist())}"
 
 
-def decode(path: Path, short: int = 0, content: bytes | None = None, upright: bool = True) -> NDArray[np.uint8]:
+def decode(path: Path | str, short: int = 0, content: bytes | None = None, upright: bool = True) -> NDArray[np.uint8]:
     """An image file as (height, width, 3) RGB, upright according to its EXIF orientation.
 
     Transparent images are laid on white, 16-bit grey is scaled to 8 bits (unless no value is above 255), the first
@@ -173,7 +202,7 @@ def decode(path: Path, short: int = 0, content: bytes | None = None, upright: bo
         UserError: The file cannot be read as an image.
     """
     try:
-        content = path.read_bytes() if content is None else content
+        content = Path(path).read_bytes() if content is None else content
         with Image.open(io.BytesIO(content)) as opened:
             if short:
                 whole = opened.size

@@ -5,6 +5,7 @@ goes on with batch ``m`` without reading the ones before.
 """
 
 import logging
+import os
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -143,6 +144,20 @@ class EvalBatches:
             "index": places,
         }
         return _without(batch if self.late != "nothing" else finish(batch, self.frame), bad)
+
+
+def default_workers(in_memory: bool, frame: Frame, devices: int) -> int:
+    """Processes that prepare batches for one device: none where that is little work, else its share of the cores.
+
+    Args:
+        in_memory: Whether images need no decoding.
+        frame: How large they become.
+        devices: How many devices of this machine train.
+    """
+    if in_memory and (frame.size <= 64 or not torch.cuda.is_available()):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores // max(1, devices))
 
 
 class _Guarded(Dataset[Batch]):

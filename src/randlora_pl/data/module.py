@@ -2,23 +2,20 @@
 
 import hashlib
 import logging
-import os
-import secrets
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerStatus
 
-from randlora_pl.data import catalog, get, options, splits
-from randlora_pl.data.cache import CachedImages, shared_folder
-from randlora_pl.data.folders import read_classnames
+from randlora_pl.data import catalog, options, splits
+from randlora_pl.data.cache import CachedImages, meeting
+from randlora_pl.data.classnames import class_names
+from randlora_pl.data.getting import get
 from randlora_pl.data.images import ArrayImages
-from randlora_pl.data.loader import Batch, EvalBatches, Late, Loader, TrainBatches
+from randlora_pl.data.loader import Batch, EvalBatches, Late, Loader, TrainBatches, default_workers
+from randlora_pl.data.own import shards
 from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule, total_draws
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.transforms import Frame, finish
@@ -38,9 +35,10 @@ class ImageData(LightningDataModule):
     the draws stand for. The order of images and every augmentation depend on the seed and the draw number alone.
 
     Args:
-        dataset: Name of the data set; `randlora-pl datasets` lists them. `folder` is a folder of your own images,
-            `pairs` a CSV file of images and captions.
-        root: Folder that holds the data (for `pairs` the CSV file); by default the user's data folder.
+        dataset: Name of the data set; `randlora-pl datasets` lists them. Your own images: `folder`, `table` (CSV,
+            TSV or Parquet), `hf` (Hugging Face datasets), `webdataset` (tar shards) and `pairs` (with captions).
+        root: Folder that holds the data (for `table` and `pairs` the file, for `webdataset` also a pattern or a list
+            of shards); by default the user's data folder.
         download: Fetch the data set if it is missing.
         shots: Few-shot training: this many images of each class.
         fraction: Train on this share of the images, between 0 and 1, stratified.
@@ -64,7 +62,7 @@ class ImageData(LightningDataModule):
         mean: Mean of the three channels on [0, 1]; by default the model's.
         std: Standard deviation of the three channels on [0, 1]; by default the model's.
         interpolation: `bicubic` or `bilinear`; by default the model's.
-        templates: Prompts with {} for the class name; by default the data set's.
+        templates: Prompts with {} for the class name, or a text file with one a line; by default the data set's.
         classnames: File with class names: one a line, CSV folder,name, or a JSON mapping.
         shots_file: JSON file of the chosen images: read if it exists, else written.
         seed: Selects the few-shot images, the order and the augmentation; validation and test are the same for all.
@@ -102,7 +100,7 @@ class ImageData(LightningDataModule):
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
         interpolation: str | None = None,
-        templates: list[str] | None = None,
+        templates: list[str] | str | None = None,
         classnames: str | None = None,
         shots_file: str | None = None,
         seed: int = 0,
@@ -113,6 +111,7 @@ class ImageData(LightningDataModule):
         self.row = catalog.find(dataset)
         options.check_subset(shots, fraction, train_split, self.row.captions)
         options.check_run(batch_size, eval_batch_size, epochs, steps, min_batches_per_epoch, sampling, num_workers)
+        templates = options.read_templates(templates)
         options.check_images(crop_scale, image_size, mean, std, interpolation, on_error, templates, self.row.captions)
         if root is None and self.row.own:
             raise UserError(f"The data set {dataset!r} needs --data.root: {self.row.source} ({self.row.layout})")
@@ -129,6 +128,7 @@ class ImageData(LightningDataModule):
         self.classnames_file, self.shots_file = classnames, shots_file
         self.skip = on_error == "skip"
         self.templates: list[str] = list(self.row.templates if templates is None else templates)
+        self._default_templates = templates is None
         self.classnames: list[str] = list(self.row.classnames)
         self.frame = Frame()
         self.plan: DrawPlan | None = None
@@ -143,6 +143,8 @@ class ImageData(LightningDataModule):
         """Fetches the data set if that was asked for; Lightning calls it in one process only."""
         if self.download:
             get.ensure(self.row, self.root, get.Logged())
+        if self.row.patterns:  # the other processes find the index
+            shards.index_all(self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads labels and class names, chooses the subset, and plans the draws.
@@ -164,8 +166,12 @@ class ImageData(LightningDataModule):
         if self._splits is None:
             self._splits = splits.Splits(lambda split: read(self.row, self.root, split))
             own_test = stage == "test" and self._splits.own_test
-            self.classnames = self._names((self._splits.test if own_test else self._splits.full).classes)
-        with self._meeting():
+            first = self._splits.test if own_test else self._splits.full
+            self.classnames = class_names(self.row, first.classes, self.classnames_file)
+            if self._default_templates and first.templates:
+                self.templates = list(first.templates)
+        strategy = None if self.trainer is None or self._world == 1 else self.trainer.strategy
+        with meeting(strategy) as self._meeting_place:
             if stage in ("fit", None):
                 window = self.batch_size * self._accumulate * self._world
                 self.plan = DrawPlan(len(self.samples("train")), self._draws(window), window, self.seed, self.sampling)
@@ -175,6 +181,7 @@ class ImageData(LightningDataModule):
                 self.samples("test")
             if stage in ("validate", "test") or (stage == "fit" and self.row.own):
                 self._complain_if_empty("val" if stage == "validate" else "test")
+        self._meeting_place = None
 
     def train_dataloader(self) -> Loader:
         """Training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""
@@ -298,19 +305,6 @@ class ImageData(LightningDataModule):
     def _key(self) -> dict[str, Any]:
         return splits.index_key(self.row.name, self.shots, self.fraction, self.train_split, self.seed)
 
-    def _names(self, found: Sequence[str]) -> list[str]:
-        own = self.row.classnames or found
-        if self.row.captions:
-            return list(own)
-        if self.classnames_file is not None:
-            names = read_classnames(Path(self.classnames_file).expanduser(), own)
-        else:
-            names = [name.replace("_", " ") for name in own] if self.row.own else list(own)
-        name, times = Counter(names).most_common(1)[0]
-        if times > 1 and (self.row.own or self.classnames_file is not None):  # ImageNet has two missiles, for one
-            raise UserError(f"Two classes are both called {name!r}: give them names with --data.classnames FILE")
-        return names
-
     def _subset(self, found: splits.Splits) -> Samples:
         samples = found.full if self.train_split == "full" else found.train
         path = None if self.shots_file is None else Path(self.shots_file).expanduser()
@@ -343,43 +337,22 @@ class ImageData(LightningDataModule):
         if isinstance(samples.images, ArrayImages) or not (small if self.cache_images is None else self.cache_images):
             return samples
         place = self._meeting_place
-        path = None if place is None else place.with_name(f"{place.name}-{len(self._held)}")
+        path = None if place is None else place / str(len(self._held))
         return replace(samples, images=CachedImages(samples.images, samples.rows, path=path))
-
-    @contextmanager
-    def _meeting(self) -> Iterator[None]:
-        """The processes of a machine meet at a file to share decoded images, which loses its name afterwards."""
-        if self.trainer is None or self._world == 1:
-            yield
-            return
-        own = shared_folder() / f"randlora-pl-{secrets.token_hex(8)}"
-        self._meeting_place = self.trainer.strategy.broadcast(own)
-        try:
-            yield
-            self.trainer.strategy.barrier("decoded images")
-        finally:
-            for samples in self._held.values():
-                if isinstance(samples.images, CachedImages):
-                    samples.images.unlink()
-            self._meeting_place = None
 
     def _late(self, samples: Samples) -> Late:
         """What is left to the device."""
-        if not self.device_transforms or self.trainer is None:  # no trainer calls `on_after_batch_transfer`
+        running = self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
+        if not self.device_transforms or self.trainer is None or not running:  # who iterates by hand wants floats
             return "nothing"
         device = self.trainer.strategy.root_device.type
         return "crops" if device == "cuda" and isinstance(samples.images, ArrayImages) else "colours"
 
     def _processes(self, split: str) -> int:
-        return self._workers(isinstance(self.samples(split).images, ArrayImages | CachedImages))
-
-    def _workers(self, in_memory: bool) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        if in_memory and (self.frame.size <= 64 or not torch.cuda.is_available()):
-            return 0
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(8, cpus // (1 if self.trainer is None else max(1, self.trainer.num_devices)))
+        in_memory = isinstance(self.samples(split).images, ArrayImages | CachedImages)
+        return default_workers(in_memory, self.frame, 1 if self.trainer is None else self.trainer.num_devices)
 
     def _eval(self, split: str) -> Loader:
         samples = self.samples(split)

@@ -1,6 +1,7 @@
 """Checks of what the user typed for the data, before anything is read."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from randlora_pl.data.plan import SAMPLING
 from randlora_pl.data.transforms import INTERPOLATIONS
@@ -48,6 +49,33 @@ def check_run(
     _positive("min_batches_per_epoch", min_batches_per_epoch, 0)
     _positive("num_workers", num_workers, 0)
     _one_of("sampling", sampling, SAMPLING)
+
+
+def read_templates(templates: Sequence[str] | str | None) -> list[str] | None:
+    """The prompts that were typed, or those of a text file, one a line; a text with {} is a single prompt.
+
+    Raises:
+        UserError: The file is missing, empty or no text, or one of its lines lacks {}.
+    """
+    if not isinstance(templates, str):
+        return None if templates is None else list(templates)
+    path = Path(templates).expanduser()
+    if not path.is_file():
+        if "{}" in templates:
+            return [templates]
+        raise UserError(
+            f"The prompt file {path} does not exist (--data.templates); a prompt itself has {{}} for the class name"
+        )
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The prompt file {path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if line and line.count("{}") != 1:
+            raise UserError(f"{path}, line {number}: {line!r} must have {{}} once, where the class name goes")
+    if not any(lines):
+        raise UserError(f"The prompt file {path} is empty: write one a line, such as: a photo of a {{}}.")
+    return [line for line in lines if line]
 
 
 def check_images(

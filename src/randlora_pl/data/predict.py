@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from randlora_pl.data.folders import list_images
 from randlora_pl.data.images import FileImages
 from randlora_pl.data.loader import Batch, Loader, load_images
+from randlora_pl.data.own.folders import list_images
 from randlora_pl.data.plan import EvalSchedule
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.transforms import Frame, ImageSpecLike, eval_batch

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from randlora_pl.data.catalog import get_command
 from randlora_pl.data.images import ArrayImages, Images
 from randlora_pl.data.row import Row
+from randlora_pl.data.strings import Strings
 from randlora_pl.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -32,6 +33,7 @@ class Samples:
         keys: A name for each sample that does not change between machines.
         classes: Names of the labels as the reader found them.
         groups: int64 (n,), at least 0: samples of one group stay in one split; None: each sample is its own group.
+        templates: Prompts that lie beside the images; empty where there are none.
     """
 
     images: Images
@@ -40,6 +42,7 @@ class Samples:
     keys: Sequence[str]
     classes: tuple[str, ...]
     groups: NDArray[np.int64] | None = None
+    templates: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,13 +58,17 @@ class Samples:
             self.images,
             self.rows[chosen],
             self.labels[chosen],
-            [self.keys[place] for place in chosen.tolist()],
+            self.keys.take(chosen) if isinstance(self.keys, Strings) else [self.keys[n] for n in chosen.tolist()],
             self.classes,
             None if self.groups is None else self.groups[chosen],
-        )
-        if "numbers" in vars(self):  # a million keys take a second to hash, and each split is a subset
-            vars(part)["numbers"] = self.numbers[chosen]
-        return part
+            self.templates,
+        )  # a million keys take a second to hash, and each split is a subset
+        return part.numbered(self.numbers[chosen]) if "numbers" in vars(self) else part
+
+    def numbered(self, numbers: NDArray[np.int64]) -> "Samples":
+        """These samples, whose `numbers` are known."""
+        vars(self)["numbers"] = numbers
+        return self
 
 
 def numbers_of(keys: Sequence[str]) -> NDArray[np.int64]:
@@ -146,7 +153,7 @@ def torchvision_set(
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train`` or ``test``; these classes have no ``val``.
-        download: Unused: `randlora_pl.data.get` fetches it.
+        download: Unused: `randlora_pl.data.getting.get` fetches it.
         name: Name of the class in `torchvision.datasets`.
         folder: Folder below the root that torchvision is given, for classes that make none of their own.
         keep: Labels to keep, renumbered in this order; None keeps all.

@@ -57,6 +57,7 @@ class Row:
         flip: Whether training flips images horizontally unless the user says otherwise.
         own: The user's own images: short runs are always extended, not only few-shot ones.
         captions: The labels are captions rather than classes: recall is what counts.
+        patterns: The root need not be a path: a pattern or a URL will do.
         note: A remark worth a line in a listing.
     """
 
@@ -77,6 +78,7 @@ class Row:
     flip: bool = True
     own: bool = False
     captions: bool = False
+    patterns: bool = False
     note: str = ""
 
     @property

@@ -33,7 +33,11 @@ def _ranks(labels: NDArray[np.int64], numbers: NDArray[np.int64], seed: int, nam
     """Place of each sample in a seeded order of its class: 0 for the first of its class, 1 for the second ..."""
     pieces = torch.split(torch.from_numpy(numbers), 2**14)  # fit the cache: several times as fast on a million
     words = torch.cat([rng.words(seed, name, piece) for piece in pieces]).numpy()
-    by_class = np.lexsort((numbers, words, labels))
+    by_word = np.argsort(words)
+    if (words[by_word[1:]] == words[by_word[:-1]]).any():  # next to never
+        by_word = np.lexsort((numbers, words))
+    short = labels[by_word].astype(np.min_scalar_type(labels.max(initial=0)))  # so short that NumPy sorts by digits
+    by_class = by_word[np.argsort(short, kind="stable")]
     counts = np.bincount(labels)
     firsts = np.repeat(np.cumsum(counts) - counts, counts)
     ranks = np.empty(len(labels), dtype=np.int64)
@@ -99,8 +103,9 @@ def set_aside(samples: Samples, total: int, name: str) -> tuple[Samples, Samples
         names, group = np.unique(samples.groups, return_inverse=True)
         picked = stratified(np.zeros(len(names), dtype=np.int64), names, total, SPLIT_SEED, name)
         chosen = np.flatnonzero(np.isin(group, picked)).astype(np.int64)
-    kept = np.setdiff1d(np.arange(len(samples)), chosen)
-    return samples.subset(kept), samples.subset(chosen)
+    kept = np.ones(len(samples), dtype=np.bool_)
+    kept[chosen] = False
+    return samples.subset(np.flatnonzero(kept)), samples.subset(chosen)
 
 
 def _units(samples: Samples) -> int:

@@ -3,20 +3,18 @@
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from randlora_pl.cache import cache_folder, write_whole
 from randlora_pl.errors import UserError
 from randlora_pl.models.spec import ModelIdentity
 
@@ -125,12 +123,6 @@ def cached_text_head(
     return head.to(device)
 
 
-def cache_folder() -> Path:
-    """Where computed files are kept: ``$RANDLORA_PL_CACHE`` or the system's folder for user caches."""
-    override = os.environ.get("RANDLORA_PL_CACHE")
-    return Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("randlora-pl"))
-
-
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
@@ -176,16 +168,9 @@ def _read(path: Path, key: str, classes: int) -> Tensor | None:
 
 
 def _write(path: Path, key: str, head: Tensor) -> None:
-    """Write under a temporary name and rename: readers and other processes never see half a file."""
     meta = {"key": key, "sha256": hashlib.sha256(_bytes(head)).hexdigest()}
+    content = save({"head": head.contiguous()}, metadata=meta)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        os.close(handle)
-        try:
-            save_file({"head": head.contiguous()}, temporary, metadata=meta)
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_whole(path, lambda stream: stream.write(content))
     except OSError as error:  # a full or read-only disk must not stop a run that needs no cache
         _log.warning("The text head cannot be cached in %s (%s).", path.parent, error)

@@ -35,17 +35,18 @@ class Copy:
 
 Copies = Callable[[str], Copy]
 
+_FOUND: dict[str, Copy] = {}  # outside the fixture, of which each test file that imports it has its own
+
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Copies:
     """The copy of a data set; it is shared, and not to be changed."""
-    found: dict[str, Copy] = {}
 
     def get(name: str) -> Copy:
-        if name not in found:
+        if name not in _FOUND:
             root = tmp_path_factory.mktemp(name)
-            found[name] = Copy(find(name), root, BUILDERS[name](root))
-        return found[name]
+            _FOUND[name] = Copy(find(name), root, BUILDERS[name](root))
+        return _FOUND[name]
 
     return get
 

@@ -1,10 +1,9 @@
 """What the readers of image files share: messages, and samples out of (path, label) entries."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from randlora_pl.data.images import FileImages, PathsBelow
+from randlora_pl.data.images import FileImages, PathsBelow, absent
 from randlora_pl.data.readers import Samples, in_key_order, missing
 from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError
@@ -48,24 +47,14 @@ def file_samples(
     Raises:
         UserError: An entry is there twice, or its file is not there.
     """
-    folders = sorted({path.rpartition("/")[0] for path, _ in entries})
-    there = {folder: _file_names(home / folder) for folder in folders}  # a listing each, not a question for each file
-    absent = [path for path, _ in entries if path.rpartition("/")[2] not in there[path.rpartition("/")[0]]]
-    if absent:
-        raise missing(
-            row,
-            root,
-            f"{len(absent)} of {len(entries)} images of {listed} are not there, the first: {home / absent[0]}",
-        )
     paths = [path for path, _ in entries]
+    lacking = absent(home, paths)
+    if lacking:
+        first = home / paths[lacking[0]]
+        raise missing(
+            row, root, f"{len(lacking)} of {len(entries)} images of {listed} are not there, the first: {first}"
+        )
     try:
         return in_key_order(FileImages(PathsBelow(home, paths)), [label for _, label in entries], paths, classes)
     except UserError as error:
         raise UserError(f"{row.title}: in {listed}, {error}") from error
-
-
-def _file_names(folder: Path) -> frozenset[str]:
-    try:
-        return frozenset(os.listdir(folder))  # noqa: PTH208 (a million Path objects are slow)
-    except (FileNotFoundError, NotADirectoryError):
-        return frozenset()

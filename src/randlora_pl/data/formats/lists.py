@@ -17,7 +17,7 @@ def resisc45(row: Row, root: Path, split: str, *, download: bool, known: tuple[s
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train``, ``val`` or ``test``.
-        download: Unused: `randlora_pl.data.get` fetches it.
+        download: Unused: `randlora_pl.data.getting.get` fetches it.
         known: Names of the class folders by label.
 
     Raises:

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from randlora_pl.data.images import SUFFIXES, FileImages, PathsBelow
-from randlora_pl.data.readers import Samples, in_key_order, missing
+from randlora_pl.data import listing
+from randlora_pl.data.images import SUFFIXES
+from randlora_pl.data.readers import Samples, missing
 from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError, near
 
@@ -41,7 +42,7 @@ def class_tree(
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train``, ``val`` or ``test``.
-        download: Unused: `randlora_pl.data.get` fetches it.
+        download: Unused: `randlora_pl.data.getting.get` fetches it.
         folders: Folder of each split below the root; a split that is left out is not there.
         known: Names of the class folders by label; None: the sorted folders, as many as the row has classes.
         pattern: Regular expression of the class folders where they are not known; its group is the class name.
@@ -57,14 +58,20 @@ def class_tree(
     home = root / folders[split]
     order = _classes(row, root, home, known, pattern, ignore)
     kinds = frozenset(suffixes) or SUFFIXES
-    labels: list[int] = []
-    paths: list[str] = []
-    for label, folder in enumerate(order):
-        found = _images(home / folder, kinds)
-        paths += [f"{folder}/{image}" for image in found]
-        labels += [label] * len(found)
+
+    def find(watch: listing.Watch) -> listing.Found:
+        labels: list[int] = []
+        paths: list[str] = []
+        for label, folder in enumerate(order):
+            watch(home / folder)
+            images = _images(home / folder, kinds)
+            paths += [f"{folder}/{image}" for image in images]
+            labels += [label] * len(images)
+        return listing.tree(paths, labels)
+
+    found = listing.stored((row.name, str(home.resolve()), split), (*order, "", *sorted(kinds)), find)
     names = row.classnames or [re.sub(f"^{pattern}$", r"\1", folder).replace("-", " ") for folder in order]
-    return in_key_order(FileImages(PathsBelow(home, paths)), labels, paths, names)
+    return listing.samples_of(found, home, names)
 
 
 def indexed_tree(
@@ -76,7 +83,7 @@ def indexed_tree(
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train``, ``val`` or ``test``.
-        download: Unused: `randlora_pl.data.get` fetches it.
+        download: Unused: `randlora_pl.data.getting.get` fetches it.
         folder: Folder of the class folders below the root.
         index: Name of the JSON file in ``indices``.
         options: Further arguments of `class_tree`.
@@ -134,5 +141,5 @@ def _classes(
 
 def _images(folder: Path, suffixes: frozenset[str]) -> list[str]:
     """Names of the images directly in a class folder: stray folders and files are in some of the archives."""
-    names = os.listdir(folder)  # noqa: PTH208 (a million Path objects are slow)
-    return [name for name in names if f".{name.rpartition('.')[2].lower()}" in suffixes and name[0] != "."]
+    names = sorted(os.listdir(folder))  # noqa: PTH208 (a million Path objects are slow)
+    return [name for name in names if name[name.rfind(".") :].lower() in suffixes and name[0] != "."]

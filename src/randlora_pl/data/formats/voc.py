@@ -19,7 +19,7 @@ def boxes(row: Row, root: Path, split: str, *, download: bool, known: tuple[str,
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train``, ``val`` or ``test``.
-        download: Unused: `randlora_pl.data.get` fetches it.
+        download: Unused: `randlora_pl.data.getting.get` fetches it.
         known: The annotations' names of the classes, by label.
 
     Raises:

@@ -27,7 +27,7 @@ def torchvision_files(
         row: The data set.
         root: Folder given to torchvision.
         split: ``train``, ``val`` or ``test``.
-        download: Unused: `randlora_pl.data.get` fetches it.
+        download: Unused: `randlora_pl.data.getting.get` fetches it.
         name: Name of the class in `torchvision.datasets`.
         splits: Torchvision's splits that make up each of ours; a split that is left out is not there.
         known: The class names that torchvision should find; None: none can be told without the files.

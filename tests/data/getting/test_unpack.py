@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from randlora_pl.data.unpack import unpack
+from randlora_pl.data.getting.unpack import unpack
 from randlora_pl.errors import UserError
 
 NOISE = np.random.default_rng(0).bytes(50_000)
@@ -154,7 +154,7 @@ def test_a_bomb_that_lies_about_its_size(tmp_path: Path) -> None:
 
 
 def test_a_bomb_of_empty_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("randlora_pl.data.unpack.FLOOR", 1 << 16)
+    monkeypatch.setattr("randlora_pl.data.getting.unpack.FLOOR", 1 << 16)
     path = pack(tmp_path, "tar.xz", {f"{number:06d}": b"" for number in range(3_000)})
     with pytest.raises(UserError, match="more than 200 times its size"):
         unpack(path, tmp_path / "out")

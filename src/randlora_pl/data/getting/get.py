@@ -13,10 +13,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from randlora_pl.data.catalog import get_command, place
-from randlora_pl.data.fetch import Tick, download, fetched, forget, host, megabytes, mismatch
+from randlora_pl.data.getting.fetch import Tick, download, fetched, forget, host, megabytes, mismatch
+from randlora_pl.data.getting.unpack import is_archive, unpack
 from randlora_pl.data.readers import SPLITS, read
 from randlora_pl.data.row import Archive, Row
-from randlora_pl.data.unpack import is_archive, unpack
 from randlora_pl.errors import UserError
 
 log = logging.getLogger("randlora_pl")

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from randlora_pl.data.catalog import find
-from randlora_pl.data.pairs import pairs
+from randlora_pl.data.own.pairs import pairs
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.splits import Splits
 from randlora_pl.errors import UserError
 
-from .conftest import save_image
+from ..conftest import save_image
 
 
 def write(folder: Path, text: str, images: int = 3) -> Path:
@@ -59,7 +59,7 @@ def test_captions_of_an_image_stay_in_one_split(tmp_path: Path) -> None:
         ("image,caption,split\nimages/0.png,a\n", "line 2: expected 3 fields"),
         ("image,caption,split\nimages/0.png,a,tran\n", "line 2: unknown split 'tran'"),
         ("image,caption\nimages/9.png,a\nimages/0.png,b\nimages/8.png,c\n", r"2 image files do not .*line 2: .*9.png"),
-        ("image,caption\n", "holds no pairs"),
+        ("image,caption\n", "holds nothing below its header"),
         ("image,caption,split\nimages/0.png,a,test\n", "no line of the split 'train'"),
     ],
 )

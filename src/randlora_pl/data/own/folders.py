@@ -1,16 +1,15 @@
 """A user's own folder of images: the sub-folders are the classes."""
 
-import csv
-import json
 import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from randlora_pl.data.images import FileImages, is_image
-from randlora_pl.data.readers import Samples, in_key_order
+from randlora_pl.data import listing
+from randlora_pl.data.images import SUFFIXES, is_image
+from randlora_pl.data.readers import Samples
 from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError, near
 
@@ -51,21 +50,30 @@ def folder(row: Row, root: Path, split: str, *, download: bool) -> Samples | Non
                 f"The class {unknown[0]!r} is in {home} but not in {found['train']}.{near(unknown[0], classes)}"
                 " Every class needs training images"
             )
-    paths: list[Path] = []
-    labels: list[int] = []
-    ignored: Counter[str] = Counter()
-    for label, name in enumerate(classes):
-        files = list_images(here[name], ignored) if name in here else []
-        if not files and split == "train":
-            raise UserError(f"The class folder {home / name} holds no images (.jpg, .png ...): add some or delete it")
-        paths += files
-        labels += [label] * len(files)
-    if ignored:
-        most, _ = ignored.most_common(1)[0]
-        kind = f"mostly {most}" if len(ignored) > 1 else most
-        log.warning("%d files in %s are no images of a known type and are left out (%s)", ignored.total(), home, kind)
-    keys = [_nfc(path.relative_to(home).as_posix()) for path in paths]
-    return in_key_order(FileImages(paths), labels, keys, classes)
+
+    def find(watch: listing.Watch) -> listing.Found:
+        paths: list[str] = []
+        labels: list[int] = []
+        ignored: Counter[str] = Counter()
+        for label, name in enumerate(classes):
+            files = image_names(here[name], ignored, watch) if name in here else []
+            if not files and split == "train":
+                raise UserError(
+                    f"The class folder {home / name} holds no images (.jpg, .png ...): add some or delete it"
+                )
+            paths += [f"{here[name].name}/{file}" for file in files]
+            labels += [label] * len(files)
+        notes = []
+        if ignored:
+            most, _ = ignored.most_common(1)[0]
+            kind = f"mostly {most}" if len(ignored) > 1 else most
+            left_out = f"{ignored.total()} files in {home} are no images of a known type and are left out"
+            notes.append(f"{left_out} ({kind})")
+        return listing.tree(paths, labels, [_nfc(path) for path in paths], notes)
+
+    there = [path.name for path in here.values()]
+    found_here = listing.stored(("folder", str(home.resolve()), split), (*classes, "", *there, str(home)), find)
+    return listing.samples_of(found_here, home, classes)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -130,17 +138,25 @@ def class_folders(home: Path) -> dict[str, Path]:
     return folders
 
 
-def list_images(home: Path, ignored: Counter[str] | None = None) -> list[Path]:
+def list_images(home: Path) -> list[Path]:
+    """All image files below ``home``, as by `image_names`; none where it is no folder."""
+    return [home / name for name in image_names(home, Counter(), os.fspath)] if home.is_dir() else []
+
+
+def image_names(home: Path, ignored: Counter[str], watch: Callable[[str], object]) -> list[str]:
     """All image files below ``home``, hidden files and folders left out; links to folders are followed, each once.
 
     Args:
         home: The folder.
         ignored: Receives the suffixes of the files that are no images.
+        watch: Told each folder before it is listed.
+
+    Returns:
+        Paths relative to ``home`` with forward slashes.
     """
-    if not home.is_dir():
-        return []
-    files: list[Path] = []
+    files: list[str] = []
     seen: set[str] = set()
+    watch(str(home))
     for place, folders, names in os.walk(home, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:  # a link to a folder above, or to one that was visited
@@ -148,59 +164,14 @@ def list_images(home: Path, ignored: Counter[str] | None = None) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
-            if is_image(path):
-                files.append(path)
-            elif ignored is not None:
-                ignored[path.suffix.lower() or path.name] += 1
+        for name in folders:
+            watch(os.path.join(place, name))  # noqa: PTH118 (before the walk gets there)
+        below = "" if place == str(home) else Path(place).relative_to(home).as_posix() + "/"
+        for name in sorted(names):
+            if name.startswith("."):
+                continue
+            if name[name.rfind(".") :].lower() in SUFFIXES:  # not by a Path: there may be a million
+                files.append(below + name)
+            else:
+                ignored[Path(name).suffix.lower() or name] += 1
     return files
-
-
-def read_classnames(path: Path, classes: Sequence[str]) -> list[str]:
-    """Class names from a file: one a line in the order of the classes, CSV ``folder,name``, or a JSON mapping.
-
-    Args:
-        path: The file; its suffix says which of the three it is.
-        classes: The data set's own names (for a folder: the sub-folders), by label.
-
-    Returns:
-        A name for each class.
-
-    Raises:
-        UserError: The file is missing, names too few or too many classes, or an unknown one.
-    """
-    if not path.is_file():
-        raise UserError(f"The class name file {path} does not exist (--data.classnames)")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".json":
-            loaded = json.loads(text)
-            if isinstance(loaded, list):
-                return _one_each(path, [str(name) for name in loaded], classes)
-            return _mapped(path, {str(key): str(name) for key, name in loaded.items()}, classes)
-        if path.suffix.lower() == ".csv":
-            lines = [line for line in csv.reader(text.splitlines()) if line]
-            for line in lines:
-                if len(line) != 2:
-                    raise UserError(f"{path}: {','.join(line)!r} is not of the form folder,name")
-            lines = lines[1:] if lines and lines[0] == ["folder", "name"] else lines
-            return _mapped(path, {key.strip(): name.strip() for key, name in lines}, classes)
-        return _one_each(path, [line.strip() for line in text.splitlines() if line.strip()], classes)
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, csv.Error) as error:
-        raise UserError(f"The class name file {path} cannot be read: {error}") from error
-
-
-def _one_each(path: Path, names: list[str], classes: Sequence[str]) -> list[str]:
-    if len(names) != len(classes):
-        raise UserError(f"{path} has {len(names)} class names, the data set has {len(classes)} classes")
-    return names
-
-
-def _mapped(path: Path, names: dict[str, str], classes: Sequence[str]) -> list[str]:
-    for key in names:
-        if key not in classes:
-            raise UserError(f"{path} names the class {key!r}, which the data set lacks.{near(key, classes)}")
-    missing = [name for name in classes if name not in names]
-    if missing:
-        raise UserError(f"{path} has no name for {len(missing)} of {len(classes)} classes, the first: {missing[0]!r}")
-    return [names[name] for name in classes]

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from randlora_pl.data import fetch
-from randlora_pl.data.fetch import download, length, megabytes
+from randlora_pl.data.getting import fetch
+from randlora_pl.data.getting.fetch import download, length, megabytes
 from randlora_pl.errors import UserError
 
 from .server import Server, md5, serving

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from randlora_pl.data.fetch import Tick
+from randlora_pl.data.getting.fetch import Tick
 from randlora_pl.errors import UserError
 
 RATIO = 200

@@ -1,4 +1,3 @@
-import json
 import logging
 from pathlib import Path
 
@@ -6,11 +5,11 @@ import numpy as np
 import pytest
 
 from randlora_pl.data.catalog import find
-from randlora_pl.data.folders import folder, list_images, read_classnames
+from randlora_pl.data.own.folders import folder, list_images
 from randlora_pl.data.readers import Samples
 from randlora_pl.errors import UserError
 
-from .conftest import Tree, save_image
+from ..conftest import Tree, save_image
 
 ROW = find("folder")
 
@@ -96,40 +95,6 @@ def test_class_in_test_only(tree: Tree) -> None:
     root = tree(**{"train/cat": 2, "train/dog": 2, "test/cat": 1, "test/dgo": 1})
     with pytest.raises(UserError, match=r"'dgo' is in .*test but not in .*train. Did you mean 'dog'\?"):
         read(root, "test")
-
-
-def test_classnames_files(tmp_path: Path) -> None:
-    def names(file: str, content: str) -> list[str]:
-        (tmp_path / file).write_text(content)
-        return read_classnames(tmp_path / file, ["n01", "n02"])
-
-    assert names("a.txt", "tench\n\n great white shark \n") == ["tench", "great white shark"]
-    assert names("a.csv", "folder,name\nn02,shark\nn01,tench\n") == ["tench", "shark"]
-    assert names("b.csv", 'n01,"tench, a fish"\nn02,shark\n') == ["tench, a fish", "shark"]
-    assert names("a.json", json.dumps({"n02": "shark", "n01": "tench"})) == ["tench", "shark"]
-    assert names("b.json", json.dumps(["tench", "shark"])) == ["tench", "shark"]
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("a.txt", "one", "has 1 class names, the data set has 2 classes"),
-        ("a.csv", "n01,tench,fish", "is not of the form folder,name"),
-        ("a.csv", "n1,tench\nn02,shark", r"names the class 'n1', which the data set lacks. Did you mean 'n01'"),
-        ("a.json", '{"n01": "tench"}', "no name for 1 of 2 classes, the first: 'n02'"),
-        ("a.json", '{"n01": ', "cannot be read"),
-        ("a.json", "3", "cannot be read"),
-    ],
-)
-def test_wrong_classnames_files(tmp_path: Path, file: str, content: str, message: str) -> None:
-    (tmp_path / file).write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_classnames(tmp_path / file, ["n01", "n02"])
-
-
-def test_missing_classnames_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        read_classnames(tmp_path / "names.txt", ["a"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,35 @@
+"""Where computed files are kept, and how they are written."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import platformdirs
+
+
+def cache_folder() -> Path:
+    """Where computed files are kept: ``$RANDLORA_PL_CACHE`` or the system's folder for user caches."""
+    override = os.environ.get("RANDLORA_PL_CACHE")
+    return Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("randlora-pl"))
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file under a temporary name and renames it: other processes never see half of it.
+
+    Args:
+        path: The file; its folder is made.
+        write: Writes the content.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

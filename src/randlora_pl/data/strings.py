@@ -1,0 +1,63 @@
+"""Many strings in one block of bytes: a million names without a million objects."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Strings(Sequence[str]):
+    """Strings that are made when asked for. They load and pickle at once, and forked processes share them.
+
+    Attributes:
+        raw: uint8, the UTF-8 bytes of all strings; file names that are no UTF-8 keep their bytes.
+        starts: int64 (n,), where each string begins in ``raw``.
+        ends: int64 (n,), where it ends.
+    """
+
+    raw: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "Strings":
+        """The given strings."""
+        joined = "".join(texts)
+        if joined.isascii():  # as many bytes as letters
+            block, lengths = joined.encode(), map(len, texts)
+        else:
+            parts = [text.encode("utf-8", "surrogateescape") for text in texts]
+            block, lengths = b"".join(parts), map(len, parts)
+        sizes = np.fromiter(lengths, np.int64, len(texts))
+        ends = np.cumsum(sizes)
+        return cls(np.frombuffer(block, np.uint8), ends - sizes, ends)
+
+    def take(self, places: NDArray[np.int64]) -> "Strings":
+        """The strings at the given places, in their order; the bytes are shared."""
+        return Strings(self.raw, self.starts[places], self.ends[places])
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Strings": ...
+    def __getitem__(self, place: int | slice) -> "str | Strings":
+        """The string at a place."""
+        if isinstance(place, slice):
+            return Strings(self.raw, self.starts[place], self.ends[place])
+        return self.raw[self.starts[place] : self.ends[place]].tobytes().decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        whole = self.raw.tobytes()
+        for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True):
+            yield whole[start:end].decode("utf-8", "surrogateescape")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # compared by content, and holds arrays
