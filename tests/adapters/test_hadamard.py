@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from randlora_pl.adapters import RandLoRA, delta_weights, hadamard, inject, trainable_parameters
 from randlora_pl.adapters.base import WeightShape
@@ -185,3 +186,15 @@ def test_golden_entries_of_the_structure() -> None:
     b = Hadamard(signs(300, 192, seed=2024), 300, 192, 192).matrix(torch.float64)
     position = torch.arange(b.numel(), dtype=torch.float64).view_as(b)
     assert (b * torch.cos(position)).sum().item() == pytest.approx(-193.92284729232185, rel=1e-9)
+
+
+def test_no_tracer_leaves_its_tensors_behind() -> None:
+    hadamard._CACHE.clear()
+    with FakeTensorMode():
+        Hadamard(torch.ones(12, dtype=torch.int8), 12, 12, 12).matrix(torch.float64)
+    Hadamard(torch.ones(12, dtype=torch.int8, device="meta"), 12, 12, 12).matrix(torch.float64)
+    assert all(type(tensor) is Tensor and not tensor.is_meta for tensor in hadamard._CACHE.values())
+    with torch.inference_mode():
+        Hadamard(signs(12, 12), 12, 12, 12).matrix(torch.float64)
+    assert not any(tensor.is_inference() for tensor in hadamard._CACHE.values())
+    assert hadamard._CACHE

@@ -78,12 +78,13 @@ def transform(size: int) -> Tensor:
 
 def _constant(size: int, like: Tensor) -> Tensor:
     """`transform` beside a tensor, made once."""
-    if torch.compiler.is_compiling() or like.is_meta:
-        return transform(size).to(like)
     key = (size, like.dtype, like.device)
-    if key not in _CACHE:
+    if torch.compiler.is_compiling() or key not in _CACHE:
         with torch.inference_mode(False), torch.no_grad():
-            _CACHE[key] = transform(size).to(like)
+            made = transform(size).to(like)
+        if torch.compiler.is_compiling() or made.is_meta or type(made) is not Tensor:  # a tracer's tensor
+            return made
+        _CACHE[key] = made
     return _CACHE[key]
 
 

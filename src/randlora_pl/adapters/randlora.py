@@ -12,6 +12,8 @@ contrary to section C.6 of the paper, which asks only whether rows coincide. ``d
 uniform beside ternary B_j and restores the full rank (a square layer at s = 200 may still lose the one
 or two rows where every B_j is zero). A binary A of two or three rows has so few kinds of
 columns that the rank may fall a little short of d as well; from rank 4 on it does not in practice.
+Hadamard bases have full rank by construction, for each d x d block of rows too (see `hadamard`); their A is
+always uniform.
 """
 
 from typing import Literal
