@@ -28,3 +28,17 @@ def test_the_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["cores"] >= 1 and facts["processor"] and facts["torch"]
     monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(OSError()))
     assert processor()
+
+
+def test_figures_are_handed_over_after_every_round_that_counts() -> None:
+    seen: list[dict[str, list[float]]] = []
+    numbers = iter(range(100))
+    in_turns({"a": lambda: float(next(numbers))}, 2, warm_up=False, after_round=seen.append)
+    assert seen == [{"a": [0.0]}, {"a": [0.0, 1.0]}]
+
+
+def test_every_other_round_may_go_backwards() -> None:
+    order: list[str] = []
+    cases = {name: (lambda name=name: order.append(name) or 0.0) for name in "ab"}
+    assert in_turns(cases, 3, warm_up=False, to_and_fro=True) == {"a": [0.0] * 3, "b": [0.0] * 3}
+    assert "".join(order) == "abbaab"

@@ -303,6 +303,36 @@ def test_two_commands_do_not_write_the_same_files(run: Run, publish: Publish) ->
     assert result.code == 1 and "Another command is fetching eurosat" in result.err
 
 
+def test_what_another_command_uses_is_not_tidied_away(run: Run, publish: Publish) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    publish("eurosat")
+    assert run("data", "get", "eurosat", "--root", "sets", "--keep").code == 0
+    with Path("sets/downloads/eurosat/.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        result = run("data", "get", "eurosat", "--root", "sets")
+    assert result.code == 0 and "no longer needed: EuroSAT.zip" in result.out
+    assert Path("sets/downloads/eurosat/EuroSAT.zip").exists()
+    assert run("data", "get", "eurosat", "--root", "sets").code == 0 and names("sets") == ["eurosat"]
+
+
+def test_commands_to_type_are_quoted(run: Run, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish("eurosat")
+    result = run("data", "get", "eurosat", "--root", "my sets")
+    assert result.out.endswith("--data.dataset eurosat --data.root 'my sets'\n")
+
+    def stop(*words: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fetch, "_next", stop)
+    assert run("data", "get", "eurosat", "--root", "a set").err.endswith("data get eurosat --root 'a set'\n")
+
+
+def test_an_archive_that_cannot_be_read_is_named(run: Run, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish("eurosat")
+    Path("sets/downloads/eurosat/EuroSAT.zip").mkdir(parents=True)
+    assert "EuroSAT.zip cannot be read: Is a directory" in run("data", "get", "eurosat", "--root", "sets").err
+
+
 def test_a_terminal_shows_a_bar_and_a_log_a_line_now_and_then(
     run: Run, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,23 @@ def test_what_has_just_changed_is_not_trusted(tree: Tree, listed: list[int], mon
     assert listed == [5, 5, 5]
 
 
+@pytest.mark.parametrize(("kind", "count"), [("ext4", 1), ("fuseblk", 1), ("fuse.gcsfuse", 2), ("fuse", 2)])
+def test_object_stores_are_listed_each_time(
+    kind: str, count: int, tree: Tree, listed: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their folders may have the same times whatever is in them."""
+    root = tree(cat=3, dog=2)
+    device = root.stat().st_dev
+    line = f"36 35 {os.major(device)}:{os.minor(device)} / /data rw shared:1 - {kind} bucket rw\n"
+    (tmp_path / "mounts").write_text(line + "and a line of another kind\n")
+    found = listing.timeless(str(tmp_path / "mounts"))
+    assert listing.timeless(str(tmp_path / "nowhere")) == frozenset()
+    monkeypatch.setattr(listing, "timeless", lambda: found)
+    must(root)
+    must(root)
+    assert len(listed) == count
+
+
 def test_few_files_are_not_worth_it(tree: Tree, listings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "LEAST", 10_000)
     must(tree(cat=3, dog=2))

@@ -26,22 +26,35 @@ class Spread:
 
 
 def in_turns(
-    cases: Mapping[str, Callable[[], float]], rounds: int, tick: Callable[[str], None] = lambda _: None
+    cases: Mapping[str, Callable[[], float]],
+    rounds: int,
+    tick: Callable[[str], None] = lambda _: None,
+    *,
+    warm_up: bool = True,
+    to_and_fro: bool = False,
+    after_round: Callable[[dict[str, list[float]]], None] = lambda _: None,
 ) -> dict[str, list[float]]:
-    """Figures of each case, one a round; every round goes through all cases, after one that does not count.
+    """Figures of each case, one a round; every round goes through all cases.
 
     Args:
         cases: What to measure, by name; each call gives one figure.
         rounds: Figures of each case.
         tick: Told the name of the case that is about to be measured.
+        warm_up: Whether a round that does not count comes first.
+        to_and_fro: Whether every other round goes backwards, so that no case always follows the same one,
+            which leaves it caches and an allocator in its own state.
+        after_round: Given the figures so far after each round that counts.
     """
     figures: dict[str, list[float]] = {name: [] for name in cases}
-    for number in range(-1, rounds):
-        for name, case in cases.items():
+    for number in range(-1 if warm_up else 0, rounds):
+        order = list(cases)
+        for name in order[::-1] if to_and_fro and number % 2 else order:
             tick(name)
-            figure = case()
+            figure = cases[name]()
             if number >= 0:
                 figures[name].append(figure)
+        if number >= 0:
+            after_round({name: list(found) for name, found in figures.items()})
     return figures
 
 
@@ -55,7 +68,8 @@ def machine() -> dict[str, Any]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    facts: dict[str, Any] = {"processor": processor(), "cores": cores, "torch": torch.__version__}
+    facts: dict[str, Any] = {"processor": processor(), "cores": cores, "threads": torch.get_num_threads()}
+    facts["torch"] = torch.__version__
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
     return facts | {"python": platform.python_version()}

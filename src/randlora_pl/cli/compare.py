@@ -1,12 +1,11 @@
 """``compare-methods``: every method on one few-shot data set, in one table."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from randlora_pl.cli.compose import read_config
 from randlora_pl.cli.configs import find_config
 from randlora_pl.cli.parsing import Parser
-from randlora_pl.cli.runs import new_folder
+from randlora_pl.cli.runs import output_folder
 from randlora_pl.errors import Terminated, UserError
 
 
@@ -42,7 +41,7 @@ def compare_verb(args: list[str]) -> int:
     comparison.check()
     if typed.tune:
         check_tuning(comparison)
-    folder = _folder(typed.output)
+    folder = output_folder(typed.output, "compare-methods")
     try:
         if typed.tune:
             print(f"\nThe best rates, to be put below methods:\n{best_rates(comparison, tune(comparison, folder))}")
@@ -57,16 +56,3 @@ def compare_verb(args: list[str]) -> int:
     print(f"\nFigures: {folder}/ ({', '.join(sorted(path.name for path in folder.iterdir()))})")
     print(f"Next: randlora-pl {following}")
     return 0
-
-
-def _folder(output: str | None) -> Path:
-    """A new folder for the figures."""
-    if output is None:
-        return new_folder(Path("runs"), "compare-methods", "--output")
-    try:
-        Path(output).mkdir(parents=True)
-    except FileExistsError as error:
-        raise UserError(f"{output} exists; name a new folder, nothing is overwritten.") from error
-    except OSError as error:
-        raise UserError(f"{output} cannot be made ({error.strerror}); name another --output.") from error
-    return Path(output)

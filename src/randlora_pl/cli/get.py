@@ -1,5 +1,6 @@
 """``data get``: fetch data sets, or say which file to put where."""
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -42,7 +43,7 @@ def get_verb(args: list[str]) -> int:
         return _get([row for row in rows if not row.own], root, typed.keep, typed.all)
     except KeyboardInterrupt as stop:
         again = "--all" if typed.all else " ".join(typed.names)
-        where = "" if typed.root is None else f" --root {typed.root}"
+        where = "" if typed.root is None else f" --root {shlex.quote(typed.root)}"
         raise type(stop)(f"what has come is kept; go on: randlora-pl data get {again}{where}") from None
 
 
@@ -90,7 +91,7 @@ def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
     if failed:
         print(f"\nNot got: {', '.join(row.name for row in failed)}; to try again: the same command")
     if got:
-        where = "" if root == default_root() else f" --data.root {root}"
+        where = "" if root == default_root() else f" --data.root {shlex.quote(str(root))}"
         print(f"\nNext: randlora-pl fit --config clip_vitb32 --data.dataset {got[0].name}{where}")
     return 1 if failed or (helpless and not everything) else 0
 

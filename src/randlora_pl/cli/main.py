@@ -40,7 +40,7 @@ Run       fit        train, with a test before and after; --resume RUN goes on a
           predict    classify images with an adapter
           compare-methods   every method on 16 shots of the digits, in one table
           zeroshot   an untrained CLIP on the test images, beside published figures
-          bench      data NAME: images a second of each stage of the input pipeline
+          bench      data NAME | train | captions | adapters: speed and memory of the pipeline and of training steps
 Look up   datasets   data sets; datasets NAME tells all about one
           data       get NAME | check NAME | show NAME: download it, is it complete, what does it look like
           models     backbones

@@ -92,7 +92,11 @@ Get a data set; is it what it should be, and what does it look like?
 How fast is this machine? Everything compared is timed in turns, in one run.
 
   randlora-pl bench data NAME          images a second of each stage of the input pipeline, beside plain torchvision
+  randlora-pl bench train              whole training steps: full fine-tuning, LoRA, RandLoRA, and PEFT's if installed
+  randlora-pl bench captions           steps of the vision-language task: captions encoded once, and one an image
+  randlora-pl bench adapters           adapted layers against width, tokens, number of bases and depth
 
+  data:
   --root PATH          Folder that holds the data (default: the user's data folder)
   --image-size PIXELS  Height and width of the batches' images (default 224)
   --batch-size N       Images of a batch (default 64)
@@ -100,6 +104,30 @@ How fast is this machine? Everything compared is timed in turns, in one run.
   --images N           Images of a round (default 1024)
   --rounds N           Times that everything is measured; the median and the extremes are shown (default 5)
   --output FILE        JSON file for the figures, a new one
+
+  train, captions, adapters; random weights, random data:
+  --precision P        32, or bf16 for autocast (default 32)
+  --rounds N           Times that everything is measured (default 5; captions and adapters 3)
+  --threads N          Threads of PyTorch on a CPU (default: its own choice)
+  --device DEVICE      cpu or cuda (default: cuda where there is one)
+  --output FOLDER      A new folder for bench.json, table.md and bench.png (default runs/bench-VERB/TIME)
+
+  train:
+  --model NAME         A model of timm, or the image tower of one of open_clip (default vit_base_patch32_224)
+  --library NAME       timm or open_clip, where both know the name
+  --batch-size N       Images of a step (default 64)
+  --methods NAME ...   full lora randlora randlora-hadamard randlora-ternary peft-lora peft-randlora (default: all)
+  --rss                Measure the resident set of a process for each method as well; takes as long again
+
+  captions:
+  --model NAME         A CLIP model of open_clip (default ViT-B-32)
+  --batch-size N       Images of a step (default 128)
+  --classes N          Captions that differ (default 10)
+
+  adapters:
+  --sweeps NAME ...    width tokens rank depth (default: all)
+  --widths N ...       Features; likewise --tokens, --ranks (bases are width / rank), --depths
+  --methods NAME ...   As for train
 """,
     "datasets": """\
 List the data sets (datasets), or tell all about some of them (datasets NAME ...).

@@ -65,6 +65,36 @@ def new_folder(root: Path, name: str, option: str = "--run.root") -> Path:
     raise UserError(f"{root / name} has a hundred runs of this second; give another --run.name.")
 
 
+def output_folder(output: str | None, name: str) -> Path:
+    """A new folder for figures: the one that was asked for, or ``runs/name/TIME``.
+
+    Args:
+        output: What the user typed behind ``--output``.
+        name: Name of the folder of all such figures.
+
+    Raises:
+        UserError: It exists, or cannot be made.
+    """
+    if output is None:
+        return new_folder(Path("runs"), name, "--output")
+    check_new(output)
+    try:
+        Path(output).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{output} cannot be made ({error.strerror}); name another --output.") from error
+    return Path(output)
+
+
+def check_new(output: str | None) -> None:
+    """Refuses a folder that exists.
+
+    Raises:
+        UserError: It does.
+    """
+    if output is not None and Path(output).exists():
+        raise UserError(f"{output} exists; name a new folder, nothing is overwritten.")
+
+
 def missing_folders(folder: Path) -> list[Path]:
     """Which of a folder and those above it do not exist, the innermost first."""
     return [place for place in (folder, *folder.parents) if not place.exists()]

@@ -117,7 +117,7 @@ def absent(home: Path, names: Sequence[str]) -> list[int]:
         folder, _, file = name.rpartition("/")
         if folder not in there:
             there[folder] = _file_names(home / (folder or ("/" if name.startswith("/") else "")))
-        if file not in there[folder] and not (home / name).is_file():
+        if file not in there[folder] and not _is_file(home / name):
             missing.append(place)
     return missing
 
@@ -125,8 +125,15 @@ def absent(home: Path, names: Sequence[str]) -> list[int]:
 def _file_names(folder: Path) -> frozenset[str]:
     try:
         return frozenset(os.listdir(folder))  # noqa: PTH208 (a million Path objects are slow)
-    except OSError:
+    except (OSError, ValueError):  # a null byte
         return frozenset()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # its name is too long, or its folder may not be looked into
+        return False
 
 
 @dataclass(frozen=True)

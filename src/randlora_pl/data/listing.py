@@ -3,13 +3,14 @@
 Listing, sorting and hashing a million names takes seconds on a fast disk and minutes on a slow one. A stored listing
 is trusted if every folder that was listed still has the same times and inode: whatever is added, removed or renamed
 changes those of its folder. One that had changed within the last seconds is not stored, because a file system with
-coarse times would not show a second change.
+coarse times would not show a second change; nor is one of a mounted object store, whose folders have made-up times.
 """
 
 import hashlib
 import json
 import logging
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from randlora_pl.data.readers import Samples, numbers_of
 from randlora_pl.data.strings import Strings
 from randlora_pl.errors import UserError
 
-VERSION = 1
+VERSION = 2
 """Raise when what is stored changes, so that old files are not found."""
 
 LEAST = 10_000
@@ -67,21 +68,25 @@ class Watch:
         paths: The places.
         stamps: What tells whether a place has changed, three numbers each.
         settled: Whether all had been left alone for a while.
+        timeless: Devices whose folders have times that mean nothing.
     """
 
     paths: list[str] = field(default_factory=list)
     stamps: list[tuple[int, int, int]] = field(default_factory=list)
     settled: bool = True
+    timeless: frozenset[int] = field(default_factory=lambda: timeless())
 
     def __call__(self, path: str | os.PathLike[str]) -> None:
         """Notes the state of a folder or file; one that cannot be seen is not settled."""
         try:
-            state = stamp(path)
+            state = os.stat(path)  # noqa: PTH116 (a Path for each of ten thousand folders is slow)
         except OSError:
             self.settled = False
             return
-        self.add(os.fspath(path), state)
-        self.settled &= max(state[:2]) + SETTLED_NS < time.time_ns()
+        mark = _stamp(state)
+        self.add(os.fspath(path), mark)
+        self.settled &= max(mark[:2]) + SETTLED_NS < time.time_ns()
+        self.settled &= not (stat.S_ISDIR(state.st_mode) and state.st_dev in self.timeless)
 
     def add(self, path: str, state: tuple[int, int, int]) -> None:
         """Notes a place whose state is known."""
@@ -92,16 +97,36 @@ class Watch:
 def stamp(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     """Two times in nanoseconds and a third number: the inode of a folder, the size of a file.
 
-    A folder's second time is that of its last change, which nobody can set: tools that copy folders set the first.
-    Of a file that one is left out, because making a link or giving rights changes it.
+    The second time is that of its last change, which nobody can set: tools that copy files and folders set the first.
 
     Raises:
         OSError: It is not there.
     """
-    state = os.stat(path)  # noqa: PTH116 (a Path for each of ten thousand folders is slow)
-    if stat.S_ISDIR(state.st_mode):
-        return state.st_mtime_ns, state.st_ctime_ns, state.st_ino % 2**63
-    return state.st_mtime_ns, 0, state.st_size
+    return _stamp(os.stat(path))  # noqa: PTH116 (a Path for each of ten thousand folders is slow)
+
+
+def _stamp(state: os.stat_result) -> tuple[int, int, int]:
+    third = state.st_ino % 2**63 if stat.S_ISDIR(state.st_mode) else state.st_size
+    return state.st_mtime_ns, state.st_ctime_ns, third
+
+
+def timeless(mounts: str = "/proc/self/mountinfo") -> frozenset[int]:
+    """Devices that programs serve as file systems (FUSE), such as object stores, which may give folders any times.
+
+    Args:
+        mounts: Linux's list of mounts; elsewhere there is none, and nothing is known.
+    """
+    found = set()
+    try:
+        with open(mounts, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123
+            for line in lines:
+                left, _, right = line.partition(" - ")
+                if re.match(r"fuse(\.| )", right):  # not fuseblk: NTFS, on a disk
+                    major, minor = left.split()[2].split(":")
+                    found.add(os.makedev(int(major), int(minor)))
+    except (OSError, ValueError, IndexError):
+        pass
+    return frozenset(found)
 
 
 def stamps(paths: Sequence[str]) -> list[tuple[int, int, int]]:

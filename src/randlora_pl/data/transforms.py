@@ -184,9 +184,7 @@ def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
         image = _crops(image, boxes, frame)
     elif image.shape[-2:] != (frame.size, frame.size):
         image = _centre(image, frame)
-    if mirror is not None:
-        image = torch.where(mirror.view(-1, 1, 1, 1), image.flip(-1), image)
-    batch["image"] = normalise(image, frame)
+    batch["image"] = normalise(image, frame, mirror)
     return batch
 
 
@@ -228,14 +226,34 @@ def _resize(planes: Tensor, height: int, width: int, interpolation: str) -> Tens
     return resized
 
 
-def normalise(batch: Tensor, frame: Frame) -> Tensor:
-    """uint8 (b, 1 or 3, h, w) to float32 (b, 3, h, w), grey repeated in the three channels."""
-    mean, std = (torch.tensor(values, device=batch.device).view(3, 1, 1) for values in (frame.mean, frame.std))
-    colours = _empty((len(batch), 3, *batch.shape[2:]), torch.float32, batch.device)
-    at_once = 1 if batch.device.type == "cpu" else max(1, len(batch))  # an image fits a processor's cache
-    for part, pixels in zip(torch.split(colours, at_once), torch.split(batch, at_once), strict=True):
-        part.copy_(pixels.expand(-1, 3, -1, -1)).mul_(1 / (255 * std)).sub_(mean / std)
-    return colours
+def normalise(batch: Tensor, frame: Frame, mirror: Tensor | None = None) -> Tensor:
+    """uint8 (b, 1 or 3, h, w) to float32 (b, 3, h, w), grey repeated in the three channels.
+
+    Args:
+        batch: The images.
+        frame: Mean and standard deviation.
+        mirror: bool (b,), which images to mirror; None: none.
+    """
+    scale, shift = (values.view(3, 1, 1) for values in _scale_and_shift(frame))
+    if batch.device.type != "cpu":
+        if mirror is not None:
+            batch = torch.where(mirror.view(-1, 1, 1, 1), batch.flip(-1), batch)
+        colours = batch.to(torch.float32).expand(-1, 3, -1, -1).contiguous()
+        return colours.mul_(scale.to(batch.device)).sub_(shift.to(batch.device))
+    # NumPy, an image at a time: each stays in the processor's cache, and PyTorch's threads, which here would wait for
+    # each other among busy worker processes, stay asleep.
+    whole = _empty((len(batch), 3, *batch.shape[2:]), torch.float32, batch.device)
+    turned = [False] * len(batch) if mirror is None else mirror.tolist()
+    for pixels, colours, turn in zip(batch.numpy(), whole.numpy(), turned, strict=True):
+        np.multiply(pixels[..., ::-1] if turn else pixels, scale.numpy(), out=colours)
+        np.subtract(colours, shift.numpy(), out=colours)
+    return whole
+
+
+def _scale_and_shift(frame: Frame) -> tuple[Tensor, Tensor]:
+    """1 / (255 std) and mean / std, float32 (3,)."""
+    mean, std = torch.tensor(frame.mean), torch.tensor(frame.std)
+    return 1 / (255 * std), mean / std
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -19,6 +19,10 @@ class Server:
         statuses: Codes with which the next requests are refused.
         ranges: Whether parts are sent.
         tags: Whether a version is named.
+        weak: Whether its name is a weak one, which proves nothing.
+        totals: Whether parts say how long the whole is.
+        encoding: Content-Encoding that is claimed.
+        changes: Content of each file after the next request for it.
         kind: Content-Type.
         lie: Bytes added to the length that is announced.
         asked: (method, path, Range) of each request.
@@ -30,6 +34,10 @@ class Server:
     statuses: list[int] = field(default_factory=list)
     ranges: bool = True
     tags: bool = True
+    weak: bool = False
+    totals: bool = True
+    encoding: str = ""
+    changes: dict[str, bytes] = field(default_factory=dict)
     kind: str = "application/octet-stream"
     lie: int = 0
     asked: list[tuple[str, str, str]] = field(default_factory=list)
@@ -64,6 +72,7 @@ def serving() -> Iterator[Server]:
             if path not in served.files or (body and served.statuses):
                 return self.send_error(served.statuses.pop(0) if path in served.files else 404)
             content = served.files[path]
+            served.files |= {path: served.changes.pop(path)} if path in served.changes else {}
             tag = f'"{hashlib.md5(content).hexdigest()}"'
             start = 0
             if wanted and served.ranges and self.headers.get("If-Range", tag) == tag:
@@ -74,13 +83,16 @@ def serving() -> Iterator[Server]:
                     self.send_header("Content-Length", "0")
                     return self.end_headers()
                 self.send_response(206)
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                total = len(content) if served.totals else "*"
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{total}")
             else:
                 self.send_response(200)
             self.send_header("Content-Type", served.kind)
             self.send_header("Content-Length", str(len(content) - start + served.lie))
             if served.tags:
-                self.send_header("ETag", tag)
+                self.send_header("ETag", f"W/{tag}" if served.weak else tag)
+            if served.encoding:
+                self.send_header("Content-Encoding", served.encoding)
             self.end_headers()
             if body:
                 end = start + served.drops.pop(0) if served.drops else len(content)

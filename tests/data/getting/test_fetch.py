@@ -96,6 +96,29 @@ def test_without_versions_a_changed_file_is_noticed_by_its_checksum(
     assert target.read_bytes() == OTHER and server.ranges_asked()[-1] == ""
 
 
+def test_a_file_that_changes_while_it_is_fetched_starts_anew(server: Server, target: Path) -> None:
+    server.weak, server.drops = True, [300_000]
+    server.files["a.bin"], server.changes["a.bin"] = OTHER, CONTENT
+    download([f"{server.url}/a.bin"], target, md5(CONTENT))
+    assert target.read_bytes() == CONTENT and server.ranges_asked() == ["", "bytes=300000-", ""]
+
+
+def test_a_part_of_a_whole_of_unknown_length_is_not_taken_for_its_rest(server: Server, target: Path) -> None:
+    server.totals, server.drops = False, [300_000, 200_000]
+    download([f"{server.url}/a.bin"], target)
+    assert target.read_bytes() == CONTENT and len(server.asked) == 3
+
+
+def test_packed_answers(server: Server, target: Path) -> None:
+    server.encoding = "gzip"
+    with pytest.raises(UserError, match=r"^127.0.0.1:\d+ sends the file packed once more \(gzip\)"):
+        download([f"{server.url}/a.bin"], target)
+    server.encoding = "x-gzip"  # what Apache says of a .tgz that it sends as it is
+    server.files["a.tgz"] = CONTENT
+    download([f"{server.url}/a.tgz"], target.with_name("a.tgz"))
+    assert target.with_name("a.tgz").read_bytes() == CONTENT
+
+
 def test_without_versions_and_checksum_nothing_is_resumed(
     server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

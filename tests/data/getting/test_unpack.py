@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import lzma
 import stat
 import tarfile
 import zipfile
@@ -157,6 +158,75 @@ def test_a_bomb_of_empty_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("randlora_pl.data.getting.unpack.FLOOR", 1 << 16)
     path = pack(tmp_path, "tar.xz", {f"{number:06d}": b"" for number in range(3_000)})
     with pytest.raises(UserError, match="more than 200 times its size"):
+        unpack(path, tmp_path / "out")
+
+
+def header(size: int, kind: bytes) -> bytes:
+    info = tarfile.TarInfo("x")
+    info.size, info.type = max(0, size), kind
+    raw = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    if size < 0:
+        raw[124:136] = b"\xff" + (size % 2**88).to_bytes(11, "big")
+        raw[148:156] = b" " * 8
+        raw[148:156] = b"%06o\0 " % sum(raw)
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("size", [-1024, 10 << 20, 2**40, 2**62, 2**70])
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.REGTYPE])
+def test_sizes_in_headers_are_not_believed(
+    tmp_path: Path, kind: bytes, size: int, pack: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / ("a.tar" if pack is bytes else "a.tar.gz")
+    path.write_bytes(pack(header(0, tarfile.REGTYPE) + header(size, kind) + bytes(40_000)))
+    with pytest.raises(
+        UserError, match=r"was refused: (a header in it claims|what it holds is)|unexpected end of data"
+    ):
+        unpack(path, tmp_path / "out")
+
+
+def test_long_names_are_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is what nobody unpacks."""
+    monkeypatch.setattr("randlora_pl.data.getting.unpack.FLOOR", 1 << 16)
+    path = tmp_path / "a.tar.gz"
+    for content in (header(1 << 20, tarfile.GNUTYPE_LONGNAME) + bytes(1 << 20), bytes(40 << 20)):
+        path.write_bytes(gzip.compress(header(0, tarfile.REGTYPE) + content))
+        with pytest.raises(UserError, match="what it holds is more than 200 times its size"):
+            unpack(path, tmp_path / "out")
+    tar(path, {"._" + "x" * 90: bytes(1 << 20), "a": b""})
+    with pytest.raises(UserError, match="what it holds is more than 200 times its size"):
+        unpack(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.xz"])
+def test_tars_that_are_not_whole(tmp_path: Path, suffix: str) -> None:
+    plain = tar(tmp_path / "whole.tar", {"a": NOISE, "b": NOISE, "c": b"c"}).read_bytes()
+    second = plain.index(b"b\0\0\0")
+    path = tmp_path / f"archive.{suffix}"
+    pack = {"tar": bytes, "tar.gz": gzip.compress, "tar.xz": lzma.compress}[suffix]
+    for damaged, why in (
+        (plain[:second], "it has no end mark"),
+        (plain[:second] + b"rubbish" + plain[second + 7 :], "it has no end mark"),
+        (plain[:second] + bytes(512) + plain[second + 512 :], "it goes on after a block of zeros"),
+        (plain[:second] + bytes(8192) + plain[second + 8192 :], "it goes on after its end mark"),
+        (plain + plain, "it goes on after its end mark"),
+    ):
+        path.write_bytes(pack(damaged))
+        with pytest.raises(UserError, match=f"is damaged and was not unpacked: {why}"):
+            unpack(path, tmp_path / "out")
+    end = plain.index(b"c\0\0\0") + 1024
+    for whole in (plain[: end + 1024], plain[: end + 1024] + b"left on the tape", plain + bytes(1 << 20)):
+        path.write_bytes(pack(whole))
+        assert unpack(path, tmp_path / "out") == 3
+
+
+def test_the_checksum_of_gzip_is_compared(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar.gz", {"a": NOISE})
+    damaged = bytearray(path.read_bytes())
+    damaged[-6] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="CRC check failed"):
         unpack(path, tmp_path / "out")
 
 

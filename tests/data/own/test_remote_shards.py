@@ -32,6 +32,7 @@ class Server:
     url: str = ""
     asked: list[str] = field(default_factory=list)
     ranges: bool = True
+    marks: bool = True
     failing: int = 0
 
 
@@ -64,11 +65,16 @@ class Handler(SimpleHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(part)
 
+    def send_header(self, keyword: str, value: str) -> None:
+        if self.answers.marks or keyword != "Last-Modified":
+            super().send_header(keyword, value)
+
     def end_headers(self) -> None:
         path = Path(self.translate_path(self.path))
         if path.is_file():
             self.send_header("Accept-Ranges", "bytes" if self.answers.ranges else "none")
-            self.send_header("ETag", str(path.stat().st_mtime_ns))
+            if self.answers.marks:
+                self.send_header("ETag", str(path.stat().st_mtime_ns))
         super().end_headers()
 
 
@@ -138,6 +144,21 @@ def test_a_changed_shard_is_indexed_anew(server: Server, tmp_path: Path) -> None
     assert list(must(f"{server.url}/train-000000.tar").keys) == ["a.png"]
 
 
+def test_without_marks_no_index_is_kept(server: Server, tmp_path: Path) -> None:
+    """Another shard of the same size could not be told from the first."""
+    server.marks = False
+    for labels in ("01", "10"):
+        write_tar(tmp_path / "0.tar", ("a.png", b""), ("a.cls", labels[0]), ("b.png", b""), ("b.cls", labels[1]))
+        assert must(f"{server.url}/0.tar").labels.tolist() == [int(label) for label in labels]
+
+
+def test_what_follows_an_end_mark_is_not_lost(server: Server, tmp_path: Path) -> None:
+    (path,) = write_shards(tmp_path, 4)
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(UserError, match=r"has an end mark at byte .*, but goes on at byte"):
+        must(f"{server.url}/train-000000.tar")
+
+
 def test_a_broken_connection_is_tried_again(server: Server, tmp_path: Path) -> None:
     write_shards(tmp_path, 4)
     samples = must(f"{server.url}/train-000000.tar")
@@ -160,7 +181,7 @@ def test_missing_shards_and_servers(server: Server, tmp_path: Path) -> None:
     write_shards(tmp_path, 4)
     with pytest.raises(UserError, match=r"train-000001.tar cannot be read: there is no such file"):
         must(f"{server.url}/train-{{000000..000001}}.tar")
-    with pytest.raises(UserError, match=r"The shard http://127.0.0.1:9/a.tar cannot be read"):
+    with pytest.raises(UserError, match=r"The shard http://127.0.0.1:9/a.tar cannot be read: Connect call failed"):
         must("http://127.0.0.1:9/a.tar")
 
 

@@ -1,7 +1,9 @@
 """Tar shards are read like any other data set, wherever they lie."""
 
+import os
 import pickle
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -294,6 +296,26 @@ def test_the_index_is_made_once_and_anew_when_a_shard_changes(tmp_path: Path, mo
     assert len(must(tmp_path)) == 14 and len(scanned) == 3
 
 
+def replaced(path: Path) -> None:
+    write_tar(path.with_name("new"), ("a.png", picture(0)), ("a.cls", "1"), ("b.png", picture(1)), ("b.cls", "0"))
+    path.with_name("new").replace(path)
+
+
+def overwritten(path: Path) -> None:
+    write_tar(path, ("a.png", picture(0)), ("a.cls", "1"), ("b.png", picture(1)), ("b.cls", "0"))
+
+
+@pytest.mark.parametrize("change", [replaced, overwritten])
+def test_another_shard_of_equal_size_and_time_is_noticed(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    path = write_tar(tmp_path / "0.tar", ("a.png", picture(0)), ("a.cls", "0"), ("b.png", picture(1)), ("b.cls", "1"))
+    before = path.stat()
+    assert must(tmp_path).labels.tolist() == [0, 1]
+    change(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert must(tmp_path).labels.tolist() == [1, 0]
+
+
 def one(tmp_path: Path, *members: tuple[str, bytes | str | int | dict]) -> Path:
     return write_tar(tmp_path / "0.tar", ("ok.png", picture(0)), ("ok.cls", "0"), *members)
 
@@ -313,6 +335,7 @@ def one(tmp_path: Path, *members: tuple[str, bytes | str | int | dict]) -> Path:
         ([("a.png", b""), ("a.cls", "-1")], r"0.tar:a.png: the label '-1' is not a number from 0 to 0"),
         ([("a.png", b""), ("a.cls", "cat")], r"some labels are numbers \(0\), others are names \('cat'\)"),
         ([("a.png", b""), ("a.cls", "99999999")], "the label 99999999 cannot be a class number"),
+        ([("a.png", b""), ("a.cls", "01000000")], "0.tar:a.png: the label 01000000 cannot be a class number"),
     ],
 )
 def test_samples_that_make_no_sense(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:
@@ -348,6 +371,38 @@ def test_damaged_shards_are_named_with_the_place(tmp_path: Path, caplog: pytest.
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"0.tar is no tar file"):
             must(tmp_path)
+
+
+def test_what_follows_an_end_mark_is_not_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (path, other) = write_shards(tmp_path, 40, each=20)
+    whole, more = path.read_bytes(), other.read_bytes()
+    other.unlink()
+    begins = whole.index(b"000004.png")
+    path.write_bytes(whole[:begins] + bytes(8192) + whole[begins + 8192 :])
+    with pytest.raises(
+        UserError, match=rf"0.tar has an end mark at byte {begins:,}, but goes on at byte [\d,]+: it is"
+    ):
+        must(tmp_path)
+    path.write_bytes(whole + more)
+    with pytest.raises(UserError, match=rf"but goes on at byte {len(whole):,}: it is damaged, or was joined"):
+        must(tmp_path)
+    path.write_bytes(whole + bytes(300_000))  # tar -b 600
+    assert len(must(tmp_path)) == 20 and not caplog.text
+    path.write_bytes(whole[:begins] + bytes(2_000_000))  # disk space was set aside for it, and not filled
+    assert len(must(tmp_path)) == 4 and f"nothing but zeros from byte {begins:,} on" in caplog.text
+
+
+def test_sparse_members_are_refused(tmp_path: Path) -> None:
+    path = one(tmp_path)
+    info = tarfile.TarInfo("a.png")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"%011o\0" % 5000  # its size with the holes
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(header + path.read_bytes())
+    with pytest.raises(UserError, match=r"0.tar: the member 'a.png' is sparse"):
+        must(tmp_path)
 
 
 def test_a_shard_that_changes_while_it_is_used(tmp_path: Path) -> None:

@@ -80,6 +80,43 @@ def test_absolute_paths(tmp_path: Path) -> None:
     assert samples.images.load(0).shape == (16, 20, 3)
 
 
+def test_names_do_not_depend_on_how_the_root_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "home", f"path,label\n{tmp_path}/home/images/0.png,cat\n../home/images/1.png,dog\n")
+    (tmp_path / "sub/deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    (tmp_path / "away").symlink_to(tmp_path / "sub/deep")
+    monkeypatch.chdir(tmp_path)
+    roots = ["home/photos.csv", "sub/../home/photos.csv", "link/photos.csv", "away/../../home/photos.csv", path]
+    for root in map(Path, roots):
+        samples = must(root)
+        assert samples.keys == ["images/0.png", "images/1.png"]
+        assert samples.images.load(1).shape == (16, 20, 3)
+    path.write_text(f"path,label\n{tmp_path}/link/images/0.png,cat\n../link/images/1.png,dog\n")
+    assert must(path).keys == ["images/0.png", "images/1.png"]
+    (tmp_path / "home").rename(tmp_path / "moved")
+    (tmp_path / "moved/images").rename(tmp_path / "images")
+    (tmp_path / "moved/photos.csv").write_text("path,label\n../images/0.png,cat\n../images/1.png,dog\n")
+    assert must(Path("moved/photos.csv")).keys == ["../images/0.png", "../images/1.png"]  # wherever both folders lie
+
+
+@pytest.mark.parametrize("other", ["{home}/images/0.png", "../home/images/0.png", "{home}/../link/images/0.png"])
+@pytest.mark.parametrize("root", ["home/photos.csv", "link/photos.csv", "sub/../home/photos.csv"])
+def test_an_image_under_two_names_is_listed_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, other: str
+) -> None:
+    path = write(tmp_path / "home", "")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to(path.parent)
+    path.write_text(f"path,label,split\nimages/0.png,a,train\n{other.format(home=path.parent)},a,test\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"line 3: the image images/0.png is in line 2 already, in the splits"):
+        read(Path(root))
+    save_image(tmp_path / "else/0.png")
+    path.write_text(f"path,label,split\n../else/0.png,a,train\n{tmp_path}/else/0.png,a,test\n")
+    with pytest.raises(UserError, match=r"the image ../else/0.png is in line 2 already"):
+        read(Path(root))
+
+
 def test_parquet_holds_the_same(tmp_path: Path) -> None:
     names = [f"images/{number}.png" for number in range(3)]
     path = parquet(tmp_path, path=names, label=["b", "a", "b"], split=["train", "train", "test"])
@@ -110,6 +147,10 @@ def test_whole_numbers_are_in_the_order_of_their_values(tmp_path: Path) -> None:
     lines = "".join(f"images/{place}.png,{label}\n" for place, label in enumerate(("10", "9", "100", "9")))
     samples = must(write(tmp_path, "path,label\n" + lines))
     assert samples.classes == ("9", "10", "100") and samples.labels.tolist() == [1, 0, 2, 0]
+    samples = must(write(tmp_path, "path,label\n" + lines.replace("\n", ".0\n")))  # pandas, where a label lacks
+    assert samples.classes == ("9.0", "10.0", "100.0") and samples.labels.tolist() == [1, 0, 2, 0]
+    with pytest.raises(UserError, match=r"labels '7' and '7.0' are the same number"):
+        read(write(tmp_path, "path,label\nimages/0.png,7\nimages/1.png,7.0\n"))
     with pytest.raises(UserError, match="labels '07' and '7' are the same number"):
         read(write(tmp_path, "path,label\nimages/0.png,7\nimages/1.png,07\n"))
 
@@ -153,6 +194,9 @@ def test_without_splits_some_are_set_aside(tmp_path: Path) -> None:
         ("path,label\nimages/8.png,a\nimages/0.png,b\nnowhere/0.png,c\n", "2 image files .*: line 2: .*images/8.png"),
         ("path,label\nimages/0.png,a\nimages/1.png,b\n./images/0.png,a\n", "line 4: .* in line 2 already, and would"),
         ("path,label\nimages/0.png,a\nimages/0.png,b\n", "line 3: .* in line 2 already, as 'a' and 'b'"),
+        ("path,label\n" + 5000 * "x" + ",a\n", "1 image file does not exist, the first: line 2"),
+        ("path,label\n" + 5000 * "x" + "/0.png,a\n", "1 image file does not exist, the first: line 2"),
+        ("path,label\n../im\0ages/0.png,a\n", "1 image file does not exist, the first: line 2"),
         (SPLITS + "images/0.png,cat,test\n", "line 5: .* in line 3 already, in the splits 'train' and 'test'"),
     ],
 )

@@ -67,11 +67,10 @@ def download(urls: Sequence[str], target: Path, checksum: str = "", tick: Tick =
     part = _Part(target)
     complaints = []
     for url in sorted(urls, key=lambda url: url != part.origin.get("url")):
-        resumed = part.size > 0
         try:
-            _fetch(url, part, checksum, tick)
+            pieced = _fetch(url, part, checksum, tick)
             wrong = mismatch(part.path, checksum)
-            if wrong and resumed:  # the beginning may have been another file's
+            if wrong and pieced:  # the beginning may have been another file's
                 part.remove()
                 _fetch(url, part, checksum, tick)
                 wrong = mismatch(part.path, checksum)
@@ -152,8 +151,8 @@ class _Part:
         self.note.unlink(missing_ok=True)
 
 
-def _fetch(url: str, part: _Part, checksum: str, tick: Tick) -> None:
-    """Attempts until the file is whole.
+def _fetch(url: str, part: _Part, checksum: str, tick: Tick) -> bool:
+    """Attempts until the file is whole; returns whether it was put together from several answers.
 
     Raises:
         _RefusedError: The source does not give it.
@@ -162,8 +161,7 @@ def _fetch(url: str, part: _Part, checksum: str, tick: Tick) -> None:
     while True:
         before = part.size
         try:
-            _attempt(url, part, bool(checksum), tick)
-            return
+            return _attempt(url, part, bool(checksum), tick)
         except _DroppedError as error:
             if isinstance(error, _SilentError) and before <= first:  # offline: say so at once
                 raise _RefusedError(f"{host(url)} cannot be reached ({error})") from error
@@ -173,12 +171,12 @@ def _fetch(url: str, part: _Part, checksum: str, tick: Tick) -> None:
             time.sleep(PAUSE * 2 ** max(0, vain - 1))
 
 
-def _attempt(url: str, part: _Part, checked: bool, tick: Tick) -> None:
-    """One request, for the rest of the file where something of this version of it has come."""
+def _attempt(url: str, part: _Part, checked: bool, tick: Tick) -> bool:
+    """One request, for the rest of the file where something of this version of it has come; whether that was used."""
     origin = part.origin
     validator = origin.get("validator") or ""
     have = part.size if origin.get("url") == url and (validator or checked) else 0
-    headers = {"User-Agent": _AGENT}
+    headers = {"User-Agent": _AGENT, "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
         if validator:  # another version of the file is then sent whole
@@ -191,7 +189,7 @@ def _attempt(url: str, part: _Part, checked: bool, tick: Tick) -> None:
             if (error.headers.get("Content-Range") or "").rpartition("/")[2] != str(have):
                 part.remove()
                 raise _DroppedError("the file has changed") from error
-            return
+            return True
         if error.code in _PASSING:
             raise _DroppedError(f"it answers {error.code} {error.reason}") from error
         raise _RefusedError(f"{host(url)} answers {error.code} {error.reason}") from error
@@ -205,19 +203,31 @@ def _attempt(url: str, part: _Part, checked: bool, tick: Tick) -> None:
                 f"{part.target.name} needs {megabytes(total - have)}, but {part.path.parent} has {megabytes(free)} free"
             )
         _receive(answer, have, total, part, url, tick)
+        return have > 0
 
 
 def _agreed(answer: Any, have: int, part: _Part, url: str) -> tuple[int, int | None]:
-    """(bytes that an answer leaves out because they are here, bytes of the whole file if known)."""
+    """(bytes that an answer leaves out because they are here, bytes of the whole file if known).
+
+    Raises:
+        _DroppedError: It is another part than was asked for.
+        _RefusedError: It is not the file.
+    """
+    announced = _number(answer.headers.get("Content-Length"))
+    packed = answer.headers.get("Content-Encoding", "identity").lower()
+    # some servers call each .tar.gz so, and send it as it is
+    if packed not in ("", "identity") and not part.target.name.lower().endswith((".gz", ".tgz")):
+        raise _RefusedError(f"{host(url)} sends the file packed once more ({packed}), though it was asked not to")
     if answer.status == 206:
         sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
         if not have or sent is None or int(sent[1]) != have:
             part.remove()
             raise _DroppedError("it sent another part than was asked for")
-        return have, _number(sent[2])
+        total = _number(sent[2])
+        return have, have + announced if total is None and announced is not None else total
     if answer.headers.get_content_type() == "text/html":  # a login page, or a farewell
         raise _RefusedError(f"{host(url)} sends a web page instead of the file")
-    return 0, _number(answer.headers.get("Content-Length"))
+    return 0, announced
 
 
 def _receive(answer: Any, have: int, total: int | None, part: _Part, url: str, tick: Tick) -> None:

@@ -91,10 +91,10 @@ def get(row: Row, root: Path, watch: Watch | None = None) -> None:
         )
     home = downloads(row, root)
     with _alone(home, row):
-        for file in row.files:
-            _obtain(row, root, file, watch)
         aside = home / "unpacked"
         try:
+            for file in row.files:
+                _obtain(row, root, file, watch)
             shutil.rmtree(aside, ignore_errors=True)  # what a killed command has left
             for file in row.files:
                 _unpack(home / file.name, file, aside, watch)
@@ -107,11 +107,13 @@ def get(row: Row, root: Path, watch: Watch | None = None) -> None:
 
 
 def tidy(row: Row, root: Path) -> None:
-    """Removes the archives that were downloaded; what a person has put there stays."""
+    """Removes the archives that were downloaded; what a person has put there stays, and what another command uses."""
     home = downloads(row, root)
-    for file in row.files:
-        if fetched(home / file.name):
-            forget(home / file.name)
+    done = [home / file.name for file in row.files if fetched(home / file.name)]
+    if done:
+        with contextlib.suppress(UserError), _alone(home, row):
+            for path in done:
+                forget(path)
     for folder in (home, home.parent):
         with contextlib.suppress(OSError):  # there is more in it
             folder.rmdir()
@@ -142,30 +144,36 @@ def _alone(home: Path, row: Row) -> Iterator[None]:
     """Keeps a second command from writing the same files; the system ends the lock of a killed one."""
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with (home / _LOCK).open("w") as file:
-            try:
-                import fcntl
-            except ImportError:  # Windows
-                yield
-                return
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"Another command is fetching {row.name} into {home}; wait for it") from error
-            try:
-                yield
-            finally:
-                (home / _LOCK).unlink(missing_ok=True)
+        file = (home / _LOCK).open("w")
     except OSError as error:
         raise UserError(f"{home} cannot be written: {error.strerror or error}") from error
+    with file:
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"Another command is fetching {row.name} into {home}; wait for it") from error
+        except OSError as error:
+            raise UserError(f"{home / _LOCK} cannot be locked: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            (home / _LOCK).unlink(missing_ok=True)
 
 
 def _obtain(row: Row, root: Path, file: Archive, watch: Watch) -> None:
     """Brings one file into `downloads`, or verifies the one that is there."""
     path = downloads(row, root) / file.name
     if path.exists():
-        with watch.progress(f"{file.name}: verifying") as tick:
-            wrong = mismatch(path, file.checksum, tick)
+        try:
+            with watch.progress(f"{file.name}: verifying") as tick:
+                wrong = mismatch(path, file.checksum, tick)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
         if not wrong:
             watch.say(f"{file.name}: there already, {_verdict(file)}")
             return

@@ -1,5 +1,6 @@
 """Archives from elsewhere, unpacked without trust: nothing lands outside the folder or grows beyond measure."""
 
+import bz2
 import fnmatch
 import gzip
 import lzma
@@ -8,9 +9,9 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Self
 
 from randlora_pl.data.getting.fetch import Tick
 from randlora_pl.errors import UserError
@@ -27,6 +28,10 @@ EACH = 512
 JUNK = ("__MACOSX/*", "._*", "*/._*", ".DS_Store", "*/.DS_Store")
 """What Macs leave in archives."""
 
+HEADER = 1 << 20
+"""Most bytes of a long name or of extended headers in a tar; they are held in memory."""
+
+_TOO_MUCH = f"what it holds is more than {RATIO} times its size"
 _CHUNK = 1 << 18
 _DAMAGED = (
     tarfile.TarError,
@@ -38,7 +43,18 @@ _DAMAGED = (
     NotImplementedError,  # a compression that Python does not know
     RuntimeError,  # zipfile, for one with a password
     ValueError,
+    MemoryError,  # sizes in headers that no machine has
+    OverflowError,
 )
+
+_HELD = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+"""Kinds of headers whose content tarfile reads at once."""
 
 Member = tuple[str, IO[bytes] | None]
 """A name in an archive and its content, None for a folder."""
@@ -96,18 +112,34 @@ def unpack(archive: Path, folder: Path, leave: Sequence[str] = (), tick: Tick = 
 
 
 class _Meter:
-    """Counts what comes out of an archive, for headers can lie."""
+    """Counts what comes out of an archive, for headers can lie.
+
+    Attributes:
+        most: Bytes that may come.
+    """
 
     def __init__(self, archive: Path, raw: IO[bytes], tick: Tick) -> None:
         self._archive, self._raw, self._tick = archive, raw, tick
         self._size = archive.stat().st_size
-        self._left = max(FLOOR, RATIO * self._size)
+        self._left = self.most = max(FLOOR, RATIO * self._size)
 
     def add(self, count: int) -> None:
         self._left -= count
         if self._left < 0:
-            raise _hostile(self._archive, f"what it holds is more than {RATIO} times its size")
+            raise _hostile(self._archive, _TOO_MUCH)
         self._tick(min(self._raw.tell(), self._size), self._size)
+
+
+class _Metered:
+    """A stream of which every byte is counted, also those that nobody asked for: headers, and what is left out."""
+
+    def __init__(self, stream: Any, meter: _Meter) -> None:
+        self._stream, self._meter = stream, meter
+
+    def read(self, count: int) -> bytes:
+        content = bytes(self._stream.read(count))
+        self._meter.add(len(content))
+        return content
 
 
 def _members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
@@ -122,12 +154,41 @@ def _members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
 
 
 def _tar(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
-    with tarfile.open(fileobj=raw, mode="r:*") as tar:
+    sign = raw.read(6)
+    raw.seek(0)
+    kinds: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+    whole = next((kind(raw) for start, kind in kinds.items() if sign.startswith(start)), raw)
+    meter = _Meter(archive, raw, lambda done, total: None)
+    last = b""
+
+    class Header(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+            nonlocal last
+            last = bytes(buf)
+            header = super().frombuf(buf, encoding, errors)
+            if header.size > meter.most:
+                raise _hostile(archive, _TOO_MUCH)
+            if header.size < 0 or (header.size > HEADER and header.type in _HELD):
+                raise _hostile(archive, f"a header in it claims {header.size:,} bytes")
+            return header
+
+    stream: Any = _Metered(whole, meter)
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=Header) as tar:
         for member in tar:
             if not (member.isreg() or member.isdir()):
                 kind = "a link" if member.issym() or member.islnk() else "a device"
                 raise _hostile(archive, f"{member.name!r} is {kind}")
             yield member.name, None if member.isdir() else tar.extractfile(member)
+        if len(last) < tarfile.BLOCKSIZE or last.strip(b"\0"):  # tarfile stops at anything that is no header
+            raise tarfile.ReadError("it has no end mark")
+        rest: Any = tar.fileobj
+        if rest.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError("it goes on after a block of zeros, and two are the end mark")
+        rest.read(tarfile.RECORDSIZE - 2 * tarfile.BLOCKSIZE)  # may be anything, say the standards
+        while content := rest.read(_CHUNK):  # to its very end, where gzip has a checksum
+            if content.strip(b"\0"):
+                raise tarfile.ReadError("it goes on after its end mark")
 
 
 def _zip(archive: Path, raw: IO[bytes]) -> Iterator[Member]:

@@ -1,6 +1,7 @@
 """Columns of a table file (CSV, TSV or Parquet) as text, each row with its place for messages."""
 
 import csv
+import os
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,15 +42,14 @@ class Table:
     def images(self, column: str) -> list[str]:
         """The image files of a column, relative to the table's folder where they are below it, with forward slashes.
 
-        One image has one name, however it is written. The folders are listed once, so that a million files are no
-        million questions to the file system.
+        One image has one name, however it and the table's folder are written. The folders are listed once, so that a
+        million files are no million questions to the file system.
 
         Raises:
             UserError: A cell is empty, or a file does not exist.
         """
-        base = self.path.parent.absolute().as_posix().rstrip("/") + "/"
         found = [posixpath.normpath(cell.replace("\\", "/")) for cell in self.filled(column)]
-        found = [name.removeprefix(base) for name in found]
+        found = _named_once(self.path.parent, found)
         missing = absent(self.path.parent, found)
         if missing:
             first = missing[0]
@@ -86,6 +86,41 @@ class Table:
                 f"{self.where(row)}: unknown split {cell!r}; expected train, val or test.{near(cell, SPLIT_OF)}"
             )
         return parts
+
+
+def _named_once(home: Path, names: Sequence[str]) -> list[str]:
+    """Normalised names, those of files below a folder relative to it; a file elsewhere keeps its first name.
+
+    Args:
+        home: The folder.
+        names: Relative to it, absolute, or beginning with ``..``.
+    """
+    real = _real(home)
+    ways = (os.path.abspath(home), home.absolute())  # noqa: PTH100 (links stay)
+    bases = [f"{base.rstrip('/')}/" for base in (real, *(Path(way).as_posix() for way in ways if _real(way) == real))]
+    folders: dict[str, str] = {}
+    first: dict[str, str] = {}
+
+    def proper(name: str) -> str:
+        for base in bases:
+            if name.startswith(base):
+                return name.removeprefix(base)
+        folder, _, file = name.rpartition("/")
+        if folder not in folders:
+            folders[folder] = _real(posixpath.join(real, folder or "/")).rstrip("/")
+        there = f"{folders[folder]}/{file}"
+        return there.removeprefix(bases[0]) if there.startswith(bases[0]) else first.setdefault(there, name)
+
+    rooted = os.path.isabs  # of Windows, too
+    return [proper(name) if name.startswith(("/", "../")) or rooted(name) else name for name in names]
+
+
+def _real(folder: str | Path) -> str:
+    """A folder without links and ``..``; as it is where there can be none such."""
+    try:
+        return Path(os.path.realpath(folder)).as_posix()
+    except (OSError, ValueError):  # a null byte
+        return str(folder)
 
 
 def read_table(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:

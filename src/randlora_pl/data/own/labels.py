@@ -38,18 +38,19 @@ def serving(split: str, there: Collection[str], where: object) -> str | None:
 
 
 def class_order(labels: Iterable[str], where: object) -> list[str]:
-    """The distinct labels: whole numbers by value, anything else by the alphabet.
+    """The distinct labels: whole numbers by value (also ``1.0``, as pandas writes them), anything else by the alphabet.
 
     Raises:
-        UserError: Two labels are the same number, one of them with leading zeros.
+        UserError: Two labels are the same number, written in two ways.
     """
     distinct = sorted(set(labels))
-    if not all(re.fullmatch(r"-?[0-9]+", label) for label in distinct):
+    if not all(re.fullmatch(r"-?[0-9]+(\.0+)?", label) for label in distinct):
         return distinct
     by_value: dict[int, str] = {}
     for label in distinct:
-        if by_value.setdefault(int(label), label) != label:
-            both = f"{by_value[int(label)]!r} and {label!r}"
+        value = int(label.partition(".")[0])
+        if by_value.setdefault(value, label) != label:
+            both = f"{by_value[value]!r} and {label!r}"
             raise UserError(f"{where}: the labels {both} are the same number; write it in one way")
     return [by_value[value] for value in sorted(by_value)]
 

@@ -138,6 +138,7 @@ def index(places: Places, split: str) -> listing.Found:
         for path, state in zip(paths, _states(paths), strict=True):
             if is_url(path):
                 watch.add(path, state)
+                watch.settled &= tars.marked(state)
             else:
                 watch(path)
         return _index(places, paths, by_key=split == "train")

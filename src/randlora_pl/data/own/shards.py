@@ -145,9 +145,10 @@ def _classes(
         other = next(text for text in said if _number(text) is None)
         raise UserError(f"{places.title}: some labels are numbers ({numeric[0]}), others are names ({other!r})")
     if numeric:
-        top = max(map(int, numeric))
+        highest = max(numeric, key=int)
+        top = int(highest)
         if top >= MOST_CLASSES:
-            raise UserError(f"{_first(places, split, found, str(top))}: the label {top} cannot be a class number")
+            raise UserError(f"{_first(places, split, found, highest)}: the label {highest} cannot be a class number")
         return list(names) or [f"class {number}" for number in range(top + 1)], None
     classes = list(names) if set(said) <= set(names) else sorted(said)
     if names and len(classes) != len(names):

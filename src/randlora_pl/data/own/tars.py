@@ -24,7 +24,11 @@ TRIES = 3
 LABEL_BYTES = 2**20
 """Most bytes of a file that says a label."""
 
+PADDING = 2**20
+"""Most zeros at the end of a file that need no remark; tar pads to 10,240 bytes, or as its option -b says."""
+
 _READ_AHEAD = 2**22
+_CHUNK = 2**18
 _LABELS = ("cls", "json")
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
@@ -86,7 +90,7 @@ def _files(shard: str, stream: IO[bytes]) -> Iterator[tuple[str, int, int]]:
     """(name, offset, length) of the regular files in a tar file; afterwards the stream stands at its end mark.
 
     Raises:
-        UserError: It is compressed, no tar file, or cut off.
+        UserError: It is compressed, no tar file, or cut off, or a member is sparse.
     """
     head = stream.read(6)
     for sign, remedy in _COMPRESSED.items():
@@ -100,6 +104,11 @@ def _files(shard: str, stream: IO[bytes]) -> Iterator[tuple[str, int, int]]:
             while (info := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 last, begin = info.name, info.offset
+                if info.issparse():
+                    raise UserError(
+                        f"{shard}: the member {last!r} is sparse, so that it is not in one piece: make the shard "
+                        "without tar's option --sparse"
+                    )
                 if info.isreg():
                     yield info.name.removeprefix("./"), info.offset_data, info.size
             end = tar.offset
@@ -114,6 +123,9 @@ def _files(shard: str, stream: IO[bytes]) -> Iterator[tuple[str, int, int]]:
 def _ending(shard: str, stream: IO[bytes]) -> str:
     """A remark on how the file ends.
 
+    The rest of it must be zeros: tarfile takes the first block of zeros for the end, though it may be a hole in a
+    file that has not been copied whole, or the end of the first of several files.
+
     Raises:
         UserError: There is something that is no member.
     """
@@ -121,6 +133,17 @@ def _ending(shard: str, stream: IO[bytes]) -> str:
     mark = stream.read(tarfile.BLOCKSIZE)
     if mark.strip(b"\0"):
         raise UserError(f"The shard {shard} is damaged at byte {where:,}: copy or make it again")
+    zeros = len(mark)
+    while rest := stream.read(_CHUNK):
+        something = rest.lstrip(b"\0")
+        zeros += len(rest) - len(something)
+        if something:
+            raise UserError(
+                f"The shard {shard} has an end mark at byte {where:,}, but goes on at byte {where + zeros:,}: it is "
+                "damaged, or was joined from several (tar -A does that right)"
+            )
+    if zeros > PADDING:
+        return f"{shard} holds nothing but zeros from byte {where:,} on, {zeros:,} of them: is the copy complete?"
     return "" if mark else f"{shard} has no end mark: it may have been cut off at byte {where:,}"
 
 
@@ -211,7 +234,7 @@ def remote(url: str) -> tuple[Any, str]:
 
 
 def state(url: str) -> tuple[int, int, int]:
-    """What tells whether a remote file has changed: a hash of the marks that its server gives, and its size.
+    """What tells whether a remote file has changed: a hash of the marks that its server gives (see `marked`), its size.
 
     Raises:
         UserError: It is not there.
@@ -222,12 +245,20 @@ def state(url: str) -> tuple[int, int, int]:
     except Exception as error:
         raise unreadable(url, error) from error
     marks = {key: str(about[key]) for key in sorted(about) if re.search("etag|modified|mtime|md5|digest", key, re.I)}
-    return zlib.crc32(json.dumps(marks, sort_keys=True).encode()), 0, int(about.get("size") or 0)
+    mark = zlib.crc32(json.dumps(marks, sort_keys=True).encode()) if marks else 0
+    return mark, 0, int(about.get("size") or 0)
+
+
+def marked(state: tuple[int, int, int]) -> bool:
+    """Whether the server of a file gave a mark: without one, another file of its size looks the same."""
+    return state[0] != 0
 
 
 def unreadable(place: str, error: BaseException) -> UserError:
     """The error for a file that cannot be read."""
-    gone = isinstance(error, FileNotFoundError)
+    while isinstance(error, FileNotFoundError) and error.__cause__ is not None:  # fsspec says it of every failure
+        error = error.__cause__
+    gone = isinstance(error, FileNotFoundError) or getattr(error, "status", None) in (404, 410)
     why = "there is no such file" if gone else getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
     return UserError(f"The shard {place} cannot be read: {why}")
 

@@ -1,0 +1,76 @@
+"""Floating point operations of a step, counted, and what the machine does at best."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+_SIDE = {"cpu": 2048, "cuda": 8192}
+_LEAST = 0.2  # seconds that the products of one figure take at least
+
+
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    """Scores and their product with the values: (batch, heads, length, width) each."""
+    batch, heads, length, width = query
+    return 2 * batch * heads * length * key[2] * (width + value[3])
+
+
+def _attention_backward(
+    _: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *__: Any, **___: Any
+) -> int:
+    """The scores once more, then two products for the weights and the values and two for query and key."""
+    batch, heads, length, width = query
+    return 2 * batch * heads * length * key[2] * (3 * width + 2 * value[3])
+
+
+def _of_cpu() -> dict[Any, Callable[..., int]]:
+    """PyTorch counts the fused attention of GPUs, not that of CPUs."""
+    formulas: dict[str, Callable[..., int]] = {
+        "_scaled_dot_product_flash_attention_for_cpu": _attention,
+        "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
+    }
+    return {getattr(torch.ops.aten, name): formula for name, formula in formulas.items()}
+
+
+def counter() -> FlopCounterMode:
+    """Counts the products of matrices, convolutions and attention inside a ``with`` block, backward passes included.
+
+    Operations are counted as they reach the device, so that those of custom autograd functions are in;
+    element by element ones are not.
+    """
+    return FlopCounterMode(display=False, custom_mapping=_of_cpu())
+
+
+class Gemm:
+    """A product of two large square matrices, whose speed stands for the peak of the machine.
+
+    Args:
+        device: Where.
+        dtype: Of both matrices.
+        side: Rows and columns, by default as many as the device likes.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, side: int | None = None) -> None:
+        self.side = side or _SIDE.get(device.type, 2048)
+        self.device = device
+        self.matrix = torch.randn(self.side, self.side, device=device).to(dtype)
+        self.result = torch.empty_like(self.matrix)
+
+    def rate(self) -> float:
+        """Operations a second, the mean over a fifth of a second or longer."""
+        torch.mm(self.matrix, self.matrix, out=self.result)
+        synchronize(self.device)
+        start, count = time.perf_counter(), 0
+        while not count or time.perf_counter() - start < _LEAST:
+            torch.mm(self.matrix, self.matrix, out=self.result)
+            synchronize(self.device)
+            count += 1
+        return 2 * self.side**3 * count / (time.perf_counter() - start)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,105 @@
+"""What a training step needs of memory: tensors kept for the backward pass, allocator, resident set."""
+
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+OUT_OF_MEMORY = "out of memory"
+
+
+class Saved:
+    """Bytes of the storages that autograd keeps, each counted once.
+
+    Args:
+        outside: Tensors that exist anyway and so cost nothing: parameters, buffers, the batch.
+    """
+
+    def __init__(self, outside: Iterable[Tensor]) -> None:
+        self._seen = {tensor.untyped_storage().data_ptr() for tensor in outside}
+        self.bytes = 0
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """Counts the whole storage of a tensor: a view keeps all of it alive."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+@contextmanager
+def saved_tensors(outside: Iterable[Tensor]) -> Iterator[Saved]:
+    """Counts what forward passes inside the block keep for their backward passes.
+
+    An address stands for a storage, which is right until the first backward pass: up to then nothing that
+    was counted is freed.
+
+    Args:
+        outside: As for `Saved`.
+    """
+    saved = Saved(outside)
+    with saved_tensors_hooks(saved.add, lambda tensor: tensor):
+        yield saved
+
+
+def max_rss() -> int:
+    """The largest resident set of this process in bytes, 0 where the system does not tell."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):  # getrusage would give the parent's figure where that is larger
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def rss_elsewhere(work: Callable[..., Any], *arguments: Any) -> int | None:
+    """The largest resident set of a new process that does some work; None where it was killed.
+
+    Args:
+        work: A function of a module, so that it can be sent.
+        arguments: What it is called with.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_rss_after, work, arguments).result()
+        except (BrokenProcessPool, MemoryError):
+            return None
+
+
+def _rss_after(work: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
+    work(*arguments)
+    return max_rss()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is the answer of an allocator without memory; PyTorch has a class for GPUs only."""
+    text = str(error)
+    words = (OUT_OF_MEMORY, "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in text for word in words))
+
+
+def reset_peak(device: torch.device) -> None:
+    """Starts `peak` anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak(device: torch.device) -> int | None:
+    """The most that PyTorch's allocator had handed out on a GPU since `reset_peak`; None on a CPU."""
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None

@@ -1,0 +1,154 @@
+"""The methods that are measured beside each other, our own and PEFT's, on the very same layers."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from randlora_pl.adapters import Adapter, FullFineTuning, LoRA, RandLoRA, inject
+from randlora_pl.adapters.targets import select
+from randlora_pl.errors import UserError, near
+
+LORA_RANK, RANDLORA_RANK = 32, 6
+TARGETS = ["all"]
+"""The packed q/k/v weight, the output projection and both MLP layers of every block."""
+
+
+class UnavailableError(Exception):
+    """Why a method cannot be measured here; it is told in its row, and the others go on."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as the bench knows it.
+
+    Attributes:
+        label: What tables call it, with ``{}`` for the rank.
+        adapt: Puts it into a model: (model, names of the layers to adapt, rank).
+        rank: Its rank where none is given.
+        peer: Name of PEFT's counterpart, empty where there is none.
+        foreign: Whether it is PEFT's.
+    """
+
+    label: str
+    adapt: Callable[[nn.Module, list[str], int], None]
+    rank: int = 0
+    peer: str = ""
+    foreign: bool = False
+
+
+def _ours(make: Callable[[int], Adapter]) -> Callable[[nn.Module, list[str], int], None]:
+    def adapt(model: nn.Module, layers: list[str], rank: int) -> None:
+        try:
+            adapter = make(rank)
+        except UserError as error:
+            raise UnavailableError("not in this version") from error
+        try:
+            report = inject(model, adapter, None if adapter.trains_base else TARGETS)
+        except UserError as error:
+            raise UnavailableError(str(error)) from error
+        if not adapter.trains_base:
+            assert [row.layer for row in report.rows] == layers
+
+    return adapt
+
+
+def _pefts(make: Callable[[Any, int, list[str]], Any]) -> Callable[[nn.Module, list[str], int], None]:
+    def adapt(model: nn.Module, layers: list[str], rank: int) -> None:
+        try:
+            peft: Any = import_module("peft")
+            tuners: Any = import_module("peft.tuners.tuners_utils")
+        except ImportError as error:
+            raise UnavailableError("peft is not installed: pip install peft") from error
+        if any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
+            raise UnavailableError("PEFT cannot wrap this attention; measure a timm model")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            peft.inject_adapter_in_model(make(peft, rank, layers), model)
+        wrapped = [name for name, module in model.named_modules() if isinstance(module, tuners.BaseTunerLayer)]
+        if wrapped != layers:
+            raise UnavailableError(f"PEFT adapted {len(wrapped)} other layers than the {len(layers)}")
+
+    return adapt
+
+
+METHODS = {
+    "full": Method("full fine-tuning", _ours(lambda _: FullFineTuning())),
+    "lora": Method("LoRA-{}", _ours(lambda rank: LoRA(rank=rank)), LORA_RANK, "peft-lora"),
+    "randlora": Method("RandLoRA-{}", _ours(lambda rank: RandLoRA(rank=rank)), RANDLORA_RANK, "peft-randlora"),
+    "randlora-hadamard": Method(
+        "RandLoRA-{}, hadamard",
+        _ours(lambda rank: RandLoRA(rank=rank, basis="hadamard")),  # type: ignore[arg-type, unused-ignore]
+        RANDLORA_RANK,
+        "peft-randlora",
+    ),
+    "randlora-ternary": Method(
+        "RandLoRA-{}, ternary", _ours(lambda rank: RandLoRA(rank=rank, basis="ternary")), RANDLORA_RANK, "peft-randlora"
+    ),
+    "peft-lora": Method(
+        "PEFT LoRA-{}",
+        _pefts(lambda peft, rank, layers: peft.LoraConfig(r=rank, lora_dropout=0.0, target_modules=layers)),
+        LORA_RANK,
+        foreign=True,
+    ),
+    "peft-randlora": Method(
+        "PEFT RandLoRA-{}",
+        _pefts(
+            lambda peft, rank, layers: peft.RandLoraConfig(
+                r=rank, randlora_alpha=10, randlora_dropout=0.0, target_modules=layers
+            )
+        ),
+        RANDLORA_RANK,
+        foreign=True,
+    ),
+}
+
+
+def chosen(names: list[str] | None) -> list[str]:
+    """The methods to measure, in the order of the table; all of them by default.
+
+    Raises:
+        UserError: There is no such method.
+    """
+    for name in names or ():
+        if name not in METHODS:
+            raise UserError(f"--methods: there is no {name!r}.{near(name, METHODS)} Known: {' '.join(METHODS)}")
+    return [name for name in METHODS if names is None or name in names]
+
+
+def layers_of(base: nn.Module) -> list[str]:
+    """Names of the layers that every method adapts.
+
+    Raises:
+        UserError: The model has none that an adapter can attach to.
+    """
+    return [site.shape.layer for site in select(base, TARGETS, split=False)]
+
+
+def adapted(base: nn.Module, name: str, rank: int | None = None) -> nn.Module:
+    """A copy of a plain model with a method in it; methods that freeze the model's tensors share them with it.
+
+    So a model of any size is in memory twice, whatever the number of methods: once frozen, once trained.
+
+    Args:
+        base: The plain model; it is frozen on the way.
+        name: A name of `METHODS`.
+        rank: Another rank than the method's own.
+
+    Raises:
+        UnavailableError: The method cannot be had here; says why.
+    """
+    method = METHODS[name]
+    shared: dict[int, Any] = {} if name == "full" else {id(parameter): parameter for parameter in base.parameters()}
+    model = copy.deepcopy(base, shared)
+    method.adapt(model, layers_of(base), rank or method.rank)
+    return model
+
+
+def label(name: str, rank: int | None = None) -> str:
+    """What tables call a method."""
+    return METHODS[name].label.format(rank or METHODS[name].rank)

@@ -1,0 +1,254 @@
+"""Measured steps as a table, Markdown, JSON and pictures."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from randlora_pl.bench.steps import Measured
+from randlora_pl.bench.sweeps import Reading
+from randlora_pl.bench.timing import Spread
+from randlora_pl.cache import write_whole
+
+COLOURS = {
+    "full": "#7f7f7f",
+    "lora": "#aec7e8",
+    "randlora": "#1f77b4",
+    "randlora-hadamard": "#17becf",
+    "randlora-ternary": "#9467bd",
+    "peft-lora": "#ffbb78",
+    "peft-randlora": "#d62728",
+}
+"""Ours are cold, PEFT's are warm."""
+
+
+def significant(value: float) -> str:
+    """A figure with three significant digits and no exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _spread(spread: Spread | None, factor: float = 1.0) -> str:
+    if spread is None:
+        return ""
+    low, median, high = (significant(factor * value) for value in (spread.low, spread.median, spread.high))
+    return f"{median} ({low}..{high})"
+
+
+def _mega(size: int | None) -> str:
+    return f"{size / 1e6:,.0f}" if size and size >= 1e7 else f"{size / 1e6:.2f}" if size else ""
+
+
+def cells(
+    results: Sequence[Measured], bases: Mapping[str, str], peers: Mapping[str, str], base: str, peer: str = "of PEFT's"
+) -> tuple[list[str], list[list[str]]]:
+    """The table of some results: titles and rows; columns in which nobody has a figure are left out.
+
+    Args:
+        results: In order.
+        bases: What each is compared with, by name.
+        peers: A second one, by name.
+        base: Title of the first comparison.
+        peer: Title of the second.
+    """
+    by_name = {one.name: one for one in results}
+    header = ["method", "trained", "ms a step", base, peer, "saved MB", "GPU MB", "RSS MB", "GFLOP", "% of peak", ""]
+    rows = []
+    for one in results:
+        first, second = (one.ratio(by_name.get(names.get(one.name, ""))) for names in (bases, peers))
+        share = one.of_peak()
+        rows.append([
+            one.label,
+            f"{one.trained:,}" if one.trained else "",
+            _spread(one.spread(), 1000),
+            _spread(first),
+            _spread(second),
+            _mega(one.saved),
+            _mega(one.peak),
+            _mega(one.rss),
+            significant(one.flops / 1e9) if one.flops else "",
+            f"{100 * share.median:.0f}" if share else "",
+            one.problem,
+        ])  # fmt: skip
+    used = [column for column, title in enumerate(header) if title == "method" or any(row[column] for row in rows)]
+    return [header[column] for column in used], [[row[column] for column in used] for row in rows]
+
+
+def sweep_cells(readings: Sequence[Reading], sweep: str) -> tuple[list[str], list[list[str]]]:
+    """The table of one sweep: a row for each value, a column for each method.
+
+    Args:
+        readings: Of any sweeps.
+        sweep: The one to show.
+    """
+    here = [reading for reading in readings if reading.sweep == sweep]
+    names = list(dict.fromkeys(one.name for reading in here for one in reading.methods))
+    labels = {one.name: _without_rank(one, reading) for reading in here for one in reading.methods}
+    rows = []
+    for reading in here:
+        found = {one.name: one for one in reading.methods}
+        values = [f"{reading.value:,}", f"{reading.point.bases:,}"]
+        rows.append(values + [_brief(found.get(name), found.get("full")) for name in names])
+    return [sweep, "bases", *(labels[name] for name in names)], rows
+
+
+def _without_rank(one: Measured, reading: Reading) -> str:
+    """A label for all points of a sweep: where the rank changes, it is left out."""
+    return one.label.replace(f"-{reading.point.rank}", "") if reading.sweep == "rank" else one.label
+
+
+def _brief(one: Measured | None, full: Measured | None) -> str:
+    """Milliseconds, ratio to full fine-tuning and memory in a cell."""
+    spread = one.spread() if one else None
+    if one is None or spread is None:
+        return one.problem if one else ""
+    ratio = one.ratio(full)
+    times = f", {ratio.median:.2f}" if ratio and one is not full else ""
+    return f"{significant(1000 * spread.median)} ms{times}, {_mega(one.peak or one.saved) or 0} MB"
+
+
+def markdown(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], command: str) -> str:
+    """The table for a README, with the machine and the command that made it.
+
+    Args:
+        title: What was measured, on which machine.
+        header: Titles of the columns.
+        rows: The cells.
+        command: What to type for it.
+    """
+    lines = [f"{title}, by `{command}`:", "", "| " + " | ".join(header) + " |"]
+    lines.append("|---|" + "---:|" * (len(header) - 1))
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def as_json(results: Sequence[Measured], bases: Mapping[str, str], peers: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Every figure of every round, and the ratios."""
+    by_name = {one.name: one for one in results}
+    found = []
+    for one in results:
+        row = asdict(one)
+        for key, names in (("times_base", bases), ("times_peer", peers)):
+            ratio = one.ratio(by_name.get(names.get(one.name, "")))
+            row[key] = asdict(ratio) if ratio else None
+        share = one.of_peak()
+        row["of_peak"] = share.median if share else None
+        found.append(row)
+    return found
+
+
+def bars(title: str, results: Sequence[Measured], bases: Mapping[str, str], base: str) -> Figure:
+    """Milliseconds a step with their extremes and ratios, beside the memory.
+
+    Args:
+        title: What was measured, and where.
+        results: Those without figures are left out.
+        bases: What each is compared with, by name.
+        base: The comparison in words.
+    """
+    shown = [one for one in results if one.seconds]
+    by_name = {one.name: one for one in shown}
+    figure = Figure(figsize=(11, 1.2 + 0.5 * max(1, len(shown))), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    times, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    places = range(len(shown))
+    colours = [COLOURS.get(one.name, "#1f77b4") for one in shown]
+    spreads = [Spread.of([1000 * value for value in one.seconds]) for one in shown]
+    errors = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
+    times.barh(places, [s.median for s in spreads], xerr=errors, color=colours, capsize=3)
+    times.set_yticks(places, [one.label for one in shown])
+    times.invert_yaxis()
+    times.set_xlabel(f"milliseconds a step, median and extremes; beside it the ratio {base}")
+    for place, (one, spread) in enumerate(zip(shown, spreads, strict=True)):
+        ratio = one.ratio(by_name.get(bases.get(one.name, "")))
+        if ratio:
+            times.annotate(f" {ratio.median:.2f}", (spread.high, place), va="center", fontsize=9)
+    times.margins(x=0.12)
+    on_gpu = any(one.peak for one in shown)
+    memory.barh(places, [(one.peak or 0 if on_gpu else one.saved) / 1e6 for one in shown], color=colours)
+    memory.set_xlabel("MB allocated at the peak" if on_gpu else "MB kept for the backward pass")
+    return figure
+
+
+def curves(title: str, readings: Sequence[Reading]) -> Figure:
+    """A column of panels for each sweep: milliseconds above, memory below, logarithmic.
+
+    Args:
+        title: What was measured, and where.
+        readings: Of one sweep or several.
+    """
+    sweeps = list(dict.fromkeys(reading.sweep for reading in readings))
+    figure = Figure(figsize=(1.5 + 4 * max(1, len(sweeps)), 7.5), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    panels = figure.subplots(2, max(1, len(sweeps)), squeeze=False)
+    for column, sweep in enumerate(sweeps):
+        here = [reading for reading in readings if reading.sweep == sweep]
+        for name in dict.fromkeys(one.name for reading in here for one in reading.methods):
+            line = [(r, one) for r in here for one in r.methods if one.name == name and one.seconds]
+            if not line:
+                continue
+            x = [reading.point.bases if sweep == "rank" else reading.value for reading, _ in line]
+            spreads = [Spread.of([1000 * value for value in one.seconds]) for _, one in line]
+            errors = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
+            style: dict[str, Any] = {
+                "color": COLOURS[name],
+                "marker": "o",
+                "markersize": 4,
+                "label": _without_rank(line[0][1], line[0][0]),
+            }
+            panels[0, column].errorbar(x, [s.median for s in spreads], errors, capsize=2, **style)
+            panels[1, column].plot(x, [(one.peak or one.saved) / 1e6 for _, one in line], **style)
+        values = sorted({reading.point.bases if sweep == "rank" else reading.value for reading in here})
+        for panel in panels[:, column]:
+            panel.set(xscale="log", xlabel="number of bases" if sweep == "rank" else sweep)
+            panel.set_xticks(values, [f"{value:,}" for value in values])
+            panel.set_xticks([], minor=True)
+            _scale(panel)
+    panels[0, 0].set_ylabel("milliseconds, forward and backward")
+    panels[1, 0].set_ylabel("MB kept for the backward pass")
+    if readings:
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=9)
+    return figure
+
+
+def _scale(panel: Any) -> None:
+    """Logarithmic where the figures span more than a factor of ten; from zero otherwise."""
+    found = [value for line in panel.get_lines() for value in line.get_ydata() if value > 0]
+    if found and max(found) > 10 * min(found):
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    else:
+        panel.set_ylim(0, 1.1 * max(found, default=1))
+    panel.grid(alpha=0.3)
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Draws a PNG file."""
+    FigureCanvasAgg(figure)
+    write_whole(path, lambda stream: figure.savefig(stream, format="png", dpi=120))
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Writes JSON for readers of any language; what could not be measured is null."""
+    write_text(json.dumps(content, indent=1) + "\n", path)
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes rows of equal keys."""
+    stream = io.StringIO()
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(stream, keys, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(stream.getvalue(), path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Writes a text file, whole or not at all."""
+    write_whole(path, lambda stream: stream.write(text.encode()))

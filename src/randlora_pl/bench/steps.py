@@ -1,0 +1,234 @@
+"""Training steps as things to measure: their seconds, and, outside the clock, their memory and operations."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from randlora_pl.bench.flops import Gemm, counter, synchronize
+from randlora_pl.bench.memory import OUT_OF_MEMORY, is_out_of_memory, peak, reset_peak, saved_tensors
+from randlora_pl.bench.timing import Spread, in_turns, ratios
+
+Precision = Literal["32", "bf16"]
+_LEAST = 0.4  # seconds of steps in one figure, at least
+_PEAK = "matrix product"
+
+
+class Case:
+    """A model that trains, measured step by step; on the device only while it is measured.
+
+    A GPU so holds one case at a time, and its peak is that of the case. A case that runs out of memory is
+    dropped and says so.
+
+    Args:
+        name: What the command line calls it.
+        label: What tables call it.
+        model: On the CPU.
+        loss: The forward pass: the model to a scalar.
+        inputs: Tensors on the device that the forward pass reads. One that asks for a gradient stands for
+            what layers below would give, and counts as kept for the backward pass; the others do not.
+        device: Where to measure.
+        precision: ``32``, or ``bf16`` for autocast.
+        optimize: Whether AdamW is part of the step.
+        foreign: Whether any of its errors is told instead of raised.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        label: str,
+        model: nn.Module,
+        loss: Callable[[nn.Module], Tensor],
+        inputs: Sequence[Tensor],
+        *,
+        device: torch.device,
+        precision: Precision = "32",
+        optimize: bool = True,
+        foreign: bool = False,
+    ) -> None:
+        self.name, self.label, self.model, self.loss, self.inputs = name, label, model, loss, inputs
+        self.device, self.precision, self.foreign = device, precision, foreign
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.trained = sum(parameter.numel() for parameter in trained)
+        self.optimizer: Optimizer | None = AdamW(trained, lr=1e-4, fused=True) if optimize else None
+        self.saved = self.flops = 0
+        self.peak: int | None = None
+        self.problem = ""
+        self._repeat = 1
+
+    def step(self) -> None:
+        """Forward pass, backward pass, optimizer, gradients dropped."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.loss(self.model)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.optimizer is not None:
+            self.optimizer.step()
+        self.model.zero_grad()
+        for tensor in self.inputs:
+            tensor.grad = None
+
+    def count(self) -> None:
+        """The first step, with memory and operations counted; on a GPU a second one gives the allocator's peak."""
+        self._guarded(self._count)
+
+    def _count(self) -> float:
+        with self._present():
+            batch = (tensor for tensor in self.inputs if not tensor.requires_grad)
+            outside = chain(self.model.parameters(), self.model.buffers(), batch)
+            start = time.perf_counter()
+            with saved_tensors(outside) as saved, counter() as operations:
+                self.step()
+            self.saved, self.flops = saved.bytes, operations.get_total_flops()
+            if self.device.type == "cuda":
+                synchronize(self.device)
+                reset_peak(self.device)
+                start = time.perf_counter()
+                self.step()
+                synchronize(self.device)
+                self.peak = peak(self.device)
+            self._repeat = max(1, round(_LEAST / (time.perf_counter() - start)))
+        return 0.0
+
+    def seconds(self) -> float:
+        """Seconds of a step, the mean of as many as fill some tenths of a second; NaN after a problem."""
+        return self._guarded(self._seconds)
+
+    def _seconds(self) -> float:
+        with self._present():
+            if self.device.type == "cuda":  # the allocator starts anew each time
+                self.step()
+                self.step()
+            synchronize(self.device)
+            start = time.perf_counter()
+            for _ in range(self._repeat):
+                self.step()
+            synchronize(self.device)
+            return (time.perf_counter() - start) / self._repeat
+
+    def _guarded(self, run: Callable[[], float]) -> float:
+        if self.problem:
+            return float("nan")
+        try:
+            return run()
+        except Exception as error:
+            if is_out_of_memory(error):
+                self.problem = OUT_OF_MEMORY
+            elif self.foreign:
+                self.problem = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
+            else:
+                raise
+        self.model, self.optimizer = nn.Identity(), None  # outside the except block, which holds the frames
+        return float("nan")
+
+    @contextmanager
+    def _present(self) -> Iterator[None]:
+        """The model and the optimizer's state on the device; elsewhere before and after."""
+        if self.device.type == "cpu":
+            yield
+            return
+        try:
+            self._move(self.device)
+            yield
+        finally:
+            self.model.zero_grad()
+            self._move(torch.device("cpu"))
+            torch.cuda.empty_cache()
+
+    def _move(self, device: torch.device) -> None:
+        self.model.to(device)
+        if self.optimizer is not None:
+            for state in self.optimizer.state.values():
+                state.update({key: value.to(device) for key, value in state.items() if isinstance(value, Tensor)})
+
+
+@dataclass
+class Measured:
+    """What was found out about a case, or why nothing was.
+
+    Attributes:
+        name: What the command line calls it.
+        label: What tables call it.
+        problem: Why it was not measured, empty otherwise.
+        trained: Parameters that train.
+        saved: Bytes kept for the backward pass, without parameters, buffers and the batch.
+        flops: Operations of a step.
+        peak: On a GPU the allocator's peak in bytes.
+        rss: Largest resident set in bytes of a process that trains nothing else, where it was asked for.
+        seconds: Of a step, one figure a round.
+        rates: Operations a second of a large matrix product in the same rounds.
+    """
+
+    name: str
+    label: str
+    problem: str = ""
+    trained: int = 0
+    saved: int = 0
+    flops: int = 0
+    peak: int | None = None
+    rss: int | None = None
+    seconds: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, case: Case, seconds: Sequence[float], rates: Sequence[float]) -> "Measured":
+        """The figures of a case; none after a problem."""
+        if case.problem:
+            return cls(case.name, case.label, case.problem)
+        return cls(
+            case.name, case.label, "", case.trained, case.saved, case.flops, case.peak, None, list(seconds), list(rates)
+        )
+
+    def spread(self) -> Spread | None:
+        """Of the seconds."""
+        return Spread.of(self.seconds) if self.seconds else None
+
+    def ratio(self, base: "Measured | None") -> Spread | None:
+        """Seconds relative to another case, round by round."""
+        return ratios(self.seconds, base.seconds) if base and base.seconds and self.seconds else None
+
+    def of_peak(self) -> Spread | None:
+        """Operations a second, as a fraction of the matrix product's of the same round."""
+        if not self.seconds:
+            return None
+        return Spread.of([self.flops / one / rate for one, rate in zip(self.seconds, self.rates, strict=True)])
+
+
+def measure(
+    cases: Sequence[Case],
+    gemm: Gemm,
+    rounds: int,
+    tick: Callable[[str], None] = lambda _: None,
+    keep: Callable[[list[Measured]], None] = lambda _: None,
+) -> list[Measured]:
+    """Counts each case once, then times all of them in turns; the counted step is the one that warms up.
+
+    Args:
+        cases: What to measure.
+        gemm: Its speed is measured in each round as well.
+        rounds: Figures of each case.
+        tick: Told what comes next: each case once, and the product and each case once a round.
+        keep: Given what is known after each round, so that an interruption loses little.
+    """
+    for case in cases:
+        tick(case.name)
+        case.count()
+    turns: dict[str, Callable[[], float]] = {_PEAK: gemm.rate} | {case.name: case.seconds for case in cases}
+
+    def found(figures: dict[str, list[float]]) -> list[Measured]:
+        return [Measured.of(case, figures[case.name], figures[_PEAK]) for case in cases]
+
+    figures = in_turns(
+        turns, rounds, tick, warm_up=False, to_and_fro=True, after_round=lambda figures: keep(found(figures))
+    )
+    return found(figures)
+
+
+def ticks(cases: int, rounds: int) -> int:
+    """How often `measure` tells what comes next."""
+    return cases + rounds * (cases + 1)

@@ -1,0 +1,142 @@
+"""How the cost of adapted layers grows with width, tokens, number of bases and depth: one changes, the rest stay."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.bench.memory import OUT_OF_MEMORY, is_out_of_memory
+from randlora_pl.bench.methods import METHODS, UnavailableError, adapted, label
+from randlora_pl.bench.steps import Case, Measured, Precision
+
+
+@dataclass(frozen=True)
+class Point:
+    """A stack of square linear layers and its input.
+
+    Attributes:
+        width: In and out features of each layer.
+        tokens: Rows of the input; 3,200 are those of 64 images of a ViT-B/32.
+        rank: Rank of RandLoRA's bases, of which there are width / rank.
+        depth: Layers; RandLoRA's share their bases.
+    """
+
+    width: int = 768
+    tokens: int = 3200
+    rank: int = 6
+    depth: int = 1
+
+    @property
+    def bases(self) -> int:
+        """The number n of bases."""
+        return -(-self.width // self.rank)
+
+
+DEFAULTS: dict[str, list[int]] = {
+    "width": [256, 512, 1024, 2048, 4096],
+    "tokens": [200, 800, 3200, 12800],
+    "rank": [4, 6, 12, 24, 48, 96],
+    "depth": [1, 2, 4, 8],
+}
+"""Values of each sweep."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was found out about all methods at one point.
+
+    Attributes:
+        sweep: What changes.
+        point: Where it stands.
+        methods: The figures.
+    """
+
+    sweep: str
+    point: Point
+    methods: list[Measured]
+
+    @property
+    def value(self) -> int:
+        """The value of what changes."""
+        return int(getattr(self.point, self.sweep))
+
+    def as_rows(self) -> Iterator[dict[str, Any]]:
+        """One flat row a method, for CSV and JSON."""
+        full = next((one for one in self.methods if one.name == "full"), None)
+        for one in self.methods:
+            spread, ratio, share = one.spread(), one.ratio(full), one.of_peak()
+            row: dict[str, Any] = {"sweep": self.sweep, **asdict(self.point), "bases": self.point.bases}
+            row |= {"method": one.name, "label": one.label, "trained": one.trained}
+            row |= {f"seconds_{key}": value for key, value in (asdict(spread) if spread else {}).items()}
+            row |= {"times_full": ratio.median if ratio else None, "saved_bytes": one.saved, "peak_bytes": one.peak}
+            yield row | {"flops": one.flops, "of_peak": share.median if share else None, "problem": one.problem}
+
+
+def readings(sweeps: dict[str, list[int]]) -> list[tuple[str, Point]]:
+    """The points of all sweeps, each in ascending order around the same middle."""
+    return [(name, replace(Point(), **{name: value})) for name in sweeps for value in sorted(set(sweeps[name]))]
+
+
+def methods_at(sweep: str, names: Sequence[str]) -> list[str]:
+    """The methods that a sweep is about: LoRA has no bases."""
+    return [name for name in names if sweep != "rank" or "lora" not in name or "randlora" in name]
+
+
+def cases(
+    point: Point, names: Sequence[str], device: torch.device, precision: Precision = "32"
+) -> tuple[list[Case], list[Measured]]:
+    """The methods that can be measured at a point, forward and backward passes; and why the others cannot.
+
+    The input asks for a gradient, as inside of a network.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        base = nn.Sequential(*(nn.Linear(point.width, point.width) for _ in range(point.depth)))
+    x = torch.randn(point.tokens, point.width, generator=generator).to(device).requires_grad_()
+    upper = torch.randn(point.tokens, point.width, generator=generator).to(device)
+    found, missing = [], []
+
+    def loss(model: nn.Module) -> Tensor:
+        product: Tensor = model(x) * upper
+        return product.sum()
+
+    for name in names:
+        rank = point.rank if "randlora" in name else METHODS[name].rank
+        try:
+            model = adapted(base, name, rank)
+        except UnavailableError as reason:
+            missing.append(Measured(name, label(name, rank), str(reason)))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            missing.append(Measured(name, label(name, rank), OUT_OF_MEMORY))
+        else:
+            found.append(
+                Case(
+                    name,
+                    label(name, rank),
+                    model,
+                    loss,
+                    [x, upper],
+                    device=device,
+                    precision=precision,
+                    optimize=False,
+                    foreign=METHODS[name].foreign,
+                )
+            )
+    return found, missing
+
+
+def estimated_seconds(points: Sequence[tuple[str, Point]], methods: int, rounds: int, rate: float) -> float:
+    """Roughly how long the sweeps take; building a weight costs as much as 1.5 times ``width`` further tokens do.
+
+    Args:
+        points: Of all sweeps.
+        methods: How many are measured at each.
+        rounds: Figures of each.
+        rate: Operations a second of the machine at best.
+    """
+    flops = sum(6 * (point.tokens + 1.5 * point.width) * point.width**2 * point.depth for _, point in points)
+    return methods * (rounds + 1) * (flops / (0.5 * rate) + 0.5 * len(points))

@@ -1,0 +1,99 @@
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from randlora_pl.adapters import RandLoRA
+from randlora_pl.bench import methods
+from randlora_pl.bench.methods import METHODS, UnavailableError, adapted, chosen, label, layers_of
+from randlora_pl.errors import UserError
+from randlora_pl.models import ImageTower, load_clip, load_vit
+
+
+@pytest.fixture(scope="module")
+def vit() -> nn.Module:
+    return load_vit("test_vit", "random").model
+
+
+def trained(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_the_layers_are_the_linear_ones_of_the_blocks(vit: nn.Module) -> None:
+    names = layers_of(vit)
+    assert names[:4] == [f"blocks.0.{name}" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+    assert len(names) == 4 * len(vit.blocks)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("lora", "peft-lora"), ("randlora", "peft-randlora")])
+def test_peft_adapts_the_same_layers_with_as_many_parameters(vit: nn.Module, ours: str, theirs: str) -> None:
+    pytest.importorskip("peft")
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    mine, other = adapted(vit, ours), adapted(vit, theirs)
+    wrapped = [name for name, module in other.named_modules() if isinstance(module, BaseTunerLayer)]
+    assert wrapped == [row.layer for row in mine.adapter_report.rows] == layers_of(vit)  # type: ignore[union-attr]
+    assert trained(mine) == trained(other)
+    assert METHODS[ours].peer == theirs
+
+
+def test_frozen_tensors_are_shared_and_full_fine_tuning_has_its_own(vit: nn.Module) -> None:
+    own = {id(parameter) for parameter in vit.parameters()}
+    light, full = adapted(vit, "lora"), adapted(vit, "full")
+    frozen = [parameter for parameter in light.parameters() if not parameter.requires_grad]
+    assert {id(parameter) for parameter in frozen} == own
+    assert not own & {id(parameter) for parameter in full.parameters()}
+    assert trained(full) == sum(parameter.numel() for parameter in vit.parameters())
+    assert trained(light) == sum(p.numel() for name, p in light.named_parameters() if ".delta." in name)
+    assert type(vit.get_submodule("blocks.0.attn.qkv")) is nn.Linear
+
+
+def test_a_basis_of_another_version_is_told(vit: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    def older(basis: str = "uniform", **options: object) -> RandLoRA:
+        if basis == "hadamard":
+            raise UserError("basis is 'hadamard'")
+        return RandLoRA(**options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(methods, "RandLoRA", older)
+    with pytest.raises(UnavailableError, match="not in this version"):
+        adapted(vit, "randlora-hadamard")
+    assert trained(adapted(vit, "randlora")) > 0
+
+
+@pytest.mark.parametrize("name", ["peft-lora", "peft-randlora"])
+def test_without_peft_its_rows_say_so(vit: nn.Module, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UnavailableError, match="pip install peft"):
+        adapted(vit, name)
+
+
+def test_peft_cannot_wrap_the_attention_of_open_clip() -> None:
+    pytest.importorskip("peft")
+    tower = ImageTower(load_clip("tiny", "random").model)
+    assert "in_proj" in layers_of(tower)[0]
+    with pytest.raises(UnavailableError, match="timm"):
+        adapted(tower, "peft-lora")
+    assert trained(adapted(tower, "randlora")) > 0
+
+
+def test_peft_layers_are_compared(vit: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    peft = pytest.importorskip("peft")
+    monkeypatch.setattr(peft, "inject_adapter_in_model", lambda *_: None)
+    with pytest.raises(UnavailableError, match="0 other layers"):
+        adapted(vit, "peft-lora")
+
+
+def test_a_rank_that_is_too_large_is_told() -> None:
+    base = nn.Sequential(nn.Linear(16, 16))
+    with pytest.raises(UnavailableError, match="rank 32 is larger"):
+        adapted(base, "lora")
+    assert adapted(base, "lora", 4)(torch.zeros(1, 16)).shape == (1, 16)
+
+
+def test_methods_are_chosen_by_name() -> None:
+    assert chosen(None) == list(METHODS)
+    assert chosen(["peft-lora", "full"]) == ["full", "peft-lora"]
+    with pytest.raises(UserError, match="Did you mean 'randlora'"):
+        chosen(["randlor"])
+    assert label("lora") == "LoRA-32" and label("randlora-ternary", 4) == "RandLoRA-4, ternary"

@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from randlora_pl.bench import train
+from randlora_pl.bench.methods import METHODS
+from randlora_pl.bench.train import Setup, Training, estimated_seconds, library_of, one_training
+from randlora_pl.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def training() -> Training:
+    return Training(Setup("test_vit", "timm", 2))
+
+
+def test_every_method_trains_the_same_model_on_the_same_images(training: Training) -> None:
+    cases, missing = training.cases(list(METHODS))
+    assert {case.name for case in cases} | {one.name for one in missing} == set(METHODS)
+    assert len(cases) + len(missing) == len(METHODS) and all(one.problem for one in missing)
+    before = [parameter.clone() for parameter in training.base.parameters()]
+    losses = [case.loss(case.model).item() for case in cases]
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-4)  # every update starts at zero
+    for case in cases:
+        case.count()
+        assert case.flops > 0 and case.saved > 0 and not case.problem
+        assert case.loss(case.model).item() != losses[0]
+    assert all(map(torch.equal, before, training.base.parameters()))
+
+
+def test_full_fine_tuning_costs_three_forward_passes(training: Training) -> None:
+    full = training.case("full")
+    full.count()
+    forward = training.forward_flops()
+    assert 2.8 * forward < full.flops < 3.1 * forward  # images need no gradient; attention has 2.5 times as much
+    assert estimated_seconds(10**9, 10**9, 2, 4) == 2 * (30 + 4)
+
+
+def test_the_library_is_found_by_the_name() -> None:
+    assert library_of("vit_base_patch32_224") == library_of("vit_small_patch16_224.dino") == "timm"
+    assert library_of("ViT-B-32") == library_of("tiny") == "open_clip"
+    with pytest.raises(UserError, match="Did you mean 'test_vit'"):
+        library_of("tets_vit")
+    with pytest.raises(UserError, match="--library open_clip has one"):
+        Training(Setup("tiny", "timm", 2))
+
+
+def test_the_image_tower_of_a_clip_trains() -> None:
+    training = Training(Setup("tiny", "open_clip", 2, "bf16"))
+    case = training.case("randlora")
+    case.count()
+    assert training.size == 32 and all(name.startswith("visual.") for name in training.layers)
+    assert training.gemm().matrix.dtype == torch.bfloat16
+    assert case.trained == training.case("randlora-ternary").trained
+
+
+def test_a_case_that_finds_no_memory_is_missing(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(train, "adapted", full)
+    cases, missing = training.cases(["full"])
+    assert not cases and missing[0].problem == "out of memory"
+    monkeypatch.setattr(train, "adapted", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        training.cases(["full"])
+
+
+def test_a_training_for_another_process_takes_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    monkeypatch.setattr("randlora_pl.bench.steps.Case.step", lambda self: steps.append(self.name))
+    one_training(Setup("test_vit", "timm", 2, threads=torch.get_num_threads()), "lora")
+    assert steps == ["lora", "lora"]

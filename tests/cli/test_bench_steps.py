@@ -1,0 +1,128 @@
+import csv
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from .conftest import Run
+
+SMALL = ("train", "--model", "test_vit", "--batch-size", "2", "--rounds", "2", "--threads", "1")
+FILES = ["bench.json", "bench.png", "table.md"]
+
+
+def only(folder: Path) -> Path:
+    (found,) = folder.iterdir()
+    return found
+
+
+def test_whole_training_steps_are_measured(run: Run, tmp_path: Path) -> None:
+    done = run("bench", *SMALL)
+    assert done.code == 0, done.err
+    folder = only(tmp_path / "runs" / "bench-train")
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert "test_vit (timm), 2 images of 160 pixels, float32; " in done.out and "1 threads" in done.out
+    assert "7 methods, 2 rounds in turns: about " in done.out and "of full" in done.out
+    report = json.loads((folder / "bench.json").read_text())
+    assert report["command"] == f"randlora-pl bench {' '.join(SMALL)}"
+    assert report["machine"]["threads"] == 1 and report["setup"]["batch_size"] == 2
+    cases = {case["name"]: case for case in report["cases"]}
+    assert len(cases) == 7 and all(len(case["seconds"]) == 2 or case["problem"] for case in cases.values())
+    assert cases["lora"]["times_base"]["median"] > 0 and cases["full"]["times_base"] is None
+    assert f"`{report['command']}`" in (folder / "table.md").read_text()
+
+
+def test_one_method_with_the_memory_of_its_process(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def elsewhere(work: object, *arguments: object) -> int:  # a process takes many seconds to start
+        assert pickle.loads(pickle.dumps((work, arguments)))[1] == arguments
+        return 123_000_000
+
+    monkeypatch.setattr("randlora_pl.bench.memory.rss_elsewhere", elsewhere)
+    done = run("bench", *SMALL, "--methods", "lora", "--rss", "--output", "new/figures")
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "new" / "figures" / "bench.json").read_text())
+    (case,) = report["cases"]
+    assert report["command"].endswith("--methods lora --rss")
+    assert case["rss"] == 123_000_000 and "RSS MB" in done.out and "of full" not in done.out
+    assert "exists; name a new folder" in run("bench", *SMALL, "--output", "new/figures").err
+
+
+def test_without_peft_a_line_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    done = run("bench", *SMALL, "--methods", "peft-lora", "full")
+    assert done.code == 0 and "peft is not installed: pip install peft" in done.out
+
+
+@pytest.mark.parametrize("stop", [1, 7])
+def test_ctrl_c_leaves_what_is_finished(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    from randlora_pl.bench.steps import Case
+
+    calls: list[str] = []
+    plain = Case.seconds
+
+    def seconds(self: Case) -> float:
+        calls.append(self.name)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return plain(self)
+
+    monkeypatch.setattr(Case, "seconds", seconds)
+    done = run("bench", *SMALL, "--methods", "full", "lora", "randlora", "--rounds", "5")
+    assert done.code == 130
+    if stop == 1:
+        assert not (tmp_path / "runs").exists()
+        return
+    folder = only(tmp_path / "runs" / "bench-train")
+    assert f"what was finished is in {folder.relative_to(tmp_path)}" in done.err
+    assert sorted(path.name for path in folder.iterdir()) == FILES and "2 rounds in turns" in done.out
+    assert [len(case["seconds"]) for case in json.loads((folder / "bench.json").read_text())["cases"]] == [2, 2, 2]
+
+
+def test_costs_of_adapted_layers_grow(run: Run, tmp_path: Path) -> None:
+    points = ("--sweeps", "width", "depth", "--widths", "64", "48", "--depths", "1")
+    done = run("bench", "adapters", *points, "--methods", "full", "lora", "randlora", "--rounds", "1", "--threads", "1")
+    assert done.code == 0, done.err
+    folder = only(tmp_path / "runs" / "bench-adapters")
+    assert sorted(path.name for path in folder.iterdir()) == ["bench.csv", *FILES]
+    rows = list(csv.DictReader((folder / "bench.csv").read_text().splitlines()))
+    assert [(row["sweep"], row["width"]) for row in rows[::3]] == [("width", "48"), ("width", "64"), ("depth", "768")]
+    assert "3 points, 3 methods, 1 rounds" in done.out and "width  bases  full fine-tuning" in done.out
+    assert len(json.loads((folder / "bench.json").read_text())["rows"]) == 9
+
+
+def test_captions_are_encoded_both_ways(run: Run, tmp_path: Path) -> None:
+    words = ("--model", "tiny", "--batch-size", "8", "--classes", "2", "--rounds", "1", "--precision", "bf16")
+    done = run("bench", "captions", *words)
+    assert done.code == 0, done.err
+    assert "step: 8 captions, one an image" in done.out and "text tower: 2 captions, one a class" in done.out
+    folder = only(tmp_path / "runs" / "bench-captions")
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train", "--model", "vit_base_patch32_22"], "Did you mean 'vit_base_patch32_224'"),
+        (["train", "--model", "tiny", "--library", "timm"], "--library open_clip has one"),
+        (["train", "--methods", "lroa"], "Did you mean 'lora'"),
+        (["train", "--batch-size", "-1"], "--batch-size is -1"),
+        (["train", "--rounds", "0"], "--rounds is 0"),
+        (["train", "--threads", "0"], "--threads is 0"),
+        (["train", "--precision", "16"], "invalid choice: '16'"),
+        (["train", "--device", "cuda"], "PyTorch sees no GPU"),
+        (["train", "--output", "."], "exists; name a new folder"),
+        (["train", "--bath-size", "3"], "Did you mean '--batch-size'"),
+        (["train", "--model", "test_vit", "--output", "/proc/figures/x"], "cannot be made"),
+        (["trian"], "Did you mean 'train'"),
+        (["adapters", "--widths", "64", "-3"], "--widths is -3"),
+        (["adapters", "--sweeps", "dept"], "Did you mean 'depth'"),
+        (["adapters", "--ranks", "769"], "--ranks: 769 is larger"),
+        (["captions", "--model", "ViT-B-33"], "Did you mean 'ViT-B-32'"),
+        (["captions", "--classes", "0"], "--classes is 0"),
+    ],
+)
+def test_mistakes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    done = run("bench", *words)
+    assert done.code == 2 and says in done.err and done.err.count("\n") <= 2
+    assert not list(tmp_path.iterdir())
