@@ -127,14 +127,14 @@ def orthogonal_entry(size: int, i: int, j: int) -> float:
     return sign * (math.cos(angle) + math.sin(angle))
 
 
-def hadamard(signs: list[int], large: int, small: int, columns: int) -> Matrix:
-    """The structured B (D, n r), entry by entry: s[k d + q b + i'] H[i, i'] O[q, q']."""
+def hadamard(signs: list[list[int]], large: int, small: int, columns: int) -> Matrix:
+    """The structured B (D, n r), entry by entry: s[k d + q b + i'] H[i, i'] O[q, q'] t[p]."""
     block = next((size for size in range(64, small) if small % size == 0), small)
     result = zeros(large, columns)
     for row in range(large):
         for p in range(columns):
             within, column = row % small, p % small
-            sign = signs[row - row % block + column % block]
+            sign = signs[row - row % block + column % block][0] * signs[column][1]
             inside = orthogonal_entry(block, within % block, column % block)
             across = orthogonal_entry(small // block, within // block, column // block)
             result[row][p] = sign * inside * across
@@ -146,7 +146,7 @@ def bases_b(delta: Any, large: int, small: int) -> list[Matrix]:
     count, rank = delta.lambdas.shape
     if not delta.structured:
         return [_list(delta.bases.B[:large, j, :rank].double() * delta.bases.scale) for j in range(count)]
-    b = hadamard(delta.bases.B.flatten().tolist(), large, small, count * rank)
+    b = hadamard(delta.bases.B[..., 0].tolist(), large, small, count * rank)
     return [[line[j * rank : (j + 1) * rank] for line in b] for j in range(count)]
 
 

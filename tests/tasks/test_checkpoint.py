@@ -102,3 +102,22 @@ def test_checkpoint_of_something_else_is_refused(trainer: Make, digits: Make, tm
     plain.save_checkpoint(tmp_path / "other.ckpt", weights_only=True)
     with pytest.raises(UserError, match=r"does not fit: missing .* unexpected \['layer"):
         trainer().test(make("text head"), digits(), ckpt_path=tmp_path / "other.ckpt", weights_only=True)
+
+
+def test_an_option_that_changes_speed_only_does_not_keep_a_run_from_going_on(checkpoint: Make, trainer: Make) -> None:
+    def of(**options: Any) -> AdaptationTask:
+        return make("text head", adapter=RandLoRA(rank=4, **options))
+
+    path = checkpoint(of(memory="low"))
+    content = torch.load(path, weights_only=True)
+    for keep in (True, False):
+        if not keep:  # a checkpoint from before there was the option
+            del content["adapter"]["options"]["memory"]
+            torch.save(content, path)
+        other = of(memory="fast")
+        other.set_classes(list("0123456789"), ["{}"])
+        other.configure_model()
+        other.on_load_checkpoint(content)
+    with pytest.raises(UserError, match=r"adapter\.rank is 4 in the checkpoint and 5 in this run"):
+        wrong = make("text head", adapter=RandLoRA(rank=5))
+        wrong.on_load_checkpoint(content)

@@ -166,6 +166,14 @@ class Adapter:
         """``{"method": ..., "options": {...}}``, the form of ``adapter_config.json``."""
         return {"method": self.method(), "options": self.options()}
 
+    def identity(self) -> dict[str, Any]:
+        """``describe`` without what does not change the update: two adapters of one identity are the same."""
+        options = self.options()
+        for name in inspect.signature(type(self)).parameters:
+            if isinstance(inner := getattr(self, name), Adapter):
+                options[name] = inner.identity()
+        return {"method": self.method(), "options": options}
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some options changed."""
         values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}

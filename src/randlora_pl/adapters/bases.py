@@ -143,7 +143,8 @@ class Bases(nn.Module):
             self.scale = 1.0 if b.is_meta else b.abs().max().item()
             b = b.sign().to(torch.int8)
         self.register_buffer("A", a, persistent=False)
-        self.register_buffer("B", b.permute(1, 0, 2).contiguous(), persistent=False)
+        b = b.permute(1, 0, 2).clone(memory_format=torch.contiguous_format)  # `contiguous` may keep odd strides of 1
+        self.register_buffer("B", b, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         bits = (self.A, self.B)

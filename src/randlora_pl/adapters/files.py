@@ -209,7 +209,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> AdapterFil
 
 def _differences(file: AdapterFile, model: nn.Module, present: InjectionReport) -> list[str]:
     """Everything that keeps an adapter from replacing the one that a model has."""
-    if file.adapter.describe() != present.adapter.describe():
+    if file.adapter.identity() != present.adapter.identity():
         raise UserError(
             f"{file.folder} holds {file.adapter.describe()}, the model has {present.adapter.describe()}: "
             "unload(model) first, or start from the base model."

@@ -1,11 +1,12 @@
 """Structured bases: a B that is never stored and costs next to nothing to apply.
 
-    B[k d + q b + i, p] = s[k d + q b + i'] H[i, i'] O[q, q'],   p mod d = q' b + i'
+    B[k d + q b + i, p] = s[k d + q b + i'] H[i, i'] O[q, q'] t[p mod d],   p mod d = q' b + i'
 
 for the larger side D and the smaller side d of a weight: as many copies k of a d x d orthogonal matrix as
 it takes to fill D rows, the last one cut off. H (b, b) and O (m, m) with b m = d are fixed orthogonal
-transforms with entries of unit mean square, s are random signs. In matrices, one copy is the product
-``(I_m x H) diag(s_k) (O x I_b)``: O mixes the blocks, the signs turn it, H mixes inside each block. This
+transforms with entries of unit mean square, s and t are random signs. In matrices, one copy is the product
+``(I_m x H) diag(s_k) (O x I_b) diag(t)``: O mixes the blocks, H mixes inside each block, and the signs before
+each of them keep what the bases have in common (the same A, equal scalings) from adding up in one block. This
 is the randomised Hadamard transform (Ailon and Chazelle, 2009), stacked with fresh signs as in Fastfood
 (Le, Sarlos and Smola, 2013).
 
@@ -79,10 +80,16 @@ def transform(size: int) -> Tensor:
 def _constant(size: int, like: Tensor) -> Tensor:
     """`transform` beside a tensor, made once."""
     key = (size, like.dtype, like.device)
-    if torch.compiler.is_compiling() or key not in _CACHE:
+    traced = (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or like.is_meta
+        or type(like) is not Tensor
+    )
+    if traced or key not in _CACHE:
         with torch.inference_mode(False), torch.no_grad():
             made = transform(size).to(like)
-        if torch.compiler.is_compiling() or made.is_meta or type(made) is not Tensor:  # a tracer's tensor
+        if traced or type(made) is not Tensor:
             return made
         _CACHE[key] = made
     return _CACHE[key]
@@ -92,17 +99,18 @@ class Hadamard:
     """B (D, n r) of one layer.
 
     Args:
-        signs: Random signs of the model, at least ``copies * d``, int8.
+        signs: Random signs of the model, int8 (at least ``copies * d``, 2): s and t.
         large: D.
         small: d.
         columns: n r.
     """
 
     def __init__(self, signs: Tensor, large: int, small: int, columns: int) -> None:
-        self.signs, self.large, self.small, self.columns = signs, large, small, columns
-        self.block = self.width = block_size(small)
-        self.blocks = small // self.block
-        self.inner = small
+        self.signs, self.turns = signs[:, 0], signs[:small, 1]
+        self.large, self.small, self.columns = int(large), int(small), columns
+        self.block = self.width = block_size(self.small)
+        self.blocks = self.small // self.block
+        self.inner = self.small
 
     def pieces(self) -> list[Piece]:
         """The copies from the top; the last one may end inside a block."""
@@ -122,19 +130,21 @@ class Hadamard:
         return _constant(self.block, signs)[: piece.height] * signs.view(piece.number, 1, self.block)
 
     def mixed(self, stack: Tensor) -> Tensor:
-        """(O x I_b) S, (m, b, ...), for S (n r, ...)."""
+        """(O x I_b) diag(t) S, (m, b, ...), for S (n r, ...)."""
         if len(stack) < self.small:
             stack = pad(stack, (0, 0, 0, self.small - len(stack)))
         elif len(stack) > self.small:  # column p of B is column p mod d
             rest, stack = stack[self.small :], stack[: self.small].clone()
             for part in torch.split(rest, self.small):
                 stack[: len(part)] += part
+        stack = stack * self.turns.to(stack.dtype)[:, None]
         mixed = _constant(self.blocks, stack) @ stack.reshape(self.blocks, -1)
         return mixed.view(self.blocks, self.block, -1)
 
     def unmixed(self, mixed: Tensor) -> Tensor:
         """The transpose of `mixed`: (m, b, ...) to (n r, ...)."""
         stack = (_constant(self.blocks, mixed) @ mixed.flatten(1)).view(self.small, -1)
+        stack = stack * self.turns.to(stack.dtype)[:, None]
         repeats = -(-self.columns // self.small)
         return stack[: self.columns] if repeats == 1 else stack.repeat(repeats, 1)[: self.columns]
 
@@ -156,22 +166,22 @@ class Hadamard:
         return self.add_to(eye.new_zeros(self.large, self.columns), eye, False)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """The blocks and signs of ``tokens @ B``, (m, T, b), for tokens (T, D); the mixing is left to `unmixed`."""
+        """The blocks and signs of ``tokens @ B``, (T, m, b), for tokens (T, D); the rest is left to `unmixed`."""
         on_cpu = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
         step = _TOKENS if on_cpu else max(1, len(tokens))
-        result = tokens.new_empty(self.blocks, len(tokens), self.block)
+        result = tokens.new_empty(len(tokens), self.blocks, self.block)
         turned = [(piece, self.turned_blocks(piece, tokens.dtype)) for piece in self.pieces()]
         for start in range(0, len(tokens), step):
             some = tokens[start : start + step]
             total = torch.bmm(turned[0][0].of_columns(some), turned[0][1])  # the first copy is never cut off
             for piece, blocks in turned[1:]:
                 total[piece.first : piece.first + piece.number].baddbmm_(piece.of_columns(some), blocks)
-            result[:, start : start + step] = total
+            result[start : start + step] = total.transpose(0, 1)
         return result
 
     def contract(self, projected: Tensor, others: Tensor) -> Tensor:
         """``B^T (tokens^T others)``, (m, b, d) before `unmixed`, for projected tokens and others (T, d)."""
-        return torch.bmm(projected.transpose(1, 2), others.expand(self.blocks, -1, -1))
+        return (projected.flatten(1).T @ others).view(self.blocks, self.block, -1)
 
     def reduce(self, gradient: Tensor) -> Tensor:
         """``B^T G``, (m, b, d) before `unmixed`, for G (D, d)."""

@@ -16,7 +16,7 @@ Hadamard bases have full rank by construction, for each d x d block of rows too 
 always uniform.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -108,6 +108,12 @@ class RandLoRA(Adapter):
         self.dropout, self.pairing = check_dropout(dropout), pairing
         self.variant, self.matched_rank, self.memory = variant, matched_rank, memory
 
+    def identity(self) -> dict[str, Any]:
+        """``describe`` without ``memory``, which changes speed only."""
+        described = super().identity()
+        described["options"].pop("memory")
+        return described
+
     def rank_of(self, shape: WeightShape) -> int:
         """The rank r of the bases of one layer."""
         return self.check_rank(shape, self.of(self.rank, shape, 6))
@@ -136,7 +142,7 @@ class RandLoRA(Adapter):
         if self.basis == "hadamard":
             rows = max(copies(shape.large, shape.small) * shape.small for shape in shapes)
             a = draw(self.key, "A", count if self.variant == "a" else 1, rank, small, Distribution("uniform"), device)
-            b = draw(self.key, "signs", 1, rows, 1, Distribution("binary"), device)
+            b = draw(self.key, "signs", 2, rows, 1, Distribution("binary"), device)
             return Bases(self.key, a, b, signs=True, structure=STRUCTURE)
         distribution = Distribution.make(self.basis, self.sparsity, large)
         a_distribution = Distribution("uniform") if self.dense_a else distribution
@@ -180,7 +186,7 @@ class RandLoRADelta(_RandLoRATensors):
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Lambda with all scalings (n, r), gamma (n, d), A (r, d), and B (D, n, r) or the signs it is made of."""
         a = self.bases.A[0, : self.rank, : self.small].to(self.lambdas.dtype)
-        b = self.bases.B.flatten() if self.structured else self.bases.B[: self.large, : self.count, : self.rank]
+        b = self.bases.B[..., 0] if self.structured else self.bases.B[: self.large, : self.count, : self.rank]
         return self.scaled_lambdas(), self.gammas, a, b
 
     def form(self) -> Form:
@@ -212,7 +218,7 @@ class SummedRandLoRADelta(_RandLoRATensors, FactoredDelta):
         """The two sums, turned where the weight is wider than tall."""
         dtype = self.lambdas.dtype
         if self.structured:
-            b = Hadamard(self.bases.B.flatten(), self.large, self.small, self.lambdas.numel()).matrix(dtype)
+            b = Hadamard(self.bases.B[..., 0], self.large, self.small, self.lambdas.numel()).matrix(dtype)
             b = b.view(self.large, *self.lambdas.shape)
         else:
             b = self.bases.B[: self.large, : self.count, : self.rank].to(dtype)

@@ -20,6 +20,7 @@ from randlora_pl.adapters import (
     set_train_mode,
     unmerge,
 )
+from randlora_pl.adapters.files import make_adapter
 from randlora_pl.errors import UserError
 from randlora_pl.models import ImageSpec, ModelIdentity, library_of, set_gradient_checkpointing
 from randlora_pl.tasks.checkpoint import check_adapter, check_tensors
@@ -306,8 +307,9 @@ class AdaptationTask(EvaluatedModule):
         Raises:
             UserError: With both values.
         """
-        ours = self.adapter.describe()
-        check_adapter(checkpoint.get("adapter", ours), ours)
+        if theirs := checkpoint.get("adapter"):
+            saved = make_adapter(theirs["method"], theirs["options"], "the checkpoint")  # knows later options, too
+            check_adapter(saved.identity(), self.adapter.identity())
         there, here = checkpoint.get("base_model", self._base_model()), self._base_model()
         if there != here:
             raise UserError(f"the checkpoint was trained on {there}, this run has {here}; choose the same base model.")

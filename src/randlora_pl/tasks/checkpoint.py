@@ -12,7 +12,7 @@ def check_adapter(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Refuses the checkpoint of another adapter.
 
     Args:
-        theirs: ``Adapter.describe()`` of the checkpoint.
+        theirs: ``Adapter.identity()`` of the checkpoint.
         ours: That of this run.
 
     Raises:
