@@ -74,7 +74,7 @@ def agree(what: str, decide: Callable[[], str]) -> str:
     job = launched()
     if job is None:
         return decide()
-    store, key = _store(job), f"randlora-pl/{job.attempt}/{what}"
+    store, key = store_of(job), f"answer/{what}"
     if job.rank == 0:
         try:
             answer = decide()
@@ -106,9 +106,9 @@ def said_by_the_first(message: str) -> bool:
         if rank:  # Lightning's first process ends the others
             time.sleep(_MOMENT.total_seconds())
         return False
-    key = f"randlora-pl/{job.attempt}/mistake"
+    key = "mistake"
     try:
-        store = _store(job, _MOMENT)
+        store = store_of(job, _MOMENT)
         if rank == 0:
             store.set(key, message)
             time.sleep(_MOMENT.total_seconds())
@@ -119,10 +119,16 @@ def said_by_the_first(message: str) -> bool:
         return False
 
 
-def _store(job: Launch, timeout: timedelta = _PATIENCE) -> Any:
-    """The store through which the processes find each other; torchrun keeps it, or else the first process."""
+def store_of(job: Launch, timeout: timedelta = _PATIENCE) -> Any:
+    """The store through which the processes find each other; torchrun keeps it, or else the first process.
+
+    Args:
+        job: The job; each attempt has its own keys.
+        timeout: How long to wait for the others.
+    """
     if _stores:
         return _stores[0]
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
@@ -131,5 +137,5 @@ def _store(job: Launch, timeout: timedelta = _PATIENCE) -> Any:
         cluster = SLURMEnvironment(auto_requeue=False)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
     store, _, _ = next(rendezvous("env://", job.rank, job.world, timeout=timeout))
-    _stores.append(store)
-    return store
+    _stores.append(PrefixStore(f"randlora-pl-{job.attempt}", store))
+    return _stores[0]

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from randlora_pl.errors import UserError
 from randlora_pl.parallel.exchange import Exchange, counted_mean
+from randlora_pl.parallel.launch import launched, store_of
 
 TIMEOUT = 600
 """Seconds that a process waits for the others before it takes them for lost."""
@@ -37,6 +38,24 @@ class AdapterDDP(DDPStrategy):
             options["init_sync"] = False
         super().__init__(timeout=timedelta(seconds=timeout), **options)
         self.exchange = Exchange()
+
+    def setup_distributed(self) -> None:
+        """Finds the other processes, also after torchrun has restarted them.
+
+        torchrun keeps one store for all attempts (seen in PyTorch 2.13): gloo would find the addresses of the
+        processes that have ended in it, and give up.
+        """
+        job = launched()
+        if job is not None and job.attempt > 0 and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group(
+                self._get_process_group_backend(),
+                store=store_of(job),
+                rank=job.rank,
+                world_size=job.world,
+                timeout=self._timeout,
+                device_id=self.root_device if self.root_device.type != "cpu" else None,
+            )
+        super().setup_distributed()
 
     def configure_ddp(self) -> None:
         """Compares what the processes start from, then wraps the model.
