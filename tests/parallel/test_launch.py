@@ -88,6 +88,11 @@ def test_the_strategy_is_ours_where_there_are_several_and_none_was_named(
         assert config.get("strategy") == options.get("strategy")
 
 
+def test_a_timeout_that_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match="timeout is 0: give a positive number"):
+        with_strategy({"accelerator": "cpu", "devices": 2}, timeout=0)
+
+
 ASK = """
 import sys
 from randlora_pl.errors import UserError

@@ -7,7 +7,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
@@ -116,7 +115,7 @@ class App(LightningCLI):
             "--run.logger", type=loggers, default="tensorboard", help="tensorboard, csv, wandb or none."
         )
         parser.add_argument(
-            "--run.timeout", type=PositiveFloat, default=TIMEOUT, help="Seconds that a process waits for the others."
+            "--run.timeout", type=float, default=TIMEOUT, help="Seconds that a process waits for the others."
         )
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to start the training from.")
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")

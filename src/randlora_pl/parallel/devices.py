@@ -42,7 +42,12 @@ def with_strategy(config: dict[str, Any], timeout: float) -> dict[str, Any]:
     Args:
         config: Options of the trainer.
         timeout: Seconds that a process waits for the others.
+
+    Raises:
+        UserError: It is not positive.
     """
+    if not timeout > 0:
+        raise UserError(f"--run.timeout is {timeout:g}: give a positive number of seconds.")
     if config.get("strategy") not in (None, "auto"):
         return config
     asked = {name: config[name] for name in ("accelerator", "devices", "num_nodes") if config.get(name) is not None}
