@@ -30,7 +30,9 @@ COMMANDS = [  # indented lines, then what the sentences mention between backtick
 ]
 FITS = [command for command in COMMANDS if command.startswith("fit ") and "--resume" not in command]
 GETS = [command for command in COMMANDS if command.startswith("data get ")]  # need a network
-QUICK = [c for c in COMMANDS if c.split()[0] not in ("fit", "predict", "compare-methods") and c not in GETS]
+BENCHES = [command for command in COMMANDS if command.startswith("bench ")]
+LONG = ("fit", "predict", "compare-methods", "bench")
+QUICK = [c for c in COMMANDS if c.split()[0] not in LONG and c not in GETS]
 SHORT = [
     *("--data.steps", "2", "--data.batch_size", "4", "--data.eval_batch_size", "4", "--trainer.precision", "32-true"),
     *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1", "--trainer.accelerator", "cpu"),
@@ -104,6 +106,20 @@ def test_predict_and_resume(quickstart: Path) -> None:
     (folder / "results.json").unlink()
     run(resume[0].replace("<time>", folder.name))
     assert (folder / "adapter" / "adapter.safetensors").read_bytes() == weights
+
+
+SHORT_BENCH = {
+    "data": ("--image-size", "16", "--batch-size", "4", "--images", "8", "--rounds", "1", "--workers", "1"),
+    "train": ("--model", "test_vit", "--batch-size", "2", "--rounds", "1"),
+}
+
+
+@pytest.mark.parametrize("command", BENCHES)
+def test_measurements(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        photos(tmp_path / "mine" / name, 20)
+    run(command.replace("PATH", "mine"), *SHORT_BENCH[command.split()[1]])
 
 
 @pytest.mark.parametrize("command", QUICK)

@@ -117,10 +117,43 @@ def _list(tensor: Tensor) -> Any:
     return tensor.detach().double().tolist()
 
 
+def orthogonal_entry(size: int, i: int, j: int) -> float:
+    """Walsh-Hadamard by the power of two in a size, cos + sin by the odd rest of it."""
+    odd = size
+    while odd % 2 == 0:
+        odd //= 2
+    sign = (-1) ** bin((i // odd) & (j // odd)).count("1")
+    angle = 2 * math.pi * (i % odd) * (j % odd) / odd
+    return sign * (math.cos(angle) + math.sin(angle))
+
+
+def hadamard(signs: list[int], large: int, small: int, columns: int) -> Matrix:
+    """The structured B (D, n r), entry by entry: s[k d + q b + i'] H[i, i'] O[q, q']."""
+    block = next((size for size in range(64, small) if small % size == 0), small)
+    result = zeros(large, columns)
+    for row in range(large):
+        for p in range(columns):
+            within, column = row % small, p % small
+            sign = signs[row - row % block + column % block]
+            inside = orthogonal_entry(block, within % block, column % block)
+            across = orthogonal_entry(small // block, within // block, column // block)
+            result[row][p] = sign * inside * across
+    return result
+
+
+def bases_b(delta: Any, large: int, small: int) -> list[Matrix]:
+    """The matrices B_j (D, r) of one layer."""
+    count, rank = delta.lambdas.shape
+    if not delta.structured:
+        return [_list(delta.bases.B[:large, j, :rank].double() * delta.bases.scale) for j in range(count)]
+    b = hadamard(delta.bases.B.flatten().tolist(), large, small, count * rank)
+    return [[line[j * rank : (j + 1) * rank] for line in b] for j in range(count)]
+
+
 def _randlora(delta: Any, out_features: int, in_features: int) -> Matrix:
     large, small = max(out_features, in_features), min(out_features, in_features)
     count, rank = delta.lambdas.shape
-    b = [_list(delta.bases.B[:large, j, :rank]) for j in range(count)]
+    b = bases_b(delta, large, small)
     if isinstance(delta, SummedRandLoRADelta):
         a = [_list(delta.bases.A[j, :rank, :small]) for j in range(count)]
         result = randlora_a(a, b, _list(delta.lambdas), _list(delta.gammas), delta.scaling)

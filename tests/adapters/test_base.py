@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from randlora_pl.adapters import Adapter, BitFit, DoRA, LoRA, NoLA, RandLoRA, VeRA, inject
-from randlora_pl.adapters.base import DeltaWeight, WeightShape, matches, trainable
+from randlora_pl.adapters import Adapter, BitFit, DoRA, LoRA, NoLA, RandLoRA, VeRA, base, inject
+from randlora_pl.adapters.base import DeltaWeight, WeightShape, builds, matches, trainable
 from randlora_pl.errors import UserError
 from tests.adapters.cases import METHODS, WHOLE, One, adapter_of, assert_close, randomise
 
@@ -165,3 +165,31 @@ def test_updates_print_their_tensors() -> None:
     assert "lambdas=(3, 4), gammas=(3, 12)" in repr(model)
     assert "A=(1, 4, 12), B=(20, 3, 4), fingerprint=" in repr(model)
     assert BitFit().options() == {}
+
+
+# Factored updates
+
+
+def test_thin_products_are_taken_where_they_cost_less() -> None:
+    square, wide = torch.empty(768, 768, device="meta"), torch.empty(3072, 768, device="meta")
+    for weight in (square, wide):
+        assert not builds(3200, 32, weight, trains=True)  # LoRA
+        assert builds(3200, 32, weight, trains=False)  # no gradient of the weight's size
+        assert builds(3200, 256, weight, trains=True)  # VeRA
+        assert not builds(100, 256, weight, trains=True)
+        assert not builds(100, 256, weight, trains=False)
+
+
+@pytest.mark.parametrize("method", ["lora", "vera", "nola", "randlora-a"])
+def test_both_forms_of_a_factored_update_agree(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = One(12, 20)
+    inject(model, adapter_of(method, "linear-in<out"), ["fc"])
+    randomise(model)
+    x = torch.randn(9, 12, requires_grad=True)
+    values = [x, *model.fc.delta.parameters()]  # type: ignore[union-attr]
+    results = []
+    for built in (True, False):
+        monkeypatch.setattr(base, "builds", lambda *_, built=built: built)
+        results.append((model(x), *torch.autograd.grad(model(x).square().sum(), values)))
+    for first, second in zip(*results, strict=True):
+        assert_close(first, second)

@@ -57,6 +57,12 @@ def adapted(adapter: Any = None) -> nn.Module:
     return model
 
 
+def adapted_from(folder: Path) -> nn.Module:
+    model = base()
+    load_adapter(model, folder)
+    return model
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An adapter folder of `adapted`."""
@@ -202,6 +208,25 @@ def test_a_dora_around_randlora_with_patterns_comes_back(tmp_path: Path) -> None
     load_adapter(fresh, saved)
     x = zoo.images()
     assert torch.equal(fresh(x), model(x))
+
+
+def test_a_file_from_before_an_option_loads_with_its_default(folder: Path) -> None:
+    edit(folder, lambda config: config["options"].pop("memory"))
+    model = base()
+    assert load_adapter(model, folder).adapter.options() == RandLoRA(4, seed=3).options()
+    assert torch.equal(model(x := zoo.images()), adapted_from(folder)(x))
+
+
+@pytest.mark.parametrize("options", [{"basis": "hadamard"}, {"basis": "ternary", "dense_a": True}])
+def test_bases_that_are_not_stored_as_numbers_are_checked_too(options: dict[str, Any], tmp_path: Path) -> None:
+    model = adapted(RandLoRA(5, seed=3, memory="low", **options))
+    saved = save_adapter(model, tmp_path / "adapter")
+    config = json.loads((saved / files.CONFIG).read_text())
+    assert config["options"]["basis"] == options["basis"]
+    assert config["fingerprint"] == bases_of(model)[0].fingerprint
+    assert torch.equal(adapted_from(saved)(x := zoo.images()), model(x))
+    edit(saved, lambda config: config["options"].update(seed=4))
+    assert_refused(saved, "its random bases are .* seed 4 gives .* here")
 
 
 # Writing

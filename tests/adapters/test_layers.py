@@ -113,6 +113,21 @@ def test_rare_options_of_attention(options: dict[str, Any], mask: str, need_weig
     same(adapted(*arguments, **extra), plain(*arguments, **extra))
 
 
+def test_self_attention_is_one_product_and_the_fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted, _ = attention_pair(batch_first=True)
+    calls: list[str] = []
+
+    def counted(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args, **options: [calls.append(name), function(*args, **options)][1]  # type: ignore[func-returns-value,return-value]
+
+    monkeypatch.setattr(adapted.delta, "linear", counted("linear", adapted.delta.linear))  # type: ignore[union-attr,arg-type]
+    fused = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted("fused", fused))
+    x = torch.randn(BATCH, QUERIES, EMBED)
+    adapted(x, x, x, need_weights=False)
+    assert calls == ["linear", "fused"]
+
+
 def test_key_and_value_may_be_one_tensor() -> None:
     adapted, plain = attention_pair(batch_first=True)
     query, key, value = tensors(True, True, True)

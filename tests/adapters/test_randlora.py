@@ -85,7 +85,7 @@ def test_the_equation_pairs_other_columns_than_peft() -> None:
     st.integers(1, 4),
     st.integers(1, 5),
     st.sampled_from(["equation", "peft"]),
-    st.sampled_from(["uniform", "normal", "binary", "ternary"]),
+    st.sampled_from(["uniform", "normal", "binary", "ternary", "hadamard"]),
 )
 def test_equals_the_slow_loop_for_any_shape(
     in_features: int, out_features: int, r: int, count: int, pairing: Any, basis: Any
@@ -151,7 +151,7 @@ def test_alpha_over_rank_scales_the_update() -> None:
     st.integers(1, 14),
     st.integers(1, 14),
     st.sampled_from(["ceil", "floor+1", 1, 2, 3]),
-    st.sampled_from(["uniform", "normal", "binary"]),
+    st.sampled_from(["uniform", "normal", "binary", "hadamard"]),
     st.sampled_from(["equation", "peft"]),
     st.integers(0, 5),
 )
@@ -280,13 +280,14 @@ def test_the_backward_pass_keeps_only_small_tensors(autocast: bool, lower_rank: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"basis": "gaussian"}, "basis is 'gaussian'; choose one of uniform, normal, binary, ternary"),
+        ({"basis": "gaussian"}, "basis is 'gaussian'; choose one of uniform, normal, binary, ternary, hadamard"),
         ({"init": "zero"}, "init is 'zero'; choose one of gamma, lambda"),
         ({"pairing": "official"}, "pairing is 'official'; choose one of equation, peft"),
         ({"variant": "c"}, "variant is 'c'; choose one of full, a, b"),
         ({"num_bases": 0}, "num_bases is 0; give ceil, floor\\+1 or a positive whole number"),
         ({"num_bases": "floor"}, "num_bases is 'floor'"),
         ({"sparsity": 1}, "sparsity is 1"),
+        ({"memory": "high"}, "memory is 'high'; choose one of auto, low, fast"),
         ({"matched_rank": 0}, "matched_rank is 0"),
         ({"qkv": "joint"}, "qkv is 'joint': choose packed or split"),
         ({"dropout": 1.0}, "dropout is 1.0: give a probability of at least 0 and below 1"),

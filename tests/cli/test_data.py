@@ -157,6 +157,13 @@ def test_own_shards(run: Run, tmp_path: Path, root: str) -> None:
     assert result.code == 0 and "train 26, val 2, test 7" in result.out, result.out + result.err
 
 
+def test_urls_of_shards_stay_as_they_are_typed(run: Run) -> None:
+    url = "http://127.0.0.1:9//a.tar?b=c//d"
+    assert (
+        f"The shard {url} cannot be read: Connect call failed" in run("data", "check", "webdataset", "--root", url).out
+    )
+
+
 def test_damaged_shards_are_off(run: Run, tmp_path: Path) -> None:
     paths = write_shards(tmp_path / "shards", 35)
     paths[2].write_bytes(paths[2].read_bytes()[:2_000])
@@ -173,7 +180,9 @@ def test_damaged_shards_are_off(run: Run, tmp_path: Path) -> None:
         (["check", "digts"], "'digits'"),
         (["check", "digits", "--fats"], "'--fast'"),
         (["check", "digits", "--fast", "--every-image"], "leave one out"),
-        (["check", "digits", "--root", "nowhere"], "does not exist"),
+        (["check", "digits", "--root", "nowhere"], "does not exist; it is the folder that holds"),
+        (["check", "table", "--root", "no.csv"], "--root no.csv does not exist; expected a CSV, TSV or Parquet file"),
+        (["show", "webdataset", "--root", "pipe:cat a.tar"], "'pipe:cat a.tar': commands are not run"),
         (["check", "folder"], "data check folder --root FOLDER"),
         (["show", "pairs"], "data show pairs --root FILE.csv"),
         (["check", "webdataset"], "data check webdataset --root SHARDS"),

@@ -87,10 +87,23 @@ def like(tensor: Tensor, x: Tensor) -> Tensor:
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype that a matrix product of this tensor is to have: autocast's, where it is on."""
+    """The dtype that a matrix product of this tensor is to have: autocast's, where it is on and not float64."""
     kind = tensor.device.type
+    if tensor.dtype == torch.float64:  # autocast leaves it alone
+        return tensor.dtype
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # the meta device has none
     return torch.get_autocast_dtype(kind) if on else tensor.dtype
+
+
+def builds(tokens: int, rank: int, weight: Tensor, trains: bool) -> bool:
+    """Whether W0 + P Q costs fewer multiplications than two thin products beside the frozen layer.
+
+    Each of P Q and the thin products has two more like it in the backward pass, and a built weight has a
+    gradient of its size.
+    """
+    out_features, in_features = weight.shape
+    built, thin = rank * out_features * in_features, tokens * rank * (out_features + in_features)
+    return 3 * built + tokens * out_features * in_features < 3 * thin if trains else built < thin
 
 
 class FactoredDelta(DeltaWeight):
@@ -106,13 +119,14 @@ class FactoredDelta(DeltaWeight):
         return p @ q
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Adds the two thin products to the frozen layer, or builds W0 + P Q where k is large."""
+        """Adds the two thin products to the frozen layer, or builds W0 + P Q where that takes fewer operations."""
         p, q = self.factors()
-        out_features, in_features = weight.shape
-        if not self.drops and q.shape[0] * (out_features + in_features) > out_features * in_features:
+        if not self.drops and builds(x.numel() // x.shape[-1], q.shape[0], weight, p.requires_grad):
             return F.linear(x, weight + (p @ q).to(weight.dtype), bias)
         hidden = F.linear(self.dropped(x), like(q, x))
-        return F.linear(x, weight, bias) + F.linear(hidden, like(p, hidden))
+        plain = F.linear(x, weight, bias)
+        rows = plain.reshape(-1, plain.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
+        return torch.addmm(*rows, like(p, hidden).T).view(plain.shape)  # one pass over the outputs less than a sum
 
 
 class Adapter:

@@ -117,21 +117,33 @@ class Bases(nn.Module):
     Layers hold the same module, so that ``.to()``, ``deepcopy`` and pickling keep one copy. A change of
     dtype (``model.bfloat16()``) leaves them in float32: rounded bases would be other bases.
 
+    Args:
+        seed: What they were drawn with.
+        a: (count_a, r, d).
+        b: (count_b, D, r).
+        signs: Whether the entries of ``b`` are -1, 0 and 1 times one number: they are stored in 8 bits then.
+        structure: Name of what ``b`` is made into, empty where it is the bases themselves.
+
     Attributes:
         A: (count_a, r, d): the factor on the smaller (or input) side.
         B: (D, count_b, r): stored with the rows first, so that the flattened slice of a layer,
             ``B[:D].flatten(1)``, is a view.
+        scale: What the entries of B are to be multiplied by.
         fingerprint: SHA-256 of generator, seed, shapes and bits; empty on the meta device.
     """
 
     A: Tensor
     B: Tensor
+    scale: float = 1.0
 
-    def __init__(self, seed: int, a: Tensor, b: Tensor) -> None:
+    def __init__(self, seed: int, a: Tensor, b: Tensor, signs: bool = False, structure: str = "") -> None:
         super().__init__()
+        self.fingerprint = "" if a.is_meta else fingerprint(seed, a, b, structure=structure)
+        if signs:
+            self.scale = 1.0 if b.is_meta else b.abs().max().item()
+            b = b.sign().to(torch.int8)
         self.register_buffer("A", a, persistent=False)
         self.register_buffer("B", b.permute(1, 0, 2).contiguous(), persistent=False)
-        self.fingerprint = "" if a.is_meta else fingerprint(seed, a, b)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         bits = (self.A, self.B)
@@ -147,9 +159,9 @@ class Bases(nn.Module):
         return f"A={tuple(self.A.shape)}, B={tuple(self.B.shape)}, fingerprint={self.fingerprint[:12]}"
 
 
-def fingerprint(seed: int, *tensors: Tensor) -> str:
-    """SHA-256 of the generator's name, the seed and the little-endian float32 bits of the tensors."""
-    digest = hashlib.sha256(f"{GENERATOR}:{seed}".encode())
+def fingerprint(seed: int, *tensors: Tensor, structure: str = "") -> str:
+    """SHA-256 of the generator's and structure's names, the seed and the little-endian float32 bits of the tensors."""
+    digest = hashlib.sha256(f"{GENERATOR}:{structure}:{seed}".encode() if structure else f"{GENERATOR}:{seed}".encode())
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False).tobytes())

@@ -12,9 +12,11 @@ contrary to section C.6 of the paper, which asks only whether rows coincide. ``d
 uniform beside ternary B_j and restores the full rank (a square layer at s = 200 may still lose the one
 or two rows where every B_j is zero). A binary A of two or three rows has so few kinds of
 columns that the rank may fall a little short of d as well; from rank 4 on it does not in practice.
+Hadamard bases have full rank by construction, for each d x d block of rows too (see `hadamard`); their A is
+always uniform.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,10 +30,13 @@ from randlora_pl.adapters.base import (
     compute_dtype,
     trainable,
 )
-from randlora_pl.adapters.bases import Bases, BasisName, Distribution, check_sparsity, draw
+from randlora_pl.adapters.bases import Bases, Distribution, check_sparsity, draw
+from randlora_pl.adapters.hadamard import STRUCTURE, Hadamard, copies
+from randlora_pl.adapters.sums import AdaptedProduct, Form, SumOfBases, product
 from randlora_pl.errors import UserError
 
 Pairing = Literal["equation", "peft"]
+BasisName = Literal["uniform", "normal", "binary", "ternary", "hadamard"]
 
 
 class RandLoRA(Adapter):
@@ -43,7 +48,8 @@ class RandLoRA(Adapter):
         alpha: The update is scaled by alpha / r (Table 8: 10 / r). A number or patterns, as ``rank``.
         num_bases: Number n of bases: ``ceil`` for d/r rounded up, ``floor+1`` as the official code, or
             a number.
-        basis: Distribution of the bases, each of unit standard deviation (Table 3).
+        basis: Distribution of the bases, each of unit standard deviation (Table 3); ``hadamard`` makes them of
+            signs and small transforms, orthogonal, never stored, and faster than any other.
         sparsity: For ``ternary``: s, with +1 and -1 of probability 1/s each; ``sqrt`` is the square
             root of the largest D.
         dense_a: Keep the shared A uniform beside ternary B_j, so that the update keeps its full rank.
@@ -57,6 +63,8 @@ class RandLoRA(Adapter):
             bases, so half the rank (Table 2).
         matched_rank: For variant ``a``: its number of bases is set to meet the parameters of a full
             RandLoRA of this rank.
+        memory: Whether a layer keeps its adapted weight from the forward to the backward pass: ``fast`` does,
+            ``low`` builds it again, ``auto`` builds it again where that adds less than a twentieth to the time.
         qkv: ``packed`` (one 3d x d matrix, the paper) or ``split`` (three d x d).
         match: Choose the rank nearest to another method's parameter count, for example ``lora:32``.
         seed: Selects the random bases; the run's seed where it is left out.
@@ -75,16 +83,18 @@ class RandLoRA(Adapter):
         pairing: Pairing = "equation",
         variant: Literal["full", "a", "b"] = "full",
         matched_rank: int = 6,
+        memory: Literal["auto", "low", "fast"] = "auto",
         qkv: Literal["packed", "split"] = "packed",
         match: str | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__(qkv=qkv, match=match, seed=seed)
         choices = {
-            "basis": (basis, ("uniform", "normal", "binary", "ternary")),
+            "basis": (basis, ("uniform", "normal", "binary", "ternary", "hadamard")),
             "init": (init, ("gamma", "lambda")),
             "pairing": (pairing, ("equation", "peft")),
             "variant": (variant, ("full", "a", "b")),
+            "memory": (memory, ("auto", "low", "fast")),
         }
         for option, (value, allowed) in choices.items():
             if value not in allowed:
@@ -96,7 +106,7 @@ class RandLoRA(Adapter):
             raise UserError(f"RandLoRA: matched_rank is {matched_rank}; give a positive whole number.")
         self.basis, self.sparsity, self.dense_a, self.init = basis, check_sparsity(sparsity), dense_a, init
         self.dropout, self.pairing = check_dropout(dropout), pairing
-        self.variant, self.matched_rank = variant, matched_rank
+        self.variant, self.matched_rank, self.memory = variant, matched_rank, memory
 
     def rank_of(self, shape: WeightShape) -> int:
         """The rank r of the bases of one layer."""
@@ -123,11 +133,16 @@ class RandLoRA(Adapter):
         small = max(shape.small for shape in shapes)
         rank = max(self.rank_of(shape) for shape in shapes)
         count = max(self.bases_of(shape) for shape in shapes)
+        if self.basis == "hadamard":
+            rows = max(copies(shape.large, shape.small) * shape.small for shape in shapes)
+            a = draw(self.key, "A", count if self.variant == "a" else 1, rank, small, Distribution("uniform"), device)
+            b = draw(self.key, "signs", 1, rows, 1, Distribution("binary"), device)
+            return Bases(self.key, a, b, signs=True, structure=STRUCTURE)
         distribution = Distribution.make(self.basis, self.sparsity, large)
         a_distribution = Distribution("uniform") if self.dense_a else distribution
         a = draw(self.key, "A", count if self.variant == "a" else 1, rank, small, a_distribution, device)
         b = draw(self.key, "B", count, large, rank, distribution, device)
-        return Bases(self.key, a, b)
+        return Bases(self.key, a, b, signs=self.basis in ("binary", "ternary"))
 
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> DeltaWeight:
         """The update of one weight, with lambda (n, r) and gamma (n, d)."""
@@ -150,19 +165,43 @@ class _RandLoRATensors(DeltaWeight):
         self.transposed = shape.out_features < shape.in_features
         self.pairing = adapter.pairing
         self.scaling = adapter.of(adapter.alpha, shape, 10.0) / rank
+        self.structured = adapter.basis == "hadamard"
+        self.keep = {"low": False, "fast": True}.get(adapter.memory)
+
+    def scaled_lambdas(self) -> Tensor:
+        """Lambda (n, r) with the scalings of the update and of the stored bases."""
+        scaling: float = self.scaling * self.bases.scale
+        return self.lambdas * scaling
 
 
 class RandLoRADelta(_RandLoRATensors):
     """The update of equation 4 for one weight; trains ``lambdas`` (n, r) and ``gammas`` (n, d)."""
 
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Lambda with all scalings (n, r), gamma (n, d), A (r, d), and B (D, n, r) or the signs it is made of."""
+        a = self.bases.A[0, : self.rank, : self.small].to(self.lambdas.dtype)
+        b = self.bases.B.flatten() if self.structured else self.bases.B[: self.large, : self.count, : self.rank]
+        return self.scaled_lambdas(), self.gammas, a, b
+
+    def form(self) -> Form:
+        """What the sum is besides its tensors."""
+        dtype = compute_dtype(self.lambdas)
+        return Form(self.structured, dtype, self.pairing == "peft", self.transposed, self.keep)
+
     def delta(self) -> Tensor:
         """scale * sum_j B_j diag(lambda_j) A diag(gamma_j), (out, in)."""
-        a = self.bases.A[0, : self.rank, : self.small].to(self.lambdas.dtype)
-        b = self.bases.B[: self.large, : self.count, : self.rank]
-        dtype = compute_dtype(self.lambdas)
-        result: Tensor = _SumOfBases.apply(
-            self.lambdas * self.scaling, self.gammas, a, b, dtype, self.pairing == "peft", self.transposed
-        )  # type: ignore[no-untyped-call]
+        result: Tensor = SumOfBases.apply(*self.tensors(), self.large, self.small, self.form())  # type: ignore[no-untyped-call]
+        return result
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """One product with W0 + delta, whose backward pass never holds a gradient of the weight's size for long."""
+        trains = torch.is_grad_enabled()
+        if self.drops or (trains and weight.requires_grad):
+            return super().linear(x, weight, bias)
+        x = x.to(compute_dtype(x))
+        if not trains:
+            return product(x, weight, bias, *self.tensors(), self.form()).output
+        result: Tensor = AdaptedProduct.apply(x, weight, bias, *self.tensors(), self.form())  # type: ignore[no-untyped-call]
         return result
 
 
@@ -171,44 +210,13 @@ class SummedRandLoRADelta(_RandLoRATensors, FactoredDelta):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The two sums, turned where the weight is wider than tall."""
-        b = self.bases.B[: self.large, : self.count, : self.rank].to(self.lambdas.dtype)
-        a = self.bases.A[: self.count, : self.rank, : self.small].to(self.lambdas.dtype)
-        left = torch.einsum("Dnr,nr->Dr", b, self.lambdas * self.scaling)
+        dtype = self.lambdas.dtype
+        if self.structured:
+            b = Hadamard(self.bases.B.flatten(), self.large, self.small, self.lambdas.numel()).matrix(dtype)
+            b = b.view(self.large, *self.lambdas.shape)
+        else:
+            b = self.bases.B[: self.large, : self.count, : self.rank].to(dtype)
+        a = self.bases.A[: self.count, : self.rank, : self.small].to(dtype)
+        left = torch.einsum("Dnr,nr->Dr", b, self.scaled_lambdas())
         right = torch.einsum("nrd,nd->rd", a, self.gammas)
         return (right.T, left.T) if self.transposed else (left, right)
-
-
-class _SumOfBases(torch.autograd.Function):
-    """B times the stacked scaled A, keeping neither the (n r, d) stack nor a cast B for the backward pass.
-
-    Row p of the stack meets column p = j r + k of B. ``equation`` puts lambda_jk A_k gamma_j there;
-    ``peft`` puts the same products in the order (k, j), as PEFT and the official code do.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, lambdas: Tensor, gammas: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype, peft: bool, turned: bool
-    ) -> Tensor:
-        """Args: lambda (n, r), gamma (n, d), A (r, d), B (D, n, r). Returns (D, d), or (d, D) if turned."""
-        ctx.save_for_backward(lambdas, gammas, a, b)  # a and b are views of the shared tensors
-        ctx.dtype, ctx.peft, ctx.turned = dtype, peft, turned
-        b = b.flatten(1).to(dtype)
-        stack = (lambdas.T[:, :, None] * a[:, None] * gammas) if peft else (lambdas[:, :, None] * a * gammas[:, None])
-        stack = stack.flatten(0, 1).to(b.dtype)
-        return stack.T @ b.T if turned else b @ stack
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Reduces the (D, d) gradient to those of lambda and gamma at once."""
-        lambdas, gammas, a, b = ctx.saved_tensors
-        b = b.flatten(1).to(ctx.dtype)
-        gradient = gradients[0].to(ctx.dtype)
-        stack = ((gradient @ b).T if ctx.turned else b.T @ gradient).to(lambdas.dtype)
-        count, rank = lambdas.shape
-        stack = stack.unflatten(0, (rank, count)).transpose(0, 1) if ctx.peft else stack.unflatten(0, (count, rank))
-        stack = stack * a  # (n, r, d)
-        return (
-            torch.einsum("nrd,nd->nr", stack, gammas),
-            torch.einsum("nrd,nr->nd", stack, lambdas),
-            None, None, None, None, None,
-        )  # fmt: skip

@@ -11,6 +11,7 @@ from randlora_pl.cli.pages import page
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.tables import table
 from randlora_pl.data.catalog import CATALOG, Row, default_root, find, how_to_get, may_be_read, present
+from randlora_pl.data.own.places import root_of
 from randlora_pl.errors import UserError, near
 
 if TYPE_CHECKING:
@@ -183,8 +184,10 @@ def checked_root(typed: argparse.Namespace, rows: Sequence[Row], verb: str) -> P
                 where = row.source.replace("--data.root", "--root")
                 raise UserError(f"The data set {row.name!r} needs a root: randlora-pl {verb} {row.name} {where}")
         return default_root()
-    root = Path(typed.root).expanduser()
+    root = root_of(typed.root)
     if not root.exists() and not any(may_be_read(row, root) for row in rows):
+        if rows[0].own:
+            raise UserError(f"--root {root} does not exist; expected {rows[0].layout}")
         raise UserError(f"--root {root} does not exist; it is the folder that holds {rows[0].layout or 'the data'}")
     return root
 

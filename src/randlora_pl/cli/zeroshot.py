@@ -10,6 +10,7 @@ from randlora_pl.cli.data import counting
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.tables import table
 from randlora_pl.data.catalog import PAPER, Row, default_root, find, how_to_get, may_be_read, present
+from randlora_pl.data.own.places import root_of
 from randlora_pl.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _chosen(typed: argparse.Namespace) -> tuple[list[Row], list[str], Path]:
     if rows[0].captions:
         use = f"randlora-pl test --data.dataset {rows[0].name} --data.root {typed.root}"
         raise UserError(f"{rows[0].title}: captions are no classes; for recall without training: {use}")
-    root = default_root() if typed.root is None else Path(typed.root).expanduser()
+    root = default_root() if typed.root is None else root_of(typed.root)
     if typed.root is not None and not root.exists() and not may_be_read(rows[0], root):
         raise UserError(f"--data.root {root} does not exist")
     there = [row for row in rows if present(row, root)]

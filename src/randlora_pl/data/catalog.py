@@ -4,7 +4,7 @@ import os
 import shlex
 from pathlib import Path
 
-from randlora_pl.data.own.places import is_pattern, is_url, spelled
+from randlora_pl.data.own.places import is_command, is_pattern, is_url, spelled
 from randlora_pl.data.row import Row as Row
 from randlora_pl.data.rows import fine, objects, own, scenes, small
 from randlora_pl.data.rows.small import FASHION_UNSEEN as FASHION_UNSEEN
@@ -59,7 +59,8 @@ def present(row: Row, root: Path) -> bool:
 
 def may_be_read(row: Row, root: Path) -> bool:
     """Whether a root that is no path says where a data set is: a pattern of shards, or their URL."""
-    return row.patterns and (is_url(spelled(root)) or is_pattern(str(root)))
+    place = spelled(root)
+    return row.patterns and (is_url(place) or is_pattern(place) or is_command(place))  # the reader refuses commands
 
 
 def how_to_get(row: Row, root: Path) -> str:

@@ -15,7 +15,7 @@ from randlora_pl.data.classnames import class_names
 from randlora_pl.data.getting import get
 from randlora_pl.data.images import ArrayImages
 from randlora_pl.data.loader import Batch, EvalBatches, Late, Loader, TrainBatches, default_workers
-from randlora_pl.data.own import shards
+from randlora_pl.data.own import places, shards
 from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule, total_draws
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.transforms import Frame, finish
@@ -115,7 +115,7 @@ class ImageData(LightningDataModule):
         options.check_images(crop_scale, image_size, mean, std, interpolation, on_error, templates, self.row.captions)
         if root is None and self.row.own:
             raise UserError(f"The data set {dataset!r} needs --data.root: {self.row.source} ({self.row.layout})")
-        self.root = catalog.default_root() if root is None else Path(root).expanduser()
+        self.root = catalog.default_root() if root is None else places.root_of(str(root))
         self.download = download
         self.shots, self.fraction, self.train_split = shots, fraction, train_split
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size

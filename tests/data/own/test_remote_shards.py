@@ -1,6 +1,8 @@
 """Shards behind URLs, from a server of this machine."""
 
+import copy
 import os
+import pickle
 import re
 import threading
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from randlora_pl.data import ImageData
 from randlora_pl.data.catalog import find
 from randlora_pl.data.loader import EvalBatches, Loader
 from randlora_pl.data.own import tars
+from randlora_pl.data.own.places import root_of
 from randlora_pl.data.plan import EvalSchedule
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.transforms import Frame
@@ -31,6 +34,7 @@ class Server:
 
     url: str = ""
     asked: list[str] = field(default_factory=list)
+    paths: set[str] = field(default_factory=set)
     ranges: bool = True
     marks: bool = True
     failing: int = 0
@@ -49,6 +53,7 @@ class Handler(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         self.answers.asked.append(self.headers.get("Range", "all"))
+        self.answers.paths.add(self.path)
         if self.answers.failing:
             self.answers.failing -= 1
             self.send_error(503)
@@ -95,7 +100,7 @@ def server(
 
 
 def must(root: Path | str, split: str = "train") -> Samples:
-    samples = read(ROW, Path(root), split)
+    samples = read(ROW, root if isinstance(root, Path) else Path(root), split)
     assert samples is not None
     return samples
 
@@ -159,6 +164,19 @@ def test_what_follows_an_end_mark_is_not_lost(server: Server, tmp_path: Path) ->
         must(f"{server.url}/train-000000.tar")
 
 
+def test_urls_are_asked_for_as_they_are_typed(server: Server, tmp_path: Path) -> None:
+    write_shards(tmp_path, 4)
+    write_shards(tmp_path, 2, prefix="test-")
+    typed = f"{server.url}/{{train,test}}-000000.tar?sig=a//train/b"
+    root = root_of(typed)
+    for each in (root, pickle.loads(pickle.dumps(root)), copy.deepcopy(root)):
+        assert str(each) == typed and not each.exists() and len(must(each)) == 4 and len(must(each, "test")) == 2
+    assert pixels(must(root)) and server.paths == {f"/{split}-000000.tar?sig=a//train/b" for split in ("train", "test")}
+    write_tar(tmp_path / "train-000001.tar", ("000000.png", b""), ("000000.cls", "0"))
+    samples = must(root_of(f"{server.url}/train-{{000000..000001}}.tar?sig=a/b.c"))
+    assert list(samples.keys)[:2] == ["000001.png", "000002.png"] and samples.keys[-1] == "train-000001/000000.png"
+
+
 def test_a_broken_connection_is_tried_again(server: Server, tmp_path: Path) -> None:
     write_shards(tmp_path, 4)
     samples = must(f"{server.url}/train-000000.tar")
@@ -191,3 +209,8 @@ def test_the_data_module_takes_urls(server: Server, tmp_path: Path) -> None:
     data.prepare_data()
     data.setup()
     assert len(data.samples("train")) == 6 and len(next(iter(data.test_dataloader()))["label"]) == 6
+
+
+def test_a_data_module_keeps_the_url_as_it_was_typed() -> None:
+    url = "https://host/a//b.tar?sig=c//d"
+    assert str(ImageData(dataset="webdataset", root=url).root) == url

@@ -216,6 +216,13 @@ def test_patterns_and_lists_name_shards_on_several_disks(tmp_path: Path) -> None
     ImageData(dataset="webdataset", root=f"{tmp_path}/disk{{1,2}}/*.tar").setup()
 
 
+@pytest.mark.parametrize("name", ["v [2]", "{a,b}", "a,b", "what?", "x*"])
+def test_a_list_in_a_folder_with_a_strange_name(tmp_path: Path, name: str) -> None:
+    layout(tmp_path / name, "train-0.tar", "train-1.tar", "deep/test-2.tar")
+    (tmp_path / name / "list.txt").write_text("train-{0..1}.tar\n*/test-[0-9].tar\n")
+    assert len(must(tmp_path / name / "list.txt")) == 4 and len(must(tmp_path / name / "list.txt", "test")) == 2
+
+
 def test_a_name_in_several_shards_is_told_apart_by_the_shard(tmp_path: Path) -> None:
     for number in (0, 1):
         write_tar(tmp_path / f"{number}.tar", ("a.png", picture(number)), ("a.cls", "0"),
@@ -441,6 +448,7 @@ def test_compressed_shards(tmp_path: Path) -> None:
         ("empty", "holds no .tar files"),
         ("train-{0..2}.tar", r"The shard .*train-1.tar does not exist .* \(3 are named by"),
         ("x*.tar", "No file matches"),
+        ("pipe:cat train-0.tar", "commands are not run"),
         ("list.txt", r"list.txt, line 2: 'pipe:.*commands are not run"),
         ("lacks.txt", "lists no shards"),
         ("binary", "is neither a .tar file nor a text file"),

@@ -6,6 +6,7 @@ Imports nothing heavy: the catalog asks here whether a root is a path.
 import glob
 import re
 from pathlib import Path
+from typing import Any
 
 from randlora_pl.errors import UserError
 
@@ -13,6 +14,35 @@ MOST = 1_000_000
 """Most places that a pattern may name."""
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+
+
+_Native: Any = type(Path())
+
+
+class _Url(_Native):  # type: ignore[misc]
+    """A URL where a path is expected. `Path` alone drops the second of two slashes, also in signatures."""
+
+    typed: str
+
+    def __new__(cls, typed: str) -> "_Url":
+        self: _Url = super().__new__(cls, typed)
+        self.typed = typed
+        return self
+
+    def __str__(self) -> str:
+        return self.typed
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return _Url, (self.typed,)
+
+    def with_segments(self, *parts: str) -> Path:
+        """What paths derived from it are (since Python 3.12): no URLs."""
+        return Path(*parts)
+
+
+def root_of(typed: str) -> Path:
+    """A root that was typed: a path, a pattern or a URL."""
+    return _Url(typed) if is_url(typed) else Path(typed).expanduser()
 
 
 def spelled(root: Path) -> str:
@@ -23,6 +53,16 @@ def spelled(root: Path) -> str:
 def is_url(place: str) -> bool:
     """Whether a place is not a path of this machine."""
     return "://" in place
+
+
+def bare(place: str) -> str:
+    """A place without the query of a URL, in which signatures have slashes and dots of their own."""
+    return re.split("[?#]", place, maxsplit=1)[0] if is_url(place) else place
+
+
+def is_command(place: str) -> bool:
+    """Whether a place is a command for WebDataset's own readers, which is not run here."""
+    return place.startswith("pipe:")
 
 
 def is_pattern(place: str) -> bool:
@@ -58,13 +98,17 @@ def braces(pattern: str) -> list[str]:
     return found
 
 
-def expanded(pattern: str) -> list[str]:
+def expanded(pattern: str, home: Path | None = None) -> list[str]:
     """The places that a path, a URL or a pattern of either names; those of ``*`` sorted.
+
+    Args:
+        pattern: It.
+        home: Folder that paths are relative to, whose name is no pattern.
 
     Raises:
         UserError: Nothing matches, or it cannot be matched.
     """
-    if pattern.startswith("pipe:"):
+    if is_command(pattern):
         raise UserError(f"{pattern!r}: commands are not run; name files or URLs")
     found = []
     for place in braces(pattern):
@@ -73,13 +117,17 @@ def expanded(pattern: str) -> list[str]:
                 raise UserError(f"{place!r}: * works for files of this machine only; write {{000..099}} in a URL")
             found.append(place)
         elif any(sign in place for sign in "*?["):
-            matching = sorted(glob.glob(place))  # noqa: PTH207 (absolute patterns too)
+            matching = sorted(glob.glob(place, root_dir=home))  # noqa: PTH207 (absolute patterns too)
             if not matching:
                 raise UserError(f"No file matches {place!r}")
-            found += matching
+            found += [_below(home, name) for name in matching]
         else:
-            found.append(place)
+            found.append(_below(home, place))
     return found
+
+
+def _below(home: Path | None, place: str) -> str:
+    return place if home is None else str(home / place)
 
 
 def listed(path: Path) -> list[str]:
@@ -96,9 +144,9 @@ def listed(path: Path) -> list[str]:
     for number, line in enumerate(lines, 1):
         if not line or line.startswith("#"):
             continue
-        here = line if is_url(line) or line.startswith("pipe:") else str(path.parent / Path(line).expanduser())
+        here = line if is_url(line) or is_command(line) else str(Path(line).expanduser())
         try:
-            places += expanded(here)
+            places += expanded(here, path.parent)
         except UserError as error:
             raise UserError(f"{path}, line {number}: {error}") from error
     if not places:

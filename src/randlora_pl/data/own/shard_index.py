@@ -15,7 +15,7 @@ import numpy as np
 from randlora_pl.data import listing
 from randlora_pl.data.own import tars
 from randlora_pl.data.own.folders import ALIASES
-from randlora_pl.data.own.places import expanded, is_pattern, is_url, listed, spelled
+from randlora_pl.data.own.places import bare, expanded, is_command, is_pattern, is_url, listed, spelled
 from randlora_pl.data.readers import SPLITS, numbers_of
 from randlora_pl.data.strings import Strings
 from randlora_pl.errors import UserError
@@ -71,13 +71,13 @@ def find(root: Path) -> Places:
         found, beside = _in_folder(root), root
     elif root.is_file() and root.suffix != ".tar":
         found, beside = listed(root), root.parent
-    elif root.is_file() or is_url(title) or is_pattern(title):
+    elif root.is_file() or is_url(title) or is_pattern(title) or is_command(title):
         found = [str(root)] if root.is_file() else expanded(title)
         beside = None if is_url(found[0]) else Path(found[0]).parent
     else:
         raise UserError(f"{root} does not exist: {EXPECTED}. Set it with --data.root")
     for place in found:
-        if re.search(r"\.(tar\.\w+|tgz)$", place):
+        if re.search(r"\.(tar\.\w+|tgz)$", bare(place)):
             raise UserError(f"{place} is compressed, so that nothing in it can be read by itself: uncompress it first")
         if not is_url(place) and not Path(place).is_file():
             raise UserError(f"The shard {place} does not exist or is no file ({len(found):,} are named by {title})")
@@ -85,10 +85,11 @@ def find(root: Path) -> Places:
     if twice:
         raise UserError(f"{title} names {twice:,} shards more than once")
     by_split: dict[str, list[str]] = {}
-    several = len({PurePosixPath(place).parent.name for place in found}) > 1
-    for place in found:
+    names = {place: PurePosixPath(bare(place)) for place in found}
+    several = len({name.parent.name for name in names.values()}) > 1
+    for place, name in names.items():
         # the one folder of all is no split: it may happen to be called test
-        below = os.path.relpath(place, root) if beside == root else place if several else PurePosixPath(place).name
+        below = os.path.relpath(place, root) if beside == root else str(name) if several else name.name
         by_split.setdefault(split_of(below), []).append(place)
     if by_split.keys() == {""}:
         return Places(title, {"train": by_split[""]}, beside)
@@ -201,7 +202,7 @@ def _keys(members: list[str], shard: list[int], paths: Sequence[str]) -> list[st
     shared = {name for name in members if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
     if not shared and "".join(members).isascii():
         return members
-    stems = [PurePosixPath(path.replace("\\", "/")).stem for path in paths]
+    stems = [PurePosixPath(bare(path).replace("\\", "/")).stem for path in paths]
     keys = [f"{stems[part]}/{name}" if name in shared else name for name, part in zip(members, shard, strict=True)]
     keys = [unicodedata.normalize("NFC", key) for key in keys]
     first: dict[str, int] = {}
