@@ -104,7 +104,7 @@ def decide():
     return f"decided by {process_rank()}"
 
 try:
-    print(agree("a", decide), "|", agree("b", decide))
+    print(agree("a", decide), "|", agree("b", decide), "|", agree("a", lambda: f"again by {process_rank()}"))
 except UserError as error:
     print("refused", error, said_by_the_first("no"), said_by_the_first("another"))
 """
@@ -126,6 +126,6 @@ def test_the_first_process_decides_and_the_others_are_told(answer: str) -> None:
     ]  # fmt: skip
     first, second = (process.communicate(timeout=120)[0].strip() for process in processes)
     if answer == "give":
-        assert first == second == "decided by 0 | decided by 0"
+        assert first == second == "decided by 0 | decided by 0 | again by 0"
     else:
         assert (first, second) == ("refused no False False", "refused no True False")

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +13,7 @@ from randlora_pl.errors import UserError
 _PATIENCE = timedelta(minutes=10)
 _MOMENT = timedelta(seconds=3)
 _REFUSED = "refused:"
+_asked: Counter[str] = Counter()
 _stores: list[Any] = []  # kept open: the process group shares the server of the first process
 
 
@@ -65,7 +67,7 @@ def agree(what: str, decide: Callable[[], str]) -> str:
     """What the first process decides; the others are told. Alone it is just decided.
 
     Args:
-        what: Name of the question; each is asked once in a run.
+        what: Name of the question; all processes ask the same ones in the same order.
         decide: Asked of the first process only, because it may look at files that it is about to write.
 
     Raises:
@@ -74,7 +76,8 @@ def agree(what: str, decide: Callable[[], str]) -> str:
     job = launched()
     if job is None:
         return decide()
-    store, key = store_of(job), f"answer/{what}"
+    _asked[what] += 1
+    store, key = store_of(job), f"answer/{what}/{_asked[what]}"
     if job.rank == 0:
         try:
             answer = decide()
