@@ -8,6 +8,10 @@ class UserError(Exception):
     """What is wrong, where, and the next command; shown without a traceback."""
 
 
+class LostProcessError(Exception):
+    """Another process of a distributed run has ended or does not answer; says how to go on. Exit code 1."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as a batch system sends it: told like Ctrl-C, exit code 143."""
 

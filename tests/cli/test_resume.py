@@ -228,6 +228,23 @@ def test_run_that_ran_out_of_time_is_not_finished(run: Run, tmp_path: Path, refu
     assert "is not finished: randlora-pl fit --resume" in refused("test", "--run", str(folder))
 
 
+def test_resume_auto_goes_on_with_the_newest_run_unless_it_is_finished(
+    run: Run, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command each time, as a job that is started again has it."""
+    command = ("fit", *LONG, "--run.name", "job", "--resume=auto")
+    with monkeypatch.context() as patched:
+        patched.setattr(VisionLanguageTask, "training_step", signal_at(9, signal.SIGTERM))
+        assert run(*command).code == 143
+    result = run(*command)
+    assert result.code == 0 and "resumed after step" in result.out
+    (folder,) = (tmp_path / "runs" / "job").iterdir()
+    assert weights(folder) == weights(undisturbed)
+    assert json.loads((folder / "results.json").read_text())["config"] == ["quickstart.yaml"]
+    assert run(*command).code == 0
+    assert len(list((tmp_path / "runs" / "job").iterdir())) == 2, "finished, so a new one"
+
+
 def test_resuming_what_cannot_go_on(refused: Callable[..., str], undisturbed: Path) -> None:
     folder = str(undisturbed)
     assert "is finished" in refused("fit", "--resume", folder)

@@ -11,10 +11,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 
 from randlora_pl.adapters import RandLoRA
 from randlora_pl.data import ImageData
+from randlora_pl.errors import UserError
+from randlora_pl.parallel.strategy import AdapterDDP
 from randlora_pl.tasks import AdaptationTask, VisionLanguageTask
 
 from .small import make, trained, two_blocks
@@ -26,19 +27,30 @@ DATA: dict[str, Any] = {
     "batch_size": 4 // WORLD, "eval_batch_size": 50 // WORLD,
 }  # fmt: skip
 RUNS = {"captions": ("vision-language", "randlora"), "images": ("text head", "dora"), "head": ("linear head", "lora")}
+ACCUMULATE = 2
 
 
 class Look(L.Callback):
-    """What the process group does: samples that were evaluated, buffers that are sent at every step."""
+    """What the process group does: samples that were evaluated, tensors that are sent, gradients after each batch."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
-        self.sent: int | None = None
+        self.sent: list[str] | None = None
+        self.exchanged: list[int] = []
+        self.exchange: dict[str, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if isinstance(trainer.strategy, DDPStrategy):
-            assert not trainer.strategy._ddp_kwargs.get("find_unused_parameters")
-            self.sent = len(trainer.strategy.model.modules_buffers)  # type: ignore[union-attr, arg-type]
+        if isinstance(trainer.strategy, AdapterDDP):
+            assert not trainer.strategy._ddp_kwargs["find_unused_parameters"]
+            ignored = trainer.strategy.model.parameters_to_ignore  # type: ignore[union-attr]
+            states = [*pl_module.named_parameters(), *pl_module.named_buffers()]
+            self.sent = [name for name, _ in states if name not in ignored]
+            assert not trainer.strategy.model.modules_buffers  # type: ignore[union-attr]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if isinstance(trainer.strategy, AdapterDDP):
+            self.exchanged.append(trainer.strategy.exchange.bytes)
+            self.exchange = trainer.strategy.exchange.figures()
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         self.seen += batch["index"][batch["weight"] > 0].tolist()
@@ -53,10 +65,11 @@ class SaveAt(L.Callback):
             trainer.save_checkpoint(self.path)
 
 
-def trainer(*callbacks: L.Callback, validate: bool = False) -> L.Trainer:
+def trainer(*callbacks: L.Callback, validate: bool = False, accumulate: int = ACCUMULATE) -> L.Trainer:
     return L.Trainer(
-        accelerator="cpu", devices=WORLD, strategy="ddp" if WORLD > 1 else "auto", max_epochs=1, logger=False,
-        accumulate_grad_batches=2, callbacks=list(callbacks), use_distributed_sampler=False, num_sanity_val_steps=0,
+        accelerator="cpu", devices=WORLD, strategy=AdapterDDP() if WORLD > 1 else "auto", max_epochs=1, logger=False,
+        accumulate_grad_batches=accumulate, callbacks=list(callbacks), use_distributed_sampler=False,
+        num_sanity_val_steps=0,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         limit_val_batches=1.0 if validate else 0,
     )  # fmt: skip
@@ -68,8 +81,37 @@ def run(task: AdaptationTask) -> dict[str, Any]:
     own.fit(task, data)
     (figures,) = trainer(look, validate=True).validate(task, data, verbose=False)
     return {
-        "weights": trained(task), "figures": figures, "seen": look.seen, "sent": look.sent, "steps": own.global_step
+        "weights": trained(task), "figures": figures, "seen": look.seen, "sent": look.sent, "steps": own.global_step,
+        "exchanged": look.exchanged, "exchange": look.exchange,
     }  # fmt: skip
+
+
+def local(loss_batch: str = "local") -> dict[str, torch.Tensor]:
+    """Two ranks with a loss of their own are one process with twice as many micro-batches, each for itself."""
+    task = make("vision-language", "lora", loss_batch=loss_batch)
+    trainer(accumulate=ACCUMULATE * 2 // WORLD).fit(task, ImageData(**DATA | {"batch_size": 2}))
+    return trained(task)
+
+
+def plain() -> dict[str, torch.Tensor]:
+    """Steps of SGD, which do not blow up rounding errors of small gradients as Adam's do."""
+    task = make("vision-language", "lora")
+    task.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[assignment, method-assign]
+        [p for p in task.parameters() if p.requires_grad], lr=0.1
+    )
+    task.on_train_start = lambda: None  # type: ignore[method-assign]  # no learning rates to take
+    trainer().fit(task, ImageData(**DATA))
+    return trained(task)
+
+
+def unequal() -> str:
+    """What is said where the ranks start from other weights."""
+    task = make("vision-language", seed=RANK)
+    try:
+        trainer().fit(task, ImageData(**DATA))
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def resumed(path: Path) -> list[dict[str, torch.Tensor]]:
@@ -91,6 +133,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {name: run(make(*which)) for name, which in RUNS.items()}
     results["resumed"] = resumed(folder / f"middle-{WORLD}.ckpt")
+    results |= {"local": local(), "joint": local("joint"), "plain": plain(), "unequal": unequal()}
     results["pairs"] = pairs(folder / "pairs.csv")
     torch.save(results, folder / f"{WORLD}-{RANK}.pt")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from .ddp_worker import RUNS, main
+from .ddp_worker import ACCUMULATE, RUNS, main
 from .small import make, trained, write_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -76,9 +76,36 @@ def test_every_sample_is_evaluated_once(name: str, results: dict[str, dict[str, 
     assert first["figures"] == pytest.approx(alone["figures"], rel=1e-4)
 
 
-def test_no_buffer_is_sent_at_every_step(results: dict[str, dict[str, Any]]) -> None:
-    """Bases, tokens and heads are the same on every rank by construction."""
-    assert [results["2-0"][name]["sent"] for name in RUNS] == [0, 0, 0]
+@pytest.mark.parametrize("name", RUNS)
+def test_only_gradients_of_what_trains_are_exchanged_once_a_step(name: str, results: dict[str, dict[str, Any]]) -> None:
+    """Frozen weights, bases, tokens and heads are the same on every rank by construction."""
+    result = results["2-0"][name]
+    assert sorted(result["sent"]) == sorted(result["weights"])
+    size = 4 * sum(value.numel() for value in result["weights"].values())
+    assert result["exchange"]["exchange/bytes_per_step"] == size
+    # Two micro-batches a step; the last window has its two as well.
+    assert result["exchanged"] == [size * (batch // ACCUMULATE) for batch in range(1, 9)]
+
+
+def test_a_local_loss_is_that_of_each_rank_alone(results: dict[str, dict[str, Any]]) -> None:
+    alone, first = results["1-0"]["local"], results["2-0"]["local"]
+    joint = results["1-0"]["joint"]
+    for name, value in alone.items():
+        torch.testing.assert_close(first[name], value, rtol=0, atol=2e-5)
+    for name, value in joint.items():
+        torch.testing.assert_close(results["2-0"]["joint"][name], value, rtol=0, atol=2e-5)
+    assert any(not torch.allclose(value, joint[name], atol=1e-4) for name, value in alone.items())
+
+
+def test_steps_of_sgd_agree_to_the_fifth_decimal(results: dict[str, dict[str, Any]]) -> None:
+    alone, first = results["1-0"]["plain"], results["2-0"]["plain"]
+    assert max(float((first[name] - value).abs().max()) for name, value in alone.items()) < 1e-5
+
+
+def test_ranks_that_start_from_other_weights_are_refused(results: dict[str, dict[str, Any]]) -> None:
+    assert results["1-0"]["unequal"] == ""
+    assert "process 1 of 2 starts from other weights than process 0" in results["2-0"]["unequal"]
+    assert results["2-0"]["unequal"] == results["2-1"]["unequal"]
 
 
 def test_two_ranks_resume_with_the_same_bits(results: dict[str, dict[str, Any]]) -> None:

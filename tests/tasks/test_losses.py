@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from randlora_pl.tasks.losses import WindowFeatures, caption_losses, normalize, similarities
+from randlora_pl.tasks.losses import WindowFeatures, caption_losses, counted_classes, normalize, similarities
 
 
 def test_similarities_stay_in_float32_under_autocast() -> None:
@@ -34,3 +34,22 @@ def test_window_of_frozen_texts_carries_nothing() -> None:
     assert window.leaf.grad is None
     assert window.pending(1.0).item() == 0
     assert not window.pending(1.0).requires_grad
+
+
+def test_classes_of_padding_alone_add_nothing_to_a_local_loss() -> None:
+    labels, counted = torch.tensor([3, 1, 3, 7]), torch.tensor([True, True, True, False])
+    classes, counts = counted_classes(labels, counted)
+    assert (classes.tolist(), counts.tolist()) == ([1, 3, 7], [1, 2, 0])
+    logits = torch.randn(4, 3, requires_grad=True)
+    losses = caption_losses(logits, labels, classes, counts)
+    repeated = logits[:3][:, [1, 0, 1]]  # a column for each image that counts
+    torch.testing.assert_close(losses[:3], F.cross_entropy(repeated, torch.arange(3), reduction="none"))
+    (losses * counted).sum().backward()
+    assert logits.grad is not None and logits.grad.isfinite().all() and not logits.grad[:, 2].any()
+
+
+def test_a_micro_batch_of_padding_alone_still_has_a_finite_loss() -> None:
+    labels = torch.tensor([2, 2])
+    classes, counts = counted_classes(labels, torch.zeros(2, dtype=torch.bool))
+    assert (classes.tolist(), counts.tolist()) == ([2], [2])
+    assert caption_losses(torch.randn(2, 1), labels, classes, counts).isfinite().all()

@@ -29,6 +29,8 @@ from randlora_pl.cli.explain import build_error, parse_error
 from randlora_pl.cli.runs import missing_folders, new_folder, planned_name, remove_folder
 from randlora_pl.data import ImageData
 from randlora_pl.errors import UserError, near
+from randlora_pl.parallel.devices import with_devices, with_strategy
+from randlora_pl.parallel.strategy import TIMEOUT
 from randlora_pl.tasks import AdaptationTask
 
 LOGGERS = ("tensorboard", "csv", "wandb", "none")
@@ -112,6 +114,9 @@ class App(LightningCLI):
         parser.add_argument(
             "--run.logger", type=loggers, default="tensorboard", help="tensorboard, csv, wandb or none."
         )
+        parser.add_argument(
+            "--run.timeout", type=float, default=TIMEOUT, help="Seconds that a process waits for the others."
+        )
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to start the training from.")
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
         parser.add_lightning_class_args(GradientFlow, "gradient_flow")
@@ -158,6 +163,7 @@ class App(LightningCLI):
         replaced = any(isinstance(callback, AnyProgressBar) for callback in users)
         if config["enable_progress_bar"] is not False and not replaced:
             own.append(ProgressBar())
+        config = with_strategy(with_devices(config), self.config_init.run.timeout)
         return super()._instantiate_trainer(config, [*own, *callbacks])
 
     def _loggers(self, names: str | list[str]) -> list[Logger]:

@@ -48,10 +48,22 @@ def find_config(name: str) -> Path:
     )
 
 
+def scripts() -> dict[str, Path]:
+    """The shipped scripts that start a fit on many devices, by name, for example ``cluster/slurm.sbatch``."""
+    folder = config_folder()
+    return {file.relative_to(folder).as_posix(): file for file in sorted((folder / "cluster").iterdir())}
+
+
+def _find(name: str) -> Path:
+    """A script by its name, or a config."""
+    known = scripts()
+    return known.get(name) or known.get(f"cluster/{name}") or find_config(name)
+
+
 def headline(file: Path) -> str:
     """The first comment line of a config: what it is for."""
     for line in file.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
+        if line.startswith("#") and not line.startswith("#!"):
             return line.lstrip("# ")
     return ""
 
@@ -60,17 +72,20 @@ def config_verb(args: list[str]) -> int:
     """``config list``, ``config cat NAME`` and ``config cp NAME [FILE]``."""
     match args:
         case [] | ["list"]:
-            names = config_names()
-            width = max(map(len, names))
+            names, starters = config_names(), scripts()
+            width = max(map(len, [*names, *starters]))
             for name, file in names.items():
                 print(f"{name:{width}}  {headline(file)}")
-            print("\nUse: randlora-pl fit --config NAME; several --config are merged, the later one wins.")
+            print("\nUse: randlora-pl fit --config NAME; several --config are merged, the later one wins.\n")
+            for name, file in starters.items():
+                print(f"{name:{width}}  {headline(file)}")
+            print("\nUse: randlora-pl config cp NAME, and what its first lines say.")
         case ["cat", name]:
-            sys.stdout.write(find_config(name).read_text(encoding="utf-8"))
+            sys.stdout.write(_find(name).read_text(encoding="utf-8"))
         case ["cp", name]:
-            _copy(find_config(name), Path(find_config(name).name))
+            _copy(_find(name), Path(_find(name).name))
         case ["cp", name, target]:
-            file = find_config(name)
+            file = _find(name)
             _copy(file, Path(target) / file.name if Path(target).is_dir() else Path(target))
         case _:
             words = " ".join(args)
@@ -91,4 +106,5 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, partial)
     Path(partial).chmod(0o644)
     Path(partial).replace(target)
-    print(f"{target}  (use: randlora-pl fit --config {target})")
+    use = f"randlora-pl fit --config {target}" if source.suffix == ".yaml" else "see its first lines"
+    print(f"{target}  (use: {use})")

@@ -100,6 +100,15 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def lost_process(error: BaseException) -> bool:
+    """Whether an exception says that another process of the job has ended, or did not answer in time."""
+    pattern = r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out|socket"
+    return any(
+        isinstance(link, RuntimeError) and re.search(pattern, str(link), re.IGNORECASE) is not None
+        for link in chain(error)
+    )
+
+
 def memory_advice(batch_size: int, accumulate: int, stage: str, eval_batch_size: int) -> str:
     """Which batch and accumulation to try.
 

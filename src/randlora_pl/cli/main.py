@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from randlora_pl import __version__
-from randlora_pl.errors import Terminated, UserError, near
+from randlora_pl.errors import LostProcessError, Terminated, UserError, near
+from randlora_pl.parallel.launch import process_rank, said_by_the_first
 
 VERBS = {
     "fit": "train:fit_verb",
@@ -59,7 +60,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The words behind ``randlora-pl``; those of the command line by default.
 
     Returns:
-        The exit code: 0, or 2 where the user must change something, 130 after Ctrl-C, 143 after SIGTERM.
+        The exit code: 0, or 2 where the user must change something, 1 where another process of the job was lost, 130
+        after Ctrl-C, 143 after SIGTERM.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
@@ -67,17 +69,32 @@ def main(args: Sequence[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get("RANDLORA_PL_TRACEBACK"):
             raise
-        print(f"randlora-pl: error: {error}", file=sys.stderr)
+        _tell(str(error))
         return 2
+    except LostProcessError as lost:
+        if os.environ.get("RANDLORA_PL_TRACEBACK"):
+            raise
+        who = f"process {process_rank()}"
+        print(f"randlora-pl: error: {who} has lost another process of the job; {lost}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as stop:
         ended = isinstance(stop, Terminated)
         word = "terminated" if ended else "interrupted"
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # the processes of further devices have nothing to add
+        if process_rank() == 0:  # the processes of further devices have nothing to add
             print(f"randlora-pl: {word}{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         return 143 if ended else 130
     except BrokenPipeError:  # the reader of a pipe such as `| head` has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _tell(mistake: str) -> None:
+    """Prints what the user must change, in the first process only if all of them find it."""
+    rank, line = process_rank(), f"randlora-pl: error: {mistake}"
+    if rank == 0:
+        print(line, file=sys.stderr, flush=True)
+    if not said_by_the_first(mistake) and rank:
+        print(f"{line} (process {rank})", file=sys.stderr)
 
 
 def _run(words: list[str]) -> int:

@@ -13,6 +13,7 @@ RUN_OPTIONS = {
     "name": "Name of the run; its folder is ROOT/NAME/TIME. Default: data set, model and adapter",
     "root": "Folder of all runs. Default: runs",
     "logger": "tensorboard, csv, wandb, or several: [tensorboard,csv]. Default: tensorboard",
+    "timeout": "Seconds that a process waits for the others before it takes them for lost. Default: 600",
 }
 CALLBACK_GROUPS = {"checkpoint": "AdapterCheckpoint", "gradient_flow": "GradientFlow"}
 SINGLE = {"seed_everything", "ckpt_path", "print_config", "config", "help", "h", "help-all"}

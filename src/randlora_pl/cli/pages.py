@@ -158,8 +158,9 @@ def page(verb: str) -> str:
     fit = verb == "fit"
     lines = [_START[verb], _line("--config NAME", "Shipped config or a file; repeat it to merge, the later one wins")]
     if fit:
+        again = "Continue this run folder; what you type beats its config. auto: the newest run of this name, as it was"
         lines += [_line(f"--run.{name} VALUE", text) for name, text in RUN_OPTIONS.items()]
-        lines += [_line("--resume RUN", "Continue this run folder; what you type beats its config")]
+        lines += [_line("--resume RUN", f"{again}, unless it is finished or there is none")]
         lines += [_line(f"--{group}.{name}", _short(option)) for group, name, option in _callback_options()]
     lines += [
         _line("--seed_everything N", "Seed of the run: few-shot images, order, augmentation, bases (default 0)"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from randlora_pl.cli.compose import Command, Tree, flatten, normalise
 from randlora_pl.errors import UserError
+from randlora_pl.parallel.launch import agree
 
 CONFIG = "config.yaml"
 LAST = "checkpoints/last.ckpt"
@@ -49,6 +50,10 @@ def new_folder(root: Path, name: str, option: str = "--run.root") -> Path:
     given = os.environ.get(_ENVIRONMENT)
     if given and int(os.environ.get("LOCAL_RANK", "0")):
         return Path(given)
+    return Path(agree("folder", lambda: str(_make_folder(root, name, option))))
+
+
+def _make_folder(root: Path, name: str, option: str) -> Path:
     if re.search(r"[/\\]|^\.*$", name):
         raise UserError(f"run.name is {name!r}: give a plain name without slashes; --run.root says where it goes.")
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -129,6 +134,22 @@ def check_run(folder: Path) -> Path:
         hint = f" Its newest run: {found[-1].parent}" if found else " A run folder is ROOT/NAME/TIME, see runs/."
         raise UserError(f"{folder} is no run folder: it has no {CONFIG}.{hint}")
     return folder / CONFIG
+
+
+def newest_unfinished(root: Path, name: str) -> Path | None:
+    """The newest run of a name, unless it is finished or there is none: what ``--resume auto`` goes on with.
+
+    Args:
+        root: Folder of all runs.
+        name: Name of the run.
+    """
+    found = [file.parent for file in (root / name).glob(f"*/{CONFIG}")]
+    if not found:
+        return None
+    newest = max(found, key=lambda folder: folder.name)
+    results = newest / "results.json"
+    finished = results.is_file() and json.loads(results.read_text(encoding="utf-8")).get("finished")
+    return None if finished else newest
 
 
 def keep_older(file: Path) -> None:

@@ -20,6 +20,7 @@ from randlora_pl.callbacks.run_folder import write_text
 from randlora_pl.cli.app import App
 from randlora_pl.cli.runs import CONFIG, LAST, keep_older, resolved_config, without_seed
 from randlora_pl.errors import UserError
+from randlora_pl.parallel.strategy import AdapterDDP
 
 Kind = TypeVar("Kind", bound=Callback)
 
@@ -175,6 +176,7 @@ def fit_figures(app: App) -> dict[str, Any]:
         "batch_size": data.batch_size,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "devices": trainer.world_size,
+        **(trainer.strategy.exchange.figures() if isinstance(trainer.strategy, AdapterDDP) else {}),
         "device": str(app.model.device.type),
         "precision": str(trainer.precision),
         "fit_seconds": round(throughput.seconds, 3),
@@ -222,6 +224,7 @@ def end_page(folder: Path) -> list[Any]:
         "parameters": f"{results['trainable_parameters']:,} trained of {results['total_parameters']:,}",
         "time": f"{results['fit_seconds']:.1f} s for {results['steps']:,} steps"
         + (f", {results['images_per_second']:,.0f} images/s" if results["images_per_second"] else ""),
+        "exchanged": _exchanged(results),
         "peak memory": f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB ({results['device']})",
         "everything": f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}",
     }
@@ -238,6 +241,12 @@ def end_page(folder: Path) -> list[Any]:
         f"  randlora-pl test --run {place}{best}{board}"
     )
     return ["", table, following]
+
+
+def _exchanged(results: Any) -> str:
+    """``0.6 MB of gradients a step among 8 devices``; empty for one device, or another strategy."""
+    size = results.get("exchange/bytes_per_step")
+    return f"{size / 1e6:.2f} MB of gradients a step among {results['devices']} devices" if size else ""
 
 
 def _figures(results: Any, name: str) -> str:

@@ -3,6 +3,7 @@
 import copy
 import os
 import shlex
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.compose import FOLDER_OPTIONS, Command, Tree, compose, merge, normalise, read_config
-from randlora_pl.cli.explain import build_error, complaint_of_lightning, memory_advice, out_of_memory
+from randlora_pl.cli.explain import build_error, complaint_of_lightning, lost_process, memory_advice, out_of_memory
 from randlora_pl.cli.names import check_names
-from randlora_pl.cli.runs import ADAPTER, CONFIG, LAST, adapter_config, check_architecture, check_run
-from randlora_pl.errors import Terminated, UserError
+from randlora_pl.cli.runs import (
+    ADAPTER,
+    CONFIG,
+    LAST,
+    adapter_config,
+    check_architecture,
+    check_run,
+    newest_unfinished,
+    planned_name,
+)
+from randlora_pl.errors import LostProcessError, Terminated, UserError
+from randlora_pl.parallel.launch import agree
 
 if TYPE_CHECKING:
     from randlora_pl.cli.app import App
@@ -50,6 +61,7 @@ def prepare(verb: str, args: list[str]) -> Command:
     Raises:
         UserError: See `compose` and `check_names`.
     """
+    args = _resume_by_itself(args) if verb == "fit" else args
     folders = _folders(args, FOLDER_OPTIONS[verb])
     _check_checkpoint_option(verb, args, folders)
     defaults, words = copy.deepcopy(DEFAULTS), list(args)
@@ -76,6 +88,22 @@ def prepare(verb: str, args: list[str]) -> Command:
         check_architecture(command, read_config(folders["resume"] / CONFIG), folders["resume"])
     check_names(command)
     return command
+
+
+def _resume_by_itself(args: list[str]) -> list[str]:
+    """``--resume auto`` as the folder of the newest run of this name, if it is unfinished, or without it.
+
+    A job that is started again has the same command line, so that the run's own config holds all of it.
+    """
+    if _folders(args, ("resume",)).get("resume") != Path("auto"):
+        return args
+    words = list(args)
+    place = next(number for number, word in enumerate(words) if word.partition("=")[0] == "--resume")
+    del words[place : place + (1 if "=" in words[place] else 2)]
+    flat = compose("fit", words, copy.deepcopy(DEFAULTS)).flat()
+    root, name = Path(str(flat.get("run.root", "runs"))), str(flat.get("run.name") or planned_name(flat))
+    found = agree("resume", lambda: str(newest_unfinished(root, name) or ""))
+    return ["--resume", found] if found else words
 
 
 def _check_checkpoint_option(verb: str, args: list[str], folders: dict[str, Path]) -> None:
@@ -142,6 +170,7 @@ def guarded(app: "App") -> Iterator[None]:
 
     Raises:
         UserError: Bad input, or memory ran out.
+        LostProcessError: Another process of the job is gone.
         KeyboardInterrupt: With how to go on; `Terminated` after SIGTERM.
     """
     from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -153,6 +182,7 @@ def guarded(app: "App") -> Iterator[None]:
             yield
     except UserError:
         app.discard()
+        _end_the_others(app)
         raise
     except (KeyboardInterrupt, SystemExit) as stop:
         ended = isinstance(stop, SIGTERMException)
@@ -163,6 +193,8 @@ def guarded(app: "App") -> Iterator[None]:
         if complaint_of_lightning(error):
             app.discard()
             raise build_error(error) from error
+        if app.trainer.world_size > 1 and lost_process(error):
+            raise LostProcessError(_how_to_resume(app)) from error
         if not out_of_memory(error):
             raise
         data: Any = app.datamodule
@@ -170,6 +202,13 @@ def guarded(app: "App") -> Iterator[None]:
         advice = memory_advice(data.batch_size, accumulate, app.trainer.state.fn or "fit", data.eval_batch_size)
         app.discard()
         raise UserError(advice) from error
+
+
+def _end_the_others(app: "App") -> None:
+    """Ends the processes that Lightning has started, which would wait for this one or repeat what it says."""
+    kill = getattr(app.trainer.strategy.launcher, "kill", None)
+    if kill is not None:
+        kill(signal.SIGTERM)
 
 
 def _how_to_resume(app: "App") -> str:

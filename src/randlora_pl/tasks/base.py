@@ -1,5 +1,6 @@
 """What every task shares: a frozen backbone with an adapter, AdamW with a cosine, and its files."""
 
+import hashlib
 import inspect
 import math
 from collections.abc import Mapping
@@ -164,17 +165,26 @@ class AdaptationTask(EvaluatedModule):
             set_gradient_checkpointing(backbone, True)
         self.backbone = backbone
         set_train_mode(backbone, self.training)  # Lightning keeps the modes it finds
-        self._ddp_params_and_buffers_to_ignore = self._constants()
+        self._ddp_params_and_buffers_to_ignore = self._untrained()
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise UserError(
                 f"{self.adapter.method()} trains nothing in {type(self).__name__}; "
                 "a linear probe needs --model LinearHeadTask."
             )
 
-    def _constants(self) -> list[str]:
-        """Buffers that every process makes for itself, such as bases and tokens: DDP need not send them each step."""
-        kept = self.state_dict()
-        return [name for name, _ in self.named_buffers() if name not in kept]
+    def _untrained(self) -> list[str]:
+        """Frozen weights, bases, tokens: every process has them from the same files and seeds, so DDP sends none."""
+        frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+        return frozen + [name for name, _ in self.named_buffers()]
+
+    def fingerprint(self) -> str:
+        """A checksum of the base model, the bases, and every bit of what trains: equal in all processes of a run."""
+        digest = hashlib.sha256(f"{self.report.base_hash} {self.report.fingerprint}".encode())
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                value = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+                digest.update(f"{name} {tuple(parameter.shape)}".encode() + value.numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def model(self) -> nn.Module:

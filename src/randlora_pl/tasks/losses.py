@@ -27,6 +27,24 @@ def caption_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tens
     return torch.logsumexp(logits + counts.float().log(), dim=1) - own
 
 
+def counted_classes(labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """The classes of a micro-batch by itself, and how often each occurs in it.
+
+    A class of padding alone has count 0 and adds nothing to any loss. If all is padding, all of it counts: the
+    losses have weight 0 then, but every parameter must get a gradient.
+
+    Args:
+        labels: (b,) classes of the images.
+        counted: (b,) which of them are no padding.
+
+    Returns:
+        Sorted classes (u,) and their counts (u,).
+    """
+    classes, places = torch.unique(labels, return_inverse=True)
+    counts = F.one_hot(places, len(classes))[counted | ~counted.any()].sum(0)
+    return classes, counts
+
+
 class WindowFeatures:
     """Text features that all micro-batches of a window share, encoded once.
 

@@ -9,7 +9,7 @@ from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.errors import UserError
 from randlora_pl.models import clip_image_spec, encode_prompts, load_clip
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.losses import WindowFeatures, caption_losses, normalize, similarities
+from randlora_pl.tasks.losses import WindowFeatures, caption_losses, counted_classes, normalize, similarities
 from randlora_pl.tasks.retrieval import PairCollector, recalls, unique_rows
 
 
@@ -34,6 +34,8 @@ class VisionLanguageTask(AdaptationTask):
         logit_scale: ``exp`` multiplies similarities by exp(logit_scale), as CLIP was trained; ``raw`` by
             logit_scale itself, as the official code does in this task.
         caption: The caption of a class, with ``{}`` for its name.
+        loss_batch: ``joint`` compares an image with the captions of the whole batch of an optimizer step, on all
+            devices and in all micro-batches; ``local`` with those of its own micro-batch on its own device.
         eval_prompts: ``caption`` evaluates with that caption, ``ensemble`` with the data set's templates averaged.
         seed: Selects bases, initial values and dropout.
     """
@@ -56,6 +58,7 @@ class VisionLanguageTask(AdaptationTask):
         gradient_checkpointing: bool = False,
         logit_scale: Literal["exp", "raw"] = "exp",
         caption: str = "An image of {}",
+        loss_batch: Literal["joint", "local"] = "joint",
         eval_prompts: Literal["caption", "ensemble"] = "caption",
         seed: int = 0,
     ) -> None:
@@ -68,6 +71,7 @@ class VisionLanguageTask(AdaptationTask):
         if "{}" not in caption:
             raise UserError(f"caption is {caption!r}: it needs {{}} where the class name goes (--model.caption).")
         self.logit_scale, self.caption, self.eval_prompts = logit_scale, caption, eval_prompts
+        self.loss_batch = loss_batch
         self.image_spec = clip_image_spec(name, pretrained)
         self._window: WindowFeatures | None = None
         self._class_features: Tensor | None = None
@@ -91,16 +95,29 @@ class VisionLanguageTask(AdaptationTask):
         return raw.exp() if self.logit_scale == "exp" else raw
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Image-to-text cross-entropy over the unique captions of the whole window, encoded once."""
-        classes: Tensor = batch["window_classes"]
-        if batch["micro"] == 0 or self._window is None:
-            self._window = WindowFeatures(normalize(self.model.encode_text(self.tokens[classes])))  # type: ignore[operator, index]
-        last = batch["micro"] == batch["micros"] - 1
-        texts = self._window.use(last)
+        """Image-to-text cross-entropy over the unique captions of the window, or of this micro-batch (`loss_batch`)."""
+        classes, counts, texts = self._texts(batch)
         images = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
         logits = self.scale() * similarities(images, texts)
-        losses = caption_losses(logits, batch["label"], classes, batch["window_counts"])
+        losses = caption_losses(logits, batch["label"], classes, counts)
         return losses, classes[logits.argmax(1)] == batch["label"]
+
+    def _texts(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Classes that an image is compared with, how often each counts, and their features.
+
+        Every process knows the draws of the whole window, so that nothing is exchanged for its captions.
+        """
+        if self.loss_batch == "local":
+            classes, counts = counted_classes(batch["label"], batch["weight"] > 0)
+            return classes, counts, self._encoded(classes)
+        classes = batch["window_classes"]
+        if batch["micro"] == 0 or self._window is None:
+            self._window = WindowFeatures(self._encoded(classes))
+        return classes, batch["window_counts"], self._window.use(batch["micro"] == batch["micros"] - 1)
+
+    def _encoded(self, classes: Tensor) -> Tensor:
+        """Features of the captions of some classes (u, e)."""
+        return normalize(self.model.encode_text(self.tokens[classes]))  # type: ignore[operator, index]
 
     def carried_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """At the end of a window: what its earlier micro-batches ask of the text tower."""

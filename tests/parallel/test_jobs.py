@@ -1,0 +1,111 @@
+"""Whole fits of two processes: they equal one process, end when one of them is lost, and go on afterwards."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.cli.conftest import Run
+from tests.cli.conftest import run as run  # the fixture
+
+from .jobs import FIT, LONG, ended, outputs, srun, torchrun, two_agents, wait_for_checkpoint, worker
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+STANDALONE = ("--standalone", "--nproc-per-node", "2")
+
+
+def weights(folder: Path) -> bytes:
+    (file,) = folder.glob("runs/*/*/adapter/adapter.safetensors")
+    return file.read_bytes()
+
+
+def compare(folder: Path, alone: Path) -> None:
+    """Same training, in a run folder of its own."""
+    (results,), (expected,) = (
+        [json.loads(file.read_text()) for file in place.glob("runs/*/*/results.json")] for place in (folder, alone)
+    )
+    assert (results["devices"], results["effective_batch"]) == (2, expected["effective_batch"])
+    assert results["exchange/bytes_per_step"] == 4 * results["trainable_parameters"]
+    assert "exchange/bytes_per_step" not in expected
+    assert results["test/loss"] == pytest.approx(expected["test/loss"], rel=1e-3)
+    (file,), (other,) = (list(place.glob("runs/*/*/adapter/adapter.safetensors")) for place in (folder, alone))
+    ours, theirs = load_file(file), load_file(other)
+    error = sum(float((ours[name] - value).norm() ** 2) for name, value in theirs.items()) ** 0.5
+    assert error < 1e-3 * sum(float(value.norm() ** 2) for value in theirs.values()) ** 0.5
+
+
+def test_two_machines_and_two_tasks_end_as_one_process(run: Run, tmp_path: Path) -> None:
+    assert run(*FIT, "--data.batch_size", "8").code == 0
+    for start in (two_agents, srun):
+        folder = tmp_path / start.__name__
+        folder.mkdir()
+        found = outputs(start([*FIT, "--data.batch_size", "4", "--data.eval_batch_size", "16"], folder))
+        assert [code for code, _ in found] == [0, 0], found
+        assert "0.60 MB of gradients a step among 2 devices" in found[0][1]
+        assert not [line for line in found[1][1].splitlines() if "runs/" in line or line.startswith("randlora-pl")]
+        compare(folder, tmp_path)
+
+
+@pytest.mark.parametrize("words", [("--data.stps", "3"), ("--data.dataset", "folder", "--data.root", "nowhere")])
+def test_a_mistake_is_told_once(tmp_path: Path, words: tuple[str, ...]) -> None:
+    for start in (two_agents, srun):
+        (code, first), (other, second) = outputs(start([*FIT, *words], tmp_path))
+        assert code and other
+        told = [line for line in f"{first}\n{second}".splitlines() if line.startswith("randlora-pl: error")]
+        assert len(told) == 1 and ("--data.stps" in told[0] or "nowhere" in told[0])
+        assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of a run of `LONG` in two processes that nothing stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ((code, text),) = outputs([torchrun(LONG, folder, *STANDALONE)])
+    assert code == 0, text
+    return weights(folder)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_process_ends_the_job_and_the_same_command_goes_on(
+    tmp_path: Path, undisturbed: bytes, rank: int
+) -> None:
+    agent = torchrun(LONG, tmp_path, *STANDALONE)
+    with ended(agent):
+        folder = wait_for_checkpoint(tmp_path, agent)
+        os.kill(worker(agent, rank), signal.SIGKILL)
+        started = time.monotonic()
+        text = agent.communicate(timeout=60)[0]
+    assert agent.returncode == 1 and time.monotonic() - started < 40
+    told = f"process {1 - rank} has lost another process of the job; go on with: randlora-pl fit --resume"
+    assert f"{told} {folder.relative_to(tmp_path)}" in text
+    assert not (folder / "adapter").exists()
+    ((code, text),) = outputs([torchrun(LONG, tmp_path, *STANDALONE)])
+    assert code == 0 and "resumed after step" in text, text
+    assert weights(tmp_path) == undisturbed
+
+
+def test_torchrun_restarts_a_job_to_the_undisturbed_result(tmp_path: Path, undisturbed: bytes) -> None:
+    agent = torchrun(LONG, tmp_path, *STANDALONE, "--max-restarts", "1")
+    with ended(agent):
+        wait_for_checkpoint(tmp_path, agent)
+        os.kill(worker(agent, 1), signal.SIGKILL)
+        text = agent.communicate(timeout=240)[0]
+    assert agent.returncode == 0 and "resumed after step" in text, text
+    assert weights(tmp_path) == undisturbed
+
+
+def test_a_process_that_hangs_is_given_up_after_the_timeout(tmp_path: Path) -> None:
+    tasks = srun([*LONG, "--run.timeout", "5"], tmp_path)
+    with ended(*tasks):
+        folder = wait_for_checkpoint(tmp_path, *tasks)
+        os.kill(tasks[1].pid, signal.SIGSTOP)
+        started = time.monotonic()
+        text = tasks[0].communicate(timeout=90)[0]
+        assert time.monotonic() - started < 40
+    assert tasks[0].returncode == 1
+    assert f"go on with: randlora-pl fit --resume {folder.relative_to(tmp_path)}" in text

@@ -1,0 +1,131 @@
+"""What a process learns from its environment, and what the processes of a job agree on."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from randlora_pl.errors import UserError
+from randlora_pl.parallel.devices import with_devices, with_strategy
+from randlora_pl.parallel.launch import Launch, agree, launched, process_rank
+from randlora_pl.parallel.strategy import AdapterDDP
+
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "1", "RANK": "3", "LOCAL_RANK": "1",
+    "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2",
+}  # fmt: skip
+SLURM = {
+    "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "fit", "SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "4",
+}  # fmt: skip
+
+
+def use(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+    for name in {*TORCHRUN, *SLURM}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_typed_command_belongs_to_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, {})
+    assert launched() is None and process_rank() == 0
+    assert agree("folder", lambda: "here") == "here"
+
+
+def test_torchrun_and_slurm_say_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, TORCHRUN)
+    assert launched() == Launch(rank=3, world=4, nodes=2, per_node=2, attempt=1) and process_rank() == 3
+    use(monkeypatch, SLURM)
+    assert launched() == Launch(rank=5, world=8, nodes=2, per_node=4) and process_rank() == 5
+
+
+def test_a_batch_script_and_a_shell_of_slurm_are_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"})
+    assert launched() is None
+    use(monkeypatch, SLURM | {"SLURM_JOB_NAME": "interactive"})
+    assert launched() is None
+
+
+def test_machines_with_different_numbers_of_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, SLURM | {"SLURM_NTASKS": "7"})
+    with pytest.raises(UserError, match="7 processes on 2 machines"):
+        launched()
+
+
+def test_devices_follow_the_job_unless_they_were_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {"devices": "auto", "num_nodes": 1}
+    use(monkeypatch, {})
+    assert with_devices(plain) == plain
+    use(monkeypatch, TORCHRUN)
+    assert with_devices(plain) == {"devices": 2, "num_nodes": 2}
+    assert with_devices({"devices": "2", "num_nodes": 2}) == {"devices": "2", "num_nodes": 2}
+    assert with_devices({"devices": [0, 1], "num_nodes": 2}) == {"devices": [0, 1], "num_nodes": 2}
+    with pytest.raises(UserError, match="devices is 1, but 2 processes were started on each of 2"):
+        with_devices({"devices": 1, "num_nodes": 2})
+
+
+@pytest.mark.parametrize(
+    ("options", "own"),
+    [
+        ({"devices": 2}, True),
+        ({"devices": 2, "strategy": "auto"}, True),
+        ({"devices": 1}, False),
+        ({"devices": 2, "strategy": "ddp_find_unused_parameters_true"}, False),
+    ],
+)
+def test_the_strategy_is_ours_where_there_are_several_and_none_was_named(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, object], own: bool
+) -> None:
+    use(monkeypatch, {})
+    config = with_strategy({"accelerator": "cpu"} | options, timeout=42)
+    assert isinstance(config.get("strategy"), AdapterDDP) == own
+    if own:
+        assert config["strategy"]._timeout.total_seconds() == 42
+    else:
+        assert config.get("strategy") == options.get("strategy")
+
+
+def test_a_timeout_that_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match="timeout is 0: give a positive number"):
+        with_strategy({"accelerator": "cpu", "devices": 2}, timeout=0)
+
+
+ASK = """
+import sys
+from randlora_pl.errors import UserError
+from randlora_pl.parallel.launch import agree, process_rank, said_by_the_first
+
+def decide():
+    if sys.argv[1] == "refuse":
+        raise UserError("no")
+    return f"decided by {process_rank()}"
+
+try:
+    print(agree("a", decide), "|", agree("b", decide), "|", agree("a", lambda: f"again by {process_rank()}"))
+except UserError as error:
+    print("refused", error, said_by_the_first("no"), said_by_the_first("another"))
+"""
+
+
+@pytest.mark.parametrize("answer", ["give", "refuse"])
+def test_the_first_process_decides_and_the_others_are_told(answer: str) -> None:
+    """As srun starts them: the first process keeps the store."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    slurm = SLURM | {"SLURM_NTASKS": "2", "SLURM_NNODES": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ASK, answer], env=os.environ | slurm | {"SLURM_PROCID": rank},
+            stdout=subprocess.PIPE, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    first, second = (process.communicate(timeout=120)[0].strip() for process in processes)
+    if answer == "give":
+        assert first == second == "decided by 0 | decided by 0 | again by 0"
+    else:
+        assert (first, second) == ("refused no False False", "refused no True False")
