@@ -20,13 +20,14 @@ def test_a_linear_layer_keeps_its_input() -> None:
     assert saved.bytes == 0
 
 
-def test_an_adapted_layer_keeps_its_built_weight_too() -> None:
-    model, x = nn.Sequential(nn.Linear(8, 16)), torch.randn(5, 8, requires_grad=True)
-    inject(model, RandLoRA(rank=2), ["all"])
-    with saved_tensors([*model.parameters(), *model.buffers()]) as saved:
-        model(x).sum().backward()
-    scaled = 4 * 2 * 4  # lambda times the scaling, (n, r)
-    assert saved.bytes == 5 * 8 * 4 + 16 * 8 * 4 + scaled
+def test_an_adapted_layer_keeps_its_built_weight_only_if_it_is_to() -> None:
+    for option, built in (("fast", 16 * 8 * 4), ("low", 0)):
+        model, x = nn.Sequential(nn.Linear(8, 16)), torch.randn(400, 8, requires_grad=True)
+        inject(model, RandLoRA(rank=2, memory=option), ["all"])
+        with saved_tensors([*model.parameters(), *model.buffers()]) as saved:
+            model(x).sum().backward()
+        scaled = 4 * 2 * 4  # lambda times the scaling, (n, r)
+        assert saved.bytes == 400 * 8 * 4 + built + scaled
 
 
 def test_a_storage_counts_once_and_whole() -> None:

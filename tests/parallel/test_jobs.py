@@ -70,6 +70,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return weights(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_lost_process_ends_the_job_and_the_same_command_goes_on(
     tmp_path: Path, undisturbed: bytes, rank: int
@@ -89,6 +90,7 @@ def test_a_lost_process_ends_the_job_and_the_same_command_goes_on(
     assert weights(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_job_to_the_undisturbed_result(tmp_path: Path, undisturbed: bytes) -> None:
     agent = torchrun(LONG, tmp_path, *STANDALONE, "--max-restarts", "1")
     with ended(agent):
@@ -99,6 +101,7 @@ def test_torchrun_restarts_a_job_to_the_undisturbed_result(tmp_path: Path, undis
     assert weights(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_given_up_after_the_timeout(tmp_path: Path) -> None:
     tasks = srun([*LONG, "--run.timeout", "5"], tmp_path)
     with ended(*tasks):

@@ -1,5 +1,6 @@
 """Floating point operations of a step, counted, and what the machine does at best."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,9 +26,16 @@ def _attention_backward(
     return 2 * batch * heads * length * key[2] * (3 * width + 2 * value[3])
 
 
-def _of_cpu() -> dict[Any, Callable[..., int]]:
-    """PyTorch counts the fused attention of GPUs, not that of CPUs."""
+def _added(_: torch.Size, left: torch.Size, right: torch.Size, *__: Any, **___: Any) -> int:
+    """A product (or a batch of them) that is added to something in place."""
+    return 2 * math.prod(left) * right[-1]
+
+
+def _uncounted() -> dict[Any, Callable[..., int]]:
+    """What PyTorch does not count: fused attention on CPUs, and products that are added in place."""
     formulas: dict[str, Callable[..., int]] = {
+        "addmm_": _added,
+        "baddbmm_": _added,
         "_scaled_dot_product_flash_attention_for_cpu": _attention,
         "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
     }
@@ -40,7 +48,7 @@ def counter() -> FlopCounterMode:
     Operations are counted as they reach the device, so that those of custom autograd functions are in;
     element by element ones are not.
     """
-    return FlopCounterMode(display=False, custom_mapping=_of_cpu())
+    return FlopCounterMode(display=False, custom_mapping=_uncounted())
 
 
 class Gemm:
