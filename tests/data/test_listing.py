@@ -49,7 +49,7 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def must(root: Path, split: str = "train") -> Samples:
-    samples = folder(find("folder"), root, split, download=False)
+    samples = folder(find("folder"), root, split)
     assert samples is not None
     return samples
 

@@ -111,7 +111,7 @@ def damaged(tree: Tree) -> Samples:
     root = tree(cat=3, dog=3)
     path = root / "cat" / "001.png"
     path.write_bytes(path.read_bytes()[:200])
-    samples = folder(find("folder"), root, "train", download=False)
+    samples = folder(find("folder"), root, "train")
     assert samples is not None
     return samples
 
@@ -166,7 +166,7 @@ def test_finished_batches_are_left_alone() -> None:
 
 def test_batches_travel_to_spawned_workers(tree: Tree) -> None:
     """macOS and Windows start workers from a pickle, not from a copy of the process."""
-    samples = folder(find("folder"), tree(cat=3, dog=3), "train", download=False)
+    samples = folder(find("folder"), tree(cat=3, dog=3), "train")
     assert samples is not None
     batches = train(replace(samples, images=CachedImages(samples.images, samples.rows)))
     assert same([pickle.loads(pickle.dumps(batches))[0]], [batches[0]])

@@ -82,7 +82,7 @@ METHODS = {
     "randlora": Method("RandLoRA-{}", _ours(lambda rank: RandLoRA(rank=rank)), RANDLORA_RANK, "peft-randlora"),
     "randlora-hadamard": Method(
         "RandLoRA-{}, hadamard",
-        _ours(lambda rank: RandLoRA(rank=rank, basis="hadamard")),  # type: ignore[arg-type, unused-ignore]
+        _ours(lambda rank: RandLoRA(rank=rank, basis="hadamard")),
         RANDLORA_RANK,
         "peft-randlora",
     ),

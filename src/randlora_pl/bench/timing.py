@@ -1,6 +1,5 @@
 """Figures taken in turns, with their spread: machines are noisy, and what runs beside slows all cases alike."""
 
-import os
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -67,8 +66,9 @@ def machine() -> dict[str, Any]:
     """What a figure depends on: processor, cores this process may use, and versions."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    facts: dict[str, Any] = {"processor": processor(), "cores": cores, "threads": torch.get_num_threads()}
+    from randlora_pl.data.loader import usable_cores
+
+    facts: dict[str, Any] = {"processor": processor(), "cores": usable_cores(), "threads": torch.get_num_threads()}
     facts["torch"] = torch.__version__
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()

@@ -1,6 +1,5 @@
 """``bench data``: how fast the input pipeline is on this machine."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +75,12 @@ def data_verb(args: list[str]) -> int:
             report[case.name]["times_plain"] = ratio.median
     print(table(("stage", "images/s, median (least .. most)", "times plain", "what is counted"), rows))
     if typed.output is not None:
+        from randlora_pl.bench.report import write_json
+
         options = {name: value for name, value in vars(typed).items() if name not in ("name", "root", "output")}
-        _write(typed.output, {"dataset": row.name, "options": options, "machine": facts, "stages": report})
+        try:
+            write_json({"dataset": row.name, "options": options, "machine": facts, "stages": report}, typed.output)
+        except OSError as error:
+            raise UserError(f"{typed.output} cannot be written: {error.strerror}") from error
         print(f"\nFigures: {typed.output}")
     return 0
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error

@@ -156,8 +156,12 @@ def default_workers(in_memory: bool, frame: Frame, devices: int) -> int:
     """
     if in_memory and (frame.size <= 64 or not torch.cuda.is_available()):
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores // max(1, devices))
+    return min(8, usable_cores() // max(1, devices))
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Guarded(Dataset[Batch]):

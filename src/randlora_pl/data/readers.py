@@ -110,7 +110,7 @@ def read(row: Row, root: Path, split: str) -> Samples | None:
     """
     module, _, function = row.reader.rpartition(":")
     reader = getattr(import_module(module or __name__), function)
-    samples: Samples | None = reader(row, root, split, download=False, **row.options)
+    samples: Samples | None = reader(row, root, split, **row.options)
     if samples is not None and row.classes is not None:
         _check_classes(row, samples, split)
     return samples
@@ -131,9 +131,9 @@ def _check_classes(row: Row, samples: Samples, split: str) -> None:
         )
 
 
-def digits(row: Row, root: Path, split: str, *, download: bool) -> Samples | None:
+def digits(row: Row, root: Path, split: str) -> Samples | None:
     """Scikit-learn's 1,797 digits of 8 x 8 pixels, one split; grey levels 0..16 are stretched to 0..255."""
-    del root, download  # embedded in scikit-learn
+    del root  # embedded in scikit-learn
     if split != "train":
         return None
     from sklearn.datasets import load_digits
@@ -145,7 +145,7 @@ def digits(row: Row, root: Path, split: str, *, download: bool) -> Samples | Non
 
 
 def torchvision_set(
-    row: Row, root: Path, split: str, *, download: bool, name: str, folder: str = "", keep: Sequence[int] | None = None
+    row: Row, root: Path, split: str, *, name: str, folder: str = "", keep: Sequence[int] | None = None
 ) -> Samples | None:
     """A data set whose torchvision class holds all images in ``data`` and all labels in ``targets`` or ``labels``.
 
@@ -153,12 +153,10 @@ def torchvision_set(
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train`` or ``test``; these classes have no ``val``.
-        download: Unused: `randlora_pl.data.getting.get` fetches it.
         name: Name of the class in `torchvision.datasets`.
         folder: Folder below the root that torchvision is given, for classes that make none of their own.
         keep: Labels to keep, renumbered in this order; None keeps all.
     """
-    del download
     if split == "val":
         return None
     held = from_torchvision(row, root, name, folder, split=split)

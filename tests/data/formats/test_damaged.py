@@ -281,7 +281,7 @@ def test_flowers_of_another_size(tmp_path: Path, copies: Copies, monkeypatch: py
     copy = Copy(copies("flowers102").row, tmp_path, flowers102(tmp_path, train=2))
     allow(copy, monkeypatch)
     assert len(copy.samples("train")) == 204
-    assert cub200(copy.row, tmp_path, "val", download=False) is None
+    assert cub200(copy.row, tmp_path, "val") is None
 
 
 def test_class_folders_that_are_numbers_must_be_the_labels(own_copy: Copies) -> None:

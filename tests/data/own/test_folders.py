@@ -15,7 +15,7 @@ ROW = find("folder")
 
 
 def read(root: Path, split: str = "train") -> Samples | None:
-    return folder(ROW, root, split, download=False)
+    return folder(ROW, root, split)
 
 
 def must(root: Path, split: str = "train") -> Samples:

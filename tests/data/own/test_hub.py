@@ -81,7 +81,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def read(root: Path, split: str = "train") -> Samples | None:
-    return hub(find("hf"), root, split, download=False)
+    return hub(find("hf"), root, split)
 
 
 def must(root: Path, split: str = "train") -> Samples:

@@ -20,7 +20,7 @@ def write(folder: Path, text: str, images: int = 3) -> Path:
 
 
 def read(path: Path, split: str = "train") -> Samples | None:
-    return pairs(find("pairs"), path, split, download=False)
+    return pairs(find("pairs"), path, split)
 
 
 def test_captions_are_numbered_over_all_splits(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_same_draws_as_from_a_folder(tree: Tree, tmp_path: Path) -> None:
         assert np.array_equal(first.samples(split).labels, second.samples(split).labels)
     for one, other in zip(first.train_dataloader(), second.train_dataloader(), strict=True):
         assert torch.equal(one["image"], other["image"]) and torch.equal(one["label"], other["label"])
-    whole = folder(find("folder"), root, "train", download=False)
+    whole = folder(find("folder"), root, "train")
     assert whole is not None and np.array_equal(whole.numbers, must(tmp_path / "tars").numbers)
 
 

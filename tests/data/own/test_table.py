@@ -32,7 +32,7 @@ def parquet(folder: Path, name: str = "photos.parquet", images: int = 4, **colum
 
 
 def read(path: Path, split: str = "train") -> Samples | None:
-    return table(find("table"), path, split, download=False)
+    return table(find("table"), path, split)
 
 
 def must(path: Path, split: str = "train") -> Samples:

@@ -10,20 +10,18 @@ from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError
 
 
-def resisc45(row: Row, root: Path, split: str, *, download: bool, known: tuple[str, ...]) -> Samples | None:
+def resisc45(row: Row, root: Path, split: str, *, known: tuple[str, ...]) -> Samples | None:
     """NWPU-RESISC45 by the published lists of file names, ``airplane_001.jpg``; their validation list is not used.
 
     Args:
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train``, ``val`` or ``test``.
-        download: Unused: `randlora_pl.data.getting.get` fetches it.
         known: Names of the class folders by label.
 
     Raises:
         UserError: Lists or images are missing or damaged.
     """
-    del download
     if split == "val":
         return None
     home = root / "resisc45"
@@ -41,13 +39,12 @@ def resisc45(row: Row, root: Path, split: str, *, download: bool, known: tuple[s
     return file_samples(row, root, images, entries, row.classnames, str(path))
 
 
-def sun397(row: Row, root: Path, split: str, *, download: bool) -> Samples | None:
+def sun397(row: Row, root: Path, split: str) -> Samples | None:
     """SUN397 by its first partition; ``ClassName.txt`` lists the classes, such as ``/a/apartment_building/outdoor``.
 
     Raises:
         UserError: Lists or images are missing or damaged.
     """
-    del download
     if split == "val":
         return None
     home = root / "SUN397"
@@ -64,13 +61,12 @@ def sun397(row: Row, root: Path, split: str, *, download: bool) -> Samples | Non
     return file_samples(row, root, home, entries, names, str(path))
 
 
-def cub200(row: Row, root: Path, split: str, *, download: bool) -> Samples | None:
+def cub200(row: Row, root: Path, split: str) -> Samples | None:
     """CUB-200-2011: four files that give each image's number a path, a class and a split, and each class a name.
 
     Raises:
         UserError: Lists or images are missing or damaged.
     """
-    del download
     if split == "val":
         return None
     home = root / "CUB_200_2011"
@@ -108,13 +104,12 @@ def _numbered(row: Row, root: Path, path: Path) -> dict[str, str]:
     return found
 
 
-def ucf101(row: Row, root: Path, split: str, *, download: bool) -> Samples:
+def ucf101(row: Row, root: Path, split: str) -> Samples:
     """The middle frames of UCF101 by CoOp's split file: ``[path, label, class name]`` for each image of each split.
 
     Raises:
         UserError: The split file or images are missing or damaged.
     """
-    del download
     home = root / "ucf101"
     path = home / "split_zhou_UCF101.json"
     try:

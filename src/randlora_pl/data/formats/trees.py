@@ -29,7 +29,6 @@ def class_tree(
     root: Path,
     split: str,
     *,
-    download: bool,
     folders: Mapping[str, str],
     known: Sequence[str] | None = None,
     pattern: str = "(.*)",
@@ -42,7 +41,6 @@ def class_tree(
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train``, ``val`` or ``test``.
-        download: Unused: `randlora_pl.data.getting.get` fetches it.
         folders: Folder of each split below the root; a split that is left out is not there.
         known: Names of the class folders by label; None: the sorted folders, as many as the row has classes.
         pattern: Regular expression of the class folders where they are not known; its group is the class name.
@@ -52,7 +50,6 @@ def class_tree(
     Raises:
         UserError: Folders or images are missing.
     """
-    del download
     if split not in folders:
         return None
     home = root / folders[split]
@@ -74,16 +71,13 @@ def class_tree(
     return listing.samples_of(found, home, names)
 
 
-def indexed_tree(
-    row: Row, root: Path, split: str, *, download: bool, folder: str, index: str, **options: Any
-) -> Samples | None:
+def indexed_tree(row: Row, root: Path, split: str, *, folder: str, index: str, **options: Any) -> Samples | None:
     """Images ``CLASS/..._N.jpg`` of which the package lists the numbers of some splits; the rest is for training.
 
     Args:
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train``, ``val`` or ``test``.
-        download: Unused: `randlora_pl.data.getting.get` fetches it.
         folder: Folder of the class folders below the root.
         index: Name of the JSON file in ``indices``.
         options: Further arguments of `class_tree`.
@@ -94,7 +88,7 @@ def indexed_tree(
     listed = json.loads((INDICES / f"{index}.json").read_text(encoding="utf-8"))
     if split != "train" and split not in listed:
         return None
-    whole = class_tree(row, root, "train", download=download, folders={"train": folder}, **options)
+    whole = class_tree(row, root, "train", folders={"train": folder}, **options)
     assert whole is not None  # the split "train" was just named
     split_of = {
         (name, number): part for part, classes in listed.items() for name in classes for number in classes[name]

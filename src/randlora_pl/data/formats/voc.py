@@ -12,20 +12,18 @@ from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError
 
 
-def boxes(row: Row, root: Path, split: str, *, download: bool, known: tuple[str, ...]) -> Samples:
+def boxes(row: Row, root: Path, split: str, *, known: tuple[str, ...]) -> Samples:
     """Every box of the images of one split, those marked difficult too, cut out without a margin.
 
     Args:
         row: The data set.
         root: Folder that holds the data sets.
         split: ``train``, ``val`` or ``test``.
-        download: Unused: `randlora_pl.data.getting.get` fetches it.
         known: The annotations' names of the classes, by label.
 
     Raises:
         UserError: Lists, annotations or images are missing or damaged.
     """
-    del download
     home = root / "VOCdevkit" / "VOC2007"
     label_of = {name: label for label, name in enumerate(known)}
     paths: list[Path] = []

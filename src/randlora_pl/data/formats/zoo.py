@@ -15,7 +15,6 @@ def torchvision_files(
     root: Path,
     split: str,
     *,
-    download: bool,
     name: str,
     splits: Mapping[str, Sequence[str]],
     known: Sequence[str] | None = None,
@@ -27,7 +26,6 @@ def torchvision_files(
         row: The data set.
         root: Folder given to torchvision.
         split: ``train``, ``val`` or ``test``.
-        download: Unused: `randlora_pl.data.getting.get` fetches it.
         name: Name of the class in `torchvision.datasets`.
         splits: Torchvision's splits that make up each of ours; a split that is left out is not there.
         known: The class names that torchvision should find; None: none can be told without the files.
@@ -36,7 +34,6 @@ def torchvision_files(
     Raises:
         UserError: The data are missing or damaged.
     """
-    del download
     entries: list[tuple[str, int]] = []
     classes: Sequence[str] = ()
     if split not in splits:

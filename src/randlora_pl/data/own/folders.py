@@ -22,7 +22,7 @@ log = logging.getLogger("randlora_pl")
 TREE = "expected {root}/CLASS/IMAGE, or {root}/train/CLASS/IMAGE with val/ and test/ beside train/"
 
 
-def folder(row: Row, root: Path, split: str, *, download: bool) -> Samples | None:
+def folder(row: Row, root: Path, split: str) -> Samples | None:
     """Images below ``root``: with a ``train`` folder of class folders the splits are on disk, else all is ``train``.
 
     The classes are the sorted sub-folders of the train split. A lone ``val`` folder serves as ``test``, because
@@ -31,7 +31,7 @@ def folder(row: Row, root: Path, split: str, *, download: bool) -> Samples | Non
     Raises:
         UserError: No such folder, no classes, an empty class, or a class that the train split lacks.
     """
-    del row, download
+    del row
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise UserError(f"The data folder {root} {what}: {TREE.format(root=root)}. Set it with --data.root PATH")

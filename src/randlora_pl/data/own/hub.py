@@ -68,7 +68,7 @@ class HubImages:
         return f"{self.title}, row {index}"
 
 
-def hub(row: Row, root: Path, split: str, *, download: bool) -> Samples | None:
+def hub(row: Row, root: Path, split: str) -> Samples | None:
     """One split of a folder of Hugging Face ``datasets``.
 
     The classes are those that the train split has images of: names of the ``ClassLabel`` in its order, or the distinct
@@ -79,7 +79,7 @@ def hub(row: Row, root: Path, split: str, *, download: bool) -> Samples | None:
         UserError: The package is missing, the folder is none of the two, damaged or incomplete, it has no train
             split, or which column holds the images or the labels is not clear.
     """
-    del row, download
+    del row
     try:
         from datasets import Image, disable_progress_bars
     except ImportError as error:

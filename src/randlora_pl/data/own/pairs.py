@@ -14,7 +14,7 @@ COLUMNS = {"image": ("image",), "caption": ("caption",), "split": ("split",)}
 """What each column is called."""
 
 
-def pairs(row: Row, root: Path, split: str, *, download: bool) -> Samples | None:
+def pairs(row: Row, root: Path, split: str) -> Samples | None:
     """The lines of one split of a table (see `read_table`) with the columns ``image,caption[,split]``.
 
     Image paths are relative to the file. Captions are numbered in sorted order over the whole file, so that all
@@ -23,7 +23,7 @@ def pairs(row: Row, root: Path, split: str, *, download: bool) -> Samples | None
     Raises:
         UserError: The file or an image is missing, or a line is wrong; lines are numbered from 1.
     """
-    del row, download
+    del row
     lines = _lines(root)
     captions = sorted({caption for _, caption, _ in lines})
     number = {caption: place for place, caption in enumerate(captions)}

@@ -66,7 +66,7 @@ class ShardImages:
         return f"{self.shards[self.shard[index]]}:{self.members[index]}"
 
 
-def shards(row: Row, root: Path, split: str, *, download: bool) -> Samples | None:
+def shards(row: Row, root: Path, split: str) -> Samples | None:
     """The samples of one split.
 
     Splits are sub-folders (``train/``, ``val/``, ``test/``) or words in the names of the shards (``val-000.tar``).
@@ -78,7 +78,7 @@ def shards(row: Row, root: Path, split: str, *, download: bool) -> Samples | Non
     Raises:
         UserError: Shards are missing or damaged, or labels are wrong.
     """
-    del row, download
+    del row
     places = find(root)
     test_is_val = "test" not in places.by_split and "val" in places.by_split
     own = "val" if test_is_val and split == "test" else "" if test_is_val and split == "val" else split

@@ -18,7 +18,7 @@ COLUMNS = {
 """What each column may be called."""
 
 
-def table(row: Row, root: Path, split: str, *, download: bool) -> Samples | None:
+def table(row: Row, root: Path, split: str) -> Samples | None:
     """The rows of one split of a table of images; without a column of splits all of them are ``train``.
 
     Paths are relative to the file or absolute. The classes are the labels of the train split, in `class_order`.
@@ -27,7 +27,7 @@ def table(row: Row, root: Path, split: str, *, download: bool) -> Samples | None
     Raises:
         UserError: The file, a column or an image is missing, a row is wrong, or an image is listed twice.
     """
-    del row, download
+    del row
     found = read_table(root, COLUMNS, "path,label[,split]")
     labels, parts = found.filled("label"), found.splits()
     images = found.images("path")
