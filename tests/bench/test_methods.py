@@ -22,18 +22,23 @@ def trained(model: nn.Module) -> int:
 
 def test_the_layers_are_the_linear_ones_of_the_blocks(vit: nn.Module) -> None:
     names = layers_of(vit)
-    assert names[:4] == [f"blocks.0.{name}" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
-    assert len(names) == 4 * len(vit.blocks)  # type: ignore[arg-type]
+    assert names[:3] == [f"blocks.0.{name}" for name in ("attn.qkv", "mlp.fc1", "mlp.fc2")]
+    assert len(names) == 3 * len(vit.blocks)  # type: ignore[arg-type]
+    assert len(layers_of(vit, ["all"])) == 4 * len(vit.blocks)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("targets", [None, ["all"], ["mlp"]])
 @pytest.mark.parametrize(("ours", "theirs"), [("lora", "peft-lora"), ("randlora", "peft-randlora")])
-def test_peft_adapts_the_same_layers_with_as_many_parameters(vit: nn.Module, ours: str, theirs: str) -> None:
+def test_peft_adapts_the_same_layers_with_as_many_parameters(
+    vit: nn.Module, ours: str, theirs: str, targets: list[str] | None
+) -> None:
     pytest.importorskip("peft")
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    mine, other = adapted(vit, ours), adapted(vit, theirs)
+    mine, other = adapted(vit, ours, targets=targets), adapted(vit, theirs, targets=targets)
     wrapped = [name for name, module in other.named_modules() if isinstance(module, BaseTunerLayer)]
-    assert wrapped == [row.layer for row in mine.adapter_report.rows] == layers_of(vit)  # type: ignore[union-attr]
+    layers = layers_of(vit, targets)
+    assert wrapped == [row.layer for row in mine.adapter_report.rows] == layers  # type: ignore[union-attr]
     assert trained(mine) == trained(other)
     assert METHODS[ours].peer == theirs
 

@@ -64,9 +64,12 @@ def test_products_are_in_bfloat16_where_that_is_asked_for() -> None:
         seen.append(y.dtype)
         return y.float().mean()
 
-    for precision in ("32", "bf16"):
-        Case("a", "a", nn.Linear(4, 2), loss, [x], device=CPU, precision=precision).step()  # type: ignore[arg-type]
-    assert seen == [torch.float32, torch.bfloat16]
+    models = {precision: nn.Linear(4, 2) for precision in ("32", "bf16", "bf16-frozen")}
+    for precision, model in models.items():
+        model.weight.requires_grad_(False)
+        Case("a", "a", model, loss, [x], device=CPU, precision=precision).step()  # type: ignore[arg-type]
+    assert seen == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert [model.weight.dtype for model in models.values()] == [torch.float32, torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize("after", [0, 1])

@@ -53,13 +53,13 @@ def test_the_image_tower_of_a_clip_trains() -> None:
 
 
 def test_a_case_that_finds_no_memory_is_missing(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(train, "adapted", full)
     cases, missing = training.cases(["full"])
     assert not cases and missing[0].problem == "out of memory"
-    monkeypatch.setattr(train, "adapted", lambda *_: 1 / 0)
+    monkeypatch.setattr(train, "adapted", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         training.cases(["full"])
 

@@ -14,7 +14,7 @@ from randlora_pl.cli.train import prepare
 from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
 from randlora_pl.tasks import TextHeadTask, VisionLanguageTask
 
-BASES = [name for name in config_names() if "/" not in name and name != "compare_methods"]  # that one is no fit
+BASES = [name for name in config_names() if "/" not in name and not name.startswith("compare_")]  # those are no fit
 FRAGMENTS = [name for name in config_names() if "/" in name]
 COUNTS = {
     "clip_vitb32": 5_170_320,

@@ -56,6 +56,14 @@ def test_the_shipped_comparison_has_every_method_of_the_papers_vision_experiment
     assert 0 not in comparison.seeds, "seed 0 is kept for choosing learning rates"
 
 
+@pytest.mark.parametrize("name", ["compare_bases", "compare_bases_fashion"])
+def test_bases_are_compared_over_five_seeds_at_one_rate(name: str) -> None:
+    comparison = Comparison.of(read_config(find_config(name)), find_config(name))
+    tasks = [comparison.task(method, 1) for method in comparison.methods]
+    assert [task.adapter.options()["basis"] for task in tasks] == ["uniform", "hadamard"]
+    assert {task.learning_rate for task in tasks} == {1e-3} and len(comparison.seeds) == 5
+
+
 def test_cells_differ_by_seed_and_repeat(small: Comparison) -> None:
     first, again = (run_cell(small, "RandLoRA-6", 1) for _ in range(2))
     assert (first.accuracy, first.trainable) == (again.accuracy, again.trainable)

@@ -149,15 +149,21 @@ class Hadamard:
         return stack[: self.columns] if repeats == 1 else stack.repeat(repeats, 1)[: self.columns]
 
     def add_to(self, weight: Tensor, stack: Tensor, transposed: bool) -> Tensor:
-        """Adds B S (D, d), or its transpose, to a weight in place; S is (n r, d)."""
+        """Adds B S (D, d), or its transpose, to a weight, in place unless a compiler looks on; S is (n r, d)."""
         mixed = self.mixed(stack).to(weight.dtype)
+        parts = []
         for piece in self.pieces():
             turned, part = self.turned_blocks(piece, weight.dtype), mixed[piece.first : piece.first + piece.number]
-            if transposed:
+            if torch.compiler.is_compiling():  # which cannot write to blocks of columns
+                parts.append(torch.bmm(turned, part).flatten(0, 1))
+            elif transposed:
                 columns = piece.of_columns(weight)
                 columns.baddbmm_(part.transpose(1, 2), turned.transpose(1, 2))
             else:
                 piece.of_rows(weight).baddbmm_(turned, part)
+        if parts:
+            total = torch.cat(parts)
+            return weight + (total.T if transposed else total)
         return weight
 
     def matrix(self, dtype: torch.dtype) -> Tensor:

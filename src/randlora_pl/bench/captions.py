@@ -26,7 +26,7 @@ class Captions:
         model: A name of open_clip, or ``tiny``.
         batch_size: Images of a step.
         classes: Captions that differ.
-        precision: ``32``, or ``bf16`` for autocast.
+        precision: ``32``, ``bf16`` for autocast, or ``bf16-frozen`` with frozen matrices in bfloat16 as well.
         device: Where to measure.
 
     Raises:

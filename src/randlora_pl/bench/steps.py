@@ -14,8 +14,9 @@ from torch.optim import AdamW, Optimizer
 from randlora_pl.bench.flops import Gemm, counter, synchronize
 from randlora_pl.bench.memory import OUT_OF_MEMORY, is_out_of_memory, peak, reset_peak, saved_tensors
 from randlora_pl.bench.timing import Spread, in_turns, ratios
+from randlora_pl.models import cast_frozen
 
-Precision = Literal["32", "bf16"]
+Precision = Literal["32", "bf16", "bf16-frozen"]
 _LEAST = 0.4  # seconds of steps in one figure, at least
 _PEAK = "matrix product"
 
@@ -34,7 +35,7 @@ class Case:
         inputs: Tensors on the device that the forward pass reads. One that asks for a gradient stands for
             what layers below would give, and counts as kept for the backward pass; the others do not.
         device: Where to measure.
-        precision: ``32``, or ``bf16`` for autocast.
+        precision: ``32``, ``bf16`` for autocast, or ``bf16-frozen`` with frozen matrices in bfloat16 as well.
         optimize: Whether AdamW is part of the step.
         foreign: Whether any of its errors is told instead of raised.
     """
@@ -54,6 +55,8 @@ class Case:
     ) -> None:
         self.name, self.label, self.model, self.loss, self.inputs = name, label, model, loss, inputs
         self.device, self.precision, self.foreign = device, precision, foreign
+        if precision == "bf16-frozen":
+            cast_frozen(model, torch.bfloat16)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.trained = sum(parameter.numel() for parameter in trained)
         self.optimizer: Optimizer | None = AdamW(trained, lr=1e-4, fused=True) if optimize else None
@@ -64,7 +67,7 @@ class Case:
 
     def step(self) -> None:
         """Forward pass, backward pass, optimizer, gradients dropped."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision != "32"):
             loss = self.loss(self.model)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.optimizer is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from randlora_pl.bench.flops import Gemm, counter
 from randlora_pl.bench.memory import OUT_OF_MEMORY, is_out_of_memory
-from randlora_pl.bench.methods import METHODS, UnavailableError, adapted, label, layers_of
+from randlora_pl.bench.methods import METHODS, Targets, UnavailableError, adapted, label, layers_of
 from randlora_pl.bench.steps import Case, Measured, Precision
 from randlora_pl.errors import UserError, near
 
@@ -26,9 +26,10 @@ class Setup:
         model: A name of the library; the image tower of an open_clip model.
         library: Which library builds it.
         batch_size: Images of a step.
-        precision: ``32``, or ``bf16`` for autocast.
+        precision: ``32``, ``bf16`` for autocast, or ``bf16-frozen`` with frozen matrices in bfloat16 as well.
         device: ``cpu`` or ``cuda``.
         threads: Threads of PyTorch, 0 for its own choice.
+        targets: The layers that adapters attach to; None for the paper's choice.
     """
 
     model: str
@@ -37,11 +38,12 @@ class Setup:
     precision: Precision = "32"
     device: str = "cpu"
     threads: int = 0
+    targets: Targets = None
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
     """The dtype of the products."""
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    return torch.float32 if precision == "32" else torch.bfloat16
 
 
 def library_of(model: str) -> Library:
@@ -97,7 +99,7 @@ class Training:
         self.setup = setup
         self.device = torch.device(setup.device)
         self.base, self.size, features = build(setup)
-        self.layers = layers_of(self.base)
+        self.layers = layers_of(self.base, setup.targets)
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(setup.batch_size, 3, self.size, self.size, generator=generator)
         labels = torch.randint(CLASSES, (setup.batch_size,), generator=generator)
@@ -115,7 +117,7 @@ class Training:
             UnavailableError: It cannot be had here; says why.
         """
         try:
-            model = adapted(self.base, name).train()
+            model = adapted(self.base, name, targets=self.setup.targets).train()
         except Exception as error:
             if is_out_of_memory(error):
                 raise UnavailableError(OUT_OF_MEMORY) from error

@@ -10,6 +10,12 @@ from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.runs import check_new, missing_folders, output_folder, remove_folder
 from randlora_pl.errors import UserError
 
+PRECISIONS = {
+    "32": "float32",
+    "bf16": "bfloat16 autocast",
+    "bf16-frozen": "bfloat16 autocast and frozen weights",
+}
+"""What a step computes in, and in words."""
 JSON, TABLE, PICTURE = "bench.json", "table.md", "bench.png"
 T = TypeVar("T")
 
@@ -22,7 +28,7 @@ def parser_of(verb: str, rounds: int) -> Parser:
         rounds: Times that everything is measured, by default.
     """
     parser = Parser(f"bench {verb}", "bench")
-    parser.add_argument("--precision", choices=("32", "bf16"), default="32")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="32")
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", choices=("cpu", "cuda"))

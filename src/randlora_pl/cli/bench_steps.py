@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from randlora_pl.cli.bench_common import (
     JSON,
     PICTURE,
+    PRECISIONS,
     TABLE,
     command,
     in_folder,
@@ -38,9 +39,11 @@ def train_verb(args: list[str]) -> int:
     parser.add_argument("--library", choices=("timm", "open_clip"))
     parser.add_argument("--batch-size", "--batch_size", type=int, default=64)
     parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--targets", nargs="+")
     parser.add_argument("--rss", action="store_true")
     typed = parser.parse_args(args)
     facts = prepare(typed, ["batch_size"])
+    from randlora_pl.adapters.targets import DEFAULT_TARGETS
     from randlora_pl.bench.memory import rss_elsewhere
     from randlora_pl.bench.methods import METHODS, chosen
     from randlora_pl.bench.steps import Measured, measure, ticks
@@ -48,17 +51,19 @@ def train_verb(args: list[str]) -> int:
 
     names = chosen(typed.methods)
     library = typed.library or library_of(typed.model)
-    setup = Setup(typed.model, library, typed.batch_size, typed.precision, typed.device, typed.threads or 0)
+    threads = typed.threads or 0
+    setup = Setup(typed.model, library, typed.batch_size, typed.precision, typed.device, threads, typed.targets)
     training = Training(setup)
     gemm = training.gemm()
     rate = gemm.rate()
     estimate = estimated_seconds(training.forward_flops(), rate, len(names), typed.rounds)
     estimate += 20 * len(names) * typed.rss
-    what = f"{typed.model} ({library}), {typed.batch_size} images of {training.size} pixels, {_words(typed.precision)}"
+    images = f"{typed.batch_size} images of {training.size} pixels"
+    what = f"{typed.model} ({library}), {images}, {PRECISIONS[typed.precision]}"
     where = place(facts, typed.device)
-    print(
-        f"{what}; {len(training.layers)} adapted layers, random weights\non {where}: {rate / 1e9:,.0f} GFLOP/s at best"
-    )
+    targets = " ".join(typed.targets or DEFAULT_TARGETS)
+    print(f"{what}; random weights\non {where}: {rate / 1e9:,.0f} GFLOP/s at best")
+    print(f"{len(training.layers)} adapted layers ({targets})")
     print(f"{len(names)} methods, {typed.rounds} rounds in turns: about {minutes(estimate)}")
     bases = {name: "full" for name in names if name != "full"}
     peers = {name: METHODS[name].peer for name in names}
@@ -82,7 +87,8 @@ def train_verb(args: list[str]) -> int:
         return whole(found)
 
     about = {"command": command("train", args), "machine": facts, "setup": vars(setup), "gemm_flops_per_second": rate}
-    _report("train", typed, work, f"{what}, on {where}", about, bases, peers, "of full")
+    title = f"{what}, adapted: {targets}, on {where}"
+    _report("train", typed, work, title, about, bases, peers, "of full")
     return 0
 
 
@@ -107,7 +113,8 @@ def captions_verb(args: list[str]) -> int:
 
     captions = Captions(typed.model, typed.batch_size, typed.classes, typed.precision, typed.device)
     gemm = Gemm(torch.device(typed.device), dtype_of(typed.precision))
-    what = f"{typed.model}, {typed.batch_size} images of {typed.classes} classes, RandLoRA, {_words(typed.precision)}"
+    images = f"{typed.batch_size} images of {typed.classes} classes"
+    what = f"{typed.model}, {images}, RandLoRA, {PRECISIONS[typed.precision]}"
     where = place(facts, typed.device)
     print(f"{what}; random weights\non {where}: {gemm.rate() / 1e9:,.0f} GFLOP/s at best")
 
@@ -120,10 +127,6 @@ def captions_verb(args: list[str]) -> int:
     about = {"command": command("captions", args), "machine": facts, "setup": options}
     _report("captions", typed, work, f"{what}, on {where}", about, BASES, {}, "of one an image")
     return 0
-
-
-def _words(precision: str) -> str:
-    return "bfloat16 autocast" if precision == "bf16" else "float32"
 
 
 def _report(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from randlora_pl.cli.bench_common import (
     JSON,
     PICTURE,
+    PRECISIONS,
     TABLE,
     command,
     in_folder,
@@ -77,7 +78,7 @@ def adapters_verb(args: list[str]) -> int:
     gemm = Gemm(device, dtype_of(typed.precision))
     rate, where = gemm.rate(), place(facts, typed.device)
     middle = ", ".join(f"{name} {value:,}" for name, value in vars(Point()).items())
-    what = f"Square linear layers around {middle}, {'bfloat16 autocast' if typed.precision == 'bf16' else 'float32'}"
+    what = f"Square linear layers around {middle}, {PRECISIONS[typed.precision]}"
     print(f"{what}\non {where}: {rate / 1e9:,.0f} GFLOP/s at best")
     estimate = estimated_seconds(points, len(names), typed.rounds, rate)
     print(f"{len(points)} points, {len(names)} methods, {typed.rounds} rounds: about {minutes(estimate)}")

@@ -106,7 +106,7 @@ How fast is this machine? Everything compared is timed in turns, in one run.
   --output FILE        JSON file for the figures, a new one
 
   train, captions, adapters; random weights, random data:
-  --precision P        32, or bf16 for autocast (default 32)
+  --precision P        32, bf16 for autocast, or bf16-frozen with frozen weights in bfloat16, too (default 32)
   --rounds N           Times that everything is measured (default 5; captions and adapters 3)
   --threads N          Threads of PyTorch on a CPU (default: its own choice)
   --device DEVICE      cpu or cuda (default: cuda where there is one)
@@ -117,6 +117,8 @@ How fast is this machine? Everything compared is timed in turns, in one run.
   --library NAME       timm or open_clip, where both know the name
   --batch-size N       Images of a step (default 64)
   --methods NAME ...   full lora randlora randlora-hadamard randlora-ternary peft-lora peft-randlora (default: all)
+  --targets NAME ...   What adapters attach to, as --model.targets (default qkv fc1 fc2, as the paper; all adds the
+                       output projections)
   --rss                Measure the resident set of a process for each method as well; takes as long again
 
   captions:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from randlora_pl.models.building import set_gradient_checkpointing
     from randlora_pl.models.catalog import MODELS, ModelRow
     from randlora_pl.models.clip import ImageTower, LoadedClip, clip_image_spec, load_clip, load_tokenizer, meta_clip
+    from randlora_pl.models.execution import cast_frozen, compile_blocks
     from randlora_pl.models.library import library_of
     from randlora_pl.models.spec import ImageSpec, ModelIdentity
     from randlora_pl.models.text import cached_text_head, class_prompts, encode_prompts
@@ -25,8 +26,10 @@ __all__ = [
     "ModelIdentity",
     "ModelRow",
     "cached_text_head",
+    "cast_frozen",
     "class_prompts",
     "clip_image_spec",
+    "compile_blocks",
     "encode_prompts",
     "library_of",
     "load_clip",
@@ -50,6 +53,8 @@ _HOME = {
     "load_clip": "clip",
     "load_tokenizer": "clip",
     "meta_clip": "clip",
+    "cast_frozen": "execution",
+    "compile_blocks": "execution",
     "library_of": "library",
     "cached_text_head": "text",
     "class_prompts": "text",

@@ -55,7 +55,7 @@ def encode_prompts(
     """Embed classes by their prompts: normalise each, average over the templates, normalise again.
 
     The paper's vision-only protocol (section 5.2) and CLIP's prompt ensembling. Runs in eval mode,
-    without gradient and without autocast; the modules' modes are restored.
+    without gradient, and without autocast unless weights are bfloat16; the modules' modes are restored.
 
     Args:
         model: Has ``encode_text``; lives on ``device``.
@@ -75,7 +75,8 @@ def encode_prompts(
     device = torch.device(device)
     encode: Callable[[Tensor], Tensor] = model.encode_text  # type: ignore[assignment]
     parts = []
-    with _evaluation(model), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    rounded = any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())  # products cannot mix dtypes
+    with _evaluation(model), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=rounded):
         for start in range(0, len(prompts), batch):
             tokens = tokenizer(prompts[start : start + batch]).to(device)
             parts.append(F.normalize(encode(tokens).float(), dim=-1))

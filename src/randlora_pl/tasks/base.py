@@ -1,10 +1,6 @@
-"""What every task shares: a frozen backbone with an adapter, AdamW with a cosine, and its files."""
+"""What every task shares: a frozen backbone with an adapter, and AdamW with a cosine."""
 
-import hashlib
-import inspect
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,37 +11,40 @@ from torch.optim.lr_scheduler import LambdaLR
 from randlora_pl import rng
 from randlora_pl.adapters import (
     Adapter,
-    InjectionReport,
     inject,
-    save_adapter,
     set_train_mode,
     unmerge,
 )
-from randlora_pl.adapters.files import make_adapter
 from randlora_pl.errors import UserError
-from randlora_pl.models import ImageSpec, ModelIdentity, library_of, set_gradient_checkpointing
-from randlora_pl.tasks.checkpoint import check_adapter, check_tensors
-from randlora_pl.tasks.defaults import check_options, default_learning_rate
-from randlora_pl.tasks.evaluation import EvaluatedModule
+from randlora_pl.models import (
+    ImageSpec,
+    cast_frozen,
+    compile_blocks,
+    library_of,
+    set_gradient_checkpointing,
+)
+from randlora_pl.tasks.defaults import (
+    FROZEN_DTYPES,
+    check_option,
+    check_options,
+    check_precision,
+    default_learning_rate,
+)
+from randlora_pl.tasks.files import SavedModule
 from randlora_pl.tasks.optim import adamw_with_cosine, parameter_groups, take_rates
 
 
-class AdaptationTask(EvaluatedModule):
+class AdaptationTask(SavedModule):
     """Base of the tasks. Subclasses say what the backbone is and how images become class logits.
 
     Attributes:
         image_spec: What the backbone expects of an image; the data module asks for it.
-        identity: Which base model it is, after `configure_model`.
-        report: What was adapted, after `configure_model`.
-        retrieval: Whether the data are captions rather than classes, so that recall is what counts.
     """
 
     zero_shot = True
     takes_captions = False
     vision_only = True
     image_spec: ImageSpec
-    identity: ModelIdentity
-    report: InjectionReport
 
     def __init__(
         self,
@@ -61,6 +60,8 @@ class AdaptationTask(EvaluatedModule):
         final_lr_fraction: float,
         max_grad_norm: float | None,
         gradient_checkpointing: bool,
+        frozen_dtype: str,
+        torch_compile: bool | str,
         seed: int,
     ) -> None:
         super().__init__()
@@ -79,10 +80,8 @@ class AdaptationTask(EvaluatedModule):
         self.weight_decay, self.decay_vectors = weight_decay, decay_vectors
         self.warmup_steps, self.final_lr_fraction = warmup_steps, final_lr_fraction
         self.max_grad_norm, self.gradient_checkpointing, self.seed = max_grad_norm, gradient_checkpointing, seed
-        self.strict_loading = False  # checkpoints hold what trains; load_state_dict checks that strictly
-        self.retrieval = False
-        self.classnames: list[str] = []
-        self.templates: list[str] = []
+        check_option("frozen_dtype", frozen_dtype, frozen_dtype in FROZEN_DTYPES, " or ".join(FROZEN_DTYPES))
+        self.frozen_dtype, self.torch_compile = frozen_dtype, torch_compile
         self.backbone: nn.Module | None = None
 
     # What a subclass gives
@@ -98,22 +97,6 @@ class AdaptationTask(EvaluatedModule):
     def carried_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """A term beside the samples' losses, such as the gradient that earlier micro-batches left."""
         return None
-
-    def head_tensors(self) -> dict[str, Tensor]:
-        """Tensors beside the backbone that a prediction needs."""
-        return {}
-
-    def load_head(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the tensors of `head_tensors` back from an adapter folder.
-
-        Raises:
-            UserError: If they do not fit.
-        """
-        own = self.head_tensors()
-        check_tensors(tensors, own, own.keys(), "the head")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(tensors[name])
 
     # Building
 
@@ -163,6 +146,7 @@ class AdaptationTask(EvaluatedModule):
         self.adapter = self.report.adapter  # with a matched rank filled in
         if self.gradient_checkpointing:
             set_gradient_checkpointing(backbone, True)
+        self._execute(backbone)
         self.backbone = backbone
         set_train_mode(backbone, self.training)  # Lightning keeps the modes it finds
         self._ddp_params_and_buffers_to_ignore = self._untrained()
@@ -172,19 +156,21 @@ class AdaptationTask(EvaluatedModule):
                 "a linear probe needs --model LinearHeadTask."
             )
 
+    def _execute(self, backbone: nn.Module) -> None:
+        """Casts frozen weights and compiles blocks, where that was asked for."""
+        precision = str(self.trainer.precision) if self._trainer is not None else None
+        check_precision(precision, self.frozen_dtype)
+        if self.frozen_dtype != "float32":
+            cast_frozen(backbone, getattr(torch, self.frozen_dtype))
+        if self.torch_compile:
+            backend = "inductor" if self.torch_compile is True else self.torch_compile
+            device = self.trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
+            compile_blocks(backbone, backend, device)
+
     def _untrained(self) -> list[str]:
         """Frozen weights, bases, tokens: every process has them from the same files and seeds, so DDP sends none."""
         frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         return frozen + [name for name, _ in self.named_buffers()]
-
-    def fingerprint(self) -> str:
-        """A checksum of the base model, the bases, and every bit of what trains: equal in all processes of a run."""
-        digest = hashlib.sha256(f"{self.report.base_hash} {self.report.fingerprint}".encode())
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                value = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
-                digest.update(f"{name} {tuple(parameter.shape)}".encode() + value.numpy().tobytes())
-        return digest.hexdigest()
 
     @property
     def model(self) -> nn.Module:
@@ -241,10 +227,10 @@ class AdaptationTask(EvaluatedModule):
     ) -> None:
         """Clips the whole gradient once per optimizer step (the official code clips every micro-batch)."""
         limit = gradient_clip_val if gradient_clip_val is not None else self.max_grad_norm
-        if gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, limit, "value")
-            return
         parameters = [p for p in self.parameters() if p.requires_grad]
+        if gradient_clip_algorithm == "value":  # Lightning's own function takes no fused optimizer
+            nn.utils.clip_grad_value_(parameters, limit or math.inf)
+            return
         self.log("train/grad_norm", nn.utils.clip_grad_norm_(parameters, limit or math.inf))
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
@@ -263,72 +249,9 @@ class AdaptationTask(EvaluatedModule):
         return int(plan.steps if self.trainer.max_steps < 0 else min(plan.steps, self.trainer.max_steps))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW over what trains, cosine per optimizer step."""
+        """AdamW over what trains, cosine per optimizer step; fused unless 16-mixed scales the gradients."""
+        fused = getattr(self.trainer.precision_plugin, "scaler", None) is None and self.device.type in ("cpu", "cuda")
         optimizer, scheduler = adamw_with_cosine(
-            self.optimizer_groups(), self.total_steps(), self.warmup_steps, self.final_lr_fraction
+            self.optimizer_groups(), self.total_steps(), self.warmup_steps, self.final_lr_fraction, fused
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    # Files
-
-    def constructor(self) -> dict[str, Any]:
-        """The constructor's arguments as JSON values, without the adapter: enough to build the task again."""
-        names = [name for name in inspect.signature(type(self)).parameters if name != "adapter"]
-        return {name: getattr(self, name) for name in names}
-
-    def save(self, folder: str | Path, summary: Mapping[str, Any] | None = None) -> Path:
-        """Writes the adapter folder: trained tensors, head, class names and prompts.
-
-        Args:
-            folder: Where to write; an older folder is replaced at once.
-            summary: Figures of the training, kept in the metadata.
-        """
-        metadata = {
-            "task": type(self).__name__,
-            "arguments": self.constructor(),
-            "classnames": self.classnames,
-            "templates": self.templates,
-            "captions": self.retrieval,
-            "training": dict(summary or {}),
-        }
-        return save_adapter(
-            self.model, folder, base_model=self.identity.as_dict(), extra=self.head_tensors(), metadata=metadata
-        )
-
-    def trained_names(self) -> set[str]:
-        """State-dict names of what trains."""
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps only what trains, and says what it belongs to."""
-        own = self.trained_names()
-        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
-        checkpoint["adapter"] = self.adapter.describe()
-        checkpoint["base_model"] = self._base_model()
-
-    def _base_model(self) -> str:
-        """Name and weights of the base model, in words."""
-        identity = self.identity
-        return f"{identity.library} {identity.name} {identity.pretrained} (weights {self.report.base_hash[:12]})"
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another adapter or base model.
-
-        Raises:
-            UserError: With both values.
-        """
-        if theirs := checkpoint.get("adapter"):
-            saved = make_adapter(theirs["method"], theirs["options"], "the checkpoint")  # knows later options, too
-            check_adapter(saved.identity(), self.adapter.identity())
-        there, here = checkpoint.get("base_model", self._base_model()), self._base_model()
-        if there != here:
-            raise UserError(f"the checkpoint was trained on {there}, this run has {here}; choose the same base model.")
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Loads what trains, or a whole state, and complains about any name that does not fit.
-
-        Raises:
-            UserError: If a tensor that trains is missing, or one is unknown or of another shape.
-        """
-        check_tensors(state_dict, self.state_dict(), self.trained_names(), "the checkpoint")
-        return super().load_state_dict(state_dict, strict=False, assign=assign)

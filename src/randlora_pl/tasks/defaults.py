@@ -9,6 +9,8 @@ _TABLE_8 = {"FullFineTuning": 1e-5, "LoRA": 1e-3, "NoLA": 1e-3, "VeRA": 1e-2, "R
 _VISION_ONLY = {"LoRA": 1e-2, "RandLoRA": 1e-2}  # section C.3; the others are not restated there
 _NOT_IN_THE_PAPER = {"BitFit": 1e-3, "LinearProbe": 1e-3}
 
+FROZEN_DTYPES = ("float32", "bfloat16")
+
 
 def default_learning_rate(adapter: Adapter, vision_only: bool) -> float:
     """The paper's learning rate for a method; DoRA takes that of its inner method.
@@ -59,3 +61,24 @@ def check_option(name: str, value: Any, fits: bool, allowed: str) -> None:
     """
     if not fits:
         raise UserError(f"{name} is {value}: give {allowed} (--model.{name}).")
+
+
+def check_precision(precision: str | None, frozen_dtype: str) -> None:
+    """Refuses precisions of the trainer in which training would fail or its small steps would be rounded away.
+
+    Args:
+        precision: Lightning's name, None without a trainer.
+        frozen_dtype: Dtype of the frozen matrices.
+
+    Raises:
+        UserError: Says which to take.
+    """
+    if precision in ("bf16-true", "16-true"):
+        raise UserError(
+            f"--trainer.precision {precision} would round the small steps of what trains away: take bf16-mixed, and "
+            "--model.frozen_dtype bfloat16 to keep the frozen weights in half the memory."
+        )
+    if frozen_dtype == "bfloat16" and precision not in (None, "bf16-mixed"):
+        raise UserError(
+            f"--model.frozen_dtype bfloat16 goes with --trainer.precision bf16-mixed, and this is {precision}."
+        )

@@ -1,6 +1,6 @@
 """Pure vision: a backbone and a linear classifier learn together (section 5.2, DINOv2 and timm models)."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,9 @@ class LinearHeadTask(AdaptationTask):
         final_lr_fraction: Where the cosine ends, as a fraction of the learning rate.
         max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
         gradient_checkpointing: Recompute activations instead of keeping them.
+        frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory and saves a cast of them in each
+            step; what trains stays float32. Needs ``--trainer.precision bf16-mixed``.
+        torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor.
         seed: Selects bases, the head, initial values and dropout.
     """
 
@@ -63,13 +66,16 @@ class LinearHeadTask(AdaptationTask):
         final_lr_fraction: float = 0.01,
         max_grad_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
+        frozen_dtype: Literal["float32", "bfloat16"] = "float32",
+        torch_compile: bool | str = False,
         seed: int = 0,
     ) -> None:
         super().__init__(
             name=name, pretrained=pretrained, adapter=adapter, targets=targets, learning_rate=learning_rate,
             weight_decay=weight_decay, decay_vectors=decay_vectors, warmup_steps=warmup_steps,
             final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
-            gradient_checkpointing=gradient_checkpointing, seed=seed,
+            gradient_checkpointing=gradient_checkpointing, frozen_dtype=frozen_dtype, torch_compile=torch_compile,
+            seed=seed,
         )  # fmt: skip
         check_rate("head_learning_rate", head_learning_rate)
         self.is_clip = library_of(name) == "open_clip"

@@ -43,10 +43,18 @@ def schedule_factor(step: int, total: int, warmup: int, final: float) -> float:
 
 
 def adamw_with_cosine(
-    groups: Sequence[dict[str, Any]], total: int, warmup: int, final: float
+    groups: Sequence[dict[str, Any]], total: int, warmup: int, final: float, fused: bool = False
 ) -> tuple[Optimizer, LambdaLR]:
-    """AdamW (betas 0.9 and 0.999, as the protocol) and its schedule over ``total`` optimizer steps."""
-    optimizer = AdamW([dict(group) for group in groups], betas=(0.9, 0.999), eps=1e-8)
+    """AdamW (betas 0.9 and 0.999, as the protocol) and its schedule over ``total`` optimizer steps.
+
+    Args:
+        groups: What trains.
+        total: Optimizer steps of the whole run.
+        warmup: Steps of the linear warm-up.
+        final: Fraction of the learning rate that the cosine ends at.
+        fused: Whether one kernel updates all tensors; PyTorch then unscales gradients in it, after any clipping.
+    """
+    optimizer = AdamW([dict(group) for group in groups], betas=(0.9, 0.999), eps=1e-8, fused=fused)
     return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, total, warmup, final))
 
 

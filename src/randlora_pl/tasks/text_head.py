@@ -1,6 +1,6 @@
 """Vision-only CLIP: the image tower learns against a frozen head of text embeddings (section 5.2)."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ class TextHeadTask(AdaptationTask):
         final_lr_fraction: Where the cosine ends, as a fraction of the learning rate.
         max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
         gradient_checkpointing: Recompute activations instead of keeping them.
+        frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory and saves a cast of them in each
+            step; what trains stays float32. Needs ``--trainer.precision bf16-mixed``.
+        torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor.
         seed: Selects bases, initial values and dropout.
     """
 
@@ -47,13 +50,16 @@ class TextHeadTask(AdaptationTask):
         final_lr_fraction: float = 0.01,
         max_grad_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
+        frozen_dtype: Literal["float32", "bfloat16"] = "float32",
+        torch_compile: bool | str = False,
         seed: int = 0,
     ) -> None:
         super().__init__(
             name=name, pretrained=pretrained, adapter=adapter, targets=targets, learning_rate=learning_rate,
             weight_decay=weight_decay, decay_vectors=decay_vectors, warmup_steps=warmup_steps,
             final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
-            gradient_checkpointing=gradient_checkpointing, seed=seed,
+            gradient_checkpointing=gradient_checkpointing, frozen_dtype=frozen_dtype, torch_compile=torch_compile,
+            seed=seed,
         )  # fmt: skip
         self.image_spec = clip_image_spec(name, pretrained)
         self.head: Tensor

@@ -31,6 +31,9 @@ class VisionLanguageTask(AdaptationTask):
         final_lr_fraction: Where the cosine ends, as a fraction of the learning rate.
         max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
         gradient_checkpointing: Recompute activations instead of keeping them.
+        frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory and saves a cast of them in each
+            step; what trains stays float32. Needs ``--trainer.precision bf16-mixed``.
+        torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor.
         logit_scale: ``exp`` multiplies similarities by exp(logit_scale), as CLIP was trained; ``raw`` by
             logit_scale itself, as the official code does in this task.
         caption: The caption of a class, with ``{}`` for its name.
@@ -56,6 +59,8 @@ class VisionLanguageTask(AdaptationTask):
         final_lr_fraction: float = 0.01,
         max_grad_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
+        frozen_dtype: Literal["float32", "bfloat16"] = "float32",
+        torch_compile: bool | str = False,
         logit_scale: Literal["exp", "raw"] = "exp",
         caption: str = "An image of {}",
         loss_batch: Literal["joint", "local"] = "joint",
@@ -66,7 +71,8 @@ class VisionLanguageTask(AdaptationTask):
             name=name, pretrained=pretrained, adapter=adapter, targets=targets, learning_rate=learning_rate,
             weight_decay=weight_decay, decay_vectors=decay_vectors, warmup_steps=warmup_steps,
             final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
-            gradient_checkpointing=gradient_checkpointing, seed=seed,
+            gradient_checkpointing=gradient_checkpointing, frozen_dtype=frozen_dtype, torch_compile=torch_compile,
+            seed=seed,
         )  # fmt: skip
         if "{}" not in caption:
             raise UserError(f"caption is {caption!r}: it needs {{}} where the class name goes (--model.caption).")

@@ -1,0 +1,125 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters import LoRA, RandLoRA, inject, merge
+from randlora_pl.errors import UserError
+from randlora_pl.models import ImageTower, cast_frozen, compile_blocks, execution, load_clip, load_vit
+
+CPU = torch.device("cpu")
+Make = Callable[[], tuple[nn.Module, Tensor]]
+
+
+def clip() -> tuple[nn.Module, Tensor]:
+    model = ImageTower(load_clip("tiny", "random").model)
+    return model, torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def vit() -> tuple[nn.Module, Tensor]:
+    loaded = load_vit("test_vit", "random")
+    size = loaded.image.size
+    return loaded.model, torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=[clip, vit])
+def backbone(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
+    found: tuple[nn.Module, Tensor] = request.param()
+    return found
+
+
+def gradients(model: nn.Module, images: Tensor, autocast: bool = False) -> dict[str, Tensor]:
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = model(images).float()
+    output.square().mean().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys() and found
+    for name, value in expected.items():
+        assert (found[name] - value).norm() <= tolerance * value.norm() + 1e-12, name
+
+
+def test_only_frozen_matrices_are_cast_and_gradients_stay(backbone: tuple[nn.Module, Tensor]) -> None:
+    model, images = backbone
+    inject(model, RandLoRA(rank=4))
+    expected = gradients(model, images, autocast=True)
+    before = sum(p.numel() * p.element_size() for p in model.parameters())
+    cast_frozen(model, torch.bfloat16)
+    kinds = {name: p.dtype for name, p in model.named_parameters()}
+    cast = {name for name, dtype in kinds.items() if dtype == torch.bfloat16}
+    assert any(name.endswith("fc1.weight") or name.endswith("c_fc.weight") for name in cast)
+    assert all(name.endswith("weight") for name in cast) and not any(".delta." in name for name in cast)
+    assert kinds[next(name for name in kinds if "norm" in name or "ln_" in name)] == torch.float32
+    assert sum(p.numel() * p.element_size() for p in model.parameters()) < 0.7 * before
+    found = gradients(model, images, autocast=True)
+    assert all(value.dtype == torch.float32 for value in found.values())
+    close(found, expected, 0.05)
+
+
+def test_merging_into_cast_weights_rounds_once_more(backbone: tuple[nn.Module, Tensor]) -> None:
+    model, images = backbone
+    inject(model, LoRA(rank=2, alpha=4))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("delta.B"):
+                parameter.normal_(generator=torch.Generator().manual_seed(1), std=0.02)
+    cast_frozen(model.eval(), torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        apart = model(images).float()
+        merge(model)
+        assert (model(images).float() - apart).norm() < 0.05 * apart.norm()
+
+
+@pytest.mark.parametrize("adapter", [RandLoRA(rank=4), RandLoRA(rank=4, basis="hadamard"), LoRA(rank=2)])
+def test_compiled_blocks_give_the_same_gradients_under_the_same_names(
+    backbone: tuple[nn.Module, Tensor], adapter: Any
+) -> None:
+    model, images = backbone
+    inject(model, adapter)
+    expected, names = gradients(model, images), list(model.state_dict())
+    compiled: list[Any] = []
+    torch.compiler.reset()
+    with pytest.MonkeyPatch.context() as patch:
+        original = nn.Module.compile
+
+        def count(module: nn.Module, *args: Any, **options: Any) -> None:
+            compiled.append(module)
+            original(module, *args, **options)
+
+        patch.setattr(nn.Module, "compile", count)
+        compile_blocks(model, "aot_eager", CPU)
+    assert len(compiled) == len(list(model.get_submodule(BLOCKS[type(model)]).children()))
+    assert all(block._compiled_call_impl is not None for block in compiled)
+    close(gradients(model, images), expected, 1e-4)
+    assert list(model.state_dict()) == names
+    with torch.no_grad():
+        apart = model.eval()(images)
+        merge(model)
+        assert torch.allclose(model(images), apart, atol=1e-4)
+
+
+BLOCKS: dict[type[nn.Module], str] = {
+    ImageTower: "visual.transformer.resblocks",
+    type(load_vit("test_vit", "random").model): "blocks",
+}
+
+
+@pytest.mark.parametrize(
+    ("backend", "model", "compilers", "says"),
+    [
+        ("induktor", clip, True, "Did you mean 'inductor'"),
+        ("inductor", clip, False, "install g++"),
+        ("eager", lambda: (nn.Linear(2, 2), torch.zeros(1)), True, "no repeated blocks in Linear"),
+    ],
+)
+def test_what_cannot_be_compiled_is_told(
+    backend: str, model: Make, compilers: bool, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution.shutil, "which", lambda name: name if compilers else None)
+    with pytest.raises(UserError, match=says):
+        compile_blocks(model()[0], backend, CPU)

@@ -1,0 +1,110 @@
+"""How a task runs: frozen weights in bfloat16, compiled blocks, the fused optimizer."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+
+from randlora_pl.data import ImageData
+from randlora_pl.errors import UserError
+from randlora_pl.tasks import load_task
+
+from .small import KINDS, built, images, make, trained
+
+Make = Callable[..., Any]
+BF16 = {"precision": "bf16-mixed"}
+
+
+def run(task: Any, trainer: Make, digits: Make, **options: Any) -> Any:
+    made: L.Trainer = trainer(**options)
+    data: ImageData = digits()
+    made.fit(task, data)
+    return made.test(task, data, verbose=False)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_bfloat16_weights_train_as_autocast_does(kind: str, trainer: Make, digits: Make, tmp_path: Path) -> None:
+    plain, half = make(kind), make(kind, frozen_dtype="bfloat16")
+    figures = [run(task, trainer, digits, **BF16) for task in (plain, half)]
+    assert figures[1]["test/loss"] == pytest.approx(figures[0]["test/loss"], rel=0.02)
+    assert plain.report.base_hash == half.report.base_hash
+    for name, value in trained(half).items():
+        assert value.dtype == torch.float32
+        assert (value - trained(plain)[name]).norm() <= 0.2 * value.norm() + 1e-3, name
+    kinds = {p.dtype for p in half.model.parameters() if not p.requires_grad}
+    assert kinds == {torch.bfloat16, torch.float32}
+    assert {p.dtype for p in plain.model.parameters()} == {torch.float32}
+    # The adapter goes on elsewhere, with frozen weights of float32.
+    there = load_task(half.save(tmp_path / "adapter"))
+    assert {p.dtype for p in there.model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        logits = there.class_logits(images(2))
+    assert logits.dtype == torch.float32 and logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "says"),
+    [
+        ("bf16-true", {}, "take bf16-mixed"),
+        ("32-true", {"frozen_dtype": "bfloat16"}, "bf16-mixed, and this is 32-true"),
+        ("32-true", {"torch_compile": "induktor"}, "Did you mean 'inductor'"),
+    ],
+)
+def test_what_cannot_run_is_refused(
+    precision: str, options: dict[str, Any], says: str, trainer: Make, digits: Make
+) -> None:
+    with pytest.raises(UserError, match=says):
+        trainer(precision=precision).fit(make("text head", **options), digits())
+    with pytest.raises(UserError, match="float32 or bfloat16"):
+        make("text head", frozen_dtype="float16")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_training_ends_with_the_same_weights(kind: str, trainer: Make, digits: Make) -> None:
+    torch.compiler.reset()
+    tasks = [make(kind, torch_compile=switch) for switch in (False, "aot_eager")]
+    figures = [run(task, trainer, digits) for task in tasks]
+    assert figures[1] == pytest.approx(figures[0], rel=1e-4)
+    compiled: Any = [module for module in tasks[1].model.modules() if module._compiled_call_impl is not None]
+    assert len(compiled) == (4 if kind == "vision-language" else 2)
+    for name, value in trained(tasks[0]).items():
+        torch.testing.assert_close(trained(tasks[1])[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_true_compiles_by_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("torch.nn.Module.compile", lambda _, **options: seen.append(options))
+    built("text head", torch_compile=True)
+    assert seen == [{"backend": "inductor"}] * 2
+
+
+@pytest.mark.slow
+def test_inductor_trains_to_the_same_weights(trainer: Make, digits: Make) -> None:
+    pytest.importorskip("torch._inductor")
+    tasks = [make("vision-language", torch_compile=switch) for switch in (False, True)]
+    figures = [run(task, trainer, digits) for task in tasks]
+    assert figures[1] == pytest.approx(figures[0], rel=1e-3)
+
+
+def optimizer_of(task: Any, trainer: Make, digits: Make, **options: Any) -> torch.optim.Optimizer:
+    made = trainer(**options)
+    made.fit(task, digits())
+    found: torch.optim.Optimizer = made.optimizers[0]
+    return found
+
+
+def test_the_optimizer_is_fused_unless_gradients_are_scaled(trainer: Make, digits: Make) -> None:
+    assert optimizer_of(make("text head"), trainer, digits).defaults["fused"] is True
+    plugins = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]
+    assert optimizer_of(make("text head"), trainer, digits, plugins=plugins).defaults["fused"] is False
+    elsewhere = SimpleNamespace(precision_plugin=SimpleNamespace(), datamodule=None, estimated_stepping_batches=1)
+    task = built("text head")
+    task._trainer = elsewhere
+    task._device = torch.device("meta")
+    made: Any = task.configure_optimizers()
+    assert made["optimizer"].defaults["fused"] is False
