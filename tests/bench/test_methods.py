@@ -27,8 +27,11 @@ def test_the_layers_are_the_linear_ones_of_the_blocks(vit: nn.Module) -> None:
     assert len(layers_of(vit, ["all"])) == 4 * len(vit.blocks)  # type: ignore[arg-type]
 
 
+PAIRS = [(name, method.peer) for name, method in METHODS.items() if method.peer]
+
+
 @pytest.mark.parametrize("targets", [None, ["all"], ["mlp"]])
-@pytest.mark.parametrize(("ours", "theirs"), [("lora", "peft-lora"), ("randlora", "peft-randlora")])
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
 def test_peft_adapts_the_same_layers_with_as_many_parameters(
     vit: nn.Module, ours: str, theirs: str, targets: list[str] | None
 ) -> None:
@@ -66,7 +69,7 @@ def test_a_basis_of_another_version_is_told(vit: nn.Module, monkeypatch: pytest.
     assert trained(adapted(vit, "randlora")) > 0
 
 
-@pytest.mark.parametrize("name", ["peft-lora", "peft-randlora"])
+@pytest.mark.parametrize("name", sorted({peer for _, peer in PAIRS}))
 def test_without_peft_its_rows_say_so(vit: nn.Module, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UnavailableError, match="pip install peft"):
@@ -84,7 +87,7 @@ def test_peft_cannot_wrap_the_attention_of_open_clip() -> None:
 
 def test_peft_layers_are_compared(vit: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     peft = pytest.importorskip("peft")
-    monkeypatch.setattr(peft, "inject_adapter_in_model", lambda *_: None)
+    monkeypatch.setattr(peft, "get_peft_model", lambda *_: None)
     with pytest.raises(UnavailableError, match="0 other layers"):
         adapted(vit, "peft-lora")
 
@@ -97,7 +100,7 @@ def test_a_rank_that_is_too_large_is_told() -> None:
 
 
 def test_methods_are_chosen_by_name() -> None:
-    assert chosen(None) == list(METHODS)
+    assert chosen(None) == [name for name, method in METHODS.items() if method.default] != list(METHODS)
     assert chosen(["peft-lora", "full"]) == ["full", "peft-lora"]
     with pytest.raises(UserError, match="Did you mean 'randlora'"):
         chosen(["randlor"])

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from randlora_pl.adapters import Adapter, FullFineTuning, LoRA, RandLoRA, inject
+from randlora_pl.adapters import Adapter, DoRA, FullFineTuning, LoRA, NoLA, RandLoRA, VeRA, inject
 from randlora_pl.adapters.targets import select
 from randlora_pl.errors import UserError, near
 
-LORA_RANK, RANDLORA_RANK = 32, 6
+LORA_RANK, RANDLORA_RANK, VERA_RANK = 32, 6, 256
 Targets = list[str] | None
 """What to adapt, as everywhere; None is the paper's choice where the model has it, else every linear layer."""
 
@@ -32,6 +32,7 @@ class Method:
         rank: Its rank where none is given.
         peer: Name of PEFT's counterpart, empty where there is none.
         foreign: Whether it is PEFT's.
+        default: Whether it is measured where none is named.
     """
 
     label: str
@@ -39,6 +40,7 @@ class Method:
     rank: int = 0
     peer: str = ""
     foreign: bool = False
+    default: bool = True
 
 
 def _ours(make: Callable[[int], Adapter]) -> Callable[[nn.Module, Targets, int], None]:
@@ -67,7 +69,7 @@ def _pefts(make: Callable[[Any, int, list[str]], Any]) -> Callable[[nn.Module, T
             raise UnavailableError("PEFT cannot wrap this attention; measure a timm model")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            peft.inject_adapter_in_model(make(peft, rank, layers), model)
+            peft.get_peft_model(model, make(peft, rank, layers))  # in place; VeRA's shared tensors need it
         wrapped = [name for name, module in model.named_modules() if isinstance(module, tuners.BaseTunerLayer)]
         if wrapped != layers:
             raise UnavailableError(f"PEFT adapted {len(wrapped)} other layers than the {len(layers)}")
@@ -88,11 +90,37 @@ METHODS = {
     "randlora-ternary": Method(
         "RandLoRA-{}, ternary", _ours(lambda rank: RandLoRA(rank=rank, basis="ternary")), RANDLORA_RANK, "peft-randlora"
     ),
+    "randlora-low": Method(
+        "RandLoRA-{}, memory low",
+        _ours(lambda rank: RandLoRA(rank=rank, memory="low")),
+        RANDLORA_RANK,
+        "peft-randlora",
+        default=False,
+    ),
+    "dora": Method("DoRA-{}", _ours(lambda rank: DoRA(LoRA(rank=rank))), LORA_RANK, "peft-dora", default=False),
+    "vera": Method("VeRA-{}", _ours(lambda rank: VeRA(rank=rank)), VERA_RANK, "peft-vera", default=False),
+    "nola": Method("NoLA", _ours(lambda _: NoLA()), default=False),
     "peft-lora": Method(
         "PEFT LoRA-{}",
         _pefts(lambda peft, rank, layers: peft.LoraConfig(r=rank, lora_dropout=0.0, target_modules=layers)),
         LORA_RANK,
         foreign=True,
+    ),
+    "peft-dora": Method(
+        "PEFT DoRA-{}",
+        _pefts(
+            lambda peft, rank, layers: peft.LoraConfig(r=rank, lora_dropout=0.0, use_dora=True, target_modules=layers)
+        ),
+        LORA_RANK,
+        foreign=True,
+        default=False,
+    ),
+    "peft-vera": Method(
+        "PEFT VeRA-{}",
+        _pefts(lambda peft, rank, layers: peft.VeraConfig(r=rank, vera_dropout=0.0, target_modules=layers)),
+        VERA_RANK,
+        foreign=True,
+        default=False,
     ),
     "peft-randlora": Method(
         "PEFT RandLoRA-{}",
@@ -108,7 +136,7 @@ METHODS = {
 
 
 def chosen(names: list[str] | None) -> list[str]:
-    """The methods to measure, in the order of the table; all of them by default.
+    """The methods to measure, in the order of the table; those of the paper's comparison by default.
 
     Raises:
         UserError: There is no such method.
@@ -116,7 +144,7 @@ def chosen(names: list[str] | None) -> list[str]:
     for name in names or ():
         if name not in METHODS:
             raise UserError(f"--methods: there is no {name!r}.{near(name, METHODS)} Known: {' '.join(METHODS)}")
-    return [name for name in METHODS if names is None or name in names]
+    return [name for name, method in METHODS.items() if (method.default if names is None else name in names)]
 
 
 def layers_of(base: nn.Module, targets: Targets = None) -> list[str]:

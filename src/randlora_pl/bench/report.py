@@ -23,6 +23,12 @@ COLOURS = {
     "randlora": "#1f77b4",
     "randlora-hadamard": "#17becf",
     "randlora-ternary": "#9467bd",
+    "randlora-low": "#17557a",
+    "dora": "#98df8a",
+    "vera": "#2ca02c",
+    "nola": "#c5b0d5",
+    "peft-dora": "#f7b6d2",
+    "peft-vera": "#8c564b",
     "peft-lora": "#ffbb78",
     "peft-randlora": "#d62728",
 }

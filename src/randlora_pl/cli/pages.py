@@ -116,7 +116,8 @@ How fast is this machine? Everything compared is timed in turns, in one run.
   --model NAME         A model of timm, or the image tower of one of open_clip (default vit_base_patch32_224)
   --library NAME       timm or open_clip, where both know the name
   --batch-size N       Images of a step (default 64)
-  --methods NAME ...   full lora randlora randlora-hadamard randlora-ternary peft-lora peft-randlora (default: all)
+  --methods NAME ...   default: full lora randlora randlora-hadamard randlora-ternary peft-lora peft-randlora;
+                       also: randlora-low (memory: low) dora vera nola peft-dora peft-vera
   --targets NAME ...   What adapters attach to, as --model.targets (default qkv fc1 fc2, as the paper; all adds the
                        output projections)
   --rss                Measure the resident set of a process for each method as well; takes as long again
