@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, BitFit, DoRA, LoRA, NoLA, RandLoRA, VeRA, base, inject
 from randlora_pl.adapters.base import DeltaWeight, WeightShape, builds, matches, trainable
@@ -193,3 +193,19 @@ def test_both_forms_of_a_factored_update_agree(method: str, monkeypatch: pytest.
         results.append((model(x), *torch.autograd.grad(model(x).square().sum(), values)))
     for first, second in zip(*results, strict=True):
         assert_close(first, second)
+
+
+def test_a_layer_that_may_not_keep_its_weight_takes_the_thin_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = One(12, 20)
+    inject(model, adapter_of("lora", "linear-in<out"), ["fc"])
+    monkeypatch.setattr(base, "builds", lambda *_: True)
+    frozen = model.fc.weight.data_ptr()
+    saved: list[Tensor] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)  # type: ignore[func-returns-value]
+    for keep in (None, False):
+        model.fc.delta.keep = keep  # type: ignore[union-attr, assignment]
+        saved.clear()
+        with hooks:
+            model(torch.randn(9, 12, requires_grad=True))
+        large = [t for t in saved if t.numel() == 12 * 20 and t.data_ptr() != frozen]
+        assert bool(large) == (keep is None)

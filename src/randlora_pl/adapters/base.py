@@ -47,7 +47,13 @@ class DeltaWeight(nn.Module):
     Args:
         dropout: Probability of dropping an input of the adapter's path; the frozen path is untouched:
             ``x @ W0.T + drop(x) @ delta.T``.
+
+    Attributes:
+        keep: Whether a layer may keep a matrix of its weight's size for the backward pass; None leaves it to the
+            method, False takes it for too large where there is another way.
     """
+
+    keep: bool | None = None
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -121,7 +127,8 @@ class FactoredDelta(DeltaWeight):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Adds the two thin products to the frozen layer, or builds W0 + P Q where that takes fewer operations."""
         p, q = self.factors()
-        if not self.drops and builds(x.numel() // x.shape[-1], q.shape[0], weight, p.requires_grad):
+        may_build = self.keep is not False and not self.drops
+        if may_build and builds(x.numel() // x.shape[-1], q.shape[0], weight, p.requires_grad):
             return F.linear(x, weight + (p @ q).to(weight.dtype), bias)
         hidden = F.linear(self.dropped(x), like(q, x))
         plain = F.linear(x, weight, bias)

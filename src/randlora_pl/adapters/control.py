@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.inject import InjectionReport, set_fast_paths
-from randlora_pl.adapters.layers import AdaptedLayer, RowBlocks
+from randlora_pl.adapters.layers import AdaptedLayer, RowBlocks, whole
 from randlora_pl.errors import UserError
 
 
@@ -41,7 +41,7 @@ def merge(model: nn.Module) -> None:
             continue
         layer.merge()
         done.append(layer)
-        if not layer.adapted_weight.is_meta and not torch.isfinite(layer.adapted_weight).all():
+        if not layer.adapted_weight.is_meta and not whole(torch.isfinite(layer.adapted_weight).all()):
             for merged in done:
                 merged.unmerge()
             raise UserError(

@@ -14,6 +14,22 @@ from torch import Tensor, nn
 from randlora_pl.adapters.base import DeltaWeight
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP2 may have sharded, as a plain one; then all processes must ask for it at once."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A plain tensor that all processes have, sharded as another one, if that is; nothing is exchanged."""
+    if not hasattr(other, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    replicated = DTensor.from_local(tensor, other.device_mesh, [Replicate()], run_check=False)  # type: ignore[attr-defined]
+    return replicated.redistribute(placements=other.placements)  # type: ignore[attr-defined]
+
+
 class AdaptedLayer(nn.Module):
     """What adapted layers share: one frozen weight, its update, and merging that can be undone bit for bit."""
 
@@ -61,9 +77,9 @@ class AdaptedLayer(nn.Module):
         """Writes the effective weight; does nothing when it is written already."""
         if self.delta is not None and not self.merged:
             weight = self.adapted_weight
-            merged = self.delta.effective_weight(weight)
+            merged = self.delta.effective_weight(whole(weight))
             self.frozen_weight = weight.detach().clone()
-            weight.copy_(merged)
+            weight.copy_(sharded_like(merged, weight))
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -78,7 +94,7 @@ class AdaptedLayer(nn.Module):
 
     def adapted_linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's linear map, with the update unless it is disabled or merged."""
-        weight = self.base_weight if not self.enabled else self.adapted_weight
+        weight = self.adapted_weight if self.enabled else whole(self.base_weight)  # W0 of a merged layer stays sharded
         if self.delta is None or not self.enabled or self.merged:
             return F.linear(x, weight, bias)
         return self.delta.linear(x, weight, bias)

@@ -176,7 +176,7 @@ def fit_figures(app: App) -> dict[str, Any]:
         "batch_size": data.batch_size,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "devices": trainer.world_size,
-        **(trainer.strategy.exchange.figures() if isinstance(trainer.strategy, AdapterDDP) else {}),
+        **(trainer.strategy.figures() if isinstance(trainer.strategy, AdapterDDP) else {}),
         "device": str(app.model.device.type),
         "precision": str(trainer.precision),
         "fit_seconds": round(throughput.seconds, 3),

@@ -1,13 +1,19 @@
 """Options of the trainer that follow from how the processes were started."""
 
+import logging
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
 from randlora_pl.errors import UserError
 from randlora_pl.parallel.launch import launched
+from randlora_pl.parallel.sharding import AdapterFSDP
 from randlora_pl.parallel.strategy import AdapterDDP
+
+SHARDED = "fsdp2"
+"""Name of `AdapterFSDP` on the command line."""
+_log = logging.getLogger("randlora_pl")
 
 
 def with_devices(config: dict[str, Any]) -> dict[str, Any]:
@@ -37,18 +43,27 @@ def with_devices(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_strategy(config: dict[str, Any], timeout: float) -> dict[str, Any]:
-    """The trainer's options with `AdapterDDP` where Lightning would choose its DDP; what was named wins.
+    """The trainer's options with `AdapterDDP` where Lightning would choose its DDP, or `AdapterFSDP` for ``fsdp2``.
+
+    Every other strategy that was named wins.
 
     Args:
         config: Options of the trainer.
         timeout: Seconds that a process waits for the others.
 
     Raises:
-        UserError: It is not positive.
+        UserError: The timeout is not positive; or Lightning's FSDP was named, or ``fsdp2`` where it cannot be started.
     """
     if not timeout > 0:
         raise UserError(f"--run.timeout is {timeout:g}: give a positive number of seconds.")
-    if config.get("strategy") not in (None, "auto"):
+    named = config.get("strategy")
+    if isinstance(named, FSDPStrategy) or (isinstance(named, str) and named != SHARDED and "fsdp" in named.lower()):
+        what = named if isinstance(named, str) else type(named).__name__
+        raise UserError(
+            f"--trainer.strategy {what} does not fit a frozen model with adapters: use --trainer.strategy {SHARDED}, "
+            "which shards the frozen weights and keeps what trains whole."
+        )
+    if named not in (None, "auto", SHARDED):
         return config
     asked = {name: config[name] for name in ("accelerator", "devices", "num_nodes") if config.get(name) is not None}
     chosen = Trainer(
@@ -56,4 +71,14 @@ def with_strategy(config: dict[str, Any], timeout: float) -> dict[str, Any]:
     ).strategy
     # notebooks fork their processes
     plain = type(chosen) is DDPStrategy and chosen._start_method == "popen"
-    return config | {"strategy": AdapterDDP(timeout)} if plain else config
+    if named != SHARDED:
+        return config | {"strategy": AdapterDDP(timeout)} if plain else config
+    if plain:
+        return config | {"strategy": AdapterFSDP(timeout)}
+    if isinstance(chosen, SingleDeviceStrategy):
+        _log.warning(f"--trainer.strategy {SHARDED}: there is one device, so nothing is sharded.")
+        return config | {"strategy": "auto"}
+    raise UserError(
+        f"--trainer.strategy {SHARDED} cannot be started here ({type(chosen).__name__}): start the command in a "
+        "terminal or with torchrun, on several GPUs or with --trainer.accelerator cpu --trainer.devices 2."
+    )

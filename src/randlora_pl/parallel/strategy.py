@@ -78,6 +78,10 @@ class AdapterDDP(DDPStrategy):
         assert isinstance(self.model, DistributedDataParallel)
         self.model.register_comm_hook(self.exchange, counted_mean)
 
+    def figures(self) -> dict[str, Any]:
+        """What ``results.json`` says of it."""
+        return self.exchange.figures()
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
         """One optimizer step, of which the exchange is a part."""
         self.exchange.steps += 1

@@ -69,11 +69,13 @@ class TextHeadTask(AdaptationTask):
         clip = load_clip(self.name, self.pretrained, seed=self.seed)
         self.identity = clip.identity
         device = self.trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
+        tower = ImageTower(clip.model)
+        del clip.model.visual
         model = clip.model.to(device)  # a thousand classes with eighty prompts want the accelerator
         head = cached_text_head(model, clip.tokenizer, self.classnames, self.templates, device, clip.identity)
         scale: Tensor = model.logit_scale.detach().exp()  # type: ignore[operator]
         self.register_buffer("head", (scale * head).cpu(), persistent=False)
-        return ImageTower(model.cpu())
+        return tower
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Scaled similarities with the class embeddings, (b, classes)."""
