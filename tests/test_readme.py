@@ -109,7 +109,7 @@ def test_predict_and_resume(quickstart: Path) -> None:
 
 
 SHORT_BENCH = {
-    "data": ("--image-size", "16", "--batch-size", "4", "--images", "8", "--rounds", "1", "--workers", "1"),
+    "data": ("--image-size", "16", "--batch-size", "4", "--images", "20", "--rounds", "1", "--workers", "1"),
     "train": ("--model", "test_vit", "--batch-size", "2", "--rounds", "1"),
 }
 

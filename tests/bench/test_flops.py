@@ -40,4 +40,4 @@ def test_fused_attention_on_a_cpu_is_counted() -> None:
 def test_a_large_product_has_a_rate() -> None:
     gemm = Gemm(torch.device("cpu"), torch.float32, side=64)
     assert gemm.rate() > 2 * 64**3
-    assert torch.equal(gemm.result, gemm.matrix @ gemm.matrix)
+    assert not any(isinstance(value, torch.Tensor) for value in vars(gemm).values())  # it takes no memory of the cases

@@ -11,7 +11,7 @@ from ..data.conftest import tree as tree  # the fixture
 
 
 def data_of(**options: object) -> ImageData:
-    data = ImageData(batch_size=4, steps=3, image_size=16, cache_images=False, **options)
+    data = ImageData(batch_size=4, steps=6, image_size=16, cache_images=False, **options)
     data.setup("fit")
     return data
 

@@ -48,7 +48,7 @@ def test_the_image_tower_of_a_clip_trains() -> None:
     case = training.case("randlora")
     case.count()
     assert training.size == 32 and all(name.startswith("visual.") for name in training.layers)
-    assert training.gemm().matrix.dtype == torch.bfloat16
+    assert training.gemm().dtype == torch.bfloat16
     assert case.trained == training.case("randlora-ternary").trained
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from torch import nn
 
+from randlora_pl.adapters import LoRA, inject
 from randlora_pl.models import ImageTower, meta_clip, meta_vit
 from randlora_pl.models.blocks import forward_methods, repeated_blocks
 
@@ -31,6 +32,15 @@ def test_blocks_hold_nearly_all_weights(model: Callable[[], nn.Module], first: s
 def test_sequences_of_layers_are_no_blocks() -> None:
     assert repeated_blocks(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == {}
     assert repeated_blocks(nn.Sequential(nn.Sequential(nn.Linear(2, 2)))) == {}
+
+
+def test_an_adapter_changes_no_blocks() -> None:
+    def block() -> nn.Module:
+        return nn.Sequential(nn.LayerNorm(4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+
+    model = nn.ModuleList([block(), block()])
+    inject(model, LoRA(rank=1))
+    assert list(repeated_blocks(model)) == ["0", "1"]
 
 
 def test_towers_that_are_called_by_name_are_known() -> None:

@@ -1,4 +1,4 @@
-"""The shipped scripts start what they say, as far as stubs of torchrun, srun and scontrol can tell."""
+"""The shipped scripts start what they say, as far as stubs of torchrun and SLURM can tell."""
 
 import os
 import re
@@ -22,7 +22,7 @@ Start = Callable[..., subprocess.Popen[str]]
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
     """Runs a script with stubs that write down their arguments."""
-    for name, body in {"torchrun": "", "srun": "${SRUN:-exit 0}", "scontrol": ""}.items():
+    for name, body in {"torchrun": "", "srun": "${SRUN:-exit 0}", "scontrol": "", "squeue": "echo $STATE"}.items():
         stub = tmp_path / "bin" / name
         stub.parent.mkdir(exist_ok=True)
         stub.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "$@" > {tmp_path}/{name}.args\n{body}\n')
@@ -86,14 +86,21 @@ def test_slurm_asks_for_as_many_tasks_as_gpus() -> None:
 
 @pytest.mark.parametrize(
     ("code", "restarts", "again"),
-    [(0, 0, False), (1, 0, True), (137, 2, True), (1, 3, False), (2, 0, False), (143, 0, False)],
+    [(0, 0, False), (1, 0, True), (137, 2, True), (134, 0, True), (143, 0, True), (1, 3, False), (2, 0, False)],
 )
 def test_slurm_queues_again_what_another_try_can_mend(
     start: Start, tmp_path: Path, code: int, restarts: int, again: bool
 ) -> None:
     job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "randlora", "SLURM_RESTART_COUNT": str(restarts)}
+    job["STATE"] = "RUNNING"
     assert start("slurm.sbatch", SRUN=f"exit {code}", **job).wait(timeout=60) == code
     assert (tmp_path / "scontrol.args").exists() == again
+
+
+def test_slurm_leaves_a_job_that_was_cancelled(start: Start, tmp_path: Path) -> None:
+    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "randlora", "STATE": "COMPLETING"}
+    assert start("slurm.sbatch", SRUN="exit 143", **job).wait(timeout=60) == 143
+    assert not (tmp_path / "scontrol.args").exists()
 
 
 def test_slurm_queues_again_before_the_time_limit(start: Start, tmp_path: Path) -> None:

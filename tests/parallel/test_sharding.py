@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -207,3 +208,10 @@ def test_models_without_blocks_and_an_older_torch_are_refused(monkeypatch: pytes
     monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, mesh: module)
     with pytest.raises(UserError, match=r"needs PyTorch 2\.7 or newer, this is"):
         sharding.shard(torch.nn.Linear(2, 2), None)
+
+
+def test_compiled_blocks_are_not_sharded() -> None:
+    strategy = sharding.AdapterFSDP()
+    strategy._lightning_module = SimpleNamespace(torch_compile=True)  # type: ignore[assignment]
+    with pytest.raises(UserError, match="exclude each other"):
+        strategy.model_to_device()

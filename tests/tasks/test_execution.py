@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
+from randlora_pl.adapters import RandLoRA
 from randlora_pl.data import ImageData
 from randlora_pl.errors import UserError
 from randlora_pl.tasks import load_task
@@ -62,6 +63,15 @@ def test_what_cannot_run_is_refused(
         trainer(precision=precision).fit(make("text head", **options), digits())
     with pytest.raises(UserError, match="float32 or bfloat16"):
         make("text head", frozen_dtype="float16")
+
+
+def test_options_that_would_do_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match="FullFineTuning leaves no matrix frozen"):
+        built("text head", "full", frozen_dtype="bfloat16")
+    with pytest.raises(UserError, match="would build again"):
+        built("text head", adapter=RandLoRA(rank=8, memory="low"), torch_compile="aot_eager")
+    with pytest.raises(UserError, match="max_grad_norm is 0"):
+        make("text head", max_grad_norm=0.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -62,17 +62,16 @@ class Gemm:
 
     def __init__(self, device: torch.device, dtype: torch.dtype, side: int | None = None) -> None:
         self.side = side or _SIDE.get(device.type, 2048)
-        self.device = device
-        self.matrix = torch.randn(self.side, self.side, device=device).to(dtype)
-        self.result = torch.empty_like(self.matrix)
+        self.device, self.dtype = device, dtype
 
     def rate(self) -> float:
         """Operations a second, the mean over a fifth of a second or longer."""
-        torch.mm(self.matrix, self.matrix, out=self.result)
+        matrix = torch.randn(self.side, self.side, device=self.device).to(self.dtype)  # gone before anything else runs
+        result = torch.mm(matrix, matrix)
         synchronize(self.device)
         start, count = time.perf_counter(), 0
         while not count or time.perf_counter() - start < _LEAST:
-            torch.mm(self.matrix, self.matrix, out=self.result)
+            torch.mm(matrix, matrix, out=result)
             synchronize(self.device)
             count += 1
         return 2 * self.side**3 * count / (time.perf_counter() - start)

@@ -68,7 +68,9 @@ def max_rss() -> int:
 
 
 def rss_elsewhere(work: Callable[..., Any], *arguments: Any) -> int | None:
-    """The largest resident set of a new process that does some work; None where it was killed.
+    """The largest resident set of a new process that does some work; None where it was killed, or failed.
+
+    Why it failed is told where the same work is done in this process.
 
     Args:
         work: A function of a module, so that it can be sent.
@@ -78,7 +80,7 @@ def rss_elsewhere(work: Callable[..., Any], *arguments: Any) -> int | None:
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             return pool.submit(_rss_after, work, arguments).result()
-        except (BrokenProcessPool, MemoryError):
+        except (BrokenProcessPool, Exception):
             return None
 
 

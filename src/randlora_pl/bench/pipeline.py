@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.datasets.folder import default_loader
 
+from randlora_pl.bench.timing import batches_ahead
 from randlora_pl.data.cache import CachedImages
 from randlora_pl.data.images import FileImages
 from randlora_pl.data.loader import EvalBatches, Late, Loader, TrainBatches, load_images
@@ -60,10 +61,10 @@ def cases(data: ImageData, workers: int) -> list[Case]:
     order = data.plan.samples(torch.arange(data.plan.total_draws)).tolist()  # the same images
 
     def loader(chosen: TrainBatches | EvalBatches, late: Late) -> Callable[[], float]:
-        return lambda: _loaded(Loader(replace(chosen, late=late), num_workers=workers), data.frame)
+        return lambda: _loaded(Loader(replace(chosen, late=late), num_workers=workers), workers, data.frame)
 
     def plain_loader() -> float:
-        return _loaded(DataLoader(plain, data.batch_size, sampler=order, num_workers=workers), data.frame)
+        return _loaded(DataLoader(plain, data.batch_size, sampler=order, num_workers=workers), workers, data.frame)
 
     wide = f"{workers} workers"
     found = [
@@ -113,10 +114,11 @@ class Plain(Dataset[tuple[Tensor, int]]):
         return self.transform(image), int(self.samples.labels[place])
 
 
-def _loaded(loader: Iterable[Any], frame: Frame) -> float:
-    """Images a second of a loader from its first batch on: starting the workers is not counted."""
+def _loaded(loader: Iterable[Any], workers: int, frame: Frame) -> float:
+    """Images a second of a loader once its workers are at work."""
     whole = iter(loader)
-    next(whole)
+    for _ in range(batches_ahead(workers)):
+        next(whole)
     start, count = time.perf_counter(), 0
     for batch in whole:
         image = batch[0] if isinstance(batch, list | tuple) else finish(batch, frame)["image"]

@@ -217,7 +217,8 @@ def curves(title: str, readings: Sequence[Reading]) -> Figure:
             panel.set_xticks([], minor=True)
             _scale(panel)
     panels[0, 0].set_ylabel("milliseconds, forward and backward")
-    panels[1, 0].set_ylabel("MB kept for the backward pass")
+    on_gpu = any(one.peak for reading in readings for one in reading.methods)
+    panels[1, 0].set_ylabel("MB allocated at the peak" if on_gpu else "MB kept for the backward pass")
     if readings:
         figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=9)
     return figure

@@ -80,8 +80,8 @@ def readings(sweeps: dict[str, list[int]]) -> list[tuple[str, Point]]:
 
 
 def methods_at(sweep: str, names: Sequence[str]) -> list[str]:
-    """The methods that a sweep is about: LoRA has no bases."""
-    return [name for name in names if sweep != "rank" or "lora" not in name or "randlora" in name]
+    """The methods that a sweep is about: only RandLoRA has bases whose number changes."""
+    return [name for name in names if sweep != "rank" or name == "full" or "randlora" in name]
 
 
 def cases(

@@ -57,6 +57,11 @@ def in_turns(
     return figures
 
 
+def batches_ahead(workers: int) -> int:
+    """Batches that are not counted: what workers may have made while the last of them started, or the first one."""
+    return max(1, 3 * workers)  # one in the making and PyTorch's two in advance for each
+
+
 def ratios(figures: Sequence[float], base: Sequence[float]) -> Spread:
     """The spread of the ratios that the rounds give, each to the base of its own round."""
     return Spread.of([one / other for one, other in zip(figures, base, strict=True)])

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -165,6 +167,10 @@ def one_training(setup: Setup, name: str) -> None:
     """Two steps of one method, for a process whose memory is measured."""
     if setup.threads:
         torch.set_num_threads(setup.threads)
-    case = Training(setup).case(name)
+    if find_spec("peft"):  # its size is not that of a method
+        import_module("peft")
+    training = Training(setup)
+    case = training.case(name)
+    training.base = nn.Identity()  # full fine-tuning has a copy
     case.step()
     case.step()

@@ -32,8 +32,14 @@ def data_verb(args: list[str]) -> int:
     for name in ("image_size", "batch_size", "workers", "images", "rounds"):
         if getattr(typed, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(typed, name)}: give a positive whole number")
-    if typed.images < 2 * typed.batch_size:
-        raise UserError(f"--images {typed.images} is less than two batches of {typed.batch_size}; give more")
+    from randlora_pl.bench.timing import batches_ahead
+
+    least = (batches_ahead(typed.workers) + 2) * typed.batch_size
+    if typed.images < least:
+        raise UserError(
+            f"--images {typed.images} is too few to measure {typed.workers} workers with batches of "
+            f"{typed.batch_size}; give {least} or more"
+        )
     if typed.output is not None and typed.output.exists():
         raise UserError(f"{typed.output} exists; give another --output, nothing is overwritten.")
     if typed.output is not None and not typed.output.parent.is_dir():

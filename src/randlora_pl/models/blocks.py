@@ -17,7 +17,10 @@ def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         members = dict(module.named_children()) if isinstance(module, nn.ModuleList | nn.Sequential) else {}
-        whole = all(next(member.children(), None) is not None for member in members.values())
+        whole = all(  # a linear layer with an adapter has a module of its own
+            next(member.children(), None) is not None and not isinstance(member, nn.Linear)
+            for member in members.values()
+        )
         if len(members) > 1 and whole and len({type(member) for member in members.values()}) == 1:
             found |= {f"{path}.{name}".lstrip("."): member for name, member in members.items()}
     # A stage of a hierarchical model looks like a block, but is as large as all of the blocks in it.

@@ -12,7 +12,7 @@ from randlora_pl.models.blocks import repeated_blocks
 _VARIANTS = 64
 
 
-def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+def cast_frozen(model: nn.Module, dtype: torch.dtype) -> int:
     """Keeps the frozen matrices of linear, attention and convolution layers in another dtype, in place.
 
     Autocast would cast them to it for every product anyway, again in each step. Embeddings, norms and biases, which
@@ -21,18 +21,26 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     Args:
         model: The backbone, with or without an adapter.
         dtype: The dtype of the products, ``torch.bfloat16`` under autocast.
+
+    Returns:
+        How many matrices there were.
     """
+    count = 0
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.Conv2d):
             for parameter in module.parameters(recurse=False):
                 if parameter.dim() > 1 and not parameter.requires_grad:
                     parameter.data = parameter.data.to(dtype)
+                    count += 1
+    return count
 
 
 def compile_blocks(model: nn.Module, backend: str, device: torch.device) -> None:
     """Lets ``torch.compile`` compile each repeated block, in place; names, references and hooks stay as they are.
 
-    Blocks of one class share what is compiled, so that a deep model takes no longer than a shallow one.
+    Blocks of one class share what is compiled, so that a deep model takes no longer than a shallow one. A compiled
+    block keeps for its backward pass what ``memory: low`` of RandLoRA would build again. Dynamo's limit of variants is
+    raised for the whole process.
 
     Args:
         model: The backbone, with or without an adapter.

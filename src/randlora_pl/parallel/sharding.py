@@ -77,6 +77,11 @@ class AdapterFSDP(AdapterDDP):
     def model_to_device(self) -> None:
         """Moves and shards one block after the other, then moves the rest: the whole never has to fit the device."""
         task: Any = self.lightning_module
+        if task.torch_compile:
+            raise UserError(
+                "--trainer.strategy fsdp2 and --model.torch_compile exclude each other: compiled blocks keep matrices "
+                "of full size for the backward pass. Leave one of them out."
+            )
         if not any(hasattr(parameter, "to_local") for parameter in task.model.parameters()):  # else by an earlier run
             world: Any = torch.distributed.group.WORLD  # it has the timeout
             shard(task.model, DeviceMesh.from_group(world, self.root_device.type))

@@ -160,9 +160,16 @@ class AdaptationTask(SavedModule):
         """Casts frozen weights and compiles blocks, where that was asked for."""
         precision = str(self.trainer.precision) if self._trainer is not None else None
         check_precision(precision, self.frozen_dtype)
-        if self.frozen_dtype != "float32":
-            cast_frozen(backbone, getattr(torch, self.frozen_dtype))
+        if self.frozen_dtype != "float32" and not cast_frozen(backbone, getattr(torch, self.frozen_dtype)):
+            raise UserError(
+                f"--model.frozen_dtype {self.frozen_dtype}: {self.adapter.method()} leaves no matrix frozen to cast."
+            )
         if self.torch_compile:
+            if getattr(self.adapter, "memory", None) == "low":
+                raise UserError(
+                    "--model.torch_compile keeps what memory: low would build again: leave out one of them, or take "
+                    "--model.gradient_checkpointing true instead of memory: low."
+                )
             backend = "inductor" if self.torch_compile is True else self.torch_compile
             device = self.trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
             compile_blocks(backbone, backend, device)
@@ -226,11 +233,11 @@ class AdaptationTask(SavedModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clips the whole gradient once per optimizer step (the official code clips every micro-batch)."""
-        limit = gradient_clip_val if gradient_clip_val is not None else self.max_grad_norm
         parameters = [p for p in self.parameters() if p.requires_grad]
         if gradient_clip_algorithm == "value":  # Lightning's own function takes no fused optimizer
-            nn.utils.clip_grad_value_(parameters, limit or math.inf)
+            nn.utils.clip_grad_value_(parameters, math.inf if gradient_clip_val is None else gradient_clip_val)
             return
+        limit = self.max_grad_norm if gradient_clip_val is None else gradient_clip_val
         self.log("train/grad_norm", nn.utils.clip_grad_norm_(parameters, limit or math.inf))
 
     def optimizer_groups(self) -> list[dict[str, Any]]:

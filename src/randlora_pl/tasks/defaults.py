@@ -40,7 +40,7 @@ def check_options(
     check_option("weight_decay", weight_decay, weight_decay >= 0, "0 or a positive number")
     check_option("warmup_steps", warmup_steps, warmup_steps >= 0, "0 or a positive number")
     check_option("final_lr_fraction", final_lr_fraction, 0 <= final_lr_fraction <= 1, "a number from 0 to 1")
-    fits = max_grad_norm is None or max_grad_norm >= 0
+    fits = max_grad_norm is None or max_grad_norm > 0
     check_option("max_grad_norm", max_grad_norm, fits, "a positive number, or null for no clipping")
 
 
@@ -75,7 +75,7 @@ def check_precision(precision: str | None, frozen_dtype: str) -> None:
     """
     if precision in ("bf16-true", "16-true"):
         raise UserError(
-            f"--trainer.precision {precision} would round the small steps of what trains away: take bf16-mixed, and "
+            f"--trainer.precision {precision} would round what trains, and its small steps, too: take bf16-mixed, and "
             "--model.frozen_dtype bfloat16 to keep the frozen weights in half the memory."
         )
     if frozen_dtype == "bfloat16" and precision not in (None, "bf16-mixed"):

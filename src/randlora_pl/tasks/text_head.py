@@ -33,7 +33,8 @@ class TextHeadTask(AdaptationTask):
         gradient_checkpointing: Recompute activations instead of keeping them.
         frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory and saves a cast of them in each
             step; what trains stays float32. Needs ``--trainer.precision bf16-mixed``.
-        torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor.
+        torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor. Not
+            with ``memory: low`` or ``--trainer.strategy fsdp2``, which compiled blocks would undo.
         seed: Selects bases, initial values and dropout.
     """
 
