@@ -18,7 +18,16 @@ from randlora_pl.callbacks.console import say
 from randlora_pl.callbacks.results import data_figures, environment, model_figures, read_results, write_results
 from randlora_pl.callbacks.run_folder import write_text
 from randlora_pl.cli.app import App
-from randlora_pl.cli.runs import CONFIG, LAST, keep_older, resolved_config, without_seed
+from randlora_pl.cli.runs import (
+    CHECKSUM,
+    CONFIG,
+    LAST,
+    checksum,
+    keep_older,
+    resolved_config,
+    without_head,
+    without_seed,
+)
 from randlora_pl.errors import UserError
 from randlora_pl.parallel.strategy import AdapterDDP
 
@@ -83,11 +92,11 @@ def write_config(app: App) -> None:
     file = app.folder / CONFIG
     text = yaml.safe_dump(resolved_config(tree, model), sort_keys=False, allow_unicode=True)
     if not app.created and file.is_file():
-        if file.read_text(encoding="utf-8").partition("\n")[2] == text:
+        if without_head(file.read_text(encoding="utf-8")) == text:
             return
         keep_older(file)
     head = f"# The resolved config of this run; use it again with: randlora-pl fit --config {file}\n"
-    write_text(file, head + text)
+    write_text(file, f"{head}{CHECKSUM}{checksum(text)}\n{text}")
 
 
 def fit(app: App) -> None:
