@@ -2,7 +2,6 @@
 
 import math
 import shlex
-import zipfile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +14,9 @@ from randlora_pl.adapters import load_adapter
 from randlora_pl.callbacks import AdapterCheckpoint, PeakMemory, Throughput, ZeroShot
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.callbacks.console import say
+from randlora_pl.callbacks.checkpoint_file import check_checkpoint
 from randlora_pl.callbacks.results import data_figures, environment, model_figures, read_results, write_results
-from randlora_pl.callbacks.run_folder import write_text
+from randlora_pl.callbacks.run_folder import remove_leftovers, write_text
 from randlora_pl.cli.app import App
 from randlora_pl.cli.runs import (
     CHECKSUM,
@@ -117,6 +117,8 @@ def fit(app: App) -> None:
         write_config(app)
     else:
         data.reuse_index(folder)
+        if trainer.is_global_zero:
+            remove_leftovers(folder)
     if task.zero_shot and not any(key.startswith("zeroshot/") for key in before):
         task.test_name = "zeroshot"
         switch = ZeroShot()
@@ -154,7 +156,7 @@ def checkpoint_of(app: App) -> str | None:
     """Where the training starts from: the resumed run's last checkpoint, or ``--ckpt_path``.
 
     Raises:
-        UserError: There is no such file, or it is cut off.
+        UserError: There is no such file, or it is cut off or damaged.
     """
     last = app.folder / LAST
     file = last if not app.created and last.is_file() else app.config.ckpt_path and Path(app.config.ckpt_path)
@@ -162,8 +164,7 @@ def checkpoint_of(app: App) -> str | None:
         return None
     if not file.is_file():
         raise UserError(f"There is no checkpoint {file} (--ckpt_path); a run keeps its own in RUN/{LAST}.")
-    if not zipfile.is_zipfile(file):
-        raise UserError(f"The checkpoint {file} is cut off or is none; start a new run, or copy it again.")
+    check_checkpoint(file)
     return str(file)
 
 
