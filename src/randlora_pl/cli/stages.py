@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.table import Table
 
 from randlora_pl.adapters import load_adapter
 from randlora_pl.callbacks import AdapterCheckpoint, PeakMemory, Throughput, ZeroShot
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
-from randlora_pl.callbacks.console import say
 from randlora_pl.callbacks.checkpoint_file import check_checkpoint
+from randlora_pl.callbacks.console import say
 from randlora_pl.callbacks.results import data_figures, environment, model_figures, read_results, write_results
 from randlora_pl.callbacks.run_folder import remove_leftovers, write_text
 from randlora_pl.cli.app import App
@@ -116,9 +117,9 @@ def fit(app: App) -> None:
         _write(app, {"config": configs})
         write_config(app)
     else:
-        data.reuse_index(folder)
         if trainer.is_global_zero:
             remove_leftovers(folder)
+        data.reuse_index(folder)
     if task.zero_shot and not any(key.startswith("zeroshot/") for key in before):
         task.test_name = "zeroshot"
         switch = ZeroShot()
@@ -126,6 +127,8 @@ def fit(app: App) -> None:
         figures = _evaluated(trainer.test(task, data, verbose=False))
         callbacks_of(trainer).remove(switch)
         task.test_name = "test"
+        if trainer.received_sigterm:  # during its last batch, where Lightning does not look
+            raise SIGTERMException
         _write(app, figures)
         if trainer.is_global_zero and figures:
             say(f"zero-shot: {_figures(figures, 'zeroshot')}")
