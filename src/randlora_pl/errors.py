@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class LostProcessError(Exception):
-    """Another process of a distributed run has ended or does not answer; says how to go on. Exit code 1."""
+    """Another process of a run has ended or does not answer; says which, and how to go on. Exit code 1."""
 
 
 class Terminated(KeyboardInterrupt):

@@ -33,3 +33,13 @@ def test_handlers_are_not_piled_up() -> None:
     before = list(logging.getLogger("randlora_pl").handlers)
     log_to_terminal()
     assert logging.getLogger("randlora_pl").handlers == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_full_disk_does_not_fill_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    log_to_terminal()
+    with log_to_file(Path("/dev/full")):
+        say("a command")
+        logging.getLogger("randlora_pl").warning("a remark")
+    shown = capsys.readouterr()
+    assert "a command" in shown.out and shown.err == "randlora-pl: a remark\n"

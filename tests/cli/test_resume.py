@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,8 @@ def test_killed_run_goes_on_to_the_same_weights(run: Run, undisturbed: Path, tmp
     assert weights(folder) == weights(undisturbed)
 
 
-@pytest.mark.parametrize("batch", [0, 3, 9, 11, 20, 31])
-def test_interrupted_run_says_how_to_go_on(
-    run: Run, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
-) -> None:
-    """Ctrl-C before a batch: the first, in and between windows, after a validation, and the last."""
+def interrupt_at(batch: int) -> Callable[..., torch.Tensor]:
+    """A training step in which Ctrl-C is typed before it trains on this batch."""
     plain = VisionLanguageTask.training_step
 
     def step(self: VisionLanguageTask, samples: dict[str, Any], batch_idx: int) -> torch.Tensor:
@@ -73,11 +70,25 @@ def test_interrupted_run_says_how_to_go_on(
             raise KeyboardInterrupt
         return plain(self, samples, batch_idx)
 
+    return step
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_works_again() -> Iterator[None]:
+    """Lightning ignores further Ctrl-C."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.parametrize("batch", [0, 3, 9, 11, 20, 31])
+def test_interrupted_run_says_how_to_go_on(
+    run: Run, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """Ctrl-C before a batch: the first, in and between windows, after a validation, and the last."""
     with monkeypatch.context() as patched:
-        patched.setattr(VisionLanguageTask, "training_step", step)
-        handler = signal.getsignal(signal.SIGINT)
+        patched.setattr(VisionLanguageTask, "training_step", interrupt_at(batch))
         result = run("fit", *LONG)
-        signal.signal(signal.SIGINT, handler)  # Lightning ignores further Ctrl-C
     assert result.code == 130
     if batch // 2 < 3:  # before the first checkpoint
         assert "no checkpoint was written yet" in result.err
@@ -179,11 +190,11 @@ def test_checkpoint_to_start_from_stays_in_the_config(
 ) -> None:
     words = [*SMALL, "--run.logger", "none", "--data.steps", "4", "--checkpoint.every_n_steps", "2"]
     with monkeypatch.context() as patched:
-        patched.setattr(VisionLanguageTask, "training_step", signal_at(2, signal.SIGTERM))
-        assert run("fit", *words, "--run.name", "first").code == 143
+        patched.setattr(VisionLanguageTask, "training_step", interrupt_at(2))
+        assert run("fit", *words, "--run.name", "first").code == 130
         (last,) = tmp_path.glob("runs/first/*/checkpoints/last.ckpt")
         patched.setattr("randlora_pl.cli.app.remove_folder", lambda *_: None)  # as SIGKILL
-        assert run("fit", *words, "--ckpt_path", str(last.relative_to(tmp_path))).code == 143
+        assert run("fit", *words, "--ckpt_path", str(last.relative_to(tmp_path))).code == 130
     (folder,) = (tmp_path / "runs" / "quickstart").iterdir()
     assert not (folder / "checkpoints").exists()
     assert yaml.safe_load((folder / "config.yaml").read_text())["ckpt_path"] == str(last)

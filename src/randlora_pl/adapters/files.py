@@ -6,8 +6,10 @@ hidden names beside it. Loading reads and checks everything, names every mismatc
 touches the model.
 """
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -91,6 +93,7 @@ def save_adapter(
 
     Raises:
         UserError: If the model has no adapter, or the folder holds anything but an older adapter.
+        OSError: If it cannot be written, for example because the disk is full; the older adapter stays.
     """
     report = report_of(model)
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trainable_parameters(model).items()}
@@ -112,10 +115,18 @@ def save_adapter(
     part.mkdir(parents=True)
     try:
         save_file(tensors, part / TENSORS, metadata={"format": "pt"})
+        config["sha256"] = _digest(config, part / TENSORS)
         (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        for name in (TENSORS, CONFIG):  # a power cut must not find the folder renamed and its files empty
+            with (part / name).open("r+b") as stream:
+                os.fsync(stream.fileno())
         (part / TENSORS).chmod((part / CONFIG).stat().st_mode)  # safetensors makes files that only their owner may read
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        system = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+        if system or (isinstance(error, OSError) and error.filename is None):  # safetensors hides the system's error
+            code = int(system[1]) if system else getattr(error, "errno", None) or 0
+            raise OSError(code, os.strerror(code), str(folder)) from error
         raise
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
@@ -127,11 +138,19 @@ def save_adapter(
     return folder
 
 
+def _digest(config: Mapping[str, Any], tensors: Path) -> str:
+    """SHA-256 of both files of a folder, apart from the entry that holds it; safetensors has no checksum of its own."""
+    content = json.loads(json.dumps({name: value for name, value in config.items() if name != "sha256"}))
+    with tensors.open("rb") as stream:
+        inner = hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashlib.sha256(f"{json.dumps(content, sort_keys=True)} {inner}".encode()).hexdigest()
+
+
 def read_adapter(folder: str | os.PathLike[str]) -> AdapterFile:
     """Reads an adapter folder without a model.
 
     Raises:
-        UserError: If something is missing, truncated, or of a later format.
+        UserError: If something is missing, damaged, or of a later format.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or not (folder / TENSORS).is_file():
@@ -151,6 +170,11 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFile:
         tensors = load_file(folder / TENSORS)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder / TENSORS} cannot be read ({error}): truncated or damaged; copy it again.") from None
+    if config.get("sha256") not in (None, _digest(config, folder / TENSORS)):
+        raise UserError(
+            f"{folder} is damaged, or was changed after it was saved: copy it again, or delete "
+            f'"sha256" in its {CONFIG} to take it as it is.'
+        )
     adapter = make_adapter(method, options, folder)
     extra = {name.removeprefix(EXTRA): tensor for name, tensor in tensors.items() if name.startswith(EXTRA)}
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith(EXTRA)}

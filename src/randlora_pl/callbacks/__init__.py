@@ -7,6 +7,7 @@ from randlora_pl.callbacks.memory import PeakMemory
 from randlora_pl.callbacks.nonfinite import NonFiniteLoss
 from randlora_pl.callbacks.progress import ProgressBar
 from randlora_pl.callbacks.summary import StartSummary
+from randlora_pl.callbacks.termination import Termination
 from randlora_pl.callbacks.throughput import Throughput
 from randlora_pl.callbacks.zero_shot import ZeroShot
 
@@ -18,6 +19,7 @@ __all__ = [
     "PeakMemory",
     "ProgressBar",
     "StartSummary",
+    "Termination",
     "Throughput",
     "ZeroShot",
 ]

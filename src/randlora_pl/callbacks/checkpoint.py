@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from randlora_pl.callbacks.checkpoint_file import CheckpointFile
 from randlora_pl.callbacks.run_folder import run_folder
 from randlora_pl.errors import UserError, near
 
@@ -39,9 +41,9 @@ class AdapterCheckpoint(Callback):
         self.best: float | None = None
         self.best_step = 0
         self.validated: dict[str, float] = {}
-        self._saved_step = -1
         self._seen_step = -1
         self._whole_window = False  # whether the last batch ended in an optimizer step
+        self._validates = False  # whether the validation of this step has begun and not ended
 
     def state_dict(self) -> dict[str, Any]:
         """The best figure so far, and those of the last validation."""
@@ -52,18 +54,41 @@ class AdapterCheckpoint(Callback):
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
         self.validated = dict(state_dict["validated"])
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Has Lightning write and read checkpoints as `CheckpointFile` does, unless the user has chosen a plugin."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = CheckpointFile()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A checkpoint of the starting point would say nothing new."""
-        self._saved_step = self._seen_step = trainer.global_step
+        self._seen_step = trainer.global_step
+        self._whole_window = trainer.global_step > 0  # a resumed run may begin with a validation
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves right after an optimizer step, never between two micro-batches of one."""
+        """Saves right after an optimizer step, never between two micro-batches of one; at SIGTERM at once."""
         step = trainer.global_step
         self._whole_window, self._seen_step = step != self._seen_step, step
-        if step != self._saved_step and step % self.every_n_steps == 0:
+        if not self._whole_window or validation_is_due(trainer, batch_idx):  # which saves, too
+            return
+        if step % self.every_n_steps == 0 or trainer.received_sigterm:
             self._save_last(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A validation may take long: what was trained is kept before it."""
+        if self._whole_window and not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._validates = True
+            self._save_last(trainer, pl_module)
+            self._validates = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Says in Lightning's terms that a validation has begun; a resumed run would take it for done otherwise."""
+        if self._validates:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            done = progress["total"]["completed"]
+            progress["total"] = {"ready": done + 1, "started": done + 1, "processed": done, "completed": done}
+            progress["current"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the adapter if its figure is the best so far, and a checkpoint that knows of this validation."""
@@ -98,19 +123,24 @@ class AdapterCheckpoint(Callback):
         self._save_adapter(trainer, pl_module, ADAPTER, {"step": trainer.global_step})
 
     def _save_last(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved_step = trainer.global_step
         if not is_finite(pl_module):  # the older checkpoint is worth more
             return
-        last = run_folder(trainer) / LAST
-        part = last.with_name(f".{last.name}.part")
-        trainer.save_checkpoint(part)
-        if trainer.is_global_zero:
-            part.replace(last)
+        trainer.save_checkpoint(run_folder(trainer) / LAST)
 
     @staticmethod
     def _save_adapter(trainer: Trainer, pl_module: LightningModule, name: str, summary: dict[str, Any]) -> None:
         if trainer.is_global_zero and is_finite(pl_module):
             save_adapter_of(trainer, pl_module, run_folder(trainer) / name, summary)
+
+
+def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether a validation follows the training batch ``batch_idx``."""
+    every = trainer.val_check_batch
+    if not sum(trainer.num_val_batches) or every is None:  # None: seconds count
+        return False
+    if math.isinf(every):
+        return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    return (batch_idx + 1) % every == 0
 
 
 def save_adapter_of(trainer: Trainer, pl_module: LightningModule, folder: Path, summary: dict[str, Any]) -> None:

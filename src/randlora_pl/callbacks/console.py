@@ -4,7 +4,7 @@ import io
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -33,6 +33,20 @@ class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
             super().emit(record)
 
 
+class _RunLog(logging.FileHandler):
+    """A log that gives way where the disk is full: something that matters more fails then, too, and is told."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Says nothing of what could not be written."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Writes what is left, if there is room."""
+        with suppress(OSError):
+            super().close()
+
+
 def log_to_terminal() -> None:
     """Show remarks of the application, and only warnings of Lightning."""
     if not any(isinstance(handler, _Terminal) for handler in _log.handlers):
@@ -48,7 +62,7 @@ def log_to_terminal() -> None:
 @contextmanager
 def log_to_file(file: Path) -> Iterator[None]:
     """Append everything that the application and Lightning say to a file."""
-    handler = logging.FileHandler(file, encoding="utf-8", delay=True)
+    handler = _RunLog(file, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [_log, logging.getLogger("lightning.pytorch"), logging.getLogger("py.warnings")]
     logging.captureWarnings(True)

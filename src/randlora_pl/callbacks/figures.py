@@ -1,5 +1,6 @@
 """Pictures of the test: the confusion matrix and some predictions, in TensorBoard and as PNG files."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from randlora_pl.callbacks.run_folder import run_folder
+from randlora_pl.callbacks.run_folder import run_folder, write_bytes
 
 MOST_CLASSES = 200
 """Above this a confusion matrix is unreadable and large."""
@@ -152,11 +153,10 @@ class Figures(Callback):
     def _write(trainer: Trainer, figures: dict[str, Figure]) -> None:
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         folder = run_folder(trainer) / FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             image = pixels(figure)
-            part = folder / f".{name}.png"
-            Image.fromarray(image).save(part)
-            part.replace(folder / f"{name}.png")
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, "PNG")
+            write_bytes(folder / f"{name}.png", png.getbuffer())
             for board in boards:
                 board.experiment.add_image(f"test/{name}", image, trainer.global_step, dataformats="HWC")

@@ -12,15 +12,23 @@ from lightning.pytorch import LightningModule
 
 from randlora_pl import __version__
 from randlora_pl.callbacks.run_folder import write_text
+from randlora_pl.errors import UserError
 
 FILE = "results.json"
 _PACKAGES = ("torch", "lightning", "open_clip_torch", "timm", "torchvision", "torchmetrics", "jsonargparse", "numpy")
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """The figures of a run so far; empty where there are none."""
+    """The figures of a run so far; empty where there are none.
+
+    Raises:
+        UserError: The file is cut off or damaged.
+    """
     file = folder / FILE
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} is cut off or damaged ({error}). Delete it: fit --resume writes it again.") from error
 
 
 def write_results(folder: Path, figures: dict[str, Any]) -> Path:

@@ -22,6 +22,7 @@ from randlora_pl.callbacks import (
     PeakMemory,
     ProgressBar,
     StartSummary,
+    Termination,
     Throughput,
 )
 from randlora_pl.cli.compose import Command, Tree
@@ -155,7 +156,7 @@ class App(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         own: list[Callback] = [Figures()]
         if self.command.verb == "fit":
-            own += [StartSummary(), PeakMemory(), Throughput(), NonFiniteLoss()]
+            own += [StartSummary(), PeakMemory(), Throughput(), NonFiniteLoss(), Termination()]
             own += [LearningRateMonitor("step")] if config["logger"] else []
         else:
             callbacks = []  # checkpoint and gradient_flow belong to a training

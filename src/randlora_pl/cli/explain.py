@@ -1,5 +1,6 @@
 """From the libraries' exceptions to one or two lines that a user can act on."""
 
+import errno
 import re
 import traceback
 from collections.abc import Iterator
@@ -107,6 +108,24 @@ def lost_process(error: BaseException) -> bool:
         isinstance(link, RuntimeError) and re.search(pattern, str(link), re.IGNORECASE) is not None
         for link in chain(error)
     )
+
+
+def lost_worker(error: BaseException) -> str:
+    """How a process that prepares batches has ended, in PyTorch's words; empty for any other exception."""
+    pattern = r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is )?(exited unexpectedly|killed by signal: [^.]+)"
+    found = (re.search(pattern, str(link)) for link in chain(error) if isinstance(link, RuntimeError))
+    return next((match[1] for match in found if match), "")
+
+
+def full_disk(error: BaseException) -> str:
+    """What could not be written because there is no room for it; empty for any other exception."""
+    for link in chain(error):
+        full = isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if full or re.search(r"No space left on device|Disk quota exceeded|StorageFull|File too large", str(link)):
+            name = getattr(link, "filename", None)
+            why = "the file would be larger than is allowed" if "too large" in str(link) else "the disk is full"
+            return f"{name or 'a file'} cannot be written: {why}"
+    return ""
 
 
 def memory_advice(batch_size: int, accumulate: int, stage: str, eval_batch_size: int) -> str:

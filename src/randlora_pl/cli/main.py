@@ -60,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The words behind ``randlora-pl``; those of the command line by default.
 
     Returns:
-        The exit code: 0, or 2 where the user must change something, 1 where another process of the job was lost, 130
+        The exit code: 0, or 2 where the user must change something, 1 where another process was lost, 130
         after Ctrl-C, 143 after SIGTERM.
     """
     words = list(sys.argv[1:] if args is None else args)
@@ -74,8 +74,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except LostProcessError as lost:
         if os.environ.get("RANDLORA_PL_TRACEBACK"):
             raise
-        who = f"process {process_rank()}"
-        print(f"randlora-pl: error: {who} has lost another process of the job; {lost}", file=sys.stderr)
+        print(f"randlora-pl: error: process {process_rank()} has lost {lost}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         ended = isinstance(stop, Terminated)

@@ -1,5 +1,6 @@
 """Run folders: where they lie, what they are called, and when two configs belong to the same run."""
 
+import hashlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from randlora_pl.errors import UserError
 from randlora_pl.parallel.launch import agree
 
 CONFIG = "config.yaml"
+CHECKSUM = "# SHA-256 of the lines below: "
 LAST = "checkpoints/last.ckpt"
 ADAPTER = "adapter"
 _ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"
@@ -127,13 +129,34 @@ def check_run(folder: Path) -> Path:
     """The config of a run folder.
 
     Raises:
-        UserError: It is no run folder.
+        UserError: It is no run folder, or its config is not as it was written.
     """
     if not (folder / CONFIG).is_file():
         found = sorted(folder.glob(f"*/{CONFIG}")) or sorted(folder.glob(f"*/*/{CONFIG}"))
         hint = f" Its newest run: {found[-1].parent}" if found else " A run folder is ROOT/NAME/TIME, see runs/."
         raise UserError(f"{folder} is no run folder: it has no {CONFIG}.{hint}")
-    return folder / CONFIG
+    file = folder / CONFIG
+    text = file.read_text(encoding="utf-8", errors="replace")
+    sums = [line.removeprefix(CHECKSUM) for line in text.split("\n") if line.startswith(CHECKSUM)]
+    if sums and sums[0] != checksum(without_head(text)):
+        raise UserError(
+            f"{file} is cut off or damaged, or was edited: copy it again, or delete the line with its checksum to take "
+            "it as it is. What shall change can be typed behind --resume."
+        )
+    return file
+
+
+def checksum(text: str) -> str:
+    """SHA-256 of a text, in hexadecimal digits."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def without_head(text: str) -> str:
+    """A config without the lines of comments above it."""
+    lines = text.split("\n")
+    while lines and lines[0].startswith("#"):
+        del lines[0]
+    return "\n".join(lines)
 
 
 def newest_unfinished(root: Path, name: str) -> Path | None:
@@ -148,7 +171,10 @@ def newest_unfinished(root: Path, name: str) -> Path | None:
         return None
     newest = max(found, key=lambda folder: folder.name)
     results = newest / "results.json"
-    finished = results.is_file() and json.loads(results.read_text(encoding="utf-8")).get("finished")
+    try:
+        finished = results.is_file() and json.loads(results.read_text(encoding="utf-8")).get("finished")
+    except (ValueError, AttributeError):
+        return newest  # damaged: the resumed run says so
     return None if finished else newest
 
 
@@ -157,7 +183,9 @@ def keep_older(file: Path) -> None:
     for number in range(1, 1000):
         older = file.with_name(f"{file.name}.{number}")
         if not older.exists():
-            shutil.copyfile(file, older)
+            part = older.with_name(f".{older.name}.part")
+            shutil.copyfile(file, part)
+            part.replace(older)
             return
 
 

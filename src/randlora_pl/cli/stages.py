@@ -2,23 +2,33 @@
 
 import math
 import shlex
-import zipfile
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.table import Table
 
 from randlora_pl.adapters import load_adapter
 from randlora_pl.callbacks import AdapterCheckpoint, PeakMemory, Throughput, ZeroShot
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
+from randlora_pl.callbacks.checkpoint_file import check_checkpoint
 from randlora_pl.callbacks.console import say
 from randlora_pl.callbacks.results import data_figures, environment, model_figures, read_results, write_results
-from randlora_pl.callbacks.run_folder import write_text
+from randlora_pl.callbacks.run_folder import remove_leftovers, write_text
 from randlora_pl.cli.app import App
-from randlora_pl.cli.runs import CONFIG, LAST, keep_older, resolved_config, without_seed
+from randlora_pl.cli.runs import (
+    CHECKSUM,
+    CONFIG,
+    LAST,
+    checksum,
+    keep_older,
+    resolved_config,
+    without_head,
+    without_seed,
+)
 from randlora_pl.errors import UserError
 from randlora_pl.parallel.strategy import AdapterDDP
 
@@ -83,11 +93,11 @@ def write_config(app: App) -> None:
     file = app.folder / CONFIG
     text = yaml.safe_dump(resolved_config(tree, model), sort_keys=False, allow_unicode=True)
     if not app.created and file.is_file():
-        if file.read_text(encoding="utf-8").partition("\n")[2] == text:
+        if without_head(file.read_text(encoding="utf-8")) == text:
             return
         keep_older(file)
     head = f"# The resolved config of this run; use it again with: randlora-pl fit --config {file}\n"
-    write_text(file, head + text)
+    write_text(file, f"{head}{CHECKSUM}{checksum(text)}\n{text}")
 
 
 def fit(app: App) -> None:
@@ -107,6 +117,8 @@ def fit(app: App) -> None:
         _write(app, {"config": configs})
         write_config(app)
     else:
+        if trainer.is_global_zero:
+            remove_leftovers(folder)
         data.reuse_index(folder)
     if task.zero_shot and not any(key.startswith("zeroshot/") for key in before):
         task.test_name = "zeroshot"
@@ -115,6 +127,8 @@ def fit(app: App) -> None:
         figures = _evaluated(trainer.test(task, data, verbose=False))
         callbacks_of(trainer).remove(switch)
         task.test_name = "test"
+        if trainer.received_sigterm:  # during its last batch, where Lightning does not look
+            raise SIGTERMException
         _write(app, figures)
         if trainer.is_global_zero and figures:
             say(f"zero-shot: {_figures(figures, 'zeroshot')}")
@@ -145,7 +159,7 @@ def checkpoint_of(app: App) -> str | None:
     """Where the training starts from: the resumed run's last checkpoint, or ``--ckpt_path``.
 
     Raises:
-        UserError: There is no such file, or it is cut off.
+        UserError: There is no such file, or it is cut off or damaged.
     """
     last = app.folder / LAST
     file = last if not app.created and last.is_file() else app.config.ckpt_path and Path(app.config.ckpt_path)
@@ -153,8 +167,7 @@ def checkpoint_of(app: App) -> str | None:
         return None
     if not file.is_file():
         raise UserError(f"There is no checkpoint {file} (--ckpt_path); a run keeps its own in RUN/{LAST}.")
-    if not zipfile.is_zipfile(file):
-        raise UserError(f"The checkpoint {file} is cut off or is none; start a new run, or copy it again.")
+    check_checkpoint(file)
     return str(file)
 
 

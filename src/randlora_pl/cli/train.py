@@ -4,6 +4,7 @@ import copy
 import os
 import shlex
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.compose import FOLDER_OPTIONS, Command, Tree, compose, merge, normalise, read_config
-from randlora_pl.cli.explain import build_error, complaint_of_lightning, lost_process, memory_advice, out_of_memory
+from randlora_pl.cli.explain import (
+    build_error,
+    complaint_of_lightning,
+    full_disk,
+    lost_process,
+    lost_worker,
+    memory_advice,
+    out_of_memory,
+)
 from randlora_pl.cli.names import check_names
 from randlora_pl.cli.runs import (
     ADAPTER,
@@ -169,8 +178,8 @@ def guarded(app: "App") -> Iterator[None]:
     """Everything that can go wrong in a run, in words; and the log file of the run.
 
     Raises:
-        UserError: Bad input, or memory ran out.
-        LostProcessError: Another process of the job is gone.
+        UserError: Bad input, or memory ran out, or the disk is full.
+        LostProcessError: Another process of the job, or one that prepares batches, is gone.
         KeyboardInterrupt: With how to go on; `Terminated` after SIGTERM.
     """
     from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -178,7 +187,7 @@ def guarded(app: "App") -> Iterator[None]:
     from randlora_pl.callbacks.console import log_to_file
 
     try:
-        with log_to_file(app.folder / "run.log"):
+        with log_to_file(app.folder / "run.log"), full_disk_is_told_once():
             yield
     except UserError:
         app.discard()
@@ -194,7 +203,12 @@ def guarded(app: "App") -> Iterator[None]:
             app.discard()
             raise build_error(error) from error
         if app.trainer.world_size > 1 and lost_process(error):
-            raise LostProcessError(_how_to_resume(app)) from error
+            raise LostProcessError(f"another process of the job; {_how_to_resume(app)}") from error
+        if worker := lost_worker(error):
+            hint = "out of memory? take fewer --data.num_workers"
+            raise LostProcessError(f"a data loader worker ({worker}; {hint}); {_how_to_resume(app)}") from error
+        if full := full_disk(error):
+            raise UserError(f"{full}. Make room there; {_how_to_resume(app)}") from error
         if not out_of_memory(error):
             raise
         data: Any = app.datamodule
@@ -202,6 +216,17 @@ def guarded(app: "App") -> Iterator[None]:
         advice = memory_advice(data.batch_size, accumulate, app.trainer.state.fn or "fit", data.eval_batch_size)
         app.discard()
         raise UserError(advice) from error
+
+
+@contextmanager
+def full_disk_is_told_once() -> Iterator[None]:
+    """Without the traceback of TensorBoard's thread; what it met comes up in the training, too."""
+    told = threading.excepthook
+    threading.excepthook = lambda args: None if args.exc_value and full_disk(args.exc_value) else told(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = told
 
 
 def _end_the_others(app: "App") -> None:

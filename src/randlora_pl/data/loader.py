@@ -6,8 +6,11 @@ goes on with batch ``m`` without reading the ones before.
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from typing import Any, Literal, Protocol
 
 import torch
@@ -177,6 +180,24 @@ class _Guarded(Dataset[Batch]):
             return {"error": str(error)}
 
 
+def _heed_only_the_training(worker: int) -> None:
+    """Has a worker end by SIGTERM only if the training sends it.
+
+    Batch systems send it to all processes of a job, and the training needs the workers to finish its step.
+    """
+    training = parent_process()
+    if training is None or not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def listen(sender: int | None) -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != sender:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=listen, args=(training.pid,), daemon=True).start()
+
+
 class Loader:
     """Iterates over numbered batches; what Lightning sees as a data loader.
 
@@ -202,6 +223,7 @@ class Loader:
             sampler=range(start, len(batches)),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
+            worker_init_fn=_heed_only_the_training,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(0),  # else it draws from the global generator
         )

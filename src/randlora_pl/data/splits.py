@@ -215,7 +215,7 @@ def write_index(path: Path, key: dict[str, Any], samples: Samples, classnames: S
     classes: dict[str, list[str]] = {name: [] for name in classnames}
     for label, name in zip(samples.labels.tolist(), samples.keys, strict=True):
         classes[classnames[label]].append(name)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps({"key": key, "classes": classes}, indent=1) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from randlora_pl.errors import UserError
 from randlora_pl.parallel.exchange import Exchange, counted_mean
 from randlora_pl.parallel.launch import launched, store_of
 
-TIMEOUT = 600
+TIMEOUT = 600.0
 """Seconds that a process waits for the others before it takes them for lost."""
 
 

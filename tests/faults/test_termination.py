@@ -1,0 +1,112 @@
+"""SIGTERM, as SLURM and Kubernetes send it before they kill: the step at hand is finished and saved."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.checks import FIT, assert_same, assert_whole, run_of, step_of
+from tests.faults.child import PATIENCE, Command, Ended, run
+from tests.faults.faults import Fault, Signal, hidden
+
+TERM, KILL = signal.SIGTERM, signal.SIGKILL
+PART = "checkpoints/.last.ckpt.part"
+
+
+def terminated(ended: Ended, place: Path) -> None:
+    """Exit code and line of a run that was asked to end."""
+    assert ended.code == 143, ended
+    (line,) = ended.err.strip().splitlines()
+    assert line == f"randlora-pl: terminated; go on with: randlora-pl fit --resume {run_of(place).relative_to(place)}"
+
+
+def goes_on(place: Path, undisturbed: Path, *words: str) -> None:
+    ended = run(["fit", "--resume", str(run_of(place).relative_to(place)), *words], place)
+    assert ended.code == 0, ended.err
+    assert_same(run_of(place), undisturbed)
+    assert hidden(run_of(place)) == []
+
+
+CASES = [
+    (Signal("training", 1, (TERM,)), 1),  # the first half of a step
+    (Signal("training", 2, (TERM,)), 1),
+    (Signal("training", 9, (TERM, TERM)), 5),
+    (Signal("optimizer", 5, (TERM,)), 5),
+    (Signal("optimizer", 6, (TERM,)), 6),  # a validation follows
+    (Signal("training", 16, (TERM,)), 8),  # the last step: it only has to be tested
+    (Signal(f"open {PART}", 2, (TERM,)), 2),
+    (Signal(f"rename {PART}", 3, (TERM, TERM)), 3),
+    (Signal("mkdir .adapter-best.part*", 1, (TERM,)), 2),
+]
+
+
+@pytest.mark.parametrize(("fault", "step"), CASES)
+def test_sigterm_saves_the_step(tmp_path: Path, undisturbed: Path, fault: Fault, step: int) -> None:
+    terminated(run(FIT, tmp_path, fault), tmp_path)
+    assert_whole(run_of(tmp_path))
+    assert step_of(run_of(tmp_path)) == step
+    goes_on(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("number", [1, 3, 7])
+def test_sigterm_ends_a_validation_which_is_repeated(tmp_path: Path, undisturbed: Path, number: int) -> None:
+    terminated(run(FIT, tmp_path, Signal("validation", number, (TERM,))), tmp_path)
+    assert step_of(run_of(tmp_path)) == number + 1
+    goes_on(tmp_path, undisturbed)
+
+
+def test_sigterm_in_the_first_test_ends_the_run(tmp_path: Path) -> None:
+    ended = run(FIT, tmp_path, Signal("test", 1, (TERM,)))
+    assert ended.code == 143 and "terminated; no checkpoint was written yet" in ended.err
+    assert not (tmp_path / "runs").exists(), "nothing was trained"
+
+
+def wait_for_checkpoint(place: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not list(place.glob("runs/*/*/checkpoints/last.ckpt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.05, 0.3])
+def test_sigkill_follows_after_the_grace_period(tmp_path: Path, undisturbed: Path, grace: float) -> None:
+    command = Command(FIT, tmp_path)
+    wait_for_checkpoint(tmp_path)
+    command.send(TERM)
+    time.sleep(grace)
+    command.send(KILL)
+    assert command.wait().code in (-KILL, 143)
+    assert_whole(run_of(tmp_path))
+    assert step_of(run_of(tmp_path)) >= 2
+    goes_on(tmp_path, undisturbed)
+
+
+def test_sigterm_to_all_processes_of_a_job(tmp_path: Path) -> None:
+    """SLURM sends it to the workers, too; the training still needs them for most of the step."""
+    words = [
+        *FIT,
+        "--data.steps",
+        "2",
+        "--trainer.accumulate_grad_batches",
+        "40",
+        "--trainer.val_check_interval",
+        "1.0",
+    ]
+    command = Command([*words, "--data.num_workers", "2"], tmp_path, [Signal("training", 2, (signal.SIGSTOP,))])
+    deadline = time.monotonic() + PATIENCE
+    while not stopped(command):
+        assert time.monotonic() < deadline and command.process.is_alive()
+        time.sleep(0.01)
+    assert command.process.pid is not None
+    os.killpg(command.process.pid, TERM)
+    os.killpg(command.process.pid, signal.SIGCONT)
+    terminated(command.wait(), tmp_path)
+    assert_whole(run_of(tmp_path))
+    assert step_of(run_of(tmp_path)) == 1
+
+
+def stopped(command: Command) -> bool:
+    """Whether it has got SIGSTOP."""
+    return Path(f"/proc/{command.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
