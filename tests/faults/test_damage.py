@@ -155,7 +155,6 @@ def test_damaged_description_of_an_adapter_is_refused(
     refused(run(["test", "--run", str(folder)], tmp_path), "adapter_config.json")
 
 
-@pytest.mark.quick
 def test_damaged_results_are_refused_and_deleting_them_helps(folder: Path, undisturbed: Path) -> None:
     cut(folder / RESULTS, 40)
     refused(resume(folder), "results.json is cut off or damaged", "Delete it: fit --resume writes it again")

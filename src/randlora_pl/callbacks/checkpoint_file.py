@@ -56,7 +56,7 @@ class CheckpointFile(TorchCheckpointIO):
 def check_checkpoint(file: Path) -> None:
     """Compares every part of a checkpoint with its checksum, which PyTorch writes and does not look at.
 
-    Reading a checkpoint of 1 GB takes a second or two longer.
+    Reading a checkpoint of 1 GB takes half a second longer.
 
     Args:
         file: The checkpoint.
