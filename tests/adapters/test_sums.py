@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA, inject, merge, sums, trainable_parameters
 from randlora_pl.adapters.bases import Bases, Distribution, draw
@@ -100,6 +101,48 @@ def test_any_part_may_be_frozen(needs: tuple[bool, ...], basis: str) -> None:
             results.append((output, *(torch.autograd.grad(output.square().sum(), chosen) if chosen else ())))
         for fast, plain in zip(*results, strict=True):
             assert torch.allclose(fast, plain, rtol=1e-10, atol=1e-10)
+
+
+@every_basis
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24), (24, 24)])
+@pytest.mark.parametrize("counts", ["first", "none", "most", "all"])
+def test_tokens_without_a_gradient_are_left_out(
+    counts: str, shape: tuple[int, int], form: Choice, basis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forward pass takes any form, the backward pass may then take another one for its fewer tokens."""
+    model = adapted(*shape, basis)
+    model.fc.bias.requires_grad_()
+    x = torch.randn(8, 10, shape[0], dtype=torch.float64, requires_grad=True)
+    upper = torch.randn(8, 10, shape[1], dtype=torch.float64)
+    upper[:, {"first": slice(1, None), "none": slice(None), "most": slice(7, None), "all": slice(0)}[counts]] = 0
+    rows = sums.rows_that_count(upper.flatten(0, 1))
+    assert (rows is None) == (counts in ("most", "all"))
+    assert rows is None or rows.tolist() == ([] if counts == "none" else list(range(0, 80, 10)))
+    values = [x, model.fc.bias, *trainable_parameters(model).values()]
+    expected = torch.autograd.grad((slow(model, x) * upper).sum(), values)
+    real = sums.cheapest
+    with monkeypatch.context() as patch:
+        if form.build or form.project:
+            forced(patch, form)
+        output = model(x)
+    for backward in (real, lambda *_: form if form.build or form.project else Choice(True, False)):
+        monkeypatch.setattr(sums, "cheapest", backward)
+        found = torch.autograd.grad((output * upper).sum(), values, retain_graph=True)
+        for fast, plain in zip(found, expected, strict=True):
+            assert torch.allclose(fast, plain, rtol=1e-10, atol=1e-10)
+
+
+def test_what_is_left_out_is_not_computed() -> None:
+    model = adapted(128, 512, "dense", torch.float32)
+    operations = []
+    for kept in (50, 1):
+        x = torch.randn(16, 50, 128, requires_grad=True)
+        output = model(x)
+        with FlopCounterMode(display=False) as counter:
+            output[:, :kept].square().sum().backward()
+        operations.append(counter.get_total_flops())
+    assert operations[1] < 0.25 * operations[0]
 
 
 @every_basis

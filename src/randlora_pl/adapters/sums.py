@@ -9,6 +9,8 @@ input and the output's gradient has the larger side, M (T, d) for the other one.
 - Backward, the gradient of S is ``B^T (L^T M)`` or ``(L B)^T M``, whichever takes fewer operations, and
   becomes those of lambda and gamma at once: neither S nor a gradient of the weight's size outlives the call.
 - Between the two passes a layer keeps M, or L, or the smaller L B, and W0 + B S only on demand.
+- Tokens whose gradient is zero are left out of the backward pass: above the last attention of a model that pools
+  one token, those are all the others.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from randlora_pl.adapters.hadamard import Hadamard
+
+_PROBES = 13  # no divisor of usual numbers of tokens, so that an image's first token is not met each time
 
 
 class Stored:
@@ -209,6 +213,10 @@ class AdaptedProduct(torch.autograd.Function):
         grad_x = grad_lambdas = grad_gammas = None
         with without_autocast(gradient):
             gradient = gradient.reshape(-1, ctx.out_features)
+            kept = kept if kept is None or ctx.projected else kept.reshape(-1, in_features)
+            tokens, rows = len(gradient), rows_that_count(gradient)
+            if rows is not None:
+                gradient, kept = gradient[rows], None if kept is None else kept[rows]
             basis = form.basis(b, lambdas, large, small)
             choice = form.choose(basis, len(gradient), large, small)
             projected = kept if ctx.projected else None
@@ -224,17 +232,30 @@ class AdaptedProduct(torch.autograd.Function):
                     grad_x = gradient @ weight.to(gradient.dtype)
                     add_product(grad_x, basis, stack, gradient, None if form.transposed else projected)
             if any(need_sum):
-                other = kept if ctx.projected else kept.reshape(-1, in_features)
-                many, few = (other, gradient) if form.transposed else (gradient, other)
-                if choice.project:
+                many, few = (kept, gradient) if form.transposed else (gradient, kept)
+                if choice.project or projected is not None:
                     stack = basis.contract(basis.project(many) if projected is None else projected, few)
                 else:
                     stack = basis.reduce((many.T @ few).to(form.dtype))
                 stack = basis.unmixed(stack.to(lambdas.dtype))
                 grad_lambdas, grad_gammas = unstacked(stack, lambdas, gammas, a, form.peft)
             grad_bias = gradient.sum(0) if need_bias else None
-        grad_x = None if grad_x is None else grad_x.view(ctx.shape)
+        if grad_x is not None:
+            whole = grad_x if rows is None else grad_x.new_zeros(tokens, in_features).index_copy_(0, rows, grad_x)
+            grad_x = whole.view(ctx.shape)
         return grad_x, None, grad_bias, grad_lambdas, grad_gammas, None, None, None
+
+
+def rows_that_count(gradient: Tensor) -> Tensor | None:
+    """Places of the rows that are not zero, (u), where they are the smaller part; None for all rows.
+
+    Looking costs a GPU more than it would gain, since the host would wait for it; on a CPU a few rows tell first.
+    """
+    plain = type(gradient) is Tensor and gradient.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not plain or len(gradient) < _PROBES or 2 * int(gradient[:: len(gradient) // _PROBES].any(1).sum()) > _PROBES:
+        return None
+    rows = gradient.any(1).nonzero()[:, 0]
+    return rows if 2 * len(rows) <= len(gradient) else None
 
 
 class Product(NamedTuple):
