@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import VeraConfig
 from torch import nn
 
@@ -9,7 +10,7 @@ from randlora_pl.adapters import VeRA, inject
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.vera import VeRADelta
 from tests.adapters import oracle
-from tests.adapters.cases import One
+from tests.adapters.cases import One, randomise
 
 
 def vera_pair(in_features: int, out_features: int, r: int) -> oracle.Pair:
@@ -59,3 +60,19 @@ def test_layers_share_one_pair_and_slice_it() -> None:
 
 def test_count() -> None:
     assert VeRA(256).count(WeightShape("fc2", 768, 3072)) == 768 + 256
+
+
+@pytest.mark.parametrize(("tokens", "r"), [(3, 4), (400, 4), (400, 60)])
+def test_every_form_gives_the_gradients_of_the_plain_product(tokens: int, r: int) -> None:
+    """Thin products for a small rank, one built weight for many tokens at a large one."""
+    model = One(24, 40).double()
+    inject(model, VeRA(r, alpha=3.0), ["fc"])
+    randomise(model, 0.5)
+    delta = model.fc.delta
+    assert isinstance(delta, VeRADelta)
+    x = torch.randn(tokens, 24, dtype=torch.float64, requires_grad=True)
+    found = []
+    for output in (model(x), F.linear(x, delta.effective_weight(model.fc.weight), model.fc.bias)):
+        found.append((output, *torch.autograd.grad(output.square().sum(), [x, delta.b, delta.d])))
+    for fast, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)

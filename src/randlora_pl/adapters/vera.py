@@ -3,9 +3,10 @@
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, check_dropout, trainable
+from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, check_dropout, like, trainable
 from randlora_pl.adapters.bases import Bases, Distribution, draw
 
 
@@ -76,3 +77,15 @@ class VeRADelta(FactoredDelta):
         b = self.bases.B[: self.out_features, 0, : self.rank].to(self.b.dtype)
         a = self.bases.A[0, : self.rank, : self.in_features].to(self.b.dtype)
         return (self.b * self.scaling)[:, None] * b, self.d[:, None] * a
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Scales tokens instead of A and B, which are frozen and so need no gradient, or builds W0 + P Q if cheaper."""
+        tokens, out_and_in = x.numel() // x.shape[-1], sum(weight.shape)
+        built = (tokens + 3 * self.rank) * weight.numel()
+        if self.keep is not False and not self.drops and built < 2 * tokens * self.rank * out_and_in:
+            return super().linear(x, weight, bias)
+        a = self.bases.A[0, : self.rank, : self.in_features]
+        b = self.bases.B[: self.out_features, 0, : self.rank]
+        hidden = F.linear(self.dropped(x), like(a, x))
+        up = F.linear(hidden * like(self.d, hidden), like(b, hidden))
+        return torch.addcmul(F.linear(x, weight, bias), up, like(self.b * self.scaling, up))
