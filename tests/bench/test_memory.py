@@ -68,3 +68,7 @@ def test_allocators_without_memory_are_recognised() -> None:
     assert is_out_of_memory(error.value)
     assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(ValueError("out of memory"))
     assert peak(torch.device("cpu")) is None
+
+
+def test_a_process_that_fails_has_no_size() -> None:
+    assert rss_elsewhere(divmod, 1, 0) is None
