@@ -17,8 +17,8 @@ from randlora_pl.adapters import (
     DoRA,
     LoRA,
     RandLoRA,
+    container,
     disabled,
-    files,
     inject,
     load_adapter,
     merge,
@@ -71,16 +71,16 @@ def folder(tmp_path: Path) -> Path:
 
 def edit(folder: Path, change: Callable[[Config], Any]) -> None:
     """By hand, so without the checksum."""
-    config = json.loads((folder / files.CONFIG).read_text())
+    config = json.loads((folder / container.CONFIG).read_text())
     config.pop("sha256", None)
     change(config)
-    (folder / files.CONFIG).write_text(json.dumps(config))
+    (folder / container.CONFIG).write_text(json.dumps(config))
 
 
 def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    tensors = load_file(folder / files.TENSORS)
+    tensors = load_file(folder / container.TENSORS)
     change(tensors)
-    save_file(tensors, folder / files.TENSORS)
+    save_file(tensors, folder / container.TENSORS)
     edit(folder, lambda config: None)
 
 
@@ -119,15 +119,15 @@ def test_a_saved_adapter_comes_back(method: str, kind: str, tmp_path: Path) -> N
     assert fresh.adapter_report.fingerprint == report.fingerprint  # type: ignore[union-attr]
     # Saving again writes the same bytes.
     again = save_adapter(fresh, tmp_path / "again")
-    for name in (files.TENSORS, files.CONFIG):
+    for name in (container.TENSORS, container.CONFIG):
         assert (folder / name).read_bytes() == (again / name).read_bytes()
 
 
 def test_what_a_folder_says(folder: Path) -> None:
-    config = json.loads((folder / files.CONFIG).read_text())
+    config = json.loads((folder / container.CONFIG).read_text())
     bases = bases_of(adapted())[0]
-    assert sorted(path.name for path in folder.iterdir()) == sorted([files.CONFIG, files.TENSORS])
-    assert config["format_version"] == 1
+    assert sorted(path.name for path in folder.iterdir()) == sorted([container.CONFIG, container.TENSORS])
+    assert config["format_version"] == 2
     assert config["method"] == "RandLoRA"
     assert config["options"] == RandLoRA(4, seed=3).options()
     assert (config["generator"], config["seed"]) == ("philox4x32-10/1", 3)
@@ -137,7 +137,7 @@ def test_what_a_folder_says(folder: Path) -> None:
     assert len(config["layers"]) == 6
     assert (config["base_model"]["library"], config["base_model"]["name"]) == ("timm", "small")
     assert len(config["base_model"]["weights_sha256_sampled"]) == 64
-    tensors = load_file(folder / files.TENSORS)
+    tensors = load_file(folder / container.TENSORS)
     assert tensors.keys() == trainable_parameters(adapted()).keys()
     assert sum(tensor.numel() for tensor in tensors.values()) == 6 * 6 * (4 + 24)  # no bases, no frozen weights
 
@@ -187,7 +187,7 @@ def test_an_adapter_reloads_where_the_same_one_is(folder: Path) -> None:
     before = model(x)
     load_adapter(model, folder)
     assert not torch.equal(model(x), before)
-    saved = load_file(folder / files.TENSORS)
+    saved = load_file(folder / container.TENSORS)
     assert all(torch.equal(value, saved[name]) for name, value in trainable_parameters(model).items())
 
 
@@ -224,7 +224,7 @@ def test_a_file_from_before_an_option_loads_with_its_default(folder: Path) -> No
 def test_bases_that_are_not_stored_as_numbers_are_checked_too(options: dict[str, Any], tmp_path: Path) -> None:
     model = adapted(RandLoRA(5, seed=3, memory="low", **options))
     saved = save_adapter(model, tmp_path / "adapter")
-    config = json.loads((saved / files.CONFIG).read_text())
+    config = json.loads((saved / container.CONFIG).read_text())
     assert config["options"]["basis"] == options["basis"]
     assert config["fingerprint"] == bases_of(model)[0].fingerprint
     assert torch.equal(adapted_from(saved)(x := zoo.images()), model(x))
@@ -253,7 +253,7 @@ def test_a_failed_save_keeps_the_older_adapter(folder: Path, monkeypatch: pytest
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(container, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         save_adapter(adapted(LoRA(2)), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -291,7 +291,7 @@ def test_an_empty_folder_and_a_relative_path_are_fine(tmp_path: Path, monkeypatc
 # Folders that cannot be read
 
 
-@pytest.mark.parametrize("missing", [files.CONFIG, files.TENSORS, None])
+@pytest.mark.parametrize("missing", [container.CONFIG, container.TENSORS, None])
 def test_a_folder_without_an_adapter(folder: Path, missing: str | None) -> None:
     (folder / missing).unlink() if missing else shutil.rmtree(folder)
     assert_refused(folder, r"adapter is no adapter folder: it needs adapter_config.json and adapter.safetensors")
@@ -299,7 +299,7 @@ def test_a_folder_without_an_adapter(folder: Path, missing: str | None) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.99])
 def test_truncated_tensors(folder: Path, share: float) -> None:
-    path = folder / files.TENSORS
+    path = folder / container.TENSORS
     os.truncate(path, int(path.stat().st_size * share))
     assert_refused(folder, r"adapter.safetensors cannot be read .*truncated or damaged; copy it again")
 
@@ -308,12 +308,12 @@ def test_truncated_tensors(folder: Path, share: float) -> None:
     "text", ["", "{", "[]", "null", '{"format_version": 1}', '{"format_version": 1, "method": "LoRA"}', "\xff\x00"]
 )
 def test_a_config_that_cannot_be_read(folder: Path, text: str) -> None:
-    (folder / files.CONFIG).write_text(text, encoding="latin-1")
+    (folder / container.CONFIG).write_text(text, encoding="latin-1")
     assert_refused(folder, r"adapter_config.json cannot be read .*save it again")
 
 
 CONFIGS: dict[str, tuple[Callable[[Config], Any], str]] = {
-    "a later format": (lambda c: c.update(format_version=2), "has format 2, this version reads up to 1: update"),
+    "a later format": (lambda c: c.update(format_version=3), "has format 3, this version reads up to 2: update"),
     "no number of a format": (lambda c: c.update(format_version="new"), "cannot be read"),
     "an unknown method": (lambda c: c.update(method="QLoRA"), "method 'QLoRA' is unknown; this version knows RandLoRA"),
     "an unknown option": (lambda c: c["options"].update(depth=3), "RandLoRA does not take these options .*'depth'"),
@@ -425,7 +425,7 @@ def test_only_what_trains_is_stored(method: str, tmp_path: Path) -> None:
     model = zoo.small_clip()
     report = inject(model, METHODS[method](4, "packed"))
     saved = save_adapter(model, tmp_path / "adapter")
-    tensors = load_file(saved / files.TENSORS)
+    tensors = load_file(saved / container.TENSORS)
     assert sum(tensor.numel() for tensor in tensors.values()) == report.trainable
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
 

@@ -23,6 +23,9 @@ from randlora_pl.rng import philox, stream
 GENERATOR = "philox4x32-10/1"
 """Name and version of the generator; stored with every adapter, changed whenever a bit would change."""
 
+STORED = "stored"
+"""In the place of the generator where an adapter brings bases along that no seed of ours gives."""
+
 BasisName = Literal["uniform", "normal", "binary", "ternary"]
 _CHUNK = 1 << 21  # counters drawn at once: bounds the int64 temporaries to some 200 MB
 
@@ -123,6 +126,7 @@ class Bases(nn.Module):
         b: (count_b, D, r).
         signs: Whether the entries of ``b`` are -1, 0 and 1 times one number: they are stored in 8 bits then.
         structure: Name of what ``b`` is made into, empty where it is the bases themselves.
+        stored: Whether they come from a file instead of the seed.
 
     Attributes:
         A: (count_a, r, d): the factor on the smaller (or input) side.
@@ -136,9 +140,11 @@ class Bases(nn.Module):
     B: Tensor
     scale: float = 1.0
 
-    def __init__(self, seed: int, a: Tensor, b: Tensor, signs: bool = False, structure: str = "") -> None:
+    def __init__(
+        self, seed: int, a: Tensor, b: Tensor, signs: bool = False, structure: str = "", stored: bool = False
+    ) -> None:
         super().__init__()
-        self.fingerprint = "" if a.is_meta else fingerprint(seed, a, b, structure=structure)
+        self.fingerprint = "" if a.is_meta else fingerprint(seed, a, b, structure=structure, stored=stored)
         if signs:
             self.scale = 1.0 if b.is_meta else b.abs().max().item()
             b = b.sign().to(torch.int8)
@@ -155,14 +161,25 @@ class Bases(nn.Module):
         )
         return self
 
+    def tensors(self) -> dict[str, Tensor]:
+        """``A`` and ``B`` (count_b, D, r) for a file, in the smallest dtype that keeps every bit."""
+        together = {"A": self.A, "B": self.B.permute(1, 0, 2) * self.scale}
+        return {name: _smallest(tensor.detach().cpu()) for name, tensor in together.items()}
+
     def extra_repr(self) -> str:
         """Shapes and the first digits of the fingerprint."""
         return f"A={tuple(self.A.shape)}, B={tuple(self.B.shape)}, fingerprint={self.fingerprint[:12]}"
 
 
-def fingerprint(seed: int, *tensors: Tensor, structure: str = "") -> str:
+def _smallest(tensor: Tensor) -> Tensor:
+    half = (tensor.to(dtype) for dtype in (torch.bfloat16, torch.float16))
+    return next((small for small in half if torch.equal(small.to(tensor.dtype), tensor)), tensor)
+
+
+def fingerprint(seed: int, *tensors: Tensor, structure: str = "", stored: bool = False) -> str:
     """SHA-256 of the generator's and structure's names, the seed and the little-endian float32 bits of the tensors."""
-    digest = hashlib.sha256(f"{GENERATOR}:{structure}:{seed}".encode() if structure else f"{GENERATOR}:{seed}".encode())
+    generator = STORED if stored else GENERATOR
+    digest = hashlib.sha256(f"{generator}:{structure}:{seed}".encode() if structure else f"{generator}:{seed}".encode())
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False).tobytes())

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.bases import Bases
 from randlora_pl.adapters.inject import InjectionReport, set_fast_paths
 from randlora_pl.adapters.layers import AdaptedLayer, RowBlocks, whole
 from randlora_pl.errors import UserError
@@ -108,8 +110,46 @@ def delta_weights(model: nn.Module) -> dict[str, Tensor]:
     return updates
 
 
+@torch.no_grad()
+def weight_updates(model: nn.Module) -> dict[str, Tensor]:
+    """The update of every adapted tensor, (out, in), by its key in the state dict of the base model.
+
+    Packed weights whose blocks are adapted apart are one tensor, zero where nothing is adapted.
+    """
+    return {
+        f"{path}.{layer.weight_name}".lstrip("."): _update(layer.delta, layer.base_weight)
+        for path, layer in adapted_layers(model).items()
+        if layer.delta is not None
+    }
+
+
+def use_bases(model: nn.Module, bases: Bases) -> None:
+    """Takes random bases from elsewhere for every update that has bases, in place.
+
+    Raises:
+        UserError: They are too small for a layer, or no update has bases. Nothing is changed then.
+    """
+    holders = {name: m for name, m in model.named_modules() if isinstance(getattr(m, "bases", None), Bases)}
+    if not holders:
+        raise UserError(f"{report_of(model).adapter.method()} has no random bases that others could replace.")
+    for name, holder in holders.items():
+        drawn: Any = holder.bases
+        have, want = ((*each.A.shape, *each.B.shape) for each in (bases, drawn))
+        if any(mine < needed for mine, needed in zip(have, want, strict=True)):
+            raise UserError(
+                f"{name}: bases of shapes {tuple(bases.A.shape)} and {tuple(bases.B.shape)} are too small; "
+                f"{tuple(drawn.A.shape)} and {tuple(drawn.B.shape)} are needed."
+            )
+    for holder in holders.values():
+        drawn = holder.bases
+        holder.bases = bases.to(drawn.A.device)
+    report = report_of(model)
+    report.fingerprint, report.stored_bases = bases.fingerprint, bases
+
+
 def _update(delta: DeltaWeight, weight: Tensor) -> Tensor:
-    if type(delta).effective_weight is DeltaWeight.effective_weight:
+    blocks = delta.blocks().values() if isinstance(delta, RowBlocks) else [delta]
+    if all(type(block).effective_weight is DeltaWeight.effective_weight for block in blocks):
         return delta.delta().detach()
     return delta.effective_weight(weight).detach() - weight
 

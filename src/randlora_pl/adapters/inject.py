@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, matches
-from randlora_pl.adapters.bases import GENERATOR
+from randlora_pl.adapters.bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.budget import match_budget
 from randlora_pl.adapters.layers import AdaptedAttention, AdaptedLayer, AdaptedLinear, RowBlocks
 from randlora_pl.adapters.targets import Site, row_blocks, select
@@ -42,6 +42,7 @@ class InjectionReport:
         fingerprint: SHA-256 of the random bases, empty where there are none.
         base_hash: Sampled SHA-256 of the weights before adaptation.
         notes: Remarks that a user should read.
+        stored_bases: Bases from a file, where no seed gives them.
     """
 
     adapter: Adapter
@@ -52,6 +53,7 @@ class InjectionReport:
     fingerprint: str = ""
     base_hash: str = ""
     notes: list[str] = field(default_factory=list)
+    stored_bases: Bases | None = None
 
     def grouped(self) -> list[tuple[str, str, tuple[int, ...], int, int]]:
         """Rows that differ in their block number only: (name, kind, shape, layers, parameters)."""
@@ -235,4 +237,5 @@ def hash_weights(model: nn.Module) -> str:
 
 def generator_facts(report: InjectionReport) -> dict[str, Any]:
     """What a file says of the random bases: generator, seed and fingerprint."""
-    return {"generator": GENERATOR, "seed": report.adapter.key, "fingerprint": report.fingerprint}
+    generator = GENERATOR if report.stored_bases is None else STORED
+    return {"generator": generator, "seed": report.adapter.key, "fingerprint": report.fingerprint}

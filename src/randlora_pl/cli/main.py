@@ -19,6 +19,8 @@ VERBS = {
     "predict": "predict:predict_verb",
     "compare-methods": "compare:compare_verb",
     "zeroshot": "zeroshot:zeroshot_verb",
+    "adapter": "adapter:adapter_verb",
+    "serve": "serve:serve_verb",
     "data": "data:data_verb",
     "bench": "bench:bench_verb",
     "datasets": "quick:datasets_verb",
@@ -39,6 +41,8 @@ randlora-pl {__version__}: RandLoRA and its baselines on CLIP, DINOv2 and other 
 Run       fit        train, with a test before and after; --resume RUN goes on after a crash
           test       test an adapter: --adapter FOLDER or --run RUN (validate: on the validation images)
           predict    classify images with an adapter
+          adapter    info | diff | merge | add | export | import | push | pull: take adapters elsewhere
+          serve      answer requests for predictions over HTTP, with a page to drop images on
           compare-methods   every method on 16 shots of the digits, in one table
           zeroshot   an untrained CLIP on the test images, beside published figures
           bench      data NAME | train | captions | adapters: speed and memory of the pipeline and of training steps
@@ -107,7 +111,7 @@ def _run(words: list[str]) -> int:
     if verb not in VERBS:
         hint = _config_hint(verb) or near(verb, VERBS)
         raise UserError(f"{verb!r} is not a verb.{hint} See: randlora-pl --help")
-    if {"--help", "-h"} & set(rest):
+    if {"--help", "-h"} & set(rest) and verb != "adapter":  # its verbs have pages of their own
         from randlora_pl.cli.pages import page
 
         print(page(verb), end="")

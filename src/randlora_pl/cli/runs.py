@@ -190,18 +190,18 @@ def keep_older(file: Path) -> None:
 
 
 def adapter_config(folder: Path) -> Tree:
-    """The model part of a config, from an adapter folder that a task has written.
+    """The model part of a config, from an adapter folder or file that a task has written.
 
     Raises:
         UserError: It is no such folder.
     """
-    file = folder / "adapter_config.json"
+    file = folder if folder.is_file() else folder / "adapter_config.json"
     if not file.is_file():
         inside = [name for name in (ADAPTER, "adapter-best") if (folder / name).is_dir()]
         hint = f" Did you mean {folder / inside[0]}?" if inside else " A run keeps it in RUN/adapter."
         raise UserError(f"{folder} is no adapter folder: it has no {file.name}.{hint}")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = _metadata(file) if file == folder else json.loads(file.read_text(encoding="utf-8"))
         metadata = content["metadata"]
         task, arguments = metadata["task"], metadata["arguments"]
         adapter = _as_class(content)
@@ -209,6 +209,16 @@ def adapter_config(folder: Path) -> Tree:
         raise UserError(f"{file} says nothing of a task ({type(error).__name__}: {error}).") from error
     arguments = {name: value for name, value in arguments.items() if name != "seed"}
     return {"model": {"class_path": task, "init_args": arguments | {"adapter": adapter}}}
+
+
+def _metadata(file: Path) -> Any:
+    """The description that one ``.safetensors`` file carries, read without PyTorch: length, JSON header, tensors."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > min(file.stat().st_size, 100_000_000):  # the format's own limit
+            raise ValueError("no safetensors file")
+        header = json.loads(stream.read(length))
+    return json.loads(header["__metadata__"]["adapter_config"])
 
 
 def _as_class(description: Any) -> Any:

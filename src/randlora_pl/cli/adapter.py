@@ -1,0 +1,55 @@
+"""``adapter ...``: looks at adapter files and takes them elsewhere."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from randlora_pl.errors import UserError, near
+
+VERBS = {
+    "info": "adapter_info:info_verb",
+    "diff": "adapter_diff:diff_verb",
+    "merge": "adapter_merge:merge_verb",
+    "add": "adapter_add:add_verb",
+    "export": "adapter_export:export_verb",
+    "import": "adapter_import:import_verb",
+    "push": "adapter_push:push_verb",
+    "pull": "adapter_pull:pull_verb",
+}
+"""Where each verb's function is, beside its PAGE; imported when it is typed."""
+
+PAGE = """\
+Look at adapter files, and take them elsewhere. ADAPTER is a folder (RUN/adapter) or one .safetensors file.
+
+  randlora-pl adapter info ADAPTER                             method, base model, rank and size of each update
+  randlora-pl adapter diff ADAPTER ADAPTER                     what two adapters differ in
+  randlora-pl adapter merge ADAPTER --output FILE              weights for open_clip or timm, without this program
+  randlora-pl adapter add ADAPTER ADAPTER --output DIR         weighted sums of updates (task arithmetic)
+  randlora-pl adapter export ADAPTER --to peft --output DIR    also: lora, onnx, torch, adapter
+  randlora-pl adapter import PATH --from peft --output DIR     also: official
+  randlora-pl adapter push ADAPTER --repo USER/NAME            to the Hugging Face Hub, with a model card
+  randlora-pl adapter pull USER/NAME --output DIR              from there
+
+Each explained: randlora-pl adapter VERB --help
+"""
+
+
+def adapter_verb(args: list[str]) -> int:
+    """Run one of the verbs, or explain it."""
+    asked = {"--help", "-h"} & set(args)
+    if not args or args[0] in asked:
+        print(PAGE, end="")
+        return 0
+    verb, *rest = args
+    if verb not in VERBS:
+        raise UserError(
+            f"There is no verb adapter {verb}.{near(verb, VERBS)} "
+            f"Use one of {', '.join(VERBS)}; see: randlora-pl adapter --help"
+        )
+    module, _, name = VERBS[verb].partition(":")
+    there: Any = import_module(f"randlora_pl.cli.{module}")
+    if asked or not rest:
+        print(there.PAGE, end="")
+        return 0
+    function: Callable[[list[str]], int] = getattr(there, name)
+    return function(rest)

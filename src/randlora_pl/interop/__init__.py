@@ -1,0 +1,1 @@
+"""Adapters elsewhere: merged weights, PEFT, the official code, plain LoRA, ONNX, hubs."""
