@@ -177,9 +177,12 @@ def _smallest(tensor: Tensor) -> Tensor:
 
 
 def fingerprint(seed: int, *tensors: Tensor, structure: str = "", stored: bool = False) -> str:
-    """SHA-256 of the generator's and structure's names, the seed and the little-endian float32 bits of the tensors."""
-    generator = STORED if stored else GENERATOR
-    digest = hashlib.sha256(f"{generator}:{structure}:{seed}".encode() if structure else f"{generator}:{seed}".encode())
+    """SHA-256 of the generator's and structure's names, the seed and the little-endian float32 bits of the tensors.
+
+    For stored bases no generator and no seed counts.
+    """
+    source = STORED if stored else f"{GENERATOR}:{structure}:{seed}" if structure else f"{GENERATOR}:{seed}"
+    digest = hashlib.sha256(source.encode())
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False).tobytes())

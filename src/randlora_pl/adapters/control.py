@@ -1,8 +1,7 @@
 """What can be done with an adapted model: merge, unmerge, unload, disable, and look at its updates."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -129,22 +128,33 @@ def use_bases(model: nn.Module, bases: Bases) -> None:
     Raises:
         UserError: They are too small for a layer, or no update has bases. Nothing is changed then.
     """
-    holders = {name: m for name, m in model.named_modules() if isinstance(getattr(m, "bases", None), Bases)}
+    holders = with_bases(model.modules())
     if not holders:
         raise UserError(f"{report_of(model).adapter.method()} has no random bases that others could replace.")
-    for name, holder in holders.items():
-        drawn: Any = holder.bases
-        have, want = ((*each.A.shape, *each.B.shape) for each in (bases, drawn))
-        if any(mine < needed for mine, needed in zip(have, want, strict=True)):
-            raise UserError(
-                f"{name}: bases of shapes {tuple(bases.A.shape)} and {tuple(bases.B.shape)} are too small; "
-                f"{tuple(drawn.A.shape)} and {tuple(drawn.B.shape)} are needed."
-            )
-    for holder in holders.values():
-        drawn = holder.bases
-        holder.bases = bases.to(drawn.A.device)
+    if problem := too_small(bases, holders):
+        raise UserError(f"{problem}.")
+    for holder in holders:
+        device: torch.device = holder.bases.A.device  # type: ignore[union-attr, assignment]
+        holder.bases = bases.to(device)
     report = report_of(model)
     report.fingerprint, report.stored_bases = bases.fingerprint, bases
+
+
+def with_bases(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Those of some modules that hold random bases."""
+    return [module for module in modules if isinstance(getattr(module, "bases", None), Bases)]
+
+
+def too_small(bases: Bases, holders: Iterable[nn.Module]) -> str:
+    """What keeps bases from taking the place of those that some modules hold; empty where nothing does."""
+    for drawn in {id(each): each for each in (holder.bases for holder in holders) if isinstance(each, Bases)}.values():
+        have, want = ((*each.A.shape, *each.B.shape) for each in (bases, drawn))
+        if any(mine < needed for mine, needed in zip(have, want, strict=True)):
+            return (
+                f"its bases A {tuple(bases.A.shape)} and B {tuple(bases.B.shape)} are too small, "
+                f"{tuple(drawn.A.shape)} and {tuple(drawn.B.shape)} are needed"
+            )
+    return ""
 
 
 def _update(delta: DeltaWeight, weight: Tensor) -> Tensor:

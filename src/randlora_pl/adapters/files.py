@@ -179,7 +179,7 @@ def _stored_bases(path: Path, contents: Contents) -> Bases | None:
     if contents.bases.keys() != {"A", "B"} or any(tensor.dim() != 3 for tensor in contents.bases.values()):
         raise UserError(f"{path} needs the bases A and B in {BASES}, which no seed gives; copy the whole folder again.")
     a, b = (contents.bases[name].float() for name in ("A", "B"))
-    bases = Bases(int(contents.config.get("seed", 0)), a, b, stored=True)
+    bases = Bases(0, a, b, stored=True)
     if bases.fingerprint != contents.config.get("fingerprint"):
         there, here = str(contents.config.get("fingerprint"))[:12], bases.fingerprint[:12]
         raise UserError(f"{path}: its stored bases are {here}, it was trained with {there}; copy it again.")

@@ -1,12 +1,12 @@
 """Whether a saved adapter fits a model: every mismatch by name, before anything is touched."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from randlora_pl.adapters.bases import GENERATOR
-from randlora_pl.adapters.control import trainable_parameters
+from randlora_pl.adapters.control import too_small, trainable_parameters, with_bases
 from randlora_pl.adapters.inject import InjectionReport, chosen_tensors, hash_weights, make_deltas
 from randlora_pl.adapters.targets import Site, select
 from randlora_pl.adapters.whole import Whole
@@ -26,7 +26,7 @@ def differences(file: "AdapterFile", model: nn.Module, present: InjectionReport)
     expected = {name: tuple(value.shape) for name, value in trainable_parameters(model).items()}
     return (
         _base_problem(file, present.base_hash)
-        + _bases_problem(file, present.fingerprint)
+        + _bases_problem(file, present.fingerprint, model.modules())
         + _compare(file.tensors, expected)
     )
 
@@ -47,7 +47,7 @@ def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
     if layers:
         return found + [f"layer {name} is {saved.get(name)} there and {shapes.get(name)} here" for name in layers]
     deltas, fingerprint = make_deltas(file.adapter, sites, model)
-    found += _bases_problem(file, fingerprint)
+    found += _bases_problem(file, fingerprint, (module for delta in deltas.values() for module in delta.modules()))
     expected: dict[str, tuple[int, ...]] = {}
     for site, delta in deltas.items():
         expected |= {f"{_prefix(site)}{n}": tuple(p.shape) for n, p in delta.named_parameters()}
@@ -63,9 +63,10 @@ def _base_problem(file: "AdapterFile", here: str) -> list[str]:
     return []
 
 
-def _bases_problem(file: "AdapterFile", here: str) -> list[str]:
+def _bases_problem(file: "AdapterFile", here: str, modules: Iterable[nn.Module]) -> list[str]:
     if file.bases is not None:  # they come along, whatever the seed gives
-        return []
+        problem = too_small(file.bases, with_bases(modules))
+        return [problem] if problem else []
     there, generator = file.config.get("fingerprint"), file.config.get("generator")
     if generator == GENERATOR and there == here:
         return []

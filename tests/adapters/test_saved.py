@@ -1,0 +1,45 @@
+"""Adapters written by earlier versions load for ever, with the same predictions.
+
+`saved/` holds adapters of the tiny CLIP, written by the version that introduced each format and never again:
+`v1-*` by format 1, `v2-*` by format 2, each with the logits that it gave for four digits beside it.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from randlora_pl.adapters import read_adapter
+from randlora_pl.tasks import load_task
+
+SAVED = Path(__file__).parent / "saved"
+NAMES = sorted(path.stem for path in SAVED.glob("*.json"))
+
+
+def digits(size: int) -> torch.Tensor:
+    images = torch.from_numpy(load_digits().images[:4]).float()[:, None].expand(-1, 3, -1, -1) / 16
+    return 2 * torch.nn.functional.interpolate(images, (size, size), mode="bilinear") - 1
+
+
+def path_of(name: str) -> Path:
+    return SAVED / name if (SAVED / name).is_dir() else SAVED / f"{name}.safetensors"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adapter_of_an_earlier_version_predicts_the_same(name: str) -> None:
+    task = load_task(path_of(name))
+    with torch.no_grad():
+        logits = task.class_logits(digits(task.image_spec.size))
+    expected = torch.tensor(json.loads((SAVED / f"{name}.json").read_text()))
+    torch.testing.assert_close(logits, expected, atol=2e-3 if "bf16" in name else 2e-4, rtol=1e-3)
+    assert task.classnames == ["zero", "one", "two"]
+
+
+def test_every_format_is_there() -> None:
+    versions = {read_adapter(path_of(name)).config["format_version"] for name in NAMES}
+    assert versions == {1, 2}
+    assert {read_adapter(path_of(name)).adapter.method() for name in NAMES} >= {"RandLoRA", "LoRA", "VeRA", "DoRA"}
+    assert any(path_of(name).is_file() for name in NAMES)
+    assert any(read_adapter(path_of(name)).bases is not None for name in NAMES)
