@@ -23,10 +23,11 @@ from randlora_pl.adapters import (
     unload,
     unmerge,
 )
-from randlora_pl.adapters.control import report_of
+from randlora_pl.adapters.bases import Bases
+from randlora_pl.adapters.control import report_of, use_bases, weight_updates
 from randlora_pl.errors import UserError
 from tests.adapters import zoo
-from tests.adapters.cases import assert_close, randomise
+from tests.adapters.cases import KINDS, METHODS, WHOLE, adapt, assert_close, bases_of, randomise
 
 
 def adapted_vit() -> nn.Module:
@@ -161,3 +162,74 @@ def test_unloaded_weights_stay_frozen_and_the_model_can_be_adapted_again() -> No
     assert_close(model(x), first)
     randomise(model)
     assert (model(x) - first).abs().max() > 1e-3
+
+
+# Updates by state-dict key, and bases from elsewhere
+
+
+@pytest.mark.parametrize("kind", ["linear-in>out", "mha-qkvo", "mha-split", "mha-only-v", "timm-split"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in WHOLE])
+def test_updates_by_key_are_what_merging_adds(method: str, kind: str) -> None:
+    model = KINDS[kind].build().double()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adapt(model, method, kind)
+    randomise(model)
+    updates = weight_updates(model)
+    merge(model)
+    after = model.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert changed == updates.keys()
+    for name, update in updates.items():
+        torch.testing.assert_close(update, after[name] - before[name], atol=1e-9, rtol=1e-7)
+
+
+def other_bases(model: nn.Module, more: int = 0) -> Bases:
+    drawn = bases_of(model)[0]
+    (_, rank, small), (large, count, _) = drawn.A.shape, drawn.B.shape
+    return Bases(0, torch.randn(1, rank + more, small), torch.randn(count, large + more, rank + more), stored=True)
+
+
+@pytest.mark.parametrize("more", [0, 3])
+def test_bases_from_elsewhere_give_the_update_of_the_equation(more: int) -> None:
+    model = KINDS["linear-in>out"].build()
+    adapt(model, "randlora", "linear-in>out")
+    randomise(model)
+    bases = other_bases(model, more)
+    use_bases(model, bases)
+    (layer,) = adapted_layers(model).values()
+    delta = layer.delta
+    a, b = bases.A[0], bases.B.permute(1, 0, 2)
+    rank, large, small = delta.rank, delta.large, delta.small
+    total = sum(
+        b[j, :large, :rank] @ torch.diag(delta.lambdas[j]) @ a[:rank, :small] @ torch.diag(delta.gammas[j])
+        for j in range(delta.count)
+    )
+    expected = delta.scaling * (total.T if delta.transposed else total)
+    assert_close(next(iter(delta_weights(model).values())), expected.detach(), 1e-5)
+    assert report_of(model).fingerprint == bases.fingerprint and report_of(model).stored_bases is bases
+
+
+def test_all_layers_share_the_bases_from_elsewhere() -> None:
+    model = adapted_vit()
+    bases = other_bases(model)
+    x = torch.randn(2, 3, 16, 16)
+    before = model(x)
+    use_bases(model, bases)
+    assert {id(found) for found in bases_of(model)} == {id(bases)}
+    assert not torch.equal(model(x), before)
+
+
+def test_bases_that_are_too_small_or_of_no_use_are_refused() -> None:
+    model = adapted_vit()
+    drawn = bases_of(model)[0]
+    (_, rank, small), (large, count, _) = drawn.A.shape, drawn.B.shape
+    narrow = Bases(0, torch.randn(1, rank, small - 1), torch.randn(count, large, rank), stored=True)
+    with pytest.raises(
+        UserError, match=r"its bases A \(1, 4, 23\) and B .* are too small, \(1, 4, 24\) and .* are needed"
+    ):
+        use_bases(model, narrow)
+    assert {id(found) for found in bases_of(model)} == {id(drawn)} and report_of(model).stored_bases is None
+    plain = zoo.small_vit()
+    inject(plain, LoRA(2))
+    with pytest.raises(UserError, match="LoRA has no random bases"):
+        use_bases(plain, drawn)

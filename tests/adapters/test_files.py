@@ -17,6 +17,7 @@ from randlora_pl.adapters import (
     DoRA,
     LoRA,
     RandLoRA,
+    VeRA,
     container,
     disabled,
     inject,
@@ -27,7 +28,11 @@ from randlora_pl.adapters import (
     trainable_parameters,
     unmerge,
 )
+from randlora_pl.adapters.bases import Bases
+from randlora_pl.adapters.control import use_bases
+from randlora_pl.adapters.files import DTYPES, copy_adapter
 from randlora_pl.errors import UserError
+from randlora_pl.models import meta_clip
 from tests.adapters import zoo
 from tests.adapters.cases import (
     KINDS,
@@ -435,3 +440,110 @@ def test_others_may_read_both_files_alike(tmp_path: Path) -> None:
     inject(model, RandLoRA(rank=2))
     save_adapter(model, tmp_path / "adapter")
     assert len({path.stat().st_mode for path in (tmp_path / "adapter").iterdir()}) == 1
+
+
+# One file, other dtypes, stored bases
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_file_holds_what_the_folder_holds(method: str, tmp_path: Path) -> None:
+    model = base()
+    inject(model, METHODS[method](2, "packed"))
+    randomise(model)
+    extra = {"head": torch.randn(3, 4)}
+    folder = save_adapter(model, tmp_path / "adapter", extra=extra, metadata={"classnames": ["a"]})
+    one = save_adapter(model, tmp_path / "adapter.safetensors", extra=extra, metadata={"classnames": ["a"]})
+    left, right = read_adapter(folder), read_adapter(one)
+    assert left.config == right.config and one.is_file()
+    assert all(torch.equal(left.tensors[name], right.tensors[name]) for name in left.tensors)
+    assert torch.equal(right.extra["head"], extra["head"]) and right.metadata == {"classnames": ["a"]}
+    fresh, x = base(), torch.randn(2, 3, 16, 16)
+    load_adapter(fresh, one)
+    assert torch.equal(fresh(x), model(x))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["adapter", "adapter.safetensors"])
+def test_half_precision_files(dtype: str, name: str, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "half" / name
+    size = copy_adapter(folder, path, DTYPES[dtype])
+    assert size == sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
+    whole, half = read_adapter(folder), read_adapter(path)
+    for key, tensor in whole.tensors.items():
+        assert half.tensors[key].dtype == DTYPES[dtype]
+        assert torch.equal(half.tensors[key], tensor.to(DTYPES[dtype]))
+    model = adapted_from(path)
+    assert {parameter.dtype for parameter in trainable_parameters(model).values()} == {torch.float32}
+    x = torch.randn(2, 3, 16, 16)
+    assert_close(model(x), adapted()(x), 0.1)
+    again = read_adapter(save_adapter(adapted(), tmp_path / "saved", dtype=DTYPES[dtype]))
+    assert all(torch.equal(again.tensors[key], half.tensors[key]) for key in half.tensors)
+
+
+def test_bytes_of_the_papers_vit_b32(tmp_path: Path) -> None:
+    """RandLoRA-6 of both towers: 5,170,320 parameters, at most 1.02 times their bytes, half of that in bfloat16."""
+    model = meta_clip("ViT-B-32")
+    report = inject(model, RandLoRA(6))
+    model.to_empty(device="cpu")
+    for parameter in trainable_parameters(model).values():
+        parameter.data.zero_()
+    report.fingerprint = "0" * 64
+    folder = save_adapter(model, tmp_path / "adapter", metadata={"classnames": [f"class {n}" for n in range(100)]})
+    whole = sum(file.stat().st_size for file in folder.iterdir())
+    assert report.trainable == 5_170_320
+    assert 4 * 5_170_320 < whole <= 1.02 * 4 * 5_170_320
+    half = save_adapter(model, tmp_path / "half.safetensors", dtype=torch.bfloat16)
+    assert 2 * 5_170_320 < half.stat().st_size <= 1.02 * 2 * 5_170_320
+
+
+def with_stored_bases(adapter: Any = None) -> nn.Module:
+    model = adapted(adapter)
+    drawn = bases_of(model)[0]
+    (_, rank, small), (large, count, _) = drawn.A.shape, drawn.B.shape
+    use_bases(
+        model, Bases(0, torch.randn(1, rank, small).bfloat16().float(), torch.randn(count, large, rank), stored=True)
+    )
+    return model
+
+
+@pytest.mark.parametrize("name", ["adapter", "adapter.safetensors"])
+@pytest.mark.parametrize("adapter", [RandLoRA(4, seed=3), VeRA(5, seed=3), DoRA(RandLoRA(4, seed=3))])
+def test_bases_that_no_seed_gives_come_along(adapter: Any, name: str, tmp_path: Path) -> None:
+    model = with_stored_bases(adapter)
+    path = save_adapter(model, tmp_path / name)
+    file = read_adapter(path)
+    assert file.bases is not None and file.config["generator"] == "stored"
+    x = torch.randn(2, 3, 16, 16)
+    fresh = adapted_from(path)
+    assert torch.equal(fresh(x), model(x))
+    assert len({id(found) for found in bases_of(fresh)}) == 1
+    same = adapted(adapter)  # with the drawn bases, in place
+    load_adapter(same, path)
+    assert torch.equal(same(x), model(x))
+    again = save_adapter(fresh, tmp_path / "again.safetensors")
+    assert read_adapter(again).config == file.config
+    assert len(container.read(path).bases) == 2 and container.read(path).bases["A"].dtype == torch.bfloat16
+
+
+def test_stored_bases_that_are_missing_damaged_or_too_small(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    path = save_adapter(with_stored_bases(), tmp_path / "adapter")
+    bases = load_file(path / container.BASES)
+    changed = {"A": bases["A"].clone(), "B": bases["B"]}
+    changed["A"][0, 0, 0] += 1
+    save_file(changed, path / container.BASES)
+    assert_refused(path, r"is damaged, or was changed after it was saved \(bases.A\)")
+    edit(path, lambda config: None)
+    assert_refused(path, "its stored bases are .*, it was trained with .*; copy it again")
+    (path / container.BASES).unlink()
+    assert_refused(path, "needs the bases A and B in bases.safetensors, which no seed gives")
+    narrow = Bases(0, bases["A"].float()[..., 1:].contiguous(), bases["B"], stored=True)
+    save_file({"A": narrow.A, "B": bases["B"]}, path / container.BASES)
+    edit(path, lambda config: config.update(fingerprint=narrow.fingerprint))
+    assert_refused(path, r"its bases A \(1, 4, 23\) .* are too small")
+    assert_refused(path, r"its bases A \(1, 4, 23\) .* are too small", adapted())
+
+
+def test_all_problems_are_counted(folder: Path) -> None:
+    edit(folder, lambda config: config["layers"].update({f"blocks.{n}.mlp.fc1": [9, 9] for n in range(20, 30)}))
+    assert_refused(folder, "layer blocks.25.mlp.fc1 .*; and 4 more")
