@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from randlora_pl import __version__
 from randlora_pl.adapters import read_adapter, trainable_parameters
 from randlora_pl.callbacks import AdapterCheckpoint
 from randlora_pl.callbacks.checkpoint import is_finite
@@ -42,6 +43,7 @@ def test_adapter_folder_holds_the_last_weights(fit: Fit, tmp_path: Path) -> None
     assert all(torch.equal(saved.tensors[name], expected[name]) for name in expected)
     training = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["metadata"]["training"]
     assert training["step"] == 4 and training["frame"]["size"] == 32
+    assert (training["dataset"], training["steps"], training["randlora_pl"]) == ("digits", 4, __version__)
 
 
 def test_best_adapter_is_the_one_of_the_best_validation(fit: Fit, tmp_path: Path) -> None:

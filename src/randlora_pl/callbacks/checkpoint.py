@@ -9,11 +9,15 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from randlora_pl import __version__
 from randlora_pl.callbacks.checkpoint_file import CheckpointFile
+from randlora_pl.callbacks.results import planned
 from randlora_pl.callbacks.run_folder import run_folder
 from randlora_pl.errors import UserError, near
 
 LAST, ADAPTER, BEST = "checkpoints/last.ckpt", "adapter", "adapter-best"
+_TRAINED_ON = ("dataset", "train", "shots", "fraction", "train_split", "steps", "draws", "window", "seed")
+"""Facts of the data that an adapter keeps: the same whether a run was resumed or not."""
 
 
 def is_finite(module: LightningModule) -> bool:
@@ -144,7 +148,7 @@ def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
 
 
 def save_adapter_of(trainer: Trainer, pl_module: LightningModule, folder: Path, summary: dict[str, Any]) -> None:
-    """Writes the adapter folder of a task, with how images were prepared for it.
+    """Writes the adapter folder of a task, with what it was trained on and how images were prepared for it.
 
     Args:
         trainer: With the data module of the training.
@@ -153,5 +157,8 @@ def save_adapter_of(trainer: Trainer, pl_module: LightningModule, folder: Path, 
         summary: Figures of the training, kept in the folder's metadata.
     """
     save: Any = pl_module.save
-    frame = getattr(trainer.datamodule, "frame", None)  # type: ignore[attr-defined]
-    save(folder, summary | ({"frame": asdict(frame)} if frame is not None else {}))
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    facts = planned(data) if hasattr(data, "summary") else {}
+    about = {name: facts[name] for name in _TRAINED_ON if facts.get(name) is not None} | {"randlora_pl": __version__}
+    frame = getattr(data, "frame", None)
+    save(folder, summary | about | ({"frame": asdict(frame)} if frame is not None else {}))
