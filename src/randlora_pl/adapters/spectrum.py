@@ -88,7 +88,7 @@ def truncated(matrix: Tensor, rank: int | None = None, error: float | None = Non
     # What ranks 0, 1, ... leave, summed from the smallest value up.
     left_over = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
     relative = (left_over / left_over[0].clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
-    k = min(rank, len(values)) if rank is not None else max(1, int((relative <= error).nonzero()[0]))
+    k = max(1, int((relative <= error).nonzero()[0])) if error is not None else min(rank or 1, len(values))
     roots = values[:k].sqrt()
     return LowRank(u[:, :k] * roots, roots[:, None] * v[:k], float(relative[k]))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import AdapterFile, DoRA, load_adapter
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.bases import GENERATOR
-from randlora_pl.adapters.control import delta_weights, trainable_parameters, unload, weight_updates
+from randlora_pl.adapters.control import delta_weights, trainable_parameters, weight_updates
 from randlora_pl.adapters.inject import hash_weights
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
@@ -127,13 +127,6 @@ def updates(base: Base, file: AdapterFile) -> State:
     return weight_updates(part)
 
 
-def tuned_state(base: Base, file: AdapterFile) -> State:
-    """The state dict of the whole model with the adapter merged, under the library's own keys."""
-    made = adapted(base, file)
-    unload(made.part)
-    return made.model.state_dict()
-
-
 def weighted_sum(parts: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> State:
     """sum_i w_i delta_i by key, summed in float64 (task arithmetic, Ilharco et al., 2023, equation of section 2).
 
@@ -158,7 +151,7 @@ def interpolated(base: Tensor, tuned: Tensor, scale: float) -> Tensor:
 
 @torch.no_grad()
 def layer_updates(file: AdapterFile) -> State:
-    """The update of every adapted weight by layer name, as `delta_weights` gives it, without the base model if possible.
+    """The update of every adapted weight by layer name, as `delta_weights` gives it, from the file alone if possible.
 
     A sum of random bases or a product of trained factors needs shapes and a seed only. DoRA scales the base's rows,
     and methods that train the model's own tensors store them whole: these load the base model.
@@ -191,7 +184,7 @@ def layer_updates(file: AdapterFile) -> State:
 
 
 def _tensors_of(file: AdapterFile, layer: str) -> State:
-    """The trained tensors of one layer: below its path, that of its attention layer, or of a block of a packed weight."""
+    """The trained tensors of one layer: below its path, its attention layer's, or a block of a packed weight."""
     for prefix in _prefixes(layer):
         if own := {n.removeprefix(prefix): t for n, t in file.tensors.items() if n.startswith(prefix)}:
             return own
