@@ -100,7 +100,9 @@ def check_wish(rank: int | None, error: float | None) -> None:
         UserError: As said.
     """
     if (rank is None) == (error is None):
-        raise UserError("give either --rank K or --error E (relative, in the Frobenius norm), for example --error 0.05.")
+        raise UserError(
+            "give either --rank K or --error E (relative, in the Frobenius norm), for example --error 0.05."
+        )
     if rank is not None and rank < 1:
         raise UserError(f"--rank is {rank}: give a positive whole number.")
     if error is not None and not 0 <= error < 1:

@@ -61,7 +61,9 @@ def merge_verb(args: list[str]) -> int:
     base = load_base(file)
     written = write(options.output, merged(base, file, options.scale, options.head), options.overwrite)
     which = {0.0: "the base model's weights, unchanged", 1.0: "the tuned weights"}
-    print(f"scale {options.scale:g}: {which.get(options.scale, f'W0 + {options.scale:g} (W - W0) in every tuned tensor')}")
+    print(
+        f"scale {options.scale:g}: {which.get(options.scale, f'W0 + {options.scale:g} (W - W0) in every tuned tensor')}"
+    )
     print_written(written)
     return 0
 
