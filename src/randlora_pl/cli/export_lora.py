@@ -39,7 +39,7 @@ def print_converted(path: "Path", made: "Converted") -> None:
     rows = [vars(layer) for layer in made.layers]
     print(layer_table(rows, {"rank": "rank", "error": "error (mean)", "norm": "norm of the update"}, every=False))
     worst = max(made.layers, key=lambda layer: layer.error)
-    print(f"error: {made.error:.2e} of all updates together (Frobenius), at most {worst.error:.2e} ({worst.name})")
+    print(f"error: {made.error:.2e} of all updates together (Frobenius), at most {worst.error:.2e} ({worst.layer})")
     print(f"largest difference of outputs on random images: {made.difference:.1e}, {made.relative:.1e} of the largest")
     print(f"{path}: LoRA, {made.parameters:,} parameters, {made.size:,} bytes")
     print(f"  randlora-pl predict --adapter {path} --images PATH")

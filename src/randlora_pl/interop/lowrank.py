@@ -26,7 +26,7 @@ from randlora_pl.interop.updates import Base, State, adapted
 class Layer:
     """One layer of a LoRA adapter that was made of an update: its shape, rank, relative error and the update's norm."""
 
-    name: str
+    layer: str
     shape: tuple[int, int]
     rank: int
     error: float
@@ -126,7 +126,13 @@ def _layers_of(
     whole = {site.path for site in named if not site.block}
     whole |= {s.path for s in sites if not s.block and _key(part, s) in updated} - {site.path for site in named}
     chosen = [site for site in sites if (site.path in whole) != bool(site.block) and (not site.block or site in named)]
-    if outside := sorted(updated - {_key(part, site) for site in chosen}):
+    outside = sorted(updated - {_key(part, site) for site in chosen})
+    if elsewhere := set(outside) - part.state_dict().keys():
+        raise UserError(
+            f"{first.path} belongs to the image tower alone, and {len(elsewhere)} updated tensors are elsewhere "
+            f"({min(elsewhere)} ...): take the head of an adapter of the whole model (--head), or --as merged."
+        )
+    if outside:
         raise UserError(
             f"{len(outside)} updated tensors have no place in a LoRA adapter of {first.path} ({', '.join(outside[:3])}"
             f"{' ...' if len(outside) > 3 else ''}): it adds to weights of linear and attention layers only. "
