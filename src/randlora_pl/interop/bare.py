@@ -41,8 +41,8 @@ class Bare:
     classifier: str = ""
 
     @classmethod
-    def of(cls, identity: Mapping[str, Any], classes: int = 0) -> "Bare":
-        """The model of an identity (`ModelIdentity.as_dict`), for timm with this many classes."""
+    def of(cls, identity: Mapping[str, Any]) -> "Bare":
+        """The model of an identity (`ModelIdentity.as_dict`), for timm without a classifier."""
         name, size = identity["name"], identity.get("image_size")
         if identity["library"] == "open_clip":
             source = resolve(name, identity["pretrained"])
@@ -50,7 +50,7 @@ class Bare:
             image = clip_image_spec(name, identity["pretrained"], size)
             return cls("open_clip", name, image, options, source.config if name == "tiny" else None)
         config: Any = get_pretrained_cfg(name)
-        options = {"num_classes": classes}
+        options = {"num_classes": 0}
         image = vit_image_spec(name, size)
         if config.fixed_input_size and image.size != config.input_size[-1]:
             options["img_size"] = image.size

@@ -19,7 +19,7 @@ from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
 from randlora_pl.interop.bare import Bare, difference, outputs
 from randlora_pl.interop.merged import TOLERANCE, added
-from randlora_pl.interop.updates import Base, State, adapted
+from randlora_pl.interop.updates import Base, State, adapted, weight_key
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,10 @@ def write_lora(
     made = base.copy()
     made = Base(made.model, made.part_of(first))
     sites, targets, qkv = _layers_of(made.part, total, files, first)
-    low = {site: truncated(_rows(total, made.part, site), rank, error) for site in sites}
+    low = {
+        site: truncated(_rows(total, made.part, site), rank, error, f"the update of {site.shape.layer}")
+        for site in sites
+    }
     inject(made.part, _adapter(low, qkv, first.adapter.key), targets)
     parameters = trainable_parameters(made.part)
     with torch.no_grad():
@@ -124,9 +127,9 @@ def _layers_of(
     sites = find_sites(part)
     named = [site for site in sites if site.shape.layer in names]
     whole = {site.path for site in named if not site.block}
-    whole |= {s.path for s in sites if not s.block and _key(part, s) in updated} - {site.path for site in named}
+    whole |= {s.path for s in sites if not s.block and weight_key(part, s) in updated} - {site.path for site in named}
     chosen = [site for site in sites if (site.path in whole) != bool(site.block) and (not site.block or site in named)]
-    outside = sorted(updated - {_key(part, site) for site in chosen})
+    outside = sorted(updated - {weight_key(part, site) for site in chosen})
     if elsewhere := set(outside) - part.state_dict().keys():
         raise UserError(
             f"{first.path} belongs to the image tower alone, and {len(elsewhere)} updated tensors are elsewhere "
@@ -153,15 +156,9 @@ def _only(layer: str) -> str:
     return f"^{re.escape(layer)}"
 
 
-def _key(part: nn.Module, site: Site) -> str:
-    """The state-dict key of a site's weight."""
-    name = "in_proj_weight" if isinstance(part.get_submodule(site.path), nn.MultiheadAttention) else "weight"
-    return f"{site.path}.{name}".lstrip(".")
-
-
 def _rows(total: State, part: nn.Module, site: Site) -> Tensor:
     """A site's update, (out, in): all of its weight's, or its block of rows; zeros where none of the updates has it."""
-    update = total.get(_key(part, site))
+    update = total.get(weight_key(part, site))
     if update is None:
         return torch.zeros(site.shape.out_features, site.shape.in_features)
     return update if site.block is None else update[slice(*row_blocks(len(update))[site.block])]

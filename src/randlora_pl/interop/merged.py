@@ -4,7 +4,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from randlora_pl.adapters import AdapterFile, unload
 from randlora_pl.errors import UserError
 from randlora_pl.interop.bare import Bare, config_file, difference, outputs
 from randlora_pl.interop.updates import Base, State, adapted, base_name, interpolated
-from randlora_pl.models import encode_prompts, load_tokenizer
+from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
 
 TOLERANCE = 1e-4
 """The largest difference of outputs that passes, relative to the largest output."""
@@ -67,8 +67,10 @@ class Merged:
         """How the library builds the model, for timm with the linear head as its classifier."""
         identity = self.file.config["base_model"]
         plain = Bare.of(identity)
+        if frame := self.file.metadata.get("training", {}).get("frame"):  # what it was trained on, if that is another
+            plain = replace(plain, image=ImageSpec(**frame))
         if plain.classifier and self.head is not None:
-            return Bare.of(identity, len(self.head))
+            plain.options["num_classes"] = len(self.head)
         return plain
 
     @property
@@ -175,8 +177,15 @@ def with_state(
     with_head: bool,
     facts: Mapping[str, str],
 ) -> Merged:
-    """Puts weights into a model of the library."""
+    """Puts weights into a model of the library.
+
+    Raises:
+        UserError: A weight is not finite.
+    """
     plain = base.model.state_dict()
+    for key, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all() and plain[key].isfinite().all():
+            raise UserError(f"{key} would not be finite (NaN or infinity): a training diverged; nothing was written.")
     model.load_state_dict(state)
     text = any(not key.startswith("visual.") and not torch.equal(value, plain[key]) for key, value in state.items())
     return Merged(file, model, expected or outputs(model, _size(file)), text, with_head, facts)
@@ -240,7 +249,7 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
         path.parent.mkdir(parents=True, exist_ok=True)
         for file, content in contents.items():
             _write(parts[file], content)
-        relative, absolute = difference(outputs(merged.bare.load(parts[path]), merged.bare.image.size), expected)
+        relative, absolute = difference(outputs(merged.bare.load(parts[path]), _size(merged.file)), expected)
         if relative > TOLERANCE:
             raise UserError(
                 f"the outputs of the merged model differ from the adapted one's by {relative:.1e} of the largest, more "
@@ -271,6 +280,8 @@ def _notes(path: Path, merged: Merged) -> list[str]:
     features = (
         "F.normalize(model.encode_image(images), dim=-1)" if merged.bare.library == "open_clip" else "model(images)"
     )
+    if merged.bare.config is not None and merged.templates:
+        notes.append("prompts: open_clip has no tokenizer for this model; the head has the class embeddings")
     return [*notes, f"logits: {features} @ head.T, with the head and the class names of {head_file(path)}"]
 
 

@@ -12,6 +12,7 @@ from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.bases import GENERATOR
 from randlora_pl.adapters.control import delta_weights, trainable_parameters, weight_updates
 from randlora_pl.adapters.inject import hash_weights
+from randlora_pl.adapters.targets import Site
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
 from randlora_pl.models import ImageTower, load_clip, load_vit
@@ -67,13 +68,22 @@ def load_base(file: AdapterFile) -> Base:
 
 
 def _part(model: nn.Module, file: AdapterFile) -> nn.Module:
-    """The model or its image tower, whichever has the hash that was saved."""
+    """The model or its image tower, whichever has the hash that was saved.
+
+    Raises:
+        UserError: Neither has.
+    """
     wanted = file.config.get("base_model", {}).get("weights_sha256_sampled")
-    if hasattr(model, "visual") and hash_weights(model) != wanted:
-        tower = ImageTower(model).eval()
-        if hash_weights(tower) == wanted:
-            return tower
-    return model
+    whole = hash_weights(model)
+    if not wanted or whole == wanted:
+        return model
+    tower = ImageTower(model).eval() if hasattr(model, "visual") else None
+    if tower is not None and hash_weights(tower) == wanted:
+        return tower
+    raise UserError(
+        f"{file.path} was trained on other weights: {base_name(file)}; what has that name here is {whole[:12]}. "
+        "Put the weights back that it was trained on."
+    )
 
 
 def same_base(files: Sequence[AdapterFile]) -> None:
@@ -89,7 +99,7 @@ def same_base(files: Sequence[AdapterFile]) -> None:
         if hashes[0] != hashes[1] and (one != two or not one):
             raise UserError(
                 f"{first.path} and {other.path} were trained on different base models: "
-                f"{base_name(first)} and {base_name(other)}. Updates add up on one base only."
+                f"{base_name(first)} and {base_name(other)}. Only updates of one base model go together."
             )
 
 
@@ -144,6 +154,12 @@ def interpolated(base: Tensor, tuned: Tensor, scale: float) -> Tensor:
     if scale in (0, 1) or not base.is_floating_point():
         return base if scale == 0 else tuned
     return (base.double() + scale * (tuned.double() - base.double())).to(base.dtype)
+
+
+def weight_key(part: nn.Module, site: Site) -> str:
+    """The state-dict key of a site's weight."""
+    name = "in_proj_weight" if isinstance(part.get_submodule(site.path), nn.MultiheadAttention) else "weight"
+    return f"{site.path}.{name}".lstrip(".")
 
 
 # From the file alone
