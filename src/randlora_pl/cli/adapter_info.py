@@ -58,9 +58,8 @@ def info_verb(args: list[str]) -> int:
     if options.json:
         print(json.dumps(known | {"layers": rows, "missing": missing}, indent=2))
         return 0
-    checked = file.bases is not None or (known["fingerprint"] and not any(m.startswith("updates:") for m in missing))
-    if checked:
-        print(entry("checked", "the random bases, made again, have that fingerprint", 0, 16))
+    if known["fingerprint"] and not any(reason.startswith("updates:") for reason in missing):
+        print(entry("checked", "the random bases are those of that fingerprint", 0, 16))
     if rows:
         print()
         print(layer_table(rows, _COLUMNS, options.layers))

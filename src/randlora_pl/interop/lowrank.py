@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from randlora_pl.adapters import AdapterFile, LoRA, inject, read_adapter, save_adapter, trainable_parameters
 from randlora_pl.adapters.fitting import tensor_prefix
 from randlora_pl.adapters.spectrum import LowRank, truncated
-from randlora_pl.adapters.targets import Site, find_sites, row_blocks, select
+from randlora_pl.adapters.targets import Site, find_sites, select
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
 from randlora_pl.interop.bare import Bare, difference, outputs
 from randlora_pl.interop.merged import TOLERANCE, added
-from randlora_pl.interop.updates import Base, State, adapted, weight_key
+from randlora_pl.interop.updates import Base, State, adapted, rows_of, weight_key
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _rows(total: State, part: nn.Module, site: Site) -> Tensor:
     update = total.get(weight_key(part, site))
     if update is None:
         return torch.zeros(site.shape.out_features, site.shape.in_features)
-    return update if site.block is None else update[slice(*row_blocks(len(update))[site.block])]
+    return rows_of(update, site)
 
 
 def _adapter(low: Mapping[Site, LowRank], qkv: Any, seed: int) -> LoRA:

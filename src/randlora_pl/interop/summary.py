@@ -7,10 +7,10 @@ from torch import Tensor
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.adapters.inject import chosen_tensors
 from randlora_pl.adapters.spectrum import spectrum
-from randlora_pl.adapters.targets import find_sites, row_blocks
+from randlora_pl.adapters.targets import find_sites
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
-from randlora_pl.interop.updates import State, layer_updates, load_base, weight_key
+from randlora_pl.interop.updates import State, layer_updates, load_base, rows_of, weight_key
 
 
 def facts(file: AdapterFile) -> dict[str, Any]:
@@ -96,10 +96,7 @@ def base_weights(file: AdapterFile) -> State:
     found = {}
     for site in find_sites(part):
         if site.shape.layer in file.layers:
-            weight = state[weight_key(part, site)]
-            found[site.shape.layer] = (
-                weight if site.block is None else weight[slice(*row_blocks(len(weight))[site.block])]
-            )
+            found[site.shape.layer] = rows_of(state[weight_key(part, site)], site)
     return found
 
 
