@@ -251,9 +251,10 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
             _write(parts[file], content)
         relative, absolute = difference(outputs(merged.bare.load(parts[path]), _size(merged.file)), expected)
         if relative > TOLERANCE:
+            hint = "Try --no-head, and please" if merged.classifies else "Please"
             raise UserError(
                 f"the outputs of the merged model differ from the adapted one's by {relative:.1e} of the largest, more "
-                f"than {TOLERANCE:.0e}: nothing was written. Please report this with the adapter's configuration."
+                f"than {TOLERANCE:.0e}: nothing was written. {hint} report this with the adapter's configuration."
             )
         for file in reversed(contents):  # the weights last
             parts[file].replace(file)
