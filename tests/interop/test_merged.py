@@ -192,8 +192,12 @@ def test_outputs_that_differ_leave_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match="nothing was written"):
         write(tmp_path / "m.safetensors", made)
     monkeypatch.setattr(module, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    made = merged(load_base(file), file)
     with pytest.raises(UserError, match="No space left on device"):
         write(tmp_path / "m.safetensors", made)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="cannot be written"):
+        write(tmp_path / "a" / "adapter.safetensors" / "m.safetensors", made)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -200,4 +200,7 @@ def _save_checked(path: Path, made: Base, base: Base, size: int, description: di
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}); nothing is left of it.") from error
     finally:
-        shutil.rmtree(trial) if trial.is_dir() else trial.unlink(missing_ok=True)
+        if trial.is_dir():
+            shutil.rmtree(trial)
+        elif trial.exists():
+            trial.unlink()

@@ -262,7 +262,8 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
         raise UserError(f"{path} cannot be written ({error.strerror or error}); nothing is left of it.") from error
     finally:
         for part in parts.values():
-            part.unlink(missing_ok=True)
+            if part.exists():
+                part.unlink()
     sizes = {file: len(content) for file, content in contents.items()}
     return Written(sizes, absolute, merged.bare.lines(path), _notes(path, merged))
 
