@@ -66,8 +66,9 @@ def test_bare_open_clip_gives_the_same_logits(kind: str, method: str, tmp_path: 
             assert torch.equal(state[name], value), name
 
 
-@pytest.mark.parametrize("method", ["randlora", "dora", "full", "bitfit"])
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize(
+    ("method", "suffix"), [("randlora", ".pt"), ("dora", ".safetensors"), ("full", ".pt"), ("bitfit", ".safetensors")]
+)
 def test_scale_interpolates_every_tuned_tensor(method: str, suffix: str, tmp_path: Path) -> None:
     saved(tmp_path / "a", "vision-language", method)
     base = load_base(read_adapter(tmp_path / "a")).model.state_dict()
