@@ -50,7 +50,7 @@ def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
     found += _bases_problem(file, fingerprint, (module for delta in deltas.values() for module in delta.modules()))
     expected: dict[str, tuple[int, ...]] = {}
     for site, delta in deltas.items():
-        expected |= {f"{_prefix(site)}{n}": tuple(p.shape) for n, p in delta.named_parameters()}
+        expected |= {f"{tensor_prefix(site)}{n}": tuple(p.shape) for n, p in delta.named_parameters()}
     return found + _compare(file.tensors, expected)
 
 
@@ -76,7 +76,7 @@ def _bases_problem(file: "AdapterFile", here: str, modules: Iterable[nn.Module])
     ]
 
 
-def _prefix(site: Site) -> str:
+def tensor_prefix(site: Site) -> str:
     """What precedes an update's own tensor names in the adapted model's state dict."""
     return f"{site.path}.delta.{site.block}.".lstrip(".") if site.block else f"{site.path}.delta.".lstrip(".")
 

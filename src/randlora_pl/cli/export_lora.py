@@ -1,0 +1,45 @@
+"""``adapter export --to lora``: a plain LoRA adapter in the place of any other, in our own format."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from randlora_pl.cli.layer_table import layer_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from randlora_pl.interop.lowrank import Converted
+
+
+def export(options: argparse.Namespace) -> int:
+    """Truncates the singular value decomposition of each update."""
+    from randlora_pl.cli.train import quieten
+
+    quieten()
+    from randlora_pl.adapters import read_adapter
+    from randlora_pl.adapters.spectrum import check_wish
+    from randlora_pl.interop.lowrank import write_lora
+    from randlora_pl.interop.merged import refuse_inputs
+    from randlora_pl.interop.updates import load_base, updates
+
+    check_wish(options.rank, options.error)
+    refuse_inputs([options.output], [options.adapter])
+    file = read_adapter(options.adapter)
+    base = load_base(file)
+    origin = {"adapters": [str(options.adapter)], "methods": [file.adapter.method()]}
+    made = write_lora(
+        options.output, base, updates(base, file), [file], file, rank=options.rank, error=options.error, origin=origin
+    )
+    print_converted(options.output, made)
+    return 0
+
+
+def print_converted(path: "Path", made: "Converted") -> None:
+    """Rank and error of the layers, size, and how far the outputs are off."""
+    rows = [vars(layer) for layer in made.layers]
+    print(layer_table(rows, {"rank": "rank", "error": "error (mean)", "norm": "norm of the update"}, every=False))
+    worst = max(made.layers, key=lambda layer: layer.error)
+    print(f"error: {made.error:.2e} of all updates together (Frobenius), at most {worst.error:.2e} ({worst.layer})")
+    print(f"largest difference of outputs on random images: {made.difference:.1e}, {made.relative:.1e} of the largest")
+    print(f"{path}: LoRA, {made.parameters:,} parameters, {made.size:,} bytes")
+    print(f"  randlora-pl predict --adapter {path} --images PATH")

@@ -1,0 +1,128 @@
+"""How open_clip and timm build a model and load its weights with no code of ours, and what it then computes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from open_clip.model import CLIP
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from randlora_pl.models import ImageSpec, clip_image_spec, vit_image_spec
+from randlora_pl.models.building import quiet
+from randlora_pl.models.clip_source import image_size, resolve
+
+_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Bare:
+    """A model as its library builds it.
+
+    Attributes:
+        library: ``open_clip`` or ``timm``.
+        name: The library's name of it.
+        image: What it expects of an image.
+        options: Further arguments of the library's ``create_model``.
+        config: open_clip's configuration of a model that it has no name for, such as ``tiny``.
+        classifier: Name of timm's classification layer, empty where there is no single one.
+    """
+
+    library: str
+    name: str
+    image: ImageSpec
+    options: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
+    classifier: str = ""
+
+    @classmethod
+    def of(cls, identity: Mapping[str, Any]) -> "Bare":
+        """The model of an identity (`ModelIdentity.as_dict`), for timm without a classifier."""
+        name, size = identity["name"], identity.get("image_size")
+        if identity["library"] == "open_clip":
+            source = resolve(name, identity["pretrained"])
+            options = {} if size in (None, image_size(source)) else {"force_image_size": size}
+            image = clip_image_spec(name, identity["pretrained"], size)
+            return cls("open_clip", name, image, options, source.config if name == "tiny" else None)
+        config: Any = get_pretrained_cfg(name)
+        options = {"num_classes": 0}
+        image = vit_image_spec(name, size)
+        if config.fixed_input_size and image.size != config.input_size[-1]:
+            options["img_size"] = image.size
+        classifier = config.classifier if isinstance(config.classifier, str) else ""
+        return cls("timm", name, image, options, None, classifier)
+
+    def load(self, path: Path) -> nn.Module:
+        """Builds the model and loads every tensor of a file strictly, by the library's own functions."""
+        with quiet():
+            if self.library == "timm":
+                model: nn.Module = timm.create_model(self.name, checkpoint_path=str(path), **self.options)
+            elif self.config is None:
+                model = open_clip.create_model(self.name, pretrained=str(path), **self.options)
+            else:
+                model = CLIP(**self.config)
+                open_clip.load_checkpoint(model, str(path))
+        return model.eval()
+
+    def lines(self, path: Path) -> list[str]:
+        """The same in Python, for a user."""
+        more = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        if self.library == "timm":
+            return ["import timm", f"model = timm.create_model({self.name!r}, checkpoint_path={str(path)!r}{more})"]
+        if self.config is None:
+            return [
+                "import open_clip",
+                f"model = open_clip.create_model({self.name!r}, pretrained={str(path)!r}{more})",
+            ]
+        return [
+            "import open_clip",
+            f"open_clip.add_model_config({str(config_file(path))!r})",
+            f"model = open_clip.create_model({config_file(path).stem!r}, pretrained={str(path)!r}{more})",
+        ]
+
+    def config_text(self) -> str:
+        """The configuration for ``open_clip.add_model_config``, JSON; only where open_clip has none."""
+        return json.dumps(self.config, indent=2) + "\n"
+
+
+def config_file(path: Path) -> Path:
+    """Where the configuration of a weights file goes; its name without the ending is the model's name."""
+    return path.with_suffix(".json")
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, size: int) -> list[Tensor]:
+    """What a model makes of random images, the same at every call, and of random tokens where it reads text.
+
+    Args:
+        model: open_clip's or timm's.
+        size: Height and width of the images in pixels.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(_IMAGES, 3, size, size, generator=generator)
+    whole: Any = model
+    if not hasattr(model, "encode_text"):
+        return [model(images)]
+    length = int(getattr(whole, "context_length", 77))
+    tokens = torch.randint(1, 1000, (_IMAGES, length), generator=generator)
+    return [whole.encode_image(images), whole.encode_text(tokens)]
+
+
+def difference(found: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
+    """The largest difference of two lists of outputs relative to the largest expected value of each, and absolute.
+
+    Infinite where something is not finite.
+    """
+    relative = absolute = 0.0
+    for one, two in zip(found, expected, strict=True):
+        gap = float((one.float() - two.float()).abs().max())
+        if not gap < float("inf"):  # also NaN
+            return float("inf"), float("inf")
+        absolute = max(absolute, gap)
+        relative = max(relative, gap / max(float(two.abs().max()), torch.finfo(torch.float32).tiny))
+    return relative, absolute

@@ -1,0 +1,311 @@
+"""Merged weights that open_clip and timm load by themselves, checked in the bare library before they get their name."""
+
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from randlora_pl.adapters import AdapterFile, unload
+from randlora_pl.errors import UserError
+from randlora_pl.interop.bare import Bare, config_file, difference, outputs
+from randlora_pl.interop.updates import Base, State, adapted, base_name, interpolated
+from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
+
+TOLERANCE = 1e-4
+"""The largest difference of outputs that passes, relative to the largest output."""
+
+SUFFIXES = (".safetensors", ".pt")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written, and how to use it.
+
+    Attributes:
+        sizes: Bytes of each file.
+        difference: Largest absolute difference between the outputs of the bare library's model and the expected ones.
+        load: Lines of Python that load the weights with the library alone.
+        notes: What a user should know besides.
+    """
+
+    sizes: dict[Path, int]
+    difference: float
+    load: list[str]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Weights to be written.
+
+    Attributes:
+        file: The adapter whose classes and head go with them.
+        model: The library's model with the merged weights.
+        expected: Its outputs (`bare.outputs`), from before the updates were merged where that is possible.
+        text_changed: Whether its text tower is another one than the base model's.
+        with_head: Whether the head is written, too.
+        facts: More for the file's metadata.
+    """
+
+    file: AdapterFile
+    model: nn.Module
+    expected: list[Tensor]
+    text_changed: bool
+    with_head: bool = True
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def bare(self) -> Bare:
+        """How the library builds the model, for timm with the linear head as its classifier."""
+        identity = self.file.config["base_model"]
+        plain = Bare.of(identity)
+        if frame := self.file.metadata.get("training", {}).get("frame"):  # what it was trained on, if that is another
+            plain = replace(plain, image=ImageSpec(**frame))
+        if plain.classifier and self.head is not None:
+            plain.options["num_classes"] = len(self.head)
+        return plain
+
+    @property
+    def classnames(self) -> list[str]:
+        """Names of the classes; none where an adapter was saved without a task, or trained on captions."""
+        return [] if self.file.metadata.get("captions") else list(self.file.metadata.get("classnames", []))
+
+    @property
+    def templates(self) -> list[str]:
+        """The prompts whose embeddings are averaged for each class; none with a linear head."""
+        metadata = self.file.metadata
+        arguments = metadata.get("arguments", {})
+        if metadata.get("task") == "VisionLanguageTask" and arguments.get("eval_prompts") != "ensemble":
+            return [arguments["caption"]]
+        return [] if metadata.get("task") == "LinearHeadTask" else list(metadata.get("templates", []))
+
+    @property
+    def logit_scale(self) -> float:
+        """What the similarities of a CLIP model are multiplied by."""
+        raw = self.model.state_dict()["logit_scale"].float()
+        exp = self.file.metadata.get("arguments", {}).get("logit_scale", "exp") == "exp"
+        return float(raw.exp() if exp else raw)
+
+    @cached_property
+    def head(self) -> Tensor | None:
+        """What features are multiplied by for class logits, (classes, features), those of CLIP at unit length.
+
+        Saved class embeddings are taken where the text tower is the base's; otherwise they are encoded again. None
+        where there are no classes, or it was not asked for.
+        """
+        if not self.with_head or not self.classnames:
+            return None
+        if "head" in self.file.extra and not (self.templates and self.text_changed):
+            return self.file.extra["head"].float()
+        if not self.templates:
+            return None
+        tokenizer = load_tokenizer(self.file.config["base_model"]["name"])
+        return self.logit_scale * encode_prompts(self.model, tokenizer, self.classnames, self.templates, "cpu")
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the head is a part of the library's model."""
+        return bool(self.bare.options.get("num_classes"))
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a reader of the safetensors file should know, as text and JSON."""
+        known = {
+            "format": "pt",
+            "made_by": "randlora-pl",
+            "base": base_name(self.file),
+            "image": json.dumps(asdict(self.bare.image)),
+        }
+        if self.classnames:
+            known["classnames"] = json.dumps(self.classnames)
+        if self.classnames and self.templates:
+            known |= {"templates": json.dumps(self.templates), "logit_scale": repr(self.logit_scale)}
+        return known | dict(self.facts)
+
+    def contents(self, path: Path) -> dict[Path, bytes]:
+        """The bytes of each file, the weights first."""
+        state = {name: tensor.detach().contiguous() for name, tensor in self.model.state_dict().items()}
+        if self.head is not None and self.classifies:
+            state[f"{self.bare.classifier}.weight"] = self.head
+            state[f"{self.bare.classifier}.bias"] = self.head.new_zeros(len(self.head))  # ours has none
+        files = {path: _bytes(state, self.metadata, path.suffix)}
+        if self.bare.config is not None:
+            files[config_file(path)] = self.bare.config_text().encode()
+        if self.head is not None and not self.classifies:
+            files[head_file(path)] = _bytes({"head": self.head}, self.metadata)
+        return files
+
+
+def merged(base: Base, file: AdapterFile, scale: float = 1.0, with_head: bool = True) -> Merged:
+    """The base model with an adapter in its weights, W0 + scale (W - W0).
+
+    Every tensor that the adapter changes takes part, biases and norms of methods that train them included; scale 0
+    gives the base model bit for bit, 1 the tuned one.
+    """
+    made = adapted(base, file)
+    expected = outputs(made.model, _size(file)) if scale == 1 else None
+    unload(made.part)
+    plain = base.model.state_dict()
+    state = {key: interpolated(plain[key], value, scale) for key, value in made.model.state_dict().items()}
+    facts = {"method": file.adapter.method(), "scale": repr(scale)}
+    return with_state(base, made.model, state, file, expected, with_head, facts)
+
+
+def added(base: Base, file: AdapterFile, total: State, with_head: bool = True) -> Merged:
+    """The base model plus a sum of updates, rounded once; ``file`` is the adapter whose head goes with it."""
+    plain = base.model.state_dict()
+    state = {
+        key: (value.double() + total[key]).to(value.dtype) if key in total else value for key, value in plain.items()
+    }
+    return with_state(base, base.copy().model, state, file, None, with_head, {"method": "sum of adapters"})
+
+
+def with_state(
+    base: Base,
+    model: nn.Module,
+    state: State,
+    file: AdapterFile,
+    expected: list[Tensor] | None,
+    with_head: bool,
+    facts: Mapping[str, str],
+) -> Merged:
+    """Puts weights into a model of the library.
+
+    Raises:
+        UserError: A weight is not finite.
+    """
+    plain = base.model.state_dict()
+    for key, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all() and plain[key].isfinite().all():
+            raise UserError(f"{key} would not be finite (NaN or infinity): a training diverged; nothing was written.")
+    model.load_state_dict(state)
+    text = any(not key.startswith("visual.") and not torch.equal(value, plain[key]) for key, value in state.items())
+    return Merged(file, model, expected or outputs(model, _size(file)), text, with_head, facts)
+
+
+def _size(file: AdapterFile) -> int:
+    return Bare.of(file.config["base_model"]).image.size
+
+
+def head_file(path: Path) -> Path:
+    """Where the head of a weights file goes, if the weights have no place for it."""
+    return path.with_suffix(".head.safetensors")
+
+
+def check_output(path: Path, inputs: Sequence[Path], overwrite: bool) -> None:
+    """Refuses to write weights over anything that should stay.
+
+    Raises:
+        UserError: Another ending than .safetensors or .pt, one of the adapters, or a file that is there.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"--output is {path}: give a file that ends in {' or '.join(SUFFIXES)}.")
+    refuse_inputs([path], inputs)
+    _refuse_existing([path], overwrite)
+
+
+def _refuse_existing(files: Iterable[Path], overwrite: bool) -> None:
+    for file in files:
+        if file.is_dir():
+            raise UserError(f"--output: {file} is a folder; give another name for the file.")
+        if file.exists() and not overwrite:
+            raise UserError(f"{file} exists; give another --output, or --overwrite to replace it.")
+
+
+def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Refuses to replace an adapter by what is made of it.
+
+    Raises:
+        UserError: An output is an input, or within one.
+    """
+    for file in outputs:
+        for source in inputs:
+            if source.resolve() in (file.resolve(), *file.resolve().parents):
+                raise UserError(f"--output {file} would replace the adapter {source}; give another --output.")
+
+
+def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
+    """Writes merged weights under a temporary name, loads them in the bare library, compares, and renames.
+
+    Raises:
+        UserError: The outputs differ by more than `TOLERANCE`, a file is there, or the disk does not take them; nothing
+            is left then.
+    """
+    contents = merged.contents(path)
+    _refuse_existing(contents, overwrite)
+    parts = {file: file.with_name(f".part-{os.getpid()}-{file.name}") for file in contents}
+    expected = merged.expected
+    if merged.head is not None and merged.classifies:
+        expected = [F.linear(expected[0], merged.head)]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for file, content in contents.items():
+            _write(parts[file], content)
+        relative, absolute = difference(outputs(merged.bare.load(parts[path]), _size(merged.file)), expected)
+        if relative > TOLERANCE:
+            hint = "Try --no-head, and please" if merged.classifies else "Please"
+            raise UserError(
+                f"the outputs of the merged model differ from the adapted one's by {relative:.1e} of the largest, more "
+                f"than {TOLERANCE:.0e}: nothing was written. {hint} report this with the adapter's configuration."
+            )
+        for file in reversed(contents):  # the weights last
+            parts[file].replace(file)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); nothing is left of it.") from error
+    finally:
+        for part in parts.values():
+            if part.exists():
+                part.unlink()
+    sizes = {file: len(content) for file, content in contents.items()}
+    return Written(sizes, absolute, merged.bare.lines(path), _notes(path, merged))
+
+
+def _notes(path: Path, merged: Merged) -> list[str]:
+    image = merged.bare.image
+    frame = f"{image.size} pixels, {image.interpolation}, mean {_numbers(image.mean)}, std {_numbers(image.std)}"
+    notes = [f"images: {frame}"]
+    if merged.head is None:
+        return notes
+    if merged.classifies:
+        notes.append(f"outputs: logits of {len(merged.head)} classes; the linear head is in it, with a bias of 0")
+        if path.suffix == ".pt":
+            notes.append("class names: a .pt file has no place for them; a .safetensors file has, in its metadata")
+        return notes
+    features = (
+        "F.normalize(model.encode_image(images), dim=-1)" if merged.bare.library == "open_clip" else "model(images)"
+    )
+    if merged.bare.config is not None and merged.templates:
+        notes.append("prompts: open_clip has no tokenizer for this model; the head has the class embeddings")
+    return [*notes, f"logits: {features} @ head.T, with the head and the class names of {head_file(path)}"]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def _bytes(state: State, metadata: dict[str, str], suffix: str = SUFFIXES[0]) -> bytes:
+    if suffix != SUFFIXES[0]:
+        stream = io.BytesIO()
+        torch.save(state, stream)
+        return stream.getvalue()
+    seen: set[int] = set()
+    for name, tensor in state.items():  # safetensors stores no memory twice
+        if tensor.data_ptr() in seen:
+            state[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    return save(state, metadata)
+
+
+def _write(file: Path, content: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())  # a power cut must not find a file renamed and empty

@@ -1,0 +1,119 @@
+"""What an adapter is, in figures: from its file, and from its base model where that is at hand."""
+
+from typing import Any
+
+from torch import Tensor
+
+from randlora_pl.adapters import AdapterFile
+from randlora_pl.adapters.inject import chosen_tensors
+from randlora_pl.adapters.spectrum import spectrum
+from randlora_pl.adapters.targets import find_sites
+from randlora_pl.adapters.whole import Whole
+from randlora_pl.errors import UserError
+from randlora_pl.interop.updates import State, layer_updates, load_base, rows_of, weight_key
+
+
+def facts(file: AdapterFile) -> dict[str, Any]:
+    """Everything that the file says, JSON values."""
+    config, metadata = file.config, file.metadata
+    files = [file.path] if file.path.is_file() else sorted(file.path.iterdir())
+    return {
+        "path": str(file.path),
+        **file.adapter.describe(),
+        "format_version": config["format_version"],
+        "parameters": sum(tensor.numel() for tensor in file.tensors.values()),
+        "head_parameters": sum(tensor.numel() for tensor in file.extra.values()),
+        "tensor_bytes": sum(t.numel() * t.element_size() for t in (*file.tensors.values(), *file.extra.values())),
+        "file_bytes": sum(each.stat().st_size for each in files),
+        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in (*file.tensors.values(), *file.extra.values())}),
+        "base_model": config.get("base_model", {}),
+        "generator": config.get("generator"),
+        "seed": config.get("seed"),
+        "fingerprint": config.get("fingerprint"),
+        "targets": file.targets,
+        "adapted": len(file.layers),
+        "task": metadata.get("task"),
+        "classnames": metadata.get("classnames", []),
+        "captions": metadata.get("captions", False),
+        "templates": metadata.get("templates", []),
+        "training": metadata.get("training", {}),
+        "made_from": metadata.get("made_from", {}),
+    }
+
+
+def layers(file: AdapterFile) -> tuple[list[dict[str, Any]], list[str]]:
+    """Spectrum and norm of each update and of the weight it belongs to, and why something is missing.
+
+    Each layer has ``layer``, ``shape``, ``rank``, ``stable_rank``, ``effective_rank``, ``norm``, ``base_norm``,
+    ``base_stable_rank``, ``base_effective_rank`` and ``ratio`` (norm / base_norm); None where it is unknown, and ranks
+    for matrices only.
+    """
+    missing: list[str] = []
+    updates: State | None = None
+    weights: State = {}
+    try:
+        updates = layer_updates(file)
+    except UserError as error:
+        missing.append(f"updates: {error}")
+    try:
+        weights = base_weights(file)
+    except UserError as error:
+        if updates is not None:
+            missing.append(f"weights of the base model: {error}")
+    rows = []
+    for name, shape in file.layers.items():
+        own, base = (updates or {}).get(name), weights.get(name)
+        if own is not None and not own.isfinite().all():
+            missing.append(f"the update of {name}: it is not finite (NaN or infinity); the training diverged")
+            own = None
+        row = {"layer": name, "shape": list(shape), **_sizes(own, ""), **_sizes(base, "base_")}
+        known = row["norm"] is not None and row["base_norm"]
+        rows.append(row | {"ratio": row["norm"] / row["base_norm"] if known else None})
+    return rows, missing
+
+
+def _sizes(matrix: Tensor | None, prefix: str) -> dict[str, Any]:
+    names = ("rank", "stable_rank", "effective_rank", "norm")
+    if matrix is None:
+        return {prefix + name: None for name in names}
+    if matrix.dim() != 2:  # biases, norms, the convolution of the patches
+        return {prefix + name: None for name in names} | {prefix + "norm": float(matrix.double().norm())}
+    found = spectrum(matrix)
+    return {prefix + name: getattr(found, name) for name in names}
+
+
+def base_weights(file: AdapterFile) -> State:
+    """The base model's weight of every adapted layer, by layer name.
+
+    Raises:
+        UserError: The base model cannot be had, or is another one.
+    """
+    base = load_base(file)
+    part = base.part
+    state = part.state_dict()
+    if isinstance(file.adapter, Whole):
+        return {name: value.detach() for name, value in chosen_tensors(part, file.adapter).items()}
+    found = {}
+    for site in find_sites(part):
+        if site.shape.layer in file.layers:
+            found[site.shape.layer] = rows_of(state[weight_key(part, site)], site)
+    return found
+
+
+def compared(one: State, two: State) -> list[dict[str, Any]]:
+    """For each layer of both: the norms of the updates, of their difference, and the cosine between them.
+
+    The cosine is <D1, D2> / (||D1|| ||D2||) of the matrices as vectors; None where one is zero.
+    """
+    rows = []
+    for name in one:
+        if name not in two or one[name].shape != two[name].shape:
+            continue
+        a, b = one[name].double(), two[name].double()
+        norms = float(a.norm()), float(b.norm())
+        cosine = float((a * b).sum()) / (norms[0] * norms[1]) if all(norms) else None
+        rows.append(
+            {"layer": name, "shape": list(a.shape), "norm_1": norms[0], "norm_2": norms[1],
+             "difference": float((a - b).norm()), "cosine": cosine}
+        )  # fmt: skip
+    return rows

@@ -1,0 +1,129 @@
+"""Rank, stable rank, effective rank and truncation, against NumPy and matrices whose answer is known."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from randlora_pl.adapters.spectrum import check_wish, spectrum, truncated
+from randlora_pl.errors import UserError
+
+
+def of_values(values: list[float], rows: int = 7, columns: int = 5) -> Tensor:
+    """A float64 matrix with these singular values."""
+    generator = torch.Generator().manual_seed(len(values))
+    u = torch.linalg.qr(torch.randn(rows, rows, generator=generator, dtype=torch.float64)).Q[:, : len(values)]
+    v = torch.linalg.qr(torch.randn(columns, columns, generator=generator, dtype=torch.float64)).Q[:, : len(values)]
+    return u @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ v.T
+
+
+def reference(matrix: Tensor) -> tuple[int, float, float, float]:
+    """The definitions, one by one, in NumPy: rank, stable rank, effective rank, norm."""
+    array = matrix.double().numpy()
+    values = np.linalg.svd(array, compute_uv=False)
+    norm = math.sqrt(sum(float(entry) ** 2 for entry in array.flatten()))
+    tolerance = max(array.shape) * float(np.finfo(np.float32).eps) * values[0]
+    kept = [value for value in values if value > tolerance]
+    entropy = -sum(value / sum(kept) * math.log(value / sum(kept)) for value in kept)
+    rank = int(np.linalg.matrix_rank(array, tol=tolerance))
+    return rank, norm**2 / float(np.linalg.norm(array, 2)) ** 2, math.exp(entropy), norm
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 12), columns=st.integers(1, 12), rank=st.integers(1, 12), seed=st.integers(0, 1000),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+)  # fmt: skip
+def test_sizes_are_those_of_the_definitions(rows: int, columns: int, rank: int, seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = scale * torch.randn(rows, rank, generator=generator) @ torch.randn(rank, columns, generator=generator)
+    found = spectrum(matrix)
+    expected = reference(matrix)
+    assert found.rank == expected[0] <= min(rows, columns, rank)
+    assert (found.stable_rank, found.effective_rank, found.norm) == pytest.approx(expected[1:], rel=1e-6)
+    assert 1 <= found.stable_rank <= found.rank + 1e-9 and 1 <= found.effective_rank <= found.rank + 1e-9
+
+
+def test_known_answers() -> None:
+    flat = spectrum(of_values([2, 2, 2, 2]))
+    assert (flat.rank, flat.norm, flat.spectral_norm) == pytest.approx((4, 4, 2))
+    assert (flat.stable_rank, flat.effective_rank) == pytest.approx((4, 4))
+    uneven = spectrum(of_values([3, 1]))
+    assert uneven.stable_rank == pytest.approx(10 / 9)
+    assert uneven.effective_rank == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
+    assert spectrum(torch.eye(5, dtype=torch.bfloat16)).effective_rank == pytest.approx(5)
+    assert spectrum(torch.ones(3, 1)).rank == 1
+
+
+def test_zeros_and_extreme_sizes() -> None:
+    empty = spectrum(torch.zeros(4, 3))
+    assert (empty.rank, empty.stable_rank, empty.effective_rank, empty.norm) == (0, 0, 0, 0)
+    low = truncated(torch.zeros(4, 3), error=0.1)
+    assert (low.rank, low.error) == (1, 0) and torch.equal(low.left @ low.right, torch.zeros(4, 3).double())
+    for scale in (1e-30, 1e30):
+        assert spectrum(of_values([2, 2]) * scale).stable_rank == pytest.approx(2)
+        assert truncated(of_values([4, 3]) * scale, rank=1).error == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named(bad: float) -> None:
+    matrix = torch.eye(3)
+    matrix[1, 2] = bad
+    for function in (spectrum, lambda m, name: truncated(m, rank=1, name=name)):
+        with pytest.raises(UserError, match=r"the update of fc is not finite"):
+            function(matrix, "the update of fc")  # type: ignore[operator]
+
+
+def test_truncation_is_the_best_there_is() -> None:
+    """Its error is what was measured, the tail of the singular values, and no other of its rank is nearer."""
+    generator = torch.Generator().manual_seed(3)
+    matrix = torch.randn(20, 12, generator=generator)
+    values = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
+    for k in range(1, 12):
+        low = truncated(matrix, rank=k)
+        measured = float((matrix.double() - low.left @ low.right).norm() / matrix.double().norm())
+        tail = math.sqrt(sum(values[k:] ** 2) / sum(values**2))
+        assert low.rank == k and low.left.shape == (20, k) and low.right.shape == (k, 12)
+        assert (low.error, measured) == pytest.approx((tail, tail), abs=1e-9)
+        for _ in range(5):
+            basis = torch.linalg.qr(torch.randn(20, k, generator=generator).double()).Q
+            other = matrix.double() - basis @ (basis.T @ matrix.double())
+            assert float(other.norm() / matrix.double().norm()) > low.error
+    assert truncated(matrix, rank=99).rank == 12
+
+
+@settings(max_examples=30, deadline=None)
+@given(error=st.floats(0, 0.999), seed=st.integers(0, 100))
+def test_smallest_rank_for_an_error(error: float, seed: int) -> None:
+    matrix = torch.randn(9, 6, generator=torch.Generator().manual_seed(seed))
+    low = truncated(matrix, error=error)
+    assert low.error <= error
+    assert low.rank == 1 or truncated(matrix, rank=low.rank - 1).error > error
+
+
+def test_no_error_takes_every_singular_value() -> None:
+    matrix = torch.randn(6, 9, generator=torch.Generator().manual_seed(1))
+    low = truncated(matrix, error=0.0)
+    assert low.rank == 6
+    torch.testing.assert_close(low.left @ low.right, matrix.double(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({}, "either --rank K or --error E"),
+        ({"rank": 2, "error": 0.1}, "either --rank K or --error E"),
+        ({"rank": 0}, "--rank is 0"),
+        ({"error": 1.0}, "--error is 1.0"),
+        ({"error": -0.1}, "--error is -0.1"),
+        ({"error": float("nan")}, "--error is nan"),
+    ],
+)
+def test_impossible_wishes(wish: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_wish(wish.get("rank"), wish.get("error"))

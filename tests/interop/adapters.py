@@ -1,0 +1,33 @@
+"""Small saved adapters that the tests of updates, merging and low-rank conversion share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from randlora_pl.adapters import AdapterFile, DoRA, LoRA, RandLoRA, read_adapter
+from randlora_pl.adapters.files import copy_adapter
+from randlora_pl.tasks import AdaptationTask
+from tests.tasks.small import METHODS, built, shake
+
+MORE: dict[str, Callable[[], Any]] = METHODS | {
+    "split": lambda: LoRA(rank=2, alpha=8, qkv="split"),
+    "randlora-a": lambda: RandLoRA(rank=8, variant="a"),
+    "randlora-hadamard": lambda: RandLoRA(rank=8, basis="hadamard"),
+    "dora-randlora": lambda: DoRA(RandLoRA(rank=8)),
+}
+
+
+def saved(path: Path, kind: str = "text head", method: str = "randlora", **options: Any) -> AdaptationTask:
+    """A task that is not at its start, and its adapter."""
+    task = built(kind, **({"adapter": MORE[method]()} | options))
+    shake(task, 0.02)
+    task.save(path, {"step": 3})
+    return task.eval()  # type: ignore[return-value]
+
+
+def rounded(path: Path, output: Path) -> AdapterFile:
+    """The adapter in bfloat16, as another folder or file."""
+    copy_adapter(path, output, torch.bfloat16)
+    return read_adapter(output)

@@ -1,0 +1,187 @@
+"""Updates by state-dict key and by layer, with and without the base model, against differences made by hand."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from randlora_pl.adapters import LoRA, RandLoRA, delta_weights, inject, merge, read_adapter, save_adapter
+from randlora_pl.errors import UserError
+from randlora_pl.interop.updates import (
+    base_name,
+    interpolated,
+    layer_updates,
+    load_base,
+    same_base,
+    updates,
+    weighted_sum,
+)
+from randlora_pl.models import load_clip
+from tests.adapters import zoo
+from tests.tasks.small import KINDS, shake, two_blocks
+
+from .adapters import MORE, rounded, saved
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shallow() -> Iterator[None]:
+    with two_blocks():
+        yield
+
+
+@pytest.mark.parametrize("method", MORE)
+def test_updates_are_the_differences_of_the_weights(method: str, tmp_path: Path) -> None:
+    task = saved(tmp_path / "a", method=method)
+    file = read_adapter(tmp_path / "a")
+    base = load_base(file)
+    plain = base.model.state_dict()
+    before = {key: value.clone() for key, value in plain.items()}
+    found = updates(base, file)
+    merge(task.model)
+    after = task.model.state_dict()
+    for key, value in plain.items():
+        assert torch.equal(value, before[key])  # the base model is left alone
+        if key in after:
+            torch.testing.assert_close(
+                after[key] - value, found.get(key, torch.zeros(())).expand_as(value), atol=1e-6, rtol=0
+            )
+    assert found and found.keys() <= plain.keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_updates_belong_to_the_tower_or_to_the_whole_model(kind: str, tmp_path: Path) -> None:
+    saved(tmp_path / "a", kind)
+    file = read_adapter(tmp_path / "a")
+    towers = {key.startswith("visual.") for key in updates(load_base(file), file)}
+    assert towers == ({True, False} if kind == "vision-language" else {True})
+
+
+@pytest.mark.parametrize("method", MORE)
+def test_layers_from_the_file_alone(method: str, tmp_path: Path) -> None:
+    task = saved(tmp_path / "a", method=method)
+    file = read_adapter(tmp_path / "a")
+    found = layer_updates(file)
+    assert list(found) == list(file.layers)
+    if not file.adapter.trains_base:
+        expected = delta_weights(task.model)
+        for layer, delta in found.items():
+            assert torch.equal(delta, expected[layer])
+
+
+def test_layers_of_a_model_that_no_library_builds(tmp_path: Path) -> None:
+    """Names such as ``0`` and one without a path, saved by `save_adapter` alone, in one bfloat16 file."""
+    for name, model in (("many", zoo.mlp()), ("one", nn.Linear(6, 4)), ("blocks", zoo.small_vit())):
+        inject(model, RandLoRA(2, seed=3))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.5)
+        save_adapter(model, tmp_path / name)
+        expected = delta_weights(model)
+        found = layer_updates(read_adapter(tmp_path / name))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[layer], expected[layer]) for layer in expected)
+        coarse = layer_updates(rounded(tmp_path / name, tmp_path / f"{name}.safetensors"))
+        for layer in expected:
+            torch.testing.assert_close(coarse[layer], expected[layer], rtol=0.05, atol=0.05)
+        with pytest.raises(UserError, match="names no base model"):
+            load_base(read_adapter(tmp_path / name))
+
+
+def test_sums_are_those_by_hand(tmp_path: Path) -> None:
+    """Other methods, ranks and seeds, also with bias updates, on one base."""
+    methods = ("randlora", "lora", "dora", "split", "bitfit")
+    for number, method in enumerate(methods):
+        saved(tmp_path / method, method=method, seed=0)
+        if number:
+            same_base([read_adapter(tmp_path / method), read_adapter(tmp_path / methods[0])])
+    files = [read_adapter(tmp_path / method) for method in methods]
+    base = load_base(files[0])
+    parts = [updates(base, file) for file in files]
+    weights = [0.5, -1.5, 2.0, 1.0, 0.25]
+    total = weighted_sum(parts, weights)
+    assert total.keys() == set().union(*parts)
+    for key, found in total.items():
+        by_hand = sum(w * part[key].double() for w, part in zip(weights, parts, strict=True) if key in part)
+        assert isinstance(by_hand, torch.Tensor)
+        torch.testing.assert_close(found, by_hand, rtol=0, atol=1e-15)
+
+
+def test_interpolation_has_both_ends_bit_for_bit() -> None:
+    base, tuned = torch.randn(50) * 1e-9, torch.randn(50)
+    assert torch.equal(interpolated(base, tuned, 0.0), base)
+    assert torch.equal(interpolated(base, tuned, 1.0), tuned)
+    by_hand = torch.tensor([b + 0.3 * (t - b) for b, t in zip(base.tolist(), tuned.tolist(), strict=True)])
+    assert torch.equal(interpolated(base, tuned, 0.3), by_hand)
+
+
+# What is refused
+
+
+def test_different_bases_are_named(tmp_path: Path) -> None:
+    saved(tmp_path / "a", method="lora", seed=0)
+    saved(tmp_path / "b", method="lora", seed=1)
+    saved(tmp_path / "c", "vision-language", "lora", seed=0)  # the same model, with its text tower
+    one, two, three = (read_adapter(tmp_path / name) for name in "abc")
+    same_base([one, three])
+    with pytest.raises(UserError) as caught:
+        same_base([one, two])
+    for part in (str(one.path), str(two.path), base_name(one), base_name(two)):
+        assert part in str(caught.value)
+    plain = nn.Linear(3, 3)
+    inject(plain, LoRA(1))
+    save_adapter(plain, tmp_path / "d")
+    with pytest.raises(UserError, match="different base models"):
+        same_base([read_adapter(tmp_path / "d"), one])
+
+
+def test_weights_that_moved_or_changed(tmp_path: Path) -> None:
+    there = tmp_path / "there.pt"
+    torch.save(load_clip("tiny", "random", seed=3).model.state_dict(), there)
+    saved(tmp_path / "a", pretrained=str(there))
+    file = read_adapter(tmp_path / "a")
+    assert load_base(file).part is not load_base(file).model
+    torch.save(load_clip("tiny", "random", seed=4).model.state_dict(), there)
+    with pytest.raises(UserError, match="was trained on other weights"):
+        load_base(file)
+    there.unlink()
+    with pytest.raises(UserError, match=r"base model of .*a does not load: .*there\.pt"):
+        load_base(file)
+    assert layer_updates(file)  # needs no base
+
+
+def edited(path: Path, change: dict[str, Any]) -> Any:
+    """The adapter with another description, as one that was edited on purpose."""
+    description = path / "adapter_config.json"
+    config = json.loads(description.read_text()) | change
+    del config["sha256"]
+    description.write_text(json.dumps(config))
+    return read_adapter(path)
+
+
+def test_other_bases_and_missing_tensors_are_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "a")
+    file = edited(tmp_path / "a", {"fingerprint": "0" * 64})
+    with pytest.raises(UserError, match=r"its random bases are 000000000000 .* seed 0 gives"):
+        layer_updates(file)
+    saved(tmp_path / "b", method="lora")
+    file = read_adapter(tmp_path / "b")
+    file.tensors.pop(next(name for name in file.tensors if "in_proj" not in name))
+    with pytest.raises(UserError, match="has no tensor"):
+        layer_updates(file)
+    with pytest.raises(UserError, match="transformers"):
+        load_base(edited(tmp_path / "b", {"base_model": {"library": "transformers", "name": "x"}}))
+
+
+def test_shaken_twice_differs(tmp_path: Path) -> None:
+    """The tests above would see nothing if updates were zero."""
+    task = saved(tmp_path / "a")
+    first = layer_updates(read_adapter(tmp_path / "a"))
+    shake(task)
+    task.save(tmp_path / "a")
+    second = layer_updates(read_adapter(tmp_path / "a"))
+    assert all(not torch.equal(first[layer], second[layer]) for layer in first)
