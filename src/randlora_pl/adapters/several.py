@@ -108,7 +108,9 @@ class AdapterSet:
             try:
                 place_adapter(self.model, file)
                 report = report_of(self.model)
-                updates = {path: layer.delta for path, layer in adapted_layers(self.model).items() if layer.delta is not None}
+                updates = {
+                    path: layer.delta for path, layer in adapted_layers(self.model).items() if layer.delta is not None
+                }
                 own = {path: parameter.data for path, parameter in chosen.items()}
             finally:
                 for path, parameter in chosen.items():
@@ -186,8 +188,8 @@ class AdapterSet:
             if self._loaded[name].own:
                 method = self._loaded[name].report.adapter.method()
                 raise UserError(
-                    f"{name!r} is {method}, which changes the model's own tensors: use it alone with weight 1, or write "
-                    "the sum with randlora-pl adapter add, a scaled one with randlora-pl adapter merge --scale."
+                    f"{name!r} is {method}, which changes the model's own tensors: use it alone with weight 1, or "
+                    "write the sum with randlora-pl adapter add (scaled: randlora-pl adapter merge --scale)."
                 )
         return weights
 

@@ -12,14 +12,14 @@ from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.restore import plain_task
 
 
-def load_tasks(folders: Mapping[str, str | Path], **overrides: Any) -> dict[str, AdaptationTask]:
+def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: Any) -> dict[str, AdaptationTask]:
     """The tasks of several adapters; those of one base model share its weights, which are loaded once.
 
     Each task has its own head, classes and prompts, and switches the shared backbone to its own adapter whenever it
     uses it, merged. They take turns: not for several threads at once, and not for training.
 
     Args:
-        folders: Adapter folders or files by name.
+        adapters: Adapter folders, files, or what `read_adapter` made of them, by name.
         overrides: Constructor arguments to change in all of them, for example ``pretrained`` where a file moved.
 
     Returns:
@@ -28,19 +28,19 @@ def load_tasks(folders: Mapping[str, str | Path], **overrides: Any) -> dict[str,
     Raises:
         UserError: If one was written by no task, or its base model is another one than it says.
     """
-    files = {name: read_adapter(folder) for name, folder in folders.items()}
+    files = {name: each if isinstance(each, AdapterFile) else read_adapter(each) for name, each in adapters.items()}
     tasks = {name: plain_task(file, **overrides) for name, file in files.items()}
     first: dict[str, tuple[AdaptationTask, AdapterSet]] = {}
     for name, (file, task) in zip(files, zip(files.values(), tasks.values(), strict=True), strict=True):
         base = _base_of(file, task)
         if base in first:
-            other, adapters = first[base]
+            other, together = first[base]
             task.build_on(other)
         else:
-            adapters = AdapterSet(task.build())
-            first[base] = task, adapters
-        adapters.load(name, file)
-        task.join(adapters, name)
+            together = AdapterSet(task.build())
+            first[base] = task, together
+        together.load(name, file)
+        task.join(together, name)
         task.load_head(file.extra)
     for task in tasks.values():
         task.eval()
