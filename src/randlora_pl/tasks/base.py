@@ -16,6 +16,7 @@ from randlora_pl.adapters import (
     set_train_mode,
     unmerge,
 )
+from randlora_pl.adapters.control import report_of
 from randlora_pl.adapters.several import Choice
 from randlora_pl.errors import UserError
 from randlora_pl.models import (
@@ -166,14 +167,15 @@ class AdaptationTask(SavedModule):
                 "a linear probe needs --model LinearHeadTask."
             )
 
-    def join(self, adapters: AdapterSet, choice: Choice) -> None:
+    def join(self, adapters: AdapterSet, name: str) -> None:
         """Takes a backbone that other tasks have, too; for prediction and evaluation.
 
         Args:
             adapters: The adapters of all of them.
-            choice: This task's own, which becomes the active one whenever the task uses its `model`.
+            name: This task's own, which becomes the active one whenever the task uses its `model`.
         """
-        self.backbone, self.adapters, self.choice = adapters.model, adapters, choice
+        self.backbone, self.adapters, self.choice = adapters.model, adapters, name
+        self.report = report_of(self.model)
 
     def _execute(self, backbone: nn.Module) -> None:
         """Casts frozen weights and compiles blocks, where that was asked for."""
