@@ -380,6 +380,21 @@ def test_a_linear_layer_alone_is_a_model(tmp_path: Path) -> None:
     assert torch.equal(layer(x), tuned(x))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no other device to move to")
+def test_waiting_adapters_follow_a_model_that_moves(adapters: AdapterSet, folders: dict[str, Path]) -> None:
+    adapters.use("full")
+    adapters.model.cuda()
+    for choice in ("randlora", "full", "dora"):
+        adapters.use(choice)
+        expected = outputs(alone(folders[choice]))
+        torch.manual_seed(7)
+        with torch.no_grad():
+            found = adapters.model(zoo.images().cuda())
+        assert_close(found.cpu(), expected, 1e-4)
+    adapters.use(None)
+    assert_base(adapters.model.cpu())
+
+
 # What is refused
 
 
