@@ -17,7 +17,7 @@ from randlora_pl.cli.runs import adapter_config
 from randlora_pl.errors import UserError
 
 _HELD = 1 << 28
-"""Bytes of images that wait for several adapters to take their turns: a switch costs as much as some 25 images of the tiny CLIP."""
+"""Bytes of images that wait until every adapter has had its turn: a switch takes as long as 25 images (tiny CLIP)."""
 
 
 def parse(args: list[str]) -> argparse.Namespace:
