@@ -2,16 +2,19 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from randlora_pl.cli.predict import parse, pick_device
-from randlora_pl.data import ImageData
+from randlora_pl.adapters import FullFineTuning
+from randlora_pl.cli.predict import name_adapters, parse, pick_device
+from randlora_pl.data import ImageData, open_images
+from randlora_pl.data.images import FileImages
 from randlora_pl.errors import UserError
-from randlora_pl.tasks import load_task
+from randlora_pl.tasks import LinearHeadTask, load_task, load_tasks, weighted_task
 from tests.cli.conftest import Run
 
 
@@ -132,3 +135,169 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="the last one is cuda:1"):
         pick_device("cuda:7")
     assert parse(["--adapter", "a", "--images", "b", "c"]).images == [Path("b"), Path("c")]
+
+
+# Several adapters
+
+
+def variant(source: Path, folder: Path, by: float = 0.05, frame: dict[str, Any] | None = None) -> Path:
+    """Another adapter of the same base model and classes."""
+    task = load_task(source)
+    task.finish_evaluation()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in task.parameters():
+            if parameter.requires_grad:
+                parameter.add_(by * torch.randn(parameter.shape, generator=generator))
+    return task.save(folder, {} if frame is None else {"frame": frame})
+
+
+def read(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.fixture
+def second(finished: Path, tmp_path: Path) -> Path:
+    return variant(finished / "adapter", tmp_path / "runs" / "second" / "adapter")
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Places of the images that are decoded from now on."""
+    seen: list[int] = []
+    load = FileImages.load
+
+    def counted(self: FileImages, row: int, *args: Any, **options: Any) -> Any:
+        seen.append(row)
+        return load(self, row, *args, **options)
+
+    monkeypatch.setattr(FileImages, "load", counted)
+    return seen
+
+
+@pytest.mark.parametrize("batch", ["1", "2", "64"])
+@pytest.mark.parametrize("held", [0, 1 << 28])
+def test_several_adapters_predict_in_one_pass_as_each_alone(
+    run: Run, finished: Path, second: Path, photos: Path, tmp_path: Path,
+    decoded: list[int], monkeypatch: pytest.MonkeyPatch, batch: str, held: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("randlora_pl.cli.predict._HELD", held)
+    base = ("predict", "--images", str(photos), "--batch-size", batch, "--top-k", "3")
+    first = finished / "adapter"
+    alone = [read(run(*base, "--output", "-", "--adapter", str(path)).out) for path in (first, second)]
+    assert alone[0] != alone[1]
+    decoded.clear()
+    named = ("--adapter", f"one={first}", f"two={second}", "--adapter", f"three={first}")
+    result = run(*base, "--output", "p.csv", *named)
+    assert result.code == 0, result.err
+    assert sorted(decoded) == [0, 1, 2]
+    assert "p.csv: 3 images, 3 adapters (one, two, three), the best 3 classes of each" in result.out
+    text = (tmp_path / "p.csv").read_text()
+    assert text.startswith("image,adapter,class,probability,class_2,probability_2,class_3,probability_3\n")
+    rows = read(text)
+    assert [row["image"] for row in rows] == [row["image"] for row in alone[0] for _ in range(3)]
+    assert [row.pop("adapter") for row in rows] == ["one", "two", "three"] * 3
+    for place, expected in enumerate((alone[0], alone[1], alone[0])):
+        assert rows[place::3] == expected
+
+
+def test_adapters_of_other_classes_bases_and_frames(
+    run: Run, finished: Path, photos: Path, tmp_path: Path, decoded: list[int]
+) -> None:
+    """A classifier of three classes on other weights, and a preprocessing of its own for one of the digits'."""
+    task = LinearHeadTask(name="test_vit.r160_in1k", pretrained="random", img_size=32)
+    task.set_classes(["cat", "dog", "cow"], [])
+    task.configure_model()
+    task.save(tmp_path / "animals.safetensors")
+    frame = {"size": 32, "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "interpolation": "bilinear"}
+    other = variant(finished / "adapter", tmp_path / "other", by=0.0, frame=frame)
+    paths = [finished / "adapter", tmp_path / "animals.safetensors", other]
+    base = ("predict", "--images", str(photos), "--output", "-", "--top-k", "4")
+    alone = [read(run(*base, "--adapter", str(path)).out) for path in paths]
+    assert alone[0] != alone[2]
+    decoded.clear()
+    result = run(*base, "--adapter", *(f"a{number}={path}" for number, path in enumerate(paths)))
+    assert result.code == 0, result.err
+    assert sorted(decoded) == [0, 0, 1, 1, 2, 2]  # two ways of preparing an image: the first two models agree
+    rows = read(result.out)
+    assert [row.pop("adapter") for row in rows] == ["a0", "a1", "a2"] * 3
+    assert rows[0::3] == alone[0] and rows[2::3] == alone[2]
+    blank = {"class_4": "", "probability_4": ""}
+    assert rows[1::3] == [row | blank for row in alone[1]]
+
+
+def test_weighted_sum_of_adapters(run: Run, finished: Path, second: Path, photos: Path, tmp_path: Path) -> None:
+    first = finished / "adapter"
+    base = ("predict", "--images", str(photos), "--output")
+    alone = [read(run(*base, "-", "--adapter", str(path)).out) for path in (first, second)]
+    both = ("--adapter", f"a={first}", f"b={second}", "--weights")
+    assert read(run(*base, "-", *both, "1", "0").out) == alone[0]
+    assert read(run(*base, "-", *both, "0", "1").out) == alone[1]
+    result = run(*base, "p.csv", *both, "0.5", "-0.5")
+    assert "p.csv: 3 images, 0.5 a + -0.5 b, the best 5 classes of each" in result.out
+    task = weighted_task(load_tasks({"a": first, "b": second}), {"a": 0.5, "b": -0.5})
+    loader, _ = open_images([photos], task.image_spec)
+    with torch.no_grad():
+        [shares] = [task.class_logits(batch["image"]).softmax(1) for batch in loader]
+    rows = read((tmp_path / "p.csv").read_text())
+    for row, expected in zip(rows, shares, strict=True):
+        assert row["class"] == task.classnames[int(expected.argmax())]
+        assert float(row["probability"]) == pytest.approx(float(expected.max()), abs=1e-5)
+
+
+def test_unreadable_images_are_skipped_for_all_adapters(run: Run, finished: Path, second: Path, photos: Path) -> None:
+    (photos / "aa-broken.png").write_bytes(b"no image")
+    named = ("--adapter", f"one={finished / 'adapter'}", f"two={second}")
+    result = run("predict", "--images", str(photos), "--output", "p.csv", *named, "--on-error", "skip")
+    assert "p.csv: 3 images, 2 adapters (one, two)" in result.out and "1 unreadable images are left out" in result.out
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["runs/quickstart/T/adapter"], ["adapter"]),
+        (["runs/quickstart/T1/adapter", "runs/quickstart/T2/adapter"], ["T1", "T2"]),
+        (["runs/cars/T/adapter", "runs/pets/T/adapter"], ["cars", "pets"]),
+        (["runs/cars/T1/adapter", "runs/pets/T2/adapter", "runs/cars/T3/adapter"], ["cars/T1", "pets/T2", "cars/T3"]),
+        (["runs/cars/T/adapter", "runs/cars/T/adapter-best"], ["adapter", "adapter-best"]),
+        (["a/cars.safetensors", "b/pets.safetensors"], ["a/cars", "b/pets"]),
+        (["cars.safetensors", "pets.safetensors"], ["cars", "pets"]),
+        (["runs/x", "runs/x/y"], ["x", "y"]),
+        (["/runs/cars/adapter", "pets/adapter"], ["/runs/cars", "pets"]),
+        (["mine=runs/cars/adapter", "runs/pets/adapter"], ["mine", "pets"]),
+        (["runs/a=1/adapter", "runs/a=2/adapter"], ["a=1", "a=2"]),
+    ],
+)
+def test_adapters_are_called_by_what_tells_them_apart(paths: list[str], names: list[str]) -> None:
+    found = name_adapters(paths)
+    assert list(found) == names
+    assert list(map(str, found.values())) == [path.removeprefix("mine=") for path in paths]
+
+
+def test_a_path_with_an_equals_sign_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1").mkdir()
+    assert name_adapters(["lr=1", "lr=2"]) == {"lr=1": Path("lr=1"), "lr": Path("2")}
+
+
+def test_several_adapters_that_are_refused(
+    refused: Callable[..., str], finished: Path, second: Path, photos: Path, tmp_path: Path
+) -> None:
+    first = str(finished / "adapter")
+    base = ("predict", "--images", str(photos), "--adapter")
+    assert "two called adapter" in refused(*base, first, first)
+    assert "two called x" in refused(*base, f"x={first}", f"x={second}")
+    assert "=x: give NAME=FOLDER" in refused(*base, first, "=x")
+    assert "nowhere is no adapter folder" in refused(*base, first, "pets=nowhere")
+    assert "--weights gives 1 numbers for 2 adapters" in refused(*base, first, str(second), "--weights", "1")
+    assert "--weights is 1.0 nan" in refused(*base, first, str(second), "--weights", "1", "nan")
+    task = load_task(first)
+    full = type(task)(**task.constructor() | {"targets": None}, adapter=FullFineTuning())
+    full.set_classes(task.classnames, ["a {}"])
+    full.configure_model()
+    full.save(tmp_path / "full")
+    message = refused(*base, f"a={first}", f"full={tmp_path / 'full'}", "--weights", "1", "1")
+    assert "'full' is FullFineTuning" in message and "randlora-pl adapter add" in message
+    (second / "adapter.safetensors").write_bytes((second / "adapter.safetensors").read_bytes()[:-1] + b"!")
+    message = refused(*base, f"a={first}", f"b={second}")
+    assert str(second) in message and "damaged" in message

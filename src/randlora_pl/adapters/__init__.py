@@ -17,12 +17,14 @@ from randlora_pl.adapters.inject import InjectionReport, inject
 from randlora_pl.adapters.lora import LoRA
 from randlora_pl.adapters.nola import NoLA
 from randlora_pl.adapters.randlora import RandLoRA
+from randlora_pl.adapters.several import AdapterSet
 from randlora_pl.adapters.vera import VeRA
 from randlora_pl.adapters.whole import BitFit, FullFineTuning, LinearProbe
 
 __all__ = [
     "Adapter",
     "AdapterFile",
+    "AdapterSet",
     "BitFit",
     "DeltaWeight",
     "DoRA",

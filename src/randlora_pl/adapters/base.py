@@ -67,6 +67,12 @@ class DeltaWeight(nn.Module):
         """The adapted weight, (out, in), from the frozen one; W0 + delta unless a method says otherwise."""
         return weight + self.delta().to(weight.dtype)
 
+    def change(self, weight: Tensor) -> Tensor:
+        """The effective weight minus the frozen one, (out, in): ``delta`` for methods that add."""
+        if type(self).effective_weight is DeltaWeight.effective_weight:
+            return self.delta()  # without the rounding of a sum and a difference
+        return self.effective_weight(weight) - weight
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``F.linear`` with the effective weight; x is (..., in), the result (..., out)."""
         if not self.drops:

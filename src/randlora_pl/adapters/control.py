@@ -10,6 +10,7 @@ from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.bases import Bases
 from randlora_pl.adapters.inject import InjectionReport, set_fast_paths
 from randlora_pl.adapters.layers import AdaptedLayer, RowBlocks, whole
+from randlora_pl.adapters.weighted import WeightedSum
 from randlora_pl.errors import UserError
 
 
@@ -26,8 +27,29 @@ def report_of(model: nn.Module) -> InjectionReport:
     """
     report = getattr(model, "adapter_report", None)
     if not isinstance(report, InjectionReport):
+        if _is_sum(model):
+            raise UserError(
+                "the model has a weighted sum of adapters, which is no adapter of its own: use one of them first, or "
+                "write the sum with randlora-pl adapter add."
+            )
         raise UserError("the model has no adapter; inject(model, adapter) or load_adapter(model, folder) first.")
     return report
+
+
+def _is_sum(model: nn.Module) -> bool:
+    return any(isinstance(layer.delta, WeightedSum) for layer in adapted_layers(model).values())
+
+
+def _trains_base(model: nn.Module) -> bool:
+    """Whether tensors of the model itself train.
+
+    Raises:
+        UserError: The model has no adapter.
+    """
+    if _is_sum(model):  # of updates only, and without a report
+        return False
+    report = report_of(model)
+    return report.adapter.trains_base and report.trainable > 0
 
 
 def merge(model: nn.Module) -> None:
@@ -60,12 +82,17 @@ def unmerge(model: nn.Module) -> None:
 def unload(model: nn.Module) -> nn.Module:
     """Turns the model back into plain layers with merged weights, in place, and returns it."""
     merge(model)
+    detach(model)
+    return model
+
+
+def detach(model: nn.Module) -> None:
+    """Turns adapted layers back into plain ones, with whatever weights they have now; `unmerge` first for the base."""
     set_fast_paths(model, True)
     for layer in adapted_layers(model).values():
         layer.detach()
     for module in model.modules():  # a part that was adapted by itself has a report of its own
         module.__dict__.pop("adapter_report", None)
-    return model
 
 
 @contextmanager
@@ -75,9 +102,9 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     Raises:
         UserError: For methods that train the base itself, which is not kept.
     """
-    report = report_of(model)
-    if report.adapter.trains_base and report.trainable:
-        raise UserError(f"{report.adapter.method()} trains the model's own weights; there is no base to go back to.")
+    if _trains_base(model):
+        method = report_of(model).adapter.method()
+        raise UserError(f"{method} trains the model's own weights; there is no base to go back to.")
     layers = adapted_layers(model).values()
     before = [layer.enabled for layer in layers]
     try:
@@ -102,10 +129,10 @@ def delta_weights(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(layer.delta, RowBlocks):
             for name, block in layer.delta.blocks().items():
                 rows = slice(*layer.delta.rows[name])
-                updates[f"{path}.{name}".lstrip(".")] = _update(block, layer.base_weight[rows])
+                updates[f"{path}.{name}".lstrip(".")] = block.change(layer.base_weight[rows]).detach()
         else:
             name = path if layer.weight_name == "weight" else f"{path}.in_proj".lstrip(".")
-            updates[name] = _update(layer.delta, layer.base_weight)
+            updates[name] = layer.delta.change(layer.base_weight).detach()
     return updates
 
 
@@ -116,7 +143,7 @@ def weight_updates(model: nn.Module) -> dict[str, Tensor]:
     Packed weights whose blocks are adapted apart are one tensor, zero where nothing is adapted.
     """
     return {
-        f"{path}.{layer.weight_name}".lstrip("."): _update(layer.delta, layer.base_weight)
+        f"{path}.{layer.weight_name}".lstrip("."): layer.delta.change(layer.base_weight).detach()
         for path, layer in adapted_layers(model).items()
         if layer.delta is not None
     }
@@ -157,13 +184,6 @@ def too_small(bases: Bases, holders: Iterable[nn.Module]) -> str:
     return ""
 
 
-def _update(delta: DeltaWeight, weight: Tensor) -> Tensor:
-    blocks = delta.blocks().values() if isinstance(delta, RowBlocks) else [delta]
-    if all(type(block).effective_weight is DeltaWeight.effective_weight for block in blocks):
-        return delta.delta().detach()
-    return delta.effective_weight(weight).detach() - weight
-
-
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that train, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -174,8 +194,7 @@ def set_train_mode(model: nn.Module, mode: bool = True) -> None:
 
     Only the updates change mode; a model that trains all of itself (full fine-tuning) changes as a whole.
     """
-    report = report_of(model)
-    model.train(mode and report.adapter.trains_base and report.trainable > 0)
+    model.train(mode and _trains_base(model))
     for module in model.modules():
         if isinstance(module, DeltaWeight):
             module.train(mode)

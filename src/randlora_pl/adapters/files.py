@@ -218,6 +218,16 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
         UserError: If the file or the model does not fit; every mismatch is named, the model is unchanged.
     """
     file = read_adapter(path)
+    place_adapter(model, file)
+    return file
+
+
+def place_adapter(model: nn.Module, file: AdapterFile) -> None:
+    """What `load_adapter` does with an adapter that was read.
+
+    Raises:
+        UserError: If the model does not fit; every mismatch is named, the model is unchanged.
+    """
     present = getattr(model, "adapter_report", None)
     adapted = isinstance(present, InjectionReport)
     found = differences(file, model, present) if isinstance(present, InjectionReport) else problems(file, model)
@@ -236,4 +246,3 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
             parameters[name].copy_(tensor)
     for layer in merged:
         layer.merge()
-    return file

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,7 +107,7 @@ def inject(model: nn.Module, adapter: Adapter, targets: list[str] | None = None)
         deltas, fingerprint = make_deltas(adapter, sites, model)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        _attach(model, sites, deltas)
+        attach(model, _by_layer(model, sites, deltas))
         rows = [
             Row(site.shape.layer, site.kind, (site.shape.out_features, site.shape.in_features), _size(deltas[site]))
             for site in sites
@@ -154,17 +155,30 @@ def _weight(model: nn.Module, site: Site) -> Tensor:
     return weight if site.block is None else weight[slice(*row_blocks(weight.shape[0])[site.block])]
 
 
-def _attach(model: nn.Module, sites: list[Site], deltas: dict[Site, DeltaWeight]) -> None:
+def _by_layer(model: nn.Module, sites: list[Site], deltas: dict[Site, DeltaWeight]) -> dict[str, DeltaWeight]:
+    """One update for each layer, by path; the updates of row blocks are put together."""
     by_path: dict[str, list[Site]] = {}
     for site in sites:
         by_path.setdefault(site.path, []).append(site)
+    updates = {}
     for path, here in by_path.items():
-        layer = model.get_submodule(path)
         if here[0].block is None:
-            delta = deltas[here[0]]
+            updates[path] = deltas[here[0]]
         else:
             rows = row_blocks(_weight(model, here[0]).shape[0] * 3)
-            delta = RowBlocks({str(site.block): deltas[site] for site in here}, rows)
+            updates[path] = RowBlocks({str(site.block): deltas[site] for site in here}, rows)
+    return updates
+
+
+def attach(model: nn.Module, updates: Mapping[str, DeltaWeight]) -> None:
+    """Turns plain layers into adapted ones; `detach` in `control` turns them back.
+
+    Args:
+        model: The model.
+        updates: The update of each layer by path.
+    """
+    for path, delta in updates.items():
+        layer = model.get_submodule(path)
         kind = AdaptedAttention if isinstance(layer, nn.MultiheadAttention) else AdaptedLinear
         kind.attach(layer, delta)
         parent = model.get_submodule(path.rpartition(".")[0])

@@ -203,7 +203,14 @@ class RowBlocks(DeltaWeight):
 
     def delta(self) -> Tensor:
         """The blocks' updates with zeros between them, (out, in)."""
-        parts = {name: block.delta() for name, block in self.blocks().items()}
+        return self._with_zeros({name: block.delta() for name, block in self.blocks().items()})
+
+    def change(self, weight: Tensor) -> Tensor:
+        """The blocks' changes with zeros between them, (out, in)."""
+        rows = {name: slice(*place) for name, place in self.rows.items()}
+        return self._with_zeros({name: block.change(weight[rows[name]]) for name, block in self.blocks().items()})
+
+    def _with_zeros(self, parts: dict[str, Tensor]) -> Tensor:
         some = next(iter(parts.values()))
         return torch.cat(
             [

@@ -30,10 +30,17 @@ Test an adapter on the validation images, which are kept out of training.
 """,
     "predict": """\
 Classify images with a trained adapter; writes a CSV file: image, class, probability and the next best classes.
+Several adapters share one pass over the images and, where they can, one base model; the file then has a line for each
+image and adapter, with a column adapter behind image: image, adapter, class, probability ...
 
   randlora-pl predict --adapter runs/quickstart/TIME/adapter --images photos/ cat.jpg --output predictions.csv
+  randlora-pl predict --adapter runs/cars/TIME/adapter pets=pets.safetensors --images photos/
+  randlora-pl predict --adapter ADAPTER ADAPTER --weights 0.5 0.5 --images photos/
 
-  --adapter FOLDER      The adapter folder of a run; it knows its base model, class names and prompts
+  --adapter [NAME=]PATH ...  Adapter folders (RUN/adapter) or .safetensors files, which know their base model, class
+                        names and prompts; without a NAME they are called by what tells their paths apart
+  --weights W ...       One model instead: the base and the sum of the adapters' updates, each W times; the classes
+                        must be the same. One adapter and one W scale its update
   --images PATH ...     Image files, and folders that are searched
   --output FILE         CSV file to write; - prints it (default predictions.csv)
   --overwrite           Replace the file if it exists

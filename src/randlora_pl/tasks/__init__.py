@@ -3,7 +3,16 @@
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.restore import load_task
+from randlora_pl.tasks.several import load_tasks, weighted_task
 from randlora_pl.tasks.text_head import TextHeadTask
 from randlora_pl.tasks.vision_language import VisionLanguageTask
 
-__all__ = ["AdaptationTask", "LinearHeadTask", "TextHeadTask", "VisionLanguageTask", "load_task"]
+__all__ = [
+    "AdaptationTask",
+    "LinearHeadTask",
+    "TextHeadTask",
+    "VisionLanguageTask",
+    "load_task",
+    "load_tasks",
+    "weighted_task",
+]

@@ -11,10 +11,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from randlora_pl import rng
 from randlora_pl.adapters import (
     Adapter,
+    AdapterSet,
     inject,
     set_train_mode,
     unmerge,
 )
+from randlora_pl.adapters.control import report_of
+from randlora_pl.adapters.several import Choice
 from randlora_pl.errors import UserError
 from randlora_pl.models import (
     ImageSpec,
@@ -39,12 +42,16 @@ class AdaptationTask(SavedModule):
 
     Attributes:
         image_spec: What the backbone expects of an image; the data module asks for it.
+        adapters: The adapters that take turns in the backbone, where other tasks have it, too.
+        choice: Which of them, or which weighted sum, is this task's own.
     """
 
     zero_shot = True
     takes_captions = False
     vision_only = True
     image_spec: ImageSpec
+    adapters: AdapterSet | None = None
+    choice: Choice = None
 
     def __init__(
         self,
@@ -89,6 +96,10 @@ class AdaptationTask(SavedModule):
     def build(self) -> nn.Module:
         """Loads the backbone, without an adapter, and sets `identity`; called once, when classes are known."""
         raise NotImplementedError
+
+    def build_on(self, other: "AdaptationTask") -> None:
+        """What `build` does beside loading the backbone, where another task has the same one already."""
+        self.identity = other.identity
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Loss (b,) of each sample of a training batch, and whether each is right (b,)."""
@@ -156,6 +167,16 @@ class AdaptationTask(SavedModule):
                 "a linear probe needs --model LinearHeadTask."
             )
 
+    def join(self, adapters: AdapterSet, name: str) -> None:
+        """Takes a backbone that other tasks have, too; for prediction and evaluation.
+
+        Args:
+            adapters: The adapters of all of them.
+            name: This task's own, which becomes the active one whenever the task uses its `model`.
+        """
+        self.backbone, self.adapters, self.choice = adapters.model, adapters, name
+        self.report = report_of(self.model)
+
     def _execute(self, backbone: nn.Module) -> None:
         """Casts frozen weights and compiles blocks, where that was asked for."""
         precision = str(self.trainer.precision) if self._trainer is not None else None
@@ -181,13 +202,15 @@ class AdaptationTask(SavedModule):
 
     @property
     def model(self) -> nn.Module:
-        """The backbone with its adapter.
+        """The backbone with its adapter; a backbone that tasks share is switched to that of this task.
 
         Raises:
             UserError: If `configure_model` has not run.
         """
         if self.backbone is None:
             raise UserError("the backbone is not built yet; call configure_model() first.")
+        if self.adapters is not None:
+            self.adapters.use(self.choice)
         return self.backbone
 
     def resolved(self) -> dict[str, Any]:
@@ -198,7 +221,7 @@ class AdaptationTask(SavedModule):
         """Training mode for what trains; frozen layers stay in eval mode."""
         super().train(mode)
         if self.backbone is not None:
-            set_train_mode(self.backbone, mode)
+            set_train_mode(self.model, mode)
         return self
 
     # Training

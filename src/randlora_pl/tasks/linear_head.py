@@ -96,11 +96,19 @@ class LinearHeadTask(AdaptationTask):
         else:
             vit = load_vit(self.name, self.pretrained, img_size=self.img_size, seed=self.seed)
             backbone, self.identity, features = vit.model, vit.identity, vit.num_features
-        self.head = nn.Linear(features, len(self.classnames), bias=False)
+        self._make_head(features)
         start = draw(self.seed, "head", 1, len(self.classnames), features, Distribution("normal"), torch.device("cpu"))
         with torch.no_grad():
             self.head.weight.copy_(0.01 * start[0])
         return backbone
+
+    def build_on(self, other: AdaptationTask) -> None:
+        """A head of the other's width, to be loaded."""
+        super().build_on(other)
+        self._make_head(other.head_tensors()["head"].shape[1])
+
+    def _make_head(self, features: int) -> None:
+        self.head = nn.Linear(features, len(self.classnames), bias=False)
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Linear in the features, (b, classes)."""

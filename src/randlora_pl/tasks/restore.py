@@ -1,9 +1,10 @@
-"""From an adapter folder back to a task that predicts."""
+"""From an adapter file back to a task that predicts."""
 
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.adapters import load_adapter, read_adapter
+from randlora_pl.adapters import AdapterFile, read_adapter
+from randlora_pl.adapters.files import place_adapter
 from randlora_pl.errors import UserError
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.linear_head import LinearHeadTask
@@ -29,15 +30,25 @@ def load_task(folder: str | Path, **overrides: Any) -> AdaptationTask:
         UserError: If the folder was written by no task, or its base model is another one.
     """
     file = read_adapter(folder)
-    metadata = file.config.get("metadata", {})
-    kind = TASKS.get(metadata.get("task"))
-    if kind is None:
-        raise UserError(f"{folder} says nothing of a task; it can be loaded with load_adapter(model, folder) only.")
-    task = kind(**{**metadata["arguments"], **overrides}, adapter=file.adapter)
-    task.set_classes(metadata["classnames"], metadata["templates"], metadata.get("captions", False))
+    task = plain_task(file, **overrides)
     task.configure_model()
-    load_adapter(task.model, folder)
+    place_adapter(task.model, file)
     task.load_head(file.extra)
     task.eval()
     task.prepare_evaluation()
+    return task
+
+
+def plain_task(file: AdapterFile, **overrides: Any) -> AdaptationTask:
+    """The task of an adapter with its classes, before its backbone is built.
+
+    Raises:
+        UserError: If it was written by no task.
+    """
+    metadata = file.metadata
+    kind = TASKS.get(metadata.get("task", ""))
+    if kind is None:
+        raise UserError(f"{file.path} says nothing of a task; it can be loaded with load_adapter(model, folder) only.")
+    task = kind(**{**metadata["arguments"], **overrides}, adapter=file.adapter)
+    task.set_classes(metadata["classnames"], metadata["templates"], metadata.get("captions", False))
     return task

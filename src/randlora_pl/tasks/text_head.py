@@ -78,6 +78,12 @@ class TextHeadTask(AdaptationTask):
         self.register_buffer("head", (scale * head).cpu(), persistent=False)
         return tower
 
+    def build_on(self, other: AdaptationTask) -> None:
+        """A head of the other's width, to be loaded."""
+        super().build_on(other)
+        features = other.head_tensors()["head"].shape[1]
+        self.register_buffer("head", torch.zeros(len(self.classnames), features), persistent=False)
+
     def class_logits(self, images: Tensor) -> Tensor:
         """Scaled similarities with the class embeddings, (b, classes)."""
         return similarities(normalize(self.model(images)), self.head)

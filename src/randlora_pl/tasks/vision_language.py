@@ -87,10 +87,19 @@ class VisionLanguageTask(AdaptationTask):
     def build(self) -> nn.Module:
         """The CLIP model, with the captions of all classes tokenized once."""
         clip = load_clip(self.name, self.pretrained, seed=self.seed)
-        self.identity, self.tokenizer = clip.identity, clip.tokenizer
-        tokens = clip.tokenizer([self.caption_of(name) for name in self.classnames])
-        self.register_buffer("tokens", tokens, persistent=False)
+        self.identity = clip.identity
+        self._take_tokenizer(clip.tokenizer)
         return clip.model
+
+    def build_on(self, other: AdaptationTask) -> None:
+        """The captions of this task's own classes, tokenized."""
+        super().build_on(other)
+        self._take_tokenizer(other.tokenizer)
+
+    def _take_tokenizer(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        tokens = tokenizer([self.caption_of(name) for name in self.classnames])
+        self.register_buffer("tokens", tokens, persistent=False)
 
     def caption_of(self, classname: str) -> str:
         """The caption of a class; data sets of captions have them as they are."""

@@ -1,0 +1,85 @@
+"""Several adapters back to tasks that predict, those of one base model on one backbone."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.adapters import AdapterFile, AdapterSet, read_adapter
+from randlora_pl.errors import UserError
+from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.linear_head import LinearHeadTask
+from randlora_pl.tasks.restore import plain_task
+
+
+def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: Any) -> dict[str, AdaptationTask]:
+    """The tasks of several adapters; those of one base model share its weights, which are loaded once.
+
+    Each task has its own head, classes and prompts, and switches the shared backbone to its own adapter whenever it
+    uses it, merged. They take turns: not for several threads at once, and not for training.
+
+    Args:
+        adapters: Adapter folders, files, or what `read_adapter` made of them, by name.
+        overrides: Constructor arguments to change in all of them, for example ``pretrained`` where a file moved.
+
+    Returns:
+        The tasks by name, in eval mode, on the CPU, ready for ``class_logits``.
+
+    Raises:
+        UserError: If one was written by no task, or its base model is another one than it says.
+    """
+    files = {name: each if isinstance(each, AdapterFile) else read_adapter(each) for name, each in adapters.items()}
+    tasks = {name: plain_task(file, **overrides) for name, file in files.items()}
+    first: dict[str, tuple[AdaptationTask, AdapterSet]] = {}
+    for name, (file, task) in zip(files, zip(files.values(), tasks.values(), strict=True), strict=True):
+        base = _base_of(file, task)
+        if base in first:
+            other, together = first[base]
+            task.build_on(other)
+        else:
+            together = AdapterSet(task.build())
+            first[base] = task, together
+        together.load(name, file)
+        task.join(together, name)
+        task.load_head(file.extra)
+    for task in tasks.values():
+        task.eval()
+        task.prepare_evaluation()
+    return tasks
+
+
+def weighted_task(tasks: Mapping[str, AdaptationTask], weights: Mapping[str, float]) -> AdaptationTask:
+    """The first of several tasks, with a weighted sum of the updates of all in the place of its own.
+
+    Args:
+        tasks: From `load_tasks`.
+        weights: A weight for each.
+
+    Raises:
+        UserError: If they differ in their base model, kind or classes, or have trained heads.
+    """
+    first, *others = tasks.values()
+    name, *names = tasks
+    for theirs, task in zip(names, others, strict=True):
+        if task.adapters is not first.adapters or type(task) is not type(first):
+            raise UserError(f"{name} and {theirs} have other base models or tasks, so their updates have no sum.")
+        if task.classnames != first.classnames:
+            here, there = first.classnames, task.classnames
+            raise UserError(
+                f"{name} has {len(here)} classes {here[:3]}..., {theirs} has {len(there)} classes {there[:3]}...: a "
+                "sum needs the same classes in the same order; leave out the weights to predict with each."
+            )
+    if others and isinstance(first, LinearHeadTask):
+        raise UserError(
+            f"{', '.join(tasks)} have linear heads, each trained for its own features, and so no head for a sum; "
+            "leave out the weights to predict with each."
+        )
+    first.choice = dict(weights)
+    first.prepare_evaluation()
+    return first
+
+
+def _base_of(file: AdapterFile, task: AdaptationTask) -> str:
+    """Equal for adapters that fit one backbone: its library, name, weights, towers and image size."""
+    base = file.config.get("base_model", {})
+    return json.dumps([base, task.vision_only, getattr(task, "img_size", None)], sort_keys=True)
