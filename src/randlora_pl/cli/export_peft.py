@@ -1,0 +1,49 @@
+"""``adapter export --to peft``: a folder for ``PeftModel.from_pretrained``."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from randlora_pl.models import ModelIdentity
+
+
+def export(options: argparse.Namespace) -> int:
+    """Writes the folder, compares PEFT's outputs with ours, and says how to load it."""
+    from randlora_pl.cli.train import quieten
+
+    quieten()
+    from randlora_pl.interop.peft_export import export_peft
+    from randlora_pl.interop.peft_files import CLASSES, HEAD
+
+    done = export_peft(options.adapter, options.output)
+    size = sum(file.stat().st_size for file in options.output.iterdir())
+    if done.difference is None:
+        print(f"{options.output}: {size:,} bytes, not compared with PEFT ({done.why})")
+    else:
+        print(f"{options.output}: {size:,} bytes; largest difference to PEFT's outputs {done.difference:.1e}")
+    if done.classifier:
+        print(f"The head is the model's own classifier ({done.classifier}), its classes are in {CLASSES}.")
+    elif done.head:
+        print(f"PEFT has no place for the head: it is in {options.output / HEAD}, its classes in {CLASSES}.")
+    identity = done.identity
+    if identity is not None and identity.pretrained == "random":
+        print(f"Its base model has random weights (seed {identity.seed}), which no other program builds.")
+    elif identity is not None:
+        print("Load it with:")
+        print(f"  base = {_code(identity, options.output / CLASSES if done.classifier else None)}")
+        print(f'  model = PeftModel.from_pretrained(base, "{options.output}")')
+    return 0
+
+
+def _code(identity: "ModelIdentity", classes: Path | None) -> str:
+    """How the base model is built without this program."""
+    if identity.library == "timm":
+        count = len(classes.read_text().splitlines()) if classes is not None else 0
+        given = f", num_classes={count}, img_size={identity.image_size}"
+        if identity.sha256:
+            return f'timm.create_model("{identity.name}", checkpoint_path="{identity.pretrained}"{given})'
+        return f'timm.create_model("{identity.name}", pretrained=True{given})'
+    if identity.name == "tiny":
+        return 'randlora_pl.models.load_clip("tiny").model'
+    return f'open_clip.create_model("{identity.name}", pretrained="{identity.pretrained}")'
