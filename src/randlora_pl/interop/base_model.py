@@ -84,7 +84,9 @@ def of_adapter(file: AdapterFile) -> Base | None:
     try:
         return named(base["name"], base.get("pretrained"), int(base.get("seed", 0)), base.get("image_size"), tower)
     except UserError as error:
-        raise UserError(f"the base model of {file.path} cannot be built, and is needed for the check: {error}") from None
+        raise UserError(
+            f"the base model of {file.path} cannot be built, and is needed for the check: {error}"
+        ) from None
 
 
 def _images(model: nn.Module, size: int) -> Tensor:

@@ -47,7 +47,7 @@ def draw_randlora(
         sparse: Ternary entries; +1 and -1 have probability 1/6 each.
         very_sparse: Ternary entries; +1 and -1 have probability 1/(2 sqrt(m)) each. Goes before ``sparse``.
         dtype: What PEFT drew dense bases in: bfloat16, or float16 on machines without it (macOS before 14, old
-            GPUs). The two have nothing in common, and a PEFT file does not say which it was.
+            GPUs). But for tiny layers the two have nothing in common, and a PEFT file does not say which it was.
 
     Returns:
         A (r, 1, m) and B (M, n, r), float32.

@@ -42,8 +42,8 @@ def check_config(adapter: PeftAdapter) -> str:
         if name in _HARMLESS | _TARGETS | _READ[method] or not value or (name == "bias" and value == "none"):
             continue
         raise UserError(
-            f"{path}: its config has {name}: {value!r}, which changes the outputs and has no counterpart here. Merge it "
-            "with PEFT instead: model.merge_and_unload()"
+            f"{path}: its config has {name}: {value!r}, which changes the outputs and has no counterpart here. Merge "
+            "it with PEFT instead: model.merge_and_unload()"
         )
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start not in ("gaussian", "orthogonal", "eva"):

@@ -16,7 +16,7 @@ from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.targets import is_packed_linear
 from randlora_pl.errors import UserError
 from randlora_pl.interop.base_model import Base, given, of_adapter
-from randlora_pl.interop.peft_check import difference, installed
+from randlora_pl.interop.peft_check import Classifier, difference, installed
 from randlora_pl.interop.peft_files import PeftAdapter, written
 from randlora_pl.interop.peft_forms import Part, lora_form, randlora_form, vera_form
 from randlora_pl.models import ModelIdentity
@@ -66,7 +66,7 @@ def export_peft(
         config = {**adapter.config, "modules_to_save": [name]}
         adapter = replace(adapter, config=config, tensors={**adapter.tensors, **head})
     else:
-        adapter = replace(adapter, head=file.extra)
+        adapter = replace(adapter, head=file.extra, task=str(file.metadata.get("task", "")))
     identity = None if base is None else base.identity
     with written(adapter, Path(folder)) as part:
         if base is None:
@@ -76,7 +76,7 @@ def export_peft(
         ours = base.build()
         load_adapter(base.adaptable(ours), path)
         try:
-            found = difference(ours, base, part, (name, file.extra["head"]) if name else None)
+            found = difference(ours, base, part, Classifier(file.extra["head"]) if name else None)
         except UserError as error:
             raise refusal(file, str(error)) from None
         return Exported(found, "", name, bool(adapter.head), identity)
@@ -172,7 +172,7 @@ def _read(part: Part, parts: list[Part], attention: set[str] | None, file: Adapt
         return True
     raise UserError(
         f"{part.path} may belong to nn.MultiheadAttention, where PEFT's update would never act, and {file.path} does "
-        "not say which model it is for. Give the model: randlora_pl.interop.export_peft(ADAPTER, DIR, model=model)"
+        "not say which model it is for. Give the model, in Python: randlora_pl.interop.peft_export.export_peft(ADAPTER, DIR, model=model)"
     )
 
 
@@ -198,5 +198,3 @@ def base_name(base: Mapping[str, Any]) -> str | None:
     if base.get("library") == "timm":
         return f"timm/{name}" if "." in str(name) else None
     return None if base.get("sha256") else f"{name}/{tag}"
-
-

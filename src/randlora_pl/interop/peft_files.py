@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from randlora_pl.errors import UserError
@@ -31,6 +31,7 @@ class PeftAdapter:
         config: `adapter_config.json`.
         tensors: By name, without the prefix of the base model; shared bases as ``randlora_A`` and so on.
         head: A head that is not part of PEFT's file, kept beside it.
+        task: The task that the head belongs to.
         classnames: Names of the classes, kept beside it.
         path: Where it was read.
     """
@@ -38,6 +39,7 @@ class PeftAdapter:
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     head: dict[str, Tensor] = field(default_factory=dict)
+    task: str = ""
     classnames: list[str] = field(default_factory=list)
     path: Path = Path()
 
@@ -65,13 +67,22 @@ def read(path: str | os.PathLike[str]) -> PeftAdapter:
         raise UserError(f"{path / CONFIG} cannot be read ({type(error).__name__}: {error}); copy it again.") from None
     if not isinstance(config, dict) or "peft_type" not in config:
         raise UserError(f"{path / CONFIG} names no peft_type, so the method is unknown; copy it again.")
-    try:
-        tensors = load_file(path / TENSORS)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path / TENSORS} cannot be read ({error}): truncated or damaged; copy it again.") from None
-    inner = {name.removeprefix(PREFIX).removeprefix("base_model."): tensor for name, tensor in tensors.items()}
+    inner = {
+        name.removeprefix(PREFIX).removeprefix("base_model."): tensor
+        for name, tensor in _load(path / TENSORS)[0].items()
+    }
+    head, task = _load(path / HEAD) if (path / HEAD).is_file() else ({}, "")
     names = (path / CLASSES).read_text().splitlines() if (path / CLASSES).is_file() else []
-    return PeftAdapter(config, inner, classnames=names, path=path)
+    return PeftAdapter(config, inner, head, task, names, path)
+
+
+def _load(file: Path) -> tuple[dict[str, Tensor], str]:
+    """Tensors by name, and the task that they say they belong to."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, (opened.metadata() or {}).get("task", "")  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} cannot be read ({error}): truncated or damaged; copy it again.") from None
 
 
 @contextmanager
@@ -94,7 +105,7 @@ def written(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
         (part / CONFIG).write_text(json.dumps(adapter.config, indent=2, sort_keys=True) + "\n")
         _save({_prefixed(name): tensor for name, tensor in adapter.tensors.items()}, part / TENSORS)
         if adapter.head:
-            _save(adapter.head, part / HEAD)
+            _save(adapter.head, part / HEAD, adapter.task)
         if adapter.classnames:
             (part / CLASSES).write_text("".join(f"{name}\n" for name in adapter.classnames))
         yield part
@@ -110,9 +121,9 @@ def _prefixed(name: str) -> str:
     return PREFIX + name if "." in name else f"base_model.{name}"
 
 
-def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
+def _save(tensors: Mapping[str, Tensor], file: Path, task: str = "") -> None:
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, file, metadata={"format": "pt"})
+    save_file(plain, file, metadata={"format": "pt", "task": task} if task else {"format": "pt"})
     file.chmod((file.parent / CONFIG).stat().st_mode)  # safetensors makes files that only their owner may read
     with file.open("r+b") as stream:
         os.fsync(stream.fileno())

@@ -122,7 +122,8 @@ def lora_form(adapter: LoRA | DoRA, parts: list[Part]) -> Form:
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
-    modules, parameters = [], []
+    modules: list[str] = []
+    parameters: list[str] = []
     for path, a, b, alpha, packed in _factors(inner, parts):
         tensors[f"{path}.lora_A.weight"], tensors[f"{path}.lora_B.weight"] = a, b
         name = f"{path}.in_proj_weight" if packed else path  # what PEFT's patterns are matched with

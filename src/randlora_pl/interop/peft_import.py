@@ -135,7 +135,9 @@ def _check_targets(adapter: PeftAdapter, model: nn.Module, layers: set[str]) -> 
     """
     config = adapter.config
     targets = config.get("target_modules") or []
-    if targets == "all-linear" or any(config.get(key) is not None for key in ("layers_to_transform", "exclude_modules")):
+    if targets == "all-linear" or any(
+        config.get(key) is not None for key in ("layers_to_transform", "exclude_modules")
+    ):
         return
     saved = config.get("modules_to_save") or []
 
@@ -146,7 +148,10 @@ def _check_targets(adapter: PeftAdapter, model: nn.Module, layers: set[str]) -> 
             return re.fullmatch(targets, name) is not None
         return any(name == target or name.endswith(f".{target}") for target in targets)
 
-    missing = [name for name, _ in model.named_modules() if meant(name) and name not in layers]
+    try:
+        missing = [name for name, _ in model.named_modules() if meant(name) and name not in layers]
+    except (re.error, TypeError):
+        raise UserError(f"{adapter.path}: target_modules is {targets!r} in its config; copy it again.") from None
     if missing:
         raise UserError(
             f"{adapter.path}: {len(missing)} layers that its config names have no tensors in it ({missing[0]} ...); it "
@@ -177,8 +182,10 @@ def _randlora(
         sparse, very_sparse = bool(config.get("sparse")), bool(config.get("very_sparse"))
         pair = draw_randlora(key, rank, list(shapes.values()), sparse=sparse, very_sparse=very_sparse, dtype=dtype)
     a, b = (tensor.float() for tensor in pair)
-    if a.dim() != 3 or b.dim() != 3:
+    if a.dim() != 3 or b.dim() != 3 or a.shape[1] != 1:
         raise UserError(f"{adapter.path}: its bases have shapes {tuple(a.shape)} and {tuple(b.shape)}; copy it again.")
+    small, large = (max(getattr(shape, side) for shape in shapes.values()) for side in ("small", "large"))
+    a, b = a[..., :small], b[:large, : peft_count(small, rank)]  # PEFT has more than any layer takes
     method = RandLoRA(
         rank,
         alpha=option(adapter, "randlora_alpha", float, 640.0),
@@ -234,10 +241,13 @@ def _lora(
             magnitude = _of(own, _MAGNITUDE, layer, adapter)
             ours[layer] = {"inner.A": a, "inner.B": b, "magnitude": magnitude}
         elif _MAGNITUDE in own:
-            raise UserError(f"{adapter.path}: {layer} has magnitudes, but use_dora is off in its config; copy it again.")
+            raise UserError(
+                f"{adapter.path}: {layer} has magnitudes, but use_dora is off in its config; copy it again."
+            )
         name = f"{names[layer]}.in_proj_weight" if layer == f"{names[layer]}.in_proj" else names[layer]
-        rank, alphas[layer] = _pattern(config, "rank_pattern", name, config["r"]), _pattern(
-            config, "alpha_pattern", name, option(adapter, "lora_alpha", float, 8.0)
+        rank, alphas[layer] = (
+            _pattern(config, "rank_pattern", name, config["r"]),
+            _pattern(config, "alpha_pattern", name, option(adapter, "lora_alpha", float, 8.0)),
         )
         if len(a) != rank:
             raise UserError(f"{adapter.path}: lora_A of {layer} has {len(a)} rows, r is {rank} in its config.")

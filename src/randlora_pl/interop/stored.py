@@ -59,11 +59,36 @@ class Foreign:
                 "it belongs to another model, or is damaged."
             )
 
+    def owned(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The model's own tensors that came along, trained as a whole, by name.
+
+        Raises:
+            UserError: One has another shape, or its module is not what it was.
+        """
+        own = dict(model.named_parameters())
+        for name, tensor in self.extra.items():
+            if name in own and own[name].shape != tensor.shape:
+                here, there = tuple(own[name].shape), tuple(tensor.shape)
+                raise UserError(
+                    f"{self.source}: {name} has shape {there}, in this model {here}; build it as it was trained."
+                )
+            module = name.rpartition(".")[0]
+            if name not in own and any(other.startswith(f"{module}.") for other in own):
+                raise UserError(f"{self.source}: {name} was trained as a whole, and this model has none.")
+        return {name: own[name] for name in self.extra if name in own}
+
     def inject(self, model: nn.Module) -> InjectionReport:
         """Puts it into a base model, in place."""
         self.check(model)
+        owned = self.owned(model)
         report = inject(model, self.adapter, self.targets)
         self.fill(model)
+        with torch.no_grad():
+            for name, parameter in owned.items():
+                parameter.copy_(self.extra[name])
+        if owned:
+            names = ", ".join(owned)
+            report.notes.append(f"{names} came along, trained as a whole: give them to save_adapter as `extra`.")
         return report
 
     def fill(self, model: nn.Module) -> None:
@@ -110,5 +135,3 @@ def per_layer(values: Mapping[str, float]) -> float | dict[str, float]:
     if len(groups) == 1:
         return next(iter(groups))
     return {f"^{exact_pattern(layers)}": value for value, layers in groups.items()}
-
-
