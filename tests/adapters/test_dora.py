@@ -9,7 +9,6 @@ from torch import Tensor
 from randlora_pl.adapters import BitFit, DoRA, LoRA, RandLoRA, VeRA, delta_weights, inject, trainable_parameters
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.dora import DoRADelta
-from randlora_pl.adapters.lora import LoRADelta
 from randlora_pl.errors import UserError
 from tests.adapters.cases import One, adapt, assert_close, randomise
 

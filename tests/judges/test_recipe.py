@@ -11,7 +11,12 @@ from randlora_pl.adapters.base import WeightShape
 from randlora_pl.interop import peft_bases
 
 # Tall, wide, square, several at once; ranks that divide the smaller side and that do not, and one above it.
-LAYERS = [({"a": (8, 20)}, 4), ({"a": (20, 8)}, 3), ({"a": (9, 9)}, 2), ({"a": (6, 24), "b": (24, 6), "c": (10, 10)}, 5)]
+LAYERS = [
+    ({"a": (8, 20)}, 4),
+    ({"a": (20, 8)}, 3),
+    ({"a": (9, 9)}, 2),
+    ({"a": (6, 24), "b": (24, 6), "c": (10, 10)}, 5),
+]
 LAYERS += [({"a": (4, 12)}, 6)]
 
 
@@ -45,7 +50,9 @@ def test_randlora_where_there_is_no_bfloat16(
 
 def test_the_two_dtypes_have_nothing_in_common_at_the_size_of_real_layers() -> None:
     shapes = [WeightShape("a", 256, 256)]
-    for one, other in zip(*(peft_bases.draw_randlora(0, 4, shapes, dtype=t) for t in (torch.bfloat16, torch.float16)), strict=True):
+    for one, other in zip(
+        *(peft_bases.draw_randlora(0, 4, shapes, dtype=t) for t in (torch.bfloat16, torch.float16)), strict=True
+    ):
         assert (one - other).abs().max() > 1
 
 

@@ -14,14 +14,17 @@ def export(options: argparse.Namespace) -> int:
 
     quieten()
     from randlora_pl.interop.peft_export import export_peft
-    from randlora_pl.interop.peft_files import CLASSES, HEAD
+    from randlora_pl.interop.peft_files import CLASSES, CONFIG, HEAD
 
     done = export_peft(options.adapter, options.output)
+    shared = "randlora" in (options.output / CONFIG).read_text()  # PEFT up to 0.21 looks for a copy in every layer
     size = sum(file.stat().st_size for file in options.output.iterdir())
     if done.difference is None:
         print(f"{options.output}: {size:,} bytes, not compared with PEFT ({done.why})")
     else:
         print(f"{options.output}: {size:,} bytes; largest difference to PEFT's outputs {done.difference:.1e}")
+    if shared:
+        print("PEFT warns of missing keys for each layer when it loads this: there the bases are in the file once.")
     if done.classifier:
         print(f"The head is the model's own classifier ({done.classifier}), its classes are in {CLASSES}.")
     elif done.head:

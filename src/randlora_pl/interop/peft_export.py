@@ -172,7 +172,8 @@ def _read(part: Part, parts: list[Part], attention: set[str] | None, file: Adapt
         return True
     raise UserError(
         f"{part.path} may belong to nn.MultiheadAttention, where PEFT's update would never act, and {file.path} does "
-        "not say which model it is for. Give the model, in Python: randlora_pl.interop.peft_export.export_peft(ADAPTER, DIR, model=model)"
+        "not say which model it is for. Give the model, in Python (randlora_pl.interop.peft_export): "
+        "export_peft(ADAPTER, DIR, model=model)"
     )
 
 

@@ -48,6 +48,12 @@ class Foreign:
         sites = select(model, self.targets, False)
         for site, delta in make_deltas(self.adapter, sites, model)[0].items():
             self._check_shapes(site.shape.layer, delta)
+            drawn = getattr(delta, "bases", None)
+            if self.bases is None or not isinstance(drawn, Bases):
+                continue
+            have, want = ((tuple(each.A.shape), tuple(each.B.shape)) for each in (self.bases, drawn))
+            if any(mine < needed for mine, needed in zip(have[0] + have[1], want[0] + want[1], strict=True)):
+                raise UserError(f"{self.source}: its bases are too small for this model: {have}, {want} are needed.")
 
     def _check_shapes(self, layer: str, delta: DeltaWeight) -> None:
         wanted = {name: tuple(parameter.shape) for name, parameter in delta.named_parameters()}
@@ -87,7 +93,7 @@ class Foreign:
             for name, parameter in owned.items():
                 parameter.copy_(self.extra[name])
         if owned:
-            names = ", ".join(owned)
+            names = ", ".join(sorted(owned))
             report.notes.append(f"{names} came along, trained as a whole: give them to save_adapter as `extra`.")
         return report
 
