@@ -14,7 +14,7 @@ from torch import nn
 
 from randlora_pl.adapters import LoRA, RandLoRA, load_adapter, read_adapter
 from randlora_pl.models import ImageTower, load_clip, load_vit
-from randlora_pl.tasks import LinearHeadTask, TextHeadTask, load_task
+from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
 from tests.cli.conftest import Run
 from tests.cli.test_export_peft import VIT, adapter
 from tests.interop.test_official import by_hand, checkpoint
@@ -74,6 +74,7 @@ def test_a_head_makes_it_a_classifier(run: Run, tmp_path: Path, zero_bias: bool)
         (LinearHeadTask, VIT, RandLoRA(6), {}),
         (LinearHeadTask, "tiny", LoRA(2), {}),
         (TextHeadTask, "tiny", RandLoRA(6), {"targets": ["fc2"]}),
+        (VisionLanguageTask, "tiny", LoRA(2), {"caption": "a scan of {}", "targets": ["visual:mlp"]}),
     ],
 )
 def test_there_and_back(run: Run, tmp_path: Path, kind: Any, name: str, method: Any, options: dict[str, Any]) -> None:

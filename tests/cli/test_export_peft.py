@@ -1,5 +1,6 @@
 """``adapter export --to peft``: what it writes, what it says, what it refuses."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,9 @@ def test_a_vit_with_its_head(run: Run, tmp_path: Path) -> None:
     assert "largest difference to PEFT's outputs" in lines[0]
     assert float(lines[0].split()[-1]) < 1e-5
     assert lines[1].startswith("PEFT warns of missing keys")
-    assert lines[2] == "The head is the model's own classifier (head), its classes are in classnames.txt."
+    assert lines[2] == "The head is the model's own classifier (head), its classes are in task.json."
     assert lines[3] == "Its base model has random weights (seed 0), which no other program builds."
-    assert (tmp_path / "peft" / "classnames.txt").read_text() == "zero\none\ntwo\n"
+    assert json.loads((tmp_path / "peft" / "task.json").read_text())["classnames"] == ["zero", "one", "two"]
     base: Any = load_vit(VIT, "random").model
     base.reset_classifier(3)
     theirs = PeftModel.from_pretrained(base, tmp_path / "peft").eval()
@@ -69,11 +70,16 @@ def test_the_code_that_loads_it(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     from randlora_pl.cli.export_peft import _code
     from randlora_pl.models import ModelIdentity
 
-    classes = tmp_path / "classnames.txt"
-    classes.write_text("a\nb\n")
+    classes = tmp_path / "task.json"
+    classes.write_text('{"classnames": ["a", "b"]}')
     tag = ModelIdentity("timm", "vit_tiny_patch16_224.augreg_in21k", "augreg_in21k", 224)
     assert _code(tag, classes) == (
-        'timm.create_model("vit_tiny_patch16_224.augreg_in21k", pretrained=True, num_classes=2, img_size=224)'
+        'timm.create_model("vit_tiny_patch16_224.augreg_in21k", pretrained=True, num_classes=2)'
+    )
+    other = ModelIdentity("timm", "vit_small_patch14_dinov2.lvd142m", "/w.pt", 224, sha256="00")
+    assert _code(other, None) == (
+        'timm.create_model("vit_small_patch14_dinov2.lvd142m", pretrained=True, num_classes=0, img_size=224, '
+        'pretrained_cfg_overlay={"file": "/w.pt"})'
     )
     file = ModelIdentity("open_clip", "ViT-B-32", "/w.pt", 224, sha256="00")
     assert _code(file, None) == 'open_clip.create_model("ViT-B-32", pretrained="/w.pt")'

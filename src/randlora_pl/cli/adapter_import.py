@@ -26,7 +26,7 @@ An adapter from elsewhere as one of ours, with the same outputs, compared with P
   --output PATH      Where to write, a folder or one .safetensors file
   --overwrite        Replace what is there
 
-  --classnames FILE  One class a line: makes it an adapter that predicts (default: classnames.txt in DIR)
+  --classnames FILE  One class a line: makes it an adapter that predicts; a text head has prompts "a photo of a {}."
   --task TASK        LinearHeadTask (default where the adapter has a head), TextHeadTask, VisionLanguageTask
   --bases-dtype TYPE peft without bases: bfloat16 (default), or float16 if it was trained where PEFT had none
   --alpha A          official: the updates are scaled by A / r (default 1; its file does not say)
@@ -107,7 +107,7 @@ def import_verb(args: list[str]) -> int:
             f"{options.path}: {next(iter(owned))} was trained as a whole, and an adapter here has updates only. Merge "
             "it with PEFT instead: model.merge_and_unload()"
         )
-    classnames = _lines(options.classnames) if options.classnames else adapter.classnames if adapter else []
+    classnames = _lines(options.classnames) if options.classnames else []
     plan = Plan.make(foreign, base, adapter, options.task, classnames)
     ours = base.build()
     print(foreign.inject(ours))

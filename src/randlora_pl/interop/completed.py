@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import save_adapter
 from randlora_pl.errors import UserError
 from randlora_pl.interop.base_model import Base
-from randlora_pl.interop.peft_files import PeftAdapter
+from randlora_pl.interop.peft_files import TASK, PeftAdapter
 from randlora_pl.interop.stored import Foreign
 from randlora_pl.tasks.restore import TASKS
 
@@ -28,6 +28,8 @@ class Plan:
         task: The task that it becomes, empty for the bare update.
         classnames: Names of the classes of that task.
         head: The tensors of that task's head, where it has one.
+        arguments: Of the task's constructor, besides the base model, the adapter and its targets.
+        templates: Prompts of a text head.
         note: What a user must know about what was left as it was.
     """
 
@@ -36,6 +38,8 @@ class Plan:
     task: str = ""
     classnames: list[str] = field(default_factory=list)
     head: dict[str, Tensor] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    templates: list[str] = field(default_factory=lambda: TEMPLATES)
     note: str = ""
 
     @classmethod
@@ -47,8 +51,8 @@ class Plan:
         Raises:
             UserError: The task that was asked for does not go with the model, the head or the class names.
         """
-        head = adapter.head if adapter is not None else {}
-        kept = adapter.task if adapter is not None else ""
+        head, saved = (adapter.head, adapter.task) if adapter is not None else ({}, {})
+        kept, classnames = saved.get("task", ""), classnames or list(saved.get("classnames", []))
         weight, note = _linear_head(foreign.extra)
         if weight is not None and base.identity is not None and base.identity.library == "timm":
             head, kept = {"head": weight}, "LinearHeadTask"
@@ -71,7 +75,10 @@ class Plan:
             raise UserError(f"the head has {len(head['head'])} classes, and there are {len(classnames)} class names.")
         if len(classnames) < 2:
             raise UserError(f"--task {task} needs the names of its classes: --classnames FILE, one a line.")
-        return cls(foreign, base, task, classnames, head if task == kept else {}, note)
+        if task != kept:
+            return cls(foreign, base, task, classnames, note=note)
+        arguments = dict(saved.get("arguments", {}))
+        return cls(foreign, base, task, classnames, head, arguments, saved.get("templates", TEMPLATES), note)
 
     def save(self, ours: nn.Module, path: Path) -> Path:
         """Writes the adapter.
@@ -85,9 +92,13 @@ class Plan:
         if not self.task:
             return save_adapter(ours, path, base_model=identity.as_dict(), extra=self.foreign.extra)
         kind: Any = TASKS[self.task]
-        options = {"name": identity.name, "pretrained": identity.pretrained, "seed": identity.seed or 0}
-        task = kind(**options, adapter=self.foreign.adapter, targets=self.foreign.targets)
-        task.set_classes(self.classnames, TEMPLATES)
+        base = {"name": identity.name, "pretrained": identity.pretrained, "seed": identity.seed or 0}
+        adapter = {"adapter": self.foreign.adapter, "targets": self.foreign.targets}
+        try:
+            task = kind(**{**self.arguments, **base, **adapter})
+        except TypeError as error:
+            raise UserError(f"{self.foreign.source}: {TASK} has other arguments than {self.task} ({error}).") from None
+        task.set_classes(self.classnames, self.templates)
         task.configure_model()
         self.foreign.fill(task.model)
         if self.head:

@@ -66,7 +66,7 @@ def export_peft(
         config = {**adapter.config, "modules_to_save": [name]}
         adapter = replace(adapter, config=config, tensors={**adapter.tensors, **head})
     else:
-        adapter = replace(adapter, head=file.extra, task=str(file.metadata.get("task", "")))
+        adapter = replace(adapter, head=file.extra)
     identity = None if base is None else base.identity
     with written(adapter, Path(folder)) as part:
         if base is None:
@@ -147,7 +147,8 @@ def to_peft(file: AdapterFile, attention: set[str] | None = None) -> PeftAdapter
             config, tensors = lora_form(adapter, parts)
     except UserError as error:
         raise refusal(file, str(error)) from None
-    return PeftAdapter({**_common(file), **config}, tensors, classnames=list(file.metadata.get("classnames") or []))
+    task = {name: value for name, value in file.metadata.items() if name != "training"}
+    return PeftAdapter({**_common(file), **config}, tensors, task=task)
 
 
 def refusal(file: AdapterFile, why: str) -> UserError:

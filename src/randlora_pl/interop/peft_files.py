@@ -9,18 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from randlora_pl.errors import UserError
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-CLASSES, HEAD = "classnames.txt", "head.safetensors"
+TASK, HEAD = "task.json", "head.safetensors"
+"""Ours, beside PEFT's: what a prediction needs besides the adapter. PEFT passes them over."""
+
 PREFIX = "base_model.model."
 """What precedes the names of the base model in a PEFT file."""
 
-_FILES = {CONFIG, TENSORS, CLASSES, HEAD, "README.md"}
+_FILES = {CONFIG, TENSORS, TASK, HEAD, "README.md"}
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,14 @@ class PeftAdapter:
         config: `adapter_config.json`.
         tensors: By name, without the prefix of the base model; shared bases as ``randlora_A`` and so on.
         head: A head that is not part of PEFT's file, kept beside it.
-        task: The task that the head belongs to.
-        classnames: Names of the classes, kept beside it.
+        task: The task that it was trained in, with its arguments, class names and prompts, kept beside it.
         path: Where it was read.
     """
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     head: dict[str, Tensor] = field(default_factory=dict)
-    task: str = ""
-    classnames: list[str] = field(default_factory=list)
+    task: dict[str, Any] = field(default_factory=dict)
     path: Path = Path()
 
 
@@ -61,26 +61,30 @@ def read(path: str | os.PathLike[str]) -> PeftAdapter:
             )
         ours = " It is an adapter of this program." if (path / "adapter.safetensors").is_file() else ""
         raise UserError(f"{path} is no PEFT adapter: it has no {TENSORS}.{ours}")
-    try:
-        config = json.loads((path / CONFIG).read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path / CONFIG} cannot be read ({type(error).__name__}: {error}); copy it again.") from None
-    if not isinstance(config, dict) or "peft_type" not in config:
+    config = _json(path / CONFIG)
+    if "peft_type" not in config:
         raise UserError(f"{path / CONFIG} names no peft_type, so the method is unknown; copy it again.")
     inner = {
-        name.removeprefix(PREFIX).removeprefix("base_model."): tensor
-        for name, tensor in _load(path / TENSORS)[0].items()
+        name.removeprefix(PREFIX).removeprefix("base_model."): tensor for name, tensor in _load(path / TENSORS).items()
     }
-    head, task = _load(path / HEAD) if (path / HEAD).is_file() else ({}, "")
-    names = (path / CLASSES).read_text().splitlines() if (path / CLASSES).is_file() else []
-    return PeftAdapter(config, inner, head, task, names, path)
+    head = _load(path / HEAD) if (path / HEAD).is_file() else {}
+    task = _json(path / TASK) if (path / TASK).is_file() else {}
+    return PeftAdapter(config, inner, head, task, path)
 
 
-def _load(file: Path) -> tuple[dict[str, Tensor], str]:
-    """Tensors by name, and the task that they say they belong to."""
+def _json(file: Path) -> dict[str, Any]:
     try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, (opened.metadata() or {}).get("task", "")  # noqa: SIM118
+        value = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read ({type(error).__name__}: {error}); copy it again.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file} is no JSON object; copy it again.")
+    return value
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} cannot be read ({error}): truncated or damaged; copy it again.") from None
 
@@ -105,9 +109,9 @@ def written(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
         (part / CONFIG).write_text(json.dumps(adapter.config, indent=2, sort_keys=True) + "\n")
         _save({_prefixed(name): tensor for name, tensor in adapter.tensors.items()}, part / TENSORS)
         if adapter.head:
-            _save(adapter.head, part / HEAD, adapter.task)
-        if adapter.classnames:
-            (part / CLASSES).write_text("".join(f"{name}\n" for name in adapter.classnames))
+            _save(adapter.head, part / HEAD)
+        if adapter.task:
+            (part / TASK).write_text(json.dumps(adapter.task, indent=2) + "\n")
         yield part
         if path.exists():
             shutil.rmtree(path)
@@ -121,9 +125,9 @@ def _prefixed(name: str) -> str:
     return PREFIX + name if "." in name else f"base_model.{name}"
 
 
-def _save(tensors: Mapping[str, Tensor], file: Path, task: str = "") -> None:
+def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, file, metadata={"format": "pt", "task": task} if task else {"format": "pt"})
+    save_file(plain, file, metadata={"format": "pt"})
     file.chmod((file.parent / CONFIG).stat().st_mode)  # safetensors makes files that only their owner may read
     with file.open("r+b") as stream:
         os.fsync(stream.fileno())
