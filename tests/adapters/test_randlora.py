@@ -1,4 +1,4 @@
-"""RandLoRA: equation 4, its options, its rank, and PEFT as an outside judge."""
+"""RandLoRA: equation 4, its options, its rank."""
 
 import math
 from typing import Any
@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import RandLoraConfig
 from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, delta_weights, inject, trainable_parameters
@@ -15,7 +14,7 @@ from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.bases import Distribution, draw
 from randlora_pl.adapters.randlora import RandLoRADelta
 from randlora_pl.errors import UserError
-from tests.adapters import oracle, reference
+from tests.adapters import reference
 from tests.adapters.cases import One, assert_close
 
 
@@ -36,43 +35,6 @@ def random_delta(in_features: int, out_features: int, **options: Any) -> tuple[R
 
 def rank(matrix: Tensor) -> int:
     return int(torch.linalg.matrix_rank(matrix))
-
-
-# PEFT
-
-
-def peft_pair(in_features: int, out_features: int, r: int) -> oracle.Pair:
-    config = RandLoraConfig(r=r, randlora_alpha=20, target_modules=["fc"])
-    adapter = RandLoRA(r, alpha=20.0, pairing="peft", init="lambda")
-    theirs, ours = oracle.adapt_both(in_features, out_features, config, adapter)
-    layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
-    assert isinstance(delta, RandLoRADelta)
-    delta.bases.A, delta.bases.B = (
-        layer.randlora_A["default"].permute(1, 0, 2).float(),  # type: ignore[index,operator,union-attr]
-        layer.randlora_B["default"].float(),  # type: ignore[index,operator,union-attr]
-    )
-    tensors = {
-        "lambda": (layer.randlora_lambda["default"], delta.lambdas, True),  # type: ignore[index]
-        "gamma": (layer.randlora_gamma["default"], delta.gammas, False),  # type: ignore[index]
-    }
-    return oracle.Pair(theirs, ours, layer, tensors)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("in_features", "out_features", "r"), oracle.SHAPES)
-def test_equals_peft(in_features: int, out_features: int, r: int) -> None:
-    pair = peft_pair(in_features, out_features, r)
-    for theirs, ours, turned in pair.tensors.values():
-        assert torch.equal(theirs.T if turned else theirs, ours)  # the same start
-    oracle.check_delta(pair)
-    oracle.check(pair)
-
-
-def test_the_equation_pairs_other_columns_than_peft() -> None:
-    pair = peft_pair(12, 20, 4)
-    pair.share()
-    pair.delta.pairing = "equation"
-    theirs = pair.their_layer.get_delta_weight("default")
-    assert (delta_weights(pair.ours)["fc"] - theirs).abs().max() > 0.1 * theirs.abs().max()
 
 
 # The equation

@@ -64,10 +64,15 @@ def _sites_of(path: str, module: nn.Module) -> Iterator[Site]:
             yield from _packed(path, f"{path}.in_proj".lstrip("."), f"{path}.", *module.in_proj_weight.shape)
     elif isinstance(module, nn.Linear):
         role = next((role for role, names in _ROLES.items() if matches(names, path)), "")
-        if role == "qkv" and module.out_features == 3 * module.in_features:
+        if is_packed_linear(path) and module.out_features == 3 * module.in_features:
             yield from _packed(path, path, f"{path}.", module.out_features, module.in_features)
         else:
             yield Site(WeightShape(path, module.out_features, module.in_features), path, "linear", role)
+
+
+def is_packed_linear(path: str) -> bool:
+    """Whether a linear layer of this name is one for q, k and v together."""
+    return matches(_ROLES["qkv"], path)
 
 
 def _packed(path: str, name: str, prefix: str, rows: int, columns: int) -> Iterator[Site]:

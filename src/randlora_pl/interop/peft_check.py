@@ -1,0 +1,119 @@
+"""Whether PEFT, loading a file, gives the outputs that we give."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from randlora_pl.adapters import unload
+from randlora_pl.errors import UserError
+from randlora_pl.interop.base_model import Base
+from randlora_pl.interop.peft_files import TENSORS
+from randlora_pl.models.building import first_line
+
+TOLERANCE = 1e-5
+"""Of the largest output, or of 1 where that is smaller."""
+
+
+def installed() -> bool:
+    """Whether PEFT is there to be asked."""
+    return find_spec("peft") is not None
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classifier that PEFT's file has and our model has not: weight (classes, features), bias (classes) or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Logits (b, classes)."""
+        bias = None if self.bias is None else self.bias.to(features.dtype)
+        return nn.functional.linear(features, self.weight.to(features.dtype), bias)
+
+
+@torch.no_grad()
+def difference(ours: nn.Module, base: Base, folder: Path, classifier: Classifier | None = None) -> float:
+    """The largest difference between our outputs and PEFT's; of the merged weights where no inputs are known.
+
+    Args:
+        ours: The base model with our adapter; it is not changed.
+        base: The base model.
+        folder: A PEFT adapter.
+        classifier: The classifier of PEFT's file, where it has one; the base model is of timm then.
+
+    Raises:
+        UserError: They differ by more than rounding: also in float64, where deep models leave more in float32.
+    """
+    theirs, ours = _theirs(base, folder, classifier), ours.eval()
+    if base.outputs is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            merged = unload(copy.deepcopy(ours)).state_dict(), theirs.merge_and_unload().state_dict()
+        first, largest = _furthest([(merged[0][name], merged[1][name]) for name in merged[0]])
+    else:
+        first, largest = found, most = _furthest([_outputs(ours, theirs, base.outputs, classifier)])
+        if not found <= TOLERANCE * most:
+            found, most = _furthest([_outputs(copy.deepcopy(ours).double(), theirs.double(), base.outputs, classifier)])
+            if found <= TOLERANCE * most:
+                return first
+    if not first <= TOLERANCE * largest:
+        raise UserError(f"PEFT gives other outputs than we do, by up to {first:.1e}")
+    return first
+
+
+def _theirs(base: Base, folder: Path, classifier: Classifier | None) -> Any:
+    """The base model with PEFT's adapter.
+
+    Raises:
+        UserError: PEFT does not load it, or takes it for other layers.
+    """
+    from peft import PeftModel
+
+    plain: Any = base.build()
+    if classifier is not None:
+        plain.reset_classifier(len(classifier.weight))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            theirs: Any = PeftModel.from_pretrained(plain.eval(), str(folder), torch_device="cpu").eval()
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"PEFT does not load it ({first_line(error)})") from error
+        _check_names(theirs, folder)
+    return theirs
+
+
+def _outputs(
+    ours: nn.Module, theirs: Any, outputs: Callable[[nn.Module], Tensor], classifier: Classifier | None
+) -> tuple[Tensor, Tensor]:
+    own = outputs(ours)
+    return own if classifier is None else classifier(own), outputs(theirs.get_base_model())
+
+
+def _furthest(pairs: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """The largest difference, and the largest value or 1."""
+    pairs = [(a, b) for a, b in pairs if a.is_floating_point() and a.numel()]
+    if any(not (a.isfinite().all() and b.isfinite().all()) for a, b in pairs):
+        return float("nan"), 1.0
+    return max(float((a - b).abs().max()) for a, b in pairs), max(1.0, *(float(a.abs().max()) for a, _ in pairs))
+
+
+def _check_names(model: Any, folder: Path) -> None:
+    """Complains if PEFT adapts more or fewer layers than the file has."""
+    from peft import get_peft_model_state_dict
+
+    shared = ("randlora_A", "randlora_B", "vera_A", "vera_B")  # PEFT up to 0.21 has them once more in every layer
+    found, saved = (
+        {name.removeprefix("base_model.model.") for name in names if not name.endswith(shared)}
+        for names in (get_peft_model_state_dict(model, save_embedding_layers=False), load_file(folder / TENSORS))
+    )
+    if others := sorted(found ^ saved):
+        raise UserError(f"PEFT would adapt other layers, {others[0].rpartition('.lora_')[0] or others[0]} among them")

@@ -1,0 +1,65 @@
+"""PEFT's random bases from its seed alone, bit for bit, and its RandLoRA's slices written out by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import RandLoraConfig, VeraConfig, get_peft_model
+from torch import nn
+
+from randlora_pl.adapters.base import WeightShape
+from randlora_pl.interop import peft_bases
+
+# Tall, wide, square, several at once; ranks that divide the smaller side and that do not, and one above it.
+LAYERS = [
+    ({"a": (8, 20)}, 4),
+    ({"a": (20, 8)}, 3),
+    ({"a": (9, 9)}, 2),
+    ({"a": (6, 24), "b": (24, 6), "c": (10, 10)}, 5),
+]
+LAYERS += [({"a": (4, 12)}, 6)]
+
+
+def adapted(layers: dict[str, tuple[int, int]], config: Any) -> tuple[Any, list[WeightShape]]:
+    model = nn.ModuleDict({name: nn.Linear(*sizes) for name, sizes in layers.items()})
+    config.target_modules = set(layers)
+    return get_peft_model(model, config), [WeightShape(name, o, i) for name, (i, o) in layers.items()]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [{}, {"sparse": True}, {"very_sparse": True}, {"sparse": True, "very_sparse": True}])
+@pytest.mark.parametrize(("layers", "rank"), LAYERS)
+@pytest.mark.parametrize("key", [0, 7])
+def test_randlora(layers: dict[str, tuple[int, int]], rank: int, key: int, kind: dict[str, bool]) -> None:
+    peft, shapes = adapted(layers, RandLoraConfig(r=rank, projection_prng_key=key, **kind))
+    a, b = peft_bases.draw_randlora(key, rank, shapes, **kind)
+    assert torch.equal(a, peft.base_model.randlora_A["default"].float())
+    assert torch.equal(b, peft.base_model.randlora_B["default"].float())
+    assert not torch.equal(a, peft_bases.draw_randlora(key + 1, rank, shapes, **kind)[0])
+
+
+@pytest.mark.parametrize(("layers", "rank"), LAYERS)
+def test_randlora_where_there_is_no_bfloat16(
+    layers: dict[str, tuple[int, int]], rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peft.tuners.randlora.model.is_bf16_available", lambda: False)
+    peft, shapes = adapted(layers, RandLoraConfig(r=rank))
+    a, b = peft_bases.draw_randlora(0, rank, shapes, dtype=torch.float16)
+    assert torch.equal(a, peft.base_model.randlora_A["default"].float())
+    assert torch.equal(b, peft.base_model.randlora_B["default"].float())
+
+
+def test_the_two_dtypes_have_nothing_in_common_at_the_size_of_real_layers() -> None:
+    shapes = [WeightShape("a", 256, 256)]
+    for one, other in zip(
+        *(peft_bases.draw_randlora(0, 4, shapes, dtype=t) for t in (torch.bfloat16, torch.float16)), strict=True
+    ):
+        assert (one - other).abs().max() > 1
+
+
+@pytest.mark.parametrize(("layers", "rank"), LAYERS)
+@pytest.mark.parametrize("key", [0, 7])
+def test_vera(layers: dict[str, tuple[int, int]], rank: int, key: int) -> None:
+    peft, shapes = adapted(layers, VeraConfig(r=rank, projection_prng_key=key))
+    a, b = peft_bases.draw_vera(key, rank, shapes)
+    assert torch.equal(a, peft.base_model.vera_A["default"])
+    assert torch.equal(b, peft.base_model.vera_B["default"])
