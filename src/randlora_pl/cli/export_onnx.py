@@ -40,13 +40,14 @@ def export(options: argparse.Namespace) -> int:
     program = load_program(options.adapter, options.part or "classifier")
     written = (export_onnx if options.to == "onnx" else export_torch)(program, options.output)
     facts = program.facts
-    print(f"{' and '.join(map(str, written.files))}: {written.size:,} bytes, {facts['part']}")
+    classes = f" of {len(facts['classnames']):,} classes" if facts["part"] == "classifier" else " features"
+    print(f"{' and '.join(map(str, written.files))}: {written.size:,} bytes, {facts['part']}{classes}")
     print(f"largest difference from PyTorch {written.difference:.1e} (random inputs, 1 and 3 at a time)")
     print(f"input   {facts['input']};\n        {facts['preprocessing']}\noutput  {facts['output']}\n")
     print(f"To run it with {'onnxruntime' if options.to == 'onnx' else 'PyTorch'} alone:")
     template = _ONNX if options.to == "onnx" else _TORCH
     names = ", ".join(program.outputs)
     print(template.format(file=str(options.output), input=program.input, output=program.outputs[-1], outputs=names))
-    where = f"session.get_modelmeta().custom_metadata_map" if options.to == "onnx" else f"the extra file {FACTS}"
+    where = "session.get_modelmeta().custom_metadata_map" if options.to == "onnx" else f"the extra file {FACTS}"
     print(f"Class names, prompts, base model and more: {where}")
     return 0

@@ -65,7 +65,7 @@ def check_packages() -> None:
 
 
 def export_onnx(program: Program, path: Path) -> Exported:
-    """Writes a program as an ONNX file with any batch size; its facts are metadata, strings as they are, others as JSON.
+    """Writes a program as an ONNX file with any batch size; its facts are metadata, as JSON where not strings.
 
     Weights above 2 GB go to a second file, ``NAME.data``, which must lie beside the first.
 

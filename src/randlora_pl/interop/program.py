@@ -36,6 +36,9 @@ class ImageEncoder(nn.Module):
         unit: Whether features have unit length, as CLIP compares them.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, tower: nn.Module, frame: Frame, unit: bool) -> None:
         super().__init__()
         self.tower, self.unit = tower, unit
@@ -56,6 +59,8 @@ class Classifier(nn.Module):
         head: (classes, features), scaled class embeddings or the weight of a linear head.
     """
 
+    head: Tensor
+
     def __init__(self, encoder: ImageEncoder, head: Tensor) -> None:
         super().__init__()
         self.encoder = encoder
@@ -63,7 +68,7 @@ class Classifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 3, H, W) in 0..1 to (n, classes) twice."""
-        logits = F.linear(self.encoder(pixels), self.head)  # type: ignore[arg-type]
+        logits = F.linear(self.encoder(pixels), self.head)
         return logits, logits.softmax(1)
 
 
