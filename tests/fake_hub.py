@@ -208,6 +208,14 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(302, Location=f"{elsewhere}/large/{oid}", **headers)
 
 
+def ask(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Points the client at a Hub, as HF_ENDPOINT does where it is set before the client is imported."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+
+
 @contextmanager
 def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A running Hub that the client finds, with a token that it knows; no stored token or cache of this machine."""
@@ -215,7 +223,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
     server = FakeHub()
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    ask(monkeypatch, server.url)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     for name in ("HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from randlora_pl.adapters import read_adapter
 from tests.cli.conftest import Run
-from tests.fake_hub import FakeHub, fake_hub
+from tests.fake_hub import FakeHub, ask, fake_hub
 
 
 @pytest.fixture
@@ -96,6 +96,6 @@ def test_bad_input(
     assert "(403)" in refused(*push, "bob/digits")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "does not accept the token" in refused(*push, "ann/digits")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    ask(monkeypatch, "http://127.0.0.1:9")
     for words in ((*push, "ann/digits"), ("adapter", "pull", "ann/digits", "--output", "digits")):
         assert "http://127.0.0.1:9 cannot be reached" in refused(*words)

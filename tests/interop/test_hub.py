@@ -14,7 +14,7 @@ from randlora_pl.adapters.bases import Bases
 from randlora_pl.adapters.control import use_bases
 from randlora_pl.errors import UserError
 from randlora_pl.interop.hub import check_repo, pull_adapter, push_folder, stage
-from tests.fake_hub import TOKEN, FakeHub, fake_hub
+from tests.fake_hub import TOKEN, FakeHub, ask, fake_hub
 
 
 @pytest.fixture
@@ -119,6 +119,7 @@ def test_refusals(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (sent / "README.md").write_text("---\nlicense: no such thing\n---\n")
     with pytest.raises(UserError, match=r"refuses the card \(Invalid metadata in README.md\. - \"license\" must be"):
         push_folder(sent, "ann/one")
+    (sent / "README.md").write_text("---\ntags: []\n---\n")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     for action in (lambda: pull_adapter("ann/one", target), lambda: push_folder(sent, "ann/one")):
         with pytest.raises(UserError, match=r"does not accept the token \(401\)"):
@@ -129,7 +130,7 @@ def test_refusals(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     hub.broken = 418
     with pytest.raises(UserError, match=r"refuses \(418\): Out of order"):
         pull_adapter("ann/one", target)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    ask(monkeypatch, "http://127.0.0.1:9")
     for action in (lambda: pull_adapter("ann/one", target), lambda: push_folder(sent, "ann/one")):
         with pytest.raises(UserError, match=r"http://127.0.0.1:9 cannot be reached \(.*refused\)"):
             action()

@@ -1,6 +1,5 @@
 """Adapters on the Hugging Face Hub: files up and down, and its errors in one line."""
 
-import os
 import re
 import shutil
 import sys
@@ -150,8 +149,7 @@ def _api() -> Any:
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    endpoint = os.environ.get("HF_ENDPOINT") or None  # its own constant is as old as its import
-    return huggingface_hub.HfApi(endpoint=endpoint, library_name="randlora-pl", library_version=__version__)
+    return huggingface_hub.HfApi(library_name="randlora-pl", library_version=__version__)
 
 
 @contextmanager
@@ -171,13 +169,13 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
 
 
 def _explanation(error: Exception, repo: str, revision: str | None) -> str | None:
-    from huggingface_hub import get_token
+    from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
 
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
-    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    hub = constants.ENDPOINT
     if isinstance(error, RevisionNotFoundError):
         return f"{repo} has no branch, tag or commit {revision or 'main'!r}; see {hub}/{repo}/tree/main"
     if isinstance(error, ValueError) and "README.md" in str(error):
