@@ -195,7 +195,9 @@ def _explanation(error: Exception, repo: str, revision: str | None) -> str | Non
         return "HF_HUB_OFFLINE is set, so the Hub is not asked: unset it for adapter push and adapter pull."
     kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
     if kinds & {"TransportError", "ConnectionError", "TimeoutError"}:  # of httpx, requests, sockets
-        return f"{hub} cannot be reached ({_line(str(chain[-1]))}): is there a network? HF_ENDPOINT names another."
+        what = _line(str(chain[-1]))
+        more = " HF_HUB_DISABLE_XET=1 sends files without Xet, which this server may not have." if "xet" in what else ""
+        return f"{hub} cannot be reached ({what}): is there a network? HF_ENDPOINT names another.{more}"
     if isinstance(error, OSError) and error.errno is None:  # of the client, not of the disk
         return f"{hub} does not answer as the Hub does: {_line(str(error))}"
     return None

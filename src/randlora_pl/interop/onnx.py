@@ -80,7 +80,7 @@ def export_onnx(program: Program, path: Path) -> Exported:
     check_packages()
     exported = _exported(program)
     with _refusing("has no ONNX form", "--to torch"), _silence():
-        shapes = {program.input: {0: "batch"}}
+        shapes = {program.input: {0: torch.export.Dim("batch")}}
         converted: Any = torch.onnx.export(
             exported,
             dynamo=True,

@@ -157,6 +157,8 @@ def make_program(task: AdaptationTask, part: str = "classifier", frame: Frame | 
     def examples(count: int, seed: int) -> Tensor:
         return torch.rand(count, 3, frame.size, frame.size, generator=torch.Generator().manual_seed(seed))
 
+    if part == "image" and unit:
+        facts["output"] += " of unit length"
     facts |= {
         "input": f"pixels: float32 (n, 3, {frame.size}, {frame.size}), RGB in 0..1",
         "preprocessing": f"resize the shorter side to {frame.size} pixels ({frame.interpolation}, antialiased), crop "
