@@ -26,6 +26,7 @@ OPTIONAL = {
     "wandb": ("--run.logger wandb", "wandb"),
     "datasets": ("--data.dataset hf", "hf"),
     "pyarrow": ("tables as Parquet files", "parquet"),
+    "onnxruntime": ("adapter export --to onnx", "onnx"),
 }
 """Package: what it is for, and the extra that brings it."""
 
