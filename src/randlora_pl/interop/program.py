@@ -199,7 +199,8 @@ def _text(task: AdaptationTask, facts: dict[str, Any]) -> Program:
     context = int(tokenizer(prompts[:1]).shape[1])
 
     def examples(count: int, seed: int) -> Tensor:
-        return tokenizer([prompts[(seed + place) % len(prompts)] for place in range(count)])
+        tokens: Tensor = tokenizer([prompts[(seed + place) % len(prompts)] for place in range(count)])
+        return tokens
 
     facts |= {
         "input": f"tokens: int64 (n, {context}), ids of the model's tokenizer",
