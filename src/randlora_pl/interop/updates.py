@@ -1,0 +1,205 @@
+"""What an adapter adds to which tensor of its base model: with the model, or from the adapter's file alone."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters import AdapterFile, DoRA, load_adapter
+from randlora_pl.adapters.base import WeightShape
+from randlora_pl.adapters.bases import GENERATOR
+from randlora_pl.adapters.control import delta_weights, trainable_parameters, unload, weight_updates
+from randlora_pl.adapters.inject import hash_weights
+from randlora_pl.adapters.whole import Whole
+from randlora_pl.errors import UserError
+from randlora_pl.models import ImageTower, load_clip, load_vit
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model of an adapter, as its library builds it.
+
+    Attributes:
+        model: The whole model, without an adapter, in eval mode on the CPU.
+        part: What the adapter was attached to: the model, or its image tower. Both name their tensors alike.
+    """
+
+    model: nn.Module
+    part: nn.Module
+
+    def copy(self) -> "Base":
+        """Another one, with weights of its own."""
+        return copy.deepcopy(self)
+
+    def part_of(self, file: AdapterFile) -> nn.Module:
+        """What another adapter of the same weights was attached to."""
+        return _part(self.model, file)
+
+
+def load_base(file: AdapterFile) -> Base:
+    """Loads the base model that an adapter names.
+
+    Raises:
+        UserError: It names none that open_clip or timm builds, or the weights are not to be had.
+    """
+    named = file.config.get("base_model", {})
+    library, name, pretrained = (named.get(key) for key in ("library", "name", "pretrained"))
+    if library not in ("open_clip", "timm") or not name or not pretrained:
+        what = f"{library} {name}" if library else "no base model"
+        raise UserError(
+            f"{file.path} names {what}, which neither open_clip nor timm builds: build it in Python and call "
+            "load_adapter(model, path)."
+        )
+    seed, size = int(named.get("seed") or 0), named.get("image_size")
+    try:
+        if library == "timm":
+            model = load_vit(name, pretrained, img_size=size, seed=seed).model
+        else:
+            model = load_clip(name, pretrained, seed=seed, force_image_size=size).model
+    except UserError as error:
+        raise UserError(f"the base model of {file.path} does not load: {error}") from error
+    model.eval()
+    return Base(model, _part(model, file))
+
+
+def _part(model: nn.Module, file: AdapterFile) -> nn.Module:
+    """The model or its image tower, whichever has the hash that was saved."""
+    wanted = file.config.get("base_model", {}).get("weights_sha256_sampled")
+    if hasattr(model, "visual") and hash_weights(model) != wanted:
+        tower = ImageTower(model).eval()
+        if hash_weights(tower) == wanted:
+            return tower
+    return model
+
+
+def same_base(files: Sequence[AdapterFile]) -> None:
+    """Refuses adapters that do not belong to one base model.
+
+    Raises:
+        UserError: With the names of two that differ.
+    """
+    first, *others = files
+    for other in others:
+        one, two = ({**file.config.get("base_model", {})} for file in (first, other))
+        hashes = [base.pop("weights_sha256_sampled", None) for base in (one, two)]
+        if hashes[0] != hashes[1] and (one != two or not one):
+            raise UserError(
+                f"{first.path} and {other.path} were trained on different base models: "
+                f"{base_name(first)} and {base_name(other)}. Updates add up on one base only."
+            )
+
+
+def base_name(file: AdapterFile) -> str:
+    """Library, name, tag and the beginning of the hash, in words."""
+    base = file.config.get("base_model", {})
+    words = [str(base[key]) for key in ("library", "name", "pretrained") if base.get(key)]
+    return " ".join([*words, f"(weights {str(base.get('weights_sha256_sampled') or 'unknown')[:12]})"])
+
+
+def adapted(base: Base, file: AdapterFile) -> Base:
+    """A copy of the base model with the adapter in place, not merged.
+
+    Raises:
+        UserError: The adapter does not fit.
+    """
+    made = base.copy()
+    part = made.part_of(file)
+    load_adapter(part, file.path)
+    return Base(made.model, part.eval())
+
+
+def updates(base: Base, file: AdapterFile) -> State:
+    """The update of every tensor that an adapter changes, by its key in the base model's state dict, float32.
+
+    Effective weight minus frozen weight; for methods that train the model's own tensors, trained minus untrained.
+
+    Raises:
+        UserError: The adapter does not fit.
+    """
+    part = adapted(base, file).part
+    if isinstance(file.adapter, Whole):
+        before = base.part_of(file).state_dict()
+        return {name: value.detach() - before[name] for name, value in trainable_parameters(part).items()}
+    return weight_updates(part)
+
+
+def tuned_state(base: Base, file: AdapterFile) -> State:
+    """The state dict of the whole model with the adapter merged, under the library's own keys."""
+    made = adapted(base, file)
+    unload(made.part)
+    return made.model.state_dict()
+
+
+def weighted_sum(parts: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> State:
+    """sum_i w_i delta_i by key, summed in float64 (task arithmetic, Ilharco et al., 2023, equation of section 2).
+
+    A key that only some have counts as zero for the others.
+    """
+    total: State = {}
+    for part, weight in zip(parts, weights, strict=True):
+        for key, delta in part.items():
+            total[key] = total.get(key, torch.zeros((), dtype=torch.float64)) + weight * delta.double()
+    return total
+
+
+def interpolated(base: Tensor, tuned: Tensor, scale: float) -> Tensor:
+    """W0 + s (W - W0) (WiSE-FT, Wortsman et al., 2022, equation 1), both ends bit for bit."""
+    if scale in (0, 1) or not base.is_floating_point():
+        return base if scale == 0 else tuned
+    return (base.double() + scale * (tuned.double() - base.double())).to(base.dtype)
+
+
+# From the file alone
+
+
+@torch.no_grad()
+def layer_updates(file: AdapterFile) -> State:
+    """The update of every adapted weight by layer name, as `delta_weights` gives it, without the base model if possible.
+
+    A sum of random bases or a product of trained factors needs shapes and a seed only. DoRA scales the base's rows,
+    and methods that train the model's own tensors store them whole: these load the base model.
+
+    Raises:
+        UserError: A tensor is missing, the random bases are other ones, or the base model is needed and cannot be had.
+    """
+    if isinstance(file.adapter, Whole | DoRA):
+        base = load_base(file)
+        return updates(base, file) if isinstance(file.adapter, Whole) else delta_weights(adapted(base, file).part)
+    shapes = [WeightShape(name, shape[0], shape[1]) for name, shape in file.layers.items()]
+    bases = file.bases or file.adapter.bases(shapes, torch.device("cpu"))
+    here = bases.fingerprint if bases is not None else ""
+    there, generator = file.config.get("fingerprint"), file.config.get("generator")
+    if file.bases is None and (here != there or generator != GENERATOR):
+        raise UserError(
+            f"{file.path}: its random bases are {str(there)[:12]} by {generator}, seed {file.adapter.key} gives "
+            f"{here[:12]} by {GENERATOR} here; use the version of randlora-pl that wrote it."
+        )
+    found: State = {}
+    for shape in shapes:
+        delta = file.adapter.delta_weight(shape, torch.empty(shape.out_features, shape.in_features), bases)
+        tensors = _tensors_of(file, shape.layer)
+        for name, parameter in delta.named_parameters():
+            if name not in tensors or tensors[name].shape != parameter.shape:
+                raise UserError(f"{file.path}: layer {shape.layer} has no tensor {name} of {tuple(parameter.shape)}.")
+            parameter.copy_(tensors[name])
+        found[shape.layer] = delta.delta()
+    return found
+
+
+def _tensors_of(file: AdapterFile, layer: str) -> State:
+    """The trained tensors of one layer: below its path, that of its attention layer, or of a block of a packed weight."""
+    for prefix in _prefixes(layer):
+        if own := {n.removeprefix(prefix): t for n, t in file.tensors.items() if n.startswith(prefix)}:
+            return own
+    return {}
+
+
+def _prefixes(layer: str) -> Iterator[str]:
+    above, _, last = layer.rpartition(".")
+    yield f"{layer}.delta.".lstrip(".")
+    yield f"{above}.delta.{last}.".lstrip(".")
+    yield f"{above}.delta.".lstrip(".")
