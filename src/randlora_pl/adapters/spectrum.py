@@ -53,13 +53,13 @@ class LowRank:
         return self.left.shape[1]
 
 
-def spectrum(matrix: Tensor) -> Spectrum:
+def spectrum(matrix: Tensor, name: str = "the matrix") -> Spectrum:
     """Rank, stable and effective rank, and norms of a matrix (out, in) of any floating dtype.
 
     Raises:
-        UserError: It has an entry that is not finite.
+        UserError: It has an entry that is not finite; says its name.
     """
-    values = torch.linalg.svdvals(_checked(matrix))
+    values = torch.linalg.svdvals(_checked(matrix, name))
     largest = float(values[0]) if len(values) else 0.0
     if largest == 0:
         return Spectrum(0, 0.0, 0.0, 0.0, 0.0)
@@ -70,25 +70,26 @@ def spectrum(matrix: Tensor) -> Spectrum:
     return Spectrum(len(kept), squares, math.exp(entropy), largest * math.sqrt(squares), largest)
 
 
-def truncated(matrix: Tensor, rank: int | None = None, error: float | None = None) -> LowRank:
+def truncated(matrix: Tensor, rank: int | None = None, error: float | None = None, name: str = "the matrix") -> LowRank:
     """The best approximation of a matrix (out, in) by one of low rank (Eckart & Young, 1936).
 
     Args:
         matrix: Any floating dtype.
         rank: The largest rank k to use; at most the smaller side is.
         error: Instead: use the smallest k whose relative error in the Frobenius norm is at most this. At least 1.
+        name: What to call it in an error.
 
     Raises:
         UserError: The matrix has an entry that is not finite, or not exactly one of rank and error is given in its
             range: a positive whole number, or 0 <= error < 1.
     """
     check_wish(rank, error)
-    u, values, v = torch.linalg.svd(_checked(matrix), full_matrices=False)
+    u, values, v = torch.linalg.svd(_checked(matrix, name), full_matrices=False)
     squares = (values / values[0]).square() if values[0] > 0 else torch.zeros_like(values)
     # What ranks 0, 1, ... leave, summed from the smallest value up.
     left_over = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
     relative = (left_over / left_over[0].clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
-    k = min(rank, len(values)) if rank is not None else max(1, int((relative <= error).nonzero()[0]))
+    k = max(1, int((relative <= error).nonzero()[0])) if error is not None else min(rank or 1, len(values))
     roots = values[:k].sqrt()
     return LowRank(u[:, :k] * roots, roots[:, None] * v[:k], float(relative[k]))
 
@@ -100,18 +101,17 @@ def check_wish(rank: int | None, error: float | None) -> None:
         UserError: As said.
     """
     if (rank is None) == (error is None):
-        raise UserError("give either --rank K or --error E (relative, in the Frobenius norm), for example --error 0.05.")
+        raise UserError(
+            "give either --rank K or --error E (relative, in the Frobenius norm), for example --error 0.05."
+        )
     if rank is not None and rank < 1:
         raise UserError(f"--rank is {rank}: give a positive whole number.")
     if error is not None and not 0 <= error < 1:
         raise UserError(f"--error is {error}: give a relative error of at least 0 and below 1, for example 0.05.")
 
 
-def _checked(matrix: Tensor) -> Tensor:
+def _checked(matrix: Tensor, name: str) -> Tensor:
     """The matrix in float64."""
     if not torch.isfinite(matrix).all():
-        raise UserError(
-            f"a matrix of {' x '.join(map(str, matrix.shape))} is not finite (NaN or infinity): "
-            "the training diverged; lower the learning rate."
-        )
+        raise UserError(f"{name} is not finite (NaN or infinity): the training diverged; lower the learning rate.")
     return matrix.detach().double()

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from randlora_pl.adapters import AdapterFile, DoRA, load_adapter
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.bases import GENERATOR
-from randlora_pl.adapters.control import delta_weights, trainable_parameters, unload, weight_updates
+from randlora_pl.adapters.control import delta_weights, trainable_parameters, weight_updates
 from randlora_pl.adapters.inject import hash_weights
+from randlora_pl.adapters.targets import Site
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
 from randlora_pl.models import ImageTower, load_clip, load_vit
@@ -67,13 +68,22 @@ def load_base(file: AdapterFile) -> Base:
 
 
 def _part(model: nn.Module, file: AdapterFile) -> nn.Module:
-    """The model or its image tower, whichever has the hash that was saved."""
+    """The model or its image tower, whichever has the hash that was saved.
+
+    Raises:
+        UserError: Neither has.
+    """
     wanted = file.config.get("base_model", {}).get("weights_sha256_sampled")
-    if hasattr(model, "visual") and hash_weights(model) != wanted:
-        tower = ImageTower(model).eval()
-        if hash_weights(tower) == wanted:
-            return tower
-    return model
+    whole = hash_weights(model)
+    if not wanted or whole == wanted:
+        return model
+    tower = ImageTower(model).eval() if hasattr(model, "visual") else None
+    if tower is not None and hash_weights(tower) == wanted:
+        return tower
+    raise UserError(
+        f"{file.path} was trained on other weights: {base_name(file)}; what has that name here is {whole[:12]}. "
+        "Put the weights back that it was trained on."
+    )
 
 
 def same_base(files: Sequence[AdapterFile]) -> None:
@@ -89,7 +99,7 @@ def same_base(files: Sequence[AdapterFile]) -> None:
         if hashes[0] != hashes[1] and (one != two or not one):
             raise UserError(
                 f"{first.path} and {other.path} were trained on different base models: "
-                f"{base_name(first)} and {base_name(other)}. Updates add up on one base only."
+                f"{base_name(first)} and {base_name(other)}. Only updates of one base model go together."
             )
 
 
@@ -127,13 +137,6 @@ def updates(base: Base, file: AdapterFile) -> State:
     return weight_updates(part)
 
 
-def tuned_state(base: Base, file: AdapterFile) -> State:
-    """The state dict of the whole model with the adapter merged, under the library's own keys."""
-    made = adapted(base, file)
-    unload(made.part)
-    return made.model.state_dict()
-
-
 def weighted_sum(parts: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> State:
     """sum_i w_i delta_i by key, summed in float64 (task arithmetic, Ilharco et al., 2023, equation of section 2).
 
@@ -153,12 +156,18 @@ def interpolated(base: Tensor, tuned: Tensor, scale: float) -> Tensor:
     return (base.double() + scale * (tuned.double() - base.double())).to(base.dtype)
 
 
+def weight_key(part: nn.Module, site: Site) -> str:
+    """The state-dict key of a site's weight."""
+    name = "in_proj_weight" if isinstance(part.get_submodule(site.path), nn.MultiheadAttention) else "weight"
+    return f"{site.path}.{name}".lstrip(".")
+
+
 # From the file alone
 
 
 @torch.no_grad()
 def layer_updates(file: AdapterFile) -> State:
-    """The update of every adapted weight by layer name, as `delta_weights` gives it, without the base model if possible.
+    """The update of every adapted weight by layer name, as `delta_weights` gives it, from the file alone if possible.
 
     A sum of random bases or a product of trained factors needs shapes and a seed only. DoRA scales the base's rows,
     and methods that train the model's own tensors store them whole: these load the base model.
@@ -191,7 +200,7 @@ def layer_updates(file: AdapterFile) -> State:
 
 
 def _tensors_of(file: AdapterFile, layer: str) -> State:
-    """The trained tensors of one layer: below its path, that of its attention layer, or of a block of a packed weight."""
+    """The trained tensors of one layer: below its path, its attention layer's, or a block of a packed weight."""
     for prefix in _prefixes(layer):
         if own := {n.removeprefix(prefix): t for n, t in file.tensors.items() if n.startswith(prefix)}:
             return own
