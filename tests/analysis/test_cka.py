@@ -127,5 +127,5 @@ def test_refusals() -> None:
         compare(model, {"x": model}, [images(3)])
     with pytest.raises(UserError, match="no blocks with attention"):
         vision_layers(nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(UserError, match="x has .* layers to compare, the reference has 4"):
+    with pytest.raises(UserError, match=r"x has .* layers to compare, the reference has 4"):
         compare(model, {"x": towers()["vit"]}, [images(4)])

@@ -1,7 +1,7 @@
 """Low paths against all paths of small maps."""
 
 import math
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given, settings
@@ -36,7 +36,7 @@ def top(heights: list[list[float]], path: list[Cell]) -> float:
 
 
 def length(path: list[Cell]) -> float:
-    return sum(math.dist(a, b) for a, b in zip(path, path[1:], strict=False))
+    return sum(math.dist(a, b) for a, b in pairwise(path))
 
 
 @settings(max_examples=60, deadline=None)

@@ -43,6 +43,4 @@ def write_figure(figure: Figure, folder: Path, name: str) -> None:
     write_whole(folder / f"{name}.png", lambda stream: figure.savefig(stream, format="png", dpi=130))
     with rc_context({"svg.hashsalt": name}):
         metadata = {"Date": None}
-        write_whole(
-            folder / f"{name}.svg", lambda stream: figure.savefig(stream, format="svg", metadata=metadata)
-        )
+        write_whole(folder / f"{name}.svg", lambda stream: figure.savefig(stream, format="svg", metadata=metadata))

@@ -73,9 +73,7 @@ class Plane:
         for name in same:
             target[name].copy_(states[0][name])
         # What does not differ need not be written again; integers such as token positions never do.
-        self._moving = [
-            (target[name], [state[name] for state in states]) for name in target if name not in set(same)
-        ]
+        self._moving = [(target[name], [state[name] for state in states]) for name in target if name not in set(same)]
 
     @torch.no_grad()
     def go(self, x: float, y: float) -> None:

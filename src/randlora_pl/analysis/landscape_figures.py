@@ -50,9 +50,7 @@ class Landscape:
 
     def paths(self) -> dict[tuple[int, int], list[Cell]]:
         """The path of the lowest barrier on the grid between each two of the models."""
-        return {
-            (i, j): low_path(self.heights, self._cell(i), self._cell(j)) for i, j in ((0, 1), (1, 2), (0, 2))
-        }
+        return {(i, j): low_path(self.heights, self._cell(i), self._cell(j)) for i, j in ((0, 1), (1, 2), (0, 2))}
 
     def barriers(self) -> dict[str, float]:
         """How far one must climb above the higher of two models to get from one to the other, on the grid."""
@@ -139,7 +137,7 @@ def write_page(landscape: Landscape, file: Path) -> None:
     figure = go.Figure(traces)
     figure.update_layout(
         title={"text": f"Loss on the plane through three models<br><sub>{escape(landscape.about)}</sub>"},
-        scene={"xaxis": {"title": {"text": "x"}}, "yaxis": {"title": {"text": "y"}}, "zaxis": {"title": {"text": "loss"}},
+        scene={**{f"{axis}axis": {"title": {"text": text}} for axis, text in (("x", "x"), ("y", "y"), ("z", "loss"))},
                "camera": {"eye": {"x": -1.2, "y": -1.6, "z": 1.5}}},
         legend={"x": 0, "y": 0.95, "bgcolor": "rgba(120,120,120,0.75)", "font": {"color": "white"}},
         margin={"l": 0, "r": 0, "b": 0, "t": 70},

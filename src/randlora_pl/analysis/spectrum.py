@@ -105,9 +105,7 @@ def curve(layers: Sequence[LayerSpectrum], points: int = 200) -> tuple[Any, Any,
         if one.sizes.spectral_norm > 0:
             values = (one.values / one.values[0]).clamp_min(SMALLEST).numpy()
             rows.append(np.interp(shares, np.linspace(0, 1, len(values)), values))
-    if not rows:
-        return shares, *(np.full(points, np.nan) for _ in range(3))
-    stacked = np.stack(rows)
+    stacked = np.stack(rows or [np.full(points, np.nan)])
     return shares, np.median(stacked, 0), stacked.min(0), stacked.max(0)
 
 
@@ -138,5 +136,7 @@ def spectrum_figure(adapters: Mapping[str, Sequence[LayerSpectrum]]) -> Figure:
     for axes in (curves, ranks, effective):
         axes.grid(alpha=0.3)
     legend(figure, curves)
-    footnote(figure, f"{len(layers)} layers that all of them change; effective rank: exp of the entropy of the spectrum")
+    footnote(
+        figure, f"{len(layers)} layers that all of them change; effective rank: exp of the entropy of the spectrum"
+    )
     return figure

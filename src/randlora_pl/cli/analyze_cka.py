@@ -20,8 +20,8 @@ How alike the activations of two models are: linear CKA of attention and MLP out
   randlora-pl analyze cka runs/full/TIME runs/lora/TIME runs/randlora/TIME
   randlora-pl analyze cka FULL_A LORA_A FULL_B LORA_B           of two data sets: means over both
 
-  RUN RUN ...           Runs or adapters. The first of each data set is what its others are compared with; methods of the
-                        same name and rank are averaged over the data sets
+  RUN RUN ...           Runs or adapters. The first of each data set is what its others are compared with; methods of
+                        the same name and rank are averaged over the data sets
   --images N            Test images of each data set, chosen by --seed N (default 1024; 0 takes all)
   --batch-size N        Images of a minibatch, at least 4 (default 256)
   --dataset NAME        Images of this data set instead, for all runs; --root PATH: folder that holds the data
@@ -29,8 +29,8 @@ How alike the activations of two models are: linear CKA of attention and MLP out
   --output DIR          A new folder (default runs/analyze/cka/TIME)
 
 cka.csv has a row for each run, block and kind; cka.png and .svg the means. The estimate is unbiased over minibatches
-(HSIC_1 of Song et al., 2012; Nguyen et al., 2021). An image's activations are those of all of its tokens; the paper does
-not say what it takes, nor how many images.
+(HSIC_1 of Song et al., 2012; Nguyen et al., 2021). An image's activations are those of all of its tokens; the paper
+does not say what it takes, nor how many images.
 """
 
 
@@ -72,7 +72,9 @@ def cka_verb(args: list[str]) -> int:
     references = list(dict.fromkeys(labels[members[0].path] for members in groups.values()))
     folder = new_output(typed.output, "cka")
     write_csv(rows, folder / "cka.csv")
-    write_json({"images": counts, "seed": typed.seed, "batch_size": typed.batch_size, "rows": rows}, folder / "cka.json")
+    write_json(
+        {"images": counts, "seed": typed.seed, "batch_size": typed.batch_size, "rows": rows}, folder / "cka.json"
+    )
     write_figure(cka_figure(mean, " / ".join(references), "; ".join(counts)), folder, "cka")
     _print(mean, " / ".join(references), counts)
     told(folder)

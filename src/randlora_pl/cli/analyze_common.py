@@ -76,7 +76,9 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
     from randlora_pl.callbacks.summary import describe
 
     plain = [describe(run.file.adapter) for run in runs]
-    return [f"{label} ({run.path})" if plain.count(label) > 1 else label for label, run in zip(plain, runs, strict=True)]
+    return [
+        f"{label} ({run.path})" if plain.count(label) > 1 else label for label, run in zip(plain, runs, strict=True)
+    ]
 
 
 def parameters(run: Run) -> int:

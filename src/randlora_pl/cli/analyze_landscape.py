@@ -56,7 +56,9 @@ def landscape_verb(args: list[str]) -> int:
     runs = [open_run(Path(path)) for path in state["runs"]]
     prints = [_fingerprint(run) for run in runs]
     if state.setdefault("fingerprints", prints) != prints:
-        raise UserError(f"an adapter of {folder} was changed since; start anew: randlora-pl analyze landscape RUN RUN RUN")
+        raise UserError(
+            f"an adapter of {folder} was changed since; start anew: randlora-pl analyze landscape RUN RUN RUN"
+        )
     if None in state["rows"]:
         folder = _compute(runs, state, folder, typed, device)
     assert folder is not None
@@ -134,7 +136,9 @@ def _fingerprint(run: Run) -> str:
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
-def _compute(runs: list[Run], state: dict[str, Any], folder: Path | None, typed: argparse.Namespace, device: Any) -> Path:
+def _compute(
+    runs: list[Run], state: dict[str, Any], folder: Path | None, typed: argparse.Namespace, device: Any
+) -> Path:
     """Fills the missing rows; each is in the file before the next begins."""
     from randlora_pl.analysis.images import batches, classes_of, share_of
     from randlora_pl.analysis.landscape import POSITIONS, Grid, Plane, loss, weights_of
@@ -164,13 +168,17 @@ def _compute(runs: list[Run], state: dict[str, Any], folder: Path | None, typed:
         at_corners.append(loss(carrier, kept))
     apart = max(abs(one - other) for one, other in zip(own, at_corners, strict=True))
     if not apart <= AGREE:
-        raise UserError(f"the plane's corners have the losses {at_corners}, the runs themselves {own}: they do not fit.")
+        raise UserError(
+            f"the plane's corners have the losses {at_corners}, the runs themselves {own}: they do not fit."
+        )
     facts = {
         "labels": labels_of(runs), "images": len(chosen), "trained_on": len(data.samples("train")),
         "data_set": data.row.name, "losses": own, "corners_differ_by": apart, "distances": plane.distances(),
     }  # fmt: skip
     if "losses" in state and max(abs(a - b) for a, b in zip(state["losses"], own, strict=True)) > AGREE:
-        raise UserError(f"the runs' losses are {own} now and were {state['losses']}: the data have changed; begin anew.")
+        raise UserError(
+            f"the runs' losses are {own} now and were {state['losses']}: the data have changed; begin anew."
+        )
     state |= {name: value for name, value in facts.items() if name not in state}
     print(
         f"Loss on {len(chosen):,} of {len(data.samples('train')):,} training images of {data.row.name}: "
@@ -191,8 +199,8 @@ def _compute(runs: list[Run], state: dict[str, Any], folder: Path | None, typed:
                 state["rows"][number] = [value if value < float("inf") else None for value in row]
                 write_json(state, folder / FILE)
                 if not done:
-                    seconds = time.perf_counter() - begun
-                    print(f"A row of {len(values)} points took {seconds:.1f} s: about {seconds * len(missing):.0f} s in all")
+                    took = time.perf_counter() - begun
+                    print(f"A row of {len(values)} points took {took:.1f} s: about {took * len(missing):.0f} s in all")
                 tick(1)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"go on with: randlora-pl analyze landscape --resume {folder}") from stop
