@@ -30,7 +30,8 @@ Layer = tuple[int, str]
 
 def gram(features: Tensor) -> Tensor:
     """The linear kernel X X^T of activations (n, ...), (n, n) in float64."""
-    x = features.detach().flatten(1).double()
+    x = features.detach().flatten(1)
+    x = (x.cpu() if x.device.type == "mps" else x).double()  # which has no float64
     return x @ x.T
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.errors import UserError
-from randlora_pl.models import encode_prompts
 
 TASKS = ("VisionLanguageTask", "TextHeadTask")
 """Tasks whose classifier is made of class names, so that it can be made for other classes."""
@@ -82,8 +81,3 @@ def accuracy(
         count += len(labels)
         tick(len(labels))
     return 100 * right / max(1, count), count
-
-
-def class_embeddings(model: Any, tokenizer: Any, classnames: list[str], prompts: list[str], device: Any) -> Tensor:
-    """Embeddings of classes by the model's own text tower, tuned or not: (C, e) of unit length."""
-    return encode_prompts(model, tokenizer, classnames, prompts, device)

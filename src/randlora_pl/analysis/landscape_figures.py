@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from randlora_pl.analysis.figures import colours, footnote, new_figure
-from randlora_pl.analysis.landscape import ABOVE, Point
+from randlora_pl.analysis.landscape import ABOVE, Grid, Point
 from randlora_pl.analysis.paths import Cell, barrier, low_path
 from randlora_pl.cache import write_whole
 
@@ -26,7 +26,7 @@ class Landscape:
         labels: Names of the three models.
         corners: Where they lie.
         losses: Their own losses.
-        values: Coordinates of the grid, along x and along y.
+        grid: Where the loss was taken.
         heights: Losses, a row for each y.
         about: What the loss was taken on, in words.
     """
@@ -34,7 +34,7 @@ class Landscape:
     labels: tuple[str, str, str]
     corners: tuple[Point, Point, Point]
     losses: tuple[float, float, float]
-    values: list[float]
+    grid: Grid
     heights: Heights
     about: str
 
@@ -50,7 +50,10 @@ class Landscape:
 
     def paths(self) -> dict[tuple[int, int], list[Cell]]:
         """The path of the lowest barrier on the grid between each two of the models."""
-        return {(i, j): low_path(self.heights, self._cell(i), self._cell(j)) for i, j in ((0, 1), (1, 2), (0, 2))}
+        return {
+            (i, j): low_path(self.heights, self.grid.nearest(self.corners[i]), self.grid.nearest(self.corners[j]))
+            for i, j in ((0, 1), (1, 2), (0, 2))
+        }
 
     def barriers(self) -> dict[str, float]:
         """How far one must climb above the higher of two models to get from one to the other, on the grid."""
@@ -64,12 +67,10 @@ class Landscape:
         x, y = zip(self.corners[i], *inner, self.corners[j], strict=True)
         return list(x), list(y)
 
-    def _cell(self, number: int) -> Cell:
-        """Row and column of the grid point next to a model."""
-        column, row = (
-            min(range(len(self.values)), key=lambda n: abs(self.values[n] - value)) for value in self.corners[number]
-        )
-        return row, column
+    @property
+    def values(self) -> list[float]:
+        """Coordinates of the grid, along x and along y."""
+        return self.grid.values
 
 
 def contour_figure(landscape: Landscape) -> Figure:
@@ -109,20 +110,21 @@ def write_page(landscape: Landscape, file: Path) -> None:
     import plotly.graph_objects as go
 
     heights = landscape.clamped
+    step = (landscape.top - float(heights.min())) / 20
     surface = go.Surface(
         x=landscape.values, y=landscape.values, z=heights.tolist(), colorscale="Viridis",
         colorbar={"title": {"text": "loss"}, "len": 0.7},
         contours={"z": {"show": True, "color": "rgba(255,255,255,0.3)", "start": float(heights.min()),
-                        "end": landscape.top, "size": (landscape.top - float(heights.min())) / 20}},
+                        "end": landscape.top - step / 2, "size": step}},
         hovertemplate="x %{x:.2f}<br>y %{y:.2f}<br>loss %{z:.4f}<extra></extra>",
     )  # fmt: skip
     traces: list[Any] = [surface]
-    lift = 0.01 * (landscape.top - float(heights.min()))
+    lift = step / 5
     for (i, j), path in landscape.paths().items():
         x, y = landscape.points(path, i, j)
         inner = [min(landscape.heights[row][column], landscape.top) for row, column in path[1:-1]]
         z = [value + lift for value in (landscape.losses[i], *inner, landscape.losses[j])]
-        style: dict[str, Any] = {"line": {"color": "white", "width": 6}, "legendgroup": "paths"}
+        style: dict[str, Any] = {"line": {"color": "red", "width": 6}, "legendgroup": "paths"}
         traces.append(
             go.Scatter3d(
                 x=x, y=y, z=z, mode="lines", name="path of the lowest barrier", showlegend=(i, j) == (0, 1), **style

@@ -150,7 +150,8 @@ def _solve(normal: Tensor, right: Tensor) -> Tensor:
         normal + ridge[:, None, None] * torch.eye(normal.shape[1], dtype=normal.dtype)
     )
     if info.any():  # singular beyond the ridge
-        return torch.linalg.lstsq(normal, right[..., None], driver="gelsd").solution[..., 0]
+        least: Tensor = torch.linalg.lstsq(normal, right[..., None], driver="gelsd").solution
+        return least[..., 0]
     solution: Tensor = torch.cholesky_solve(right[..., None], factor)
     return solution[..., 0]
 

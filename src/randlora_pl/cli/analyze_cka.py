@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.analyze_common import Run, data_of, labels_of, new_output, open_run, start, task_of, told
+from randlora_pl.cli.analyze_common import Run, advised, data_of, labels_of, new_output, open_run, start, task_of, told
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.runs import check_new
 from randlora_pl.cli.tables import table
@@ -58,7 +58,8 @@ def cka_verb(args: list[str]) -> int:
     curves: dict[str, list[dict[Layer, float]]] = {}
     counts = []
     for name, (first, *others) in groups.items():
-        count, found = _compare(first, others, typed, device)
+        with advised(typed.batch_size):
+            count, found = _compare(first, others, typed, device)
         counts.append(f"{count:,} test images of {name}")
         for run in others:
             values = found[str(run.path)]
@@ -101,7 +102,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--root")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output")
-    typed = parser.parse_args(args)
+    typed = parser.parse_intermixed_args(args)
     if len(typed.runs) < 2:
         raise UserError("analyze cka: give two runs or more, the one to compare with first.")
     if typed.images < 0 or 0 < typed.images < 4:

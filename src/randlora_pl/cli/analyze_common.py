@@ -1,7 +1,7 @@
 """What the verbs of ``analyze`` share: runs and their data, labels, the folder of what they write."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,6 +136,29 @@ def start(device: str) -> Any:
     quieten()
     log_to_terminal()
     return pick_device(device)
+
+
+@contextmanager
+def advised(batch: int) -> Iterator[None]:
+    """Says what to do where memory runs out or an image cannot be read.
+
+    Args:
+        batch: Images at a time.
+
+    Raises:
+        UserError: One of the two.
+    """
+    from randlora_pl.cli.explain import out_of_memory
+
+    try:
+        yield
+    except UserError as error:
+        text, unreadable, _ = str(error).partition(" Replace it, or go on without it")
+        raise UserError(f"{text} Replace it, or take another data set." if unreadable else text) from error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"out of memory; try --batch-size {max(1, batch // 2)}") from error
 
 
 def new_output(output: str | None, verb: str) -> Path:

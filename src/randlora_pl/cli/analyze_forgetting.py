@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.analyze_common import Run, labels_of, new_output, open_run, parameters, start, told
+from randlora_pl.cli.analyze_common import Run, advised, labels_of, new_output, open_run, parameters, start, told
 from randlora_pl.cli.data import counting
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.runs import check_new
@@ -52,8 +52,10 @@ def forgetting_verb(args: list[str]) -> int:
     found: dict[str, list[Forgetting]] = {}
     rows: list[dict[str, Any]] = []
     folder: Path | None = None
-    for label, run, results in zip(labels_of(runs), runs, _tested(runs, typed, device), strict=True):
-        found[label] = results
+    tested = _tested(runs, typed, device)
+    for label, run in zip(labels_of(runs), runs, strict=True):
+        with advised(typed.batch_size):
+            results = found[label] = next(tested)
         about = {
             "run": str(run.path),
             "method": label,
@@ -91,7 +93,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", "--batch_size", type=int, default=256)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output")
-    typed = parser.parse_args(args)
+    typed = parser.parse_intermixed_args(args)
     if typed.batch_size < 1 or typed.images < 0:
         wrong = "--batch-size" if typed.batch_size < 1 else "--images"
         raise UserError(f"{wrong} must be a positive whole number (--images 0 takes all).")
@@ -112,10 +114,10 @@ def _parse(args: list[str]) -> argparse.Namespace:
 def _tested(runs: list[Run], typed: argparse.Namespace, device: Any) -> "Iterator[list[Forgetting]]":
     """The results of each run, one for each data set; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge
-    from randlora_pl.analysis.forgetting import Forgetting, accuracy, class_embeddings, prompts_of
+    from randlora_pl.analysis.forgetting import Forgetting, accuracy, prompts_of
     from randlora_pl.analysis.images import batches, some_of
     from randlora_pl.interop.updates import adapted, base_name, load_base
-    from randlora_pl.models import load_tokenizer
+    from randlora_pl.models import encode_prompts, load_tokenizer
 
     known: dict[Any, tuple[float, int]] = {}
     sets: dict[Any, ImageData] = {}
@@ -140,7 +142,7 @@ def _tested(runs: list[Run], typed: argparse.Namespace, device: Any) -> "Iterato
                 True, f"{run.path}, {dataset}: {{task.completed:,}} of {len(models) * len(samples):,} images"
             ) as tick:
                 for when, model in models.items():
-                    classes = class_embeddings(model, tokenizer, data.classnames, prompts, device)
+                    classes = encode_prompts(model, tokenizer, data.classnames, prompts, device)
                     measured = accuracy(model, classes, batches(data, samples, typed.batch_size, device), tick)
                     known[key if when == "before" else (key, run.path)] = measured
             (before, count), (after, _) = known[key], known[key, run.path]

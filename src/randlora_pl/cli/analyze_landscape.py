@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.analyze_common import Run, data_of, labels_of, new_output, open_run, start, task_of, told
+from randlora_pl.cli.analyze_common import Run, advised, data_of, labels_of, new_output, open_run, start, task_of, told
 from randlora_pl.cli.data import counting
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.runs import check_new
@@ -60,7 +60,8 @@ def landscape_verb(args: list[str]) -> int:
             f"an adapter of {folder} was changed since; start anew: randlora-pl analyze landscape RUN RUN RUN"
         )
     if None in state["rows"]:
-        folder = _compute(runs, state, folder, typed, device)
+        with advised(typed.batch_size):
+            folder = _compute(runs, state, folder, typed, device)
     assert folder is not None
     _draw(_landscape(state), folder, state)
     return 0
@@ -80,7 +81,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", "--batch_size", type=int, default=256)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output")
-    typed = parser.parse_args(args)
+    typed = parser.parse_intermixed_args(args)
     if typed.batch_size < 1:
         raise UserError(f"--batch-size is {typed.batch_size}: give a positive whole number.")
     if typed.resume is not None:
@@ -159,7 +160,8 @@ def _compute(
     chosen = share_of(data.samples("train"), state["share"], state["seed"])
     kept = list(batches(data, chosen, typed.batch_size, device))
     own = [loss(task, kept) for task in tasks]
-    states = [{name: value.clone() for name, value in weights_of(task).items()} for task in tasks]
+    states = [weights_of(task) for task in tasks]
+    states[0] = {name: value.clone() for name, value in states[0].items()}  # the first model is written into
     corners = POSITIONS[state["positions"]]
     plane = Plane(weights_of(carrier), states, corners)
     at_corners = []
@@ -186,6 +188,7 @@ def _compute(
     )
     print(f"The plane's corners differ from the runs' own losses by {apart:.1e} at most")
     folder = folder or new_output(typed.output, "landscape")
+    write_json(state, folder / FILE)
     values = Grid(state["grid"], state["margin"]).values
     missing = [number for number, row in enumerate(state["rows"]) if row is None]
     try:
@@ -217,7 +220,7 @@ def _landscape(state: dict[str, Any]) -> "Landscape":
     about = f"{state['images']:,} of {state['trained_on']:,} training images of {state['data_set']}"
     return Landscape(
         (one, two, three), POSITIONS[state["positions"]], (first, second, third),
-        Grid(state["grid"], state["margin"]).values, heights, about,
+        Grid(state["grid"], state["margin"]), heights, about,
     )  # fmt: skip
 
 

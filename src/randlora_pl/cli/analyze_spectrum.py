@@ -34,7 +34,7 @@ def spectrum_verb(args: list[str]) -> int:
     parser = Parser("analyze spectrum")
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--output")
-    typed = parser.parse_args(args)
+    typed = parser.parse_intermixed_args(args)
     check_new(typed.output)
     start("cpu")
     from randlora_pl.analysis.figures import write_figure
