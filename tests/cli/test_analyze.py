@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 
 from randlora_pl.analysis import landscape
 from randlora_pl.cli.analyze import VERBS
+from randlora_pl.cli.analyze_common import advised
 from randlora_pl.cli.main import main
+from randlora_pl.errors import UserError
 from tests.cli.conftest import SMALL, Run
 from tests.tasks.small import two_blocks
 
@@ -59,6 +62,29 @@ def test_every_verb_explains_itself(run: Run, verb: str) -> None:
     assert f"randlora-pl analyze {verb} " in bare.out
     assert 4 <= len(bare.out.splitlines()) < 60
     assert max(len(line) for line in bare.out.splitlines()) <= 120
+
+
+def test_pages_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from randlora_pl.cli.main import main;"
+        f"codes = [main(['analyze', verb, '--help']) for verb in {list(VERBS)!r}]; assert not any(codes);"
+        "heavy = {'torch', 'lightning', 'numpy', 'timm', 'open_clip', 'matplotlib', 'plotly'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_to_do_where_memory_runs_out_or_an_image_is_damaged() -> None:
+    with pytest.raises(UserError, match="out of memory; try --batch-size 8"), advised(16):
+        raise RuntimeError("CUDA out of memory")
+    with (
+        pytest.raises(UserError, match=r"cannot be read: cut off\. Replace it, or take another data set\.$"),
+        advised(16),
+    ):
+        raise UserError("a.png cannot be read: cut off. Replace it, or go on without it: --data.on_error skip")
+    with pytest.raises(RuntimeError, match="else"), advised(16):
+        raise RuntimeError("something else")
 
 
 @pytest.mark.parametrize(
