@@ -12,7 +12,7 @@ from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.bases import GENERATOR
 from randlora_pl.adapters.control import delta_weights, trainable_parameters, weight_updates
 from randlora_pl.adapters.inject import hash_weights
-from randlora_pl.adapters.targets import Site
+from randlora_pl.adapters.targets import Site, row_blocks
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
 from randlora_pl.models import ImageTower, load_clip, load_vit
@@ -160,6 +160,11 @@ def weight_key(part: nn.Module, site: Site) -> str:
     """The state-dict key of a site's weight."""
     name = "in_proj_weight" if isinstance(part.get_submodule(site.path), nn.MultiheadAttention) else "weight"
     return f"{site.path}.{name}".lstrip(".")
+
+
+def rows_of(weight: Tensor, site: Site) -> Tensor:
+    """The rows of a weight (out, in) that a site stands for."""
+    return weight if site.block is None else weight[slice(*row_blocks(len(weight))[site.block])]
 
 
 # From the file alone
