@@ -6,6 +6,7 @@ from randlora_pl.callbacks.gradient_flow import GradientFlow
 from randlora_pl.callbacks.memory import PeakMemory
 from randlora_pl.callbacks.nonfinite import NonFiniteLoss
 from randlora_pl.callbacks.progress import ProgressBar
+from randlora_pl.callbacks.spectrum import UpdateSpectrum
 from randlora_pl.callbacks.summary import StartSummary
 from randlora_pl.callbacks.termination import Termination
 from randlora_pl.callbacks.throughput import Throughput
@@ -21,5 +22,6 @@ __all__ = [
     "StartSummary",
     "Termination",
     "Throughput",
+    "UpdateSpectrum",
     "ZeroShot",
 ]

@@ -24,6 +24,7 @@ from randlora_pl.callbacks import (
     StartSummary,
     Termination,
     Throughput,
+    UpdateSpectrum,
 )
 from randlora_pl.cli.compose import Command, Tree
 from randlora_pl.cli.explain import build_error, parse_error
@@ -121,6 +122,7 @@ class App(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to start the training from.")
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
         parser.add_lightning_class_args(GradientFlow, "gradient_flow")
+        parser.add_lightning_class_args(UpdateSpectrum, "spectrum")
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.seed")
 
@@ -159,7 +161,7 @@ class App(LightningCLI):
             own += [StartSummary(), PeakMemory(), Throughput(), NonFiniteLoss(), Termination()]
             own += [LearningRateMonitor("step")] if config["logger"] else []
         else:
-            callbacks = []  # checkpoint and gradient_flow belong to a training
+            callbacks = []  # checkpoint, gradient_flow and spectrum belong to a training
         users = config.get("callbacks") or []
         replaced = any(isinstance(callback, AnyProgressBar) for callback in users)
         if config["enable_progress_bar"] is not False and not replaced:

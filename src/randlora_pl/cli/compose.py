@@ -39,7 +39,7 @@ _Loader.yaml_implicit_resolvers = {  # a date is a name here, as on the command 
 
 CLASSES = ("model", "model.adapter", "model.adapter.inner")
 """Options whose value is a class, each an argument of the one before."""
-_GROUPS = ("data", "trainer", "run", "checkpoint", "gradient_flow")
+_GROUPS = ("data", "trainer", "run", "checkpoint", "gradient_flow", "spectrum")
 
 
 @dataclass

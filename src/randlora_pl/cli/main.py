@@ -20,6 +20,7 @@ VERBS = {
     "compare-methods": "compare:compare_verb",
     "zeroshot": "zeroshot:zeroshot_verb",
     "adapter": "adapter:adapter_verb",
+    "analyze": "analyze:analyze_verb",
     "serve": "serve:serve_verb",
     "data": "data:data_verb",
     "bench": "bench:bench_verb",
@@ -30,6 +31,7 @@ VERBS = {
     "doctor": "doctor:doctor_verb",
 }
 _NAMED = ("validate", "test")  # share one function, so it is told which of them it is
+_WITH_VERBS = ("adapter", "analyze")  # their verbs have pages of their own
 
 PAGE = f"""\
 randlora-pl {__version__}: RandLoRA and its baselines on CLIP, DINOv2 and other vision transformers
@@ -42,6 +44,7 @@ Run       fit        train, with a test before and after; --resume RUN goes on a
           test       test an adapter: --adapter FOLDER or --run RUN (validate: on the validation images)
           predict    classify images with an adapter
           adapter    info | diff | merge | add | export | import | push | pull: take adapters elsewhere
+          analyze    spectrum | represent | cka | landscape | forgetting: what adapters do beyond their accuracy
           serve      answer requests for predictions over HTTP, with a page to drop images on
           compare-methods   every method on 16 shots of the digits, in one table
           zeroshot   an untrained CLIP on the test images, beside published figures
@@ -111,7 +114,7 @@ def _run(words: list[str]) -> int:
     if verb not in VERBS:
         hint = _config_hint(verb) or near(verb, VERBS)
         raise UserError(f"{verb!r} is not a verb.{hint} See: randlora-pl --help")
-    if {"--help", "-h"} & set(rest) and verb != "adapter":  # its verbs have pages of their own
+    if {"--help", "-h"} & set(rest) and verb not in _WITH_VERBS:
         from randlora_pl.cli.pages import page
 
         print(page(verb), end="")

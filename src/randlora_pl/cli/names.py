@@ -15,7 +15,7 @@ RUN_OPTIONS = {
     "logger": "tensorboard, csv, wandb, or several: [tensorboard,csv]. Default: tensorboard",
     "timeout": "Seconds that a process waits for the others before it takes them for lost. Default: 600",
 }
-CALLBACK_GROUPS = {"checkpoint": "AdapterCheckpoint", "gradient_flow": "GradientFlow"}
+CALLBACK_GROUPS = {"checkpoint": "AdapterCheckpoint", "gradient_flow": "GradientFlow", "spectrum": "UpdateSpectrum"}
 SINGLE = {"seed_everything", "ckpt_path", "print_config", "config", "help", "h", "help-all"}
 
 Groups = dict[str, set[str] | None]  # None: a class outside this project, whose options are not known here

@@ -3,6 +3,7 @@
 import re
 
 from randlora_pl.cli.adapter import PAGE as ADAPTER
+from randlora_pl.cli.analyze import PAGE as ANALYZE
 from randlora_pl.cli.names import CALLBACK_GROUPS, RUN_OPTIONS, adapters, tasks
 from randlora_pl.cli.sources import Option, read_classes
 from randlora_pl.cli.tables import entry
@@ -141,6 +142,7 @@ How fast is this machine? Everything compared is timed in turns, in one run.
   --methods NAME ...   As for train
 """,
     "adapter": ADAPTER,
+    "analyze": ANALYZE,
     "serve": "Answer requests for predictions over HTTP.\n",
     "datasets": """\
 List the data sets (datasets), or tell all about some of them (datasets NAME ...).

@@ -1,0 +1,46 @@
+"""What the pictures of all analyses share: colours by method, and writing them as PNG and SVG."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from randlora_pl.cache import write_whole
+
+_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#d62728", "#8c564b", "#e377c2", "#17becf")
+FULL = "#555555"
+"""Full fine-tuning, in every picture."""
+
+
+def colours(labels: list[str]) -> dict[str, str]:
+    """A colour for each label; full fine-tuning is always grey."""
+    free = iter(_COLOURS * (1 + len(labels) // len(_COLOURS)))
+    return {label: FULL if label.startswith("FullFineTuning") else next(free) for label in labels}
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """A figure in inches with a title."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def footnote(figure: Figure, text: str) -> None:
+    """A remark below everything."""
+    figure.supxlabel(text, fontsize=8, color="#555555")
+
+
+def legend(figure: Figure, axes: Any, columns: int = 4) -> None:
+    """One legend for all panels, above them."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns, fontsize=9)
+
+
+def write_figure(figure: Figure, folder: Path, name: str) -> None:
+    """Writes ``NAME.png`` and ``NAME.svg``, the latter without a date, so that equal figures are equal files."""
+    write_whole(folder / f"{name}.png", lambda stream: figure.savefig(stream, format="png", dpi=130))
+    with rc_context({"svg.hashsalt": name}):
+        metadata = {"Date": None}
+        write_whole(folder / f"{name}.svg", lambda stream: figure.savefig(stream, format="svg", metadata=metadata))

@@ -1,0 +1,148 @@
+"""Pictures of a loss landscape: contours, and a page to turn it around in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from randlora_pl.analysis.figures import colours, footnote, new_figure
+from randlora_pl.analysis.landscape import ABOVE, Grid, Point
+from randlora_pl.analysis.paths import Cell, barrier, low_path
+from randlora_pl.cache import write_whole
+
+Heights = list[list[float]]
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """A finished grid of losses.
+
+    Attributes:
+        labels: Names of the three models.
+        corners: Where they lie.
+        losses: Their own losses.
+        grid: Where the loss was taken.
+        heights: Losses, a row for each y.
+        about: What the loss was taken on, in words.
+    """
+
+    labels: tuple[str, str, str]
+    corners: tuple[Point, Point, Point]
+    losses: tuple[float, float, float]
+    grid: Grid
+    heights: Heights
+    about: str
+
+    @property
+    def top(self) -> float:
+        """What losses are cut off at: 20 % above the shallowest of the three minima."""
+        return ABOVE * max(self.losses)
+
+    @property
+    def clamped(self) -> NDArray[np.float64]:
+        """The losses up to `top`, (rows along y, columns along x)."""
+        return np.minimum(np.array(self.heights, dtype=np.float64), self.top)
+
+    def paths(self) -> dict[tuple[int, int], list[Cell]]:
+        """The path of the lowest barrier on the grid between each two of the models."""
+        return {
+            (i, j): low_path(self.heights, self.grid.nearest(self.corners[i]), self.grid.nearest(self.corners[j]))
+            for i, j in ((0, 1), (1, 2), (0, 2))
+        }
+
+    def barriers(self) -> dict[str, float]:
+        """How far one must climb above the higher of two models to get from one to the other, on the grid."""
+        return {
+            f"{self.labels[i]} - {self.labels[j]}": barrier(self.heights, path) for (i, j), path in self.paths().items()
+        }
+
+    def points(self, path: Sequence[Cell], i: int, j: int) -> tuple[list[float], list[float]]:
+        """A path as x and y, from model i itself to model j itself."""
+        inner = [(self.values[column], self.values[row]) for row, column in path[1:-1]]
+        x, y = zip(self.corners[i], *inner, self.corners[j], strict=True)
+        return list(x), list(y)
+
+    @property
+    def values(self) -> list[float]:
+        """Coordinates of the grid, along x and along y."""
+        return self.grid.values
+
+
+def contour_figure(landscape: Landscape) -> Figure:
+    """Contours of the loss with the three models and the lowest paths between them."""
+    figure = new_figure(8, 6.6, f"Loss on the plane through three models\n{landscape.about}")
+    axes = figure.subplots()
+    heights = landscape.clamped
+    levels = np.linspace(heights.min(), landscape.top, 22)
+    filled = axes.contourf(landscape.values, landscape.values, heights, levels, cmap="viridis")
+    axes.contour(landscape.values, landscape.values, heights, levels[:-1], colors="white", linewidths=0.4, alpha=0.6)
+    figure.colorbar(filled, ax=axes, label=f"loss, cut off at {landscape.top:.3g}", format="%.3g")
+    for (i, j), path in landscape.paths().items():
+        axes.plot(*landscape.points(path, i, j), color="white", linestyle="--", linewidth=1.6)
+    axes.plot([], [], color="white", linestyle="--", label="path of the lowest barrier")
+    styles = colours(list(landscape.labels))
+    for label, corner, loss, marker in zip(landscape.labels, landscape.corners, landscape.losses, "osD", strict=True):
+        axes.plot(
+            *corner, marker, color=styles[label], markersize=10, markeredgecolor="white", linestyle="none",
+            label=f"{label}: {loss:.4g}",
+        )  # fmt: skip
+    axes.set(aspect="equal", xlabel="x", ylabel="y")
+    legend = axes.legend(loc="upper left", fontsize=8, facecolor="#444444")
+    for text in legend.get_texts():
+        text.set_color("white")
+    highest = max(landscape.barriers().values())
+    climb = f"at most {highest:.3g} above the higher end" if highest > 0 else "never above the higher end"
+    footnote(figure, f"on the grid the paths climb {climb}")
+    return figure
+
+
+def write_page(landscape: Landscape, file: Path) -> None:
+    """Writes an interactive page that needs nothing else, with plotly's program inside.
+
+    Raises:
+        ImportError: Plotly is not installed.
+    """
+    import plotly.graph_objects as go
+
+    heights = landscape.clamped
+    step = (landscape.top - float(heights.min())) / 20
+    surface = go.Surface(
+        x=landscape.values, y=landscape.values, z=heights.tolist(), colorscale="Viridis",
+        colorbar={"title": {"text": "loss"}, "len": 0.7},
+        contours={"z": {"show": True, "color": "rgba(255,255,255,0.3)", "start": float(heights.min()),
+                        "end": landscape.top - step / 2, "size": step}},
+        hovertemplate="x %{x:.2f}<br>y %{y:.2f}<br>loss %{z:.4f}<extra></extra>",
+    )  # fmt: skip
+    traces: list[Any] = [surface]
+    lift = step / 5
+    for (i, j), path in landscape.paths().items():
+        x, y = landscape.points(path, i, j)
+        inner = [min(landscape.heights[row][column], landscape.top) for row, column in path[1:-1]]
+        z = [value + lift for value in (landscape.losses[i], *inner, landscape.losses[j])]
+        style: dict[str, Any] = {"line": {"color": "red", "width": 6}, "legendgroup": "paths"}
+        traces.append(
+            go.Scatter3d(
+                x=x, y=y, z=z, mode="lines", name="path of the lowest barrier", showlegend=(i, j) == (0, 1), **style
+            )
+        )
+    styles = colours(list(landscape.labels))
+    for label, (x1, y1), loss in zip(landscape.labels, landscape.corners, landscape.losses, strict=True):
+        marker = {"size": 7, "color": styles[label], "line": {"color": "white", "width": 2}}
+        traces.append(
+            go.Scatter3d(x=[x1], y=[y1], z=[loss + lift], mode="markers", name=f"{label}: {loss:.4g}", marker=marker)
+        )
+    figure = go.Figure(traces)
+    figure.update_layout(
+        title={"text": f"Loss on the plane through three models<br><sub>{escape(landscape.about)}</sub>"},
+        scene={**{f"{axis}axis": {"title": {"text": text}} for axis, text in (("x", "x"), ("y", "y"), ("z", "loss"))},
+               "camera": {"eye": {"x": -1.2, "y": -1.6, "z": 1.5}}},
+        legend={"x": 0, "y": 0.95, "bgcolor": "rgba(120,120,120,0.75)", "font": {"color": "white"}},
+        margin={"l": 0, "r": 0, "b": 0, "t": 70},
+    )  # fmt: skip
+    text = figure.to_html(include_plotlyjs=True, full_html=True, default_height="90vh")
+    write_whole(file, lambda stream: stream.write(text.encode()))

@@ -1,0 +1,142 @@
+"""How much rank the updates of adapters have, layer by layer (what Table 2 of the paper is about)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from randlora_pl.adapters import AdapterFile
+from randlora_pl.adapters.spectrum import Spectrum, spectrum
+from randlora_pl.adapters.whole import Whole
+from randlora_pl.analysis.figures import FULL, colours, footnote, legend, new_figure
+from randlora_pl.errors import UserError
+from randlora_pl.interop.updates import layer_updates, load_base
+
+SMALLEST = 1e-7
+"""Relative singular values below this are drawn at it: rounding of float32."""
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """The update of one weight.
+
+    Attributes:
+        layer: Name of the layer.
+        shape: (out, in).
+        sizes: Rank, stable rank, effective rank, norms.
+        values: Singular values, largest first, float64.
+    """
+
+    layer: str
+    shape: tuple[int, int]
+    sizes: Spectrum
+    values: Tensor
+
+    def as_row(self) -> dict[str, Any]:
+        """A row of a table, without the singular values."""
+        out_features, in_features = self.shape
+        return {"layer": self.layer, "out": out_features, "in": in_features, "full_rank": len(self.values)} | vars(
+            self.sizes
+        )
+
+
+def matrix_updates(file: AdapterFile) -> dict[str, Tensor]:
+    """The update of every linear and attention weight that an adapter changes, (out, in), by layer name.
+
+    Full fine-tuning changes embeddings, norms and biases, too, which are no matrices of a layer and left out.
+
+    Raises:
+        UserError: The adapter cannot be read, or its base model is needed and cannot be had.
+    """
+    found = layer_updates(file)
+    if not isinstance(file.adapter, Whole):
+        return found
+    base = load_base(file)
+    names: dict[str, str] = {}
+    for path, module in base.part_of(file).named_modules():
+        if isinstance(module, nn.Linear):
+            names[f"{path}.weight"] = path
+        elif isinstance(module, nn.MultiheadAttention):
+            names[f"{path}.in_proj_weight"] = f"{path}.in_proj"
+    return {layer: found[key] for key, layer in names.items() if key in found}
+
+
+def layer_spectrum(layer: str, update: Tensor) -> LayerSpectrum:
+    """The spectrum of one update (out, in).
+
+    Raises:
+        UserError: It is not finite; names the layer.
+    """
+    try:
+        sizes = spectrum(update)
+    except UserError as error:
+        raise UserError(f"{layer}: {error}") from error
+    out_features, in_features = update.shape
+    return LayerSpectrum(layer, (out_features, in_features), sizes, torch.linalg.svdvals(update.detach().double()))
+
+
+def common_layers(adapters: Sequence[Sequence[LayerSpectrum]]) -> list[str]:
+    """Names of the layers that every adapter changes, in order; those of the first where there are none."""
+    shared = set.intersection(*({one.layer for one in layers} for layers in adapters))
+    return [one.layer for one in adapters[0] if one.layer in shared] or [one.layer for one in adapters[0]]
+
+
+def means(layers: Sequence[LayerSpectrum]) -> dict[str, float]:
+    """Mean over layers of rank, stable and effective rank, the full rank, and the mean share of it."""
+    count = max(1, len(layers))
+    keys = ("rank", "stable_rank", "effective_rank", "norm")
+    found = {key: sum(float(getattr(one.sizes, key)) for one in layers) / count for key in keys}
+    found["full_rank"] = sum(len(one.values) for one in layers) / count
+    return found | {"share_of_full_rank": sum(one.sizes.rank / len(one.values) for one in layers) / count}
+
+
+def curve(layers: Sequence[LayerSpectrum], points: int = 200) -> tuple[Any, Any, Any, Any]:
+    """Singular values relative to the largest, along the share of the full rank: (shares, median, least, largest).
+
+    Layers of different width are put on one axis by interpolation; updates of zero have no curve.
+    """
+    shares = np.linspace(0, 1, points)
+    rows = []
+    for one in layers:
+        if one.sizes.spectral_norm > 0:
+            values = (one.values / one.values[0]).clamp_min(SMALLEST).numpy()
+            rows.append(np.interp(shares, np.linspace(0, 1, len(values)), values))
+    stacked = np.stack(rows or [np.full(points, np.nan)])
+    return shares, np.median(stacked, 0), stacked.min(0), stacked.max(0)
+
+
+def spectrum_figure(adapters: Mapping[str, Sequence[LayerSpectrum]]) -> Figure:
+    """Singular value curves, and rank and effective rank by layer, of several adapters.
+
+    Args:
+        adapters: By label; the layers that all of them have are drawn.
+    """
+    layers = common_layers(list(adapters.values()))
+    figure = new_figure(14, 4.6, "")
+    curves, ranks, effective = figure.subplots(1, 3)
+    for label, colour in colours(list(adapters)).items():
+        mine = [one for one in adapters[label] if one.layer in layers]
+        shares, middle, low, high = curve(mine)
+        curves.plot(shares, middle, color=colour, label=label)
+        curves.fill_between(shares, low, high, color=colour, alpha=0.15, linewidth=0)
+        places = [layers.index(one.layer) + 1 for one in mine]
+        size = 6 if colour == FULL else 3  # seen behind the others
+        style: dict[str, Any] = {"color": colour, "marker": "o", "markersize": size, "linewidth": 1}
+        ranks.plot(places, [one.sizes.rank / len(one.values) for one in mine], **style)
+        effective.plot(places, [one.sizes.effective_rank / len(one.values) for one in mine], **style)
+    curves.set(yscale="log", xlabel="index / full rank", ylabel="singular value / largest", ylim=(SMALLEST / 2, 2))
+    curves.set_title("singular values: median and range over layers", fontsize=10)
+    for axes, title in ((ranks, "rank / full rank"), (effective, "effective rank / full rank")):
+        axes.set(ylim=(-0.03, 1.05), xlabel="layer, in the model's order")
+        axes.set_title(title, fontsize=10)
+    for axes in (curves, ranks, effective):
+        axes.grid(alpha=0.3)
+    legend(figure, curves)
+    footnote(
+        figure, f"{len(layers)} layers that all of them change; effective rank: exp of the entropy of the spectrum"
+    )
+    return figure

@@ -1,0 +1,110 @@
+"""The rank of the updates while they are trained: what Table 2 of the paper is about, over time."""
+
+import logging
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from randlora_pl.adapters.control import delta_weights
+from randlora_pl.adapters.spectrum import Spectrum, spectrum
+from randlora_pl.callbacks.results import write_results
+from randlora_pl.callbacks.run_folder import run_folder
+from randlora_pl.errors import UserError
+
+_log = logging.getLogger("randlora_pl")
+FIGURES = ("rank", "stable_rank", "effective_rank", "norm")
+
+
+class UpdateSpectrum(Callback):
+    """Logs rank, stable rank, effective rank and norm of the updates, means over layers, as ``spectrum/...``.
+
+    They go to the loggers, and as lists with ``spectrum/steps`` to ``results.json``. Each time takes a singular value
+    decomposition of every layer.
+
+    Args:
+        every_n_steps: Optimizer steps between two spectra; 0 takes none.
+    """
+
+    def __init__(self, every_n_steps: int = 0) -> None:
+        if isinstance(every_n_steps, bool) or every_n_steps < 0:
+            raise UserError(f"spectrum.every_n_steps is {every_n_steps}: give a number of steps, 0 for none.")
+        self.every_n_steps = every_n_steps
+        self.history: dict[str, list[float]] = {name: [] for name in ("steps", *FIGURES)}
+        self._start: dict[str, Tensor] = {}
+        self._last = -1
+        self._off = False  # where there is nothing to compare with
+
+    def state_dict(self) -> dict[str, Any]:
+        """The figures so far."""
+        return {"history": {name: list(values) for name, values in self.history.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the figures of the resumed run."""
+        self.history = {name: list(state_dict["history"][name]) for name in self.history}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the weights that a method without updates starts from; takes a spectrum that a checkpoint was before.
+
+        Raises:
+            UserError: The weights are sharded, so that no process has a whole update.
+        """
+        task: Any = pl_module
+        step = self._last = trainer.global_step
+        if not self.every_n_steps:
+            return
+        if any(hasattr(parameter, "full_tensor") for parameter in pl_module.parameters()):
+            raise UserError("spectrum.every_n_steps needs whole weights; leave it out with --trainer.strategy fsdp2.")
+        if task.report.adapter.trains_base and step:
+            _log.warning("no spectra of the updates: a resumed run does not have the weights that it started from")
+            self._off = True
+        elif task.report.adapter.trains_base:
+            self._start = {name: weight.detach().clone() for name, weight in _matrices(task.model).items()}
+        if step and step % self.every_n_steps == 0 and step not in self.history["steps"]:
+            self._take(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Takes the spectra after every so many optimizer steps."""
+        step = trainer.global_step
+        if self.every_n_steps and step != self._last and step % self.every_n_steps == 0:
+            self._take(trainer, pl_module)
+        self._last = step
+
+    def _take(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = _spectra(pl_module, self._start) if trainer.is_global_zero and not self._off else []
+        if not found:
+            return
+        means = {name: sum(float(getattr(one, name)) for one in found) / len(found) for name in FIGURES}
+        self.history["steps"].append(trainer.global_step)
+        for name, value in means.items():
+            self.history[name].append(round(value, 4))
+        for logger in trainer.loggers:  # the module's own log leaves out steps
+            logger.log_metrics({f"spectrum/{name}": value for name, value in means.items()}, step=trainer.global_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the figures to the run's results."""
+        if trainer.is_global_zero and self.history["steps"]:
+            write_results(run_folder(trainer), {f"spectrum/{name}": values for name, values in self.history.items()})
+
+
+def _matrices(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of linear and attention layers that train, (out, in)."""
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        name = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+        weight = getattr(module, name, None) if isinstance(module, nn.Linear | nn.MultiheadAttention) else None
+        if weight is not None and weight.requires_grad:
+            found[path] = weight
+    return found
+
+
+@torch.no_grad()
+def _spectra(task: Any, start: dict[str, Tensor]) -> list[Spectrum]:
+    """Of every update; none where one is not finite, which other callbacks tell."""
+    trained = _matrices(task.model)
+    updates = {name: trained[name] - before for name, before in start.items()} if start else delta_weights(task.model)
+    finite = all(bool(update.isfinite().all()) for update in updates.values())
+    return [spectrum(update) for update in updates.values()] if finite else []

@@ -1,0 +1,49 @@
+"""``analyze ...``: what adapters do, beyond their accuracy."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from randlora_pl.errors import UserError, near
+
+VERBS = {
+    "spectrum": "analyze_spectrum:spectrum_verb",
+    "represent": "analyze_represent:represent_verb",
+    "cka": "analyze_cka:cka_verb",
+    "landscape": "analyze_landscape:landscape_verb",
+    "forgetting": "analyze_forgetting:forgetting_verb",
+}
+"""Where each verb's function is, beside its PAGE; imported when it is typed."""
+
+PAGE = """\
+What adapters do, beyond their accuracy: tables, CSV and pictures in a new folder. RUN is a run folder or an adapter.
+
+  randlora-pl analyze spectrum RUN RUN ...            rank and singular values of each layer's update (Table 2)
+  randlora-pl analyze represent FULL                  how well LoRA and RandLoRA can express an update (equations 7, 8)
+  randlora-pl analyze cka FULL OTHER ...              likeness of activations to full fine-tuning's (Figure 4a)
+  randlora-pl analyze landscape RUN RUN RUN           the loss on the plane through three models (Figures 4b and 5)
+  randlora-pl analyze forgetting RUN ... --datasets NAME ...    zero-shot accuracy elsewhere, before and after tuning
+
+Each explained: randlora-pl analyze VERB --help
+"""
+
+
+def analyze_verb(args: list[str]) -> int:
+    """Run one of the verbs, or explain it."""
+    asked = {"--help", "-h"} & set(args)
+    if not args or args[0] in asked:
+        print(PAGE, end="")
+        return 0
+    verb, *rest = args
+    if verb not in VERBS:
+        raise UserError(
+            f"There is no verb analyze {verb}.{near(verb, VERBS)} "
+            f"Use one of {', '.join(VERBS)}; see: randlora-pl analyze --help"
+        )
+    module, _, name = VERBS[verb].partition(":")
+    there: Any = import_module(f"randlora_pl.cli.{module}")
+    if asked or not rest:
+        print(there.PAGE, end="")
+        return 0
+    function: Callable[[list[str]], int] = getattr(there, name)
+    return function(rest)

@@ -1,0 +1,103 @@
+"""Fits of LoRA and RandLoRA to given matrices, against slow references and the modules that train."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from randlora_pl.adapters import LoRA, RandLoRA
+from randlora_pl.adapters.base import WeightShape
+from randlora_pl.analysis.represent import combined, fit, mean_error, represent, segments
+
+
+def noise(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def slow_sum(b: Tensor, a: Tensor, lambdas: Tensor, gammas: Tensor) -> Tensor:
+    """Equation 4, term by term."""
+    return sum(  # type: ignore[return-value]
+        b[:, j] @ torch.diag(lambdas[j]) @ a @ torch.diag(gammas[j]) for j in range(b.shape[1])
+    )
+
+
+def test_the_sum_is_equation_4() -> None:
+    b, a, lambdas, gammas = noise(0, 7, 3, 2), noise(1, 2, 5), noise(2, 3, 2), noise(3, 3, 5)
+    torch.testing.assert_close(combined(b, a, lambdas, gammas), slow_sum(b, a, lambdas, gammas))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 4), st.integers(1, 3), st.integers(4, 8), st.integers(0, 4))
+def test_no_sweep_makes_it_worse_and_lambda_is_the_best(seed: int, n: int, r: int, d: int, more: int) -> None:
+    w, b, a = noise(seed, d + more, d), noise(seed + 1, d + more, n, r), noise(seed + 2, r, d)
+    found = fit(w, b, a, sweeps=300, tolerance=0)
+    assert all(after <= before + 1e-9 for before, after in zip(found.errors, found.errors[1:], strict=False))
+    lambdas = found.lambdas.clone().requires_grad_()
+    error = (w - slow_sum(b, a, lambdas, found.gammas)).square().sum() / w.square().sum()
+    assert float(error.detach()) == pytest.approx(found.error**2, abs=1e-9)
+    error.backward()
+    assert lambdas.grad is not None and float(lambdas.grad.norm()) < 1e-3  # it was solved for last
+
+
+def test_half_steps_are_least_squares() -> None:
+    """One sweep against dense least squares over an explicit design matrix."""
+    w, b, a = noise(0, 9, 4), noise(1, 9, 3, 2), noise(2, 2, 4)
+    found = fit(w, b, a, sweeps=1)
+    ones = torch.ones(3, 2, dtype=torch.float64)
+    units = torch.eye(12, dtype=torch.float64)
+    design = torch.stack([slow_sum(b, a, ones, unit.view(3, 4)).flatten() for unit in units], 1)
+    gammas = torch.linalg.lstsq(design, w.flatten()).solution.view(3, 4)
+    design = torch.stack([slow_sum(b, a, unit.view(3, 2), gammas).flatten() for unit in units[:6, :6]], 1)
+    lambdas = torch.linalg.lstsq(design, w.flatten()).solution.view(3, 2)
+    torch.testing.assert_close(
+        combined(b, a, found.lambdas, found.gammas), slow_sum(b, a, lambdas, gammas), atol=1e-7, rtol=1e-6
+    )
+
+
+def test_what_randlora_can_express_is_found() -> None:
+    b, a = noise(0, 12, 4, 2), noise(1, 2, 8)
+    w = slow_sum(b, a, 1 + 0.2 * noise(2, 4, 2), noise(3, 4, 8))
+    assert fit(w, b, a, sweeps=2000, tolerance=0).error < 1e-4
+
+
+def test_segments_of_a_matrix_add_up_and_bound_the_error() -> None:
+    w, b, a = noise(0, 8, 6), noise(1, 8, 3, 2), noise(2, 2, 6)
+    found = segments(w, b, a, sweeps=50)
+    assert len(found) == 3
+    values = torch.linalg.svdvals(w)
+    assert all(error <= float(values[2 * j : 2 * j + 2].norm()) + 1e-9 for j, error in enumerate(found))
+    # Each segment's own fit makes a sum whose error equation 7 bounds; fitting all at once does better than that.
+    assert fit(w, b, a, sweeps=200).error * float(w.norm()) <= 3 * max(found)
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (8, 8)])
+def test_a_layer_is_what_the_modules_can_do(shape: tuple[int, int]) -> None:
+    update = noise(5, *shape).float()
+    lora, randlora = LoRA(rank=3), RandLoRA(rank=2)
+    weight = WeightShape("layer", *shape)
+    bases = randlora.bases([weight], torch.device("cpu"))
+    found = represent("layer", update, lora, randlora, bases)
+    values = torch.linalg.svdvals(update.double())
+    assert found.lora == pytest.approx(float(values[3:].norm() / values.norm()), rel=1e-6)  # equation 8
+    assert found.lora_parameters == 3 * sum(shape) and found.randlora_parameters == 4 * (2 + 8)
+    assert 0 < found.randlora < 1 and found.bound >= found.randlora
+    # the trained module, given what was fitted
+    delta = randlora.delta_weight(weight, torch.empty(shape), bases)
+    w = update if shape[0] >= shape[1] else update.T
+    fitted = fit(w, bases.B, bases.A[0])
+    with torch.no_grad():
+        delta.lambdas.copy_(fitted.lambdas / (delta.scaling * bases.scale))  # type: ignore[operator, union-attr]
+        delta.gammas.copy_(fitted.gammas)  # type: ignore[operator, union-attr]
+        left = float((update - delta.delta()).norm() / update.norm())
+    assert left == pytest.approx(found.randlora, abs=1e-5)
+
+
+def test_an_update_of_zero_is_expressed_without_error() -> None:
+    randlora = RandLoRA(rank=2)
+    bases = randlora.bases([WeightShape("layer", 8, 8)], torch.device("cpu"))
+    found = represent("layer", torch.zeros(8, 8), LoRA(rank=2), randlora, bases)
+    assert (found.lora, found.randlora, found.bound) == (0, 0, 0)
+    assert mean_error([found], "lora") == 0 and math.isfinite(mean_error([], "lora"))
