@@ -50,7 +50,9 @@ def test_the_notes_about_averages_are_true() -> None:
         ("matched_five", [(768, 12), (512, 12)], {("LoRA", 16), ("floor", 10)}),
     ],
 )
-def test_the_notes_about_parameters_are_true(key: str, widths: list[tuple[int, int]], counts: set[tuple[str, int]]) -> None:
+def test_the_notes_about_parameters_are_true(
+    key: str, widths: list[tuple[int, int]], counts: set[tuple[str, int]]
+) -> None:
     def count(kind: str, rank: int) -> int:
         total = 0
         for d, layers in widths:

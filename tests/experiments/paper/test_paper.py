@@ -35,7 +35,9 @@ PRINTED = [
 
 
 @pytest.mark.parametrize(("number", "model", "method", "budget", "column", "value"), PRINTED)
-def test_cells_are_the_printed_ones(number: int, model: str, method: str, budget: str, column: str, value: float) -> None:
+def test_cells_are_the_printed_ones(
+    number: int, model: str, method: str, budget: str, column: str, value: float
+) -> None:
     assert table(number).value(model, method, budget, column) == value
 
 
@@ -54,7 +56,10 @@ def test_printed_averages_are_means_of_the_cells(number: str) -> None:
     for model in here.models:
         for method in here.methods(model):
             for budget in here.budgets:
-                mean, printed = here.average(model, method, budget, columns), here.value(model, method, budget, "Average")
+                mean, printed = (
+                    here.average(model, method, budget, columns),
+                    here.value(model, method, budget, "Average"),
+                )
                 if mean is not None and printed is not None and abs(mean - printed) > 0.055:
                     off.append((model, method, budget))
     assert off == ([(B32, "RandLoRA6", "4-shot")] if number == "11" else [])
@@ -64,7 +69,14 @@ def test_shape() -> None:
     assert numbers() == ("2", "3", "4", "5", "6", "10", "11", "12", "13", "14", "15")
     for number, methods in (("11", 5), ("12", 5), ("13", 5), ("14", 5)):
         here = table(number)
-        assert len(here.methods()) == methods and here.budgets == ("1-shot", "2-shot", "4-shot", "16-shot", "50%", "100%")
+        assert len(here.methods()) == methods and here.budgets == (
+            "1-shot",
+            "2-shot",
+            "4-shot",
+            "16-shot",
+            "50%",
+            "100%",
+        )
         assert len(here.columns) == (22 if number == "14" else 23)
         assert len(here.cells) == methods * 6 * len(here.columns)
     assert table(15).parameters("Phi3", "RandLoRA-20", "15k") == "1.16"

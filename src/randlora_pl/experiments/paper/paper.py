@@ -103,7 +103,7 @@ class PaperTable:
         return fmean(values) if values and len(values) == len(found) else None
 
     def parameters(self, model: str, method: str, budget: str) -> str:
-        """The printed parameters (percent in Table 15, a number in Table 4), empty where the table has no such column."""
+        """The printed parameters (percent in Table 15, a number in Table 4), empty where there is no such column."""
         found = (c.params for c in self.cells if (c.model, c.method, c.budget) == (model, method, budget))
         return next(found, "")
 
