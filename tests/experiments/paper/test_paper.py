@@ -123,5 +123,5 @@ def test_no_cell_is_there_twice() -> None:
     from importlib.resources import files
 
     text = (files("randlora_pl.experiments.paper") / "tables.csv").read_text()
-    rows = [tuple(row[:4]) + (row[5],) for row in csv.reader(text.splitlines())]
+    rows = [(*row[:4], row[5]) for row in csv.reader(text.splitlines())]
     assert len(rows) == len(set(rows)) == 1 + sum(len(table(number).cells) for number in numbers())

@@ -1,4 +1,4 @@
-"""Sweep folders as the engine writes them, made up: their accuracies follow a formula, with noise by a seeded generator."""
+"""Sweep folders, made up: their accuracies follow a formula, with noise by a seeded generator."""
 
 import hashlib
 import json
@@ -127,6 +127,6 @@ def accuracy(labels: Labels) -> float:
     step = {"zero-shot": -6, "1-shot": 0, "2-shot": 3, "4-shot": 8, "16-shot": 15, "50%": 18, "100%": 20}[
         labels["budget"]
     ]
-    easy = 8 * (DATASETS + [labels["dataset"]]).index(labels["dataset"]) / len(DATASETS)
+    easy = 8 * ([*DATASETS, labels["dataset"]]).index(labels["dataset"]) / len(DATASETS)
     large = 6 if labels["model"].endswith("L/14") else 0
     return (50 + easy + step + large + QUALITY.get(labels["method"], 0) + noise) / 100

@@ -42,7 +42,7 @@ def accuracy_table(results: Results, beside: Beside, footnotes: Footnotes, model
         shared, left_out = results.common(model, [budget])
         averages = {m: results.average(model, budget, m, tuple(shared)) for m in lines}
         best = [_best([results.estimate(keys[n]) for keys in lines.values()]) for n in range(len(datasets))]
-        top = _best([average and average.estimate for average in averages.values()])
+        top = _best([average.estimate if average else None for average in averages.values()])
         groups.append(len(rows))
         for method, keys in lines.items():
             overall = beside.average(model, budget, method, shared)
@@ -85,7 +85,7 @@ def average_table(results: Results, beside: Beside, footnotes: Footnotes, model:
     names = {method: Cell(method, notes=footnotes.row(cells)) for method, cells in of_method.items()}
     for budget in budgets:
         averages = [results.average(model, budget, method, shared[budget]) for method in methods]
-        top = _best([average and average.estimate for average in averages])
+        top = _best([average.estimate if average else None for average in averages])
         column = []
         for method, average in zip(methods, averages, strict=True):
             other = (budget == ZERO_SHOT) != results.plan.untrained(method)

@@ -75,8 +75,8 @@ def _about_paper(beside: Beside) -> list[str]:
     of = f", which Figure {plan.figure} draws" if plan.figure else ""
     return [
         f"Below ours stands the paper's value and the difference, ours minus the paper's, in points: {tables} of "
-        f"{SOURCE}{of}. Below an average of ours stands the mean of the paper's cells over the same data sets; there is "
-        "none where the paper lacks one of them or has no such method."
+        f"{SOURCE}{of}. Below an average of ours stands the mean of the paper's cells over the same data sets; there "
+        "is none where the paper lacks one of them or has no such method."
     ]
 
 
@@ -84,8 +84,8 @@ def _reading(sweep: Sweep) -> list[str]:
     seeds = ", ".join(map(str, sweep.plan.seeds))
     return [
         f"Seeds {seeds}. Intervals are Student's t over seeds: they tell how much the seeds differ, not the data sets. "
-        "A value without an interval is of one seed. Bold: the best of a budget and what is within 0.1 points of it, as in "
-        "the paper. Nothing is filled in: a cell without a finished run says why."
+        "A value without an interval is of one seed. Bold: the best of a budget and what is within 0.1 points of it, as "
+        "in the paper. Nothing is filled in: a cell without a finished run says why."
     ]
 
 

@@ -100,17 +100,17 @@ def read_sweep(folder: Path) -> Sweep:
     except UserError as error:
         warnings.append(str(error))
         plan = Plan(known=False)
-    found: dict[tuple[Key, int], Run] = {}
+    found: dict[tuple[Key, int | None], Run] = {}
     for place in places:
         run = _read_cell(folder, place, warnings.append)
-        if run is None or run.seed is None:
+        if run is None:
             continue
         older = found.get((run.key, run.seed))
         if older is not None:
             kept = max(older, run, key=lambda one: (one.state == FINISHED, _time(folder, one)))
             warnings.append(
-                f"{older.cell} and {run.cell} are the same cell ({' '.join(run.key)}, seed {run.seed}) with two configs: "
-                f"{kept.cell} is used"
+                f"{older.cell} and {run.cell} are the same cell ({' '.join(run.key)}, seed {run.seed}) with two "
+                f"configs: {kept.cell} is used"
             )
             run = kept
         found[run.key, run.seed] = run
@@ -149,9 +149,7 @@ def _read_cell(folder: Path, place: Path, warn: Callable[[str], None]) -> Run | 
         warn(f"cells/{place.name} has no cell.json; it is left out")
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        warn(
-            f"cells/{place.name}/cell.json is cut off or damaged ({type(error).__name__}: {error}); the cell is left out"
-        )
+        warn(f"cells/{place.name}/cell.json is cut off or damaged ({type(error).__name__}: {error}); it is left out")
         return None
     family = str(labels.get("family") or "")
     state, reason, figures = _state(folder, place, warn)
@@ -224,7 +222,7 @@ def _add_labels(plan: Plan, runs: list[Run]) -> None:
         plan.seeds = sorted({run.seed for run in runs if run.seed is not None})
 
 
-def _missing(plan: Plan, found: dict[tuple[Key, int], Run]) -> list[Run]:
+def _missing(plan: Plan, found: dict[tuple[Key, int | None], Run]) -> list[Run]:
     """Planned runs that no folder is there for. One seed of an untrained model is enough: nothing in it is random."""
     if not plan.known:
         return []

@@ -21,6 +21,7 @@ COLOURS = (
 WIDTH = 5.6
 """Inches: words stay readable on a phone, where a figure is shrunk to the screen."""
 MARKERS = "osD^vP*Xhp<>"
+BARS = "bars are 95 % confidence intervals over seeds"
 INK = "#6f7580"
 """Axes and words in PNG and SVG files; a page shows them in its own colour instead."""
 
@@ -82,9 +83,7 @@ def budget_picture(results: Results, beside: Beside, model: str) -> Picture | No
         _bars(panels[1], results, known, _memory_title(results, model))
     _legend(figure, handles)
     count = many(len(shared), "data set")
-    caption = (
-        f"{model}: accuracy against training data, averaged over {count}; bars are 95 % confidence intervals over seeds"
-    )
+    caption = f"{model}: accuracy against training data, averaged over {count}; {BARS}"
     caption += f". Left out: {', '.join(left_out)}." if left_out else "."
     missing = [method for method in methods if method not in known]
     caption += f" Memory was not measured for {', '.join(missing)}." if missing else ""
@@ -104,7 +103,8 @@ def parameter_picture(results: Results, family: str, models: Sequence[str]) -> P
     """
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     panel = figure.subplots()
-    handles, said, told = {}, [], []
+    handles: dict[str, Any] = {}
+    said, told = [], []
     ends, fills = ["-", "--", "-.", ":"], ["full", "none", "left", "bottom"]  # of the first model, the second ...
     for number, model in enumerate(models):
         budgets = [b for b in results.trained_budgets(model) if results.common(model, [b])[0]]
@@ -137,7 +137,7 @@ def parameter_picture(results: Results, family: str, models: Sequence[str]) -> P
     _log_axis(panel)
     panel.set(xlabel="trained parameters", ylabel="test accuracy, %")
     _legend(figure, list(handles.values()))
-    caption = f"{family}: accuracy against trained parameters, {', '.join(told)}; bars are 95 % confidence intervals over seeds."
+    caption = f"{family}: accuracy against trained parameters, {', '.join(told)}; {BARS}."
     return Picture(f"parameters-{identifier(family)}", caption, f"{'; '.join(said)}.", figure)
 
 
@@ -153,7 +153,7 @@ def _legend(figure: Figure, handles: list[Any]) -> None:
     columns = 3 if longest < 20 else 2 if longest < 34 else 1
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False, labelcolor=INK)
     figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(handles) // columns))
-    figure.get_layout_engine().set(rect=(0.01, 0.01, 0.98, 0.98))
+    figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 0.98))
     for panel in figure.axes:
         panel.grid(alpha=0.25, color=INK, axis="x" if panel.patches else "both")  # bars need no lines along them
         panel.set_axisbelow(True)

@@ -17,11 +17,11 @@ COMPARABLE = 1.5
 """Up to this ratio methods are compared at all: the paper's own matches are up to 35 % off."""
 
 RULE = (
-    "A cell is a data set at a budget. Paired by seed, it is a win or a loss where the mean difference is larger than its "
-    "standard error, else a tie; with one common seed there is no standard error, and any difference counts. The mean "
-    "difference is over data sets (each the mean of its cells), with its 95 % confidence interval; p is of a two-sided "
-    f"sign test over data sets. Trained parameters are called equal up to a factor of {EQUAL:g}; methods further apart than "
-    f"{COMPARABLE:g} are not compared. No correction is made for the number of comparisons."
+    "A cell is a data set at a budget. Paired by seed, it is a win or a loss where the mean difference is larger than "
+    "its standard error, else a tie; with one common seed there is no standard error, and any difference counts. The "
+    "mean difference is over data sets (each the mean of its cells), with its 95 % confidence interval; p is of a "
+    f"two-sided sign test over data sets. Trained parameters are called equal up to a factor of {EQUAL:g}; methods "
+    f"further apart than {COMPARABLE:g} are not compared. No correction is made for the number of comparisons."
 )
 
 
@@ -71,10 +71,10 @@ class Versus:
         size = "equally many trained parameters" if self.equal else f"{self.ratio:.2f} times its trained parameters"
         half = self.difference.half
         spread = "" if half is None else f" ± {half:.1f}"
+        counts = f"{many(self.wins, 'win')}, {many(self.ties, 'tie')}, {many(self.losses, 'loss', 'losses')}"
         return (
-            f"{self.model}: {self.first} against {self.second} ({size}): {many(self.wins, 'win')}, "
-            f"{many(self.ties, 'tie')}, {many(self.losses, 'loss', 'losses')} in {many(cells, 'cell')}; {self.difference.mean:+.1f}{spread} points over "
-            f"{many(len(self.by_dataset), 'data set')}."
+            f"{self.model}: {self.first} against {self.second} ({size}): {counts} in {many(cells, 'cell')}; "
+            f"{self.difference.mean:+.1f}{spread} points over {many(len(self.by_dataset), 'data set')}."
         )
 
 
@@ -133,6 +133,7 @@ def versus_table(found: list[Versus]) -> Table:
     for one in found:
         half = one.difference.half
         each = "; ".join(f"{dataset} {value:+.2f}" for dataset, value in one.by_dataset.items())
+        spread = "" if half is None else f" ± {half:.2f}"
         p = one.p
         rows.append([
             Cell(one.first),
@@ -142,7 +143,7 @@ def versus_table(found: list[Versus]) -> Table:
             Cell(str(one.wins), sort=one.wins),
             Cell(str(one.ties), sort=one.ties),
             Cell(str(one.losses), sort=one.losses),
-            Cell(f"{one.difference.mean:+.2f}" + ("" if half is None else f" ± {half:.2f}"), "", each, one.difference.mean),
+            Cell(f"{one.difference.mean:+.2f}{spread}", "", each, one.difference.mean),
             Cell(f"{len(one.by_dataset)}", sort=len(one.by_dataset)),
             Cell("" if p is None else f"{p:.3f}", sort=p),
         ])  # fmt: skip
@@ -156,8 +157,8 @@ def versus_table(found: list[Versus]) -> Table:
 def rank_table(results: Results) -> Table | None:
     """Rank of the update against accuracy, as Table 2 claims a relation; None where no run has figures of it.
 
-    Spearman's correlation over methods, in each model and budget, of the mean of a ``spectrum/...`` figure with the mean
-    accuracy over the data sets that all of these methods have.
+    Spearman's correlation over methods, in each model and budget, of the mean of a ``spectrum/...`` figure with the
+    mean accuracy over the data sets that all of these methods have.
     """
     names = sorted(
         {n for run in results.sweep.finished for n in run.facts if n.startswith("spectrum/") and run.number(n)}
