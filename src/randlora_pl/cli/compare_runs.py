@@ -165,7 +165,7 @@ def _title(key: str) -> str:
 
 def _figure(key: str, value: Any) -> str:
     if not _numeric(value):
-        return "" if value is None else _text(value)
+        return "" if value is None else _text(value)[:10] if key == "git_commit" else _text(value)
     if key.endswith("/acc"):
         return f"{100 * value:.2f}"
     if key.endswith("_bytes"):

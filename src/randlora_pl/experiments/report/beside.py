@@ -85,9 +85,9 @@ class Beside:
             return None, None
         here = table(RELATIVE)
         name, label = self._labels(here, model, method)
-        for number in _RANKS:
-            other = table(number)
-            if label in other.methods(name) and label.startswith("RandLoRA"):
+        for other in map(table, _RANKS):
+            there, ranked = self._labels(other, model, method)
+            if there == name and ranked in other.methods(there) and ranked.startswith("RandLoRA"):
                 label = "RandLoRA"
         return here.cell(name, label, "", _TIME), here.cell(name, label, "", _MEMORY)
 

@@ -151,7 +151,7 @@ def versus_table(found: list[Versus]) -> Table:
     single = sum(one.single for one in found)
     lines = [RULE] + ([f"{single} of the compared cells have one common seed."] if single else [])
     titles = [Cell(title) for title in [*header, "Data sets", "p"]]
-    return Table("versus", "RandLoRA at about equal parameters", titles, rows, below=lines, left=3)
+    return Table("versus-randlora", "RandLoRA at about equal parameters", titles, rows, below=lines, left=3)
 
 
 def rank_table(results: Results) -> Table | None:
@@ -189,7 +189,7 @@ def rank_table(results: Results) -> Table | None:
         "Over the methods of each model and budget, whatever their trained parameters; it says nothing of a cause."
     ]
     return Table(
-        "rank", "Rank of the update against accuracy (the claim of Table 2)", header, rows, below=below, left=3
+        "versus-rank", "Rank of the update against accuracy (the claim of Table 2)", header, rows, below=below, left=3
     )
 
 
