@@ -124,6 +124,14 @@ def test_nothing_overlaps(tmp_path: Path, changes: dict[str, Any]) -> None:
     check(parameter_picture(results, results.family(models[0]), models))
 
 
+def test_one_seed_has_no_bar(tmp_path: Path) -> None:
+    sweep = read_sweep(write_sweep(tmp_path, description(seeds=[1])))
+    picture = budget_picture(Results(sweep), Beside(sweep.plan), B32)
+    axes: Any = check(picture).axes[0]
+    segments = [piece for container in axes.containers for bars in container.lines[2] for piece in bars.get_segments()]
+    assert segments and not any(piece.size and np.isfinite(piece).all() for piece in segments)
+
+
 def test_memory_that_was_not_measured_has_no_bar(tmp_path: Path) -> None:
     made = write_sweep(
         tmp_path / "some", more=lambda cell: {"peak_memory_bytes": 0} if cell["method"] == "NoLA" else {}

@@ -93,6 +93,24 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     assert "±" not in average.text and "no interval" in average.title
 
 
+def test_averages_say_why_there_is_none(tmp_path: Path) -> None:
+    apart = {"LoRA-32": "cars", "RandLoRA-6": "dtd"}
+    fails = {"VeRA-256": "out of memory"}
+    sweep = read_sweep(
+        write_sweep(
+            tmp_path,
+            description(datasets=["cars", "dtd"]),
+            keep=lambda cell: cell["method"] in fails or apart.get(cell["method"]) == cell["dataset"],
+            fail=lambda cell: fails.get(cell["method"]),
+        )
+    )
+    table = average_table(Results(sweep), Beside(sweep.plan), Footnotes(), B32)
+    found = {method: cell_of(table, "1-shot", method) for method in ("LoRA-32", "RandLoRA-6", "VeRA-256", "NoLA")}
+    assert all(cell.missing and cell.sort is None for cell in found.values())
+    assert found["LoRA-32"].text == found["RandLoRA-6"].text == "no data set in common"
+    assert found["VeRA-256"].text == "failed: out of memory" and found["NoLA"].text == "not run"
+
+
 def test_costs_are_relative_to_full_fine_tuning(results: Results, beside: Beside) -> None:
     table = cost_table(results, beside, Footnotes(), B32)
     assert table is not None

@@ -49,7 +49,8 @@ def accuracy_table(results: Results, beside: Beside, footnotes: Footnotes, model
             printed = [*_printed(beside, keys), *(overall.cells if overall else ())]
             name = Cell(method, notes=footnotes.row(printed))
             cells = [accuracy_cell(results, beside, key, best[n]) for n, key in enumerate(keys)]
-            average = average_cell(averages[method], overall, top, footnotes)
+            why = _why(results, model, budget, method)
+            average = average_cell(averages[method], overall, top, footnotes, why)
             head = [name, Cell(budget, sort=plan.budgets.index(budget)), count_cell(results.parameters(model, method))]
             rows.append([*head, *cells, average])
         below += left_out_line(budget, left_out)
@@ -78,7 +79,7 @@ def average_table(results: Results, beside: Beside, footnotes: Footnotes, model:
     budgets = results.budgets(model)
     shared = {budget: tuple(results.common(model, [budget])[0]) for budget in budgets}
     columns: list[list[Cell]] = []
-    methods = [m for m in results.plan.methods if any(m in results.methods(model, b) for b in budgets)]
+    methods = [m for m in results.plan.methods if any(_cells(results, model, b, m) for b in budgets)]
     printed = {(m, b): beside.average(model, b, m, shared[b]) for m in methods for b in budgets}
     marks = footnotes.caption(cell for paper in printed.values() if paper for cell in paper.cells)
     of_method = {m: [cell for b in budgets if (paper := printed[m, b]) for cell in paper.cells] for m in methods}
@@ -89,7 +90,8 @@ def average_table(results: Results, beside: Beside, footnotes: Footnotes, model:
         column = []
         for method, average in zip(methods, averages, strict=True):
             other = (budget == ZERO_SHOT) != results.plan.untrained(method)
-            column.append(Cell("") if other else average_cell(average, printed[method, budget], top, footnotes))
+            why = _why(results, model, budget, method)
+            column.append(Cell("") if other else average_cell(average, printed[method, budget], top, footnotes, why))
         columns.append(column)
     rows = [
         [names[method], count_cell(results.parameters(model, method)), *cells]
@@ -124,13 +126,14 @@ def accuracy_cell(results: Results, beside: Beside, key: Key, best: float | None
     return Cell(estimate_text(estimate), below, title, estimate.mean, _is(estimate, best))
 
 
-def average_cell(average: Average | None, paper: PaperAverage | None, best: float | None, notes: Footnotes) -> Cell:
-    """An average, the paper's over the same data sets below it, and in its tooltip what was averaged."""
+def average_cell(
+    average: Average | None, paper: PaperAverage | None, best: float | None, notes: Footnotes, why: str
+) -> Cell:
+    """An average, the paper's below it, in its tooltip what was averaged; or why there is none."""
     printed = f"paper {percent(paper.value) if len(paper.cells) == 1 else f'{paper.value:.1f}'}" if paper else ""
     marks = notes.average(paper) if paper else ()
     if average is None:
-        title = "no finished run of this method, or no data set that every compared method has"
-        return Cell("no average", printed, title, missing=True, notes=marks)
+        return Cell(_cut(why), printed, why, missing=True, notes=marks)
     estimate = average.estimate
     told = [f"over {', '.join(average.datasets)}"]
     if estimate.half is None:
@@ -177,6 +180,18 @@ def left_out_line(budget: str, left_out: dict[str, list[str]]) -> list[str]:
 def identifier(label: str) -> str:
     """A label as part of a name of files and anchors."""
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "unnamed"
+
+
+def _cells(results: Results, model: str, budget: str, method: str) -> list[Key]:
+    return [key for d in results.plan.datasets if results.runs(key := Key(model, d, budget, method))]
+
+
+def _why(results: Results, model: str, budget: str, method: str) -> str:
+    """Why a method has no average, if it has none."""
+    cells = _cells(results, model, budget, method)
+    if any(map(results.finished, cells)):
+        return "no data set in common"
+    return " / ".join(dict.fromkeys(map(results.why_missing, cells))) or "not run"
 
 
 def _best(estimates: Sequence[Estimate | None]) -> float | None:

@@ -81,9 +81,9 @@ def _about_paper(beside: Beside) -> list[str]:
 
 
 def _reading(sweep: Sweep) -> list[str]:
-    seeds = ", ".join(map(str, sweep.plan.seeds))
+    seeds = f"Seed{'s' * (len(sweep.plan.seeds) > 1)} {', '.join(map(str, sweep.plan.seeds))}"
     return [
-        f"Seeds {seeds}. Intervals are Student's t over seeds: they tell how much the seeds differ, not the data sets. "
+        f"{seeds}. Intervals are Student's t over seeds: they tell how much the seeds differ, not the data sets. "
         "A value without an interval is of one seed. Bold: the best of a budget and what is within 0.1 points of it, "
         "as in the paper. Nothing is filled in: a cell without a finished run says why."
     ]

@@ -97,7 +97,8 @@ def _relative(runs: list[Run], base: list[Run], name: str, paper: PaperCell | No
     pairs = [(run.number(name), of.get((run.key.dataset, run.key.budget, run.seed))) for run in runs]
     ratios = [100 * ours / theirs for ours, theirs in pairs if ours and theirs]
     if not ratios:
-        return Cell("not measured", printed, missing=True)
+        told = "no reference" if any(ours for ours, _ in pairs) else "not measured"
+        return Cell(told, printed, missing=True)
     mean = fmean(ratios)
     title = f"mean of {len(ratios)} cells, from {min(ratios):.0f} to {max(ratios):.0f}"
     return Cell(f"{mean:.0f}", f"{printed} ({mean - paper.value:+.0f})" if paper else "", title, mean)

@@ -1,6 +1,7 @@
 """Figures as the paper's 1 (accuracy against parameters) and 2 and 3 (accuracy against data, with memory)."""
 
 from collections.abc import Sequence
+from math import nan
 from statistics import fmean
 from typing import Any
 
@@ -12,6 +13,7 @@ from randlora_pl.experiments.report.beside import Beside
 from randlora_pl.experiments.report.document import Picture, many
 from randlora_pl.experiments.report.plan import ZERO_SHOT, Key
 from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.statistics import Estimate
 
 COLOURS = (
     *("#2f7fd1", "#d9711c", "#2a9d5c", "#c154a8", "#80868f", "#8a6bd6", "#d24b4b", "#1a8f9a"),
@@ -21,7 +23,7 @@ COLOURS = (
 WIDTH = 5.6
 """Inches: words stay readable on a phone, where a figure is shrunk to the screen."""
 MARKERS = "osD^vP*Xhp<>"
-BARS = "bars are 95 % confidence intervals over seeds"
+BARS = "bars are 95 % confidence intervals over seeds, a point without one is of one seed"
 INK = "#6f7580"
 """Axes and words in PNG and SVG files; a page shows them in its own colour instead."""
 
@@ -62,7 +64,7 @@ def budget_picture(results: Results, beside: Beside, model: str) -> Picture | No
         shift = 0.05 * (number - (len(methods) - 1) / 2)  # so that intervals do not hide each other
         look = style(results, method)
         x = [n + shift for n, _ in points]
-        halves = [estimate.half or 0.0 for _, estimate in points]
+        halves = [_bar(estimate) for _, estimate in points]
         drawn = top.errorbar(x, [e.mean for _, e in points], halves, label=method, capsize=2, markersize=5, **look)
         handles.append(drawn)
         printed = [(n, beside.average(model, budgets[n], method, shared)) for n, _ in points]
@@ -123,7 +125,7 @@ def parameter_picture(results: Results, family: str, models: Sequence[str]) -> P
             panel.plot([p[0] for p in points], [p[2].mean for p in points], **(look | {"marker": "", "alpha": 0.6}))
             for size, method, estimate in points:
                 mark = style(results, method) | {"linewidth": 1.2, "linestyle": "none", "fillstyle": fills[number % 4]}
-                drawn = panel.errorbar([size], [estimate.mean], [estimate.half or 0.0], capsize=2, label=method, **mark)
+                drawn = panel.errorbar([size], [estimate.mean], [_bar(estimate)], capsize=2, label=method, **mark)
                 handles.setdefault(method, drawn)
                 said.append(f"{model} {method}: {size:,} parameters, {estimate.mean:.1f} %")
         left = f"; left out: {', '.join(left_out)}" if left_out else ""
@@ -139,6 +141,11 @@ def parameter_picture(results: Results, family: str, models: Sequence[str]) -> P
     _legend(figure, list(handles.values()))
     caption = f"{family}: accuracy against trained parameters, {', '.join(told)}; {BARS}."
     return Picture(f"parameters-{identifier(family)}", caption, f"{'; '.join(said)}.", figure)
+
+
+def _bar(estimate: Estimate) -> float:
+    """Half of the interval; not a number, which draws nothing, where there is none: a bar of no length would lie."""
+    return nan if estimate.half is None else estimate.half
 
 
 def _line(results: Results, method: str) -> str:
