@@ -47,6 +47,10 @@ def test_states(tmp_path: Path) -> None:
     (folder / "locks").mkdir()
     (folder / "locks" / f"{failed.name}.lock").touch()
     assert states(read_sweep(folder))[2] == "running"  # it is being tried again
+    os.utime(folder / "locks" / f"{failed.name}.lock", (1e9, 1e9))  # the process was killed
+    assert states(read_sweep(folder))[2] == "failed: two lines"
+    (folder / "locks" / f"{failed.name}.after-0123").touch()  # and another one goes on
+    assert states(read_sweep(folder))[2] == "running"
     write_cell(folder, LABELS | {"seed": 3}, figures={"zeroshot/acc": 0.3})
     assert states(read_sweep(folder))[3] == "unfinished"
 

@@ -124,6 +124,20 @@ def test_nothing_overlaps(tmp_path: Path, changes: dict[str, Any]) -> None:
     check(parameter_picture(results, results.family(models[0]), models))
 
 
+def test_lines_join_the_ranks_of_an_adapter(tmp_path: Path) -> None:
+    kinds = dict.fromkeys(("LoRA-2", "LoRA-16", "LoRA (matched to RandLoRA-6)"), "LoRA")
+    kinds |= {"RandLoRA-6": "RandLoRA", "RandLoRA-a": "RandLoRA", "RandLoRA-6 hadamard": "RandLoRA"}
+    sizes = {name: 1000 * (n + 1) for n, name in enumerate(kinds)}
+
+    def more(cell: dict[str, Any]) -> dict[str, Any]:
+        return {"method": kinds.get(cell["method"], ""), "trainable_parameters": sizes.get(cell["method"], 0)}
+
+    content = description(models={B32: {}}, methods={name: {} for name in kinds})
+    figure = check(parameter_picture(Results(read_sweep(write_sweep(tmp_path, content, more=more))), "CLIP", [B32]))
+    lines = [list(line.get_xdata()) for line in figure.axes[0].get_lines() if line.get_linestyle() == "-"]  # type: ignore[arg-type]
+    assert [1000, 2000, 3000] in lines and [4000] in lines and [5000] in lines and [6000] in lines
+
+
 def test_one_seed_has_no_bar(tmp_path: Path) -> None:
     sweep = read_sweep(write_sweep(tmp_path, description(seeds=[1])))
     picture = budget_picture(Results(sweep), Beside(sweep.plan), B32)

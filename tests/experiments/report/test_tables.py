@@ -187,6 +187,24 @@ def test_only_methods_of_about_equal_size_are_compared(results: Results) -> None
     assert pairs == {(model, "RandLoRA-6", "LoRA-32") for model in (B32, L14)}
 
 
+def test_labels_that_only_mention_randlora(tmp_path: Path) -> None:
+    kinds = {"LoRA (matched to RandLoRA-6)": "LoRA", "mine": "RandLoRA", "RandLoRA-6": "RandLoRA"}
+    methods: dict[str, dict[str, str]] = {name: {} for name in kinds}
+
+    def more(cell: dict[str, str]) -> dict[str, object]:
+        return {"method": kinds.get(cell["method"], ""), "trainable_parameters": 1000}
+
+    found = comparisons(
+        Results(read_sweep(write_sweep(tmp_path, description(models={B32: {}}, methods=methods), more=more)))
+    )
+    assert [(one.first, one.second) for one in found] == [
+        ("mine", "LoRA (matched to RandLoRA-6)"),
+        ("RandLoRA-6", "LoRA (matched to RandLoRA-6)"),
+        ("mine", "RandLoRA-6"),
+    ]
+    assert all(one.equal for one in found)
+
+
 def test_rank_against_accuracy(results: Results) -> None:
     table = rank_table(results)
     assert table is not None and len(table.rows) == 2 * 4

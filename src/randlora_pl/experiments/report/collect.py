@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,9 @@ FINISHED, FAILED, RUNNING, UNFINISHED, DAMAGED, NOT_RUN = (
     *("finished", "failed", "running", "unfinished", "damaged", "not run"),
 )
 """States of a run. Only the accuracy of a finished one is used."""
+
+EXPIRES = 300.0
+"""Seconds after which a lock that was not renewed is that of a killed process."""
 
 _LABELS = ("model", "dataset", "budget", "method")
 
@@ -176,7 +180,7 @@ def _state(folder: Path, place: Path, warn: Callable[[str], None]) -> tuple[str,
         return DAMAGED, "results.json is cut off or damaged", {}
     if figures.get("finished") is True:
         return FINISHED, "", figures
-    if (folder / "locks" / f"{place.name}.lock").exists():
+    if _alive(folder, place.name):
         return RUNNING, "", figures
     try:
         failed = _read_json(place / "failed.json")
@@ -186,6 +190,12 @@ def _state(folder: Path, place: Path, warn: Callable[[str], None]) -> tuple[str,
     except (OSError, ValueError, TypeError) as error:
         warn(f"cells/{place.name}/failed.json is cut off or damaged ({error})")
         return FAILED, "failed.json is cut off or damaged", figures
+
+
+def _alive(folder: Path, cell: str) -> bool:
+    """Whether a process works on a cell: it renews its lock all the time, and leaves it when it is killed."""
+    ages = [time.time() - file.stat().st_mtime for file in (folder / "locks").glob(f"{cell}.*") if file.exists()]
+    return bool(ages) and min(ages) < EXPIRES
 
 
 def _read_json(file: Path) -> dict[str, Any]:

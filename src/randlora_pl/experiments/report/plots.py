@@ -1,5 +1,6 @@
 """Figures as the paper's 1 (accuracy against parameters) and 2 and 3 (accuracy against data, with memory)."""
 
+import re
 from collections.abc import Sequence
 from math import nan
 from statistics import fmean
@@ -31,7 +32,7 @@ INK = "#6f7580"
 def style(results: Results, method: str) -> dict[str, Any]:
     """Colour and marker of a method, the same in every figure."""
     place = results.plan.methods.index(method)
-    thick = 2.4 if "randlora" in method.lower() else 1.5
+    thick = 2.4 if results.kind(method).lower().startswith("randlora") else 1.5
     return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "linewidth": thick}
 
 
@@ -61,7 +62,7 @@ def budget_picture(results: Results, beside: Beside, model: str) -> Picture | No
         points = [(n, average.estimate) for n, average in found if average]
         if not points:
             continue
-        shift = 0.05 * (number - (len(methods) - 1) / 2)  # so that intervals do not hide each other
+        shift = min(0.05, 0.4 / len(methods)) * (number - (len(methods) - 1) / 2)  # so that intervals do not hide each other
         look = style(results, method)
         x = [n + shift for n, _ in points]
         halves = [_bar(estimate) for _, estimate in points]
@@ -149,8 +150,11 @@ def _bar(estimate: Estimate) -> float:
 
 
 def _line(results: Results, method: str) -> str:
-    """Methods of one line: the same adapter at other ranks, but not its variants, which have a word of their own."""
-    words = "".join(letter if letter.isalpha() else " " for letter in method).split()
+    """Methods of one line: the same adapter at other ranks, but not its variants, which have a word of their own.
+
+    What a label says in brackets, such as ``(matched to RandLoRA-6)``, is about the rank.
+    """
+    words = re.sub(r"[\W\d_]+", " ", re.sub(r"\([^)]*\)", " ", method)).split()
     return " ".join([results.kind(method), *words])
 
 

@@ -79,8 +79,9 @@ class Versus:
 
 
 def comparisons(results: Results) -> list[Versus]:
-    """Every RandLoRA against every method of about equally many trained parameters."""
-    return [found for model in results.plan.models for found in _of_model(results, model)]
+    """Every RandLoRA against every method of about equally many trained parameters; other methods come first."""
+    found = [one for model in results.plan.models for one in _of_model(results, model)]
+    return sorted(found, key=lambda one: _is_randlora(results, one.second))
 
 
 def _of_model(results: Results, model: str) -> Iterator[Versus]:
@@ -97,7 +98,8 @@ def _of_model(results: Results, model: str) -> Iterator[Versus]:
 
 
 def _is_randlora(results: Results, method: str) -> bool:
-    return "randlora" in method.lower() or results.kind(method).startswith("RandLoRA")
+    """By the adapter that the runs name, not by the label: LoRA may be ``matched to RandLoRA-6``."""
+    return results.kind(method).lower().startswith("randlora")
 
 
 def _compare(results: Results, model: str, first: str, second: str, ratio: float) -> Versus | None:
