@@ -62,7 +62,9 @@ def budget_picture(results: Results, beside: Beside, model: str) -> Picture | No
         points = [(n, average.estimate) for n, average in found if average]
         if not points:
             continue
-        shift = min(0.05, 0.4 / len(methods)) * (number - (len(methods) - 1) / 2)  # so that intervals do not hide each other
+        shift = min(0.05, 0.4 / len(methods)) * (
+            number - (len(methods) - 1) / 2
+        )  # so that intervals do not hide each other
         look = style(results, method)
         x = [n + shift for n, _ in points]
         halves = [_bar(estimate) for _, estimate in points]
