@@ -18,6 +18,8 @@ VERBS = {
     "test": "train:evaluate_verb",
     "predict": "predict:predict_verb",
     "compare-methods": "compare:compare_verb",
+    "report": "report:report_verb",
+    "compare": "compare_runs:compare_runs_verb",
     "zeroshot": "zeroshot:zeroshot_verb",
     "adapter": "adapter:adapter_verb",
     "analyze": "analyze:analyze_verb",
@@ -47,6 +49,8 @@ Run       fit        train, with a test before and after; --resume RUN goes on a
           analyze    spectrum | represent | cka | landscape | forgetting: what adapters do beyond their accuracy
           serve      answer requests for predictions over HTTP, with a page to drop images on
           compare-methods   every method on 16 shots of the digits, in one table
+          report     tables and figures of a sweep, beside the paper's numbers
+          compare    configs and results of runs side by side
           zeroshot   an untrained CLIP on the test images, beside published figures
           bench      data NAME | train | captions | adapters: speed and memory of the pipeline and of training steps
 Look up   datasets   data sets; datasets NAME tells all about one

@@ -4,7 +4,9 @@ import re
 
 from randlora_pl.cli.adapter import PAGE as ADAPTER
 from randlora_pl.cli.analyze import PAGE as ANALYZE
+from randlora_pl.cli.compare_runs import PAGE as COMPARE
 from randlora_pl.cli.names import CALLBACK_GROUPS, RUN_OPTIONS, adapters, tasks
+from randlora_pl.cli.report import PAGE as REPORT
 from randlora_pl.cli.sources import Option, read_classes
 from randlora_pl.cli.tables import entry
 
@@ -143,6 +145,8 @@ How fast is this machine? Everything compared is timed in turns, in one run.
 """,
     "adapter": ADAPTER,
     "analyze": ANALYZE,
+    "report": REPORT,
+    "compare": COMPARE,
     "serve": "Answer requests for predictions over HTTP.\n",
     "datasets": """\
 List the data sets (datasets), or tell all about some of them (datasets NAME ...).

@@ -1,0 +1,52 @@
+"""What is known to be inconsistent about the paper's numbers; each note says which numbers it touches."""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import yaml
+
+from randlora_pl.experiments.paper.paper import PaperCell
+
+
+@dataclass(frozen=True)
+class Note:
+    """One inconsistency.
+
+    Attributes:
+        key: A short name.
+        text: What a reader must know.
+        source: Where it is from.
+        tables: The tables that it touches.
+        model, method, budget, column: Regular expressions that a whole label must match; empty: any.
+    """
+
+    key: str
+    text: str
+    source: str
+    tables: tuple[str, ...]
+    model: str = ""
+    method: str = ""
+    budget: str = ""
+    column: str = ""
+
+    def touches(self, cell: PaperCell) -> bool:
+        """Whether it is about this number."""
+        pairs = (
+            (self.model, cell.model),
+            (self.method, cell.method),
+            (self.budget, cell.budget),
+            (self.column, cell.column),
+        )
+        return cell.table in self.tables and all(not want or re.fullmatch(want, have) for want, have in pairs)
+
+
+@cache
+def notes() -> tuple[Note, ...]:
+    """All notes, in the order in which a report numbers them."""
+    content = yaml.safe_load((files(__package__) / "notes.yaml").read_text(encoding="utf-8"))
+    return tuple(
+        Note(key=key, **{**facts, "tables": tuple(str(number) for number in facts["tables"])})
+        for key, facts in content.items()
+    )

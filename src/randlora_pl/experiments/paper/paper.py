@@ -1,0 +1,162 @@
+"""Cells of the paper's tables by (table, model, method, budget, column)."""
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from statistics import fmean
+
+from randlora_pl.data.catalog import PAPER
+from randlora_pl.errors import UserError
+
+SOURCE = (
+    "Albert, Zhang, Saratchandran, Rodriguez-Opazo, van den Hengel, Abbasnejad: RandLoRA: Full-Rank "
+    "Parameter-Efficient Fine-Tuning of Large Models, ICLR 2025"
+)
+
+AVERAGE = "Average"
+"""The column of printed averages."""
+
+
+@dataclass(frozen=True)
+class PaperCell:
+    """One printed number.
+
+    Attributes:
+        table: Number of the table.
+        model: Label of the model.
+        method: Label of the method, with its rank as printed.
+        budget: ``1-shot`` ... ``16-shot``, ``50%``, ``100%``; other words for language models.
+        params: The printed parameters of Tables 4 and 15, empty elsewhere.
+        column: A data set, `AVERAGE`, or what Tables 2, 3 and 10 tell in another way.
+        value: Accuracy in percent (Table 10: percent of the reference).
+        std: The printed standard deviation, if any.
+    """
+
+    table: str
+    model: str
+    method: str
+    budget: str
+    params: str
+    column: str
+    value: float
+    std: float | None
+
+
+class PaperTable:
+    """One table.
+
+    Args:
+        number: Its number.
+        cells: Its cells, in the printed order.
+    """
+
+    def __init__(self, number: str, cells: Sequence[PaperCell]) -> None:
+        self.number = number
+        self.cells = tuple(cells)
+        self._by_place = {(cell.model, cell.method, cell.budget, cell.column): cell for cell in cells}
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Labels of its models, in order."""
+        return tuple(dict.fromkeys(cell.model for cell in self.cells))
+
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """Its data budgets, in order."""
+        return tuple(dict.fromkeys(cell.budget for cell in self.cells))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Its columns, in order."""
+        return tuple(dict.fromkeys(cell.column for cell in self.cells))
+
+    def methods(self, model: str | None = None) -> tuple[str, ...]:
+        """Labels of the methods of one model, or of all."""
+        return tuple(dict.fromkeys(cell.method for cell in self.cells if model in (None, cell.model)))
+
+    def cell(self, model: str, method: str, budget: str, column: str) -> PaperCell | None:
+        """A cell by its exact labels; None where the table has none."""
+        return self._by_place.get((model, method, budget, column))
+
+    def value(self, model: str, method: str, budget: str, column: str) -> float | None:
+        """The printed number, None where the table has none."""
+        cell = self.cell(model, method, budget, column)
+        return cell.value if cell else None
+
+    def average(self, model: str, method: str, budget: str, columns: Iterable[str]) -> float | None:
+        """The mean of some printed cells, so that it can stand beside a mean over the same data sets.
+
+        Args:
+            model: Label of the model.
+            method: Label of the method.
+            budget: The data budget.
+            columns: The data sets.
+
+        Returns:
+            Percent; None where one of the cells is missing, or there are no columns.
+        """
+        found = [self.value(model, method, budget, column) for column in columns]
+        values = [value for value in found if value is not None]
+        return fmean(values) if values and len(values) == len(found) else None
+
+    def parameters(self, model: str, method: str, budget: str) -> str:
+        """The printed parameters (percent in Table 15, a number in Table 4), empty where there is no such column."""
+        found = (c.params for c in self.cells if (c.model, c.method, c.budget) == (model, method, budget))
+        return next(found, "")
+
+
+@cache
+def _tables() -> dict[str, PaperTable]:
+    cells: dict[str, list[PaperCell]] = {}
+    for row in _rows("tables.csv"):
+        value, std = float(row.pop("value")), row.pop("std")
+        cell = PaperCell(**row, value=value, std=float(std) if std else None)
+        cells.setdefault(cell.table, []).append(cell)
+    return {number: PaperTable(number, found) for number, found in cells.items()}
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    text = (files(__package__) / name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def numbers() -> tuple[str, ...]:
+    """Numbers of the tables that are here."""
+    return tuple(sorted(_tables(), key=int))
+
+
+def table(number: int | str) -> PaperTable:
+    """A table by its number.
+
+    Raises:
+        UserError: It is not here.
+    """
+    known = _tables()
+    if str(number) not in known:
+        raise UserError(f"The numbers of the paper's Table {number} are not here. Known: {', '.join(numbers())}.")
+    return known[str(number)]
+
+
+@cache
+def datasets() -> dict[str, dict[str, int]]:
+    """Table 7 by the paper's name: classes, images of train, val and test, epochs."""
+    return {row.pop("dataset"): {key: int(value) for key, value in row.items()} for row in _rows("datasets.csv")}
+
+
+def column_of(dataset: str) -> str | None:
+    """The paper's name of a data set, None where the paper does not have it.
+
+    Args:
+        dataset: A name of our catalog (``oxfordpets``) or the paper's own (``OxfordIIITPet``).
+    """
+    ours = dict(zip(PAPER, datasets(), strict=True))  # both are in the order of Table 7
+    same = {plain(name): name for name in datasets()}
+    return ours.get(dataset) or same.get(plain(dataset))
+
+
+def plain(label: str) -> str:
+    """A label for comparison: ``RandLoRA-6`` and ``RandLoRA6`` are the same."""
+    return re.sub(r"[^a-z0-9]", "", label.lower())

@@ -1,0 +1,116 @@
+"""From a sweep to the document of its report."""
+
+from collections import Counter
+
+from randlora_pl.experiments.paper import SOURCE
+from randlora_pl.experiments.report.accuracy import accuracy_table, average_table
+from randlora_pl.experiments.report.beside import Beside, Footnotes
+from randlora_pl.experiments.report.collect import FINISHED, Run, Sweep
+from randlora_pl.experiments.report.cost import cost_table
+from randlora_pl.experiments.report.document import Cell, Document, Picture, Section, Table, many
+from randlora_pl.experiments.report.plots import budget_picture, parameter_picture
+from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.versus import comparisons, rank_table, versus_table
+
+_TOLD = 8
+"""Comparisons that are told in sentences at the start; the table has all."""
+
+
+def build(sweep: Sweep) -> Document:
+    """The report of a sweep: what it shows in short, tables, figures, what is missing, footnotes."""
+    results, notes = Results(sweep), Footnotes()
+    beside = Beside(sweep.plan)
+    models = [model for model in sweep.plan.models if any(run.key.model == model for run in sweep.finished)]
+    averages = [average_table(results, beside, notes, model) for model in models]
+    cells = [accuracy_table(results, beside, notes, model) for model in models]
+    costs = [table for model in models if (table := cost_table(results, beside, notes, model))]
+    found = comparisons(results)
+    ranks = rank_table(results)
+    contests = [versus_table(found)] * bool(found) + [table for table in [ranks] if table]
+    sections = [
+        Section("short", "In short", points=[*_counts(sweep), *[one.told() for one in found[:_TOLD]]]),
+        Section("averages", "Averages", _about_paper(beside), [], [*averages]),
+        Section("figures", "Figures", [], [], _pictures(results, beside, models)),
+        Section("cells", "Every data set", _reading(sweep), [], [*cells]),
+        Section("versus", "Method against method", parts=[*contests]),
+        Section("cost", "Parameters, time and memory", parts=[*costs]),
+        Section("missing", "Runs without a result", parts=_missing(sweep)),
+        Section("unread", "What could not be read", points=[*sweep.warnings, *beside.problems]),
+    ]
+    lead = f"A sweep of {many(len(models), 'model')}, {many(len(sweep.plan.datasets), 'data set')}, "
+    lead += f"{many(len(sweep.plan.methods), 'method')} and {many(len(sweep.plan.seeds), 'seed')}."
+    return Document(
+        sweep.plan.title or sweep.folder.resolve().name,
+        lead,
+        [section for section in sections if section.text or section.points or section.parts],
+        [(note.number, note.text, note.source) for note in notes.all],
+    )
+
+
+def _counts(sweep: Sweep) -> list[str]:
+    states = Counter(run.state for run in sweep.runs)
+    rest = "".join(f", {count} {state}" for state, count in states.items() if state != FINISHED)
+    devices = sorted({run.device for run in sweep.finished if run.device})
+    versions = sorted({f"{run.facts.get('version', '')}" for run in sweep.finished} - {""})
+    commits = sorted({str(run.facts["git_commit"])[:10] for run in sweep.finished if run.facts.get("git_commit")})
+    lines = [f"{states[FINISHED]} of {many(len(sweep.runs), 'run')} finished{rest}."]
+    if devices or versions:
+        line = [f"device {', '.join(devices)}"] * bool(devices) + [f"randlora-pl {', '.join(versions)}"] * bool(
+            versions
+        )
+        made = [f"commit {', '.join(commits)}"] * bool(commits)
+        lines.append(f"Run on: {'; '.join(line + made)}.")
+    if len(sweep.plan.seeds) < 2:
+        lines.append("One seed: there are no confidence intervals, and small differences mean nothing.")
+    return lines
+
+
+def _about_paper(beside: Beside) -> list[str]:
+    plan = beside.plan
+    if not plan.paper and plan.figure is None:
+        return []
+    if not beside.tables:
+        return [f"The paper gives Figure {plan.figure} as a drawing only; there is no number to set beside ours."]
+    tables = f"Table{'s' * (len(beside.tables) > 1)} {', '.join(here.number for here in beside.tables)}"
+    of = f", which Figure {plan.figure} draws" if plan.figure else ""
+    return [
+        f"Below ours stands the paper's value and the difference, ours minus the paper's, in points: {tables} of "
+        f"{SOURCE}{of}. Below an average of ours stands the mean of the paper's cells over the same data sets; there "
+        "is none where the paper lacks one of them or has no such method."
+    ]
+
+
+def _reading(sweep: Sweep) -> list[str]:
+    seeds = f"Seed{'s' * (len(sweep.plan.seeds) > 1)} {', '.join(map(str, sweep.plan.seeds))}"
+    return [
+        f"{seeds}. Intervals are Student's t over seeds: they tell how much the seeds differ, not the data sets. "
+        "A value without an interval is of one seed. Bold: the best of a budget and what is within 0.1 points of it, "
+        "as in the paper. Nothing is filled in: a cell without a finished run says why."
+    ]
+
+
+def _pictures(results: Results, beside: Beside, models: list[str]) -> list[Table | Picture]:
+    families: dict[str, list[str]] = {}
+    for model in models:
+        families.setdefault(results.family(model), []).append(model)
+    drawn = [parameter_picture(results, family, names) for family, names in families.items()]
+    drawn += [budget_picture(results, beside, model) for model in models]
+    return [picture for picture in drawn if picture]
+
+
+def _missing(sweep: Sweep) -> list[Table | Picture]:
+    """Every run without a result, those of one cell and reason in one row."""
+    grouped: dict[tuple[str, ...], list[Run]] = {}
+    for run in sweep.runs:
+        if run.accuracy is None:
+            grouped.setdefault((*run.key, run.told), []).append(run)
+    if not grouped:
+        return []
+    rows = []
+    for (model, dataset, budget, method, told), runs in grouped.items():
+        seeds = ", ".join(str(run.seed) for run in runs if run.seed is not None)
+        folders = ", ".join(run.cell for run in runs if run.cell)
+        rows.append([Cell(text) for text in (method, budget, dataset, model, seeds, told, folders)])
+    header = [Cell(title) for title in ("Method", "Data", "Data set", "Model", "Seeds", "State", "Folder in cells/")]
+    count = sum(map(len, grouped.values()))
+    return [Table("missing-runs", f"{many(count, 'run')} without a result", header, rows, left=len(header))]

@@ -1,0 +1,111 @@
+"""A report before it is printed: sections of text, tables and figures, the same for Markdown and HTML."""
+
+from dataclasses import dataclass, field
+
+
+def many(count: int, word: str, words: str = "") -> str:
+    """``1 run``, ``2 runs``; the plural is given where it is not the word with an s."""
+    return f"{count:,} {word if count == 1 else words or word + 's'}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        text: What it says.
+        below: A second line, such as the paper's value.
+        title: What a tooltip tells, such as the value of each seed.
+        sort: What the column is sorted by; None: its text, or last where the cell has no result.
+        best: The best of its group.
+        missing: It has no result; the text says why.
+        notes: Numbers of footnotes.
+    """
+
+    text: str
+    below: str = ""
+    title: str = ""
+    sort: float | None = None
+    best: bool = False
+    missing: bool = False
+    notes: tuple[int, ...] = ()
+
+
+@dataclass
+class Table:
+    """A table.
+
+    Attributes:
+        name: An identifier, unique in the report.
+        caption: What it shows.
+        header: Titles of the columns.
+        rows: As many cells each as the header; the first one names the row.
+        groups: First rows of groups that belong together.
+        notes: Numbers of footnotes to the caption.
+        below: Sentences under the table.
+        left: Columns of words, which stand on the left; the others hold numbers.
+    """
+
+    name: str
+    caption: str
+    header: list[Cell]
+    rows: list[list[Cell]]
+    groups: list[int] = field(default_factory=list)
+    notes: tuple[int, ...] = ()
+    below: list[str] = field(default_factory=list)
+    left: int = 1
+
+
+@dataclass
+class Picture:
+    """A figure.
+
+    Attributes:
+        name: Name of its files, without an ending.
+        caption: What it shows, and of which data.
+        described: The same in words for who cannot see it.
+        figure: The matplotlib figure.
+        notes: Numbers of footnotes to the caption.
+    """
+
+    name: str
+    caption: str
+    described: str
+    figure: object
+    notes: tuple[int, ...] = ()
+
+
+@dataclass
+class Section:
+    """A part with a heading.
+
+    Attributes:
+        name: An identifier, unique in the report.
+        title: Its heading.
+        text: Paragraphs.
+        points: A list of short statements.
+        parts: Tables and figures in order.
+    """
+
+    name: str
+    title: str
+    text: list[str] = field(default_factory=list)
+    points: list[str] = field(default_factory=list)
+    parts: list[Table | Picture] = field(default_factory=list)
+
+
+@dataclass
+class Document:
+    """A whole report.
+
+    Attributes:
+        title: Its heading.
+        lead: One line below it.
+        sections: Its parts.
+        footnotes: Number, text and source of each.
+    """
+
+    title: str
+    lead: str
+    sections: list[Section]
+    footnotes: list[tuple[int, str, str]]

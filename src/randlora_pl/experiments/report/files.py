@@ -1,0 +1,91 @@
+"""Writes a report: Markdown, CSV, HTML and figures, all of them or none."""
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from randlora_pl.errors import UserError
+from randlora_pl.experiments.report.build import build
+from randlora_pl.experiments.report.collect import Sweep
+from randlora_pl.experiments.report.document import Picture
+from randlora_pl.experiments.report.html import html
+from randlora_pl.experiments.report.markdown import markdown
+from randlora_pl.experiments.report.spreadsheets import cells_csv, summary_csv
+
+FIGURES = "figures"
+
+
+def write_report(sweep: Sweep, output: Path, overwrite: bool = False) -> list[Path]:
+    """Writes the files of a report.
+
+    Args:
+        sweep: What it is about.
+        output: Its folder. Other files in it are left alone.
+        overwrite: Replace an older report.
+
+    Returns:
+        The files: ``index.html`` first, the figures last.
+
+    Raises:
+        UserError: There is a report or something else, or it cannot be written.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file; give a folder: --output DIR")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise UserError(
+            f"{output} exists and is not empty; give another --output, or --overwrite to replace the report in it."
+        )
+    content = _content(sweep)
+    made: list[Path] = []
+    try:
+        for place in (output, output / FIGURES):
+            place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output, prefix=".part-") as part:
+            for number, data in enumerate(content.values()):
+                (Path(part) / str(number)).write_bytes(data)
+            for old in [*(output / FIGURES).glob("data-*"), *(output / FIGURES).glob("parameters-*")]:
+                old.unlink()
+            for number, name in enumerate(content):
+                made.append((Path(part) / str(number)).replace(output / name))
+    except OSError as error:
+        raise UserError(
+            f"The report cannot be written to {output} ({error.strerror}); name another --output."
+        ) from error
+    return made
+
+
+def _content(sweep: Sweep) -> dict[str, bytes]:
+    document = build(sweep)
+    pictures = [part for section in document.sections for part in section.parts if isinstance(part, Picture)]
+    drawings = {picture.name: draw(picture.figure, "svg", picture.name) for picture in pictures}
+    texts = {
+        "index.html": html(document, {name: data.decode("utf-8") for name, data in drawings.items()}),
+        "report.md": markdown(document, FIGURES),
+        "cells.csv": cells_csv(sweep),
+        "summary.csv": summary_csv(sweep),
+    }
+    content = {name: text.encode("utf-8") for name, text in texts.items()}
+    for picture in pictures:
+        content[f"{FIGURES}/{picture.name}.png"] = draw(picture.figure, "png", picture.name)
+        content[f"{FIGURES}/{picture.name}.svg"] = drawings[picture.name]
+    return content
+
+
+def draw(figure: Any, form: str, name: str) -> bytes:
+    """A figure as a file; the same figure gives the same bytes.
+
+    Args:
+        figure: A matplotlib figure.
+        form: ``png`` (on white) or ``svg`` (without a background).
+        name: What the identifiers in an SVG file are made from.
+    """
+    FigureCanvasAgg(figure)
+    stream = io.BytesIO()
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+        metadata = {"Date": None} if form == "svg" else {"Software": None}
+        figure.savefig(stream, format=form, dpi=144, metadata=metadata, transparent=form == "svg")
+    return stream.getvalue()

@@ -1,0 +1,64 @@
+"""The report as Markdown, with footnotes as GitHub knows them."""
+
+from collections.abc import Sequence
+
+from randlora_pl.experiments.report.document import Cell, Document, Picture, Table
+
+
+def markdown(document: Document, figures: str = "figures") -> str:
+    """The whole report.
+
+    Args:
+        document: What it says.
+        figures: The folder of the figures, seen from the file.
+    """
+    lines = [f"# {_escape(document.title)}", "", _escape(document.lead), ""]
+    for section in document.sections:
+        lines += [f"## {_escape(section.title)}", ""]
+        for text in section.text:
+            lines += [_escape(text), ""]
+        lines += [f"- {_escape(point)}" for point in section.points] + [""] * bool(section.points)
+        for part in section.parts:
+            lines += _table(part) if isinstance(part, Table) else _picture(part, figures)
+    lines += [f"[^{number}]: {_escape(text)} ({_escape(source)})" for number, text, source in document.footnotes]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(table: Table) -> list[str]:
+    lines = [f"**{_escape(table.caption)}**{_marks(table.notes)}", ""]
+    lines.append(_row(table.header))
+    lines.append("|" + "|".join("---" if n < table.left else "---:" for n in range(len(table.header))) + "|")
+    lines += [_row(row) for row in table.rows]
+    lines.append("")
+    for text in table.below:
+        lines += [_escape(text), ""]
+    return lines
+
+
+def _row(cells: Sequence[Cell]) -> str:
+    return "| " + " | ".join(map(_cell, cells)) + " |"
+
+
+def _cell(cell: Cell) -> str:
+    text = f"**{_escape(cell.text)}**" if cell.best else _escape(cell.text)
+    return f"{text}<br>{_escape(cell.below)}{_marks(cell.notes)}" if cell.below else text + _marks(cell.notes)
+
+
+def _picture(picture: Picture, figures: str) -> list[str]:
+    alternative = picture.described.replace("[", "(").replace("]", ")")
+    return [
+        f"![{alternative}]({figures}/{picture.name}.png)",
+        "",
+        f"{_escape(picture.caption)}{_marks(picture.notes)}",
+        "",
+    ]
+
+
+def _marks(numbers: Sequence[int]) -> str:
+    return "".join(f"[^{number}]" for number in numbers)
+
+
+def _escape(text: str) -> str:
+    for letter in "\\|*_<`[":
+        text = text.replace(letter, f"\\{letter}")
+    return " ".join(text.split())

@@ -1,0 +1,147 @@
+"""Cells with their seeds, and averages over data sets that are fair to every method."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import fmean
+
+from randlora_pl.experiments.report.collect import FAILED, NOT_RUN, Run, Sweep
+from randlora_pl.experiments.report.plan import ZERO_SHOT, Key
+from randlora_pl.experiments.report.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Average:
+    """Accuracy over some data sets.
+
+    Attributes:
+        estimate: Percent; one value for each seed in ``seeds``, or one value where these are fewer than two.
+        datasets: What was averaged.
+        seeds: The seeds that all of these data sets have.
+        all_seeds: The seeds that any of them has.
+    """
+
+    estimate: Estimate
+    datasets: tuple[str, ...]
+    seeds: tuple[int, ...]
+    all_seeds: tuple[int, ...]
+
+
+class Results:
+    """The runs of a sweep by cell.
+
+    Args:
+        sweep: The sweep.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep, self.plan = sweep, sweep.plan
+        self._runs: dict[Key, list[Run]] = defaultdict(list)
+        for run in sweep.runs:
+            self._runs[run.key].append(run)
+        self.average = cache(self._average)
+
+    def runs(self, key: Key) -> list[Run]:
+        """Every run of a cell, planned or found."""
+        return self._runs.get(key, [])
+
+    def finished(self, key: Key) -> list[Run]:
+        """Its runs with an accuracy."""
+        return [run for run in self.runs(key) if run.accuracy is not None]
+
+    def by_seed(self, key: Key) -> dict[int, float]:
+        """Accuracy of each finished seed in percent."""
+        return {
+            run.seed: run.accuracy for run in self.finished(key) if run.seed is not None and run.accuracy is not None
+        }
+
+    def estimate(self, key: Key) -> Estimate | None:
+        """Mean over the finished seeds; None without one."""
+        values = tuple(self.by_seed(key).values())
+        return Estimate(values) if values else None
+
+    def why_missing(self, key: Key) -> str:
+        """What a cell without a result says: the reason of a failure comes first."""
+        runs = self.runs(key)
+        failed = [run for run in runs if run.state == FAILED]
+        others = [run for run in runs if run.state != NOT_RUN]
+        return (failed or others)[0].told if failed or others else NOT_RUN
+
+    def methods(self, model: str, budget: str) -> list[str]:
+        """The methods with a finished run, in order."""
+        return [
+            m for m in self.plan.methods if any(self.finished(Key(model, d, budget, m)) for d in self.plan.datasets)
+        ]
+
+    def budgets(self, model: str) -> list[str]:
+        """The budgets of a model's runs, in order; the untrained model's as well."""
+        return [b for b in self.plan.budgets if any(k.model == model and k.budget == b for k in self._runs)]
+
+    def trained_budgets(self, model: str) -> list[str]:
+        """The same without the untrained model's."""
+        return [budget for budget in self.budgets(model) if budget != ZERO_SHOT]
+
+    def common(self, model: str, budgets: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+        """The data sets that every compared method has at every one of some budgets.
+
+        A method without any finished run at a budget is not compared there: it says so itself.
+
+        Args:
+            model: The model.
+            budgets: One budget, or those of a figure.
+
+        Returns:
+            The data sets; and of each that is left out, the methods that lack it.
+        """
+        shared, left_out = [], {}
+        for dataset in self.plan.datasets:
+            cells = [Key(model, dataset, b, m) for b in budgets for m in self.methods(model, b)]
+            lacking = list(dict.fromkeys(key.method for key in cells if not self.finished(key)))
+            if not any(self.runs(key) for key in cells):  # of other models only
+                continue
+            if lacking:
+                left_out[dataset] = lacking
+            else:
+                shared.append(dataset)
+        return shared, left_out
+
+    def _average(self, model: str, budget: str, method: str, datasets: tuple[str, ...]) -> Average | None:
+        """The mean over data sets; None where one of them has no finished run.
+
+        Averaged seed by seed, over the seeds that all of these data sets have, so that the interval is one over seeds.
+        With fewer than two such seeds it is the mean of the cells' means, without an interval.
+        """
+        cells = [self.by_seed(Key(model, dataset, budget, method)) for dataset in datasets]
+        if not cells or not all(cells):
+            return None
+        shared = sorted(set.intersection(*(set(cell) for cell in cells)))
+        every = tuple(sorted({seed for cell in cells for seed in cell}))
+        if len(shared) > 1:
+            values = tuple(fmean(cell[seed] for cell in cells) for seed in shared)
+        else:
+            values = (fmean(fmean(cell.values()) for cell in cells),)
+        return Average(Estimate(values), datasets, tuple(shared), every)
+
+    def parameters(self, model: str, method: str) -> int | None:
+        """Trained parameters: of the runs with the most common number, since a linear head's differs by data set."""
+        found = [
+            run.facts.get("trainable_parameters")
+            for run in self.sweep.finished
+            if (run.key.model, run.key.method) == (model, method)
+        ]
+        counts = [int(value) for value in found if isinstance(value, int | float) and not isinstance(value, bool)]
+        return max(sorted(set(counts)), key=counts.count) if counts else None
+
+    def kind(self, method: str) -> str:
+        """The adapter's class as the runs name it, for lines that join ranks: ``RandLoRA``, ``LoRA`` ..."""
+        found = [
+            str(run.facts["method"])
+            for run in self.sweep.finished
+            if run.key.method == method and "method" in run.facts
+        ]
+        return found[0] if found else method
+
+    def family(self, model: str) -> str:
+        """A model's family: as the sweep says, else the first word of its label."""
+        return self.plan.families.get(model) or model.replace("_", "-").partition("-")[0]

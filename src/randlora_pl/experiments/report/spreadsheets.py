@@ -1,0 +1,95 @@
+"""The report's numbers as CSV: every run, and every mean."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from randlora_pl.experiments.report.beside import Beside
+from randlora_pl.experiments.report.collect import Sweep
+from randlora_pl.experiments.report.plan import Key
+from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.statistics import Estimate
+
+_FACTS = (
+    *("trainable_parameters", "fit_seconds", "images_per_second", "peak_memory_bytes", "device", "steps"),
+    *("learning_rate", "version", "git_commit"),
+)
+AVERAGE = "(average)"
+"""What stands for the data set in a line about an average."""
+
+
+def cells_csv(sweep: Sweep) -> str:
+    """A line for every run, with or without a result; accuracies in percent."""
+    header = [
+        "model",
+        "family",
+        "dataset",
+        "budget",
+        "method",
+        "seed",
+        "state",
+        "reason",
+        "accuracy",
+        "zeroshot_accuracy",
+    ]
+    rows = [
+        [
+            *(run.key.model, run.family, run.key.dataset, run.key.budget, run.key.method),
+            *(run.seed, run.state, run.reason, run.accuracy, run.zeroshot),
+            *(run.facts.get(name) for name in _FACTS),
+            run.cell,
+        ]
+        for run in sweep.runs
+    ]
+    return _csv([*header, *_FACTS, "cell"], rows)
+
+
+def summary_csv(sweep: Sweep) -> str:
+    """A line for every cell, and for every average over data sets; accuracies in percent.
+
+    ``ci95`` is half of the confidence interval of the mean. An empty field has no number, and ``state`` says why.
+    """
+    results, beside = Results(sweep), Beside(sweep.plan)
+    rows: list[Sequence[object]] = []
+    for key in dict.fromkeys(run.key for run in sweep.runs):
+        estimate, paper = results.estimate(key), beside.cell(key)
+        state = "finished" if estimate else results.why_missing(key)
+        counts = (len(results.finished(key)), len(results.runs(key)))
+        size = results.parameters(key.model, key.method)
+        rows.append([*_place(key), "", *counts, *_numbers(estimate, paper.value if paper else None), size, state])
+    for model in sweep.plan.models:
+        for budget in results.budgets(model):
+            shared = tuple(results.common(model, [budget])[0])
+            for method in results.methods(model, budget):
+                average, printed = (
+                    results.average(model, budget, method, shared),
+                    beside.average(model, budget, method, shared),
+                )
+                if average is None:
+                    continue
+                counts = (len(average.seeds), len(average.all_seeds))
+                numbers = _numbers(average.estimate, printed.value if printed else None)
+                key = Key(model, AVERAGE, budget, method)
+                rows.append(
+                    [*_place(key), " ".join(shared), *counts, *numbers, results.parameters(model, method), "finished"]
+                )
+    header = ["model", "dataset", "budget", "method", "datasets", "seeds", "seeds_planned", "mean", "std", "ci95"]
+    return _csv([*header, "paper", "difference", "trainable_parameters", "state"], rows)
+
+
+def _place(key: Key) -> tuple[str, ...]:
+    return (key.model, key.dataset, key.budget, key.method)
+
+
+def _numbers(estimate: Estimate | None, paper: float | None) -> tuple[float | None, ...]:
+    if estimate is None:
+        return None, None, None, paper, None
+    return estimate.mean, estimate.std, estimate.half, paper, None if paper is None else estimate.mean - paper
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
+    return stream.getvalue()

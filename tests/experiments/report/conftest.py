@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.experiments.report.collect import Sweep, read_sweep
+from tests.experiments.report.sweeps import Labels, write_sweep
+
+
+def lacks(labels: Labels) -> bool:
+    """Cells of the sweep below that were never run."""
+    place = (labels["method"], labels["dataset"], labels["budget"])
+    return place == ("NoLA", "oxfordpets", "16-shot") or (place, labels["seed"]) == (("LoRA-16", "cars", "100%"), 3)
+
+
+def failure(labels: Labels) -> str | None:
+    """Why cells of the sweep below failed."""
+    place = (labels["model"], labels["method"], labels["dataset"], labels["budget"])
+    if place == ("CLIP-ViT-L/14", "full fine-tuning", "eurosat", "1-shot"):
+        return "CUDA out of memory: tried to allocate 2.3 GiB of 23.9 GiB; use --data.batch_size 32"
+    if place[1:] == ("RandLoRA-6", "dtd", "4-shot") and labels["seed"] == 2:
+        return "the loss is not finite at step 12"
+    return None
+
+
+def rank_of(labels: Labels) -> dict[str, float]:
+    ranks = {"NoLA": 1.0, "VeRA-256": 180.0, "LoRA-16": 14.0, "LoRA-32": 25.0, "RandLoRA-6": 300.0}
+    return {"spectrum/effective_rank": ranks[labels["method"]]} if labels["method"] in ranks else {}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, five data sets, four budgets, six methods, three seeds; some missing, some failed. Read only."""
+    made = tmp_path_factory.mktemp("sweeps") / "made-up"
+    return write_sweep(made, keep=lambda labels: not lacks(labels), fail=failure, more=rank_of)
+
+
+@pytest.fixture(scope="session")
+def sweep(folder: Path) -> Sweep:
+    return read_sweep(folder)

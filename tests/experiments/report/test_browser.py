@@ -1,0 +1,144 @@
+"""The page in a headless Chromium: as wide as the screen, nothing empty, nothing on top of something else, sortable."""
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from randlora_pl.experiments.report.collect import Sweep
+from randlora_pl.experiments.report.files import write_report
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="needs Chromium and chromedriver (Debian: chromium-driver)"
+)
+
+BOXES = """
+const kinds = "h1, h2, p:not(.hidden), li, .scroll, figure svg, figcaption";
+return [...document.querySelectorAll(kinds)].filter(node => !node.querySelector(kinds)).map(node => {
+  const box = node.getBoundingClientRect();
+  return [node.tagName + " " + node.textContent.trim().slice(0, 40), box.left, box.top, box.right, box.bottom];
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def driver(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'randlora-pl[test]'")
+    from selenium.webdriver.chrome.service import Service
+
+    output = tmp_path_factory.mktemp("page")
+    write_report(sweep, output)
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=Service(DRIVER))
+    opened.page = (output / "index.html").as_uri()
+    yield opened
+    opened.quit()
+
+
+def show(driver: Any, width: int, scheme: str = "light") -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    driver.get(driver.page)
+
+
+def pixels(png: bytes) -> Any:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=float)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_is_as_wide_as_the_screen(driver: Any, width: int) -> None:
+    show(driver, width)
+    wide, screen = driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+    assert screen == width and wide <= width
+    assert driver.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_block_lies_on_another(driver: Any, width: int) -> None:
+    show(driver, width)
+    boxes = driver.execute_script(BOXES)
+    assert len(boxes) > 30
+    for number, one in enumerate(boxes):
+        for other in boxes[number + 1 :]:
+            across = min(one[3], other[3]) - max(one[1], other[1])
+            down = min(one[4], other[4]) - max(one[2], other[2])
+            assert across <= 1 or down <= 1, f"{one[0]!r} lies on {other[0]!r}"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
+def test_no_figure_is_empty(driver: Any, width: int, scheme: str) -> None:
+    show(driver, width, scheme)
+    drawings = driver.find_elements("css selector", "figure svg")
+    assert len(drawings) == 3
+    for drawing in drawings:
+        image = pixels(drawing.screenshot_as_png)
+        assert image.shape[1] > 0.75 * min(width, 500) and image.std() > 8
+        assert (image.max(2) - image.min(2) > 40).mean() > 0.003  # colours, not only axes
+        corner = image[2, 2].mean()
+        assert corner > 240 if scheme == "light" else corner < 60
+
+
+def test_dark_is_dark_with_light_words(driver: Any) -> None:
+    show(driver, 1280, "dark")
+    styles = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
+    page, ink = ([int(n) for n in value[4:-1].split(",")] for value in driver.execute_script(styles))
+    assert max(page) < 50 and min(ink) > 200
+
+
+def test_headers_stay(driver: Any) -> None:
+    show(driver, 1280)
+    place = """
+    const frame = document.querySelector("#accuracy-clip-vit-b-32").parentElement;
+    frame.scrollTop = 300; frame.scrollLeft = 200;
+    const top = frame.querySelector("thead th:nth-child(5)").getBoundingClientRect().top;
+    const left = frame.querySelector("tbody th").getBoundingClientRect().left;
+    const box = frame.getBoundingClientRect();
+    return [frame.scrollTop, top - box.top, left - box.left];
+    """
+    scrolled, top, left = driver.execute_script(place)
+    assert scrolled > 0 and 0 <= top <= 2 and 0 <= left <= 2
+
+
+def test_tables_are_sorted_by_a_click(driver: Any) -> None:
+    show(driver, 1280)
+    column = """
+    const table = document.querySelector("#accuracy-clip-vit-l-14"), n = arguments[0];
+    return [...table.tBodies[0].rows].map(row => [row.cells[n].dataset.sort ?? null, row.cells[0].textContent]);
+    """
+    heads = driver.find_elements("css selector", "#accuracy-clip-vit-l-14 thead button")
+    number = [head.text for head in heads].index("eurosat")
+    planned = driver.execute_script(column, number)
+
+    def click() -> list[float | None]:
+        driver.execute_script("arguments[0].click()", heads[number])
+        return [None if value is None else float(value) for value, _ in driver.execute_script(column, number)]
+
+    down, up = click(), click()
+    found = [value for value in down if value is not None]
+    assert found == sorted(found, reverse=True) and len(found) == len(down) - 1
+    assert down[-1] is None and up[-1] is None and up[:-1] == found[::-1]  # what has no result comes last
+    state = driver.find_elements("css selector", "#accuracy-clip-vit-l-14 thead th")[number].get_attribute("aria-sort")
+    assert state == "ascending"
+    click()
+    assert driver.execute_script(column, number) == planned
+
+
+def test_the_page_asks_for_nothing(driver: Any, tmp_path: Path) -> None:
+    show(driver, 1280)
+    loaded = driver.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert loaded == []
+    (tmp_path / "page.png").write_bytes(driver.get_screenshot_as_png())
+    assert pixels((tmp_path / "page.png").read_bytes()).std() > 20

@@ -1,0 +1,203 @@
+"""Figures: nothing overlaps, nothing is cut off, nothing is empty, every colour can be seen."""
+
+import io
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from randlora_pl.experiments.report.beside import Beside
+from randlora_pl.experiments.report.collect import Sweep, read_sweep
+from randlora_pl.experiments.report.document import Picture
+from randlora_pl.experiments.report.files import draw
+from randlora_pl.experiments.report.plots import COLOURS, INK, budget_picture, parameter_picture, short_count
+from randlora_pl.experiments.report.results import Results
+from tests.experiments.report.sweeps import MODELS, description, figures_of, write_cell, write_sweep
+
+B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"
+LONG = "LoRA of all ranks (matched to RandLoRA-6)"
+
+
+def words(figure: Figure) -> list[Text]:
+    """Every text that is drawn."""
+    FigureCanvasAgg(figure).draw()
+    hidden = {id(label) for axes in figure.axes for label in _outside(axes)}
+    found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    return [text for text in found if id(text) not in hidden]
+
+
+def _outside(axes: Axes) -> list[Text]:
+    """Labels of ticks that lie outside the panel, and are not drawn."""
+    out = []
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+            if not low - 1e-9 <= tick.get_loc() <= high + 1e-9:
+                out += [tick.label1, tick.label2]
+    return out
+
+
+def check(picture: Picture | None) -> Figure:
+    assert picture is not None and isinstance(picture.figure, Figure)
+    figure = picture.figure
+    shown = words(figure)
+    boxes = [(text.get_text(), text.get_window_extent()) for text in shown]
+    for (one, first), (other, second) in combinations(boxes, 2):
+        across = min(first.x1, second.x1) - max(first.x0, second.x0)
+        down = min(first.y1, second.y1) - max(first.y0, second.y0)
+        assert across <= 0.5 or down <= 0.5, f"{one!r} and {other!r} overlap"
+    for text, box in boxes:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, (
+            f"{text!r} is cut off"
+        )
+    pixels = np.asarray(Image.open(io.BytesIO(draw(figure, "png", "x"))).convert("RGB"), dtype=float)
+    scale = pixels.shape[1] / figure.bbox.width
+    for axes in figure.axes:
+        box = axes.get_window_extent()
+        top, bottom = pixels.shape[0] - scale * box.y1, pixels.shape[0] - scale * box.y0
+        panel = pixels[int(top) : int(bottom), int(scale * box.x0) : int(scale * box.x1)]
+        coloured = (panel.max(2) - panel.min(2) > 40).mean()  # grid and axes are grey
+        assert coloured > 0.0002, "a panel is empty"  # a single point is a few hundred pixels
+    return figure
+
+
+def test_figures_of_a_whole_sweep(sweep: Sweep) -> None:
+    results, beside = Results(sweep), Beside(sweep.plan)
+    for model in (B32, L14):
+        picture = budget_picture(results, beside, model)
+        figure = check(picture)
+        assert picture is not None and len(figure.axes) == 2  # accuracy, and memory below
+        assert "Left out: " in picture.caption and "peak memory in training, GB" in [
+            w.get_text() for w in words(figure)
+        ]
+        average = results.average(
+            model, "1-shot", "LoRA-32", tuple(results.common(model, results.trained_budgets(model))[0])
+        )
+        assert average is not None and f"LoRA-32 1-shot {average.estimate.mean:.1f}" in picture.described
+    picture = parameter_picture(results, "CLIP", [B32, L14])
+    figure = check(picture)
+    assert figure.axes[0].get_xscale() == "log"
+    assert picture is not None and "CLIP-ViT-B/32 RandLoRA-6: 5,170,320 parameters" in picture.described
+
+
+def test_points_are_the_averages(sweep: Sweep) -> None:
+    results = Results(sweep)
+    picture = budget_picture(results, Beside(sweep.plan), B32)
+    assert picture is not None
+    axes: Any = picture.figure.axes[0]  # type: ignore[attr-defined]
+    shared = tuple(results.common(B32, results.trained_budgets(B32))[0])
+    for container in axes.containers:
+        drawn = container.lines[0].get_ydata()
+        found = [results.average(B32, budget, container.get_label(), shared) for budget in results.trained_budgets(B32)]
+        assert list(drawn) == pytest.approx([average.estimate.mean for average in found if average])
+    assert len(axes.containers) == 6
+    dashed = [line for line in axes.get_lines() if line.get_linestyle() == "--" and len(line.get_xdata())]
+    assert len(dashed) == 5  # the paper has no LoRA-16
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"methods": {f"method {n}": {} for n in range(14)}},
+        {"methods": {LONG: {}, f"{LONG}, again": {}, "RandLoRA-6": {}}},
+        {"models": {f"family-model-with-a-long-name-{n}": {} for n in range(5)}},
+        {"seeds": [1], "budgets": [1], "datasets": ["cars"], "methods": {"RandLoRA-6": {}}, "models": {B32: {}}},
+        {"budgets": [1, 2, 4, 16, "50%", "100%"]},
+    ],
+    ids=["many methods", "long names", "many models", "one cell", "six budgets"],
+)
+def test_nothing_overlaps(tmp_path: Path, changes: dict[str, Any]) -> None:
+    content = description(**changes)
+    sizes = {method: 1000 * (n + 1) ** 3 for n, method in enumerate(content["methods"])}
+    made = write_sweep(tmp_path, content, more=lambda labels: {"trainable_parameters": sizes.get(labels["method"], 0)})
+    sweep = read_sweep(made)
+    results, beside = Results(sweep), Beside(sweep.plan)
+    models = list(content["models"])
+    check(budget_picture(results, beside, models[0]))
+    check(parameter_picture(results, results.family(models[0]), models))
+
+
+def test_lines_join_the_ranks_of_an_adapter(tmp_path: Path) -> None:
+    kinds = dict.fromkeys(("LoRA-2", "LoRA-16", "LoRA (matched to RandLoRA-6)"), "LoRA")
+    kinds |= {"RandLoRA-6": "RandLoRA", "RandLoRA-a": "RandLoRA", "RandLoRA-6 hadamard": "RandLoRA"}
+    sizes = {name: 1000 * (n + 1) for n, name in enumerate(kinds)}
+
+    def more(cell: dict[str, Any]) -> dict[str, Any]:
+        return {"method": kinds.get(cell["method"], ""), "trainable_parameters": sizes.get(cell["method"], 0)}
+
+    content = description(models={B32: {}}, methods={name: {} for name in kinds})
+    figure = check(parameter_picture(Results(read_sweep(write_sweep(tmp_path, content, more=more))), "CLIP", [B32]))
+    lines = [list(line.get_xdata()) for line in figure.axes[0].get_lines() if line.get_linestyle() == "-"]  # type: ignore[arg-type]
+    assert [1000, 2000, 3000] in lines and [4000] in lines and [5000] in lines and [6000] in lines
+
+
+def test_one_seed_has_no_bar(tmp_path: Path) -> None:
+    sweep = read_sweep(write_sweep(tmp_path, description(seeds=[1])))
+    picture = budget_picture(Results(sweep), Beside(sweep.plan), B32)
+    axes: Any = check(picture).axes[0]
+    segments = [piece for container in axes.containers for bars in container.lines[2] for piece in bars.get_segments()]
+    assert segments and not any(piece.size and np.isfinite(piece).all() for piece in segments)
+
+
+def test_memory_that_was_not_measured_has_no_bar(tmp_path: Path) -> None:
+    made = write_sweep(
+        tmp_path / "some", more=lambda cell: {"peak_memory_bytes": 0} if cell["method"] == "NoLA" else {}
+    )
+    sweep = read_sweep(made)
+    picture = budget_picture(Results(sweep), Beside(sweep.plan), B32)
+    check(picture)
+    assert picture is not None and picture.caption.endswith("Memory was not measured for NoLA.")
+    sweep = read_sweep(write_sweep(tmp_path / "none", more=lambda labels: {"peak_memory_bytes": 0}))
+    assert len(check(budget_picture(Results(sweep), Beside(sweep.plan), B32)).axes) == 1
+
+
+def test_memory_of_a_cpu_is_called_what_it_is(tmp_path: Path) -> None:
+    labels = {"model": B32, "dataset": "cars", "budget": "1-shot", "method": "LoRA-32", "seed": 1}
+    write_cell(tmp_path, labels, figures_of(labels, 0.5, "cpu"))
+    sweep = read_sweep(tmp_path)
+    shown = words(check(budget_picture(Results(sweep), Beside(sweep.plan), B32)))
+    assert "peak resident set of the process, GB" in [word.get_text() for word in shown]
+
+
+def test_nothing_in_common_is_no_figure(tmp_path: Path) -> None:
+    apart = {"LoRA-32": "cars", "RandLoRA-6": "dtd"}
+    sweep = read_sweep(
+        write_sweep(tmp_path, keep=lambda cell: apart.get(cell["method"]) == cell["dataset"], zeroshot=False)
+    )
+    assert budget_picture(Results(sweep), Beside(sweep.plan), B32) is None
+    assert parameter_picture(Results(sweep), "CLIP", list(MODELS)) is None
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("colour", [*COLOURS, INK])
+@pytest.mark.parametrize("page", ["#ffffff", "#16181d"])
+def test_every_colour_is_seen_on_light_and_dark(colour: str, page: str) -> None:
+    high, low = sorted([luminance(colour), luminance(page)], reverse=True)
+    assert (high + 0.05) / (low + 0.05) >= 3
+
+
+def test_the_same_figure_gives_the_same_file(sweep: Sweep) -> None:
+    results, beside = Results(sweep), Beside(sweep.plan)
+    for form in ("svg", "png"):
+        files = []
+        for _ in range(2):
+            picture = budget_picture(results, beside, B32)
+            assert picture is not None
+            files.append(draw(picture.figure, form, picture.name))
+        assert files[0] == files[1]
+
+
+def test_short_counts() -> None:
+    assert [short_count(n) for n in (5_170_320, 141_312, 1e9, 12)] == ["5.17M", "141k", "1G", "12"]

@@ -1,0 +1,223 @@
+"""What the tables say: accuracies, costs, comparisons."""
+
+import re
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+
+from randlora_pl.experiments.report.accuracy import accuracy_table, average_table, percent, signed
+from randlora_pl.experiments.report.beside import Beside, Footnotes
+from randlora_pl.experiments.report.collect import Sweep, read_sweep
+from randlora_pl.experiments.report.cost import ALLOCATED, RESIDENT, cost_table
+from randlora_pl.experiments.report.document import Cell, Table, many
+from randlora_pl.experiments.report.plan import Key
+from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.versus import comparisons, rank_table, versus_table
+from tests.experiments.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
+
+B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"
+
+
+@pytest.fixture(scope="module")
+def results(sweep: Sweep) -> Results:
+    return Results(sweep)
+
+
+@pytest.fixture(scope="module")
+def beside(sweep: Sweep) -> Beside:
+    return Beside(sweep.plan)
+
+
+def cell_of(table: Table, column: str, *row: str) -> Cell:
+    titles = [cell.text for cell in table.header]
+    (found,) = [line for line in table.rows if tuple(cell.text for cell in line[: len(row)]) == row]
+    return found[titles.index(column)]
+
+
+def test_cells_with_interval_paper_and_seeds(results: Results, beside: Beside) -> None:
+    table = accuracy_table(results, beside, Footnotes(), B32)
+    assert len(table.rows) == 1 + 4 * 6 and table.groups == [0, 1, 7, 13, 19]
+    assert {len(row) for row in table.rows} == {len(table.header)} == {3 + 5 + 1}
+    cell = cell_of(table, "cars", "LoRA-32", "1-shot")
+    values = results.by_seed(Key(B32, "cars", "1-shot", "LoRA-32"))
+    mean, half = fmean(values.values()), 4.3027 * stdev(values.values()) / 3**0.5
+    assert cell.text == f"{mean:.1f} ± {half:.1f}" and cell.sort == pytest.approx(mean)
+    assert cell.below == f"paper 51.9 ({mean - 51.9:+.1f})"
+    assert all(f"seed {seed}: {value:.2f}" in cell.title for seed, value in values.items())
+
+
+def test_cells_without_a_run_say_so(results: Results, beside: Beside) -> None:
+    table = accuracy_table(results, beside, Footnotes(), L14)
+    failed = cell_of(table, "eurosat", "full fine-tuning", "1-shot")
+    assert failed.missing and failed.text.startswith("failed: CUDA out of memory") and failed.text.endswith("…")
+    assert "use --data.batch_size 32" in failed.title and failed.below == "paper 81.2"
+    missing = cell_of(table, "oxfordpets", "NoLA", "16-shot")
+    assert missing.missing and missing.text == "not run" and missing.sort is None
+    partly = cell_of(table, "dtd", "RandLoRA-6", "4-shot")
+    assert partly.below.startswith("2 of 3 seeds · paper ") and "seed 2: failed: the loss is not finite" in partly.title
+    assert "16-shot: the averages leave out oxfordpets (no finished run of NoLA)." in table.below
+
+
+def test_the_best_and_what_is_near_are_marked(results: Results, beside: Beside) -> None:
+    table = accuracy_table(results, beside, Footnotes(), B32)
+    for first, last in zip(table.groups[1:], [*table.groups[2:], len(table.rows)], strict=True):
+        for column in range(3, len(table.header)):
+            cells = [row[column] for row in table.rows[first:last] if row[column].sort is not None]
+            best = max(cell.sort or 0.0 for cell in cells)
+            assert [cell.best for cell in cells] == [(cell.sort or 0.0) >= best - 0.1 for cell in cells]
+    assert not any(cell.best for cell in table.rows[0])  # alone with its budget
+
+
+def test_averages(results: Results, beside: Beside) -> None:
+    notes = Footnotes()
+    table = average_table(results, beside, notes, B32)
+    assert [cell.text for cell in table.header][2:] == ["zero-shot", "1-shot", "4-shot", "16-shot", "100%"]
+    assert [cell.below for cell in table.header][2:] == [*["5 data sets"] * 3, "4 data sets", "5 data sets"]
+    cell = cell_of(table, "16-shot", "LoRA-32")
+    shared = ("cars", "dtd", "eurosat", "flowers102")
+    average = results.average(B32, "16-shot", "LoRA-32", shared)
+    assert average is not None and cell.text.startswith(f"{average.estimate.mean:.1f} ± ")
+    printed = beside.average(B32, "16-shot", "LoRA-32", shared)
+    assert printed is not None and f"paper {printed.value:.1f} (" in cell.below
+    assert cell_of(table, "1-shot", "zero-shot").text == cell_of(table, "zero-shot", "LoRA-32").text == ""
+    assert notes.all and table.notes and cell_of(table, "Method", "RandLoRA-6").notes
+
+
+def test_one_seed_has_no_interval(tmp_path: Path) -> None:
+    sweep = read_sweep(write_sweep(tmp_path, description(seeds=[7])))
+    results, beside = Results(sweep), Beside(sweep.plan)
+    cell = cell_of(accuracy_table(results, beside, Footnotes(), B32), "cars", "LoRA-32", "1-shot")
+    assert re.fullmatch(r"\d+\.\d", cell.text) and cell.title.endswith("one seed: no interval")
+    average = cell_of(average_table(results, beside, Footnotes(), B32), "1-shot", "LoRA-32")
+    assert "±" not in average.text and "no interval" in average.title
+
+
+def test_averages_say_why_there_is_none(tmp_path: Path) -> None:
+    apart = {"LoRA-32": "cars", "RandLoRA-6": "dtd"}
+    fails = {"VeRA-256": "out of memory"}
+    sweep = read_sweep(
+        write_sweep(
+            tmp_path,
+            description(datasets=["cars", "dtd"]),
+            keep=lambda cell: cell["method"] in fails or apart.get(cell["method"]) == cell["dataset"],
+            fail=lambda cell: fails.get(cell["method"]),
+        )
+    )
+    table = average_table(Results(sweep), Beside(sweep.plan), Footnotes(), B32)
+    found = {method: cell_of(table, "1-shot", method) for method in ("LoRA-32", "RandLoRA-6", "VeRA-256", "NoLA")}
+    assert all(cell.missing and cell.sort is None for cell in found.values())
+    assert found["LoRA-32"].text == found["RandLoRA-6"].text == "no data set in common"
+    assert found["VeRA-256"].text == "failed: out of memory" and found["NoLA"].text == "not run"
+
+
+def test_costs_are_relative_to_full_fine_tuning(results: Results, beside: Beside) -> None:
+    table = cost_table(results, beside, Footnotes(), B32)
+    assert table is not None
+    assert cell_of(table, "Training time, %", "full fine-tuning").text == "100"
+    lora, rand = cell_of(table, "Training time, %", "LoRA-32"), cell_of(table, "Training time, %", "RandLoRA-6")
+    assert (lora.text, lora.below) == ("90", "paper 90 (+0)") and (rand.text, rand.below) == ("110", "paper 113 (-3)")
+    assert cell_of(table, "Memory, %", "LoRA-32").text == f"{100 * 7.3 / 9:.0f}"
+    assert cell_of(table, "Peak memory, GB", "LoRA-32").text == "7.30"
+    assert ALLOCATED in table.below and RESIDENT not in table.below
+    assert "Percents are of full fine-tuning, in the same data set, budget and seed." in table.below
+
+
+def test_costs_compare_the_same_cells_only(tmp_path: Path) -> None:
+    """Full fine-tuning has the quick budget only: the slow one must not count."""
+    labels = {"model": B32, "dataset": "cars", "method": "LoRA-32", "seed": 1}
+    for budget, seconds in (("1-shot", 10.0), ("100%", 1000.0)):
+        write_cell(tmp_path, labels | {"budget": budget}, figures_of(labels, 0.5) | {"fit_seconds": seconds})
+    other = labels | {"budget": "1-shot", "method": "full fine-tuning"}
+    write_cell(tmp_path, other, figures_of(other, 0.5) | {"fit_seconds": 20.0})
+    sweep = read_sweep(tmp_path)
+    table = cost_table(Results(sweep), Beside(sweep.plan), Footnotes(), B32)
+    assert table is not None and cell_of(table, "Training time, %", "LoRA-32").text == "50"
+
+
+def test_costs_of_several_devices_and_without_full_fine_tuning(tmp_path: Path) -> None:
+    labels = {"model": B32, "dataset": "cars", "budget": "1-shot", "seed": 1}
+    for method in ("LoRA-32", "RandLoRA-6"):
+        for seed, device in ((1, "cpu"), (2, "cuda")):
+            place = labels | {"method": method, "seed": seed}
+            write_cell(tmp_path, place, figures_of(place, 0.5, device))
+    sweep = read_sweep(tmp_path)
+    table = cost_table(Results(sweep), Beside(sweep.plan), Footnotes(), B32)
+    assert table is not None and len(table.rows) == 4
+    assert {row[1].text for row in table.rows} == {"cpu", "cuda"}
+    assert "On cpu, percents are of LoRA-32, in the same data set, budget and seed." in table.below
+    assert RESIDENT in table.below and ALLOCATED in table.below
+
+
+def test_what_was_not_measured_is_told(tmp_path: Path) -> None:
+    labels = {"model": B32, "dataset": "cars", "budget": "1-shot", "method": "LoRA-32", "seed": 1}
+    write_cell(tmp_path, labels, {"test/acc": 0.5, "finished": True, "fit_seconds": 3.0, "peak_memory_bytes": 0})
+    sweep = read_sweep(tmp_path)
+    table = cost_table(Results(sweep), Beside(sweep.plan), Footnotes(), B32)
+    assert table is not None and cell_of(table, "Peak memory, GB", "LoRA-32").text == "not measured"
+
+
+def test_wins_ties_and_losses(tmp_path: Path) -> None:
+    """A cell each: clearly better, clearly worse, within its standard error, exactly equal, and one seed only."""
+    differences = {
+        "cars": (3, 4, 5),
+        "dtd": (-3, -4, -5),
+        "eurosat": (4, -3, 0),
+        "flowers102": (0, 0, 0),
+        "oxfordpets": (1,),
+    }
+    for dataset, values in differences.items():
+        for seed, difference in enumerate(values):
+            for method, accuracy in (("RandLoRA-6", 0.5 + difference / 100), ("LoRA-32", 0.5)):
+                place = {"model": B32, "dataset": dataset, "budget": "1-shot", "method": method, "seed": seed}
+                write_cell(tmp_path, place, figures_of(place, accuracy))
+    (found,) = comparisons(Results(read_sweep(tmp_path)))
+    assert (found.first, found.second) == ("RandLoRA-6", "LoRA-32")
+    assert (found.wins, found.ties, found.losses, found.single) == (2, 2, 1, 1)
+    assert found.by_dataset == pytest.approx({d: fmean(v) for d, v in differences.items()})
+    assert found.ratio == pytest.approx(5_170_320 / 6_881_280) and not found.equal
+    assert found.p == pytest.approx(2 * (1 + 4) / 2**4)  # three better, one worse, one equal
+    assert "2 wins, 2 ties, 1 loss in 5 cells" in found.told() and "0.75 times its trained parameters" in found.told()
+    table = versus_table([found])
+    assert any("1 of the compared cells have one common seed" in line for line in table.below)
+
+
+def test_only_methods_of_about_equal_size_are_compared(results: Results) -> None:
+    pairs = {(found.model, found.first, found.second) for found in comparisons(results)}
+    assert pairs == {(model, "RandLoRA-6", "LoRA-32") for model in (B32, L14)}
+
+
+def test_labels_that_only_mention_randlora(tmp_path: Path) -> None:
+    kinds = {"LoRA (matched to RandLoRA-6)": "LoRA", "mine": "RandLoRA", "RandLoRA-6": "RandLoRA"}
+    methods: dict[str, dict[str, str]] = {name: {} for name in kinds}
+
+    def more(cell: dict[str, str]) -> dict[str, object]:
+        return {"method": kinds.get(cell["method"], ""), "trainable_parameters": 1000}
+
+    found = comparisons(
+        Results(read_sweep(write_sweep(tmp_path, description(models={B32: {}}, methods=methods), more=more)))
+    )
+    assert [(one.first, one.second) for one in found] == [
+        ("mine", "LoRA (matched to RandLoRA-6)"),
+        ("RandLoRA-6", "LoRA (matched to RandLoRA-6)"),
+        ("mine", "RandLoRA-6"),
+    ]
+    assert all(one.equal for one in found)
+
+
+def test_rank_against_accuracy(results: Results) -> None:
+    table = rank_table(results)
+    assert table is not None and len(table.rows) == 2 * 4
+    assert all(-1 <= (row[3].sort or 0) <= 1 and row[4].text == "5" for row in table.rows)
+    assert "RandLoRA-6: 300" in table.rows[0][3].title
+
+
+def test_no_rank_table_without_figures(tmp_path: Path) -> None:
+    small = description(models={B32: {}}, methods={"LoRA-32": METHODS["LoRA-32"]})
+    assert rank_table(Results(read_sweep(write_sweep(tmp_path, small)))) is None
+
+
+def test_words() -> None:
+    assert (percent(57.0), percent(85.98), percent(51.9)) == ("57.0", "85.98", "51.9")
+    assert (signed(-0.04), signed(1.25), signed(-2.0)) == ("+0.0", "+1.2", "-2.0")
+    assert (many(1, "loss", "losses"), many(0, "loss", "losses"), many(2, "run")) == ("1 loss", "0 losses", "2 runs")
