@@ -31,7 +31,7 @@ COMMANDS = [  # indented lines, then what the sentences mention between backtick
 FITS = [command for command in COMMANDS if command.startswith("fit ") and "--resume" not in command]
 GETS = [command for command in COMMANDS if command.startswith("data get ")]  # need a network
 BENCHES = [command for command in COMMANDS if command.startswith("bench ")]
-LONG = ("fit", "predict", "compare-methods", "bench")
+LONG = ("fit", "predict", "compare-methods", "bench", "adapter", "serve")
 QUICK = [c for c in COMMANDS if c.split()[0] not in LONG and c not in GETS]
 SHORT = [
     *("--data.steps", "2", "--data.batch_size", "4", "--data.eval_batch_size", "4", "--trainer.precision", "32-true"),
@@ -108,6 +108,20 @@ def test_predict_and_resume(quickstart: Path) -> None:
     assert (folder / "adapter" / "adapter.safetensors").read_bytes() == weights
 
 
+def test_train_export_and_use_elsewhere(quickstart: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime", reason='this needs the extra: pip install "randlora-pl[onnx]"')
+    (train,) = (c for c in FITS if "--run.name demo" in c)
+    (export,) = (c for c in COMMANDS if c.startswith("adapter export"))
+    (code,) = (body for body in re.findall(r"```python\n(.*?)```", TEXT, flags=re.S) if "onnxruntime" in body)
+    assert 2 + len(code.splitlines()) == 6
+    run(train, *SHORT)
+    (folder,) = quickstart.glob("runs/demo/*")
+    run(export.replace("<time>", folder.name))
+    capsys.readouterr()
+    exec(code, {"pixels": np.random.default_rng(0).random((2, 3, 32, 32), dtype=np.float32)})
+    assert "'zero', 'one'" in capsys.readouterr().out
+
+
 SHORT_BENCH = {
     "data": ("--image-size", "16", "--batch-size", "4", "--images", "20", "--rounds", "1", "--workers", "1"),
     "train": ("--model", "test_vit", "--batch-size", "2", "--rounds", "1"),
@@ -142,7 +156,7 @@ def test_compare_methods(quickstart: Path) -> None:
 
 
 def test_the_python_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
+    (code,) = (body for body in re.findall(r"```python\n(.*?)```", TEXT, flags=re.S) if "inject(model" in body)
     model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 16))
     exec(code.replace('"adapter"', repr(str(tmp_path / "adapter"))), {"model": model})
     assert (tmp_path / "adapter" / "adapter.safetensors").exists()
