@@ -5,7 +5,6 @@ import csv
 import io
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from randlora_pl.cli.pages import page
@@ -82,13 +81,13 @@ def classify(options: argparse.Namespace) -> tuple[list[list[str]], int, int]:
 
     from randlora_pl.adapters import read_adapter
     from randlora_pl.data import open_images
+    from randlora_pl.data.predict import frame_of
     from randlora_pl.tasks import load_task
 
     device = pick_device(options.device)
-    trained: dict[str, Any] = read_adapter(options.adapter).config.get("metadata", {}).get("training", {})
     task = load_task(options.adapter)
-    spec = SimpleNamespace(**trained["frame"]) if "frame" in trained else task.image_spec
-    loader, files = open_images(options.images, spec, options.batch_size, skip=options.on_error == "skip")
+    frame = frame_of(read_adapter(options.adapter).metadata, task.image_spec)
+    loader, files = open_images(options.images, frame, options.batch_size, skip=options.on_error == "skip")
     top = min(options.top_k, len(task.classnames))
     rows: list[list[str]] = []
     try:
