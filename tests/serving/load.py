@@ -22,13 +22,13 @@ class Load:
         seconds: Of each request that was answered as it should be.
         wrong: Answers and errors that should not be.
         elapsed: Seconds from the first request to the last answer.
-        memory: Bytes by process at each time that it was measured.
+        memory: `memory_of` each process at each time that it was measured.
     """
 
     seconds: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     elapsed: float = 0.0
-    memory: list[dict[int, int]] = field(default_factory=list)
+    memory: list[dict[int, tuple[int, int]]] = field(default_factory=list)
 
     def __str__(self) -> str:
         times = sorted(self.seconds)
@@ -37,11 +37,11 @@ class Load:
         return f"{total}; median {1000 * middle:.0f} ms, 99 % within {1000 * high:.0f} ms; {len(self.wrong)} failed"
 
 
-def own_memory(pid: int) -> int:
-    """Bytes that a process shares with no other (USS): what ending it would free."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    kept = [line.split() for line in lines if line.startswith(("Private_Clean", "Private_Dirty"))]
-    return sum(int(words[1]) * 1024 for words in kept)
+def memory_of(pid: int) -> tuple[int, int]:
+    """Bytes of a process that are in memory (RSS), and those that it shares with no other (USS)."""
+    words = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
+    sizes = {line[0]: 1024 * int(line[1]) for line in words if line[-1] == "kB"}
+    return sizes["Rss:"], sizes["Private_Clean:"] + sizes["Private_Dirty:"]
 
 
 def hammer(server: Running, seconds: float, threads: int, measure_every: float = 5.0) -> Load:
@@ -83,6 +83,6 @@ def hammer(server: Running, seconds: float, threads: int, measure_every: float =
         thread.start()
     while any(thread.is_alive() for thread in asking):
         time.sleep(min(measure_every, max(0.1, end - time.monotonic())))
-        load.memory.append({pid: own_memory(pid) for pid in server.family()})
+        load.memory.append({pid: memory_of(pid) for pid in server.family()})
     load.elapsed = time.monotonic() - began
     return load

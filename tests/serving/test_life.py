@@ -5,6 +5,9 @@ import signal
 import socket
 from pathlib import Path
 
+import pytest
+import timm
+import torch
 
 from randlora_pl.adapters import RandLoRA
 from randlora_pl.tasks import LinearHeadTask

@@ -71,9 +71,11 @@ def drop(page: Any, content: bytes, name: str) -> None:
 def bars(page: Any) -> list[tuple[str, str, float]]:
     """Name, percentage in words, and width of the bar as a share of its track, of each class shown."""
     script = """
-    return [...document.querySelectorAll("#bars li")].map((li) => [
-      li.querySelector(".name").innerText, li.querySelector(".share").innerText,
-      li.querySelector(".bar").getBoundingClientRect().width / li.querySelector(".track").getBoundingClientRect().width]);
+    const width = (element) => element.getBoundingClientRect().width;
+    return [...document.querySelectorAll("#bars li")].map((li) => {
+      const [name, share, bar, track] = ["name", "share", "bar", "track"].map((kind) => li.querySelector("." + kind));
+      return [name.innerText, share.innerText, width(bar) / width(track)];
+    });
     """
     return [(name, share, width) for name, share, width in page.execute_script(script)]
 

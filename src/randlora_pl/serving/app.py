@@ -1,5 +1,6 @@
 """The server: LitServe's, with a page, facts about the model, deadlines, and an orderly end."""
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -182,6 +183,8 @@ def serve(
     for number in handlers:
         signal.signal(number, stop)
     trust_the_limit()
+    gc.collect()
+    gc.freeze()  # else the collector writes to all that is here, in each process forked from this one: 80 MB a copy
     try:
         server.run(
             host=host,
@@ -196,6 +199,7 @@ def serve(
         raise LostProcessError(f"the one that holds LitServe's queues ({error!r}); start the server again") from None
     finally:
         server.ending = True
+        gc.unfreeze()
         _end(set(multiprocessing.active_children()) - before)
         for number, handler in handlers.items():
             signal.signal(number, handler)
