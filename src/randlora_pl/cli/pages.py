@@ -147,7 +147,28 @@ How fast is this machine? Everything compared is timed in turns, in one run.
     "analyze": ANALYZE,
     "report": REPORT,
     "compare": COMPARE,
-    "serve": "Answer requests for predictions over HTTP.\n",
+    "serve": """\
+Answer requests for predictions over HTTP, with a page to drop images on (pip install 'randlora-pl[serve]').
+
+  randlora-pl serve --adapter runs/quickstart/TIME/adapter
+  curl -F image=@photo.jpg 'http://127.0.0.1:8000/predict?top_k=3'
+  curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/predict
+
+  --adapter ADAPTER        Folder or file; it knows its base model, class names and prompts
+  --host ADDRESS           127.0.0.1 for this machine alone (default), 0.0.0.0 or :: for all; there is no password
+  --port PORT              (default 8000)
+  --device DEVICE          cpu, cuda, cuda:1, mps ... (default: what there is)
+  --workers N              Processes with a model of their own (default 1); one GPU is kept busy by one
+  --batch-size N           Images that are classified together at most (default 16)
+  --batch-timeout SECONDS  How long to wait for a batch to fill (default 0.01); 0 takes what is there
+  --max-upload-mb MB       Larger uploads are refused with 413 before all of them is read (default 20)
+  --max-pixels N           Larger images are refused with 413 by their header (default 50,000,000)
+
+POST /predict gives {"classes": [{"name": "cat", "probability": 0.93}, ...]}, the probabilities of `predict`.
+What cannot be answered gives a 4xx or 5xx with {"detail": "what is wrong"}. GET / is the page; GET /health tells
+of model, classes and limits, with 200 once requests are answered. 128 connections at a time; more give 503.
+Ctrl-C or SIGTERM ends it, and answers what is being asked.
+""",
     "datasets": """\
 List the data sets (datasets), or tell all about some of them (datasets NAME ...).
 

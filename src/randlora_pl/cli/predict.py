@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from randlora_pl.cli.pages import page
@@ -184,6 +183,7 @@ def classify(options: argparse.Namespace) -> Answers:
 
     from randlora_pl.adapters import read_adapter
     from randlora_pl.data import open_images
+    from randlora_pl.data.predict import frame_of
     from randlora_pl.tasks import load_tasks, weighted_task
 
     device = pick_device(options.device)
@@ -191,7 +191,7 @@ def classify(options: argparse.Namespace) -> Answers:
     tasks = load_tasks(files)
     if options.weights is not None:
         tasks = {next(iter(tasks)): weighted_task(tasks, options.weights)}
-    frames = [_frame(task, files[name].metadata.get("training", {}).get("frame")) for name, task in tasks.items()]
+    frames = [frame_of(files[name].metadata, task.image_spec) for name, task in tasks.items()]
     skip = options.on_error == "skip"
     opened = {frame: open_images(options.images, frame, options.batch_size, skip=skip) for frame in frames}
     loaders, images = [loader for loader, _ in opened.values()], opened[frames[0]][1]
@@ -217,16 +217,6 @@ def classify(options: argparse.Namespace) -> Answers:
         raise UserError(f"out of memory; try --batch-size {max(1, options.batch_size // 2)}") from error
     answers.skipped = len(loaders[0].skipped)
     return answers
-
-
-def _frame(task: Any, trained: dict[str, Any] | None) -> Any:
-    """How a task's images are prepared: as in its training, or as its model asks for."""
-    from randlora_pl.data.transforms import Frame
-
-    if trained is None:
-        return Frame.of(task.image_spec)
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in trained.items()}
-    return Frame.of(SimpleNamespace(**values))
 
 
 def _together(batches: Iterator[tuple[dict[str, Any], ...]], limit: int) -> Iterator[list[tuple[dict[str, Any], ...]]]:

@@ -21,6 +21,9 @@ SUFFIXES = frozenset(
 )  # fmt: skip
 """Suffixes taken for image files, compared in lower case."""
 
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""Pillow's names of the formats with these suffixes."""
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -192,7 +195,13 @@ class BoxImages:
         return f"{self.paths[index]} {tuple(self.boxes[index].tolist())}"
 
 
-def decode(path: Path | str, short: int = 0, content: bytes | None = None, upright: bool = True) -> NDArray[np.uint8]:
+def decode(
+    path: Path | str,
+    short: int = 0,
+    content: bytes | None = None,
+    upright: bool = True,
+    formats: tuple[str, ...] | None = None,
+) -> NDArray[np.uint8]:
     """An image file as (height, width, 3) RGB, upright according to its EXIF orientation.
 
     Transparent images are laid on white, 16-bit grey is scaled to 8 bits (unless no value is above 255), the first
@@ -204,13 +213,14 @@ def decode(path: Path | str, short: int = 0, content: bytes | None = None, uprig
             1/8 of its size, which takes a fraction of the time; 0 decodes in full size.
         content: The file's bytes, where they have been read already.
         upright: Turn the image as its EXIF orientation says.
+        formats: Pillow's names of the formats that are taken; None: all that it knows.
 
     Raises:
         UserError: The file cannot be read as an image.
     """
     try:
         content = Path(path).read_bytes() if content is None else content
-        with Image.open(io.BytesIO(content)) as opened:
+        with Image.open(io.BytesIO(content), formats=formats) as opened:
             if short:
                 whole = opened.size
                 opened.draft(opened.mode, (short, short))

@@ -1,18 +1,21 @@
 """Images without labels, for prediction: files and folders named on the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from randlora_pl.data.images import FileImages
+from randlora_pl.data.images import FileImages, decode
 from randlora_pl.data.loader import Batch, Loader, load_images
 from randlora_pl.data.own.folders import list_images
 from randlora_pl.data.plan import EvalSchedule
 from randlora_pl.data.readers import Samples
-from randlora_pl.data.transforms import Frame, ImageSpecLike, eval_batch
+from randlora_pl.data.transforms import Frame, ImageSpecLike, eval_batch, pixels_needed
 from randlora_pl.errors import UserError
 
 
@@ -34,6 +37,39 @@ class PlainBatches:
         readable = torch.tensor([place not in bad for place in range(len(images))])
         batch = {"image": eval_batch(images, self.frame), "index": places, "readable": readable}
         return batch | ({"bad": list(bad.values())} if bad else {})
+
+
+def frame_of(metadata: Mapping[str, Any], spec: ImageSpecLike) -> Frame:
+    """The frame of the images that an adapter was trained on, or its model's where it does not say.
+
+    Args:
+        metadata: The adapter's.
+        spec: What the model expects of an image.
+    """
+    trained = metadata.get("training", {}).get("frame")
+    if trained is None:
+        return Frame.of(spec)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in trained.items()}
+    return Frame.of(SimpleNamespace(**values))
+
+
+def read_image(content: bytes, name: str, frame: Frame, formats: tuple[str, ...] | None = None) -> Tensor:
+    """One image in evaluation form, the same numbers as `open_images` gives for a file of these bytes.
+
+    Args:
+        content: The file's bytes.
+        name: What to call it in a message.
+        frame: How images are prepared.
+        formats: Pillow's names of the formats that are taken; None: all that it knows.
+
+    Returns:
+        float32 (1, 3, size, size).
+
+    Raises:
+        UserError: It cannot be read as an image.
+    """
+    pixels = decode(name, pixels_needed(frame, None), content, formats=formats)
+    return eval_batch([torch.from_numpy(pixels)], frame)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:

@@ -1,0 +1,158 @@
+"""``serve``: class probabilities of uploaded images over HTTP, from an adapter alone."""
+
+import argparse
+import errno
+import importlib.util
+import socket
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.cli.pages import page
+from randlora_pl.cli.parsing import Parser
+from randlora_pl.cli.runs import adapter_config
+from randlora_pl.errors import UserError
+
+HOSTS = ("127.0.0.1", "0.0.0.0", "::")
+"""Those that LitServe takes."""
+
+
+def parse(args: list[str]) -> argparse.Namespace:
+    """The options of ``serve``.
+
+    Raises:
+        UserError: An unknown, missing or impossible option.
+    """
+    parser = Parser("serve")
+    parser.add_argument("--adapter", type=Path, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--batch-size", "--batch_size", type=int, default=16)
+    parser.add_argument("--batch-timeout", "--batch_timeout", type=float, default=0.01)
+    parser.add_argument("--max-upload-mb", "--max_upload_mb", type=float, default=20.0)
+    parser.add_argument("--max-pixels", "--max_pixels", type=int, default=50_000_000)
+    options = parser.parse_args(args)
+    if options.host not in HOSTS:
+        raise UserError(
+            f"--host {options.host}: give 127.0.0.1 (this machine alone), or 0.0.0.0 or :: (all addresses, IPv4 or "
+            "IPv6); LitServe takes no others."
+        )
+    if not 1024 <= options.port <= 65535:
+        raise UserError(f"--port {options.port}: give one from 1024 to 65535.")
+    for name in ("workers", "batch_size", "max_pixels"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}: give a positive whole number.")
+    if not 0 <= options.batch_timeout <= 10:
+        raise UserError(f"--batch-timeout is {options.batch_timeout}: give seconds from 0 to 10.")
+    if not 0 < options.max_upload_mb <= 1000:
+        raise UserError(f"--max-upload-mb is {options.max_upload_mb:g}: give megabytes above 0, 1000 at most.")
+    return options
+
+
+def serve_verb(args: list[str]) -> int:
+    """Check what was typed, say what is served and where, and serve it."""
+    if not args:
+        print(page("serve"), end="")
+        return 0
+    options = parse(args)
+    adapter_config(options.adapter)
+    missing = [name for name in ("litserve", "python_multipart") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"serve needs {' and '.join(missing)}: pip install 'randlora-pl[serve]'")
+    check_port(options.host, options.port)
+    from randlora_pl.cli.predict import pick_device
+    from randlora_pl.cli.train import quieten
+
+    quieten()
+    from randlora_pl.adapters import read_adapter
+    from randlora_pl.data.loader import usable_cores
+    from randlora_pl.serving.app import serve
+    from randlora_pl.serving.images import Limits
+
+    device = pick_device(options.device)
+    limits = Limits(upload_bytes=round(options.max_upload_mb * 1e6), pixels=options.max_pixels)
+    facts = describe(read_adapter(options.adapter).config, limits.upload_bytes, limits.pixels, str(device))
+    print(start_page(options, facts), flush=True)
+    serve(
+        options.adapter.resolve(),
+        facts,
+        device=device,
+        limits=limits,
+        host=options.host,
+        port=options.port,
+        workers=options.workers,
+        threads=max(1, usable_cores() // options.workers),
+        batch_size=options.batch_size,
+        batch_timeout=options.batch_timeout,
+    )
+    return 0
+
+
+def check_port(host: str, port: int) -> None:
+    """Whether one can listen there.
+
+    Raises:
+        UserError: Something else does, or there is no such address.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: a port just left is free
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(
+                    f"--port {port} is in use on {host}; give another one: --port {port % 65535 + 1}"
+                ) from None
+            raise UserError(f"--host {host} --port {port}: {error.strerror}") from None
+
+
+def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str) -> dict[str, Any]:
+    """What the server tells of its model: nothing of this machine but the device.
+
+    Args:
+        config: The adapter's.
+        upload_bytes: Limit of an upload.
+        pixels: Limit of an image.
+        device: Where the model is.
+
+    Raises:
+        UserError: The adapter has no class names.
+    """
+    metadata, base = config["metadata"], config["base_model"]
+    if not metadata.get("classnames"):
+        raise UserError("the adapter has no class names; save it by the task that trained it: task.save(FOLDER)")
+    return {
+        "adapter": config["method"],
+        "base_model": {
+            "library": base["library"],
+            "name": base["name"],
+            "pretrained": Path(str(base["pretrained"])).name,  # it may be the path of a file
+        },
+        "task": metadata["task"],
+        "classes": list(metadata["classnames"]),
+        "device": device,
+        "limits": {"upload_bytes": upload_bytes, "pixels": pixels},
+    }
+
+
+def start_page(options: argparse.Namespace, facts: dict[str, Any]) -> str:
+    """What is served, where, and how to ask for it."""
+    base, classes = facts["base_model"], facts["classes"]
+    named = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
+    url = f"http://{host}:{options.port}"
+    workers = f"{options.workers} worker{'s' if options.workers > 1 else ''} on {facts['device']}"
+    batches = f"up to {options.batch_size} images a batch, gathered for {1000 * options.batch_timeout:g} ms"
+    lines = [
+        f"Serving {options.adapter}",
+        f"  model    {base['library']} {base['name']} ({base['pretrained']}) with {facts['adapter']}, {workers}",
+        f"  classes  {len(classes):,}: {named}",
+        f"  page     {url}/",
+        f"  API      curl -F image=@photo.jpg '{url}/predict?top_k=3'",
+        f"  health   {url}/health",
+        f"  limits   {options.max_upload_mb:g} MB and {options.max_pixels:,} pixels an image; {batches}",
+    ]
+    if options.host != "127.0.0.1":
+        lines.append("  caution  every machine that can reach this one can use it: there is no password, no encryption")
+    return "\n".join(lines)

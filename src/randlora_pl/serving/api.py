@@ -1,0 +1,159 @@
+"""Answers: what LitServe's workers do with uploads.
+
+LitServe gives all requests of a batch the error of one, so nothing that a client sends may raise in a worker:
+what cannot be decoded is answered with a response of its own.
+"""
+
+import logging
+import multiprocessing
+import os
+import threading
+import time
+from pathlib import Path
+from queue import Empty
+from typing import Annotated, Any
+
+from fastapi import Depends, Response
+from fastapi.responses import JSONResponse
+from litserve import LitAPI
+from litserve.loops.simple_loops import BatchedLoop
+
+from randlora_pl.errors import UserError
+from randlora_pl.serving.images import known_formats, trust_the_limit
+from randlora_pl.serving.uploads import Upload, read_upload
+
+
+class PatientLoop(BatchedLoop):  # type: ignore[misc]  # LitServe has no types
+    """LitServe's batches, by waiting for the first request: its own loop asks for one a thousand times a second."""
+
+    def get_batch_requests(self, lit_api: LitAPI, request_queue: Any, transport: Any) -> tuple[list[Any], list[Any]]:
+        """Waits for a request, then for more of them until the batch is full or its time is over.
+
+        Returns:
+            (queue, id, upload) of the requests to answer, and (queue, id) of those that have waited for too long.
+        """
+        del transport
+        try:
+            found = [request_queue.get(timeout=1.0)]  # were this process killed, the queue would send it one more
+        except Empty:
+            return [], []
+        end = time.monotonic() + lit_api.batch_timeout
+        while len(found) < lit_api.max_batch_size:
+            try:
+                found.append(request_queue.get(timeout=max(0.0, end - time.monotonic())))
+            except Empty:
+                break
+        now = time.monotonic()
+        late = [now - since > lit_api.request_timeout for _, _, since, _ in found]
+        return (
+            [(queue, name, upload) for (queue, name, _, upload), old in zip(found, late, strict=True) if not old],
+            [(queue, name) for (queue, name, _, _), old in zip(found, late, strict=True) if old],
+        )
+
+
+class Classifier(LitAPI):  # type: ignore[misc]
+    """An adapter with its model, in each worker.
+
+    Args:
+        adapter: The adapter folder or file.
+        threads: Of PyTorch, in each worker on a CPU.
+        failures: Receives why the model cannot be built.
+        max_batch_size: Images of a batch at most.
+        batch_timeout: Seconds to wait for a batch to fill.
+    """
+
+    def __init__(self, adapter: Path, threads: int, failures: Any, max_batch_size: int, batch_timeout: float) -> None:
+        super().__init__(max_batch_size=max_batch_size, batch_timeout=batch_timeout, loop=PatientLoop())
+        self.adapter, self.threads, self.failures = adapter, threads, failures
+
+    def setup(self, device: str) -> None:
+        """Builds the model on a device and runs it once."""
+        end_with_parent()
+        try:
+            self._build(device)
+        except UserError as error:
+            self.failures.put(str(error))
+            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # which would print a traceback
+            raise
+
+    def _build(self, device: str) -> None:
+        import torch
+
+        from randlora_pl.adapters import read_adapter
+        from randlora_pl.data.predict import frame_of
+        from randlora_pl.tasks import load_task
+
+        torch.set_num_threads(self.threads)
+        trust_the_limit()
+        self.task = load_task(self.adapter)
+        self.frame = frame_of(read_adapter(self.adapter).metadata, self.task.image_spec)
+        self.place = torch.device(device)
+        self.formats = known_formats()
+        self.task.to(self.place)
+        self.task.prepare_evaluation()
+        self._shares(torch.zeros(1, 3, self.frame.size, self.frame.size))
+
+    def _shares(self, images: Any) -> Any:
+        """(b, 3, size, size) to the probabilities (b, classes) on the CPU, as `predict` calculates them."""
+        import torch
+
+        with torch.inference_mode():
+            return self.task.class_logits(images.to(self.place)).float().softmax(1).cpu()
+
+    def decode_request(self, request: Annotated[Upload, Depends(read_upload)]) -> Upload:
+        """FastAPI reads the upload in the HTTP process because this annotation says so; here it is passed on."""
+        return request
+
+    def predict(self, uploads: list[Upload]) -> list[Response]:
+        """An answer to each upload, whatever it holds."""
+        import torch
+
+        from randlora_pl.data.predict import read_image
+
+        images: list[Any] = []
+        answers: list[Response | None] = []
+        for upload in uploads:  # one at a time in full size
+            try:
+                images.append(read_image(upload.content, "that was sent", self.frame, self.formats))
+                answers.append(None)
+            except UserError as error:
+                reason = str(error).partition(" Replace it")[0]
+                answers.append(JSONResponse({"detail": reason}, 422))
+        shares = iter(self._shares(torch.cat(images)) if images else ())
+        return [
+            self._answer(next(shares), upload.top_k) if answer is None else answer
+            for answer, upload in zip(answers, uploads, strict=True)
+        ]
+
+    def _answer(self, shares: Any, top_k: int) -> Response:
+        best = shares.topk(min(top_k, len(shares)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        names = self.task.classnames
+        return JSONResponse(
+            {"classes": [{"name": names[label], "probability": round(value, 6)} for label, value in pairs]}
+        )
+
+    def encode_response(self, output: Response) -> Response:
+        """The answer as it is."""
+        return output
+
+
+def end_with_parent(*others: int) -> None:
+    """Has this process end when the one that started it is gone, even if that was killed.
+
+    Args:
+        others: Process ids to end as well, which do not notice by themselves.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        for process in others:
+            try:
+                os.kill(process, 9)
+            except OSError:  # it has ended
+                continue
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

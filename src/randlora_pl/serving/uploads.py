@@ -1,0 +1,143 @@
+"""How a request's image is read in the HTTP process: bounded in size and in time, and judged before it is passed on."""
+
+import asyncio
+from dataclasses import dataclass
+
+from fastapi import HTTPException, Request
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from randlora_pl.serving.images import Limits, RefusedError, check_header
+
+FIELD = "image"
+"""The form's field that holds the image."""
+
+READ_SECONDS = 60.0
+"""How long a client may take to send an upload."""
+
+ANSWER_SECONDS = 45.0
+"""How long an answer may take from then on."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a request asks for.
+
+    Attributes:
+        content: The image file's bytes.
+        top_k: How many classes to answer with.
+    """
+
+    content: bytes
+    top_k: int
+
+
+async def read_upload(request: Request) -> Upload:
+    """The image of a request: the field of a form, or the body itself.
+
+    Raises:
+        HTTPException: 4xx with one line that says what is wrong.
+    """
+    limits: Limits = request.app.state.limits
+    top_k = _top_k(request.query_params.get("top_k", "5"))
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    form = kind == "multipart/form-data"
+    if not form and not kind.startswith("image/") and kind != "application/octet-stream":
+        ways = f"a form (multipart/form-data) with the field {FIELD!r}, or as the body with Content-Type: image/..."
+        raise _refusal(415, f"send the image as {ways}")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limits.upload_bytes:
+        raise _too_large(limits)
+    bounded = Request(request.scope, _bounded(request.receive, limits))
+    try:
+        content = await (_field(bounded) if form else bounded.body())
+    except ClientDisconnect:
+        raise HTTPException(400, "the connection was closed") from None  # nobody reads this
+    deadline: asyncio.Timeout = request.scope["deadline"]
+    deadline.reschedule(asyncio.get_running_loop().time() + ANSWER_SECONDS)
+    try:
+        await run_in_threadpool(check_header, content, limits)  # other requests are read meanwhile
+    except RefusedError as error:
+        raise HTTPException(error.status, str(error)) from None
+    return Upload(content, top_k)
+
+
+async def _field(request: Request) -> bytes:
+    """The content of the form's field."""
+    async with request.form(max_files=1, max_fields=10) as form:
+        value = form.get(FIELD)
+        if not isinstance(value, UploadFile):
+            what = "holds text, no file" if FIELD in form else "is missing"
+            raise HTTPException(400, f"the form's field {FIELD!r} {what}; for example: curl -F {FIELD}=@photo.jpg")
+        return await value.read()
+
+
+def _top_k(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0):
+        raise HTTPException(400, "top_k must be a positive whole number")
+    return int(text[:9])
+
+
+def _bounded(receive: Receive, limits: Limits) -> Receive:
+    """The messages of a body, until there are more bytes than allowed: a body sent in chunks declares no length."""
+    total = 0
+
+    async def read() -> Message:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > limits.upload_bytes:
+            raise _too_large(limits)
+        return message
+
+    return read
+
+
+def _too_large(limits: Limits) -> HTTPException:
+    return _refusal(413, f"the upload is larger than the {limits.upload_bytes / 1e6:g} MB that are allowed")
+
+
+def _refusal(status: int, reason: str) -> HTTPException:
+    """An answer before the body was read to its end, which therefore closes the connection."""
+    return HTTPException(status, reason, {"Connection": "close"})
+
+
+class Deadline:
+    """Ends requests that take too long: sent too slowly, or in the hands of a worker that is gone.
+
+    LitServe itself would wait for ever. `read_upload` moves the deadline once it has the image.
+
+    Args:
+        app: What answers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, and answers with 408 or 504 where the time is over."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        end = asyncio.get_running_loop().time() + READ_SECONDS
+        try:
+            async with asyncio.timeout_at(end) as scope["deadline"]:
+                await self.app(scope, receive, watched)
+        except TimeoutError:
+            if begun:
+                raise
+            if scope["deadline"].when() == end:
+                late = _refusal(408, f"the image did not arrive within {READ_SECONDS:.0f} seconds")
+            else:
+                late = _refusal(504, "the prediction takes too long; try again")
+            await JSONResponse({"detail": late.detail}, late.status_code, late.headers)(scope, receive, send)

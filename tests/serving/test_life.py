@@ -1,0 +1,99 @@
+"""Starting and ending: no process may be left, whatever ends the server."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from randlora_pl.adapters import RandLoRA
+from randlora_pl.tasks import LinearHeadTask
+from tests.serving.server import Running, alive, wait_until
+
+
+def test_a_lost_worker_is_replaced_and_ctrl_c_ends_all(adapter: Path, digit: bytes, tmp_path: Path) -> None:
+    server = Running(adapter, tmp_path / "log", "--batch-size", "1").wait()
+    try:
+        expected = server.classify(digit)
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGKILL)
+        assert wait_until(lambda: server.workers() not in ([], [worker]))
+        assert server.classify(digit) == expected
+        assert wait_until(lambda: server.ask("GET", "/health")[0] == 200)
+        family = server.family()
+        with server.connect() as idle:  # connections that are open do not delay the end
+            idle.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert idle.recv(12) == b"HTTP/1.1 200"
+            assert server.end(signal.SIGINT, everyone=True) == 130
+        assert wait_until(lambda: not any(map(alive, family)), 5), server.family()
+        said = server.log.read_text().splitlines()
+        assert "Worker 0 was lost; starting another one" in said
+        assert said[-1] == "randlora-pl: interrupted"
+        assert not any("Traceback" in line or "Error" in line for line in said), said
+    finally:
+        server.kill()
+
+
+@pytest.mark.faults
+def test_nothing_outlives_a_killed_server(adapter: Path, tmp_path: Path) -> None:
+    server = Running(adapter, tmp_path / "log", "--workers", "2").wait()
+    try:
+        family = server.family()
+        server.end(signal.SIGKILL)
+        assert wait_until(lambda: not any(map(alive, family)), 10), server.family()
+        with socket.socket() as again:
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            again.bind(("127.0.0.1", server.port))
+    finally:
+        server.kill()
+
+
+@pytest.mark.faults
+def test_ctrl_c_while_the_model_is_built(adapter: Path, tmp_path: Path) -> None:
+    server = Running(adapter, tmp_path / "log")
+    try:
+        assert wait_until(lambda: bool(server.workers()), 60)
+        family = server.family()
+        assert server.end(signal.SIGINT, everyone=True) == 130
+        assert wait_until(lambda: not any(map(alive, family)), 5), server.family()
+        said = server.log.read_text()
+        assert said.endswith("randlora-pl: interrupted\n") and "Traceback" not in said, said
+    finally:
+        server.kill()
+
+
+def test_a_model_that_cannot_be_built_ends_in_one_line(tmp_path: Path) -> None:
+    """The worker finds it out, and the server says so."""
+    weights = tmp_path / "weights.pt"
+    torch.save(timm.create_model("test_vit").state_dict(), weights)
+    task = LinearHeadTask(name="test_vit", pretrained=str(weights), adapter=RandLoRA(rank=6))
+    task.set_classes(["a", "b"], ["{}"])
+    task.configure_model()
+    folder = task.save(tmp_path / "adapter")
+    weights.unlink()
+    server = Running(folder, tmp_path / "log")
+    try:
+        assert server.process.wait(60) == 2
+        *_, last = server.log.read_text().splitlines()
+        assert last.startswith("randlora-pl: error: ") and "weights.pt" in last
+        assert "Traceback" not in server.log.read_text()
+        assert not server.family()
+    finally:
+        server.kill()
+
+
+@pytest.mark.faults
+def test_a_worker_killed_while_it_builds(adapter: Path, tmp_path: Path) -> None:
+    server = Running(adapter, tmp_path / "log")
+    try:
+        assert wait_until(lambda: bool(server.workers()), 60)
+        os.kill(server.workers()[0], signal.SIGKILL)
+        assert server.process.wait(30) == 1
+        *_, last = server.log.read_text().splitlines()
+        assert "has lost a worker that was building the model (exit code -9)" in last
+        assert not server.family()
+    finally:
+        server.kill()

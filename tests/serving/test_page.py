@@ -1,0 +1,158 @@
+"""The page in headless Chromium: a real digit is chosen, dropped, and refused."""
+
+import base64
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving import pictures
+from tests.serving.server import Running
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (the extra `test`)")
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="Chromium is not installed: apt-get install chromium chromium-driver"
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    home = tmp_path_factory.mktemp("chromium")
+    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"):
+        options.add_argument(word)
+    options.add_argument(f"--user-data-dir={home}")
+    options.add_argument("--window-size=900,900")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")  # nothing else is asked
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    yield started
+    started.quit()
+
+
+@pytest.fixture
+def page(browser: Any, server: Running) -> Any:
+    browser.get(f"http://127.0.0.1:{server.port}/")
+    until(browser, lambda: "RandLoRA" in text(browser, "model"))
+    return browser
+
+
+def until(browser: Any, condition: Any) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 30, poll_frequency=0.05).until(lambda _: condition())
+
+
+def text(page: Any, name: str) -> str:
+    return str(page.find_element("id", name).text)
+
+
+def choose(page: Any, file: Path) -> None:
+    page.find_element("id", "choose").send_keys(str(file))
+
+
+def drop(page: Any, content: bytes, name: str) -> None:
+    """What the browser does when a file is let go over the page."""
+    script = """
+    const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
+    const data = new DataTransfer();
+    if (arguments[1]) data.items.add(new File([bytes], arguments[1]));
+    for (const kind of ["dragenter", "dragover", "drop"])
+      document.getElementById("drop").dispatchEvent(
+        new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));
+    """
+    page.execute_script(script, base64.b64encode(content).decode(), name)
+
+
+def bars(page: Any) -> list[tuple[str, str, float]]:
+    """Name, percentage in words, and width of the bar as a share of its track, of each class shown."""
+    script = """
+    const width = (element) => element.getBoundingClientRect().width;
+    return [...document.querySelectorAll("#bars li")].map((li) => {
+      const [name, share, bar, track] = ["name", "share", "bar", "track"].map((kind) => li.querySelector("." + kind));
+      return [name.innerText, share.innerText, width(bar) / width(track)];
+    });
+    """
+    return [(name, share, width) for name, share, width in page.execute_script(script)]
+
+
+def check_bars(page: Any, server: Running, content: bytes) -> None:
+    """Names, percentages and widths are those of the API."""
+    expected = server.classify(content)[1]["classes"]
+    until(page, lambda: text(page, "status").startswith(f"Most likely: {expected[0]['name']}"))
+    shown = bars(page)
+    assert [name for name, _, _ in shown] == [entry["name"] for entry in expected] and len(shown) == 5
+    for (_, share, width), entry in zip(shown, expected, strict=True):
+        assert share == f"{100 * entry['probability']:.1f} %"
+        assert width == pytest.approx(entry["probability"], abs=0.005)
+    assert text(page, "error") == ""
+
+
+def test_a_digit_is_chosen(page: Any, server: Running, digit: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "digit.png"
+    file.write_bytes(digit)
+    choose(page, file)
+    check_bars(page, server, digit)
+    assert text(page, "file") == "digit.png"
+    until(page, lambda: page.execute_script("return document.getElementById('preview').naturalWidth") == 8)
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        colours = "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+        ink, ground = (luminance(value) for value in page.execute_script(colours))
+        assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) > 7  # contrast by WCAG, level AAA
+        assert (ground > ink) == (scheme == "light")
+        assert page.save_screenshot(str(tmp_path / f"{scheme}.png"))
+    assert not [line for line in page.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of ``rgb(r, g, b)`` by WCAG 2."""
+    parts = [int(part) / 255 for part in colour.removeprefix("rgb(").rstrip(")").split(",")]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_images_are_dropped_one_after_another(page: Any, server: Running, digit: bytes) -> None:
+    for content, name in ((digit, "digit.png"), (pictures.good()["colour.jpg"], "colour.jpg"), (digit, "again.png")):
+        drop(page, content, name)
+        until(page, lambda name=name: text(page, "file") == name)
+        check_bars(page, server, content)
+
+
+def test_errors_are_shown_and_the_next_image_works(page: Any, server: Running, digit: bytes) -> None:
+    bad = pictures.bad()
+    for content, name, part in (
+        (b"hello", "notes.txt", "notes.txt: this is no image"),
+        (bad["cut JPEG"][0], "cut.jpg", "cut.jpg: The image that was sent cannot be read"),
+        (bad["bomb of 200 megapixels"][0], "bomb.png", "bomb.png: the image has 20000 x 10000 = 200,000,000 pixels"),
+        (bytes(2_100_000), "big.bin", "big.bin has 2.1 MB; at most 2 MB are allowed."),
+        (b"", "", "That was no file"),
+    ):
+        drop(page, content, name)
+        until(page, lambda part=part: part in text(page, "error"))
+        assert not page.find_element("id", "result").is_displayed()
+        assert page.find_element("id", "error").get_attribute("role") == "alert"
+    drop(page, digit, "digit.png")
+    check_bars(page, server, digit)
+
+
+def test_the_keyboard_reaches_the_choice(page: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.find_element("tag name", "body").send_keys(Keys.TAB)
+    focused = page.switch_to.active_element
+    assert focused.get_attribute("id") == "choose"
+    assert page.execute_script("return getComputedStyle(document.getElementById('drop')).outlineStyle") == "solid"
+    assert focused.accessible_name.startswith("Drop an image here, or choose a file")
+
+
+def test_a_narrow_window_needs_no_scrolling_aside(page: Any, digit: bytes) -> None:
+    page.set_window_size(500, 800)
+    drop(page, digit, "a-rather-long-name-of-an-image-file-" * 4 + ".png")
+    until(page, lambda: page.find_element("id", "result").is_displayed())
+    assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")

@@ -1,0 +1,101 @@
+"""Parts of the server alone: limits, batches, deadlines."""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from randlora_pl.serving import uploads
+from randlora_pl.serving.api import PatientLoop
+from randlora_pl.serving.images import Limits, RefusedError, check_header, known_formats
+from randlora_pl.serving.uploads import Deadline
+from tests.serving import pictures
+
+
+def test_limits_are_inclusive() -> None:
+    image = pictures.encode(pictures.photo(150, 100), "PNG")
+    check_header(image, Limits(0, 15_000))
+    with pytest.raises(RefusedError, match="150 x 100 = 15,000 pixels, and 14,999 are allowed") as refused:
+        check_header(image, Limits(0, 14_999))
+    assert refused.value.status == 413
+
+
+def test_formats() -> None:
+    """AVIF is left out: its header need not say how large the stream is."""
+    assert {"JPEG", "PNG", "GIF", "WEBP", "TIFF"} < set(known_formats()) and "AVIF" not in known_formats()
+
+
+def item(name: str, age: float = 0.0) -> tuple[int, str, float, str]:
+    return 0, name, time.monotonic() - age, f"upload {name}"
+
+
+def gather(requests: Any, size: int, seconds: float) -> tuple[list[Any], list[Any]]:
+    api = SimpleNamespace(max_batch_size=size, batch_timeout=seconds, request_timeout=30.0)
+    return PatientLoop().get_batch_requests(api, requests, None)
+
+
+def test_batches_are_filled_up_to_their_size() -> None:
+    requests: queue.Queue[Any] = queue.Queue()
+    for name in "abcde":
+        requests.put(item(name))
+    batch, late = gather(requests, 3, 5.0)  # full: nothing is waited for
+    assert batch == [(0, name, f"upload {name}") for name in "abc"] and late == []
+    assert [name for _, name, _ in gather(requests, 3, 0.0)[0]] == ["d", "e"]
+
+
+def test_a_batch_waits_for_more_but_not_for_ever() -> None:
+    requests: queue.Queue[Any] = queue.Queue()
+    requests.put(item("a"))
+    threading.Timer(0.1, requests.put, (item("b"),)).start()
+    assert len(gather(requests, 2, 20.0)[0]) == 2
+    requests.put(item("c"))
+    assert len(gather(requests, 2, 0.05)[0]) == 1
+
+
+def test_no_request_is_no_batch_and_late_ones_are_told() -> None:
+    requests: queue.Queue[Any] = queue.Queue()
+    assert gather(requests, 2, 0.0) == ([], [])
+    requests.put(item("old", age=31.0))
+    requests.put(item("new"))
+    assert gather(requests, 2, 0.0) == ([(0, "new", "upload new")], [(0, "old")])
+
+
+def answer_of(app: Callable[..., Awaitable[None]]) -> list[dict[str, Any]]:
+    """What a client gets of an application behind a deadline."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(3600)
+        return {}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(Deadline(app)({"type": "http"}, receive, send))  # type: ignore[arg-type]
+    return sent
+
+
+def test_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "READ_SECONDS", 0.05)
+
+    async def never_read(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+    async def never_answered(scope: Any, receive: Any, send: Any) -> None:
+        scope["deadline"].reschedule(asyncio.get_running_loop().time() + 0.05)
+        await asyncio.sleep(3600)
+
+    async def answered(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    start, body = answer_of(never_read)
+    assert start["status"] == 408 and b"did not arrive" in body["body"]
+    assert (b"connection", b"close") in start["headers"]
+    start, body = answer_of(never_answered)
+    assert start["status"] == 504 and b"takes too long" in body["body"]
+    assert answer_of(answered) == [{"type": "http.response.start", "status": 200}]
