@@ -161,7 +161,7 @@ Answer requests for predictions over HTTP, with a page to drop images on (pip in
   --workers N              Processes with a model of their own (default 1); one GPU is kept busy by one
   --batch-size N           Images that are classified together at most (default 16)
   --batch-timeout SECONDS  How long to wait for a batch to fill (default 0.01); 0 takes what is there
-  --max-upload-mb MB       Larger uploads are refused with 413 before all of them is read (default 20)
+  --max-upload-mb MB       Larger uploads are refused with 413, far larger ones before they are read (default 20)
   --max-pixels N           Larger images are refused with 413 by their header (default 50,000,000)
 
 POST /predict gives {"classes": [{"name": "cat", "probability": 0.93}, ...]}, the probabilities of `predict`.

@@ -50,6 +50,8 @@ async def read_upload(request: Request) -> Upload:
         raise _refusal(415, f"send the image as {ways}")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limits.upload_bytes:
+        if int(declared) <= 2 * limits.upload_bytes:  # a client that is still sending would miss the answer
+            await _discard(request)
         raise _too_large(limits)
     bounded = Request(request.scope, _bounded(request.receive, limits))
     try:
@@ -63,6 +65,15 @@ async def read_upload(request: Request) -> Upload:
     except RefusedError as error:
         raise HTTPException(error.status, str(error)) from None
     return Upload(content, top_k)
+
+
+async def _discard(request: Request) -> None:
+    """Reads a body and keeps nothing of it."""
+    try:
+        async for _ in request.stream():
+            pass
+    except ClientDisconnect:
+        raise HTTPException(400, "the connection was closed") from None  # nobody reads this
 
 
 async def _field(request: Request) -> bytes:
