@@ -49,11 +49,10 @@ def test_everything_that_a_run_has_saved(run: Run, finished: Path) -> None:
         assert text in result.out, text
     assert "not shown" not in result.out
     frame, lines = file.metadata["training"]["frame"], result.out.splitlines()
-    assert f" {frame['size']} pixels, bicubic, mean 0.5 0.5 0.5, std " in next(
-        line for line in lines if line.startswith("images")
-    )
-    training = next(line for line in lines if line.startswith("training"))
-    assert "val/acc" in training and "frame" not in result.out and "{" not in training
+    images = next(line for line in lines if line.startswith("images"))
+    assert f" {frame['size']} pixels, bicubic, mean 0.5 0.5 0.5, std " in images
+    assert any(line.startswith("training ") for line in lines)
+    assert "frame {" not in result.out
     every = run("adapter", "info", str(finished / "adapter"), "--layers").out
     assert all(layer in every for layer in file.layers)
 

@@ -17,8 +17,9 @@ from randlora_pl.adapters import LinearProbe, merge, read_adapter
 from randlora_pl.errors import UserError
 from randlora_pl.interop import merged as module
 from randlora_pl.interop.bare import difference
+from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.merged import added, check_output, merged, write
-from randlora_pl.interop.updates import load_base, updates, weighted_sum
+from randlora_pl.interop.updates import updates, weighted_sum
 from randlora_pl.tasks import AdaptationTask
 from tests.tasks.small import CLASSES, KINDS, TEMPLATES, images
 

@@ -16,9 +16,10 @@ from randlora_pl.adapters.targets import Site, find_sites, select
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
 from randlora_pl.interop.bare import Bare, difference, outputs
+from randlora_pl.interop.base_model import Base
 from randlora_pl.interop.merged import TOLERANCE, added
 from randlora_pl.interop.part_folder import part_folder
-from randlora_pl.interop.updates import Base, State, adapted, rows_of, weight_key
+from randlora_pl.interop.updates import State, adapted, rows_of, weight_key
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from randlora_pl.adapters import AdapterFile, unload
 from randlora_pl.errors import UserError
 from randlora_pl.interop.bare import Bare, config_file, difference, outputs
+from randlora_pl.interop.base_model import Base, base_name
 from randlora_pl.interop.part_folder import move, part_folder
-from randlora_pl.interop.updates import Base, State, adapted, base_name, interpolated
+from randlora_pl.interop.updates import State, adapted, interpolated
 from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
 
 TOLERANCE = 1e-4
