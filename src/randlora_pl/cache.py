@@ -30,6 +30,14 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         with os.fdopen(handle, "wb") as stream:
             write(stream)
+        Path(temporary).chmod(0o666 & ~umask())  # temporary files can be read by their owner only
         Path(temporary).replace(path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def umask() -> int:
+    """The permissions that new files do not get."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

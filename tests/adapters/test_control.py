@@ -215,8 +215,19 @@ def test_all_layers_share_the_bases_from_elsewhere() -> None:
     x = torch.randn(2, 3, 16, 16)
     before = model(x)
     use_bases(model, bases)
-    assert {id(found) for found in bases_of(model)} == {id(bases)}
+    assert len({id(found) for found in bases_of(model)}) == 1
+    assert {found.fingerprint for found in bases_of(model)} == {bases.fingerprint}
     assert not torch.equal(model(x), before)
+
+
+def test_two_models_with_the_same_bases_from_elsewhere_move_apart() -> None:
+    models = [adapted_vit(), adapted_vit()]
+    bases = other_bases(models[0])
+    for model in models:
+        use_bases(model, bases)
+    models[0].to("meta")
+    assert {found.A.device.type for found in bases_of(models[0])} == {"meta"}
+    assert {each.A.device.type for each in (bases, *bases_of(models[1]))} == {"cpu"}
 
 
 def test_bases_that_are_too_small_or_of_no_use_are_refused() -> None:

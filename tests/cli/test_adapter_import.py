@@ -72,6 +72,7 @@ def test_a_head_makes_it_a_classifier(run: Run, tmp_path: Path, zero_bias: bool)
     ("kind", "name", "method", "options"),
     [
         (LinearHeadTask, VIT, RandLoRA(6), {}),
+        (LinearHeadTask, VIT, RandLoRA(6), {"seed": 7, "img_size": 64}),
         (LinearHeadTask, "tiny", LoRA(2), {}),
         (TextHeadTask, "tiny", RandLoRA(6), {"targets": ["fc2"]}),
         (VisionLanguageTask, "tiny", LoRA(2), {"caption": "a scan of {}", "targets": ["visual:mlp"]}),

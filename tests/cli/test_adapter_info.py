@@ -48,6 +48,11 @@ def test_everything_that_a_run_has_saved(run: Run, finished: Path) -> None:
     ):  # fmt: skip
         assert text in result.out, text
     assert "not shown" not in result.out
+    frame, lines = file.metadata["training"]["frame"], result.out.splitlines()
+    images = next(line for line in lines if line.startswith("images"))
+    assert f" {frame['size']} pixels, bicubic, mean 0.5 0.5 0.5, std " in images
+    assert any(line.startswith("training ") for line in lines)
+    assert "frame {" not in result.out
     every = run("adapter", "info", str(finished / "adapter"), "--layers").out
     assert all(layer in every for layer in file.layers)
 

@@ -10,15 +10,16 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from randlora_pl.adapters import LinearProbe, merge, read_adapter
 from randlora_pl.errors import UserError
 from randlora_pl.interop import merged as module
 from randlora_pl.interop.bare import difference
+from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.merged import added, check_output, merged, write
-from randlora_pl.interop.updates import load_base, updates, weighted_sum
+from randlora_pl.interop.updates import updates, weighted_sum
 from randlora_pl.tasks import AdaptationTask
 from tests.tasks.small import CLASSES, KINDS, TEMPLATES, images
 
@@ -231,6 +232,25 @@ def test_other_files_stay(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             check_output(tmp_path / output, [one, tmp_path / "a"], overwrite=output != "m.safetensors")
+
+
+def test_the_head_of_older_weights_goes_with_them(tmp_path: Path) -> None:
+    """Weights that were written without a head must not lie beside the head of others."""
+    saved(tmp_path / "a")
+    output, head = tmp_path / "m.safetensors", tmp_path / "m.head.safetensors"
+    written(tmp_path / "a", output)
+    output.unlink()
+    file = read_adapter(tmp_path / "a")
+    made = merged(load_base(file), file, with_head=False)
+    (tmp_path / "m.json").unlink()
+    with pytest.raises(UserError, match=r"m\.head\.safetensors exists"):
+        write(output, made)
+    assert head.is_file() and not output.exists()
+    write(output, made, overwrite=True)
+    assert output.is_file() and not head.exists()
+    save_file({"head": torch.ones(2)}, head)  # no file of ours
+    write(output, made, overwrite=True)
+    assert head.is_file()
 
 
 def test_differences_of_outputs() -> None:

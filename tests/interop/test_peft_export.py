@@ -54,6 +54,7 @@ PROVEN: dict[str, Adapter] = {  # layers of one smaller side each
     "ternary": RandLoRA(5, basis="ternary", dense_a=True),
     "binary, dropout": RandLoRA(5, basis="binary", dropout=0.1),
     "lora, q apart": LoRA(3, alpha=2, qkv="split"),
+    "lora, alpha 0": LoRA(3, alpha={r".*\.q": 0.0, ".*": 2.0}, qkv="split"),
     "lora, ranks of q k v": LoRA({r".*\.k": 2, ".*": 3}, alpha={r".*\.q": 5.0}, qkv="split", rslora=True),
 }
 

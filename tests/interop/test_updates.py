@@ -11,15 +11,8 @@ from torch import nn
 
 from randlora_pl.adapters import LoRA, RandLoRA, delta_weights, inject, merge, read_adapter, save_adapter
 from randlora_pl.errors import UserError
-from randlora_pl.interop.updates import (
-    base_name,
-    interpolated,
-    layer_updates,
-    load_base,
-    same_base,
-    updates,
-    weighted_sum,
-)
+from randlora_pl.interop.base_model import base_name, load_base, same_base
+from randlora_pl.interop.updates import interpolated, layer_updates, updates, weighted_sum
 from randlora_pl.models import load_clip
 from tests.adapters import zoo
 from tests.tasks.small import KINDS, shake, two_blocks

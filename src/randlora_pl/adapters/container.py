@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from randlora_pl.cache import umask
 from randlora_pl.errors import UserError
 
 TENSORS, CONFIG, BASES = "adapter.safetensors", "adapter_config.json", "bases.safetensors"
@@ -65,7 +66,7 @@ def write(path: Path, contents: Contents) -> None:
         tensors = contents.tensors | {_PREFIX + name: tensor for name, tensor in contents.bases.items()}
         part = path.with_name(f".{path.name}.part-{os.getpid()}")
         with _removed_on_failure(part, path):
-            _save(tensors, part, {"format": "pt", _KEY: text})
+            save_tensors(tensors, part, {_KEY: text})
             part.replace(path)
         return
     if path.exists() and (not path.is_dir() or {e.name for e in path.iterdir()} - {TENSORS, CONFIG, BASES}):
@@ -76,9 +77,9 @@ def write(path: Path, contents: Contents) -> None:
     with _removed_on_failure(part, path):
         (part / CONFIG).write_text(text)
         _synced(part / CONFIG)
-        _save(contents.tensors, part / TENSORS, {"format": "pt"})
+        save_tensors(contents.tensors, part / TENSORS)
         if contents.bases:
-            _save(contents.bases, part / BASES, {"format": "pt"})
+            save_tensors(contents.bases, part / BASES)
     if path.exists():
         old = path.with_name(f".{path.name}.old-{os.getpid()}")
         path.rename(old)
@@ -98,14 +99,14 @@ def read(path: Path) -> Contents:
         config = _config_of_file(path)
         if config is None:
             raise UserError(f"{path} is no adapter file: its metadata has no description. {_where(path)}")
-        together = _load(path)
+        together = load_tensors(path)
         bases = {name.removeprefix(_PREFIX): value for name, value in together.items() if name.startswith(_PREFIX)}
         return Contents(_parsed(config, path), {n: v for n, v in together.items() if not n.startswith(_PREFIX)}, bases)
     if not (path / CONFIG).is_file() or not (path / TENSORS).is_file():
         raise UserError(f"{path} is no adapter folder: it needs {CONFIG} and {TENSORS}. {_where(path)}")
     config = (path / CONFIG).read_bytes()
-    bases = _load(path / BASES) if (path / BASES).is_file() else {}
-    return Contents(_parsed(config, path / CONFIG), _load(path / TENSORS), bases)
+    bases = load_tensors(path / BASES) if (path / BASES).is_file() else {}
+    return Contents(_parsed(config, path / CONFIG), load_tensors(path / TENSORS), bases)
 
 
 def changed(path: Path, contents: Contents) -> list[str]:
@@ -167,23 +168,33 @@ def _parsed(text: bytes, source: Path) -> dict[str, Any]:
     return config
 
 
-def _load(file: Path) -> dict[str, Tensor]:
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} cannot be read ({error}): truncated or damaged; copy it again.") from None
 
 
-def _save(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata=metadata)
-    file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file that whoever may read the user's files may read, and waits until it is on the disk.
+
+    Raises:
+        OSError: It cannot be written, for example because the disk is full.
+    """
+    try:
+        plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(plain, file, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:  # hides the system's error
+        if system := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(system[1]), os.strerror(int(system[1])), str(file)) from error
+        raise
+    file.chmod(0o666 & ~umask())  # safetensors makes files that only their owner may read
     _synced(file)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _synced(file: Path) -> None:
@@ -194,7 +205,7 @@ def _synced(file: Path) -> None:
 
 @contextmanager
 def _removed_on_failure(part: Path, final: Path) -> Iterator[None]:
-    """Removes a part that was not finished, and gives errors of the system their code and the final name."""
+    """Removes a part that was not finished, and gives errors of the system the final name."""
     try:
         yield
     except BaseException as error:
@@ -202,8 +213,6 @@ def _removed_on_failure(part: Path, final: Path) -> Iterator[None]:
             shutil.rmtree(part, ignore_errors=True)
         else:
             part.unlink(missing_ok=True)
-        system = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
-        if system or (isinstance(error, OSError) and error.filename is None):  # safetensors hides the system's error
-            code = int(system[1]) if system else getattr(error, "errno", None) or 0
-            raise OSError(code, os.strerror(code), str(final)) from error
+        if isinstance(error, OSError):
+            error.filename = str(final)
         raise

@@ -1,5 +1,6 @@
 """What can be done with an adapted model: merge, unmerge, unload, disable, and look at its updates."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -160,9 +161,12 @@ def use_bases(model: nn.Module, bases: Bases) -> None:
         raise UserError(f"{report_of(model).adapter.method()} has no random bases that others could replace.")
     if problem := too_small(bases, holders):
         raise UserError(f"{problem}.")
+    own: dict[torch.device, Bases] = {}  # not the given ones, which would move with this model
     for holder in holders:
         device: torch.device = holder.bases.A.device  # type: ignore[union-attr, assignment]
-        holder.bases = bases.to(device)
+        if device not in own:
+            own[device] = copy.deepcopy(bases).to(device)
+        holder.bases = own[device]
     report = report_of(model)
     report.fingerprint, report.stored_bases = bases.fingerprint, bases
 

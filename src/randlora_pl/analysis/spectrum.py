@@ -14,7 +14,8 @@ from randlora_pl.adapters.spectrum import Spectrum, spectrum
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.analysis.figures import FULL, colours, footnote, legend, new_figure
 from randlora_pl.errors import UserError
-from randlora_pl.interop.updates import layer_updates, load_base
+from randlora_pl.interop.base_model import load_base
+from randlora_pl.interop.updates import layer_updates
 
 SMALLEST = 1e-7
 """Relative singular values below this are drawn at it: rounding of float32."""

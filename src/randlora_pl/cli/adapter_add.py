@@ -64,9 +64,10 @@ def add_verb(args: list[str]) -> int:
     from randlora_pl.adapters.spectrum import check_wish
     from randlora_pl.cli.adapter_merge import print_written
     from randlora_pl.cli.export_lora import print_converted
+    from randlora_pl.interop.base_model import load_base, same_base
     from randlora_pl.interop.lowrank import write_lora
     from randlora_pl.interop.merged import added, check_output, refuse_inputs, write
-    from randlora_pl.interop.updates import load_base, same_base, updates, weighted_sum
+    from randlora_pl.interop.updates import updates, weighted_sum
 
     if options.form == "merged":
         check_output(options.output, options.adapters, options.overwrite)

@@ -35,8 +35,9 @@ def diff_verb(args: list[str]) -> int:
     options = parser.parse_args(args)
     stay_offline()
     from randlora_pl.adapters import read_adapter
+    from randlora_pl.interop.base_model import same_base
     from randlora_pl.interop.summary import compared, facts
-    from randlora_pl.interop.updates import layer_updates, same_base
+    from randlora_pl.interop.updates import layer_updates
 
     files = [read_adapter(path) for path in options.adapters]
     one, two = (facts(file) for file in files)

@@ -94,22 +94,22 @@ def import_verb(args: list[str]) -> int:
     from randlora_pl.interop import base_model, official, peft_files, peft_import
     from randlora_pl.interop.completed import Plan
 
-    base = base_model.named(options.model, options.pretrained)
-    adapter = None
-    if options.source == "peft":
-        adapter = peft_files.read(options.path)
+    adapter = peft_files.read(options.path) if options.source == "peft" else None
+    trained = {} if adapter is None else adapter.task.get("arguments", {})  # of an adapter that was exported here
+    base = base_model.named(options.model, options.pretrained, trained.get("seed", 0), trained.get("img_size"))
+    if adapter is not None:
         dtype = getattr(torch, options.bases_dtype or "bfloat16")
-        foreign = peft_import.translate(adapter, base.build(), dtype)
+        foreign = peft_import.translate(adapter, base.model, dtype)
     else:
-        foreign = official.translate(options.path, base.build(), 1.0 if options.alpha is None else options.alpha)
-    if owned := foreign.owned(base.build()):
+        foreign = official.translate(options.path, base.model, 1.0 if options.alpha is None else options.alpha)
+    if owned := foreign.owned(base.model):
         raise UserError(
             f"{options.path}: {next(iter(owned))} was trained as a whole, and an adapter here has updates only. Merge "
             "it with PEFT instead: model.merge_and_unload()"
         )
     classnames = _lines(options.classnames) if options.classnames else []
     plan = Plan.make(foreign, base, adapter, options.task, classnames)
-    ours = base.build()
+    ours = base.copy().model
     print(foreign.inject(ours))
     print(_compared(options, foreign, ours, base))
     path = plan.save(ours, options.output)

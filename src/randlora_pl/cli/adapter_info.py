@@ -84,6 +84,8 @@ def print_facts(known: Mapping[str, Any]) -> None:
 
 def described(known: Mapping[str, Any]) -> dict[str, str]:
     """The facts of an adapter in words."""
+    from randlora_pl.models import ImageSpec
+
     base = known["base_model"]
     named = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
     extra = [f"{key} {base[key]}" for key in ("image_size", "seed") if base.get(key) is not None]
@@ -107,7 +109,11 @@ def described(known: Mapping[str, Any]) -> dict[str, str]:
     if known["templates"]:
         found["prompts"] = _first(known["templates"])
     if known["training"]:
-        found["training"] = ", ".join(f"{key} {_short(value)}" for key, value in known["training"].items())
+        figures = {key: value for key, value in known["training"].items() if key != "frame"}
+        if figures:
+            found["training"] = ", ".join(f"{key} {_short(value)}" for key, value in figures.items())
+        if frame := known["training"].get("frame"):
+            found["images"] = ImageSpec(**frame).in_words()
     if known["made_from"]:
         found["made from"] = ", ".join(f"{key} {_short(value)}" for key, value in known["made_from"].items())
     return found

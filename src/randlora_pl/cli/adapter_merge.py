@@ -53,8 +53,8 @@ def merge_verb(args: list[str]) -> int:
 
     quieten()
     from randlora_pl.adapters import read_adapter
+    from randlora_pl.interop.base_model import load_base
     from randlora_pl.interop.merged import check_output, merged, write
-    from randlora_pl.interop.updates import load_base
 
     file = read_adapter(options.adapter)
     check_output(options.output, [options.adapter], options.overwrite)

@@ -1,10 +1,6 @@
 """``analyze ...``: what adapters do, beyond their accuracy."""
 
-from collections.abc import Callable
-from importlib import import_module
-from typing import Any
-
-from randlora_pl.errors import UserError, near
+from randlora_pl.cli.dispatch import dispatch
 
 VERBS = {
     "spectrum": "analyze_spectrum:spectrum_verb",
@@ -30,20 +26,4 @@ Each explained: randlora-pl analyze VERB --help
 
 def analyze_verb(args: list[str]) -> int:
     """Run one of the verbs, or explain it."""
-    asked = {"--help", "-h"} & set(args)
-    if not args or args[0] in asked:
-        print(PAGE, end="")
-        return 0
-    verb, *rest = args
-    if verb not in VERBS:
-        raise UserError(
-            f"There is no verb analyze {verb}.{near(verb, VERBS)} "
-            f"Use one of {', '.join(VERBS)}; see: randlora-pl analyze --help"
-        )
-    module, _, name = VERBS[verb].partition(":")
-    there: Any = import_module(f"randlora_pl.cli.{module}")
-    if asked or not rest:
-        print(there.PAGE, end="")
-        return 0
-    function: Callable[[list[str]], int] = getattr(there, name)
-    return function(rest)
+    return dispatch("analyze", VERBS, PAGE, args)

@@ -116,7 +116,8 @@ def _tested(runs: list[Run], typed: argparse.Namespace, device: Any) -> "Iterato
     from randlora_pl.adapters import merge
     from randlora_pl.analysis.forgetting import Forgetting, accuracy, prompts_of
     from randlora_pl.analysis.images import batches, some_of
-    from randlora_pl.interop.updates import adapted, base_name, load_base
+    from randlora_pl.interop.base_model import base_name, load_base
+    from randlora_pl.interop.updates import adapted
     from randlora_pl.models import encode_prompts, load_tokenizer
 
     known: dict[Any, tuple[float, int]] = {}

@@ -144,7 +144,7 @@ def _compute(
     from randlora_pl.analysis.images import batches, classes_of, share_of
     from randlora_pl.analysis.landscape import POSITIONS, Grid, Plane, loss, weights_of
     from randlora_pl.bench.report import write_json
-    from randlora_pl.interop.updates import same_base
+    from randlora_pl.interop.base_model import same_base
 
     same_base([run.file for run in runs])
     tasks = [task_of(run, device) for run in runs]

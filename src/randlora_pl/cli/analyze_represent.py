@@ -100,7 +100,7 @@ def _updates(run: Run, targets: list[str] | None) -> "dict[str, Tensor]":
     from randlora_pl.adapters.targets import select
     from randlora_pl.adapters.whole import Whole
     from randlora_pl.analysis.spectrum import matrix_updates
-    from randlora_pl.interop.updates import load_base
+    from randlora_pl.interop.base_model import load_base
 
     found = matrix_updates(run.file)
     if isinstance(run.file.adapter, Whole):

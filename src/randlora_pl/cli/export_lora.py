@@ -18,9 +18,10 @@ def export(options: argparse.Namespace) -> int:
     quieten()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.adapters.spectrum import check_wish
+    from randlora_pl.interop.base_model import load_base
     from randlora_pl.interop.lowrank import write_lora
     from randlora_pl.interop.merged import refuse_inputs
-    from randlora_pl.interop.updates import load_base, updates
+    from randlora_pl.interop.updates import updates
 
     check_wish(options.rank, options.error)
     refuse_inputs([options.output], [options.adapter])

@@ -104,11 +104,11 @@ def outputs(model: nn.Module, size: int) -> list[Tensor]:
         size: Height and width of the images in pixels.
     """
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(_IMAGES, 3, size, size, generator=generator)
+    images = torch.randn(_IMAGES, 3, size, size, generator=generator).to(next(model.parameters()).dtype)
     whole: Any = model
     if not hasattr(model, "encode_text"):
         return [model(images)]
-    length = int(getattr(whole, "context_length", 77))
+    length = int(getattr(whole, "context_length", None) or 77)
     tokens = torch.randint(1, 1000, (_IMAGES, length), generator=generator)
     return [whole.encode_image(images), whole.encode_text(tokens)]
 

@@ -1,18 +1,16 @@
-"""The base model that an adapter names, as its library gives it, and what it says about random inputs."""
+"""The base model of an adapter, as its library builds it."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile
+from randlora_pl.adapters.inject import hash_weights
 from randlora_pl.errors import UserError
-from randlora_pl.models import ImageTower, ModelIdentity, load_clip, load_vit
-
-_TOWERS = ("TextHeadTask", "LinearHeadTask")  # their backbone is the image tower of a CLIP model
+from randlora_pl.interop import bare
+from randlora_pl.models import ImageTower, ModelIdentity, library_of, load_clip, load_vit
 
 
 @dataclass(frozen=True)
@@ -20,24 +18,36 @@ class Base:
     """A base model.
 
     Attributes:
-        build: Makes it anew, as a user of its library has it.
-        adaptable: The part of it that the adapter was trained on, as a module with the same tensors.
-        outputs: Its outputs on fixed random inputs, as one flat tensor; None where the inputs are unknown.
+        model: The whole model, without an adapter, in eval mode on the CPU.
+        part: What an adapter is attached to: the model, or its image tower. Both name their tensors alike.
         identity: Which model it is; None for a model that a user gave.
+        image_size: Height and width of its images in pixels; None where its inputs are unknown.
     """
 
-    build: Callable[[], nn.Module]
-    adaptable: Callable[[nn.Module], nn.Module]
-    outputs: Callable[[nn.Module], Tensor] | None
+    model: nn.Module
+    part: nn.Module
     identity: ModelIdentity | None = None
+    image_size: int | None = None
+
+    def copy(self) -> "Base":
+        """Another one, with weights of its own."""
+        return copy.deepcopy(self)
+
+    def outputs(self, model: nn.Module) -> list[Tensor] | None:
+        """What such a model, adapted or not, makes of fixed random inputs (`bare.outputs`)."""
+        return None if self.image_size is None else bare.outputs(model, self.image_size)
+
+    def part_of(self, file: AdapterFile) -> nn.Module:
+        """What another adapter of the same weights was attached to."""
+        return _part(self.model, file)
 
 
 def given(model: nn.Module) -> Base:
     """A model in memory, which stays as it is."""
-    return Base(lambda: copy.deepcopy(model), lambda plain: plain, None)
+    return Base(model, model)
 
 
-def named(name: str, pretrained: str | None, seed: int = 0, size: int | None = None, tower: bool = False) -> Base:
+def named(name: str, pretrained: str | None, seed: int = 0, size: int | None = None) -> Base:
     """A model of open_clip or timm.
 
     Args:
@@ -45,51 +55,79 @@ def named(name: str, pretrained: str | None, seed: int = 0, size: int | None = N
         pretrained: A tag, a file, or ``random``.
         seed: Seed of random weights.
         size: Height and width of its images in pixels.
-        tower: Whether the adapter belongs to the image tower of a CLIP model alone.
 
     Raises:
         UserError: There is no such model, or its weights are not to be had.
     """
-    from randlora_pl.models import library_of
-
     if library_of(name) == "timm":
         vit = load_vit(name, pretrained, img_size=size, seed=seed)
-        return Base(
-            lambda: copy.deepcopy(vit.model), lambda plain: plain, lambda m: m(_images(m, vit.image.size)), vit.identity
-        )
-    clip = load_clip(name, pretrained, seed=seed, force_image_size=size)
-
-    def outputs(model: Any) -> Tensor:
-        found = [model.encode_image(_images(model, clip.image.size))]
-        if not tower:
-            generator = torch.Generator().manual_seed(0)
-            tokens = torch.randint(1, int(model.vocab_size), (2, int(model.context_length)), generator=generator)
-            found.append(model.encode_text(tokens))
-        return torch.cat([output.flatten() for output in found])
-
-    adaptable = ImageTower if tower else lambda plain: plain
-    return Base(lambda: copy.deepcopy(clip.model), adaptable, outputs, clip.identity)
+        model, identity, image = vit.model, vit.identity, vit.image
+    else:
+        clip = load_clip(name, pretrained, seed=seed, force_image_size=size)
+        model, identity, image = clip.model, clip.identity, clip.image
+    model.eval()
+    return Base(model, model, identity, image.size)
 
 
-def of_adapter(file: AdapterFile) -> Base | None:
-    """The base model that an adapter names; None where it names none.
+def load_base(file: AdapterFile) -> Base:
+    """The base model that an adapter names.
 
     Raises:
-        UserError: It cannot be built, for example because its weights are not on this machine.
+        UserError: It names none that open_clip or timm builds, or the weights are not to be had.
     """
-    base: dict[str, Any] = file.config.get("base_model", {})
-    if not base.get("library") or not base.get("name"):
-        return None
-    tower = base["library"] == "open_clip" and file.metadata.get("task") in _TOWERS
-    try:
-        return named(base["name"], base.get("pretrained"), int(base.get("seed", 0)), base.get("image_size"), tower)
-    except UserError as error:
+    base = file.config.get("base_model", {})
+    library, name, pretrained = (base.get(key) for key in ("library", "name", "pretrained"))
+    if library not in ("open_clip", "timm") or not name or not pretrained:
+        what = f"{library} {name}" if library else "no base model"
         raise UserError(
-            f"the base model of {file.path} cannot be built, and is needed for the check: {error}"
-        ) from None
+            f"{file.path} names {what}, which neither open_clip nor timm builds: build it in Python and call "
+            "load_adapter(model, path)."
+        )
+    try:
+        found = named(name, pretrained, int(base.get("seed") or 0), base.get("image_size"))
+    except UserError as error:
+        raise UserError(f"the base model of {file.path} does not load: {error}") from error
+    return Base(found.model, _part(found.model, file), found.identity, found.image_size)
 
 
-def _images(model: nn.Module, size: int) -> Tensor:
-    """Two images of normal noise, in the dtype of the model."""
-    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return noise.to(next(model.parameters()).dtype)
+def _part(model: nn.Module, file: AdapterFile) -> nn.Module:
+    """The model or its image tower, whichever has the hash that was saved.
+
+    Raises:
+        UserError: Neither has.
+    """
+    wanted = file.config.get("base_model", {}).get("weights_sha256_sampled")
+    whole = hash_weights(model)
+    if not wanted or whole == wanted:
+        return model
+    tower = ImageTower(model).eval() if hasattr(model, "visual") else None
+    if tower is not None and hash_weights(tower) == wanted:
+        return tower
+    raise UserError(
+        f"{file.path} was trained on other weights: {base_name(file)}; what has that name here is {whole[:12]}. "
+        "Put the weights back that it was trained on."
+    )
+
+
+def same_base(files: Sequence[AdapterFile]) -> None:
+    """Refuses adapters that do not belong to one base model.
+
+    Raises:
+        UserError: With the names of two that differ.
+    """
+    first, *others = files
+    for other in others:
+        one, two = ({**file.config.get("base_model", {})} for file in (first, other))
+        hashes = [base.pop("weights_sha256_sampled", None) for base in (one, two)]
+        if hashes[0] != hashes[1] and (one != two or not one):
+            raise UserError(
+                f"{first.path} and {other.path} were trained on different base models: "
+                f"{base_name(first)} and {base_name(other)}. Only updates of one base model go together."
+            )
+
+
+def base_name(file: AdapterFile) -> str:
+    """Library, name, tag and the beginning of the hash, in words."""
+    base = file.config.get("base_model", {})
+    words = [str(base[key]) for key in ("library", "name", "pretrained") if base.get(key)]
+    return " ".join([*words, f"(weights {str(base.get('weights_sha256_sampled') or 'unknown')[:12]})"])

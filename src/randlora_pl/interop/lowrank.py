@@ -1,8 +1,6 @@
 """Updates of any kind as a LoRA adapter: the best approximation of each by one of low rank."""
 
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,10 @@ from randlora_pl.adapters.targets import Site, find_sites, select
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
 from randlora_pl.interop.bare import Bare, difference, outputs
+from randlora_pl.interop.base_model import Base
 from randlora_pl.interop.merged import TOLERANCE, added
-from randlora_pl.interop.updates import Base, State, adapted, rows_of, weight_key
+from randlora_pl.interop.part_folder import part_folder
+from randlora_pl.interop.updates import State, adapted, rows_of, weight_key
 
 
 @dataclass(frozen=True)
@@ -186,21 +186,16 @@ def _description(first: AdapterFile, targets: list[str] | None, origin: Mapping[
 
 def _save_checked(path: Path, made: Base, base: Base, size: int, description: dict[str, Any]) -> None:
     """Writes under another name, loads that into the base model, compares, and writes under the final name."""
-    trial = path.absolute().with_name(f".trial-{os.getpid()}-{path.name}")
-    try:
-        save_adapter(made.part, trial, **description)
-        again = adapted(base, read_adapter(trial))
+    with part_folder(path) as part:
+        save_adapter(made.part, part / path.name, **description)
+        again = adapted(base, read_adapter(part / path.name))
         relative, _ = difference(outputs(again.model, size), outputs(made.model, size))
         if relative > TOLERANCE:
             raise UserError(
                 f"the LoRA adapter, read again, differs by {relative:.1e} of the largest output, more than "
                 f"{TOLERANCE:.0e}: nothing was written. Please report this with the adapter's configuration."
             )
-        save_adapter(made.part, path, **description)
+    try:
+        save_adapter(made.part, path, **description)  # which replaces nothing but an adapter
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}); nothing is left of it.") from error
-    finally:
-        if trial.is_dir():
-            shutil.rmtree(trial)
-        elif trial.exists():
-            trial.unlink()

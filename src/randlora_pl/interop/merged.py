@@ -10,19 +10,23 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, unload
 from randlora_pl.errors import UserError
 from randlora_pl.interop.bare import Bare, config_file, difference, outputs
-from randlora_pl.interop.updates import Base, State, adapted, base_name, interpolated
+from randlora_pl.interop.base_model import Base, base_name
+from randlora_pl.interop.part_folder import move, part_folder
+from randlora_pl.interop.updates import State, adapted, interpolated
 from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
 
 TOLERANCE = 1e-4
 """The largest difference of outputs that passes, relative to the largest output."""
 
 SUFFIXES = (".safetensors", ".pt")
+_MADE_BY = "randlora-pl"
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class Merged:
         """What a reader of the safetensors file should know, as text and JSON."""
         known = {
             "format": "pt",
-            "made_by": "randlora-pl",
+            "made_by": _MADE_BY,
             "base": base_name(self.file),
             "image": json.dumps(asdict(self.bare.image)),
         }
@@ -200,6 +204,15 @@ def head_file(path: Path) -> Path:
     return path.with_suffix(".head.safetensors")
 
 
+def _made_here(file: Path) -> bool:
+    """Whether a file is a head that was written beside weights."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return (tensors.metadata() or {}).get("made_by") == _MADE_BY
+    except (SafetensorError, OSError):
+        return False
+
+
 def check_output(path: Path, inputs: Sequence[Path], overwrite: bool) -> None:
     """Refuses to write weights over anything that should stay.
 
@@ -208,7 +221,7 @@ def check_output(path: Path, inputs: Sequence[Path], overwrite: bool) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"--output is {path}: give a file that ends in {' or '.join(SUFFIXES)}.")
-    refuse_inputs([path], inputs)
+    refuse_inputs([path, head_file(path)], inputs)
     _refuse_existing([path], overwrite)
 
 
@@ -240,38 +253,31 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
             is left then.
     """
     contents = merged.contents(path)
-    _refuse_existing(contents, overwrite)
-    parts = {file: file.with_name(f".part-{os.getpid()}-{file.name}") for file in contents}
+    left_over = [head for head in [head_file(path)] if head not in contents and _made_here(head)]
+    _refuse_existing([*contents, *left_over], overwrite)
     expected = merged.expected
     if merged.head is not None and merged.classifies:
         expected = [F.linear(expected[0], merged.head)]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with part_folder(path) as part:
         for file, content in contents.items():
-            _write(parts[file], content)
-        relative, absolute = difference(outputs(merged.bare.load(parts[path]), _size(merged.file)), expected)
+            _write(part / file.name, content)
+        relative, absolute = difference(outputs(merged.bare.load(part / path.name), _size(merged.file)), expected)
         if relative > TOLERANCE:
             hint = "Try --no-head, and please" if merged.classifies else "Please"
             raise UserError(
                 f"the outputs of the merged model differ from the adapted one's by {relative:.1e} of the largest, more "
                 f"than {TOLERANCE:.0e}: nothing was written. {hint} report this with the adapter's configuration."
             )
+        for file in left_over:
+            file.unlink()  # would be taken for the head of the new weights
         for file in reversed(contents):  # the weights last
-            parts[file].replace(file)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}); nothing is left of it.") from error
-    finally:
-        for part in parts.values():
-            if part.exists():
-                part.unlink()
+            move(part / file.name, file)
     sizes = {file: len(content) for file, content in contents.items()}
     return Written(sizes, absolute, merged.bare.lines(path), _notes(path, merged))
 
 
 def _notes(path: Path, merged: Merged) -> list[str]:
-    image = merged.bare.image
-    frame = f"{image.size} pixels, {image.interpolation}, mean {_numbers(image.mean)}, std {_numbers(image.std)}"
-    notes = [f"images: {frame}"]
+    notes = [f"images: {merged.bare.image.in_words()}"]
     if merged.head is None:
         return notes
     if merged.classifies:
@@ -285,10 +291,6 @@ def _notes(path: Path, merged: Merged) -> list[str]:
     if merged.bare.config is not None and merged.templates:
         notes.append("prompts: open_clip has no tokenizer for this model; the head has the class embeddings")
     return [*notes, f"logits: {features} @ head.T, with the head and the class names of {head_file(path)}"]
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.4g}" for value in values)
 
 
 def _bytes(state: State, metadata: dict[str, str], suffix: str = SUFFIXES[0]) -> bytes:

@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,15 +53,15 @@ def difference(ours: nn.Module, base: Base, folder: Path, classifier: Classifier
         UserError: They differ by more than rounding: also in float64, where deep models leave more in float32.
     """
     theirs, ours = _theirs(base, folder, classifier), ours.eval()
-    if base.outputs is None:
+    if base.image_size is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             merged = unload(copy.deepcopy(ours)).state_dict(), theirs.merge_and_unload().state_dict()
         first, largest = _furthest([(merged[0][name], merged[1][name]) for name in merged[0]])
     else:
-        first, largest = found, most = _furthest([_outputs(ours, theirs, base.outputs, classifier)])
+        first, largest = found, most = _furthest(_outputs(ours, theirs, base, classifier))
         if not found <= TOLERANCE * most:
-            found, most = _furthest([_outputs(copy.deepcopy(ours).double(), theirs.double(), base.outputs, classifier)])
+            found, most = _furthest(_outputs(copy.deepcopy(ours).double(), theirs.double(), base, classifier))
             if found <= TOLERANCE * most:
                 return first
     if not first <= TOLERANCE * largest:
@@ -78,7 +77,7 @@ def _theirs(base: Base, folder: Path, classifier: Classifier | None) -> Any:
     """
     from peft import PeftModel
 
-    plain: Any = base.build()
+    plain: Any = base.copy().model
     if classifier is not None:
         plain.reset_classifier(len(classifier.weight))
     with warnings.catch_warnings():
@@ -91,11 +90,10 @@ def _theirs(base: Base, folder: Path, classifier: Classifier | None) -> Any:
     return theirs
 
 
-def _outputs(
-    ours: nn.Module, theirs: Any, outputs: Callable[[nn.Module], Tensor], classifier: Classifier | None
-) -> tuple[Tensor, Tensor]:
-    own = outputs(ours)
-    return own if classifier is None else classifier(own), outputs(theirs.get_base_model())
+def _outputs(ours: nn.Module, theirs: Any, base: Base, classifier: Classifier | None) -> list[tuple[Tensor, Tensor]]:
+    found = [base.outputs(model) or [] for model in (ours, theirs.get_base_model())]
+    own = found[0] if classifier is None else [classifier(features) for features in found[0]]
+    return list(zip(own, found[1], strict=True))
 
 
 def _furthest(pairs: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from randlora_pl.adapters import AdapterFile, DoRA, LoRA, RandLoRA, VeRA, load_a
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.targets import is_packed_linear
 from randlora_pl.errors import UserError
-from randlora_pl.interop.base_model import Base, given, of_adapter
+from randlora_pl.interop.base_model import Base, given, load_base
 from randlora_pl.interop.peft_check import Classifier, difference, installed
 from randlora_pl.interop.peft_files import PeftAdapter, written
 from randlora_pl.interop.peft_forms import Part, lora_form, randlora_form, vera_form
@@ -57,8 +57,8 @@ def export_peft(
     """
     file = read_adapter(path)
     to_peft(file, set())  # refuses what has no form before a large model is built
-    base = given(model) if model is not None else of_adapter(file)
-    attention = None if base is None else _attention(base.build())
+    base = given(model) if model is not None else load_base(file) if _names_base(file) else None
+    attention = None if base is None else _attention(base.model)
     adapter, name = to_peft(file, attention), None
     if base is not None and (name := _classifier(file, base)):
         weight = file.extra["head"].float()
@@ -73,13 +73,18 @@ def export_peft(
             return Exported(None, "the adapter does not name its base model", None, bool(adapter.head))
         if not installed():
             return Exported(None, "peft is not installed", name, bool(adapter.head), identity)
-        ours = base.build()
-        load_adapter(base.adaptable(ours), path)
+        made = base.copy()
+        load_adapter(made.part, path)
         try:
-            found = difference(ours, base, part, Classifier(file.extra["head"]) if name else None)
+            found = difference(made.model, base, part, Classifier(file.extra["head"]) if name else None)
         except UserError as error:
             raise refusal(file, str(error)) from None
         return Exported(found, "", name, bool(adapter.head), identity)
+
+
+def _names_base(file: AdapterFile) -> bool:
+    base = file.config.get("base_model", {})
+    return bool(base.get("library") and base.get("name"))
 
 
 def _attention(model: nn.Module) -> set[str]:
@@ -90,7 +95,7 @@ def _classifier(file: AdapterFile, base: Base) -> str | None:
     """Name of the layer of a timm model that the linear head of an adapter can be, None where there is none."""
     if file.metadata.get("task") != "LinearHeadTask" or base.identity is None or base.identity.library != "timm":
         return None
-    model: Any = base.build()
+    model: Any = base.copy().model
     name = model.default_cfg.get("classifier")
     model.reset_classifier(len(file.extra["head"]))
     fits = isinstance(name, str) and isinstance(layer := model.get_submodule(name), nn.Linear)

@@ -2,18 +2,17 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from randlora_pl.adapters.container import load_tensors, save_tensors
 from randlora_pl.errors import UserError
+from randlora_pl.interop.part_folder import move, part_folder
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 TASK, HEAD = "task.json", "head.safetensors"
@@ -65,9 +64,10 @@ def read(path: str | os.PathLike[str]) -> PeftAdapter:
     if "peft_type" not in config:
         raise UserError(f"{path / CONFIG} names no peft_type, so the method is unknown; copy it again.")
     inner = {
-        name.removeprefix(PREFIX).removeprefix("base_model."): tensor for name, tensor in _load(path / TENSORS).items()
+        name.removeprefix(PREFIX).removeprefix("base_model."): tensor
+        for name, tensor in load_tensors(path / TENSORS).items()
     }
-    head = _load(path / HEAD) if (path / HEAD).is_file() else {}
+    head = load_tensors(path / HEAD) if (path / HEAD).is_file() else {}
     task = _json(path / TASK) if (path / TASK).is_file() else {}
     return PeftAdapter(config, inner, head, task, path)
 
@@ -82,13 +82,6 @@ def _json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _load(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read ({error}): truncated or damaged; copy it again.") from None
-
-
 @contextmanager
 def written(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
     """Writes an adapter under a temporary name, which it loses at the end of the block unless that fails.
@@ -97,15 +90,14 @@ def written(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
         The folder under its temporary name, for a check.
 
     Raises:
-        UserError: The path holds other things than a PEFT adapter.
+        UserError: The path holds other things than a PEFT adapter, or cannot be written.
     """
     path = path.absolute()
     if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - _FILES):
         raise UserError(f"{path} holds other things than a PEFT adapter; name a new folder, nothing was written.")
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with part_folder(path) as temporary:
+        part = temporary / path.name
+        part.mkdir()
         (part / CONFIG).write_text(json.dumps(adapter.config, indent=2, sort_keys=True) + "\n")
         _save({_prefixed(name): tensor for name, tensor in adapter.tensors.items()}, part / TENSORS)
         if adapter.head:
@@ -113,11 +105,7 @@ def written(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
         if adapter.task:
             (part / TASK).write_text(json.dumps(adapter.task, indent=2) + "\n")
         yield part
-        if path.exists():
-            shutil.rmtree(path)
-        part.rename(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        move(part, path)
 
 
 def _prefixed(name: str) -> str:
@@ -126,8 +114,4 @@ def _prefixed(name: str) -> str:
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, file, metadata={"format": "pt"})
-    file.chmod((file.parent / CONFIG).stat().st_mode)  # safetensors makes files that only their owner may read
-    with file.open("r+b") as stream:
-        os.fsync(stream.fileno())
+    save_tensors({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, file)

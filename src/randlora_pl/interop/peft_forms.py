@@ -168,7 +168,7 @@ def _factors(inner: LoRA, parts: list[Part]) -> Iterator[tuple[str, Tensor, Tens
             yield path, a, b, float(inner.of(inner.alpha, first.shape, 1.0)), first.packed
             continue
         a = torch.cat([a, *(_of(part, "A") for part in others)])
-        rows, column, scaling = first.shape.out_features, 0, _scaling(inner, first.shape)
+        rows, column, scaling = first.shape.out_features, 0, _scaling(inner, first.shape) or 1.0
         b = a.new_zeros(3 * rows, len(a))
         for part in (first, *others):
             top, own = "qkv".index(str(part.block)) * rows, _of(part, "B") * (_scaling(inner, part.shape) / scaling)

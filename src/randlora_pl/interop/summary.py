@@ -10,7 +10,8 @@ from randlora_pl.adapters.spectrum import spectrum
 from randlora_pl.adapters.targets import find_sites
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
-from randlora_pl.interop.updates import State, layer_updates, load_base, rows_of, weight_key
+from randlora_pl.interop.base_model import load_base
+from randlora_pl.interop.updates import State, layer_updates, rows_of, weight_key
 
 
 def facts(file: AdapterFile) -> dict[str, Any]:

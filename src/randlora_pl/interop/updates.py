@@ -1,8 +1,6 @@
 """What an adapter adds to which tensor of its base model: with the model, or from the adapter's file alone."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,103 +9,12 @@ from randlora_pl.adapters import AdapterFile, DoRA, load_adapter
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.bases import GENERATOR
 from randlora_pl.adapters.control import delta_weights, trainable_parameters, weight_updates
-from randlora_pl.adapters.inject import hash_weights
 from randlora_pl.adapters.targets import Site, row_blocks
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
-from randlora_pl.models import ImageTower, load_clip, load_vit
+from randlora_pl.interop.base_model import Base, load_base
 
 State = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Base:
-    """The base model of an adapter, as its library builds it.
-
-    Attributes:
-        model: The whole model, without an adapter, in eval mode on the CPU.
-        part: What the adapter was attached to: the model, or its image tower. Both name their tensors alike.
-    """
-
-    model: nn.Module
-    part: nn.Module
-
-    def copy(self) -> "Base":
-        """Another one, with weights of its own."""
-        return copy.deepcopy(self)
-
-    def part_of(self, file: AdapterFile) -> nn.Module:
-        """What another adapter of the same weights was attached to."""
-        return _part(self.model, file)
-
-
-def load_base(file: AdapterFile) -> Base:
-    """Loads the base model that an adapter names.
-
-    Raises:
-        UserError: It names none that open_clip or timm builds, or the weights are not to be had.
-    """
-    named = file.config.get("base_model", {})
-    library, name, pretrained = (named.get(key) for key in ("library", "name", "pretrained"))
-    if library not in ("open_clip", "timm") or not name or not pretrained:
-        what = f"{library} {name}" if library else "no base model"
-        raise UserError(
-            f"{file.path} names {what}, which neither open_clip nor timm builds: build it in Python and call "
-            "load_adapter(model, path)."
-        )
-    seed, size = int(named.get("seed") or 0), named.get("image_size")
-    try:
-        if library == "timm":
-            model = load_vit(name, pretrained, img_size=size, seed=seed).model
-        else:
-            model = load_clip(name, pretrained, seed=seed, force_image_size=size).model
-    except UserError as error:
-        raise UserError(f"the base model of {file.path} does not load: {error}") from error
-    model.eval()
-    return Base(model, _part(model, file))
-
-
-def _part(model: nn.Module, file: AdapterFile) -> nn.Module:
-    """The model or its image tower, whichever has the hash that was saved.
-
-    Raises:
-        UserError: Neither has.
-    """
-    wanted = file.config.get("base_model", {}).get("weights_sha256_sampled")
-    whole = hash_weights(model)
-    if not wanted or whole == wanted:
-        return model
-    tower = ImageTower(model).eval() if hasattr(model, "visual") else None
-    if tower is not None and hash_weights(tower) == wanted:
-        return tower
-    raise UserError(
-        f"{file.path} was trained on other weights: {base_name(file)}; what has that name here is {whole[:12]}. "
-        "Put the weights back that it was trained on."
-    )
-
-
-def same_base(files: Sequence[AdapterFile]) -> None:
-    """Refuses adapters that do not belong to one base model.
-
-    Raises:
-        UserError: With the names of two that differ.
-    """
-    first, *others = files
-    for other in others:
-        one, two = ({**file.config.get("base_model", {})} for file in (first, other))
-        hashes = [base.pop("weights_sha256_sampled", None) for base in (one, two)]
-        if hashes[0] != hashes[1] and (one != two or not one):
-            raise UserError(
-                f"{first.path} and {other.path} were trained on different base models: "
-                f"{base_name(first)} and {base_name(other)}. Only updates of one base model go together."
-            )
-
-
-def base_name(file: AdapterFile) -> str:
-    """Library, name, tag and the beginning of the hash, in words."""
-    base = file.config.get("base_model", {})
-    words = [str(base[key]) for key in ("library", "name", "pretrained") if base.get(key)]
-    return " ".join([*words, f"(weights {str(base.get('weights_sha256_sampled') or 'unknown')[:12]})"])
 
 
 def adapted(base: Base, file: AdapterFile) -> Base:

@@ -22,6 +22,11 @@ class ImageSpec:
     std: tuple[float, float, float]
     interpolation: str
 
+    def in_words(self) -> str:
+        """All of it on part of a line."""
+        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        return f"{self.size} pixels, {self.interpolation}, mean {mean}, std {std}"
+
 
 @dataclass(frozen=True)
 class ModelIdentity:
