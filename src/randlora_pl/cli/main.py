@@ -18,6 +18,8 @@ VERBS = {
     "test": "train:evaluate_verb",
     "predict": "predict:predict_verb",
     "compare-methods": "compare:compare_verb",
+    "sweep": "sweep:sweep_verb",
+    "tune": "tune:tune_verb",
     "zeroshot": "zeroshot:zeroshot_verb",
     "adapter": "adapter:adapter_verb",
     "serve": "serve:serve_verb",
@@ -43,6 +45,8 @@ Run       fit        train, with a test before and after; --resume RUN goes on a
           predict    classify images with an adapter
           adapter    info | diff | merge | add | export | import | push | pull: take adapters elsewhere
           serve      answer requests for predictions over HTTP, with a page to drop images on
+          sweep      a grid of models, data sets, budgets, methods and seeds; goes on where it stopped
+          tune       search learning rates for a sweep on validation images
           compare-methods   every method on 16 shots of the digits, in one table
           zeroshot   an untrained CLIP on the test images, beside published figures
           bench      data NAME | train | captions | adapters: speed and memory of the pipeline and of training steps
