@@ -5,7 +5,9 @@ import re
 from randlora_pl.cli.adapter import PAGE as ADAPTER
 from randlora_pl.cli.names import CALLBACK_GROUPS, RUN_OPTIONS, adapters, tasks
 from randlora_pl.cli.sources import Option, read_classes
+from randlora_pl.cli.sweep import PAGE as SWEEP
 from randlora_pl.cli.tables import entry
+from randlora_pl.cli.tune import PAGE as TUNE
 
 _START = {
     "fit": """\
@@ -134,6 +136,8 @@ How fast is this machine? Everything compared is timed in turns, in one run.
   --methods NAME ...   As for train
 """,
     "adapter": ADAPTER,
+    "sweep": SWEEP,
+    "tune": TUNE,
     "serve": "Answer requests for predictions over HTTP.\n",
     "datasets": """\
 List the data sets (datasets), or tell all about some of them (datasets NAME ...).

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from randlora_pl.adapters import inject
 from randlora_pl.adapters.files import make_adapter
@@ -101,14 +100,11 @@ def _operations(model: Any, both: bool, pixels: int) -> tuple[int, int]:
         image = flops.get_total_flops()
         if not both:
             return image, 0
-        length = next((m.context_length for m in (model, getattr(model, "text", nn.Module())) if _has_length(m)), 77)
+        lengths = (getattr(part, "context_length", None) for part in (model, getattr(model, "text", None)))
+        length = next((found for found in lengths if isinstance(found, int)), 77)
         with counter() as flops:
             model.encode_text(torch.zeros(1, length, dtype=torch.int64, device="meta"))
         return image, flops.get_total_flops()
-
-
-def _has_length(module: Any) -> bool:
-    return isinstance(getattr(module, "context_length", None), int)
 
 
 def _short(node: Any) -> str:

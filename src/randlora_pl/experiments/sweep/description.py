@@ -36,7 +36,7 @@ class Description:
         title: Heading of a report.
         paper: Which table or figure of the paper it repeats.
         keep_adapters: Whether finished cells keep their adapter.
-        tune: What a search of learning rates tries: ``learning_rates``, ``alphas``, ``seeds``, ``datasets``, ``budgets``.
+        tune: What a search tries: ``learning_rates``, ``alphas``, ``seeds``, ``datasets``, ``budgets``, ``set``.
     """
 
     models: dict[str, Tree]

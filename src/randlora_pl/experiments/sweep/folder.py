@@ -26,9 +26,11 @@ class SweepFolder:
 
     Attributes:
         path: The folder.
+        file: Name of its description.
     """
 
     path: Path
+    file: str = "sweep.yaml"
     _done: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def place(self, cell: Cell) -> Path:
@@ -70,7 +72,7 @@ class SweepFolder:
 
     def fail(self, cell: Cell, reason: str, traceback: str = "") -> None:
         """Records that a cell failed, and why."""
-        facts = {"reason": " ".join(reason.split()), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        facts: dict[str, Any] = {"reason": " ".join(reason.split()), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         facts |= {"tries": int(self.failure(cell).get("tries", 0)) + 1}
         self.begin(cell)
         _write_json(self.place(cell) / "failed.json", facts | ({"traceback": traceback} if traceback else {}))
@@ -90,9 +92,9 @@ class SweepFolder:
         Raises:
             UserError: It holds cells that are called the same and have another config, or something else.
         """
-        file = self.path / "sweep.yaml"
+        file = self.path / self.file
         if not file.is_file() and self.path.is_dir() and any(self.path.iterdir()):
-            raise UserError(f"{self.path} is no sweep and not empty; name another folder by --output.")
+            raise UserError(f"{self.path} has no {self.file} and is not empty; name another folder by --output.")
         self.check(cells)
         if file.is_file():
             description = description.union(self.description())
@@ -106,7 +108,7 @@ class SweepFolder:
         Raises:
             UserError: It says nothing, or something that is no sweep.
         """
-        file = self.path / "sweep.yaml"
+        file = self.path / self.file
         try:
             return Description.of(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
         except (OSError, ValueError, AttributeError, yaml.YAMLError, UserError) as error:

@@ -45,7 +45,9 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
             with (logs / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{number + 1}.log").open("ab") as log:
                 command = [sys.executable, "-m", "randlora_pl", *words]
                 started.append(
-                    subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_share(number, jobs))
+                    subprocess.Popen(
+                        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_share(number, jobs)
+                    )
                 )
         while any(process.poll() is None for process in started):
             look()
@@ -107,7 +109,7 @@ def slurm(words: Sequence[str], folder: Path, jobs: int, options: Sequence[str])
         import submitit
     except ImportError as error:
         raise UserError("--launcher slurm needs submitit: pip install 'randlora-pl[slurm]'") from error
-    parameters = {key: value for key, value in map(_option, options)}
+    parameters = dict(map(_option, options))
     cluster = str(parameters.pop("cluster", "slurm"))
     try:
         executor = submitit.AutoExecutor(folder=str(folder / "slurm"), cluster=cluster)
@@ -116,7 +118,15 @@ def slurm(words: Sequence[str], folder: Path, jobs: int, options: Sequence[str])
         if cluster == "debug":
             for job in submitted:
                 job.result()
-    except (RuntimeError, NameError, TypeError, ValueError, AssertionError, OSError, subprocess.SubprocessError) as error:
+    except (
+        RuntimeError,
+        NameError,
+        TypeError,
+        ValueError,
+        AssertionError,
+        OSError,
+        subprocess.SubprocessError,
+    ) as error:
         raise UserError(f"--launcher slurm: {_line(error)}") from error
     return [str(job.job_id) for job in submitted]
 

@@ -1,9 +1,9 @@
 """One process a cell: lock files with owner, heartbeat and expiry, correct on shared network folders.
 
 A lock is made by a hard link to a name that must not exist, which is atomic on NFS, too. A lock whose owner is dead is
-never removed by others, which could hit the next owner's; it is succeeded: the successor links ``HASH.after-TOKEN`` with
-the token of the dead owner, which only one can do. The last in this chain holds the cell, and removes the chain when it
-is done. Ages are measured by the clock of the file system, not by those of the machines.
+never removed by others, which could hit the next owner's; it is succeeded: the successor links ``HASH.after-TOKEN``
+with the token of the dead owner, which only one can do. The last in this chain holds the cell, and removes the chain
+when it is done. Ages are measured by the clock of the file system, not by those of the machines.
 """
 
 import contextlib
@@ -176,9 +176,9 @@ def _clock(folder: Path) -> float:
 def _machine() -> str:
     """This machine, this boot, this space of process numbers."""
     parts = [socket.gethostname()]
-    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text(), lambda: os.readlink("/proc/self/ns/pid")):
-        with contextlib.suppress(OSError):
-            parts.append(read().strip())
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return " ".join(parts)
 
 

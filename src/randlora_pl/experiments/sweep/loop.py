@@ -11,6 +11,9 @@ from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.locks import acquire
 from randlora_pl.experiments.sweep.plan import Cell
 
+_PAUSE = 1.0
+"""Seconds between two looks at what other processes are doing."""
+
 Run = Callable[[Cell, Path], None]
 """Runs a cell in its folder to its end, or raises."""
 
@@ -56,17 +59,19 @@ class Loop:
         deadline: Value of ``time.monotonic`` after which no cell begins.
         seconds: What a cell is expected to take, so that none begins that would end after the deadline.
         keep_adapters: Whether finished cells keep their adapter.
+        wait: Whether to wait for cells that other processes are running.
     """
 
     folder: SweepFolder
     cells: Sequence[Cell]
     run: Run
     watch: Watch = field(default_factory=Watch)
-    fatal: Callable[[Exception], bool] = lambda error: False  # noqa: E731
+    fatal: Callable[[Exception], bool] = lambda error: False
     retry_failed: bool = False
     deadline: float | None = None
-    seconds: Callable[[Cell], float] = lambda cell: 0.0  # noqa: E731
+    seconds: Callable[[Cell], float] = lambda cell: 0.0
     keep_adapters: bool = True
+    wait: bool = False
 
     def work(self) -> Outcome:
         """Runs every cell that nobody has run and nobody is running, until there is none.
@@ -88,16 +93,18 @@ class Loop:
                     return outcome
                 if not self._one(cell, tries, outcome):
                     passed.append(cell)
-            if len(passed) == len(left) or all(self.folder.worker(cell) for cell in passed):
-                outcome.elsewhere = len([cell for cell in passed if not self._settled(cell, tries)])
-                return outcome
+            if passed and all(self.folder.worker(cell) for cell in passed):
+                if not self.wait:
+                    outcome.elsewhere = len(passed)
+                    return outcome
+                time.sleep(_PAUSE)
             left = passed
         return outcome
 
     def _settled(self, cell: Cell, tries: dict[str, int]) -> bool:
         state = self.folder.state(cell)
         if state == FAILED and self.retry_failed:  # unless another process has just done so
-            return self.folder.failure(cell).get("tries", 0) != tries[cell.hash]
+            return bool(self.folder.failure(cell).get("tries", 0) != tries.get(cell.hash, 0))
         return state in (DONE, FAILED)
 
     def _one(self, cell: Cell, tries: dict[str, int], outcome: Outcome) -> bool:
@@ -127,7 +134,9 @@ class Loop:
         except Exception as error:  # whatever a cell dies of, the others can go on
             if self.fatal(error):
                 raise
-            failed = str(error) if isinstance(error, UserError | LostProcessError) else f"{type(error).__name__}: {error}"
+            failed = (
+                str(error) if isinstance(error, UserError | LostProcessError) else f"{type(error).__name__}: {error}"
+            )
             known = isinstance(error, UserError)
             self.folder.fail(cell, failed, "" if known else traceback.format_exc())
         (outcome.failed if failed else outcome.done).append(cell)

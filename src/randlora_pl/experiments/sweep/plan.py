@@ -73,7 +73,7 @@ class Composer:
 
     pair: Callable[[Tree, Tree, Tree, bool], Tree]
     overlay: Callable[[Tree, Tree], Tree]
-    check: Callable[[Tree], None]
+    check: Callable[[Tree], Any]
     flatten: Callable[[Tree], Tree]
 
 
