@@ -97,33 +97,59 @@ def job_of(typed: Any, same: str) -> Job:
     cells = _at(file, lambda: plan(description, composer(typed.root)))
     path = Path("runs") / "sweeps" / file.stem if typed.output is None else typed.output
     job = Job(description, cells, cells, SweepFolder(path), same)
-    choose(job, typed.only, typed.shard, typed.skip_missing)
+    choose(job, typed.only, typed.shard, typed.skip_missing, typed.dry_run)
     return job
 
 
-def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: bool) -> None:
+def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: bool, dry: bool = False) -> None:
     """Chooses the cells that a command is about, and asks for their data sets.
+
+    Args:
+        job: The job.
+        choices: Words of ``--only``.
+        part: Value of ``--shard``.
+        skip_missing: Whether to leave out data sets that are not here.
+        dry: Whether nothing will run, so that none is needed.
 
     Raises:
         UserError: Nothing is left, or a data set is missing; one message names all of them.
     """
     job.chosen = shard(only(job.chosen, choices), part)
-    missing: dict[str, str] = {}
-    for label, cell in {cell.labels.dataset: cell for cell in job.chosen}.items():
+    job.absent, commands = _absent(job.chosen)
+    if job.absent and not skip_missing and not dry:
+        count = "1 data set is" if len(job.absent) == 1 else f"{len(job.absent)} data sets are"
+        raise UserError(
+            f"{count} not on this machine: {', '.join(job.absent)}. Leave them out with --skip-missing, or get them:\n"
+            f"{'; '.join(commands)}"
+        )
+    if skip_missing:
+        job.chosen = [cell for cell in job.chosen if cell.labels.dataset not in job.absent]
+    if not job.chosen:
+        raise UserError("no cell is left: --only, --shard and --skip-missing leave out all of them.")
+
+
+def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
+    """Data sets that are not here, and the commands that get them."""
+    absent: list[str] = []
+    commands: list[str] = []
+    by_root: dict[Path, list[str]] = {}
+    for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
         row = CATALOG[cell.flat["data.dataset"]]
         given = cell.tree.get("data", {}).get("root")
         root = default_root() if given is None else root_of(str(given))
-        if not present(row, root):
-            missing[label] = f"{label} is {root}" if row.own else get_command(row, root)
-    if missing and not skip_missing:
-        raise UserError(
-            f"{len(missing)} of the data sets are not on this machine: {', '.join(missing)}. Leave them out with "
-            f"--skip-missing, or get them:\n{'; '.join(missing.values())}"
-        )
-    job.absent = list(missing)
-    job.chosen = [cell for cell in job.chosen if cell.labels.dataset not in missing]
-    if not job.chosen:
-        raise UserError("no cell is left: --only, --shard and --skip-missing leave out all of them.")
+        if present(row, root):
+            continue
+        absent.append(label)
+        if row.own:
+            commands.append(f"{label} should be {root}")
+        elif row.package:
+            commands.append(get_command(row, root))
+        else:
+            by_root.setdefault(root, []).append(row.name)
+    for root, names in by_root.items():
+        place = "" if root == default_root() else f" --root {shlex.quote(str(root))}"
+        commands.append(f"randlora-pl data get {' '.join(names)}{place}")
+    return absent, commands
 
 
 def begin(job: Job) -> None:
@@ -145,7 +171,7 @@ def begin(job: Job) -> None:
         _told(f"datasets.{label}", data_of, cell.tree)
     job.folder.open(job.description, job.cells)
     if job.absent:
-        print(f"left out, for want of the data: {', '.join(job.absent)}")
+        print(f"not on this machine, and so left out: {', '.join(job.absent)}")
 
 
 def _told(where: str, function: Callable[[Any], Any], tree: Any) -> None:

@@ -55,7 +55,7 @@ def dry_run(job: Job) -> int:
             "         product on this CPU; memory is weights, gradients and AdamW's moments, without activations"
         )
     if job.absent:
-        print(f"left out, for want of the data: {', '.join(job.absent)}")
+        print(f"Not on this machine: {', '.join(job.absent)}")
     return 0
 
 

@@ -68,7 +68,7 @@ def tune_verb(args: list[str]) -> int:
     path = Path("runs") / "tune" / file.stem if typed.output is None else typed.output
     folder = SweepFolder(path, "tune.yaml")
     job = Job(description, search.all_cells(), search.first(), folder, f"randlora-pl tune {shlex.join(args)}")
-    choose(job, others, None, typed.skip_missing)
+    choose(job, others, None, typed.skip_missing, typed.dry_run)
     search.keep({(cell.labels.model, cell.labels.dataset) for cell in job.chosen})
     job.chosen = search.first()
 
