@@ -6,6 +6,7 @@ import io
 import shutil
 import time
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ class Runner:
         said = io.StringIO()  # the run's log has it, too
         try:
             with redirect_stdout(said), redirect_stderr(said):
-                self._run(cell, folder, start)
+                copy_context().run(self._run, cell, folder, start)  # jsonargparse keeps the last parser in a variable
         finally:
             gc.collect()  # Lightning's objects refer to each other, and each holds a model
 

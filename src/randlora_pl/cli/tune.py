@@ -1,6 +1,8 @@
 """``tune``: learning rates (and alphas) for the methods of a sweep, chosen on validation images."""
 
+import io
 import shlex
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from randlora_pl.cache import write_whole
@@ -117,6 +119,8 @@ def _check_validation(cells: list[Cell]) -> None:
 
     for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
         data = data_of(cell.tree)
-        data.setup("validate")
-        if isinstance(data.val_dataloader(), list) or not len(data.samples("val")):  # a list: no loader at all
+        with redirect_stderr(io.StringIO()):  # what it remarks is an error here
+            data.setup("validate")
+            loader = data.val_dataloader()
+        if isinstance(loader, list) or not len(data.samples("val")):  # a list: no loader at all
             raise UserError(f"datasets.{label}: no validation images are kept out of training, and tuning needs them.")

@@ -113,7 +113,9 @@ class Progress(Watch):
         table = Table(box=None, show_header=True, pad_edge=False)
         for name in ("done", "running", "failed", "left", "time left"):
             table.add_column(name, justify="right")
-        table.add_row(str(done), str(len(self._running)), str(failed), str(left), self.time_left())
+        seconds = self.seconds_left()
+        time_left = "?" if seconds is None else clock(seconds)
+        table.add_row(str(done), str(len(self._running)), str(failed), str(left), time_left)
         rows: list[RenderableType] = [Text(f"{self.folder.path}", style="bold"), table]
         if self.own is not None:
             cell, start = self.own
