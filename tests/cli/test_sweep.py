@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -13,10 +14,12 @@ import pytest
 import yaml
 
 from randlora_pl.cli import cells as cli_cells
+from randlora_pl.cli.cells import composer
 from randlora_pl.cli.configs import config_names
 from randlora_pl.cli.main import main
+from randlora_pl.cli.sweep_job import told_by
 from randlora_pl.errors import UserError
-from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.plan import Cell, plan
 from tests.cli.conftest import Run
 from tests.experiments.sweep.grids import GRID, cells_of, written
 from tests.faults.child import Command
@@ -207,12 +210,38 @@ def test_not_under_torchrun(refused: Refused, tmp_path: Path) -> None:
     assert "without torchrun or srun" in refused("sweep", "small.yaml")
 
 
-@pytest.mark.parametrize("name", [name for name in config_names() if name.startswith("sweeps/")])
+SHIPPED = [name.removeprefix("sweeps/") for name in config_names() if name.startswith("sweeps/")]
+
+
+def test_the_papers_tables_and_figures_are_shipped() -> None:
+    tables = {f"table{number}" for number in (2, 3, 5, 7, 10, 11, 12, 13, 14)}
+    assert set(SHIPPED) == tables | {"figure1", "figure2", "figure3", "offline"}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_sweeps_say_how_many_runs_they_are(name: str) -> None:
+    """Every name and option in them is right, too."""
+    file, description = told_by(name)
+    cells = plan(description, composer())
+    head = " ".join(line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("#"))
+    told = re.search(r"([\d,]+) runs", head)
+    assert told and int(told[1].replace(",", "")) == len(cells) == len({cell.hash for cell in cells})
+
+
+def test_figure_3_is_made_of_the_cells_of_three_tables() -> None:
+    hashes = {}
+    for name in ("figure3", "table11", "table12", "table13"):
+        _, description = told_by(name)
+        hashes[name] = {cell.hash for cell in plan(description, composer())}
+    assert hashes.pop("figure3") == set().union(*hashes.values())
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ("table11", "offline") else pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED]
+)
 def test_the_shipped_sweeps_can_run(run: Run, tmp_path: Path, name: str) -> None:
-    """Names, options and parameters of every method with every model; each of them by its short name, too."""
-    short = name.removeprefix("sweeps/")
-    few = ("--only", "seed=1") if short != "table7" else ()
-    result = run("sweep", short, "--dry-run", *few, "--data.root", str(tmp_path))
+    """Every method fits its model and is counted, without weights."""
+    result = run("sweep", name, "--dry-run", "--only", "seed=1", "--data.root", str(tmp_path))
     assert result.code == 0, result.err
     assert " counted" in result.out
 

@@ -162,7 +162,6 @@ def test_a_search_from_beginning_to_end_reads_no_test_image(
     assert not [key for found in figures for key in found if key.startswith(("test/", "zeroshot/"))]
     for place in Path("runs/tune/small/cells").iterdir():
         assert (place / "failed.json").exists() or not (place / "adapter").exists()
-    monkeypatch.undo()
     tuned = Description.of(yaml.safe_load(Path("runs/tune/small/tuned.yaml").read_text()))
     assert tuned.methods["LoRA-4"]["learning_rate"] == report["methods"]["LoRA-4"]["chosen"]["learning_rate"]
 

@@ -55,8 +55,8 @@ def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
     reports, got, failed, helpless = [], [], [], []
     for row in rows:
         if not row.layout:
-            there = present(row, root)
-            print(f"{row.name}: built in, there is nothing to get" if there else how_to_get(row, root))
+            builtin = f"{row.name}: built in, there is nothing to get"
+            print(builtin if present(row, root) else how_to_get(row, root))
             continue
         there = _check(row, root, 0) if present(row, root) else None
         if there and there.problems:

@@ -64,7 +64,7 @@ def test_a_live_table_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Console(file=plain, width=120).print(progress.page())
     lines = plain.getvalue().splitlines()
     assert lines[1].split() == ["done", "running", "failed", "left", "time", "left"]
-    assert lines[2].split() == ["1", "1", "1", "2", "2", "min"]
+    assert lines[2].split() == ["1", "2", "1", "2", "60", "s"]
     assert lines[3].startswith(f"> {CELLS[3].labels}, for") and str(CELLS[2].labels) in lines[4]
 
 

@@ -98,7 +98,14 @@ class Progress(Watch):
         known = [e.seconds for cell in left if (e := self.estimator.measured(cell)) is not None and e.seconds]
         if left and not known:
             return None
-        return sum(known) * len(left) / max(1, len(known)) / max(1, len(self._running))
+        return sum(known) * len(left) / max(1, len(known)) / max(1, self.at_work())
+
+    def at_work(self) -> int:
+        """Processes that run a cell just now, this one included."""
+        return len(self._elsewhere()) + (self.own is not None)
+
+    def _elsewhere(self) -> list[tuple[Cell, dict[str, Any]]]:
+        return [pair for pair in self._running if self.own is None or pair[0].hash != self.own[0].hash]
 
     def time_left(self) -> str:
         """The same in words."""
@@ -115,13 +122,13 @@ class Progress(Watch):
             table.add_column(name, justify="right")
         seconds = self.seconds_left()
         time_left = "?" if seconds is None else clock(seconds)
-        table.add_row(str(done), str(len(self._running)), str(failed), str(left), time_left)
+        table.add_row(str(done), str(self.at_work()), str(failed), str(left), time_left)
         rows: list[RenderableType] = [Text(f"{self.folder.path}", style="bold"), table]
         if self.own is not None:
             cell, start = self.own
             rows.append(Text(f"> {cell.labels}, for {clock(time.monotonic() - start)}"))
-        elsewhere = [pair for pair in self._running if self.own is None or pair[0].hash != self.own[0].hash]
-        rows += [Text(f"> {cell.labels}, on {who.get('host')} ({who.get('pid')})") for cell, who in elsewhere[:_SHOWN]]
+        elsewhere = self._elsewhere()[:_SHOWN]
+        rows += [Text(f"> {cell.labels}, on {who.get('host')} ({who.get('pid')})") for cell, who in elsewhere]
         rows += [Text(line, style="red" if ": failed: " in line else "dim") for line in self.lines]
         return Group(*rows)
 
