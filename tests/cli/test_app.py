@@ -15,7 +15,7 @@ from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
 from randlora_pl.tasks import TextHeadTask, VisionLanguageTask
 
 BASES = [name for name in config_names() if "/" not in name and not name.startswith("compare_")]  # those are no fit
-FRAGMENTS = [name for name in config_names() if "/" in name]
+FRAGMENTS = [name for name in config_names() if "/" in name and not name.startswith("sweeps/")]
 COUNTS = {
     "clip_vitb32": 5_170_320,
     "clip_vitl14": 12_192_768,

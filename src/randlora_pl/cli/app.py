@@ -84,14 +84,15 @@ class App(LightningCLI):
     Args:
         command: The command, with its names checked.
         folder: The folder of a run that is continued; None makes a new one.
+        place: Where the new one goes, instead of ``--run.root``, ``--run.name`` and the time.
 
     Attributes:
         folder: The run folder.
         created: Whether this process made it.
     """
 
-    def __init__(self, command: Command, folder: Path | None = None) -> None:
-        self.command, self.created = command, folder is None
+    def __init__(self, command: Command, folder: Path | None = None, place: Path | None = None) -> None:
+        self.command, self.created, self._place = command, folder is None, place
         self.folder = folder or Path()
         self._made: list[Path] = []
         super().__init__(
@@ -142,7 +143,9 @@ class App(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Makes the run folder and a trainer that keeps everything in it."""
         run = self.config.run
-        if self.created:
+        if self.created and self._place is not None:
+            self.folder = self._place
+        elif self.created:
             name = run.name or planned_name(self.command.flat())
             name += "" if self.command.verb == "fit" else f"-{self.command.verb}"
             self._made = missing_folders(Path(run.root) / name)

@@ -76,7 +76,8 @@ def config_verb(args: list[str]) -> int:
             width = max(map(len, [*names, *starters]))
             for name, file in names.items():
                 print(f"{name:{width}}  {headline(file)}")
-            print("\nUse: randlora-pl fit --config NAME; several --config are merged, the later one wins.\n")
+            print("\nUse: randlora-pl fit --config NAME; several --config are merged, the later one wins.")
+            print("Those of sweeps/: randlora-pl sweep NAME; those that compare: compare-methods --config NAME.\n")
             for name, file in starters.items():
                 print(f"{name:{width}}  {headline(file)}")
             print("\nUse: randlora-pl config cp NAME, and what its first lines say.")
@@ -107,4 +108,6 @@ def _copy(source: Path, target: Path) -> None:
     Path(partial).chmod(0o644)
     Path(partial).replace(target)
     use = f"randlora-pl fit --config {target}" if source.suffix == ".yaml" else "see its first lines"
+    if source.parent.name == "sweeps":
+        use = f"randlora-pl sweep {target}"
     print(f"{target}  (use: {use})")

@@ -91,7 +91,7 @@ def devices() -> dict[str, str]:
 
 def datasets() -> dict[str, str]:
     """Which data sets are on this machine, and how to get the others."""
-    from randlora_pl.data.catalog import CATALOG, default_root, place
+    from randlora_pl.data.catalog import CATALOG, default_root, get_command, place, present
 
     root = default_root()
     found = {}
@@ -99,7 +99,9 @@ def datasets() -> dict[str, str]:
         if row.own:
             continue
         held = place(row, root)
-        if held is None:
+        if row.package and not present(row, root):
+            found[row.name] = f"missing: {get_command(row, root)}"
+        elif held is None:
             found[row.name] = "built in"
         elif held.exists():
             found[row.name] = f"found: {held}"

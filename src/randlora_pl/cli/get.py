@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from randlora_pl.cli.parsing import Parser
-from randlora_pl.data.catalog import CATALOG, Row, default_root, find, get_command, present
+from randlora_pl.data.catalog import CATALOG, Row, default_root, find, get_command, how_to_get, present
 from randlora_pl.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
     reports, got, failed, helpless = [], [], [], []
     for row in rows:
         if not row.layout:
-            print(f"{row.name}: built in, there is nothing to get")
+            builtin = f"{row.name}: built in, there is nothing to get"
+            print(builtin if present(row, root) else how_to_get(row, root))
             continue
         there = _check(row, root, 0) if present(row, root) else None
         if there and there.problems:

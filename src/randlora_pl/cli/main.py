@@ -20,6 +20,8 @@ VERBS = {
     "compare-methods": "compare:compare_verb",
     "report": "report:report_verb",
     "compare": "compare_runs:compare_runs_verb",
+    "sweep": "sweep:sweep_verb",
+    "tune": "tune:tune_verb",
     "zeroshot": "zeroshot:zeroshot_verb",
     "adapter": "adapter:adapter_verb",
     "analyze": "analyze:analyze_verb",
@@ -48,6 +50,8 @@ Run       fit        train, with a test before and after; --resume RUN goes on a
           adapter    info | diff | merge | add | export | import | push | pull: take adapters elsewhere
           analyze    spectrum | represent | cka | landscape | forgetting: what adapters do beyond their accuracy
           serve      answer requests for predictions over HTTP, with a page to drop images on
+          sweep      a grid of models, data sets, budgets, methods and seeds; goes on where it stopped
+          tune       search learning rates for a sweep on validation images
           compare-methods   every method on 16 shots of the digits, in one table
           report     tables and figures of a sweep, beside the paper's numbers
           compare    configs and results of runs side by side

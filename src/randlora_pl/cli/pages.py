@@ -8,7 +8,9 @@ from randlora_pl.cli.compare_runs import PAGE as COMPARE
 from randlora_pl.cli.names import CALLBACK_GROUPS, RUN_OPTIONS, adapters, tasks
 from randlora_pl.cli.report import PAGE as REPORT
 from randlora_pl.cli.sources import Option, read_classes
+from randlora_pl.cli.sweep import PAGE as SWEEP
 from randlora_pl.cli.tables import entry
+from randlora_pl.cli.tune import PAGE as TUNE
 
 _START = {
     "fit": """\
@@ -169,6 +171,8 @@ What cannot be answered gives a 4xx or 5xx with {"detail": "what is wrong"}. GET
 of model, classes and limits, with 200 once requests are answered. 128 connections at a time; more give 503.
 Ctrl-C or SIGTERM ends it, and answers what is being asked.
 """,
+    "sweep": SWEEP,
+    "tune": TUNE,
     "datasets": """\
 List the data sets (datasets), or tell all about some of them (datasets NAME ...).
 

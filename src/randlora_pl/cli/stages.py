@@ -100,8 +100,13 @@ def write_config(app: App) -> None:
     write_text(file, f"{head}{CHECKSUM}{checksum(text)}\n{text}")
 
 
-def fit(app: App) -> None:
+def fit(app: App, zero_shot: bool = True, test: bool = True) -> None:
     """Zero-shot test, training, test; everything goes to the run folder and the end is printed.
+
+    Args:
+        app: The run.
+        zero_shot: Whether the untrained model is tested before.
+        test: Whether the test images are read at all.
 
     Raises:
         UserError: The run that was to be continued is finished.
@@ -120,7 +125,7 @@ def fit(app: App) -> None:
         if trainer.is_global_zero:
             remove_leftovers(folder)
         data.reuse_index(folder)
-    if task.zero_shot and not any(key.startswith("zeroshot/") for key in before):
+    if zero_shot and test and task.zero_shot and not any(key.startswith("zeroshot/") for key in before):
         task.test_name = "zeroshot"
         switch = ZeroShot()
         callbacks_of(trainer).append(switch)
@@ -135,7 +140,7 @@ def fit(app: App) -> None:
     callbacks_of(trainer).append(_ResolvedConfig(app))
     trainer.fit(task, data, ckpt_path=start, weights_only=True)
     finished = is_finished(app)
-    tested = _evaluated(trainer.test(task, data, verbose=False))
+    tested = _evaluated(trainer.test(task, data, verbose=False)) if test else {}
     _write(app, tested | fit_figures(app) | {"config": configs, "finished": finished})
     if trainer.is_global_zero:
         say(*end_page(folder))

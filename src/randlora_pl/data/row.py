@@ -57,6 +57,7 @@ class Row:
         flip: Whether training flips images horizontally unless the user says otherwise.
         own: The user's own images: short runs are always extended, not only few-shot ones.
         captions: The labels are captions rather than classes: recall is what counts.
+        package: A Python package that holds the images; empty where none does.
         patterns: The root need not be a path: a pattern or a URL will do.
         note: A remark worth a line in a listing.
     """
@@ -79,6 +80,7 @@ class Row:
     own: bool = False
     captions: bool = False
     patterns: bool = False
+    package: str = ""
     note: str = ""
 
     @property

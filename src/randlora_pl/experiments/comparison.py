@@ -96,7 +96,7 @@ class Comparison:
         Raises:
             UserError: If an option is unknown or impossible.
         """
-        data: ImageData = _make(ImageData, self.data | {"seed": seed}, "data")
+        data: ImageData = made(ImageData, self.data | {"seed": seed}, "data")
         return data
 
     def task(self, name: str, seed: int, **changes: Any) -> AdaptationTask:
@@ -119,7 +119,7 @@ class Comparison:
             raise UserError(f"{name}: expected {{method: NAME, options: {{name: value}}}}, not {self.methods[name]}.")
         adapter = make_adapter(method, options, name)
         arguments = {**self.model, **facts, **changes, "seed": seed, "adapter": adapter}
-        task: AdaptationTask = _make(TASKS[kind], arguments, name)
+        task: AdaptationTask = made(TASKS[kind], arguments, name)
         return task
 
     def check(self) -> None:
@@ -146,7 +146,17 @@ class Comparison:
                 raise UserError(f"{name}: {task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
 
 
-def _make(kind: Any, arguments: dict[str, Any], where: str) -> Any:
+def made(kind: Any, arguments: dict[str, Any], where: str) -> Any:
+    """An object of a class, or one line about the argument that it does not take.
+
+    Args:
+        kind: The class.
+        arguments: Its arguments by name.
+        where: The place that they come from, for messages.
+
+    Raises:
+        UserError: An argument is unknown or impossible.
+    """
     known = inspect.signature(kind).parameters
     for key in arguments:
         if key not in known:

@@ -21,6 +21,7 @@ from randlora_pl.callbacks import ZeroShot
 from randlora_pl.callbacks.run_folder import write_text
 from randlora_pl.data import ImageData
 from randlora_pl.errors import UserError
+from randlora_pl.experiments.choice import best_of
 from randlora_pl.experiments.comparison import Comparison
 
 
@@ -146,7 +147,7 @@ def tune(comparison: Comparison, output: Path, say: Any = print) -> Found:
         rates = sorted(set(comparison.learning_rates))
         for place, seed in enumerate(comparison.tuning_seeds):
             if place == 1:
-                rates = sorted(rates, key=lambda rate: (-tried[rate][0], rate))[:2]
+                rates = best_of({rate: tried[rate][0] for rate in rates}, 2)
             for rate in rates:
                 cell = run_cell(comparison, name, seed, "val", **{option: rate})
                 tried.setdefault(rate, []).append(cell.accuracy)
@@ -176,8 +177,8 @@ def best_rates(comparison: Comparison, found: Found) -> str:
     lines = []
     for name, figures in found.items():
         runs = max(map(len, figures.values()))
-        means = {rate: statistics.mean(values) for rate, values in sorted(figures.items()) if len(values) == runs}
-        rate = max(means, key=means.__getitem__)
+        means = {rate: statistics.mean(values) for rate, values in figures.items() if len(values) == runs}
+        (rate,) = best_of(means, 1)
         facts = comparison.methods[name] | {tuned_option(comparison, name): rate}
         text = yaml.safe_dump({name: facts}, default_flow_style=True, sort_keys=False, width=1000)
         lines.append(f"  {text.strip()[1:-1]}")

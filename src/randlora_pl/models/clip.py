@@ -13,11 +13,12 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from torch import Tensor, nn
 
 from randlora_pl.errors import UserError
+from randlora_pl.keep import kept, pristine
 from randlora_pl.models.building import check_size, first_line, patch_size, quiet, seeded
 from randlora_pl.models.clip_source import Source, download, image_size, image_spec, resolve
 from randlora_pl.models.spec import ImageSpec, ModelIdentity
 from randlora_pl.models.tiny import build_tiny, tiny_tokenizer
-from randlora_pl.models.weights import file_sha256, load_strictly, read_weights
+from randlora_pl.models.weights import changed, file_sha256, load_strictly, read_weights
 
 _log = logging.getLogger("randlora_pl")
 Tokenizer = Callable[[list[str]], Tensor]
@@ -46,7 +47,7 @@ class LoadedClip:
         Raises:
             UserError: The tokenizer's files are not on this machine and cannot be downloaded.
         """
-        return load_tokenizer(self.identity.name)
+        return kept("tokenizer", self.identity.name, lambda: load_tokenizer(self.identity.name))
 
 
 class ImageTower(nn.Module):
@@ -113,9 +114,16 @@ def load_clip(
             weights that cannot be downloaded; an image size that the patches do not divide.
     """
     source = resolve(name, pretrained)
-    image = image_spec(source, force_image_size)
     for note in source.notes:
         _log.warning(note)
+    drawn = seed if source.kind == "random" else None
+    key = (source.kind, source.name, source.pretrained, changed(source.pretrained), drawn, force_image_size)
+    return pristine("clip", key, lambda: _load(source, seed, force_image_size))
+
+
+def _load(source: Source, seed: int, force_image_size: int | None) -> LoadedClip:
+    """What `load_clip` loads, from what is known of it."""
+    image = image_spec(source, force_image_size)
     path = download(source) if source.kind == "tag" else source.pretrained
     state = None if source.kind in ("random", "shipped") else read_weights(path)  # before the slower building
     with seeded(seed):

@@ -11,9 +11,10 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from randlora_pl.errors import UserError, near
+from randlora_pl.keep import pristine
 from randlora_pl.models.building import check_size, first_line, patch_size, seeded
 from randlora_pl.models.spec import ImageSpec, ModelIdentity
-from randlora_pl.models.weights import file_sha256, looks_like_file, mismatch, read_weights
+from randlora_pl.models.weights import changed, file_sha256, looks_like_file, mismatch, read_weights
 
 _DINOV2_SIZE = 224  # the paper's; timm's configurations say 518
 
@@ -68,6 +69,13 @@ def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None =
             weights that cannot be downloaded; an image size that the patches do not divide.
     """
     name, pretrained, is_file = _resolve(name, pretrained or "random")
+    drawn = seed if pretrained == "random" else None
+    key = (name, pretrained, changed(pretrained), drawn, img_size)
+    return pristine("vit", key, lambda: _load(name, pretrained, is_file, img_size, seed))
+
+
+def _load(name: str, pretrained: str, is_file: bool, img_size: int | None, seed: int) -> LoadedVit:
+    """What `load_vit` loads, its name and weights resolved."""
     image = vit_image_spec(name, img_size)
     state = _without_classifier(read_weights(pretrained), name) if is_file else None
     with seeded(seed):

@@ -31,6 +31,12 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def changed(path: str) -> int | None:
+    """When a weights file was last written, in nanoseconds; None where ``path`` is no file."""
+    file = Path(path).expanduser()
+    return file.stat().st_mtime_ns if file.is_file() else None
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict by safetensors or ``torch.load(weights_only=True)``, chosen by the file's content.
 

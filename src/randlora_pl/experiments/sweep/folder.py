@@ -1,0 +1,172 @@
+"""The folder of a sweep: its description, its cells and what state they are in."""
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from randlora_pl.cache import write_whole
+from randlora_pl.errors import UserError
+from randlora_pl.experiments.sweep.description import Description
+from randlora_pl.experiments.sweep.locks import holder
+from randlora_pl.experiments.sweep.plan import Cell, Labels
+
+DONE, FAILED, OPEN = "done", "failed", "open"
+
+
+@dataclass
+class SweepFolder:
+    """Where a sweep lives.
+
+    Attributes:
+        path: The folder.
+        file: Name of its description.
+    """
+
+    path: Path
+    file: str = "sweep.yaml"
+    _done: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def place(self, cell: Cell) -> Path:
+        """The run folder of a cell."""
+        return self.path / "cells" / cell.hash
+
+    def lock(self, cell: Cell) -> Path:
+        """The lock file of a cell."""
+        return self.path / "locks" / f"{cell.hash}.lock"
+
+    def state(self, cell: Cell) -> str:
+        """``done``, ``failed`` or ``open``."""
+        if self.results(cell):
+            return DONE
+        return FAILED if (self.place(cell) / "failed.json").is_file() else OPEN
+
+    def results(self, cell: Cell) -> dict[str, Any]:
+        """The figures of a finished cell; empty while it is not finished."""
+        if cell.hash not in self._done:
+            found = _read(self.place(cell) / "results.json")
+            if found.get("finished") is not True:
+                return {}
+            self._done[cell.hash] = found
+        return self._done[cell.hash]
+
+    def failure(self, cell: Cell) -> dict[str, Any]:
+        """``reason``, ``time`` and ``tries`` of a cell that failed; empty for any other."""
+        return _read(self.place(cell) / "failed.json")
+
+    def worker(self, cell: Cell) -> dict[str, Any] | None:
+        """Who runs a cell just now."""
+        return holder(self.lock(cell))
+
+    def begin(self, cell: Cell) -> Path:
+        """Makes the folder of a cell, with what it is called and what decides its result."""
+        labels = cell.labels._asdict() | ({"family": cell.family} if cell.family else {}) | cell.facts
+        _write_json(self.place(cell) / "cell.json", labels | {"config": cell.flat})
+        return self.place(cell)
+
+    def fail(self, cell: Cell, reason: str, traceback: str = "") -> None:
+        """Records that a cell failed, and why."""
+        facts: dict[str, Any] = {"reason": " ".join(reason.split()), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        facts |= {"tries": int(self.failure(cell).get("tries", 0)) + 1}
+        self.begin(cell)
+        _write_json(self.place(cell) / "failed.json", facts | ({"traceback": traceback} if traceback else {}))
+
+    def succeed(self, cell: Cell, keep_adapters: bool) -> None:
+        """Removes what a finished cell needs no more: checkpoints, a former failure, and adapters where so wished."""
+        place = self.place(cell)
+        shutil.rmtree(place / "checkpoints", ignore_errors=True)
+        (place / "failed.json").unlink(missing_ok=True)
+        if not keep_adapters:
+            for name in ("adapter", "adapter-best"):
+                shutil.rmtree(place / name, ignore_errors=True)
+
+    def open(self, description: Description, cells: Sequence[Cell]) -> None:
+        """Makes the folder for a sweep, or extends the grid of the one that is there.
+
+        Raises:
+            UserError: It holds cells that are called the same and have another config, or something else.
+        """
+        file = self.path / self.file
+        if not file.is_file() and self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"{self.path} has no {self.file} and is not empty; name another folder by --output.")
+        self.check(cells)
+        if file.is_file():
+            description = description.union(self.description())
+        text = yaml.safe_dump(description.content(), sort_keys=False, allow_unicode=True, width=120)
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            _write(file, text)
+
+    def description(self) -> Description:
+        """What the folder says it is.
+
+        Raises:
+            UserError: It says nothing, or something that is no sweep.
+        """
+        file = self.path / self.file
+        try:
+            return Description.of(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+        except (OSError, ValueError, AttributeError, yaml.YAMLError, UserError) as error:
+            raise UserError(f"{file} describes no sweep: {' '.join(str(error).split())}") from error
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Refuses a folder whose cells of the same names have other configs.
+
+        Raises:
+            UserError: Says what differs.
+        """
+        planned = {cell.labels: cell for cell in cells}
+        hashes = {cell.hash for cell in cells}
+        clashes = []
+        for file in sorted((self.path / "cells").glob("*/cell.json")):
+            if file.parent.name in hashes:
+                continue
+            told = _read(file)
+            with contextlib.suppress(KeyError, ValueError, TypeError):
+                labels = Labels(*(told[name] for name in Labels._fields))
+                if labels in planned and all(told.get(key) == value for key, value in planned[labels].facts.items()):
+                    clashes.append((labels, file.parent, _difference(told.get("config", {}), planned[labels].flat)))
+        if clashes:
+            labels, place, differs = clashes[0]
+            more = f" ({len(clashes)} cells in all)" if len(clashes) > 1 else ""
+            raise UserError(
+                f"{self.path} holds another sweep: {labels} has {differs} in {place}{more}.\n"
+                "Name another --output, or remove those cells; labels that are new here are welcome."
+            )
+
+
+def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+    shown = [f"{name} {there.get(name, 'not set')} (here {here.get(name, 'not set')})" for name in names]
+    return ", ".join(shown[:3]) + (" ..." if len(shown) > 3 else "")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON mapping; empty where there is none, or a damaged one."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    _write(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write(file: Path, text: str) -> None:
+    """Writes a file whole, also where other processes write the same one.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        write_whole(file, lambda stream: stream.write(text.encode("utf-8")))
+        file.chmod(0o644)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror or error}).") from error

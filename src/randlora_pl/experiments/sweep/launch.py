@@ -1,0 +1,157 @@
+"""Starts several processes on one sweep: on this machine, or as a SLURM array through submitit."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.errors import UserError
+
+_PATIENCE = 60.0
+"""Seconds that processes get to end their step after SIGTERM."""
+
+
+def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None], every: float = 1.0) -> list[int]:
+    """Runs the same command in several processes until all have ended; their output goes to ``FOLDER/logs``.
+
+    Args:
+        words: The command behind ``randlora-pl``.
+        folder: The sweep.
+        jobs: How many processes.
+        look: Called now and then.
+        every: Seconds between two calls.
+
+    Returns:
+        Their exit codes.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, once all have ended.
+    """
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    started: list[subprocess.Popen[bytes]] = []
+
+    def terminated(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        for number in range(jobs):
+            with (logs / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{number + 1}.log").open("ab") as log:
+                command = [sys.executable, "-m", "randlora_pl", *words]
+                started.append(
+                    subprocess.Popen(
+                        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_share(number, jobs)
+                    )
+                )
+        while any(process.poll() is None for process in started):
+            look()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                next(process for process in started if process.poll() is None).wait(every)
+        look()
+    except StopIteration:
+        pass
+    finally:
+        _end(started)
+        signal.signal(signal.SIGTERM, before)
+    return [process.returncode for process in started]
+
+
+def _share(number: int, jobs: int) -> dict[str, str]:
+    """The environment of one process: its share of the cores, and one GPU where there are several."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // jobs))}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(number) for number in range(_gpus())]
+    return environment | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if len(gpus) > 1 else {})
+
+
+def _gpus() -> int:
+    """NVIDIA devices, without starting CUDA here."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
+
+
+def _end(started: Sequence["subprocess.Popen[bytes]"]) -> None:
+    running = [process for process in started if process.poll() is None]
+    for process in running:
+        process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + _PATIENCE
+    for process in running:
+        try:
+            process.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def slurm(words: Sequence[str], folder: Path, jobs: int, options: Sequence[str]) -> list[str]:
+    """Submits an array of jobs that work on one sweep.
+
+    Args:
+        words: The command behind ``randlora-pl`` that each of them runs.
+        folder: The sweep, on a disk that all machines see; submitit keeps its files in ``FOLDER/slurm``.
+        jobs: How many.
+        options: ``key=value`` words for submitit's ``update_parameters``, such as ``slurm_partition=gpu``,
+            ``timeout_min=600`` and ``gpus_per_node=1``; ``cluster=local`` and ``cluster=debug`` run them here.
+
+    Returns:
+        Numbers of the jobs.
+
+    Raises:
+        UserError: submitit is not installed, an option is wrong, or there is no SLURM.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("--launcher slurm needs submitit: pip install 'randlora-pl[slurm]'") from error
+    parameters = dict(map(_option, options))
+    cluster = str(parameters.pop("cluster", "slurm"))
+    try:
+        executor = submitit.AutoExecutor(folder=str(folder / "slurm"), cluster=cluster)
+        executor.update_parameters(**{"name": f"sweep-{folder.name}"} | parameters)
+        submitted = executor.map_array(run, [list(words)] * jobs)
+        if cluster == "debug":
+            for job in submitted:
+                job.result()
+    except (
+        RuntimeError,
+        NameError,
+        TypeError,
+        ValueError,
+        AssertionError,
+        OSError,
+        subprocess.SubprocessError,
+    ) as error:
+        raise UserError(f"--launcher slurm: {_line(error)}") from error
+    return [str(job.job_id) for job in submitted]
+
+
+def run(words: list[str]) -> int:
+    """What a submitted job runs.
+
+    Raises:
+        RuntimeError: The command ended with an error, which the job's log tells.
+    """
+    from importlib import import_module
+
+    main: Callable[[list[str]], int] = import_module("randlora_pl.cli.main").main
+    code = main(words)
+    if code > 1:  # 1: some cells failed, which the sweep has recorded
+        raise RuntimeError(f"randlora-pl {' '.join(words)} ended with {code}")
+    return code
+
+
+def _option(word: str) -> tuple[str, Any]:
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise UserError(f"--slurm {word}: expected KEY=VALUE, such as slurm_partition=gpu.")
+    return key, int(value) if value.isdigit() else value
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,143 @@
+"""The loop of one process over the cells of a sweep."""
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from randlora_pl.errors import LostProcessError, UserError
+from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
+from randlora_pl.experiments.sweep.locks import acquire
+from randlora_pl.experiments.sweep.plan import Cell
+
+_PAUSE = 1.0
+"""Seconds between two looks at what other processes are doing."""
+
+Run = Callable[[Cell, Path], None]
+"""Runs a cell in its folder to its end, or raises."""
+
+
+class Watch:
+    """What the loop tells whoever looks at it; this one is silent."""
+
+    def started(self, cell: Cell) -> None:
+        """A cell begins."""
+
+    def ended(self, cell: Cell, seconds: float, failed: str = "") -> None:
+        """A cell has ended, ``failed`` says why it failed."""
+
+
+@dataclass
+class Outcome:
+    """What one process has done.
+
+    Attributes:
+        done: Cells that it finished.
+        failed: Cells that failed here.
+        elsewhere: Cells that another process was running at the end.
+        stopped: Why it stopped before the end, empty where it did not.
+    """
+
+    done: list[Cell] = field(default_factory=list)
+    failed: list[Cell] = field(default_factory=list)
+    elsewhere: int = 0
+    stopped: str = ""
+
+
+@dataclass
+class Loop:
+    """One process at work on a sweep.
+
+    Attributes:
+        folder: The sweep.
+        cells: Its share of the cells, in order.
+        run: Runs a cell.
+        watch: Told what happens.
+        fatal: Whether an error would meet the next cell as well.
+        retry_failed: Cells that have failed before are tried once more.
+        deadline: Value of ``time.monotonic`` after which no cell begins.
+        seconds: What a cell is expected to take, so that none begins that would end after the deadline.
+        keep_adapters: Whether finished cells keep their adapter.
+        wait: Whether to wait for cells that other processes are running.
+    """
+
+    folder: SweepFolder
+    cells: Sequence[Cell]
+    run: Run
+    watch: Watch = field(default_factory=Watch)
+    fatal: Callable[[Exception], bool] = lambda error: False
+    retry_failed: bool = False
+    deadline: float | None = None
+    seconds: Callable[[Cell], float] = lambda cell: 0.0
+    keep_adapters: bool = True
+    wait: bool = False
+
+    def work(self) -> Outcome:
+        """Runs every cell that nobody has run and nobody is running, until there is none.
+
+        Raises:
+            UserError: The disk is full, or the folder cannot be written.
+            KeyboardInterrupt: As the cell raised it; the cell is free for others.
+        """
+        tries = {cell.hash: self.folder.failure(cell).get("tries", 0) for cell in self.cells}
+        outcome = Outcome()
+        left = list(self.cells)
+        while left:
+            passed: list[Cell] = []
+            for cell in left:
+                if self._settled(cell, tries):
+                    continue
+                if self.deadline is not None and time.monotonic() + self.seconds(cell) > self.deadline:
+                    outcome.stopped = "the time is up"
+                    return outcome
+                if not self._one(cell, tries, outcome):
+                    passed.append(cell)
+            if passed and all(self.folder.worker(cell) for cell in passed):
+                if not self.wait:
+                    outcome.elsewhere = len(passed)
+                    return outcome
+                time.sleep(_PAUSE)
+            left = passed
+        return outcome
+
+    def _settled(self, cell: Cell, tries: dict[str, int]) -> bool:
+        state = self.folder.state(cell)
+        if state == FAILED and self.retry_failed:  # unless another process has just done so
+            return bool(self.folder.failure(cell).get("tries", 0) != tries.get(cell.hash, 0))
+        return state in (DONE, FAILED)
+
+    def _one(self, cell: Cell, tries: dict[str, int], outcome: Outcome) -> bool:
+        """Runs a cell unless another process does; whether it is settled now."""
+        try:
+            lock = acquire(self.folder.lock(cell))
+        except OSError as error:
+            raise UserError(f"{self.folder.path} cannot be written ({error.strerror or error}).") from error
+        if lock is None:
+            return False
+        try:
+            if not self._settled(cell, tries):  # another process may have ended it before the lock was taken
+                self._run(cell, outcome)
+        finally:
+            lock.release()
+        return True
+
+    def _run(self, cell: Cell, outcome: Outcome) -> None:
+        self.watch.started(cell)
+        start = time.monotonic()
+        failed = ""
+        try:
+            self.run(cell, self.folder.begin(cell))
+            if not self.folder.results(cell):
+                raise UserError("it ended before its last step")
+            self.folder.succeed(cell, self.keep_adapters)
+        except Exception as error:  # whatever a cell dies of, the others can go on
+            if self.fatal(error):
+                raise
+            failed = (
+                str(error) if isinstance(error, UserError | LostProcessError) else f"{type(error).__name__}: {error}"
+            )
+            known = isinstance(error, UserError)
+            self.folder.fail(cell, failed, "" if known else traceback.format_exc())
+        (outcome.failed if failed else outcome.done).append(cell)
+        self.watch.ended(cell, time.monotonic() - start, failed)

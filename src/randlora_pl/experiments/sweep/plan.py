@@ -1,0 +1,208 @@
+"""From a description to cells: the product, the resolved config of each and its hash."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, NamedTuple
+
+from randlora_pl.data.catalog import CATALOG
+from randlora_pl.errors import UserError, near
+from randlora_pl.experiments.sweep.description import ZERO_SHOT, Description, Tree, budget_options, is_zero_shot
+
+_HOW = (
+    *("run", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "config"),
+    *("trainer.enable_progress_bar", "checkpoint.every_n_steps"),
+)
+"""Options that say how and where a cell runs: they change neither what it computes nor its hash."""
+
+
+class Labels(NamedTuple):
+    """What a cell is called."""
+
+    model: str
+    dataset: str
+    budget: str
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.dataset}, {self.budget}, {self.method}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+        labels: What it is called.
+        tree: Its config.
+        flat: What decides its result, by short names; see `essence`.
+        family: Family of its model, empty where none is given.
+        facts: What a search of learning rates tries in it.
+    """
+
+    labels: Labels
+    tree: Tree
+    flat: Tree
+    family: str = ""
+    facts: Tree = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """The first 12 hex digits of the SHA-256 of `flat`, the name of its folder."""
+        return digest(self.flat)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether it is a test of the untrained model."""
+        return self.labels.budget == ZERO_SHOT
+
+
+@dataclass(frozen=True)
+class Composer:
+    """How configs are put together; the command line gives the functions that `fit` uses.
+
+    Attributes:
+        pair: The config of a model with a method (label, facts), its names checked.
+        overlay: A config with others over it.
+        check: Checks the names in a whole config.
+        flatten: A config by short names.
+    """
+
+    pair: Callable[[Tree, Tree, Tree, bool], Tree]
+    overlay: Callable[[Tree, Tree], Tree]
+    check: Callable[[Tree], Any]
+    flatten: Callable[[Tree], Tree]
+
+
+def plan(description: Description, composer: Composer, tuning: Tree | None = None) -> list[Cell]:
+    """Every cell in the order in which they are run: models and data sets change least often, then seeds.
+
+    An untrained model has one cell for each data set: nothing in it depends on a budget or a seed.
+
+    Args:
+        description: The sweep.
+        composer: Puts configs together.
+        tuning: Options of the model for every cell of a search.
+
+    Raises:
+        UserError: A name is unknown; says the place in the description.
+    """
+    cells = []
+    checked: set[str] = set()
+    for model, facts in description.models.items():
+        trees = {label: _pair(description, composer, model, label) for label in methods_of(description, model)}
+        for dataset, options in description.datasets.items():
+            for seed, budget, method in _order(description, list(trees)):
+                data = {"data": options | budget_options(budget), "seed_everything": seed}
+                tree = composer.overlay(_without_budget(trees[method]), data)
+                tree = composer.overlay(tree, tuning) if tuning else tree
+                if dataset not in checked:
+                    checked.add(dataset)
+                    _told(f"datasets.{dataset}", composer.check, tree)
+                flat = essence(composer.flatten(tree))
+                labels = Labels(model, dataset, budget, method, seed)
+                cells.append(Cell(labels, tree, flat, str(facts.get("family") or "")))
+    return cells
+
+
+def methods_of(description: Description, model: str) -> list[str]:
+    """The methods that a model is tried with."""
+    return [label for label, facts in description.methods.items() if model in (facts.get("models") or [model])]
+
+
+def _order(description: Description, methods: list[str]) -> Iterable[tuple[int, str, str]]:
+    for method in filter(is_zero_shot, methods):
+        yield description.seeds[0], ZERO_SHOT, method
+    trained = [method for method in methods if not is_zero_shot(method)]
+    yield from product(description.seeds, description.budgets, trained)
+
+
+def _pair(description: Description, composer: Composer, model: str, method: str) -> Tree:
+    facts = description.methods[method]
+    arguments = (description.models[model], facts, description.options, is_zero_shot(method))
+    tree: Tree = _told(f"models.{model} with methods.{method}", composer.pair, *arguments)
+    flat = composer.flatten(tree)
+    for option in ("trainer.devices", "trainer.num_nodes"):
+        if flat.get(option, 1) not in (1, "1", "auto"):
+            raise UserError(
+                f"models.{model} with methods.{method}: {option} is {flat[option]}, but a cell runs on one device; "
+                "for more devices start more processes (--jobs N)."
+            )
+    return tree
+
+
+def _told(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _without_budget(tree: Tree) -> Tree:
+    data = {name: value for name, value in tree.get("data", {}).items() if name not in ("shots", "fraction", "dataset")}
+    return tree | {"data": data}
+
+
+def essence(flat: Mapping[str, Any]) -> Tree:
+    """What decides a cell's result: no places, nothing that says how it is run.
+
+    A data set of the catalog is known by its name; your own images are known by their place.
+    """
+    own = CATALOG[flat["data.dataset"]].own if flat.get("data.dataset") in CATALOG else False
+    left_out = (*_HOW, "ckpt_path", *(() if own else ("data.root",)))
+    kept = {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{how}.") for how in left_out)}
+    return {key: _plain(kept[key]) for key in sorted(kept)}
+
+
+def digest(flat: Mapping[str, Any]) -> str:
+    """12 hex digits that depend on the values alone: not on their order, nor on 1 or 1.0, nor on later options."""
+    text = json.dumps(flat, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(value[key]) for key in value}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def only(cells: Sequence[Cell], choices: Sequence[str]) -> list[Cell]:
+    """The cells with the labels that ``key=value[,value]`` words choose.
+
+    Raises:
+        UserError: No such key, or a value that no cell has.
+    """
+    chosen = list(cells)
+    for word in choices:
+        key, equals, text = word.partition("=")
+        if key not in Labels._fields or not equals:
+            hint = near(key, Labels._fields)
+            raise UserError(f"--only {word}: expected KEY=VALUE with one of {', '.join(Labels._fields)}.{hint}")
+        known = list(dict.fromkeys(str(getattr(cell.labels, key)) for cell in cells))
+        values = [text] if text in known else text.split(",")
+        for value in values:
+            if value not in known:
+                raise UserError(f"--only {word}: there is no {key} {value!r}.{near(value, known)} {', '.join(known)}")
+        chosen = [cell for cell in chosen if str(getattr(cell.labels, key)) in values]
+    return chosen
+
+
+def shard(cells: Sequence[Cell], text: str | None) -> list[Cell]:
+    """Every n-th cell, beginning with the i-th, for ``i/n`` with i from 1 to n.
+
+    Raises:
+        UserError: It is something else.
+    """
+    if text is None:
+        return list(cells)
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--shard {text}: expected I/N with I from 1 to N, such as 1/4.")
+    return list(cells[int(number) - 1 :: int(count)])

@@ -1,0 +1,150 @@
+"""What a sweep shows while it runs: a live table on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import IO, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from randlora_pl.experiments.sweep.estimate import Estimator
+from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
+from randlora_pl.experiments.sweep.loop import Watch
+from randlora_pl.experiments.sweep.plan import Cell
+
+RESCAN = 10.0
+"""Seconds between two looks at the folder, which may be far away."""
+_SHOWN = 5
+
+
+class Progress(Watch):
+    """Follows a sweep.
+
+    Args:
+        folder: The sweep.
+        cells: The cells to count.
+        estimator: Says how long those that are left will take.
+        stream: Where to show it; a live table if that is a terminal.
+    """
+
+    def __init__(
+        self, folder: SweepFolder, cells: Sequence[Cell], estimator: Estimator, stream: IO[str] | None = None
+    ) -> None:
+        self.folder, self.cells, self.estimator = folder, cells, estimator
+        self.stream = sys.stdout if stream is None else stream
+        self.console = Console(file=self.stream)
+        self.lines: list[str] = []
+        self.own: tuple[Cell, float] | None = None
+        self._scanned = 0.0
+        self._states: dict[str, str] = {}
+        self._running: list[tuple[Cell, dict[str, Any]]] = []
+        self.live = Live(  # what cells print goes elsewhere
+            console=self.console, get_renderable=self.page, refresh_per_second=2, redirect_stdout=False,
+            redirect_stderr=False,
+        )  # fmt: skip
+
+    def shown(self) -> AbstractContextManager[Any]:
+        """Within it the table is on the terminal; elsewhere nothing happens."""
+        return self.live if self.console.is_terminal else nullcontext()
+
+    def started(self, cell: Cell) -> None:
+        """A cell begins here."""
+        self.own = (cell, time.monotonic())
+
+    def ended(self, cell: Cell, seconds: float, failed: str = "") -> None:
+        """Tells a finished or failed cell in a line."""
+        self.own = None
+        self.estimator.refresh()
+        self.scan()
+        self.tell(cell, f"failed: {failed}" if failed else f"{accuracy(self.folder, cell)} in {clock(seconds)}")
+
+    def tell(self, cell: Cell, what: str) -> None:
+        """A line about a cell."""
+        done, failed, _ = self.count()
+        line = f"{done + failed}/{len(self.cells)}  {cell.labels}: {what}"
+        if self.console.is_terminal:
+            self.lines = [*self.lines, line][-_SHOWN:]
+        else:
+            print(f"{line}; {self.time_left()}", file=self.stream, flush=True)
+
+    def scan(self) -> None:
+        """Looks at every cell that was not finished the last time."""
+        self._scanned = time.monotonic()
+        for cell in self.cells:
+            if self._states.get(cell.hash) != DONE:
+                self._states[cell.hash] = self.folder.state(cell)
+        open_cells = [cell for cell in self.cells if self._states[cell.hash] != DONE]
+        self._running = [
+            (cell, worker)
+            for cell in open_cells
+            if self.folder.lock(cell).exists() and (worker := self.folder.worker(cell)) is not None
+        ]
+
+    def count(self) -> tuple[int, int, int]:
+        """Cells that are done, failed, and left."""
+        if not self._states:
+            self.scan()
+        states = list(self._states.values())
+        done, failed = states.count(DONE), states.count(FAILED)
+        return done, failed, len(states) - done - failed
+
+    def seconds_left(self) -> float | None:
+        """Time for the cells that are left, shared among the processes at work; None where too little is known."""
+        left = [cell for cell in self.cells if self._states.get(cell.hash) not in (DONE, FAILED)]
+        known = [e.seconds for cell in left if (e := self.estimator.measured(cell)) is not None and e.seconds]
+        if left and not known:
+            return None
+        return sum(known) * len(left) / max(1, len(known)) / max(1, self.at_work())
+
+    def at_work(self) -> int:
+        """Processes that run a cell just now, this one included."""
+        return len(self._elsewhere()) + (self.own is not None)
+
+    def _elsewhere(self) -> list[tuple[Cell, dict[str, Any]]]:
+        return [pair for pair in self._running if self.own is None or pair[0].hash != self.own[0].hash]
+
+    def time_left(self) -> str:
+        """The same in words."""
+        seconds = self.seconds_left()
+        return "time left not known yet" if seconds is None else f"{clock(seconds)} left"
+
+    def page(self) -> RenderableType:
+        """The live table."""
+        if time.monotonic() - self._scanned > RESCAN:
+            self.scan()
+        done, failed, left = self.count()
+        table = Table(box=None, show_header=True, pad_edge=False)
+        for name in ("done", "running", "failed", "left", "time left"):
+            table.add_column(name, justify="right")
+        seconds = self.seconds_left()
+        time_left = "?" if seconds is None else clock(seconds)
+        table.add_row(str(done), str(self.at_work()), str(failed), str(left), time_left)
+        rows: list[RenderableType] = [Text(f"{self.folder.path}", style="bold"), table]
+        if self.own is not None:
+            cell, start = self.own
+            rows.append(Text(f"> {cell.labels}, for {clock(time.monotonic() - start)}"))
+        elsewhere = self._elsewhere()[:_SHOWN]
+        rows += [Text(f"> {cell.labels}, on {who.get('host')} ({who.get('pid')})") for cell, who in elsewhere]
+        rows += [Text(line, style="red" if ": failed: " in line else "dim") for line in self.lines]
+        return Group(*rows)
+
+
+def accuracy(folder: SweepFolder, cell: Cell) -> str:
+    """What a finished cell reached, in words."""
+    found = folder.results(cell)
+    for key, word in (("test/acc", ""), ("zeroshot/acc", ""), ("val/acc", " on validation")):
+        if isinstance(found.get(key), float):
+            return f"{100 * found[key]:.1f} %{word}"
+    return "no accuracy"
+
+
+def clock(seconds: float) -> str:
+    """``18 s``, ``3 min``, ``2 h 05 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

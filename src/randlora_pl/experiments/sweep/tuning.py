@@ -1,0 +1,271 @@
+"""A search of learning rates (and alphas) on validation images; the test images are left alone.
+
+Every candidate is tried with the first of the search's seeds, the two best also with the others: one run on few
+validation images is too noisy a judge between neighbours. A method's score is the mean over the models, data sets and
+budgets of the search, so that it gets one rate for all of them, as in the paper.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+from randlora_pl.adapters.files import METHODS
+from randlora_pl.errors import UserError, near
+from randlora_pl.experiments.choice import best_of
+from randlora_pl.experiments.sweep.description import Description, Tree, budgets, is_zero_shot, whole_numbers
+from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
+from randlora_pl.experiments.sweep.plan import Cell, Composer, plan
+
+FINALISTS = 2
+VALIDATED = {"trainer": {"limit_val_batches": 1.0, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}}
+"""Validation once, after the last step, on all validation images."""
+
+Values = tuple[float, ...]
+"""A candidate: a learning rate, and an alpha where one is searched."""
+
+
+@dataclass
+class Search:
+    """A search.
+
+    Attributes:
+        description: The sweep whose methods are tuned.
+        names: By method: what is searched, ``learning_rate`` or ``head_learning_rate``, and ``alpha``.
+        candidates: By method: what is tried.
+        seeds: Of the search, none of them the sweep's.
+        cells: By method and candidate, for each seed.
+    """
+
+    description: Description
+    names: dict[str, tuple[str, ...]]
+    candidates: dict[str, list[Values]]
+    seeds: list[int]
+    cells: dict[tuple[str, Values, int], list[Cell]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, description: Description, composer: Composer) -> "Search":
+        """The search that the ``tune`` part of a description describes.
+
+        Raises:
+            UserError: There is nothing to try, or something in it is wrong.
+        """
+        tune = description.tune
+        rates, alphas = _numbers("learning_rates", tune), _numbers("alphas", tune)
+        if not rates:
+            raise UserError("tune.learning_rates is missing: give the rates to try, such as [1e-4, 1e-3, 1e-2].")
+        seeds = whole_numbers("tune.seeds", tune.get("seeds", [0]))
+        if both := set(seeds) & set(description.seeds):
+            raise UserError(f"seeds and tune.seeds both contain {min(both)}; choose others for one of them.")
+        small = replace(
+            description,
+            datasets=_some("datasets", tune, description.datasets),
+            budgets=budgets(tune["budgets"]) if tune.get("budgets") else description.budgets,
+            seeds=seeds,
+            options=description.options | tune.get("set", {}),
+        )
+        names = {m: _searched(small, composer, m, alphas) for m in small.methods if not is_zero_shot(m)}
+        found = cls(description, names, {}, seeds)
+        for method, parts in names.items():
+            found.candidates[method] = list(product(rates, *([alphas] if "alpha" in parts else [])))
+            for values in found.candidates[method]:
+                found._add(small, composer, method, values)
+        return found
+
+    def _add(self, small: Description, composer: Composer, method: str, values: Values) -> None:
+        """The cells of one candidate."""
+        tried = dict(zip(self.names[method], values, strict=True))
+        label = f"{method} at {', '.join(f'{name} {value:g}' for name, value in tried.items())}"
+        grid = replace(small, methods={label: small.methods[method] | tried})
+        for cell in plan(grid, composer, VALIDATED):
+            cell = replace(cell, facts={"tunes": method, **tried})
+            self.cells.setdefault((method, values, cell.labels.seed), []).append(cell)
+
+    def restrict(self, words: Sequence[str]) -> None:
+        """Keeps the methods that ``method=NAME[,NAME]`` words choose, all of them where there are none.
+
+        Raises:
+            UserError: One is none of the methods.
+        """
+        chosen = [name for word in words for name in _names(word.partition("=")[2], self.names)]
+        if chosen:
+            self.names = {method: parts for method, parts in self.names.items() if method in chosen}
+            self.cells = {key: cells for key, cells in self.cells.items() if key[0] in chosen}
+
+    def keep(self, places: set[tuple[str, str]]) -> None:
+        """Keeps the cells of these models and data sets."""
+        for key, cells in self.cells.items():
+            self.cells[key] = [cell for cell in cells if (cell.labels.model, cell.labels.dataset) in places]
+
+    def first(self) -> list[Cell]:
+        """Every candidate with the first seed."""
+        return [cell for (_, _, seed), cells in self.cells.items() if seed == self.seeds[0] for cell in cells]
+
+    def all_cells(self) -> list[Cell]:
+        """Every candidate with every seed, of which the search runs a part."""
+        return [cell for cells in self.cells.values() for cell in cells]
+
+    def second(self, folder: SweepFolder) -> list[Cell]:
+        """The finalists with the other seeds; empty until the first round is over."""
+        if any(folder.state(cell) not in (DONE, FAILED) for cell in self.first()):
+            return []
+        chosen = []
+        for method in self.names:
+            for values in best_of(self.scores(folder, method, self.seeds[:1]), FINALISTS):
+                chosen += [cell for seed in self.seeds[1:] for cell in self.cells[method, values, seed]]
+        return chosen
+
+    def scores(self, folder: SweepFolder, method: str, seeds: Sequence[int]) -> dict[Values, float]:
+        """Mean validation accuracy of the candidates whose every cell with these seeds is finished."""
+        found = {}
+        for values in self.candidates[method]:
+            figures = [self.figure(folder, cell) for seed in seeds for cell in self.cells[method, values, seed]]
+            known = [figure for figure in figures if figure is not None]
+            if known and len(known) == len(figures):
+                found[values] = fmean(known)
+        return found
+
+    @staticmethod
+    def figure(folder: SweepFolder, cell: Cell) -> float | None:
+        """Validation accuracy of a finished cell."""
+        found = folder.results(cell).get("val/acc")
+        return float(found) if isinstance(found, int | float) else None
+
+    def chosen(self, folder: SweepFolder) -> dict[str, dict[str, float]]:
+        """The best candidate of each method; a method none of whose candidates worked is left out."""
+        best = {}
+        for method, names in self.names.items():
+            if found := best_of(self.scores(folder, method, self.seeds), 1):
+                best[method] = dict(zip(names, found[0], strict=True))
+        return best
+
+    def report(self, folder: SweepFolder) -> dict[str, Any]:
+        """Everything that was tried, JSON-ready."""
+        chosen = self.chosen(folder)
+        methods = {}
+        for method, names in self.names.items():
+            tried = []
+            for values in self.candidates[method]:
+                cells = {seed: self.cells[method, values, seed] for seed in self.seeds}
+                figures = {seed: [self.figure(folder, cell) for cell in row] for seed, row in cells.items()}
+                means = {
+                    str(seed): fmean(f for f in row if f is not None)
+                    for seed, row in figures.items()
+                    if row and None not in row
+                }
+                reasons = [folder.failure(cell).get("reason") for row in cells.values() for cell in row]
+                entry: Tree = dict(zip(names, values, strict=True)) | {"val/acc": means}
+                tried.append(entry | ({"failed": reason} if (reason := next(filter(None, reasons), None)) else {}))
+            methods[method] = {"chosen": chosen.get(method), "tried": tried}
+        return {"seeds": self.seeds, "finalists": FINALISTS, "split": "val", "methods": methods}
+
+    def edges(self, folder: SweepFolder) -> list[str]:
+        """Methods whose best rate is the least or the greatest that was tried, so that a better one may lie beyond."""
+        return [
+            f"{method} ({values[self.names[method][0]]:g})"
+            for method, values in self.chosen(folder).items()
+            if (rates := sorted({tried[0] for tried in self.candidates[method]}))
+            and len(rates) > 1
+            and values[self.names[method][0]] in (rates[0], rates[-1])
+        ]
+
+    def tuned(self, folder: SweepFolder) -> Description:
+        """The description with the best candidates in it."""
+        chosen = self.chosen(folder)
+        methods = {label: facts | chosen.get(label, {}) for label, facts in self.description.methods.items()}
+        return replace(self.description, methods=methods)
+
+
+def markdown(report: Tree) -> str:
+    """A table of what was tried: validation accuracy in percent, mean over data sets, budgets and models."""
+    lines = [
+        "Validation accuracy in percent, the mean over models, data sets and budgets. Every candidate with seed "
+        f"{report['seeds'][0]}, the {report['finalists']} best of each method with all seeds; no test image was read.",
+        "",
+        "| method | tried | " + " | ".join(f"seed {seed}" for seed in report["seeds"]) + " | mean | |",
+        "|---|---|" + "---:|" * (len(report["seeds"]) + 1) + "---|",
+    ]
+    for method, facts in report["methods"].items():
+        for entry in facts["tried"]:
+            values = {key: value for key, value in entry.items() if key not in ("val/acc", "failed")}
+            found = entry["val/acc"]
+            cells = [f"{100 * found[str(s)]:.1f}" if str(s) in found else "" for s in report["seeds"]]
+            mean = f"{100 * fmean(found.values()):.1f}" if found else ""
+            failed = f"failed: {entry['failed'].partition('. ')[0]}" if "failed" in entry else ""
+            mark = "chosen" if values == facts["chosen"] else failed
+            shown = ", ".join(f"{key} {value:g}" for key, value in values.items())
+            lines.append(f"| {method} | {shown} | {' | '.join(cells)} | {mean} | {mark} |")
+    return "\n".join(lines) + "\n"
+
+
+def config_text(description: Description, head: str) -> str:
+    """A description as a config: its comments, then an entry a line.
+
+    Args:
+        description: The description.
+        head: Lines of comments.
+    """
+    lines = [head.rstrip("\n")] if head else []
+    for key, value in description.content().items():
+        if key in ("models", "methods", "datasets") and isinstance(value, dict):
+            lines.append(f"{key}:")
+            lines += [f"  {_flow({label: facts})[1:-1]}" for label, facts in value.items()]
+        else:
+            lines.append(_flow({key: value})[1:-1])
+    return "\n".join(lines) + "\n"
+
+
+def _flow(value: Tree) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6).strip()
+
+
+def as_json(report: Tree) -> str:
+    """The report as the text of ``tuning.json``."""
+    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+
+
+def _searched(description: Description, composer: Composer, method: str, alphas: list[float]) -> tuple[str, ...]:
+    """What is searched for a method: a linear probe has only the rate of its head, and not all methods an alpha."""
+    restricted = description.methods[method].get("models") or list(description.models)
+    model = description.models[restricted[0] if isinstance(restricted, list) else restricted]
+    try:
+        tree = composer.pair(model, description.methods[method], description.options, False)
+    except UserError as error:
+        raise UserError(f"methods.{method}: {error}") from error
+    name = str(composer.flatten(tree)["model.adapter"]).rpartition(".")[2]
+    rate = "head_learning_rate" if name == "LinearProbe" else "learning_rate"
+    kind = METHODS.get(name)
+    return (rate, "alpha") if alphas and kind and "alpha" in inspect.signature(kind).parameters else (rate,)
+
+
+def _names(text: str, known: Mapping[str, Any]) -> list[str]:
+    names = [text] if text in known else text.split(",")
+    for name in names:
+        if name not in known:
+            raise UserError(f"--only method={text}: there is no method {name!r} to tune.{near(name, known)}")
+    return names
+
+
+def _numbers(name: str, tune: Tree) -> list[float]:
+    values = tune.get(name, [])
+    good = isinstance(values, list) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) and v > 0 for v in values
+    )
+    if not good:
+        raise UserError(f"tune.{name} is {values!r}: expected a list of positive numbers.")
+    return sorted({float(value) for value in values})
+
+
+def _some(name: str, tune: Tree, known: dict[str, Tree]) -> dict[str, Tree]:
+    chosen = tune.get(name) or list(known)
+    if not isinstance(chosen, list):
+        raise UserError(f"tune.{name} is {chosen!r}: expected a list of labels.")
+    for label in chosen:
+        if label not in known:
+            raise UserError(f"tune.{name} has {label!r}, which is none of the {name}.{near(str(label), known)}")
+    return {label: known[label] for label in chosen}

@@ -1,0 +1,76 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from randlora_pl.data.catalog import PAPER
+from randlora_pl.errors import UserError
+from randlora_pl.experiments.sweep.description import Description, budget, budget_options, is_zero_shot
+from tests.experiments.sweep.grids import GRID
+
+
+def test_what_it_writes_it_reads_again() -> None:
+    told = Description.of(GRID | {"budgets": [1, "50%", 0.25, "100%", "16-shot"], "seeds": [3, 3, 1]})
+    assert told.budgets == ["1-shot", "50%", "25%", "100%", "16-shot"] and told.seeds == [3, 1]
+    assert Description.of(told.content()) == told
+
+
+def test_all_data_sets_are_the_papers_and_labels_may_differ_from_names() -> None:
+    assert list(Description.of(GRID | {"datasets": "all"}).datasets) == list(PAPER)
+    told = Description.of(GRID | {"datasets": {"short": {"dataset": "digits", "steps": 1}, "digits": None}})
+    assert told.datasets == {"short": {"dataset": "digits", "steps": 1}, "digits": {"dataset": "digits"}}
+    assert Description.of(told.content()) == told
+
+
+@given(st.integers(1, 10**6), st.integers(1, 100))
+def test_budgets_by_their_labels(shots: int, percent: int) -> None:
+    assert budget_options(budget(shots)) == {"shots": shots}
+    assert budget(f"{shots}-shot") == budget(str(shots)) == budget(shots)
+    assert budget(f"{percent}%") == budget(f"{percent} %") == budget(percent / 100) == f"{percent}%"
+    assert budget_options(f"{percent}%") == ({} if percent == 100 else {"fraction": percent / 100})
+
+
+def test_zero_shot_is_known_by_its_label() -> None:
+    assert all(map(is_zero_shot, ("zero-shot", "Zero shot", "untrained")))
+    assert not is_zero_shot("LoRA")
+
+
+def test_union_keeps_the_older_grid() -> None:
+    older = Description.of(GRID)
+    newer = Description.of(GRID | {"seeds": [2], "budgets": [4], "methods": {"VeRA": {"adapter": "VeRA"}}})
+    both = newer.union(older)
+    assert (both.seeds, both.budgets, list(both.methods)) == (
+        [1, 2], ["2-shot", "4-shot"], ["RandLoRA-6", "LoRA-4", "VeRA"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"metods": {}}, "a sweep has no key 'metods'. Did you mean 'methods'"),
+        ({"models": {}}, "models is missing"),
+        ({"models": {"a": {}}}, "models.a has no config"),
+        ({"models": {"a": {"config": "x", "sett": {}}}}, "models.a has no key 'sett'. Did you mean 'set'"),
+        ({"models": ["a"]}, "models is ['a']"),
+        ({"methods": {"LoRA": {}}}, "methods.LoRA has neither config nor adapter"),
+        ({"methods": {"LoRA": {"adapter": "LoRA", "models": ["tny"]}}}, "Did you mean 'tiny'"),
+        ({"methods": {"LoRA": {"adapter": "LoRA", "set": 5}}}, "methods.LoRA.set is 5"),
+        ({"methods": {"zero-shot": {"adapter": "LoRA"}}}, "methods.zero-shot has no key 'adapter'"),
+        ({"datasets": "digits"}, "datasets is 'digits'"),
+        ({"budgets": 4}, "budgets is 4"),
+        ({"budgets": ["many"]}, "budgets has 'many'"),
+        ({"budgets": [0]}, "budgets has 0"),
+        ({"budgets": ["101%"]}, "budgets has '101%'"),
+        ({"budgets": [True]}, "budgets has True"),
+        ({"seeds": [-1]}, "seeds is [-1]"),
+        ({"seeds": []}, "seeds is []"),
+        ({"set": [1]}, "set is [1]"),
+        ({"tune": {"rates": [1]}}, "tune has no key 'rates'"),
+        ({"keep_adapters": "no"}, "keep_adapters is 'no'"),
+    ],
+)
+def test_what_is_wrong_is_named(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        Description.of(GRID | change)
+    assert said in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,96 @@
+"""Several processes of one machine, and job arrays through submitit; nothing is contacted."""
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.errors import UserError
+from randlora_pl.experiments.sweep import launch
+from tests.cli.conftest import Run
+from tests.cli.conftest import run as run  # the fixture
+from tests.experiments.sweep.grids import written
+
+
+def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    shares = [launch._share(number, 3) for number in range(3)]
+    assert [share["OMP_NUM_THREADS"] for share in shares] == ["2"] * 3
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4", "6", "4"]
+
+
+def test_processes_are_ended_with_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    script = tmp_path / "sleeper"
+    script.write_text("exec sleep 60\n")
+    monkeypatch.setattr(launch.subprocess, "Popen", _sleeper(launch.subprocess.Popen, script))
+
+    def look() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch.local(["sweep"], tmp_path, 2, look)
+    assert _sleeper.started and all(process.poll() is not None for process in _sleeper.started)
+
+
+class _sleeper:
+    started: list = []  # type: ignore[type-arg]  # noqa: RUF012
+
+    def __init__(self, plain: object, script: Path) -> None:
+        self.plain, self.script = plain, script
+
+    def __call__(self, command: list[str], **options: object) -> object:
+        process = self.plain(["/bin/sh", str(self.script)], **options)  # type: ignore[operator]
+        _sleeper.started.append(process)
+        return process
+
+
+def test_without_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match="pip install 'randlora-pl"):
+        launch.slurm(["sweep"], tmp_path, 1, [])
+
+
+def test_an_array_of_jobs_by_the_debug_executor(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="the extra slurm is not installed")
+    written(tmp_path)
+    result = run("sweep", "small.yaml", "--launcher", "slurm", "--jobs", "2", "--slurm", "cluster=debug")
+    assert result.code == 0, result.err
+    assert "submitted 2 jobs" in result.out and "--dry-run" in result.out
+    dry = run("sweep", "small.yaml", "--dry-run")
+    assert "2 cells: 2 done" in dry.out
+
+
+def test_what_is_submitted_to_slurm(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitit = pytest.importorskip("submitit", reason="the extra slurm is not installed")
+    written(tmp_path)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, body in {"sbatch": f"cp $1 {tmp_path}/submitted; echo Submitted batch job 4711", "srun": ""}.items():
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tools / name).chmod(stat.S_IRWXU)
+    os.environ["PATH"] = f"{tools}:{os.environ['PATH']}"  # of the copy that the fixture `run` made
+    words = ("--slurm", "slurm_partition=gpu", "timeout_min=90", "gpus_per_node=1")
+    result = run("sweep", "small.yaml", "--launcher", "slurm", "--jobs", "3", "--only", "method=LoRA-4", *words)
+    assert result.code == 0, result.err
+    assert "submitted 3 jobs: 4711_0, 4711_1, 4711_2" in result.out
+    script = (tmp_path / "submitted").read_text()
+    for line in ("--array=0-2", "--partition=gpu", "--time=90", "--gpus-per-node=1", "--job-name=sweep-small"):
+        assert line in script
+    (first, *_) = sorted((tmp_path / "runs/sweeps/small/slurm").glob("*_submitted.pkl"))
+    call = submitit.core.utils.DelayedSubmission.load(first)
+    assert call.function is launch.run or call.function.__name__ == "run"
+    assert call.args[0][:2] == ["sweep", str(tmp_path / "small.yaml")]
+    assert call.args[0][2:] == ["--only", "method=LoRA-4", "--output", str(tmp_path / "runs/sweeps/small")]
+    for bad, said in ((("timeout=1",), "timeout"), (("partition",), "expected KEY=VALUE")):
+        failed = run("sweep", "small.yaml", "--launcher", "slurm", "--slurm", *bad)
+        assert failed.code == 2 and said in failed.err and len(failed.err.splitlines()) == 1
+
+
+def test_a_job_that_ends_with_an_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="ended with 2"):
+        launch.run(["sweep", "nothing.yaml"])

@@ -1,0 +1,125 @@
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.errors import UserError
+from randlora_pl.experiments.sweep import loop as module
+from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN, SweepFolder
+from randlora_pl.experiments.sweep.locks import acquire
+from randlora_pl.experiments.sweep.loop import Loop
+from randlora_pl.experiments.sweep.plan import Cell
+from tests.experiments.sweep.grids import cells_of
+
+CELLS = cells_of(seeds=[1, 2])
+
+
+class Fake:
+    """Runs nothing and notes what was asked."""
+
+    def __init__(self, **errors: Exception) -> None:
+        self.ran: list[str] = []
+        self.errors = errors
+
+    def __call__(self, cell: Cell, place: Path) -> None:
+        self.ran.append(str(cell.labels))
+        if error := self.errors.get(cell.labels.method.partition("-")[0]):
+            raise error
+        (place / "results.json").write_text('{"finished": true}')
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    return SweepFolder(tmp_path)
+
+
+def test_each_cell_once(folder: SweepFolder) -> None:
+    fake = Fake()
+    outcome = Loop(folder, CELLS, fake).work()
+    assert fake.ran == [str(cell.labels) for cell in CELLS] and outcome.done == CELLS
+    again = Loop(folder, CELLS, fake).work()
+    assert len(fake.ran) == 4 and again.done == []
+    assert not list((folder.path / "locks").iterdir())
+
+
+def test_a_failed_cell_is_recorded_and_retried_on_request_only(folder: SweepFolder) -> None:
+    fake = Fake(LoRA=UserError("no memory\nfor it"))
+    outcome = Loop(folder, CELLS, fake).work()
+    failed = [cell for cell in CELLS if cell.labels.method == "LoRA-4"]
+    assert outcome.failed == failed and len(outcome.done) == 2
+    assert folder.failure(failed[0])["reason"] == "no memory for it" and folder.failure(failed[0])["tries"] == 1
+    Loop(folder, CELLS, fake).work()
+    assert len(fake.ran) == 4
+    Loop(folder, CELLS, fake, retry_failed=True).work()
+    assert len(fake.ran) == 6 and folder.failure(failed[0])["tries"] == 2
+    fake.errors = {}
+    assert Loop(folder, CELLS, fake, retry_failed=True).work().done == failed
+    assert all(folder.state(cell) == DONE for cell in CELLS) and not folder.failure(failed[0])
+
+
+def test_an_unknown_error_keeps_its_traceback(folder: SweepFolder) -> None:
+    Loop(folder, CELLS[:2], Fake(LoRA=ZeroDivisionError("oh"))).work()
+    told = folder.failure(CELLS[1])
+    assert told["reason"] == "ZeroDivisionError: oh" and "test_loop.py" in told["traceback"]
+
+
+def test_a_cell_that_ends_early_has_failed(folder: SweepFolder) -> None:
+    Loop(folder, CELLS[:1], lambda cell, place: None).work()
+    assert "before its last step" in folder.failure(CELLS[0])["reason"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt("later"), UserError("the disk is full")])
+def test_what_ends_everything_leaves_the_cell_open(folder: SweepFolder, stop: BaseException) -> None:
+    def run(cell: Cell, place: Path) -> None:
+        raise stop
+
+    with pytest.raises(type(stop)):
+        Loop(folder, CELLS, run, fatal=lambda error: "full" in str(error)).work()
+    assert folder.state(CELLS[0]) == OPEN and acquire(folder.lock(CELLS[0])) is not None
+
+
+def test_time_that_is_up_begins_nothing(folder: SweepFolder) -> None:
+    fake = Fake()
+    late = Loop(folder, CELLS, fake, deadline=time.monotonic() + 10, seconds=lambda cell: 60.0 * (cell == CELLS[1]))
+    assert late.work().stopped and fake.ran == [str(CELLS[0].labels)]
+
+
+def test_cells_of_others_are_left_to_them(folder: SweepFolder) -> None:
+    theirs = acquire(folder.lock(CELLS[0]))
+    assert theirs is not None
+    outcome = Loop(folder, CELLS, Fake()).work()
+    assert outcome.elsewhere == 1 and len(outcome.done) == 3
+    theirs.release()
+    assert Loop(folder, CELLS, Fake()).work().done == CELLS[:1]
+
+
+def test_waiting_for_others(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = acquire(folder.lock(CELLS[0]))
+    assert theirs is not None
+    release: Callable[[float], None] = lambda seconds: theirs.release()  # noqa: E731
+    monkeypatch.setattr(module.time, "sleep", release)
+    assert len(Loop(folder, CELLS, Fake(), wait=True).work().done) == 4
+
+
+def test_a_cell_that_another_ended_before_the_lock_was_taken_is_not_done_again(folder: SweepFolder) -> None:
+    fake = Fake()
+    loop = Loop(folder, CELLS[:1], fake)
+    states = iter([OPEN, DONE])
+    folder.state = lambda cell: next(states)  # type: ignore[method-assign]
+    loop.work()
+    assert fake.ran == []
+
+
+def test_a_retry_by_another_process_is_enough(folder: SweepFolder) -> None:
+    fake = Fake(LoRA=UserError("no"))
+    Loop(folder, CELLS, fake).work()
+
+    def run(cell: Cell, place: Path) -> None:
+        other = next(c for c in CELLS if c.labels == cell.labels._replace(seed=2))
+        folder.fail(other, "no, too")  # meanwhile, by another process
+        raise UserError("no")
+
+    outcome = Loop(folder, CELLS, run, retry_failed=True).work()
+    assert len(outcome.failed) == 1
+    assert [folder.failure(cell)["tries"] for cell in CELLS if folder.state(cell) == FAILED] == [2, 2]

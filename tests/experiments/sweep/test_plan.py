@@ -1,0 +1,138 @@
+import random
+from typing import Any
+
+import pytest
+
+from randlora_pl.errors import UserError
+from randlora_pl.experiments.sweep.plan import Labels, digest, essence, only, shard
+from tests.experiments.sweep.grids import GRID, cells_of
+
+ZERO = {"zero-shot": None}
+
+
+def test_the_grid_is_the_product_and_the_untrained_model_once_a_data_set() -> None:
+    cells = cells_of(budgets=[1, 2, "50%"], seeds=[1, 2], methods=GRID["methods"] | ZERO)
+    assert len(cells) == 3 * 2 * 2 + 1 == len({cell.hash for cell in cells}) == len({cell.labels for cell in cells})
+    (untrained,) = (cell for cell in cells if cell.untrained)
+    assert untrained.labels == Labels("tiny", "digits", "zero-shot", "zero-shot", 1)
+    assert untrained.flat["model.adapter"] == "FullFineTuning"
+    assert "data.shots" not in untrained.flat and "data.fraction" not in untrained.flat
+
+
+def test_a_cell_has_what_its_labels_say() -> None:
+    few, half = cells_of(budgets=[2, "50%"], methods={"LoRA-4": {"adapter": "LoRA", "rank": 4, "learning_rate": 0.5}})
+    assert (few.flat["data.shots"], half.flat["data.fraction"]) == (2, 0.5)
+    assert "data.fraction" not in few.flat and "data.shots" not in half.flat
+    assert few.flat["model.adapter"] == "LoRA" and few.flat["model.adapter.rank"] == 4
+    assert few.flat["model.learning_rate"] == 0.5 and few.flat["seed_everything"] == 1
+
+
+def test_a_budget_is_not_the_configs_own() -> None:
+    (cell,) = cells_of(budgets=["100%"], set=GRID["set"] | {"data.shots": 7}, methods={"LoRA": {"adapter": "LoRA"}})
+    assert "data.shots" not in cell.flat
+
+
+def test_a_method_may_belong_to_some_models() -> None:
+    models = dict.fromkeys(("a", "b"), GRID["models"]["tiny"])
+    cells = cells_of(models=models, methods=GRID["methods"] | {"VeRA": {"adapter": "VeRA", "models": ["b"]}})
+    assert [cell.labels.model for cell in cells if cell.labels.method == "VeRA"] == ["b"]
+
+
+def test_dora_around_another_method() -> None:
+    (cell,) = cells_of(methods={"DoRA": {"adapter": "DoRA", "inner": {"adapter": "LoRA", "match": "randlora:6"}}})
+    assert cell.flat["model.adapter.inner"] == "LoRA" and cell.flat["model.adapter.inner.match"] == "randlora:6"
+
+
+def test_the_hash_is_the_same_in_every_version() -> None:
+    """Changing it would make every finished cell of every user unfinished."""
+    flat = {"model": "VisionLanguageTask", "model.adapter": "LoRA", "model.adapter.rank": 4, "seed_everything": 1}
+    assert digest(essence(flat)) == digest(flat) == "bc8024eb5f76"
+    assert cells_of()[1].flat == {  # nothing of defaults, which later versions may add to
+        "data.batch_size": 4, "data.dataset": "digits", "data.eval_batch_size": 8, "data.shots": 2, "data.steps": 2,
+        "model": "VisionLanguageTask", "model.adapter": "LoRA", "model.adapter.rank": 4, "model.name": "tiny",
+        "model.pretrained": "random", "seed_everything": 1, "trainer.limit_test_batches": 1,
+        "trainer.limit_val_batches": 0,
+    }  # fmt: skip
+
+
+def test_the_hash_depends_on_neither_order_nor_spelling_nor_place() -> None:
+    plain = {cell.hash for cell in cells_of()}
+    rng = random.Random(0)
+
+    def shuffled(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        items = list(value.items())
+        rng.shuffle(items)
+        return {key: shuffled(inner) for key, inner in items}
+
+    for _ in range(5):
+        assert {cell.hash for cell in cells_of(**shuffled(GRID))} == plain
+    places = {"data.root": "elsewhere", "run": {"root": "there"}, "data.num_workers": 1, "checkpoint.every_n_steps": 5}
+    assert {cell.hash for cell in cells_of(set=GRID["set"] | places)} == plain
+    lora = {"adapter": "randlora_pl.adapters.LoRA", "rank": 4}
+    spelled = {"RandLoRA-6": {"adapter": "randlora", "rank": 6.0}, "LoRA-4": lora}
+    assert {cell.hash for cell in cells_of(methods=spelled)} == plain
+
+
+@pytest.mark.parametrize("change", [{"data.steps": 3}, {"trainer.precision": "bf16-mixed"}, {"model.seed": None}])
+def test_the_hash_depends_on_what_is_computed(change: dict[str, Any]) -> None:
+    if "model.seed" in change:
+        assert not {c.hash for c in cells_of(seeds=[1])} & {c.hash for c in cells_of(seeds=[2])}
+    else:
+        assert not {c.hash for c in cells_of()} & {c.hash for c in cells_of(set=GRID["set"] | change)}
+
+
+def test_own_images_are_known_by_their_place() -> None:
+    here, there = (
+        cells_of(datasets={"mine": {"dataset": "folder", "root": root}})[0].hash for root in ("here", "there")
+    )
+    assert here != there
+
+
+def test_shards_are_a_partition() -> None:
+    cells = cells_of(seeds=[1, 2, 3, 4, 5])
+    parts = [shard(cells, f"{number}/3") for number in (1, 2, 3)]
+    assert sorted(cell.hash for part in parts for cell in part) == sorted(cell.hash for cell in cells)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert shard(cells, None) == cells
+    for wrong in ("0/3", "4/3", "1", "a/b", "1/0"):
+        with pytest.raises(UserError, match="--shard"):
+            shard(cells, wrong)
+
+
+def test_only_some_cells() -> None:
+    cells = cells_of(seeds=[1, 2], budgets=[1, 2, 4])
+    chosen = only(cells, ["budget=1-shot,4-shot", "method=LoRA-4", "seed=2"])
+    assert [tuple(cell.labels)[2:] for cell in chosen] == [("1-shot", "LoRA-4", 2), ("4-shot", "LoRA-4", 2)]
+    comma = cells_of(methods={"a, b": {"adapter": "LoRA"}})
+    assert only(comma, ["method=a, b"]) == comma
+    for word, said in (
+        ("budgets=1", "Did you mean 'budget'"),
+        ("method", "expected KEY=VALUE"),
+        ("method=LoRA-5", "Did you mean 'LoRA-4'"),
+        ("seed=9", "there is no seed '9'"),
+    ):
+        with pytest.raises(UserError, match=said.replace("(", r"\(")):
+            only(cells, [word])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"models": {"a": {"config": "quikstart"}}}, "models.a with methods.RandLoRA-6: There is no config"),
+        ({"methods": {"x": {"adapter": "LoRAA"}}}, "methods.x: There is no adapter 'LoRAA'"),
+        ({"methods": {"x": {"config": "adapters/lorra"}}}, "Did you mean 'adapters/lora'"),
+        ({"methods": {"x": {"adapter": "LoRA", "rang": 4}}}, "methods.x: Unknown option --model.adapter.rang"),
+        ({"methods": {"x": {"adapter": "LoRA", "task": "Linear"}}}, "There is no task 'Linear'"),
+        ({"datasets": ["digit"]}, "datasets.digit: There is no data set 'digit'. Did you mean 'digits'"),
+        ({"datasets": {"d": {"dataset": "digits", "shot": 1}}}, "datasets.d: Unknown option --data.shot"),
+        ({"set": {"data.step": 1}}, "Unknown option --data.step. Did you mean --data.steps"),
+        ({"set": {"trainer.devices": 2}}, "a cell runs on one device"),
+        ({"models": {"a": {"config": ["quickstart", "linear_probe"]}}, "methods": ZERO}, "leave out zero-shot"),
+    ],
+)
+def test_unknown_names_are_told_with_their_place(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        cells_of(**change)
+    assert said in str(error.value)

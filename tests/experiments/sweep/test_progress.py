@@ -1,0 +1,72 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from randlora_pl.experiments.sweep.estimate import Estimator
+from randlora_pl.experiments.sweep.folder import SweepFolder
+from randlora_pl.experiments.sweep.locks import acquire
+from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.progress import Progress, clock
+from tests.experiments.sweep.grids import cells_of
+
+CELLS = cells_of(seeds=[1, 2])
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def progress_of(folder: SweepFolder, stream: io.StringIO) -> Progress:
+    return Progress(folder, CELLS, Estimator(folder, CELLS), stream)
+
+
+def finish(folder: SweepFolder, cell: Cell) -> None:
+    figures = {"finished": True, "test/acc": 0.5, "fit_seconds": 50.0, "steps": 2, "cell_seconds": 60.0}
+    (folder.begin(cell) / "results.json").write_text(json.dumps(figures))
+
+
+def test_plain_lines_elsewhere(tmp_path: Path) -> None:
+    folder, stream = SweepFolder(tmp_path), io.StringIO()
+    progress = progress_of(folder, stream)
+    with progress.shown():
+        progress.started(CELLS[0])
+        finish(folder, CELLS[0])
+        progress.ended(CELLS[0], 60.0)
+        folder.fail(CELLS[1], "no luck")
+        progress.ended(CELLS[1], 1.0, "no luck")
+    assert stream.getvalue().splitlines() == [
+        "1/4  tiny, digits, 2-shot, RandLoRA-6, seed 1: 50.0 % in 60 s; 3 min left",
+        "2/4  tiny, digits, 2-shot, LoRA-4, seed 1: failed: no luck; 2 min left",
+    ]
+
+
+def test_a_live_table_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    folder = SweepFolder(tmp_path)
+    finish(folder, CELLS[0])
+    folder.fail(CELLS[1], "no luck")
+    lock = acquire(folder.lock(CELLS[2]))
+    assert lock is not None
+    stream = Terminal()
+    progress = progress_of(folder, stream)
+    progress.estimator.refresh()
+    progress.started(CELLS[3])
+    progress.tell(CELLS[1], "failed: no luck")
+    with progress.shown():
+        pass
+    lock.release()
+    assert "failed: no luck" in stream.getvalue()
+    plain = io.StringIO()
+    Console(file=plain, width=120).print(progress.page())
+    lines = plain.getvalue().splitlines()
+    assert lines[1].split() == ["done", "running", "failed", "left", "time", "left"]
+    assert lines[2].split() == ["1", "2", "1", "2", "60", "s"]
+    assert lines[3].startswith(f"> {CELLS[3].labels}, for") and str(CELLS[2].labels) in lines[4]
+
+
+def test_times_in_words() -> None:
+    assert [clock(s) for s in (0.4, 89, 90, 3540, 7500)] == ["0 s", "89 s", "2 min", "59 min", "2 h 05 min"]
