@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from randlora_pl.cli.cells import composer
 from randlora_pl.cli.configs import config_names, find_config
@@ -15,7 +17,7 @@ from randlora_pl.cli.sweep_job import told_by
 from randlora_pl.data import ImageData
 from randlora_pl.data.images import ArrayImages
 from randlora_pl.errors import UserError
-from randlora_pl.experiments.choice import best_of
+from randlora_pl.experiments.choice import best_of, climb
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.tuning import Search, config_text, markdown
@@ -34,7 +36,7 @@ def search_of(**changes: Any) -> Search:
 
 def scored(search: Search, folder: SweepFolder, figure: Callable[..., float | None]) -> None:
     """Finishes the cells that have begun to be asked for with made-up figures; None is a failure."""
-    for cell in search.first() + search.second(folder):
+    for cell in search.first(folder) + search.second(folder):
         value = figure(cell)
         if value is None:
             folder.fail(cell, "the loss is nan. Try less")
@@ -46,9 +48,46 @@ def test_the_best_of_equals_is_the_lowest() -> None:
     assert best_of({3: 0.5, 1: 0.5, 2: 0.7}, 2) == [2, 1] and best_of({}, 1) == []
 
 
+@given(data=st.data(), size=st.integers(1, 9), start=st.floats(1e-6, 1e3))
+def test_a_climb_ends_at_the_top_of_one_hill_and_only_ever_grows(data: st.DataObject, size: int, start: float) -> None:
+    grid = [10.0 ** (i / 2 - 4) for i in range(size)]
+    top = data.draw(st.integers(0, size - 1))
+    heights = {value: -abs(i - top) for i, value in enumerate(grid)}
+    known: dict[float, float] = {}
+    part = climb(grid, start, known.get)
+    assert len(part) == min(size, 3) or part[0] == grid[0] or part[-1] == grid[-1]
+    while missing := [value for value in part if value not in known]:
+        known[missing[0]] = heights[missing[0]]
+        grown = climb(grid, start, known.get)
+        assert set(part) <= set(grown) and (len(missing) == 1 or grown == part)
+        part = grown
+    near = [grid[i] for i in (top - 1, top, top + 1) if 0 <= i < size]
+    assert set(near) <= set(part), "the best and both its neighbours"
+
+
+def test_a_search_that_climbs_leaves_out_what_is_far_from_the_best(tmp_path: Path) -> None:
+    rates = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
+    methods = {"LoRA-4": {"adapter": "LoRA", "rank": 4, "learning_rate": 2e-3}}
+    tune = {"learning_rates": rates, "seeds": [0, 4], "climb": True}
+    search, folder = search_of(tune=tune, methods=methods), SweepFolder(tmp_path)
+    heights = {1e-4: 0.2, 1e-3: 0.5, 1e-2: 0.6, 1e-1: None}
+
+    def tried() -> list[float]:
+        return sorted({cell.facts["learning_rate"] for cell in search.first(folder)})
+
+    assert tried() == [1e-4, 1e-3, 1e-2]
+    scored(search, folder, lambda cell: heights[cell.facts["learning_rate"]])
+    assert tried() == [1e-4, 1e-3, 1e-2, 1e-1] and search.second(folder) == []
+    scored(search, folder, lambda cell: heights[cell.facts["learning_rate"]])
+    assert tried() == [1e-4, 1e-3, 1e-2, 1e-1], "the failed one is the lowest"
+    assert {cell.facts["learning_rate"] for cell in search.second(folder)} == {1e-3, 1e-2}
+    entries = search.report(folder)["methods"]["LoRA-4"]["tried"]
+    assert [entry["learning_rate"] for entry in entries] == [1e-4, 1e-3, 1e-2, 1e-1]
+
+
 def test_every_candidate_with_one_seed_and_the_two_best_with_all(tmp_path: Path) -> None:
     search, folder = search_of(tune=TUNE | {"learning_rates": [1e-4, 1e-3, 1e-2, 1e30]}), SweepFolder(tmp_path)
-    assert len(search.first()) == 4 * 2 and search.second(folder) == []
+    assert len(search.first(folder)) == 4 * 2 and search.second(folder) == []
     first = {1e-4: 0.2, 1e-3: 0.5, 1e-2: 0.6}
     later = {1e-3: 0.9, 1e-2: 0.6}
 
@@ -85,7 +124,7 @@ def test_a_method_has_the_mean_over_data_sets_and_budgets(tmp_path: Path) -> Non
     }
     tune = {"learning_rates": [1e-3, 1e-2], "seeds": [0], "datasets": ["a", "b"], "budgets": [2, 4]}
     search, folder = search_of(datasets=datasets, tune=tune, methods=LORA), SweepFolder(tmp_path)
-    assert len(search.first()) == 2 * 2 * 2
+    assert len(search.first(folder)) == 2 * 2 * 2
     better = {("a", "2-shot"): 0.9, ("a", "4-shot"): 0.1, ("b", "2-shot"): 0.1, ("b", "4-shot"): 0.1}
     scored(search, folder, lambda c: better[c.labels[1:3]] if c.facts["learning_rate"] == 1e-2 else 0.4)
     assert search.chosen(folder) == {"LoRA-4": {"learning_rate": 1e-3}}
@@ -124,6 +163,7 @@ def test_the_config_that_it_writes_is_the_sweep_with_the_best(tmp_path: Path) ->
         ({"tune": TUNE | {"alphas": ["x"]}}, "tune.alphas is"),
         ({"tune": TUNE | {"seeds": [1, 2]}}, "seeds and tune.seeds both contain 1"),
         ({"tune": TUNE | {"datasets": ["digit"]}}, "tune.datasets has 'digit'.*Did you mean 'digits'"),
+        ({"tune": TUNE | {"climb": "yes"}}, "tune.climb is 'yes'"),
         ({"tune": TUNE | {"budgets": ["x"]}}, "budgets has 'x'"),
         ({"methods": {"x": {"adapter": "LoRAA"}}}, "methods.x: There is no adapter"),
     ],

@@ -25,6 +25,7 @@ command goes on where it stopped. Writes what was tried (tuning.md and .json) an
 
 The config's part `tune` says what is tried:
   tune: {learning_rates: [1e-3, 1e-2], alphas: [1, 10], seeds: [0, 4], datasets: [digits], budgets: [16], set: {...}}
+With `climb: true` a method begins at its own rate and the two beside it, and goes on while the best is outermost.
 seeds must be others than the sweep's; without datasets and budgets all of the sweep's are taken, without alphas none.
 
   CONFIG                What to tune: a shipped config of a sweep or a file
@@ -69,13 +70,13 @@ def tune_verb(args: list[str]) -> int:
         raise UserError(f"{file}: {error}") from error
     path = Path("runs") / "tune" / file.stem if typed.output is None else typed.output
     folder = SweepFolder(path, "tune.yaml")
-    job = Job(description, search.all_cells(), search.first(), folder, f"randlora-pl tune {shlex.join(args)}")
+    job = Job(description, search.all_cells(), search.first(folder), folder, f"randlora-pl tune {shlex.join(args)}")
     choose(job, others, None, typed.skip_missing, typed.dry_run)
     search.keep({(cell.labels.model, cell.labels.dataset) for cell in job.chosen})
-    job.chosen = search.first()
+    job.chosen = search.first(folder)
 
     def rounds() -> list[Cell]:
-        return search.first() + search.second(folder)
+        return search.first(folder) + search.second(folder)
 
     if typed.dry_run:
         job.folder.check(job.cells)

@@ -1,6 +1,7 @@
-"""Which candidates of a search are the best: one rule for every search."""
+"""Which candidates of a search are tried, and which are the best: one rule for every search."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 Key = TypeVar("Key", bound=Any)
@@ -14,3 +15,31 @@ def best_of(scores: Mapping[Key, float], count: int) -> list[Key]:
         count: How many.
     """
     return sorted(scores, key=lambda key: (-scores[key], key))[:count]
+
+
+def climb(grid: Sequence[float], start: float, score: Callable[[float], float | None]) -> list[float]:
+    """The part of a grid to try so far: around a start, and on for as long as the best lies at an end of the part.
+
+    Args:
+        grid: Positive values in rising order.
+        start: Where to begin, at the value of the grid that is nearest by ratio and its two neighbours.
+        score: The higher the better, None where it is not known yet; of equal ones the lowest value counts.
+
+    Returns:
+        A run of the grid; it only ever grows as scores become known, until its best has a neighbour on both sides or
+        is an end of the grid.
+    """
+    middle = min(range(len(grid)), key=lambda i: abs(math.log(grid[i] / start)))
+    low, high = max(middle - 1, 0), min(middle + 1, len(grid) - 1)
+    while True:
+        part = list(grid[low : high + 1])
+        scores = [found for value in part if (found := score(value)) is not None]
+        if len(scores) < len(part):
+            return part
+        best = low + scores.index(max(scores))
+        if best == low > 0:
+            low -= 1
+        elif best == high < len(grid) - 1:
+            high += 1
+        else:
+            return part

@@ -15,7 +15,7 @@ ZERO_SHOT = "zero-shot"
 
 _KEYS = ("title", "paper", "models", "datasets", "budgets", "methods", "seeds", "set", "keep_adapters", "tune")
 _MODEL = ("config", "set", "family", "paper_name")
-_TUNE = ("learning_rates", "alphas", "seeds", "datasets", "budgets", "set")
+_TUNE = ("learning_rates", "alphas", "seeds", "datasets", "budgets", "climb", "set")
 
 METHOD = ("config", "adapter", "task", "learning_rate", "head_learning_rate", "set", "models", "paper_name")
 """Keys of a method; all others are options of its adapter."""
@@ -36,7 +36,8 @@ class Description:
         title: Heading of a report.
         paper: Which table or figure of the paper it repeats.
         keep_adapters: Whether finished cells keep their adapter.
-        tune: What a search tries: ``learning_rates``, ``alphas``, ``seeds``, ``datasets``, ``budgets``, ``set``.
+        tune: What a search tries: ``learning_rates``, ``alphas``, ``seeds``, ``datasets``, ``budgets``, ``climb``,
+            ``set``.
     """
 
     models: dict[str, Tree]

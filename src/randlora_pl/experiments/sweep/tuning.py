@@ -1,14 +1,17 @@
 """A search of learning rates (and alphas) on validation images; the test images are left alone.
 
-Every candidate is tried with the first of the search's seeds, the two best also with the others: one run on few
-validation images is too noisy a judge between neighbours. A method's score is the mean over the models, data sets and
+Every candidate, or with ``climb`` those around a method's own rate and on towards better ones, is tried with the first
+of the search's seeds, the two best also with the others: one run on few validation images is too noisy a judge between
+neighbours. A method's score is the mean over the models, data sets and
 budgets of the search, so that it gets one rate for all of them, as in the paper.
 """
 
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from statistics import fmean
 from typing import Any
@@ -17,7 +20,7 @@ import yaml
 
 from randlora_pl.adapters.files import METHODS
 from randlora_pl.errors import UserError, near
-from randlora_pl.experiments.choice import best_of
+from randlora_pl.experiments.choice import best_of, climb
 from randlora_pl.experiments.sweep.description import Description, Tree, budgets, is_zero_shot, whole_numbers
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, Composer, plan
@@ -39,6 +42,7 @@ class Search:
         names: By method: what is searched, ``learning_rate`` or ``head_learning_rate``, and ``alpha``.
         candidates: By method: what is tried.
         seeds: Of the search, none of them the sweep's.
+        climbs: Whether rates are tried from each method's own on, instead of all.
         cells: By method and candidate, for each seed.
     """
 
@@ -46,6 +50,7 @@ class Search:
     names: dict[str, tuple[str, ...]]
     candidates: dict[str, list[Values]]
     seeds: list[int]
+    climbs: bool = False
     cells: dict[tuple[str, Values, int], list[Cell]] = field(default_factory=dict)
 
     @classmethod
@@ -70,7 +75,10 @@ class Search:
             options=description.options | tune.get("set", {}),
         )
         names = {m: _searched(small, composer, m, alphas) for m in small.methods if not is_zero_shot(m)}
-        found = cls(description, names, {}, seeds)
+        climbs = tune.get("climb", False)
+        if not isinstance(climbs, bool):
+            raise UserError(f"tune.climb is {climbs!r}: give true or false.")
+        found = cls(description, names, {}, seeds, climbs)
         for method, parts in names.items():
             found.candidates[method] = list(product(rates, *([alphas] if "alpha" in parts else [])))
             for values in found.candidates[method]:
@@ -102,9 +110,35 @@ class Search:
         for key, cells in self.cells.items():
             self.cells[key] = [cell for cell in cells if (cell.labels.model, cell.labels.dataset) in places]
 
-    def first(self) -> list[Cell]:
-        """Every candidate with the first seed."""
-        return [cell for (_, _, seed), cells in self.cells.items() if seed == self.seeds[0] for cell in cells]
+    def first(self, folder: SweepFolder) -> list[Cell]:
+        """The candidates to try, with the first seed; where the search climbs, as far as is known by now."""
+        tried = {(method, values) for method in self.names for values in self._tried(folder, method)}
+        return [
+            cell
+            for (method, values, seed), cells in self.cells.items()
+            if seed == self.seeds[0] and (method, values) in tried
+            for cell in cells
+        ]
+
+    def _tried(self, folder: SweepFolder, method: str) -> list[Values]:
+        if not self.climbs:
+            return self.candidates[method]
+        rates = sorted({values[0] for values in self.candidates[method]})
+        own = self.description.methods[method].get(self.names[method][0], rates[len(rates) // 2])
+        found = []
+        for rest in dict.fromkeys(values[1:] for values in self.candidates[method]):  # for each alpha
+            score = partial(self._known, folder, method, rest)
+            found += [(rate, *rest) for rate in climb(rates, own, score)]
+        return found
+
+    def _known(self, folder: SweepFolder, method: str, rest: Values, rate: float) -> float | None:
+        """Score of a candidate with the first seed; the least where a cell failed, None where one is open."""
+        cells = self.cells[method, (rate, *rest), self.seeds[0]]
+        states = [folder.state(cell) for cell in cells]
+        if any(state not in (DONE, FAILED) for state in states):
+            return None
+        figures = [figure for cell in cells if (figure := self.figure(folder, cell)) is not None]
+        return fmean(figures) if figures and len(figures) == len(cells) else -math.inf
 
     def all_cells(self) -> list[Cell]:
         """Every candidate with every seed, of which the search runs a part."""
@@ -112,7 +146,7 @@ class Search:
 
     def second(self, folder: SweepFolder) -> list[Cell]:
         """The finalists with the other seeds; empty until the first round is over."""
-        if any(folder.state(cell) not in (DONE, FAILED) for cell in self.first()):
+        if any(folder.state(cell) not in (DONE, FAILED) for cell in self.first(folder)):
             return []
         chosen = []
         for method in self.names:
@@ -159,10 +193,13 @@ class Search:
                     if row and None not in row
                 }
                 reasons = [folder.failure(cell).get("reason") for row in cells.values() for cell in row]
+                if self.climbs and not means and not any(reasons):
+                    continue
                 entry: Tree = dict(zip(names, values, strict=True)) | {"val/acc": means}
                 tried.append(entry | ({"failed": reason} if (reason := next(filter(None, reasons), None)) else {}))
             methods[method] = {"chosen": chosen.get(method), "tried": tried}
-        return {"seeds": self.seeds, "finalists": FINALISTS, "split": "val", "methods": methods}
+        facts = {"seeds": self.seeds, "finalists": FINALISTS, "climb": self.climbs, "split": "val"}
+        return facts | {"methods": methods}
 
     def edges(self, folder: SweepFolder) -> list[str]:
         """Methods whose best rate is the least or the greatest that was tried, so that a better one may lie beyond."""
@@ -183,9 +220,11 @@ class Search:
 
 def markdown(report: Tree) -> str:
     """A table of what was tried: validation accuracy in percent, mean over data sets, budgets and models."""
+    where = " from the own rate of each method on" if report["climb"] else ""
     lines = [
-        "Validation accuracy in percent, the mean over models, data sets and budgets. Every candidate with seed "
-        f"{report['seeds'][0]}, the {report['finalists']} best of each method with all seeds; no test image was read.",
+        "Validation accuracy in percent, the mean over models, data sets and budgets. Every candidate"
+        f"{where} with seed {report['seeds'][0]}, the {report['finalists']} best of each method with all seeds; "
+        "no test image was read.",
         "",
         "| method | tried | " + " | ".join(f"seed {seed}" for seed in report["seeds"]) + " | mean | |",
         "|---|---|" + "---:|" * (len(report["seeds"]) + 1) + "---|",
