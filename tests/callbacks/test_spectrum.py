@@ -35,6 +35,12 @@ def test_means_over_layers_at_every_so_many_steps(fit: Fit, tmp_path: Path) -> N
     assert "spectrum/effective_rank" in lines[0] and len(lines) == 3
 
 
+def test_the_last_step_has_a_spectrum(fit: Fit) -> None:
+    callback = UpdateSpectrum(3)
+    fit(callback)
+    assert callback.history["steps"] == [3, 4]
+
+
 def test_full_rank_methods(fit: Fit) -> None:
     for adapter in (RandLoRA(rank=16), FullFineTuning()):
         callback = UpdateSpectrum(4)

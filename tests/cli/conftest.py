@@ -39,6 +39,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     """`main` in an empty folder, with what it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RANDLORA_PL_TRACEBACK", raising=False)
+    monkeypatch.delenv("COLUMNS", raising=False)  # some libraries set it, and tables are cut to it
     monkeypatch.setattr(os, "environ", os.environ.copy())
     capsys.readouterr()
 

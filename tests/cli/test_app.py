@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Optional, Union
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from randlora_pl.adapters import LoRA, RandLoRA, VeRA, inject
-from randlora_pl.cli.app import App
+from randlora_pl.cli.app import App, Parser, _whole_numbers_first
 from randlora_pl.cli.configs import config_names
 from randlora_pl.cli.stages import write_config
 from randlora_pl.cli.train import prepare
@@ -177,3 +178,19 @@ def test_printed_config_is_a_config(
     file.write_text(capsys.readouterr().out)
     assert isinstance(App(prepare("fit", ["--config", str(file)])).model.adapter, LoRA)
     assert torch.get_num_threads() >= 1
+
+
+@pytest.mark.parametrize("kinds", [float | int | None, int | float, Optional[Union[float, int]]])  # noqa: UP007, UP045
+def test_whole_numbers_stay_whole(kinds: Any) -> None:
+    """Whatever order ``typing`` gives: 1 test batch is one, 1.0 are all."""
+    parser = Parser(exit_on_error=False)
+    parser.add_argument("--limit", type=kinds)
+    _whole_numbers_first(parser)
+    for word, value in (("1", 1), ("1.0", 1.0), ("0.5", 0.5)):
+        found = parser.parse_args([f"--limit={word}"]).limit
+        assert found == value and type(found) is type(value)
+
+
+def test_one_test_batch_is_one_batch(build: Build) -> None:
+    found = build("--config", "quickstart", "--trainer.limit_test_batches", "1").config.trainer.limit_test_batches
+    assert found == 1 and isinstance(found, int)

@@ -24,7 +24,7 @@ class UpdateSpectrum(Callback):
     decomposition of every layer.
 
     Args:
-        every_n_steps: Optimizer steps between two spectra; 0 takes none.
+        every_n_steps: Optimizer steps between two spectra, the last step has one as well; 0 takes none.
     """
 
     def __init__(self, every_n_steps: int = 0) -> None:
@@ -72,6 +72,11 @@ class UpdateSpectrum(Callback):
         if self.every_n_steps and step != self._last and step % self.every_n_steps == 0:
             self._take(trainer, pl_module)
         self._last = step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the spectra of what was trained in the end."""
+        if self.every_n_steps and trainer.global_step and trainer.global_step not in self.history["steps"]:
+            self._take(trainer, pl_module)
 
     def _take(self, trainer: Trainer, pl_module: LightningModule) -> None:
         found = _spectra(pl_module, self._start) if trainer.is_global_zero and not self._off else []

@@ -5,7 +5,7 @@ from importlib import import_module
 from inspect import signature
 from itertools import count
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Union, get_args
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
@@ -78,6 +78,18 @@ def with_defaults(tree: Tree) -> Tree:
     return tree
 
 
+def _whole_numbers_first(parser: LightningArgumentParser) -> None:
+    """Lets ``--trainer.limit_test_batches 1`` be one batch whatever was imported before.
+
+    ``typing`` remembers ``Optional[Union[float, int]]`` of any other package and hands it out for Lightning's
+    ``Optional[Union[int, float]]``; the parser takes the first type that fits, and 1.0 are all batches.
+    """
+    for action in parser._actions:
+        kinds = get_args(getattr(action, "_typehint", None))
+        if float in kinds and int in kinds:
+            action._typehint = Union[(int, *(kind for kind in kinds if kind is not int))]  # type: ignore[attr-defined]
+
+
 class App(LightningCLI):
     """Builds what one command describes.
 
@@ -126,6 +138,7 @@ class App(LightningCLI):
         parser.add_lightning_class_args(UpdateSpectrum, "spectrum")
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.seed")
+        _whole_numbers_first(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the words given, whatever the command line of the process is."""

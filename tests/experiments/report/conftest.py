@@ -22,9 +22,12 @@ def failure(labels: Labels) -> str | None:
     return None
 
 
-def rank_of(labels: Labels) -> dict[str, float]:
+def rank_of(labels: Labels) -> dict[str, list[float]]:
+    """As the callback `UpdateSpectrum` writes them: over training steps."""
     ranks = {"NoLA": 1.0, "VeRA-256": 180.0, "LoRA-16": 14.0, "LoRA-32": 25.0, "RandLoRA-6": 300.0}
-    return {"spectrum/effective_rank": ranks[labels["method"]]} if labels["method"] in ranks else {}
+    if labels["method"] not in ranks:
+        return {}
+    return {"spectrum/steps": [40, 80], "spectrum/effective_rank": [1000.0, ranks[labels["method"]]]}
 
 
 @pytest.fixture(scope="session")

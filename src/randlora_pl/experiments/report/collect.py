@@ -49,8 +49,12 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def number(self, name: str) -> float | None:
-        """A figure of ``results.json`` as a number; None where it is missing, zero (not measured) or none."""
+        """A figure of ``results.json`` as a number, of one over training steps the last.
+
+        None where it is missing, zero (not measured) or none.
+        """
         value = self.facts.get(name)
+        value = value[-1] if isinstance(value, list) and value else value
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value else None
 
     @property

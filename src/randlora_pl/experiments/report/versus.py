@@ -162,9 +162,8 @@ def rank_table(results: Results) -> Table | None:
     Spearman's correlation over methods, in each model and budget, of the mean of a ``spectrum/...`` figure with the
     mean accuracy over the data sets that all of these methods have.
     """
-    names = sorted(
-        {n for run in results.sweep.finished for n in run.facts if n.startswith("spectrum/") and run.number(n)}
-    )
+    every = {n for run in results.sweep.finished for n in run.facts if n.startswith("spectrum/") and run.number(n)}
+    names = sorted(every - {"spectrum/steps"})
     rows = []
     for name in names:
         for model in results.plan.models:
