@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 
+from randlora_pl.quiet import ignore_remarks
+
 _log = logging.getLogger("randlora_pl")
 _PRINTED = "printed"
 _WIDTH = 120
@@ -55,8 +57,7 @@ def log_to_terminal() -> None:
         _log.addHandler(handler)
     _log.setLevel(logging.INFO)
     _log.propagate = False
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    ignore_remarks()
 
 
 @contextmanager
