@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, RenderableType
 
@@ -19,8 +20,9 @@ _WIDTH = 120
 def say(*what: RenderableType) -> None:
     """Print text or rich tables; the log gets the same without colours."""
     plain = io.StringIO()
-    terminal = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH)
-    for console in (terminal, Console(file=plain, width=_WIDTH, no_color=True)):
+    settings: dict[str, Any] = {"force_jupyter": False}  # in a notebook rich would leave the streams alone
+    terminal = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, **settings)
+    for console in (terminal, Console(file=plain, width=_WIDTH, no_color=True, **settings)):
         for item in what:  # text is not broken, so that commands in it can be copied
             console.print(item, highlight=False, markup=False, soft_wrap=isinstance(item, str))
     _log.info("\n%s", plain.getvalue().rstrip("\n"), extra={_PRINTED: True})
