@@ -86,6 +86,19 @@ def test_corners_reproduce_the_runs_and_edges_their_mixtures(kind: str) -> None:
     assert loss(carrier, batches) == pytest.approx(own[1], abs=1e-5)
 
 
+def test_a_plane_through_tasks_leaves_two_of_them_as_they_are() -> None:
+    batches = [(images(6), torch.tensor([0, 1, 2, 3, 0, 1]))]
+    models = tasks("vision-language")
+    own = [own_loss(task, batches) for task in models]
+    plane = Plane.through(models, POSITIONS["equilateral"])
+    for point in ((0.3, 1.4), *POSITIONS["equilateral"]):
+        plane.go(*point)
+        assert [loss(task, batches) for task in models[1:]] == pytest.approx(own[1:], abs=1e-5)
+    assert loss(models[0], batches) == pytest.approx(own[2], abs=1e-5)
+    plane.go(*POSITIONS["equilateral"][0])
+    assert loss(models[0], batches) == pytest.approx(own[0], abs=1e-5)
+
+
 def test_distances() -> None:
     states = [{"a": torch.zeros(2), "b": torch.ones(1)}, {"a": torch.ones(2), "b": torch.ones(1)}]
     states.append({"a": torch.tensor([3.0, 4.0]), "b": torch.ones(1)})

@@ -3,6 +3,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from rich.table import Table
 
 from randlora_pl.callbacks.console import log_to_file, log_to_terminal, say
@@ -26,6 +27,19 @@ def test_log_gets_what_was_printed_and_what_was_warned(tmp_path: Path, capsys: p
     assert "randlora-pl: a remark" in shown.err and "a remark" in text
     assert "a warning" in text and "a warning" not in shown.err
     assert "after" not in text and "after" in shown.out
+
+
+def test_a_notebook_is_told_once_and_the_log_as_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = type("ZMQInteractiveShell", (), {})  # by which rich knows Jupyter
+    monkeypatch.setattr("builtins.get_ipython", shell, raising=False)
+    assert Console().is_jupyter
+    log_to_terminal()
+    with log_to_file(tmp_path / "run.log"):
+        say("accuracy 99 %")
+    assert capsys.readouterr().out == "accuracy 99 %\n"
+    assert "accuracy 99 %" in (tmp_path / "run.log").read_text()
 
 
 def test_handlers_are_not_piled_up() -> None:

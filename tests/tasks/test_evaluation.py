@@ -3,16 +3,18 @@
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from randlora_pl.adapters import adapted_layers, disabled, unload
-from randlora_pl.data import ImageData
+from randlora_pl.data import ImageData, open_images
 from randlora_pl.tasks import AdaptationTask, LinearHeadTask, TextHeadTask, VisionLanguageTask
 
 from .small import KINDS, METHODS, batch, built, frozen, make, shake, trained
@@ -192,3 +194,42 @@ def test_outputs_of_a_test_step_name_the_samples(trainer: Make, digits: Make) ->
     data: ImageData = digits(eval_batch_size=50)
     trainer(callbacks=[Outputs()]).test(make("text head"), data, verbose=False)
     assert seen == list(range(len(data.samples("test"))))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_are_in_the_order_of_the_test_images(kind: str, trainer: Make, digits: Make) -> None:
+    task, own, data = make(kind), trainer(), digits(eval_batch_size=100)
+    own.fit(task, data)
+    shake(task, 0.02)
+    (found,) = own.test(task, data, verbose=False)
+    shares = torch.cat(own.predict(task, data))
+    samples = data.samples("test")
+    labels = torch.from_numpy(samples.labels)
+    assert shares.shape == (len(samples), 10) and shares.dtype == torch.float32
+    assert shares.sum(1) == pytest.approx(torch.ones(len(samples)), abs=1e-5)
+    assert float((shares.argmax(1) == labels).float().mean()) == pytest.approx(found["test/acc"])
+    wanted = shares[torch.arange(len(labels)), labels].double().log().neg().mean()
+    assert float(wanted) == pytest.approx(found["test/loss"], rel=1e-4)
+    assert not any(layer.merged for layer in adapted_layers(task.model).values())
+
+
+def test_predictions_of_files_leave_unreadable_ones_out(tmp_path: Path, trainer: Make) -> None:
+    for number in range(3):
+        pixels = torch.randint(256, (40, 40, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{number}.png")
+    (tmp_path / "1.png").write_bytes(b"no image")
+    task = built("vision-language")
+    shake(task, 0.02)
+    loader, files = open_images([tmp_path], task.image_spec, skip=True)
+    (shares,) = trainer().predict(task, loader)
+    assert [file.name for file in files] == ["0.png", "1.png", "2.png"]
+    assert shares.isnan().all(1).tolist() == [False, True, False]
+    (image,) = (batch["image"][2:] for batch in loader)
+    expected = torch.stack([torch.tensor(slow_logits(task, plain(task), one)).softmax(0) for one in image])
+    torch.testing.assert_close(shares[2:], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_padding_has_no_prediction() -> None:
+    task = built("linear head")
+    part = padded(batch([0, 1, 2]), 2)
+    assert task.predict_step(part, 0).isnan().any(1).tolist() == [False, False, False, True, True]

@@ -75,6 +75,18 @@ class Plane:
         # What does not differ need not be written again; integers such as token positions never do.
         self._moving = [(target[name], [state[name] for state in states]) for name in target if name not in set(same)]
 
+    @classmethod
+    def through(cls, tasks: Sequence[Any], corners: Sequence[Point]) -> "Plane":
+        """The plane through three tasks that are ready to predict; its points are written into the first of them.
+
+        All three lose their adapters and become plain layers with the update merged.
+
+        Raises:
+            UserError: The models have other tensors.
+        """
+        target, *others = (weights_of(task) for task in tasks)
+        return cls(target, [{name: value.clone() for name, value in target.items()}, *others], corners)
+
     @torch.no_grad()
     def go(self, x: float, y: float) -> None:
         """Gives the model the weights of a point."""

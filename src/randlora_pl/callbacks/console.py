@@ -6,8 +6,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, RenderableType
+
+from randlora_pl.quiet import ignore_remarks
 
 _log = logging.getLogger("randlora_pl")
 _PRINTED = "printed"
@@ -17,8 +20,9 @@ _WIDTH = 120
 def say(*what: RenderableType) -> None:
     """Print text or rich tables; the log gets the same without colours."""
     plain = io.StringIO()
-    terminal = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH)
-    for console in (terminal, Console(file=plain, width=_WIDTH, no_color=True)):
+    settings: dict[str, Any] = {"force_jupyter": False}  # in a notebook rich would leave the streams alone
+    terminal = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, **settings)
+    for console in (terminal, Console(file=plain, width=_WIDTH, no_color=True, **settings)):
         for item in what:  # text is not broken, so that commands in it can be copied
             console.print(item, highlight=False, markup=False, soft_wrap=isinstance(item, str))
     _log.info("\n%s", plain.getvalue().rstrip("\n"), extra={_PRINTED: True})
@@ -55,8 +59,7 @@ def log_to_terminal() -> None:
         _log.addHandler(handler)
     _log.setLevel(logging.INFO)
     _log.propagate = False
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    ignore_remarks()
 
 
 @contextmanager

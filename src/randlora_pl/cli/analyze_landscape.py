@@ -142,7 +142,7 @@ def _compute(
 ) -> Path:
     """Fills the missing rows; each is in the file before the next begins."""
     from randlora_pl.analysis.images import batches, classes_of, share_of
-    from randlora_pl.analysis.landscape import POSITIONS, Grid, Plane, loss, weights_of
+    from randlora_pl.analysis.landscape import POSITIONS, Grid, Plane, loss
     from randlora_pl.bench.report import write_json
     from randlora_pl.interop.base_model import same_base
 
@@ -160,10 +160,8 @@ def _compute(
     chosen = share_of(data.samples("train"), state["share"], state["seed"])
     kept = list(batches(data, chosen, typed.batch_size, device))
     own = [loss(task, kept) for task in tasks]
-    states = [weights_of(task) for task in tasks]
-    states[0] = {name: value.clone() for name, value in states[0].items()}  # the first model is written into
     corners = POSITIONS[state["positions"]]
-    plane = Plane(weights_of(carrier), states, corners)
+    plane = Plane.through(tasks, corners)
     at_corners = []
     for corner in corners:
         plane.go(*corner)

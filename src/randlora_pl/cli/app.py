@@ -34,18 +34,9 @@ from randlora_pl.errors import UserError, near
 from randlora_pl.parallel.devices import with_devices, with_strategy
 from randlora_pl.parallel.strategy import TIMEOUT
 from randlora_pl.tasks import AdaptationTask
+from randlora_pl.tasks.trainer import SETTINGS
 
 LOGGERS = ("tensorboard", "csv", "wandb", "none")
-TRAINER = {
-    "max_epochs": 1,  # the data module plans the draws of a whole run as one epoch
-    "accelerator": "auto",
-    "precision": "32-true",
-    "use_distributed_sampler": False,  # the data module shards
-    "num_sanity_val_steps": 0,  # the test before the training does more
-    "log_every_n_steps": 10,
-    "enable_checkpointing": False,  # AdapterCheckpoint does it
-    "enable_model_summary": False,  # StartSummary does it
-}
 
 
 class Parser(LightningArgumentParser):
@@ -111,7 +102,7 @@ class App(LightningCLI):
             AdaptationTask,
             ImageData,
             save_config_callback=None,  # the run folder gets the resolved config
-            trainer_defaults=TRAINER,
+            trainer_defaults=SETTINGS,
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs={"prog": f"randlora-pl {command.verb}", "description": ""},

@@ -5,7 +5,6 @@ import os
 import shlex
 import signal
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +33,7 @@ from randlora_pl.cli.runs import (
 )
 from randlora_pl.errors import LostProcessError, Terminated, UserError
 from randlora_pl.parallel.launch import agree
+from randlora_pl.quiet import ignore_remarks
 
 if TYPE_CHECKING:
     from randlora_pl.cli.app import App
@@ -164,13 +164,7 @@ def quieten() -> None:
     cores, that made a training ten times slower (2 cores, 2 threads).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for text in (
-        ".*does not have many workers.*",
-        ".*number of training batches.*",
-        ".*in eval mode at the start of training.*",  # what is frozen stays in eval mode
-        ".*isinstance.treespec, LeafSpec.*",
-    ):
-        warnings.filterwarnings("ignore", text)
+    ignore_remarks()
 
 
 @contextmanager

@@ -168,7 +168,7 @@ class ImageData(LightningDataModule):
             row, root = self.row, self.root  # without this module, which holds more
             make = lambda: splits.Splits(lambda split: read(row, root, split))  # noqa: E731
             self._splits = kept("splits", (row.name, root), make)
-            own_test = stage == "test" and self._splits.own_test
+            own_test = stage in ("test", "predict") and self._splits.own_test
             first = self._splits.test if own_test else self._splits.full
             self.classnames = class_names(self.row, first.classes, self.classnames_file)
             if self._default_templates and first.templates:
@@ -180,9 +180,9 @@ class ImageData(LightningDataModule):
                 self.plan = DrawPlan(len(self.samples("train")), self._draws(window), window, self.seed, self.sampling)
             if stage in ("fit", "validate", None):
                 self.samples("val")
-            if stage in ("test", None):
+            if stage in ("test", "predict", None):
                 self.samples("test")
-            if stage in ("validate", "test") or (stage == "fit" and self.row.own):
+            if stage in ("validate", "test", "predict") or (stage == "fit" and self.row.own):
                 self._complain_if_empty("val" if stage == "validate" else "test")
         self._meeting_place = None
 
@@ -217,6 +217,10 @@ class ImageData(LightningDataModule):
 
     def test_dataloader(self) -> Loader:
         """Test batches of this rank (see `EvalBatches`)."""
+        return self._eval("test")
+
+    def predict_dataloader(self) -> Loader:
+        """The test images in order, so that `Trainer.predict` gives a row for each of them."""
         return self._eval("test")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from lightning.pytorch import Trainer
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -23,6 +22,7 @@ from randlora_pl.data import ImageData
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.choice import best_of
 from randlora_pl.experiments.comparison import Comparison
+from randlora_pl.tasks import make_trainer
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,6 @@ class Cell:
     seconds: float = 0.0
 
 
-def _trainer(**options: Any) -> Trainer:
-    return Trainer(
-        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, num_sanity_val_steps=0, devices=1, **options,
-    )  # fmt: skip
-
-
 def run_cell(comparison: Comparison, name: str, seed: int, split: str = "test", **changes: Any) -> Cell:
     """Trains one method with one seed and evaluates it once.
 
@@ -54,7 +47,7 @@ def run_cell(comparison: Comparison, name: str, seed: int, split: str = "test", 
         changes: Arguments of the task to change, such as ``learning_rate``.
     """
     task, data = comparison.task(name, seed, **changes), comparison.images(seed)
-    trainer = _trainer(limit_val_batches=0)
+    trainer = make_trainer(limit_val_batches=0)
     start = time.perf_counter()
     trainer.fit(task, data)
     seconds = time.perf_counter() - start
@@ -72,7 +65,7 @@ def zero_shot(comparison: Comparison, seed: int) -> Iterator[Cell]:
 
 
 def _evaluate(task: Any, data: ImageData, split: str, callbacks: Any = None) -> float:
-    trainer = _trainer(callbacks=callbacks)
+    trainer = make_trainer(callbacks=callbacks)
     found = (trainer.validate if split == "val" else trainer.test)(task, data, verbose=False)
     return float(found[0][f"{split}/acc"])
 

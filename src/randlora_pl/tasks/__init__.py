@@ -5,6 +5,7 @@ from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.restore import load_task
 from randlora_pl.tasks.several import load_tasks, weighted_task
 from randlora_pl.tasks.text_head import TextHeadTask
+from randlora_pl.tasks.trainer import make_trainer
 from randlora_pl.tasks.vision_language import VisionLanguageTask
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "VisionLanguageTask",
     "load_task",
     "load_tasks",
+    "make_trainer",
     "weighted_task",
 ]

@@ -59,11 +59,19 @@ class EvaluatedModule(LightningModule):
         """Prepares the evaluation."""
         self.prepare_evaluation()
 
+    def on_predict_epoch_start(self) -> None:
+        """Prepares the evaluation."""
+        self.prepare_evaluation()
+
     def on_validation_epoch_end(self) -> None:
         """Ends the evaluation."""
         self.finish_evaluation()
 
     def on_test_epoch_end(self) -> None:
+        """Ends the evaluation."""
+        self.finish_evaluation()
+
+    def on_predict_epoch_end(self) -> None:
         """Ends the evaluation."""
         self.finish_evaluation()
 
@@ -87,3 +95,14 @@ class EvaluatedModule(LightningModule):
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Loss and accuracy on the test split."""
         return self.evaluate(batch, "test", self.test_name)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Probability of each class, (b, classes) float32; NaN for images that were skipped or only fill a batch.
+
+        Args:
+            batch: Of the data module's test images, or of `randlora_pl.data.open_images`.
+            batch_idx: Its number.
+        """
+        counts = batch["weight"] > 0 if "weight" in batch else batch["readable"]
+        shares = self.class_logits(batch["image"]).float().softmax(1)
+        return shares.masked_fill(~counts[:, None], float("nan"))

@@ -89,6 +89,10 @@ class Sweep:
         """The runs with an accuracy."""
         return [run for run in self.runs if run.accuracy is not None]
 
+    def place(self, run: Run) -> Path:
+        """The run folder of a cell that was begun: config, results, adapter, log."""
+        return self.folder / "cells" / run.cell
+
 
 def read_sweep(folder: Path) -> Sweep:
     """Reads a sweep.

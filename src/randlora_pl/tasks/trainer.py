@@ -1,0 +1,33 @@
+"""The trainer that tasks and data are made for."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from randlora_pl.quiet import ignore_remarks
+
+SETTINGS: dict[str, Any] = {
+    "max_epochs": 1,  # the data module plans the draws of a whole run as one epoch
+    "accelerator": "auto",
+    "precision": "32-true",
+    "use_distributed_sampler": False,  # the data module shards
+    "num_sanity_val_steps": 0,  # the test before the training does more
+    "log_every_n_steps": 10,
+    "enable_checkpointing": False,  # the callback AdapterCheckpoint does it
+    "enable_model_summary": False,  # the callback StartSummary does it
+}
+"""What Lightning's Trainer needs to be told."""
+
+
+def make_trainer(**options: Any) -> Trainer:
+    """A trainer for scripts and notebooks: one device, nothing printed and nothing written.
+
+    It is the command line's without its callbacks; Lightning's remarks are hidden from now on.
+
+    Args:
+        options: Of Lightning's Trainer; they win. ``enable_progress_bar=True`` shows a bar, ``logger=CSVLogger(DIR)``
+            keeps the curves, ``callbacks=[AdapterCheckpoint()]`` with ``default_root_dir=DIR`` the adapter.
+    """
+    ignore_remarks()
+    silent = {"logger": False, "enable_progress_bar": False, "devices": 1}
+    return Trainer(**(SETTINGS | silent | options))
