@@ -8,7 +8,10 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in [*sorted(DOCS.glob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
+    for path in [
+        *sorted(DOCS.glob("*.md")),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    ]
 }
 
 
@@ -16,7 +19,9 @@ def commands_of(text: str) -> list[list[str]]:
     """The words behind ``randlora-pl`` of every command: in blocks, on indented lines, and between backticks."""
     lines = [line for body in re.findall(r"```sh\n(.*?)```", text, flags=re.S) for line in body.splitlines()]
     lines += re.findall(r"^ {4}(\S.*)$", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M)
-    found = [line[line.index("randlora-pl ") :] for line in lines if re.match(r"(\S+/|.* && \S*)?randlora-pl [a-z]", line)]
+    found = [
+        line[line.index("randlora-pl ") :] for line in lines if re.match(r"(\S+/|.* && \S*)?randlora-pl [a-z]", line)
+    ]
     found += [" ".join(words.split()) for words in re.findall(r"`(randlora-pl [a-z][^`]*)`", text)]
     return [shlex.split(re.split(r"\s{2,}|\s#", command)[0])[1:] for command in found]
 

@@ -9,7 +9,7 @@ from randlora_pl.cli import adapter, analyze
 from randlora_pl.cli.main import VERBS
 from randlora_pl.cli.pages import page as help_page
 from randlora_pl.cli.train import prepare
-from tests.docs.pages import PAGES, commands_of
+from tests.docs.pages import PAGES, commands_of, shown
 
 GROUPS = {
     "adapter": set(adapter.VERBS),
@@ -18,7 +18,10 @@ GROUPS = {
     "data": {"get", "check", "show"},
     "config": {"list", "cat", "cp"},
 }
-COMMANDS = [(name, shlex.join(words)) for name, text in PAGES.items() for words in commands_of(text)]
+WRONG = [shlex.split(command) for command, _ in shown(PAGES["docs/troubleshooting.md"])]
+COMMANDS = [
+    (name, shlex.join(words)) for name, text in PAGES.items() for words in commands_of(text) if words not in WRONG
+]
 
 
 def help_of(words: list[str]) -> str:

@@ -22,7 +22,9 @@ def test_the_pages_link_to_each_other_only() -> None:
     for page, text in PAGES.items():
         for link in links_of(text) if page.startswith("docs/") else ():
             path = link.partition("#")[0]
-            assert link.startswith("https://") or (ROOT / page).parent.joinpath(path).resolve().is_relative_to(DOCS), link
+            assert link.startswith("https://") or (ROOT / page).parent.joinpath(path).resolve().is_relative_to(DOCS), (
+                link
+            )
 
 
 def test_links_are_found() -> None:
