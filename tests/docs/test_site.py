@@ -17,8 +17,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("material", reason='the site needs the extra: pip install "randlora-pl[docs]"')
     folder = tmp_path_factory.mktemp("site")
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+    done = subprocess.run(  # with --quiet warnings would not count as errors
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT, capture_output=True, text=True, env=os.environ | nowhere | {"NO_MKDOCS_2_WARNING": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -44,9 +44,10 @@ def test_a_reader_needs_no_network(site: Path) -> None:
 def test_a_broken_link_would_fail(tmp_path: Path) -> None:
     pytest.importorskip("material", reason='the site needs the extra: pip install "randlora-pl[docs]"')
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    settings = yaml.safe_load(text) | {"nav": ["index.md"]}
+    settings = yaml.safe_load(text) | {"nav": ["index.md", "other.md"]}
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "index.md").write_text("# Title\n[nowhere](#no-such-heading)\n")
+    (tmp_path / "docs" / "index.md").write_text("# Title\n[nowhere](other.md#no-such-heading)\n")
+    (tmp_path / "docs" / "other.md").write_text("# Other\n")
     (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
