@@ -1,0 +1,73 @@
+"""Every command on the pages is one that the program takes, and every verb of the program is on a page."""
+
+import shlex
+from importlib import import_module
+
+import pytest
+
+from randlora_pl.cli import adapter, analyze
+from randlora_pl.cli.main import VERBS
+from randlora_pl.cli.pages import page as help_page
+from randlora_pl.cli.train import prepare
+from tests.docs.pages import PAGES, commands_of, shown
+
+GROUPS = {
+    "adapter": set(adapter.VERBS),
+    "analyze": set(analyze.VERBS),
+    "bench": {"data", "train", "captions", "adapters"},
+    "data": {"get", "check", "show"},
+    "config": {"list", "cat", "cp"},
+}
+WRONG = [shlex.split(command) for command, _ in shown(PAGES["docs/troubleshooting.md"])]
+COMMANDS = [
+    (name, shlex.join(words)) for name, text in PAGES.items() for words in commands_of(text) if words not in WRONG
+]
+
+
+def help_of(words: list[str]) -> str:
+    """The help page that explains a command."""
+    groups = {"adapter": adapter.VERBS, "analyze": analyze.VERBS}
+    if words[0] in groups and len(words) > 1:
+        module = groups[words[0]][words[1]].partition(":")[0]
+        return str(import_module(f"randlora_pl.cli.{module}").PAGE)
+    return help_page(words[0])
+
+
+@pytest.mark.parametrize(("name", "command"), sorted(set(COMMANDS)))
+def test_commands_are_understood(name: str, command: str) -> None:
+    words = shlex.split(command)
+    verb = words[0]
+    assert verb in VERBS, command
+    if verb in GROUPS and len(words) > 1 and not words[1].startswith("-"):
+        assert words[1] in GROUPS[verb] | {"VERB"}, command
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    if verb == "fit" and "--resume" not in options and "--help" not in options and len(words) > 1:
+        prepare("fit", words[1:])  # checks configs, classes, options and data sets by name
+        return
+    explained = help_of(words) if not {"VERB"} & set(words) else ""
+    for option in set(options) - {"--help", "--help-all"}:
+        if verb in ("fit", "test", "validate") and "." in option:
+            group, _, rest = option.rpartition(".")
+            assert f"{option} " in explained or f" {rest}," in explained or group == "--trainer", (option, command)
+        else:
+            assert f"{option} " in explained or f"{option}\n" in explained, (option, command)
+
+
+def test_every_verb_is_on_the_page_of_commands() -> None:
+    words = commands_of(PAGES["docs/commands.md"])
+    assert {each[0] for each in words} == set(VERBS)
+    for group, verbs in GROUPS.items():
+        assert {each[1] for each in words if each[0] == group} >= verbs, group
+    text = PAGES["docs/commands.md"]
+    for verb in set(VERBS) - {"adapter", "analyze"}:
+        assert f"\n### {verb}\n" in text, verb
+    assert all(f"| `adapter {verb}` |" in text for verb in adapter.VERBS)
+
+
+def test_commands_are_found() -> None:
+    text = (
+        "    .venv/bin/randlora-pl fit --config a   # why\n    randlora-pl data get x      says\n"
+        "`randlora-pl bench\ntrain`\n```sh\nrandlora-pl doctor\n```\n"
+    )
+    assert commands_of(text) == [["doctor"], ["fit", "--config", "a"], ["data", "get", "x"], ["bench", "train"]]
+    assert len(COMMANDS) > 100

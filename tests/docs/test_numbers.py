@@ -1,0 +1,90 @@
+"""Tables of numbers on the pages are what the program counts."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.adapters import LoRA, RandLoRA, inject
+from randlora_pl.adapters.files import METHODS
+from randlora_pl.cli.configs import find_config
+from randlora_pl.cli.main import main
+from randlora_pl.models import meta_clip, meta_vit
+from randlora_pl.tasks.defaults import default_learning_rate
+from tests.docs.pages import PAGES, ROOT
+
+RANKS = PAGES["docs/rank_and_alpha.md"]
+REPRODUCING = PAGES["docs/reproducing.md"]
+
+
+def rows_of(page: str, header: str) -> list[list[str]]:
+    """The rows of the table with this header."""
+    table = next(part for part in page.split("\n\n") if part.startswith(header)).splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (table[0], *table[2:])]
+
+
+def written_by_the_script(*words: str) -> list[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "expected_cost.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_counts_of_ranks() -> None:
+    header, randlora, lora = rows_of(RANKS, "| r | 2 |")
+    for method, counts in ((RandLoRA, randlora), (LoRA, lora)):
+        for rank, count in zip(header[1:], counts[1:], strict=True):
+            assert f"{inject(meta_clip('ViT-B-32'), method(rank=int(rank))).trainable:,}" == count, (method, rank)
+
+
+@pytest.mark.parametrize(("column", "model"), [(1, "ViT-B-32"), (2, "ViT-L-14"), (4, "vit_base_patch14_dinov2")])
+def test_matched_ranks(column: int, model: str) -> None:
+    for row in rows_of(RANKS, "| `match` |")[1:]:
+        backbone = meta_clip(model) if model.startswith("ViT") else meta_vit(model, 224)
+        report = inject(backbone, RandLoRA(match=row[0].strip("`")))
+        (note,) = (note for note in report.notes if note.startswith("matched"))
+        rank, share = re.fullmatch(r"r = (\d+), (\S+) %", row[column]).groups()  # type: ignore[union-attr]
+        assert f"rank {rank} has" in note and f"({share.replace('−', '-')} %)" in note, (row, note)
+
+
+def test_learning_rates() -> None:
+    names = {"full fine-tuning": "FullFineTuning", "linear probe": "LinearProbe"}
+    found = set()
+    for label, both, vision in rows_of(RANKS, "| method | both towers")[1:]:
+        for part in re.sub(r" \(.*\)", "", label).split(", "):
+            method = METHODS[names.get(part, part)]()
+            found.add(names.get(part, part))
+            assert default_learning_rate(method, False) == float(both), part
+            assert default_learning_rate(method, True) == float(vision), part
+    assert found == set(METHODS)
+
+
+def test_the_sweep_of_ones_own_can_be_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", RANKS, flags=re.S)
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(text, encoding="utf-8")
+    assert main(["sweep", "mine.yaml", "--dry-run"]) == 0
+    assert "6 cells: 6 open" in capsys.readouterr().out
+    assert main(["tune", "mine.yaml", "--dry-run"]) == 0
+
+
+def test_expected_hours() -> None:
+    shown = [line for line in REPRODUCING.splitlines() if re.match(r"\| (table|figure)\d+ \|", line)]
+    for line in shown:
+        name, runs = [cell.strip() for cell in line.split("|")[1:3]]
+        comment = " ".join(find_config(name).read_text(encoding="utf-8").split())
+        assert f"{runs} runs, not measured" in comment, name
+    sweeps = {path.stem for path in (ROOT / "configs" / "sweeps").glob("*.yaml")}
+    assert {line.split()[1] for line in shown} | {"offline"} == sweeps
+    written = written_by_the_script("table5", "table10")
+    assert written[0] in REPRODUCING and set(written[2:4]) <= set(shown)
+    assert written[-1].rpartition(": ")[2] in REPRODUCING
+
+
+def test_expected_memory() -> None:
+    written = "\n".join(written_by_the_script("--memory"))
+    assert written.count("\n") == 5 and written in REPRODUCING
