@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
@@ -23,8 +24,17 @@ def with_devices(config: dict[str, Any]) -> dict[str, Any]:
         config: Options of the trainer.
 
     Raises:
-        UserError: Other numbers were typed: every process would train on its own.
+        UserError: A GPU was asked for and there is none; or other numbers were typed: every process would train on
+            its own.
     """
+    asked = config.get("accelerator")
+    if asked in ("gpu", "cuda") and not (
+        torch.cuda.is_available() or (asked == "gpu" and torch.backends.mps.is_available())
+    ):
+        built = (
+            "PyTorch finds no GPU" if torch.version.cuda or torch.version.hip else "this PyTorch is built without CUDA"
+        )
+        raise UserError(f"--trainer.accelerator is {asked}, but {built}: leave it out, or see: randlora-pl doctor")
     job = launched()
     if job is None:
         return config
