@@ -28,6 +28,7 @@ from randlora_pl.adapters.randlora import RandLoRA
 from randlora_pl.adapters.vera import VeRA
 from randlora_pl.adapters.whole import BitFit, FullFineTuning, LinearProbe
 from randlora_pl.errors import UserError
+from randlora_pl.weights_files import without_places
 
 FORMAT_VERSION = 2
 """1: folders with one checksum over both files; 2: checksums by tensor, one file, stored bases, a dtype."""
@@ -127,9 +128,8 @@ def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> 
     read_adapter(source)
     contents = container.read(source)
     tensors = {name: cast(tensor, dtype) for name, tensor in contents.tensors.items()}
-    container.write(
-        path.absolute(), Contents({**contents.config, "format_version": FORMAT_VERSION}, tensors, contents.bases)
-    )
+    config = {**without_places(contents.config), "format_version": FORMAT_VERSION}
+    container.write(path.absolute(), Contents(config, tensors, contents.bases))
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
 
 

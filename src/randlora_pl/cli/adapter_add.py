@@ -22,6 +22,7 @@ seeds; they must have been trained on the same base model. Updates are added up 
   --error E        lora: the smallest rank of each layer that leaves at most this relative error (Frobenius)
   --head N         Whose head and class names go with the sum: 1 (default) is the first adapter
   --overwrite      Replace what is there
+  --pretrained FILE  The base model's weights file, where this machine does not know it
 """
 
 
@@ -39,6 +40,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--rank", type=int)
     parser.add_argument("--error", type=float)
     parser.add_argument("--head", type=int, default=1)
+    parser.add_weights()
     parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args(args)
     count = len(options.adapters)

@@ -33,6 +33,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--top-k", "--top_k", type=int, default=5)
     parser.add_argument("--batch-size", "--batch_size", type=int, default=64)
+    parser.add_weights()
     parser.add_argument("--device", default="auto")
     parser.add_argument("--on-error", "--on_error", choices=("raise", "skip"), default="raise")
     options = parser.parse_args(args)

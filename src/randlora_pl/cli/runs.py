@@ -13,6 +13,7 @@ from typing import Any
 from randlora_pl.cli.compose import Command, Tree, flatten, normalise
 from randlora_pl.errors import UserError
 from randlora_pl.parallel.launch import agree
+from randlora_pl.weights_files import find_weights
 
 CONFIG = "config.yaml"
 CHECKSUM = "# SHA-256 of the lines below: "
@@ -208,6 +209,8 @@ def adapter_config(folder: Path) -> Tree:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} says nothing of a task ({type(error).__name__}: {error}).") from error
     arguments = {name: value for name, value in arguments.items() if name != "seed"}
+    if weights := find_weights(content.get("base_model") or {}, folder):
+        arguments["pretrained"] = weights
     return {"model": {"class_path": task, "init_args": arguments | {"adapter": adapter}}}
 
 

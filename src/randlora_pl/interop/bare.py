@@ -45,9 +45,10 @@ class Bare:
         """The model of an identity (`ModelIdentity.as_dict`), for timm without a classifier."""
         name, size = identity["name"], identity.get("image_size")
         if identity["library"] == "open_clip":
-            source = resolve(name, identity["pretrained"])
+            tag = "random" if identity.get("sha256") else identity["pretrained"]  # a file says nothing more than none
+            source = resolve(name, tag)
             options = {} if size in (None, image_size(source)) else {"force_image_size": size}
-            image = clip_image_spec(name, identity["pretrained"], size)
+            image = clip_image_spec(name, tag, size)
             return cls("open_clip", name, image, options, source.config if name == "tiny" else None)
         config: Any = get_pretrained_cfg(name)
         options = {"num_classes": 0}

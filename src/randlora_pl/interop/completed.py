@@ -13,6 +13,7 @@ from randlora_pl.interop.base_model import Base
 from randlora_pl.interop.peft_files import TASK, PeftAdapter
 from randlora_pl.interop.stored import Foreign
 from randlora_pl.tasks.restore import TASKS
+from randlora_pl.weights_files import find_weights
 
 TEMPLATES = ["a photo of a {}."]
 """Prompts of a text head that came without any."""
@@ -92,7 +93,8 @@ class Plan:
         if not self.task:
             return save_adapter(ours, path, base_model=identity.as_dict(), extra=self.foreign.extra)
         kind: Any = TASKS[self.task]
-        base = {"name": identity.name, "pretrained": identity.pretrained, "seed": identity.seed or 0}
+        known = find_weights(identity.as_dict(), path) or identity.pretrained
+        base = {"name": identity.name, "pretrained": known, "seed": identity.seed or 0}
         adapter = {"adapter": self.foreign.adapter, "targets": self.foreign.targets}
         try:
             task = kind(**{**self.arguments, **base, **adapter})

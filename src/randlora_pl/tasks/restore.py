@@ -10,6 +10,7 @@ from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.text_head import TextHeadTask
 from randlora_pl.tasks.vision_language import VisionLanguageTask
+from randlora_pl.weights_files import find_weights
 
 TASKS: dict[str, type[AdaptationTask]] = {
     task.__name__: task for task in (VisionLanguageTask, TextHeadTask, LinearHeadTask)
@@ -49,6 +50,8 @@ def plain_task(file: AdapterFile, **overrides: Any) -> AdaptationTask:
     kind = TASKS.get(metadata.get("task", ""))
     if kind is None:
         raise UserError(f"{file.path} says nothing of a task; it can be loaded with load_adapter(model, folder) only.")
+    if "pretrained" not in overrides and (weights := find_weights(file.config.get("base_model", {}), file.path)):
+        overrides["pretrained"] = weights
     task = kind(**{**metadata["arguments"], **overrides}, adapter=file.adapter)
     task.set_classes(metadata["classnames"], metadata["templates"], metadata.get("captions", False))
     return task
