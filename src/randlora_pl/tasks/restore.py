@@ -5,6 +5,7 @@ from typing import Any
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.files import place_adapter
+from randlora_pl.description import check_arguments
 from randlora_pl.errors import UserError
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.linear_head import LinearHeadTask
@@ -52,6 +53,8 @@ def plain_task(file: AdapterFile, **overrides: Any) -> AdaptationTask:
         raise UserError(f"{file.path} says nothing of a task; it can be loaded with load_adapter(model, folder) only.")
     if "pretrained" not in overrides and (weights := find_weights(file.config.get("base_model", {}), file.path)):
         overrides["pretrained"] = weights
-    task = kind(**{**metadata["arguments"], **overrides}, adapter=file.adapter)
+    arguments = {**metadata["arguments"], **overrides}
+    check_arguments(kind.__init__, arguments, f"{file.path}, arguments of {kind.__name__}")
+    task = kind(**arguments, adapter=file.adapter)
     task.set_classes(metadata["classnames"], metadata["templates"], metadata.get("captions", False))
     return task
