@@ -49,7 +49,7 @@ def remember(path: str | Path) -> str:
     digest = file_sha256(file)
     _here[digest] = file
     try:
-        if _noted(digest) != file:
+        if not _note(digest).is_file() or _noted(digest) != file:
             write_whole(_note(digest), lambda stream: stream.write(os.fsencode(file)))
     except OSError:  # a cache that cannot be written costs an option later
         pass

@@ -67,7 +67,7 @@ def add_verb(args: list[str]) -> int:
     from randlora_pl.cli.adapter_merge import print_written
     from randlora_pl.cli.export_lora import print_converted
     from randlora_pl.interop.base_model import load_base, same_base
-    from randlora_pl.interop.lowrank import write_lora
+    from randlora_pl.interop.lowrank import label, write_lora
     from randlora_pl.interop.merged import added, check_output, refuse_inputs, write
     from randlora_pl.interop.updates import updates, weighted_sum
 
@@ -89,7 +89,7 @@ def add_verb(args: list[str]) -> int:
         print_written(write(options.output, added(base, first, total), options.overwrite))
         return 0
     origin = {
-        "adapters": [str(path) for path in options.adapters],
+        "adapters": [label(file) for file in files],
         "methods": [file.adapter.method() for file in files],
         "weights": options.weights,
     }

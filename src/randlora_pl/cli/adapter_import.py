@@ -92,12 +92,13 @@ def import_verb(args: list[str]) -> int:
     import torch
 
     from randlora_pl.interop import base_model, official, peft_files, peft_import
-    from randlora_pl.interop.completed import Plan
+    from randlora_pl.interop.completed import Plan, check_base
 
     adapter = peft_files.read(options.path) if options.source == "peft" else None
     trained = {} if adapter is None else adapter.task.get("arguments", {})  # of an adapter that was exported here
     base = base_model.named(options.model, options.pretrained, trained.get("seed", 0), trained.get("img_size"))
     if adapter is not None:
+        check_base(adapter, base)
         dtype = getattr(torch, options.bases_dtype or "bfloat16")
         foreign = peft_import.translate(adapter, base.model, dtype)
     else:

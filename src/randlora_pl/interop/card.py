@@ -10,7 +10,7 @@ import yaml
 
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.errors import UserError
-from randlora_pl.weights_files import looks_like_file, without_places
+from randlora_pl.weights_files import file_name, looks_like_file, without_places
 
 _CLASSES = 200  # names of more are in the description
 _PLACE = "PATH"
@@ -199,6 +199,9 @@ def _reproduce(file: AdapterFile, config: Mapping[str, Any]) -> str:
     """The command, and the config that it needs."""
     if config:
         tree = {key: config[key] for key in ("seed_everything", "trainer", "model", "data") if key in config}
+        settings = (tree.get("model") or {}).get("init_args") or {}
+        if file.config.get("base_model", {}).get("sha256") and "pretrained" in settings:
+            settings["pretrained"] = file_name(str(settings["pretrained"]))
         tree["trainer"] = {key: value for key, value in tree.get("trainer", {}).items() if value is not None}
         what = "Save this as `config.yaml`."
     elif file.metadata.get("task"):

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import save_adapter
+from randlora_pl.adapters.inject import hash_weights
 from randlora_pl.errors import UserError
 from randlora_pl.interop.base_model import Base
 from randlora_pl.interop.peft_files import TASK, PeftAdapter
 from randlora_pl.interop.stored import Foreign
+from randlora_pl.models import ImageTower
 from randlora_pl.tasks.restore import TASKS
 from randlora_pl.weights_files import find_weights
 
@@ -114,6 +116,23 @@ class Plan:
             return f"Next: randlora-pl predict --adapter {path} --images FOLDER"
         merge = f"randlora-pl adapter merge {path} --output FILE"
         return f"{self.note}Next: {merge}; or, in Python: load_adapter(model, {str(path)!r})"
+
+
+def check_base(adapter: PeftAdapter, base: Base) -> None:
+    """Refuses a base model with other weights than those that an adapter says it was trained on; PEFT's own say none.
+
+    Raises:
+        UserError: Neither the model nor its image tower has their hash.
+    """
+    named = adapter.task.get("base_model") or {}
+    wanted = named.get("weights_sha256_sampled")
+    parts = [base.model, *([ImageTower(base.model)] if hasattr(base.model, "visual") else [])]
+    if wanted and wanted not in (found := [hash_weights(part) for part in parts]):
+        words = " ".join(str(named[key]) for key in ("name", "pretrained", "seed") if named.get(key) is not None)
+        raise UserError(
+            f"{adapter.path} was trained on other weights ({words}, {str(wanted)[:12]}) than those of --model and "
+            f"--pretrained ({found[0][:12]}); name its own base model."
+        )
 
 
 def _linear_head(extra: dict[str, Tensor]) -> tuple[Tensor | None, str]:
