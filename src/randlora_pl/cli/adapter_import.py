@@ -135,7 +135,8 @@ def _compared(options: argparse.Namespace, foreign: "Foreign", ours: "Module", b
     biases = [tensor for tensor in foreign.extra.values() if tensor.dim() == 1]
     classifier = Classifier(weights[0], biases[0] if biases else None) if weights else None
     try:
-        return f"Largest difference to PEFT's outputs: {difference(ours, base, options.path, classifier):.1e}"
+        found = difference(ours, base, options.path, classifier)
+        return f"Largest difference to PEFT's outputs: {found.in_words()}"
     except UserError as error:
         raise UserError(f"{options.path} cannot be imported: {error}.") from None
 

@@ -17,7 +17,7 @@ from randlora_pl.adapters.spectrum import LowRank, truncated
 from randlora_pl.adapters.targets import Site, find_sites, select
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
-from randlora_pl.interop.bare import Bare, difference, outputs
+from randlora_pl.interop.bare import LOST, Bare, difference, lost, outputs
 from randlora_pl.interop.base_model import Base
 from randlora_pl.interop.merged import TOLERANCE, added
 from randlora_pl.interop.part_folder import part_folder
@@ -199,11 +199,14 @@ def _save_checked(path: Path, made: Base, base: Base, size: int, description: di
     with part_folder(path) as part:
         save_adapter(made.part, part / path.name, **description)
         again = adapted(base, read_adapter(part / path.name))
-        relative, _ = difference(outputs(again.model, size), outputs(made.model, size))
-        if relative > TOLERANCE:
+        found, expected = outputs(again.model, size), outputs(made.model, size)
+        relative, _ = difference(found, expected)
+        share = lost(found, expected, outputs(base.model, size))
+        if relative > TOLERANCE or share > LOST:
             raise UserError(
-                f"the LoRA adapter, read again, differs by {relative:.1e} of the largest output, more than "
-                f"{TOLERANCE:.0e}: nothing was written. Please report this with the adapter's configuration."
+                f"the LoRA adapter, read again, differs by {relative:.1e} of the largest output, {share:.0%} of what "
+                f"it changes, more than {TOLERANCE:.0e} or {LOST:.0%}: nothing was written. "
+                "Please report this with the adapter's configuration."
             )
     try:
         save_adapter(made.part, path, **description)  # which replaces nothing but an adapter

@@ -9,6 +9,7 @@ nothing of the scaling: the code's default is 1 / r.
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,9 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is no file; give the checkpoint that the official code wrote.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch warns about archives that it then refuses
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error).lower():  # no code, but no pickle either
             raise UserError(f"{path} is damaged or no checkpoint; copy it again.") from None

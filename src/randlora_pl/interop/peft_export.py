@@ -16,7 +16,7 @@ from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.targets import is_packed_linear
 from randlora_pl.errors import UserError
 from randlora_pl.interop.base_model import Base, given, load_base
-from randlora_pl.interop.peft_check import Classifier, difference, installed
+from randlora_pl.interop.peft_check import Classifier, Difference, difference, installed
 from randlora_pl.interop.peft_files import PeftAdapter, written
 from randlora_pl.interop.peft_forms import Part, lora_form, randlora_form, vera_form
 from randlora_pl.models import ModelIdentity
@@ -36,7 +36,7 @@ class Exported:
         identity: The base model, where the adapter names it.
     """
 
-    difference: float | None
+    difference: Difference | None
     why: str = ""
     classifier: str | None = None
     head: bool = False

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from randlora_pl import __version__
 from randlora_pl.adapters import read_adapter, unload
+from randlora_pl.data.predict import frame_of
 from randlora_pl.data.transforms import Frame
 from randlora_pl.errors import UserError
 from randlora_pl.models import ImageTower, load_clip
@@ -125,8 +126,7 @@ def load_program(path: Path, part: str = "classifier") -> Program:
     if part == "text" and metadata["task"] == LinearHeadTask.__name__:
         raise UserError(f"{path} has no text tower: it was trained with a linear head. Use --part classifier or image.")
     task = load_task(path, gradient_checkpointing=False)
-    seen = metadata.get("training", {}).get("frame")
-    return make_program(task, part, None if seen is None else Frame(**seen))
+    return make_program(task, part, frame_of(metadata, task.image_spec))
 
 
 def make_program(task: AdaptationTask, part: str = "classifier", frame: Frame | None = None) -> Program:
