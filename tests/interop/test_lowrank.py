@@ -209,3 +209,11 @@ def test_another_outcome_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         converted(tmp_path / "a", tmp_path / "file" / "lora", rank=2)
     (tmp_path / "file").unlink()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_label_says_no_place(tmp_path: Path) -> None:
+    saved(tmp_path / "one")
+    saved(tmp_path / "two", method="lora")
+    labels = [label(read_adapter(tmp_path / name)) for name in ("one", "two")]
+    assert [text.split(" (SHA-256 ")[0] for text in labels] == ["one", "two"] and labels[0][4:] != labels[1][4:]
+    assert str(tmp_path) not in "".join(labels)

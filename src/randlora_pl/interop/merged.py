@@ -219,6 +219,12 @@ def _made_here(file: Path) -> bool:
         return False
 
 
+def _is_of_tiny(file: Path) -> bool:
+    """Whether a file is the configuration that was written beside weights of the one model that open_clip has not."""
+    tiny = Bare.of({"library": "open_clip", "name": "tiny", "pretrained": "random"})
+    return file.is_file() and file.read_bytes() == tiny.config_text().encode()
+
+
 def check_output(path: Path, inputs: Sequence[Path], overwrite: bool) -> None:
     """Refuses to write weights over anything that should stay.
 
@@ -259,7 +265,8 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
             is left then.
     """
     contents = merged.contents(path)
-    left_over = [head for head in [head_file(path)] if head not in contents and _made_here(head)]
+    beside = {head_file(path): _made_here, config_file(path): _is_of_tiny}
+    left_over = [file for file, ours in beside.items() if file not in contents and ours(file)]
     _refuse_existing([*contents, *left_over], overwrite)
     expected, plain = merged.expected, merged.plain
     if merged.head is not None and merged.classifies:
@@ -281,7 +288,7 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
                 "be lost in the rounding of merged weights: nothing was written. Keep the adapter, or train for longer."
             )
         for file in left_over:
-            file.unlink()  # would be taken for the head of the new weights
+            file.unlink()  # would be taken for the head or the model of the new weights
         for file in reversed(contents):  # the weights last
             move(part / file.name, file)
     sizes = {file: len(content) for file, content in contents.items()}
@@ -292,9 +299,7 @@ def _notes(path: Path, merged: Merged) -> list[str]:
     notes = [f"images: {merged.bare.image.in_words()}"]
     if difference(merged.expected, merged.plain)[0] <= ROUNDING and merged.facts.get("scale") != "0.0":
         by = f"by {made:.1e}, which is rounding" if (made := change(merged.expected, merged.plain)) else "not at all"
-        notes.append(
-            f"the adapter changes these outputs {by}: it is as good as untrained, and no loss of it would show"
-        )
+        notes.append(f"the adapter changes these outputs {by}: no loss of it would show in the comparison")
     if merged.head is None:
         return notes
     if merged.classifies:
