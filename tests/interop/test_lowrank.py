@@ -13,7 +13,7 @@ from randlora_pl.adapters import LoRA, delta_weights, merge, read_adapter
 from randlora_pl.errors import UserError
 from randlora_pl.interop import lowrank
 from randlora_pl.interop.base_model import load_base
-from randlora_pl.interop.lowrank import Converted, write_lora
+from randlora_pl.interop.lowrank import Converted, label, write_lora
 from randlora_pl.interop.updates import layer_updates, updates, weighted_sum
 from randlora_pl.tasks import load_task
 from tests.tasks.small import CLASSES, images, two_blocks
