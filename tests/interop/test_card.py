@@ -28,10 +28,11 @@ def saved(folder: Path, **metadata: Any) -> Path:
     }
     arguments = {"name": "vit_tiny_patch16_224", "pretrained": "/home/ann/weights.pth", "seed": 3, "weight_decay": 0.1}
     task = {"task": "LinearHeadTask", "arguments": arguments, "classnames": NAMES, "templates": []}
-    training = {"step": 20, "val/acc": 0.5, "frame": {"size": 64, "mean": [0.5] * 3, "interpolation": "bicubic"}}
+    frame = {"size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    training = {"step": 20, "val/acc": 0.5, "frame": frame}
     return save_adapter(
         model, folder / "adapter", base_model=base, extra={"head": torch.zeros(3, 4)},
-        metadata={**task, "training": training, **metadata},
+        metadata={key: each for key, each in {**task, "training": training, **metadata}.items() if each is not None},
     )  # fmt: skip
 
 
