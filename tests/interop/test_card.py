@@ -68,7 +68,7 @@ def test_card_of_a_run(tmp_path: Path) -> None:
     for text in ("87.50 %", "10.00 %", "1,234", "1,024 MiB", "`folder`", "64 x 64 pixels", "`mit`", "3 classes"):
         assert text in card, text
     assert config["data"] == {"dataset": "folder", "root": "PATH", "train": "https://host/x-{0..9}.tar", "shots": 4}
-    assert config["model"]["init_args"]["pretrained"] == "PATH"
+    assert config["model"]["init_args"]["pretrained"] == "weights.pth"
     assert config["trainer"] == {"max_steps": -1, "default_root_dir": "PATH"} and config["seed_everything"] == 3
     assert "`PATH` stands for" in card
     assert "/home" not in card and "pw@" not in card and str(tmp_path) not in card
