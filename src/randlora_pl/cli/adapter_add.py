@@ -68,7 +68,8 @@ def add_verb(args: list[str]) -> int:
     from randlora_pl.cli.export_lora import print_converted
     from randlora_pl.interop.base_model import load_base, same_base
     from randlora_pl.interop.lowrank import label, write_lora
-    from randlora_pl.interop.merged import added, check_output, refuse_inputs, write
+    from randlora_pl.interop.merged import added, check_output, write
+    from randlora_pl.interop.part_folder import refuse_inputs
     from randlora_pl.interop.updates import updates, weighted_sum
 
     if options.form == "merged":

@@ -74,5 +74,8 @@ def export_verb(args: list[str]) -> int:
     options = parse(args)
     if options.output.exists() and not options.overwrite:
         raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
+    from randlora_pl.interop.part_folder import refuse_inputs
+
+    refuse_inputs([options.output], [options.adapter])
     export: Callable[[argparse.Namespace], int] = import_module(f"randlora_pl.cli.{FORMS[options.to]}").export
     return export(options)

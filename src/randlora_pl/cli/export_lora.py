@@ -20,11 +20,9 @@ def export(options: argparse.Namespace) -> int:
     from randlora_pl.adapters.spectrum import check_wish
     from randlora_pl.interop.base_model import load_base
     from randlora_pl.interop.lowrank import label, write_lora
-    from randlora_pl.interop.merged import refuse_inputs
     from randlora_pl.interop.updates import updates
 
     check_wish(options.rank, options.error)
-    refuse_inputs([options.output], [options.adapter])
     file = read_adapter(options.adapter)
     base = load_base(file)
     origin = {"adapters": [label(file)], "methods": [file.adapter.method()]}

@@ -19,7 +19,7 @@ from randlora_pl.data.predict import frame_of
 from randlora_pl.errors import UserError
 from randlora_pl.interop.bare import LOST, ROUNDING, Bare, change, config_file, difference, lost, outputs
 from randlora_pl.interop.base_model import Base, base_name
-from randlora_pl.interop.part_folder import move, part_folder
+from randlora_pl.interop.part_folder import move, part_folder, refuse_inputs
 from randlora_pl.interop.updates import State, adapted, interpolated
 from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
 
@@ -243,18 +243,6 @@ def _refuse_existing(files: Iterable[Path], overwrite: bool) -> None:
             raise UserError(f"--output: {file} is a folder; give another name for the file.")
         if file.exists() and not overwrite:
             raise UserError(f"{file} exists; give another --output, or --overwrite to replace it.")
-
-
-def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
-    """Refuses to replace an adapter by what is made of it.
-
-    Raises:
-        UserError: An output is an input, or within one.
-    """
-    for file in outputs:
-        for source in inputs:
-            if source.resolve() in (file.resolve(), *file.resolve().parents):
-                raise UserError(f"--output {file} would replace the adapter {source}; give another --output.")
 
 
 def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
