@@ -78,3 +78,16 @@ def test_one_file_is_tested_like_its_folder(run: Run, finished: Path, tmp_path: 
     Path("b.safetensors").write_bytes(b"\xff" * 100)
     refused = run("test", "--adapter", "b.safetensors", *limit)
     assert refused.code == 2 and "b.safetensors" in refused.err and "Traceback" not in refused.err
+
+
+def test_places_that_cannot_be_written(refused: Any, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "adapter", tmp_path / "own")
+    (tmp_path / "file").write_text("x")
+    for output in ("file/copy", "file/copy.safetensors"):
+        message = refused("adapter", "export", "own", "--to", "adapter", "--output", output)
+        assert f"{output} cannot be written" in message
+    for form, output in (("peft", "own/sub"), ("onnx", "own/m.onnx"), ("adapter", "own/copy.safetensors")):
+        message = refused("adapter", "export", "own", "--to", form, "--output", output)
+        assert f"--output {output} would replace the adapter own" in message
+    message = refused("predict", "--adapter", "own", "--images", "file", "--output", "own", "--overwrite")
+    assert "own is a folder; name a file" in message

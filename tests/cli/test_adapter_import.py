@@ -89,6 +89,13 @@ def test_there_and_back(run: Run, tmp_path: Path, kind: Any, name: str, method: 
     torch.testing.assert_close(two.class_logits(x), one.class_logits(x), rtol=1e-5, atol=1e-5)
 
 
+def test_the_base_model_must_be_that_of_the_export(run: Run, refused: Callable[..., str], tmp_path: Path) -> None:
+    adapter(TextHeadTask, "tiny", RandLoRA(6), tmp_path / "first", targets=["fc2"])
+    assert run("adapter", "export", "first", "--to", "peft", "--output", "peft").code == 0
+    message = refused(*PEFT, "--model", "tiny")
+    assert "peft was trained on other weights (tiny random 0, " in message and "name its own base model" in message
+
+
 def test_official(run: Run, tmp_path: Path) -> None:
     weights = {f"visual.transformer.resblocks.{i}.mlp.c_fc.": (768, 192) for i in range(4)}
     state = checkpoint(weights, 6)

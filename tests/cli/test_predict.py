@@ -1,5 +1,7 @@
 import csv
 import io
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,3 +303,21 @@ def test_several_adapters_that_are_refused(
     (second / "adapter.safetensors").write_bytes((second / "adapter.safetensors").read_bytes()[:-1] + b"!")
     message = refused(*base, f"a={first}", f"b={second}")
     assert str(second) in message and "damaged" in message
+
+
+@pytest.mark.parametrize("missing", ["classnames", "arguments", "templates"])
+def test_an_adapter_without_what_a_task_saves_is_refused(
+    refused: Callable[..., str], finished: Path, photos: Path, tmp_path: Path, missing: str
+) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(finished / "adapter", folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    del config["sha256"], config["metadata"][missing]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    for words in (
+        ("predict", "--adapter", "cut", "--images", "photos"),
+        ("adapter", "info", "cut"),
+        ("adapter", "merge", "cut", "--output", "m.pt"),
+        ("adapter", "export", "cut", "--to", "adapter", "--output", "copy"),
+    ):
+        assert missing in refused(*words)

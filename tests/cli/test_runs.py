@@ -118,7 +118,8 @@ def test_given_seeds_stay_in_the_resolved_config(seed: int | None) -> None:
 
 
 def test_adapter_folders_say_which_task_they_need(tmp_path: Path) -> None:
-    content = LoRA(rank=3).describe() | {"metadata": {"task": "TextHeadTask", "arguments": {"name": "tiny", "seed": 4}}}
+    metadata = {"task": "TextHeadTask", "arguments": {"name": "tiny", "seed": 4}, "classnames": [], "templates": []}
+    content = LoRA(rank=3).describe() | {"format_version": 2, "metadata": metadata}
     (tmp_path / "adapter_config.json").write_text(json.dumps(content))
     model = runs.adapter_config(tmp_path)["model"]
     assert model["class_path"] == "TextHeadTask"

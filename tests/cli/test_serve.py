@@ -52,7 +52,7 @@ def test_bad_adapters(refused: Callable[..., str], finished: Path, tmp_path: Pat
     assert "says nothing of a task" in refused("serve", "--adapter", str(plain))
     del config["metadata"]["classnames"], config["sha256"]
     (plain / "adapter_config.json").write_text(json.dumps(config))
-    assert "has no class names" in refused("serve", "--adapter", str(plain))
+    assert "metadata.classnames is missing" in refused("serve", "--adapter", str(plain))
     shutil.copytree(finished / "adapter", tmp_path / "cut")
     tensors = tmp_path / "cut" / "adapter.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:500])

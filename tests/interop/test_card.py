@@ -28,10 +28,11 @@ def saved(folder: Path, **metadata: Any) -> Path:
     }
     arguments = {"name": "vit_tiny_patch16_224", "pretrained": "/home/ann/weights.pth", "seed": 3, "weight_decay": 0.1}
     task = {"task": "LinearHeadTask", "arguments": arguments, "classnames": NAMES, "templates": []}
-    training = {"step": 20, "val/acc": 0.5, "frame": {"size": 64, "mean": [0.5] * 3, "interpolation": "bicubic"}}
+    frame = {"size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    training = {"step": 20, "val/acc": 0.5, "frame": frame}
     return save_adapter(
         model, folder / "adapter", base_model=base, extra={"head": torch.zeros(3, 4)},
-        metadata={**task, "training": training, **metadata},
+        metadata={key: each for key, each in {**task, "training": training, **metadata}.items() if each is not None},
     )  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def test_card_of_a_run(tmp_path: Path) -> None:
     for text in ("87.50 %", "10.00 %", "1,234", "1,024 MiB", "`folder`", "64 x 64 pixels", "`mit`", "3 classes"):
         assert text in card, text
     assert config["data"] == {"dataset": "folder", "root": "PATH", "train": "https://host/x-{0..9}.tar", "shots": 4}
-    assert config["model"]["init_args"]["pretrained"] == "PATH"
+    assert config["model"]["init_args"]["pretrained"] == "weights.pth"
     assert config["trainer"] == {"max_steps": -1, "default_root_dir": "PATH"} and config["seed_everything"] == 3
     assert "`PATH` stands for" in card
     assert "/home" not in card and "pw@" not in card and str(tmp_path) not in card

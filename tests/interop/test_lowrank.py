@@ -13,7 +13,7 @@ from randlora_pl.adapters import LoRA, delta_weights, merge, read_adapter
 from randlora_pl.errors import UserError
 from randlora_pl.interop import lowrank
 from randlora_pl.interop.base_model import load_base
-from randlora_pl.interop.lowrank import Converted, write_lora
+from randlora_pl.interop.lowrank import Converted, label, write_lora
 from randlora_pl.interop.updates import layer_updates, updates, weighted_sum
 from randlora_pl.tasks import load_task
 from tests.tasks.small import CLASSES, images, two_blocks
@@ -209,3 +209,11 @@ def test_another_outcome_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         converted(tmp_path / "a", tmp_path / "file" / "lora", rank=2)
     (tmp_path / "file").unlink()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_label_says_no_place(tmp_path: Path) -> None:
+    saved(tmp_path / "one")
+    saved(tmp_path / "two", method="lora")
+    labels = [label(read_adapter(tmp_path / name)) for name in ("one", "two")]
+    assert [text.split(" (SHA-256 ")[0] for text in labels] == ["one", "two"] and labels[0][4:] != labels[1][4:]
+    assert str(tmp_path) not in "".join(labels)

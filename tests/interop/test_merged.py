@@ -1,6 +1,7 @@
 """Merged weights in bare open_clip and timm: same tensors as by hand, same features, same class logits."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.merged import added, check_output, merged, write
 from randlora_pl.interop.updates import updates, weighted_sum
 from randlora_pl.tasks import AdaptationTask
-from tests.tasks.small import CLASSES, KINDS, TEMPLATES, images
+from tests.tasks.small import CLASSES, KINDS, TEMPLATES, built, images
 
 from .adapters import MORE, rounded, saved
 
@@ -263,3 +264,40 @@ def test_tied_tensors_are_written_twice() -> None:
     layer = nn.Linear(2, 2)
     content = module._bytes({"a": layer.weight.detach(), "b": layer.weight.detach()}, {})
     assert b'"a"' in content and b'"b"' in content
+
+
+def test_the_config_of_an_older_model_goes_with_it(tmp_path: Path) -> None:
+    saved(tmp_path / "tiny")
+    output = tmp_path / "m.safetensors"
+    written(tmp_path / "tiny", output)
+    assert (tmp_path / "m.json").is_file()
+    saved(tmp_path / "vit", "linear head", name="test_vit")
+    file = read_adapter(tmp_path / "vit")
+    write(output, merged(load_base(file), file), overwrite=True)
+    assert not (tmp_path / "m.json").exists() and not (tmp_path / "m.head.safetensors").exists()
+    (tmp_path / "m.json").write_text("{}")  # no file of ours
+    write(output, merged(load_base(file), file), overwrite=True)
+    assert (tmp_path / "m.json").is_file()
+
+
+def test_an_update_that_is_lost_is_refused(tmp_path: Path) -> None:
+    """As a part of the outputs a small update is nothing: the base model's weights would pass for the tuned ones."""
+    saved(tmp_path / "a")
+    file = read_adapter(tmp_path / "a")
+    made = merged(load_base(file), file)
+    small = [base + 5e-5 * (tuned - base) for tuned, base in zip(made.expected, made.plain, strict=True)]
+    made.model.load_state_dict(load_base(file).model.state_dict())
+    assert difference(made.plain, small)[0] < module.TOLERANCE
+    with pytest.raises(UserError, match=r"changes the outputs by .* only, and 100% of that would be lost"):
+        write(tmp_path / "m.safetensors", replace(made, expected=small))
+    assert not list(tmp_path.glob("m.*"))
+
+
+def test_an_adapter_that_changes_nothing_says_so(tmp_path: Path) -> None:
+    built("text head").save(tmp_path / "a")
+    file = read_adapter(tmp_path / "a")
+    notes = write(tmp_path / "m.safetensors", merged(load_base(file), file)).notes
+    assert [note for note in notes if "no loss of it would show" in note] == [notes[1]]
+    saved(tmp_path / "b")
+    file = read_adapter(tmp_path / "b")
+    assert "no loss of it" not in str(write(tmp_path / "n.safetensors", merged(load_base(file), file)).notes)

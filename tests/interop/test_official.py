@@ -141,3 +141,36 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(UserError, match="cannot be read"):
         import_official(file, small_vit())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lambda": 3}, r"w_loramat_B is no matrix of numbers"),
+        ({"lambda": torch.zeros(3)}, r"w_loramat_B is no matrix of numbers"),
+        ({"gamma": None}, r"w_loramat_A is no matrix of numbers"),
+        ({"basis": ("a", "b")}, "its basis is no pair of tensors"),
+        ({"basis": (None, None)}, "its basis is no pair of tensors"),
+        ({(1, 2): 3, "basis": None}, "is no checkpoint of the official RandLoRA code"),
+    ],
+)
+def test_entries_that_are_no_tensors(change: dict[Any, Any], message: str, tmp_path: Path) -> None:
+    state: dict[Any, Any] = checkpoint(VIT, 4)
+    places = {"lambda": "w_loramat_B", "gamma": "w_loramat_A"}
+    for key, value in change.items():
+        state[next((name for name in state if key in places and name.endswith(places[key])), key)] = value
+    torch.save(state, tmp_path / "official.pt")
+    with pytest.raises(UserError, match=message):
+        import_official(tmp_path / "official.pt", small_vit())
+
+
+def test_further_entries_with_odd_names_and_seeds_do_no_harm(tmp_path: Path) -> None:
+    torch.save({**checkpoint(VIT, 4), 7: "x", "seed": "x"}, tmp_path / "official.pt")
+    assert delta_weights(import_official(tmp_path / "official.pt", small_vit()))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world" * 10, b"PK\x03\x04aaaa", b"\x80\x02}q\x00."])
+def test_files_that_are_damaged(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "official.pt").write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        import_official(tmp_path / "official.pt", small_vit())

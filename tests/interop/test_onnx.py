@@ -189,3 +189,12 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         export_torch(program_of(Small()), tmp_path / "file" / "m.pt2")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_weights_beside_an_older_file_go_with_it(tmp_path: Path) -> None:
+    data = tmp_path / "m.onnx.data"
+    data.write_bytes(b"of another program")
+    export_onnx(program_of(nn.Flatten()), tmp_path / "m.onnx")
+    assert data.exists(), "nothing was replaced"
+    export_onnx(program_of(nn.Flatten()), tmp_path / "m.onnx")
+    assert not data.exists()

@@ -112,7 +112,8 @@ def test_places_of_weights_are_not_told(tmp_path: Path) -> None:
 def test_an_adapter_without_a_task(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4))
     inject(model, LoRA(rank=2), ["0"])
-    for number, metadata in enumerate(({}, {"task": "TextHeadTask", "classnames": []})):
+    nothing = {"task": "TextHeadTask", "arguments": {}, "classnames": [], "templates": []}
+    for number, metadata in enumerate(({}, nothing)):
         folder = save_adapter(model, tmp_path / str(number), metadata=metadata)
         with pytest.raises(UserError, match=r"has no class names.* randlora-pl adapter merge"):
             load_program(folder)

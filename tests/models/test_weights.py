@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from randlora_pl.errors import UserError
-from randlora_pl.models.weights import file_sha256, load_strictly, looks_like_file, read_weights
+from randlora_pl.models.weights import load_strictly, read_weights
+from randlora_pl.weights_files import file_sha256, looks_like_file
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(2.5)}
 

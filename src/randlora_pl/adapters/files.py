@@ -26,8 +26,10 @@ from randlora_pl.adapters.lora import LoRA
 from randlora_pl.adapters.nola import NoLA
 from randlora_pl.adapters.randlora import RandLoRA
 from randlora_pl.adapters.vera import VeRA
-from randlora_pl.adapters.whole import BitFit, FullFineTuning, LinearProbe
+from randlora_pl.adapters.whole import BitFit, FullFineTuning, LinearProbe, Whole
+from randlora_pl.description import check_arguments, check_description
 from randlora_pl.errors import UserError
+from randlora_pl.weights_files import without_places
 
 FORMAT_VERSION = 2
 """1: folders with one checksum over both files; 2: checksums by tensor, one file, stored bases, a dtype."""
@@ -127,9 +129,8 @@ def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> 
     read_adapter(source)
     contents = container.read(source)
     tensors = {name: cast(tensor, dtype) for name, tensor in contents.tensors.items()}
-    container.write(
-        path.absolute(), Contents({**contents.config, "format_version": FORMAT_VERSION}, tensors, contents.bases)
-    )
+    config = {**without_places(contents.config), "format_version": FORMAT_VERSION}
+    container.write(path.absolute(), Contents(config, tensors, contents.bases))
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
 
 
@@ -150,11 +151,8 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
     path = Path(path)
     contents = container.read(path)
     config = contents.config
-    try:
-        version, method, options = int(config["format_version"]), config["method"], dict(config["options"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: {CONFIG} cannot be read ({type(error).__name__}: {error}); save it again.") from None
-    if version > FORMAT_VERSION:
+    version = config.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(f"{path} has format {version}, this version reads up to {FORMAT_VERSION}: update randlora-pl.")
     if damaged := container.changed(path, contents):
         what = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
@@ -162,7 +160,11 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
             f"{path} is damaged, or was changed after it was saved ({what}): copy it again, or delete "
             f'"sha256" in its {CONFIG} to take it as it is.'
         )
-    adapter = make_adapter(method, options, path)
+    check_description(config, path)
+    adapter = make_adapter(config["method"], config["options"], path)
+    shapes = [len(shape) for shape in config.get("layers", {}).values()]
+    if not isinstance(adapter, Whole) and (not shapes or set(shapes) != {2}):
+        raise UserError(f"{path} is damaged, or was changed: its layers have no names and shapes; copy it again.")
     extra = {name.removeprefix(EXTRA): value for name, value in contents.tensors.items() if name.startswith(EXTRA)}
     own = {name: value for name, value in contents.tensors.items() if not name.startswith(EXTRA)}
     return AdapterFile(path, adapter, config.get("targets"), own, extra, config, _stored_bases(path, contents))
@@ -194,14 +196,15 @@ def make_adapter(method: str, options: Mapping[str, Any], source: object) -> Ada
     """
     if method not in METHODS:
         raise UserError(f"{source}: method {method!r} is unknown; this version knows {', '.join(METHODS)}.")
+    made = dict(options)
     try:
-        made = {
-            name: make_adapter(value["method"], value["options"], source) if name == "inner" else value
-            for name, value in options.items()
-        }
-        return METHODS[method](**made)
-    except (TypeError, KeyError) as error:
+        if "inner" in made:
+            made["inner"] = make_adapter(made["inner"]["method"], made["inner"]["options"], source)
+        adapter = METHODS[method](**made)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{source}: {method} does not take these options ({error}).") from None
+    check_arguments(METHODS[method].__init__, made, f"{source}, options of {method}")
+    return adapter
 
 
 def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:

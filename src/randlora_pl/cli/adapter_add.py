@@ -22,6 +22,7 @@ seeds; they must have been trained on the same base model. Updates are added up 
   --error E        lora: the smallest rank of each layer that leaves at most this relative error (Frobenius)
   --head N         Whose head and class names go with the sum: 1 (default) is the first adapter
   --overwrite      Replace what is there
+  --pretrained FILE  The base model's weights file, where this machine does not know it
 """
 
 
@@ -39,6 +40,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--rank", type=int)
     parser.add_argument("--error", type=float)
     parser.add_argument("--head", type=int, default=1)
+    parser.add_weights()
     parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args(args)
     count = len(options.adapters)
@@ -65,8 +67,9 @@ def add_verb(args: list[str]) -> int:
     from randlora_pl.cli.adapter_merge import print_written
     from randlora_pl.cli.export_lora import print_converted
     from randlora_pl.interop.base_model import load_base, same_base
-    from randlora_pl.interop.lowrank import write_lora
-    from randlora_pl.interop.merged import added, check_output, refuse_inputs, write
+    from randlora_pl.interop.lowrank import label, write_lora
+    from randlora_pl.interop.merged import added, check_output, write
+    from randlora_pl.interop.part_folder import refuse_inputs
     from randlora_pl.interop.updates import updates, weighted_sum
 
     if options.form == "merged":
@@ -87,7 +90,7 @@ def add_verb(args: list[str]) -> int:
         print_written(write(options.output, added(base, first, total), options.overwrite))
         return 0
     origin = {
-        "adapters": [str(path) for path in options.adapters],
+        "adapters": [label(file) for file in files],
         "methods": [file.adapter.method() for file in files],
         "weights": options.weights,
     }

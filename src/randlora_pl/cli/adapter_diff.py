@@ -20,6 +20,7 @@ downloaded.
 
   --layers    A row for each layer instead of one for each kind of layer (means)
   --json      For programs; with every layer
+  --pretrained FILE  The base model's weights file, where this machine does not know it
 """
 
 _COLUMNS = {"norm_1": "norm of A", "norm_2": "norm of B", "difference": "norm of A - B", "cosine": "cosine"}
@@ -31,6 +32,7 @@ def diff_verb(args: list[str]) -> int:
     parser = Parser("adapter diff")
     parser.add_argument("adapters", type=Path, nargs=2)
     parser.add_argument("--layers", action="store_true")
+    parser.add_weights()
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(args)
     stay_offline()

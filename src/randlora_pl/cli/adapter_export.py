@@ -22,6 +22,7 @@ An adapter in the form of another system. What is written is read again and comp
                    adapter  our own format again, in another dtype, as a folder or one .safetensors file
   --output PATH    Where to write
   --overwrite      Replace what is there
+  --pretrained FILE  The base model's weights file, where this machine does not know it
 
   lora:            --rank K      Rank of every layer; or
                    --error E     The smallest rank of each layer that leaves at most this relative error (Frobenius)
@@ -51,6 +52,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--to", required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_weights()
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--rank", type=int)
     parser.add_argument("--error", type=float)
@@ -72,5 +74,8 @@ def export_verb(args: list[str]) -> int:
     options = parse(args)
     if options.output.exists() and not options.overwrite:
         raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
+    from randlora_pl.interop.part_folder import refuse_inputs
+
+    refuse_inputs([options.output], [options.adapter])
     export: Callable[[argparse.Namespace], int] = import_module(f"randlora_pl.cli.{FORMS[options.to]}").export
     return export(options)

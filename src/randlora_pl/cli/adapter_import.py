@@ -92,12 +92,13 @@ def import_verb(args: list[str]) -> int:
     import torch
 
     from randlora_pl.interop import base_model, official, peft_files, peft_import
-    from randlora_pl.interop.completed import Plan
+    from randlora_pl.interop.completed import Plan, check_base
 
     adapter = peft_files.read(options.path) if options.source == "peft" else None
     trained = {} if adapter is None else adapter.task.get("arguments", {})  # of an adapter that was exported here
     base = base_model.named(options.model, options.pretrained, trained.get("seed", 0), trained.get("img_size"))
     if adapter is not None:
+        check_base(adapter, base)
         dtype = getattr(torch, options.bases_dtype or "bfloat16")
         foreign = peft_import.translate(adapter, base.model, dtype)
     else:
@@ -134,7 +135,8 @@ def _compared(options: argparse.Namespace, foreign: "Foreign", ours: "Module", b
     biases = [tensor for tensor in foreign.extra.values() if tensor.dim() == 1]
     classifier = Classifier(weights[0], biases[0] if biases else None) if weights else None
     try:
-        return f"Largest difference to PEFT's outputs: {difference(ours, base, options.path, classifier):.1e}"
+        found = difference(ours, base, options.path, classifier)
+        return f"Largest difference to PEFT's outputs: {found.in_words()}"
     except UserError as error:
         raise UserError(f"{options.path} cannot be imported: {error}.") from None
 

@@ -20,6 +20,7 @@ machine, what the file alone tells is printed.
 
   --layers    A row for each layer instead of one for each kind of layer (means)
   --json      Everything, for programs; with every layer
+  --pretrained FILE  The base model's weights file, where this machine does not know it
 
 rank              singular values above float32's rounding (max(out, in) * 1.2e-7 of the largest)
 stable rank       ||D||_F^2 / ||D||_2^2
@@ -44,6 +45,7 @@ def info_verb(args: list[str]) -> int:
     parser = Parser("adapter info")
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--layers", action="store_true")
+    parser.add_weights()
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(args)
     stay_offline()

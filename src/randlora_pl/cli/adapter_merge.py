@@ -22,6 +22,7 @@ is written is loaded by the bare library and compared on random images before it
   --scale S        W0 + S (W - W0): between the base model (0) and the tuned one (1, default), or beyond (WiSE-FT)
   --no-head        Without the linear head (timm) or the file of class embeddings (open_clip)
   --overwrite      Replace what is there
+  --pretrained FILE  The base model's weights file, where this machine does not know it
 
 A CLIP model comes out whole, its text tower too; the class embeddings go to FILE.head.safetensors. A timm model comes
 out with its linear head as classifier. For the model tiny, which open_clip does not know, FILE.json describes it.
@@ -39,6 +40,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--no-head", "--no_head", dest="head", action="store_false")
+    parser.add_weights()
     parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args(args)
     if not math.isfinite(options.scale):

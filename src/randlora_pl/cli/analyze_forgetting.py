@@ -156,7 +156,8 @@ def _spec(run: Run) -> Any:
     from randlora_pl.models import clip_image_spec
 
     base = run.file.config["base_model"]
-    return clip_image_spec(base["name"], base["pretrained"], base.get("image_size"))
+    tag = "random" if base.get("sha256") else base["pretrained"]  # a file says nothing more than none
+    return clip_image_spec(base["name"], tag, base.get("image_size"))
 
 
 def _data(dataset: str, spec: Any, typed: argparse.Namespace) -> "ImageData":

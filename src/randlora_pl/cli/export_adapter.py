@@ -2,11 +2,18 @@
 
 import argparse
 
+from randlora_pl.errors import UserError
+
 
 def export(options: argparse.Namespace) -> int:
     """Writes the adapter once more."""
     from randlora_pl.adapters.files import DTYPES, copy_adapter
 
-    size = copy_adapter(options.adapter, options.output, DTYPES.get(options.dtype))
+    try:
+        size = copy_adapter(options.adapter, options.output, DTYPES.get(options.dtype))
+    except OSError as error:
+        raise UserError(
+            f"{options.output} cannot be written ({error.strerror or error}); name another --output."
+        ) from None
     print(f"{options.output}: {size:,} bytes")
     return 0

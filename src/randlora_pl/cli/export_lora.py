@@ -19,15 +19,13 @@ def export(options: argparse.Namespace) -> int:
     from randlora_pl.adapters import read_adapter
     from randlora_pl.adapters.spectrum import check_wish
     from randlora_pl.interop.base_model import load_base
-    from randlora_pl.interop.lowrank import write_lora
-    from randlora_pl.interop.merged import refuse_inputs
+    from randlora_pl.interop.lowrank import label, write_lora
     from randlora_pl.interop.updates import updates
 
     check_wish(options.rank, options.error)
-    refuse_inputs([options.output], [options.adapter])
     file = read_adapter(options.adapter)
     base = load_base(file)
-    origin = {"adapters": [str(options.adapter)], "methods": [file.adapter.method()]}
+    origin = {"adapters": [label(file)], "methods": [file.adapter.method()]}
     made = write_lora(
         options.output, base, updates(base, file), [file], file, rank=options.rank, error=options.error, origin=origin
     )

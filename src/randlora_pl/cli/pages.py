@@ -44,6 +44,7 @@ image and adapter, with a column adapter behind image: image, adapter, class, pr
 
   --adapter [NAME=]PATH ...  Adapter folders (RUN/adapter) or .safetensors files, which know their base model, class
                         names and prompts; without a NAME they are called by what tells their paths apart
+  --pretrained FILE     Weights file of a base model, where this machine does not know it; again for further ones
   --weights W ...       One model instead: the base and the sum of the adapters' updates, each W times; the classes
                         must be the same. One adapter and one W scale its update
   --images PATH ...     Image files, and folders that are searched
@@ -157,6 +158,7 @@ Answer requests for predictions over HTTP, with a page to drop images on (pip in
   curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/predict
 
   --adapter ADAPTER        Folder or file; it knows its base model, class names and prompts
+  --pretrained FILE        Weights file of the base model, where this machine does not know it
   --host ADDRESS           127.0.0.1 for this machine alone (default), 0.0.0.0 or :: for all; there is no password
   --port PORT              (default 8000)
   --device DEVICE          cpu, cuda, cuda:1, mps ... (default: what there is)

@@ -33,6 +33,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--top-k", "--top_k", type=int, default=5)
     parser.add_argument("--batch-size", "--batch_size", type=int, default=64)
+    parser.add_weights()
     parser.add_argument("--device", default="auto")
     parser.add_argument("--on-error", "--on_error", choices=("raise", "skip"), default="raise")
     options = parser.parse_args(args)
@@ -98,6 +99,8 @@ def predict_verb(args: list[str]) -> int:
     output = None if options.output == "-" else Path(options.output)
     if output is not None and output.exists() and not options.overwrite:
         raise UserError(f"{output} exists; give another --output, or --overwrite to replace it.")
+    if output is not None and output.is_dir():
+        raise UserError(f"--output: {output} is a folder; name a file.")
     if output is not None and not output.parent.is_dir():
         raise UserError(f"The folder {output.parent} does not exist; make it first: mkdir -p {output.parent}")
     answers = classify(options)

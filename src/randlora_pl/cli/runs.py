@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.compose import Command, Tree, flatten, normalise
+from randlora_pl.description import check_description
 from randlora_pl.errors import UserError
 from randlora_pl.parallel.launch import agree
+from randlora_pl.weights_files import find_weights
 
 CONFIG = "config.yaml"
 CHECKSUM = "# SHA-256 of the lines below: "
@@ -204,10 +206,13 @@ def adapter_config(folder: Path) -> Tree:
         content = _metadata(file) if file == folder else json.loads(file.read_text(encoding="utf-8"))
         metadata = content["metadata"]
         task, arguments = metadata["task"], metadata["arguments"]
+        check_description(content, file)
         adapter = _as_class(content)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} says nothing of a task ({type(error).__name__}: {error}).") from error
     arguments = {name: value for name, value in arguments.items() if name != "seed"}
+    if weights := find_weights(content.get("base_model", {}), folder):
+        arguments["pretrained"] = weights
     return {"model": {"class_path": task, "init_args": arguments | {"adapter": adapter}}}
 
 

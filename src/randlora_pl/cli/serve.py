@@ -11,6 +11,7 @@ from randlora_pl.cli.pages import page
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.runs import adapter_config
 from randlora_pl.errors import UserError
+from randlora_pl.weights_files import file_name
 
 HOSTS = ("127.0.0.1", "0.0.0.0", "::")
 """Those that LitServe takes."""
@@ -26,6 +27,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_weights()
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batch-size", "--batch_size", type=int, default=16)
@@ -119,15 +121,15 @@ def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str
     Raises:
         UserError: The adapter has no class names.
     """
-    metadata, base = config["metadata"], config["base_model"]
+    metadata, base = config.get("metadata", {}), config.get("base_model", {})
     if not metadata.get("classnames"):
         raise UserError("the adapter has no class names; save it by the task that trained it: task.save(FOLDER)")
     return {
         "adapter": config["method"],
         "base_model": {
-            "library": base["library"],
-            "name": base["name"],
-            "pretrained": Path(str(base["pretrained"])).name,  # it may be the path of a file
+            "library": base.get("library", ""),
+            "name": base.get("name", ""),
+            "pretrained": file_name(base.get("pretrained", "")),  # it may be the path of a file
         },
         "task": metadata["task"],
         "classes": list(metadata["classnames"]),

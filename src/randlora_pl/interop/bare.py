@@ -45,9 +45,10 @@ class Bare:
         """The model of an identity (`ModelIdentity.as_dict`), for timm without a classifier."""
         name, size = identity["name"], identity.get("image_size")
         if identity["library"] == "open_clip":
-            source = resolve(name, identity["pretrained"])
+            tag = "random" if identity.get("sha256") else identity["pretrained"]  # a file says nothing more than none
+            source = resolve(name, tag)
             options = {} if size in (None, image_size(source)) else {"force_image_size": size}
-            image = clip_image_spec(name, identity["pretrained"], size)
+            image = clip_image_spec(name, tag, size)
             return cls("open_clip", name, image, options, source.config if name == "tiny" else None)
         config: Any = get_pretrained_cfg(name)
         options = {"num_classes": 0}
@@ -126,3 +127,35 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> tuple[float, floa
         absolute = max(absolute, gap)
         relative = max(relative, gap / max(float(two.abs().max()), torch.finfo(torch.float32).tiny))
     return relative, absolute
+
+
+LOST = 0.1
+"""The largest part of what an adapter changes in the outputs that may be lost on the way."""
+ROUNDING = 1e-6
+"""Changes below this part of the largest output cannot be told from rounding in float32."""
+
+
+def change(tuned: list[Tensor], plain: list[Tensor]) -> float:
+    """The largest difference that an adapter makes to the outputs of its base model; 0 where it makes none."""
+    return max(float((one.float() - two.float()).abs().max()) for one, two in zip(tuned, plain, strict=True))
+
+
+def lost(found: list[Tensor], expected: list[Tensor], plain: list[Tensor]) -> float:
+    """Which part of an adapter's change of the outputs is missing, or is another one.
+
+    Relative to the outputs themselves a small update is nothing, so that its loss would pass for rounding.
+
+    Args:
+        found: Outputs of what was written.
+        expected: Outputs of the adapted model.
+        plain: Outputs of the base model.
+
+    Returns:
+        The largest part of all outputs; 0 where an adapter changes nothing that can be told from rounding.
+    """
+    parts = [
+        change([one], [two]) / changed
+        for one, two, base in zip(found, expected, plain, strict=True)
+        if (changed := change([two], [base])) > ROUNDING * float(two.abs().max())
+    ]
+    return max(parts, default=0.0)

@@ -11,6 +11,7 @@ from randlora_pl.adapters.inject import hash_weights
 from randlora_pl.errors import UserError
 from randlora_pl.interop import bare
 from randlora_pl.models import ImageTower, ModelIdentity, library_of, load_clip, load_vit
+from randlora_pl.weights_files import find_weights, without_places
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def load_base(file: AdapterFile) -> Base:
             f"{file.path} names {what}, which neither open_clip nor timm builds: build it in Python and call "
             "load_adapter(model, path)."
         )
+    pretrained = find_weights(base, file.path) or pretrained
     try:
         found = named(name, pretrained, int(base.get("seed") or 0), base.get("image_size"))
     except UserError as error:
@@ -117,7 +119,7 @@ def same_base(files: Sequence[AdapterFile]) -> None:
     """
     first, *others = files
     for other in others:
-        one, two = ({**file.config.get("base_model", {})} for file in (first, other))
+        one, two = ({**without_places(file.config).get("base_model", {})} for file in (first, other))
         hashes = [base.pop("weights_sha256_sampled", None) for base in (one, two)]
         if hashes[0] != hashes[1] and (one != two or not one):
             raise UserError(

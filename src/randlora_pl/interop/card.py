@@ -10,7 +10,7 @@ import yaml
 
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.errors import UserError
-from randlora_pl.models.weights import looks_like_file
+from randlora_pl.weights_files import file_name, looks_like_file, without_places
 
 _CLASSES = 200  # names of more are in the description
 _PLACE = "PATH"
@@ -84,16 +84,6 @@ def portable(value: Any) -> Any:
     return _PLACE if re.match(r"[/~\\]|[A-Za-z]:[\\/]", value) or ".." in Path(value).parts else value
 
 
-def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
-    """An adapter's description with the weights file of its base model by name only, for others to read."""
-    copy: dict[str, Any] = json.loads(json.dumps(config))
-    for holder in (copy.get("base_model", {}), copy.get("metadata", {}).get("arguments", {})):
-        given = holder.get("pretrained")
-        if isinstance(given, str) and looks_like_file(given):
-            holder["pretrained"] = re.split(r"[/\\]", given)[-1]
-    return copy
-
-
 def hub_id(base: Mapping[str, Any]) -> str | None:
     """The Hub's name of a base model, from the tables of its library; None where they know none."""
     name, tag = str(base.get("name", "")), str(base.get("pretrained", ""))
@@ -101,7 +91,7 @@ def hub_id(base: Mapping[str, Any]) -> str | None:
         import open_clip
 
         found = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "")
-    elif base.get("library") == "timm" and tag != "random" and not looks_like_file(tag):
+    elif base.get("library") == "timm" and tag != "random" and not (base.get("sha256") or looks_like_file(tag)):
         from timm.models import get_pretrained_cfg
 
         try:
@@ -209,6 +199,9 @@ def _reproduce(file: AdapterFile, config: Mapping[str, Any]) -> str:
     """The command, and the config that it needs."""
     if config:
         tree = {key: config[key] for key in ("seed_everything", "trainer", "model", "data") if key in config}
+        settings = (tree.get("model") or {}).get("init_args") or {}
+        if file.config.get("base_model", {}).get("sha256") and "pretrained" in settings:
+            settings["pretrained"] = file_name(str(settings["pretrained"]))
         tree["trainer"] = {key: value for key, value in tree.get("trainer", {}).items() if value is not None}
         what = "Save this as `config.yaml`."
     elif file.metadata.get("task"):

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import save_adapter
+from randlora_pl.adapters.inject import hash_weights
 from randlora_pl.errors import UserError
 from randlora_pl.interop.base_model import Base
 from randlora_pl.interop.peft_files import TASK, PeftAdapter
 from randlora_pl.interop.stored import Foreign
+from randlora_pl.models import ImageTower
 from randlora_pl.tasks.restore import TASKS
+from randlora_pl.weights_files import find_weights
 
 TEMPLATES = ["a photo of a {}."]
 """Prompts of a text head that came without any."""
@@ -92,7 +95,8 @@ class Plan:
         if not self.task:
             return save_adapter(ours, path, base_model=identity.as_dict(), extra=self.foreign.extra)
         kind: Any = TASKS[self.task]
-        base = {"name": identity.name, "pretrained": identity.pretrained, "seed": identity.seed or 0}
+        known = find_weights(identity.as_dict(), path) or identity.pretrained
+        base = {"name": identity.name, "pretrained": known, "seed": identity.seed or 0}
         adapter = {"adapter": self.foreign.adapter, "targets": self.foreign.targets}
         try:
             task = kind(**{**self.arguments, **base, **adapter})
@@ -112,6 +116,23 @@ class Plan:
             return f"Next: randlora-pl predict --adapter {path} --images FOLDER"
         merge = f"randlora-pl adapter merge {path} --output FILE"
         return f"{self.note}Next: {merge}; or, in Python: load_adapter(model, {str(path)!r})"
+
+
+def check_base(adapter: PeftAdapter, base: Base) -> None:
+    """Refuses a base model with other weights than those that an adapter says it was trained on; PEFT's own say none.
+
+    Raises:
+        UserError: Neither the model nor its image tower has their hash.
+    """
+    named = adapter.task.get("base_model") or {}
+    wanted = named.get("weights_sha256_sampled")
+    parts = [base.model, *([ImageTower(base.model)] if hasattr(base.model, "visual") else [])]
+    if wanted and wanted not in (found := [hash_weights(part) for part in parts]):
+        words = " ".join(str(named[key]) for key in ("name", "pretrained", "seed") if named.get(key) is not None)
+        raise UserError(
+            f"{adapter.path} was trained on other weights ({words}, {str(wanted)[:12]}) than those of --model and "
+            f"--pretrained ({found[0][:12]}); name its own base model."
+        )
 
 
 def _linear_head(extra: dict[str, Tensor]) -> tuple[Tensor | None, str]:

@@ -15,8 +15,8 @@ from randlora_pl.adapters import AdapterFile, container, read_adapter
 from randlora_pl.adapters.container import BASES, CONFIG, TENSORS, Contents
 from randlora_pl.adapters.files import FORMAT_VERSION
 from randlora_pl.errors import UserError
-from randlora_pl.interop.card import without_places
 from randlora_pl.interop.part_folder import move, part_folder
+from randlora_pl.weights_files import without_places
 
 CARD = "README.md"
 _LOGIN = "hf auth login, or set HF_TOKEN"

@@ -1,5 +1,7 @@
 """Updates of any kind as a LoRA adapter: the best approximation of each by one of low rank."""
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +17,12 @@ from randlora_pl.adapters.spectrum import LowRank, truncated
 from randlora_pl.adapters.targets import Site, find_sites, select
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
-from randlora_pl.interop.bare import Bare, difference, outputs
+from randlora_pl.interop.bare import LOST, Bare, difference, lost, outputs
 from randlora_pl.interop.base_model import Base
 from randlora_pl.interop.merged import TOLERANCE, added
 from randlora_pl.interop.part_folder import part_folder
 from randlora_pl.interop.updates import State, adapted, rows_of, weight_key
+from randlora_pl.weights_files import without_places
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,12 @@ def write_lora(
     )
 
 
+def label(file: AdapterFile) -> str:
+    """An adapter's name and the beginning of its checksum: where it lies on this machine is nobody's business."""
+    sums = json.dumps(file.config.get("sha256"), sort_keys=True)
+    return f"{file.path.absolute().name} (SHA-256 {hashlib.sha256(sums.encode()).hexdigest()[:12]})"
+
+
 def _layer(site: Site, factors: LowRank, update: Tensor) -> Layer:
     shape = (site.shape.out_features, site.shape.in_features)
     return Layer(site.shape.layer, shape, factors.rank, factors.error, float(update.double().norm()))
@@ -175,12 +184,13 @@ def _adapter(low: Mapping[Site, LowRank], qkv: Any, seed: int) -> LoRA:
 
 def _description(first: AdapterFile, targets: list[str] | None, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What `save_adapter` takes besides the model: base model, head, and metadata with the new targets."""
-    metadata = first.metadata
+    config = without_places(first.config)
+    metadata = config.get("metadata", {})
     if "arguments" in metadata:
         metadata["arguments"] = {**metadata["arguments"], "targets": targets}
     if "training" in metadata:  # its figures were measured with another adapter
         metadata["training"] = {key: value for key, value in metadata["training"].items() if key == "frame"}
-    named = {k: v for k, v in first.config.get("base_model", {}).items() if k != "weights_sha256_sampled"}
+    named = {k: v for k, v in config.get("base_model", {}).items() if k != "weights_sha256_sampled"}
     return {"base_model": named, "extra": first.extra, "metadata": {**metadata, "made_from": dict(origin)}}
 
 
@@ -189,11 +199,14 @@ def _save_checked(path: Path, made: Base, base: Base, size: int, description: di
     with part_folder(path) as part:
         save_adapter(made.part, part / path.name, **description)
         again = adapted(base, read_adapter(part / path.name))
-        relative, _ = difference(outputs(again.model, size), outputs(made.model, size))
-        if relative > TOLERANCE:
+        found, expected = outputs(again.model, size), outputs(made.model, size)
+        relative, _ = difference(found, expected)
+        share = lost(found, expected, outputs(base.model, size))
+        if relative > TOLERANCE or share > LOST:
             raise UserError(
-                f"the LoRA adapter, read again, differs by {relative:.1e} of the largest output, more than "
-                f"{TOLERANCE:.0e}: nothing was written. Please report this with the adapter's configuration."
+                f"the LoRA adapter, read again, differs by {relative:.1e} of the largest output, {share:.0%} of what "
+                f"it changes, more than {TOLERANCE:.0e} or {LOST:.0%}: nothing was written. "
+                "Please report this with the adapter's configuration."
             )
     try:
         save_adapter(made.part, path, **description)  # which replaces nothing but an adapter

@@ -15,10 +15,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, unload
+from randlora_pl.data.predict import frame_of
 from randlora_pl.errors import UserError
-from randlora_pl.interop.bare import Bare, config_file, difference, outputs
+from randlora_pl.interop.bare import LOST, ROUNDING, Bare, change, config_file, difference, lost, outputs
 from randlora_pl.interop.base_model import Base, base_name
-from randlora_pl.interop.part_folder import move, part_folder
+from randlora_pl.interop.part_folder import move, part_folder, refuse_inputs
 from randlora_pl.interop.updates import State, adapted, interpolated
 from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
 
@@ -54,6 +55,7 @@ class Merged:
         file: The adapter whose classes and head go with them.
         model: The library's model with the merged weights.
         expected: Its outputs (`bare.outputs`), from before the updates were merged where that is possible.
+        plain: Those of the base model.
         text_changed: Whether its text tower is another one than the base model's.
         with_head: Whether the head is written, too.
         facts: More for the file's metadata.
@@ -62,6 +64,7 @@ class Merged:
     file: AdapterFile
     model: nn.Module
     expected: list[Tensor]
+    plain: list[Tensor]
     text_changed: bool
     with_head: bool = True
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -71,8 +74,8 @@ class Merged:
         """How the library builds the model, for timm with the linear head as its classifier."""
         identity = self.file.config["base_model"]
         plain = Bare.of(identity)
-        if frame := self.file.metadata.get("training", {}).get("frame"):  # what it was trained on, if that is another
-            plain = replace(plain, image=ImageSpec(**frame))
+        seen = asdict(frame_of(self.file.metadata, plain.image))  # what it was trained on, if that is another
+        plain = replace(plain, image=ImageSpec(**seen))
         if plain.classifier and self.head is not None:
             plain.options["num_classes"] = len(self.head)
         return plain
@@ -88,6 +91,8 @@ class Merged:
         metadata = self.file.metadata
         arguments = metadata.get("arguments", {})
         if metadata.get("task") == "VisionLanguageTask" and arguments.get("eval_prompts") != "ensemble":
+            if "caption" not in arguments:
+                raise UserError(f"{self.file.path} is damaged, or was changed: metadata.arguments.caption is missing.")
             return [arguments["caption"]]
         return [] if metadata.get("task") == "LinearHeadTask" else list(metadata.get("templates", []))
 
@@ -192,7 +197,8 @@ def with_state(
             raise UserError(f"{key} would not be finite (NaN or infinity): a training diverged; nothing was written.")
     model.load_state_dict(state)
     text = any(not key.startswith("visual.") and not torch.equal(value, plain[key]) for key, value in state.items())
-    return Merged(file, model, expected or outputs(model, _size(file)), text, with_head, facts)
+    size = _size(file)
+    return Merged(file, model, expected or outputs(model, size), outputs(base.model, size), text, with_head, facts)
 
 
 def _size(file: AdapterFile) -> int:
@@ -211,6 +217,12 @@ def _made_here(file: Path) -> bool:
             return (tensors.metadata() or {}).get("made_by") == _MADE_BY
     except (SafetensorError, OSError):
         return False
+
+
+def _is_of_tiny(file: Path) -> bool:
+    """Whether a file is the configuration that was written beside weights of the one model that open_clip has not."""
+    tiny = Bare.of({"library": "open_clip", "name": "tiny", "pretrained": "random"})
+    return file.is_file() and file.read_bytes() == tiny.config_text().encode()
 
 
 def check_output(path: Path, inputs: Sequence[Path], overwrite: bool) -> None:
@@ -233,18 +245,6 @@ def _refuse_existing(files: Iterable[Path], overwrite: bool) -> None:
             raise UserError(f"{file} exists; give another --output, or --overwrite to replace it.")
 
 
-def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
-    """Refuses to replace an adapter by what is made of it.
-
-    Raises:
-        UserError: An output is an input, or within one.
-    """
-    for file in outputs:
-        for source in inputs:
-            if source.resolve() in (file.resolve(), *file.resolve().parents):
-                raise UserError(f"--output {file} would replace the adapter {source}; give another --output.")
-
-
 def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
     """Writes merged weights under a temporary name, loads them in the bare library, compares, and renames.
 
@@ -253,23 +253,30 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
             is left then.
     """
     contents = merged.contents(path)
-    left_over = [head for head in [head_file(path)] if head not in contents and _made_here(head)]
+    beside = {head_file(path): _made_here, config_file(path): _is_of_tiny}
+    left_over = [file for file, ours in beside.items() if file not in contents and ours(file)]
     _refuse_existing([*contents, *left_over], overwrite)
-    expected = merged.expected
+    expected, plain = merged.expected, merged.plain
     if merged.head is not None and merged.classifies:
-        expected = [F.linear(expected[0], merged.head)]
+        expected, plain = ([F.linear(features, merged.head)] for features, *_ in (expected, plain))
     with part_folder(path) as part:
         for file, content in contents.items():
             _write(part / file.name, content)
-        relative, absolute = difference(outputs(merged.bare.load(part / path.name), _size(merged.file)), expected)
+        found = outputs(merged.bare.load(part / path.name), _size(merged.file))
+        relative, absolute = difference(found, expected)
         if relative > TOLERANCE:
             hint = "Try --no-head, and please" if merged.classifies else "Please"
             raise UserError(
                 f"the outputs of the merged model differ from the adapted one's by {relative:.1e} of the largest, more "
                 f"than {TOLERANCE:.0e}: nothing was written. {hint} report this with the adapter's configuration."
             )
+        if (share := lost(found, expected, plain)) > LOST:
+            raise UserError(
+                f"the adapter changes the outputs by {change(expected, plain):.1e} only, and {share:.0%} of that would "
+                "be lost in the rounding of merged weights: nothing was written. Keep the adapter, or train for longer."
+            )
         for file in left_over:
-            file.unlink()  # would be taken for the head of the new weights
+            file.unlink()  # would be taken for the head or the model of the new weights
         for file in reversed(contents):  # the weights last
             move(part / file.name, file)
     sizes = {file: len(content) for file, content in contents.items()}
@@ -278,6 +285,9 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
 
 def _notes(path: Path, merged: Merged) -> list[str]:
     notes = [f"images: {merged.bare.image.in_words()}"]
+    if difference(merged.expected, merged.plain)[0] <= ROUNDING and merged.facts.get("scale") != "0.0":
+        by = f"by {made:.1e}, which is rounding" if (made := change(merged.expected, merged.plain)) else "not at all"
+        notes.append(f"the adapter changes these outputs {by}: no loss of it would show in the comparison")
     if merged.head is None:
         return notes
     if merged.classifies:

@@ -9,6 +9,7 @@ nothing of the scaling: the code's default is 1 / r.
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,12 @@ def translate(path: str | os.PathLike[str], model: nn.Module, alpha: float = 1.0
     ranks = sorted({tensors["lambdas"].shape[1] for tensors in layers.values()})
     if len(ranks) > 1:
         raise UserError(f"{path}: its weights have ranks {ranks}, and the official code has one.")
+    if not all(isinstance(tensor, Tensor) and tensor.dim() == 3 for tensor in state["basis"]):
+        raise UserError(f"{path}: its basis is no pair of tensors of three dimensions; copy it again.")
     b, a = (tensor.float() for tensor in state["basis"])
-    if a.dim() != 3 or b.dim() != 3:
-        raise UserError(f"{path}: its basis has shapes {tuple(b.shape)} and {tuple(a.shape)}; copy it again.")
     most = max(len(tensors["lambdas"]) for tensors in layers.values())
-    seed = int(state.get("seed", 0))
+    seed = state.get("seed", 0)
+    seed = int(seed) if isinstance(seed, int) or (isinstance(seed, Tensor) and seed.numel() == 1) else 0
     method = RandLoRA(ranks[0], alpha=alpha, num_bases="floor+1", pairing="peft", seed=seed)
     foreign = Foreign(str(path), method, layers, Bases(seed, a, b[:most], stored=True))  # it has 1,000, most unused
     foreign.check(model)
@@ -84,13 +86,17 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is no file; give the checkpoint that the official code wrote.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+        with warnings.catch_warnings():  # torch warns about archives that it then refuses
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error).lower():  # no code, but no pickle either
+            raise UserError(f"{path} is damaged or no checkpoint; copy it again.") from None
         raise UserError(
             f"{path} holds more than tensors (a whole model?), which could run code when it is opened. Save its state "
             "with the official code: torch.save(model.state_dict(), FILE)"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # the restricted unpickler raises almost anything on a damaged file
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}): truncated or damaged; copy it again."
         ) from None
@@ -98,7 +104,15 @@ def _read(path: Path) -> Mapping[str, Any]:
         state = {**inner, **{name: state[name] for name in ("basis", "seed") if name in state}}
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds a {type(state).__name__}, not the state of a model.")
+    state = {str(name): value for name, value in state.items()}
+    ours = [name for name in state if name.endswith((_LAMBDA, _GAMMA))]
+    if wrong := [name for name in ours if not _is_matrix(state[name])]:
+        raise UserError(f"{path}: {wrong[0]} is no matrix of numbers; it is damaged, copy it again.")
     return state
+
+
+def _is_matrix(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()
 
 
 def _layer(weight: str, layers: list[str], source: str, model: str) -> str:

@@ -173,10 +173,17 @@ def _compared(program: Program, run: Callable[[Tensor], tuple[Tensor, ...]], whe
 def _moved(part: Path, path: Path, difference: float) -> Exported:
     """Gives the files of a folder their final names, the weights before the graph that needs them."""
     names = sorted((file.name for file in part.iterdir()), key=lambda name: name == path.name)
-    files = tuple(path.with_name(name) for name in names)
+    files, replaced = tuple(path.with_name(name) for name in names), path.exists()
     for file in files:
         move(part / file.name, file)
+    if replaced and (stale := _weights_of(path)) not in files:
+        stale.unlink(missing_ok=True)  # of the older file; the new one has its weights inside
     return Exported(files[::-1], sum(file.stat().st_size for file in files), difference)
+
+
+def _weights_of(path: Path) -> Path:
+    """Where the exporter puts weights that do not fit into a file."""
+    return path.with_name(f"{path.name}.data")
 
 
 def _as_tuple(output: Any) -> tuple[Tensor, ...]:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,3 +54,15 @@ def move(source: Path, path: Path) -> None:
     except OSError:
         old.rename(path)
         raise
+
+
+def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Refuses to replace an adapter by what is made of it.
+
+    Raises:
+        UserError: An output is an input, or within one.
+    """
+    for file in outputs:
+        for source in inputs:
+            if source.resolve() in (file.resolve(), *file.resolve().parents):
+                raise UserError(f"--output {file} would replace the adapter {source}; give another --output.")

@@ -5,7 +5,7 @@ import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import unload
 from randlora_pl.errors import UserError
+from randlora_pl.interop.bare import LOST
 from randlora_pl.interop.base_model import Base
 from randlora_pl.interop.peft_files import TENSORS
 from randlora_pl.models.building import first_line
 
 TOLERANCE = 1e-5
-"""Of the largest output, or of 1 where that is smaller."""
+"""Of the largest output, or of 1 where that is smaller; `LOST` of what the adapter changes as well."""
 
 
 def installed() -> bool:
@@ -39,8 +40,33 @@ class Classifier:
         return nn.functional.linear(features, self.weight.to(features.dtype), bias)
 
 
+class Difference(NamedTuple):
+    """How far our outputs and PEFT's are apart.
+
+    Attributes:
+        gap: The largest difference; NaN where something is not finite.
+        change: The largest difference that the adapter makes to the base model's outputs.
+        largest: The largest output, or 1.
+    """
+
+    gap: float
+    change: float
+    largest: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is rounding, and no small update that got lost."""
+        return self.gap <= TOLERANCE * self.largest and (self.gap <= LOST * self.change or not self.change)
+
+    def in_words(self) -> str:
+        """For the user, behind a colon or as a part of a sentence."""
+        if not self.change:
+            return f"{self.gap:.1e}; the adapter changes nothing, its outputs are those of the base model"
+        return f"{self.gap:.1e}, where the adapter changes the base model's by {self.change:.1e}"
+
+
 @torch.no_grad()
-def difference(ours: nn.Module, base: Base, folder: Path, classifier: Classifier | None = None) -> float:
+def difference(ours: nn.Module, base: Base, folder: Path, classifier: Classifier | None = None) -> Difference:
     """The largest difference between our outputs and PEFT's; of the merged weights where no inputs are known.
 
     Args:
@@ -54,18 +80,21 @@ def difference(ours: nn.Module, base: Base, folder: Path, classifier: Classifier
     """
     theirs, ours = _theirs(base, folder, classifier), ours.eval()
     if base.image_size is None:
+        plain = base.model.state_dict()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             merged = unload(copy.deepcopy(ours)).state_dict(), theirs.merge_and_unload().state_dict()
-        first, largest = _furthest([(merged[0][name], merged[1][name]) for name in merged[0]])
+        first = _furthest([(merged[0][name], merged[1][name], plain[name]) for name in merged[0]])
     else:
-        first, largest = found, most = _furthest(_outputs(ours, theirs, base, classifier))
-        if not found <= TOLERANCE * most:
-            found, most = _furthest(_outputs(copy.deepcopy(ours).double(), theirs.double(), base, classifier))
-            if found <= TOLERANCE * most:
+        first = _furthest(_outputs(ours, theirs, base.model, base, classifier))
+        if not first.fits:
+            models = copy.deepcopy(ours).double(), theirs.double(), base.copy().model.double()
+            if _furthest(_outputs(*models, base, classifier)).fits:
                 return first
-    if not first <= TOLERANCE * largest:
-        raise UserError(f"PEFT gives other outputs than we do, by up to {first:.1e}")
+    if not first.fits:
+        raise UserError(
+            f"PEFT gives other outputs than we do, by up to {first.gap:.1e} (the adapter changes {first.change:.1e})"
+        )
     return first
 
 
@@ -90,18 +119,26 @@ def _theirs(base: Base, folder: Path, classifier: Classifier | None) -> Any:
     return theirs
 
 
-def _outputs(ours: nn.Module, theirs: Any, base: Base, classifier: Classifier | None) -> list[tuple[Tensor, Tensor]]:
-    found = [base.outputs(model) or [] for model in (ours, theirs.get_base_model())]
-    own = found[0] if classifier is None else [classifier(features) for features in found[0]]
-    return list(zip(own, found[1], strict=True))
+Triple = tuple[Tensor, Tensor, Tensor]
+"""Ours, PEFT's and the base model's."""
 
 
-def _furthest(pairs: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """The largest difference, and the largest value or 1."""
-    pairs = [(a, b) for a, b in pairs if a.is_floating_point() and a.numel()]
-    if any(not (a.isfinite().all() and b.isfinite().all()) for a, b in pairs):
-        return float("nan"), 1.0
-    return max(float((a - b).abs().max()) for a, b in pairs), max(1.0, *(float(a.abs().max()) for a, _ in pairs))
+def _outputs(ours: nn.Module, theirs: Any, plain: nn.Module, base: Base, classifier: Classifier | None) -> list[Triple]:
+    found = [base.outputs(model) or [] for model in (ours, theirs.get_base_model(), plain)]
+    if classifier is not None:
+        found[0], found[2] = ([classifier(features) for features in own] for own in (found[0], found[2]))
+    return list(zip(*found, strict=True))
+
+
+def _furthest(triples: list[Triple]) -> Difference:
+    triples = [triple for triple in triples if triple[0].is_floating_point() and triple[0].numel()]
+    if any(not (a.isfinite().all() and b.isfinite().all()) for a, b, _ in triples):
+        return Difference(float("nan"), 1.0, 1.0)
+    return Difference(
+        max(float((a - b).abs().max()) for a, b, _ in triples),
+        max(float((a - plain).abs().max()) for a, _, plain in triples),
+        max(1.0, *(float(a.abs().max()) for a, _, _ in triples)),
+    )
 
 
 def _check_names(model: Any, folder: Path) -> None:

@@ -16,10 +16,11 @@ from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.targets import is_packed_linear
 from randlora_pl.errors import UserError
 from randlora_pl.interop.base_model import Base, given, load_base
-from randlora_pl.interop.peft_check import Classifier, difference, installed
+from randlora_pl.interop.peft_check import Classifier, Difference, difference, installed
 from randlora_pl.interop.peft_files import PeftAdapter, written
 from randlora_pl.interop.peft_forms import Part, lora_form, randlora_form, vera_form
 from randlora_pl.models import ModelIdentity
+from randlora_pl.weights_files import without_places
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Exported:
         identity: The base model, where the adapter names it.
     """
 
-    difference: float | None
+    difference: Difference | None
     why: str = ""
     classifier: str | None = None
     head: bool = False
@@ -152,7 +153,9 @@ def to_peft(file: AdapterFile, attention: set[str] | None = None) -> PeftAdapter
             config, tensors = lora_form(adapter, parts)
     except UserError as error:
         raise refusal(file, str(error)) from None
-    task = {name: value for name, value in file.metadata.items() if name != "training"}
+    known = without_places(file.config)
+    task = {name: value for name, value in known.get("metadata", {}).items() if name != "training"}
+    task["base_model"] = known.get("base_model", {})
     return PeftAdapter({**_common(file), **config}, tensors, task=task)
 
 

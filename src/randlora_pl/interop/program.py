@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from randlora_pl import __version__
 from randlora_pl.adapters import read_adapter, unload
+from randlora_pl.data.predict import frame_of
 from randlora_pl.data.transforms import Frame
 from randlora_pl.errors import UserError
 from randlora_pl.models import ImageTower, load_clip
-from randlora_pl.models.weights import looks_like_file
 from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
 from randlora_pl.tasks.base import AdaptationTask
 
@@ -126,8 +126,7 @@ def load_program(path: Path, part: str = "classifier") -> Program:
     if part == "text" and metadata["task"] == LinearHeadTask.__name__:
         raise UserError(f"{path} has no text tower: it was trained with a linear head. Use --part classifier or image.")
     task = load_task(path, gradient_checkpointing=False)
-    seen = metadata.get("training", {}).get("frame")
-    return make_program(task, part, None if seen is None else Frame(**seen))
+    return make_program(task, part, frame_of(metadata, task.image_spec))
 
 
 def make_program(task: AdaptationTask, part: str = "classifier", frame: Frame | None = None) -> Program:
@@ -213,9 +212,6 @@ def _text(task: AdaptationTask, facts: dict[str, Any]) -> Program:
 
 def _facts(task: AdaptationTask, part: str) -> dict[str, Any]:
     """What a file says about itself, whatever the part."""
-    base = task.identity.as_dict()
-    if looks_like_file(str(base["pretrained"])):
-        base["pretrained"] = Path(str(base["pretrained"])).name  # where it lay is nobody's business
     outputs = {
         "classifier": f"logits and probabilities: float32 (n, {len(task.classnames)}), in the order of classnames",
         "image": "features: float32 (n, features)",
@@ -232,7 +228,7 @@ def _facts(task: AdaptationTask, part: str) -> dict[str, Any]:
         "classnames": task.classnames,
         "prompts": list(prompts),
         "task": type(task).__name__,
-        "base_model": base,
+        "base_model": task.identity.as_dict(),
         "adapter": task.adapter.describe(),
     }
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -18,7 +19,8 @@ from randlora_pl.models.building import check_size, first_line, patch_size, quie
 from randlora_pl.models.clip_source import Source, download, image_size, image_spec, resolve
 from randlora_pl.models.spec import ImageSpec, ModelIdentity
 from randlora_pl.models.tiny import build_tiny, tiny_tokenizer
-from randlora_pl.models.weights import changed, file_sha256, load_strictly, read_weights
+from randlora_pl.models.weights import changed, load_strictly, read_weights
+from randlora_pl.weights_files import remember
 
 _log = logging.getLogger("randlora_pl")
 Tokenizer = Callable[[list[str]], Tensor]
@@ -138,10 +140,10 @@ def _load(source: Source, seed: int, force_image_size: int | None) -> LoadedClip
     identity = ModelIdentity(
         "open_clip",
         source.name,
-        source.pretrained,
+        Path(path).name if source.kind == "file" else source.pretrained,
         image.size,
         seed if source.kind == "random" else None,
-        file_sha256(path) if source.kind == "file" else None,
+        remember(path) if source.kind == "file" else None,
     )
     return LoadedClip(model, image, identity, source.config["embed_dim"])
 

@@ -13,7 +13,7 @@ from randlora_pl.errors import UserError, near
 from randlora_pl.models.building import check_size, first_line, quiet
 from randlora_pl.models.spec import ImageSpec
 from randlora_pl.models.tiny import TINY_TAG
-from randlora_pl.models.weights import looks_like_file
+from randlora_pl.weights_files import looks_like_file
 
 _QUICK = "-quickgelu"
 

@@ -35,10 +35,10 @@ class ModelIdentity:
     Attributes:
         library: ``"open_clip"`` or ``"timm"``.
         name: Architecture, after correction (for instance ``ViT-B-32-quickgelu``).
-        pretrained: A tag, the path of a file, or ``"random"``.
+        pretrained: A tag, the name of a file, or ``"random"``.
         image_size: Height and width in pixels that the model was built for.
         seed: Seed of the initialisation; only for random weights.
-        sha256: SHA-256 of the weights file; only for a file, which may move.
+        sha256: SHA-256 of the weights file; only for a file; finds it (`weights_files`).
     """
 
     library: str

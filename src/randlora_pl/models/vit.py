@@ -14,7 +14,8 @@ from randlora_pl.errors import UserError, near
 from randlora_pl.keep import pristine
 from randlora_pl.models.building import check_size, first_line, patch_size, seeded
 from randlora_pl.models.spec import ImageSpec, ModelIdentity
-from randlora_pl.models.weights import changed, file_sha256, looks_like_file, mismatch, read_weights
+from randlora_pl.models.weights import changed, mismatch, read_weights
+from randlora_pl.weights_files import looks_like_file, remember
 
 _DINOV2_SIZE = 224  # the paper's; timm's configurations say 518
 
@@ -88,10 +89,10 @@ def _load(name: str, pretrained: str, is_file: bool, img_size: int | None, seed:
     identity = ModelIdentity(
         "timm",
         name,
-        pretrained,
+        Path(pretrained).name if is_file else pretrained,
         image.size,
         seed if pretrained == "random" else None,
-        file_sha256(pretrained) if is_file else None,
+        remember(pretrained) if is_file else None,
     )
     return LoadedVit(model, image, identity, int(model.num_features))
 

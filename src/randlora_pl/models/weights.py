@@ -1,6 +1,5 @@
 """Weights files: read without running code, with errors that a user can act on."""
 
-import hashlib
 import re
 import warnings
 from collections.abc import Mapping
@@ -14,21 +13,9 @@ from torch import Tensor, nn
 
 from randlora_pl.errors import UserError
 
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy")
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.", "module.")  # DDP, torch.compile, in either order
 _SHOWN = 3
-
-
-def looks_like_file(value: str) -> bool:
-    """Whether ``value`` means a path and not a tag: it exists, has a folder in it, or a weights suffix."""
-    return "/" in value or "\\" in value or value.lower().endswith(_SUFFIXES) or Path(value).is_file()
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with Path(path).expanduser().open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def changed(path: str) -> int | None:

@@ -78,9 +78,12 @@ class SavedModule(EvaluatedModule):
             folder: Where to write; an older folder is replaced at once.
             summary: Figures of the training, kept in the metadata.
         """
+        arguments = self.constructor()
+        if self.identity.sha256:  # where the file lies is nobody's business
+            arguments["pretrained"] = self.identity.pretrained
         metadata = {
             "task": type(self).__name__,
-            "arguments": self.constructor(),
+            "arguments": arguments,
             "classnames": self.classnames,
             "templates": self.templates,
             "captions": self.retrieval,
@@ -116,7 +119,7 @@ class SavedModule(EvaluatedModule):
             saved = make_adapter(theirs["method"], theirs["options"], "the checkpoint")  # knows later options, too
             check_adapter(saved.identity(), self.adapter.identity())
         there, here = checkpoint.get("base_model", self._base_model()), self._base_model()
-        if there != here:
+        if there.rpartition("(weights")[2] != here.rpartition("(weights")[2]:  # the same weights may lie elsewhere
             raise UserError(f"the checkpoint was trained on {there}, this run has {here}; choose the same base model.")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

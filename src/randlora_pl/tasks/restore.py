@@ -5,11 +5,13 @@ from typing import Any
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.files import place_adapter
+from randlora_pl.description import check_arguments
 from randlora_pl.errors import UserError
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.text_head import TextHeadTask
 from randlora_pl.tasks.vision_language import VisionLanguageTask
+from randlora_pl.weights_files import find_weights
 
 TASKS: dict[str, type[AdaptationTask]] = {
     task.__name__: task for task in (VisionLanguageTask, TextHeadTask, LinearHeadTask)
@@ -49,6 +51,10 @@ def plain_task(file: AdapterFile, **overrides: Any) -> AdaptationTask:
     kind = TASKS.get(metadata.get("task", ""))
     if kind is None:
         raise UserError(f"{file.path} says nothing of a task; it can be loaded with load_adapter(model, folder) only.")
-    task = kind(**{**metadata["arguments"], **overrides}, adapter=file.adapter)
+    if "pretrained" not in overrides and (weights := find_weights(file.config.get("base_model", {}), file.path)):
+        overrides["pretrained"] = weights
+    arguments = {**metadata["arguments"], **overrides}
+    check_arguments(kind.__init__, arguments, f"{file.path}, arguments of {kind.__name__}")
+    task = kind(**arguments, adapter=file.adapter)
     task.set_classes(metadata["classnames"], metadata["templates"], metadata.get("captions", False))
     return task
