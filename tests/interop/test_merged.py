@@ -122,6 +122,18 @@ def test_lines_that_are_printed_load_it(name: str, size: int, tmp_path: Path) ->
     torch.testing.assert_close(found, logits_of(task), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "said"), [("ViT-S-32-alt", False), ("tiny", True)])
+def test_open_clip_is_told_of_images_that_are_not_as_usual(name: str, said: bool, tmp_path: Path) -> None:
+    task = saved(tmp_path / "a", name=name)
+    result = written(tmp_path / "a", tmp_path / f"told-{name}.safetensors", with_head=False)
+    place: dict[str, Any] = {}
+    exec("\n".join(result.load), place)
+    told = place["model"].visual.preprocess_cfg
+    assert ("force_preprocess_cfg" in result.load[-1]) == said
+    for key in ("mean", "std", "interpolation"):
+        assert told[key] == getattr(task.image_spec, key)
+
+
 def test_zero_shot_in_bare_open_clip(tmp_path: Path) -> None:
     """The library's own tokenizer, prompts and scale of the metadata: our logits, without our head."""
     task = saved(tmp_path / "a", name="ViT-S-32-alt")

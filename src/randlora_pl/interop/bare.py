@@ -10,6 +10,7 @@ import open_clip
 import timm
 import torch
 from open_clip.model import CLIP
+from open_clip.transform import PreprocessCfg
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
@@ -71,8 +72,9 @@ class Bare:
         return model.eval()
 
     def lines(self, path: Path) -> list[str]:
-        """The same in Python, for a user."""
-        more = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        """The same in Python, for a user; the model knows what it expects of an image (``visual.preprocess_cfg``)."""
+        options = self.options | self._frame()
+        more = "".join(f", {name}={value!r}" for name, value in options.items())
         if self.library == "timm":
             return ["import timm", f"model = timm.create_model({self.name!r}, checkpoint_path={str(path)!r}{more})"]
         if self.config is None:
@@ -85,6 +87,14 @@ class Bare:
             f"open_clip.add_model_config({str(config_file(path))!r})",
             f"model = open_clip.create_model({config_file(path).stem!r}, pretrained={str(path)!r}{more})",
         ]
+
+    def _frame(self) -> dict[str, Any]:
+        """What open_clip must be told of images: of a file it takes its defaults, whatever the tag of the base has."""
+        if self.library == "timm":
+            return {}
+        usual = PreprocessCfg()
+        told = {name: getattr(self.image, name) for name in ("mean", "std", "interpolation")}
+        return {"force_preprocess_cfg": told} if any(getattr(usual, n) != value for n, value in told.items()) else {}
 
     def config_text(self) -> str:
         """The configuration for ``open_clip.add_model_config``, JSON; only where open_clip has none."""
