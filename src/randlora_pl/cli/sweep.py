@@ -46,7 +46,7 @@ def sweep_verb(args: list[str]) -> int:
     parser = parser_of("sweep")
     parser.add_argument("--shard")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
-    parser.add_argument("--slurm", nargs="+", default=[])
+    parser.add_argument("--slurm", nargs="+", action="extend", default=[])
     typed = parser.parse_args(args)
     check_typed(typed)
     if typed.slurm and typed.launcher != "slurm":

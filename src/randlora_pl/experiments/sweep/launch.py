@@ -150,7 +150,7 @@ def _option(word: str) -> tuple[str, Any]:
     key, equals, value = word.partition("=")
     if not equals or not key:
         raise UserError(f"--slurm {word}: expected KEY=VALUE, such as slurm_partition=gpu.")
-    return key, int(value) if value.isdigit() else value
+    return key, int(value) if value.isdecimal() else value
 
 
 def _line(error: Exception) -> str:
