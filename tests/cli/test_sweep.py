@@ -67,6 +67,7 @@ def test_each_cell_is_a_run_folder(done: Path) -> None:
         assert json.loads((place / "cell.json").read_text()) == cell.labels._asdict() | {"config": cell.flat}
         assert (place / "config.yaml").is_file() and not (place / "checkpoints").exists()
         assert (place / "adapter").exists() != cell.untrained
+        assert (json.loads((place / "results.json").read_text())["trainable_parameters"] == 0) == cell.untrained
     assert yaml.safe_load((done / SWEEP / "sweep.yaml").read_text())["budgets"] == ["2-shot"]
     assert not list((done / SWEEP / "locks").iterdir())
 

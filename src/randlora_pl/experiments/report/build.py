@@ -1,6 +1,9 @@
 """From a sweep to the document of its report."""
 
 from collections import Counter
+from collections.abc import Sequence
+
+from matplotlib import rc_context
 
 from randlora_pl.experiments.paper import SOURCE
 from randlora_pl.experiments.report.accuracy import accuracy_table, average_table
@@ -8,7 +11,7 @@ from randlora_pl.experiments.report.beside import Beside, Footnotes
 from randlora_pl.experiments.report.collect import FINISHED, Run, Sweep
 from randlora_pl.experiments.report.cost import cost_table
 from randlora_pl.experiments.report.document import Cell, Document, Picture, Section, Table, many
-from randlora_pl.experiments.report.plots import budget_picture, parameter_picture
+from randlora_pl.experiments.report.plots import PLAIN, budget_picture, parameter_picture
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.versus import comparisons, rank_table, versus_table
 
@@ -37,6 +40,7 @@ def build(sweep: Sweep) -> Document:
         Section("missing", "Runs without a result", parts=_missing(sweep)),
         Section("unread", "What could not be read", points=[*sweep.warnings, *beside.problems]),
     ]
+    _tell_apart([part for section in sections for part in section.parts])
     lead = f"A sweep of {many(len(models), 'model')}, {many(len(sweep.plan.datasets), 'data set')}, "
     lead += f"{many(len(sweep.plan.methods), 'method')} and {many(len(sweep.plan.seeds), 'seed')}."
     return Document(
@@ -45,6 +49,15 @@ def build(sweep: Sweep) -> Document:
         [section for section in sections if section.text or section.points or section.parts],
         [(note.number, note.text, note.source) for note in notes.all],
     )
+
+
+def _tell_apart(parts: Sequence[Table | Picture]) -> None:
+    """Numbers parts of the same name, which are files and anchors: of labels that differ in punctuation only."""
+    names: Counter[str] = Counter()
+    for part in parts:
+        names[part.name] += 1
+        if names[part.name] > 1:
+            part.name += f"-{names[part.name]}"
 
 
 def _counts(sweep: Sweep) -> list[str]:
@@ -93,8 +106,9 @@ def _pictures(results: Results, beside: Beside, models: list[str]) -> list[Table
     families: dict[str, list[str]] = {}
     for model in models:
         families.setdefault(results.family(model), []).append(model)
-    drawn = [parameter_picture(results, family, names) for family, names in families.items()]
-    drawn += [budget_picture(results, beside, model) for model in models]
+    with rc_context(PLAIN):
+        drawn = [parameter_picture(results, family, names) for family, names in families.items()]
+        drawn += [budget_picture(results, beside, model) for model in models]
     return [picture for picture in drawn if picture]
 
 
