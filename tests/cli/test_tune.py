@@ -20,7 +20,8 @@ from randlora_pl.errors import UserError
 from randlora_pl.experiments.choice import best_of, climb
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.tuning import Search, config_text, markdown
+from randlora_pl.experiments.sweep.tuning import Search
+from randlora_pl.experiments.sweep.tuning_files import config_text, markdown
 from tests.cli.conftest import Run
 from tests.experiments.sweep.grids import GRID, written
 

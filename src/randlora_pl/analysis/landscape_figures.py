@@ -63,7 +63,11 @@ class Landscape:
         found = {}
         for (i, j), path in self.paths().items():
             ends = max(self.losses[i], self.losses[j])
-            between = [cell for cell in path if (self.values[cell[1]], self.values[cell[0]]) not in (self.corners[i], self.corners[j])]
+            between = [
+                cell
+                for cell in path
+                if (self.values[cell[1]], self.values[cell[0]]) not in (self.corners[i], self.corners[j])
+            ]
             top = max((self.heights[row][column] for row, column in between), default=ends)
             found[f"{self.labels[i]} - {self.labels[j]}"] = max(0.0, top - ends)
         return found

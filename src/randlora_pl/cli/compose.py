@@ -24,7 +24,18 @@ FOLDER_OPTIONS = {"fit": ("resume",), "validate": ("run", "adapter"), "test": ("
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with floats such as ``1e-3``, which PyYAML takes for strings."""
+    """YAML with floats such as ``1e-3``, which PyYAML takes for strings, and with each key once in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuses a key that is there twice, of which PyYAML would take the last without a word."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

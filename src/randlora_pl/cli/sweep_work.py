@@ -43,7 +43,8 @@ def dry_run(job: Job) -> int:
         rows.append([cell.hash, *cell.labels, state, *shown])
     print(table(["cell", "model", "data set", "budget", "method", "seed", "state", "time", "memory", "from"], rows))
     states = [row[6] for row in rows]
-    print(f"\n{len(rows)} cell{'s' * (len(rows) != 1)}: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    print(f"\n{len(rows)} cell{'s' * (len(rows) != 1)}: {counts}")
     if seconds or unknown:
         more = f", and {unknown} cells of which nothing is known" if unknown else ""
         print(f"Expected for what is left: {clock(seconds)} in one process{more}")

@@ -11,7 +11,7 @@ from randlora_pl.experiments.report.beside import Beside, Footnotes
 from randlora_pl.experiments.report.collect import FINISHED, Run, Sweep
 from randlora_pl.experiments.report.cost import cost_table
 from randlora_pl.experiments.report.document import Cell, Document, Picture, Section, Table, many
-from randlora_pl.experiments.report.plots import PLAIN, budget_picture, parameter_picture
+from randlora_pl.experiments.report.plots import budget_picture, parameter_picture
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.versus import comparisons, rank_table, versus_table
 
@@ -106,7 +106,7 @@ def _pictures(results: Results, beside: Beside, models: list[str]) -> list[Table
     families: dict[str, list[str]] = {}
     for model in models:
         families.setdefault(results.family(model), []).append(model)
-    with rc_context(PLAIN):
+    with rc_context({"text.parse_math": False}):  # a dollar sign in a label is one, not a formula
         drawn = [parameter_picture(results, family, names) for family, names in families.items()]
         drawn += [budget_picture(results, beside, model) for model in models]
     return [picture for picture in drawn if picture]

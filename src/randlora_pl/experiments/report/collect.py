@@ -52,8 +52,9 @@ class Run:
         """
         value = self.facts.get(name)
         value = value[-1] if isinstance(value, list) and value else value
-        good = isinstance(value, int | float) and not isinstance(value, bool) and value and math.isfinite(value)
-        return float(value) if good and value is not None else None
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            return None
+        return float(value) or None
 
     @property
     def device(self) -> str:

@@ -14,7 +14,6 @@ from randlora_pl.experiments.report.collect import Sweep
 from randlora_pl.experiments.report.document import Picture
 from randlora_pl.experiments.report.html import html
 from randlora_pl.experiments.report.markdown import markdown
-from randlora_pl.experiments.report.plots import PLAIN
 from randlora_pl.experiments.report.spreadsheets import cells_csv, summary_csv
 
 FIGURES = "figures"
@@ -86,7 +85,7 @@ def draw(figure: Any, form: str, name: str) -> bytes:
     """
     FigureCanvasAgg(figure)
     stream = io.BytesIO()
-    with rc_context(PLAIN | {"svg.hashsalt": name, "svg.fonttype": "path"}):
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "path", "text.parse_math": False}):
         metadata = {"Date": None} if form == "svg" else {"Software": None}
         figure.savefig(stream, format=form, dpi=144, metadata=metadata, transparent=form == "svg")
     return stream.getvalue()

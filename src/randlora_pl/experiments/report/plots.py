@@ -23,8 +23,6 @@ COLOURS = (
 """Readable on white and on a dark page: every one has a contrast of at least 3 to both."""
 WIDTH = 5.6
 """Inches: words stay readable on a phone, where a figure is shrunk to the screen."""
-PLAIN = {"text.parse_math": False}
-"""Matplotlib's setting for words: a dollar sign in a label is one, not a formula."""
 MARKERS = "osD^vP*Xhp<>"
 BARS = "bars are 95 % confidence intervals over seeds, a point without one is of one seed"
 INK = "#6f7580"
