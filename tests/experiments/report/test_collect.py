@@ -165,3 +165,6 @@ def test_nothing_to_report(tmp_path: Path) -> None:
         read_sweep(folder)
     with pytest.raises(UserError, match=r"Did you mean .*sweep\?"):
         read_sweep(tmp_path)
+    (folder / "sweep.yaml").rename(folder / "tune.yaml")
+    with pytest.raises(UserError, match=r"is a search of learning rates: what it found is in .*/sweep/tuning\.md$"):
+        read_sweep(folder)

@@ -103,6 +103,8 @@ def read_sweep(folder: Path) -> Sweep:
         UserError: There is no sweep, or none of its cells is finished.
     """
     places = sorted((folder / "cells").glob("*/")) if (folder / "cells").is_dir() else []
+    if (folder / "tune.yaml").is_file() and not (folder / FILE).is_file():
+        raise UserError(f"{folder} is a search of learning rates: what it found is in {folder}/tuning.md")
     if not places and not (folder / FILE).is_file():
         raise UserError(_no_sweep(folder))
     warnings: list[str] = []
