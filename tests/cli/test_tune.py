@@ -111,6 +111,16 @@ def test_every_candidate_with_one_seed_and_the_two_best_with_all(tmp_path: Path)
     assert search.edges(folder) == []
 
 
+def test_a_method_of_models_that_are_left_out_is_not_searched(tmp_path: Path) -> None:
+    models = {"tiny": GRID["models"]["tiny"], "other": {"config": "quickstart"}}
+    methods = {"LoRA-4": {"adapter": "LoRA"}, "VeRA": {"adapter": "VeRA", "models": ["other"]}}
+    search = search_of(models=models, methods=methods, tune=TUNE | {"climb": True})
+    search.keep({("tiny", "digits")})
+    assert list(search.names) == ["LoRA-4"] and {cell.labels.model for cell in search.all_cells()} == {"tiny"}
+    scored(search, SweepFolder(tmp_path), lambda cell: 0.5)
+    assert list(search.report(SweepFolder(tmp_path))["methods"]) == ["LoRA-4"]
+
+
 def test_a_rate_at_the_end_of_the_grid_is_told(tmp_path: Path) -> None:
     search, folder = search_of(tune={"learning_rates": [1e-3, 1e-2], "seeds": [0]}, methods=LORA), SweepFolder(tmp_path)
     scored(search, folder, lambda cell: cell.facts["learning_rate"])
