@@ -3,6 +3,7 @@
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,25 @@ class _sleeper:
         process = self.plain(["/bin/sh", str(self.script)], **options)  # type: ignore[operator]
         _sleeper.started.append(process)
         return process
+
+
+def test_the_last_look_is_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ending:
+        """A process that ends while it is asked whether it runs."""
+
+        returncode = 0
+        answers: Iterator[int | None] = iter([None])
+
+        def poll(self) -> int | None:
+            return next(self.answers, 0)
+
+        def wait(self, timeout: float) -> None:
+            pass
+
+    process, seen = Ending(), []
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda *args, **options: process)
+    assert launch.local(["sweep"], tmp_path, 1, lambda: seen.append(process.poll())) == [0]
+    assert len(seen) == 2
 
 
 def test_without_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,13 +49,11 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
                         command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_share(number, jobs)
                     )
                 )
-        while any(process.poll() is None for process in started):
+        while running := [process for process in started if process.poll() is None]:
             look()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                next(process for process in started if process.poll() is None).wait(every)
+                running[0].wait(every)
         look()
-    except StopIteration:
-        pass
     finally:
         _end(started)
         signal.signal(signal.SIGTERM, before)
