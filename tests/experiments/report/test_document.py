@@ -215,6 +215,19 @@ def test_figure_one_has_no_numbers_for_unknown_models(tmp_path: Path) -> None:
     assert "The paper gives Figure 4 as a drawing only" in markdown(build(sweep))
 
 
+@pytest.mark.parametrize(
+    ("tables", "said", "unsaid"),
+    [
+        ([11], "over the same data sets", "all 22"),
+        ([2], "Table 2 has averages over all 22 data sets only", "over the same data sets"),
+        ([10], "Table 10 has no accuracies", "over the same data sets"),
+    ],
+)
+def test_what_stands_beside_is_told(tmp_path: Path, tables: list[int], said: str, unsaid: str) -> None:
+    text = markdown(build(read_sweep(write_sweep(tmp_path, SMALL | {"paper": {"tables": tables}}))))
+    assert said in text and unsaid not in text
+
+
 def test_one_seed_is_told(tmp_path: Path) -> None:
     document = build(read_sweep(write_sweep(tmp_path, SMALL | {"seeds": [1]})))
     assert any(point.startswith("One seed: there are no confidence intervals") for point in document.sections[0].points)

@@ -76,7 +76,7 @@ class Beside:
         if len(columns) != len(PAPER) or {*columns} != {column_of(dataset) for dataset in PAPER}:
             return None
         for here in self.tables:
-            if not _of_data_sets(here):
+            if not of_data_sets(here):
                 name, label = self._labels(here, model, method)
                 rows = [c for c in here.cells if (c.model, c.budget) == (name, budget) and _names(c) & {plain(label)}]
                 if len(rows) == 1:  # a method with several columns must be named with one of them
@@ -112,7 +112,8 @@ class Beside:
         return model, methods.get(plain(method), method)
 
 
-def _of_data_sets(here: PaperTable) -> bool:
+def of_data_sets(here: PaperTable) -> bool:
+    """Whether a table tells its data sets apart."""
     return any(column_of(column) for column in here.columns)
 
 

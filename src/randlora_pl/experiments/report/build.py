@@ -7,7 +7,7 @@ from matplotlib import rc_context
 
 from randlora_pl.experiments.paper import SOURCE
 from randlora_pl.experiments.report.accuracy import accuracy_table, average_table
-from randlora_pl.experiments.report.beside import Beside, Footnotes
+from randlora_pl.experiments.report.beside import RELATIVE, Beside, Footnotes, of_data_sets
 from randlora_pl.experiments.report.collect import FINISHED, Run, Sweep
 from randlora_pl.experiments.report.cost import cost_table
 from randlora_pl.experiments.report.document import Cell, Document, Picture, Section, Table, many
@@ -84,13 +84,25 @@ def _about_paper(beside: Beside) -> list[str]:
         return []
     if not beside.tables:
         return [f"The paper gives Figure {plan.figure} as a drawing only; there is no number to set beside ours."]
-    tables = f"Table{'s' * (len(beside.tables) > 1)} {', '.join(here.number for here in beside.tables)}"
     of = f", which Figure {plan.figure} draws" if plan.figure else ""
-    return [
-        f"Below ours stands the paper's value and the difference, ours minus the paper's, in points: {tables} of "
-        f"{SOURCE}{of}. Below an average of ours stands the mean of the paper's cells over the same data sets; there "
-        "is none where the paper lacks one of them or has no such method."
+    tables = f"Table{'s' * (len(beside.tables) > 1)} {', '.join(here.number for here in beside.tables)}"
+    lines = [
+        f"Below ours stands the paper's value and the difference, ours minus the paper's: {tables} of {SOURCE}{of}."
     ]
+    if any(map(of_data_sets, beside.tables)):
+        lines.append(
+            "Below an average of ours stands the mean of the paper's cells over the same data sets; there is none "
+            "where the paper lacks one of them or has no such method."
+        )
+    for here in beside.tables:
+        if here.number == RELATIVE:
+            lines.append(f"Table {RELATIVE} has no accuracies: it stands beside times and memory.")
+        elif not of_data_sets(here):
+            lines.append(
+                f"Table {here.number} has averages over all 22 data sets only, so that they stand beside averages "
+                "of ours over all 22."
+            )
+    return [" ".join(lines)]
 
 
 def _reading(sweep: Sweep) -> list[str]:
