@@ -80,9 +80,9 @@ def test_barriers_are_above_the_models_own_losses() -> None:
     heights = [[5.0, 4.0, 5.0], [5.0, 3.0, 5.0], [5.0, 2.0, 5.0]]
     corners = POSITIONS["paper"]  # none of them is a point of the grid -1, 0.5, 2
     off = Landscape(("a", "b", "c"), corners, (1.0, 1.5, 2.0), Grid(3, 1.0), heights, "")
-    assert off.barriers() == {"a - b": 1.5, "b - c": 1.0, "a - c": 1.0}
+    assert off.barriers() == {"a - b": 1.5, "b - c": 1.0, "a - c": 1.0} and not off.on_grid
     on = Landscape(("a", "b", "c"), corners, (5.0, 5.0, 2.0), Grid(3, 0.0), heights, "")
-    assert on.barriers() == {"a - b": 0.0, "b - c": 0.0, "a - c": 0.0}
+    assert on.barriers() == {"a - b": 0.0, "b - c": 0.0, "a - c": 0.0} and on.on_grid
 
 
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:

@@ -72,6 +72,11 @@ class Landscape:
             found[f"{self.labels[i]} - {self.labels[j]}"] = max(0.0, top - ends)
         return found
 
+    @property
+    def on_grid(self) -> bool:
+        """Whether the models are points of the grid, near which barriers would otherwise be rough."""
+        return all(x in self.values and y in self.values for x, y in self.corners)
+
     def points(self, path: Sequence[Cell], i: int, j: int) -> tuple[list[float], list[float]]:
         """A path as x and y, from model i itself to model j itself."""
         inner = [(self.values[column], self.values[row]) for row, column in path[1:-1]]

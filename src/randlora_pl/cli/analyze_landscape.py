@@ -248,4 +248,8 @@ def _draw(landscape: "Landscape", folder: Path, state: dict[str, Any]) -> None:
     print("\nBarrier between two models on the path where it is lowest, above the higher of their losses:")
     for pair, height in barriers.items():
         print(f"  {pair}: {height:.4f}")
+    if not landscape.on_grid:
+        print(
+            "The models are no points of this grid, which makes the barriers rough; with --grid 25 and --positions paper they are."
+        )
     told(folder, following)
