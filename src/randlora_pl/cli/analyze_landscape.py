@@ -250,6 +250,6 @@ def _draw(landscape: "Landscape", folder: Path, state: dict[str, Any]) -> None:
         print(f"  {pair}: {height:.4f}")
     if not landscape.on_grid:
         print(
-            "The models are no points of this grid, which makes the barriers rough; with --grid 25 and --positions paper they are."
+            "The models are no points of this grid, so that barriers are rough (--grid 25 --positions paper has them)."
         )
     told(folder, following)
