@@ -67,6 +67,24 @@ def test_a_flat_landscape_is_drawn() -> None:
     assert contour_figure(flat).axes and set(flat.barriers().values()) == {0.0}
 
 
+@pytest.mark.parametrize("height", [9.0, math.inf, 0.0])
+def test_a_grid_that_misses_every_minimum_is_drawn(height: float) -> None:
+    losses = (1.0, 1.0, 2.0) if height else (0.0, 0.0, 0.0)
+    heights = [[height] * 4 for _ in range(4)]
+    made = Landscape(("a", "b", "c"), POSITIONS["paper"], losses, Grid(4, 0.7), heights, "")
+    legend = contour_figure(made).axes[0].get_legend()
+    assert legend is not None and f"c: {losses[2]:.4g}" in [text.get_text() for text in legend.get_texts()]
+
+
+def test_barriers_are_above_the_models_own_losses() -> None:
+    heights = [[5.0, 4.0, 5.0], [5.0, 3.0, 5.0], [5.0, 2.0, 5.0]]
+    corners = POSITIONS["paper"]  # none of them is a point of the grid -1, 0.5, 2
+    off = Landscape(("a", "b", "c"), corners, (1.0, 1.5, 2.0), Grid(3, 1.0), heights, "")
+    assert off.barriers() == {"a - b": 1.5, "b - c": 1.0, "a - c": 1.0} and not off.on_grid
+    on = Landscape(("a", "b", "c"), corners, (5.0, 5.0, 2.0), Grid(3, 0.0), heights, "")
+    assert on.barriers() == {"a - b": 0.0, "b - c": 0.0, "a - c": 0.0} and on.on_grid
+
+
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     pytest.importorskip("plotly", reason='the page needs the extra: pip install "randlora-pl[plots]"')
     write_page(landscape(), tmp_path / "page.html")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from randlora_pl.analysis.paths import Cell, barrier, low_path
+from randlora_pl.analysis.paths import Cell, low_path
 
 HEIGHTS = st.lists(
     st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0, math.inf]), min_size=3, max_size=3), min_size=3, max_size=3
@@ -53,5 +53,3 @@ def test_no_path_climbs_less_and_none_that_climbs_as_little_is_shorter(heights: 
 def test_a_path_goes_round_a_hill() -> None:
     heights = [[0.0, 9.0, 1.0], [0.0, 9.0, 0.0], [0.0, 0.5, 0.0]]
     assert low_path(heights, (0, 0), (0, 2)) == [(0, 0), (1, 0), (2, 1), (1, 2), (0, 2)]
-    assert barrier(heights, [(0, 0), (1, 0), (2, 1), (1, 2), (0, 2)]) == 0.0
-    assert barrier(heights, [(0, 0), (0, 1), (0, 2)]) == 8.0

@@ -207,7 +207,7 @@ def test_landscape(run: Run, three: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("plotly", reason='the page needs the extra: pip install "randlora-pl[plots]"')
     runs = [three[name] for name in METHODS]
     done = run("analyze", "landscape", *runs, *SMALL_GRID, "--positions", "equilateral", "--output", "out")
-    assert done.code == 0, done.err
+    assert done.code == 0 and "The models are no points of this grid" in done.out, done.err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [f"landscape.{end}" for end in ("html", "json", "png", "svg")]
     state = json.loads((tmp_path / "out" / "landscape.json").read_text())
@@ -281,6 +281,26 @@ def test_a_landscape_of_other_things_is_refused(run: Run, three: dict[str, str],
     (tmp_path / "out" / "landscape.json").write_text("{")
     refused = run("analyze", "landscape", "--resume", "out")
     assert refused.code == 2 and "is cut off or damaged" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rows": [[1.0] * 3, [1.0], [1.0] * 3]}, "points of a row are missing"),
+        ({"rows": [None, None]}, "rows are missing"),
+        ({"rows": [3, None, None]}, "has no len"),
+        ({"rows": [[1.0] * 3] * 3}, "it lacks data_set, images, labels, losses, trained_on"),
+        ({"share": ...}, "it lacks share"),
+    ],
+)
+def test_a_damaged_landscape_is_told(refused: Any, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    state = dict.fromkeys(("positions", "margin", "share", "seed", "dataset", "root")) | {"runs": ["a", "b", "c"]}
+    state |= {"grid": 3, "rows": [None] * 3} | change
+    state = {name: value for name, value in state.items() if value is not ...}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "landscape.json").write_text(json.dumps(state))
+    message = refused("analyze", "landscape", "--resume", str(tmp_path / "out"))
+    assert "is cut off or damaged" in message and said in message
 
 
 def test_forgetting(run: Run, three: dict[str, str], tmp_path: Path) -> None:

@@ -148,7 +148,13 @@ def test_typed_values_are_read_as_yaml(text: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "line 1|line 2"), ("- 1", "is no config"), ("a: \x00", "cannot be read|not valid YAML")],
+    [
+        ("a: [", "line 1|line 2"),
+        ("- 1", "is no config"),
+        ("a: \x00", "cannot be read|not valid YAML"),
+        ("methods:\n  LoRA: {rank: 1}\n  LoRA: {rank: 2}", "line 3 is not valid YAML: 'LoRA' is there twice"),
+        ("? [a]\n: 1", "line 1 is not valid YAML: found unhashable key"),
+    ],
 )
 def test_broken_files_are_named(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "broken.yaml"

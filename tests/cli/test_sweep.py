@@ -67,6 +67,7 @@ def test_each_cell_is_a_run_folder(done: Path) -> None:
         assert json.loads((place / "cell.json").read_text()) == cell.labels._asdict() | {"config": cell.flat}
         assert (place / "config.yaml").is_file() and not (place / "checkpoints").exists()
         assert (place / "adapter").exists() != cell.untrained
+        assert (json.loads((place / "results.json").read_text())["trainable_parameters"] == 0) == cell.untrained
     assert yaml.safe_load((done / SWEEP / "sweep.yaml").read_text())["budgets"] == ["2-shot"]
     assert not list((done / SWEEP / "locks").iterdir())
 
@@ -98,6 +99,8 @@ def test_dry_run_says_what_is_left(run: Run, copy: Path) -> None:
     ]  # fmt: skip
     assert "4 cells: 2 done, 2 open" in result.out and "Expected for what is left" in result.out
     assert sorted(copy.rglob("*")) == before
+    some = run("sweep", "small.yaml", "--dry-run", "--only", "seed=2", "--only", "method=LoRA-4")
+    assert "1 cell: 1 open" in some.out  # the second does not replace the first
     counted = run("sweep", "small.yaml", "--dry-run", "--output", "new")
     assert counted.out.count(" counted\n") == 4 and "without activations" in counted.out and not Path("new").exists()
 
@@ -194,6 +197,7 @@ def test_bad_words(refused: Refused, tmp_path: Path) -> None:
         (["small.yaml", "--jobs", "0"], "--jobs is 0"),
         (["small.yaml", "--max-hours", "-1"], "--max-hours is -1"),
         (["small.yaml", "--shard", "3/2"], "--shard 3/2"),
+        (["small.yaml", "--shard", "²/4"], "--shard ²/4"),
         (["small.yaml", "--only", "metod=x"], "Did you mean 'method'"),
         (["small.yaml", "--slurm", "a=b"], "--slurm goes with --launcher slurm"),
         (["small.yaml", "--launcher", "pbs"], "invalid choice"),

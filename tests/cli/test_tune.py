@@ -20,7 +20,8 @@ from randlora_pl.errors import UserError
 from randlora_pl.experiments.choice import best_of, climb
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.tuning import Search, config_text, markdown
+from randlora_pl.experiments.sweep.tuning import Search
+from randlora_pl.experiments.sweep.tuning_files import config_text, markdown
 from tests.cli.conftest import Run
 from tests.experiments.sweep.grids import GRID, written
 
@@ -108,6 +109,16 @@ def test_every_candidate_with_one_seed_and_the_two_best_with_all(tmp_path: Path)
     assert "| LoRA-4 | learning_rate 0.001 | 50.0 | 90.0 | 70.0 | chosen |" in table
     assert "| LoRA-4 | learning_rate 1e+30 |  |  |  | failed: the loss is nan |" in table
     assert search.edges(folder) == []
+
+
+def test_a_method_of_models_that_are_left_out_is_not_searched(tmp_path: Path) -> None:
+    models = {"tiny": GRID["models"]["tiny"], "other": {"config": "quickstart"}}
+    methods = {"LoRA-4": {"adapter": "LoRA"}, "VeRA": {"adapter": "VeRA", "models": ["other"]}}
+    search = search_of(models=models, methods=methods, tune=TUNE | {"climb": True})
+    search.keep({("tiny", "digits")})
+    assert list(search.names) == ["LoRA-4"] and {cell.labels.model for cell in search.all_cells()} == {"tiny"}
+    scored(search, SweepFolder(tmp_path), lambda cell: 0.5)
+    assert list(search.report(SweepFolder(tmp_path))["methods"]) == ["LoRA-4"]
 
 
 def test_a_rate_at_the_end_of_the_grid_is_told(tmp_path: Path) -> None:

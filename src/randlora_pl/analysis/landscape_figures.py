@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from randlora_pl.analysis.figures import colours, footnote, new_figure
 from randlora_pl.analysis.landscape import ABOVE, Grid, Point
-from randlora_pl.analysis.paths import Cell, barrier, low_path
+from randlora_pl.analysis.paths import Cell, low_path
 from randlora_pl.cache import write_whole
 
 Heights = list[list[float]]
@@ -56,10 +56,26 @@ class Landscape:
         }
 
     def barriers(self) -> dict[str, float]:
-        """How far one must climb above the higher of two models to get from one to the other, on the grid."""
-        return {
-            f"{self.labels[i]} - {self.labels[j]}": barrier(self.heights, path) for (i, j), path in self.paths().items()
-        }
+        """How far one must climb above the higher of two models to get from one to the other, at least 0.
+
+        Along the grid, whose points need not be the models: there, their own losses count.
+        """
+        found = {}
+        for (i, j), path in self.paths().items():
+            ends = max(self.losses[i], self.losses[j])
+            between = [
+                cell
+                for cell in path
+                if (self.values[cell[1]], self.values[cell[0]]) not in (self.corners[i], self.corners[j])
+            ]
+            top = max((self.heights[row][column] for row, column in between), default=ends)
+            found[f"{self.labels[i]} - {self.labels[j]}"] = max(0.0, top - ends)
+        return found
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether the models are points of the grid, near which barriers would otherwise be rough."""
+        return all(x in self.values and y in self.values for x, y in self.corners)
 
     def points(self, path: Sequence[Cell], i: int, j: int) -> tuple[list[float], list[float]]:
         """A path as x and y, from model i itself to model j itself."""
@@ -78,7 +94,8 @@ def contour_figure(landscape: Landscape) -> Figure:
     figure = new_figure(8, 6.6, f"Loss on the plane through three models\n{landscape.about}")
     axes = figure.subplots()
     heights = landscape.clamped
-    levels = np.linspace(heights.min(), landscape.top, 22)
+    lowest = min(float(heights.min()), *landscape.losses)  # a coarse grid may miss every minimum
+    levels = np.linspace(lowest, max(landscape.top, lowest + 1e-12), 22)
     filled = axes.contourf(landscape.values, landscape.values, heights, levels, cmap="viridis")
     axes.contour(landscape.values, landscape.values, heights, levels[:-1], colors="white", linewidths=0.4, alpha=0.6)
     figure.colorbar(filled, ax=axes, label=f"loss, cut off at {landscape.top:.3g}", format="%.3g")

@@ -27,13 +27,6 @@ def low_path(heights: Sequence[Sequence[float]], start: Cell, end: Cell) -> list
     return _search(heights, start, end, length)
 
 
-def barrier(heights: Sequence[Sequence[float]], path: Sequence[Cell]) -> float:
-    """How far the highest cell of a path lies above the higher one of its ends, at least 0."""
-    top = max(_at(heights, cell) for cell in path)
-    ends = max(_at(heights, path[0]), _at(heights, path[-1]))
-    return top - ends if math.isfinite(ends) else 0.0
-
-
 def _at(heights: Sequence[Sequence[float]], cell: Cell) -> float:
     return heights[cell[0]][cell[1]]
 

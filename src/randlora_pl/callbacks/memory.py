@@ -12,7 +12,8 @@ def peak_bytes(device: torch.device) -> int:
 
     Args:
         device: Where the model is. CUDA: the most that PyTorch's allocator held since the last reset.
-            Others: the largest resident set of the process since it started.
+            Others: the largest resident set of the process since it started, or since Linux was told to count anew,
+            as before each cell of a sweep.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))

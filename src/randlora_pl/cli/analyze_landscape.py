@@ -20,6 +20,11 @@ FILE = "landscape.json"
 AGREE = 1e-4
 """How far the loss at a corner may be from the run's own."""
 
+_FIXED = ("positions", "grid", "margin", "share", "seed", "dataset", "root")
+"""What a grid depends on beside the runs."""
+_FOUND = ("labels", "losses", "images", "trained_on", "data_set")
+"""What is known once the first row is begun, and needed to draw."""
+
 PAGE = """\
 The loss on the plane through three trained models: contours, and a page to turn it around in (Figures 4b and 5).
 Each point of a grid gets the weights a1 RUN1 + a2 RUN2 + a3 RUN3, a1 + a2 + a3 = 1, updates merged and heads included.
@@ -85,8 +90,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     if typed.batch_size < 1:
         raise UserError(f"--batch-size is {typed.batch_size}: give a positive whole number.")
     if typed.resume is not None:
-        fixed = ("positions", "grid", "margin", "share", "seed", "dataset", "root", "output")
-        given = [f"--{name}" for name in fixed if getattr(typed, name) is not None]
+        given = [f"--{name}" for name in (*_FIXED, "output") if getattr(typed, name) is not None]
         if typed.runs or given:
             what = given[0] if given else "a run"
             raise UserError(f"--resume goes on with what {typed.resume}/{FILE} says: leave out {what}.")
@@ -108,8 +112,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
 
 def _settings(typed: argparse.Namespace) -> dict[str, Any]:
     """What a grid depends on, with all rows missing."""
-    names = ("positions", "grid", "margin", "share", "seed", "dataset", "root")
-    settings = {name: getattr(typed, name) for name in names}
+    settings = {name: getattr(typed, name) for name in _FIXED}
     return {"runs": [str(path) for path in typed.runs], **settings, "rows": [None] * typed.grid}
 
 
@@ -124,8 +127,14 @@ def _read(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds no landscape: it has no {FILE}. One is begun with three runs.")
     try:
         state = dict(json.loads(file.read_text(encoding="utf-8")))
-        if len(state["rows"]) != state["grid"] or len(state["runs"]) != 3:
+        rows = state["rows"]
+        if len(rows) != state["grid"] or len(state["runs"]) != 3:
             raise ValueError("rows are missing")
+        if any(row is not None and len(row) != state["grid"] for row in rows):
+            raise ValueError("points of a row are missing")
+        needed = {*_FIXED, *(() if None in rows else _FOUND)}
+        if lacking := sorted(needed - state.keys()):
+            raise ValueError(f"it lacks {', '.join(lacking)}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is cut off or damaged ({error}); begin anew with three runs.") from error
     return state
@@ -239,4 +248,8 @@ def _draw(landscape: "Landscape", folder: Path, state: dict[str, Any]) -> None:
     print("\nBarrier between two models on the path where it is lowest, above the higher of their losses:")
     for pair, height in barriers.items():
         print(f"  {pair}: {height:.4f}")
+    if not landscape.on_grid:
+        print(
+            "The models are no points of this grid, so that barriers are rough (--grid 25 --positions paper has them)."
+        )
     told(folder, following)

@@ -124,7 +124,8 @@ class Runner:
         with guarded(app):
             if cell.untrained:
                 evaluate(app, None)
-                write_results(folder, {"finished": True, "device": str(app.model.device.type)})
+                none = {"trainable_parameters": 0, "adapter_parameters": 0}  # though all of the model could train
+                write_results(folder, none | {"finished": True, "device": str(app.model.device.type)})
             else:
                 fit(app, zero_shot=False, test=self.test)
             write_results(folder, {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {})

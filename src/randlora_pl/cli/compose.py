@@ -24,7 +24,18 @@ FOLDER_OPTIONS = {"fit": ("resume",), "validate": ("run", "adapter"), "test": ("
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with floats such as ``1e-3``, which PyYAML takes for strings."""
+    """YAML with floats such as ``1e-3``, which PyYAML takes for strings, and with each key once in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuses a key that is there twice, of which PyYAML would take the last without a word."""
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

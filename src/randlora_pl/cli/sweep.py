@@ -46,7 +46,7 @@ def sweep_verb(args: list[str]) -> int:
     parser = parser_of("sweep")
     parser.add_argument("--shard")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
-    parser.add_argument("--slurm", nargs="+", default=[])
+    parser.add_argument("--slurm", nargs="+", action="extend", default=[])
     typed = parser.parse_args(args)
     check_typed(typed)
     if typed.slurm and typed.launcher != "slurm":
@@ -81,7 +81,21 @@ def _submit(typed: argparse.Namespace, args: list[str], job: Job) -> int:
     words = words_of("sweep", args, job)
     if Path(typed.config).is_file():  # by a path that holds in any folder
         words[words.index(typed.config)] = os.path.realpath(typed.config)
-    numbers = slurm(words, job.folder.path.resolve(), typed.jobs, typed.slurm)
+    numbers = slurm(run_in_job, words, job.folder.path.resolve(), typed.jobs, typed.slurm)
     print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
     print(f"How far they are: randlora-pl sweep {shlex.quote(typed.config)} --output {place_of(job)} --dry-run")
     return 0
+
+
+def run_in_job(words: list[str]) -> int:
+    """What a submitted job runs.
+
+    Raises:
+        RuntimeError: The command ended with an error, which the job's log tells.
+    """
+    from randlora_pl.cli.main import main
+
+    code = main(words)
+    if code > 1:  # 1: some cells failed, which the sweep has recorded
+        raise RuntimeError(f"randlora-pl {shlex.join(words)} ended with {code}")
+    return code

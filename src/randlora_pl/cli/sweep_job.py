@@ -46,7 +46,7 @@ def parser_of(verb: str) -> Parser:
     parser.add_argument("config")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--only", nargs="+", default=[])
+    parser.add_argument("--only", nargs="+", action="extend", default=[])
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--max-hours", type=float)
     parser.add_argument("--skip-missing", action="store_true")

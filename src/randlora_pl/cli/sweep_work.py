@@ -34,7 +34,7 @@ def dry_run(job: Job) -> int:
         done = job.folder.results(cell)
         took, memory, source = done.get("cell_seconds"), done.get("peak_memory_bytes"), ""
         if state != DONE:
-            state = "running" if job.folder.worker(cell) else state
+            state = state if job.folder.worker(cell) is None else "running"
             found = _estimate(estimator, cell)
             took, memory, source = found.seconds, found.bytes, found.source
             seconds, unknown = seconds + (took or 0.0), unknown + (took is None)
@@ -43,7 +43,8 @@ def dry_run(job: Job) -> int:
         rows.append([cell.hash, *cell.labels, state, *shown])
     print(table(["cell", "model", "data set", "budget", "method", "seed", "state", "time", "memory", "from"], rows))
     states = [row[6] for row in rows]
-    print(f"\n{len(rows)} cells: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    print(f"\n{len(rows)} cell{'s' * (len(rows) != 1)}: {counts}")
     if seconds or unknown:
         more = f", and {unknown} cells of which nothing is known" if unknown else ""
         print(f"Expected for what is left: {clock(seconds)} in one process{more}")

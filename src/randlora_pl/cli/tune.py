@@ -56,7 +56,8 @@ def tune_verb(args: list[str]) -> int:
     from randlora_pl.cli.train import quieten
 
     quieten()
-    from randlora_pl.experiments.sweep.tuning import Search, as_json, config_text, markdown
+    from randlora_pl.experiments.sweep.tuning import Search
+    from randlora_pl.experiments.sweep.tuning_files import as_json, config_text, markdown
 
     methods = [word for word in typed.only if word.startswith("method=")]
     others = [word for word in typed.only if not word.startswith("method=")]

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
+from randlora_pl.data.catalog import PAPER
 from randlora_pl.experiments.paper import notes, table
 from randlora_pl.experiments.report.beside import Beside, Footnotes, PaperAverage
 from randlora_pl.experiments.report.plan import Key, Plan, read_plan
@@ -61,11 +62,13 @@ def test_tables_of_averages(beside: Any) -> None:
         "RandLoRA ternary": {},
     }
     two, three = beside(paper={"table": 2}, methods=methods), beside(paper={"table": 3}, methods=methods)
-    assert two.average(B32, "100%", "LoRA", ["cars"]).value == 83.74
-    assert two.average(B32, "100%", "RandLoRA-b", ["cars"]).value == 85.32
-    assert two.average(B32, "50%", "LoRA", ["cars"]) is None
-    assert three.average(B32, "100%", "sparse", ["cars"]).value == 85.57
-    assert three.average(B32, "100%", "RandLoRA ternary", ["cars"]) is None  # four of that name: which is not told
+    assert two.average(B32, "100%", "LoRA", PAPER).value == 83.74
+    assert two.average(B32, "100%", "RandLoRA-b", PAPER).value == 85.32
+    assert two.average(B32, "50%", "LoRA", PAPER) is None
+    assert three.average(B32, "100%", "sparse", PAPER).value == 85.57
+    assert three.average(B32, "100%", "RandLoRA ternary", PAPER) is None  # four of that name: which is not told
+    for others in (["cars"], PAPER[1:], [*PAPER[1:], "digits"], [*PAPER, "digits"], []):
+        assert two.average(B32, "100%", "LoRA", others) is None, "the paper's is over the 22 data sets"
 
 
 def test_cost_of_table_ten(beside: Any) -> None:

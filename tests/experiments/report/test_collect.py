@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.report.collect import Sweep, read_sweep
 from randlora_pl.experiments.report.plan import Key
+from randlora_pl.experiments.sweep import locks
+from randlora_pl.experiments.sweep.locks import acquire
 from tests.experiments.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
 
 LABELS = {"model": "CLIP-ViT-B/32", "dataset": "cars", "budget": "1-shot", "method": "LoRA-32", "seed": 1}
@@ -46,12 +49,17 @@ def test_states(tmp_path: Path) -> None:
     failed = write_cell(folder, LABELS | {"seed": 2}, failed="two\nlines")
     assert states(read_sweep(folder)) == {1: "finished", 2: "failed: two lines", 3: "not run"}
     (folder / "locks").mkdir()
-    (folder / "locks" / f"{failed.name}.lock").touch()
+    file = folder / "locks" / f"{failed.name}.lock"
+    file.touch()
     assert states(read_sweep(folder))[2] == "running"  # it is being tried again
-    os.utime(folder / "locks" / f"{failed.name}.lock", (1e9, 1e9))  # the process was killed
+    os.utime(file, (1e9, 1e9))  # the process was killed
     assert states(read_sweep(folder))[2] == "failed: two lines"
-    (folder / "locks" / f"{failed.name}.after-0123").touch()  # and another one goes on
-    assert states(read_sweep(folder))[2] == "running"
+    lock = acquire(file)  # and another one goes on
+    assert lock is not None and states(read_sweep(folder))[2] == "running"
+    lock.release()
+    dead = {"token": "0123", "machine": locks._machine(), "pid": os.getpid(), "started": "before"}
+    file.write_text(json.dumps(dead))  # killed just now, which this machine knows at once
+    assert states(read_sweep(folder))[2] == "failed: two lines"
     write_cell(folder, LABELS | {"seed": 3}, figures={"zeroshot/acc": 0.3})
     assert states(read_sweep(folder))[3] == "unfinished"
 
@@ -123,6 +131,20 @@ def test_cells_outside_the_plan_are_shown(tmp_path: Path) -> None:
     assert Key("CLIP-ViT-B/32", "cars", "2-shot", "new") in {run.key for run in sweep.finished}
 
 
+def test_cells_outside_the_plan_make_nothing_missing(tmp_path: Path) -> None:
+    folder = one(tmp_path)
+    write_cell(folder, LABELS | {"model": "another", "method": "new"}, figures_of(LABELS, 0.5))
+    assert [run.key.model for run in read_sweep(folder).runs if run.state == "not run"] == ["CLIP-ViT-B/32"] * 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, [0.5, math.nan], [], True, "1", None, 0])
+def test_figures_that_are_no_numbers_are_not_used(tmp_path: Path, value: object) -> None:
+    folder = one(tmp_path)
+    write_cell(folder, LABELS | {"seed": 2}, figures_of(LABELS, 0.5) | {"fit_seconds": value})
+    run = next(run for run in read_sweep(folder).runs if run.seed == 2)
+    assert run.accuracy == 50 and run.number("fit_seconds") is None
+
+
 def test_without_a_plan_nothing_is_missing(tmp_path: Path) -> None:
     folder = one(tmp_path)
     (folder / "sweep.yaml").unlink()
@@ -143,3 +165,6 @@ def test_nothing_to_report(tmp_path: Path) -> None:
         read_sweep(folder)
     with pytest.raises(UserError, match=r"Did you mean .*sweep\?"):
         read_sweep(tmp_path)
+    (folder / "sweep.yaml").rename(folder / "tune.yaml")
+    with pytest.raises(UserError, match=r"is a search of learning rates: what it found is in .*/sweep/tuning\.md$"):
+        read_sweep(folder)

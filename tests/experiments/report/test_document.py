@@ -188,6 +188,23 @@ def test_what_is_shown_is_escaped() -> None:
     assert len(re.findall(r"(?<!\\)\|", row)) == 2 and "\\*c\\*" in text and "\\[f](g)" in text
 
 
+def test_labels_that_look_alike_have_their_own_figures(tmp_path: Path) -> None:
+    models = {"ViT-B/32": {}, "ViT-B-32": {}, "模型": {}, "型号": {}, "x" * 300: {}}
+    sweep = read_sweep(write_sweep(tmp_path / "sweep", SMALL | {"models": models, "paper": None}, zeroshot=False))
+    made = write_report(sweep, tmp_path / "report")
+    drawn = [file.name for file in made if file.name.startswith("data-") and file.suffix == ".png"]
+    assert len(set(drawn)) == len(models) and {"data-vit-b-32.png", "data-vit-b-32-2.png"} <= set(drawn)
+    page = Page((tmp_path / "report" / "index.html").read_text())
+    assert len(set(page.ids)) == len(page.ids)
+
+
+def test_a_dollar_is_a_dollar(tmp_path: Path) -> None:
+    methods = {"$r$ of $\\alpha_$": {"adapter": "LoRA"}, "RandLoRA-6": {"adapter": "RandLoRA"}}
+    folder = write_sweep(tmp_path / "sweep", SMALL | {"methods": methods, "paper": None}, zeroshot=False)
+    files = write_report(read_sweep(folder), tmp_path / "report")
+    assert any(file.suffix == ".svg" for file in files)
+
+
 def test_a_report_without_the_paper(tmp_path: Path) -> None:
     document = build(read_sweep(write_sweep(tmp_path, SMALL | {"paper": None})))
     assert document.footnotes == [] and "paper " not in markdown(document).replace("the paper", "")
@@ -196,6 +213,19 @@ def test_a_report_without_the_paper(tmp_path: Path) -> None:
 def test_figure_one_has_no_numbers_for_unknown_models(tmp_path: Path) -> None:
     sweep = read_sweep(write_sweep(tmp_path, SMALL | {"paper": {"figure": 4}}))
     assert "The paper gives Figure 4 as a drawing only" in markdown(build(sweep))
+
+
+@pytest.mark.parametrize(
+    ("tables", "said", "unsaid"),
+    [
+        ([11], "over the same data sets", "all 22"),
+        ([2], "Table 2 has averages over all 22 data sets only", "over the same data sets"),
+        ([10], "Table 10 has no accuracies", "over the same data sets"),
+    ],
+)
+def test_what_stands_beside_is_told(tmp_path: Path, tables: list[int], said: str, unsaid: str) -> None:
+    text = markdown(build(read_sweep(write_sweep(tmp_path, SMALL | {"paper": {"tables": tables}}))))
+    assert said in text and unsaid not in text
 
 
 def test_one_seed_is_told(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Averages against a slow reference that reads the files itself."""
 
 import json
+import math
 from pathlib import Path
 from statistics import fmean
 
@@ -101,3 +102,11 @@ def test_parameters_and_kinds(results: Results) -> None:
     assert results.family(B32) == "CLIP"
     results.plan.families["other"] = "Family"
     assert results.family("other") == "Family"
+
+
+def test_parameters_are_of_what_trains_and_was_counted(tmp_path: Path) -> None:
+    counts = {"zero-shot": [151_277_313], "LoRA-32": [math.nan, math.nan, 7]}
+    content = description(models={B32: {}}, datasets=["cars"], budgets=[1], methods={"LoRA-32": METHODS["LoRA-32"]})
+    more = lambda labels: {"trainable_parameters": counts[labels["method"]][labels["seed"] - 1]}  # noqa: E731
+    results = Results(read_sweep(write_sweep(tmp_path, content, more=more)))
+    assert (results.parameters(B32, "zero-shot"), results.parameters(B32, "LoRA-32")) == (0, 7)

@@ -37,8 +37,11 @@ def test_a_linear_probe_trains_its_head_alone() -> None:
     [
         ({"methods": {"x": {"adapter": "LoRA", "rank": 9999}}}, "rank 9999 is larger"),
         ({"methods": {"x": {"adapter": "LinearProbe"}}}, "give it task: LinearHeadTask"),
-        ({"methods": {"x": {"adapter": "LoRA", "learning_rate": -1}}}, "learning_rate is -1"),
-        ({"methods": {"x": {"adapter": "LoRA", "learning_rate": "fast"}}}, "does not take these options"),
+        ({"methods": {"x": {"adapter": "LoRA", "set": {"model.learning_rate": -1}}}}, "learning_rate is -1"),
+        (
+            {"methods": {"x": {"adapter": "LoRA", "set": {"model.learning_rate": "fast"}}}},
+            "does not take these options",
+        ),
     ],
 )
 def test_impossible_models_are_refused(change: dict[str, Any], said: str) -> None:

@@ -68,6 +68,17 @@ def test_union_keeps_the_older_grid() -> None:
         ({"set": [1]}, "set is [1]"),
         ({"tune": {"rates": [1]}}, "tune has no key 'rates'"),
         ({"keep_adapters": "no"}, "keep_adapters is 'no'"),
+        ({"models": {"a": {"config": 5}}}, "models.a.config is 5"),
+        ({"models": {"a": {"config": ["quickstart", {"data": 1}]}}}, "models.a.config is ['quickstart', {'data': 1}]"),
+        ({"methods": {"LoRA": {"config": 5}}}, "methods.LoRA.config is 5"),
+        ({"methods": {"LoRA": {"adapter": "LoRA", "models": {"tiny": 1}}}}, "which is none of the models"),
+        ({"methods": {"LoRA": {"adapter": "LoRA", "learning_rate": "fast"}}}, "methods.LoRA.learning_rate is 'fast'"),
+        ({"methods": {"LoRA": {"adapter": "LoRA", "head_learning_rate": -1}}}, "methods.LoRA.head_learning_rate is -1"),
+        ({"set": {"data.shots": 4}}, "set has data.shots: that is what budgets are for"),
+        ({"set": {"data": {"fraction": 0.5}}}, "set has data.fraction: that is what budgets are for"),
+        ({"methods": {"LoRA": {"adapter": "LoRA", "set": {"seed_everything": 4}}}}, "that is what seeds are for"),
+        ({"datasets": {"few": {"dataset": "digits", "shots": 4}}}, "datasets.few has data.shots: that is what budgets"),
+        ({"tune": {"set": {"data.dataset": "digits"}}}, "tune.set has data.dataset: that is what datasets are for"),
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, Any], said: str) -> None:

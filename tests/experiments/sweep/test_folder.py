@@ -75,6 +75,7 @@ def test_a_folder_of_something_else_is_refused(folder: SweepFolder) -> None:
 
 def test_a_damaged_description_is_told(folder: SweepFolder) -> None:
     folder.open(Description.of(GRID), cells_of())
-    (folder.path / "sweep.yaml").write_text("models: [")
-    with pytest.raises(UserError, match="describes no sweep"):
-        folder.open(Description.of(GRID), cells_of())
+    for damaged in ("models: [", "5", "[5]", "models"):
+        (folder.path / "sweep.yaml").write_text(damaged)
+        with pytest.raises(UserError, match="describes no sweep"):
+            folder.open(Description.of(GRID), cells_of())

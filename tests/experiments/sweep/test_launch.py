@@ -3,10 +3,12 @@
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from randlora_pl.cli.sweep import run_in_job
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep import launch
 from tests.cli.conftest import Run
@@ -49,10 +51,29 @@ class _sleeper:
         return process
 
 
+def test_the_last_look_is_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ending:
+        """A process that ends while it is asked whether it runs."""
+
+        returncode = 0
+        answers: Iterator[int | None] = iter([None])
+
+        def poll(self) -> int | None:
+            return next(self.answers, 0)
+
+        def wait(self, timeout: float) -> None:
+            pass
+
+    process, seen = Ending(), []
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda *args, **options: process)
+    assert launch.local(["sweep"], tmp_path, 1, lambda: seen.append(process.poll())) == [0]
+    assert len(seen) == 2
+
+
 def test_without_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match="pip install 'randlora-pl"):
-        launch.slurm(["sweep"], tmp_path, 1, [])
+        launch.slurm(run_in_job, ["sweep"], tmp_path, 1, [])
 
 
 def test_an_array_of_jobs_by_the_debug_executor(run: Run, tmp_path: Path) -> None:
@@ -83,7 +104,7 @@ def test_what_is_submitted_to_slurm(run: Run, tmp_path: Path, monkeypatch: pytes
         assert line in script
     (first, *_) = sorted((tmp_path / "runs/sweeps/small/slurm").glob("*_submitted.pkl"))
     call = submitit.core.utils.DelayedSubmission.load(first)
-    assert call.function is launch.run or call.function.__name__ == "run"
+    assert call.function.__module__ == "randlora_pl.cli.sweep" and call.function.__name__ == "run_in_job"
     assert call.args[0][:2] == ["sweep", str(tmp_path / "small.yaml")]
     assert call.args[0][2:] == ["--only", "method=LoRA-4", "--output", str(tmp_path / "runs/sweeps/small")]
     for bad, said in ((("timeout=1",), "timeout"), (("partition",), "expected KEY=VALUE")):
@@ -93,4 +114,4 @@ def test_what_is_submitted_to_slurm(run: Run, tmp_path: Path, monkeypatch: pytes
 
 def test_a_job_that_ends_with_an_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="ended with 2"):
-        launch.run(["sweep", "nothing.yaml"])
+        run_in_job(["sweep", "nothing.yaml"])

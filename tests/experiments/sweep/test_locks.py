@@ -107,11 +107,28 @@ def test_signs_of_life_keep_a_lock(path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_damaged_lock_expires_too(path: Path) -> None:
     path.parent.mkdir()
+    path.write_text(json.dumps({"machine": locks._machine(), "pid": "12a"}))
+    assert acquire(path) is None
     path.write_text("{")
     assert acquire(path) is None
     grow_old(path)
     taken(path).release()
     assert not path.exists()
+
+
+def test_a_lock_that_may_only_be_read_expires_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with on("a"):
+        lock = taken(path)
+
+    def refuse(self: Path, *args: object) -> None:
+        raise PermissionError(13, "read only")
+
+    with on("b"), monkeypatch.context() as patch:
+        patch.setattr(Path, "touch", refuse)
+        assert holder(path) is not None
+        grow_old(path)
+        assert holder(path) is None
+    lock.release()
 
 
 def test_without_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,13 @@ def test_cells_of_others_are_left_to_them(folder: SweepFolder) -> None:
     assert Loop(folder, CELLS, Fake()).work().done == CELLS[:1]
 
 
+def test_a_lock_that_says_nothing_is_somebodys(folder: SweepFolder) -> None:
+    file = folder.lock(CELLS[0])
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert Loop(folder, CELLS, Fake()).work().elsewhere == 1  # instead of looking at it all the time
+
+
 def test_waiting_for_others(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = acquire(folder.lock(CELLS[0]))
     assert theirs is not None

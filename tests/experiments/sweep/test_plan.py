@@ -1,4 +1,5 @@
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,15 +28,32 @@ def test_a_cell_has_what_its_labels_say() -> None:
     assert few.flat["model.learning_rate"] == 0.5 and few.flat["seed_everything"] == 1
 
 
-def test_a_budget_is_not_the_configs_own() -> None:
-    (cell,) = cells_of(budgets=["100%"], set=GRID["set"] | {"data.shots": 7}, methods={"LoRA": {"adapter": "LoRA"}})
+def test_a_budget_is_not_the_configs_own(tmp_path: Path) -> None:
+    (tmp_path / "few.yaml").write_text("data: {shots: 7}")
+    models = {"tiny": {"config": ["quickstart", str(tmp_path / "few.yaml")]}}
+    (cell,) = cells_of(models=models, budgets=["100%"], methods={"LoRA": {"adapter": "LoRA"}})
     assert "data.shots" not in cell.flat
 
 
 def test_a_method_may_belong_to_some_models() -> None:
-    models = dict.fromkeys(("a", "b"), GRID["models"]["tiny"])
+    models = {"a": {"config": "quickstart"}, "b": GRID["models"]["tiny"]}
     cells = cells_of(models=models, methods=GRID["methods"] | {"VeRA": {"adapter": "VeRA", "models": ["b"]}})
     assert [cell.labels.model for cell in cells if cell.labels.method == "VeRA"] == ["b"]
+
+
+def test_a_model_whose_label_is_part_of_anothers_is_not_meant() -> None:
+    models = {label: {"config": "quickstart", "set": {"data.steps": n + 1}} for n, label in enumerate(["B", "B large"])}
+    for listed in ("B large", ["B large"]):
+        (cell,) = cells_of(models=models, methods={"LoRA": {"adapter": "LoRA", "models": listed}})
+        assert cell.labels.model == "B large"
+    (cell,) = cells_of(models={32: {"config": "quickstart"}}, methods={"LoRA": {"adapter": "LoRA", "models": [32]}})
+    assert cell.labels.model == "32"
+
+
+def test_two_names_of_one_run_are_refused() -> None:
+    twins = {name: {"adapter": "LoRA", "rank": 4} for name in ("one", "two")}
+    with pytest.raises(UserError, match=r"one, seed 1 and tiny, .* two, seed 1 are the same run"):
+        cells_of(methods=twins)
 
 
 def test_dora_around_another_method() -> None:

@@ -13,6 +13,8 @@ from randlora_pl.experiments.report.statistics import Estimate
 
 NEAR = 0.1
 """Accuracies within so many points of the best are set in bold with it, as in the paper's tables."""
+_LONGEST = 60
+"""Letters of an identifier: names of files must end somewhere."""
 _SHORT = 24
 """Letters of a reason that fit into a cell; the tooltip and the list of missing runs have all of it."""
 
@@ -178,8 +180,8 @@ def left_out_line(budget: str, left_out: dict[str, list[str]]) -> list[str]:
 
 
 def identifier(label: str) -> str:
-    """A label as part of a name of files and anchors."""
-    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "unnamed"
+    """A label as part of a name of files and anchors; `build` tells those of equal labels apart."""
+    return re.sub(r"[\W_]+", "-", label.lower()).strip("-")[:_LONGEST] or "unnamed"
 
 
 def _cells(results: Results, model: str, budget: str, method: str) -> list[Key]:

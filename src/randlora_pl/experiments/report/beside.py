@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from randlora_pl.data.catalog import PAPER
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.paper import PaperCell, PaperTable, column_of, notes, table
 from randlora_pl.experiments.paper.paper import AVERAGE, plain
@@ -62,17 +63,20 @@ class Beside:
         return None
 
     def average(self, model: str, budget: str, method: str, datasets: Sequence[str]) -> PaperAverage | None:
-        """The mean of the printed numbers of the same data sets; the printed number where a table has averages only.
+        """The mean of the printed numbers of the same data sets, None where the paper lacks one of them.
 
-        None where the paper lacks one of the data sets.
+        Where a table has averages over all 22 data sets only: that, None for any others.
         """
         cells = [self.cell(Key(model, dataset, budget, method)) for dataset in datasets]
         found = tuple(cell for cell in cells if cell is not None)
         if found and len(found) == len(cells):
             printed = self._printed(found)
             return PaperAverage(fmean(cell.value for cell in found), found, printed)
+        columns = [column_of(self.plan.paper_name(dataset)) for dataset in datasets]
+        if len(columns) != len(PAPER) or {*columns} != {column_of(dataset) for dataset in PAPER}:
+            return None
         for here in self.tables:
-            if not _of_data_sets(here):
+            if not of_data_sets(here):
                 name, label = self._labels(here, model, method)
                 rows = [c for c in here.cells if (c.model, c.budget) == (name, budget) and _names(c) & {plain(label)}]
                 if len(rows) == 1:  # a method with several columns must be named with one of them
@@ -108,7 +112,8 @@ class Beside:
         return model, methods.get(plain(method), method)
 
 
-def _of_data_sets(here: PaperTable) -> bool:
+def of_data_sets(here: PaperTable) -> bool:
+    """Whether a table tells its data sets apart."""
     return any(column_of(column) for column in here.columns)
 
 

@@ -1,10 +1,13 @@
 """From a sweep to the document of its report."""
 
 from collections import Counter
+from collections.abc import Sequence
+
+from matplotlib import rc_context
 
 from randlora_pl.experiments.paper import SOURCE
 from randlora_pl.experiments.report.accuracy import accuracy_table, average_table
-from randlora_pl.experiments.report.beside import Beside, Footnotes
+from randlora_pl.experiments.report.beside import RELATIVE, Beside, Footnotes, of_data_sets
 from randlora_pl.experiments.report.collect import FINISHED, Run, Sweep
 from randlora_pl.experiments.report.cost import cost_table
 from randlora_pl.experiments.report.document import Cell, Document, Picture, Section, Table, many
@@ -37,6 +40,7 @@ def build(sweep: Sweep) -> Document:
         Section("missing", "Runs without a result", parts=_missing(sweep)),
         Section("unread", "What could not be read", points=[*sweep.warnings, *beside.problems]),
     ]
+    _tell_apart([part for section in sections for part in section.parts])
     lead = f"A sweep of {many(len(models), 'model')}, {many(len(sweep.plan.datasets), 'data set')}, "
     lead += f"{many(len(sweep.plan.methods), 'method')} and {many(len(sweep.plan.seeds), 'seed')}."
     return Document(
@@ -45,6 +49,15 @@ def build(sweep: Sweep) -> Document:
         [section for section in sections if section.text or section.points or section.parts],
         [(note.number, note.text, note.source) for note in notes.all],
     )
+
+
+def _tell_apart(parts: Sequence[Table | Picture]) -> None:
+    """Numbers parts of the same name, which are files and anchors: of labels that differ in punctuation only."""
+    names: Counter[str] = Counter()
+    for part in parts:
+        names[part.name] += 1
+        if names[part.name] > 1:
+            part.name += f"-{names[part.name]}"
 
 
 def _counts(sweep: Sweep) -> list[str]:
@@ -71,13 +84,25 @@ def _about_paper(beside: Beside) -> list[str]:
         return []
     if not beside.tables:
         return [f"The paper gives Figure {plan.figure} as a drawing only; there is no number to set beside ours."]
-    tables = f"Table{'s' * (len(beside.tables) > 1)} {', '.join(here.number for here in beside.tables)}"
     of = f", which Figure {plan.figure} draws" if plan.figure else ""
-    return [
-        f"Below ours stands the paper's value and the difference, ours minus the paper's, in points: {tables} of "
-        f"{SOURCE}{of}. Below an average of ours stands the mean of the paper's cells over the same data sets; there "
-        "is none where the paper lacks one of them or has no such method."
+    tables = f"Table{'s' * (len(beside.tables) > 1)} {', '.join(here.number for here in beside.tables)}"
+    lines = [
+        f"Below ours stands the paper's value and the difference, ours minus the paper's: {tables} of {SOURCE}{of}."
     ]
+    if any(map(of_data_sets, beside.tables)):
+        lines.append(
+            "Below an average of ours stands the mean of the paper's cells over the same data sets; there is none "
+            "where the paper lacks one of them or has no such method."
+        )
+    for here in beside.tables:
+        if here.number == RELATIVE:
+            lines.append(f"Table {RELATIVE} has no accuracies: it stands beside times and memory.")
+        elif not of_data_sets(here):
+            lines.append(
+                f"Table {here.number} has averages over all 22 data sets only, so that they stand beside averages "
+                "of ours over all 22."
+            )
+    return [" ".join(lines)]
 
 
 def _reading(sweep: Sweep) -> list[str]:
@@ -93,8 +118,9 @@ def _pictures(results: Results, beside: Beside, models: list[str]) -> list[Table
     families: dict[str, list[str]] = {}
     for model in models:
         families.setdefault(results.family(model), []).append(model)
-    drawn = [parameter_picture(results, family, names) for family, names in families.items()]
-    drawn += [budget_picture(results, beside, model) for model in models]
+    with rc_context({"text.parse_math": False}):  # a dollar sign in a label is one, not a formula
+        drawn = [parameter_picture(results, family, names) for family, names in families.items()]
+        drawn += [budget_picture(results, beside, model) for model in models]
     return [picture for picture in drawn if picture]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +9,12 @@ from typing import Any
 
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.report.plan import FILE, ZERO_SHOT, Key, Plan, budget_order, read_plan
+from randlora_pl.experiments.sweep.locks import holder
 
 FINISHED, FAILED, RUNNING, UNFINISHED, DAMAGED, NOT_RUN = (
     *("finished", "failed", "running", "unfinished", "damaged", "not run"),
 )
 """States of a run. Only the accuracy of a finished one is used."""
-
-EXPIRES = 300.0
-"""Seconds after which a lock that was not renewed is that of a killed process."""
 
 _LABELS = ("model", "dataset", "budget", "method")
 
@@ -51,11 +48,13 @@ class Run:
     def number(self, name: str) -> float | None:
         """A figure of ``results.json`` as a number, of one over training steps the last.
 
-        None where it is missing, zero (not measured) or none.
+        None where it is missing, zero (not measured), not finite or none.
         """
         value = self.facts.get(name)
         value = value[-1] if isinstance(value, list) and value else value
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value else None
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            return None
+        return float(value) or None
 
     @property
     def device(self) -> str:
@@ -104,6 +103,8 @@ def read_sweep(folder: Path) -> Sweep:
         UserError: There is no sweep, or none of its cells is finished.
     """
     places = sorted((folder / "cells").glob("*/")) if (folder / "cells").is_dir() else []
+    if (folder / "tune.yaml").is_file() and not (folder / FILE).is_file():
+        raise UserError(f"{folder} is a search of learning rates: what it found is in {folder}/tuning.md")
     if not places and not (folder / FILE).is_file():
         raise UserError(_no_sweep(folder))
     warnings: list[str] = []
@@ -126,8 +127,9 @@ def read_sweep(folder: Path) -> Sweep:
             )
             run = kept
         found[run.key, run.seed] = run
+    missing = _missing(plan, found)  # of what was planned, not of labels that only the cells know
     _add_labels(plan, list(found.values()))
-    sweep = Sweep(folder, plan, [*found.values(), *_missing(plan, found)], warnings)
+    sweep = Sweep(folder, plan, [*found.values(), *missing], warnings)
     if not sweep.finished:
         count = f"{len(places)} cells are there, none of them" if places else "none of its cells"
         tail = next((f" First failure: {run.told}" for run in sweep.runs if run.state == FAILED), "")
@@ -188,7 +190,7 @@ def _state(folder: Path, place: Path, warn: Callable[[str], None]) -> tuple[str,
         return DAMAGED, "results.json is cut off or damaged", {}
     if figures.get("finished") is True:
         return FINISHED, "", figures
-    if _alive(folder, place.name):
+    if holder(folder / "locks" / f"{place.name}.lock") is not None:
         return RUNNING, "", figures
     try:
         failed = _read_json(place / "failed.json")
@@ -198,12 +200,6 @@ def _state(folder: Path, place: Path, warn: Callable[[str], None]) -> tuple[str,
     except (OSError, ValueError, TypeError) as error:
         warn(f"cells/{place.name}/failed.json is cut off or damaged ({error})")
         return FAILED, "failed.json is cut off or damaged", figures
-
-
-def _alive(folder: Path, cell: str) -> bool:
-    """Whether a process works on a cell: it renews its lock all the time, and leaves it when it is killed."""
-    ages = [time.time() - file.stat().st_mtime for file in (folder / "locks").glob(f"{cell}.*") if file.exists()]
-    return bool(ages) and min(ages) < EXPIRES
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -14,8 +14,9 @@ _REFERENCES = ("FullFineTuning", "LoRA")
 """What times and memory are percents of: as in Table 10 full fine-tuning, LoRA where that was not run."""
 
 RESIDENT = (
-    "Memory on a CPU is the largest resident set of the process since it started, the program and the data included; "
-    "where one process ran several cells, a later cell cannot show less than an earlier one."
+    "Memory on a CPU is the largest resident set of the process, the program and the data included. On Linux it is "
+    "counted anew for each cell, which still has what earlier cells of the process left behind; elsewhere a later cell "
+    "cannot show less than an earlier one."
 )
 ALLOCATED = "Memory on a GPU is the most that PyTorch's allocator has handed out during the training."
 

@@ -85,7 +85,7 @@ def draw(figure: Any, form: str, name: str) -> bytes:
     """
     FigureCanvasAgg(figure)
     stream = io.BytesIO()
-    with rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "path", "text.parse_math": False}):
         metadata = {"Date": None} if form == "svg" else {"Software": None}
         figure.savefig(stream, format=form, dpi=144, metadata=metadata, transparent=form == "svg")
     return stream.getvalue()

@@ -124,13 +124,14 @@ class Results:
         return Average(Estimate(values), datasets, tuple(shared), every)
 
     def parameters(self, model: str, method: str) -> int | None:
-        """Trained parameters: of the runs with the most common number, since a linear head's differs by data set."""
-        found = [
-            run.facts.get("trainable_parameters")
-            for run in self.sweep.finished
-            if (run.key.model, run.key.method) == (model, method)
-        ]
-        counts = [int(value) for value in found if isinstance(value, int | float) and not isinstance(value, bool)]
+        """Trained parameters: of the runs with the most common number, since a linear head's differs by data set.
+
+        None without a finished run.
+        """
+        if self.plan.untrained(method):  # its runs may count what could train
+            return 0
+        runs = [run for run in self.sweep.finished if (run.key.model, run.key.method) == (model, method)]
+        counts = [int(value) for run in runs if (value := run.number("trainable_parameters")) and value > 0]
         return max(sorted(set(counts)), key=counts.count) if counts else None
 
     def kind(self, method: str) -> str:

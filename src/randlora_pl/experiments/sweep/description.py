@@ -17,6 +17,14 @@ _KEYS = ("title", "paper", "models", "datasets", "budgets", "methods", "seeds", 
 _MODEL = ("config", "set", "family", "paper_name")
 _TUNE = ("learning_rates", "alphas", "seeds", "datasets", "budgets", "climb", "set")
 
+_OF_THE_GRID = {
+    "data.shots": "budgets",
+    "data.fraction": "budgets",
+    "data.dataset": "datasets",
+    "seed_everything": "seeds",
+}
+"""Options that are an axis of the grid."""
+
 METHOD = ("config", "adapter", "task", "learning_rate", "head_learning_rate", "set", "models", "paper_name")
 """Keys of a method; all others are options of its adapter."""
 
@@ -67,12 +75,14 @@ class Description:
             _known(facts, _MODEL, f"models.{label}")
             if not facts.get("config"):
                 raise UserError(f"models.{label} has no config: name one, see: randlora-pl config list")
-            _mapping(f"models.{label}.set", facts.get("set", {}))
+            _words(f"models.{label}.config", facts["config"])
+            _options(f"models.{label}.set", facts.get("set", {}))
         methods = _group("methods", content["methods"])
         for label, facts in methods.items():
             _check_method(label, facts, models)
         tune = _mapping("tune", content.get("tune") or {})
         _known(tune, _TUNE, "tune")
+        _options("tune.set", tune.get("set", {}))
         keep = content.get("keep_adapters", True)
         if not isinstance(keep, bool):
             raise UserError(f"keep_adapters is {keep!r}: give true or false.")
@@ -83,7 +93,7 @@ class Description:
             datasets=_datasets(content["datasets"]),
             budgets=budgets(content["budgets"]),
             seeds=whole_numbers("seeds", content.get("seeds", [0])),
-            options=_mapping("set", content.get("set") or {}),
+            options=_options("set", content.get("set") or {}),
             title=str(content.get("title") or ""),
             paper=paper if isinstance(paper, dict) else {"table": paper},
             keep_adapters=keep,
@@ -165,16 +175,24 @@ def whole_numbers(name: str, values: Any) -> list[int]:
 
 
 def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
+    """Refuses what no method has; makes its ``models`` a list of labels."""
     where = f"methods.{label}"
-    _mapping(f"{where}.set", facts.get("set", {}))
+    _options(f"{where}.set", facts.get("set", {}))
     if is_zero_shot(label):
         _known(facts, ("set", "models", "paper_name"), where)
     elif not (facts.get("config") or facts.get("adapter")):
         raise UserError(f"{where} has neither config nor adapter: give one, see: randlora-pl adapters")
-    restricted = facts.get("models", [])
-    for name in restricted if isinstance(restricted, list) else [restricted]:
-        if name not in models:
-            raise UserError(f"{where}.models has {name!r}, which is none of the models.{near(str(name), models)}")
+    _words(f"{where}.config", facts.get("config") or [])
+    for name in ("learning_rate", "head_learning_rate"):
+        rate = facts.get(name, 1.0)
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
+            raise UserError(f"{where}.{name} is {rate!r}: give a positive number.")
+    if facts.get("models"):
+        listed = facts["models"] if isinstance(facts["models"], list) else [facts["models"]]
+        facts["models"] = [str(name) for name in listed]  # a label that is a number is a word, too
+        for name in facts["models"]:
+            if name not in models:
+                raise UserError(f"{where}.models has {name!r}, which is none of the models.{near(name, models)}")
 
 
 def _datasets(value: Any) -> dict[str, Tree]:
@@ -183,7 +201,10 @@ def _datasets(value: Any) -> dict[str, Tree]:
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return {name: {"dataset": name} for name in value}
     if isinstance(value, dict):
-        return {label: {"dataset": label} | facts for label, facts in _group("datasets", value).items()}
+        groups = _group("datasets", value)
+        for label, facts in groups.items():
+            _options(f"datasets.{label}", {"data": {name: facts[name] for name in facts if name != "dataset"}})
+        return {label: {"dataset": label} | facts for label, facts in groups.items()}
     raise UserError(f"datasets is {value!r}: expected a list of names, all, or {{LABEL: {{dataset: NAME, ...}}}}.")
 
 
@@ -196,6 +217,22 @@ def _mapping(name: str, value: Any) -> Tree:
     if not isinstance(value, dict):
         raise UserError(f"{name} is {value!r}: expected options such as {{name: value}}.")
     return value
+
+
+def _words(name: str, value: Any) -> None:
+    """Refuses what is neither a word nor a list of words."""
+    if not all(isinstance(word, str) for word in (value if isinstance(value, list) else [value])):
+        raise UserError(f"{name} is {value!r}: give the name of a config, or a list of names.")
+
+
+def _options(name: str, value: Any) -> Tree:
+    """Options, refused where they say what the grid itself says, which would win or lose without a word."""
+    for place, instead in _OF_THE_GRID.items():
+        part, _, option = place.partition(".")
+        inner = _mapping(name, value).get(part)
+        if place in value or (isinstance(inner, dict) and option in inner):
+            raise UserError(f"{name} has {place}: that is what {instead} are for.")
+    return _mapping(name, value)
 
 
 def _known(facts: Mapping[str, Any], known: Iterable[str], where: str) -> None:

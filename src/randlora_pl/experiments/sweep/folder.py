@@ -111,7 +111,7 @@ class SweepFolder:
         file = self.path / self.file
         try:
             return Description.of(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
-        except (OSError, ValueError, AttributeError, yaml.YAMLError, UserError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, UserError) as error:
             raise UserError(f"{file} describes no sweep: {' '.join(str(error).split())}") from error
 
     def check(self, cells: Sequence[Cell]) -> None:

@@ -49,13 +49,11 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
                         command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_share(number, jobs)
                     )
                 )
-        while any(process.poll() is None for process in started):
+        while running := [process for process in started if process.poll() is None]:
             look()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                next(process for process in started if process.poll() is None).wait(every)
+                running[0].wait(every)
         look()
-    except StopIteration:
-        pass
     finally:
         _end(started)
         signal.signal(signal.SIGTERM, before)
@@ -89,10 +87,13 @@ def _end(started: Sequence["subprocess.Popen[bytes]"]) -> None:
             process.wait()
 
 
-def slurm(words: Sequence[str], folder: Path, jobs: int, options: Sequence[str]) -> list[str]:
+def slurm(
+    run: Callable[[list[str]], int], words: Sequence[str], folder: Path, jobs: int, options: Sequence[str]
+) -> list[str]:
     """Submits an array of jobs that work on one sweep.
 
     Args:
+        run: Runs a command in a job; of a module, so that the job can import it.
         words: The command behind ``randlora-pl`` that each of them runs.
         folder: The sweep, on a disk that all machines see; submitit keeps its files in ``FOLDER/slurm``.
         jobs: How many.
@@ -131,26 +132,11 @@ def slurm(words: Sequence[str], folder: Path, jobs: int, options: Sequence[str])
     return [str(job.job_id) for job in submitted]
 
 
-def run(words: list[str]) -> int:
-    """What a submitted job runs.
-
-    Raises:
-        RuntimeError: The command ended with an error, which the job's log tells.
-    """
-    from importlib import import_module
-
-    main: Callable[[list[str]], int] = import_module("randlora_pl.cli.main").main
-    code = main(words)
-    if code > 1:  # 1: some cells failed, which the sweep has recorded
-        raise RuntimeError(f"randlora-pl {' '.join(words)} ended with {code}")
-    return code
-
-
 def _option(word: str) -> tuple[str, Any]:
     key, equals, value = word.partition("=")
     if not equals or not key:
         raise UserError(f"--slurm {word}: expected KEY=VALUE, such as slurm_partition=gpu.")
-    return key, int(value) if value.isdigit() else value
+    return key, int(value) if value.isdecimal() else value
 
 
 def _line(error: Exception) -> str:

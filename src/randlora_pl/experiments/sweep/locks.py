@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,9 @@ def alive(file: Path, owner: dict[str, Any]) -> bool:
         file: Its file.
         owner: Its content.
     """
-    if owner.get("machine") == _machine() and owner.get("pid"):
-        return _started(int(owner["pid"])) == owner.get("started")
+    pid = owner.get("pid")
+    if owner.get("machine") == _machine() and isinstance(pid, int) and pid:
+        return _started(pid) == owner.get("started")
     try:
         return _clock(file.parent) - file.stat().st_mtime < EXPIRES
     except OSError:  # released meanwhile
@@ -164,13 +166,16 @@ def _chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _clock(folder: Path) -> float:
-    """The time by the clock of the file system."""
+    """The time by the clock of the file system; by this machine's where a folder may only be read."""
     probe = folder / f".clock.{secrets.token_hex(8)}"
     try:
         probe.touch()
         return probe.stat().st_mtime
+    except OSError:
+        return time.time()
     finally:
-        probe.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def _machine() -> str:

@@ -93,7 +93,7 @@ class Loop:
                     return outcome
                 if not self._one(cell, tries, outcome):
                     passed.append(cell)
-            if passed and all(self.folder.worker(cell) for cell in passed):
+            if passed and all(self.folder.worker(cell) is not None for cell in passed):
                 if not self.wait:
                     outcome.elsewhere = len(passed)
                     return outcome

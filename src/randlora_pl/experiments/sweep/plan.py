@@ -88,9 +88,10 @@ def plan(description: Description, composer: Composer, tuning: Tree | None = Non
         tuning: Options of the model for every cell of a search.
 
     Raises:
-        UserError: A name is unknown; says the place in the description.
+        UserError: A name is unknown, with its place in the description; or two cells are one run, whose folder could
+            have the name of one of them only.
     """
-    cells = []
+    cells: dict[str, Cell] = {}
     checked: set[str] = set()
     for model, facts in description.models.items():
         trees = {label: _pair(description, composer, model, label) for label in methods_of(description, model)}
@@ -104,8 +105,11 @@ def plan(description: Description, composer: Composer, tuning: Tree | None = Non
                     _told(f"datasets.{dataset}", composer.check, tree)
                 flat = essence(composer.flatten(tree))
                 labels = Labels(model, dataset, budget, method, seed)
-                cells.append(Cell(labels, tree, flat, str(facts.get("family") or "")))
-    return cells
+                cell = Cell(labels, tree, flat, str(facts.get("family") or ""))
+                if cell.hash in cells:
+                    raise UserError(f"{cells[cell.hash].labels} and {labels} are the same run; leave out one of them.")
+                cells[cell.hash] = cell
+    return list(cells.values())
 
 
 def methods_of(description: Description, model: str) -> list[str]:
@@ -203,6 +207,6 @@ def shard(cells: Sequence[Cell], text: str | None) -> list[Cell]:
     if text is None:
         return list(cells)
     number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise UserError(f"--shard {text}: expected I/N with I from 1 to N, such as 1/4.")
     return list(cells[int(number) - 1 :: int(count)])

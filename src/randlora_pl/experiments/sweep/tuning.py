@@ -7,7 +7,6 @@ budgets of the search, so that it gets one rate for all of them, as in the paper
 """
 
 import inspect
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,8 +14,6 @@ from functools import partial
 from itertools import product
 from statistics import fmean
 from typing import Any
-
-import yaml
 
 from randlora_pl.adapters.files import METHODS
 from randlora_pl.errors import UserError, near
@@ -106,9 +103,12 @@ class Search:
             self.cells = {key: cells for key, cells in self.cells.items() if key[0] in chosen}
 
     def keep(self, places: set[tuple[str, str]]) -> None:
-        """Keeps the cells of these models and data sets."""
+        """Keeps the cells of these models and data sets, and the methods that have any."""
         for key, cells in self.cells.items():
             self.cells[key] = [cell for cell in cells if (cell.labels.model, cell.labels.dataset) in places]
+        self.cells = {key: cells for key, cells in self.cells.items() if cells}
+        left = {method for method, _, _ in self.cells}
+        self.names = {method: parts for method, parts in self.names.items() if method in left}
 
     def first(self, folder: SweepFolder) -> list[Cell]:
         """The candidates to try, with the first seed; where the search climbs, as far as is known by now."""
@@ -216,56 +216,6 @@ class Search:
         chosen = self.chosen(folder)
         methods = {label: facts | chosen.get(label, {}) for label, facts in self.description.methods.items()}
         return replace(self.description, methods=methods)
-
-
-def markdown(report: Tree) -> str:
-    """A table of what was tried: validation accuracy in percent, mean over data sets, budgets and models."""
-    where = " from the own rate of each method on" if report["climb"] else ""
-    lines = [
-        "Validation accuracy in percent, the mean over models, data sets and budgets. Every candidate"
-        f"{where} with seed {report['seeds'][0]}, the {report['finalists']} best of each method with all seeds; "
-        "no test image was read.",
-        "",
-        "| method | tried | " + " | ".join(f"seed {seed}" for seed in report["seeds"]) + " | mean | |",
-        "|---|---|" + "---:|" * (len(report["seeds"]) + 1) + "---|",
-    ]
-    for method, facts in report["methods"].items():
-        for entry in facts["tried"]:
-            values = {key: value for key, value in entry.items() if key not in ("val/acc", "failed")}
-            found = entry["val/acc"]
-            cells = [f"{100 * found[str(s)]:.1f}" if str(s) in found else "" for s in report["seeds"]]
-            mean = f"{100 * fmean(found.values()):.1f}" if found else ""
-            failed = f"failed: {entry['failed'].partition('. ')[0]}" if "failed" in entry else ""
-            mark = "chosen" if values == facts["chosen"] else failed
-            shown = ", ".join(f"{key} {value:g}" for key, value in values.items())
-            lines.append(f"| {method} | {shown} | {' | '.join(cells)} | {mean} | {mark} |")
-    return "\n".join(lines) + "\n"
-
-
-def config_text(description: Description, head: str) -> str:
-    """A description as a config: its comments, then an entry a line.
-
-    Args:
-        description: The description.
-        head: Lines of comments.
-    """
-    lines = [head.rstrip("\n")] if head else []
-    for key, value in description.content().items():
-        if key in ("models", "methods", "datasets") and isinstance(value, dict):
-            lines.append(f"{key}:")
-            lines += [f"  {_flow({label: facts})[1:-1]}" for label, facts in value.items()]
-        else:
-            lines.append(_flow({key: value})[1:-1])
-    return "\n".join(lines) + "\n"
-
-
-def _flow(value: Tree) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6).strip()
-
-
-def as_json(report: Tree) -> str:
-    """The report as the text of ``tuning.json``."""
-    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
 
 
 def _searched(description: Description, composer: Composer, method: str, alphas: list[float]) -> tuple[str, ...]:

@@ -1,0 +1,58 @@
+"""What a search of learning rates writes: what was tried, as a table and as JSON, and a config with the best."""
+
+import json
+from statistics import fmean
+
+import yaml
+
+from randlora_pl.experiments.sweep.description import Description, Tree
+
+
+def markdown(report: Tree) -> str:
+    """A table of what was tried: validation accuracy in percent, mean over data sets, budgets and models."""
+    where = " from the own rate of each method on" if report["climb"] else ""
+    lines = [
+        "Validation accuracy in percent, the mean over models, data sets and budgets. Every candidate"
+        f"{where} with seed {report['seeds'][0]}, the {report['finalists']} best of each method with all seeds; "
+        "no test image was read.",
+        "",
+        "| method | tried | " + " | ".join(f"seed {seed}" for seed in report["seeds"]) + " | mean | |",
+        "|---|---|" + "---:|" * (len(report["seeds"]) + 1) + "---|",
+    ]
+    for method, facts in report["methods"].items():
+        for entry in facts["tried"]:
+            values = {key: value for key, value in entry.items() if key not in ("val/acc", "failed")}
+            found = entry["val/acc"]
+            cells = [f"{100 * found[str(s)]:.1f}" if str(s) in found else "" for s in report["seeds"]]
+            mean = f"{100 * fmean(found.values()):.1f}" if found else ""
+            failed = f"failed: {entry['failed'].partition('. ')[0]}" if "failed" in entry else ""
+            mark = "chosen" if values == facts["chosen"] else failed
+            shown = ", ".join(f"{key} {value:g}" for key, value in values.items())
+            lines.append(f"| {method} | {shown} | {' | '.join(cells)} | {mean} | {mark} |")
+    return "\n".join(lines) + "\n"
+
+
+def config_text(description: Description, head: str) -> str:
+    """A description as a config: its comments, then an entry a line.
+
+    Args:
+        description: The description.
+        head: Lines of comments.
+    """
+    lines = [head.rstrip("\n")] if head else []
+    for key, value in description.content().items():
+        if key in ("models", "methods", "datasets") and isinstance(value, dict):
+            lines.append(f"{key}:")
+            lines += [f"  {_flow({label: facts})[1:-1]}" for label, facts in value.items()]
+        else:
+            lines.append(_flow({key: value})[1:-1])
+    return "\n".join(lines) + "\n"
+
+
+def _flow(value: Tree) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6).strip()
+
+
+def as_json(report: Tree) -> str:
+    """The report as the text of ``tuning.json``."""
+    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
