@@ -22,7 +22,7 @@ def test_lost_worker(tmp_path: Path, undisturbed: Path, place: str, number: int)
     assert re.search(r"process 0 has lost a data loader worker \(.*(Killed|unexpectedly); out of memory\? take", line)
     assert line.endswith(f"go on with: randlora-pl fit --resume {folder.relative_to(tmp_path)}")
     assert_whole(folder)
-    assert step_of(folder) == 4
+    assert step_of(folder) in (4, 6)  # the other worker may have prepared up to four micro-batches more
     ended = run(["fit", "--resume", str(folder.relative_to(tmp_path)), "--data.num_workers", "null"], tmp_path)
     assert ended.code == 0, ended.err
     assert_same(folder, undisturbed)
