@@ -104,7 +104,7 @@ def read_test(root: Path, name: str) -> list[Question]:
     """The questions of one test, in the order of the file.
 
     Raises:
-        UserError: There is no such test, the file is missing, a record is wrong, or its answer is not one of the task's.
+        UserError: There is no such test, the file is missing, a record is wrong, or its answer is none of the task's.
     """
     if name not in TASKS:
         raise UserError(f"There is no commonsense test {name!r}.{near(name, TASKS)} There are {', '.join(TASKS)}")

@@ -194,7 +194,8 @@ def encode_sentences(
     Returns:
         For each what the tokenizer gives (``input_ids`` and more), and what the cutoff did.
     """
-    kept, lengths = [], Lengths(cutoff)
+    kept: list[Mapping[str, list[int]]] = []
+    lengths = Lengths(cutoff)
     for texts in sentences:
         whole = tokenizer(*texts)
         size = len(whole["input_ids"])
