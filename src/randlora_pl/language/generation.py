@@ -29,8 +29,8 @@ def generation_scores(texts: Sequence[str], references: References) -> dict[str,
         references: The references of each, one or more.
 
     Returns:
-        ``BLEU`` and ``ROUGE-L`` and ``METEOR`` in 0..100, ``NIST`` (from 0, about 8.8 on E2E) and ``CIDEr`` (0..10, about
-        2.5 on E2E). Where METEOR cannot be computed ``METEOR missing`` says why in its place.
+        ``BLEU``, ``METEOR`` and ``ROUGE-L`` in 0..100, ``NIST`` from 0 and ``CIDEr`` in 0..10 (8.8 and 2.5 are good on
+        E2E). Where METEOR cannot be computed ``METEOR missing`` says why in its place.
 
     Raises:
         ValueError: There is no text, or one has no reference.
@@ -76,7 +76,7 @@ def nist(texts: Sequence[str], references: References, order: int = 5) -> float:
     counts: Ngrams = Counter()
     for group in known:
         for reference in group:
-            counts += _ngrams(reference, order)
+            counts.update(_ngrams(reference, order))
     total = sum(count for ngram, count in counts.items() if len(ngram) == 1)
     gained, possible = [0.0] * order, [0] * order
     length, expected = 0, 0.0

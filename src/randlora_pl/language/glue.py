@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from randlora_pl.errors import UserError, near
-from randlora_pl.language.glue_disk import read_saved, saved_folder
+from randlora_pl.language.glue_disk import is_saved, read_saved
 from randlora_pl.language.text_files import read_lines
 
 SOURCE = (
@@ -112,7 +112,7 @@ def read_glue(root: Path, name: str, split: Split) -> Examples:
     """One split of one task, in the order of the file; GLUE keeps the labels of its test sets secret.
 
     Args:
-        root: Folder that holds GLUE's folders (``SST-2`` ...) or those of ``save_to_disk`` (``sst2`` ...).
+        root: Folder that holds GLUE's folders (``SST-2`` ...) or those of ``datasets`` (``sst2`` ...).
         name: ``sst2``, ``mrpc``, ``cola``, ``qnli``, ``rte`` or ``stsb``; GLUE's own spelling is understood.
         split: ``train`` or ``validation``.
 
@@ -124,8 +124,8 @@ def read_glue(root: Path, name: str, split: Split) -> Examples:
     if name.lower() not in spelled:
         raise UserError(f"There is no GLUE task {name!r}.{near(name, TASKS)} There are {', '.join(TASKS)}")
     task = spelled[name.lower()]
-    for folder in (root / task.title, root / task.name, root):
-        if saved_folder(folder):
+    for folder in (root / task.title, root / task.name):
+        if is_saved(folder):
             sentences, values = read_saved(folder, split, task.saved, len(task.labels))
             return Examples(sentences, values, task.names)
     home = next((folder for folder in (root / task.title, root / task.name) if folder.is_dir()), root / task.title)
@@ -154,7 +154,7 @@ def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str
         tree = f"{task.title}/train.tsv and {task.title}/dev.tsv"
         if task.name == "mrpc":
             tree += ", or MRPC/msr_paraphrase_train.txt and MRPC/dev_ids.tsv"
-        tree += f", or the folder {task.name} of Dataset.save_to_disk"
+        tree += f", or the folder {task.name} of save_to_disk or of Parquet files"
         raise UserError(f"{path} does not exist. Expected below --data.root: {tree}\nGet the files: {SOURCE}")
 
 

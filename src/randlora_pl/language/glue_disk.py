@@ -1,4 +1,4 @@
-"""GLUE as the package ``datasets`` saves it on disk; nothing is asked of the network."""
+"""GLUE as the package ``datasets`` saves it on disk, or as the hub's Parquet files; nothing is asked of the network."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 from randlora_pl.errors import UserError
 
 
-def saved_folder(folder: Path) -> bool:
-    """Whether a folder is one of ``DatasetDict.save_to_disk``."""
-    return (folder / "dataset_dict.json").is_file()
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is one of ``DatasetDict.save_to_disk``, or holds files such as train-00000-of-00001.parquet."""
+    return (folder / "dataset_dict.json").is_file() or any(folder.glob("*-of-*.parquet"))
 
 
 def read_saved(
@@ -17,7 +17,7 @@ def read_saved(
     """Sentences and labels of one split.
 
     Args:
-        folder: A folder of ``DatasetDict.save_to_disk``.
+        folder: See `is_saved`.
         split: Which split.
         columns: Columns of the sentences.
         classes: How many classes there are, 0 for scores in 0..5.
@@ -26,16 +26,20 @@ def read_saved(
         UserError: The package is missing, the folder is damaged, a split or column is missing, or a label is wrong.
     """
     try:
-        from datasets import load_from_disk
+        from datasets import Dataset, load_from_disk
     except ImportError as error:
         raise UserError(f'{folder} needs the package datasets ({error}): pip install "randlora-pl[hf]"') from error
     try:
-        saved = load_from_disk(str(folder))
+        if (folder / "dataset_dict.json").is_file():
+            saved = load_from_disk(str(folder))
+        else:
+            files = [str(path) for path in sorted(folder.glob(f"{split}-*-of-*.parquet"))]
+            saved = {split: Dataset.from_parquet(files)} if files else {}
     except Exception as error:  # it raises OSError, ValueError, KeyError, pyarrow's and its own errors
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise UserError(f"The data set in {folder} cannot be read ({reason}): save or download it again") from error
     if split not in saved:
-        raise UserError(f"{folder} has no split {split!r}, only {', '.join(saved)}: save the whole data set")
+        raise UserError(f"{folder} has no split {split!r}: save or download the whole data set")
     data = saved[split]
     if absent := [name for name in (*columns, "label") if name not in data.column_names]:
         there = ", ".join(data.column_names)

@@ -118,8 +118,9 @@ def _array(path: Path, text: str) -> list[tuple[int, Any]]:
                 if not text.startswith(",", place):
                     raise json.JSONDecodeError("Expecting ',' or ']'", text, place)
                 place = _after_space(text, place + 1)
-        if (rest := _after_space(text, place + 1)) < len(text):
-            raise json.JSONDecodeError("Nothing may follow the array", text, rest)
+        place = _after_space(text, place + 1)
+        if place < len(text):
+            raise json.JSONDecodeError("Nothing may follow the array", text, place)
     except (json.JSONDecodeError, RecursionError) as error:
         raise _invalid(path, error, text.count("\n", 0, place) + 1) from error
     return values

@@ -2,7 +2,7 @@
 
 import re
 
-_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-"})
+_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": " - ", "—": " - "})
 
 # The tokenizer that this follows writes pounds as # and euros as $. Same marks are the same word either way, but the
 # counts of a test against it are exact only so.
