@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from randlora_pl.language.answers import first_answer, score
@@ -42,6 +42,7 @@ def test_a_missing_answer_is_wrong_and_counted() -> None:
             score(texts, right, ("a",))
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.sampled_from(sorted(TASKS)), st.text(), st.data())
 def test_the_answer_is_that_of_a_search_from_every_place(task: str, text: str, data: st.DataObject) -> None:
     answers = TASKS[task].answers

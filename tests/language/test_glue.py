@@ -152,5 +152,5 @@ def test_missing_files_tell_the_tree_and_where_to_get_them(
 
 
 def test_an_unknown_task_is_told_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no GLUE task 'sts'. Did you mean .*'stsb'"):
+    with pytest.raises(UserError, match=r"no GLUE task 'sts'\. Did you mean .*'stsb'"):
         read_glue(tmp_path, "sts", "train")

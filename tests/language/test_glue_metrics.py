@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from randlora_pl.language.glue import TASKS
@@ -16,6 +16,7 @@ def test_accuracy(name: str) -> None:
     assert glue_scores(name, [0, 1, 1, 0], [0, 1, 0, 0]) == {"accuracy": 0.75}
 
 
+@settings(max_examples=50, deadline=None)
 @given(BITS)
 def test_matthews_is_the_correlation_of_the_bits(pairs: list[tuple[int, int]]) -> None:
     predicted, labels = (list(side) for side in zip(*pairs, strict=True))
@@ -25,6 +26,7 @@ def test_matthews_is_the_correlation_of_the_bits(pairs: list[tuple[int, int]]) -
     assert found["matthews"] == pytest.approx(0.0 if constant else np.corrcoef(predicted, labels)[0, 1])
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=3, max_size=20))
 def test_pearson_and_spearman(pairs: list[tuple[int, int]]) -> None:
     predicted, labels = ([value / 10 for value in side] for side in zip(*pairs, strict=True))
