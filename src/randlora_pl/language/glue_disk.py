@@ -1,0 +1,53 @@
+"""GLUE as the package ``datasets`` saves it on disk, or as the hub's Parquet files; nothing is asked of the network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from randlora_pl.errors import UserError
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is one of ``DatasetDict.save_to_disk``, or holds files such as train-00000-of-00001.parquet."""
+    return (folder / "dataset_dict.json").is_file() or any(folder.glob("*-of-*.parquet"))
+
+
+def read_saved(
+    folder: Path, split: str, columns: Sequence[str], classes: int
+) -> tuple[list[tuple[str, ...]], list[int] | list[float]]:
+    """Sentences and labels of one split.
+
+    Args:
+        folder: See `is_saved`.
+        split: Which split.
+        columns: Columns of the sentences.
+        classes: How many classes there are, 0 for scores in 0..5.
+
+    Raises:
+        UserError: The package is missing, the folder is damaged, a split or column is missing, or a label is wrong.
+    """
+    try:
+        from datasets import Dataset, load_from_disk
+    except ImportError as error:
+        raise UserError(f'{folder} needs the package datasets ({error}): pip install "randlora-pl[hf]"') from error
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            saved = load_from_disk(str(folder))
+        else:
+            files = [str(path) for path in sorted(folder.glob(f"{split}-*-of-*.parquet"))]
+            saved = {split: Dataset.from_parquet(files)} if files else {}
+    except Exception as error:  # it raises OSError, ValueError, KeyError, pyarrow's and its own errors
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise UserError(f"The data set in {folder} cannot be read ({reason}): save or download it again") from error
+    if split not in saved:
+        raise UserError(f"{folder} has no split {split!r}: save or download the whole data set")
+    data = saved[split]
+    if absent := [name for name in (*columns, "label") if name not in data.column_names]:
+        there = ", ".join(data.column_names)
+        raise UserError(f"{folder}, split {split!r}: the column {absent[0]!r} is missing (there are {there})")
+    labels = list(data["label"])
+    for row, label in enumerate(labels):
+        if not (isinstance(label, int) and 0 <= label < classes if classes else label is not None and 0 <= label <= 5):
+            expected = f"0 to {classes - 1}" if classes else "a score from 0 to 5"
+            raise UserError(f"{folder}, split {split!r}, row {row}: the label {label!r} is not {expected}")
+    texts = [list(data[name]) for name in columns]
+    return [tuple(str(text).strip() for text in row) for row in zip(*texts, strict=True)], labels

@@ -1,0 +1,156 @@
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from randlora_pl.errors import UserError
+from randlora_pl.language.glue import TASKS, Examples, read_glue
+
+from .files import write, write_glue
+
+SPLITS = ("train", "validation")
+
+
+def test_every_task_is_read_from_its_columns(tmp_path: Path) -> None:
+    write_glue(tmp_path)
+    assert read_glue(tmp_path, "sst2", "train") == Examples(
+        [
+            ('hide new secretions from the "parental units',),
+            ("contains no wit\u2028, only labored gags",),
+            ('that loves its characters and "communicates',),
+        ],
+        [0, 0, 1],
+        ("negative", "positive"),
+    )
+    assert read_glue(tmp_path, "SST-2", "validation").labels == [0, 1, 1]
+    assert read_glue(tmp_path, "cola", "train") == Examples(
+        [("Our friends won't buy this \"analysis.",), ("They drank the pub.",)], [1, 0], ("unacceptable", "acceptable")
+    )
+    assert read_glue(tmp_path, "qnli", "validation") == Examples(
+        [('When did "the third end?', "It ended in 3000 BC."), ("Where is it?", 'Nobody "knows".')],
+        [0, 1],
+        ("entailment", "not_entailment"),
+    )
+    assert read_glue(tmp_path, "rte", "train") == Examples(
+        [("No weapons were found.", "Weapons were found."), ("A place of sorrow.", "A place.")],
+        [1, 0],
+        ("entailment", "not_entailment"),
+    )
+    assert read_glue(tmp_path, "stsb", "validation") == Examples(
+        [('A plane is "taking off.', "An air plane is taking off."), ("A man plays.", "A girl sings.")], [5.0, 0.5], ()
+    )
+
+
+@pytest.mark.parametrize("microsoft", [False, True])
+def test_mrpc_is_read_divided_and_as_microsoft_publishes_it(tmp_path: Path, microsoft: bool) -> None:
+    write_glue(tmp_path, microsoft)
+    train, validation = (read_glue(tmp_path, "mrpc", split) for split in SPLITS)
+    assert train.labels == [1, 0]
+    assert train.sentences[1] == ("Yucaipa owned Dominick's.", '"Yucaipa bought it in 1995.')
+    assert validation.sentences == [("They had published an advertisement.", "On June 10, they had published it.")]
+    assert validation.labels == [1]
+    assert train.names == ("not_equivalent", "equivalent")
+
+
+def test_mrpc_needs_the_list_of_validation_pairs(tmp_path: Path) -> None:
+    write_glue(tmp_path, microsoft=True)
+    write(tmp_path / "MRPC" / "dev_ids.tsv", ("1", "2"))
+    with pytest.raises(UserError, match="names no pair of"):
+        list(read_glue(tmp_path, "mrpc", "validation").labels)
+    (tmp_path / "MRPC" / "dev_ids.tsv").unlink()
+    with pytest.raises(UserError, match=r"dev_ids\.tsv does not exist"):
+        read_glue(tmp_path, "mrpc", "train")
+
+
+@pytest.mark.parametrize("saved", ["disk", "parquet"])
+@pytest.mark.parametrize("name", TASKS)
+def test_data_sets_on_disk_give_the_same(tmp_path: Path, name: str, saved: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    write_glue(tmp_path / "tsv")
+    task = TASKS[name]
+    label = datasets.ClassLabel(names=list(task.names)) if task.names else datasets.Value("float32")
+    features = {column: datasets.Value("string") for column in task.saved} | {"label": label}
+    parts = datasets.DatasetDict()
+    for split in SPLITS:
+        expected = read_glue(tmp_path / "tsv", name, split)
+        columns = dict(zip(task.saved, map(list, zip(*expected.sentences, strict=True)), strict=True))
+        rows = columns | {"label": expected.labels, "idx": list(range(len(expected.labels)))}
+        parts[split] = datasets.Dataset.from_dict(rows, datasets.Features(features | {"idx": datasets.Value("int32")}))
+    secret = {column: ["secret"] for column in task.saved} | {"label": [-1], "idx": [0]}
+    parts["test"] = datasets.Dataset.from_dict(secret, parts["train"].features)
+    if saved == "disk":
+        parts.save_to_disk(str(tmp_path / "saved" / name))
+    else:
+        for split, data in parts.items():
+            (tmp_path / "saved" / name).mkdir(parents=True, exist_ok=True)
+            data.to_parquet(str(tmp_path / "saved" / name / f"{split}-00000-of-00001.parquet"))
+    for split in SPLITS:
+        assert read_glue(tmp_path / "saved", name, split) == read_glue(tmp_path / "tsv", name, split)
+
+
+def test_a_damaged_or_incomplete_data_set_on_disk_is_told(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def saved(split: str, **columns: list[object]) -> None:
+        shutil.rmtree(tmp_path / "rte", ignore_errors=True)
+        datasets.DatasetDict({split: datasets.Dataset.from_dict(columns)}).save_to_disk(str(tmp_path / "rte"))
+
+    saved("validation", sentence1=["a"], sentence2=["b"], label=[0])
+    with pytest.raises(UserError, match="has no split 'train'"):
+        read_glue(tmp_path, "rte", "train")
+    saved("train", sentence1=["a"], label=[0])
+    with pytest.raises(UserError, match="the column 'sentence2' is missing"):
+        read_glue(tmp_path, "rte", "train")
+    saved("train", sentence1=["a", "a"], sentence2=["b", "b"], label=[0, 2])
+    with pytest.raises(UserError, match="row 1: the label 2 is not 0 to 1"):
+        read_glue(tmp_path, "rte", "train")
+    for file in (tmp_path / "rte" / "train").glob("*.arrow"):
+        file.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_glue(tmp_path, "rte", "train")
+
+
+@pytest.mark.parametrize(
+    ("folder", "lines", "said"),
+    [
+        (
+            "RTE",
+            ["index\tsentence1\tsentence2\tlabel", "0\ta\tb"],
+            "line 2: 3 fields between tabs where 4 are expected",
+        ),
+        ("RTE", ["index\tsentence1\tsentence2\tlabel", "0\ta\tb\tmaybe"], "line 2: the label 'maybe' is none of"),
+        ("RTE", ["index\tsentence1\tlabel"], "line 1: the header lacks sentence2"),
+        ("RTE", ["index\tsentence1\tsentence2\tlabel"], "holds no example"),
+        ("RTE", [], "line 1: the header lacks"),
+        ("CoLA", ["gj04\t1\t\ta", "sentence\tlabel"], "line 2: 2 fields between tabs where 4"),
+        ("CoLA", ["gj04\t2\t\ta"], "line 1: the label '2' is none of 0, 1"),
+        ("STS-B", ["sentence1\tsentence2\tscore", "a\tb\tnan"], "line 2: the score 'nan' is no number from 0 to 5"),
+        ("STS-B", ["sentence1\tsentence2\tscore", "a\tb\t7"], "line 2: the score '7'"),
+    ],
+)
+def test_a_wrong_line_is_told_with_its_number(tmp_path: Path, folder: str, lines: list[str], said: str) -> None:
+    write(tmp_path / folder / "train.tsv", *lines)
+    with pytest.raises(UserError) as error:
+        read_glue(tmp_path, folder, "train")
+    assert str(tmp_path / folder / "train.tsv") in str(error.value)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", TASKS)
+def test_missing_files_tell_the_tree_and_where_to_get_them(
+    tmp_path: Path, name: str, split: Literal["train", "validation"]
+) -> None:
+    with pytest.raises(UserError) as error:
+        read_glue(tmp_path, name, split)
+    first, second = str(error.value).split("\n")
+    assert f"{TASKS[name].title}/train.tsv and {TASKS[name].title}/dev.tsv" in first
+    assert "gluebenchmark.com" in second
+    assert "save_to_disk" in second
+
+
+def test_an_unknown_task_is_told_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no GLUE task 'sts'\. Did you mean .*'stsb'"):
+        read_glue(tmp_path, "sts", "train")
