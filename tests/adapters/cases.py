@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor, nn
 
@@ -65,6 +66,44 @@ class One(nn.Module):
         return out
 
 
+class Conv1D(nn.Module):
+    """As in GPT-2 of transformers: a linear layer whose weight is stored as (in, out)."""
+
+    def __init__(self, out_features: int, in_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(in_features, out_features) * 0.3)
+        self.bias = nn.Parameter(torch.randn(out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.T, self.bias)
+
+
+class OneConv1D(nn.Module):
+    """A single ``Conv1D`` under a name."""
+
+    def __init__(self, in_features: int, out_features: int, name: str = "fc") -> None:
+        super().__init__()
+        self.add_module(name, Conv1D(out_features, in_features))
+        self.features, self.name = in_features, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.get_submodule(self.name)(x)
+        return out
+
+
+class FewHeads(nn.Module):
+    """A fused q/k/v projection with fewer heads for k and v than for q, named as in Phi-3 of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head_dim, self.num_key_value_heads, self.features = 4, 2, 16
+        self.qkv_proj = nn.Linear(16, 16 + 8 + 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.qkv_proj(x)
+        return out
+
+
 class SelfAttention(nn.Module):
     """PyTorch's attention layer, attending to its own input as a transformer block does."""
 
@@ -109,6 +148,9 @@ KINDS: dict[str, Kind] = {
     "linear-square": Kind(lambda: One(12, 12), ["fc"]),
     "linear-r-not-dividing": Kind(lambda: One(12, 22), ["fc"], rank=5),
     "linear-nr>D": Kind(lambda: One(12, 13), ["fc"], rank=5),  # 3 bases of rank 5: 15 columns, 13 rows
+    "conv1d": Kind(lambda: OneConv1D(12, 20), ["fc"]),
+    "conv1d-q-and-v": Kind(lambda: OneConv1D(12, 36, "c_attn"), ["q", "v"]),
+    "grouped-query": Kind(FewHeads, ["k", "q"]),
     "mha-packed": Kind(lambda: SelfAttention(12), ["qkv"], rank=5),
     "mha-split": Kind(lambda: SelfAttention(12), ["qkv"], rank=5, qkv="split"),
     "mha-only-v": Kind(lambda: SelfAttention(12), ["v"]),

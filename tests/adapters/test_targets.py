@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import LoRA, RandLoRA, delta_weights, inject
-from randlora_pl.adapters.targets import find_sites, row_blocks, select
+from randlora_pl.adapters.fused import row_blocks
+from randlora_pl.adapters.targets import find_sites, select
 from randlora_pl.errors import UserError
 from tests.adapters import zoo
-from tests.adapters.cases import randomise
+from tests.adapters.cases import FewHeads, OneConv1D, randomise
 
 
 def names(model: nn.Module, targets: list[str] | None = None, split: bool = False) -> list[str]:
@@ -73,7 +74,8 @@ def test_splitting_takes_the_three_blocks_of_a_packed_weight() -> None:
     assert names(model, ["visual:qkv"], split=True) == block_names(*blocks, tower="visual.")
     assert names(model, ["visual:q"], split=True) == block_names("attn.q", tower="visual.")
     assert names(model, ["visual:attn"], split=True) == block_names(*blocks, OUT, tower="visual.")
-    assert row_blocks(96) == {"q": (0, 32), "k": (32, 64), "v": (64, 96)}
+    thirds = {"q": (0, 32), "k": (32, 64), "v": (64, 96)}
+    assert row_blocks(model, "visual.transformer.resblocks.0.attn") == thirds
     shapes = {site.shape.layer: (site.shape.out_features, site.shape.in_features) for site in select(model, None, True)}
     assert shapes["visual.transformer.resblocks.0.attn.k"] == (32, 32)
 
@@ -100,6 +102,68 @@ def test_pytorch_and_transformers_names() -> None:
     assert names(separate, ["qkv"]) == attention + language == names(separate, ["qkv"], split=True)
     assert names(separate, ["vision:mlp", "language:v"]) == ["vision.intermediate.dense", "language.v_proj"]
     assert names(separate) == [*attention, "vision.intermediate.dense", *language, "language.up_proj"]
+
+
+def test_names_of_language_models() -> None:
+    """Without transformers: modules of their names, one block each."""
+
+    def block(*layers: str, own: str) -> nn.Module:
+        model: Any = nn.Module()
+        for layer in layers:
+            parent = model
+            *path, last = f"layers.0.{layer}".split(".")
+            for name in path:
+                if not hasattr(parent, name):
+                    parent.add_module(name, nn.Module())
+                parent = getattr(parent, name)
+            parent.add_module(last, nn.Linear(6, 6))
+        return model.get_submodule(own)  # type: ignore[no-any-return]
+
+    llama = block(
+        *(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+        own="layers.0",
+    )  # fmt: skip
+    projections = [f"self_attn.{name}_proj" for name in "qkv"]
+    assert names(llama) == [*projections, "mlp.up_proj", "mlp.down_proj"]
+    assert names(llama, ["gate", "o"]) == ["self_attn.o_proj", "mlp.gate_proj"]
+    assert len(names(llama, ["all"])) == 7
+    bert = block(
+        "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+        "intermediate.dense", "output.dense", "pooler.dense", own="layers.0",
+    )  # fmt: skip
+    attention = ["attention.self.query", "attention.self.key", "attention.self.value"]
+    assert names(bert) == [*attention, "intermediate.dense", "output.dense"]
+    assert names(bert, ["o", "fc2"]) == ["attention.output.dense", "output.dense"]
+
+
+def test_fewer_heads_for_k_and_v_than_for_q() -> None:
+    model = FewHeads()
+    assert row_blocks(model, "qkv_proj") == {"q": (0, 16), "k": (16, 24), "v": (24, 32)}
+    sites = {site.shape.layer: (site.shape.out_features, site.rows) for site in select(model, None, True)}
+    assert sites == {"qkv_proj.q": (16, (0, 16)), "qkv_proj.k": (8, (16, 24)), "qkv_proj.v": (8, (24, 32))}
+    assert names(model) == ["qkv_proj"]
+
+
+@pytest.mark.parametrize(("targets", "split"), [(["q"], False), (["qkv"], True), (["v"], True)])
+def test_blocks_that_nothing_tells_apart_are_refused(targets: list[str], split: bool) -> None:
+    """k and v of cross-attention in one weight, as in GPT-2."""
+    model = OneConv1D(12, 24, "c_attn")
+    with pytest.raises(UserError, match=r"c_attn \(24 x 12\) is fused, and nothing says which of its rows"):
+        select(model, targets, split)
+    assert names(model) == ["c_attn"]
+
+
+def test_a_layer_is_conv1d_by_its_class_name_and_shapes() -> None:
+    assert names(OneConv1D(12, 20)) == ["fc"]
+
+    class Conv1D(nn.Module):  # of this name, and something else
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(4, 3, 2))
+            self.bias = nn.Parameter(torch.zeros(4))
+
+    assert find_sites(nn.ModuleDict({"fc": Conv1D()})) == []
+    assert find_sites(nn.ModuleDict({"fc": nn.Conv1d(3, 4, 2)})) == []
 
 
 def test_a_model_without_known_names_is_adapted_whole() -> None:

@@ -6,6 +6,7 @@ An adapter describes a method and its options and knows no model. For each adapt
 
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters.bases import Bases
+from randlora_pl.adapters.operations import builds
 from randlora_pl.errors import UserError
 
 
@@ -77,7 +79,16 @@ class DeltaWeight(nn.Module):
         """``F.linear`` with the effective weight; x is (..., in), the result (..., out)."""
         if not self.drops:
             return F.linear(x, self.effective_weight(weight), bias)
-        return F.linear(x, weight, bias) + F.linear(self.dropped(x), like(self.delta(), x))
+        return F.linear(x, weight, bias) + self.contribution(x, lambda: weight)
+
+    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        """What the update adds to the frozen layer's outputs, ``drop(x) @ change(W0).T``: (..., in) to (..., out).
+
+        Args:
+            x: The layer's input.
+            weight: Gives W0 (out, in) to methods whose change depends on it; the others never ask, as it may be dear.
+        """
+        return F.linear(self.dropped(x), like(self.delta(), x))
 
     @property
     def drops(self) -> bool:
@@ -107,17 +118,6 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if on else tensor.dtype
 
 
-def builds(tokens: int, rank: int, weight: Tensor, trains: bool) -> bool:
-    """Whether W0 + P Q costs fewer multiplications than two thin products beside the frozen layer.
-
-    Each of P Q and the thin products has two more like it in the backward pass, and a built weight has a
-    gradient of its size.
-    """
-    out_features, in_features = weight.shape
-    built, thin = rank * out_features * in_features, tokens * rank * (out_features + in_features)
-    return 3 * built + tokens * out_features * in_features < 3 * thin if trains else built < thin
-
-
 class FactoredDelta(DeltaWeight):
     """An update P Q with P (out, k) and Q (k, in): two thin products where they cost less than one wide."""
 
@@ -141,6 +141,12 @@ class FactoredDelta(DeltaWeight):
         rows = plain.reshape(-1, plain.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
         return torch.addmm(*rows, like(p, hidden).T).view(plain.shape)  # one pass over the outputs less than a sum
 
+    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        """The two thin products, (..., in) to (..., out)."""
+        p, q = self.factors()
+        hidden = F.linear(self.dropped(x), like(q, x))
+        return F.linear(hidden, like(p, hidden))
+
 
 class Adapter:
     """A method and its options, as written in a config.
@@ -155,6 +161,7 @@ class Adapter:
 
     rank: Any
     trains_base = False  # whether the method changes the model's own tensors instead of adding to them
+    reads_weight = False  # whether an update starts from the numbers of the frozen weight
 
     def __init__(
         self, *, qkv: Literal["packed", "split"] = "packed", match: str | None = None, seed: int | None = None

@@ -11,6 +11,7 @@ from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.bases import Bases
 from randlora_pl.adapters.inject import InjectionReport, set_fast_paths
 from randlora_pl.adapters.layers import AdaptedLayer, RowBlocks, whole
+from randlora_pl.adapters.quantised import unmergeable
 from randlora_pl.adapters.weighted import WeightedSum
 from randlora_pl.errors import UserError
 
@@ -57,8 +58,11 @@ def merge(model: nn.Module) -> None:
     """Writes every effective weight into its layer; the frozen weights are kept for `unmerge`. Idempotent.
 
     Raises:
-        UserError: If an update is not finite. Nothing is merged then that was not merged before.
+        UserError: If an update is not finite or a layer quantised. Nothing is merged then that was not merged before.
     """
+    for path, layer in adapted_layers(model).items():
+        if not layer.mergeable and layer.delta is not None:
+            raise unmergeable(f"{path} ({layer.plain_class.__name__})".lstrip())
     done = []
     for path, layer in adapted_layers(model).items():
         if layer.merged or layer.delta is None:
@@ -139,12 +143,12 @@ def delta_weights(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def weight_updates(model: nn.Module) -> dict[str, Tensor]:
-    """The update of every adapted tensor, (out, in), by its key in the state dict of the base model.
+    """The update of every adapted tensor, in its shape, by its key in the state dict of the base model.
 
     Packed weights whose blocks are adapted apart are one tensor, zero where nothing is adapted.
     """
     return {
-        f"{path}.{layer.weight_name}".lstrip("."): layer.delta.change(layer.base_weight).detach()
+        f"{path}.{layer.weight_name}".lstrip("."): layer.turn(layer.delta.change(layer.base_weight)).detach()
         for path, layer in adapted_layers(model).items()
         if layer.delta is not None
     }

@@ -1,5 +1,6 @@
 """DoRA: direction and magnitude trained apart, around any additive method (Liu et al., 2024)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ class DoRA(Adapter):
         inner: The method that gives delta, LoRA (the original) or RandLoRA; its ``qkv``, ``match`` and
             ``seed`` count.
     """
+
+    reads_weight = True
 
     def __init__(self, inner: Adapter | None = None) -> None:
         inner = LoRA() if inner is None else inner
@@ -76,10 +79,17 @@ class DoRADelta(DeltaWeight):
         delta = self.inner.delta()
         return (self.row_scale(weight, delta)[:, None] * (weight + delta)).to(weight.dtype)
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Scales the outputs instead of the rows where the inner method drops inputs."""
-        if not self.inner.drops:
-            return F.linear(x, self.effective_weight(weight), bias)
-        scale = self.row_scale(weight, self.inner.delta())
-        outputs = self.inner.linear(x, weight, None) * like(scale, x)
-        return outputs if bias is None else outputs + bias
+    def change(self, weight: Tensor) -> Tensor:
+        """(s - 1) W0 + s delta with the row scales s, (out, in): without the rounding of a sum and a difference."""
+        delta = self.inner.delta()
+        scale = self.row_scale(weight, delta)[:, None]
+        return (scale - 1) * weight + scale * delta
+
+    @property
+    def drops(self) -> bool:
+        """Whether the inner method drops inputs now."""
+        return self.inner.drops
+
+    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        """``drop(x) @ change(W0).T``; as in the original, what the scales change of W0 x drops inputs, too."""
+        return F.linear(self.inner.dropped(x), like(self.change(weight()), x))

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from randlora_pl.adapters.base import Adapter, DeltaWeight, matches
 from randlora_pl.adapters.bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.budget import match_budget
-from randlora_pl.adapters.layers import AdaptedAttention, AdaptedLayer, AdaptedLinear, RowBlocks
-from randlora_pl.adapters.targets import Site, row_blocks, select
+from randlora_pl.adapters.fused import row_blocks
+from randlora_pl.adapters.layers import AdaptedAttention, AdaptedConv1D, AdaptedLayer, AdaptedLinear, RowBlocks
+from randlora_pl.adapters.quantised import adapted_class
+from randlora_pl.adapters.targets import Site, select
+from randlora_pl.adapters.weights import is_conv1d, is_quantised, weight_of
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError, near
 
@@ -127,7 +130,8 @@ def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[
     for shape in shapes:
         adapter.count(shape)  # complains about an impossible rank before anything large is drawn
     bases = adapter.bases(shapes, _weight(model, sites[0]).device)
-    deltas = {site: adapter.delta_weight(site.shape, _weight(model, site), bases) for site in sites}
+    values = adapter.reads_weight
+    deltas = {site: adapter.delta_weight(site.shape, _weight(model, site, values), bases) for site in sites}
     return deltas, bases.fingerprint if bases is not None else ""
 
 
@@ -148,11 +152,10 @@ def _check_patterns(adapter: Adapter, layers: list[str]) -> None:
                 )
 
 
-def _weight(model: nn.Module, site: Site) -> Tensor:
-    """The frozen weight of a site, (out, in)."""
-    module = model.get_submodule(site.path)
-    weight: Tensor = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight  # type: ignore[assignment]
-    return weight if site.block is None else weight[slice(*row_blocks(weight.shape[0])[site.block])]
+def _weight(model: nn.Module, site: Site, values: bool = False) -> Tensor:
+    """The frozen weight of a site, (out, in); without its numbers where they are dear and not asked for."""
+    weight = weight_of(model.get_submodule(site.path), values)
+    return weight if site.rows is None else weight[slice(*site.rows)]
 
 
 def _by_layer(model: nn.Module, sites: list[Site], deltas: dict[Site, DeltaWeight]) -> dict[str, DeltaWeight]:
@@ -165,8 +168,7 @@ def _by_layer(model: nn.Module, sites: list[Site], deltas: dict[Site, DeltaWeigh
         if here[0].block is None:
             updates[path] = deltas[here[0]]
         else:
-            rows = row_blocks(_weight(model, here[0]).shape[0] * 3)
-            updates[path] = RowBlocks({str(site.block): deltas[site] for site in here}, rows)
+            updates[path] = RowBlocks({str(site.block): deltas[site] for site in here}, row_blocks(model, path))
     return updates
 
 
@@ -179,12 +181,20 @@ def attach(model: nn.Module, updates: Mapping[str, DeltaWeight]) -> None:
     """
     for path, delta in updates.items():
         layer = model.get_submodule(path)
-        kind = AdaptedAttention if isinstance(layer, nn.MultiheadAttention) else AdaptedLinear
-        kind.attach(layer, delta)
+        _adapted_kind(layer).attach(layer, delta)
         parent = model.get_submodule(path.rpartition(".")[0])
         if type(parent) is nn.MultiheadAttention:  # its plain forward reads the weight of out_proj
             AdaptedAttention.attach(parent, None)
     set_fast_paths(model, False)
+
+
+def _adapted_kind(layer: nn.Module) -> type[AdaptedLayer]:
+    """The class of a layer once it has an update."""
+    if isinstance(layer, nn.MultiheadAttention):
+        return AdaptedAttention
+    if is_quantised(layer):
+        return adapted_class(type(layer))
+    return AdaptedConv1D if is_conv1d(layer) else AdaptedLinear
 
 
 def set_fast_paths(model: nn.Module, on: bool) -> None:
@@ -236,8 +246,11 @@ def hash_weights(model: nn.Module) -> str:
     """SHA-256 of every parameter's name, shape and up to 1,024 evenly spaced values, rounded to bfloat16.
 
     A sample tells other weights apart at once, also for models of billions of parameters; the rounding
-    makes a model the same in float32 and bfloat16. Empty on the meta device.
+    makes a model the same in float32 and bfloat16. Empty on the meta device, and where weights are quantised,
+    which do not tell what they were before.
     """
+    if any(is_quantised(module) for module in model.modules()):
+        return ""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if parameter.is_meta:

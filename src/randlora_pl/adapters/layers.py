@@ -34,6 +34,8 @@ class AdaptedLayer(nn.Module):
     """What adapted layers share: one frozen weight, its update, and merging that can be undone bit for bit."""
 
     weight_name: ClassVar[str]
+    turned: ClassVar[bool] = False  # whether the weight is stored as (in, out)
+    mergeable: ClassVar[bool] = True
     delta: DeltaWeight | None
     frozen_weight: Tensor | None  # W0 while merged, kept because a subtraction would not give it back exactly
     plain_class: type[nn.Module]
@@ -65,7 +67,11 @@ class AdaptedLayer(nn.Module):
     @property
     def base_weight(self) -> Tensor:
         """W0, (out, in), also while merged."""
-        return self.adapted_weight if self.frozen_weight is None else self.frozen_weight
+        return self.turn(self.adapted_weight if self.frozen_weight is None else self.frozen_weight)
+
+    def turn(self, matrix: Tensor) -> Tensor:
+        """From (out, in) to what the weight is stored as, and back: the transpose, or nothing."""
+        return matrix.T if self.turned else matrix
 
     @property
     def merged(self) -> bool:
@@ -77,7 +83,7 @@ class AdaptedLayer(nn.Module):
         """Writes the effective weight; does nothing when it is written already."""
         if self.delta is not None and not self.merged:
             weight = self.adapted_weight
-            merged = self.delta.effective_weight(whole(weight))
+            merged = self.turn(self.delta.effective_weight(self.turn(whole(weight))))
             self.frozen_weight = weight.detach().clone()
             weight.copy_(sharded_like(merged, weight))
 
@@ -94,7 +100,9 @@ class AdaptedLayer(nn.Module):
 
     def adapted_linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's linear map, with the update unless it is disabled or merged."""
-        weight = self.adapted_weight if self.enabled else whole(self.base_weight)  # W0 of a merged layer stays sharded
+        weight = (
+            self.turn(self.adapted_weight) if self.enabled else whole(self.base_weight)
+        )  # W0 of a merged layer stays sharded
         if self.delta is None or not self.enabled or self.merged:
             return F.linear(x, weight, bias)
         return self.delta.linear(x, weight, bias)
@@ -108,6 +116,18 @@ class AdaptedLinear(AdaptedLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         return self.adapted_linear(input, self.bias)
+
+
+class AdaptedConv1D(AdaptedLayer):
+    """transformers' ``Conv1D`` with an update of its weight, which is stored as (in, out)."""
+
+    weight_name = "weight"
+    turned = True
+    bias: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        return self.adapted_linear(x, self.bias)
 
 
 class AdaptedAttention(AdaptedLayer, nn.MultiheadAttention):
@@ -210,13 +230,14 @@ class RowBlocks(DeltaWeight):
         rows = {name: slice(*place) for name, place in self.rows.items()}
         return self._with_zeros({name: block.change(weight[rows[name]]) for name, block in self.blocks().items()})
 
-    def _with_zeros(self, parts: dict[str, Tensor]) -> Tensor:
-        some = next(iter(parts.values()))
+    def _with_zeros(self, parts: dict[str, Tensor], dim: int = 0) -> Tensor:
+        some = next(iter(parts.values())).movedim(dim, 0)
         return torch.cat(
             [
-                parts[name] if name in parts else some.new_zeros(stop - start, some.shape[1])
+                parts[name] if name in parts else some.new_zeros(stop - start, *some.shape[1:]).movedim(0, dim)
                 for name, (start, stop) in self.rows.items()
-            ]
+            ],
+            dim,
         )
 
     def effective_weight(self, weight: Tensor) -> Tensor:
@@ -231,3 +252,12 @@ class RowBlocks(DeltaWeight):
             return F.linear(x, weight[rows], part) if block is None else block.linear(x, weight[rows], part)
 
         return self._each(one, -1)
+
+    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        """Each block's own, with zeros between them, (..., out)."""
+        rows = {name: slice(*place) for name, place in self.rows.items()}
+        parts = {
+            name: block.contribution(x, lambda own=rows[name]: weight()[own])  # type: ignore[misc]
+            for name, block in self.blocks().items()
+        }
+        return self._with_zeros(parts, -1)

@@ -16,6 +16,7 @@ Hadamard bases have full rank by construction, for each d x d block of rows too 
 always uniform.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -192,20 +193,26 @@ class RandLoRADelta(_RandLoRATensors):
     def form(self) -> Form:
         """What the sum is besides its tensors."""
         dtype = compute_dtype(self.lambdas)
-        return Form(self.structured, dtype, self.pairing == "peft", self.transposed, self.keep)
+        return Form(self.structured, dtype, self.pairing == "peft", self.large, self.small, self.transposed, self.keep)
 
     def delta(self) -> Tensor:
         """scale * sum_j B_j diag(lambda_j) A diag(gamma_j), (out, in)."""
-        result: Tensor = SumOfBases.apply(*self.tensors(), self.large, self.small, self.form())  # type: ignore[no-untyped-call]
+        result: Tensor = SumOfBases.apply(*self.tensors(), self.form())  # type: ignore[no-untyped-call]
         return result
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """One product with W0 + delta, whose backward pass never holds a gradient of the weight's size for long."""
-        trains = torch.is_grad_enabled()
-        if self.drops or (trains and weight.requires_grad):
+        if self.drops or (torch.is_grad_enabled() and weight.requires_grad):
             return super().linear(x, weight, bias)
+        return self._product(x, weight, bias)
+
+    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        """One product with delta, or two through its bases where that takes fewer operations."""
+        return self._product(self.dropped(x), None, None)
+
+    def _product(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         x = x.to(compute_dtype(x))
-        if not trains:
+        if not torch.is_grad_enabled():
             return product(x, weight, bias, *self.tensors(), self.form()).output
         result: Tensor = AdaptedProduct.apply(x, weight, bias, *self.tensors(), self.form())  # type: ignore[no-untyped-call]
         return result

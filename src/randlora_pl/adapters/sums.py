@@ -5,7 +5,8 @@ B (D, n r) holds the bases side by side, S (n r, d) the rows lambda_jk A_k gamma
 input and the output's gradient has the larger side, M (T, d) for the other one.
 
 - Forward, W0 + B S is built once and multiplied once. PEFT's two products through B and S cost T (D + d) n r,
-  which is less for few tokens only.
+  which is less for few tokens only. Beside a frozen layer of its own (dropout on the update's input, a quantised
+  weight) a built B S takes a second product of T D d, and two products are less more often: see `cheapest_alone`.
 - Backward, the gradient of S is ``B^T (L^T M)`` or ``(L B)^T M``, whichever takes fewer operations, and
   becomes those of lambda and gamma at once: neither S nor a gradient of the weight's size outlives the call.
 - Between the two passes a layer keeps M, or L, or the smaller L B, and W0 + B S only on demand.
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from randlora_pl.adapters.hadamard import Hadamard
+from randlora_pl.adapters.operations import Choice, cheapest, cheapest_alone
 
 _PROBES = 13  # no divisor of usual numbers of tokens, so that an image's first token is not met each time
 
@@ -67,6 +69,8 @@ class Form(NamedTuple):
         structured: Whether ``b`` holds the signs of `Hadamard` and not the bases.
         dtype: Of the products that build B S.
         peft: Whether S has the order of PEFT.
+        large: D.
+        small: d.
         transposed: Whether the weight is wider than tall.
         keep: Whether W0 + B S is kept for the backward pass instead of built again; None where that is dear.
     """
@@ -74,43 +78,36 @@ class Form(NamedTuple):
     structured: bool
     dtype: torch.dtype
     peft: bool
+    large: int
+    small: int
     transposed: bool
     keep: bool | None = None
 
-    def basis(self, b: Tensor, lambdas: Tensor, large: int, small: int) -> "Stored | Hadamard":
-        """B of a layer."""
-        return Hadamard(b, large, small, lambdas.numel()) if self.structured else Stored(b)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return (self.small, self.large) if self.transposed else (self.large, self.small)
 
-    def choose(self, basis: "Stored | Hadamard", tokens: int, large: int, small: int) -> "Choice":
-        """The cheaper forms; a structured W0 + B S is built in any case, as that costs next to nothing."""
-        choice = cheapest(tokens, large, small, basis.inner, basis.width)
+    def basis(self, b: Tensor, lambdas: Tensor) -> "Stored | Hadamard":
+        """B of a layer."""
+        return Hadamard(b, self.large, self.small, lambdas.numel()) if self.structured else Stored(b)
+
+    def choose(self, basis: "Stored | Hadamard", tokens: int, alone: bool, trains: bool) -> Choice:
+        """The cheaper forms; a structured W0 + B S is built in any case, as that costs next to nothing.
+
+        Args:
+            basis: B.
+            tokens: T.
+            alone: Whether there is no W0 to add B S to.
+            trains: Whether lambda or gamma needs a gradient.
+        """
+        sizes = (tokens, self.large, self.small, basis.inner, basis.width)
+        choice = cheapest_alone(*sizes, trains) if alone and not self.structured else cheapest(*sizes)
         return Choice(True, choice.project) if self.structured else choice
 
     def keeps(self, basis: "Stored | Hadamard", tokens: int) -> bool:
         """Whether W0 + B S is kept: None means where building it again adds a twentieth to the layer's products."""
         return not self.structured and 20 * basis.width > 3 * tokens if self.keep is None else self.keep
-
-
-class Choice(NamedTuple):
-    """Which form is cheaper: building W0 + B S, and projecting tokens on B before anything else."""
-
-    build: bool
-    project: bool
-
-
-def cheapest(tokens: int, large: int, small: int, inner: int, width: int) -> Choice:
-    """Counts multiplications.
-
-    Args:
-        tokens: T.
-        large: D.
-        small: d.
-        inner: Length of a projected token: n r, or d for structured bases.
-        width: Multiplications for each number that B acts on: n r, or the block size of structured bases.
-    """
-    build = large * small * width
-    through = tokens * (large * width + inner * small)
-    return Choice(build < through, through < build + tokens * large * small)
 
 
 def stacked(lambdas: Tensor, gammas: Tensor, a: Tensor, peft: bool) -> Tensor:
@@ -143,17 +140,13 @@ class SumOfBases(torch.autograd.Function):
     """B S as a matrix of its own."""
 
     @staticmethod
-    def forward(
-        ctx: Any, lambdas: Tensor, gammas: Tensor, a: Tensor, b: Tensor, large: int, small: int, form: Form
-    ) -> Tensor:
+    def forward(ctx: Any, lambdas: Tensor, gammas: Tensor, a: Tensor, b: Tensor, form: Form) -> Tensor:
         """Args: lambda (n, r), gamma (n, d), A (r, d), B (D, n, r) or signs. Returns (D, d), or (d, D)."""
         ctx.save_for_backward(lambdas, gammas, a, b)  # a and b are views of the shared tensors
-        ctx.large, ctx.small, ctx.form = large, small, form
-        shape = (small, large) if form.transposed else (large, small)
+        ctx.form = form
         with without_autocast(lambdas):
-            result = torch.zeros(shape, dtype=form.dtype, device=lambdas.device)
-            stack = stacked(lambdas, gammas, a, form.peft)
-            return form.basis(b, lambdas, large, small).add_to(result, stack, form.transposed)
+            result = torch.zeros(form.shape, dtype=form.dtype, device=lambdas.device)
+            return form.basis(b, lambdas).add_to(result, stacked(lambdas, gammas, a, form.peft), form.transposed)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -162,27 +155,27 @@ class SumOfBases(torch.autograd.Function):
         form = ctx.form
         with without_autocast(lambdas):
             gradient = gradients[0].to(form.dtype)
-            basis = form.basis(b, lambdas, ctx.large, ctx.small)
+            basis = form.basis(b, lambdas)
             stack = basis.reduce(gradient.T if form.transposed else gradient).to(lambdas.dtype)
-            return *unstacked(basis.unmixed(stack), lambdas, gammas, a, form.peft), None, None, None, None, None
+            return *unstacked(basis.unmixed(stack), lambdas, gammas, a, form.peft), None, None, None
 
 
-def effective(weight: Tensor, basis: Stored | Hadamard, stack: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
-    """W0 + B S in the dtype of the tokens; summed in that of W0 and with products in ``form.dtype``."""
-    if weight.dtype == form.dtype:
+def effective(weight: Tensor | None, basis: Stored | Hadamard, stack: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
+    """W0 + B S, or B S, in the dtype of the tokens; summed in that of W0 and with products in ``form.dtype``."""
+    if weight is not None and weight.dtype == form.dtype:
         return basis.add_to(weight.clone(memory_format=torch.contiguous_format), stack, form.transposed).to(dtype)
-    delta = basis.add_to(torch.zeros(weight.shape, dtype=form.dtype, device=weight.device), stack, form.transposed)
-    return (weight + delta.to(weight.dtype)).to(dtype)
+    delta = basis.add_to(torch.zeros(form.shape, dtype=form.dtype, device=stack.device), stack, form.transposed)
+    return (delta if weight is None else weight + delta.to(weight.dtype)).to(dtype)
 
 
 class AdaptedProduct(torch.autograd.Function):
-    """``x (W0 + B S)^T + bias`` for a frozen W0."""
+    """``x (W0 + B S)^T + bias`` for a frozen W0; ``x (B S)^T`` without one."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         bias: Tensor | None,
         lambdas: Tensor,
         gammas: Tensor,
@@ -199,7 +192,7 @@ class AdaptedProduct(torch.autograd.Function):
             (built if ctx.built else weight) if need_x else None,
             lambdas, gammas, a, b,
         )  # fmt: skip
-        ctx.form, ctx.shape, ctx.out_features = form, x.shape, weight.shape[0]
+        ctx.form, ctx.shape, ctx.alone = form, x.shape, weight is None
         return output
 
     @staticmethod
@@ -208,17 +201,17 @@ class AdaptedProduct(torch.autograd.Function):
         """The gradients of x, bias, lambda and gamma."""
         need_x, _, need_bias, *need_sum = ctx.needs_input_grad[:5]
         kept, weight, lambdas, gammas, a, b = ctx.saved_tensors
-        form, in_features = ctx.form, ctx.shape[-1]
-        large, small = max(ctx.out_features, in_features), min(ctx.out_features, in_features)
+        form = ctx.form
+        out_features, in_features = form.shape
         grad_x = grad_lambdas = grad_gammas = None
         with without_autocast(gradient):
-            gradient = gradient.reshape(-1, ctx.out_features)
+            gradient = gradient.reshape(-1, out_features)
             kept = kept if kept is None or ctx.projected else kept.reshape(-1, in_features)
             tokens, rows = len(gradient), rows_that_count(gradient)
             if rows is not None:
                 gradient, kept = gradient[rows], None if kept is None else kept[rows]
-            basis = form.basis(b, lambdas, large, small)
-            choice = form.choose(basis, len(gradient), large, small)
+            basis = form.basis(b, lambdas)
+            choice = form.choose(basis, len(gradient), ctx.alone, any(need_sum))
             projected = kept if ctx.projected else None
             if not form.transposed and choice.project and (any(need_sum) or not choice.build):
                 projected = basis.project(gradient)
@@ -229,7 +222,8 @@ class AdaptedProduct(torch.autograd.Function):
                 if choice.build:
                     grad_x = gradient @ effective(weight, basis, stack, form, gradient.dtype)
                 else:
-                    grad_x = gradient @ weight.to(gradient.dtype)
+                    plain = None if weight is None else weight.to(gradient.dtype)
+                    grad_x = gradient.new_zeros(len(gradient), in_features) if plain is None else gradient @ plain
                     add_product(grad_x, basis, stack, gradient, None if form.transposed else projected)
             if any(need_sum):
                 many, few = (kept, gradient) if form.transposed else (gradient, kept)
@@ -268,7 +262,7 @@ class Product(NamedTuple):
 
 def product(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     lambdas: Tensor,
     gammas: Tensor,
@@ -278,11 +272,11 @@ def product(
     train: bool = False,
 ) -> Product:
     """The layer's output by the cheaper form; ``train`` says whether lambda or gamma will need a gradient."""
-    large, small = max(weight.shape), min(weight.shape)
+    large, out_features = form.large, form.shape[0]
     with without_autocast(x):
         tokens = x.reshape(-1, x.shape[-1])
-        basis = form.basis(b, lambdas, large, small)
-        choice = form.choose(basis, len(tokens), large, small)
+        basis = form.basis(b, lambdas)
+        choice = form.choose(basis, len(tokens), weight is None, train)
         stack = stacked(lambdas, gammas, a, form.peft)
         bias = None if bias is None else bias.to(x.dtype)
         early = form.transposed and (not choice.build or (train and choice.project and basis.inner < large))
@@ -291,9 +285,12 @@ def product(
             built = effective(weight, basis, stack, form, x.dtype)
             output = F.linear(x, built, bias)
             return Product(output, built if form.keeps(basis, len(tokens)) else None, projected)
-        output = F.linear(tokens, weight.to(x.dtype), bias)
+        if weight is None:
+            output = tokens.new_zeros(len(tokens), out_features)
+        else:
+            output = F.linear(tokens, weight.to(x.dtype), bias)
         add_product(output, basis, stack, tokens, projected)
-        output = output.view(*x.shape[:-1], weight.shape[0])
+        output = output.view(*x.shape[:-1], out_features)
         return Product(output, None, projected if train and basis.inner < large else None)
 
 

@@ -10,28 +10,30 @@ from typing import Any
 from torch import nn
 
 from randlora_pl.adapters.base import WeightShape, matches
+from randlora_pl.adapters.fused import BLOCKS, row_blocks
+from randlora_pl.adapters.weights import is_conv1d, is_quantised, out_and_in
 from randlora_pl.errors import UserError, near
 
 DEFAULT_TARGETS = ["qkv", "fc1", "fc2"]
 """The paper's choice: the packed q/k/v weight and both MLP matrices of every block."""
 
-# Field names of a block's weights in open_clip, timm, PyTorch and transformers.
+# Field names of a block's weights in open_clip, timm, PyTorch and transformers; the first role that fits counts.
 _ROLES = {
     "qkv": r"in_proj|qkv|qkv_proj|Wqkv|c_attn",
     "q": r"q|q_proj|query|to_q",
     "k": r"k|k_proj|key|to_k",
     "v": r"v|v_proj|value|to_v",
     "o": r"(?:\w*attn\w*|\w*attention\w*)\.(?:out_proj|proj|o_proj|c_proj|output\.dense)",
-    "fc1": r"c_fc|fc1|linear1|lin1|intermediate\.dense|up_proj",
-    "fc2": r"mlp\.c_proj|fc2|linear2|lin2|down_proj",
+    "fc1": r"c_fc|fc1|linear1|lin1|intermediate\.dense|up_proj|gate_up_proj",
+    "fc2": r"mlp\.c_proj|fc2|linear2|lin2|output\.dense|down_proj",
+    "gate": r"gate_proj",
 }
 _ALIASES = {
     "qkv": ("qkv", "q", "k", "v"),
     "attn": ("qkv", "q", "k", "v", "o"),
     "mlp": ("fc1", "fc2"),
     "all": tuple(_ROLES),
-} | {role: (role,) for role in ("q", "k", "v", "o", "fc1", "fc2")}
-_BLOCKS = ("q", "k", "v")
+} | {role: (role,) for role in ("q", "k", "v", "o", "fc1", "fc2", "gate")}
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ class Site:
         shape: The name under which the update is known, and its size.
         path: Path of the module that owns the weight.
         kind: ``linear``, or ``q``, ``k``, ``v`` or ``qkv`` of a packed weight.
-        role: What it does in a block (``qkv q k v o fc1 fc2``), empty if unknown.
+        role: What it does in a block (``qkv q k v o fc1 fc2 gate``), empty if unknown.
         block: Name of the row block, None for the whole weight.
+        rows: First and last row + 1 of the block.
+        turned: Whether the module stores its weight as (in, out).
     """
 
     shape: WeightShape
@@ -51,23 +55,27 @@ class Site:
     kind: str
     role: str = ""
     block: str | None = None
+    rows: tuple[int, int] | None = None
+    turned: bool = False
 
 
 def find_sites(model: nn.Module) -> list[Site]:
     """Every weight that can be adapted: linear layers and attention weights, packed and block by block."""
-    return [site for path, module in model.named_modules() for site in _sites_of(path, module)]
+    return [site for path, module in model.named_modules() for site in _sites_of(model, path, module)]
 
 
-def _sites_of(path: str, module: nn.Module) -> Iterator[Site]:
+def _sites_of(model: nn.Module, path: str, module: nn.Module) -> Iterator[Site]:
     if type(module) is nn.MultiheadAttention:
         if module.in_proj_weight is not None:
-            yield from _packed(path, f"{path}.in_proj".lstrip("."), f"{path}.", *module.in_proj_weight.shape)
-    elif isinstance(module, nn.Linear):
+            name, columns = f"{path}.in_proj".lstrip("."), module.in_proj_weight.shape[1]
+            yield from _packed(path, name, columns, row_blocks(model, path), False)
+    elif shape := out_and_in(module):
         role = next((role for role, names in _ROLES.items() if matches(names, path)), "")
-        if is_packed_linear(path) and module.out_features == 3 * module.in_features:
-            yield from _packed(path, path, f"{path}.", module.out_features, module.in_features)
+        turned = is_conv1d(module)
+        if is_packed_linear(path) and (blocks := row_blocks(model, path)):
+            yield from _packed(path, path, shape[1], blocks, turned)
         else:
-            yield Site(WeightShape(path, module.out_features, module.in_features), path, "linear", role)
+            yield Site(WeightShape(path, *shape), path, "linear", role, turned=turned)
 
 
 def is_packed_linear(path: str) -> bool:
@@ -75,16 +83,11 @@ def is_packed_linear(path: str) -> bool:
     return matches(_ROLES["qkv"], path)
 
 
-def _packed(path: str, name: str, prefix: str, rows: int, columns: int) -> Iterator[Site]:
-    yield Site(WeightShape(name, rows, columns), path, "qkv", "qkv")
-    for block in _BLOCKS:
-        yield Site(WeightShape(f"{prefix}{block}".lstrip("."), rows // 3, columns), path, block, block, block)
-
-
-def row_blocks(rows: int) -> dict[str, tuple[int, int]]:
-    """First and last row + 1 of q, k and v in a packed weight of this many rows."""
-    third = rows // 3
-    return {block: (index * third, (index + 1) * third) for index, block in enumerate(_BLOCKS)}
+def _packed(path: str, name: str, columns: int, blocks: dict[str, tuple[int, int]], turned: bool) -> Iterator[Site]:
+    yield Site(WeightShape(name, blocks["v"][1], columns), path, "qkv", "qkv", turned=turned)
+    for block, rows in blocks.items():
+        shape = WeightShape(f"{path}.{block}".lstrip("."), rows[1] - rows[0], columns)
+        yield Site(shape, path, block, block, block, rows, turned)
 
 
 def select(model: nn.Module, targets: list[str] | None, split: bool) -> list[Site]:
@@ -126,6 +129,8 @@ def select(model: nn.Module, targets: list[str] | None, split: bool) -> list[Sit
         picked = [site for site in picked if not (site.block and site.path in whole)]
     owners = _owners(model)
     for site in picked:
+        if split and site.role == "qkv":
+            raise UserError(f"qkv is split: {_unknown_blocks(site)}")
         _refuse_bypassed(model, site)
         _refuse_tied(model, site, owners)
     return picked
@@ -162,8 +167,16 @@ def _in_tower(path: str, tower: str | None, sites: list[Site]) -> bool:
     return path.startswith(f"{tower}.")
 
 
+def _unknown_blocks(site: Site) -> str:
+    layer, size = site.shape.layer, f"{site.shape.out_features} x {site.shape.in_features}"
+    return f"{layer} ({size}) is fused, and nothing says which of its rows are q, k and v. Adapt it whole: qkv, packed."
+
+
 def _no_match(target: str, sites: list[Site]) -> str:
     tower, name = _split_tower(target)
+    fused = [site for site in sites if site.role == "qkv" and not site.block and _in_tower(site.path, tower, sites)]
+    if name in BLOCKS and fused:
+        return f"target {target!r}: {_unknown_blocks(fused[0])}"
     names = [site.shape.layer for site in sites if not site.block]
     if tower is not None and not any(_in_tower(site.path, tower, sites) for site in sites):
         towers = sorted({path.split(".")[0] for path in names})
@@ -179,7 +192,7 @@ def _refuse_raw_attention(model: nn.Module, target: str, sites: list[Site]) -> N
     modules with a raw parameter, such as open_clip's own ``Attention``.
     """
     tower, name = _split_tower(target)
-    if not set(_BLOCKS) & set(_ALIASES.get(name, ())):
+    if not set(BLOCKS) & set(_ALIASES.get(name, ())):
         return
     for path, module in model.named_modules():
         keys = {key for key, _ in module.named_parameters(recurse=False)}
@@ -202,7 +215,7 @@ def _refuse_bypassed(model: nn.Module, site: Site) -> None:
     if _is_packed(module):
         return
     own, layer = type(module), site.shape.layer
-    if own.forward is not nn.Linear.forward:
+    if own.forward is not nn.Linear.forward and not is_conv1d(module) and not is_quantised(module):
         raise UserError(f"{layer} is a {own.__name__} with a forward of its own; an update would not act.")
     if "weight" not in dict(module.named_parameters(recurse=False)):
         raise UserError(f"{layer} computes its weight (a parametrization, such as weight_norm): remove that first.")

@@ -1,5 +1,6 @@
 """VeRA: trained vectors around one frozen pair of random matrices (Kopiczko et al., 2024)."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -84,8 +85,18 @@ class VeRADelta(FactoredDelta):
         built = (tokens + 3 * self.rank) * weight.numel()
         if self.keep is not False and not self.drops and built < 2 * tokens * self.rank * out_and_in:
             return super().linear(x, weight, bias)
+        up, scale = self._thin(x)
+        return torch.addcmul(F.linear(x, weight, bias), up, scale)
+
+    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        """The two thin products, (..., in) to (..., out)."""
+        up, scale = self._thin(x)
+        return up * scale
+
+    def _thin(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``drop(x) A^T diag(d) B^T``, (..., out), and b with the scaling, (out)."""
         a = self.bases.A[0, : self.rank, : self.in_features]
         b = self.bases.B[: self.out_features, 0, : self.rank]
         hidden = F.linear(self.dropped(x), like(a, x))
         up = F.linear(hidden * like(self.d, hidden), like(b, hidden))
-        return torch.addcmul(F.linear(x, weight, bias), up, like(self.b * self.scaling, up))
+        return up, like(self.b * self.scaling, up)

@@ -1,6 +1,6 @@
 """A weighted sum of several updates of one weight."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,7 +43,10 @@ class WeightedSum(DeltaWeight):
         """One product with the effective weight; where a part drops inputs, one product more for each part."""
         if not any(isinstance(module, DeltaWeight) and module.drops for module in self.parts.modules()):
             return F.linear(x, self.effective_weight(weight), bias)
-        plain, outputs = F.linear(x, weight), F.linear(x, weight, bias)
-        for part, factor in self._pairs():
-            outputs = outputs + like(factor * (part.linear(x, weight, None) - plain), outputs)
-        return outputs
+        plain = F.linear(x, weight, bias)
+        return plain + like(self.contribution(x, lambda: weight), plain)
+
+    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        """sum_i w_i of what part i adds, (..., in) to (..., out)."""
+        first, *others = (factor * part.contribution(x, weight) for part, factor in self._pairs())
+        return sum(others, first)

@@ -10,7 +10,7 @@ _HARMLESS = {  # where it comes from, how it started or is to be trained
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
     *("task_type", "init_weights", "runtime_config", "ensure_weight_tying", "megatron_core", "qalora_group_size"),
     *("eva_config", "loftq_config", "corda_config", "lora_ga_config"),
-    "fan_in_fan_out",  # for transformers' Conv1D, which no update of ours takes; PEFT resets it for linear layers
+    "fan_in_fan_out",  # for transformers' Conv1D, which is known without it; PEFT sets it by the layer's class as well
 }
 _TARGETS = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"}
 _READ = {

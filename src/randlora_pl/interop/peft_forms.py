@@ -168,13 +168,31 @@ def _factors(inner: LoRA, parts: list[Part]) -> Iterator[tuple[str, Tensor, Tens
             yield path, a, b, float(inner.of(inner.alpha, first.shape, 1.0)), first.packed
             continue
         a = torch.cat([a, *(_of(part, "A") for part in others)])
-        rows, column, scaling = first.shape.out_features, 0, _scaling(inner, first.shape) or 1.0
-        b = a.new_zeros(3 * rows, len(a))
+        rows, column, scaling = _rows(by_path[path]), 0, _scaling(inner, first.shape) or 1.0
+        b = a.new_zeros(rows["v"].stop, len(a))
         for part in (first, *others):
-            top, own = "qkv".index(str(part.block)) * rows, _of(part, "B") * (_scaling(inner, part.shape) / scaling)
-            b[top : top + rows, column : column + own.shape[1]] = own
+            own = _of(part, "B") * (_scaling(inner, part.shape) / scaling)
+            b[rows[str(part.block)], column : column + own.shape[1]] = own
             column += own.shape[1]
         yield path, a, b, scaling * (math.sqrt(len(a)) if inner.rslora else len(a)), first.packed
+
+
+def _rows(parts: list[Part]) -> dict[str, slice]:
+    """The rows of q, k and v in one fused weight, from the blocks of it that are adapted.
+
+    Raises:
+        UserError: A block is not, and nothing says how many rows it has.
+    """
+    sizes = {str(part.block): part.shape.out_features for part in parts}
+    if len(sizes) < 3:
+        width = parts[0].shape.in_features
+        if any(size != width for size in sizes.values()):  # grouped-query attention
+            raise UserError(
+                f"{parts[0].path} is adapted in {' and '.join(sizes)} alone, whose rows only its model knows"
+            )
+        sizes = dict.fromkeys("qkv", width)
+    middle = sizes["q"] + sizes["k"]
+    return {"q": slice(0, sizes["q"]), "k": slice(sizes["q"], middle), "v": slice(middle, middle + sizes["v"])}
 
 
 def _of(part: Part, name: str) -> Tensor:

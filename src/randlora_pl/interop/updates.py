@@ -9,7 +9,7 @@ from randlora_pl.adapters import AdapterFile, DoRA, load_adapter
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.bases import GENERATOR
 from randlora_pl.adapters.control import delta_weights, trainable_parameters, weight_updates
-from randlora_pl.adapters.targets import Site, row_blocks
+from randlora_pl.adapters.targets import Site
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
 from randlora_pl.interop.base_model import Base, load_base
@@ -70,8 +70,9 @@ def weight_key(part: nn.Module, site: Site) -> str:
 
 
 def rows_of(weight: Tensor, site: Site) -> Tensor:
-    """The rows of a weight (out, in) that a site stands for."""
-    return weight if site.block is None else weight[slice(*row_blocks(len(weight))[site.block])]
+    """The rows (out, in) that a site stands for, from a tensor as its module stores it."""
+    weight = weight.T if site.turned else weight
+    return weight if site.rows is None else weight[slice(*site.rows)]
 
 
 # From the file alone
