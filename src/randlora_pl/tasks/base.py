@@ -35,13 +35,15 @@ class AdaptationTask(SavedModule):
 
     Attributes:
         zero_shot: Whether the untrained model is tested before the training.
+        data_module: Dotted path of the class of its data.
         schedule: How the learning rate falls, ``cosine`` or ``linear``.
         adapters: The adapters that take turns in the backbone, where other tasks have it, too.
         choice: Which of them, or which weighted sum, is this task's own.
     """
 
     zero_shot = False
-    schedule = "cosine"
+    schedule: str = "cosine"
+    data_module = ""
     adapters: AdapterSet | None = None
     choice: Choice = None
 
@@ -97,8 +99,13 @@ class AdaptationTask(SavedModule):
         raise NotImplementedError
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Loss (b,) of each sample of a training batch, and whether each is right (b,)."""
+        """Loss (b,) of each sample of a training batch, and whether, or how far, each is right (b,)."""
         raise NotImplementedError
+
+    def loss_weights(self, batch: dict[str, Any]) -> Tensor:
+        """Weight (b,) of each sample's loss: they make the sum over a window's micro-batches and devices its mean."""
+        weight: Tensor = batch["weight"]
+        return weight
 
     def carried_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """A term beside the samples' losses, such as the gradient that earlier micro-batches left."""
@@ -204,7 +211,7 @@ class AdaptationTask(SavedModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Weighted sum of the samples' losses; the weights make it the exact mean over the whole window."""
         losses, right = self.sample_losses(batch)
-        weight = batch["weight"]
+        weight = self.loss_weights(batch)
         loss: Tensor = (losses * weight).sum()
         carried = self.carried_loss(batch)
         loss = loss if carried is None else loss + carried

@@ -1,0 +1,166 @@
+"""Reading text and JSON files of a user so that every fault is told with file and line."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.errors import UserError
+
+
+def first_file(root: Path, names: Sequence[str], tree: str, source: str) -> Path:
+    """The first of the files below a folder that exists.
+
+    Args:
+        root: The user's data folder.
+        names: Relative paths, the usual one first.
+        tree: What the folder should hold, for the message.
+        source: Where to get the files, for the message.
+
+    Raises:
+        UserError: None of them is there; expected tree and source are told.
+    """
+    for name in names:
+        if (root / name).is_file():
+            return root / name
+    missing = root if not root.is_dir() else root / names[0]
+    raise UserError(f"{missing} does not exist. Expected below --data.root: {tree}\nGet the files: {source}")
+
+
+def read_text(path: Path) -> str:
+    """The whole file as UTF-8, without a byte order mark.
+
+    Raises:
+        UserError: It cannot be read or is no UTF-8; the line is told.
+    """
+    try:
+        data = path.read_bytes()
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: this is not UTF-8 text. Convert the file, or get it again") from error
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}). Make it readable, or get it again"
+        ) from error
+
+
+def read_lines(path: Path) -> list[str]:
+    r"""The lines of a text file without their ends.
+
+    Only ``\n`` ends a line: `str.splitlines` would also split at the separators (U+2028, U+0085, form feed) that
+    sentences from the web contain. A carriage return before it belongs to the end.
+
+    Raises:
+        UserError: See `read_text`.
+    """
+    lines = read_text(path).split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def read_records(path: Path, fields: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """The objects of a JSON array, or of a file with one object a line, whose named fields are text.
+
+    Args:
+        path: The file.
+        fields: Fields that every object must have; others are left out.
+
+    Returns:
+        The line (from 1) on which each object starts, and its fields.
+
+    Raises:
+        UserError: The file is no such JSON, or an object lacks a field; file and line are told.
+    """
+    text = read_text(path)
+    values = _array(path, text) if text.lstrip().startswith("[") else _one_a_line(path, text)
+    if not values:
+        raise UserError(f"{path} holds no record. Get the file again")
+    records = []
+    for line, value in values:
+        if not isinstance(value, dict):
+            what = f"expected an object with the fields {', '.join(fields)}"
+        elif absent := [field for field in fields if field not in value]:
+            what = f"the record lacks {', '.join(map(repr, absent))}; each needs {', '.join(fields)}"
+        elif wrong := [field for field in fields if not isinstance(value[field], str)]:
+            what = f"{wrong[0]!r} must be text, not {json.dumps(value[wrong[0]])[:40]}"
+        else:
+            records.append((line, {field: value[field] for field in fields}))
+            continue
+        raise UserError(f"{path}, line {line}: {what}. Mend the record, or get the file again")
+    return records
+
+
+def _array(path: Path, text: str) -> list[tuple[int, Any]]:
+    """Each value of a JSON array with the line on which it starts.
+
+    The array is decoded value by value: `json.loads` would not say where a record that lacks a field is.
+
+    Raises:
+        UserError: It is no valid JSON; file and line are told.
+    """
+    decode = json.JSONDecoder().raw_decode
+    values: list[tuple[int, Any]] = []
+    line, counted = 1, 0
+    place = _after_space(text, text.index("[") + 1)
+    try:
+        closed = text.startswith("]", place)
+        while not closed:
+            value, end = decode(text, place)
+            line += text.count("\n", counted, place)
+            counted = place
+            values.append((line, value))
+            place = _after_space(text, end)
+            closed = text.startswith("]", place)
+            if not closed:
+                if not text.startswith(",", place):
+                    raise json.JSONDecodeError("Expecting ',' or ']'", text, place)
+                place = _after_space(text, place + 1)
+        if (rest := _after_space(text, place + 1)) < len(text):
+            raise json.JSONDecodeError("Nothing may follow the array", text, rest)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise _invalid(path, error, text.count("\n", 0, place) + 1) from error
+    return values
+
+
+def _one_a_line(path: Path, text: str) -> list[tuple[int, Any]]:
+    """Each value of a file with one a line, with its line; empty lines are left out.
+
+    Raises:
+        UserError: A line is no valid JSON; file and line are told.
+    """
+    values = []
+    for line, record in enumerate(text.split("\n"), 1):
+        if record.strip():
+            try:
+                values.append((line, json.loads(record)))
+            except (json.JSONDecodeError, RecursionError) as error:
+                if isinstance(error, json.JSONDecodeError):
+                    error.lineno = line
+                raise _invalid(path, error, line) from error
+    return values
+
+
+def _invalid(path: Path, error: json.JSONDecodeError | RecursionError, start: int) -> UserError:
+    """What to say of broken JSON.
+
+    Args:
+        path: The file.
+        error: What the decoder said.
+        start: Line on which the record starts: a quote that does not close shows itself far below.
+    """
+    if isinstance(error, RecursionError):
+        return UserError(f"{path}, line {start}: no valid JSON: nested too deeply. Mend it, or get the file again")
+    inside = f" (in the record that starts on line {start})" if start < error.lineno else ""
+    return UserError(f"{path}, line {error.lineno}{inside}: no valid JSON: {error.msg}. Mend it, or get the file again")
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _after_space(text: str, place: int) -> int:
+    """The next place that holds no white space of JSON."""
+    found = _SPACE.match(text, place)
+    return found.end() if found else place
