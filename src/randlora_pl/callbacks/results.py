@@ -16,6 +16,7 @@ from randlora_pl.errors import UserError
 
 FILE = "results.json"
 _PACKAGES = ("torch", "lightning", "open_clip_torch", "timm", "torchvision", "torchmetrics", "jsonargparse", "numpy")
+_PACKAGES += ("transformers", "tokenizers")
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ _ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"
 """Tells the processes that Lightning starts for further devices which folder the first one made."""
 
 _FIXED = ("model", "model.name", "model.pretrained", "model.img_size", "model.targets", "data.dataset")
+_FIXED += ("model.tokenizer", "model.config_overrides")
 
 
 def planned_name(flat: dict[str, Any]) -> str:

@@ -79,6 +79,8 @@ class ImageData(PlannedData):
         skipped: Unreadable images that were skipped, with the reason.
     """
 
+    unit = "images"
+
     def __init__(
         self,
         *,
@@ -249,6 +251,12 @@ class ImageData(PlannedData):
             facts |= {"steps": self.plan.steps, "draws": self.plan.total_draws, "window": self.plan.window}
             facts |= {"sampling": self.sampling}
         return facts | {"skipped": len(self.skipped)}
+
+    def in_words(self, facts: dict[str, Any]) -> dict[str, str]:
+        """What the start summary says of the data."""
+        parts = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
+        shots = f", {facts['shots']} shots" if facts.get("shots") else ""
+        return {"data": f"{facts['dataset']}: {facts['classes']} classes, {parts} images{shots}"}
 
     def write_index(self, folder: Path) -> Path | None:
         """Writes the chosen training images as ``shots.json`` into a folder; nothing where all are used."""

@@ -28,9 +28,12 @@ class PlannedData(LightningDataModule):
         num_workers: Processes that prepare batches; None chooses.
 
     Attributes:
+        unit: What a sample is called.
         plan: The draws of the run, after ``setup("fit")``.
         skipped: Unreadable samples that were skipped, with the reason.
     """
+
+    unit = "samples"
 
     def __init__(
         self,
@@ -53,6 +56,14 @@ class PlannedData(LightningDataModule):
 
     def summary(self) -> dict[str, Any]:
         """Flat facts about the data and the run, JSON-ready; splits that were not needed are left out."""
+        raise NotImplementedError
+
+    def in_words(self, facts: dict[str, Any]) -> dict[str, str]:
+        """What the start summary says of the data, line by line.
+
+        Args:
+            facts: From `summary`.
+        """
         raise NotImplementedError
 
     def write_index(self, folder: Path) -> Path | None:

@@ -9,7 +9,7 @@ from torchmetrics import MeanMetric
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.errors import UserError
-from randlora_pl.language.encode import encode_prompt, pad_id
+from randlora_pl.language.encode import IGNORED, encode_prompt, pad_id
 from randlora_pl.language.generate import Decoding, choose_options, token_losses, write_texts
 from randlora_pl.language.models import (
     RANDOM,
@@ -168,7 +168,8 @@ class CausalLMTask(AdaptationTask):
         """Mean loss (b,) over the learned tokens of each sample, and the share of them that is the likeliest."""
         losses, right, counted = token_losses(self.model, batch, batch["columns"], self.label_smoothing)
         count = counted.sum(1).clamp(min=1)
-        return losses.sum(1) / count, (right & counted).sum(1) / count
+        loss: Tensor = losses.sum(1) / count
+        return loss, (right & counted).sum(1) / count
 
     def loss_weights(self, batch: dict[str, Any]) -> Tensor:
         """Weights (b,) that make the sum over all micro-batches and devices the mean over tokens or samples."""
@@ -217,9 +218,7 @@ class CausalLMTask(AdaptationTask):
             how = Decoding(self.num_beams, self.max_new_tokens, self.length_penalty, self.no_repeat_ngram)
             return write_texts(self.model, self.vocabulary, batch, how, pad)
         if not all(item.options for item in items):
-            raise UserError(
-                "--model.evaluation likelihood needs questions with options: use generate with this data set."
-            )
+            raise UserError("--model.evaluation likelihood needs questions with options: take generate here.")
         prompts = [encode_prompt(self.vocabulary, item.prompt) for item in items]
         options = [
             [self.vocabulary(text, add_special_tokens=False)["input_ids"] for text in item.completions]
@@ -252,4 +251,5 @@ def _key(name: str) -> str:
 
 def _learned(batch: dict[str, Any]) -> Tensor:
     """Learned tokens (b,) of each sample."""
-    return (batch["labels"][:, 1:] != -100).sum(1)
+    labels: Tensor = batch["labels"]
+    return (labels[:, 1:] != IGNORED).sum(1)

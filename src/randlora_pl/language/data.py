@@ -14,7 +14,8 @@ from randlora_pl.errors import UserError, near
 from randlora_pl.language.batches import EvalTexts, Tokens, TrainTexts, by_length
 from randlora_pl.language.commonsense import TASKS
 from randlora_pl.language.encode import Encoded, Lengths, encode_all, encode_prompt, pad_id
-from randlora_pl.language.sources import Item, Texts, check_dataset, read_texts
+from randlora_pl.language.known import check_dataset
+from randlora_pl.language.sources import Item, Texts, read_texts
 
 log = logging.getLogger("randlora_pl")
 
@@ -42,8 +43,6 @@ class TextData(PlannedData):
         items: The questions of the tests, after `setup`.
         lengths: What the cutoff did to the training samples, after `setup("fit")`.
     """
-
-    unit = "samples"
 
     def __init__(
         self,
@@ -163,9 +162,7 @@ class TextData(PlannedData):
             self._digest = digest.hexdigest()[:12]
             encoded, self.lengths = encode_all(self._tokenizer, texts.train, self.cutoff, self.mask_prompt)
             if not encoded:
-                raise UserError(
-                    f"No training sample keeps a token to learn within --data.cutoff {self.cutoff}: raise it"
-                )
+                raise UserError(f"No training sample keeps a token to learn in --data.cutoff {self.cutoff}: raise it")
             self._held["train"] = Tokens(encoded)
             if texts.val:
                 self._held["val"] = Tokens(encode_all(self._tokenizer, texts.val, self.cutoff, self.mask_prompt)[0])

@@ -1,7 +1,26 @@
-"""Shapes of the paper's language models, so that one with random weights is built without a network."""
+"""What is known by name without a network: data sets of texts, and the shapes of the paper's models."""
 
 from dataclasses import dataclass, field
 from typing import Any
+
+from randlora_pl.errors import UserError, near
+
+DATASETS = {
+    "commonsense_15k": "15,000 questions with their answers to learn, and eight tests of commonsense reasoning",
+    "commonsense_170k": "170,000 of them",
+    "jsonl": "your own prompts and completions",
+}
+
+
+def check_dataset(name: str) -> None:
+    """Refuses an unknown data set.
+
+    Raises:
+        UserError: With near names.
+    """
+    if name not in DATASETS:
+        known = f"Known to a language task: {', '.join(DATASETS)}"
+        raise UserError(f"--data.dataset {name!r} is unknown.{near(name, DATASETS)} {known}")
 
 
 @dataclass(frozen=True)

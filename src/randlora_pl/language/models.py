@@ -31,12 +31,13 @@ def model_config(name: str, pretrained: str | None, overrides: Mapping[str, Any]
     """
     need_transformers()
     from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar for each file that is read; downloads have their own
 
     if pretrained != RANDOM:
         if overrides:
-            raise UserError(
-                "--model.config_overrides goes with --model.pretrained random; pretrained weights have shapes."
-            )
+            raise UserError("--model.config_overrides goes with --model.pretrained random; other weights have shapes.")
         with reached(pretrained or name, "--model.pretrained" if pretrained else "--model.name"):
             return AutoConfig.from_pretrained(pretrained or name)
     if name in KNOWN:

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl import rng
-from randlora_pl.errors import UserError, near
+from randlora_pl.errors import UserError
 from randlora_pl.language import commonsense
 from randlora_pl.language.answers import first_answer
 from randlora_pl.language.encode import Sample
 from randlora_pl.language.prompt import Template
 from randlora_pl.language.text_files import read_records
 
-DATASETS = ("commonsense_15k", "commonsense_170k", "jsonl")
 OWN = 'train.jsonl with a line such as {"prompt": "2+2=", "completion": "4"} for each sample'
 OWN += "; val.jsonl and test.jsonl alike, as you like"
 FIELDS = ("prompt", "completion")
@@ -60,23 +59,13 @@ class Texts:
     items: list[Item] = field(default_factory=list)
 
 
-def check_dataset(name: str) -> None:
-    """Refuses an unknown data set.
-
-    Raises:
-        UserError: With near names.
-    """
-    if name not in DATASETS:
-        raise UserError(f"--data.dataset {name!r} is unknown.{near(name, DATASETS)} Known: {', '.join(DATASETS)}")
-
-
 def read_texts(
     dataset: str, root: Path, validation: int, tests: Sequence[str] | None, train: bool, test: bool
 ) -> Texts:
     """Reads what is needed.
 
     Args:
-        dataset: One of `DATASETS`.
+        dataset: Its name.
         root: Folder of the data.
         validation: Training samples that are set aside for validation.
         tests: The tests to read, None for all.

@@ -43,7 +43,7 @@ class AdaptationTask(SavedModule):
 
     zero_shot = False
     schedule: str = "cosine"
-    data_module = ""
+    data_module = "randlora_pl.data.ImageData"
     adapters: AdapterSet | None = None
     choice: Choice = None
 

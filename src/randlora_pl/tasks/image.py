@@ -23,7 +23,6 @@ class ImageTask(AdaptationTask):
     """
 
     zero_shot = True
-    data_module = "randlora_pl.data.ImageData"
     takes_captions = False
     vision_only = True
     image_spec: ImageSpec
