@@ -31,6 +31,7 @@ class Tokens:
         self._ends = np.cumsum([0, *lengths])
         self._ids = np.fromiter((number for sample in samples for number in sample.input_ids), np.int32)
         self._labels = np.fromiter((label for sample in samples for label in sample.labels), np.int32)
+        self._labels[self._ends[:-1]] = IGNORED  # the padding before a text would predict its first token
         counts = [sum(label != IGNORED for label in sample.labels[1:]) for sample in samples]
         self.counted = torch.tensor(counts, dtype=torch.int64)
 

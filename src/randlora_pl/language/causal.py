@@ -176,7 +176,8 @@ class CausalLMTask(AdaptationTask):
         weight: Tensor = batch["weight"]
         if self.loss_average == "samples":
             return weight
-        return weight * _learned(batch) * (batch["window_samples"] / batch["window_tokens"])
+        share: Tensor = _learned(batch) * (batch["window_samples"] / batch["window_tokens"])
+        return weight * share
 
     # Evaluation
 
