@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import refused, run
+
+__all__ = ["refused", "run"]  # the command line in an empty folder
+
 pytest.importorskip("transformers", reason="pip install 'randlora-pl[language]'")
 
 

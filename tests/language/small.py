@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +42,19 @@ def train_tokenizer(folder: Path) -> Path:
 
 
 def records() -> list[dict[str, str]]:
-    """The toy instruction: repeat the first or the second of two words."""
+    """The toy instruction: repeat the first or the last of three words."""
     return [
-        {"prompt": f"repeat the {which} word of: {first} {second} answer:", "completion": f" {right}"}
-        for first, second in itertools.permutations(WORDS, 2)
-        for which, right in (("first", first), ("second", second))
+        {"prompt": f"repeat the {which} word: {' '.join(words)} answer:", "completion": f" {words[place]}"}
+        for words in itertools.permutations(WORDS, 3)
+        for which, place in (("first", 0), ("last", 2))
     ]
 
 
-def write_toy(folder: Path, test_every: int = 6) -> Path:
+def write_toy(folder: Path, tests: int = 90) -> Path:
     """The toy task as JSON lines; the questions of the test are not among those that are learned."""
-    parts: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
-    for number, record in enumerate(records()):
-        parts["test" if number % test_every == 0 else "train"].append(record)
-    parts["val"] = parts["test"][:8]
+    mixed = records()
+    random.Random(0).shuffle(mixed)
+    parts = {"test": mixed[:tests], "val": mixed[tests : 2 * tests], "train": mixed[2 * tests :]}
     for name, part in parts.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in part))
     return folder
