@@ -129,7 +129,7 @@ def test_time_goes_on_across_a_resume() -> None:
     first, second = Throughput(), Throughput()
     first.images, first._counted, first._before = 64, 2.0, 5.0
     second.load_state_dict(first.state_dict())
-    assert second.images_per_second == 32
+    assert second.per_second == 32
     assert second.seconds == 5.0
 
 

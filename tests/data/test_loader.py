@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from randlora_pl.data.batches import EvalBatches, Late, TrainBatches
 from randlora_pl.data.cache import CachedImages
 from randlora_pl.data.catalog import find
 from randlora_pl.data.images import ArrayImages
-from randlora_pl.data.loader import Batch, EvalBatches, Late, Loader, TrainBatches
+from randlora_pl.data.loader import Batch, Loader
 from randlora_pl.data.own.folders import folder
 from randlora_pl.data.plan import SAMPLING, DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.data.readers import Samples, in_key_order

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from randlora_pl.tasks.optim import adamw_with_cosine, parameter_groups, schedule_factor, take_rates
+from randlora_pl.tasks.optim import adamw_with_schedule, parameter_groups, schedule_factor, take_rates
 
 RUNS = st.tuples(st.integers(1, 3000), st.integers(0, 200), st.floats(0, 1))
 
@@ -35,7 +35,7 @@ def test_cosine_is_half_way_in_the_middle() -> None:
 @pytest.mark.parametrize("total", [113, 2344])  # 16 shots and all of MNIST, protocol 2.7
 def test_last_step_of_a_run_has_about_one_hundredth(total: int) -> None:
     layer = nn.Linear(2, 2)
-    optimizer, scheduler = adamw_with_cosine(parameter_groups(layer.parameters(), 1e-3, 0.1, True), total, 0, 0.01)
+    optimizer, scheduler = adamw_with_schedule(parameter_groups(layer.parameters(), 1e-3, 0.1, True), total, 0, 0.01)
     rates = []
     for _ in range(total):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -72,7 +72,7 @@ def test_typed_rates_beat_restored_ones_at_the_same_step() -> None:
 
     def make(rate: float, total: int, decay: bool) -> tuple:
         groups = parameter_groups(layer.parameters(), rate, 0.1, decay)
-        return *adamw_with_cosine(groups, total, 0, 0.01), groups
+        return *adamw_with_schedule(groups, total, 0, 0.01), groups
 
     saved_optimizer, saved_scheduler, saved_groups = make(1.0, 10, True)
     for _ in range(5):

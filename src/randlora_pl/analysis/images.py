@@ -8,8 +8,9 @@ from torch import Tensor
 
 from randlora_pl import rng
 from randlora_pl.data import ImageData
+from randlora_pl.data.batches import EvalBatches, default_workers
 from randlora_pl.data.images import ArrayImages
-from randlora_pl.data.loader import EvalBatches, Loader, default_workers
+from randlora_pl.data.loader import Loader
 from randlora_pl.data.plan import EvalSchedule
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.splits import stratified

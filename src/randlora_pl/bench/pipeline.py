@@ -14,9 +14,10 @@ from torchvision import transforms as v1
 from torchvision.datasets.folder import default_loader
 
 from randlora_pl.bench.timing import batches_ahead
+from randlora_pl.data.batches import EvalBatches, Late, TrainBatches, load_images
 from randlora_pl.data.cache import CachedImages
 from randlora_pl.data.images import FileImages
-from randlora_pl.data.loader import EvalBatches, Late, Loader, TrainBatches, load_images
+from randlora_pl.data.loader import Loader
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.plan import EvalSchedule, TrainSchedule
 from randlora_pl.data.readers import Samples

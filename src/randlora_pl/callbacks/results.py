@@ -15,7 +15,10 @@ from randlora_pl.callbacks.run_folder import write_text
 from randlora_pl.errors import UserError
 
 FILE = "results.json"
-_PACKAGES = ("torch", "lightning", "open_clip_torch", "timm", "torchvision", "torchmetrics", "jsonargparse", "numpy")
+_PACKAGES = (
+    "torch", "lightning", "open_clip_torch", "timm", "torchvision", "torchmetrics", "jsonargparse", "numpy",
+    "transformers", "tokenizers",
+)  # fmt: skip
 
 
 def read_results(folder: Path) -> dict[str, Any]:

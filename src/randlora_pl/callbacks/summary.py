@@ -46,9 +46,8 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     summary, identity = planned(data), task.identity
     accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
     window = data.batch_size * accumulate * world
-    splits = ", ".join(f"{summary[split]:,} {split}" for split in ("train", "val", "test") if split in summary)
-    shots = f", {summary['shots']} shots" if summary.get("shots") else ""
-    parts = [f"{data.batch_size} images"]
+    size = f", {identity.image_size} px" if identity.image_size else ""
+    parts = [f"{data.batch_size} {data.unit}"]
     parts += [f"{accumulate} micro-batches"] if accumulate > 1 else []
     parts += [f"{world} devices"] if world > 1 else []
     head_rate = getattr(task, "head_learning_rate", None)
@@ -57,11 +56,11 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     low = ", adapted ones built again in the backward pass (memory low)" if again else ""
     place = str(task.device) if trainer.num_devices == 1 else f"{trainer.num_devices} devices"
     return {
-        "model": f"{identity.name}, {identity.pretrained} weights, {identity.image_size} px ({type(task).__name__})",
-        "data": f"{summary['dataset']}: {summary['classes']} classes, {splits} images{shots}",
+        "model": f"{identity.name}, {identity.pretrained} weights{size} ({type(task).__name__})",
+        **data.in_words(summary),
         "trainable": f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %)",
         "batch": f"{window} = {' x '.join(parts)}" if len(parts) > 1 else parts[0],
-        "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} images drawn",
+        "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn",
         "learning rate": f"{task.learning_rate:g}" + (f", head {head_rate:g}" if head_rate else ""),
         "precision": f"{trainer.precision} on {place}",
         **({"sharded": f"{shards}{low}"} if shards else {}),

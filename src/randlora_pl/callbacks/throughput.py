@@ -1,4 +1,4 @@
-"""Images per second and seconds of training, across resumed runs."""
+"""Images or texts per second and seconds of training, across resumed runs."""
 
 import time
 from typing import Any
@@ -10,23 +10,23 @@ WARM_UP_BATCHES = 3
 
 
 class Throughput(Callback):
-    """Logs ``speed/images_per_second``; `seconds` is the time of the whole training.
+    """Logs ``speed/images_per_second`` (of texts ``samples``); `seconds` is the time of the whole training.
 
-    The rate is images over wall-clock time, waiting for data included; the first batches of a process and
+    The rate is samples over wall-clock time, waiting for data included; the first batches of a process and
     validation are left out.
     """
 
     def __init__(self) -> None:
         self.images = 0
-        self._counted = 0.0  # seconds in which the images were seen
+        self._counted = 0.0  # seconds in which they were seen
         self._before = 0.0  # seconds of fit in the processes that this one resumes
         self._started: float | None = None
         self._last: float | None = None
         self._batches = 0
 
     @property
-    def images_per_second(self) -> float | None:
-        """Images of this device per second; None before anything was counted."""
+    def per_second(self) -> float | None:
+        """Samples of this device per second; None before anything was counted."""
         return self.images / self._counted if self._counted else None
 
     @property
@@ -53,11 +53,12 @@ class Throughput(Callback):
         now = time.perf_counter()
         self._batches += 1
         if self._last is not None and self._batches > WARM_UP_BATCHES:
-            self.images += len(batch["image"])
+            self.images += len(batch["weight"])
             self._counted += now - self._last
         self._last = now
-        if self.images_per_second is not None:
-            pl_module.log("speed/images_per_second", self.images_per_second, batch_size=1)
+        if self.per_second is not None:
+            unit = getattr(getattr(trainer, "datamodule", None), "unit", "images")
+            pl_module.log(f"speed/{unit}_per_second", self.per_second, batch_size=1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The time of a validation is not training."""

@@ -24,6 +24,8 @@ is written is loaded by the bare library and compared on random images before it
   --overwrite      Replace what is there
   --pretrained FILE  The base model's weights file, where this machine does not know it
 
+Of a language model --output is a folder, as transformers saves one, with its tokenizer.
+
 A CLIP model comes out whole, its text tower too; the class embeddings go to FILE.head.safetensors. A timm model comes
 out with its linear head as classifier. For the model tiny, which open_clip does not know, FILE.json describes it.
 """
@@ -59,6 +61,14 @@ def merge_verb(args: list[str]) -> int:
     from randlora_pl.interop.merged import check_output, merged, write
 
     file = read_adapter(options.adapter)
+    if file.config.get("base_model", {}).get("library") == "transformers":
+        from randlora_pl.language.merged import write_merged
+
+        size, gap = write_merged(file, options.output, options.scale, options.overwrite)
+        print(f"{options.output}: {size:,} bytes, a folder for transformers")
+        print(f"largest difference of logits, loaded by transformers alone, on random tokens: {gap:.1e}")
+        print(f"  AutoModelForCausalLM.from_pretrained({str(options.output)!r})")
+        return 0
     check_output(options.output, [options.adapter], options.overwrite)
     base = load_base(file)
     written = write(options.output, merged(base, file, options.scale, options.head), options.overwrite)

@@ -13,7 +13,7 @@ from randlora_pl.errors import UserError
 if TYPE_CHECKING:
     from randlora_pl.adapters import AdapterFile
     from randlora_pl.data import ImageData
-    from randlora_pl.tasks import AdaptationTask
+    from randlora_pl.tasks import ImageTask
 
 _DATA = ("dataset", "root", "shots", "fraction", "train_split", "templates", "classnames", "on_error")
 """Options of a run's data that say which images and classes they are; how they were trained on does not matter."""
@@ -86,7 +86,7 @@ def parameters(run: Run) -> int:
     return sum(tensor.numel() for tensor in run.file.tensors.values())
 
 
-def task_of(run: Run, device: Any) -> "AdaptationTask":
+def task_of(run: Run, device: Any) -> "ImageTask":
     """The task of a run, merged, in eval mode.
 
     Raises:

@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn, Union, get_args
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -28,8 +28,8 @@ from randlora_pl.callbacks import (
 )
 from randlora_pl.cli.compose import Command, Tree
 from randlora_pl.cli.explain import build_error, parse_error
+from randlora_pl.cli.names import tasks
 from randlora_pl.cli.runs import missing_folders, new_folder, planned_name, remove_folder
-from randlora_pl.data import ImageData
 from randlora_pl.errors import UserError, near
 from randlora_pl.parallel.devices import with_devices, with_strategy
 from randlora_pl.parallel.strategy import TIMEOUT
@@ -81,6 +81,20 @@ def _whole_numbers_first(parser: LightningArgumentParser) -> None:
             action._typehint = Union[(int, *(kind for kind in kinds if kind is not int))]  # type: ignore[attr-defined]
 
 
+def data_class_of(command: Command) -> type[LightningDataModule]:
+    """The class of the data that the command's task takes; imports both."""
+    name = str(command.flat()["model"])
+    source = tasks().get(name.rpartition(".")[2])
+    module = source.module if source else name.rpartition(".")[0]
+    try:
+        task = getattr(import_module(module), name.rpartition(".")[2])
+    except (ImportError, AttributeError, ValueError):
+        task = AdaptationTask  # the parser says what is wrong
+    package, _, kind = getattr(task, "data_module", AdaptationTask.data_module).rpartition(".")
+    found: type[LightningDataModule] = getattr(import_module(package), kind)
+    return found
+
+
 class App(LightningCLI):
     """Builds what one command describes.
 
@@ -100,7 +114,7 @@ class App(LightningCLI):
         self._made: list[Path] = []
         super().__init__(
             AdaptationTask,
-            ImageData,
+            data_class_of(command),
             save_config_callback=None,  # the run folder gets the resolved config
             trainer_defaults=SETTINGS,
             seed_everything_default=0,

@@ -26,6 +26,8 @@ OPTIONAL = {
     "wandb": ("--run.logger wandb", "wandb"),
     "datasets": ("--data.dataset hf", "hf"),
     "pyarrow": ("tables as Parquet files", "parquet"),
+    "transformers": ("--model CausalLMTask", "language"),
+    "bitsandbytes": ("--model.quantize, on a GPU", "quantize"),
     "onnxruntime": ("adapter export --to onnx", "onnx"),
 }
 """Package: what it is for, and the extra that brings it."""

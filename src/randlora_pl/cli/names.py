@@ -18,14 +18,29 @@ RUN_OPTIONS = {
 CALLBACK_GROUPS = {"checkpoint": "AdapterCheckpoint", "gradient_flow": "GradientFlow", "spectrum": "UpdateSpectrum"}
 SINGLE = {"seed_everything", "ckpt_path", "print_config", "config", "help", "h", "help-all"}
 
+IMAGES = "randlora_pl.data.ImageData"
+
 Groups = dict[str, set[str] | None]  # None: a class outside this project, whose options are not known here
 
 
 def tasks() -> dict[str, ClassSource]:
-    """The task classes by name."""
+    """The task classes by name; those on texts come last."""
     found = subclasses("tasks", "LightningModule")
     bases = {base for source in found.values() for base in source.bases}
-    return {name: source for name, source in found.items() if name not in bases}
+    return {name: source for name, source in found.items() if name not in bases} | subclasses(
+        "language", "AdaptationTask"
+    )
+
+
+def data_class(task: str | None) -> ClassSource:
+    """The class of a task's data; of a class outside this project, images.
+
+    Args:
+        task: Name of the task class, None for one outside.
+    """
+    path = tasks()[task].constants.get("data_module", IMAGES) if task else IMAGES
+    package, name = path.split(".")[1], path.rpartition(".")[2]
+    return read_classes(package)[name]
 
 
 def adapters() -> dict[str, ClassSource]:
@@ -61,7 +76,7 @@ def check_names(command: Command) -> None:
     method = known_class(flat["model.adapter"], adapters(), "adapter", "--model.adapter")
     callbacks = read_classes("callbacks")
     groups: Groups = {
-        "data": set(read_classes("data")["ImageData"].options) - {"seed"},  # seed_everything feeds it
+        "data": set(data_class(task).options) - {"seed"},  # seed_everything feeds it
         "trainer": set(trainer_options()) or None,
         "run": set(RUN_OPTIONS),
         "model": set(tasks()[task].options) - {"seed"} if task else None,
@@ -80,9 +95,23 @@ def check_names(command: Command) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"--seed_everything is {seed}: give a whole number from 0 to {2**32 - 1}.")
     if "data.dataset" in flat:
-        from randlora_pl.data.catalog import find
+        _check_dataset(task, str(flat["data.dataset"]))
 
-        find(str(flat["data.dataset"]))
+
+def _check_dataset(task: str | None, dataset: str) -> None:
+    """Refuses an unknown data set.
+
+    Raises:
+        UserError: With near names.
+    """
+    if data_class(task).module.startswith("randlora_pl.language."):
+        from randlora_pl.language.known import check_dataset
+
+        check_dataset(dataset)
+        return
+    from randlora_pl.data.catalog import find
+
+    find(dataset)
 
 
 def _check_option(command: Command, key: str, groups: Groups) -> None:

@@ -5,12 +5,13 @@ import re
 from randlora_pl.cli.adapter import PAGE as ADAPTER
 from randlora_pl.cli.analyze import PAGE as ANALYZE
 from randlora_pl.cli.compare_runs import PAGE as COMPARE
-from randlora_pl.cli.names import CALLBACK_GROUPS, RUN_OPTIONS, adapters, tasks
+from randlora_pl.cli.names import CALLBACK_GROUPS, RUN_OPTIONS, adapters, data_class, tasks
 from randlora_pl.cli.report import PAGE as REPORT
 from randlora_pl.cli.sources import Option, read_classes
 from randlora_pl.cli.sweep import PAGE as SWEEP
 from randlora_pl.cli.tables import entry
 from randlora_pl.cli.tune import PAGE as TUNE
+from randlora_pl.language.known import DATASETS
 
 _START = {
     "fit": """\
@@ -211,23 +212,17 @@ def page(verb: str) -> str:
     lines += [
         _line("--seed_everything N", "Seed of the run: few-shot images, order, augmentation, bases (default 0)"),
         _line("--model TASK", f"{', '.join(tasks())}; its options:"),
-        *_names("model", {name: option for task in tasks() for name, option in read_options("tasks", task).items()}),
+        *_names("model", {name: option for source in tasks().values() for name, option in source.options.items()}),
         _line("--model.adapter METHOD", f"{', '.join(adapters())}"),
         _line("--model.adapter.OPTION", "See: randlora-pl adapters METHOD"),
-        _line("--data.dataset NAME", "See: randlora-pl datasets; the other options of the data:"),
-        *_names("data", read_options("data", "ImageData")),
+        _line("--data.dataset NAME", f"See: randlora-pl datasets; of texts: {', '.join(DATASETS)}; other options:"),
+        *_names("data", data_class("VisionLanguageTask").options | data_class("CausalLMTask").options),
         _line("--trainer.OPTION", "Lightning's, for example accelerator, devices, precision, accumulate_grad_batches"),
         "",
         f"All of them explained: randlora-pl {verb} --help-all, --model.help TASK, --model.adapter.help METHOD",
         "",
     ]
     return "\n".join(lines)
-
-
-def read_options(package: str, name: str) -> dict[str, Option]:
-    """The options of one class, empty where it is not there."""
-    source = read_classes(package).get(name)
-    return source.options if source else {}
 
 
 def _callback_options() -> list[tuple[str, str, Option]]:

@@ -23,7 +23,10 @@ ADAPTER = "adapter"
 _ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"
 """Tells the processes that Lightning starts for further devices which folder the first one made."""
 
-_FIXED = ("model", "model.name", "model.pretrained", "model.img_size", "model.targets", "data.dataset")
+_FIXED = (
+    "model", "model.name", "model.pretrained", "model.img_size", "model.targets", "data.dataset",
+    "model.tokenizer", "model.config_overrides",
+)  # fmt: skip
 
 
 def planned_name(flat: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import ast
 import importlib.util
 import re
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class ClassSource:
         summary: First line of its docstring.
         bases: Names of its base classes.
         options: Arguments of its constructor by name, those of base classes included where it passes them on.
+        constants: Texts among its own class attributes, by name.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ClassSource:
     summary: str
     bases: tuple[str, ...]
     options: dict[str, Option] = field(default_factory=dict)
+    constants: dict[str, str] = field(default_factory=dict)
 
 
 def _argument_help(docstring: str) -> dict[str, str]:
@@ -82,6 +84,15 @@ def _options(function: ast.FunctionDef, docs: dict[str, str]) -> dict[str, Optio
     }
 
 
+def _constants(node: ast.ClassDef) -> dict[str, str]:
+    return {
+        item.targets[0].id: item.value.value
+        for item in node.body
+        if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name)
+        if isinstance(item.value, ast.Constant) and isinstance(item.value.value, str)
+    }
+
+
 def _read(file: Path, module: str) -> dict[str, tuple[ClassSource, bool]]:
     """The classes of one file, each with whether its constructor passes further options to its base."""
     found = {}
@@ -96,6 +107,7 @@ def _read(file: Path, module: str) -> dict[str, tuple[ClassSource, bool]]:
             docstring.partition("\n")[0],
             tuple(ast.unparse(base).rpartition(".")[2] for base in node.bases),
             _options(init, _argument_help(docstring)) if init else {},
+            _constants(node),
         )
         found[node.name] = (source, init is None or init.args.kwarg is not None)
     return found
@@ -120,10 +132,7 @@ def read_classes(package: str) -> dict[str, ClassSource]:
                 inherited |= complete(base) if base in raw else {}
         return source.options | {key: value for key, value in inherited.items() if key not in source.options}
 
-    return {
-        name: ClassSource(source.name, source.module, source.summary, source.bases, complete(name))
-        for name, (source, _) in raw.items()
-    }
+    return {name: replace(source, options=complete(name)) for name, (source, _) in raw.items()}
 
 
 def subclasses(package: str, base: str) -> dict[str, ClassSource]:

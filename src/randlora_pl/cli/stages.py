@@ -143,7 +143,7 @@ def fit(app: App, zero_shot: bool = True, test: bool = True) -> None:
     tested = _evaluated(trainer.test(task, data, verbose=False)) if test else {}
     _write(app, tested | fit_figures(app) | {"config": configs, "finished": finished})
     if trainer.is_global_zero:
-        say(*end_page(folder))
+        say(*end_page(folder, data.unit))
 
 
 def is_finished(app: App) -> bool:
@@ -180,7 +180,7 @@ def fit_figures(app: App) -> dict[str, Any]:
     """Counts, times, memory and versions of a finished training."""
     trainer, data = app.trainer, app.datamodule
     throughput = _callback(trainer, Throughput)
-    speed = throughput.images_per_second
+    speed = throughput.per_second
     kept = _callback(trainer, AdapterCheckpoint)
     sizes = {"checkpoint_bytes": app.folder / LAST, "adapter_bytes": app.folder / ADAPTER / "adapter.safetensors"}
     return {
@@ -198,7 +198,7 @@ def fit_figures(app: App) -> dict[str, Any]:
         "device": str(app.model.device.type),
         "precision": str(trainer.precision),
         "fit_seconds": round(throughput.seconds, 3),
-        "images_per_second": round(speed * trainer.world_size, 2) if speed else None,
+        f"{data.unit}_per_second": round(speed * trainer.world_size, 2) if speed else None,
         "peak_memory_bytes": _callback(trainer, PeakMemory).peak,
         **environment(),
     }
@@ -219,7 +219,8 @@ def evaluate(app: App, adapter: Path | None) -> None:
     if not figures:
         option = f"--trainer.limit_{'test' if app.command.verb == 'test' else 'val'}_batches"
         limit = getattr(trainer, option.rpartition(".")[2])
-        why = f"{option} is {limit}" if limit == 0 else "the data set keeps no image for it (see --data.train_split)"
+        why = f"{option} is {limit}" if limit == 0 else f"the data set keeps no {data.unit} for it"
+        why += " (see --data.train_split)" if limit != 0 and data.unit == "images" else ""
         raise UserError(f"{app.command.verb} evaluated nothing: {why}.")
     write_config(app)
     facts = {"adapter": str(adapter) if adapter else None, **model_figures(task), **data_figures(data), **environment()}
@@ -227,21 +228,30 @@ def evaluate(app: App, adapter: Path | None) -> None:
     if trainer.is_global_zero:
         name = "test" if app.command.verb == "test" else "val"
         what = f"adapter {adapter}" if adapter else "untrained model"
-        say(f"{what} on {data.row.name}: {_figures(figures, name)}", f"results: {app.folder / 'results.json'}")
+        say(
+            f"{what} on {data.summary()['dataset']}: {_figures(figures, name)}",
+            f"results: {app.folder / 'results.json'}",
+        )
 
 
-def end_page(folder: Path) -> list[Any]:
-    """What is printed at the end of a training: figures, places, next commands."""
+def end_page(folder: Path, unit: str = "images") -> list[Any]:
+    """What is printed at the end of a training: figures, places, next commands.
+
+    Args:
+        folder: The run folder.
+        unit: What a sample is: ``images`` or ``samples`` of text.
+    """
     results = read_results(folder)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
+    speed = results[f"{unit}_per_second"]
     rows = {
         "test": _figures(results, "test"),
         "zero-shot": _figures(results, "zeroshot"),
         "parameters": f"{results['trainable_parameters']:,} trained of {results['total_parameters']:,}",
         "time": f"{results['fit_seconds']:.1f} s for {results['steps']:,} steps"
-        + (f", {results['images_per_second']:,.0f} images/s" if results["images_per_second"] else ""),
+        + (f", {speed:,.0f} {unit}/s" if speed else ""),
         "exchanged": _exchanged(results),
         "peak memory": f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB ({results['device']})",
         "everything": f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}",
@@ -254,10 +264,10 @@ def end_page(folder: Path) -> list[Any]:
     best = f"\n  randlora-pl test --adapter {place}/{BEST}" if earlier else ""
     goes_on = "" if results["finished"] else f"\n  randlora-pl fit --resume {place}"
     board = f"\n  tensorboard --logdir {place}" if (folder / "tensorboard").is_dir() else ""
-    following = (
-        f"\nNext:{goes_on}\n  randlora-pl predict --adapter {place}/{ADAPTER} --images PATH --output predictions.csv\n"
-        f"  randlora-pl test --run {place}{best}{board}"
-    )
+    use = f"predict --adapter {place}/{ADAPTER} --images PATH --output predictions.csv"
+    if unit != "images":
+        use = f"adapter merge {place}/{ADAPTER} --output FOLDER"
+    following = f"\nNext:{goes_on}\n  randlora-pl {use}\n  randlora-pl test --run {place}{best}{board}"
     return ["", table, following]
 
 
@@ -269,11 +279,12 @@ def _exchanged(results: Any) -> str:
 
 def _figures(results: Any, name: str) -> str:
     """``accuracy 93.3 %, loss 0.21`` from the keys behind one prefix."""
-    words = {"acc": "accuracy", "loss": "loss"}
+    words = {"acc": "accuracy", "loss": "loss", "unfound": "without an answer"}
     shown = []
     for key, value in results.items():
         prefix, _, short = key.partition("/")
-        if prefix == name and isinstance(value, float) and math.isfinite(value):
+        if prefix == name and isinstance(value, float) and math.isfinite(value) and not short.startswith("unfound/"):
+            short = short.removeprefix("acc/")  # one of several tests
             text = f"{value:.4f}" if short == "loss" else f"{100 * value:.2f} %"
             shown.append(f"{words.get(short, short)} {text}")
     return ", ".join(sorted(shown, key=lambda text: text.startswith("loss")))

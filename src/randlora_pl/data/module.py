@@ -2,21 +2,22 @@
 
 import hashlib
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from randlora_pl.data import catalog, options, splits
+from randlora_pl.data.batches import EvalBatches, Late, TrainBatches, default_workers
 from randlora_pl.data.cache import CachedImages, meeting
 from randlora_pl.data.classnames import class_names
 from randlora_pl.data.getting import get
 from randlora_pl.data.images import ArrayImages
-from randlora_pl.data.loader import Batch, EvalBatches, Late, Loader, TrainBatches, default_workers
+from randlora_pl.data.loader import Batch, Loader
 from randlora_pl.data.own import places, shards
-from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule, total_draws
+from randlora_pl.data.plan import total_draws
+from randlora_pl.data.planned import PlannedData
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.transforms import Frame, finish
 from randlora_pl.errors import UserError
@@ -29,7 +30,7 @@ SMALL_SET = 5_000
 """Files up to which a split is kept decoded in memory."""
 
 
-class ImageData(LightningDataModule):
+class ImageData(PlannedData):
     """Images with labels (or captions): what is trained on, in which order, and how images are prepared.
 
     Training is one long loop over numbered draws; for Lightning it is a single epoch, however many epochs
@@ -78,6 +79,8 @@ class ImageData(LightningDataModule):
         skipped: Unreadable images that were skipped, with the reason.
     """
 
+    unit = "images"
+
     def __init__(
         self,
         *,
@@ -108,7 +111,7 @@ class ImageData(LightningDataModule):
         num_workers: int | None = None,
         on_error: str = "raise",
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, eval_batch_size, epochs, steps, sampling, seed, num_workers)
         self.row = catalog.find(dataset)
         options.check_subset(shots, fraction, train_split, self.row.captions)
         options.check_run(batch_size, eval_batch_size, epochs, steps, min_batches_per_epoch, sampling, num_workers)
@@ -119,12 +122,10 @@ class ImageData(LightningDataModule):
         self.root = catalog.default_root() if root is None else places.root_of(str(root))
         self.download = download
         self.shots, self.fraction, self.train_split = shots, fraction, train_split
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.epochs, self.steps, self.min_batches_per_epoch = epochs, steps, min_batches_per_epoch
-        self.sampling, self.seed = sampling, seed
+        self.min_batches_per_epoch = min_batches_per_epoch
         self.crop_scale = (float(crop_scale[0]), float(crop_scale[1]))
         self.flip = self.row.flip if flip is None else flip
-        self.cache_images, self.device_transforms, self.num_workers = cache_images, device_transforms, num_workers
+        self.cache_images, self.device_transforms = cache_images, device_transforms
         self.overrides: dict[str, Any] = {"size": image_size, "mean": mean, "std": std, "interpolation": interpolation}
         self.classnames_file, self.shots_file = classnames, shots_file
         self.skip = on_error == "skip"
@@ -132,8 +133,6 @@ class ImageData(LightningDataModule):
         self._default_templates = templates is None
         self.classnames: list[str] = list(self.row.classnames)
         self.frame = Frame()
-        self.plan: DrawPlan | None = None
-        self.skipped: dict[str, str] = {}
         self._splits: splits.Splits | None = None
         self._held: dict[str, Samples] = {}
         self._meeting_place: Path | None = None
@@ -176,8 +175,7 @@ class ImageData(LightningDataModule):
         strategy = None if self.trainer is None or self._world == 1 else self.trainer.strategy
         with meeting(strategy) as self._meeting_place:
             if stage in ("fit", None):
-                window = self.batch_size * self._accumulate * self._world
-                self.plan = DrawPlan(len(self.samples("train")), self._draws(window), window, self.seed, self.sampling)
+                self._plan(len(self.samples("train")), self._draws(self.window))
             if stage in ("fit", "validate", None):
                 self.samples("val")
             if stage in ("test", "predict", None):
@@ -188,14 +186,7 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""
-        if self.trainer is not None and self.trainer.max_epochs != 1:
-            raise UserError(
-                f"trainer.max_epochs is {self.trainer.max_epochs}, but a run is one pass over its planned draws: "
-                "leave it at 1 and set --data.epochs or --data.steps"
-            )
-        if self.plan is None:
-            raise UserError("Call setup('fit') before train_dataloader()")
-        schedule = TrainSchedule(self.plan, self.batch_size, self._accumulate, self._world, self._rank)
+        schedule = self._schedule()
         samples = self.samples("train")
         late = self._late(samples)
         batches = TrainBatches(samples, schedule, self.frame, self.crop_scale, self.flip, self.skip, late)
@@ -228,17 +219,11 @@ class ImageData(LightningDataModule):
         return finish(batch, self.frame)
 
     def state_dict(self) -> dict[str, Any]:
-        """The planned draws, so that a resumed run notices when it continues another plan."""
+        """The planned draws and the images, so that a resumed run notices when it continues another plan."""
         if self.plan is None:
             return {}
-        return asdict(self.plan) | {"images": hashlib.sha256(self.samples("train").numbers.tobytes()).hexdigest()[:12]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Warns where the plan is not the checkpoint's: what the user types wins, but is not the same run."""
-        now = self.state_dict()
-        changed = [f"{name} {state_dict.get(name)} -> {now[name]}" for name in now if now[name] != state_dict.get(name)]
-        if changed and state_dict:
-            log.warning("the resumed run has other draws than its checkpoint: %s", ", ".join(changed))
+        images = hashlib.sha256(self.samples("train").numbers.tobytes()).hexdigest()[:12]
+        return super().state_dict() | {"images": images}
 
     # -- what the application asks for
 
@@ -267,6 +252,12 @@ class ImageData(LightningDataModule):
             facts |= {"sampling": self.sampling}
         return facts | {"skipped": len(self.skipped)}
 
+    def in_words(self, facts: dict[str, Any]) -> dict[str, str]:
+        """What the start summary says of the data."""
+        parts = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
+        shots = f", {facts['shots']} shots" if facts.get("shots") else ""
+        return {"data": f"{facts['dataset']}: {facts['classes']} classes, {parts} images{shots}"}
+
     def write_index(self, folder: Path) -> Path | None:
         """Writes the chosen training images as ``shots.json`` into a folder; nothing where all are used."""
         if self.shots is None and self.fraction is None:
@@ -282,31 +273,6 @@ class ImageData(LightningDataModule):
             self.shots_file = str(path)
 
     # -- details
-
-    @property
-    def _accumulate(self) -> int:
-        return 1 if self.trainer is None else int(self.trainer.accumulate_grad_batches)
-
-    @property
-    def _world(self) -> int:
-        return 1 if self.trainer is None else int(self.trainer.world_size)
-
-    @property
-    def _rank(self) -> int:
-        return 0 if self.trainer is None else int(self.trainer.global_rank)
-
-    def _start(self, length: int) -> int:
-        """Number of the first batch: that of the optimizer step that a resumed trainer has reached."""
-        if self.trainer is None or self.trainer.global_step * self._accumulate >= length:
-            return 0 if self.trainer is None else length
-        start = self.trainer.global_step * self._accumulate
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if done != start:
-            raise UserError(
-                f"The checkpoint was saved {done - start} micro-batches into an optimizer step of {self._accumulate}; "
-                "resume from one that was saved after a step"
-            )
-        return start
 
     @property
     def _key(self) -> dict[str, Any]:
@@ -363,8 +329,7 @@ class ImageData(LightningDataModule):
 
     def _eval(self, split: str) -> Loader:
         samples = self.samples(split)
-        schedule = EvalSchedule(len(samples), self.eval_batch_size, self._world, self._rank)
-        batches = EvalBatches(samples, schedule, self.frame, self.skip, self._late(samples))
+        batches = EvalBatches(samples, self._eval_schedule(len(samples)), self.frame, self.skip, self._late(samples))
         return Loader(batches, 0, self._processes(split), self.skipped)
 
     def _complain_if_empty(self, split: str) -> None:

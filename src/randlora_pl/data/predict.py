@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from randlora_pl.data.batches import load_images
 from randlora_pl.data.images import FileImages, decode
-from randlora_pl.data.loader import Batch, Loader, load_images
+from randlora_pl.data.loader import Batch, Loader
 from randlora_pl.data.own.folders import list_images
 from randlora_pl.data.plan import EvalSchedule
 from randlora_pl.data.readers import Samples

@@ -10,7 +10,7 @@ from randlora_pl.adapters.files import make_adapter
 from randlora_pl.data import ImageData
 from randlora_pl.errors import UserError, near
 from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
-from randlora_pl.tasks import AdaptationTask, LinearHeadTask, VisionLanguageTask
+from randlora_pl.tasks import ImageTask, LinearHeadTask, VisionLanguageTask
 from randlora_pl.tasks.restore import TASKS
 
 
@@ -99,7 +99,7 @@ class Comparison:
         data: ImageData = made(ImageData, self.data | {"seed": seed}, "data")
         return data
 
-    def task(self, name: str, seed: int, **changes: Any) -> AdaptationTask:
+    def task(self, name: str, seed: int, **changes: Any) -> ImageTask:
         """The task of one run; its backbone is built later.
 
         Args:
@@ -119,7 +119,7 @@ class Comparison:
             raise UserError(f"{name}: expected {{method: NAME, options: {{name: value}}}}, not {self.methods[name]}.")
         adapter = make_adapter(method, options, name)
         arguments = {**self.model, **facts, **changes, "seed": seed, "adapter": adapter}
-        task: AdaptationTask = made(TASKS[kind], arguments, name)
+        task: ImageTask = made(TASKS[kind], arguments, name)
         return task
 
     def check(self) -> None:

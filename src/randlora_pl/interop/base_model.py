@@ -78,6 +78,11 @@ def load_base(file: AdapterFile) -> Base:
     """
     base = file.config.get("base_model", {})
     library, name, pretrained = (base.get(key) for key in ("library", "name", "pretrained"))
+    if library == "transformers" and "task" in file.metadata:
+        from randlora_pl.language.restore import base_model  # here, because it brings transformers
+
+        model = base_model(file)
+        return Base(model, _part(model, file))
     if library not in ("open_clip", "timm") or not name or not pretrained:
         what = f"{library} {name}" if library else "no base model"
         raise UserError(

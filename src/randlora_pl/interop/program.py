@@ -20,7 +20,7 @@ from randlora_pl.data.transforms import Frame
 from randlora_pl.errors import UserError
 from randlora_pl.models import ImageTower, load_clip
 from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
-from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.image import ImageTask
 
 PARTS = ("classifier", "image", "text")
 FORMAT_VERSION = 1
@@ -129,7 +129,7 @@ def load_program(path: Path, part: str = "classifier") -> Program:
     return make_program(task, part, frame_of(metadata, task.image_spec))
 
 
-def make_program(task: AdaptationTask, part: str = "classifier", frame: Frame | None = None) -> Program:
+def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None = None) -> Program:
     """One part of a task as a plain module. The task's adapter is merged and unloaded, for good.
 
     Args:
@@ -173,7 +173,7 @@ def make_program(task: AdaptationTask, part: str = "classifier", frame: Frame | 
 _ANSWERS = ("logits", "probabilities")
 
 
-def _head(task: AdaptationTask) -> Tensor:
+def _head(task: ImageTask) -> Tensor:
     """What features are multiplied by to give logits, (classes, features)."""
     if isinstance(task, VisionLanguageTask):
         return task.scale() * task.class_features()
@@ -183,7 +183,7 @@ def _head(task: AdaptationTask) -> Tensor:
     return task.head.weight
 
 
-def _text(task: AdaptationTask, facts: dict[str, Any]) -> Program:
+def _text(task: ImageTask, facts: dict[str, Any]) -> Program:
     """The text tower: the trained one, or for a frozen head the one that the head was made with."""
     if isinstance(task, VisionLanguageTask):
         clip: Any = unload(task.model)
@@ -210,7 +210,7 @@ def _text(task: AdaptationTask, facts: dict[str, Any]) -> Program:
     return Program(_frozen(TextEncoder(clip)), "tokens", ("features",), examples, facts)
 
 
-def _facts(task: AdaptationTask, part: str) -> dict[str, Any]:
+def _facts(task: ImageTask, part: str) -> dict[str, Any]:
     """What a file says about itself, whatever the part."""
     outputs = {
         "classifier": f"logits and probabilities: float32 (n, {len(task.classnames)}), in the order of classnames",

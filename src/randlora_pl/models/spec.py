@@ -33,10 +33,10 @@ class ModelIdentity:
     """Which base model it is: enough to build it again and to refuse an adapter of another one.
 
     Attributes:
-        library: ``"open_clip"`` or ``"timm"``.
+        library: ``"open_clip"``, ``"timm"`` or ``"transformers"``.
         name: Architecture, after correction (for instance ``ViT-B-32-quickgelu``).
         pretrained: A tag, the name of a file, or ``"random"``.
-        image_size: Height and width in pixels that the model was built for.
+        image_size: Height and width in pixels that the model was built for; only for images.
         seed: Seed of the initialisation; only for random weights.
         sha256: SHA-256 of the weights file; only for a file; finds it (`weights_files`).
     """
@@ -44,7 +44,7 @@ class ModelIdentity:
     library: str
     name: str
     pretrained: str
-    image_size: int
+    image_size: int | None = None
     seed: int | None = None
     sha256: str | None = None
 

@@ -1,6 +1,7 @@
 """The tasks: what is learnt, as thin LightningModules over one base."""
 
 from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.restore import load_task
 from randlora_pl.tasks.several import load_tasks, weighted_task
@@ -10,6 +11,7 @@ from randlora_pl.tasks.vision_language import VisionLanguageTask
 
 __all__ = [
     "AdaptationTask",
+    "ImageTask",
     "LinearHeadTask",
     "TextHeadTask",
     "VisionLanguageTask",

@@ -1,4 +1,4 @@
-"""What every task shares: a frozen backbone with an adapter, and AdamW with a cosine."""
+"""What every task shares: a frozen backbone with an adapter, and AdamW with a schedule."""
 
 import math
 from typing import Any
@@ -19,37 +19,31 @@ from randlora_pl.adapters import (
 from randlora_pl.adapters.control import report_of
 from randlora_pl.adapters.several import Choice
 from randlora_pl.errors import UserError
-from randlora_pl.models import (
-    ImageSpec,
-    cast_frozen,
-    compile_blocks,
-    library_of,
-    set_gradient_checkpointing,
-)
+from randlora_pl.models import cast_frozen, compile_blocks, set_gradient_checkpointing
 from randlora_pl.tasks.defaults import (
     FROZEN_DTYPES,
     check_option,
     check_options,
     check_precision,
-    default_learning_rate,
 )
 from randlora_pl.tasks.files import SavedModule
-from randlora_pl.tasks.optim import adamw_with_cosine, parameter_groups, take_rates
+from randlora_pl.tasks.optim import adamw_with_schedule, parameter_groups, take_rates
 
 
 class AdaptationTask(SavedModule):
-    """Base of the tasks. Subclasses say what the backbone is and how images become class logits.
+    """Base of the tasks. Subclasses say what the backbone is and what a sample's loss is.
 
     Attributes:
-        image_spec: What the backbone expects of an image; the data module asks for it.
+        zero_shot: Whether the untrained model is tested before the training.
+        data_module: Dotted path of the class of its data.
+        schedule: How the learning rate falls, ``cosine`` or ``linear``.
         adapters: The adapters that take turns in the backbone, where other tasks have it, too.
         choice: Which of them, or which weighted sum, is this task's own.
     """
 
-    zero_shot = True
-    takes_captions = False
-    vision_only = True
-    image_spec: ImageSpec
+    zero_shot = False
+    schedule: str = "cosine"
+    data_module = "randlora_pl.data.ImageData"
     adapters: AdapterSet | None = None
     choice: Choice = None
 
@@ -73,17 +67,11 @@ class AdaptationTask(SavedModule):
     ) -> None:
         super().__init__()
         check_options(learning_rate, weight_decay, warmup_steps, final_lr_fraction, max_grad_norm)
-        if pretrained is None and name != "tiny":  # fine-tuning noise must be asked for
-            if library_of(name) == "open_clip" or "." not in name:
-                raise UserError(
-                    f"--model.pretrained is missing: {name} needs weights. Give a tag (`randlora-pl models` shows "
-                    "some), 'timm' for a timm model, a file, or 'random'."
-                )
-            pretrained = "timm"  # the weights of the tag in the name
         if not adapter.trains_base and adapter.seed is None:
             adapter = adapter.replace(seed=seed)
-        self.name, self.pretrained, self.adapter, self.targets = name, pretrained, adapter, targets
-        self.learning_rate = learning_rate or default_learning_rate(adapter, self.vision_only)
+        self.name, self.adapter, self.targets = name, adapter, targets
+        self.pretrained = self.which_weights(name, pretrained)
+        self.learning_rate = learning_rate or self.usual_rate(adapter)
         self.weight_decay, self.decay_vectors = weight_decay, decay_vectors
         self.warmup_steps, self.final_lr_fraction = warmup_steps, final_lr_fraction
         self.max_grad_norm, self.gradient_checkpointing, self.seed = max_grad_norm, gradient_checkpointing, seed
@@ -93,60 +81,37 @@ class AdaptationTask(SavedModule):
 
     # What a subclass gives
 
+    @staticmethod
+    def which_weights(name: str, pretrained: str | None) -> str | None:
+        """The base model's weights, where they may be left out.
+
+        Raises:
+            UserError: They may not.
+        """
+        return pretrained
+
+    def usual_rate(self, adapter: Adapter) -> float:
+        """The learning rate of a method, where none is given."""
+        raise NotImplementedError
+
     def build(self) -> nn.Module:
         """Loads the backbone, without an adapter, and sets `identity`; called once, when classes are known."""
         raise NotImplementedError
 
-    def build_on(self, other: "AdaptationTask") -> None:
-        """What `build` does beside loading the backbone, where another task has the same one already."""
-        self.identity = other.identity
-
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Loss (b,) of each sample of a training batch, and whether each is right (b,)."""
+        """Loss (b,) of each sample of a training batch, and whether, or how far, each is right (b,)."""
         raise NotImplementedError
+
+    def loss_weights(self, batch: dict[str, Any]) -> Tensor:
+        """Weight (b,) of each sample's loss: they make the sum over a window's micro-batches and devices its mean."""
+        weight: Tensor = batch["weight"]
+        return weight
 
     def carried_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """A term beside the samples' losses, such as the gradient that earlier micro-batches left."""
         return None
 
     # Building
-
-    def set_classes(self, classnames: list[str], templates: list[str], captions: bool = False) -> None:
-        """Names the classes; Lightning's `setup` takes them from the data module.
-
-        Args:
-            classnames: Name of each class, or the captions.
-            templates: Prompt templates with one ``{}`` each.
-            captions: Whether the names are captions, so that recall is what counts.
-
-        Raises:
-            UserError: If there are fewer than two, or the task was built for others or cannot do with captions.
-        """
-        if captions and not self.takes_captions:
-            raise UserError(f"{type(self).__name__} needs classes, and these are captions: use VisionLanguageTask.")
-        self.retrieval = captions
-        if self.backbone is not None and classnames != self.classnames:
-            raise UserError(
-                f"the task was built for {len(self.classnames)} classes {self.classnames[:3]}..., the data have "
-                f"{len(classnames)} classes {classnames[:3]}...; make a new task."
-            )
-        if len(classnames) < 2:
-            raise UserError(f"there is only the class {classnames}; a classifier needs two or more.")
-        self.classnames, self.templates = list(classnames), list(templates)
-        self.set_meters(len(classnames))
-
-    def setup(self, stage: str) -> None:
-        """Takes class names and prompts from the data module.
-
-        Raises:
-            UserError: If there are none, or the task was built for others.
-        """
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is None and not self.classnames:
-            raise UserError("the task needs a data module, or set_classes(classnames, templates) first.")
-        if datamodule is not None and (self.backbone is None or datamodule.classnames != self.classnames):
-            captions = getattr(getattr(datamodule, "row", None), "captions", False)
-            self.set_classes(datamodule.classnames, datamodule.templates, captions)
 
     def configure_model(self) -> None:
         """Builds the backbone and injects the adapter; Lightning calls it before every run, it acts once."""
@@ -156,7 +121,7 @@ class AdaptationTask(SavedModule):
         self.report = inject(backbone, self.adapter, self.targets)
         self.adapter = self.report.adapter  # with a matched rank filled in
         if self.gradient_checkpointing:
-            set_gradient_checkpointing(backbone, True)
+            self.checkpoint_gradients(backbone)
         self._execute(backbone)
         self.backbone = backbone
         set_train_mode(backbone, self.training)  # Lightning keeps the modes it finds
@@ -166,6 +131,10 @@ class AdaptationTask(SavedModule):
                 f"{self.adapter.method()} trains nothing in {type(self).__name__}; "
                 "a linear probe needs --model LinearHeadTask."
             )
+
+    def checkpoint_gradients(self, backbone: nn.Module) -> None:
+        """Has the backbone recompute activations instead of keeping them."""
+        set_gradient_checkpointing(backbone, True)
 
     def join(self, adapters: AdapterSet, name: str) -> None:
         """Takes a backbone that other tasks have, too; for prediction and evaluation.
@@ -242,12 +211,11 @@ class AdaptationTask(SavedModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Weighted sum of the samples' losses; the weights make it the exact mean over the whole window."""
         losses, right = self.sample_losses(batch)
-        weight = batch["weight"]
+        weight = self.loss_weights(batch)
         loss: Tensor = (losses * weight).sum()
         carried = self.carried_loss(batch)
         loss = loss if carried is None else loss + carried
-        share = (weight > 0).float()
-        share = share / share.sum().clamp(min=1)
+        share = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
         self.log("train/loss", (losses.detach() * share).sum(), prog_bar=True)
         self.log("train/acc", (right.float() * share).sum(), prog_bar=True)
         return loss
@@ -279,9 +247,14 @@ class AdaptationTask(SavedModule):
         return int(plan.steps if self.trainer.max_steps < 0 else min(plan.steps, self.trainer.max_steps))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW over what trains, cosine per optimizer step; fused unless 16-mixed scales the gradients."""
+        """AdamW over what trains, its schedule per optimizer step; fused unless 16-mixed scales the gradients."""
         fused = getattr(self.trainer.precision_plugin, "scaler", None) is None and self.device.type in ("cpu", "cuda")
-        optimizer, scheduler = adamw_with_cosine(
-            self.optimizer_groups(), self.total_steps(), self.warmup_steps, self.final_lr_fraction, fused
+        optimizer, scheduler = adamw_with_schedule(
+            self.optimizer_groups(),
+            self.total_steps(),
+            self.warmup_steps,
+            self.final_lr_fraction,
+            fused,
+            self.schedule,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -15,13 +15,13 @@ from randlora_pl.models import (
     load_vit,
     vit_image_spec,
 )
-from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_rate
+from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.losses import normalize
 from randlora_pl.tasks.optim import parameter_groups
 
 
-class LinearHeadTask(AdaptationTask):
+class LinearHeadTask(ImageTask):
     """Fine-tunes a vision backbone with a bias-free linear head that starts at N(0, 0.01^2).
 
     Args:
@@ -102,7 +102,7 @@ class LinearHeadTask(AdaptationTask):
             self.head.weight.copy_(0.01 * start[0])
         return backbone
 
-    def build_on(self, other: AdaptationTask) -> None:
+    def build_on(self, other: ImageTask) -> None:
         """A head of the other's width, to be loaded."""
         super().build_on(other)
         self._make_head(other.head_tensors()["head"].shape[1])

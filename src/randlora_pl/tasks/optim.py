@@ -1,4 +1,4 @@
-"""The optimizer and schedule of the protocol: AdamW and a cosine to one hundredth, stepped per optimizer step."""
+"""The optimizer and schedules of the protocols: AdamW, and a cosine or a line, stepped per optimizer step."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -27,23 +27,33 @@ def parameter_groups(
     return [{"params": some, "lr": learning_rate, "weight_decay": decay} for some, decay in groups if some]
 
 
-def schedule_factor(step: int, total: int, warmup: int, final: float) -> float:
-    """What the learning rate is multiplied by at an optimizer step: linear warm-up, then half a cosine.
+SCHEDULES = ("cosine", "linear")
+
+
+def schedule_factor(step: int, total: int, warmup: int, final: float, schedule: str = "cosine") -> float:
+    """What the learning rate is multiplied by at an optimizer step: linear warm-up, then half a cosine or a line.
 
     Args:
         step: Optimizer steps done, from 0.
         total: Optimizer steps of the whole run.
         warmup: Steps of the linear warm-up, 0 for none.
-        final: The factor that the cosine ends at.
+        final: The factor that it ends at.
+        schedule: ``cosine`` or ``linear``.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    left = 1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return final + (1 - final) * left
 
 
-def adamw_with_cosine(
-    groups: Sequence[dict[str, Any]], total: int, warmup: int, final: float, fused: bool = False
+def adamw_with_schedule(
+    groups: Sequence[dict[str, Any]],
+    total: int,
+    warmup: int,
+    final: float,
+    fused: bool = False,
+    schedule: str = "cosine",
 ) -> tuple[Optimizer, LambdaLR]:
     """AdamW (betas 0.9 and 0.999, as the protocol) and its schedule over ``total`` optimizer steps.
 
@@ -51,11 +61,12 @@ def adamw_with_cosine(
         groups: What trains.
         total: Optimizer steps of the whole run.
         warmup: Steps of the linear warm-up.
-        final: Fraction of the learning rate that the cosine ends at.
+        final: Fraction of the learning rate that the schedule ends at.
         fused: Whether one kernel updates all tensors; PyTorch then unscales gradients in it, after any clipping.
+        schedule: ``cosine`` or ``linear``.
     """
     optimizer = AdamW([dict(group) for group in groups], betas=(0.9, 0.999), eps=1e-8, fused=fused)
-    return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, total, warmup, final))
+    return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, total, warmup, final, schedule))
 
 
 def take_rates(optimizer: Optimizer, scheduler: LambdaLR, groups: Sequence[dict[str, Any]]) -> None:

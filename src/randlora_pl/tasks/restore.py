@@ -7,18 +7,16 @@ from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.files import place_adapter
 from randlora_pl.description import check_arguments
 from randlora_pl.errors import UserError
-from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.text_head import TextHeadTask
 from randlora_pl.tasks.vision_language import VisionLanguageTask
 from randlora_pl.weights_files import find_weights
 
-TASKS: dict[str, type[AdaptationTask]] = {
-    task.__name__: task for task in (VisionLanguageTask, TextHeadTask, LinearHeadTask)
-}
+TASKS: dict[str, type[ImageTask]] = {task.__name__: task for task in (VisionLanguageTask, TextHeadTask, LinearHeadTask)}
 
 
-def load_task(folder: str | Path, **overrides: Any) -> AdaptationTask:
+def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
     """Builds the task that an adapter folder was saved from, with its adapter, head and classes.
 
     Args:
@@ -41,7 +39,7 @@ def load_task(folder: str | Path, **overrides: Any) -> AdaptationTask:
     return task
 
 
-def plain_task(file: AdapterFile, **overrides: Any) -> AdaptationTask:
+def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
     """The task of an adapter with its classes, before its backbone is built.
 
     Raises:
@@ -49,6 +47,8 @@ def plain_task(file: AdapterFile, **overrides: Any) -> AdaptationTask:
     """
     metadata = file.metadata
     kind = TASKS.get(metadata.get("task", ""))
+    if file.config.get("base_model", {}).get("library") == "transformers":
+        raise UserError(f"{file.path} belongs to a language model: load_language_task(folder) of randlora_pl.language.")
     if kind is None:
         raise UserError(f"{file.path} says nothing of a task; it can be loaded with load_adapter(model, folder) only.")
     if "pretrained" not in overrides and (weights := find_weights(file.config.get("base_model", {}), file.path)):

@@ -7,12 +7,12 @@ from typing import Any
 
 from randlora_pl.adapters import AdapterFile, AdapterSet, read_adapter
 from randlora_pl.errors import UserError
-from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.restore import plain_task
 
 
-def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: Any) -> dict[str, AdaptationTask]:
+def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: Any) -> dict[str, ImageTask]:
     """The tasks of several adapters; those of one base model share its weights, which are loaded once.
 
     Each task has its own head, classes and prompts, and switches the shared backbone to its own adapter whenever it
@@ -30,7 +30,7 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
     """
     files = {name: each if isinstance(each, AdapterFile) else read_adapter(each) for name, each in adapters.items()}
     tasks = {name: plain_task(file, **overrides) for name, file in files.items()}
-    first: dict[str, tuple[AdaptationTask, AdapterSet]] = {}
+    first: dict[str, tuple[ImageTask, AdapterSet]] = {}
     for name, (file, task) in zip(files, zip(files.values(), tasks.values(), strict=True), strict=True):
         base = _base_of(file, task)
         if base in first:
@@ -48,7 +48,7 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
     return tasks
 
 
-def weighted_task(tasks: Mapping[str, AdaptationTask], weights: Mapping[str, float]) -> AdaptationTask:
+def weighted_task(tasks: Mapping[str, ImageTask], weights: Mapping[str, float]) -> ImageTask:
     """The first of several tasks, with a weighted sum of the updates of all in the place of its own.
 
     Args:
@@ -79,7 +79,7 @@ def weighted_task(tasks: Mapping[str, AdaptationTask], weights: Mapping[str, flo
     return first
 
 
-def _base_of(file: AdapterFile, task: AdaptationTask) -> str:
+def _base_of(file: AdapterFile, task: ImageTask) -> str:
     """Equal for adapters that fit one backbone: its library, name, weights, towers and image size."""
     base = file.config.get("base_model", {})
     return json.dumps([base, task.vision_only, getattr(task, "img_size", None)], sort_keys=True)

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.keep import kept
 from randlora_pl.models import ImageTower, cached_text_head, clip_image_spec, load_clip
-from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.losses import normalize, similarities
 
 
-class TextHeadTask(AdaptationTask):
+class TextHeadTask(ImageTask):
     """Fine-tunes the image tower of a CLIP model; class embeddings of averaged prompts stay as they are.
 
     The head is made from the text tower before any adapter exists, and kept on disk under a hash of the
@@ -85,7 +85,7 @@ class TextHeadTask(AdaptationTask):
         self.register_buffer("head", head.clone(), persistent=False)
         return tower
 
-    def build_on(self, other: AdaptationTask) -> None:
+    def build_on(self, other: ImageTask) -> None:
         """A head of the other's width, to be loaded."""
         super().build_on(other)
         features = other.head_tensors()["head"].shape[1]

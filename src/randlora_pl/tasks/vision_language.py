@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.errors import UserError
 from randlora_pl.models import clip_image_spec, encode_prompts, load_clip
-from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.losses import WindowFeatures, caption_losses, counted_classes, normalize, similarities
 from randlora_pl.tasks.retrieval import PairCollector, recalls, unique_rows
 
 
-class VisionLanguageTask(AdaptationTask):
+class VisionLanguageTask(ImageTask):
     """Fine-tunes both towers of a CLIP model on images and one caption for each.
 
     Args:
@@ -91,7 +91,7 @@ class VisionLanguageTask(AdaptationTask):
         self._take_tokenizer(clip.tokenizer)
         return clip.model
 
-    def build_on(self, other: AdaptationTask) -> None:
+    def build_on(self, other: ImageTask) -> None:
         """The captions of this task's own classes, tokenized."""
         super().build_on(other)
         self._take_tokenizer(other.tokenizer)

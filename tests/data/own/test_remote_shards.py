@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.data import ImageData
+from randlora_pl.data.batches import EvalBatches
 from randlora_pl.data.catalog import find
-from randlora_pl.data.loader import EvalBatches, Loader
+from randlora_pl.data.loader import Loader
 from randlora_pl.data.own import tars
 from randlora_pl.data.own.places import root_of
 from randlora_pl.data.plan import EvalSchedule

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from randlora_pl.data import ImageData, listing
+from randlora_pl.data.batches import EvalBatches, TrainBatches
 from randlora_pl.data.catalog import find
 from randlora_pl.data.check import check
-from randlora_pl.data.loader import EvalBatches, Loader, TrainBatches
+from randlora_pl.data.loader import Loader
 from randlora_pl.data.own import shards, tars
 from randlora_pl.data.own.folders import folder
 from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule

@@ -14,7 +14,7 @@ from randlora_pl.errors import UserError
 from randlora_pl.experiments.comparison import made
 from randlora_pl.experiments.sweep.description import Tree
 from randlora_pl.models import ImageTower, clip_image_spec, library_of, meta_clip, meta_vit, vit_image_spec
-from randlora_pl.tasks import AdaptationTask, LinearHeadTask, VisionLanguageTask
+from randlora_pl.tasks import ImageTask, LinearHeadTask, VisionLanguageTask
 from randlora_pl.tasks.restore import TASKS
 
 
@@ -35,7 +35,7 @@ class Counts:
     text: int
 
 
-def task_of(tree: Tree) -> AdaptationTask | None:
+def task_of(tree: Tree) -> ImageTask | None:
     """The task that a config describes; None for a class outside this project.
 
     Raises:
@@ -48,7 +48,7 @@ def task_of(tree: Tree) -> AdaptationTask | None:
     if kind is None or described is None:
         return None
     adapter = make_adapter(described["method"], described["options"], "model.adapter")
-    task: AdaptationTask = made(kind, arguments | {"adapter": adapter}, "model")
+    task: ImageTask = made(kind, arguments | {"adapter": adapter}, "model")
     return task
 
 

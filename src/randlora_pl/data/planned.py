@@ -1,0 +1,142 @@
+"""What data modules share, whatever a sample is: the planned draws of a run, and where a resumed one goes on."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule
+from randlora_pl.errors import UserError
+
+log = logging.getLogger("randlora_pl")
+
+
+class PlannedData(LightningDataModule):
+    """Base of the data modules: training is one long loop over numbered draws.
+
+    For Lightning it is a single epoch, however many epochs the draws stand for.
+
+    Args:
+        batch_size: Samples of a micro-batch on each device.
+        eval_batch_size: Samples of an evaluation batch on each device.
+        epochs: Times that the training samples are gone through; None for the data set's own number.
+        steps: Optimizer steps instead of epochs.
+        sampling: ``with_replacement`` or ``epochs``, see `DrawPlan`.
+        seed: Selects the order.
+        num_workers: Processes that prepare batches; None chooses.
+
+    Attributes:
+        unit: What a sample is called.
+        plan: The draws of the run, after ``setup("fit")``.
+        skipped: Unreadable samples that were skipped, with the reason.
+    """
+
+    unit = "samples"
+
+    def __init__(
+        self,
+        batch_size: int,
+        eval_batch_size: int,
+        epochs: int | None,
+        steps: int | None,
+        sampling: str,
+        seed: int,
+        num_workers: int | None,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.epochs, self.steps = epochs, steps
+        self.sampling, self.seed, self.num_workers = sampling, seed, num_workers
+        self.plan: DrawPlan | None = None
+        self.skipped: dict[str, str] = {}
+
+    # -- what the application asks for
+
+    def summary(self) -> dict[str, Any]:
+        """Flat facts about the data and the run, JSON-ready; splits that were not needed are left out."""
+        raise NotImplementedError
+
+    def in_words(self, facts: dict[str, Any]) -> dict[str, str]:
+        """What the start summary says of the data, line by line.
+
+        Args:
+            facts: From `summary`.
+        """
+        raise NotImplementedError
+
+    def write_index(self, folder: Path) -> Path | None:
+        """Writes which training samples were chosen into a folder; nothing where all are used."""
+        return None
+
+    def reuse_index(self, folder: Path) -> None:
+        """Takes the training samples of an interrupted run."""
+
+    @property
+    def window(self) -> int:
+        """Samples of one optimizer step, on all devices and in all micro-batches."""
+        return self.batch_size * self._accumulate * self._world
+
+    # -- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The planned draws, so that a resumed run notices when it continues another plan."""
+        return {} if self.plan is None else asdict(self.plan)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warns where the plan is not the checkpoint's: what the user types wins, but is not the same run."""
+        now = self.state_dict()
+        changed = [f"{name} {state_dict.get(name)} -> {now[name]}" for name in now if now[name] != state_dict.get(name)]
+        if changed and state_dict:
+            log.warning("the resumed run has other draws than its checkpoint: %s", ", ".join(changed))
+
+    # -- for subclasses
+
+    def _plan(self, samples: int, draws: int) -> None:
+        """Plans the run: so many draws of so many samples."""
+        self.plan = DrawPlan(samples, draws, self.window, self.seed, self.sampling)
+
+    def _schedule(self) -> TrainSchedule:
+        """The micro-batches of this rank.
+
+        Raises:
+            UserError: There is no plan yet, or the trainer would go through it more than once.
+        """
+        if self.trainer is not None and self.trainer.max_epochs != 1:
+            raise UserError(
+                f"trainer.max_epochs is {self.trainer.max_epochs}, but a run is one pass over its planned draws: "
+                "leave it at 1 and set --data.epochs or --data.steps"
+            )
+        if self.plan is None:
+            raise UserError("Call setup('fit') before train_dataloader()")
+        return TrainSchedule(self.plan, self.batch_size, self._accumulate, self._world, self._rank)
+
+    def _eval_schedule(self, samples: int) -> EvalSchedule:
+        """The evaluation batches of this rank."""
+        return EvalSchedule(samples, self.eval_batch_size, self._world, self._rank)
+
+    @property
+    def _accumulate(self) -> int:
+        return 1 if self.trainer is None else int(self.trainer.accumulate_grad_batches)
+
+    @property
+    def _world(self) -> int:
+        return 1 if self.trainer is None else int(self.trainer.world_size)
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else int(self.trainer.global_rank)
+
+    def _start(self, length: int) -> int:
+        """Number of the first batch: that of the optimizer step that a resumed trainer has reached."""
+        if self.trainer is None or self.trainer.global_step * self._accumulate >= length:
+            return 0 if self.trainer is None else length
+        start = self.trainer.global_step * self._accumulate
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if done != start:
+            raise UserError(
+                f"The checkpoint was saved {done - start} micro-batches into an optimizer step of {self._accumulate}; "
+                "resume from one that was saved after a step"
+            )
+        return start

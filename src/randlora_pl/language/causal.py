@@ -1,0 +1,256 @@
+"""Fine-tuning of decoders on prompts and completions (sections 5.4 and 6.4 of the paper)."""
+
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from randlora_pl.adapters import Adapter, RandLoRA
+from randlora_pl.errors import UserError
+from randlora_pl.language.encode import IGNORED, encode_prompt, pad_id
+from randlora_pl.language.generate import Decoding, choose_options, token_losses, write_texts
+from randlora_pl.language.models import (
+    RANDOM,
+    Quantize,
+    checkpoint_blocks,
+    identity_name,
+    load_causal,
+    set_checkpointing_mode,
+)
+from randlora_pl.language.tokenizers import BYTES, load_tokenizer
+from randlora_pl.models import ModelIdentity
+from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.defaults import check_option
+
+_RATES = {"VeRA": 1e-2, "FullFineTuning": 1e-5}
+"""Learning rates that differ from the released scripts' 1e-4 (protocol of the commonsense experiments)."""
+_USUAL_RATE = 1e-4
+
+
+class CausalLMTask(AdaptationTask):
+    """Fine-tunes a decoder of transformers to write completions.
+
+    The loss of an optimizer step is the mean over its learned tokens, or over its samples, exactly: also with gradient
+    accumulation, on several devices, and where samples are of different lengths.
+
+    Args:
+        name: A model of the Hugging Face Hub, or a folder.
+        pretrained: A folder with other weights, or ``random``. Left out: the weights of the name.
+        tokenizer: A name, a folder, a tokenizer.json, or ``bytes`` (a token for each byte). Left out: the model's own,
+            and ``bytes`` with random weights.
+        config_overrides: What a model with random weights has instead, for example ``{num_hidden_layers: 2}``.
+        quantize: ``4bit`` or ``8bit`` keeps the frozen weights so (bitsandbytes, needs a GPU).
+        adapter: The method and its options.
+        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v o fc1
+            fc2 attn mlp all``. Default: q, k, v, and the MLP's up and down projections.
+        learning_rate: Peak learning rate. Default: 1e-4, 1e-2 for VeRA, as in the paper's scripts.
+        schedule: After the warm-up: a ``linear`` or ``cosine`` decay.
+        warmup_steps: Optimizer steps of linear warm-up.
+        final_lr_fraction: Where the schedule ends, as a fraction of the learning rate.
+        weight_decay: Decay of AdamW.
+        decay_vectors: Whether biases, norms and scalars decay too.
+        max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
+        loss_average: ``tokens`` weighs every learned token of an optimizer step alike, ``samples`` every sample.
+        label_smoothing: Share of each label that is spread over the vocabulary.
+        evaluation: Answers of the tests: ``generate`` writes them, ``likelihood`` takes the likeliest option.
+        num_beams: Beams of the search, 1 for greedy (4 in the paper's scripts).
+        max_new_tokens: Most tokens of an answer.
+        length_penalty: Exponent of the length by which a beam's log-likelihood is divided.
+        no_repeat_ngram: No sequence of so many tokens is written twice; 0 for no such rule.
+        gradient_checkpointing: Recompute activations instead of keeping them.
+        frozen_dtype: ``bfloat16`` loads the model in half the memory; what trains stays float32. Needs
+            ``--trainer.precision bf16-mixed``.
+        torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor.
+        seed: Selects bases, initial values and dropout, and random weights.
+    """
+
+    data_module = "randlora_pl.language.data.TextData"
+
+    def __init__(
+        self,
+        name: str = "Qwen/Qwen2-0.5B-Instruct",
+        pretrained: str | None = None,
+        tokenizer: str | None = None,
+        config_overrides: dict[str, Any] | None = None,
+        quantize: Quantize | None = None,
+        adapter: Adapter = RandLoRA(rank=10),  # noqa: B008 - adapters are descriptions and are never changed
+        targets: list[str] | None = None,
+        learning_rate: float | None = None,
+        schedule: Literal["linear", "cosine"] = "linear",
+        warmup_steps: int = 0,
+        final_lr_fraction: float = 0.0,
+        weight_decay: float = 0.0,
+        decay_vectors: bool = True,
+        max_grad_norm: float | None = 1.0,
+        loss_average: Literal["tokens", "samples"] = "tokens",
+        label_smoothing: float = 0.0,
+        evaluation: Literal["generate", "likelihood"] = "generate",
+        num_beams: int = 1,
+        max_new_tokens: int = 32,
+        length_penalty: float = 1.0,
+        no_repeat_ngram: int = 0,
+        gradient_checkpointing: bool = False,
+        frozen_dtype: Literal["float32", "bfloat16"] = "float32",
+        torch_compile: bool | str = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            name=name, pretrained=pretrained, adapter=adapter, targets=targets, learning_rate=learning_rate,
+            weight_decay=weight_decay, decay_vectors=decay_vectors, warmup_steps=warmup_steps,
+            final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
+            gradient_checkpointing=gradient_checkpointing, frozen_dtype=frozen_dtype, torch_compile=torch_compile,
+            seed=seed,
+        )  # fmt: skip
+        check_option("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "a number from 0 to below 1")
+        check_option("num_beams", num_beams, num_beams > 0, "a positive number")
+        check_option("max_new_tokens", max_new_tokens, max_new_tokens > 0, "a positive number")
+        check_option("no_repeat_ngram", no_repeat_ngram, no_repeat_ngram >= 0, "0 or a positive number")
+        self.tokenizer = tokenizer or (BYTES if pretrained == RANDOM else None)
+        self.config_overrides, self.quantize = config_overrides, quantize
+        self.schedule, self.loss_average, self.label_smoothing = schedule, loss_average, label_smoothing
+        self.evaluation = evaluation
+        self.num_beams, self.max_new_tokens = num_beams, max_new_tokens
+        self.length_penalty, self.no_repeat_ngram = length_penalty, no_repeat_ngram
+
+    def usual_rate(self, adapter: Adapter) -> float:
+        """That of the released scripts; DoRA takes that of its inner method."""
+        return _RATES.get(getattr(adapter, "inner", adapter).method(), _USUAL_RATE)
+
+    @cached_property
+    def vocabulary(self) -> Any:
+        """The tokenizer; the data module asks for it."""
+        return load_tokenizer(self.tokenizer or self.pretrained or self.name)
+
+    def build(self) -> nn.Module:
+        """The decoder; its dtype is that of the frozen weights."""
+        model = load_causal(
+            self.name,
+            self.pretrained,
+            self.vocabulary,
+            seed=self.seed,
+            overrides=self.config_overrides,
+            dtype=getattr(torch, self.frozen_dtype),
+            quantize=self.quantize,
+        )
+        seed = self.seed if self.pretrained == RANDOM else None
+        self.identity = ModelIdentity(
+            "transformers", identity_name(self.name), self.pretrained or self.name, None, seed
+        )
+        return model
+
+    def setup(self, stage: str) -> None:
+        """Makes the running figures, those of the tests by their names."""
+        names = ["val/loss", "val/acc"]
+        if stage == "test":
+            items = getattr(getattr(self.trainer, "datamodule", None), "items", [])
+            names = [
+                f"{kind}/{task}" for task in dict.fromkeys(item.task for item in items) for kind in ("acc", "unfound")
+            ]
+        self.metrics = nn.ModuleDict({_key(name): MeanMetric() for name in names})
+        self.metrics.to(self.device)
+
+    def checkpoint_gradients(self, backbone: nn.Module) -> None:
+        """Blocks recompute their activations."""
+        checkpoint_blocks(backbone)
+
+    def train(self, mode: bool = True) -> "CausalLMTask":
+        """Training mode for what trains; blocks that recompute must take themselves for training, too."""
+        super().train(mode)
+        if self.backbone is not None and self.gradient_checkpointing:
+            set_checkpointing_mode(self.backbone, mode)
+        return self
+
+    # Training
+
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Mean loss (b,) over the learned tokens of each sample, and the share of them that is the likeliest."""
+        losses, right, counted = token_losses(self.model, batch, batch["columns"], self.label_smoothing)
+        count = counted.sum(1).clamp(min=1)
+        loss: Tensor = losses.sum(1) / count
+        return loss, (right & counted).sum(1) / count
+
+    def loss_weights(self, batch: dict[str, Any]) -> Tensor:
+        """Weights (b,) that make the sum over all micro-batches and devices the mean over tokens or samples."""
+        weight: Tensor = batch["weight"]
+        if self.loss_average == "samples":
+            return weight
+        share: Tensor = _learned(batch) * (batch["window_samples"] / batch["window_tokens"])
+        return weight * share
+
+    # Evaluation
+
+    def prepare_evaluation(self) -> None:
+        """Merges the adapter, but into no quantised weights."""
+        if self.quantize is None:
+            super().prepare_evaluation()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Loss and accuracy of the next token, over all tokens or samples of the validation."""
+        losses, right = self.sample_losses(batch)
+        weight = (batch["weight"] > 0).float()
+        weight = weight if self.loss_average == "samples" else weight * _learned(batch)
+        for name, values in (("val/loss", losses), ("val/acc", right)):
+            metric = self._metric(name)
+            metric.update(values, weight)
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Answers questions and grades the answers, each question once."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        items = [data.items[number] for number in batch["index"].tolist()]
+        texts = self.answers(batch, items)
+        for item, text, counts in zip(items, texts, (batch["weight"] > 0).tolist(), strict=True):
+            if counts:
+                right, found = item.grade(text)
+                self._metric(f"acc/{item.task}").update(float(right))
+                self._metric(f"unfound/{item.task}").update(float(not found))
+        return {"index": batch["index"], "texts": texts}
+
+    def answers(self, batch: dict[str, Any], items: list[Any]) -> list[str]:
+        """What the model writes after each prompt, or the option that it finds likeliest.
+
+        Raises:
+            UserError: A question has no options to choose from.
+        """
+        pad = pad_id(self.vocabulary)
+        if self.evaluation == "generate":
+            how = Decoding(self.num_beams, self.max_new_tokens, self.length_penalty, self.no_repeat_ngram)
+            return write_texts(self.model, self.vocabulary, batch, how, pad)
+        if not all(item.options for item in items):
+            raise UserError("--model.evaluation likelihood needs questions with options: take generate here.")
+        prompts = [encode_prompt(self.vocabulary, item.prompt) for item in items]
+        options = [
+            [self.vocabulary(text, add_special_tokens=False)["input_ids"] for text in item.completions]
+            for item in items
+        ]
+        chosen = choose_options(self.model, prompts, options, pad, self.device)
+        return [item.options[number] for item, number in zip(items, chosen, strict=True)]
+
+    def on_test_epoch_end(self) -> None:
+        """Accuracy and the rate of texts without an answer of each test, and their unweighted means (Table 6)."""
+        found = {name.replace("|", "/"): metric.compute() for name, metric in self.metrics.items()}  # type: ignore[operator]
+        for kind in ("acc", "unfound"):
+            own = {name: value for name, value in found.items() if name.startswith(f"{kind}/")}
+            if own:
+                self.log(f"{self.test_name}/{kind}", torch.stack(list(own.values())).mean())
+            if len(own) > 1:
+                self.log_dict({f"{self.test_name}/{name}": value for name, value in own.items()})
+        super().on_test_epoch_end()
+
+    def _metric(self, name: str) -> MeanMetric:
+        metric = self.metrics[_key(name)]
+        assert isinstance(metric, MeanMetric)
+        return metric
+
+
+def _key(name: str) -> str:
+    """A figure's name as the name of a module, which may hold no point."""
+    return name.replace("/", "|")
+
+
+def _learned(batch: dict[str, Any]) -> Tensor:
+    """Learned tokens (b,) of each sample."""
+    labels: Tensor = batch["labels"]
+    return (labels[:, 1:] != IGNORED).sum(1)

@@ -1,0 +1,184 @@
+"""The data module of texts: what is trained on, in which order, and how it becomes tokens."""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from randlora_pl.data.catalog import default_root
+from randlora_pl.data.loader import Loader
+from randlora_pl.data.options import check_run
+from randlora_pl.data.plan import total_draws
+from randlora_pl.data.planned import PlannedData
+from randlora_pl.errors import UserError, near
+from randlora_pl.language.batches import EvalTexts, Tokens, TrainTexts, by_length
+from randlora_pl.language.commonsense import TASKS
+from randlora_pl.language.encode import Encoded, Lengths, encode_all, encode_prompt, pad_id
+from randlora_pl.language.known import check_dataset
+from randlora_pl.language.sources import Item, Texts, read_texts
+
+log = logging.getLogger("randlora_pl")
+
+
+class TextData(PlannedData):
+    """Prompts with completions: what is trained on, in which order, and how they become tokens.
+
+    Args:
+        dataset: `commonsense_15k` or `commonsense_170k` with the eight tests, or `jsonl`: your own prompts and
+            completions in train.jsonl, val.jsonl and test.jsonl (or one file to train on alone).
+        root: Folder that holds the data; by default the user's data folder.
+        tests: Commonsense tests to evaluate, for example `[boolq, piqa]`; by default all eight.
+        validation: Training samples that are set aside for validation (120 in the paper's scripts).
+        cutoff: Most tokens of a sample; what is longer is cut, counted and reported.
+        mask_prompt: Learn the completion only; by default the loss looks at the whole text, as in the paper's scripts.
+        batch_size: Samples of a micro-batch on each device.
+        eval_batch_size: Samples of an evaluation batch on each device.
+        epochs: Times that the training samples are gone through (3 in the paper, 1 in its scripts).
+        steps: Optimizer steps instead of epochs.
+        sampling: `epochs` (each sample once an epoch) or `with_replacement`.
+        seed: Selects the order; validation and tests are the same for all.
+        num_workers: Processes that prepare batches; by default none, the texts are in memory as tokens.
+
+    Attributes:
+        items: The questions of the tests, after `setup`.
+        lengths: What the cutoff did to the training samples, after `setup("fit")`.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: str = "commonsense_15k",
+        root: str | None = None,
+        tests: list[str] | None = None,
+        validation: int = 120,
+        cutoff: int = 256,
+        mask_prompt: bool = False,
+        batch_size: int = 16,
+        eval_batch_size: int = 16,
+        epochs: int | None = None,
+        steps: int | None = None,
+        sampling: Literal["epochs", "with_replacement"] = "epochs",
+        seed: int = 0,
+        num_workers: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, epochs, steps, sampling, seed, num_workers)
+        check_dataset(dataset)
+        check_run(batch_size, eval_batch_size, epochs, steps, 0, sampling, num_workers)
+        for name, value, least in (("validation", validation, 0), ("cutoff", cutoff, 2)):
+            if value < least:
+                raise UserError(f"--data.{name} is {value}, but must be at least {least}")
+        for test in tests or ():
+            if dataset != "jsonl" and test not in TASKS:
+                raise UserError(f"--data.tests: there is no {test!r}.{near(test, TASKS)} Known: {', '.join(TASKS)}")
+        self.dataset, self.tests = dataset, tests
+        self.root = default_root() if root is None else Path(root).expanduser()
+        if dataset == "jsonl" and root is None:
+            raise UserError("The data set 'jsonl' needs --data.root: a folder with train.jsonl, or one such file")
+        self.validation, self.cutoff, self.mask_prompt = validation, cutoff, mask_prompt
+        self.items: list[Item] = []
+        self.lengths: Lengths | None = None
+        self._tokenizer: Any = None
+        self._held: dict[str, Tokens] = {}
+        self._digest = ""
+
+    # -- what Lightning calls
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and encodes what the stage needs, and plans the draws.
+
+        Raises:
+            UserError: The data are missing or wrong, or there is no tokenizer.
+        """
+        task = None if self.trainer is None else self.trainer.lightning_module
+        self._tokenizer = getattr(task, "vocabulary", self._tokenizer)
+        if self._tokenizer is None:
+            raise UserError("texts need the tokenizer of a language task: use --model CausalLMTask.")
+        learns = stage in ("fit", "validate", None) and "train" not in self._held
+        tests = stage in ("test", "predict", None) and "test" not in self._held
+        if learns or tests:
+            texts = read_texts(self.dataset, self.root, self.validation, self.tests, learns, tests)
+            self._encode(texts, learns, tests)
+        if stage in ("fit", None):
+            self._plan(len(self._held["train"]), self._draws())
+
+    def train_dataloader(self) -> Loader:
+        """Training batches of this rank, from the trainer's optimizer step on (see `TrainTexts`)."""
+        schedule = self._schedule()
+        batches = TrainTexts(self._held["train"], schedule, self.pad)
+        return Loader(batches, self._start(len(schedule)), self.num_workers or 0, self.skipped)
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Validation batches of this rank; none where no samples were set aside."""
+        return self._eval("val")
+
+    def test_dataloader(self) -> Loader | list[Loader]:
+        """The prompts of the tests, the longest first; ``index`` says which of `items` each is."""
+        return self._eval("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The planned draws and the samples, so that a resumed run notices when it continues another plan."""
+        return {} if self.plan is None else super().state_dict() | {"samples": self._digest}
+
+    # -- what the application asks for
+
+    @property
+    def pad(self) -> int:
+        """Number to pad with."""
+        return pad_id(self._tokenizer)
+
+    def summary(self) -> dict[str, Any]:
+        """Flat facts about the data and the run, JSON-ready."""
+        facts: dict[str, Any] = {"dataset": self.dataset, "seed": self.seed}
+        facts |= {split: len(held) for split, held in self._held.items()}
+        facts |= {"cutoff": self.cutoff, "mask_prompt": self.mask_prompt}
+        if self.lengths is not None:
+            facts |= {"tokens": self._held["train"].total, "cut": self.lengths.cut, "dropped": self.lengths.dropped}
+            facts |= {"longest": self.lengths.longest}
+        if self.plan is not None:
+            facts |= {"steps": self.plan.steps, "draws": self.plan.total_draws, "window": self.plan.window}
+            facts |= {"sampling": self.sampling}
+        return facts
+
+    def in_words(self, facts: dict[str, Any]) -> dict[str, str]:
+        """The lines of the start summary.
+
+        Args:
+            facts: From `summary`.
+        """
+        splits = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
+        each = facts["tokens"] / max(1, facts["train"])
+        learned = "completions are learned" if self.mask_prompt else "prompts and completions are learned"
+        return {
+            "data": f"{self.dataset}: {splits} samples",
+            "tokens": f"{facts['tokens']:,} for training, {each:.0f} a sample; {learned}",
+            "cutoff": str(self.lengths),
+        }
+
+    # -- details
+
+    def _encode(self, texts: Texts, learns: bool, tests: bool) -> None:
+        if learns:
+            digest = hashlib.sha256(repr(texts.train).encode())
+            self._digest = digest.hexdigest()[:12]
+            encoded, self.lengths = encode_all(self._tokenizer, texts.train, self.cutoff, self.mask_prompt)
+            if not encoded:
+                raise UserError(f"No training sample keeps a token to learn in --data.cutoff {self.cutoff}: raise it")
+            self._held["train"] = Tokens(encoded)
+            if texts.val:
+                self._held["val"] = Tokens(encode_all(self._tokenizer, texts.val, self.cutoff, self.mask_prompt)[0])
+        if tests and texts.items:
+            self.items = texts.items
+            prompts = (encode_prompt(self._tokenizer, item.prompt) for item in texts.items)
+            self._held["test"] = Tokens(Encoded(ids, ids, len(ids)) for ids in prompts)
+
+    def _draws(self) -> int:
+        if self.steps is not None:
+            return self.steps * self.window
+        return total_draws(len(self._held["train"]), self.epochs or 3, self.window)
+
+    def _eval(self, split: str) -> Loader | list[Loader]:
+        if split not in self._held:
+            return []
+        tokens = self._held[split]
+        batches = EvalTexts(tokens, self._eval_schedule(len(tokens)), by_length(tokens), self.pad)
+        return Loader(batches, 0, self.num_workers or 0, self.skipped)

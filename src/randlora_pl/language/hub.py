@@ -1,0 +1,49 @@
+"""What transformers says when something cannot be had, in one line with what to do."""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from randlora_pl.errors import UserError
+from randlora_pl.models.building import first_line
+
+INSTALL = "pip install 'randlora-pl[language]'"
+
+
+def need_transformers() -> None:
+    """Complains where the extra is not installed.
+
+    Raises:
+        UserError: With the command that installs it.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(f"Language models need the package transformers: {INSTALL}")
+
+
+@contextmanager
+def reached(source: str, option: str) -> Iterator[None]:
+    """Turns what goes wrong while a model, configuration or tokenizer is looked for into a `UserError`.
+
+    Args:
+        source: The name or folder that was asked for.
+        option: What chose it.
+
+    Raises:
+        UserError: It is gated, it is nowhere, or what is there cannot be read.
+    """
+    need_transformers()
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        chain: list[BaseException] = [error]
+        while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
+            chain.append(inner)
+        if any("gated" in str(link).lower() or type(link).__name__ == "GatedRepoError" for link in chain):
+            raise UserError(
+                f"{source} is gated: accept its licence at https://huggingface.co/{source}, then log in with "
+                "`hf auth login` or set HF_TOKEN."
+            ) from error
+        raise UserError(
+            f"{source} cannot be had ({option}): {first_line(error).rstrip('.')}. Give a folder with its files, a name "
+            "of the Hugging Face Hub with a network, or --model.pretrained random."
+        ) from error

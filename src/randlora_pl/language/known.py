@@ -1,0 +1,57 @@
+"""What is known by name without a network: data sets of texts, and the shapes of the paper's models."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from randlora_pl.errors import UserError, near
+
+DATASETS = {
+    "commonsense_15k": "15,000 questions with their answers to learn, and eight tests of commonsense reasoning",
+    "commonsense_170k": "170,000 of them",
+    "jsonl": "your own prompts and completions",
+}
+
+
+def check_dataset(name: str) -> None:
+    """Refuses an unknown data set.
+
+    Raises:
+        UserError: With near names.
+    """
+    if name not in DATASETS:
+        known = f"Known to a language task: {', '.join(DATASETS)}"
+        raise UserError(f"--data.dataset {name!r} is unknown.{near(name, DATASETS)} {known}")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model's configuration, as its publishers state it.
+
+    Attributes:
+        kind: `model_type` of transformers.
+        shape: What differs from the defaults of that kind's configuration class.
+    """
+
+    kind: str
+    shape: dict[str, Any] = field(default_factory=dict)
+
+
+_QWEN2 = {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}
+_QWEN2 |= {"num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}
+_LLAMA3 = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+_LLAMA3 |= {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192}
+_PHI3 = {"vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32}
+_PHI3 |= {"num_attention_heads": 32, "num_key_value_heads": 32, "sliding_window": 2047}
+_ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+
+KNOWN: dict[str, Known] = {
+    "Qwen/Qwen2-0.5B-Instruct": Known("qwen2", _QWEN2),
+    "microsoft/Phi-3-mini-4k-instruct": Known("phi3", _PHI3),
+    "meta-llama/Meta-Llama-3-8B": Known("llama", _LLAMA3),
+    "openai-community/gpt2-medium": Known("gpt2", {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
+    "FacebookAI/roberta-base": Known("roberta", _ROBERTA),
+    "FacebookAI/roberta-large": Known(
+        "roberta",
+        _ROBERTA | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+    ),
+}

@@ -1,0 +1,159 @@
+"""Language models of transformers: pretrained by name or folder, or with random weights."""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from randlora_pl.errors import UserError, near
+from randlora_pl.language.hub import need_transformers, reached
+from randlora_pl.language.known import KNOWN
+from randlora_pl.models.building import seeded
+
+Quantize = Literal["4bit", "8bit"]
+
+RANDOM = "random"
+
+
+def model_config(name: str, pretrained: str | None, overrides: Mapping[str, Any] | None) -> Any:
+    """The configuration of a model.
+
+    Args:
+        name: A name of the Hub, a folder, or for random weights also a model type of transformers such as ``qwen2``.
+        pretrained: ``random``, a folder with the weights, or None for those of the name.
+        overrides: What a model with random weights has instead, for example ``{num_hidden_layers: 2}``.
+
+    Raises:
+        UserError: There is no such model, it is out of reach, or it has no such option.
+    """
+    need_transformers()
+    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar for each file that is read; downloads have their own
+
+    if pretrained != RANDOM:
+        if overrides:
+            raise UserError("--model.config_overrides goes with --model.pretrained random; other weights have shapes.")
+        with reached(pretrained or name, "--model.pretrained" if pretrained else "--model.name"):
+            return AutoConfig.from_pretrained(pretrained or name)
+    if name in KNOWN:
+        config = AutoConfig.for_model(KNOWN[name].kind, **KNOWN[name].shape)
+    elif name in CONFIG_MAPPING:
+        config = AutoConfig.for_model(name)
+    else:
+        with reached(name, "--model.name"):
+            config = AutoConfig.from_pretrained(name)
+    known = config.to_dict()
+    for option in overrides or {}:
+        if option not in known and option not in config.attribute_map:
+            raise UserError(f"--model.config_overrides: {config.model_type} has no {option!r}.{near(option, known)}")
+    values = known | dict(overrides or {})
+    if "layer_types" in known and "layer_types" not in (overrides or {}):  # one for each layer
+        values.pop("layer_types")
+    values.pop("model_type")
+    return AutoConfig.for_model(config.model_type, **values)
+
+
+def load_causal(
+    name: str,
+    pretrained: str | None,
+    tokenizer: Any,
+    *,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    quantize: Quantize | None = None,
+) -> nn.Module:
+    """A decoder with its output layer, in eval mode on the CPU.
+
+    Args:
+        name: See `model_config`.
+        pretrained: See `model_config`.
+        tokenizer: Its tokenizer; a model with random weights takes its special tokens.
+        seed: Seed of random weights.
+        overrides: See `model_config`.
+        dtype: Of all weights.
+        quantize: Keeps the linear layers' weights in 4 or 8 bits (bitsandbytes, needs a GPU).
+
+    Raises:
+        UserError: The model cannot be had, its vocabulary is smaller than the tokenizer's, or bitsandbytes is missing.
+    """
+    config = model_config(name, pretrained, overrides)
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"The tokenizer has {len(tokenizer):,} tokens and {name} only {config.vocab_size:,}: give the model's own "
+            "(--model.tokenizer), or for random weights --model.config_overrides '{vocab_size: N}'."
+        )
+    from transformers import AutoModelForCausalLM
+
+    model: Any
+    if pretrained == RANDOM:
+        if quantize:
+            raise UserError("--model.quantize needs pretrained weights; leave it out with --model.pretrained random.")
+        for token in ("bos_token_id", "eos_token_id", "pad_token_id"):  # a smaller vocabulary may not have its own
+            setattr(config, token, getattr(tokenizer, token))
+        with seeded(seed):
+            model = AutoModelForCausalLM.from_config(config).to(dtype)
+    else:
+        source = pretrained or name
+        with reached(source, "--model.pretrained" if pretrained else "--model.name"):
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **_quantization(quantize, dtype))
+    model.eval()
+    return model  # type: ignore[no-any-return]
+
+
+def _quantization(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments for `from_pretrained`.
+
+    Raises:
+        UserError: bitsandbytes or the GPU that it needs is missing.
+    """
+    if quantize is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"--model.quantize {quantize} needs bitsandbytes: pip install bitsandbytes")
+    if not torch.cuda.is_available():
+        raise UserError(f"--model.quantize {quantize} needs a CUDA device, and there is none: leave it out.")
+    from transformers import BitsAndBytesConfig
+
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    return {"quantization_config": BitsAndBytesConfig(**(four if quantize == "4bit" else {"load_in_8bit": True}))}
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Recomputes each block's activations in the backward pass, without the reentrant kind of PyTorch.
+
+    That one gives no gradient where a block's input needs none, as after a frozen embedding.
+
+    Raises:
+        UserError: The model cannot.
+    """
+    switch: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        switch({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(
+            f"{type(model).__name__} cannot recompute its activations: use --model.gradient_checkpointing false and a "
+            "smaller --data.batch_size."
+        ) from error
+
+
+def set_checkpointing_mode(model: nn.Module, mode: bool) -> None:
+    """Marks the blocks that recompute as training, which is what they look at; their layers stay as they are.
+
+    Args:
+        model: The model.
+        mode: Whether it trains.
+    """
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = mode
+
+
+def identity_name(name: str) -> str:
+    """A model's name without the place of a folder, which is nobody's business."""
+    return Path(name).name if Path(name).is_dir() else name

@@ -1,0 +1,60 @@
+"""From an adapter file back to a decoder that writes, or to its base model."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from randlora_pl.adapters import AdapterFile, read_adapter
+from randlora_pl.adapters.files import place_adapter
+from randlora_pl.description import check_arguments
+from randlora_pl.errors import UserError
+from randlora_pl.language.causal import CausalLMTask
+
+LIBRARY = "transformers"
+TASKS: dict[str, type[CausalLMTask]] = {CausalLMTask.__name__: CausalLMTask}
+
+
+def load_language_task(folder: str | Path, **overrides: Any) -> CausalLMTask:
+    """Builds the task that an adapter folder was saved from, with its adapter merged for evaluation.
+
+    Args:
+        folder: The adapter folder.
+        overrides: Constructor arguments to change, for example ``pretrained`` where a folder moved.
+
+    Returns:
+        The task in eval mode, on the CPU: ``task.model`` writes, ``task.vocabulary`` is its tokenizer.
+
+    Raises:
+        UserError: The folder was written by no language task, or its base model is another one.
+    """
+    file = read_adapter(folder)
+    task = plain_task(file, **overrides)
+    task.configure_model()
+    place_adapter(task.model, file)
+    task.eval()
+    task.prepare_evaluation()
+    return task
+
+
+def plain_task(file: AdapterFile, **overrides: Any) -> CausalLMTask:
+    """The task of an adapter, before its backbone is built.
+
+    Raises:
+        UserError: It was written by no language task.
+    """
+    kind = TASKS.get(file.metadata.get("task", ""))
+    if kind is None:
+        raise UserError(f"{file.path} was saved by no language task; load_adapter(model, folder) takes it in Python.")
+    arguments = {**file.metadata["arguments"], **overrides}
+    check_arguments(kind.__init__, arguments, f"{file.path}, arguments of {kind.__name__}")
+    return kind(**arguments, adapter=file.adapter)
+
+
+def base_model(file: AdapterFile) -> nn.Module:
+    """The base model of an adapter, in eval mode on the CPU; quantised weights are taken whole.
+
+    Raises:
+        UserError: It cannot be had.
+    """
+    return plain_task(file, quantize=None).build()

@@ -1,0 +1,146 @@
+"""Where texts come from: the commonsense files, or a user's own JSON lines."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from randlora_pl import rng
+from randlora_pl.errors import UserError
+from randlora_pl.language import commonsense
+from randlora_pl.language.answers import first_answer
+from randlora_pl.language.encode import Sample
+from randlora_pl.language.prompt import Template
+from randlora_pl.language.text_files import read_records
+
+OWN = 'train.jsonl with a line such as {"prompt": "2+2=", "completion": "4"} for each sample'
+OWN += "; val.jsonl and test.jsonl alike, as you like"
+FIELDS = ("prompt", "completion")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question of a test.
+
+    Attributes:
+        task: The test that it belongs to.
+        prompt: What the model is given.
+        answer: The right answer.
+        answers: The words that are looked for in what it writes; empty: the whole text is the answer.
+        options: The answers that this question offers.
+        completions: What the model would write for each of them.
+    """
+
+    task: str
+    prompt: str
+    answer: str
+    answers: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    completions: tuple[str, ...] = ()
+
+    def grade(self, text: str) -> tuple[bool, bool]:
+        """Whether a text holds the right answer, and whether it holds one at all."""
+        found = first_answer(text, self.answers) if self.answers else text.strip()
+        return found == self.answer, bool(found)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All texts of a run; parts that were not asked for are empty.
+
+    Attributes:
+        train: Training samples.
+        val: Validation samples.
+        items: Questions of all tests, one test after the other.
+    """
+
+    train: list[Sample] = field(default_factory=list)
+    val: list[Sample] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
+
+
+def read_texts(
+    dataset: str, root: Path, validation: int, tests: Sequence[str] | None, train: bool, test: bool
+) -> Texts:
+    """Reads what is needed.
+
+    Args:
+        dataset: Its name.
+        root: Folder of the data.
+        validation: Training samples that are set aside for validation.
+        tests: The tests to read, None for all.
+        train: Whether training and validation samples are needed.
+        test: Whether the tests are.
+
+    Raises:
+        UserError: A file is missing or wrong.
+    """
+    if dataset == "jsonl":
+        return _own(root, validation, tests, train, test)
+    template = Template()
+    parts: Any = commonsense.split(commonsense.read_training(root, dataset), validation) if train else ((), ())
+    learn, hold = (
+        [Sample(template.prompt(each.instruction, each.input), each.output) for each in part] for part in parts
+    )
+    names = list(commonsense.TASKS) if tests is None else tests
+    items = [
+        _item(commonsense.TASKS[name], question, template)
+        for name in (names if test else ())
+        for question in commonsense.read_test(root, name)
+    ]
+    return Texts(learn, hold, items)
+
+
+def _item(task: commonsense.Task, question: commonsense.Question, template: Template) -> Item:
+    options = question.options(task)
+    prompt = template.prompt(question.instruction, question.input)
+    completions = tuple(question.completion(option) for option in options)
+    return Item(task.name, prompt, question.answer, task.answers, options, completions)
+
+
+def _own(root: Path, validation: int, tests: Sequence[str] | None, train: bool, test: bool) -> Texts:
+    """A folder of JSON lines, or one file to train on alone."""
+    folder, file = (root.parent, root) if root.is_file() else (root, root / "train.jsonl")
+    if tests is not None:
+        raise UserError("--data.tests chooses among the commonsense tests; jsonl has one, test.jsonl: leave it out.")
+    if not file.is_file():
+        raise UserError(f"{file} does not exist. Expected below --data.root: {OWN}")
+    learn: list[Sample] = []
+    hold: list[Sample] = []
+    if train:
+        learn = [_sample(*record, file) for record in read_records(file, FIELDS)]
+        if (folder / "val.jsonl").is_file() and file != root:
+            hold = [_sample(*record, folder / "val.jsonl") for record in read_records(folder / "val.jsonl", FIELDS)]
+        else:
+            learn, hold = set_aside(learn, validation)
+    items: list[Item] = []
+    if test and file != root and (folder / "test.jsonl").is_file():
+        items = [_own_item(*record, folder / "test.jsonl") for record in read_records(folder / "test.jsonl", FIELDS)]
+    return Texts(learn, hold, items)
+
+
+def set_aside(samples: list[Sample], count: int) -> tuple[list[Sample], list[Sample]]:
+    """Training and validation samples; which ones validate is the same for every seed of a run.
+
+    Raises:
+        UserError: Nothing would be left to train on.
+    """
+    if count >= len(samples):
+        raise UserError(
+            f"{count} validation samples of {len(samples)} leave nothing to train on: lower --data.validation"
+        )
+    chosen = set(rng.permutation(0, "text/validation", len(samples))[:count].tolist())
+    learn = [sample for place, sample in enumerate(samples) if place not in chosen]
+    return learn, [samples[place] for place in sorted(chosen)]
+
+
+def _sample(line: int, fields: dict[str, str], file: Path) -> Sample:
+    for name in FIELDS:
+        if not fields[name]:
+            raise UserError(f"{file}, line {line}: {name!r} is empty. Expected: {OWN}")
+    return Sample(fields["prompt"], fields["completion"])
+
+
+def _own_item(line: int, fields: dict[str, str], file: Path) -> Item:
+    prompt, completion = _sample(line, fields, file)
+    return Item("test", prompt, completion.strip())

@@ -1,0 +1,192 @@
+"""Language tasks through the command line: the same run folder, and mistakes in one or two lines."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from randlora_pl.adapters import inject
+from randlora_pl.cli.configs import find_config
+from randlora_pl.language.causal import CausalLMTask
+from randlora_pl.language.models import model_config
+from randlora_pl.language.restore import load_language_task
+from tests.cli.conftest import Run
+
+from .small import SHAPES
+
+Refused = Callable[..., str]
+SMALL = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--run.logger", "csv")
+
+
+@pytest.fixture
+def words(toy: Path, tokenizer: Path) -> list[str]:
+    """A fit of the toy task with a tiny random Qwen2."""
+    shape = json.dumps(SHAPES["qwen2"] | {"vocab_size": 64})
+    return [
+        *("--model", "CausalLMTask", "--model.name", "qwen2", "--model.pretrained", "random"),
+        *("--model.config_overrides", shape, "--model.tokenizer", str(tokenizer), "--model.max_new_tokens", "4"),
+        *("--model.adapter", "RandLoRA", "--model.adapter.rank", "8", "--model.learning_rate", "1e-2"),
+        *("--data.dataset", "jsonl", "--data.root", str(toy), "--data.mask_prompt", "true", *SMALL),
+    ]
+
+
+def test_a_fit_learns_the_toy_instruction(run: Run, words: list[str], tmp_path: Path) -> None:
+    """New questions are answered, and everything about the run is where that of an image run is."""
+    shown = run("fit", *words, "--data.steps", "400", "--run.name", "toy", "--run.logger", "tensorboard")
+    assert shown.code == 0, shown.err
+    (folder,) = (tmp_path / "runs" / "toy").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    assert results["test/acc"] > 0.9 and results["test/unfound"] == 0
+    assert results["finished"] and results["steps"] == 400 and results["samples_per_second"] > 0
+    assert results["base/library"] == "transformers" and "version/transformers" in results
+    assert {"val/loss", "val/acc", "peak_memory_bytes", "trainable_parameters"} <= results.keys()
+    for line in ("1,260 train, 90 val", "are longer than 256 tokens", "400 optimizer steps", "(CausalLMTask)"):
+        assert line in shown.out
+    assert {"adapter", "adapter-best", "checkpoints", "config.yaml", "run.log", "tensorboard"} <= {
+        file.name for file in folder.iterdir()
+    }
+    tested = run("test", "--run", str(folder), "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
+    assert tested.code == 0 and f"accuracy {100 * results['test/acc']:.2f} %" in tested.out
+    info = run("adapter", "info", str(folder / "adapter"))
+    assert "transformers qwen2 random" in info.out and "not shown" not in info.out
+    merged = run("adapter", "merge", str(folder / "adapter"), "--output", str(tmp_path / "merged"))
+    assert merged.code == 0, merged.err
+    from transformers import AutoModelForCausalLM
+
+    task = load_language_task(folder / "adapter")
+    bare = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    ids = torch.arange(3, 20)[None]
+    torch.testing.assert_close(bare(ids).logits, task.model(ids).logits, rtol=1e-4, atol=1e-5)
+    assert "exists" in run("adapter", "merge", str(folder / "adapter"), "--output", str(tmp_path / "merged")).err
+
+
+def test_a_resumed_run_ends_with_the_same_weights(
+    run: Run, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = [*words, "--data.steps", "4", "--trainer.limit_test_batches", "1", "--checkpoint.every_n_steps", "2"]
+    assert run("fit", *fits, "--run.name", "whole").code == 0
+    losses, calls = CausalLMTask.sample_losses, []
+
+    def interrupted(self: CausalLMTask, batch: dict[str, Any]) -> Any:
+        calls.append(self.training)
+        if sum(calls) == 4:
+            raise KeyboardInterrupt
+        return losses(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CausalLMTask, "sample_losses", interrupted)
+        stopped = run("fit", *fits, "--run.name", "part")
+    assert stopped.code == 130 and "fit --resume" in stopped.err
+    (whole,), (part,) = ((tmp_path / "runs" / name).iterdir() for name in ("whole", "part"))
+    resumed = run("fit", "--resume", str(part))
+    assert resumed.code == 0 and "resumed after step 2" in resumed.out
+    one, two = (load_file(folder / "adapter" / "adapter.safetensors") for folder in (whole, part))
+    assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+RECORD = {
+    "instruction": "Is water wet?\n\nAnswer format: true/false",
+    "input": "",
+    "output": "the correct answer is true",
+}
+
+
+def write_commonsense(root: Path) -> Path:
+    """True copies of the format, a few records each."""
+    records = [RECORD | {"answer": "true"}] * 12
+    (root / "boolq").mkdir(parents=True)
+    (root / "piqa").mkdir()
+    (root / "commonsense_15k.json").write_text(json.dumps(records, indent=1))
+    (root / "boolq" / "test.json").write_text(json.dumps(records[:3]))
+    piqa = {"instruction": "Which?\n\nAnswer format: solution1/solution2", "input": "", "answer": "solution2"}
+    piqa["output"] = "the correct answer is solution2"
+    (root / "piqa" / "test.json").write_text(json.dumps([piqa] * 2))
+    return root
+
+
+@pytest.mark.parametrize("evaluation", ["generate", "likelihood"])
+def test_the_shipped_config_runs_with_random_weights(evaluation: str, run: Run, tmp_path: Path) -> None:
+    """Qwen2's config on true file formats: accuracy of each test, their mean, and answers that were not found."""
+    root = write_commonsense(tmp_path / "data")
+    shape = json.dumps(SHAPES["qwen2"] | {"vocab_size": 260})
+    shown = run(
+        "fit", "--config", "commonsense_qwen2", "--model.pretrained", "random", "--model.config_overrides", shape,
+        "--data.root", str(root), "--data.tests", "[boolq,piqa]", "--data.validation", "4", "--data.steps", "2",
+        "--trainer.precision", "32-true", "--run.name", "smoke", "--model.evaluation", evaluation, *SMALL,
+    )  # fmt: skip
+    assert shown.code == 0, shown.err
+    (folder,) = (tmp_path / "runs" / "smoke").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    tests = [results[f"test/acc/{name}"] for name in ("boolq", "piqa")]
+    assert results["test/acc"] == pytest.approx(sum(tests) / 2)
+    assert (results["test/unfound"] == 0) == (evaluation == "likelihood")  # 258 random bytes say nothing
+    assert results["data/train"] == 8 and results["data/val"] == 4 and results["data/test"] == 5
+    assert "8 train, 4 val" in shown.out and "2 optimizer steps" in shown.out
+
+
+COUNTS = {"commonsense_qwen2": 5_956_992, "commonsense_phi3": 45_712_128, "commonsense_llama3": 56_626_112}
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
+def test_configs_train_as_many_parameters_as_they_say(name: str, count: int) -> None:
+    """Models of the true sizes on the meta device."""
+    from transformers import AutoModelForCausalLM
+
+    from randlora_pl.adapters import RandLoRA
+
+    text = find_config(name).read_text()
+    options: dict[str, Any] = yaml.safe_load(text)["model"]["init_args"]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config(options["name"], "random", None))
+    adapter = RandLoRA(**options["adapter"]["init_args"])
+    assert inject(model, adapter, options["targets"]).trainable == count
+    assert f"{count:,}" in text
+
+
+def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_path: Path) -> None:
+    def fit(*more: str) -> str:
+        return refused("fit", *words, *more)
+
+    assert "Did you mean 'jsonl'" in fit("--data.dataset", "jsnl")
+    assert "There is no task 'CausalLMTsk'" in refused("fit", "--model", "CausalLMTsk")
+    assert "Unknown option --data.shots" in fit("--data.shots", "4")
+    assert "Unknown option --model.beams" in fit("--model.beams", "4")
+    assert "num_beams is 0" in fit("--model.num_beams", "0")
+    assert "qwen2 has no 'hidden'. Did you mean" in fit("--model.config_overrides", "{hidden: 4}")
+    assert "train.jsonl does not exist" in fit("--data.root", str(tmp_path))
+    assert "accelerator" not in fit("--model.quantize", "4bit")
+    assert "cannot be had (--model.name)" in fit("--model.pretrained", "null", "--model.config_overrides", "null",
+                                                 "--model.name", str(tmp_path / "none"))  # fmt: skip
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n')
+    assert "train.jsonl, line 2" in fit("--data.root", str(bad))
+    (bad / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
+    assert "lacks 'completion'" in fit("--data.root", str(bad))
+    (bad / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    assert "leave nothing to train on" in fit("--data.root", str(bad))
+
+
+def test_the_missing_extra_is_told(refused: Refused, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+
+    def without(name: str, *rest: Any) -> Any:
+        return None if name == "transformers" else find(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    assert "pip install 'randlora-pl[language]'" in refused("fit", *words)
+
+
+def test_predict_says_that_it_takes_images(run: Run, refused: Refused, words: list[str], tmp_path: Path) -> None:
+    assert run("fit", *words, "--data.steps", "1", "--trainer.limit_test_batches", "1", "--run.name", "one").code == 0
+    (folder,) = (tmp_path / "runs" / "one").iterdir()
+    (tmp_path / "images").mkdir()
+    shown = refused("predict", "--adapter", str(folder / "adapter"), "--images", "images")
+    assert "belongs to a language model" in shown

@@ -1,0 +1,104 @@
+"""Texts as numbered batches: what is counted, in which order, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule
+from randlora_pl.errors import UserError
+from randlora_pl.language.batches import EvalTexts, Tokens, TrainTexts, by_length
+from randlora_pl.language.data import TextData
+from randlora_pl.language.encode import IGNORED, Encoded
+from randlora_pl.language.sources import Item
+from randlora_pl.language.tokenizers import byte_tokenizer
+
+
+def tokens(*lengths: int) -> Tokens:
+    """Samples of so many tokens, all but the first of them learned."""
+    return Tokens(Encoded(list(range(1, n + 1)), list(range(1, n + 1)), n) for n in lengths)
+
+
+def test_tokens_come_back_without_the_label_of_the_first() -> None:
+    held = tokens(3, 1, 5)
+    assert len(held) == 3 and held.total == 9
+    assert held[2] == Encoded([1, 2, 3, 4, 5], [IGNORED, 2, 3, 4, 5], 5)
+    assert held.counted.tolist() == [2, 0, 4]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_weights_of_a_window_add_up(world: int) -> None:
+    """Over ranks and micro-batches the weights times tokens are all of them, padded draws count nothing."""
+    held = tokens(3, 9, 5, 2, 7, 4, 6)
+    plan = DrawPlan(7, 7, 6, 0, "epochs")
+    seen = []
+    for rank in range(world):
+        schedule = TrainSchedule(plan, 3 // world if world == 1 else 2, 2, world, rank)
+        batches = TrainTexts(held, schedule, 0)
+        seen += [batches[number] for number in range(len(batches))]
+    for window in {batch["window_tokens"] for batch in seen}:
+        own = [batch for batch in seen if batch["window_tokens"] == window]
+        learned = [(batch["labels"][:, 1:] != IGNORED).sum(1)[batch["weight"] > 0].sum() for batch in own]
+        assert sum(learned) == window
+        assert sum(float(batch["weight"].sum()) for batch in own) == pytest.approx(2 * world)
+
+
+def test_evaluation_goes_from_long_to_short_and_takes_each_once() -> None:
+    held = tokens(3, 9, 5, 2, 7)
+    order = by_length(held)
+    assert order == [1, 4, 2, 0, 3]
+    batches = EvalTexts(held, EvalSchedule(5, 2), order, 0)
+    taken = [batches[number]["index"][batches[number]["weight"] > 0].tolist() for number in range(len(batches))]
+    assert taken == [[1, 4], [2, 0], [3]]
+    assert [batches[number]["input_ids"].shape[1] for number in range(3)] == [16, 8, 8]
+
+
+def test_answers_are_graded() -> None:
+    choice = Item("boolq", "q", "true", ("true", "false"))
+    assert choice.grade("the answer is true, not false") == (True, True)
+    assert choice.grade("false") == (False, True)
+    assert choice.grade("I do not know") == (False, False)
+    own = Item("test", "q", "4")
+    assert own.grade(" 4 ") == (True, True)
+    assert own.grade("4 5") == (False, True)
+    assert own.grade("") == (False, False)
+
+
+def data(folder: Path, **options: object) -> TextData:
+    made = TextData(dataset="jsonl", root=str(folder), validation=0, **options)  # type: ignore[arg-type]
+    made._tokenizer = byte_tokenizer()
+    return made
+
+
+def test_long_samples_are_cut_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt": "ab", "completion": "c" * length} for length in (1, 4, 30)]
+    rows.append({"prompt": "p" * 20, "completion": "lost"})
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = data(tmp_path, cutoff=8, mask_prompt=True, batch_size=2, epochs=2)
+    made.setup("fit")
+    facts = made.summary()
+    assert facts["train"] == 3 and facts["cut"] == 2 and facts["dropped"] == 1 and facts["longest"] == 33
+    assert facts["steps"] == 3 and facts["tokens"] == 4 + 7 + 8
+    assert "2 of 4 samples are longer than 8 tokens" in made.in_words(facts)["cutoff"]
+
+
+def test_options_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no 'boolk'. Did you mean 'boolq'"):
+        TextData(tests=["boolk"])
+    with pytest.raises(UserError, match="cutoff is 1"):
+        TextData(cutoff=1)
+    with pytest.raises(UserError, match=r"needs --data\.root"):
+        TextData(dataset="jsonl")
+    (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "p" * 20, "completion": "lost"}))
+    with pytest.raises(UserError, match="keeps a token to learn"):
+        data(tmp_path, cutoff=8, mask_prompt=True).setup("fit")
+
+
+def test_bytes_need_no_file() -> None:
+    tokenizer = byte_tokenizer()
+    assert len(tokenizer) == 258
+    text = "Größe\n  42 \t✓"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text and len(ids) == len(text.encode())
+    assert torch.tensor(ids).max() < 256

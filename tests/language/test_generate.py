@@ -1,0 +1,71 @@
+"""Answers: batches write what single prompts write, beams find likelier texts, and options are chosen by likelihood."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from randlora_pl.language.causal import CausalLMTask
+from randlora_pl.language.encode import Encoded, collate, encode_prompt
+from randlora_pl.language.generate import Decoding, choose_options, learned_columns, write_texts
+
+from .small import make
+
+PROMPTS = ["repeat the first word: red", "old", "repeat the last word: red old tall wet mild answer:"]
+
+
+@pytest.fixture(params=["qwen2", "llama", "gpt2"])
+def task(request: pytest.FixtureRequest, tokenizer: Path) -> CausalLMTask:
+    """A decoder that says something: random, with large weights."""
+    kind = request.param
+    shape = {"tie_word_embeddings": False, "vocab_size": Tokenizer.from_file(str(tokenizer)).get_vocab_size()}
+    task = make(tokenizer, kind, targets=["lm_head"] if kind == "gpt2" else None, overrides=shape)
+    task.configure_model()
+    task.eval()
+    return task
+
+
+def batch(task: CausalLMTask, prompts: list[str]) -> dict[str, torch.Tensor]:
+    ids = [encode_prompt(task.vocabulary, prompt) for prompt in prompts]
+    return collate([Encoded(each, each, len(each)) for each in ids], 0)
+
+
+@pytest.mark.parametrize("how", [Decoding(1, 6), Decoding(3, 6), Decoding(2, 6, 0.8, 2)])
+def test_a_batch_writes_what_each_prompt_writes_alone(how: Decoding, task: CausalLMTask) -> None:
+    together = write_texts(task.model, task.vocabulary, batch(task, PROMPTS), how, 0)
+    alone = [write_texts(task.model, task.vocabulary, batch(task, [prompt]), how, 0)[0] for prompt in PROMPTS]
+    assert together == alone
+    assert any(text.strip() for text in together)
+
+
+def test_greedy_writes_the_likeliest_tokens(task: CausalLMTask) -> None:
+    """Against a plain loop without a cache."""
+    (text,) = write_texts(task.model, task.vocabulary, batch(task, PROMPTS[:1]), Decoding(1, 5), 0)
+    ids = encode_prompt(task.vocabulary, PROMPTS[0])
+    start = len(ids)
+    with torch.no_grad():
+        while len(ids) < start + 5 and (len(ids) == start or ids[-1] != task.vocabulary.eos_token_id):
+            ids.append(int(task.model(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert text == task.vocabulary.decode(ids[start:], skip_special_tokens=True)
+
+
+def test_the_likeliest_option_is_chosen(task: CausalLMTask) -> None:
+    """Against the mean log-likelihood of each option alone."""
+    options = [[[5, 6], [7], [8, 9, 10]], [[4], [12, 11]]]
+    prompts = [encode_prompt(task.vocabulary, prompt) for prompt in PROMPTS[:2]]
+    chosen = choose_options(task.model, prompts, options, 0, torch.device("cpu"))
+    for prompt, some, found in zip(prompts, options, chosen, strict=True):
+        scores = []
+        for option in some:
+            with torch.no_grad():
+                logs = task.model(torch.tensor([[*prompt, *option]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            scores.append(float(logs[range(len(option)), option].mean()))
+        assert found == scores.index(max(scores))
+
+
+def test_only_columns_with_labels_are_looked_at() -> None:
+    labels = torch.tensor([[-100, -100, -100, 4, 5], [-100, -100, -100, -100, 7]])
+    assert learned_columns(labels) == 2
+    assert learned_columns(torch.full((2, 5), -100)) == 1
+    assert learned_columns(torch.ones(2, 5, dtype=torch.int64)) == 4
