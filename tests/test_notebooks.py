@@ -109,6 +109,10 @@ def test_no_outputs_and_no_places_of_one_machine_are_committed(name: str) -> Non
     assert content["cells"][0]["source"][0].startswith("# ")
 
 
+CLEANUP = "\nif 'workspace' in globals():\n    workspace.cleanup()"
+"""At the end of the kernel it happens anyway, unless a busy machine has it killed before."""
+
+
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in FACTS])
 def test_notebook(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "2_your_own_images":
@@ -122,7 +126,7 @@ def test_notebook(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nobody answers there
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # the suite runs a process for each core
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell("import json\n" + FACTS[name]))
+    notebook.cells.append(nbformat.v4.new_code_cell("import json\n" + FACTS[name] + CLEANUP))
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(here)}}).execute()
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         assert output.get("name") != "stderr" or "tqdm" in output["text"], output["text"]

@@ -173,10 +173,17 @@ def _plain(path: Path) -> Path:
     return path
 
 
-def test_layers_that_are_no_linear_ones(tmp_path: Path) -> None:
-    gpt = GPT2Model(GPT2Config(vocab_size=20, n_positions=8, n_embd=12, n_layer=1, n_head=2))
-    peft_folder(LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True), tmp_path, gpt)
-    refused(tmp_path, "its target h.0.attn.c_attn is a Conv1D", gpt)
+def test_conv1d(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=20, n_positions=8, n_embd=12, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    gpt = GPT2Model(config).eval()
+    targets = ["c_attn", "c_fc"]
+    theirs = peft_folder(LoraConfig(target_modules=targets, fan_in_fan_out=True), tmp_path, gpt).get_base_model()
+    ours: Any = import_peft(tmp_path, copy.deepcopy(gpt)).eval()
+    words = torch.randint(20, (2, 5))
+    with torch.no_grad():
+        found, expected, plain = (model(words).last_hidden_state for model in (ours, theirs, gpt))
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(plain, expected, atol=1e-3)
 
 
 def test_attention_by_its_module_acts_twice(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def server(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         family = running.family()
         assert len(family) >= 4
         assert running.end() == 143, log.read_text()
-        assert not running.family(), log.read_text()
+        assert running.gone(), log.read_text()
         assert "Traceback" not in log.read_text(), log.read_text()
     finally:
         running.kill()
