@@ -1,0 +1,37 @@
+"""Two ranks train a decoder to the weights of one process, and answer every question once."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from .small import records
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one_process(tokenizer: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": r["prompt"] + " red" * (n % 4), "completion": r["completion"]} for n, r in enumerate(records()[:44])
+    ]
+    for name, part in (("train", rows[:31]), ("val", rows[31:38]), ("test", rows[38:43])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
+    command = [sys.executable, "-m", "tests.language.ddp_worker", str(tmp_path), str(tokenizer), str(tmp_path)]
+    for world in (2, 1):
+        ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world)} for r in range(world)]
+        running = [subprocess.Popen(command, cwd=ROOT, env=common | rank) for rank in (ranks if world > 1 else [{}])]
+        assert [process.wait(300) for process in running] == [0] * len(running)
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    for name, value in alone["weights"].items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        torch.testing.assert_close(first["weights"][name], value, rtol=1e-3, atol=1e-4)
+    assert first["figures"] == second["figures"] == pytest.approx(alone["figures"], rel=1e-4)
