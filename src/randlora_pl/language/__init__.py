@@ -1,0 +1,1 @@
+"""The language experiments: text data, prompts, answers and scores, behind the extra ``language``."""
