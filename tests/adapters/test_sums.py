@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA, inject, merge, sums, trainable_parameters
 from randlora_pl.adapters.bases import Bases, Distribution, draw
 from randlora_pl.adapters.hadamard import Hadamard
+from randlora_pl.adapters.operations import Choice, cheapest, cheapest_alone
 from randlora_pl.adapters.randlora import RandLoRADelta
-from randlora_pl.adapters.sums import Choice, cheapest
 from tests.adapters.cases import One, assert_close, bases_of, randomise
 
 BASES: dict[str, dict[str, Any]] = {
@@ -251,6 +251,66 @@ def test_many_tokens_never_take_the_two_thin_products(in_features: int, out_feat
         assert cheapest(tokens, large, small, small, small).build
     assert not cheapest(small // 4, large, small, small, small).build
     assert cheapest(3200, large, small, small, 64).project == (large > small)  # structured bases
+
+
+IN_PLACE: dict[Any, Any] = {  # which the counter does not know
+    torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1]
+}
+
+
+def unused() -> Tensor:
+    raise AssertionError("RandLoRA's update does not depend on the frozen weight")
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("shape", [(48, 48), (48, 160), (160, 48), (32, 130)])
+def test_the_update_alone_takes_the_form_that_does_less(shape: tuple[int, int], trains: bool) -> None:
+    """Counted operations of either form, not the rule's own formula; near the point of balance either will do."""
+    chosen = set()
+    for tokens in (4, 20, 60, 100, 400, 2000):
+        model = adapted(*shape, "dense-low", torch.float32)
+        delta = model.fc.delta
+        assert isinstance(delta, RandLoRADelta)
+        x = torch.randn(tokens, shape[0], requires_grad=trains)
+        costs = {}
+        for build in (False, True):
+            counting = FlopCounterMode(display=False, custom_mapping=IN_PLACE)
+            with pytest.MonkeyPatch.context() as patch, counting as counter:
+                patch.setattr(sums, "cheapest_alone", lambda *_, build=build: Choice(build, not build))
+                with torch.set_grad_enabled(trains):
+                    output = delta.contribution(x, unused)
+                if trains:
+                    output.square().sum().backward()
+            costs[build] = counter.get_total_flops()
+        form, basis = delta.form(), delta.form().basis(delta.tensors()[3], delta.lambdas)
+        choice = cheapest_alone(tokens, form.large, form.small, basis.inner, basis.width, trains)
+        chosen.add(choice.build)
+        assert costs[choice.build] <= 1.02 * costs[not choice.build]
+    assert chosen == ({False} if trains and max(shape) > 3 * min(shape) else {False, True})
+
+
+@every_basis
+@pytest.mark.parametrize("build", [False, True])
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24), (24, 24)])
+def test_both_forms_of_the_update_alone_agree(
+    shape: tuple[int, int], build: bool, basis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sums, "cheapest_alone", lambda *_: Choice(build, not build))
+    model = adapted(*shape, basis)
+    delta = model.fc.delta
+    assert isinstance(delta, RandLoRADelta)
+    values = list(trainable_parameters(model).values())
+    for size in ((7, 3), (1,), (0,), (30,)):
+        x = torch.randn(*size, shape[0], dtype=torch.float64, requires_grad=True)
+        results = []
+        for run in (lambda x: delta.contribution(x, unused), lambda x: F.linear(x, delta.delta())):
+            output = run(x)
+            results.append((output, *torch.autograd.grad(output.square().sum(), [x, *values])))
+        for fast, plain in zip(*results, strict=True):
+            assert fast.shape == plain.shape
+            assert torch.allclose(fast, plain, rtol=1e-10, atol=1e-10)
+        with torch.no_grad():
+            assert torch.allclose(delta.contribution(x, unused), results[0][0], rtol=1e-12, atol=1e-12)
 
 
 # What is kept and what is done

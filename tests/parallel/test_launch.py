@@ -67,16 +67,12 @@ def test_devices_follow_the_job_unless_they_were_typed(monkeypatch: pytest.Monke
         with_devices({"devices": 1, "num_nodes": 2})
 
 
-@pytest.mark.parametrize("built", [None, "13.0"])
-def test_a_gpu_that_is_not_there_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, built: str | None) -> None:
+def test_a_gpu_that_is_not_there_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, {})
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
-    monkeypatch.setattr("torch.version.cuda", built)
-    monkeypatch.setattr("torch.version.hip", None, raising=False)
-    reason = "PyTorch finds no GPU" if built else "this PyTorch is built without CUDA"
     for asked in ("gpu", "cuda"):
-        with pytest.raises(UserError, match=f"accelerator is {asked}, but {reason}: .*randlora-pl doctor"):
+        with pytest.raises(UserError, match=f"accelerator is {asked}, but PyTorch finds no GPU: .*randlora-pl doctor"):
             with_devices({"accelerator": asked})
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     assert with_devices({"accelerator": "gpu"}) == {"accelerator": "gpu"}

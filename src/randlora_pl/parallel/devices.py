@@ -31,10 +31,9 @@ def with_devices(config: dict[str, Any]) -> dict[str, Any]:
     if asked in ("gpu", "cuda") and not (
         torch.cuda.is_available() or (asked == "gpu" and torch.backends.mps.is_available())
     ):
-        built = (
-            "PyTorch finds no GPU" if torch.version.cuda or torch.version.hip else "this PyTorch is built without CUDA"
+        raise UserError(
+            f"--trainer.accelerator is {asked}, but PyTorch finds no GPU: leave it out, or see: randlora-pl doctor"
         )
-        raise UserError(f"--trainer.accelerator is {asked}, but {built}: leave it out, or see: randlora-pl doctor")
     job = launched()
     if job is None:
         return config
