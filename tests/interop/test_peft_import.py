@@ -173,7 +173,6 @@ def _plain(path: Path) -> Path:
     return path
 
 
-<<<<<<< HEAD
 def test_conv1d(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=20, n_positions=8, n_embd=12, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     gpt = GPT2Model(config).eval()
@@ -185,12 +184,12 @@ def test_conv1d(tmp_path: Path) -> None:
         found, expected, plain = (model(words).last_hidden_state for model in (ours, theirs, gpt))
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(plain, expected, atol=1e-3)
-=======
+
+
 def test_layers_that_are_no_linear_ones(tmp_path: Path) -> None:
     model = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 8, 1), flat=nn.Flatten(), fc=nn.Linear(8, 4)))
     peft_folder(LoraConfig(target_modules=["conv"]), tmp_path, model)
     refused(tmp_path, "its target conv is a Conv2d", model)
->>>>>>> lang-adapters
 
 
 def test_attention_by_its_module_acts_twice(tmp_path: Path) -> None:
