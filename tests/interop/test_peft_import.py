@@ -12,6 +12,7 @@ import torch
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, RandLoraConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import GPT2Config, GPT2Model
 
 from randlora_pl.adapters import save_adapter
 from randlora_pl.errors import UserError
