@@ -27,7 +27,7 @@ from randlora_pl.adapters.bases import Bases
 from randlora_pl.adapters.control import report_of, use_bases, weight_updates
 from randlora_pl.errors import UserError
 from tests.adapters import zoo
-from tests.adapters.cases import KINDS, METHODS, WHOLE, adapt, assert_close, bases_of, randomise
+from tests.adapters.cases import KINDS, METHODS, WHOLE, adapt, assert_close, bases_of, randomise, trained
 
 
 def adapted_vit() -> nn.Module:
@@ -244,3 +244,14 @@ def test_bases_that_are_too_small_or_of_no_use_are_refused() -> None:
     inject(plain, LoRA(2))
     with pytest.raises(UserError, match="LoRA has no random bases"):
         use_bases(plain, drawn)
+
+
+@pytest.mark.parametrize("kind", ["conv1d", "conv1d-q-and-v", "linear-in<out"])
+@pytest.mark.parametrize("method", ["randlora", "dora"])
+def test_updates_have_the_shapes_of_the_state_dict(method: str, kind: str) -> None:
+    plain, model = trained(method, kind)
+    updates, before = weight_updates(model), plain.state_dict()
+    merge(model)
+    assert len(updates) == 1
+    for key, update in updates.items():
+        assert_close(before[key] + update, model.state_dict()[key], 1e-6)

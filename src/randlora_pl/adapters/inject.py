@@ -89,7 +89,7 @@ def inject(model: nn.Module, adapter: Adapter, targets: list[str] | None = None)
     Args:
         model: Any module with linear or attention layers, also on the meta device (for counting).
         adapter: The method and its options.
-        targets: Regular expressions over layer names, or the aliases ``qkv q k v o fc1 fc2 attn mlp all``,
+        targets: Regular expressions over layer names, or the aliases ``qkv q k v o fc1 fc2 gate attn mlp all``,
             each with an optional tower prefix (``visual:mlp``). Default: packed q/k/v and both MLP matrices.
 
     Returns:
