@@ -105,6 +105,9 @@ def test_every_product_is_that_of_the_matrix(
     for step in (512, 4, 11):
         monkeypatch.setattr(hadamard, "_TOKENS", step)
         close(bases.unmixed(bases.contract(bases.project(tokens), others)), (tokens @ b).T @ others)
+    mixed = bases.mixed(stack).flatten(0, 1)
+    close(bases.project(tokens).flatten(1) @ mixed, tokens @ b @ stack)
+    close(bases.expand(others @ mixed.T), others @ (b @ stack).T)
     close(bases.unmixed(bases.contract(bases.project(tokens[:0]), others[:0])), torch.zeros_like(stack))
 
 

@@ -185,6 +185,15 @@ class Hadamard:
             result[start : start + step] = total.transpose(0, 1)
         return result
 
+    def expand(self, mixed: Tensor) -> Tensor:
+        """The transpose of `project`: ``mixed`` (T, d), tokens times what `mixed` made of S transposed, to (T, D)."""
+        blocks = mixed.view(len(mixed), self.blocks, self.block).transpose(0, 1)
+        parts = [
+            torch.bmm(blocks[piece.first : piece.first + piece.number], self.turned_blocks(piece, mixed.dtype).mT)
+            for piece in self.pieces()
+        ]
+        return torch.cat([part.transpose(0, 1).flatten(1) for part in parts], 1)
+
     def contract(self, projected: Tensor, others: Tensor) -> Tensor:
         """``B^T (tokens^T others)``, (m, b, d) before `unmixed`, for projected tokens and others (T, d)."""
         return (projected.flatten(1).T @ others).view(self.blocks, self.block, -1)

@@ -57,6 +57,10 @@ class Stored:
         """What `contract` and `reduce` gave, as (n r, d)."""
         return stack
 
+    def mixed(self, stack: Tensor) -> Tensor:
+        """What `project` and `expand` leave to S, (n r, ...)."""
+        return stack
+
     def expand(self, projected: Tensor) -> Tensor:
         """``projected @ B^T``, (T, D), for numbers (T, n r)."""
         return projected @ self.b.to(projected.dtype).T
@@ -93,7 +97,7 @@ class Form(NamedTuple):
         return Hadamard(b, self.large, self.small, lambdas.numel()) if self.structured else Stored(b)
 
     def choose(self, basis: "Stored | Hadamard", tokens: int, alone: bool, trains: bool) -> Choice:
-        """The cheaper forms; a structured W0 + B S is built in any case, as that costs next to nothing.
+        """The cheaper forms; a structured W0 + B S is built in any case, as that adds next to nothing to W0.
 
         Args:
             basis: B.
@@ -102,7 +106,9 @@ class Form(NamedTuple):
             trains: Whether lambda or gamma needs a gradient.
         """
         sizes = (tokens, self.large, self.small, basis.inner, basis.width)
-        choice = cheapest_alone(*sizes, trains) if alone and not self.structured else cheapest(*sizes)
+        if alone:
+            return cheapest_alone(*sizes, trains)
+        choice = cheapest(*sizes)
         return Choice(True, choice.project) if self.structured else choice
 
     def keeps(self, basis: "Stored | Hadamard", tokens: int) -> bool:
@@ -298,9 +304,8 @@ def add_product(
     result: Tensor, basis: "Stored | Hadamard", stack: Tensor, tokens: Tensor, projected: Tensor | None
 ) -> None:
     """Adds ``tokens B S`` where ``tokens B`` is at hand, else ``tokens (B S)^T``, in place and in two thin products."""
-    assert isinstance(basis, Stored)
-    stack = stack.to(tokens.dtype)
+    stack = basis.mixed(stack).to(tokens.dtype).reshape(basis.inner, -1)
     if projected is not None:
-        result.addmm_(projected, stack)
+        result.addmm_(projected.flatten(1), stack)
     else:
         result += basis.expand(tokens @ stack.T)
