@@ -1,6 +1,7 @@
 """Language tasks through the command line: the same run folder, and mistakes in one or two lines."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,8 @@ def test_the_missing_extra_is_told(refused: Refused, words: list[str], monkeypat
         return None if name == "transformers" else find(name, *rest)
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
+    for name in ("tokenizers", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
     assert "pip install 'randlora-pl[language]'" in refused("fit", *words)
 
 

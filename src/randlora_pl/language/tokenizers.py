@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.language.hub import reached
+from randlora_pl.language.hub import need_transformers, reached
 
 BYTES = "bytes"
 END, PAD = "<|end|>", "<|pad|>"
@@ -18,6 +18,7 @@ def load_tokenizer(source: str) -> Any:
     Raises:
         UserError: There is none, or it cannot be had.
     """
+    need_transformers()
     if source == BYTES:
         return byte_tokenizer()
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
