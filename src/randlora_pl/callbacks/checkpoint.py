@@ -34,14 +34,19 @@ class AdapterCheckpoint(Callback):
         every_n_steps: Optimizer steps between two checkpoints. A resumed run repeats at most so many.
         monitor: Figure of the validation that decides which adapter is the best.
         mode: ``max`` or ``min``: what the best figure is.
+        test: Which adapter `fit` tests at its end, the ``last`` or the ``best``.
     """
 
-    def __init__(self, every_n_steps: int = 50, monitor: str = "val/acc", mode: str = "max") -> None:
+    def __init__(
+        self, every_n_steps: int = 50, monitor: str = "val/acc", mode: str = "max", test: str = "last"
+    ) -> None:
         if every_n_steps < 1:
             raise UserError(f"checkpoint.every_n_steps is {every_n_steps}: give a positive number of steps.")
         if mode not in ("max", "min"):
             raise UserError(f"checkpoint.mode is {mode!r}: choose max or min.")
-        self.every_n_steps, self.monitor, self.mode = every_n_steps, monitor, mode
+        if test not in ("last", "best"):
+            raise UserError(f"checkpoint.test is {test!r}: choose last or best.")
+        self.every_n_steps, self.monitor, self.mode, self.test = every_n_steps, monitor, mode, test
         self.best: float | None = None
         self.best_step = 0
         self.validated: dict[str, float] = {}

@@ -12,7 +12,7 @@ from typing import Any
 
 from randlora_pl.cli.compose import Command, Tree, flatten, merge, normalise, read_config
 from randlora_pl.cli.configs import find_config
-from randlora_pl.cli.names import check_names
+from randlora_pl.cli.names import check_names, on_texts
 from randlora_pl.cli.train import DEFAULTS
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep.description import METHOD
@@ -20,6 +20,10 @@ from randlora_pl.experiments.sweep.plan import Cell, Composer
 
 UNTRAINED = {"model": {"init_args": {"adapter": {"class_path": "FullFineTuning"}}}}
 """The adapter of a model that is only tested: it adds nothing to the layers."""
+UNTRAINED_TEXT = {"model": {"init_args": {"adapter": {"class_path": "LoRA", "init_args": {"rank": 1}}}}}
+"""That of a language model, whose frozen weights may be in half precision: an update that is zero."""
+HEADS = ("LinearHeadTask", "TextClassificationTask")
+"""Tasks whose head begins with random or zero weights."""
 
 
 def composer(root: str | None = None) -> Composer:
@@ -33,11 +37,15 @@ def composer(root: str | None = None) -> Composer:
         place = {} if root is None else {"data": {"root": root}}
         layers = [*_configs(model["config"]), nested(options), nested(model.get("set", {})), *_method(method), place]
         tree = normalise(copy.deepcopy(DEFAULTS))
-        for layer in [*layers, UNTRAINED] if untrained else layers:
+        for layer in layers:
             tree = merge(tree, normalise(layer))
-        if untrained and tree["model"]["class_path"].rpartition(".")[2] == "LinearHeadTask":
+        tree = check(tree)
+        if not untrained:
+            return tree
+        task = tree["model"]["class_path"].rpartition(".")[2]
+        if task in HEADS:
             raise UserError("a linear head that nobody has trained says nothing: leave out zero-shot for this model.")
-        return check(tree)
+        return check(merge(tree, UNTRAINED_TEXT if on_texts(task) else UNTRAINED))
 
     return Composer(pair, lambda tree, more: merge(tree, normalise(more)), check, flatten)
 

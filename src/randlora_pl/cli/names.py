@@ -43,6 +43,15 @@ def data_class(task: str | None) -> ClassSource:
     return read_classes(package)[name]
 
 
+def on_texts(task: str | None) -> bool:
+    """Whether a task is one of the language tasks.
+
+    Args:
+        task: Name of the task class, None for one outside.
+    """
+    return task in tasks() and data_class(task).module.startswith("randlora_pl.language.")
+
+
 def adapters() -> dict[str, ClassSource]:
     """The adapter classes by name."""
     return subclasses("adapters", "Adapter")
@@ -104,7 +113,7 @@ def _check_dataset(task: str | None, dataset: str) -> None:
     Raises:
         UserError: With near names.
     """
-    if data_class(task).module.startswith("randlora_pl.language."):
+    if on_texts(task):
         from randlora_pl.language.known import check_dataset
 
         check_dataset(dataset)

@@ -140,7 +140,7 @@ def fit(app: App, zero_shot: bool = True, test: bool = True) -> None:
     callbacks_of(trainer).append(_ResolvedConfig(app))
     trainer.fit(task, data, ckpt_path=start, weights_only=True)
     finished = is_finished(app)
-    tested = _evaluated(trainer.test(task, data, verbose=False)) if test else {}
+    tested = _tested(app) if test else {}
     _write(app, tested | fit_figures(app) | {"config": configs, "finished": finished})
     if trainer.is_global_zero:
         say(*end_page(folder, data.unit))
@@ -153,6 +153,20 @@ def is_finished(app: App) -> bool:
         return True
     late = (c.time_remaining() for c in callbacks_of(trainer) if isinstance(c, Timer))
     return trainer.should_stop and not any(left is not None and left <= 0 for left in late)
+
+
+def _tested(app: App) -> dict[str, Any]:
+    """The figures of the test: of the last weights, or of those of the best validation, which stay in the model.
+
+    Raises:
+        UserError: The best are asked for, but nothing was validated.
+    """
+    kept = _callback(app.trainer, AdapterCheckpoint)
+    if kept.test == "best":
+        if kept.best is None:
+            raise UserError("checkpoint.test is best, but no validation ran: leave it out, or validate.")
+        callbacks_of(app.trainer).append(_LoadAdapter(app.folder / BEST))
+    return _evaluated(app.trainer.test(app.model, app.datamodule, verbose=False))
 
 
 def _evaluated(found: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, only, plan, shard
+from randlora_pl.experiments.sweep.texts import is_text
 from randlora_pl.parallel.launch import launched
 
 
@@ -134,6 +135,8 @@ def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
     commands: list[str] = []
     by_root: dict[Path, list[str]] = {}
     for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
+        if is_text(cell.tree):
+            continue
         row = CATALOG[cell.flat["data.dataset"]]
         given = cell.tree.get("data", {}).get("root")
         root = default_root() if given is None else root_of(str(given))
@@ -149,7 +152,21 @@ def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
     for root, names in by_root.items():
         place = "" if root == default_root() else f" --root {shlex.quote(str(root))}"
         commands.append(f"randlora-pl data get {' '.join(names)}{place}")
-    return absent, commands
+    texts = _absent_texts([cell for cell in cells if is_text(cell.tree)])
+    return absent + list(texts), commands + list(dict.fromkeys(texts.values()))
+
+
+def _absent_texts(cells: Sequence[Cell]) -> dict[str, str]:
+    """Data sets of texts that are not here, and what is missing of each; the first thing that is."""
+    missing: dict[str, str] = {}
+    for cell in {(*cell.labels[1:3], cell.untrained): cell for cell in cells}.values():
+        from randlora_pl.language.present import absent
+
+        data = cell.tree["data"]
+        root = default_root() if data.get("root") is None else Path(data["root"]).expanduser()
+        if told := absent(data["dataset"], root, data.get("tests"), not cell.untrained):
+            missing.setdefault(cell.labels.dataset, told)
+    return missing
 
 
 def begin(job: Job) -> None:

@@ -49,10 +49,11 @@ def dry_run(job: Job) -> int:
         more = f", and {unknown} cells of which nothing is known" if unknown else ""
         print(f"Expected for what is left: {clock(seconds)} in one process{more}")
     if MEASURED in sources:
-        print("measured: from finished cells of this sweep that are alike, by their optimizer steps and test images")
+        print("measured: from finished cells of this sweep that are alike, by their optimizer steps and test samples")
     if COUNTED in sources:
         print(
-            "counted: roughly, from parameters and floating point operations at 30 % of the speed of a large matrix\n"
+            "counted: roughly, from parameters and operations (of texts: on their usual number of tokens, with the most that\n"
+            "         an answer may have) at 30 % of the speed of a large matrix\n"
             "         product on this CPU; memory is weights, gradients and AdamW's moments, without activations"
         )
     if job.absent:

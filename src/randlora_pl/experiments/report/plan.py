@@ -109,8 +109,8 @@ def budget_label(value: Any) -> str:
 
 
 def budget_order(label: str) -> tuple[int, float]:
-    """Sorts budgets by the amount of data: the untrained model, shots, percent, anything else."""
-    number, kind = label.rstrip("%").removesuffix("-shot"), 1 if label.endswith("-shot") else 2
+    """Sorts budgets by the amount of data: the untrained model, shots, percent or size, anything else."""
+    number, kind = label.rstrip("%k").removesuffix("-shot"), 1 if label.endswith("-shot") else 2
     if label == ZERO_SHOT:
         return 0, 0
     try:

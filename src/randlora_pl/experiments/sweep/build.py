@@ -1,6 +1,7 @@
 """What a cell's config describes, built without weights: refuses what cannot run, and counts."""
 
 import math
+from importlib import import_module
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,16 @@ import torch
 from randlora_pl.adapters import inject
 from randlora_pl.adapters.files import make_adapter
 from randlora_pl.bench.flops import counter
-from randlora_pl.data import ImageData
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.comparison import made
 from randlora_pl.experiments.sweep.description import Tree
+from randlora_pl.experiments.sweep.texts import is_text, text_steps
+from randlora_pl.language.meta import meta_backbone, operations_per_token
+from randlora_pl.language.restore import TASKS as LANGUAGE
 from randlora_pl.models import ImageTower, clip_image_spec, library_of, meta_clip, meta_vit, vit_image_spec
 from randlora_pl.tasks import ImageTask, LinearHeadTask, VisionLanguageTask
-from randlora_pl.tasks.restore import TASKS
+from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.restore import TASKS as VISION
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,17 @@ class Counts:
         total: All parameters of the backbone with its adapter.
         image: Floating point operations of one image's forward pass through the frozen model.
         text: Those of one caption; 0 where no text tower trains.
+        token: Those of one token of a language model; 0 for images.
     """
 
     trainable: int
     total: int
-    image: int
-    text: int
+    image: int = 0
+    text: int = 0
+    token: int = 0
 
 
-def task_of(tree: Tree) -> ImageTask | None:
+def task_of(tree: Tree) -> AdaptationTask | None:
     """The task that a config describes; None for a class outside this project.
 
     Raises:
@@ -43,27 +49,32 @@ def task_of(tree: Tree) -> ImageTask | None:
     """
     model = tree["model"]
     arguments = dict(model.get("init_args") or {})
-    kind = TASKS.get(_short(model))
+    kind = _kind(tree)
     described = _described(arguments.pop("adapter"))
     if kind is None or described is None:
         return None
     adapter = make_adapter(described["method"], described["options"], "model.adapter")
-    task: ImageTask = made(kind, arguments | {"adapter": adapter}, "model")
+    task: AdaptationTask = made(kind, arguments | {"adapter": adapter}, "model")
     return task
 
 
-def data_of(tree: Tree) -> ImageData:
-    """The data that a config describes; nothing is read.
+def data_of(tree: Tree) -> Any:
+    """The data module that a config describes; nothing is read.
 
     Raises:
         UserError: An option is impossible.
     """
-    data: ImageData = made(ImageData, dict(tree.get("data", {})), "data")
-    return data
+    package, _, name = getattr(_kind(tree), "data_module", AdaptationTask.data_module).rpartition(".")
+    return made(getattr(import_module(package), name), dict(tree.get("data", {})), "data")
+
+
+def _kind(tree: Tree) -> type[AdaptationTask] | None:
+    kinds: dict[str, type[AdaptationTask]] = {**VISION, **LANGUAGE}
+    return kinds.get(_short(tree["model"]))
 
 
 def counts(tree: Tree, forward: bool = True) -> Counts | None:
-    """Counts on the meta device; None for a class outside this project.
+    """Counts on the meta device; None for a class outside this project, or a model whose shape nobody knows here.
 
     Args:
         tree: A cell's config.
@@ -75,6 +86,8 @@ def counts(tree: Tree, forward: bool = True) -> Counts | None:
     task = task_of(tree)
     if task is None:
         return None
+    if not isinstance(task, ImageTask):
+        return _text_counts(task)
     size = getattr(task, "img_size", None)
     clip = library_of(task.name) == "open_clip"
     model = meta_clip(task.name) if clip else meta_vit(task.name, size)
@@ -90,6 +103,16 @@ def counts(tree: Tree, forward: bool = True) -> Counts | None:
     if not trainable and not isinstance(task, LinearHeadTask):
         raise UserError(f"{task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
     return Counts(trainable, sum(parameter.numel() for parameter in model.parameters()), image, text)
+
+
+def _text_counts(task: AdaptationTask) -> Counts | None:
+    model = meta_backbone(task)
+    if model is None:
+        return None
+    token = operations_per_token(model)
+    inject(model, task.adapter, task.targets)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return Counts(trainable, sum(parameter.numel() for parameter in model.parameters()), token=token)
 
 
 def _operations(model: Any, both: bool, pixels: int) -> tuple[int, int]:
@@ -123,7 +146,7 @@ def _described(node: Any) -> dict[str, Any] | None:
 
 
 def steps(tree: Tree, classes: int | None, train: int | None) -> int | None:
-    """Optimizer steps of a cell from the counts of the catalog; None where nobody knows them.
+    """Optimizer steps of a cell from the counts of its data set; None where nobody knows them.
 
     Args:
         tree: Its config.
@@ -135,7 +158,12 @@ def steps(tree: Tree, classes: int | None, train: int | None) -> int | None:
 
     data = tree.get("data", {})
     limit = tree.get("trainer", {}).get("max_steps", -1)
-    if data.get("steps"):
+    planned: int | None
+    if is_text(tree):
+        planned = text_steps(tree, window(tree))
+        if planned is None:
+            return None
+    elif data.get("steps"):
         planned = int(data["steps"])
     else:
         row = data_of(tree).row

@@ -38,7 +38,7 @@ class Description:
         methods: By label: ``config`` or ``adapter``, its options, ``learning_rate``, ``set``; ``models`` restricts it
             to some models.
         datasets: By label: options of the data, ``dataset`` among them.
-        budgets: ``1-shot`` ... ``50%``, ``100%``.
+        budgets: ``1-shot`` ... ``50%``, ``100%``; ``15k`` where a data set comes in several sizes.
         seeds: Each selects shots, order, augmentation, bases and initial values.
         options: Options of all cells (``set`` in the file).
         title: Heading of a report.
@@ -108,6 +108,17 @@ class Description:
         tree["set"] = tree.pop("options")
         return {key: tree[key] for key in _KEYS if tree[key] not in ("", {}, None)}
 
+    def data(self, dataset: str, budget: str) -> Tree:
+        """The options of the data of a cell; what they do not name must be left out.
+
+        A size is the end of the data set's name: ``commonsense`` at ``15k`` is ``commonsense_15k``. The untrained model
+        takes the first size, since it reads the tests alone.
+        """
+        options = self.datasets[dataset]
+        sizes = [label for label in self.budgets if label.endswith("k")]
+        size = budget if budget in sizes else next(iter(sizes), "") if budget == ZERO_SHOT else ""
+        return options | ({"dataset": f"{options['dataset']}_{size}"} if size else budget_options(budget))
+
     def union(self, older: "Description") -> "Description":
         """The older grid with what is new here; what both name is as here."""
         return replace(
@@ -121,7 +132,7 @@ class Description:
 
 
 def budgets(values: Any) -> list[str]:
-    """Budgets by their labels: ``4`` is ``4-shot``, ``0.5`` and ``50%`` are ``50%``.
+    """Budgets by their labels: ``4`` is ``4-shot``, ``0.5`` and ``50%`` are ``50%``; ``15k`` stays.
 
     Raises:
         UserError: One is neither.
@@ -135,7 +146,7 @@ def budget(value: Any) -> str:
     """The label of one budget.
 
     Raises:
-        UserError: It is neither a number of shots nor a share of the images.
+        UserError: It is neither a number of shots, a share of the samples nor a size.
     """
     text = str(value).strip()
     if isinstance(value, float):
@@ -144,9 +155,14 @@ def budget(value: Any) -> str:
     share = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text)
     if shots and int(shots[1]) > 0 and not isinstance(value, bool):
         return f"{int(shots[1])}-shot"
+    if re.fullmatch(r"[1-9]\d*k", text):
+        return text
     if share and 0 < float(share[1]) <= 100:
         return f"{float(share[1]):g}%"
-    raise UserError(f"budgets has {value!r}: give shots of each class (16) or a share of the images (50%).")
+    raise UserError(
+        f"budgets has {value!r}: give shots of each class (16), a share of the samples (50%), or the "
+        "size of a data set that comes in several (15k)."
+    )
 
 
 def budget_options(label: str) -> Tree:

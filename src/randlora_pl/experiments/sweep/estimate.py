@@ -10,6 +10,7 @@ from randlora_pl.data.catalog import CATALOG
 from randlora_pl.experiments.sweep.build import Counts, counts, steps, window
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.texts import is_text, test_samples, text_tokens
 
 MEASURED, COUNTED = "measured", "counted"
 
@@ -23,6 +24,8 @@ _EFFICIENCY = 0.3
 """Share of the speed of a large matrix product that training is taken to reach."""
 _PASSES = 3
 """Cost of a training step in forward passes: one forward, two backward."""
+_BYTES = {"bfloat16": 2}
+"""Of a frozen parameter; 4 otherwise."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ class Estimator:
             peaks = [int(f["peak_memory_bytes"]) for _, f in found if f.get("peak_memory_bytes")]
             rest = fmean(f["cell_seconds"] - f.get("fit_seconds", 0.0) for _, f in found)
             rates = [f["fit_seconds"] / f["steps"] for _, f in found if f.get("steps") and f.get("fit_seconds")]
-            images = [n for other, _ in found if (n := test_images(other))]
-            here = test_images(cell)
+            images = [n for other, _ in found if (n := tested(other))]
+            here = tested(cell)
             if here and images:  # most of the rest is the test
                 rest *= here / fmean(images)
             planned = 0 if cell.untrained else planned_steps(cell)
@@ -96,16 +99,14 @@ class Estimator:
         found = self._counts[key]
         if found is None:
             return Estimate(None, None, COUNTED)
-        memory = 4 * (found.total + 3 * (0 if cell.untrained else found.trainable))  # gradient and two moments
-        planned, row = planned_steps(cell), CATALOG.get(cell.flat["data.dataset"])
-        classes = (row.classes if row else None) or 0
+        trained = 0 if cell.untrained else found.trainable
+        frozen = _BYTES.get(str(cell.flat.get("model.frozen_dtype")), 4)
+        memory = frozen * (found.total - trained) + 16 * trained  # gradient and two moments
+        planned = planned_steps(cell)
         if (planned is None and not cell.untrained) or self.rate is None:
             return Estimate(None, memory, COUNTED)
         self._speed = self._speed or self.rate()
-        batch = window(cell.tree)
-        work = (test_images(cell) or 0) * found.image + classes * found.text
-        if not cell.untrained:
-            work += (planned or 0) * _PASSES * (batch * found.image + min(classes or batch, batch) * found.text)
+        work = _work(cell, found, 0 if cell.untrained else planned or 0)
         return Estimate(work / (_EFFICIENCY * self._speed), memory, COUNTED)
 
     def __call__(self, cell: Cell) -> Estimate:
@@ -113,16 +114,29 @@ class Estimator:
         return self.measured(cell) or self.counted(cell)
 
 
+def _work(cell: Cell, found: Counts, steps: int) -> int:
+    """Floating point operations of the training and of the test."""
+    passes, batch, samples = _PASSES, window(cell.tree), tested(cell) or 0
+    if found.token:
+        passes += bool(cell.flat.get("model.gradient_checkpointing"))  # the forward pass once more
+        learned, answered = text_tokens(cell.tree)
+        return found.token * (samples * answered + steps * passes * batch * learned)
+    row = CATALOG.get(cell.flat["data.dataset"])
+    classes = (row.classes if row else None) or 0
+    test = samples * found.image + classes * found.text
+    return test + steps * passes * (batch * found.image + min(classes or batch, batch) * found.text)
+
+
 def planned_steps(cell: Cell) -> int | None:
-    """Optimizer steps of a cell, None where the catalog does not know its images."""
+    """Optimizer steps of a cell, None where nobody has counted its samples."""
     row = CATALOG.get(cell.flat["data.dataset"])
     return steps(cell.tree, row.classes if row else None, row.counts.get("train") if row else None)
 
 
-def test_images(cell: Cell) -> int | None:
-    """Test images of a cell, None where the catalog does not know them."""
+def tested(cell: Cell) -> int | None:
+    """Test images or texts of a cell, None where nobody has counted them."""
+    if is_text(cell.tree):
+        return test_samples(cell.tree)
     row = CATALOG.get(cell.flat["data.dataset"])
     return row.counts.get("test") if row else None
 
-
-test_images.__test__ = False  # type: ignore[attr-defined]  # no test of pytest's, wherever it is imported

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from randlora_pl.data.catalog import CATALOG
 from randlora_pl.errors import UserError, near
-from randlora_pl.experiments.sweep.description import ZERO_SHOT, Description, Tree, budget_options, is_zero_shot
+from randlora_pl.language.sizes import OWN_TEXTS
+from randlora_pl.experiments.sweep.description import ZERO_SHOT, Description, Tree, is_zero_shot
 
 _HOW = (
     *("run", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "config"),
@@ -92,16 +93,16 @@ def plan(description: Description, composer: Composer, tuning: Tree | None = Non
             have the name of one of them only.
     """
     cells: dict[str, Cell] = {}
-    checked: set[str] = set()
+    checked: set[tuple[str, str]] = set()
     for model, facts in description.models.items():
         trees = {label: _pair(description, composer, model, label) for label in methods_of(description, model)}
-        for dataset, options in description.datasets.items():
+        for dataset in description.datasets:
             for seed, budget, method in _order(description, list(trees)):
-                data = {"data": options | budget_options(budget), "seed_everything": seed}
+                data = {"data": description.data(dataset, budget), "seed_everything": seed}
                 tree = composer.overlay(_without_budget(trees[method]), data)
                 tree = composer.overlay(tree, tuning) if tuning else tree
-                if dataset not in checked:
-                    checked.add(dataset)
+                if (dataset, budget) not in checked:
+                    checked.add((dataset, budget))
                     _told(f"datasets.{dataset}", composer.check, tree)
                 flat = essence(composer.flatten(tree))
                 labels = Labels(model, dataset, budget, method, seed)
@@ -153,9 +154,10 @@ def _without_budget(tree: Tree) -> Tree:
 def essence(flat: Mapping[str, Any]) -> Tree:
     """What decides a cell's result: no places, nothing that says how it is run.
 
-    A data set of the catalog is known by its name; your own images are known by their place.
+    A data set of the catalog is known by its name; your own images and texts are known by their place.
     """
-    own = CATALOG[flat["data.dataset"]].own if flat.get("data.dataset") in CATALOG else False
+    name = flat.get("data.dataset")
+    own = CATALOG[name].own if name in CATALOG else name == OWN_TEXTS
     left_out = (*_HOW, "ckpt_path", *(() if own else ("data.root",)))
     kept = {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{how}.") for how in left_out)}
     return {key: _plain(kept[key]) for key in sorted(kept)}

@@ -1,0 +1,42 @@
+"""Whether the texts of a data set are on this machine, by the names of their files alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from randlora_pl.errors import UserError
+from randlora_pl.language import commonsense, e2e, glue
+from randlora_pl.language.sizes import OWN_TEXTS
+from randlora_pl.language.text_files import first_file
+
+
+def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains: bool = True) -> str:
+    """What is missing of a data set and where it is from; empty where all of it is there.
+
+    Args:
+        dataset: Its name.
+        root: The folder of the data.
+        tests: The commonsense tests that are asked for, None for all.
+        trains: Whether training samples are needed.
+    """
+    try:
+        if dataset in glue.TASKS:
+            return _glue(dataset, root)
+        if dataset == OWN_TEXTS:
+            first_file(root.parent if root.is_file() else root, (root.name, "train.jsonl"), "train.jsonl", "your own")
+        elif dataset == "e2e":
+            for name in ("train.txt", "valid.txt", "test.txt"):
+                first_file(root, (name,), e2e.TREE, e2e.SOURCE)
+        else:
+            wanted = [f"ft-training_set/{dataset}.json"] * trains
+            for name in [*wanted, *(f"dataset/{test}/test.json" for test in tests or commonsense.TASKS)]:
+                first_file(root, (name.partition("/")[2], name), commonsense.TREE, commonsense.SOURCE)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _glue(name: str, root: Path) -> str:
+    task = glue.TASKS[name]
+    if any((root / folder).is_dir() for folder in (task.title, task.name)):
+        return ""
+    return f"{root / task.title} does not exist.\nGet the files: {glue.SOURCE}"
