@@ -52,9 +52,8 @@ def dry_run(job: Job) -> int:
         print("measured: from finished cells of this sweep that are alike, by their optimizer steps and test samples")
     if COUNTED in sources:
         print(
-            "counted: roughly, from parameters and operations (of texts: on their usual number of tokens, with the most that\n"
-            "         an answer may have) at 30 % of the speed of a large matrix\n"
-            "         product on this CPU; memory is weights, gradients and AdamW's moments, without activations"
+            "counted: roughly, from parameters and floating point operations at 30 % of the speed of a large matrix\n"
+            "         product on this CPU; texts have their usual number of tokens; memory is weights, gradients and\n         AdamW's moments, without activations"
         )
     if job.absent:
         print(f"Not on this machine: {', '.join(job.absent)}")

@@ -45,4 +45,4 @@ def operations_per_token(model: Any) -> int:
     total = sum(parameter.numel() for parameter in model.parameters())
     table, output = model.get_input_embeddings().weight, model.get_output_embeddings()
     shared = output is not None and output.weight is table
-    return 2 * (total if shared else total - int(table.numel()))
+    return int(2 * (total if shared else total - table.numel()))

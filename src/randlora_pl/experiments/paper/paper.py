@@ -18,6 +18,8 @@ SOURCE = (
 
 AVERAGE = "Average"
 """The column of printed averages."""
+TEXTS = ("4", "15")
+"""Tables of language models with a column for each data set or test."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +149,26 @@ def datasets() -> dict[str, dict[str, int]]:
 
 
 def column_of(dataset: str) -> str | None:
-    """The paper's name of a data set, None where the paper does not have it.
+    """The paper's name of a data set or test, None where the paper does not have it.
 
     Args:
-        dataset: A name of our catalog (``oxfordpets``) or the paper's own (``OxfordIIITPet``).
+        dataset: A name of our catalog (``oxfordpets``, ``stsb``) or the paper's own (``OxfordIIITPet``, ``STS-B``).
     """
     ours = dict(zip(PAPER, datasets(), strict=True))  # both are in the order of Table 7
-    same = {plain(name): name for name in datasets()}
+    texts = [column for number in TEXTS for column in table(number).columns if column != AVERAGE]
+    same = {plain(name): name for name in [*datasets(), *texts]}
     return ours.get(dataset) or same.get(plain(dataset))
+
+
+def is_whole(columns: Iterable[str | None]) -> bool:
+    """Whether these are what Tables 2, 3 and 6 average over: all data sets of Table 7, or all tests of Table 15.
+
+    Args:
+        columns: The paper's names, each once; None for what the paper does not have.
+    """
+    given = list(columns)
+    wholes = ({*datasets()}, {column for column in table(15).columns if column != AVERAGE})
+    return any(set(given) == whole and len(given) == len(whole) for whole in wholes)
 
 
 def plain(label: str) -> str:

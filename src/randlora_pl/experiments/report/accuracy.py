@@ -114,7 +114,8 @@ def average_table(results: Results, beside: Beside, footnotes: Footnotes, model:
 def accuracy_cell(results: Results, beside: Beside, key: Key, best: float | None) -> Cell:
     """A cell with its interval, each seed's value in its tooltip, and the paper's value below."""
     estimate, runs, paper = results.estimate(key), results.runs(key), beside.cell(key)
-    printed = f"paper {percent(paper.value)}" if paper else ""
+    spread = f" ± {paper.std:g}" if paper and paper.std is not None else ""
+    printed = f"paper {percent(paper.value)}{spread}" if paper else ""
     states = [f"seed {run.seed if run.seed is not None else '?'}: {_value(run.accuracy) or run.told}" for run in runs]
     title = "; ".join([" ".join(key), *states])
     if estimate is None:

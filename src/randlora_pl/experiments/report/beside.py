@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from randlora_pl.data.catalog import PAPER
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.paper import PaperCell, PaperTable, column_of, notes, table
-from randlora_pl.experiments.paper.paper import AVERAGE, plain
+from randlora_pl.experiments.paper.paper import AVERAGE, is_whole, plain
 from randlora_pl.experiments.report.plan import Key, Plan
 
 RELATIVE = "10"
@@ -57,7 +56,8 @@ class Beside:
         column = column_of(self.plan.paper_name(key.dataset))
         for here in self.tables if column else ():
             model, method = self._labels(here, key.model, key.method)
-            found = here.cell(model, method, key.budget, column or "")
+            budgets = {plain(label): label for label in here.budgets}
+            found = here.cell(model, method, budgets.get(plain(key.budget), key.budget), column or "")
             if found:
                 return found
         return None
@@ -65,23 +65,31 @@ class Beside:
     def average(self, model: str, budget: str, method: str, datasets: Sequence[str]) -> PaperAverage | None:
         """The mean of the printed numbers of the same data sets, None where the paper lacks one of them.
 
-        Where a table has averages over all 22 data sets only: that, None for any others.
+        Where a table has averages over all data sets, or all tests, only: that, None for any others.
         """
         cells = [self.cell(Key(model, dataset, budget, method)) for dataset in datasets]
         found = tuple(cell for cell in cells if cell is not None)
         if found and len(found) == len(cells):
             printed = self._printed(found)
             return PaperAverage(fmean(cell.value for cell in found), found, printed)
-        columns = [column_of(self.plan.paper_name(dataset)) for dataset in datasets]
-        if len(columns) != len(PAPER) or {*columns} != {column_of(dataset) for dataset in PAPER}:
+        if not is_whole(column_of(self.plan.paper_name(dataset)) for dataset in datasets):
             return None
         for here in self.tables:
             if not of_data_sets(here):
                 name, label = self._labels(here, model, method)
-                rows = [c for c in here.cells if (c.model, c.budget) == (name, budget) and _names(c) & {plain(label)}]
+                rows = [c for c in here.cells if c.model == name and _at(c, budget) and plain(label) in _names(c)]
                 if len(rows) == 1:  # a method with several columns must be named with one of them
                     return PaperAverage(rows[0].value, (rows[0],))
         return None
+
+    def parameters(self, model: str, method: str) -> str:
+        """The printed parameters of a method, such as ``1.18 %`` or ``0.7M``; empty where no table has them."""
+        for here in self.tables:
+            name, label = self._labels(here, model, method)
+            for budget in here.budgets:
+                if printed := here.parameters(name, label, budget):
+                    return printed if printed.endswith("M") else f"{printed} %"
+        return ""
 
     def cost(self, model: str, method: str) -> tuple[PaperCell | None, PaperCell | None]:
         """Time and memory of Table 10, percent of full fine-tuning; only where the sweep names the paper at all."""
@@ -104,12 +112,15 @@ class Beside:
         return here.cell(first.model, first.method, first.budget, AVERAGE)
 
     def _labels(self, here: PaperTable, model: str, method: str) -> tuple[str, str]:
-        """Our labels as this table spells them; ours where it has none that is the same but for punctuation."""
-        model, method = self.plan.paper_name(model), self.plan.paper_name(method, model)
+        """Our labels as this table spells them; ours where it has none that is the same but for punctuation.
+
+        A method that the paper calls by several names may be labelled with one and have another as its ``paper_name``.
+        """
+        named, told = self.plan.paper_name(method, model), self.plan.paper_name(model)
         models = {plain(label): label for label in here.models}
-        model = models.get(plain(model), model)
-        methods = {plain(label): label for label in here.methods(model)}
-        return model, methods.get(plain(method), method)
+        told = models.get(plain(told), told)
+        methods = {plain(label): label for label in here.methods(told)}
+        return told, methods.get(plain(named)) or (methods.get(plain(method), named) if of_data_sets(here) else named)
 
 
 def of_data_sets(here: PaperTable) -> bool:
@@ -118,8 +129,17 @@ def of_data_sets(here: PaperTable) -> bool:
 
 
 def _names(cell: PaperCell) -> set[str]:
-    """What a row of Tables 2 and 3 may be called: ``RandLoRA ternary``, or with its column."""
-    return {plain(cell.method), plain(f"{cell.method} {cell.column}")}
+    """What a row of Tables 2, 3 and 6 may be called: ``RandLoRA ternary``, or with its column, or with its size."""
+    return {plain(cell.method), plain(f"{cell.method} {cell.column}"), plain(f"{cell.method} {_size(cell)}")}
+
+
+def _size(cell: PaperCell) -> str:
+    """Table 6 tells the size of the adapter with the data: ``efficient 15k``."""
+    return cell.budget.rpartition(" ")[0]
+
+
+def _at(cell: PaperCell, budget: str) -> bool:
+    return cell.budget.rpartition(" ")[2] == budget
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from matplotlib import rc_context
 from randlora_pl.experiments.paper import SOURCE
 from randlora_pl.experiments.report.accuracy import accuracy_table, average_table
 from randlora_pl.experiments.report.beside import RELATIVE, Beside, Footnotes, of_data_sets
+from randlora_pl.experiments.report.by_test import by_test
 from randlora_pl.experiments.report.collect import FINISHED, Run, Sweep
 from randlora_pl.experiments.report.cost import cost_table
 from randlora_pl.experiments.report.document import Cell, Document, Picture, Section, Table, many
@@ -21,18 +22,18 @@ _TOLD = 8
 
 def build(sweep: Sweep) -> Document:
     """The report of a sweep: what it shows in short, tables, figures, what is missing, footnotes."""
-    results, notes = Results(sweep), Footnotes()
-    beside = Beside(sweep.plan)
+    results, notes = Results(by_test(sweep)), Footnotes()
+    beside, whole = Beside(sweep.plan), Results(sweep)
     models = [model for model in sweep.plan.models if any(run.key.model == model for run in sweep.finished)]
     averages = [average_table(results, beside, notes, model) for model in models]
     cells = [accuracy_table(results, beside, notes, model) for model in models]
-    costs = [table for model in models if (table := cost_table(results, beside, notes, model))]
+    costs = [table for model in models if (table := cost_table(whole, beside, notes, model))]
     found = comparisons(results)
     ranks = rank_table(results)
     contests = [versus_table(found)] * bool(found) + [table for table in [ranks] if table]
     sections = [
         Section("short", "In short", points=[*_counts(sweep), *[one.told() for one in found[:_TOLD]]]),
-        Section("averages", "Averages", _about_paper(beside), [], [*averages]),
+        Section("averages", "Averages", _about_paper(beside, results), [], [*averages]),
         Section("figures", "Figures", [], [], _pictures(results, beside, models)),
         Section("cells", "Every data set", _reading(sweep), [], [*cells]),
         Section("versus", "Method against method", parts=[*contests]),
@@ -78,7 +79,7 @@ def _counts(sweep: Sweep) -> list[str]:
     return lines
 
 
-def _about_paper(beside: Beside) -> list[str]:
+def _about_paper(beside: Beside, results: Results) -> list[str]:
     plan = beside.plan
     if not plan.paper and plan.figure is None:
         return []
@@ -98,9 +99,11 @@ def _about_paper(beside: Beside) -> list[str]:
         if here.number == RELATIVE:
             lines.append(f"Table {RELATIVE} has no accuracies: it stands beside times and memory.")
         elif not of_data_sets(here):
+            texts = any(run.facts.get("base/library") == "transformers" for run in results.sweep.finished)
+            every, all_of_them = ("eight tests", "eight") if texts else ("22 data sets", "22")
             lines.append(
-                f"Table {here.number} has averages over all 22 data sets only, so that they stand beside averages "
-                "of ours over all 22."
+                f"Table {here.number} has averages over all {every} only, so that they stand beside averages "
+                f"of ours over all {all_of_them}."
             )
     return [" ".join(lines)]
 

@@ -57,6 +57,11 @@ class Run:
         return float(value) or None
 
     @property
+    def per_second(self) -> float | None:
+        """Images or texts that it trained on in a second."""
+        return self.number("images_per_second") or self.number("samples_per_second")
+
+    @property
     def device(self) -> str:
         """Where it ran, ``cpu`` or ``cuda`` or a name."""
         return str(self.facts.get("device") or "")

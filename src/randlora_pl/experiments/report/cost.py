@@ -1,6 +1,8 @@
 """Parameters, time and memory of each method, in the layout of Table 10."""
 
 from collections import defaultdict
+from collections.abc import Sequence
+from itertools import chain
 from statistics import fmean
 
 from randlora_pl.experiments.paper import PaperCell
@@ -40,6 +42,7 @@ def cost_table(results: Results, beside: Beside, footnotes: Footnotes, model: st
     if not runs:
         return None
     devices = sorted({device for _, device in runs})
+    shares = any(beside.parameters(model, method) for method in results.plan.methods)
     rows, shown, below = [], [], []
     for device in devices:
         reference = _reference(results, [m for m in results.plan.methods if (m, device) in runs])
@@ -54,11 +57,12 @@ def cost_table(results: Results, beside: Beside, footnotes: Footnotes, model: st
                 Cell(method, notes=footnotes.row(paper)),
                 Cell(device or "not told"),
                 count_cell(results.parameters(model, method)),
+                *([_share(results, beside, model, method)] if shares else []),
                 _relative(here, base, "fit_seconds", time),
                 _relative(here, base, "peak_memory_bytes", memory),
-                _mean(here, "fit_seconds", 1, "{:,.1f}"),
-                _mean(here, "images_per_second", 1, "{:,.0f}"),
-                _mean(here, "peak_memory_bytes", 1e-9, "{:,.2f}"),
+                _mean([run.number("fit_seconds") for run in here], "{:,.1f}"),
+                _mean([run.per_second for run in here], "{:,.0f}"),
+                _mean([1e-9 * (run.number("peak_memory_bytes") or 0) for run in here], "{:,.2f}"),
                 Cell(f"{len(here)}", sort=len(here)),
             ])  # fmt: skip
         named = f"On {device}, percents" if len(devices) > 1 else "Percents"
@@ -69,8 +73,9 @@ def cost_table(results: Results, beside: Beside, footnotes: Footnotes, model: st
         )
     below += [RESIDENT] if "cpu" in devices else []
     below += [ALLOCATED] if any(device != "cpu" for device in devices) else []
-    header = ["Method", "Device", "Trained parameters", "Training time, %", "Memory, %"]
-    header += ["Seconds a run", "Images a second", "Peak memory, GB", "Runs"]
+    unit = "Images" if any(run.number("images_per_second") for run in chain(*runs.values())) else "Texts"
+    header = ["Method", "Device", "Trained parameters", *["% of all"] * shares, "Training time, %", "Memory, %"]
+    header += ["Seconds a run", f"{unit} a second", "Peak memory, GB", "Runs"]
     return Table(
         f"cost-{identifier(model)}",
         f"{model}: parameters, time and memory",
@@ -105,8 +110,15 @@ def _relative(runs: list[Run], base: list[Run], name: str, paper: PaperCell | No
     return Cell(f"{mean:.0f}", f"{printed} ({mean - paper.value:+.0f})" if paper else "", title, mean)
 
 
-def _mean(runs: list[Run], name: str, factor: float, form: str) -> Cell:
-    values = [factor * value for run in runs if (value := run.number(name))]
+def _share(results: Results, beside: Beside, model: str, method: str) -> Cell:
+    """Trained of all parameters in percent, and what the paper prints."""
+    share, printed = results.share(model, method), beside.parameters(model, method)
+    below = f"paper {printed}" if printed else ""
+    return Cell("", below) if share is None else Cell(f"{share:.2g}", below, sort=share)
+
+
+def _mean(found: Sequence[float | None], form: str) -> Cell:
+    values = [value for value in found if value]
     if not values:
         return Cell("not measured", missing=True)
     mean = fmean(values)

@@ -134,6 +134,14 @@ class Results:
         counts = [int(value) for run in runs if (value := run.number("trainable_parameters")) and value > 0]
         return max(sorted(set(counts)), key=counts.count) if counts else None
 
+    def share(self, model: str, method: str) -> float | None:
+        """Trained parameters in percent of all parameters, adapter and head included; None where no run says both."""
+        trained = self.parameters(model, method)
+        runs = [run for run in self.sweep.finished if (run.key.model, run.key.method) == (model, method)]
+        every = [total for run in runs if run.facts.get("trainable_parameters") == trained
+                 if (total := run.number("total_parameters"))]  # fmt: skip
+        return 100 * trained / every[0] if trained and every else None
+
     def kind(self, method: str) -> str:
         """The adapter's class as the runs name it, for lines that join ranks: ``RandLoRA``, ``LoRA`` ..."""
         found = [

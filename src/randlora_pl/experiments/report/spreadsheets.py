@@ -5,13 +5,22 @@ import io
 from collections.abc import Sequence
 
 from randlora_pl.experiments.report.beside import Beside
+from randlora_pl.experiments.report.by_test import PREFIX, by_test, tests_of
 from randlora_pl.experiments.report.collect import Sweep
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.statistics import Estimate
 
 _FACTS = (
-    *("trainable_parameters", "fit_seconds", "images_per_second", "peak_memory_bytes", "device", "steps"),
+    *(
+        "trainable_parameters",
+        "fit_seconds",
+        "images_per_second",
+        "samples_per_second",
+        "peak_memory_bytes",
+        "device",
+        "steps",
+    ),
     *("learning_rate", "version", "git_commit"),
 )
 AVERAGE = "(average)"
@@ -20,6 +29,7 @@ AVERAGE = "(average)"
 
 def cells_csv(sweep: Sweep) -> str:
     """A line for every run, with or without a result; accuracies in percent."""
+    tests = [PREFIX + name for name in dict.fromkeys(name for names in tests_of(sweep).values() for name in names)]
     header = [
         "model",
         "family",
@@ -37,11 +47,12 @@ def cells_csv(sweep: Sweep) -> str:
             *(run.key.model, run.family, run.key.dataset, run.key.budget, run.key.method),
             *(run.seed, run.state, run.reason, run.accuracy, run.zeroshot),
             *(run.facts.get(name) for name in _FACTS),
+            *(100 * value if isinstance(value := run.facts.get(name), float) else None for name in tests),
             run.cell,
         ]
         for run in sweep.runs
     ]
-    return _csv([*header, *_FACTS, "cell"], rows)
+    return _csv([*header, *_FACTS, *tests, "cell"], rows)
 
 
 def summary_csv(sweep: Sweep) -> str:
@@ -49,9 +60,10 @@ def summary_csv(sweep: Sweep) -> str:
 
     ``ci95`` is half of the confidence interval of the mean. An empty field has no number, and ``state`` says why.
     """
-    results, beside = Results(sweep), Beside(sweep.plan)
+    apart = by_test(sweep)
+    results, beside = Results(apart), Beside(sweep.plan)
     rows: list[Sequence[object]] = []
-    for key in dict.fromkeys(run.key for run in sweep.runs):
+    for key in dict.fromkeys(run.key for run in apart.runs):
         estimate, paper = results.estimate(key), beside.cell(key)
         state = "finished" if estimate else results.why_missing(key)
         counts = (len(results.finished(key)), len(results.runs(key)))

@@ -1,8 +1,8 @@
 """What a cell's config describes, built without weights: refuses what cannot run, and counts."""
 
 import math
-from importlib import import_module
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch

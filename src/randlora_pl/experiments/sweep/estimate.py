@@ -139,4 +139,3 @@ def tested(cell: Cell) -> int | None:
         return test_samples(cell.tree)
     row = CATALOG.get(cell.flat["data.dataset"])
     return row.counts.get("test") if row else None
-

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from randlora_pl.data.catalog import CATALOG
 from randlora_pl.errors import UserError, near
-from randlora_pl.language.sizes import OWN_TEXTS
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, Description, Tree, is_zero_shot
+from randlora_pl.language.sizes import OWN_TEXTS
 
 _HOW = (
     *("run", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "config"),
