@@ -53,7 +53,8 @@ def dry_run(job: Job) -> int:
     if COUNTED in sources:
         print(
             "counted: roughly, from parameters and floating point operations at 30 % of the speed of a large matrix\n"
-            "         product on this CPU; texts have their usual number of tokens; memory is weights, gradients and\n         AdamW's moments, without activations"
+            "         product on this CPU, texts with their usual number of tokens; memory is weights, gradients and\n"
+            "         AdamW's moments, without activations"
         )
     if job.absent:
         print(f"Not on this machine: {', '.join(job.absent)}")
