@@ -102,10 +102,11 @@ def _check_dataset(task: str | None, dataset: str) -> None:
     Raises:
         UserError: With near names.
     """
-    if data_class(task).module.startswith("randlora_pl.language."):
-        from randlora_pl.language.known import check_dataset
+    kind = data_class(task)
+    if kind.module.startswith("randlora_pl.language."):
+        from randlora_pl.language import known
 
-        check_dataset(dataset)
+        (known.check_labelled if kind.name == "LabelledTexts" else known.check_dataset)(dataset)
         return
     from randlora_pl.data.catalog import find
 

@@ -24,7 +24,12 @@ class LanguageTask(AdaptationTask):
             weights.
         config_overrides: What a model with random weights has instead.
         options: See `AdaptationTask`.
+
+    Attributes:
+        auto: The class of transformers that loads the whole model again.
     """
+
+    auto: str
 
     def __init__(self, *, tokenizer: str | None, config_overrides: dict[str, Any] | None, **options: Any) -> None:
         super().__init__(**options)
@@ -43,6 +48,10 @@ class LanguageTask(AdaptationTask):
     def load(self) -> nn.Module:
         """The backbone, its dtype that of the frozen weights."""
         raise NotImplementedError
+
+    def completed(self, backbone: nn.Module) -> Any:
+        """The whole model of transformers around a backbone that `build` has just made."""
+        return backbone
 
     def build(self) -> nn.Module:
         """Loads the backbone, and says which one it is."""

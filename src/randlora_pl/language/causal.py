@@ -53,6 +53,7 @@ class CausalLMTask(LanguageTask):
     """
 
     data_module = "randlora_pl.language.data.TextData"
+    auto = "AutoModelForCausalLM"
 
     def __init__(
         self,
