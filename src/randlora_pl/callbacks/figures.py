@@ -122,6 +122,8 @@ class Figures(Callback):
         if classes <= MOST_CLASSES:
             pairs = torch.bincount(labels * classes + guesses, minlength=classes * classes).reshape(classes, classes)
             self._counts = pairs if self._counts is None else self._counts + pairs
+        if "image" not in batch:  # texts
+            return
         batches = trainer.num_test_batches[dataloader_idx]
         per_batch = self.samples if batches == float("inf") else -(-self.samples // max(1, int(batches)))
         chosen = range(0, len(labels), max(1, len(labels) // per_batch)) if per_batch else range(0)

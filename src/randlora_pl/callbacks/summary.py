@@ -58,7 +58,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     return {
         "model": f"{identity.name}, {identity.pretrained} weights{size} ({type(task).__name__})",
         **data.in_words(summary),
-        "trainable": f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %)",
+        "trainable": f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %){parts_of(task)}",
         "batch": f"{window} = {' x '.join(parts)}" if len(parts) > 1 else parts[0],
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn",
         "learning rate": f"{task.learning_rate:g}" + (f", head {head_rate:g}" if head_rate else ""),
@@ -68,6 +68,13 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         "seed": str(task.seed),
         "run folder": str(run_folder(trainer)),
     }
+
+
+def parts_of(task: Any) -> str:
+    """What of the trained parameters is the adapter's, and what a head's; empty where there is no head."""
+    adapter = task.report.trainable
+    head = sum(p.numel() for p in task.parameters() if p.requires_grad) - adapter
+    return f": adapter {adapter:,}, head {head:,}" if head else ""
 
 
 def _size(count: int) -> str:

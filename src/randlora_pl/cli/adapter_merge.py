@@ -64,10 +64,10 @@ def merge_verb(args: list[str]) -> int:
     if file.config.get("base_model", {}).get("library") == "transformers":
         from randlora_pl.language.merged import write_merged
 
-        size, gap = write_merged(file, options.output, options.scale, options.overwrite)
+        kind, size, gap = write_merged(file, options.output, options.scale, options.overwrite)
         print(f"{options.output}: {size:,} bytes, a folder for transformers")
         print(f"largest difference of logits, loaded by transformers alone, on random tokens: {gap:.1e}")
-        print(f"  AutoModelForCausalLM.from_pretrained({str(options.output)!r})")
+        print(f"  {kind}.from_pretrained({str(options.output)!r})")
         return 0
     check_output(options.output, [options.adapter], options.overwrite)
     base = load_base(file)

@@ -26,7 +26,7 @@ OPTIONAL = {
     "wandb": ("--run.logger wandb", "wandb"),
     "datasets": ("--data.dataset hf", "hf"),
     "pyarrow": ("tables as Parquet files", "parquet"),
-    "transformers": ("--model CausalLMTask", "language"),
+    "transformers": ("--model CausalLMTask and TextClassificationTask", "language"),
     "bitsandbytes": ("--model.quantize, on a GPU", "quantize"),
     "onnxruntime": ("adapter export --to onnx", "onnx"),
 }

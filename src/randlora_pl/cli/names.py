@@ -25,11 +25,9 @@ Groups = dict[str, set[str] | None]  # None: a class outside this project, whose
 
 def tasks() -> dict[str, ClassSource]:
     """The task classes by name; those on texts come last."""
-    found = subclasses("tasks", "LightningModule")
+    found = subclasses("tasks", "LightningModule") | subclasses("language", "AdaptationTask")
     bases = {base for source in found.values() for base in source.bases}
-    return {name: source for name, source in found.items() if name not in bases} | subclasses(
-        "language", "AdaptationTask"
-    )
+    return {name: source for name, source in found.items() if name not in bases}
 
 
 def data_class(task: str | None) -> ClassSource:
@@ -114,9 +112,9 @@ def _check_dataset(task: str | None, dataset: str) -> None:
         UserError: With near names.
     """
     if on_texts(task):
-        from randlora_pl.language.known import check_dataset
+        from randlora_pl.language import known
 
-        check_dataset(dataset)
+        (known.check_labelled if data_class(task).name == "LabelledTexts" else known.check_dataset)(dataset)
         return
     from randlora_pl.data.catalog import find
 

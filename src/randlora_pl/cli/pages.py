@@ -11,7 +11,7 @@ from randlora_pl.cli.sources import Option, read_classes
 from randlora_pl.cli.sweep import PAGE as SWEEP
 from randlora_pl.cli.tables import entry
 from randlora_pl.cli.tune import PAGE as TUNE
-from randlora_pl.language.known import DATASETS
+from randlora_pl.language.known import DATASETS, LABELLED
 
 _START = {
     "fit": """\
@@ -215,8 +215,11 @@ def page(verb: str) -> str:
         *_names("model", {name: option for source in tasks().values() for name, option in source.options.items()}),
         _line("--model.adapter METHOD", f"{', '.join(adapters())}"),
         _line("--model.adapter.OPTION", "See: randlora-pl adapters METHOD"),
-        _line("--data.dataset NAME", f"See: randlora-pl datasets; of texts: {', '.join(DATASETS)}; other options:"),
-        *_names("data", data_class("VisionLanguageTask").options | data_class("CausalLMTask").options),
+        _line(
+            "--data.dataset NAME",
+            f"See: randlora-pl datasets; of texts: {', '.join(DATASETS | LABELLED)}; other options:",
+        ),
+        *_names("data", {name: option for task in tasks() for name, option in data_class(task).options.items()}),
         _line("--trainer.OPTION", "Lightning's, for example accelerator, devices, precision, accumulate_grad_batches"),
         "",
         f"All of them explained: randlora-pl {verb} --help-all, --model.help TASK, --model.adapter.help METHOD",

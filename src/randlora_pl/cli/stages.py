@@ -297,7 +297,8 @@ def _figures(results: Any, name: str) -> str:
     shown = []
     for key, value in results.items():
         prefix, _, short = key.partition("/")
-        if prefix == name and isinstance(value, float) and math.isfinite(value) and not short.startswith("unfound/"):
+        repeated = short == "score" or short.startswith("unfound/")  # the score is one of the others
+        if prefix == name and isinstance(value, float) and math.isfinite(value) and not repeated:
             short = short.removeprefix("acc/")  # one of several tests
             text = f"{value:.4f}" if short == "loss" else f"{100 * value:.2f} %"
             shown.append(f"{words.get(short, short)} {text}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ from randlora_pl.data.loader import Batch
 from randlora_pl.data.plan import EvalSchedule, TrainSchedule
 from randlora_pl.language.encode import IGNORED, Encoded, collate
 from randlora_pl.language.generate import learned_columns
+
+if TYPE_CHECKING:
+    from randlora_pl.language.sentences import Sentences
 
 MULTIPLE = 8
 """Batches are padded to a multiple of this, as in the paper's scripts."""
@@ -22,13 +26,14 @@ class Tokens:
         encoded: The samples.
 
     Attributes:
+        lengths: int64 (samples,), tokens of each.
         counted: int64 (samples,), tokens of each that are learned; the first of a text is predicted by nothing.
     """
 
     def __init__(self, encoded: Iterable[Encoded]) -> None:
         samples = list(encoded)
-        lengths = [len(sample.input_ids) for sample in samples]
-        self._ends = np.cumsum([0, *lengths])
+        self.lengths = np.array([len(sample.input_ids) for sample in samples], dtype=np.int64)
+        self._ends = np.cumsum([0, *self.lengths])
         self._ids = np.fromiter((number for sample in samples for number in sample.input_ids), np.int32)
         self._labels = np.fromiter((label for sample in samples for label in sample.labels), np.int32)
         self._labels[self._ends[:-1]] = IGNORED  # the padding before a text would predict its first token
@@ -110,8 +115,7 @@ class EvalTexts:
         return {**texts, "columns": columns, "weight": weights, "index": torch.tensor(samples)}
 
 
-def by_length(tokens: Tokens) -> list[int]:
+def by_length(tokens: "Tokens | Sentences") -> list[int]:
     """The samples' places, the longest first, so that memory runs out at once or not at all."""
-    lengths = np.diff(tokens._ends)
-    order: list[int] = np.argsort(-lengths, kind="stable").tolist()
+    order: list[int] = np.argsort(-tokens.lengths, kind="stable").tolist()
     return order

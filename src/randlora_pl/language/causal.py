@@ -1,6 +1,5 @@
 """Fine-tuning of decoders on prompts and completions (sections 5.4 and 6.4 of the paper)."""
 
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -9,27 +8,14 @@ from torchmetrics import MeanMetric
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.errors import UserError
+from randlora_pl.language.base import LanguageTask
 from randlora_pl.language.encode import IGNORED, encode_prompt, pad_id
 from randlora_pl.language.generate import Decoding, choose_options, token_losses, write_texts
-from randlora_pl.language.models import (
-    RANDOM,
-    Quantize,
-    checkpoint_blocks,
-    identity_name,
-    load_causal,
-    set_checkpointing_mode,
-)
-from randlora_pl.language.tokenizers import BYTES, load_tokenizer
-from randlora_pl.models import ModelIdentity
-from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.language.models import Quantize, load_causal
 from randlora_pl.tasks.defaults import check_option
 
-_RATES = {"VeRA": 1e-2, "FullFineTuning": 1e-5}
-"""Learning rates that differ from the released scripts' 1e-4 (protocol of the commonsense experiments)."""
-_USUAL_RATE = 1e-4
 
-
-class CausalLMTask(AdaptationTask):
+class CausalLMTask(LanguageTask):
     """Fine-tunes a decoder of transformers to write completions.
 
     The loss of an optimizer step is the mean over its learned tokens, or over its samples, exactly: also with gradient
@@ -67,6 +53,7 @@ class CausalLMTask(AdaptationTask):
     """
 
     data_module = "randlora_pl.language.data.TextData"
+    auto = "AutoModelForCausalLM"
 
     def __init__(
         self,
@@ -97,9 +84,9 @@ class CausalLMTask(AdaptationTask):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            name=name, pretrained=pretrained, adapter=adapter, targets=targets, learning_rate=learning_rate,
-            weight_decay=weight_decay, decay_vectors=decay_vectors, warmup_steps=warmup_steps,
-            final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
+            name=name, pretrained=pretrained, tokenizer=tokenizer, config_overrides=config_overrides, adapter=adapter,
+            targets=targets, learning_rate=learning_rate, weight_decay=weight_decay, decay_vectors=decay_vectors,
+            warmup_steps=warmup_steps, final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
             gradient_checkpointing=gradient_checkpointing, frozen_dtype=frozen_dtype, torch_compile=torch_compile,
             seed=seed,
         )  # fmt: skip
@@ -107,25 +94,15 @@ class CausalLMTask(AdaptationTask):
         check_option("num_beams", num_beams, num_beams > 0, "a positive number")
         check_option("max_new_tokens", max_new_tokens, max_new_tokens > 0, "a positive number")
         check_option("no_repeat_ngram", no_repeat_ngram, no_repeat_ngram >= 0, "0 or a positive number")
-        self.tokenizer = tokenizer or (BYTES if pretrained == RANDOM else None)
-        self.config_overrides, self.quantize = config_overrides, quantize
+        self.quantize = quantize
         self.schedule, self.loss_average, self.label_smoothing = schedule, loss_average, label_smoothing
         self.evaluation = evaluation
         self.num_beams, self.max_new_tokens = num_beams, max_new_tokens
         self.length_penalty, self.no_repeat_ngram = length_penalty, no_repeat_ngram
 
-    def usual_rate(self, adapter: Adapter) -> float:
-        """That of the released scripts; DoRA takes that of its inner method."""
-        return _RATES.get(getattr(adapter, "inner", adapter).method(), _USUAL_RATE)
-
-    @cached_property
-    def vocabulary(self) -> Any:
-        """The tokenizer; the data module asks for it."""
-        return load_tokenizer(self.tokenizer or self.pretrained or self.name)
-
-    def build(self) -> nn.Module:
-        """The decoder; its dtype is that of the frozen weights."""
-        model = load_causal(
+    def load(self) -> nn.Module:
+        """The decoder."""
+        return load_causal(
             self.name,
             self.pretrained,
             self.vocabulary,
@@ -134,11 +111,6 @@ class CausalLMTask(AdaptationTask):
             dtype=getattr(torch, self.frozen_dtype),
             quantize=self.quantize,
         )
-        seed = self.seed if self.pretrained == RANDOM else None
-        self.identity = ModelIdentity(
-            "transformers", identity_name(self.name), self.pretrained or self.name, None, seed
-        )
-        return model
 
     def setup(self, stage: str) -> None:
         """Makes the running figures, those of the tests by their names."""
@@ -150,17 +122,6 @@ class CausalLMTask(AdaptationTask):
             ]
         self.metrics = nn.ModuleDict({_key(name): MeanMetric() for name in names})
         self.metrics.to(self.device)
-
-    def checkpoint_gradients(self, backbone: nn.Module) -> None:
-        """Blocks recompute their activations."""
-        checkpoint_blocks(backbone)
-
-    def train(self, mode: bool = True) -> "CausalLMTask":
-        """Training mode for what trains; blocks that recompute must take themselves for training, too."""
-        super().train(mode)
-        if self.backbone is not None and self.gradient_checkpointing:
-            set_checkpointing_mode(self.backbone, mode)
-        return self
 
     # Training
 

@@ -6,21 +6,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from randlora_pl.data.catalog import default_root
-from randlora_pl.data.loader import Loader
 from randlora_pl.data.options import check_run
-from randlora_pl.data.plan import total_draws
-from randlora_pl.data.planned import PlannedData
+from randlora_pl.data.plan import EvalSchedule, TrainSchedule
 from randlora_pl.errors import UserError, near
-from randlora_pl.language.batches import EvalTexts, Tokens, TrainTexts, by_length
+from randlora_pl.language.batches import EvalTexts, Tokens, TrainTexts
 from randlora_pl.language.commonsense import TASKS
-from randlora_pl.language.encode import Encoded, Lengths, encode_all, encode_prompt, pad_id
+from randlora_pl.language.encode import Encoded, Lengths, encode_all, encode_prompt
 from randlora_pl.language.known import check_dataset
 from randlora_pl.language.sources import Item, Texts, read_texts
+from randlora_pl.language.token_data import TokenData
 
 log = logging.getLogger("randlora_pl")
 
 
-class TextData(PlannedData):
+class TextData(TokenData):
     """Prompts with completions: what is trained on, in which order, and how they become tokens.
 
     Args:
@@ -77,54 +76,23 @@ class TextData(PlannedData):
         self.validation, self.cutoff, self.mask_prompt = validation, cutoff, mask_prompt
         self.items: list[Item] = []
         self.lengths: Lengths | None = None
-        self._tokenizer: Any = None
-        self._held: dict[str, Tokens] = {}
-        self._digest = ""
 
-    # -- what Lightning calls
+    # -- what the base asks for
 
-    def setup(self, stage: str | None = None) -> None:
-        """Reads and encodes what the stage needs, and plans the draws.
+    def read(self, learns: bool, tests: bool) -> None:
+        """Reads and encodes what is needed."""
+        texts = read_texts(self.dataset, self.root, self.validation, self.tests, learns, tests)
+        self._encode(texts, learns, tests)
 
-        Raises:
-            UserError: The data are missing or wrong, or there is no tokenizer.
-        """
-        task = None if self.trainer is None else self.trainer.lightning_module
-        self._tokenizer = getattr(task, "vocabulary", self._tokenizer)
-        if self._tokenizer is None:
-            raise UserError("texts need the tokenizer of a language task: use --model CausalLMTask.")
-        learns = stage in ("fit", "validate", None) and "train" not in self._held
-        tests = stage in ("test", "predict", None) and "test" not in self._held
-        if learns or tests:
-            texts = read_texts(self.dataset, self.root, self.validation, self.tests, learns, tests)
-            self._encode(texts, learns, tests)
-        if stage in ("fit", None):
-            self._plan(len(self._held["train"]), self._draws())
+    def train_batches(self, held: Tokens, schedule: TrainSchedule) -> TrainTexts:
+        """See `TrainTexts`."""
+        return TrainTexts(held, schedule, self.pad)
 
-    def train_dataloader(self) -> Loader:
-        """Training batches of this rank, from the trainer's optimizer step on (see `TrainTexts`)."""
-        schedule = self._schedule()
-        batches = TrainTexts(self._held["train"], schedule, self.pad)
-        return Loader(batches, self._start(len(schedule)), self.num_workers or 0, self.skipped)
-
-    def val_dataloader(self) -> Loader | list[Loader]:
-        """Validation batches of this rank; none where no samples were set aside."""
-        return self._eval("val")
-
-    def test_dataloader(self) -> Loader | list[Loader]:
-        """The prompts of the tests, the longest first; ``index`` says which of `items` each is."""
-        return self._eval("test")
-
-    def state_dict(self) -> dict[str, Any]:
-        """The planned draws and the samples, so that a resumed run notices when it continues another plan."""
-        return {} if self.plan is None else super().state_dict() | {"samples": self._digest}
+    def eval_batches(self, held: Tokens, schedule: EvalSchedule, order: list[int]) -> EvalTexts:
+        """See `EvalTexts`; those of the tests are prompts, and ``index`` says which of `items` each is."""
+        return EvalTexts(held, schedule, order, self.pad)
 
     # -- what the application asks for
-
-    @property
-    def pad(self) -> int:
-        """Number to pad with."""
-        return pad_id(self._tokenizer)
 
     def summary(self) -> dict[str, Any]:
         """Flat facts about the data and the run, JSON-ready."""
@@ -134,10 +102,7 @@ class TextData(PlannedData):
         if self.lengths is not None:
             facts |= {"tokens": self._held["train"].total, "cut": self.lengths.cut, "dropped": self.lengths.dropped}
             facts |= {"longest": self.lengths.longest}
-        if self.plan is not None:
-            facts |= {"steps": self.plan.steps, "draws": self.plan.total_draws, "window": self.plan.window}
-            facts |= {"sampling": self.sampling}
-        return facts
+        return facts | self.run_facts()
 
     def in_words(self, facts: dict[str, Any]) -> dict[str, str]:
         """The lines of the start summary.
@@ -170,15 +135,3 @@ class TextData(PlannedData):
             self.items = texts.items
             prompts = (encode_prompt(self._tokenizer, item.prompt) for item in texts.items)
             self._held["test"] = Tokens(Encoded(ids, ids, len(ids)) for ids in prompts)
-
-    def _draws(self) -> int:
-        if self.steps is not None:
-            return self.steps * self.window
-        return total_draws(len(self._held["train"]), self.epochs or 3, self.window)
-
-    def _eval(self, split: str) -> Loader | list[Loader]:
-        if split not in self._held:
-            return []
-        tokens = self._held[split]
-        batches = EvalTexts(tokens, self._eval_schedule(len(tokens)), by_length(tokens), self.pad)
-        return Loader(batches, 0, self.num_workers or 0, self.skipped)

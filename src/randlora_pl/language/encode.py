@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -196,13 +197,16 @@ def encode_sentences(
     """
     kept: list[Mapping[str, list[int]]] = []
     lengths = Lengths(cutoff)
-    for texts in sentences:
-        whole = tokenizer(*texts)
-        size = len(whole["input_ids"])
-        lengths.samples += 1
-        lengths.longest = max(lengths.longest, size)
-        lengths.cut += size > cutoff
-        kept.append(dict(whole if size <= cutoff else tokenizer(*texts, truncation=True, max_length=cutoff)))
+    for _, group in groupby(sentences, len):  # all at once: one by one takes five times as long
+        texts = list(group)
+        found = tokenizer(*map(list, zip(*texts, strict=True)))
+        for place, own in enumerate(texts):
+            whole = {name: values[place] for name, values in found.items()}
+            size = len(whole["input_ids"])
+            lengths.samples += 1
+            lengths.longest = max(lengths.longest, size)
+            lengths.cut += size > cutoff
+            kept.append(whole if size <= cutoff else dict(tokenizer(*own, truncation=True, max_length=cutoff)))
     if lengths.cut:
         log.warning("%s", lengths)
     return kept, lengths

@@ -20,6 +20,7 @@ SOURCE = (
 )
 
 Split = Literal["train", "validation"]
+Metric = Literal["acc", "matthews", "pearson"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Task:
     labels: tuple[str, ...]
     names: tuple[str, ...]
     saved: tuple[str, ...]
-    metric: Literal["accuracy", "matthews", "pearson"]
+    metric: Metric
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -53,7 +54,7 @@ _PAIR = ("sentence1", "sentence2")
 TASKS = {
     task.name: task
     for task in (
-        Task("sst2", "SST-2", ("sentence",), "label", ("0", "1"), ("negative", "positive"), ("sentence",), "accuracy"),
+        Task("sst2", "SST-2", ("sentence",), "label", ("0", "1"), ("negative", "positive"), ("sentence",), "acc"),
         Task(
             "mrpc",
             "MRPC",
@@ -62,7 +63,7 @@ TASKS = {
             ("0", "1"),
             ("not_equivalent", "equivalent"),
             _PAIR,
-            "accuracy",
+            "acc",
         ),
         Task(
             "cola",
@@ -82,9 +83,9 @@ TASKS = {
             _ENTAILMENT,
             _ENTAILMENT,
             ("question", "sentence"),
-            "accuracy",
+            "acc",
         ),
-        Task("rte", "RTE", _PAIR, "label", _ENTAILMENT, _ENTAILMENT, _PAIR, "accuracy"),
+        Task("rte", "RTE", _PAIR, "label", _ENTAILMENT, _ENTAILMENT, _PAIR, "acc"),
         Task("stsb", "STS-B", _PAIR, "score", (), (), _PAIR, "pearson"),
     )
 }

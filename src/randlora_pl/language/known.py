@@ -1,5 +1,6 @@
 """What is known by name without a network: data sets of texts, and the shapes of the paper's models."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,16 +12,42 @@ DATASETS = {
     "jsonl": "your own prompts and completions",
 }
 
+OWN_LABELLED = {
+    "csv": "your own labelled texts: train.csv, val.csv and test.csv with columns text (or text_a, text_b) and label",
+    "jsonl": "the same as JSON lines",
+}
+LABELLED = {
+    "sst2": "GLUE: sentiment of sentences on films, accuracy",
+    "mrpc": "GLUE: whether two sentences say the same, accuracy",
+    "cola": "GLUE: whether a sentence is good English, Matthews correlation",
+    "qnli": "GLUE: whether a sentence answers a question, accuracy",
+    "rte": "GLUE: whether one sentence follows from another, accuracy",
+    "stsb": "GLUE: how alike two sentences are (0 to 5), Pearson correlation",
+    **OWN_LABELLED,
+}
+
 
 def check_dataset(name: str) -> None:
-    """Refuses an unknown data set.
+    """Refuses an unknown data set of prompts and completions.
 
     Raises:
         UserError: With near names.
     """
-    if name not in DATASETS:
-        known = f"Known to a language task: {', '.join(DATASETS)}"
-        raise UserError(f"--data.dataset {name!r} is unknown.{near(name, DATASETS)} {known}")
+    _check(name, DATASETS, "a language task")
+
+
+def check_labelled(name: str) -> None:
+    """Refuses an unknown data set of labelled texts.
+
+    Raises:
+        UserError: With near names.
+    """
+    _check(name, LABELLED, "TextClassificationTask")
+
+
+def _check(name: str, known: Mapping[str, str], task: str) -> None:
+    if name not in known:
+        raise UserError(f"--data.dataset {name!r} is unknown.{near(name, known)} Known to {task}: {', '.join(known)}")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A merged decoder as transformers saves one: a folder that it loads by itself, checked before it gets its name."""
+"""A merged model as transformers saves one: a folder that it loads by itself, checked before it gets its name."""
 
 import shutil
 from pathlib import Path
@@ -13,14 +13,16 @@ from randlora_pl.adapters.inject import hash_weights, inject
 from randlora_pl.errors import UserError
 from randlora_pl.interop.bare import LOST, change, difference, lost
 from randlora_pl.interop.part_folder import move, part_folder, refuse_inputs
-from randlora_pl.language.restore import plain_task
+from randlora_pl.language.restore import unquantised_task
 
 TOLERANCE = 1e-4
 """The largest difference of logits that passes, relative to the largest logit."""
 _TOKENS = 24
 
 
-def write_merged(file: AdapterFile, output: Path, scale: float = 1.0, overwrite: bool = False) -> tuple[int, float]:
+def write_merged(
+    file: AdapterFile, output: Path, scale: float = 1.0, overwrite: bool = False
+) -> tuple[str, int, float]:
     """Writes weights, configuration and tokenizer of the merged model; nothing is left of what does not pass.
 
     Args:
@@ -30,8 +32,8 @@ def write_merged(file: AdapterFile, output: Path, scale: float = 1.0, overwrite:
         overwrite: Whether an older folder is replaced.
 
     Returns:
-        Bytes of the folder, and the largest difference between the logits of what was written, loaded by transformers
-        alone, and those of the adapted model, on random tokens.
+        The class of transformers that loads it, bytes of the folder, and the largest difference between the logits of
+        what was written, loaded by transformers alone, and those of the adapted model, on random tokens.
 
     Raises:
         UserError: The folder exists, the base model is another one, the outputs differ, or the disk does not take it.
@@ -39,28 +41,30 @@ def write_merged(file: AdapterFile, output: Path, scale: float = 1.0, overwrite:
     refuse_inputs([output], [file.path])
     if output.exists() and not (overwrite and (output / "config.json").is_file()):
         raise UserError(f"{output} exists; give another --output, or --overwrite to replace a model's folder.")
-    task = plain_task(file, quantize=None, gradient_checkpointing=False)
+    task = unquantised_task(file, gradient_checkpointing=False)
     model: Any = task.build()
-    plain = logits(model)
+    task.load_head(file.extra)
+    whole_model = task.completed(model)
+    plain = logits(whole_model)
     before = {name: value.clone() for name, value in model.state_dict().items()} if scale != 1 else {}
     wanted, here = file.config.get("base_model", {}).get("weights_sha256_sampled"), hash_weights(model)
     if wanted and wanted != here:
         raise UserError(f"{file.path} was trained on other weights ({wanted[:12]}) than {task.name} has ({here[:12]}).")
     inject(model, file.adapter, file.targets)
     place_adapter(model, file)
-    expected = logits(model)
+    expected = logits(whole_model)
     unload(model)
     if before:
         model.load_state_dict(
             {name: torch.lerp(before[name], value, scale) for name, value in model.state_dict().items()}
         )
-        expected = logits(model)
-    from transformers import AutoModelForCausalLM
+        expected = logits(whole_model)
+    import transformers
 
     with part_folder(output) as part:
-        model.save_pretrained(part)
+        whole_model.save_pretrained(part)
         task.vocabulary.save_pretrained(part)
-        found = logits(AutoModelForCausalLM.from_pretrained(part, dtype=model.dtype).eval())
+        found = logits(getattr(transformers, task.auto).from_pretrained(part, dtype=model.dtype).eval())
         relative, absolute = difference(found, expected)
         if relative > TOLERANCE:
             raise UserError(
@@ -79,12 +83,12 @@ def write_merged(file: AdapterFile, output: Path, scale: float = 1.0, overwrite:
             if each != whole:
                 shutil.move(each, whole / each.name)
         move(whole, output)
-    return size, absolute
+    return task.auto, size, absolute
 
 
 @torch.no_grad()
 def logits(model: nn.Module) -> list[Tensor]:
-    """What a decoder makes of fixed random tokens, (2, tokens, vocabulary)."""
+    """What a model makes of fixed random tokens: (2, tokens, vocabulary), or (2, classes)."""
     config: Any = model.config
     ids = torch.randint(0, int(config.vocab_size), (2, _TOKENS), generator=torch.Generator().manual_seed(0))
-    return [model(input_ids=ids, use_cache=False).logits.float()]
+    return [model(input_ids=ids).logits.float()]

@@ -58,6 +58,19 @@ def model_config(name: str, pretrained: str | None, overrides: Mapping[str, Any]
     return AutoConfig.for_model(config.model_type, **values)
 
 
+def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
+    """Refuses a tokenizer of more tokens than a model has.
+
+    Raises:
+        UserError: With both numbers.
+    """
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"The tokenizer has {len(tokenizer):,} tokens and {name} only {config.vocab_size:,}: give the model's own "
+            "(--model.tokenizer), or for random weights --model.config_overrides '{vocab_size: N}'."
+        )
+
+
 def load_causal(
     name: str,
     pretrained: str | None,
@@ -83,11 +96,7 @@ def load_causal(
         UserError: The model cannot be had, its vocabulary is smaller than the tokenizer's, or bitsandbytes is missing.
     """
     config = model_config(name, pretrained, overrides)
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"The tokenizer has {len(tokenizer):,} tokens and {name} only {config.vocab_size:,}: give the model's own "
-            "(--model.tokenizer), or for random weights --model.config_overrides '{vocab_size: N}'."
-        )
+    check_vocabulary(tokenizer, config, name)
     from transformers import AutoModelForCausalLM
 
     model: Any

@@ -1,4 +1,4 @@
-"""From an adapter file back to a decoder that writes, or to its base model."""
+"""From an adapter file back to a decoder that writes or an encoder that classifies, or to its base model."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,15 @@ from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.files import place_adapter
 from randlora_pl.description import check_arguments
 from randlora_pl.errors import UserError
+from randlora_pl.language.base import LanguageTask
 from randlora_pl.language.causal import CausalLMTask
+from randlora_pl.language.classification import TextClassificationTask
 
 LIBRARY = "transformers"
-TASKS: dict[str, type[CausalLMTask]] = {CausalLMTask.__name__: CausalLMTask}
+TASKS: dict[str, type[LanguageTask]] = {task.__name__: task for task in (CausalLMTask, TextClassificationTask)}
 
 
-def load_language_task(folder: str | Path, **overrides: Any) -> CausalLMTask:
+def load_language_task(folder: str | Path, **overrides: Any) -> Any:
     """Builds the task that an adapter folder was saved from, with its adapter merged for evaluation.
 
     Args:
@@ -23,7 +25,8 @@ def load_language_task(folder: str | Path, **overrides: Any) -> CausalLMTask:
         overrides: Constructor arguments to change, for example ``pretrained`` where a folder moved.
 
     Returns:
-        The task in eval mode, on the CPU: ``task.model`` writes, ``task.vocabulary`` is its tokenizer.
+        The task in eval mode, on the CPU, ``task.vocabulary`` its tokenizer: ``task.model`` of a `CausalLMTask` writes,
+        ``task.classify(texts)`` of a `TextClassificationTask` tells classes.
 
     Raises:
         UserError: The folder was written by no language task, or its base model is another one.
@@ -32,12 +35,13 @@ def load_language_task(folder: str | Path, **overrides: Any) -> CausalLMTask:
     task = plain_task(file, **overrides)
     task.configure_model()
     place_adapter(task.model, file)
+    task.load_head(file.extra)
     task.eval()
     task.prepare_evaluation()
     return task
 
 
-def plain_task(file: AdapterFile, **overrides: Any) -> CausalLMTask:
+def plain_task(file: AdapterFile, **overrides: Any) -> LanguageTask:
     """The task of an adapter, before its backbone is built.
 
     Raises:
@@ -48,13 +52,26 @@ def plain_task(file: AdapterFile, **overrides: Any) -> CausalLMTask:
         raise UserError(f"{file.path} was saved by no language task; load_adapter(model, folder) takes it in Python.")
     arguments = {**file.metadata["arguments"], **overrides}
     check_arguments(kind.__init__, arguments, f"{file.path}, arguments of {kind.__name__}")
-    return kind(**arguments, adapter=file.adapter)
+    task = kind(**arguments, adapter=file.adapter)
+    if isinstance(task, TextClassificationTask):
+        task.set_classes(file.metadata["classnames"])
+    return task
+
+
+def unquantised_task(file: AdapterFile, **overrides: Any) -> LanguageTask:
+    """The task of an adapter; quantised weights are taken whole.
+
+    Raises:
+        UserError: It was written by no language task.
+    """
+    whole = {"quantize": None} if file.metadata.get("arguments", {}).get("quantize") else {}
+    return plain_task(file, **whole, **overrides)
 
 
 def base_model(file: AdapterFile) -> nn.Module:
-    """The base model of an adapter, in eval mode on the CPU; quantised weights are taken whole.
+    """The base model of an adapter, in eval mode on the CPU.
 
     Raises:
         UserError: It cannot be had.
     """
-    return plain_task(file, quantize=None).build()
+    return unquantised_task(file).build()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from randlora_pl import rng
 from randlora_pl.errors import UserError
@@ -16,6 +16,8 @@ from randlora_pl.language.text_files import read_records
 OWN = 'train.jsonl with a line such as {"prompt": "2+2=", "completion": "4"} for each sample'
 OWN += "; val.jsonl and test.jsonl alike, as you like"
 FIELDS = ("prompt", "completion")
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _own(root: Path, validation: int, tests: Sequence[str] | None, train: bool, 
     return Texts(learn, hold, items)
 
 
-def set_aside(samples: list[Sample], count: int) -> tuple[list[Sample], list[Sample]]:
+def set_aside(samples: list[Kind], count: int) -> tuple[list[Kind], list[Kind]]:
     """Training and validation samples; which ones validate is the same for every seed of a run.
 
     Raises:

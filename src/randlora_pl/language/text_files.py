@@ -61,12 +61,16 @@ def read_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def read_records(path: Path, fields: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+def read_records(
+    path: Path, fields: Sequence[str], optional: Sequence[str] = (), numbers: Sequence[str] = ()
+) -> list[tuple[int, dict[str, str]]]:
     """The objects of a JSON array, or of a file with one object a line, whose named fields are text.
 
     Args:
         path: The file.
         fields: Fields that every object must have; others are left out.
+        optional: Fields that it may have.
+        numbers: Those of them that may be numbers; they come as text, too.
 
     Returns:
         The line (from 1) on which each object starts, and its fields.
@@ -80,17 +84,22 @@ def read_records(path: Path, fields: Sequence[str]) -> list[tuple[int, dict[str,
         raise UserError(f"{path} holds no record. Get the file again")
     records = []
     for line, value in values:
+        there = [field for field in (*fields, *optional) if isinstance(value, dict) and field in value]
         if not isinstance(value, dict):
             what = f"expected an object with the fields {', '.join(fields)}"
         elif absent := [field for field in fields if field not in value]:
             what = f"the record lacks {', '.join(map(repr, absent))}; each needs {', '.join(fields)}"
-        elif wrong := [field for field in fields if not isinstance(value[field], str)]:
+        elif wrong := [field for field in there if not _is_text(value[field], field in numbers)]:
             what = f"{wrong[0]!r} must be text, not {json.dumps(value[wrong[0]])[:40]}"
         else:
-            records.append((line, {field: value[field] for field in fields}))
+            records.append((line, {field: str(value[field]) for field in there}))
             continue
         raise UserError(f"{path}, line {line}: {what}. Mend the record, or get the file again")
     return records
+
+
+def _is_text(value: Any, or_number: bool) -> bool:
+    return isinstance(value, str) or (or_number and isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _array(path: Path, text: str) -> list[tuple[int, Any]]:

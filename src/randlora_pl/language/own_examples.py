@@ -1,0 +1,158 @@
+"""A user's own labelled texts: CSV files with a header, or JSON lines."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from randlora_pl.errors import UserError, near
+from randlora_pl.language.glue import Examples
+from randlora_pl.language.text_files import read_records, read_text
+
+TEXTS = (("text",), ("text_a", "text_b"))
+COLUMNS = "columns text (or text_a and text_b) and label"
+_TREE = "{0} with " + COLUMNS + "; val{1} and test{1} alike, as you like"
+_MOST_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One labelled text of a file: where it stands, one or two texts, the label as written."""
+
+    where: str
+    texts: tuple[str, ...]
+    label: str
+
+
+def own_files(root: Path, suffix: str) -> dict[str, Path]:
+    """The files of a folder by split, or one file to train on alone.
+
+    Args:
+        root: The folder, or the file.
+        suffix: ``.csv`` or ``.jsonl``.
+
+    Raises:
+        UserError: There is nothing to train on.
+    """
+    if root.is_file():
+        return {"train": root}
+    files = {split: root / f"{split}{suffix}" for split in ("train", "val", "test")}
+    if not files["train"].is_file():
+        tree = _TREE.format(files["train"].name, suffix)
+        raise UserError(f"{files['train']} does not exist. Expected below --data.root: {tree}")
+    return {split: file for split, file in files.items() if file.is_file()}
+
+
+def read_own(file: Path) -> list[Labelled]:
+    """The labelled texts of one file, in its order.
+
+    Raises:
+        UserError: It is empty, or a line is wrong; file and line are told.
+    """
+    rows = _csv_rows(file) if file.suffix.lower() == ".csv" else _json_rows(file)
+    found: list[Labelled] = []
+    for line, fields in rows:
+        where = f"{file}, line {line}"
+        names = next((names for names in TEXTS if all(name in fields for name in names)), None)
+        if names is None or "label" not in fields:
+            raise UserError(f"{where}: expected {COLUMNS}; there is {', '.join(fields) or 'nothing'}.")
+        texts = tuple(fields[name].strip() for name in names)
+        for name, text in zip((*names, "label"), (*texts, fields["label"].strip()), strict=True):
+            if not text:
+                raise UserError(f"{where}: {name!r} is empty. Fill it, or delete the record")
+        if found and len(texts) != len(found[0].texts):
+            raise UserError(f"{where}: single texts and pairs are mixed; give each record the same columns.")
+        found.append(Labelled(where, texts, fields["label"].strip()))
+    if not found:
+        raise UserError(f"{file} holds no record. Expected: {COLUMNS}")
+    return found
+
+
+def _json_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+    return read_records(file, ("label",), optional=[name for names in TEXTS for name in names], numbers=("label",))
+
+
+def _csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+    """Fields by the header's names, with the line on which each record ends.
+
+    Raises:
+        UserError: There is no header, or a record has another number of fields.
+    """
+    reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
+    rows: list[tuple[int, dict[str, str]]] = []
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        for fields in reader:
+            if not fields:  # an empty line
+                continue
+            if len(fields) != len(header):
+                what = f"{len(fields)} fields where the header has {len(header)} ({', '.join(header)[:120]})"
+                raise UserError(f"{file}, line {reader.line_num}: {what}. Put texts with commas in double quotes")
+            rows.append((reader.line_num, dict(zip(header, fields, strict=True))))
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num}: no valid CSV: {error}. Mend the file") from error
+    return rows
+
+
+def class_names(rows: Sequence[Labelled], file: Path) -> list[str]:
+    """The classes of training texts: numbers by size, names by the alphabet.
+
+    Raises:
+        UserError: There is only one, or they look like scores.
+    """
+    names = {row.label for row in rows}
+    numbers = {name: _number(name) for name in names}
+    if all(map(math.isfinite, numbers.values())):
+        if len(names) > 2 and any(not number.is_integer() for number in numbers.values()):
+            raise UserError(
+                f"{file}: labels such as {rows[0].label} look like scores: --data.scores true predicts them."
+            )
+        ordered = sorted(names, key=lambda name: (numbers[name], name))
+    else:
+        ordered = sorted(names)
+    if len(ordered) < 2:
+        raise UserError(f"{file}: there is only the class {ordered[0]!r}; a classifier needs two or more.")
+    if len(ordered) > _MOST_CLASSES:
+        raise UserError(
+            f"{file}: there are {len(ordered):,} different labels, such as {ordered[0]!r}: these are no classes. For "
+            "numbers to predict: --data.scores true"
+        )
+    return ordered
+
+
+def class_numbers(rows: Sequence[Labelled], classes: Sequence[str]) -> Examples:
+    """Texts with the numbers of their classes.
+
+    Raises:
+        UserError: A label is none of them.
+    """
+    places = {name: place for place, name in enumerate(classes)}
+    for row in rows:
+        if row.label not in places:
+            known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+            raise UserError(
+                f"{row.where}: the label {row.label[:40]!r} is none of the training classes.{near(row.label, classes)} "
+                f"There are {known}"
+            )
+    return Examples([row.texts for row in rows], [places[row.label] for row in rows], tuple(classes))
+
+
+def scores(rows: Sequence[Labelled]) -> Examples:
+    """Texts with scores.
+
+    Raises:
+        UserError: A label is no finite number.
+    """
+    for row in rows:
+        if not math.isfinite(_number(row.label)):
+            raise UserError(f"{row.where}: the score {row.label[:40]!r} is no number; for classes: --data.scores false")
+    return Examples([row.texts for row in rows], [_number(row.label) for row in rows], ())
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,110 @@
+"""What data modules of texts share: encoded once, then handed over in numbered batches."""
+
+from typing import Any
+
+from randlora_pl.data.loader import Batches, Loader
+from randlora_pl.data.plan import EvalSchedule, TrainSchedule, total_draws
+from randlora_pl.data.planned import PlannedData
+from randlora_pl.errors import UserError
+from randlora_pl.language.batches import by_length
+from randlora_pl.language.encode import pad_id
+
+
+class TokenData(PlannedData):
+    """Base of the data modules of texts. Subclasses read and encode, and make batches.
+
+    Args:
+        options: See `PlannedData`.
+
+    Attributes:
+        usual_epochs: Times that the training samples are gone through where nothing is said.
+    """
+
+    usual_epochs = 3
+
+    def __init__(self, *options: Any) -> None:
+        super().__init__(*options)
+        self._tokenizer: Any = None
+        self._held: dict[str, Any] = {}  # encoded samples by split
+        self._digest = ""  # of the training texts
+
+    # -- what a subclass gives
+
+    def read(self, learns: bool, tests: bool) -> None:
+        """Reads and encodes the training and validation samples, those of the test, or both.
+
+        Raises:
+            UserError: They are missing or wrong.
+        """
+        raise NotImplementedError
+
+    def train_batches(self, held: Any, schedule: TrainSchedule) -> Batches:
+        """Numbered training batches of encoded samples."""
+        raise NotImplementedError
+
+    def eval_batches(self, held: Any, schedule: EvalSchedule, order: list[int]) -> Batches:
+        """Numbered evaluation batches of encoded samples in an order."""
+        raise NotImplementedError
+
+    # -- what Lightning calls
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and encodes what the stage needs, and plans the draws.
+
+        Raises:
+            UserError: The data are missing or wrong, or there is no tokenizer.
+        """
+        task = None if self.trainer is None else self.trainer.lightning_module
+        self._tokenizer = getattr(task, "vocabulary", self._tokenizer)
+        if self._tokenizer is None:
+            raise UserError("texts need the tokenizer of a language task: use --model CausalLMTask.")
+        learns = stage in ("fit", "validate", None) and "train" not in self._held
+        tests = stage in ("test", "predict", None) and "test" not in self._held
+        if learns or tests:
+            self.read(learns, tests)
+        if stage in ("fit", None):
+            self._plan(len(self._held["train"]), self._draws())
+
+    def train_dataloader(self) -> Loader:
+        """Training batches of this rank, from the trainer's optimizer step on."""
+        schedule = self._schedule()
+        batches = self.train_batches(self._held["train"], schedule)
+        return Loader(batches, self._start(len(schedule)), self.num_workers or 0, self.skipped)
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Validation batches of this rank; none where no samples were set aside."""
+        return self._eval("val")
+
+    def test_dataloader(self) -> Loader | list[Loader]:
+        """Test batches of this rank, the longest first; ``index`` says which sample each is."""
+        return self._eval("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The planned draws and the samples, so that a resumed run notices when it continues another plan."""
+        return {} if self.plan is None else super().state_dict() | {"samples": self._digest}
+
+    # -- for subclasses
+
+    @property
+    def pad(self) -> int:
+        """Number to pad with."""
+        return pad_id(self._tokenizer)
+
+    def run_facts(self) -> dict[str, Any]:
+        """Steps and draws of the planned run; empty where none is planned."""
+        if self.plan is None:
+            return {}
+        facts = {"steps": self.plan.steps, "draws": self.plan.total_draws, "window": self.plan.window}
+        return facts | {"sampling": self.sampling}
+
+    def _draws(self) -> int:
+        if self.steps is not None:
+            return self.steps * self.window
+        return total_draws(len(self._held["train"]), self.epochs or self.usual_epochs, self.window)
+
+    def _eval(self, split: str) -> Loader | list[Loader]:
+        if split not in self._held:
+            return []
+        held = self._held[split]
+        batches = self.eval_batches(held, self._eval_schedule(len(held)), by_length(held))
+        return Loader(batches, 0, self.num_workers or 0, self.skipped)
