@@ -13,9 +13,11 @@ from randlora_pl.cli.sweep_work import dry_run, spawn, work
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.texts import is_text
+from randlora_pl.language.sizes import OWN_TEXTS
 
 PAGE = """\
-Search the learning rate (and alpha) of every method of a sweep on validation images; the test images are not read.
+Search the learning rate (and alpha) of every method of a sweep on validation samples; the test is not read.
 Each candidate is tried with one seed, the two best with all seeds of the search; the best mean is taken. The same
 command goes on where it stopped. Writes what was tried (tuning.md and .json) and a config with the best (tuned.yaml).
 
@@ -25,6 +27,7 @@ command goes on where it stopped. Writes what was tried (tuning.md and .json) an
 
 The config's part `tune` says what is tried:
   tune: {learning_rates: [1e-3, 1e-2], alphas: [1, 10], seeds: [0, 4], datasets: [digits], budgets: [16], set: {...}}
+`monitor: val/loss` takes the lowest loss instead of the best val/acc (of GLUE's tasks also val/score).
 With `climb: true` a method begins at its own rate and the two beside it, and goes on while the best is outermost.
 seeds must be others than the sweep's; without datasets and budgets all of the sweep's are taken, without alphas none.
 
@@ -112,7 +115,7 @@ def tune_verb(args: list[str]) -> int:
 
 
 def _check_validation(cells: list[Cell]) -> None:
-    """Whether every data set keeps images to validate with.
+    """Whether every data set keeps samples to validate with.
 
     Raises:
         UserError: One does not.
@@ -121,6 +124,10 @@ def _check_validation(cells: list[Cell]) -> None:
 
     for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
         data = data_of(cell.tree)
+        if is_text(cell.tree):  # which need a tokenizer to be read
+            if not (data.validation or data.dataset in OWN_TEXTS):
+                raise UserError(f"datasets.{label}: nothing is held out; put data.validation: N into tune.set.")
+            continue
         with redirect_stderr(io.StringIO()):  # what it remarks is an error here
             data.setup("validate")
             loader = data.val_dataloader()

@@ -6,6 +6,9 @@ from typing import Any
 
 from randlora_pl.errors import UserError, near
 
+TASKS = ("CausalLMTask", "TextClassificationTask")
+"""Names of the language tasks."""
+
 DATASETS = {
     "commonsense_15k": "15,000 questions with their answers to learn, and eight tests of commonsense reasoning",
     "commonsense_170k": "170,000 of them",

@@ -6,13 +6,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from randlora_pl.language.causal import CausalLMTask
+from randlora_pl.language.base import LanguageTask
+from randlora_pl.language.classification import TextClassificationTask
+from randlora_pl.language.classifier import split
+from randlora_pl.language.families import paper_targets
 from randlora_pl.language.known import KNOWN
 from randlora_pl.language.models import RANDOM, model_config
 
 
-def meta_backbone(task: Any) -> nn.Module | None:
-    """The backbone of a language task without values; None for a model that only the network knows.
+def meta_backbone(task: LanguageTask) -> nn.Module | None:
+    """The backbone of a language task without values and head; None for a model that only the network knows.
 
     Args:
         task: A language task; its backbone need not be built.
@@ -25,15 +28,22 @@ def meta_backbone(task: Any) -> nn.Module | None:
     if not own and source not in KNOWN:
         return None
     if own:
-        config = model_config(task.name, task.pretrained, getattr(task, "config_overrides", None))
+        config = model_config(task.name, task.pretrained, task.config_overrides)
     else:
         config = model_config(source, RANDOM, None)
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    import transformers
 
-    kind: Any = AutoModelForCausalLM if isinstance(task, CausalLMTask) else AutoModelForSequenceClassification
     with torch.device("meta"):
-        model: nn.Module = kind.from_config(config)
-    return model
+        model: Any = getattr(transformers, task.auto).from_config(config)
+    backbone: nn.Module = split(model)[0] if isinstance(task, TextClassificationTask) else model
+    return backbone
+
+
+def usual_targets(task: LanguageTask, model: Any) -> list[str] | None:
+    """What a task attaches its adapter to: as given, or the paper's targets for this kind of model."""
+    if task.targets is not None or task.adapter.trains_base:
+        return task.targets
+    return paper_targets(str(model.config.model_type))
 
 
 def operations_per_token(model: Any) -> int:
@@ -43,6 +53,7 @@ def operations_per_token(model: Any) -> int:
     left out, which for texts this short is a few percent.
     """
     total = sum(parameter.numel() for parameter in model.parameters())
-    table, output = model.get_input_embeddings().weight, model.get_output_embeddings()
+    table = model.get_input_embeddings().weight
+    output = getattr(model, "lm_head", None)
     shared = output is not None and output.weight is table
     return int(2 * (total if shared else total - table.numel()))

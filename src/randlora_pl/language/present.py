@@ -8,6 +8,8 @@ from randlora_pl.language import commonsense, e2e, glue
 from randlora_pl.language.sizes import OWN_TEXTS
 from randlora_pl.language.text_files import first_file
 
+OWN = "your own texts, see docs/your_own_data.md"
+
 
 def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains: bool = True) -> str:
     """What is missing of a data set and where it is from; empty where all of it is there.
@@ -21,8 +23,9 @@ def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains:
     try:
         if dataset in glue.TASKS:
             return _glue(dataset, root)
-        if dataset == OWN_TEXTS:
-            first_file(root.parent if root.is_file() else root, (root.name, "train.jsonl"), "train.jsonl", "your own")
+        if dataset in OWN_TEXTS:
+            name = f"train.{dataset}"
+            first_file(root.parent if root.is_file() else root, (root.name if root.is_file() else name,), name, OWN)
         elif dataset == "e2e":
             for name in ("train.txt", "valid.txt", "test.txt"):
                 first_file(root, (name,), e2e.TREE, e2e.SOURCE)

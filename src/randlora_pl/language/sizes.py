@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-OWN_TEXTS = "jsonl"
-"""The data set of a user's own texts, which nobody has counted and which only its place tells apart."""
+OWN_TEXTS = ("jsonl", "csv")
+"""Data sets of a user's own texts, which nobody has counted and which only their place tells apart."""
 
 TESTS = {
     "boolq": 3270, "piqa": 1838, "social_i_qa": 1954, "hellaswag": 10042, "winogrande": 1267, "ARC-Easy": 2376,

@@ -16,6 +16,8 @@ FINISHED, FAILED, RUNNING, UNFINISHED, DAMAGED, NOT_RUN = (
 )
 """States of a run. Only the accuracy of a finished one is used."""
 
+SCORE = "test/score"
+"""What counts where that is not the accuracy: a correlation, from -1 to 1."""
 _LABELS = ("model", "dataset", "budget", "method")
 
 
@@ -174,7 +176,7 @@ def _read_cell(folder: Path, place: Path, warn: Callable[[str], None]) -> Run | 
     state, reason, figures = _state(folder, place, warn)
     accuracy = zeroshot = None
     if state == FINISHED:
-        accuracy = _percent(figures, "test/acc")
+        accuracy = _percent(figures, SCORE, least=-1) if SCORE in figures else _percent(figures, "test/acc")
         zeroshot = _percent(figures, "zeroshot/acc")
         if key.budget == ZERO_SHOT:
             accuracy = zeroshot if accuracy is None else accuracy
@@ -214,9 +216,11 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _percent(figures: dict[str, Any], name: str) -> float | None:
+def _percent(figures: dict[str, Any], name: str, least: float = 0) -> float | None:
     value = figures.get(name)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= 1
+    good = (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and least <= value <= 1
+    )
     return 100 * float(value) if good and value is not None else None
 
 

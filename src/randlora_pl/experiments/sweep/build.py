@@ -14,7 +14,8 @@ from randlora_pl.errors import UserError
 from randlora_pl.experiments.comparison import made
 from randlora_pl.experiments.sweep.description import Tree
 from randlora_pl.experiments.sweep.texts import is_text, text_steps
-from randlora_pl.language.meta import meta_backbone, operations_per_token
+from randlora_pl.language.base import LanguageTask
+from randlora_pl.language.meta import meta_backbone, operations_per_token, usual_targets
 from randlora_pl.language.restore import TASKS as LANGUAGE
 from randlora_pl.models import ImageTower, clip_image_spec, library_of, meta_clip, meta_vit, vit_image_spec
 from randlora_pl.tasks import ImageTask, LinearHeadTask, VisionLanguageTask
@@ -27,7 +28,7 @@ class Counts:
     """What a model costs.
 
     Attributes:
-        trainable: Parameters that train, a linear head left out.
+        trainable: Parameters that train, a head left out.
         total: All parameters of the backbone with its adapter.
         image: Floating point operations of one image's forward pass through the frozen model.
         text: Those of one caption; 0 where no text tower trains.
@@ -86,8 +87,9 @@ def counts(tree: Tree, forward: bool = True) -> Counts | None:
     task = task_of(tree)
     if task is None:
         return None
-    if not isinstance(task, ImageTask):
+    if isinstance(task, LanguageTask):
         return _text_counts(task)
+    assert isinstance(task, ImageTask)
     size = getattr(task, "img_size", None)
     clip = library_of(task.name) == "open_clip"
     model = meta_clip(task.name) if clip else meta_vit(task.name, size)
@@ -105,12 +107,12 @@ def counts(tree: Tree, forward: bool = True) -> Counts | None:
     return Counts(trainable, sum(parameter.numel() for parameter in model.parameters()), image, text)
 
 
-def _text_counts(task: AdaptationTask) -> Counts | None:
+def _text_counts(task: LanguageTask) -> Counts | None:
     model = meta_backbone(task)
     if model is None:
         return None
     token = operations_per_token(model)
-    inject(model, task.adapter, task.targets)
+    inject(model, task.adapter, usual_targets(task, model))
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Counts(trainable, sum(parameter.numel() for parameter in model.parameters()), token=token)
 

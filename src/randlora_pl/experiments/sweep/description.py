@@ -15,7 +15,7 @@ ZERO_SHOT = "zero-shot"
 
 _KEYS = ("title", "paper", "models", "datasets", "budgets", "methods", "seeds", "set", "keep_adapters", "tune")
 _MODEL = ("config", "set", "family", "paper_name")
-_TUNE = ("learning_rates", "alphas", "seeds", "datasets", "budgets", "climb", "set")
+_TUNE = ("learning_rates", "alphas", "seeds", "datasets", "budgets", "climb", "monitor", "set")
 
 _OF_THE_GRID = {
     "data.shots": "budgets",
@@ -45,7 +45,7 @@ class Description:
         paper: Which table or figure of the paper it repeats.
         keep_adapters: Whether finished cells keep their adapter.
         tune: What a search tries: ``learning_rates``, ``alphas``, ``seeds``, ``datasets``, ``budgets``, ``climb``,
-            ``set``.
+            ``monitor``, ``set``.
     """
 
     models: dict[str, Tree]

@@ -157,7 +157,7 @@ def essence(flat: Mapping[str, Any]) -> Tree:
     A data set of the catalog is known by its name; your own images and texts are known by their place.
     """
     name = flat.get("data.dataset")
-    own = CATALOG[name].own if name in CATALOG else name == OWN_TEXTS
+    own = CATALOG[name].own if name in CATALOG else name in OWN_TEXTS
     left_out = (*_HOW, "ckpt_path", *(() if own else ("data.root",)))
     kept = {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{how}.") for how in left_out)}
     return {key: _plain(kept[key]) for key in sorted(kept)}

@@ -3,13 +3,13 @@
 import math
 
 from randlora_pl.experiments.sweep.description import Tree
-from randlora_pl.language.known import DATASETS
+from randlora_pl.language.known import TASKS
 from randlora_pl.language.sizes import SIZES, TESTS, Size
 
 
 def is_text(tree: Tree) -> bool:
-    """Whether a cell's data are texts, by the name of the data set."""
-    return str(tree.get("data", {}).get("dataset")) in DATASETS
+    """Whether a cell's data are texts, by the name of its task."""
+    return str(tree["model"]["class_path"]).rpartition(".")[2] in TASKS
 
 
 def test_samples(tree: Tree) -> int | None:
@@ -38,7 +38,8 @@ def text_steps(tree: Tree, window: int) -> int | None:
 def text_tokens(tree: Tree) -> tuple[int, int]:
     """Tokens of a sample that is learned, and of one that is tested, with all that every beam may write."""
     model, size = tree["model"].get("init_args") or {}, _size(tree)
-    tokens = size.tokens if size else int(tree["data"].get("cutoff") or 256)
+    most = tree["data"].get("cutoff") or tree["data"].get("max_length") or 256
+    tokens = size.tokens if size else int(most)
     writes = "max_new_tokens" in model or "num_beams" in model
     return tokens, tokens + (int(model.get("num_beams", 1)) * int(model.get("max_new_tokens", 32)) if writes else 0)
 

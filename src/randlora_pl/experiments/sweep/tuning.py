@@ -40,6 +40,7 @@ class Search:
         candidates: By method: what is tried.
         seeds: Of the search, none of them the sweep's.
         climbs: Whether rates are tried from each method's own on, instead of all.
+        monitor: Figure of the validation that decides; of a loss the lowest is the best.
         cells: By method and candidate, for each seed.
     """
 
@@ -48,6 +49,7 @@ class Search:
     candidates: dict[str, list[Values]]
     seeds: list[int]
     climbs: bool = False
+    monitor: str = "val/acc"
     cells: dict[tuple[str, Values, int], list[Cell]] = field(default_factory=dict)
 
     @classmethod
@@ -75,7 +77,10 @@ class Search:
         climbs = tune.get("climb", False)
         if not isinstance(climbs, bool):
             raise UserError(f"tune.climb is {climbs!r}: give true or false.")
-        found = cls(description, names, {}, seeds, climbs)
+        monitor = tune.get("monitor", "val/acc")
+        if not str(monitor).startswith("val/"):
+            raise UserError(f"tune.monitor is {monitor!r}: give a figure of the validation, such as val/loss.")
+        found = cls(description, names, {}, seeds, climbs, str(monitor))
         for method, parts in names.items():
             found.candidates[method] = list(product(rates, *([alphas] if "alpha" in parts else [])))
             for values in found.candidates[method]:
@@ -138,7 +143,7 @@ class Search:
         if any(state not in (DONE, FAILED) for state in states):
             return None
         figures = [figure for cell in cells if (figure := self.figure(folder, cell)) is not None]
-        return fmean(figures) if figures and len(figures) == len(cells) else -math.inf
+        return self._sign * fmean(figures) if figures and len(figures) == len(cells) else -math.inf
 
     def all_cells(self) -> list[Cell]:
         """Every candidate with every seed, of which the search runs a part."""
@@ -155,19 +160,22 @@ class Search:
         return chosen
 
     def scores(self, folder: SweepFolder, method: str, seeds: Sequence[int]) -> dict[Values, float]:
-        """Mean validation accuracy of the candidates whose every cell with these seeds is finished."""
+        """How good the candidates are whose every cell with these seeds is finished: mean accuracy, or minus a loss."""
         found = {}
         for values in self.candidates[method]:
             figures = [self.figure(folder, cell) for seed in seeds for cell in self.cells[method, values, seed]]
             known = [figure for figure in figures if figure is not None]
             if known and len(known) == len(figures):
-                found[values] = fmean(known)
+                found[values] = self._sign * fmean(known)
         return found
 
-    @staticmethod
-    def figure(folder: SweepFolder, cell: Cell) -> float | None:
-        """Validation accuracy of a finished cell."""
-        found = folder.results(cell).get("val/acc")
+    @property
+    def _sign(self) -> int:
+        return -1 if self.monitor.endswith("loss") else 1
+
+    def figure(self, folder: SweepFolder, cell: Cell) -> float | None:
+        """The figure of a finished cell that decides."""
+        found = folder.results(cell).get(self.monitor)
         return float(found) if isinstance(found, int | float) else None
 
     def chosen(self, folder: SweepFolder) -> dict[str, dict[str, float]]:
@@ -195,10 +203,11 @@ class Search:
                 reasons = [folder.failure(cell).get("reason") for row in cells.values() for cell in row]
                 if self.climbs and not means and not any(reasons):
                     continue
-                entry: Tree = dict(zip(names, values, strict=True)) | {"val/acc": means}
+                entry: Tree = dict(zip(names, values, strict=True)) | {self.monitor: means}
                 tried.append(entry | ({"failed": reason} if (reason := next(filter(None, reasons), None)) else {}))
             methods[method] = {"chosen": chosen.get(method), "tried": tried}
         facts = {"seeds": self.seeds, "finalists": FINALISTS, "climb": self.climbs, "split": "val"}
+        facts["monitor"] = self.monitor
         return facts | {"methods": methods}
 
     def edges(self, folder: SweepFolder) -> list[str]:

@@ -9,22 +9,29 @@ from randlora_pl.experiments.sweep.description import Description, Tree
 
 
 def markdown(report: Tree) -> str:
-    """A table of what was tried: validation accuracy in percent, mean over data sets, budgets and models."""
+    """A table of what was tried: validation accuracy in percent, or loss, mean over data sets, budgets and models."""
+    monitor = report["monitor"]
+    loss = monitor.endswith("loss")
+    what = monitor if loss else "Validation accuracy in percent" if monitor == "val/acc" else f"{monitor} in percent"
+
+    def shown_as(value: float) -> str:
+        return f"{value:.4f}" if loss else f"{100 * value:.1f}"
+
     where = " from the own rate of each method on" if report["climb"] else ""
     lines = [
-        "Validation accuracy in percent, the mean over models, data sets and budgets. Every candidate"
+        f"{what}, the mean over models, data sets and budgets. Every candidate"
         f"{where} with seed {report['seeds'][0]}, the {report['finalists']} best of each method with all seeds; "
-        "no test image was read.",
+        "no test sample was read.",
         "",
         "| method | tried | " + " | ".join(f"seed {seed}" for seed in report["seeds"]) + " | mean | |",
         "|---|---|" + "---:|" * (len(report["seeds"]) + 1) + "---|",
     ]
     for method, facts in report["methods"].items():
         for entry in facts["tried"]:
-            values = {key: value for key, value in entry.items() if key not in ("val/acc", "failed")}
-            found = entry["val/acc"]
-            cells = [f"{100 * found[str(s)]:.1f}" if str(s) in found else "" for s in report["seeds"]]
-            mean = f"{100 * fmean(found.values()):.1f}" if found else ""
+            values = {key: value for key, value in entry.items() if key not in (monitor, "failed")}
+            found = entry[monitor]
+            cells = [shown_as(found[str(s)]) if str(s) in found else "" for s in report["seeds"]]
+            mean = shown_as(fmean(found.values())) if found else ""
             failed = f"failed: {entry['failed'].partition('. ')[0]}" if "failed" in entry else ""
             mark = "chosen" if values == facts["chosen"] else failed
             shown = ", ".join(f"{key} {value:g}" for key, value in values.items())
