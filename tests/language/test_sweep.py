@@ -1,0 +1,330 @@
+"""Sweeps of language models: cells, estimates, a whole tiny one, a search of learning rates, the shipped tables."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from randlora_pl.bench.flops import counter
+from randlora_pl.cli.cells import composer
+from randlora_pl.cli.names import on_texts, tasks
+from randlora_pl.cli.sweep_job import told_by
+from randlora_pl.errors import UserError
+from randlora_pl.experiments.sweep.build import counts, data_of, steps
+from randlora_pl.experiments.sweep.description import Description, budget
+from randlora_pl.experiments.sweep.estimate import COUNTED, Estimator
+from randlora_pl.experiments.sweep.folder import SweepFolder
+from randlora_pl.experiments.sweep.plan import Cell, plan
+from randlora_pl.experiments.sweep.texts import is_text, test_samples, text_tokens
+from randlora_pl.language import known, restore
+from randlora_pl.language.data import TextData
+from randlora_pl.language.meta import meta_backbone, operations_per_token
+from randlora_pl.language.present import absent
+from randlora_pl.language.sizes import SIZES, TESTS
+from tests.cli.conftest import Run
+
+from .files import write_commonsense, write_glue
+from .small import SHAPES, make
+
+Refused = Callable[..., str]
+GRID: dict[str, Any] = {
+    "paper": {"table": 15},
+    "models": {
+        "Qwen2": {
+            "config": "commonsense_qwen2",
+            "set": {
+                "model.pretrained": "random", "model.config_overrides": SHAPES["qwen2"] | {"vocab_size": 260},
+                "model.num_beams": 1, "model.max_new_tokens": 2,
+            },
+        }
+    },
+    "datasets": ["commonsense"],
+    "budgets": ["15k", "170k"],
+    "methods": {
+        "zero-shot": None,
+        "LoRA-16": {"adapter": "LoRA", "rank": 4, "alpha": 8},
+        "RandLoRA-10": {"adapter": "RandLoRA", "rank": 8},
+    },
+    "seeds": [1],
+    "set": {
+        "trainer.precision": "32-true", "trainer.accelerator": "cpu", "run.logger": "none", "checkpoint.test": "best",
+        "data.steps": 2, "data.batch_size": 2, "data.validation": 4, "data.tests": ["boolq", "piqa"],
+        "data.cutoff": 64, "trainer.val_check_interval": 1, "trainer.limit_test_batches": 2,
+    },
+}  # fmt: skip
+"""Tiny random Qwen2 on files of the true format; texts are cut to 64 bytes."""
+
+
+def cells_of(**changes: Any) -> list[Cell]:
+    return plan(Description.of(GRID | changes), composer())
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    file = folder / "words.yaml"
+    file.write_text(yaml.safe_dump(GRID | changes, sort_keys=False))
+    return file
+
+
+# Cells
+
+
+def test_a_size_is_a_budget_and_the_end_of_the_name_of_the_data() -> None:
+    cells = {cell.labels[1:4]: cell for cell in cells_of()}
+    names = {labels: cell.flat["data.dataset"] for labels, cell in cells.items()}
+    assert names == {
+        ("commonsense", "zero-shot", "zero-shot"): "commonsense_15k",
+        ("commonsense", "15k", "LoRA-16"): "commonsense_15k",
+        ("commonsense", "15k", "RandLoRA-10"): "commonsense_15k",
+        ("commonsense", "170k", "LoRA-16"): "commonsense_170k",
+        ("commonsense", "170k", "RandLoRA-10"): "commonsense_170k",
+    }
+    untrained = cells["commonsense", "zero-shot", "zero-shot"].flat
+    assert untrained["model.adapter"] == "LoRA" and untrained["model.adapter.rank"] == 1
+    assert "model.adapter.dropout" not in untrained, "nothing of the config's RandLoRA"
+    assert not any("data.shots" in cell.flat or "data.fraction" in cell.flat for cell in cells.values())
+    (whole, *_) = cells_of(datasets=["commonsense_170k"], budgets=["100%"], methods={"x": {"adapter": "LoRA"}})
+    assert whole.flat["data.dataset"] == "commonsense_170k"
+
+
+def test_sizes_are_written_like_15k() -> None:
+    assert budget("15k") == "15k" and budget("170k") == "170k" and budget(15) == "15-shot"
+    for wrong in ("k", "0k", "1.5k", "15K shots"):
+        with pytest.raises(UserError, match="15k"):
+            budget(wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"budgets": [4]}, "Unknown option --data.shots"),
+        ({"budgets": ["15k", "50%"]}, "Unknown option --data.fraction"),
+        ({"budgets": ["30k"]}, "'commonsense_30k' is unknown"),
+        ({"datasets": ["cars"]}, "'cars_15k' is unknown"),
+    ],
+)
+def test_budgets_that_texts_do_not_have_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        cells_of(**changes)
+
+
+def test_own_texts_are_known_by_their_place() -> None:
+    changes = {"budgets": ["100%"], "methods": {"x": {"adapter": "LoRA"}}}
+    options = {key: value for key, value in GRID["set"].items() if key != "data.tests"}
+    one, other = (
+        cells_of(datasets={"own": {"dataset": "jsonl", "root": root}}, set=options, **changes)[0] for root in "ab"
+    )
+    assert one.hash != other.hash
+    roots = ({"data.root": root} for root in "ab")
+    same = {cells_of(set=GRID["set"] | place, **changes | {"budgets": ["15k"]})[0].hash for place in roots}
+    assert len(same) == 1, "files of the same name are the same everywhere"
+
+
+def test_the_language_tasks_are_known_without_importing_them() -> None:
+    assert set(known.TASKS) == set(restore.TASKS) == {name for name in tasks() if on_texts(name)}
+    assert all(is_text(cell.tree) for cell in cells_of()) and not on_texts("LinearHeadTask") and not on_texts(None)
+
+
+# Estimates
+
+
+def test_counts_are_those_of_the_model() -> None:
+    cell = next(cell for cell in cells_of() if cell.labels.method == "LoRA-16")
+    found = counts(cell.tree)
+    task = make("bytes", overrides={"vocab_size": 260})
+    task.configure_model()
+    frozen = sum(p.numel() for p in task.model.parameters() if not p.requires_grad)
+    assert found is not None and found.total - found.trainable == frozen
+    # rank 4 at q, k, v, up and down: 64 -> 64, 32, 32, 128 and 128 -> 64, twice
+    assert found.trainable == 2 * 4 * ((64 + 64) + 2 * (64 + 32) + 2 * (64 + 128))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_operations_of_a_token_are_those_of_its_products(tied: bool) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    task = make("bytes", overrides={"vocab_size": 260, "tie_word_embeddings": tied})
+    model: Any = meta_backbone(task)
+    assert model is not None and all(parameter.is_meta for parameter in model.parameters())
+    real = task.build()
+    with counter() as flops, torch.no_grad():
+        real(torch.zeros(1, 1, dtype=torch.int64))
+    assert operations_per_token(model) == pytest.approx(flops.get_total_flops(), rel=0.02)
+
+
+def test_what_only_the_network_knows_is_not_counted() -> None:
+    assert meta_backbone(make("bytes", name="somebody/some-model", pretrained=None, overrides={})) is None
+
+
+def test_steps_are_those_of_the_run(tmp_path: Path) -> None:
+    root = write_commonsense(tmp_path, 6)
+    options = {key: value for key, value in GRID["set"].items() if key != "data.steps"}
+    cell = cells_of(set=options | {"data.root": str(root), "data.epochs": 2})[1]
+    data = data_of(cell.tree)
+    assert isinstance(data, TextData) and data.epochs == 2
+    real = 2 * (SIZES["commonsense_15k"].train - 4)
+    assert steps(cell.tree, None, None) == -(-real // 2)
+    assert steps(cells_of()[1].tree, None, None) == 2
+    accumulated = cells_of(set=options | {"trainer.accumulate_grad_batches": 4})[1]
+    assert steps(accumulated.tree, None, None) == -(-3 * (SIZES["commonsense_15k"].train - 4) // 8)
+    assert test_samples(cell.tree) == TESTS["boolq"] + TESTS["piqa"]
+    learned, answered = text_tokens(cell.tree)
+    assert answered == learned + 2
+
+
+def test_a_cell_is_counted_by_its_tokens(tmp_path: Path) -> None:
+    def one(budget: str, method: str = "LoRA-16", **options: Any) -> Any:
+        settings = {key: value for key, value in GRID["set"].items() if key != "data.steps"} | options
+        cells = cells_of(set=settings)
+        cell = next(c for c in cells if c.labels.method == method and (c.untrained or c.labels.budget == budget))
+        return Estimator(SweepFolder(tmp_path), cells, lambda: 1e12)(cell)
+
+    small, large, zero = one("15k"), one("170k"), one("zero-shot", "zero-shot")
+    assert small.source == COUNTED and zero.seconds < small.seconds
+    train = (large.seconds - zero.seconds) / (small.seconds - zero.seconds)
+    assert train == pytest.approx(170 / 15, rel=0.01)
+    again = one("15k", **{"model.gradient_checkpointing": False})
+    assert (small.seconds - zero.seconds) / (again.seconds - zero.seconds) == pytest.approx(4 / 3, rel=0.01)
+    half = one("15k", **{"model.frozen_dtype": "bfloat16", "trainer.precision": "bf16-mixed"})
+    assert 0.5 < half.bytes / small.bytes < 0.7
+
+
+# What is there
+
+
+def test_missing_texts_are_told_by_their_files(tmp_path: Path) -> None:
+    assert "commonsense_15k.json" in absent("commonsense_15k", tmp_path)
+    root = write_commonsense(tmp_path / "questions")
+    assert absent("commonsense_15k", root) == absent("commonsense_170k", root) == ""
+    assert absent("commonsense_15k", write_commonsense(tmp_path / "nested", nested=True)) == ""
+    (root / "commonsense_15k.json").unlink()
+    assert absent("commonsense_15k", root, trains=False) == "" and absent("commonsense_15k", root)
+    shutil.rmtree(root / "piqa")
+    assert "piqa" in absent("commonsense_170k", root) and absent("commonsense_170k", root, ["boolq"]) == ""
+    glue = write_glue(tmp_path / "glue")
+    assert absent("rte", glue) == "" and "RTE does not exist" in absent("rte", tmp_path)
+    assert "train.jsonl" in absent("jsonl", tmp_path) and "train.txt" in absent("e2e", tmp_path)
+    (tmp_path / "mine.csv").write_text("text,label\na,b\n")
+    assert absent("csv", tmp_path / "mine.csv") == ""
+
+
+# A whole one
+
+
+def test_a_tiny_sweep_from_the_command_line_to_its_report(run: Run, refused: Refused, tmp_path: Path) -> None:
+    written(tmp_path)
+    assert "commonsense_15k.json" in refused("sweep", "words.yaml", "--data.root", "none")
+    root = write_commonsense(tmp_path / "data", 3)
+    words = ("sweep", "words.yaml", "--data.root", str(root))
+    dry = run(*words, "--dry-run")
+    assert dry.code == 0 and dry.out.count(" counted") >= 5 and "5 cells: 5 open" in dry.out
+    first = run(*words, "--only", "budget=15k,zero-shot")
+    assert first.code == 0, first.err + first.out
+    again = run(*words, "--only", "budget=15k,zero-shot")
+    assert "3 of 3 cells are done" in again.out and ": accuracy" not in again.out, "nothing is done twice"
+    sweep = tmp_path / "runs/sweeps/words"
+    for place in (sweep / "cells").iterdir():
+        labels = json.loads((place / "cell.json").read_text())
+        results = json.loads((place / "results.json").read_text())
+        own = [results[f"test/acc/{name}"] for name in ("boolq", "piqa")]
+        assert results["finished"] and results["test/acc"] == pytest.approx(sum(own) / 2)
+        if labels["method"] == "zero-shot":
+            assert results["trainable_parameters"] == 0 and "val/loss" not in results
+        else:
+            assert results["steps"] == 2 and results["best/step"] in (1, 2) and results["data/train"] == 20
+    reported = run("report", str(sweep))
+    assert reported.code == 0, reported.err
+    text = next(tmp_path.rglob("report.md")).read_text()
+    assert "BoolQ" in text and "PIQA" in text and "HellaSwag" not in text
+    assert "paper 53.39" not in text.partition("170k")[0] and "paper" in text and "not run" in text
+
+
+def test_the_best_weights_are_tested_where_that_is_asked_for(run: Run, refused: Refused, tmp_path: Path) -> None:
+    """At a learning rate that spoils the model the first validation is the best: the test is that of its adapter."""
+    root = write_commonsense(tmp_path / "data", 3)
+    settings = GRID["set"] | {"data.steps": 3, "model.learning_rate": 10.0, "model.warmup_steps": 0}
+    written(tmp_path, budgets=["15k"], methods={"LoRA-16": GRID["methods"]["LoRA-16"]}, set=settings)
+    assert run("sweep", "words.yaml", "--data.root", str(root)).code == 0
+    (place,) = (tmp_path / "runs/sweeps/words/cells").iterdir()
+    results = json.loads((place / "results.json").read_text())
+    assert results["best/step"] < 3 and results["best/val/loss"] < results["val/loss"]
+    tested = run("test", "--adapter", str(place / "adapter-best"), "--config", str(place / "config.yaml"),
+                 "--trainer.enable_progress_bar", "false", "--run.name", "best")  # fmt: skip
+    assert tested.code == 0, tested.err
+    (other,) = (tmp_path / "runs" / "best").iterdir()
+    again = json.loads((other / "results.json").read_text())
+    figures = [name for name in results if name.startswith("test/")]
+    assert figures and {name: again[name] for name in figures} == {name: results[name] for name in figures}
+
+
+def test_tune_takes_the_lowest_validation_loss_and_reads_no_test(run: Run, refused: Refused, tmp_path: Path) -> None:
+    root = write_commonsense(tmp_path / "data", 3)
+    for name in ("boolq", "piqa"):
+        (root / name / "test.json").write_text("not read")
+    tune = {"learning_rates": [1e-3, 1e2], "seeds": [0], "budgets": ["15k"], "monitor": "val/loss"}
+    methods = {"LoRA-16": GRID["methods"]["LoRA-16"]}
+    written(tmp_path, methods=methods, tune=tune)
+    found = run("tune", "words.yaml", "--data.root", str(root))
+    assert found.code == 0, found.err + found.out
+    report = json.loads((tmp_path / "runs/tune/words/tuning.json").read_text())
+    tried = {entry["learning_rate"]: entry["val/loss"].get("0") for entry in report["methods"]["LoRA-16"]["tried"]}
+    assert report["methods"]["LoRA-16"]["chosen"] == {"learning_rate": 1e-3} and report["monitor"] == "val/loss"
+    assert tried[1e2] is None or tried[1e-3] < tried[1e2]
+    assert f"{tried[1e-3]:.4f}" in (tmp_path / "runs/tune/words/tuning.md").read_text()
+    written(tmp_path, methods=methods, tune=tune, set=GRID["set"] | {"data.validation": 0})
+    assert "nothing is held out" in refused("tune", "words.yaml", "--data.root", str(root), "--output", "other")
+    written(tmp_path, methods=methods, tune=tune | {"monitor": "test/acc"})
+    assert "give a figure of the validation" in refused("tune", "words.yaml", "--data.root", str(root))
+
+
+# The shipped ones
+
+
+def test_tables_1_and_6_are_made_of_cells_of_table_15() -> None:
+    hashes = {name: {c.hash for c in plan(told_by(name)[1], composer())} for name in ("table1", "table6", "table15")}
+    assert hashes["table1"] < hashes["table15"]
+    assert len(hashes["table6"] - hashes["table15"]) == 12, "DoRA is in Table 6 only"
+
+
+ALPHAS = {"commonsense_qwen2": (128, 896), "commonsense_phi3": (3072, 3072), "commonsense_llama3": (1024, 4096)}
+
+
+@pytest.mark.parametrize("name", ["table1", "table3_llama", "table6", "table10_llama", "table15"])
+def test_alphas_are_those_of_the_rank(name: str) -> None:
+    """Scaling 2 / sqrt(n) for RandLoRA and NoLA, 2 for LoRA and VeRA (Table 9), whatever the rank."""
+    _, description = told_by(name)
+    for cell in plan(description, composer()):
+        flat = cell.flat
+        if cell.untrained:
+            continue
+        kind = "model.adapter.inner" if flat["model.adapter"] == "DoRA" else "model.adapter"
+        rank, alpha = flat.get(f"{kind}.rank", 1), flat[f"{kind}.alpha"]
+        assert flat["model.learning_rate"] == 1e-4
+        if flat[kind] == "RandLoRA":
+            sides = ALPHAS[str(description.models[cell.labels.model]["config"])]
+            wanted = [2 * rank / (-(-side // rank)) ** 0.5 for side in sides]
+            alphas = list(alpha.values()) if isinstance(alpha, dict) else [alpha] * 2
+            assert alphas == pytest.approx(wanted, abs=1e-3), cell.labels
+            assert flat["model.adapter.dropout"] == 0.05 and flat["model.adapter.init"] == "lambda"
+        else:
+            assert alpha / rank == (0.0625 if flat[kind] == "NoLA" else 2), cell.labels
+
+
+def test_table_15_trains_as_many_parameters_as_it_says() -> None:
+    """The printed share of all parameters, counted on the meta device."""
+    from randlora_pl.experiments.paper import table
+
+    _, description = told_by("table15")
+    for cell in plan(description, composer()):
+        labels = cell.labels
+        if labels.model == "LLama3" or labels.seed > 1 or labels.budget != "15k":
+            continue
+        found = counts(cell.tree, forward=False)
+        method = re.sub(r" of Phi3|(?<=VeRA)-", "", labels.method)
+        printed = float(table(15).parameters(labels.model, method, "15k"))
+        assert found is not None and 100 * found.trainable / found.total == pytest.approx(printed, rel=0.15), labels
