@@ -2,6 +2,7 @@
 
 Usage: python scripts/expected_cost.py [--share 0.3] [table11 ...]
        python scripts/expected_cost.py --memory
+       python scripts/expected_cost.py --texts
 """
 
 import argparse
@@ -18,18 +19,21 @@ from randlora_pl.cli.cells import composer
 from randlora_pl.cli.configs import find_config
 from randlora_pl.cli.sweep_job import told_by
 from randlora_pl.experiments.paper.paper import table
+from randlora_pl.experiments.sweep.build import counts
 from randlora_pl.experiments.sweep.estimate import Estimator, planned_steps
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, plan
+from randlora_pl.experiments.sweep.texts import is_text
 from randlora_pl.models import meta_clip, meta_vit
 
 SWEEPS = (
     *("table2", "table3", "table5", "table7", "table10", "table11", "table12", "table13", "table14"),
     *("figure1", "figure2", "figure3"),
+    *("table1", "table3_llama", "table4", "table6", "table10_llama", "table15"),
 )
 PEAKS = {"RTX 4090": 165e12, "A100": 312e12}
 """Operations a second in bfloat16 with sums in float32, without sparsity, as the vendor states them."""
-LARGE = "CLIP-ViT-H/14"
+LARGE, LLAMA = "CLIP-ViT-H/14", "LLama3"
 """What the paper trained on an A100; the others on an RTX 4090 (section C.6.1)."""
 SHARE = 0.3
 """Share of the peak that a whole training is taken to reach; `sweep --dry-run` assumes the same of a CPU."""
@@ -77,18 +81,22 @@ MEMORY = {
 
 def gpu_of(cell: Cell) -> str:
     """The paper's GPU for a cell's model."""
-    return "A100" if cell.labels.model == LARGE else "RTX 4090"
+    return "A100" if cell.labels.model.startswith((LARGE, LLAMA)) else "RTX 4090"
 
 
 def factor(cell: Cell) -> float:
-    """Time relative to full fine-tuning by Table 10; that of ViT-B/32 for DINOv2, 1 for methods not in it."""
-    method = {"LoRA": "LoRA-32", "RandLoRA": "RandLoRA"}.get(str(cell.flat["model.adapter"]).rpartition(".")[2])
+    """Time relative to full fine-tuning by Table 10; that of ViT-B/32 for DINOv2, 1 for methods not in it.
+
+    Language models: relative to LoRA, by its rows of Llama-3.
+    """
+    names = {"LoRA": "LoRA-32", "DoRA": "DoRA-32", "RandLoRA": "RandLoRA"}
+    method = names.get(str(cell.flat["model.adapter"]).rpartition(".")[2])
     if method is None or cell.untrained:
         return 1.0
     model = cell.labels.model.partition(",")[0]
-    model = model if model in table(10).models else "CLIP-ViT-B/32"
-    (printed,) = (c for c in table(10).cells if (c.model, c.method, c.column) == (model, method, TIME))
-    return printed.value / 100
+    model = "LLama3-8B" if is_text(cell.tree) else model if model in table(10).models else "CLIP-ViT-B/32"
+    printed = (c.value for c in table(10).cells if (c.model, c.method, c.column) == (model, method, TIME))
+    return next(printed, 100.0) / 100
 
 
 def cells_of(name: str) -> tuple[list[Cell], int]:
@@ -137,6 +145,25 @@ def memory_row(name: str, model: Model) -> list[str]:
     return [name, f"{model.batch}", f"{whole:.1f}{less}", *parts[1:]]
 
 
+def text_rows() -> list[str]:
+    """Of each language model: trained parameters and GB of weights, gradients and moments, over the methods."""
+    rows = []
+    for cells in (cells_of(name)[0] for name in ("table15", "table4")):
+        estimator = Estimator(SweepFolder(Path("nowhere")), cells)
+        for model in dict.fromkeys(cell.labels.model for cell in cells):
+            trained, sizes = [], []
+            for cell in {c.labels.method: c for c in cells if c.labels.model == model and not c.untrained}.values():
+                found = counts(cell.tree, forward=False)
+                memory = estimator.counted(cell).bytes
+                assert found is not None and memory is not None, cell.labels
+                trained.append(found.trainable / 1e6)
+                sizes.append(memory / 1e9)
+            batch = next(c.tree["data"].get("batch_size", 64) for c in cells if c.labels.model == model)
+            span = [f"{min(values):.2f} to {max(values):.2f}" for values in (trained, sizes)]
+            rows.append(f"| {model} | {batch} | {span[0]} | {span[1]} |")
+    return rows
+
+
 def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
@@ -146,7 +173,12 @@ def main() -> None:
     parser.add_argument("sweeps", nargs="*", default=SWEEPS)
     parser.add_argument("--share", type=float, default=SHARE, help="share of the GPU's peak")
     parser.add_argument("--memory", action="store_true", help="the table of memory instead")
+    parser.add_argument("--texts", action="store_true", help="the table of memory of language models instead")
     given = parser.parse_args()
+    if given.texts:
+        print("| model | micro-batch | trained parameters, millions | GB |\n|---|---:|---:|---:|")
+        print("\n".join(text_rows()))
+        return
     if given.memory:
         print("| model | micro-batch | full fine-tuning, GB | LoRA-32, GB | RandLoRA, GB |\n|---|---:|---:|---:|---:|")
         for name, model in MEMORY.items():

@@ -165,7 +165,7 @@ def _absent_texts(cells: Sequence[Cell]) -> dict[str, str]:
         data = cell.tree["data"]
         root = default_root() if data.get("root") is None else Path(data["root"]).expanduser()
         if told := absent(data["dataset"], root, data.get("tests"), not cell.untrained):
-            missing.setdefault(cell.labels.dataset, told)
+            missing.setdefault(cell.labels.dataset, told.replace("\n", ". "))
     return missing
 
 

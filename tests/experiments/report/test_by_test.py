@@ -1,4 +1,4 @@
-"""Reports of language sweeps: the tests of a run side by side, and the paper's Tables 3, 4, 6, 10 and 15 beside them."""
+"""Reports of language sweeps: the tests of a run side by side, the paper's Tables 3, 4, 6, 10 and 15 beside them."""
 
 import csv
 import io
