@@ -28,7 +28,6 @@ class Decoding:
     no_repeat_ngram: int = 0
 
 
-@torch.no_grad()
 def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], decoding: Decoding, pad: int) -> list[str]:
     """What a model writes after prompts.
 
@@ -42,6 +41,30 @@ def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], deco
     Returns:
         b texts, without the prompts and special tokens.
     """
+    written = write_tokens(model, batch, decoding, pad, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    texts: list[str] = tokenizer.batch_decode(written, skip_special_tokens=True)
+    return texts
+
+
+@torch.no_grad()
+def write_tokens(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    decoding: Decoding,
+    pad: int,
+    eos: int | None = None,
+    bos: int | None = None,
+) -> Tensor:
+    """The tokens behind `write_texts`, (b, up to max_new_tokens), padded on the right.
+
+    Args:
+        model: A decoder of transformers.
+        batch: See `write_texts`.
+        decoding: How.
+        pad: Number to pad with.
+        eos: The token that ends a text, if there is one.
+        bos: The token that begins one, if there is one.
+    """
     from transformers import GenerationConfig
 
     how = GenerationConfig(
@@ -51,15 +74,13 @@ def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], deco
         max_new_tokens=decoding.max_new_tokens,
         length_penalty=decoding.length_penalty,
         no_repeat_ngram_size=decoding.no_repeat_ngram or None,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=eos,
+        bos_token_id=bos,
         pad_token_id=pad,
     )
     generate: Any = model.generate
-    ids = generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=how)
-    written = ids[:, batch["input_ids"].shape[1] :]
-    texts: list[str] = tokenizer.batch_decode(written, skip_special_tokens=True)
-    return texts
+    ids: Tensor = generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=how)
+    return ids[:, batch["input_ids"].shape[1] :]
 
 
 def learned_columns(labels: Tensor) -> int:
