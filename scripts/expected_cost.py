@@ -20,7 +20,7 @@ from randlora_pl.cli.configs import find_config
 from randlora_pl.cli.sweep_job import told_by
 from randlora_pl.experiments.paper.paper import table
 from randlora_pl.experiments.sweep.build import counts
-from randlora_pl.experiments.sweep.estimate import Estimator, planned_steps
+from randlora_pl.experiments.sweep.estimate import Estimator, memory_of, planned_steps
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, plan
 from randlora_pl.experiments.sweep.texts import is_text
@@ -149,15 +149,13 @@ def text_rows() -> list[str]:
     """Of each language model: trained parameters and GB of weights, gradients and moments, over the methods."""
     rows = []
     for cells in (cells_of(name)[0] for name in ("table15", "table4")):
-        estimator = Estimator(SweepFolder(Path("nowhere")), cells)
         for model in dict.fromkeys(cell.labels.model for cell in cells):
             trained, sizes = [], []
             for cell in {c.labels.method: c for c in cells if c.labels.model == model and not c.untrained}.values():
                 found = counts(cell.tree, forward=False)
-                memory = estimator.counted(cell).bytes
-                assert found is not None and memory is not None, cell.labels
+                assert found is not None, cell.labels
                 trained.append(found.trainable / 1e6)
-                sizes.append(memory / 1e9)
+                sizes.append(memory_of(cell, found) / 1e9)
             batch = next(c.tree["data"].get("batch_size", 64) for c in cells if c.labels.model == model)
             span = [f"{min(values):.2f} to {max(values):.2f}" for values in (trained, sizes)]
             rows.append(f"| {model} | {batch} | {span[0]} | {span[1]} |")

@@ -99,9 +99,7 @@ class Estimator:
         found = self._counts[key]
         if found is None:
             return Estimate(None, None, COUNTED)
-        trained = 0 if cell.untrained else found.trainable
-        frozen = _BYTES.get(str(cell.flat.get("model.frozen_dtype")), 4)
-        memory = frozen * (found.total - trained) + 16 * trained  # gradient and two moments
+        memory = memory_of(cell, found)
         planned = planned_steps(cell)
         if (planned is None and not cell.untrained) or self.rate is None:
             return Estimate(None, memory, COUNTED)
@@ -112,6 +110,13 @@ class Estimator:
     def __call__(self, cell: Cell) -> Estimate:
         """The better of the two."""
         return self.measured(cell) or self.counted(cell)
+
+
+def memory_of(cell: Cell, found: Counts) -> int:
+    """Bytes of weights, gradients and AdamW's two moments."""
+    trained = 0 if cell.untrained else found.trainable
+    frozen = _BYTES.get(str(cell.flat.get("model.frozen_dtype")), 4)
+    return frozen * (found.total - trained) + 16 * trained
 
 
 def _work(cell: Cell, found: Counts, steps: int) -> int:
