@@ -46,6 +46,8 @@ def describe(source: ClassSource, prefix: str) -> str:
 def datasets_verb(args: list[str]) -> int:
     """``datasets``: the data sets; ``datasets NAME``: one in full."""
     from randlora_pl.data.catalog import CATALOG, default_root, find
+    from randlora_pl.language.glue import SOURCE
+    from randlora_pl.language.known import DATASETS, LABELLED, OWN_LABELLED
 
     parser = Parser("datasets")
     parser.add_argument("names", nargs="*", metavar="NAME")
@@ -68,8 +70,13 @@ def datasets_verb(args: list[str]) -> int:
             "Your own images: --data.dataset folder, table, hf, webdataset or pairs with --data.root PATH; see "
             + OWN_PAGE
         )
+        print(f"Texts: --model CausalLMTask with {', '.join(DATASETS)}")
+        print(f"       --model TextClassificationTask with {', '.join(LABELLED)}")
         return 0
     for name in typed.names:
+        if name in LABELLED and name not in OWN_LABELLED:
+            print(entry(name, f"{LABELLED[name]}, for --model TextClassificationTask. Get the files: {SOURCE}", 0, 16))
+            continue
         row = find(name)
         facts = {
             "what it is": row.title,

@@ -18,6 +18,7 @@ class TokenData(PlannedData):
 
     Attributes:
         usual_epochs: Times that the training samples are gone through where nothing is said.
+        pad: Number to pad with, after `setup`.
     """
 
     usual_epochs = 3
@@ -26,6 +27,7 @@ class TokenData(PlannedData):
         super().__init__(*options)
         self._tokenizer: Any = None
         self._held: dict[str, Any] = {}  # encoded samples by split
+        self.pad = 0
         self._digest = ""  # of the training texts
 
     # -- what a subclass gives
@@ -58,6 +60,7 @@ class TokenData(PlannedData):
         self._tokenizer = getattr(task, "vocabulary", self._tokenizer)
         if self._tokenizer is None:
             raise UserError("texts need the tokenizer of a language task: use --model CausalLMTask.")
+        self.pad = pad_id(self._tokenizer)
         learns = stage in ("fit", "validate", None) and "train" not in self._held
         tests = stage in ("test", "predict", None) and "test" not in self._held
         if learns or tests:
@@ -84,11 +87,6 @@ class TokenData(PlannedData):
         return {} if self.plan is None else super().state_dict() | {"samples": self._digest}
 
     # -- for subclasses
-
-    @property
-    def pad(self) -> int:
-        """Number to pad with."""
-        return pad_id(self._tokenizer)
 
     def run_facts(self) -> dict[str, Any]:
         """Steps and draws of the planned run; empty where none is planned."""

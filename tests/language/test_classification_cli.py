@@ -1,0 +1,125 @@
+"""Classification of texts through the command line: runs, resumed runs, merged folders, and mistakes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from randlora_pl.language.classification import TextClassificationTask
+from randlora_pl.language.restore import load_language_task
+from tests.cli.conftest import Run
+
+from .classify import SHAPE, write_csv, write_reviews
+from .files import write_glue
+from .test_cli import SMALL
+
+Refused = Callable[..., str]
+TINY = ("--model.pretrained", "random", "--model.config_overrides", json.dumps(SHAPE))
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """A fit of the toy task with a tiny random RoBERTa."""
+    return [
+        *("--model", "TextClassificationTask", "--model.name", "roberta", *TINY, "--model.adapter", "RandLoRA"),
+        *("--model.adapter.rank", "8", "--model.learning_rate", "1e-2", "--data.dataset", "csv"),
+        *("--data.root", str(write_reviews(tmp_path / "data")), "--data.batch_size", "8", *SMALL),
+    ]
+
+
+def test_a_run_is_as_any_other_and_its_merged_folder_classifies_by_itself(
+    run: Run, words: list[str], tmp_path: Path
+) -> None:
+    shown = run("fit", *words, "--data.steps", "40", "--checkpoint.monitor", "val/score", "--run.name", "toy")
+    assert shown.code == 0, shown.err
+    (folder,) = (tmp_path / "runs" / "toy").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    assert results["test/acc"] == results["test/score"] > 0.9
+    assert {"test/matthews", "test/f1", "test/loss", "val/acc", "best/val/score", "data/cut_train"} <= results.keys()
+    assert results["adapter_parameters"] == 1920 and results["trainable_parameters"] == 1920 + 32 * 32 + 32 + 66
+    for line in ("131 train, 20 val samples, 2 classes (negative, positive)", "adapter 1,920, head 1,122"):
+        assert line in shown.out
+    assert (folder / "figures" / "confusion.png").is_file()
+    tested = run("test", "--run", str(folder), *SMALL[:4])
+    assert tested.code == 0 and f"accuracy {100 * results['test/acc']:.2f} %" in tested.out
+    info = run("adapter", "info", str(folder / "adapter"))
+    assert "1,122 of a head" in info.out and "2: negative, positive" in info.out and "not shown" not in info.out
+    merged = tmp_path / "merged"
+    wrote = run("adapter", "merge", str(folder / "adapter"), "--output", str(merged))
+    assert wrote.code == 0 and "AutoModelForSequenceClassification.from_pretrained" in wrote.out, wrote.err
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    bare = AutoModelForSequenceClassification.from_pretrained(merged).eval()
+    assert bare.config.id2label == {0: "negative", 1: "positive"}
+    texts = ["a great film", "an awful, awful play"]
+    batch = AutoTokenizer.from_pretrained(merged)(texts, padding=True, return_tensors="pt")
+    found = bare(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.softmax(1)
+    torch.testing.assert_close(found, load_language_task(folder / "adapter").classify(texts), rtol=1e-4, atol=1e-5)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(
+    run: Run, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = [*words, "--data.steps", "4", "--checkpoint.every_n_steps", "2", "--model.head_dropout", "0.1"]
+    fits += ["--trainer.limit_val_batches", "0", "--trainer.limit_test_batches", "1"]
+    assert run("fit", *fits, "--run.name", "whole").code == 0
+    losses, calls = TextClassificationTask.sample_losses, []
+
+    def interrupted(self: TextClassificationTask, batch: dict[str, Any]) -> Any:
+        calls.append(batch)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return losses(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextClassificationTask, "sample_losses", interrupted)
+        stopped = run("fit", *fits, "--run.name", "part")
+    assert stopped.code == 130 and "fit --resume" in stopped.err
+    (whole,), (part,) = ((tmp_path / "runs" / name).iterdir() for name in ("whole", "part"))
+    resumed = run("fit", "--resume", str(part))
+    assert resumed.code == 0 and "resumed after step 2" in resumed.out, resumed.err
+    one, two = (load_file(folder / "adapter" / "adapter.safetensors") for folder in (whole, part))
+    assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+    assert any(name.startswith("extra.classifier.") for name in one)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "names"),
+    [("cola", {"matthews", "acc", "f1"}), ("stsb", {"pearson", "spearman", "combined"})],
+)
+def test_the_shipped_config_runs_with_random_weights(dataset: str, names: set[str], run: Run, tmp_path: Path) -> None:
+    write_glue(tmp_path / "data")
+    shown = run(
+        "fit", "--config", "glue_roberta_base", *TINY, "--data.root", str(tmp_path / "data"), "--data.dataset", dataset,
+        "--model.adapter.rank", "8", "--data.steps", "2", "--trainer.precision", "32-true", "--run.name", "smoke",
+        *SMALL,
+    )  # fmt: skip
+    assert shown.code == 0, shown.err
+    (folder,) = (tmp_path / "runs" / "smoke").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    figures = [name.removeprefix("test/") for name in results if name.startswith("test/")]
+    assert set(figures) == names | {"score", "loss"}
+    assert results["data/metric"] == figures[0] and results["test/score"] == results[f"test/{figures[0]}"]
+    assert results["learning_rate"] == 1e-4
+
+
+def test_mistakes_are_told_in_a_line(refused: Refused, run: Run, words: list[str], tmp_path: Path) -> None:
+    def fit(*more: str) -> str:
+        return refused("fit", *words, *more)
+
+    assert "Did you mean 'sst2'" in fit("--data.dataset", "sst")
+    assert "Unknown option --data.cutoff" in fit("--data.cutoff", "4")
+    assert "Unknown option --model.num_beams" in fit("--model.num_beams", "4")
+    assert "SST-2/train.tsv" in fit("--data.dataset", "sst2")
+    write_csv(tmp_path / "data" / "test.csv", [("a", "none")])
+    write_csv(tmp_path / "data" / "train.csv", [])
+    assert "train.csv holds no record" in fit()
+
+
+def test_the_data_sets_are_listed(run: Run) -> None:
+    assert "--model TextClassificationTask with sst2, mrpc" in run("datasets").out
+    assert "https://gluebenchmark.com/tasks" in run("datasets", "rte").out

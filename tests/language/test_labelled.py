@@ -1,0 +1,158 @@
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from randlora_pl.errors import UserError
+from randlora_pl.language.batches import by_length
+from randlora_pl.language.glue import TASKS, read_glue
+from randlora_pl.language.labelled import LabelledTexts
+from randlora_pl.language.sentences import Sentences
+
+from .classify import labelled, reviews, write_csv, write_reviews, write_scores
+from .files import write_glue
+from .tokenizers import sentence_tokenizer
+
+
+class Given(LabelledTexts):
+    """With a tokenizer, and without a task."""
+
+    _given = sentence_tokenizer()
+
+    def setup(self, stage: str | None = None) -> None:
+        self._tokenizer = self._given
+        super().setup(stage)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_glue_is_trained_on_whole_and_tested_on_its_validation_set(name: str, tmp_path: Path) -> None:
+    write_glue(tmp_path)
+    data = Given(dataset=name, root=str(tmp_path))
+    data.setup("fit")
+    assert data.val_dataloader() == []
+    data.setup("test")
+    (batch,) = list(data.test_dataloader())
+    expected = read_glue(tmp_path, name, "validation")
+    order = batch["index"].tolist()
+    assert batch["labels"].tolist() == pytest.approx([expected.labels[place] for place in order])
+    assert batch["labels"].dtype == (torch.float32 if name == "stsb" else torch.int64)
+    alone = [data._given(*expected.sentences[place])["input_ids"] for place in order]
+    assert [row[: len(ids)].tolist() for row, ids in zip(batch["input_ids"], alone, strict=True)] == alone
+    assert batch["attention_mask"].sum(1).tolist() == list(map(len, alone))
+    assert data.classnames == list(expected.names) and data.metric == TASKS[name].metric
+    facts = data.summary()
+    assert facts["train"] == len(read_glue(tmp_path, name, "train").labels) and facts["test"] == len(expected.labels)
+
+
+def test_validation_is_set_aside_alike_for_every_seed(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "one.csv", reviews())
+    held = []
+    for seed in (0, 1):
+        data = Given(dataset="csv", root=str(file), validation=17, seed=seed, batch_size=8)
+        data.setup("fit")
+        data.setup("test")
+        assert len(data._held["train"]) == len(reviews()) - 17 and data.test_dataloader() == []
+        held.append([data._held["val"][place]["input_ids"] for place in range(17)])
+    assert held[0] == held[1]
+
+
+def test_own_files_train_validate_and_test(tmp_path: Path) -> None:
+    write_reviews(tmp_path)
+    data = Given(dataset="csv", root=str(tmp_path), batch_size=8)
+    data.setup("fit")
+    data.setup("test")
+    assert data.classnames == ["negative", "positive"]
+    assert [len(data._held[split]) for split in ("train", "val", "test")] == [131, 20, 41]
+    assert data.plan is not None and data.plan.total_draws == 1310  # ten epochs
+    seen = torch.cat([batch["labels"] for batch in data.train_dataloader()])
+    labels = torch.tensor([int(name == "positive") for _, name in reviews()[61:]])
+    assert seen.bincount().tolist() == (10 * labels.bincount()).tolist()
+
+
+def test_pairs_have_scores_and_segments(tmp_path: Path) -> None:
+    write_scores(tmp_path)
+    data = Given(dataset="jsonl", root=str(tmp_path), scores=True, steps=1, batch_size=4)
+    data.setup(None)
+    (batch,) = list(data.train_dataloader())
+    assert batch["labels"].dtype == torch.float32 and data.classnames == []
+    assert batch["token_type_ids"].max() == 1
+
+
+def test_long_texts_are_cut_counted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [("the task " * 20, "a"), ("the", "b"), ("the task " * 30, "a")]
+    write_csv(tmp_path / "train.csv", rows)
+    write_csv(tmp_path / "test.csv", rows[:2])
+    data = Given(dataset="csv", root=str(tmp_path), max_length=10, batch_size=2)
+    with caplog.at_level(logging.WARNING, "randlora_pl"):
+        data.setup("fit")
+        data.setup("test")
+    facts = data.summary()
+    assert (facts["cut_train"], facts["cut_test"], facts["longest"], data.longest) == (2, 1, 62, 10)
+    assert "2 of 3 samples are longer than 10 tokens" in caplog.text
+    assert "2 of 3 samples are longer than 10 tokens" in data.in_words(facts)["max length"]
+
+
+def test_samples_come_back_from_the_flat_arrays() -> None:
+    tokenizer: Any = sentence_tokenizer()
+    encoded = [dict(tokenizer(*texts)) for texts in (("the task", "a"), ("a pub type price", "the"), ("the", "the"))]
+    held = Sentences(encoded, [1, 0, 2], True)
+    assert [held[place] for place in range(3)] == encoded
+    assert by_length(held) == np.argsort([-len(row["input_ids"]) for row in encoded], kind="stable").tolist()
+    assert held.total == sum(len(row["input_ids"]) for row in encoded)
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    write_reviews(tmp_path)
+    write_csv(tmp_path / "test.csv", [("a fine film", "positve")])
+    data = Given(dataset="csv", root=str(tmp_path))
+    with pytest.raises(UserError, match=r"test.csv, line 2: the label 'positve' is none.*Did you mean 'positive'"):
+        data.setup("test")
+    write_csv(tmp_path / "test.csv", [("a fine film", "b", "positive")], ("text_a", "text_b", "label"))
+    with pytest.raises(UserError, match="one has single texts, the other pairs"):
+        data.setup("test")
+    (tmp_path / "train.csv").write_text("")
+    with pytest.raises(UserError, match=r"train.csv holds no record"):
+        data.setup("fit")
+    with pytest.raises(UserError, match=r"does not exist. Expected below --data.root: SST-2/train.tsv"):
+        Given(dataset="sst2", root=str(tmp_path)).setup("fit")
+    for options, message in (
+        ({"dataset": "sst"}, "Did you mean 'sst2'"),
+        ({"dataset": "csv"}, "needs --data.root"),
+        ({"dataset": "rte", "scores": True}, "leave it out"),
+        ({"validation": -1}, "must be at least 0"),
+        ({"max_length": 2}, "must be at least 4"),
+    ):
+        with pytest.raises(UserError, match=message):
+            LabelledTexts(**options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="leave nothing to train on"):
+        Given(dataset="csv", root=str(write_csv(tmp_path / "few.csv", [("a", "x"), ("b", "y")])), validation=2).setup()
+    with pytest.raises(UserError, match="need the tokenizer"):
+        labelled(tmp_path).setup("fit")
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_or_is_refused(tmp_path: Path) -> None:
+    write_reviews(tmp_path)
+    tokenizer = sentence_tokenizer()
+    tokenizer.pad_token = None
+    data = Given(dataset="csv", root=str(tmp_path), batch_size=8, steps=1)
+    data._given = tokenizer
+    with pytest.raises(UserError, match="neither a padding token nor an end of text"):
+        data.setup("fit")
+    tokenizer.eos_token = "[SEP]"
+    data.setup("fit")
+    (batch,) = list(data.train_dataloader())
+    padding = batch["input_ids"][batch["attention_mask"] == 0]
+    assert len(padding) and set(padding.tolist()) == {tokenizer.eos_token_id}
+
+
+def test_a_trainer_s_task_gives_the_tokenizer(tmp_path: Path) -> None:
+    data = labelled(write_reviews(tmp_path))
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        lightning_module=SimpleNamespace(vocabulary=sentence_tokenizer()), accumulate_grad_batches=1, world_size=1
+    )
+    data.setup("fit")
+    assert data.plan is not None and data.plan.steps == 3
