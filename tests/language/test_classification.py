@@ -144,7 +144,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         built().set_classes([])
     write_reviews(tmp_path)
     short = make(overrides={"max_position_embeddings": 268})
-    with pytest.raises(UserError, match="takes 10 tokens at most: --data.max_length 10"):
+    with pytest.raises(UserError, match=r"takes 10 tokens at most: --data.max_length 10"):
         trainer().fit(short, labelled(tmp_path))
 
 
