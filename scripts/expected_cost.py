@@ -124,7 +124,8 @@ def row(name: str, share: float = SHARE) -> list[str]:
     steps = sum(planned_steps(cell) or 0 for cell in cells if not cell.untrained)
     found = hours(cells, share)
     each = " + ".join(f"{_short(value)} on {gpu}" for gpu, value in found.items())
-    return [name, f"{seeds * len(cells):,}", f"{len(cells):,}", f"{steps:,}", each, _short(seeds * sum(found.values()))]
+    runs = sum(1 if cell.untrained else seeds for cell in cells)
+    return [name, f"{runs:,}", f"{len(cells):,}", f"{steps:,}", each, _short(seeds * sum(found.values()))]
 
 
 def memory_row(name: str, model: Model) -> list[str]:

@@ -85,6 +85,12 @@ def test_expected_hours() -> None:
     assert written[-1].rpartition(": ")[2] in REPRODUCING
 
 
+@pytest.mark.slow
+def test_expected_cost_of_language_models() -> None:
+    assert set(written_by_the_script("table10_llama", "table15")[2:4]) <= set(REPRODUCING.splitlines())
+    assert "\n".join(written_by_the_script("--texts")) in REPRODUCING
+
+
 def test_expected_memory() -> None:
     written = "\n".join(written_by_the_script("--memory"))
     assert written.count("\n") == 5 and written in REPRODUCING

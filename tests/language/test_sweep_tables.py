@@ -80,7 +80,7 @@ GLUE: dict[str, Any] = {
     "budgets": ["100%"],
     "methods": {"RandLoRA-64": {"adapter": "RandLoRA", "rank": 8}},
     "seeds": [1, 2],
-    "set": {"trainer.precision": "32-true", "trainer.accelerator": "cpu", "run.logger": "none", "data.steps": 2},
+    "set": {"trainer.precision": "32-true", "trainer.accelerator": "cpu", "run.logger": "none", "data.epochs": 1},
 }
 
 
