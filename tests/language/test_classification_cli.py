@@ -34,7 +34,7 @@ def words(tmp_path: Path) -> list[str]:
 def test_a_run_is_as_any_other_and_its_merged_folder_classifies_by_itself(
     run: Run, words: list[str], tmp_path: Path
 ) -> None:
-    shown = run("fit", *words, "--data.steps", "40", "--checkpoint.monitor", "val/score", "--run.name", "toy")
+    shown = run("fit", *words, "--data.steps", "80", "--checkpoint.monitor", "val/score", "--run.name", "toy")
     assert shown.code == 0, shown.err
     (folder,) = (tmp_path / "runs" / "toy").iterdir()
     results = json.loads((folder / "results.json").read_text())

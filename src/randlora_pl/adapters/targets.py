@@ -20,10 +20,10 @@ DEFAULT_TARGETS = ["qkv", "fc1", "fc2"]
 # Field names of a block's weights in open_clip, timm, PyTorch and transformers; the first role that fits counts.
 _ROLES = {
     "qkv": r"in_proj|qkv|qkv_proj|Wqkv|c_attn",
-    "q": r"q|q_proj|query|to_q",
-    "k": r"k|k_proj|key|to_k",
-    "v": r"v|v_proj|value|to_v",
-    "o": r"(?:\w*attn\w*|\w*attention\w*)\.(?:out_proj|proj|o_proj|c_proj|output\.dense)",
+    "q": r"q|q_proj|q_lin|query|query_proj|to_q",
+    "k": r"k|k_proj|k_lin|key|key_proj|to_k",
+    "v": r"v|v_proj|v_lin|value|value_proj|to_v",
+    "o": r"(?:\w*attn\w*|\w*attention\w*)\.(?:out_proj|out_lin|proj|o_proj|c_proj|output\.dense)",
     "fc1": r"c_fc|fc1|linear1|lin1|intermediate\.dense|up_proj|gate_up_proj",
     "fc2": r"mlp\.c_proj|fc2|linear2|lin2|output\.dense|down_proj",
     "gate": r"gate_proj",

@@ -21,7 +21,7 @@ from randlora_pl.language.classifier import (
     takes_segments,
 )
 from randlora_pl.language.encode import collate_sentences, encode_sentences, pad_id
-from randlora_pl.language.families import paper_targets
+from randlora_pl.language.families import TARGETS, paper_targets
 from randlora_pl.language.glue import Metric
 from randlora_pl.language.glue_metrics import Predictions, grades
 from randlora_pl.language.tokenizers import load_tokenizer
@@ -44,7 +44,8 @@ class TextClassificationTask(LanguageTask):
         config_overrides: What a model with random weights has instead, for example ``{num_hidden_layers: 2}``.
         adapter: The method and its options.
         targets: What it attaches to: regular expressions over layer names of the encoder or the aliases ``qkv q k v o
-            fc1 fc2 attn mlp all``. Default: the paper's for this kind of model; all dense layers of RoBERTa.
+            fc1 fc2 attn mlp all``. Default: the paper's for this kind of model (all dense layers of RoBERTa), or q, k,
+            v and the MLP's projections.
         learning_rate: Peak learning rate, of the head too. Default: 1e-4, 1e-2 for VeRA, as in the paper's scripts.
         schedule: After the warm-up: a ``linear`` or ``cosine`` decay.
         warmup_fraction: Share of the optimizer steps that are linear warm-up.
@@ -161,8 +162,9 @@ class TextClassificationTask(LanguageTask):
         encoder, self.head = split(whole)
         set_dropout(self.head, self.head_dropout)
         self._whole = (whole,)  # not as a module of its own: its parts are, encoder and head
-        if self.targets is None and not self.adapter.trains_base:
-            self.targets = paper_targets(whole.config.model_type)
+        kind = whole.config.model_type
+        if self.targets is None and kind in TARGETS and not self.adapter.trains_base:
+            self.targets = paper_targets(kind)
         most = most_tokens(encoder)
         data: Any = getattr(self._trainer, "datamodule", None)
         if most is not None and data is not None and data.longest > most:

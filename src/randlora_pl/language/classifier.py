@@ -42,16 +42,16 @@ def load_classifier(
             is smaller than the tokenizer's.
     """
     config = model_config(name, pretrained, overrides)
+    from transformers import AutoModelForSequenceClassification, logging
+
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        raise UserError(f"transformers has no {config.model_type} for classification: give an encoder (--model.name).")
     check_vocabulary(tokenizer, config, name)
     config.num_labels = max(1, len(classnames))
     if classnames:
         config.id2label = dict(enumerate(classnames))
         config.label2id = {label: number for number, label in config.id2label.items()}
     config.problem_type = "single_label_classification" if classnames else "regression"
-    from transformers import AutoModelForSequenceClassification, logging
-
-    if type(config) not in AutoModelForSequenceClassification._model_mapping:
-        raise UserError(f"transformers has no {config.model_type} for classification: give an encoder (--model.name).")
     if pretrained == RANDOM:
         for token in ("bos_token_id", "eos_token_id"):
             setattr(config, token, getattr(tokenizer, token))

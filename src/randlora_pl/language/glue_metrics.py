@@ -33,10 +33,11 @@ def grades(metric: glue.Metric, predicted: Sequence[float], labels: Sequence[flo
             return {"pearson": 0.0, "spearman": 0.0, "combined": 0.0}
         pearson, spearman = float(pearsonr(predicted, labels)[0]), float(spearmanr(predicted, labels)[0])
         return {"pearson": pearson, "spearman": spearman, "combined": (pearson + spearman) / 2}
-    average = "binary" if {*predicted, *labels} <= {0, 1} else "macro"
+    seen = {*predicted, *labels}
+    average = "binary" if seen <= {0, 1} else "macro"
     found = {
         "acc": float(accuracy_score(labels, predicted)),
-        "matthews": float(matthews_corrcoef(labels, predicted)),
+        "matthews": float(matthews_corrcoef(labels, predicted)) if len(seen) > 1 else 0.0,  # which would warn
         "f1": float(f1_score(labels, predicted, average=average, zero_division=0.0)),
     }
     return {metric: found[metric], **found}
