@@ -31,11 +31,13 @@ def test_broken_weights_are_told(tmp_path: Path) -> None:
 
 
 def test_a_line_that_announces_others_brings_them_along() -> None:
-    with pytest.raises(UserError, match="wrong field: TypeError: expected int, got str. Give"), reached("m", "--o"):
+    with pytest.raises(UserError, match=r"wrong field: TypeError: expected int, got str\. Give"), reached("m", "--o"):
         raise TypeError("wrong field:\n    TypeError: expected int,\n got str.")
 
 
-@pytest.mark.parametrize("error", [UserError("mine"), MemoryError(), torch.OutOfMemoryError("CUDA"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [UserError("mine"), MemoryError(), torch.OutOfMemoryError("CUDA"), KeyboardInterrupt()]
+)
 def test_what_has_its_own_message_passes(error: BaseException) -> None:
     with pytest.raises(type(error)) as found, reached("m", "--o"):
         raise error

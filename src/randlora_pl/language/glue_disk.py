@@ -51,7 +51,8 @@ def read_saved(
             raise UserError(f"{folder}, split {split!r}, row {row}: the label {label!r} is not {expected}")
     texts = {name: list(data[name]) for name in columns}
     for name, column in texts.items():
-        if (row := next((row for row, text in enumerate(column) if not isinstance(text, str)), None)) is not None:
-            raise UserError(f"{folder}, split {split!r}, row {row}: {name!r} is no text but {column[row]!r}")
+        for row, text in enumerate(column):
+            if not isinstance(text, str):
+                raise UserError(f"{folder}, split {split!r}, row {row}: {name!r} is no text but {text!r}")
     sentences = [tuple(text.strip() for text in row) for row in zip(*texts.values(), strict=True)]
     return sentences, labels if classes else [float(label) for label in labels]
