@@ -153,8 +153,8 @@ def encode_all(
 ) -> tuple[list[Encoded], Lengths]:
     """All samples in their order (see `encode`) as arrays, and what the cutoff did to them.
 
-    Lists would take several times as much memory. A sample of which no label is left, as its prompt alone fills the cutoff, is left out: a batch of such samples would
-    have no loss.
+    Lists would take several times as much memory. A sample of which no label is left, as its prompt alone fills the
+    cutoff, is left out: a batch of such samples would have no loss.
     """
     kept, lengths = [], Lengths(cutoff)
     for encoded in _encoded(tokenizer, samples, cutoff, mask_prompt, separate):

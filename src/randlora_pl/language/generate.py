@@ -34,7 +34,6 @@ class Decoding:
     no_repeat_ngram: int = 0
 
 
-@torch.no_grad()
 def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], decoding: Decoding, pad: int) -> list[str]:
     """What a model writes after prompts.
 
@@ -51,6 +50,33 @@ def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], deco
     Raises:
         UserError: The prompts leave too few of the model's positions.
     """
+    written = write_tokens(model, batch, decoding, pad, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    texts: list[str] = tokenizer.batch_decode(written, skip_special_tokens=True)
+    return texts
+
+
+@torch.no_grad()
+def write_tokens(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    decoding: Decoding,
+    pad: int,
+    eos: int | None = None,
+    bos: int | None = None,
+) -> Tensor:
+    """The tokens behind `write_texts`, (b, up to max_new_tokens), padded on the right.
+
+    Args:
+        model: A decoder of transformers.
+        batch: See `write_texts`.
+        decoding: How.
+        pad: Number to pad with.
+        eos: The token that ends a text, if there is one.
+        bos: The token that begins one, if there is one.
+
+    Raises:
+        UserError: See `write_texts`.
+    """
     from transformers import GenerationConfig, LogitsProcessorList, NoRepeatNGramLogitsProcessor
 
     how = GenerationConfig(
@@ -59,8 +85,8 @@ def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], deco
         num_beams=decoding.num_beams,
         max_new_tokens=decoding.max_new_tokens,
         length_penalty=decoding.length_penalty,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=eos,
+        bos_token_id=bos,
         pad_token_id=pad,
     )
     start = batch["input_ids"].shape[1]
@@ -71,14 +97,13 @@ def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], deco
     check_positions(model, batch["attention_mask"], decoding.max_new_tokens)
     generate: Any = model.generate
     with _without_its_own_rules(model):
-        ids = generate(
+        ids: Tensor = generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             generation_config=how,
             logits_processor=rules,
         )
-    texts: list[str] = tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
-    return texts
+    return ids[:, start:]
 
 
 @contextmanager
