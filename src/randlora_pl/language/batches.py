@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,6 +42,11 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    @property
+    def lengths(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
+        """Tokens of each sample."""
+        return np.diff(self._ends)
 
     @property
     def total(self) -> int:
