@@ -26,14 +26,13 @@ class Tokens:
         encoded: The samples.
 
     Attributes:
-        lengths: int64 (samples,), tokens of each.
         counted: int64 (samples,), tokens of each that are learned; the first of a text is predicted by nothing.
     """
 
     def __init__(self, encoded: Iterable[Encoded]) -> None:
         samples = list(encoded)
-        self.lengths = np.array([len(sample.input_ids) for sample in samples], dtype=np.int64)
-        self._ends = np.cumsum([0, *self.lengths])
+        lengths = [len(sample.input_ids) for sample in samples]
+        self._ends = np.cumsum([0, *lengths])
         self._ids = np.fromiter((number for sample in samples for number in sample.input_ids), np.int32)
         self._labels = np.fromiter((label for sample in samples for label in sample.labels), np.int32)
         self._labels[self._ends[:-1]] = IGNORED  # the padding before a text would predict its first token
