@@ -69,6 +69,8 @@ def test_encoders_of_other_families(kind: str, tmp_path: Path) -> None:
     shape: dict[str, Any] = SHAPE
     if kind == "distilbert":
         shape = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2, "vocab_size": 300}
+    if kind == "deberta-v2":
+        shape = SHAPE | {"pooler_hidden_size": 32}
     task = make(kind, config_overrides=shape, head_dropout=0.5)
     data = labelled(write_scores(tmp_path), dataset="jsonl", scores=True, batch_size=4, steps=1)
     fitted = trainer(max_steps=0)

@@ -95,7 +95,7 @@ def read_records(
             what = f"the record lacks {', '.join(map(repr, absent))}; each needs {', '.join(fields)}"
         elif wrong := [field for field in there if not _is_text(value[field], field in numbers)]:
             what = f"{wrong[0]!r} must be text, not {json.dumps(value[wrong[0]])[:40]}"
-        elif broken := [field for field in fields if not value[field].isascii() and _HALF.search(value[field])]:
+        elif broken := [f for f in there if not str(value[f]).isascii() and _HALF.search(value[f])]:
             what = f"{broken[0]!r} holds half a character (a lone surrogate such as \\ud83d)"
         else:
             records.append((line, {field: str(value[field]) for field in there}))
