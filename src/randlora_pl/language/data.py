@@ -14,6 +14,7 @@ from randlora_pl.errors import UserError, near
 from randlora_pl.language.batches import EvalTexts, Tokens, TrainTexts, by_length
 from randlora_pl.language.commonsense import TASKS
 from randlora_pl.language.encode import Encoded, Lengths, encode_all, encode_prompt, pad_id
+from randlora_pl.language.generation import need_sacrebleu
 from randlora_pl.language.known import check_dataset
 from randlora_pl.language.sources import Item, Texts, read_texts
 
@@ -24,13 +25,15 @@ class TextData(PlannedData):
     """Prompts with completions: what is trained on, in which order, and how they become tokens.
 
     Args:
-        dataset: `commonsense_15k` or `commonsense_170k` with the eight tests, or `jsonl`: your own prompts and
-            completions in train.jsonl, val.jsonl and test.jsonl (or one file to train on alone).
+        dataset: `commonsense_15k` or `commonsense_170k` with the eight tests, `e2e`: train.txt, valid.txt and test.txt
+            with lines 'meaning || reference', or `jsonl`: your own prompts and completions in train.jsonl, val.jsonl
+            and test.jsonl (or one file to train on alone).
         root: Folder that holds the data; by default the user's data folder.
         tests: Commonsense tests to evaluate, for example `[boolq, piqa]`; by default all eight.
         validation: Training samples that are set aside for validation (120 in the paper's scripts).
         cutoff: Most tokens of a sample; what is longer is cut, counted and reported.
-        mask_prompt: Learn the completion only; by default the loss looks at the whole text, as in the paper's scripts.
+        mask_prompt: Learn the completion only. By default e2e's alone; else the loss looks at the whole text, as in the
+            paper's scripts.
         batch_size: Samples of a micro-batch on each device.
         eval_batch_size: Samples of an evaluation batch on each device.
         epochs: Times that the training samples are gone through (3 in the paper, 1 in its scripts).
@@ -42,6 +45,7 @@ class TextData(PlannedData):
     Attributes:
         items: The questions of the tests, after `setup`.
         lengths: What the cutoff did to the training samples, after `setup("fit")`.
+        pad: Number to pad with, after `setup`.
     """
 
     def __init__(
@@ -52,7 +56,7 @@ class TextData(PlannedData):
         tests: list[str] | None = None,
         validation: int = 120,
         cutoff: int = 256,
-        mask_prompt: bool = False,
+        mask_prompt: bool | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 16,
         epochs: int | None = None,
@@ -68,15 +72,19 @@ class TextData(PlannedData):
             if value < least:
                 raise UserError(f"--data.{name} is {value}, but must be at least {least}")
         for test in tests or ():
-            if dataset != "jsonl" and test not in TASKS:
+            if dataset.startswith("commonsense") and test not in TASKS:
                 raise UserError(f"--data.tests: there is no {test!r}.{near(test, TASKS)} Known: {', '.join(TASKS)}")
         self.dataset, self.tests = dataset, tests
         self.root = default_root() if root is None else Path(root).expanduser()
         if dataset == "jsonl" and root is None:
             raise UserError("The data set 'jsonl' needs --data.root: a folder with train.jsonl, or one such file")
-        self.validation, self.cutoff, self.mask_prompt = validation, cutoff, mask_prompt
+        self.validation, self.cutoff = validation, cutoff
+        # As the scripts that E2E's come from: an end of text after the meaning representation, and no loss on it.
+        self.separate = dataset == "e2e"
+        self.mask_prompt = self.separate if mask_prompt is None else mask_prompt
         self.items: list[Item] = []
         self.lengths: Lengths | None = None
+        self.pad = 0
         self._tokenizer: Any = None
         self._held: dict[str, Tokens] = {}
         self._digest = ""
@@ -93,9 +101,13 @@ class TextData(PlannedData):
         self._tokenizer = getattr(task, "vocabulary", self._tokenizer)
         if self._tokenizer is None:
             raise UserError("texts need the tokenizer of a language task: use --model CausalLMTask.")
+        if not self._held:
+            self.pad = pad_id(self._tokenizer)  # once, as it may have something to say
         learns = stage in ("fit", "validate", None) and "train" not in self._held
         tests = stage in ("test", "predict", None) and "test" not in self._held
         if learns or tests:
+            if self.separate:
+                need_sacrebleu()  # not only when everything has been written
             texts = read_texts(self.dataset, self.root, self.validation, self.tests, learns, tests)
             self._encode(texts, learns, tests)
         if stage in ("fit", None):
@@ -120,11 +132,6 @@ class TextData(PlannedData):
         return {} if self.plan is None else super().state_dict() | {"samples": self._digest}
 
     # -- what the application asks for
-
-    @property
-    def pad(self) -> int:
-        """Number to pad with."""
-        return pad_id(self._tokenizer)
 
     def summary(self) -> dict[str, Any]:
         """Flat facts about the data and the run, JSON-ready."""
@@ -160,15 +167,16 @@ class TextData(PlannedData):
         if learns:
             digest = hashlib.sha256(repr(texts.train).encode())
             self._digest = digest.hexdigest()[:12]
-            encoded, self.lengths = encode_all(self._tokenizer, texts.train, self.cutoff, self.mask_prompt)
+            how = (self.cutoff, self.mask_prompt, self.separate)
+            encoded, self.lengths = encode_all(self._tokenizer, texts.train, *how)
             if not encoded:
                 raise UserError(f"No training sample keeps a token to learn in --data.cutoff {self.cutoff}: raise it")
             self._held["train"] = Tokens(encoded)
             if texts.val:
-                self._held["val"] = Tokens(encode_all(self._tokenizer, texts.val, self.cutoff, self.mask_prompt)[0])
+                self._held["val"] = Tokens(encode_all(self._tokenizer, texts.val, *how)[0])
         if tests and texts.items:
             self.items = texts.items
-            prompts = (encode_prompt(self._tokenizer, item.prompt) for item in texts.items)
+            prompts = (encode_prompt(self._tokenizer, item.prompt, self.separate) for item in texts.items)
             self._held["test"] = Tokens(Encoded(ids, ids, len(ids)) for ids in prompts)
 
     def _draws(self) -> int:

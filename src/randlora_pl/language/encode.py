@@ -81,14 +81,20 @@ def pad_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
+def encode_prompt(tokenizer: Any, prompt: str, separate: bool = False) -> list[int]:
     """The tokens of a prompt as `encode` makes them, for generation; never cut.
 
     A start of text is set where the tokenizer sets one by itself.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        prompt: The text.
+        separate: Whether an end of text closes it.
     """
     start = tokenizer("")["input_ids"][:1]
     ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return [*(start if start == [tokenizer.bos_token_id] else []), *ids]
+    end = [tokenizer.eos_token_id] if separate else []
+    return [*(start if start == [tokenizer.bos_token_id] else []), *ids, *end]
 
 
 def encode(
@@ -117,7 +123,7 @@ def encode(
     if end is None:
         raise UserError("The tokenizer has no end of text: set eos_token in its tokenizer_config.json")
     prompt, completion = sample
-    given = [*encode_prompt(tokenizer, prompt), *([end] if separate else [])]
+    given = encode_prompt(tokenizer, prompt, separate)
     ids = [*given, *tokenizer(completion, add_special_tokens=False)["input_ids"], end]
     labels = [*([IGNORED] * len(given) if mask_prompt else given), *ids[len(given) :]]
     return Encoded(ids[:cutoff], labels[:cutoff], len(ids))

@@ -19,7 +19,8 @@ class Decoding:
         num_beams: Beams of the search, 1 for greedy.
         max_new_tokens: Most tokens of a text.
         length_penalty: Exponent of the length by which a beam's log-likelihood is divided.
-        no_repeat_ngram: No sequence of so many tokens occurs twice; 0 for no such rule.
+        no_repeat_ngram: No sequence of so many tokens is written twice; 0 for no such rule. The prompt does not count:
+            a name of several tokens in it could not be written otherwise.
     """
 
     num_beams: int = 1
@@ -42,7 +43,7 @@ def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], deco
     Returns:
         b texts, without the prompts and special tokens.
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
 
     how = GenerationConfig(
         do_sample=False,
@@ -50,16 +51,41 @@ def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], deco
         num_beams=decoding.num_beams,
         max_new_tokens=decoding.max_new_tokens,
         length_penalty=decoding.length_penalty,
-        no_repeat_ngram_size=decoding.no_repeat_ngram or None,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=pad,
     )
+    start = batch["input_ids"].shape[1]
+    rules = [_NoRepeat(decoding.no_repeat_ngram, start)] if decoding.no_repeat_ngram else []
     generate: Any = model.generate
-    ids = generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=how)
-    written = ids[:, batch["input_ids"].shape[1] :]
+    ids = generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        generation_config=how,
+        logits_processor=LogitsProcessorList(rules),
+    )
+    written = ids[:, start:]
     texts: list[str] = tokenizer.batch_decode(written, skip_special_tokens=True)
     return texts
+
+
+class _NoRepeat:
+    """transformers' rule against repeated n-grams, on what was written alone.
+
+    Args:
+        size: Tokens of an n-gram.
+        start: Tokens of the prompt.
+    """
+
+    def __init__(self, size: int, start: int) -> None:
+        from transformers import NoRepeatNGramLogitsProcessor
+
+        self._rule, self._start = NoRepeatNGramLogitsProcessor(size), start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (b, vocabulary) with -inf for every token that would repeat an n-gram."""
+        ruled: Tensor = self._rule(input_ids[:, self._start :], scores)
+        return ruled
 
 
 def learned_columns(labels: Tensor) -> int:
