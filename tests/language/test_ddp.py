@@ -6,13 +6,33 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from .files import write_e2e
 from .small import records
 
 ROOT = Path(__file__).parents[2]
+
+
+def alone_and_together(kind: str, data: Path, tokenizer: Path, folder: Path) -> list[Any]:
+    """What one process saved, and each of two ranks; their trained weights are compared."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
+    command = [sys.executable, "-m", "tests.language.ddp_worker", kind, str(data), str(tokenizer), str(folder)]
+    for world in (2, 1):
+        ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world)} for r in range(world)]
+        running = [subprocess.Popen(command, cwd=ROOT, env=common | rank) for rank in (ranks if world > 1 else [{}])]
+        assert [process.wait(300) for process in running] == [0] * len(running)
+    alone, first, second = (torch.load(folder / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    for name, value in alone["weights"].items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        torch.testing.assert_close(first["weights"][name], value, rtol=1e-3, atol=1e-4)
+    assert first["figures"] == second["figures"] == pytest.approx(alone["figures"], rel=1e-4)
+    return [alone, first, second]
 
 
 @pytest.mark.slow
@@ -22,16 +42,18 @@ def test_two_ranks_are_one_process(tokenizer: Path, tmp_path: Path) -> None:
     ]
     for name, part in (("train", rows[:31]), ("val", rows[31:38]), ("test", rows[38:43])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
-    command = [sys.executable, "-m", "tests.language.ddp_worker", str(tmp_path), str(tokenizer), str(tmp_path)]
-    for world in (2, 1):
-        ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world)} for r in range(world)]
-        running = [subprocess.Popen(command, cwd=ROOT, env=common | rank) for rank in (ranks if world > 1 else [{}])]
-        assert [process.wait(300) for process in running] == [0] * len(running)
-    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
-    for name, value in alone["weights"].items():
-        assert torch.equal(first["weights"][name], second["weights"][name])
-        torch.testing.assert_close(first["weights"][name], value, rtol=1e-3, atol=1e-4)
-    assert first["figures"] == second["figures"] == pytest.approx(alone["figures"], rel=1e-4)
+    alone_and_together("toy", tmp_path, tokenizer, tmp_path)
+    one, two = ((tmp_path / world / "answers.jsonl").read_text() for world in "12")
+    assert one == two and [json.loads(line)["prompt"] for line in one.split("\n")[:-1]] == [
+        row["prompt"] for row in rows[38:43]
+    ]
+
+
+@pytest.mark.slow
+def test_scores_of_a_corpus_do_not_depend_on_the_ranks(tokenizer: Path, tmp_path: Path) -> None:
+    """Five meanings in batches of two: with two ranks the last batches have padding, which must not be scored."""
+    alone, *_ = alone_and_together("e2e", write_e2e(tmp_path / "data", more=3), tokenizer, tmp_path)
+    assert {"test/BLEU", "test/NIST", "test/ROUGE-L", "test/CIDEr"} <= alone["figures"].keys()
+    assert alone["figures"]["test/ROUGE-L"] > 0 and alone["figures"]["test/NIST"] > 0  # something was written
+    one, two = ((tmp_path / world / "answers.jsonl").read_text() for world in "12")
+    assert one == two and len(one.split("\n")) == 6

@@ -30,7 +30,7 @@ def cleaned(item: Item, text: str) -> str:
 
     The scripts that E2E's come from stop at an empty line, too (their second end of text, token 628 of GPT-2).
     """
-    return text.strip().partition("\n\n")[0].strip() if item.references else text
+    return text.partition("\n\n")[0].strip() if item.references else text
 
 
 def corpus_scores(items: Sequence[Item], texts: Mapping[int, str]) -> dict[str, float]:
