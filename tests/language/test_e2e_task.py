@@ -79,7 +79,11 @@ def test_padding_moves_no_position(side: Any) -> None:
     """GPT-2 embeds absolute positions: losses of a padded batch are those of each sample alone, on either side."""
     task = gpt2(targets=["lm_head"])
     task.configure_model()
-    pairs = [("name : A", " A pub ."), ("name : The Vaults | near : Raja Indian Cuisine", " It is near it ."), ("n", " .")]
+    pairs = [
+        ("name : A", " A pub ."),
+        ("name : The Vaults | near : Raja Indian Cuisine", " It is near it ."),
+        ("n", " ."),
+    ]
     samples = [Tokens([encode(task.vocabulary, pair, 512, True, True)])[0] for pair in pairs]
     batch = collate(samples, 0, side, 16)
     together = token_losses(task.model, batch, learned_columns(batch["labels"]), 0.1)[0].sum(1)
