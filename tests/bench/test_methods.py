@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from randlora_pl.adapters import RandLoRA
-from randlora_pl.bench import methods
 from randlora_pl.bench.methods import METHODS, UnavailableError, adapted, chosen, label, layers_of
 from randlora_pl.errors import UserError
 from randlora_pl.models import ImageTower, load_clip, load_vit
@@ -57,16 +55,21 @@ def test_frozen_tensors_are_shared_and_full_fine_tuning_has_its_own(vit: nn.Modu
     assert type(vit.get_submodule("blocks.0.attn.qkv")) is nn.Linear
 
 
-def test_a_basis_of_another_version_is_told(vit: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    def older(basis: str = "uniform", **options: object) -> RandLoRA:
-        if basis == "hadamard":
-            raise UserError("basis is 'hadamard'")
-        return RandLoRA(**options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(methods, "RandLoRA", older)
-    with pytest.raises(UnavailableError, match="not in this version"):
-        adapted(vit, "randlora-hadamard")
-    assert trained(adapted(vit, "randlora")) > 0
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])
+def test_dropout_is_on_the_input_of_every_update(vit: nn.Module, name: str) -> None:
+    if METHODS[name].foreign:
+        pytest.importorskip("peft")
+    model = adapted(vit, name, dropout=0.5).train()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.1)
+    images = torch.randn(2, 3, 160, 160)
+    torch.manual_seed(0)
+    first = model(images)
+    torch.manual_seed(1)
+    assert not torch.allclose(first, model(images), rtol=1e-3)
+    torch.manual_seed(0)
+    torch.testing.assert_close(first, model(images))
 
 
 @pytest.mark.parametrize("name", sorted({peer for _, peer in PAIRS}))

@@ -47,7 +47,9 @@ def test_the_image_tower_of_a_clip_trains() -> None:
     training = Training(Setup("tiny", "open_clip", 2, "bf16"))
     case = training.case("randlora")
     case.count()
-    assert training.size == 32 and all(name.startswith("visual.") for name in training.layers)
+    assert training.problem.words == "2 images of 32 pixels" and all(
+        name.startswith("visual.") for name in training.layers
+    )
     assert training.gemm().dtype == torch.bfloat16
     assert case.trained == training.case("randlora-ternary").trained
 
@@ -69,3 +71,35 @@ def test_a_training_for_another_process_takes_two_steps(monkeypatch: pytest.Monk
     monkeypatch.setattr("randlora_pl.bench.steps.Case.step", lambda self: steps.append(self.name))
     one_training(Setup("test_vit", "timm", 2, threads=torch.get_num_threads()), "lora")
     assert steps == ["lora", "lora"]
+
+
+SMALL = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 160, "vocab_size": 100}
+SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def test_a_decoder_trains_with_its_own_ranks() -> None:
+    setup = Setup("Qwen/Qwen2-0.5B-Instruct", "transformers", 2, tokens=12, overrides=SMALL, dropout=0.1)
+    training = Training(setup)
+    assert training.problem.words == "2 samples of 12 tokens"
+    assert [name.rpartition(".")[2] for name in training.layers] == [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "up_proj",
+        "down_proj",
+    ]
+    names = ["full", "randlora", "peft-randlora", "lora", "peft-lora", "dora", "peft-dora"]
+    cases, missing = training.cases(names)
+    assert [case.label for case in cases][:3] == ["full fine-tuning", "RandLoRA-10", "PEFT RandLoRA-10"] and not missing
+    trained = {case.name: case.trained for case in cases}
+    assert all(trained[name] == trained[f"peft-{name}"] for name in ("randlora", "lora", "dora"))
+    losses = [case.loss(case.model).item() for case in cases]
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-4)
+    for case in cases:
+        case.count()
+        assert not case.problem and case.loss(case.model).item() != losses[0]
+
+
+def test_a_decoder_has_no_such_option() -> None:
+    with pytest.raises(UserError, match="Did you mean 'num_hidden_layers'"):
+        Training(Setup("Qwen/Qwen2-0.5B-Instruct", "transformers", 2, overrides={"num_hiden_layers": 1}))

@@ -53,6 +53,31 @@ def test_without_peft_a_line_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert done.code == 0 and "peft is not installed: pip install peft" in done.out
 
 
+TINY = "{num_hidden_layers: 1, hidden_size: 32, intermediate_size: 48, vocab_size: 50, num_attention_heads: 2, "
+TINY += "num_key_value_heads: 1}"
+QWEN = ("--model", "Qwen/Qwen2-0.5B-Instruct", "--overrides", TINY, "--rounds", "2", "--threads", "1")
+
+
+def test_steps_of_a_decoder(run: Run, tmp_path: Path) -> None:
+    words = ("train", *QWEN, "--tokens", "8", "--dropout", "0.05", "--methods", "randlora", "peft-randlora")
+    done = run("bench", *words)
+    assert done.code == 0, done.err
+    assert "(transformers), 4 samples of 8 tokens, float32, num_hidden_layers 1" in done.out
+    assert ", dropout 0.05" in done.out and "RandLoRA-10" in done.out and "of PEFT's" in done.out
+    report = json.loads((only(tmp_path / "runs" / "bench-train") / "bench.json").read_text())
+    assert report["setup"]["overrides"]["vocab_size"] == 50 and report["setup"]["tokens"] == 8
+
+
+def test_answers_in_batches_and_one_by_one(run: Run, tmp_path: Path) -> None:
+    done = run("bench", "answers", *QWEN, "--samples", "4", "--beams", "2", "--new-tokens", "3", "--batch-sizes", "4")
+    assert done.code == 0, done.err
+    assert "4 prompts, 3 new tokens, 2 beams, float32" in done.out and "times one by one" in done.out
+    report = json.loads((only(tmp_path / "runs" / "bench-answers") / "bench.json").read_text())
+    one, four = report["cases"]
+    assert (one["batch_size"], four["batch_size"]) == (1, 4) and len(one["seconds"]) == len(four["speedup"]) == 2
+    assert one["speedup"] == [1, 1] and one["equal"] == 4
+
+
 @pytest.mark.parametrize("stop", [1, 7])
 def test_ctrl_c_leaves_what_is_finished(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     from randlora_pl.bench.steps import Case
@@ -113,6 +138,14 @@ def test_captions_are_encoded_both_ways(run: Run, tmp_path: Path) -> None:
         (["train", "--output", "."], "exists; name a new folder"),
         (["train", "--bath-size", "3"], "Did you mean '--batch-size'"),
         (["train", "--model", "test_vit", "--output", "/proc/figures/x"], "cannot be made"),
+        (["train", *QWEN, "--dropout", "1"], "dropout is 1.0"),
+        (["train", *QWEN[:2], "--overrides", "4"], "--overrides is '4'"),
+        (["train", *QWEN[:2], "--overrides", "{hiden_size: 4}"], "Did you mean 'hidden_size'"),
+        (["train", *QWEN, "--tokens", "0"], "--tokens is 0"),
+        (["answers", "--beams", "0"], "--beams is 0"),
+        (["answers", "--batch-sizes", "4", "0"], "--batch-sizes is 0"),
+        (["answers", "--model", "tiny"], "writes nothing"),
+        (["answers", "--model", "Qwen/Qwen2-0.5B"], "Did you mean 'Qwen/Qwen2-0.5B-Instruct'"),
         (["trian"], "Did you mean 'train'"),
         (["adapters", "--widths", "64", "-3"], "--widths is -3"),
         (["adapters", "--sweeps", "dept"], "Did you mean 'depth'"),

@@ -14,7 +14,7 @@ from tests.docs.pages import PAGES, commands_of, shown
 GROUPS = {
     "adapter": set(adapter.VERBS),
     "analyze": set(analyze.VERBS),
-    "bench": {"data", "train", "captions", "adapters"},
+    "bench": {"data", "train", "captions", "answers", "adapters"},
     "data": {"get", "check", "show"},
     "config": {"list", "cat", "cp"},
 }

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from randlora_pl.language.answers import first_answer, score
+from randlora_pl.language.answers import first_answer
 from randlora_pl.language.commonsense import TASKS
 
 
@@ -31,15 +31,6 @@ def test_the_longest_of_the_answers_that_start_at_one_place_is_taken() -> None:
     assert first_answer("answer10", ("answer1", "answer10")) == "answer10"
     assert first_answer("a.b", ("a.b", ".")) == "a.b"
     assert first_answer("axb", ("a.b",)) is None
-
-
-def test_a_missing_answer_is_wrong_and_counted() -> None:
-    found = score(["true", "false", "perhaps", "is false"], ["true", "true", "true", "false"], ("true", "false"))
-    assert (found.count, found.right, found.missing) == (4, 2, 1)
-    assert (found.accuracy, found.missing_rate) == (0.5, 0.25)
-    for texts, right in (([], []), (["a"], [])):
-        with pytest.raises(ValueError, match="texts"):
-            score(texts, right, ("a",))
 
 
 @settings(max_examples=50, deadline=None)

@@ -15,7 +15,7 @@ from randlora_pl.language.batches import Tokens
 from randlora_pl.language.causal import CausalLMTask
 from randlora_pl.language.data import TextData
 from randlora_pl.language.encode import collate, encode
-from randlora_pl.language.generate import _NoRepeat, learned_columns, token_losses
+from randlora_pl.language.generate import learned_columns, token_losses
 from randlora_pl.language.generation import generation_scores
 from randlora_pl.tasks import make_trainer
 
@@ -159,19 +159,6 @@ def test_a_missing_scorer_is_told_before_anything_is_trained(root: Path, monkeyp
         fit(gpt2(), e2e(root))
 
 
-def test_only_what_is_written_may_not_be_repeated() -> None:
-    """transformers' own rule looks at the prompt, too, and would forbid a name of four tokens that stands in it."""
-    from transformers import NoRepeatNGramLogitsProcessor
-
-    scores = torch.zeros(2, 10)
-    ids = torch.tensor([[5, 6, 7, 1, 5], [5, 6, 7, 5, 6]])  # three tokens of a prompt, two written
-    assert torch.isfinite(_NoRepeat(2, 3)(ids, scores)).all()
-    assert not torch.isfinite(NoRepeatNGramLogitsProcessor(2)(ids, scores)).all()
-    more = torch.tensor([[9, 9, 9, 5, 6, 5], [9, 9, 9, 1, 2, 3]])
-    found = _NoRepeat(2, 3)(more, scores)
-    assert (~torch.isfinite(found)).nonzero().tolist() == [[0, 6]]
-
-
 def test_epsilon_of_adamw_is_what_was_typed_also_after_a_checkpoint(root: Path, tmp_path: Path) -> None:
     class Save(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -198,9 +185,9 @@ def test_gpt2_takes_the_paper_s_targets(root: Path, tmp_path: Path) -> None:
 
 def test_texts_that_are_longer_than_the_model_are_refused(root: Path) -> None:
     """An embedding of positions would fail with an index error."""
-    with pytest.raises(UserError, match=r"a training sample has \d+ tokens, and GPT2LMHeadModel has 64 positions"):
+    with pytest.raises(UserError, match=r"A text has 97 tokens, and gpt2 has 64 positions"):
         fit(gpt2(overrides={"n_positions": 64}), e2e(root))
-    with pytest.raises(UserError, match=r"a prompt with --model.max_new_tokens has \d+ tokens"):
+    with pytest.raises(UserError, match=r"A text has \d+ tokens \(40 of them new"):
         task = gpt2(overrides={"n_positions": 64}, max_new_tokens=40)
         make_trainer(accelerator="cpu").test(task, e2e(root), verbose=False)
     data = e2e(root, cutoff=80)

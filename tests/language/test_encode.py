@@ -1,4 +1,5 @@
 import logging
+import sys
 from functools import cache
 from typing import Any
 
@@ -70,6 +71,28 @@ def test_long_samples_are_counted_and_those_without_a_label_left_out(caplog: pyt
     assert caplog.messages == [f"{said}; 2 of them lost all that is learned and are left out"]
     kept, lengths = encode_all(tokenizer_of(), samples, 8)
     assert (len(kept), lengths.dropped) == (4, 0)
+
+
+def test_many_samples_take_few_calls_and_no_lists() -> None:
+    """170,000 samples would take gigabytes as lists, and minutes with a call of the tokenizer for each."""
+    plain = tokenizer_of()
+    calls = []
+
+    class Counting:
+        eos_token_id, bos_token_id = plain.eos_token_id, plain.bos_token_id
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return plain(*args, **kwargs)
+
+    samples = [("ab" * (number % 7), "c" * (number % 5)) for number in range(2345)] + [("a" * 1000, "b")]
+    kept, lengths = encode_all(Counting(), samples, 10_000, separate=True)
+    assert len(calls) == 1 + 2 * 3
+    assert lengths.samples == len(kept) == len(samples)
+    for sample, found in zip(samples, kept, strict=True):
+        alone = encode(plain, sample, 10_000, separate=True)
+        assert (list(found.input_ids), list(found.labels), found.full_length) == tuple(alone)
+    assert sys.getsizeof(kept[-1].input_ids) < 4 * len(kept[-1].input_ids) + 100
 
 
 def test_nothing_is_said_where_nothing_is_cut(caplog: pytest.LogCaptureFixture) -> None:

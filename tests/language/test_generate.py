@@ -1,14 +1,16 @@
 """Answers: batches write what single prompts write, beams find likelier texts, and options are chosen by likelihood."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 
+from randlora_pl.errors import UserError
 from randlora_pl.language.causal import CausalLMTask
 from randlora_pl.language.encode import Encoded, collate, encode_prompt
-from randlora_pl.language.generate import Decoding, choose_options, learned_columns, write_texts
+from randlora_pl.language.generate import Decoding, choose_options, learned_columns, token_losses, write_texts
 
 from .small import make
 
@@ -69,3 +71,44 @@ def test_only_columns_with_labels_are_looked_at() -> None:
     assert learned_columns(labels) == 2
     assert learned_columns(torch.full((2, 5), -100)) == 1
     assert learned_columns(torch.ones(2, 5, dtype=torch.int64)) == 4
+
+
+def test_a_models_own_rules_of_generation_are_left_out(task: CausalLMTask) -> None:
+    """Files of chat models say that they sample and punish repetitions; the search is the plain one."""
+    model: Any = task.model
+    asked, how = batch(task, PROMPTS), Decoding(1, 6)
+    plain = write_texts(model, task.vocabulary, asked, how, 0)
+    own = model.generation_config
+    own.repetition_penalty, own.do_sample, own.top_k, own.min_new_tokens = 5.0, True, 50, 6
+    assert write_texts(model, task.vocabulary, asked, how, 0) == plain
+    assert model.generation_config is own
+
+
+def test_what_stands_in_the_prompt_may_be_written(task: CausalLMTask) -> None:
+    """The rule against repetitions looks at what is written alone, as in the released scripts of E2E."""
+    size = len(task.vocabulary)
+    pairs = [number for one in range(size) for other in range(size) for number in (one, other)]
+    asked = collate([Encoded(pairs, pairs, len(pairs))], 0)
+    (plain,) = write_texts(task.model, task.vocabulary, asked, Decoding(1, 2), 0)
+    assert len(encode_prompt(task.vocabulary, plain)) == 2
+    assert write_texts(task.model, task.vocabulary, asked, Decoding(1, 2, no_repeat_ngram=2), 0) == [plain]
+    (ruled,) = write_texts(task.model, task.vocabulary, asked, Decoding(1, 12, no_repeat_ngram=1), 0)
+    ids = encode_prompt(task.vocabulary, ruled)
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_text_beyond_learned_positions_is_told(tokenizer: Path) -> None:
+    task = make(tokenizer, "gpt2", targets=["lm_head"], overrides={"tie_word_embeddings": False, "n_positions": 20})
+    task.configure_model()
+    task.eval()
+    encoded = [Encoded([3] * 15, [3] * 15, 15), Encoded([3], [3], 1)]
+    asked = collate(encoded, 0, multiple=8)  # the padding to 16 needs no position
+    assert len(write_texts(task.model, task.vocabulary, asked, Decoding(1, 5), 0)) == 2
+    with pytest.raises(UserError, match=r"21 tokens \(6 of them new: --model.max_new_tokens\), and gpt2 has 20"):
+        write_texts(task.model, task.vocabulary, asked, Decoding(1, 6), 0)
+    with pytest.raises(UserError, match=r"21 tokens, and gpt2 has 20 positions: lower --data\.cutoff"):
+        token_losses(task.model, collate([Encoded([3] * 21, [3] * 21, 21)], 0), 20)
+    token_losses(task.model, collate([Encoded([3] * 20, [3] * 20, 20)], 0), 19)
+    rotary = make(tokenizer, overrides={"max_position_embeddings": 20})
+    rotary.configure_model()
+    token_losses(rotary.model, collate([Encoded([3] * 30, [3] * 30, 30)], 0), 29)

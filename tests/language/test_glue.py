@@ -154,3 +154,30 @@ def test_missing_files_tell_the_tree_and_where_to_get_them(
 def test_an_unknown_task_is_told_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no GLUE task 'sts'\. Did you mean .*'stsb'"):
         read_glue(tmp_path, "sts", "train")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "labels", "said"),
+    [
+        ("b", ["3", "4"], "row 0: the label '3' is not a score from 0 to 5"),
+        ("b", [3.0, None], "row 1: the label None is not a score"),
+        ("b", [3.0, 5.5], "row 1: the label 5.5 is not a score"),
+        (None, [3.0, 1.0], "row 1: 'sentence2' is no text but None"),
+    ],
+)
+def test_a_wrong_row_on_disk_is_told(
+    sentence: str | None, labels: list[str | float | None], said: str, tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"sentence1": ["a", "b"], "sentence2": ["a", sentence], "label": labels}
+    datasets.DatasetDict(train=datasets.Dataset.from_dict(rows)).save_to_disk(str(tmp_path / "stsb"))
+    with pytest.raises(UserError, match=said):
+        read_glue(tmp_path, "stsb", "train")
+
+
+def test_whole_numbers_on_disk_are_scores(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"sentence1": ["a"], "sentence2": ["b"], "label": [3]}
+    datasets.DatasetDict(train=datasets.Dataset.from_dict(rows)).save_to_disk(str(tmp_path / "stsb"))
+    (score,) = read_glue(tmp_path, "stsb", "train").labels
+    assert score == 3 and isinstance(score, float)

@@ -8,10 +8,3 @@ def test_the_prompt_has_the_shape_of_alpaca() -> None:
     assert Template(preamble_with_input="Do it with this.").prompt("Add them", "1 and 2") == (
         "Do it with this.\n\n### Instruction:\nAdd them\n\n### Input:\n1 and 2\n\n### Response:\n"
     )
-
-
-def test_a_response_follows_the_last_marker() -> None:
-    template = Template()
-    text = template.prompt("What does ### Response: mean?") + " the answer\n"
-    assert template.response_of(text) == "the answer"
-    assert template.response_of(" no marker ") == "no marker"

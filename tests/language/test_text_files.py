@@ -48,6 +48,9 @@ def test_arrays_and_one_object_a_line_give_records_and_lines(
         ('{"a": "1", "b": "2"}\n\n{"a": "1", "b": ', "line 3: no valid JSON"),
         ('{"a": "1", "b": "2"}\nversion https://git-lfs', "line 2: no valid JSON"),
         ("[" * 100_000, "line 1"),
+        ('{"a": "1", "b": "2"}\n{"a": ' + "1" * 5000 + ', "b": "2"}', "line 2: no valid JSON: Exceeds the limit"),
+        ('[{"a": "1", "b": "2"},\n{"a": ' + "1" * 5000 + ', "b": "2"}]', "line 2: no valid JSON: Exceeds the limit"),
+        ('{"a": "1", "b": "2"}\n{"a": "\\ud83d", "b": "2"}', "line 2: 'a' holds half a character"),
         ("[ ]", "holds no record"),
         ("", "holds no record"),
         (b'[{"a":\n\n"\xff"}]', "line 3: this is not UTF-8"),
@@ -78,3 +81,20 @@ def test_a_missing_file_is_told_with_the_tree_and_the_source(tmp_path: Path) -> 
         assert str(error.value).startswith(f"{named} does not exist")
         assert "a file called first" in str(error.value)
         assert "the shop" in str(error.value)
+
+
+def test_what_is_there_but_no_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "plain").write_text("")
+    cases = [
+        (tmp_path, "first is no file"),
+        (tmp_path / "plain", "plain is no folder"),
+        (tmp_path / ("x" * 300), "cannot be read"),
+    ]
+    for root, said in cases:
+        with pytest.raises(UserError, match=said):
+            first_file(root, ("first",), "a file called first", "the shop")
+
+
+def test_a_whole_character_of_two_halves_is_text(tmp_path: Path) -> None:
+    assert read_records(write(tmp_path, '{"a": "\\ud83d\\ude00"}'), ("a",)) == [(1, {"a": "\U0001f600"})]

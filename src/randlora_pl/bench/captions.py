@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, inject
+from randlora_pl.bench.problems import library_of
 from randlora_pl.bench.steps import Case, Precision
-from randlora_pl.bench.train import library_of
 from randlora_pl.errors import UserError
 from randlora_pl.tasks.losses import caption_losses, normalize, similarities
 
@@ -44,7 +44,7 @@ class Captions:
         from randlora_pl.models.clip import load_clip
 
         if library_of(model) != "open_clip":
-            raise UserError(f"--model {model} is a model of timm, which knows no captions; give one of open_clip")
+            raise UserError(f"--model {model} knows no captions; give a model of open_clip")
         clip = load_clip(model, "random")
         if not isinstance(getattr(clip.model, "positional_embedding", None), Tensor):
             raise UserError(f"--model {model} has a text tower of another kind; measure a plain CLIP such as ViT-B-32")

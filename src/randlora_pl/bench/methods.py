@@ -14,8 +14,13 @@ from randlora_pl.adapters.targets import select
 from randlora_pl.errors import UserError, near
 
 LORA_RANK, RANDLORA_RANK, VERA_RANK = 32, 6, 256
+LANGUAGE_RANKS = {"lora": 16, "dora": 16, "randlora": 10, "vera": 1024}
+"""Ranks for decoders (Tables 9 and 15 of the paper), ours and PEFT's; the others are for images (Table 8)."""
 Targets = list[str] | None
 """What to adapt, as everywhere; None is the paper's choice where the model has it, else every linear layer."""
+
+
+Adapt = Callable[[nn.Module, Targets, int, float], None]
 
 
 class UnavailableError(Exception):
@@ -28,7 +33,7 @@ class Method:
 
     Attributes:
         label: What tables call it, with ``{}`` for the rank.
-        adapt: Puts it into a model: (model, targets, rank).
+        adapt: Puts it into a model: (model, targets, rank, dropout).
         rank: Its rank where none is given.
         peer: Name of PEFT's counterpart, empty where there is none.
         foreign: Whether it is PEFT's.
@@ -36,20 +41,17 @@ class Method:
     """
 
     label: str
-    adapt: Callable[[nn.Module, Targets, int], None]
+    adapt: Adapt
     rank: int = 0
     peer: str = ""
     foreign: bool = False
     default: bool = True
 
 
-def _ours(make: Callable[[int], Adapter]) -> Callable[[nn.Module, Targets, int], None]:
-    def adapt(model: nn.Module, targets: Targets, rank: int) -> None:
+def _ours(make: Callable[..., Adapter]) -> Adapt:
+    def adapt(model: nn.Module, targets: Targets, rank: int, dropout: float) -> None:
         try:
-            adapter = make(rank)
-        except UserError as error:
-            raise UnavailableError("not in this version") from error
-        try:
+            adapter = make(rank, dropout)
             inject(model, adapter, None if adapter.trains_base else targets)
         except UserError as error:
             raise UnavailableError(str(error)) from error
@@ -57,8 +59,8 @@ def _ours(make: Callable[[int], Adapter]) -> Callable[[nn.Module, Targets, int],
     return adapt
 
 
-def _pefts(make: Callable[[Any, int, list[str]], Any]) -> Callable[[nn.Module, Targets, int], None]:
-    def adapt(model: nn.Module, targets: Targets, rank: int) -> None:
+def _pefts(kind: str, **options: Any) -> Adapt:
+    def adapt(model: nn.Module, targets: Targets, rank: int, dropout: float) -> None:
         layers = layers_of(model, targets)
         try:
             peft: Any = import_module("peft")
@@ -69,7 +71,10 @@ def _pefts(make: Callable[[Any, int, list[str]], Any]) -> Callable[[nn.Module, T
             raise UnavailableError("PEFT cannot wrap this attention; measure a timm model")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            peft.get_peft_model(model, make(peft, rank, layers))  # in place; VeRA's shared tensors need it
+            config = getattr(peft, f"{kind}Config")(
+                r=rank, target_modules=layers, **{f"{kind.lower()}_dropout": dropout}, **options
+            )
+            peft.get_peft_model(model, config)  # in place; VeRA's shared tensors need it
         wrapped = [name for name, module in model.named_modules() if isinstance(module, tuners.BaseTunerLayer)]
         if wrapped != layers:
             raise UnavailableError(f"PEFT adapted {len(wrapped)} other layers than the {len(layers)}")
@@ -78,61 +83,58 @@ def _pefts(make: Callable[[Any, int, list[str]], Any]) -> Callable[[nn.Module, T
 
 
 METHODS = {
-    "full": Method("full fine-tuning", _ours(lambda _: FullFineTuning())),
-    "lora": Method("LoRA-{}", _ours(lambda rank: LoRA(rank=rank)), LORA_RANK, "peft-lora"),
-    "randlora": Method("RandLoRA-{}", _ours(lambda rank: RandLoRA(rank=rank)), RANDLORA_RANK, "peft-randlora"),
+    "full": Method("full fine-tuning", _ours(lambda *_: FullFineTuning())),
+    "lora": Method("LoRA-{}", _ours(lambda rank, dropout: LoRA(rank=rank, dropout=dropout)), LORA_RANK, "peft-lora"),
+    "randlora": Method(
+        "RandLoRA-{}",
+        _ours(lambda rank, dropout: RandLoRA(rank=rank, dropout=dropout)),
+        RANDLORA_RANK,
+        "peft-randlora",
+    ),
     "randlora-hadamard": Method(
         "RandLoRA-{}, hadamard",
-        _ours(lambda rank: RandLoRA(rank=rank, basis="hadamard")),
+        _ours(lambda rank, dropout: RandLoRA(rank=rank, dropout=dropout, basis="hadamard")),
         RANDLORA_RANK,
         "peft-randlora",
     ),
     "randlora-ternary": Method(
-        "RandLoRA-{}, ternary", _ours(lambda rank: RandLoRA(rank=rank, basis="ternary")), RANDLORA_RANK, "peft-randlora"
+        "RandLoRA-{}, ternary",
+        _ours(lambda rank, dropout: RandLoRA(rank=rank, dropout=dropout, basis="ternary")),
+        RANDLORA_RANK,
+        "peft-randlora",
     ),
     "randlora-low": Method(
         "RandLoRA-{}, memory low",
-        _ours(lambda rank: RandLoRA(rank=rank, memory="low")),
+        _ours(lambda rank, dropout: RandLoRA(rank=rank, dropout=dropout, memory="low")),
         RANDLORA_RANK,
         "peft-randlora",
         default=False,
     ),
-    "dora": Method("DoRA-{}", _ours(lambda rank: DoRA(LoRA(rank=rank))), LORA_RANK, "peft-dora", default=False),
-    "vera": Method("VeRA-{}", _ours(lambda rank: VeRA(rank=rank)), VERA_RANK, "peft-vera", default=False),
-    "nola": Method("NoLA", _ours(lambda _: NoLA()), default=False),
-    "peft-lora": Method(
-        "PEFT LoRA-{}",
-        _pefts(lambda peft, rank, layers: peft.LoraConfig(r=rank, lora_dropout=0.0, target_modules=layers)),
+    "dora": Method(
+        "DoRA-{}",
+        _ours(lambda rank, dropout: DoRA(LoRA(rank=rank, dropout=dropout))),
         LORA_RANK,
-        foreign=True,
-    ),
-    "peft-dora": Method(
-        "PEFT DoRA-{}",
-        _pefts(
-            lambda peft, rank, layers: peft.LoraConfig(r=rank, lora_dropout=0.0, use_dora=True, target_modules=layers)
-        ),
-        LORA_RANK,
-        foreign=True,
+        "peft-dora",
         default=False,
     ),
-    "peft-vera": Method(
-        "PEFT VeRA-{}",
-        _pefts(lambda peft, rank, layers: peft.VeraConfig(r=rank, vera_dropout=0.0, target_modules=layers)),
+    "vera": Method(
+        "VeRA-{}",
+        _ours(lambda rank, dropout: VeRA(rank=rank, dropout=dropout)),
         VERA_RANK,
-        foreign=True,
+        "peft-vera",
         default=False,
     ),
-    "peft-randlora": Method(
-        "PEFT RandLoRA-{}",
-        _pefts(
-            lambda peft, rank, layers: peft.RandLoraConfig(
-                r=rank, randlora_alpha=10, randlora_dropout=0.0, target_modules=layers
-            )
-        ),
-        RANDLORA_RANK,
-        foreign=True,
-    ),
+    "nola": Method("NoLA", _ours(lambda _, dropout: NoLA(dropout=dropout)), default=False),
+    "peft-lora": Method("PEFT LoRA-{}", _pefts("Lora"), LORA_RANK, foreign=True),
+    "peft-dora": Method("PEFT DoRA-{}", _pefts("Lora", use_dora=True), LORA_RANK, foreign=True, default=False),
+    "peft-vera": Method("PEFT VeRA-{}", _pefts("Vera"), VERA_RANK, foreign=True, default=False),
+    "peft-randlora": Method("PEFT RandLoRA-{}", _pefts("RandLora", randlora_alpha=10), RANDLORA_RANK, foreign=True),
 }
+
+
+def language_rank(name: str) -> int:
+    """A method's rank in the paper's experiments with decoders, 0 where it has none there."""
+    return LANGUAGE_RANKS.get(name.removeprefix("peft-").partition("-")[0], 0)
 
 
 def chosen(names: list[str] | None) -> list[str]:
@@ -156,7 +158,9 @@ def layers_of(base: nn.Module, targets: Targets = None) -> list[str]:
     return [site.shape.layer for site in select(base, targets, split=False)]
 
 
-def adapted(base: nn.Module, name: str, rank: int | None = None, targets: Targets = None) -> nn.Module:
+def adapted(
+    base: nn.Module, name: str, rank: int | None = None, targets: Targets = None, dropout: float = 0.0
+) -> nn.Module:
     """A copy of a plain model with a method in it; methods that freeze the model's tensors share them with it.
 
     So a model of any size is in memory twice, whatever the number of methods: once frozen, once trained.
@@ -166,6 +170,7 @@ def adapted(base: nn.Module, name: str, rank: int | None = None, targets: Target
         name: A name of `METHODS`.
         rank: Another rank than the method's own.
         targets: The layers to adapt.
+        dropout: On the input of the update's path.
 
     Raises:
         UnavailableError: The method cannot be had here; says why.
@@ -173,7 +178,7 @@ def adapted(base: nn.Module, name: str, rank: int | None = None, targets: Target
     method = METHODS[name]
     shared: dict[int, Any] = {} if name == "full" else {id(parameter): parameter for parameter in base.parameters()}
     model = copy.deepcopy(base, shared)
-    method.adapt(model, targets, rank or method.rank)
+    method.adapt(model, targets, rank or method.rank, dropout)
     return model
 
 

@@ -1,23 +1,19 @@
-"""Whole training steps of a vision model: full fine-tuning, our methods and PEFT's, from random weights."""
+"""Whole training steps of a model: full fine-tuning, our methods and PEFT's, from random weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.bench.flops import Gemm, counter
 from randlora_pl.bench.memory import OUT_OF_MEMORY, is_out_of_memory
-from randlora_pl.bench.methods import METHODS, Targets, UnavailableError, adapted, label, layers_of
+from randlora_pl.bench.methods import METHODS, Targets, UnavailableError, adapted, label, language_rank, layers_of
+from randlora_pl.bench.problems import Library, Problem, image_problem, library_of, token_problem
 from randlora_pl.bench.steps import Case, Measured, Precision
-from randlora_pl.errors import UserError, near
-
-CLASSES = 100
-Library = Literal["timm", "open_clip"]
+from randlora_pl.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -27,11 +23,14 @@ class Setup:
     Attributes:
         model: A name of the library; the image tower of an open_clip model.
         library: Which library builds it.
-        batch_size: Images of a step.
+        batch_size: Images of a step, or samples of text.
         precision: ``32``, ``bf16`` for autocast, or ``bf16-frozen`` with frozen matrices in bfloat16 as well.
         device: ``cpu`` or ``cuda``.
         threads: Threads of PyTorch, 0 for its own choice.
         targets: The layers that adapters attach to; None for the paper's choice.
+        tokens: Tokens of a sample of text.
+        overrides: What a decoder's configuration has instead of its own values.
+        dropout: On the input of the updates' paths.
     """
 
     model: str
@@ -41,6 +40,9 @@ class Setup:
     device: str = "cpu"
     threads: int = 0
     targets: Targets = None
+    tokens: int = 256
+    overrides: dict[str, int] | None = None
+    dropout: float = 0.0
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
@@ -48,47 +50,21 @@ def dtype_of(precision: Precision) -> torch.dtype:
     return torch.float32 if precision == "32" else torch.bfloat16
 
 
-def library_of(model: str) -> Library:
-    """The library that knows a model; both may, timm then comes first.
-
-    Raises:
-        UserError: Neither does; near names are suggested.
-    """
-    import open_clip
-    import timm
-
-    known: dict[Library, list[str]] = {"timm": timm.list_models(), "open_clip": ["tiny", *open_clip.list_models()]}
-    for library, names in known.items():
-        if (model.partition(".")[0] if library == "timm" else model) in names:
-            return library
-    names = [name for names in known.values() for name in names]
-    raise UserError(f"--model: neither timm nor open_clip has a model '{model}'.{near(model, names)}")
-
-
-def build(setup: Setup) -> tuple[nn.Module, int, int]:
-    """The plain model with random weights on the CPU, the size of its images, the length of its features.
+def build(setup: Setup) -> Problem:
+    """The plain model with random weights on the CPU, and what it is trained on.
 
     Raises:
         UserError: The library does not know the model.
     """
     if (found := library_of(setup.model)) != setup.library:
         raise UserError(f"--library {setup.library} has no model '{setup.model}'; --library {found} has one.")
-    if setup.library == "timm":
-        from randlora_pl.models.vit import load_vit
-
-        vit = load_vit(setup.model, "random")
-        return vit.model, vit.image.size, vit.num_features
-    from randlora_pl.models.clip import ImageTower, load_clip
-
-    clip = load_clip(setup.model, "random")
-    return ImageTower(clip.model), clip.image.size, clip.embed_dim
+    if setup.library == "transformers":
+        return token_problem(setup.model, setup.batch_size, setup.tokens, setup.overrides)
+    return image_problem(setup.model, setup.library, setup.batch_size)
 
 
 class Training:
-    """The plain model and a batch of random images, from which each method makes its case.
-
-    Features are classified by a frozen matrix, as against a head of text embeddings, so that methods differ
-    in the model alone.
+    """The plain model and a batch of random samples, from which each method makes its case.
 
     Args:
         setup: What to train, how and where.
@@ -100,17 +76,22 @@ class Training:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.device = torch.device(setup.device)
-        self.base, self.size, features = build(setup)
+        self.problem = build(setup)
+        self.base = self.problem.model
         self.layers = layers_of(self.base, setup.targets)
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(setup.batch_size, 3, self.size, self.size, generator=generator)
-        labels = torch.randint(CLASSES, (setup.batch_size,), generator=generator)
-        head = torch.randn(CLASSES, features, generator=generator) / features**0.5
-        self.images, self.labels, self.head = (tensor.to(self.device) for tensor in (images, labels, head))
+        self.batch = [tensor.to(self.device) for tensor in self.problem.batch]
 
     def loss(self, model: nn.Module) -> Tensor:
-        """Cross-entropy of the images."""
-        return F.cross_entropy(F.linear(model(self.images), self.head).float(), self.labels)
+        """Of the batch."""
+        return self.problem.loss(model, self.batch)
+
+    def rank(self, name: str) -> int | None:
+        """A method's rank for this kind of model; None for its own."""
+        return (language_rank(name) or None) if self.problem.decoder else None
+
+    def label(self, name: str) -> str:
+        """What tables call a method."""
+        return label(name, self.rank(name))
 
     def case(self, name: str) -> Case:
         """One method, ready to be measured.
@@ -119,13 +100,13 @@ class Training:
             UnavailableError: It cannot be had here; says why.
         """
         try:
-            model = adapted(self.base, name, targets=self.setup.targets).train()
+            model = adapted(self.base, name, self.rank(name), self.setup.targets, self.setup.dropout).train()
         except Exception as error:
             if is_out_of_memory(error):
                 raise UnavailableError(OUT_OF_MEMORY) from error
             raise
         return Case(
-            name, label(name), model, self.loss, [self.images, self.labels, self.head],
+            name, self.label(name), model, self.loss, self.batch,
             device=self.device, precision=self.setup.precision, foreign=METHODS[name].foreign,
         )  # fmt: skip
 
@@ -136,7 +117,7 @@ class Training:
             try:
                 cases.append(self.case(name))
             except UnavailableError as reason:
-                missing.append(Measured(name, label(name), str(reason)))
+                missing.append(Measured(name, self.label(name), str(reason)))
         return cases, missing
 
     def gemm(self) -> Gemm:
@@ -145,9 +126,9 @@ class Training:
 
     @torch.no_grad()
     def forward_flops(self) -> int:
-        """Operations of a forward pass of the plain model, counted on one image."""
+        """Operations of a forward pass of the plain model, counted on one sample."""
         with counter() as operations:
-            self.base(self.images[:1].cpu())
+            self.base(self.problem.batch[0][:1])
         return int(operations.get_total_flops()) * self.setup.batch_size
 
 
@@ -171,6 +152,9 @@ def one_training(setup: Setup, name: str) -> None:
         import_module("peft")
     training = Training(setup)
     case = training.case(name)
-    training.base = nn.Identity()  # full fine-tuning has a copy
+    training.base, training.problem = (
+        nn.Identity(),
+        replace(training.problem, model=nn.Identity()),
+    )  # full fine-tuning has a copy
     case.step()
     case.step()

@@ -18,6 +18,7 @@ from randlora_pl.cli.bench_common import (
 )
 from randlora_pl.cli.data import counting
 from randlora_pl.cli.tables import table
+from randlora_pl.errors import UserError
 
 if TYPE_CHECKING:
     from randlora_pl.bench.steps import Measured
@@ -36,30 +37,39 @@ def train_verb(args: list[str]) -> int:
     """
     parser = parser_of("train", 5)
     parser.add_argument("--model", default="vit_base_patch32_224")
-    parser.add_argument("--library", choices=("timm", "open_clip"))
-    parser.add_argument("--batch-size", "--batch_size", type=int, default=64)
+    parser.add_argument("--library", choices=("timm", "open_clip", "transformers"))
+    parser.add_argument("--batch-size", "--batch_size", type=int)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--overrides", default="{}")
+    parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--targets", nargs="+")
     parser.add_argument("--rss", action="store_true")
     typed = parser.parse_args(args)
-    facts = prepare(typed, ["batch_size"])
+    facts = prepare(typed, ["batch_size", "tokens"])
+    from randlora_pl.adapters.base import check_dropout
     from randlora_pl.adapters.targets import DEFAULT_TARGETS
     from randlora_pl.bench.memory import rss_elsewhere
     from randlora_pl.bench.methods import METHODS, chosen
+    from randlora_pl.bench.problems import library_of
     from randlora_pl.bench.steps import Measured, measure, ticks
-    from randlora_pl.bench.train import Setup, Training, estimated_seconds, library_of, one_training
+    from randlora_pl.bench.train import Setup, Training, estimated_seconds, one_training
 
     names = chosen(typed.methods)
     library = typed.library or library_of(typed.model)
-    threads = typed.threads or 0
-    setup = Setup(typed.model, library, typed.batch_size, typed.precision, typed.device, threads, typed.targets)
+    typed.batch_size = typed.batch_size or (4 if library == "transformers" else 64)
+    setup = Setup(
+        typed.model, library, typed.batch_size, typed.precision, typed.device, typed.threads or 0, typed.targets,
+        typed.tokens, overrides_of(typed.overrides), check_dropout(typed.dropout),
+    )  # fmt: skip
     training = Training(setup)
     gemm = training.gemm()
     rate = gemm.rate()
     estimate = estimated_seconds(training.forward_flops(), rate, len(names), typed.rounds)
     estimate += 20 * len(names) * typed.rss
-    images = f"{typed.batch_size} images of {training.size} pixels"
-    what = f"{typed.model} ({library}), {images}, {PRECISIONS[typed.precision]}"
+    what = f"{typed.model} ({library}), {training.problem.words}, {PRECISIONS[typed.precision]}"
+    what += "".join(f", {name} {value}" for name, value in (setup.overrides or {}).items())
+    what += f", dropout {typed.dropout}" if typed.dropout else ""
     where = place(facts, typed.device)
     targets = " ".join(typed.targets or DEFAULT_TARGETS)
     print(f"{what}; random weights\non {where}: {rate / 1e9:,.0f} GFLOP/s at best")
@@ -90,6 +100,23 @@ def train_verb(args: list[str]) -> int:
     title = f"{what}, adapted: {targets}, on {where}"
     _report("train", typed, work, title, about, bases, peers, "of full")
     return 0
+
+
+def overrides_of(text: str) -> dict[str, int]:
+    """What ``--overrides`` holds.
+
+    Raises:
+        UserError: It is no mapping.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"--overrides is {text!r}: give options of the model such as '{{num_hidden_layers: 4}}'")
+    return found
 
 
 def captions_verb(args: list[str]) -> int:

@@ -109,6 +109,7 @@ How fast is this machine? Everything compared is timed in turns, in one run.
   randlora-pl bench data NAME          images a second of each stage of the input pipeline, beside plain torchvision
   randlora-pl bench train              whole training steps: full fine-tuning, LoRA, RandLoRA, and PEFT's if installed
   randlora-pl bench captions           steps of the vision-language task: captions encoded once, and one an image
+  randlora-pl bench answers            a decoder's answers in batches, and one by one
   randlora-pl bench adapters           adapted layers against width, tokens, number of bases and depth
 
   data:
@@ -120,17 +121,21 @@ How fast is this machine? Everything compared is timed in turns, in one run.
   --rounds N           Times that everything is measured; the median and the extremes are shown (default 5)
   --output FILE        JSON file for the figures, a new one
 
-  train, captions, adapters; random weights, random data:
+  train, captions, answers, adapters; random weights, random data:
   --precision P        32, bf16 for autocast, or bf16-frozen with frozen weights in bfloat16, too (default 32)
-  --rounds N           Times that everything is measured (default 5; captions and adapters 3)
+  --rounds N           Times that everything is measured (default 5 for train, else 3)
   --threads N          Threads of PyTorch on a CPU (default: its own choice)
   --device DEVICE      cpu or cuda (default: cuda where there is one)
   --output FOLDER      A new folder for bench.json, table.md and bench.png (default runs/bench-VERB/TIME)
 
   train:
-  --model NAME         A model of timm, or the image tower of one of open_clip (default vit_base_patch32_224)
+  --model NAME         A model of timm, the image tower of one of open_clip, or a decoder such as
+                       Qwen/Qwen2-0.5B-Instruct (default vit_base_patch32_224)
   --library NAME       timm or open_clip, where both know the name
-  --batch-size N       Images of a step (default 64)
+  --batch-size N       Images of a step (default 64), or samples of text (default 4)
+  --tokens N           Tokens of a sample of text (default 256)
+  --overrides OPTIONS  What a decoder's configuration has instead, such as '{num_hidden_layers: 4}'
+  --dropout P          Dropout on the input of the adapters' paths (default 0)
   --methods NAME ...   default: full lora randlora randlora-hadamard randlora-ternary peft-lora peft-randlora;
                        also: randlora-low (memory: low) dora vera nola peft-dora peft-vera
   --targets NAME ...   What adapters attach to, as --model.targets (default qkv fc1 fc2, as the paper; all adds the
@@ -141,6 +146,13 @@ How fast is this machine? Everything compared is timed in turns, in one run.
   --model NAME         A CLIP model of open_clip (default ViT-B-32)
   --batch-size N       Images of a step (default 128)
   --classes N          Captions that differ (default 10)
+
+  answers:
+  --model NAME         A decoder (default Qwen/Qwen2-0.5B-Instruct); --overrides as for train
+  --batch-sizes N ...  Prompts at a time, beside 1 (default 16)
+  --samples N          Prompts (default 32)
+  --beams N            Beams of the search (default 4, as the paper's scripts; 1 is greedy)
+  --new-tokens N       Tokens of an answer (default 32)
 
   adapters:
   --sweeps NAME ...    width tokens rank depth (default: all)

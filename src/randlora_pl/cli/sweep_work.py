@@ -146,7 +146,7 @@ def spawn(job: Job, words: Sequence[str], jobs: int, rounds: Rounds | None = Non
     from randlora_pl.experiments.sweep.progress import Progress
 
     estimator = estimator_of(job)
-    progress = Progress(job.folder, job.chosen, estimator)
+    progress = Progress(job.folder, job.chosen, estimator, jobs=jobs)
     told = {cell.hash for cell in job.chosen if job.folder.state(cell) != OPEN}
 
     def look() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,11 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    @property
+    def lengths(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
+        """Tokens of each sample."""
+        return np.diff(self._ends)
 
     @property
     def total(self) -> int:
@@ -112,6 +118,5 @@ class EvalTexts:
 
 def by_length(tokens: Tokens) -> list[int]:
     """The samples' places, the longest first, so that memory runs out at once or not at all."""
-    lengths = np.diff(tokens._ends)
-    order: list[int] = np.argsort(-lengths, kind="stable").tolist()
+    order: list[int] = np.argsort(-tokens.lengths, kind="stable").tolist()
     return order

@@ -11,11 +11,10 @@ from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.errors import UserError
 from randlora_pl.language.encode import IGNORED, encode_prompt
 from randlora_pl.language.families import known_targets
-from randlora_pl.language.generate import Decoding, choose_options, token_losses, write_texts
+from randlora_pl.language.generate import Decoding, check_positions, choose_options, token_losses, write_texts
 from randlora_pl.language.models import (
     RANDOM,
     Quantize,
-    check_length,
     checkpoint_blocks,
     identity_name,
     load_causal,
@@ -236,8 +235,6 @@ class CausalLMTask(AdaptationTask):
         """
         pad = self._data.pad
         if self.evaluation == "generate":
-            longest = int(batch["attention_mask"].sum(1).max())
-            check_length(self.model, longest + self.max_new_tokens, "a prompt with --model.max_new_tokens")
             how = Decoding(self.num_beams, self.max_new_tokens, self.length_penalty, self.no_repeat_ngram)
             return write_texts(self.model, self.vocabulary, batch, how, pad)
         if not all(item.options for item in items):
@@ -273,7 +270,7 @@ class CausalLMTask(AdaptationTask):
         """Refuses samples that are longer than the model, before one of them is met."""
         lengths = getattr(self._data, "lengths", None)
         if lengths is not None:
-            check_length(self.model, min(lengths.longest, lengths.cutoff), "a training sample")
+            check_positions(self.model, torch.ones(1, min(lengths.longest, lengths.cutoff), dtype=torch.int64))
 
     @property
     def _data(self) -> Any:

@@ -1,8 +1,10 @@
 """From a prompt and its completion to token numbers with the labels of the loss, cut, padded and batched."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,6 +14,9 @@ from randlora_pl.errors import UserError
 
 IGNORED = -100
 """The label of a token that takes no part in the loss; what cross-entropy leaves out by default."""
+
+_AT_ONCE = 1000
+"""Samples that a tokenizer gets at a time; each call of one costs more than a short text."""
 
 Side = Literal["left", "right"]
 
@@ -34,8 +39,8 @@ class Encoded(NamedTuple):
         full_length: Tokens before the cutoff.
     """
 
-    input_ids: list[int]
-    labels: list[int]
+    input_ids: Sequence[int]
+    labels: Sequence[int]
     full_length: int
 
 
@@ -91,10 +96,14 @@ def encode_prompt(tokenizer: Any, prompt: str, separate: bool = False) -> list[i
         prompt: The text.
         separate: Whether an end of text closes it.
     """
-    start = tokenizer("")["input_ids"][:1]
     ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    end = [tokenizer.eos_token_id] if separate else []
-    return [*(start if start == [tokenizer.bos_token_id] else []), *ids, *end]
+    return [*_start(tokenizer), *ids, *([tokenizer.eos_token_id] if separate else [])]
+
+
+def _start(tokenizer: Any) -> list[int]:
+    """The start of text, where the tokenizer sets one by itself."""
+    start: list[int] = tokenizer("")["input_ids"][:1]
+    return start if start == [tokenizer.bos_token_id] else []
 
 
 def encode(
@@ -119,14 +128,25 @@ def encode(
     Raises:
         UserError: The tokenizer knows no end of text.
     """
+    return next(_encoded(tokenizer, [sample], cutoff, mask_prompt, separate))
+
+
+def _encoded(
+    tokenizer: Any, samples: Iterable[Sample | tuple[str, str]], cutoff: int, mask_prompt: bool, separate: bool
+) -> Iterator[Encoded]:
+    """What `encode` gives for each sample, many at a time."""
     end = tokenizer.eos_token_id
     if end is None:
         raise UserError("The tokenizer has no end of text: set eos_token in its tokenizer_config.json")
-    prompt, completion = sample
-    given = encode_prompt(tokenizer, prompt, separate)
-    ids = [*given, *tokenizer(completion, add_special_tokens=False)["input_ids"], end]
-    labels = [*([IGNORED] * len(given) if mask_prompt else given), *ids[len(given) :]]
-    return Encoded(ids[:cutoff], labels[:cutoff], len(ids))
+    start, between = _start(tokenizer), [end] if separate else []
+    left = iter(samples)
+    while some := list(islice(left, _AT_ONCE)):
+        parts = (tokenizer(list(part), add_special_tokens=False)["input_ids"] for part in zip(*some, strict=True))
+        for prompt, completion in zip(*parts, strict=True):
+            given = [*start, *prompt, *between]
+            ids = [*given, *completion, end]
+            labels = [*([IGNORED] * len(given) if mask_prompt else given), *completion, end]
+            yield Encoded(ids[:cutoff], labels[:cutoff], len(ids))
 
 
 def encode_all(
@@ -136,14 +156,13 @@ def encode_all(
     mask_prompt: bool = False,
     separate: bool = False,
 ) -> tuple[list[Encoded], Lengths]:
-    """All samples in their order (see `encode`), and what the cutoff did to them.
+    """All samples in their order (see `encode`) as arrays, and what the cutoff did to them.
 
-    A sample of which no label is left, as its prompt alone fills the cutoff, is left out: a batch of such samples would
-    have no loss.
+    Lists would take several times as much memory. A sample of which no label is left, as its prompt alone fills the
+    cutoff, is left out: a batch of such samples would have no loss.
     """
     kept, lengths = [], Lengths(cutoff)
-    for sample in samples:
-        encoded = encode(tokenizer, sample, cutoff, mask_prompt, separate)
+    for encoded in _encoded(tokenizer, samples, cutoff, mask_prompt, separate):
         lengths.samples += 1
         lengths.cut += encoded.full_length > cutoff
         lengths.longest = max(lengths.longest, encoded.full_length)
@@ -151,14 +170,14 @@ def encode_all(
         if all(label == IGNORED for label in encoded.labels[1:]):
             lengths.dropped += 1
         else:
-            kept.append(encoded)
+            kept.append(Encoded(array("i", encoded.input_ids), array("i", encoded.labels), encoded.full_length))
     if lengths.cut:
         log.warning("%s", lengths)
     return kept, lengths
 
 
 def collate(
-    encoded: Sequence[Encoded | tuple[list[int], list[int]]], pad: int, side: Side = "left", multiple: int = 8
+    encoded: Sequence[Encoded | tuple[Sequence[int], Sequence[int]]], pad: int, side: Side = "left", multiple: int = 8
 ) -> dict[str, Tensor]:
     """A batch.
 

@@ -1,6 +1,7 @@
 """Answers of a decoder: texts written in batches with a cache of keys and values, or the likeliest of some options."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from randlora_pl.errors import UserError
 from randlora_pl.language.encode import IGNORED, Encoded, collate
+
+_POSITIONS = ("wpe", "embed_positions", "position_embeddings")
+"""What modules of learned positions are called; rotary ones have no table that could end."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Decoding:
         max_new_tokens: Most tokens of a text.
         length_penalty: Exponent of the length by which a beam's log-likelihood is divided.
         no_repeat_ngram: No sequence of so many tokens is written twice; 0 for no such rule. The prompt does not count:
-            a name of several tokens in it could not be written otherwise.
+            a name that stands in it may be written.
     """
 
     num_beams: int = 1
@@ -29,7 +34,6 @@ class Decoding:
     no_repeat_ngram: int = 0
 
 
-@torch.no_grad()
 def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], decoding: Decoding, pad: int) -> list[str]:
     """What a model writes after prompts.
 
@@ -42,8 +46,38 @@ def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], deco
 
     Returns:
         b texts, without the prompts and special tokens.
+
+    Raises:
+        UserError: The prompts leave too few of the model's positions.
     """
-    from transformers import GenerationConfig, LogitsProcessorList
+    written = write_tokens(model, batch, decoding, pad, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    texts: list[str] = tokenizer.batch_decode(written, skip_special_tokens=True)
+    return texts
+
+
+@torch.no_grad()
+def write_tokens(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    decoding: Decoding,
+    pad: int,
+    eos: int | None = None,
+    bos: int | None = None,
+) -> Tensor:
+    """The tokens behind `write_texts`, (b, up to max_new_tokens), padded on the right.
+
+    Args:
+        model: A decoder of transformers.
+        batch: See `write_texts`.
+        decoding: How.
+        pad: Number to pad with.
+        eos: The token that ends a text, if there is one.
+        bos: The token that begins one, if there is one.
+
+    Raises:
+        UserError: See `write_texts`.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList, NoRepeatNGramLogitsProcessor
 
     how = GenerationConfig(
         do_sample=False,
@@ -51,41 +85,64 @@ def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], deco
         num_beams=decoding.num_beams,
         max_new_tokens=decoding.max_new_tokens,
         length_penalty=decoding.length_penalty,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=eos,
+        bos_token_id=bos,
         pad_token_id=pad,
     )
     start = batch["input_ids"].shape[1]
-    rules = [_NoRepeat(decoding.no_repeat_ngram, start)] if decoding.no_repeat_ngram else []
+    rules = LogitsProcessorList()
+    if decoding.no_repeat_ngram:
+        rule = NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram)
+        rules.append(lambda ids, scores: rule(ids[:, start:], scores))
+    check_positions(model, batch["attention_mask"], decoding.max_new_tokens)
     generate: Any = model.generate
-    ids = generate(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        generation_config=how,
-        logits_processor=LogitsProcessorList(rules),
-    )
-    written = ids[:, start:]
-    texts: list[str] = tokenizer.batch_decode(written, skip_special_tokens=True)
-    return texts
+    with _without_its_own_rules(model):
+        ids: Tensor = generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            generation_config=how,
+            logits_processor=rules,
+        )
+    return ids[:, start:]
 
 
-class _NoRepeat:
-    """transformers' rule against repeated n-grams, on what was written alone.
+@contextmanager
+def _without_its_own_rules(model: Any) -> Iterator[None]:
+    """Takes away what a model's files say of generation, such as a penalty of repetitions.
+
+    `generate` fills whatever a given configuration leaves open from there.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def check_positions(model: Any, mask: Tensor, more: int = 0) -> None:
+    """Refuses texts that are longer than a table of learned positions (GPT-2), which would end in an index error.
 
     Args:
-        size: Tokens of an n-gram.
-        start: Tokens of the prompt.
+        model: A decoder of transformers.
+        mask: 1 at tokens, 0 at padding, (b, length).
+        more: Tokens that will follow.
+
+    Raises:
+        UserError: With the longest text and the number of positions.
     """
-
-    def __init__(self, size: int, start: int) -> None:
-        from transformers import NoRepeatNGramLogitsProcessor
-
-        self._rule, self._start = NoRepeatNGramLogitsProcessor(size), start
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (b, vocabulary) with -inf for every token that would repeat an n-gram."""
-        ruled: Tensor = self._rule(input_ids[:, self._start :], scores)
-        return ruled
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is None or mask.shape[1] + more <= most or (longest := int(mask.sum(1).max()) + more) <= most:
+        return
+    names = (name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Embedding))
+    if any(name in _POSITIONS for name in names):
+        new = f" ({more} of them new: --model.max_new_tokens)" if more else ""
+        raise UserError(
+            f"A text has {longest:,} tokens{new}, and {model.config.model_type} has {most:,} positions: lower "
+            "--data.cutoff, or shorten the prompts of the tests."
+        )
 
 
 def learned_columns(labels: Tensor) -> int:
@@ -114,8 +171,12 @@ def token_losses(
     Returns:
         Losses (b, columns), 0 where the label is ignored; whether the likeliest token is the right one; and which
         count, both bool (b, columns).
+
+    Raises:
+        UserError: A sample is longer than the model's positions.
     """
     mask = batch["attention_mask"]
+    check_positions(model, mask)
     places = (mask.cumsum(1) - 1).clamp(min=0)
     out = model(
         input_ids=batch["input_ids"],

@@ -45,9 +45,14 @@ def read_saved(
         there = ", ".join(data.column_names)
         raise UserError(f"{folder}, split {split!r}: the column {absent[0]!r} is missing (there are {there})")
     labels = list(data["label"])
+    kind, expected = (int, f"0 to {classes - 1}") if classes else (int | float, "a score from 0 to 5")
     for row, label in enumerate(labels):
-        if not (isinstance(label, int) and 0 <= label < classes if classes else label is not None and 0 <= label <= 5):
-            expected = f"0 to {classes - 1}" if classes else "a score from 0 to 5"
+        if not (isinstance(label, kind) and 0 <= label <= (classes - 1 if classes else 5)):
             raise UserError(f"{folder}, split {split!r}, row {row}: the label {label!r} is not {expected}")
-    texts = [list(data[name]) for name in columns]
-    return [tuple(str(text).strip() for text in row) for row in zip(*texts, strict=True)], labels
+    texts = {name: list(data[name]) for name in columns}
+    for name, column in texts.items():
+        for row, text in enumerate(column):
+            if not isinstance(text, str):
+                raise UserError(f"{folder}, split {split!r}, row {row}: {name!r} is no text but {text!r}")
+    sentences = [tuple(text.strip() for text in row) for row in zip(*texts.values(), strict=True)]
+    return sentences, labels if classes else [float(label) for label in labels]

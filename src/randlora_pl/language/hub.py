@@ -4,8 +4,9 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from randlora_pl.errors import UserError
-from randlora_pl.models.building import first_line
 
 INSTALL = "pip install 'randlora-pl[language]'"
 
@@ -34,7 +35,9 @@ def reached(source: str, option: str) -> Iterator[None]:
     need_transformers()
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # besides OSError, ValueError and KeyError, tokenizers raises plain exceptions
         chain: list[BaseException] = [error]
         while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
             chain.append(inner)
@@ -44,6 +47,13 @@ def reached(source: str, option: str) -> Iterator[None]:
                 "`hf auth login` or set HF_TOKEN."
             ) from error
         raise UserError(
-            f"{source} cannot be had ({option}): {first_line(error).rstrip('.')}. Give a folder with its files, a name "
+            f"{source} cannot be had ({option}): {_reason(error)}. Give a folder with its files, a name "
             "of the Hugging Face Hub with a network, or --model.pretrained random."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's text, or all of it where that line only announces the others."""
+    text = str(error).strip() or type(error).__name__
+    announces = text.partition("\n")[0].endswith(":")
+    return (" ".join(text.split()) if announces else text).splitlines()[0][:200].rstrip(".")

@@ -158,25 +158,6 @@ def set_checkpointing_mode(model: nn.Module, mode: bool) -> None:
             module.training = mode
 
 
-def check_length(model: nn.Module, tokens: int, what: str) -> None:
-    """Refuses texts that have more tokens than a model has positions, which would fail within it or mean nothing.
-
-    Args:
-        model: A model of transformers.
-        tokens: Tokens of the longest text.
-        what: What that is, for the message.
-
-    Raises:
-        UserError: It is too long.
-    """
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if isinstance(positions, int) and tokens > positions:
-        raise UserError(
-            f"{what} has {tokens:,} tokens, and {type(model).__name__} has {positions:,} positions only: lower "
-            f"--data.cutoff to {positions}, or for a test shorten its prompts or --model.max_new_tokens."
-        )
-
-
 def identity_name(name: str) -> str:
     """A model's name without the place of a folder, which is nobody's business."""
     return Path(name).name if Path(name).is_dir() else name

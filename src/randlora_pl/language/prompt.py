@@ -37,7 +37,3 @@ class Template:
         if given:
             parts.append(f"{self.input}\n{given}")
         return "\n\n".join([*parts, f"{self.response}\n"])
-
-    def response_of(self, text: str) -> str:
-        """What follows the last response marker, without surrounding space; the whole text where there is none."""
-        return text.rpartition(self.response)[2].strip()

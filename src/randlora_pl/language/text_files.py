@@ -19,13 +19,17 @@ def first_file(root: Path, names: Sequence[str], tree: str, source: str) -> Path
         source: Where to get the files, for the message.
 
     Raises:
-        UserError: None of them is there; expected tree and source are told.
+        UserError: None of them is there, or cannot be looked for; expected tree and source are told.
     """
-    for name in names:
-        if (root / name).is_file():
-            return root / name
-    missing = root if not root.is_dir() else root / names[0]
-    raise UserError(f"{missing} does not exist. Expected below --data.root: {tree}\nGet the files: {source}")
+    try:
+        for name in names:
+            if (root / name).is_file():
+                return root / name
+        missing = root if not root.is_dir() else root / names[0]
+        what = "is no file" if missing.is_dir() else "is no folder" if missing.exists() else "does not exist"
+    except OSError as error:  # no permission, or too long a name
+        missing, what = root, f"cannot be read ({error.strerror or error})"
+    raise UserError(f"{missing} {what}. Expected below --data.root: {tree}\nGet the files: {source}")
 
 
 def read_text(path: Path) -> str:
@@ -86,6 +90,8 @@ def read_records(path: Path, fields: Sequence[str]) -> list[tuple[int, dict[str,
             what = f"the record lacks {', '.join(map(repr, absent))}; each needs {', '.join(fields)}"
         elif wrong := [field for field in fields if not isinstance(value[field], str)]:
             what = f"{wrong[0]!r} must be text, not {json.dumps(value[wrong[0]])[:40]}"
+        elif broken := [field for field in fields if not value[field].isascii() and _HALF.search(value[field])]:
+            what = f"{broken[0]!r} holds half a character (a lone surrogate such as \\ud83d)"
         else:
             records.append((line, {field: value[field] for field in fields}))
             continue
@@ -121,7 +127,7 @@ def _array(path: Path, text: str) -> list[tuple[int, Any]]:
         place = _after_space(text, place + 1)
         if place < len(text):
             raise json.JSONDecodeError("Nothing may follow the array", text, place)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _invalid(path, error, text.count("\n", 0, place) + 1) from error
     return values
 
@@ -137,14 +143,14 @@ def _one_a_line(path: Path, text: str) -> list[tuple[int, Any]]:
         if record.strip():
             try:
                 values.append((line, json.loads(record)))
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 if isinstance(error, json.JSONDecodeError):
                     error.lineno = line
                 raise _invalid(path, error, line) from error
     return values
 
 
-def _invalid(path: Path, error: json.JSONDecodeError | RecursionError, start: int) -> UserError:
+def _invalid(path: Path, error: ValueError | RecursionError, start: int) -> UserError:
     """What to say of broken JSON.
 
     Args:
@@ -154,9 +160,14 @@ def _invalid(path: Path, error: json.JSONDecodeError | RecursionError, start: in
     """
     if isinstance(error, RecursionError):
         return UserError(f"{path}, line {start}: no valid JSON: nested too deeply. Mend it, or get the file again")
+    if not isinstance(error, json.JSONDecodeError):  # a number of more digits than Python reads
+        return UserError(f"{path}, line {start}: no valid JSON: {str(error)[:60]}. Mend it, or get the file again")
     inside = f" (in the record that starts on line {start})" if start < error.lineno else ""
     return UserError(f"{path}, line {error.lineno}{inside}: no valid JSON: {error.msg}. Mend it, or get the file again")
 
+
+_HALF = re.compile(r"[\ud800-\udfff]")
+"""JSON can write half of a character from outside of the basic plane; no tokenizer takes it."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 

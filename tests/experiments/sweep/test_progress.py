@@ -44,6 +44,15 @@ def test_plain_lines_elsewhere(tmp_path: Path) -> None:
     ]
 
 
+def test_processes_between_two_cells_are_counted_on(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    finish(folder, CELLS[0])
+    progress = Progress(folder, CELLS, Estimator(folder, CELLS), io.StringIO(), jobs=2)
+    progress.estimator.refresh()
+    progress.scan()
+    assert progress.at_work() == 0 and progress.seconds_left() == pytest.approx(3 * 60 / 2)
+
+
 def test_a_live_table_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     folder = SweepFolder(tmp_path)

@@ -29,12 +29,18 @@ class Progress(Watch):
         cells: The cells to count.
         estimator: Says how long those that are left will take.
         stream: Where to show it; a live table if that is a terminal.
+        jobs: Processes that were started together; between two cells they are still counted on.
     """
 
     def __init__(
-        self, folder: SweepFolder, cells: Sequence[Cell], estimator: Estimator, stream: IO[str] | None = None
+        self,
+        folder: SweepFolder,
+        cells: Sequence[Cell],
+        estimator: Estimator,
+        stream: IO[str] | None = None,
+        jobs: int = 1,
     ) -> None:
-        self.folder, self.cells, self.estimator = folder, cells, estimator
+        self.folder, self.cells, self.estimator, self.jobs = folder, cells, estimator, jobs
         self.stream = sys.stdout if stream is None else stream
         self.console = Console(file=self.stream)
         self.lines: list[str] = []
@@ -98,7 +104,7 @@ class Progress(Watch):
         known = [e.seconds for cell in left if (e := self.estimator.measured(cell)) is not None and e.seconds]
         if left and not known:
             return None
-        return sum(known) * len(left) / max(1, len(known)) / max(1, self.at_work())
+        return sum(known) * len(left) / max(1, len(known)) / max(self.jobs, self.at_work())
 
     def at_work(self) -> int:
         """Processes that run a cell just now, this one included."""

@@ -1,0 +1,85 @@
+"""How much faster a decoder writes answers in batches than one after the other, as the released evaluation does."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from randlora_pl.bench.flops import synchronize
+from randlora_pl.bench.problems import library_of, token_problem
+from randlora_pl.errors import UserError
+from randlora_pl.language.encode import Encoded, collate
+from randlora_pl.language.generate import Decoding, write_tokens
+
+SHORTEST, LONGEST = 60, 200
+"""Tokens of the prompts: those of the commonsense tests with their template are about as long."""
+
+
+class Answers:
+    """A decoder with random weights and prompts of different lengths.
+
+    Merged adapters cost nothing, so that it is the same for each of them. It never writes the token that ends a text,
+    so that all answers are as long as they may be.
+
+    Args:
+        model: A decoder of transformers that is known by name.
+        samples: How many prompts.
+        decoding: How answers are written.
+        overrides: What its configuration has instead.
+        device: Where to measure.
+        dtype: Of the weights.
+
+    Raises:
+        UserError: It is no decoder, transformers is missing, or the model has no such option.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        samples: int,
+        decoding: Decoding,
+        overrides: Mapping[str, Any] | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if library_of(model) != "transformers":
+            raise UserError(f"--model {model} writes nothing; give a decoder such as Qwen/Qwen2-0.5B-Instruct")
+        self.device, self.decoding = torch.device(device), decoding
+        self.model = token_problem(model, 1, 1, overrides).model.to(self.device, dtype).eval()
+        generator = torch.Generator().manual_seed(0)
+        words = int(self.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        lengths = torch.randint(SHORTEST, LONGEST + 1, (samples,), generator=generator).sort(descending=True).values
+        self.prompts = [torch.randint(1, words, (length,), generator=generator).tolist() for length in lengths.tolist()]
+        self.written: dict[int, list[Tensor]] = {}
+
+    def seconds(self, batch_size: int) -> float:
+        """Seconds for all prompts, so many at a time; what is written is kept in `written`.
+
+        Args:
+            batch_size: Prompts of a batch, the longest first.
+        """
+        batches = [
+            collate([Encoded(ids, ids, len(ids)) for ids in self.prompts[start : start + batch_size]], 0, "left")
+            for start in range(0, len(self.prompts), batch_size)
+        ]
+        found: list[Tensor] = []
+        synchronize(self.device)
+        start = time.perf_counter()
+        for batch in batches:
+            here = {name: value.to(self.device) for name, value in batch.items()}
+            found += write_tokens(self.model, here, self.decoding, pad=0).cpu().unbind()
+        synchronize(self.device)
+        taken = time.perf_counter() - start
+        self.written[batch_size] = found
+        return taken
+
+    def equal(self, batch_size: int) -> int:
+        """How many answers were the same as one by one, to the last token."""
+        return sum(map(torch.equal, self.written[batch_size], self.written[1]))
+
+
+def speedups(seconds: Mapping[int, Sequence[float]]) -> dict[int, list[float]]:
+    """How many times faster than one by one, round by round."""
+    return {size: [one / own for one, own in zip(seconds[1], taken, strict=True)] for size, taken in seconds.items()}

@@ -1,0 +1,125 @@
+"""What a step is measured on: a model with random weights, a batch of random numbers, a loss."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from randlora_pl.errors import UserError, near
+
+CLASSES = 100
+Library = Literal["timm", "open_clip", "transformers"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A plain model and what it is trained on.
+
+    Attributes:
+        model: On the CPU.
+        batch: Its samples and whatever the loss reads, on the CPU; each sample is a row of the first one.
+        loss: The model and the batch to a scalar.
+        words: The batch in words.
+        decoder: Whether it is one; methods then have their ranks for decoders rather than those for images.
+    """
+
+    model: nn.Module
+    batch: Sequence[Tensor]
+    loss: Callable[[nn.Module, Sequence[Tensor]], Tensor]
+    words: str
+    decoder: bool = False
+
+
+def library_of(model: str) -> Library:
+    """The library that knows a model; timm comes first, then open_clip.
+
+    Raises:
+        UserError: None does; near names are suggested.
+    """
+    import open_clip
+    import timm
+
+    from randlora_pl.language.known import KNOWN
+
+    known: dict[Library, list[str]] = {
+        "timm": timm.list_models(),
+        "open_clip": ["tiny", *open_clip.list_models()],
+        "transformers": [name for name, each in KNOWN.items() if each.kind != "roberta"],
+    }
+    for library, names in known.items():
+        if (model.partition(".")[0] if library == "timm" else model) in names:
+            return library
+    names = [name for names in known.values() for name in names]
+    raise UserError(
+        f"--model: neither timm nor open_clip has a model '{model}', and it is none of the known decoders "
+        f"({', '.join(known['transformers'])}).{near(model, names)}"
+    )
+
+
+def image_problem(model: str, library: Library, images: int) -> Problem:
+    """A vision model whose features are classified by a frozen matrix, as against a head of text embeddings.
+
+    Methods so differ in the model alone.
+
+    Args:
+        model: A name of timm, or of open_clip, whose image tower it is.
+        library: Which of them builds it.
+        images: Of a step.
+    """
+    built: nn.Module
+    if library == "timm":
+        from randlora_pl.models.vit import load_vit
+
+        vit = load_vit(model, "random")
+        built, size, features = vit.model, vit.image.size, vit.num_features
+    else:
+        from randlora_pl.models.clip import ImageTower, load_clip
+
+        clip = load_clip(model, "random")
+        built, size, features = ImageTower(clip.model), clip.image.size, clip.embed_dim
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(images, 3, size, size, generator=generator)
+    labels = torch.randint(CLASSES, (images,), generator=generator)
+    head = torch.randn(CLASSES, features, generator=generator) / features**0.5
+    return Problem(built, [pixels, labels, head], _classified, f"{images} images of {size} pixels")
+
+
+def _classified(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+    """Cross-entropy of the images."""
+    images, labels, head = batch
+    return F.cross_entropy(F.linear(model(images), head).float(), labels)
+
+
+def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str, Any] | None) -> Problem:
+    """A decoder that predicts each next one of some random tokens.
+
+    Args:
+        model: A decoder of transformers that is known by name.
+        samples: Of a step.
+        tokens: Of each.
+        overrides: What its configuration has instead, for example ``{num_hidden_layers: 4}``.
+
+    Raises:
+        UserError: transformers is missing, or the model has no such option.
+    """
+    from randlora_pl.language.models import RANDOM, model_config
+    from randlora_pl.models.building import seeded
+
+    config = model_config(model, RANDOM, overrides)
+    from transformers import AutoModelForCausalLM
+
+    with seeded(0):
+        built = AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size, (samples, tokens), generator=generator)
+    return Problem(built, [ids], _predicted, f"{samples} samples of {tokens} tokens", decoder=True)
+
+
+def _predicted(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+    """Cross-entropy of each next token."""
+    (ids,) = batch
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
