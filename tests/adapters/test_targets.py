@@ -350,3 +350,41 @@ def test_a_weight_that_two_modules_share_is_refused() -> None:
     ):
         inject(model, LoRA(2), [".*"])
     assert inject(model, LoRA(2), ["fc"]).trainable == 16
+
+
+@pytest.mark.parametrize("multi_query", [True, False])
+def test_rows_of_gptbigcode(multi_query: bool) -> None:
+    """One head for k and v: q, then k, then v, as its forward splits them. Many: head by head, which are no blocks."""
+    transformers = pytest.importorskip("transformers", reason="pip install 'randlora-pl[language]'")
+    config = transformers.GPTBigCodeConfig(
+        n_embd=24, n_layer=1, n_head=4, vocab_size=50, n_positions=16, multi_query=multi_query
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    path = "transformer.h.0.attn.c_attn"
+    if not multi_query:
+        assert row_blocks(model, path) == {}
+        with pytest.raises(UserError, match=r"c_attn \(72 x 24\) is fused, and nothing says which of its rows"):
+            inject(model, LoRA(2), ["q", "v"])
+        assert [row.layer for row in inject(model, LoRA(2), ["qkv"]).rows] == [path]
+        return
+    assert row_blocks(model, path) == {"q": (0, 24), "k": (24, 30), "v": (30, 36)}
+    with torch.no_grad():  # a k of zeros makes attention even, so that q does not matter
+        model.get_submodule(path).weight[24:30] = 0
+        model.get_submodule(path).bias[24:30] = 0
+    ids = torch.arange(8)[None]
+    plain = model(ids).logits
+    inject(model, LoRA(2, alpha=8.0), ["q"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    torch.testing.assert_close(model(ids).logits, plain)
+
+
+def test_rows_of_codegen_are_not_thirds() -> None:
+    """Its weight has four groups of heads, each with q, v and k."""
+    transformers = pytest.importorskip("transformers", reason="pip install 'randlora-pl[language]'")
+    config = transformers.CodeGenConfig(n_embd=32, n_layer=1, n_head=4, rotary_dim=4, vocab_size=50, n_positions=16)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UserError, match=r"qkv_proj \(96 x 32\) is fused, and nothing says which of its rows are q, k"):
+        inject(model, LoRA(2), ["v"])

@@ -77,3 +77,25 @@ def test_curves_of_layers_of_different_width_are_put_together() -> None:
 def test_an_update_that_is_not_finite_is_named() -> None:
     with pytest.raises(UserError, match=r"^some\.layer: .*not finite"):
         layer_spectrum("some.layer", torch.full((2, 2), float("nan")))
+
+
+def test_full_fine_tuning_of_conv1d_is_seen(tmp_path: Path) -> None:
+    """GPT-2's linear layers are transformers' Conv1D, whose weights are stored (in, out)."""
+    pytest.importorskip("transformers", reason="pip install 'randlora-pl[language]'")
+    from tests.language.small import make
+
+    task = make("bytes", "gpt2", adapter=FullFineTuning(), overrides={"vocab_size": 260})
+    task.configure_model()
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    updates = matrix_updates(read_adapter(task.save(tmp_path / "adapter")))
+    layers = {f"transformer.h.{block}.{name}" for block in (0, 1) for name in (
+        "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"
+    )}  # fmt: skip
+    assert layers <= updates.keys() <= layers | {"lm_head"}
+    for layer in layers:
+        change = task.model.state_dict()[f"{layer}.weight"] - before[f"{layer}.weight"]
+        torch.testing.assert_close(updates[layer], change.T)
+    assert updates["transformer.h.0.mlp.c_fc"].shape == (192, 48)

@@ -108,3 +108,17 @@ def test_a_resumed_full_fine_tuning_says_that_it_cannot(fit: Fit) -> None:
 def test_impossible_steps() -> None:
     with pytest.raises(UserError, match="0 for none"):
         UpdateSpectrum(-1)
+
+
+def test_full_fine_tuning_of_conv1d_is_seen(tmp_path: Path) -> None:
+    """GPT-2's linear layers are transformers' Conv1D."""
+    pytest.importorskip("transformers", reason="pip install 'randlora-pl[language]'")
+    from tests.language.small import fit as train
+    from tests.language.small import make, texts, write_toy
+
+    callback = UpdateSpectrum(1)
+    task = make("bytes", "gpt2", adapter=FullFineTuning(), overrides={"vocab_size": 260})
+    data = texts(write_toy(tmp_path), steps=1)
+    train(task, data, callbacks=[callback], default_root_dir=tmp_path)
+    assert len(callback._start) >= 8 and callback._start["transformer.h.0.mlp.c_fc"].shape == (192, 48)
+    assert callback.history["steps"] == [1] and callback.history["rank"][0] > 8

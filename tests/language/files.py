@@ -122,8 +122,18 @@ E2E = [
 ]
 
 
-def write_e2e(root: Path) -> Path:
-    """The three splits, all with the same lines."""
+def write_e2e(root: Path, more: int = 0) -> Path:
+    """The three splits, all with the same lines.
+
+    Args:
+        root: Their folder.
+        more: Further meaning representations, each with two references.
+    """
+    further = [
+        f"name : Café {number} | near : Raja Indian Cuisine || Café {number} is {where} Raja Indian Cuisine ."
+        for number in range(more)
+        for where in ("near", "close to")
+    ]
     for name in ("train", "valid", "test"):
-        write(root / f"{name}.txt", *E2E)
+        write(root / f"{name}.txt", *E2E, *further)
     return root

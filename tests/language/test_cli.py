@@ -130,7 +130,12 @@ def test_the_shipped_config_runs_with_random_weights(evaluation: str, run: Run, 
     assert "8 train, 4 val" in shown.out and "2 optimizer steps" in shown.out
 
 
-COUNTS = {"commonsense_qwen2": 5_956_992, "commonsense_phi3": 45_712_128, "commonsense_llama3": 56_626_112}
+COUNTS = {
+    "commonsense_qwen2": 5_956_992,
+    "commonsense_phi3": 45_712_128,
+    "commonsense_llama3": 56_626_112,
+    "e2e_gpt2_medium": 5_211_648,
+}
 
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
@@ -138,7 +143,7 @@ def test_configs_train_as_many_parameters_as_they_say(name: str, count: int) -> 
     """Models of the true sizes on the meta device."""
     from transformers import AutoModelForCausalLM
 
-    from randlora_pl.adapters import RandLoRA
+    from randlora_pl.adapters import LoRA, RandLoRA
 
     text = find_config(name).read_text()
     options: dict[str, Any] = yaml.safe_load(text)["model"]["init_args"]
@@ -147,6 +152,11 @@ def test_configs_train_as_many_parameters_as_they_say(name: str, count: int) -> 
     adapter = RandLoRA(**options["adapter"]["init_args"])
     assert inject(model, adapter, options["targets"]).trainable == count
     assert f"{count:,}" in text
+    if name.startswith("e2e"):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(model_config(options["name"], "random", None))
+        assert inject(model, LoRA(rank=16), options["targets"]).trainable == 5_505_024
+        assert "5,505,024" in text
 
 
 def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_path: Path) -> None:

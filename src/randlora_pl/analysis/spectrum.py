@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.adapters.spectrum import Spectrum, spectrum
+from randlora_pl.adapters.weights import is_conv1d, out_and_in
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.analysis.figures import FULL, colours, footnote, legend, new_figure
 from randlora_pl.errors import UserError
@@ -57,13 +58,14 @@ def matrix_updates(file: AdapterFile) -> dict[str, Tensor]:
     if not isinstance(file.adapter, Whole):
         return found
     base = load_base(file)
-    names: dict[str, str] = {}
+    updates: dict[str, Tensor] = {}
     for path, module in base.part_of(file).named_modules():
-        if isinstance(module, nn.Linear):
-            names[f"{path}.weight"] = path
-        elif isinstance(module, nn.MultiheadAttention):
-            names[f"{path}.in_proj_weight"] = f"{path}.in_proj"
-    return {layer: found[key] for key, layer in names.items() if key in found}
+        packed = isinstance(module, nn.MultiheadAttention)
+        if packed and (key := f"{path}.in_proj_weight") in found:
+            updates[f"{path}.in_proj"] = found[key]
+        elif out_and_in(module) and (key := f"{path}.weight") in found:
+            updates[path] = found[key].T if is_conv1d(module) else found[key]
+    return updates
 
 
 def layer_spectrum(layer: str, update: Tensor) -> LayerSpectrum:

@@ -1,5 +1,6 @@
 """Callbacks of a run: what it prints, measures, checks and keeps. About a page each."""
 
+from randlora_pl.callbacks.answers import WrittenAnswers
 from randlora_pl.callbacks.checkpoint import AdapterCheckpoint
 from randlora_pl.callbacks.figures import Figures
 from randlora_pl.callbacks.gradient_flow import GradientFlow
@@ -23,5 +24,6 @@ __all__ = [
     "Termination",
     "Throughput",
     "UpdateSpectrum",
+    "WrittenAnswers",
     "ZeroShot",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.control import delta_weights
 from randlora_pl.adapters.spectrum import Spectrum, spectrum
+from randlora_pl.adapters.weights import out_and_in, weight_of
 from randlora_pl.callbacks.results import write_results
 from randlora_pl.callbacks.run_folder import run_folder
 from randlora_pl.errors import UserError
@@ -99,10 +100,10 @@ def _matrices(model: nn.Module) -> dict[str, Tensor]:
     """The weights of linear and attention layers that train, (out, in)."""
     found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
-        name = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
-        weight = getattr(module, name, None) if isinstance(module, nn.Linear | nn.MultiheadAttention) else None
-        if weight is not None and weight.requires_grad:
-            found[path] = weight
+        packed = isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None
+        weight: Any = module.in_proj_weight if packed else module._parameters.get("weight")
+        if (packed or out_and_in(module)) and weight is not None and weight.requires_grad:
+            found[path] = weight_of(module)
     return found
 
 

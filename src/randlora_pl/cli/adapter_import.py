@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.errors import UserError, near
@@ -21,18 +21,20 @@ An adapter from elsewhere as one of ours, with the same outputs, compared with P
 
   --from SOURCE      peft      a folder of save_pretrained: RandLoRA (also without its bases), LoRA, DoRA, VeRA
                      official  a checkpoint of the vision code of RandLoRA's authors
-  --model NAME       The base model, a name of timm or open_clip
-  --pretrained TAG   Its weights: timm, a tag, a file, or random
+  --model NAME       The base model, a name of timm or open_clip, or of a language model (see --task)
+  --pretrained TAG   Its weights: timm, a tag, a file, or random; of a language model a folder, or left out
   --output PATH      Where to write, a folder or one .safetensors file
   --overwrite        Replace what is there
 
   --classnames FILE  One class a line: makes it an adapter that predicts; a text head has prompts "a photo of a {}."
-  --task TASK        LinearHeadTask (default where the adapter has a head), TextHeadTask, VisionLanguageTask
+  --task TASK        LinearHeadTask (default where the adapter has a head), TextHeadTask, VisionLanguageTask, or
+                     CausalLMTask: a decoder of transformers (default where PEFT's config has task_type CAUSAL_LM)
   --bases-dtype TYPE peft without bases: bfloat16 (default), or float16 if it was trained where PEFT had none
   --alpha A          official: the updates are scaled by A / r (default 1; its file does not say)
 """
 
-TASKS = ("LinearHeadTask", "TextHeadTask", "VisionLanguageTask")
+DECODER = "CausalLMTask"
+TASKS = ("LinearHeadTask", "TextHeadTask", "VisionLanguageTask", DECODER)
 
 
 def parse(args: list[str]) -> argparse.Namespace:
@@ -96,7 +98,15 @@ def import_verb(args: list[str]) -> int:
 
     adapter = peft_files.read(options.path) if options.source == "peft" else None
     trained = {} if adapter is None else adapter.task.get("arguments", {})  # of an adapter that was exported here
-    base = base_model.named(options.model, options.pretrained, trained.get("seed", 0), trained.get("img_size"))
+    written = adapter is not None and adapter.config.get("task_type") == "CAUSAL_LM" and options.task is None
+    decoder: Any = None
+    if options.task == DECODER or written:
+        from randlora_pl.language.imported import Imported
+
+        decoder = Imported.of(options.model, options.pretrained, trained)
+        base = decoder.base
+    else:
+        base = base_model.named(options.model, options.pretrained, trained.get("seed", 0), trained.get("img_size"))
     if adapter is not None:
         check_base(adapter, base)
         dtype = getattr(torch, options.bases_dtype or "bfloat16")
@@ -109,15 +119,15 @@ def import_verb(args: list[str]) -> int:
             "it with PEFT instead: model.merge_and_unload()"
         )
     classnames = _lines(options.classnames) if options.classnames else []
-    plan = Plan.make(foreign, base, adapter, options.task, classnames)
+    plan = decoder or Plan.make(foreign, base, adapter, options.task, classnames)
     ours = base.copy().model
     print(foreign.inject(ours))
     print(_compared(options, foreign, ours, base))
-    path = plan.save(ours, options.output)
+    path = decoder.save(foreign, options.output) if decoder else plan.save(ours, options.output)
     size = path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
     print(
         f"{options.output}: {size:,} bytes"
-        + (f", a {plan.task} of {len(plan.classnames)} classes" if plan.task else "")
+        + (f", a {DECODER}" if decoder else f", a {plan.task} of {len(plan.classnames)} classes" if plan.task else "")
     )
     print(plan.next(options.output))
     return 0

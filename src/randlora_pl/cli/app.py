@@ -25,6 +25,7 @@ from randlora_pl.callbacks import (
     Termination,
     Throughput,
     UpdateSpectrum,
+    WrittenAnswers,
 )
 from randlora_pl.cli.compose import Command, Tree
 from randlora_pl.cli.explain import build_error, parse_error
@@ -177,7 +178,7 @@ class App(LightningCLI):
             raise
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        own: list[Callback] = [Figures()]
+        own: list[Callback] = [Figures(), WrittenAnswers()]
         if self.command.verb == "fit":
             own += [StartSummary(), PeakMemory(), Throughput(), NonFiniteLoss(), Termination()]
             own += [LearningRateMonitor("step")] if config["logger"] else []

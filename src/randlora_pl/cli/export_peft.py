@@ -42,6 +42,8 @@ def export(options: argparse.Namespace) -> int:
 
 def _code(identity: "ModelIdentity", task: Path | None) -> str:
     """How the base model is built without this program."""
+    if identity.library == "transformers":
+        return f'AutoModelForCausalLM.from_pretrained("{identity.pretrained}")'
     if identity.library == "timm":
         from timm.models import get_pretrained_cfg
 

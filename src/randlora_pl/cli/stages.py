@@ -33,6 +33,8 @@ from randlora_pl.errors import UserError
 from randlora_pl.parallel.strategy import AdapterDDP
 
 Kind = TypeVar("Kind", bound=Callback)
+_PLAIN = {"loss": 4, "BLEU": 2, "NIST": 2, "METEOR": 2, "ROUGE-L": 2, "CIDEr": 2}
+"""Digits of the figures that are no shares of one."""
 
 
 class _ResolvedConfig(Callback):
@@ -300,7 +302,8 @@ def _figures(results: Any, name: str) -> str:
         repeated = short == "score" or short.startswith("unfound/")  # the score is one of the others
         if prefix == name and isinstance(value, float) and math.isfinite(value) and not repeated:
             short = short.removeprefix("acc/")  # one of several tests
-            text = f"{value:.4f}" if short == "loss" else f"{100 * value:.2f} %"
+            digits = _PLAIN.get(short)
+            text = f"{100 * value:.2f} %" if digits is None else f"{value:.{digits}f}"
             shown.append(f"{words.get(short, short)} {text}")
     return ", ".join(sorted(shown, key=lambda text: text.startswith("loss")))
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -35,8 +36,19 @@ class Base:
         return copy.deepcopy(self)
 
     def outputs(self, model: nn.Module) -> list[Tensor] | None:
-        """What such a model, adapted or not, makes of fixed random inputs (`bare.outputs`)."""
+        """What such a model, adapted or not, makes of fixed random inputs (`bare.outputs`); of tokens, logits."""
+        if self.writes:
+            from randlora_pl.language.merged import logits  # here, because it brings transformers
+
+            return logits(model)
         return None if self.image_size is None else bare.outputs(model, self.image_size)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it is a decoder of transformers."""
+        whole: Any = self.model
+        known = self.identity is not None and self.identity.library == "transformers"
+        return known and bool(getattr(whole, "can_generate", bool)())
 
     def part_of(self, file: AdapterFile) -> nn.Module:
         """What another adapter of the same weights was attached to."""
@@ -82,7 +94,9 @@ def load_base(file: AdapterFile) -> Base:
         from randlora_pl.language.restore import base_model  # here, because it brings transformers
 
         model = base_model(file)
-        return Base(model, _part(model, file))
+        return Base(
+            model, _part(model, file), ModelIdentity(library, name or "", pretrained or "", seed=base.get("seed"))
+        )
     if library not in ("open_clip", "timm") or not name or not pretrained:
         what = f"{library} {name}" if library else "no base model"
         raise UserError(

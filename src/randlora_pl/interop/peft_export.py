@@ -196,7 +196,7 @@ def _common(file: AdapterFile) -> dict[str, Any]:
         "inference_mode": True,
         "modules_to_save": None,
         "revision": None,
-        "task_type": None,
+        "task_type": "CAUSAL_LM" if file.metadata.get("task") == "CausalLMTask" else None,
     }
 
 
@@ -205,6 +205,8 @@ def base_name(base: Mapping[str, Any]) -> str | None:
     name, tag = base.get("name"), base.get("pretrained")
     if not name or tag == "random":
         return None
+    if base.get("library") == "transformers":
+        return str(name) if tag == name else None
     if base.get("library") == "timm":
         return f"timm/{name}" if "." in str(name) else None
     return None if base.get("sha256") else f"{name}/{tag}"

@@ -9,9 +9,11 @@ from torchmetrics import MeanMetric
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.errors import UserError
 from randlora_pl.language.base import LanguageTask
-from randlora_pl.language.encode import IGNORED, encode_prompt, pad_id
-from randlora_pl.language.generate import Decoding, choose_options, token_losses, write_texts
+from randlora_pl.language.encode import IGNORED, encode_prompt
+from randlora_pl.language.families import known_targets
+from randlora_pl.language.generate import Decoding, check_positions, choose_options, token_losses, write_texts
 from randlora_pl.language.models import Quantize, load_causal
+from randlora_pl.language.written import cleaned, corpus_scores, gathered
 from randlora_pl.tasks.defaults import check_option
 
 
@@ -30,13 +32,15 @@ class CausalLMTask(LanguageTask):
         quantize: ``4bit`` or ``8bit`` keeps the frozen weights so (bitsandbytes, needs a GPU).
         adapter: The method and its options.
         targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v o fc1
-            fc2 attn mlp all``. Default: q, k, v, and the MLP's up and down projections.
+            fc2 attn mlp all``. Default: what the paper adapts in this family of models (q, k, v, and the MLP's up and
+            down projections; q, v and both of the MLP in GPT-2).
         learning_rate: Peak learning rate. Default: 1e-4, 1e-2 for VeRA, as in the paper's scripts.
         schedule: After the warm-up: a ``linear`` or ``cosine`` decay.
         warmup_steps: Optimizer steps of linear warm-up.
         final_lr_fraction: Where the schedule ends, as a fraction of the learning rate.
         weight_decay: Decay of AdamW.
         decay_vectors: Whether biases, norms and scalars decay too.
+        adam_eps: What AdamW adds to the root of the second moment.
         max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
         loss_average: ``tokens`` weighs every learned token of an optimizer step alike, ``samples`` every sample.
         label_smoothing: Share of each label that is spread over the vocabulary.
@@ -50,6 +54,9 @@ class CausalLMTask(LanguageTask):
             ``--trainer.precision bf16-mixed``.
         torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor.
         seed: Selects bases, initial values and dropout, and random weights.
+
+    Attributes:
+        written: What the model wrote in the last test, and how it was graded, a record for each question.
     """
 
     data_module = "randlora_pl.language.data.TextData"
@@ -70,6 +77,7 @@ class CausalLMTask(LanguageTask):
         final_lr_fraction: float = 0.0,
         weight_decay: float = 0.0,
         decay_vectors: bool = True,
+        adam_eps: float = 1e-8,
         max_grad_norm: float | None = 1.0,
         loss_average: Literal["tokens", "samples"] = "tokens",
         label_smoothing: float = 0.0,
@@ -91,18 +99,21 @@ class CausalLMTask(LanguageTask):
             seed=seed,
         )  # fmt: skip
         check_option("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "a number from 0 to below 1")
+        check_option("adam_eps", adam_eps, adam_eps > 0, "a positive number")
         check_option("num_beams", num_beams, num_beams > 0, "a positive number")
         check_option("max_new_tokens", max_new_tokens, max_new_tokens > 0, "a positive number")
         check_option("no_repeat_ngram", no_repeat_ngram, no_repeat_ngram >= 0, "0 or a positive number")
         self.quantize = quantize
         self.schedule, self.loss_average, self.label_smoothing = schedule, loss_average, label_smoothing
-        self.evaluation = evaluation
+        self.evaluation, self.adam_eps = evaluation, adam_eps
         self.num_beams, self.max_new_tokens = num_beams, max_new_tokens
         self.length_penalty, self.no_repeat_ngram = length_penalty, no_repeat_ngram
+        self.written: list[dict[str, Any]] = []
+        self._texts: dict[int, str] = {}
 
     def load(self) -> nn.Module:
         """The decoder."""
-        return load_causal(
+        model = load_causal(
             self.name,
             self.pretrained,
             self.vocabulary,
@@ -111,19 +122,26 @@ class CausalLMTask(LanguageTask):
             dtype=getattr(torch, self.frozen_dtype),
             quantize=self.quantize,
         )
+        if self.targets is None and not self.adapter.trains_base:
+            self.targets = known_targets(str(getattr(model.config, "model_type", "")))
+        return model
 
     def setup(self, stage: str) -> None:
         """Makes the running figures, those of the tests by their names."""
         names = ["val/loss", "val/acc"]
         if stage == "test":
             items = getattr(getattr(self.trainer, "datamodule", None), "items", [])
-            names = [
-                f"{kind}/{task}" for task in dict.fromkeys(item.task for item in items) for kind in ("acc", "unfound")
-            ]
+            graded = dict.fromkeys(item.task for item in items if not item.references)
+            names = [f"{kind}/{task}" for task in graded for kind in ("acc", "unfound")]
+            self.written, self._texts = [], {}
         self.metrics = nn.ModuleDict({_key(name): MeanMetric() for name in names})
         self.metrics.to(self.device)
 
     # Training
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """Groups of what trains, with AdamW's epsilon."""
+        return [{**group, "eps": self.adam_eps} for group in super().optimizer_groups()]
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Mean loss (b,) over the learned tokens of each sample, and the share of them that is the likeliest."""
@@ -159,11 +177,13 @@ class CausalLMTask(LanguageTask):
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Answers questions and grades the answers, each question once."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        items = [data.items[number] for number in batch["index"].tolist()]
-        texts = self.answers(batch, items)
-        for item, text, counts in zip(items, texts, (batch["weight"] > 0).tolist(), strict=True):
+        numbers = batch["index"].tolist()
+        items = [self._data.items[number] for number in numbers]
+        texts = [cleaned(item, text) for item, text in zip(items, self.answers(batch, items), strict=True)]
+        for number, item, text, counts in zip(numbers, items, texts, (batch["weight"] > 0).tolist(), strict=True):
             if counts:
+                self._texts[number] = text
+            if counts and not item.references:
                 right, found = item.grade(text)
                 self._metric(f"acc/{item.task}").update(float(right))
                 self._metric(f"unfound/{item.task}").update(float(not found))
@@ -173,9 +193,9 @@ class CausalLMTask(LanguageTask):
         """What the model writes after each prompt, or the option that it finds likeliest.
 
         Raises:
-            UserError: A question has no options to choose from.
+            UserError: A question has no options to choose from, or its answer might not fit into the model.
         """
-        pad = pad_id(self.vocabulary)
+        pad = self._data.pad
         if self.evaluation == "generate":
             how = Decoding(self.num_beams, self.max_new_tokens, self.length_penalty, self.no_repeat_ngram)
             return write_texts(self.model, self.vocabulary, batch, how, pad)
@@ -190,7 +210,15 @@ class CausalLMTask(LanguageTask):
         return [item.options[number] for item, number in zip(items, chosen, strict=True)]
 
     def on_test_epoch_end(self) -> None:
-        """Accuracy and the rate of texts without an answer of each test, and their unweighted means (Table 6)."""
+        """Accuracy and the rate of texts without an answer of each test, and their unweighted means (Table 6).
+
+        Texts with references have scores of the corpus instead, which one process computes from those of all.
+        """
+        items, texts = self._data.items, gathered(self._texts)
+        self.written = [items[number].record(text) for number, text in texts.items()]
+        scores = corpus_scores(items, texts) if self.trainer.is_global_zero else {}
+        scores = self.trainer.strategy.broadcast(scores)
+        self.log_dict({f"{self.test_name}/{name}": value for name, value in scores.items()})
         found = {name.replace("|", "/"): metric.compute() for name, metric in self.metrics.items()}  # type: ignore[operator]
         for kind in ("acc", "unfound"):
             own = {name: value for name, value in found.items() if name.startswith(f"{kind}/")}
@@ -199,6 +227,16 @@ class CausalLMTask(LanguageTask):
             if len(own) > 1:
                 self.log_dict({f"{self.test_name}/{name}": value for name, value in own.items()})
         super().on_test_epoch_end()
+
+    def on_fit_start(self) -> None:
+        """Refuses samples that are longer than the model, before one of them is met."""
+        lengths = getattr(self._data, "lengths", None)
+        if lengths is not None:
+            check_positions(self.model, torch.ones(1, min(lengths.longest, lengths.cutoff), dtype=torch.int64))
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def _metric(self, name: str) -> MeanMetric:
         metric = self.metrics[_key(name)]

@@ -21,7 +21,7 @@ from randlora_pl.language.classifier import (
     takes_segments,
 )
 from randlora_pl.language.encode import collate_sentences, encode_sentences, pad_id
-from randlora_pl.language.families import TARGETS, paper_targets
+from randlora_pl.language.families import known_targets
 from randlora_pl.language.glue import Metric
 from randlora_pl.language.glue_metrics import Predictions, grades
 from randlora_pl.language.tokenizers import load_tokenizer
@@ -162,9 +162,8 @@ class TextClassificationTask(LanguageTask):
         encoder, self.head = split(whole)
         set_dropout(self.head, self.head_dropout)
         self._whole = (whole,)  # not as a module of its own: its parts are, encoder and head
-        kind = whole.config.model_type
-        if self.targets is None and kind in TARGETS and not self.adapter.trains_base:
-            self.targets = paper_targets(kind)
+        if self.targets is None and not self.adapter.trains_base:
+            self.targets = known_targets(str(whole.config.model_type))
         most = most_tokens(encoder)
         data: Any = getattr(self._trainer, "datamodule", None)
         if most is not None and data is not None and data.longest > most:

@@ -12,6 +12,7 @@ from randlora_pl.errors import UserError, near
 from randlora_pl.language.batches import EvalTexts, Tokens, TrainTexts
 from randlora_pl.language.commonsense import TASKS
 from randlora_pl.language.encode import Encoded, Lengths, encode_all, encode_prompt
+from randlora_pl.language.generation import need_sacrebleu
 from randlora_pl.language.known import check_dataset
 from randlora_pl.language.sources import Item, Texts, read_texts
 from randlora_pl.language.token_data import TokenData
@@ -23,13 +24,15 @@ class TextData(TokenData):
     """Prompts with completions: what is trained on, in which order, and how they become tokens.
 
     Args:
-        dataset: `commonsense_15k` or `commonsense_170k` with the eight tests, or `jsonl`: your own prompts and
-            completions in train.jsonl, val.jsonl and test.jsonl (or one file to train on alone).
+        dataset: `commonsense_15k` or `commonsense_170k` with the eight tests, `e2e`: train.txt, valid.txt and test.txt
+            with lines 'meaning || reference', or `jsonl`: your own prompts and completions in train.jsonl, val.jsonl
+            and test.jsonl (or one file to train on alone).
         root: Folder that holds the data; by default the user's data folder.
         tests: Commonsense tests to evaluate, for example `[boolq, piqa]`; by default all eight.
         validation: Training samples that are set aside for validation (120 in the paper's scripts).
         cutoff: Most tokens of a sample; what is longer is cut, counted and reported.
-        mask_prompt: Learn the completion only; by default the loss looks at the whole text, as in the paper's scripts.
+        mask_prompt: Learn the completion only. By default e2e's alone; else the loss looks at the whole text, as in the
+            paper's scripts.
         batch_size: Samples of a micro-batch on each device.
         eval_batch_size: Samples of an evaluation batch on each device.
         epochs: Times that the training samples are gone through (3 in the paper, 1 in its scripts).
@@ -41,6 +44,7 @@ class TextData(TokenData):
     Attributes:
         items: The questions of the tests, after `setup`.
         lengths: What the cutoff did to the training samples, after `setup("fit")`.
+        pad: Number to pad with, after `setup`.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class TextData(TokenData):
         tests: list[str] | None = None,
         validation: int = 120,
         cutoff: int = 256,
-        mask_prompt: bool = False,
+        mask_prompt: bool | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 16,
         epochs: int | None = None,
@@ -67,13 +71,16 @@ class TextData(TokenData):
             if value < least:
                 raise UserError(f"--data.{name} is {value}, but must be at least {least}")
         for test in tests or ():
-            if dataset != "jsonl" and test not in TASKS:
+            if dataset.startswith("commonsense") and test not in TASKS:
                 raise UserError(f"--data.tests: there is no {test!r}.{near(test, TASKS)} Known: {', '.join(TASKS)}")
         self.dataset, self.tests = dataset, tests
         self.root = default_root() if root is None else Path(root).expanduser()
         if dataset == "jsonl" and root is None:
             raise UserError("The data set 'jsonl' needs --data.root: a folder with train.jsonl, or one such file")
-        self.validation, self.cutoff, self.mask_prompt = validation, cutoff, mask_prompt
+        self.validation, self.cutoff = validation, cutoff
+        # As the scripts that E2E's come from: an end of text after the meaning representation, and no loss on it.
+        self.separate = dataset == "e2e"
+        self.mask_prompt = self.separate if mask_prompt is None else mask_prompt
         self.items: list[Item] = []
         self.lengths: Lengths | None = None
 
@@ -81,6 +88,8 @@ class TextData(TokenData):
 
     def read(self, learns: bool, tests: bool) -> None:
         """Reads and encodes what is needed."""
+        if self.separate:
+            need_sacrebleu()  # not only when everything has been written
         texts = read_texts(self.dataset, self.root, self.validation, self.tests, learns, tests)
         self._encode(texts, learns, tests)
 
@@ -125,13 +134,14 @@ class TextData(TokenData):
         if learns:
             digest = hashlib.sha256(repr(texts.train).encode())
             self._digest = digest.hexdigest()[:12]
-            encoded, self.lengths = encode_all(self._tokenizer, texts.train, self.cutoff, self.mask_prompt)
+            how = (self.cutoff, self.mask_prompt, self.separate)
+            encoded, self.lengths = encode_all(self._tokenizer, texts.train, *how)
             if not encoded:
                 raise UserError(f"No training sample keeps a token to learn in --data.cutoff {self.cutoff}: raise it")
             self._held["train"] = Tokens(encoded)
             if texts.val:
-                self._held["val"] = Tokens(encode_all(self._tokenizer, texts.val, self.cutoff, self.mask_prompt)[0])
+                self._held["val"] = Tokens(encode_all(self._tokenizer, texts.val, *how)[0])
         if tests and texts.items:
             self.items = texts.items
-            prompts = (encode_prompt(self._tokenizer, item.prompt) for item in texts.items)
+            prompts = (encode_prompt(self._tokenizer, item.prompt, self.separate) for item in texts.items)
             self._held["test"] = Tokens(Encoded(ids, ids, len(ids)) for ids in prompts)

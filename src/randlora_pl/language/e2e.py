@@ -8,6 +8,10 @@ from typing import Literal
 from randlora_pl.errors import UserError
 from randlora_pl.language.text_files import first_file, read_lines
 
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, Split] = ("train", "validation")
+"""Those that are read line by line; see `grouped` for the test."""
+
 TREE = "train.txt, valid.txt and test.txt with lines 'meaning representation || reference'"
 SOURCE = (
     "https://github.com/tuetschek/e2e-dataset, its tables written as such lines, "
@@ -33,7 +37,7 @@ class Description:
         return f" {self.reference}"
 
 
-def read_e2e(root: Path, split: Literal["train", "validation", "test"]) -> list[Description]:
+def read_e2e(root: Path, split: Split) -> list[Description]:
     """The lines of one split in their order; empty lines are left out.
 
     Raises:

@@ -86,13 +86,18 @@ def pad_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
+def encode_prompt(tokenizer: Any, prompt: str, separate: bool = False) -> list[int]:
     """The tokens of a prompt as `encode` makes them, for generation; never cut.
 
     A start of text is set where the tokenizer sets one by itself.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        prompt: The text.
+        separate: Whether an end of text closes it.
     """
     ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return [*_start(tokenizer), *ids]
+    return [*_start(tokenizer), *ids, *([tokenizer.eos_token_id] if separate else [])]
 
 
 def _start(tokenizer: Any) -> list[int]:

@@ -25,6 +25,11 @@ TARGETS: dict[str, list[str]] = {
 }
 
 
+def known_targets(model_type: str) -> list[str] | None:
+    """The paper's targets for a family of models that it has, None for others, whose layers may have other names."""
+    return paper_targets(model_type) if model_type in TARGETS else None
+
+
 def paper_targets(model_type: str) -> list[str]:
     """The paper's targets for a family of models; q, k, v and both MLP matrices for families that it does not have.
 

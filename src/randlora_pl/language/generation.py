@@ -53,7 +53,7 @@ def bleu(texts: Sequence[str], references: References) -> float:
     Raises:
         UserError: The package sacrebleu is missing.
     """
-    metrics = _sacrebleu().metrics
+    metrics = need_sacrebleu().metrics
     # sacrebleu wants the first references of all texts, then the second ones; where a text has fewer, None.
     most = max(map(len, references))
     streams = [[group[place] if place < len(group) else None for group in references] for place in range(most)]
@@ -71,7 +71,7 @@ def nist(texts: Sequence[str], references: References, order: int = 5) -> float:
     Raises:
         UserError: The package sacrebleu is missing.
     """
-    tokenize = _sacrebleu().tokenizers.tokenizer_13a.Tokenizer13a()
+    tokenize = need_sacrebleu().tokenizers.tokenizer_13a.Tokenizer13a()
     known = [[tokenize(reference.lower()).split() for reference in group] for group in references]
     counts: Ngrams = Counter()
     for group in known:
@@ -178,7 +178,7 @@ def _common(first: Sequence[str], second: Sequence[str]) -> int:
     return row[-1]
 
 
-def _sacrebleu() -> ModuleType:
+def need_sacrebleu() -> ModuleType:
     """The package, with the two modules that are used.
 
     Raises:

@@ -12,6 +12,7 @@ TASKS = ("CausalLMTask", "TextClassificationTask")
 DATASETS = {
     "commonsense_15k": "15,000 questions with their answers to learn, and eight tests of commonsense reasoning",
     "commonsense_170k": "170,000 of them",
+    "e2e": "descriptions of restaurants to write from their facts, scored by BLEU, NIST, METEOR, ROUGE-L and CIDEr",
     "jsonl": "your own prompts and completions",
 }
 

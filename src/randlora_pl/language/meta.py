@@ -9,7 +9,7 @@ from torch import nn
 from randlora_pl.language.base import LanguageTask
 from randlora_pl.language.classification import TextClassificationTask
 from randlora_pl.language.classifier import split
-from randlora_pl.language.families import paper_targets
+from randlora_pl.language.families import known_targets
 from randlora_pl.language.known import KNOWN
 from randlora_pl.language.models import RANDOM, model_config
 
@@ -43,7 +43,7 @@ def usual_targets(task: LanguageTask, model: Any) -> list[str] | None:
     """What a task attaches its adapter to: as given, or the paper's targets for this kind of model."""
     if task.targets is not None or task.adapter.trains_base:
         return task.targets
-    return paper_targets(str(model.config.model_type))
+    return known_targets(str(model.config.model_type))
 
 
 def operations_per_token(model: Any) -> int:

@@ -1,6 +1,7 @@
 """Language models of transformers: pretrained by name or folder, or with random weights."""
 
 import importlib.util
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +55,9 @@ def model_config(name: str, pretrained: str | None, overrides: Mapping[str, Any]
     values = known | dict(overrides or {})
     if "layer_types" in known and "layer_types" not in (overrides or {}):  # one for each layer
         values.pop("layer_types")
+    for token in ("bos_token_id", "eos_token_id", "pad_token_id"):  # of a larger vocabulary; a tokenizer gives others
+        if isinstance(values.get(token), int) and values[token] >= values.get("vocab_size", math.inf):
+            values[token] = None
     values.pop("model_type")
     return AutoConfig.for_model(config.model_type, **values)
 

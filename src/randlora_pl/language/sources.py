@@ -1,4 +1,4 @@
-"""Where texts come from: the commonsense files, or a user's own JSON lines."""
+"""Where texts come from: the commonsense files, E2E's, or a user's own JSON lines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from randlora_pl import rng
 from randlora_pl.errors import UserError
 from randlora_pl.language import commonsense
 from randlora_pl.language.answers import first_answer
+from randlora_pl.language.e2e import SPLITS, grouped, read_e2e
 from randlora_pl.language.encode import Sample
 from randlora_pl.language.prompt import Template
 from randlora_pl.language.text_files import read_records
@@ -31,6 +32,7 @@ class Item:
         answers: The words that are looked for in what it writes; empty: the whole text is the answer.
         options: The answers that this question offers.
         completions: What the model would write for each of them.
+        references: What people wrote; all texts of such a test are scored together, and none is right or wrong.
     """
 
     task: str
@@ -39,11 +41,24 @@ class Item:
     answers: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     completions: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
 
     def grade(self, text: str) -> tuple[bool, bool]:
         """Whether a text holds the right answer, and whether it holds one at all."""
-        found = first_answer(text, self.answers) if self.answers else text.strip()
+        found = self.found(text)
         return found == self.answer, bool(found)
+
+    def found(self, text: str) -> str | None:
+        """The answer in a text, None where there is none."""
+        return first_answer(text, self.answers) if self.answers else text.strip()
+
+    def record(self, text: str) -> dict[str, Any]:
+        """What a file of answers says of a text, JSON-ready."""
+        if self.references:
+            return {"test": self.task, "meaning": self.prompt, "written": text, "references": list(self.references)}
+        found = self.found(text)
+        asked = {"test": self.task, "prompt": self.prompt, "written": text, "found": found}
+        return asked | {"answer": self.answer, "right": found == self.answer}
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,8 @@ def read_texts(
     """
     if dataset == "jsonl":
         return _own(root, validation, tests, train, test)
+    if dataset == "e2e":
+        return _e2e(root, tests, train, test)
     template = Template()
     parts: Any = commonsense.split(commonsense.read_training(root, dataset), validation) if train else ((), ())
     learn, hold = (
@@ -98,6 +115,18 @@ def _item(task: commonsense.Task, question: commonsense.Question, template: Temp
     prompt = template.prompt(question.instruction, question.input)
     completions = tuple(question.completion(option) for option in options)
     return Item(task.name, prompt, question.answer, task.answers, options, completions)
+
+
+def _e2e(root: Path, tests: Sequence[str] | None, train: bool, test: bool) -> Texts:
+    """Lines of E2E to learn, and its meaning representations, each once with all of its references, to be tested on."""
+    if tests is not None:
+        raise UserError("--data.tests chooses among the commonsense tests; e2e has one, test.txt: leave it out.")
+    learn, hold = (
+        [Sample(line.meaning, line.completion) for line in read_e2e(root, split)] if train else [] for split in SPLITS
+    )
+    groups = grouped(read_e2e(root, "test")) if test else {}
+    items = [Item("e2e", meaning, "", references=tuple(references)) for meaning, references in groups.items()]
+    return Texts(learn, hold, items)
 
 
 def _own(root: Path, validation: int, tests: Sequence[str] | None, train: bool, test: bool) -> Texts:

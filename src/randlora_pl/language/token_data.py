@@ -60,7 +60,8 @@ class TokenData(PlannedData):
         self._tokenizer = getattr(task, "vocabulary", self._tokenizer)
         if self._tokenizer is None:
             raise UserError("texts need the tokenizer of a language task: use --model CausalLMTask.")
-        self.pad = pad_id(self._tokenizer)
+        if not self._held:
+            self.pad = pad_id(self._tokenizer)  # once, as it may have something to say
         learns = stage in ("fit", "validate", None) and "train" not in self._held
         tests = stage in ("test", "predict", None) and "test" not in self._held
         if learns or tests:

@@ -184,7 +184,7 @@ class AdaptationTask(SavedModule):
 
     def resolved(self) -> dict[str, Any]:
         """Constructor arguments whose value was derived, for the resolved config."""
-        return {"learning_rate": self.learning_rate, "adapter": self.adapter}
+        return {"learning_rate": self.learning_rate, "adapter": self.adapter, "targets": self.targets}
 
     def train(self, mode: bool = True) -> "AdaptationTask":
         """Training mode for what trains; frozen layers stay in eval mode."""

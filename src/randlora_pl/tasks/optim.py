@@ -58,7 +58,7 @@ def adamw_with_schedule(
     """AdamW (betas 0.9 and 0.999, as the protocol) and its schedule over ``total`` optimizer steps.
 
     Args:
-        groups: What trains.
+        groups: What trains, with options of their own (``lr``, ``weight_decay``, ``eps``).
         total: Optimizer steps of the whole run.
         warmup: Steps of the linear warm-up.
         final: Fraction of the learning rate that the schedule ends at.
@@ -83,3 +83,4 @@ def take_rates(optimizer: Optimizer, scheduler: LambdaLR, groups: Sequence[dict[
     for group, own, factor in zip(optimizer.param_groups, groups, scheduler.lr_lambdas, strict=True):
         group["weight_decay"], group["initial_lr"] = own["weight_decay"], own["lr"]
         group["lr"] = own["lr"] * factor(scheduler.last_epoch)
+        group["eps"] = own.get("eps", group["eps"])

@@ -1,0 +1,226 @@
+"""GPT-2 on E2E: what is learned and where it stands, what is written, and scores that belong to the whole corpus."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+
+from randlora_pl.callbacks import WrittenAnswers
+from randlora_pl.errors import UserError
+from randlora_pl.language.batches import Tokens
+from randlora_pl.language.causal import CausalLMTask
+from randlora_pl.language.data import TextData
+from randlora_pl.language.encode import collate, encode
+from randlora_pl.language.generate import learned_columns, token_losses
+from randlora_pl.language.generation import generation_scores
+from randlora_pl.tasks import make_trainer
+
+from .files import write_e2e
+from .small import fit, make, trained
+from .tokenizers import byte_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its program reads its tables for many seconds; `test_generation` has it."""
+    monkeypatch.setattr("randlora_pl.language.generation.meteor", lambda *_: (None, "METEOR needs Java: install it"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_e2e(tmp_path / "data", more=3)
+
+
+def gpt2(**options: Any) -> CausalLMTask:
+    """A tiny GPT-2 of bytes."""
+    overrides = {"vocab_size": 260, "tie_word_embeddings": False} | options.pop("overrides", {})
+    return make("bytes", "gpt2", overrides=overrides, **({"max_new_tokens": 6} | options))
+
+
+def e2e(root: Path, **options: Any) -> TextData:
+    """The tiny files."""
+    return TextData(**({"dataset": "e2e", "root": str(root), "cutoff": 512, "batch_size": 4, "steps": 2} | options))
+
+
+def test_the_completion_alone_is_learned_after_an_end_of_text(root: Path) -> None:
+    """Tokens of the meaning, end of text, tokens of a space and the reference, end of text: each encoded by itself."""
+    task, data = gpt2(), e2e(root)
+    fit(task, data, max_steps=1)
+    encoded = data._held["train"][0]
+    end, known = task.vocabulary.eos_token_id, task.vocabulary
+    given = known("name : The Vaults | Type : pub | price : more than £ 30")["input_ids"]
+    learned = known(" The Vaults pub has prices over £30 .")["input_ids"]
+    assert encoded.input_ids == [*given, end, *learned, end]
+    assert encoded.labels == [*[-100] * (len(given) + 1), *learned, end]
+    assert data.summary() | {"train": 10, "val": 10, "mask_prompt": True, "cutoff": 512, "cut": 0} == data.summary()
+    data.setup("test")
+    assert [len(item.references) for item in data.items] == [2] * 5
+    prompt = data._held["test"][0].input_ids
+    assert prompt == [*given, end]
+
+
+def test_tokens_of_a_joined_text_would_be_others() -> None:
+    """Where a word piece spans the border, joining first would change what the model is asked with."""
+    tokenizer = byte_tokenizer()
+    meaning, reference = "name : The Vaults | Type : pub | pri", "ce : more"
+    apart = encode(tokenizer, (meaning, reference), 512, True, True).input_ids
+    joined = tokenizer(meaning + reference, add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    assert [number for number in apart if number != end] != joined
+    assert tokenizer.decode([number for number in apart if number != end]) == meaning + reference
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_moves_no_position(side: Any) -> None:
+    """GPT-2 embeds absolute positions: losses of a padded batch are those of each sample alone, on either side."""
+    task = gpt2(targets=["lm_head"])
+    task.configure_model()
+    pairs = [
+        ("name : A", " A pub ."),
+        ("name : The Vaults | near : Raja Indian Cuisine", " It is near it ."),
+        ("n", " ."),
+    ]
+    samples = [Tokens([encode(task.vocabulary, pair, 512, True, True)])[0] for pair in pairs]
+    batch = collate(samples, 0, side, 16)
+    together = token_losses(task.model, batch, learned_columns(batch["labels"]), 0.1)[0].sum(1)
+    for sample, found in zip(samples, together, strict=True):
+        ids = torch.tensor([sample.input_ids])
+        logits = task.model(ids).logits[0, :-1]
+        labels = torch.tensor(sample.labels)[1:]
+        loss = F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="sum")
+        assert found.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_a_step_learns_the_mean_over_the_learned_tokens_with_smoothed_labels(root: Path) -> None:
+    """Against (1 - s) of the right token's loss and s of the mean over the vocabulary, written out."""
+    losses: list[torch.Tensor] = []
+
+    class Keep(L.Callback):
+        def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: torch.Tensor) -> None:
+            losses.append(loss.detach())
+
+    fit(gpt2(label_smoothing=0.1), e2e(root, batch_size=10, steps=1), callbacks=[Keep()])
+    fresh, data = gpt2(), e2e(root)
+    fit(fresh, data, max_steps=0)
+    total, count = 0.0, 0
+    for number in range(10):
+        sample = data._held["train"][number]
+        logs = fresh.model(torch.tensor([sample.input_ids])).logits[0, :-1].log_softmax(-1).detach()
+        for place, label in enumerate(sample.labels[1:]):
+            if label != -100:
+                total -= float(0.9 * logs[place, label] + 0.1 * logs[place].mean())
+                count += 1
+    assert float(losses[0]) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_scores_are_those_of_the_corpus(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five meanings in batches of two: neither means over batches, nor the padding of the last one counted."""
+    said = ["The Vaults pub has prices over £30 .", "Aromi is a pub near Café Sicilia .", "Café 0 is near it .", ""]
+    asked: list[str] = []
+
+    def answers(self: CausalLMTask, batch: Any, items: list[Any]) -> list[str]:
+        asked.extend(item.prompt for item, weight in zip(items, batch["weight"].tolist(), strict=True) if weight)
+        return [f"\n {said[known.index(item.prompt) % 4]}\n\nand more " for item in items]
+
+    data = e2e(root, eval_batch_size=2)
+    monkeypatch.setattr(CausalLMTask, "answers", answers)
+    from randlora_pl.language.e2e import grouped, read_e2e
+
+    groups = grouped(read_e2e(root, "test"))
+    known = list(groups)
+    trainer = make_trainer(accelerator="cpu", default_root_dir=tmp_path / "run", callbacks=[WrittenAnswers()])
+    (figures,) = trainer.test(gpt2(), data, verbose=False)
+    assert sorted(asked) == sorted(known)  # each once
+    texts = [said[number % 4] for number in range(5)]
+    expected = generation_scores(texts, list(groups.values()))
+    assert expected.pop("METEOR missing")
+    assert figures == pytest.approx({f"test/{name}": value for name, value in expected.items()}, rel=1e-5)
+    assert figures.keys() == {"test/BLEU", "test/NIST", "test/ROUGE-L", "test/CIDEr"}
+    lines = (tmp_path / "run" / "answers.jsonl").read_text().split("\n")[:-1]
+    rows = [json.loads(line) for line in lines]
+    assert [row["meaning"] for row in rows] == known and [row["written"] for row in rows] == texts
+    assert rows[0] == {"test": "e2e", "meaning": known[0], "written": said[0], "references": groups[known[0]]}
+
+
+def test_a_missing_meteor_is_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task = gpt2()
+    make_trainer(accelerator="cpu").test(task, e2e(root), verbose=False)
+    assert "METEOR is left out. METEOR needs Java: install it" in caplog.messages
+    assert len(task.written) == 5 and all(row["references"] for row in task.written)
+
+
+def test_a_missing_scorer_is_told_before_anything_is_trained(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "sacrebleu", None)
+    with pytest.raises(UserError, match="need sacrebleu"):
+        fit(gpt2(), e2e(root))
+
+
+def test_epsilon_of_adamw_is_what_was_typed_also_after_a_checkpoint(root: Path, tmp_path: Path) -> None:
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "one.ckpt")
+
+    trainer = fit(gpt2(adam_eps=1e-3), e2e(root, steps=1), callbacks=[Save()])
+    assert {group["eps"] for group in trainer.optimizers[0].param_groups} == {1e-3}
+    again = fit(gpt2(adam_eps=1e-6), e2e(root, steps=2), tmp_path / "one.ckpt")
+    assert {group["eps"] for group in again.optimizers[0].param_groups} == {1e-6}
+    usual = fit(gpt2(), e2e(root, steps=1))
+    assert {group["eps"] for group in usual.optimizers[0].param_groups} == {1e-8}
+
+
+def test_gpt2_takes_the_paper_s_targets(root: Path, tmp_path: Path) -> None:
+    task = gpt2()
+    fit(task, e2e(root))
+    assert task.targets == task.resolved()["targets"] == ["q", "v", "fc1", "fc2"]
+    kinds = {row.layer.rpartition(".")[2] for row in task.report.rows}
+    assert kinds == {"q", "v", "c_fc", "c_proj"} and not any("attn.c_proj" in row.layer for row in task.report.rows)
+    saved = json.loads((task.save(tmp_path / "adapter") / "adapter_config.json").read_text())
+    assert saved["targets"] == saved["metadata"]["arguments"]["targets"] == task.targets
+    assert not any(".k." in name for name in trained(task))
+
+
+def test_texts_that_are_longer_than_the_model_are_refused(root: Path) -> None:
+    """An embedding of positions would fail with an index error."""
+    with pytest.raises(UserError, match=r"A text has 97 tokens, and gpt2 has 64 positions"):
+        fit(gpt2(overrides={"n_positions": 64}), e2e(root))
+    with pytest.raises(UserError, match=r"A text has \d+ tokens \(40 of them new"):
+        task = gpt2(overrides={"n_positions": 64}, max_new_tokens=40)
+        make_trainer(accelerator="cpu").test(task, e2e(root), verbose=False)
+    data = e2e(root, cutoff=80)
+    fit(gpt2(overrides={"n_positions": 80}), data)  # cut samples fit
+    assert data.lengths is not None and data.lengths.cut > 0
+
+
+def test_padding_without_a_token_for_it_is_said_once(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    byte_tokenizer(pad=False).save_pretrained(tmp_path / "tokenizer")
+    task = make(tmp_path / "tokenizer", "gpt2", overrides={"vocab_size": 400}, max_new_tokens=2)
+    with caplog.at_level("INFO", "randlora_pl"):
+        data = e2e(root, eval_batch_size=2)
+        fit(task, data, limit_val_batches=None)
+        make_trainer(accelerator="cpu").test(task, data, verbose=False)
+    assert [m for m in caplog.messages if "no padding token" in m] == [
+        "The tokenizer has no padding token: padding with its end of text '<end>', masked"
+    ]
+    assert data.pad == task.vocabulary.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"tests": ["boolq"]}, r"e2e has one, test\.txt"), ({"root": "nowhere"}, r"nowhere does not exist.*\n.*e2e")],
+)
+def test_mistakes(options: dict[str, Any], message: str, root: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        fit(gpt2(), e2e(**({"root": root} | options)))
+
+
+def test_a_malformed_line_is_told(root: Path) -> None:
+    file = root / "valid.txt"
+    file.write_text(file.read_text() + "no bars\n")
+    with pytest.raises(UserError, match=r"valid\.txt, line 12: expected"):
+        fit(gpt2(), e2e(root))

@@ -1,0 +1,133 @@
+"""Adapters of language models in PEFT's form and back: the same logits on the same base model."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from randlora_pl.adapters import Adapter, DoRA, LoRA, RandLoRA, VeRA
+from randlora_pl.language.causal import CausalLMTask
+from randlora_pl.language.restore import load_language_task
+from tests.adapters.cases import randomise
+from tests.cli.conftest import Run
+
+from .small import make
+
+Refused = Callable[..., str]
+IDS = torch.arange(3, 24).reshape(3, 7)
+METHODS: dict[str, Adapter] = {
+    "LoRA": LoRA(rank={".*mlp.*": 3, ".*": 4}, alpha=6.0),
+    "RandLoRA of q": RandLoRA(rank=16),
+    "VeRA": VeRA(rank=16),
+    "DoRA": DoRA(LoRA(rank=4)),
+}
+
+
+def moved(adapter: Adapter, folder: Path, kind: str = "qwen2", **options: Any) -> CausalLMTask:
+    """A task whose adapter has moved, saved to a folder, in eval mode."""
+    task = make("bytes", kind, adapter=adapter, **options)
+    task.configure_model()
+    randomise(task.model, 0.3)
+    task.save(folder)
+    task.eval()
+    return task
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    found: torch.Tensor = model(input_ids=IDS, use_cache=False).logits
+    return found
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """But for rounding, which is relative to the largest logit."""
+    assert float((found - expected).abs().max()) < 3e-5 * float(expected.abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_there_and_back(name: str, run: Run, tmp_path: Path) -> None:
+    targets = ["q", "fc1", "fc2"] if name.startswith("RandLoRA") else None
+    task = moved(METHODS[name], tmp_path / "ours", targets=targets)
+    shown = run("adapter", "export", str(tmp_path / "ours"), "--to", "peft", "--output", str(tmp_path / "peft"))
+    assert shown.code == 0, shown.err
+    assert "largest difference to PEFT's outputs" in shown.out and "random weights (seed 0)" in shown.out
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["task_type"] == "CAUSAL_LM" and config["base_model_name_or_path"] is None
+    base = make("bytes").build().eval()
+    theirs = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "peft")).eval()
+    same(logits(theirs), logits(task.model))
+    assert (logits(base) - logits(task.model)).abs().max() > 0.01  # it changes something
+    back = run(
+        "adapter", "import", str(tmp_path / "peft"), "--from", "peft", "--model", "qwen2", "--pretrained", "random",
+        "--output", str(tmp_path / "back"),
+    )  # fmt: skip
+    assert back.code == 0, back.err
+    assert "Largest difference to PEFT's outputs" in back.out and "a CausalLMTask" in back.out
+    again = load_language_task(tmp_path / "back")
+    same(logits(again.model), logits(task.model))
+    merged = run("adapter", "merge", str(tmp_path / "back"), "--output", str(tmp_path / "merged"))
+    assert merged.code == 0, merged.err
+
+
+def test_an_adapter_that_peft_trained(run: Run, tmp_path: Path) -> None:
+    """Of a decoder in a folder, as its users have one; nothing but PEFT's own files."""
+    task = make("bytes")
+    base = task.build().eval()
+    base.save_pretrained(tmp_path / "base")  # type: ignore[operator]
+    task.vocabulary.save_pretrained(tmp_path / "base")
+    targets = ["q_proj", "v_proj", "down_proj"]
+    theirs: Any = get_peft_model(base, LoraConfig(r=3, lora_alpha=5, target_modules=targets, task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    theirs.eval().save_pretrained(tmp_path / "peft")
+    shown = run(
+        "adapter", "import", str(tmp_path / "peft"), "--from", "peft", "--model", str(tmp_path / "base"), "--output",
+        str(tmp_path / "ours"),
+    )  # fmt: skip
+    assert shown.code == 0, shown.err
+    ours = load_language_task(tmp_path / "ours", name=str(tmp_path / "base"))
+    same(logits(ours.model), logits(theirs))
+
+
+def test_rows_of_a_fused_weight(run: Run, refused: Refused, tmp_path: Path) -> None:
+    """LoRA of q and v in GPT-2's c_attn is a LoRA of the whole weight; RandLoRA of them is nothing that PEFT has."""
+    task = moved(LoRA(rank=4), tmp_path / "lora", "gpt2", overrides={"vocab_size": 260})
+    shown = run("adapter", "export", str(tmp_path / "lora"), "--to", "peft", "--output", str(tmp_path / "peft"))
+    assert shown.code == 0, shown.err
+    base = make("bytes", "gpt2", overrides={"vocab_size": 260}).build().eval()
+    theirs = PeftModel.from_pretrained(base, str(tmp_path / "peft")).eval()
+    same(logits(theirs), logits(task.model))
+    moved(RandLoRA(rank=8), tmp_path / "randlora", "gpt2", overrides={"vocab_size": 260})
+    said = refused("adapter", "export", str(tmp_path / "randlora"), "--to", "peft", "--output", str(tmp_path / "no"))
+    assert "transformer.h.0.attn.c_attn.q is a block of a packed weight, and PEFT adapts whole weights" in said
+    assert not (tmp_path / "no").exists()
+
+
+def test_what_peft_cannot_hold_is_refused_with_the_reason(refused: Refused, tmp_path: Path) -> None:
+    """Bases of k and v, which are smaller in grouped-query attention, and the order of columns by the equation."""
+    moved(RandLoRA(rank=16), tmp_path / "ours")
+    said = refused("adapter", "export", str(tmp_path / "ours"), "--to", "peft", "--output", str(tmp_path / "no"))
+    assert "cannot be a PEFT adapter" in said and "adapter merge" in said
+
+
+def test_another_base_model_is_refused(run: Run, refused: Refused, tmp_path: Path) -> None:
+    moved(LoRA(rank=4), tmp_path / "ours")
+    assert (
+        run("adapter", "export", str(tmp_path / "ours"), "--to", "peft", "--output", str(tmp_path / "peft")).code == 0
+    )
+    saved = json.loads((tmp_path / "peft" / "task.json").read_text())
+    saved["arguments"]["seed"] = 1
+    (tmp_path / "peft" / "task.json").write_text(json.dumps(saved))
+    said = refused(
+        "adapter", "import", str(tmp_path / "peft"), "--from", "peft", "--model", "qwen2", "--pretrained", "random",
+        "--output", str(tmp_path / "no"),
+    )  # fmt: skip
+    assert "was trained on other weights" in said
