@@ -76,6 +76,21 @@ def test_the_loss_of_a_step_is_the_mean_over_its_tokens(toy: Path, tokenizer: Pa
         assert float(sum(losses[average])) == pytest.approx(float(wanted), rel=1e-5)
 
 
+def test_validation_has_no_label_smoothing(toy: Path, tokenizer: Path) -> None:
+    from randlora_pl.language.batches import Tokens
+    from randlora_pl.language.encode import collate, encode
+    from randlora_pl.language.generate import learned_columns
+
+    task = make(tokenizer, label_smoothing=0.5)
+    task.configure_model()
+    batch: dict[str, Any] = collate([Tokens([encode(task.vocabulary, ("red old", " tall"))])[0]], 0)
+    batch["columns"] = learned_columns(batch["labels"])
+    smooth = float(task.train().sample_losses(batch)[0].detach())
+    plain = float(task.eval().sample_losses(batch)[0].detach())
+    task.label_smoothing = 0.0
+    assert plain == pytest.approx(float(task.train().sample_losses(batch)[0].detach())) != pytest.approx(smooth)
+
+
 def test_a_samples_loss_does_not_depend_on_its_batch(tokenizer: Path) -> None:
     """Left padding moves neither positions nor attention, also where positions are embedded (GPT-2)."""
     from randlora_pl.language.batches import Tokens

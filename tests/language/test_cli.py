@@ -169,6 +169,8 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
     assert "Unknown option --model.beams" in fit("--model.beams", "4")
     assert "num_beams is 0" in fit("--model.num_beams", "0")
     assert "qwen2 has no 'hidden'. Did you mean" in fit("--model.config_overrides", "{hidden: 4}")
+    assert "makes no model: " in fit("--model.config_overrides", "{hidden_size: wide}")
+    assert "makes no model: " in fit("--model.config_overrides", "{num_attention_heads: 0}")
     assert "train.jsonl does not exist" in fit("--data.root", str(tmp_path))
     assert "accelerator" not in fit("--model.quantize", "4bit")
     assert "cannot be had (--model.name)" in fit("--model.pretrained", "null", "--model.config_overrides", "null",
@@ -181,6 +183,30 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
     assert "lacks 'completion'" in fit("--data.root", str(bad))
     (bad / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     assert "leave nothing to train on" in fit("--data.root", str(bad))
+
+
+def test_a_wrong_test_is_told_before_the_training(
+    refused: Refused, words: list[str], toy: Path, tmp_path: Path
+) -> None:
+    with (toy / "test.jsonl").open("a") as file:
+        file.write("{}\n")
+    assert "test.jsonl, line 91" in refused("fit", *words, "--data.steps", "1")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_weights_that_lack_tensors_are_refused(refused: Refused, words: list[str], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    whole = tmp_path / "whole"
+    config = model_config("qwen2", "random", SHAPES["qwen2"] | {"vocab_size": 64})
+    AutoModelForCausalLM.from_config(config).save_pretrained(whole)
+    tensors = load_file(whole / "model.safetensors")
+    name = next(each for each in tensors if each.endswith("up_proj.weight"))
+    del tensors[name]
+    save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
+    other = ("--model.pretrained", str(whole), "--model.config_overrides", "null")
+    assert f"lacks 1 tensors of Qwen2ForCausalLM, such as {name}" in refused("fit", *words, *other)
 
 
 def test_the_missing_extra_is_told(refused: Refused, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,9 @@ def test_long_samples_are_cut_and_counted(tmp_path: Path, caplog: pytest.LogCapt
 def test_options_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no 'boolk'. Did you mean 'boolq'"):
         TextData(tests=["boolk"])
+    for some in ([], ["boolq", "piqa", "boolq"]):
+        with pytest.raises(UserError, match="name each test once"):
+            TextData(tests=some)
     with pytest.raises(UserError, match="cutoff is 1"):
         TextData(cutoff=1)
     with pytest.raises(UserError, match=r"needs --data\.root"):

@@ -117,6 +117,8 @@ def fit(app: App, zero_shot: bool = True, test: bool = True) -> None:
     before = read_results(folder)
     if before.get("finished"):
         raise UserError(f"{folder} is finished. Test it again with: randlora-pl test --run {folder}")
+    if test:
+        data.check_test()
     start = checkpoint_of(app)
     names = [Path(name).name for name in app.command.named]
     configs = names if app.created else [*before.get("config", []), *names[1:]]  # the first is the run's own

@@ -66,6 +66,13 @@ class PlannedData(LightningDataModule):
         """
         raise NotImplementedError
 
+    def check_test(self) -> None:
+        """Complains about test samples that are missing or wrong before hours of training rather than after them.
+
+        Raises:
+            UserError: They are.
+        """
+
     def write_index(self, folder: Path) -> Path | None:
         """Writes which training samples were chosen into a folder; nothing where all are used."""
         return None

@@ -145,7 +145,8 @@ class CausalLMTask(LanguageTask):
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Mean loss (b,) over the learned tokens of each sample, and the share of them that is the likeliest."""
-        losses, right, counted = token_losses(self.model, batch, batch["columns"], self.label_smoothing)
+        smoothing = self.label_smoothing if self.training else 0.0
+        losses, right, counted = token_losses(self.model, batch, batch["columns"], smoothing)
         count = counted.sum(1).clamp(min=1)
         loss: Tensor = losses.sum(1) / count
         return loss, (right & counted).sum(1) / count

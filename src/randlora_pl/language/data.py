@@ -73,6 +73,8 @@ class TextData(TokenData):
         for test in tests or ():
             if dataset.startswith("commonsense") and test not in TASKS:
                 raise UserError(f"--data.tests: there is no {test!r}.{near(test, TASKS)} Known: {', '.join(TASKS)}")
+        if tests is not None and (not tests or len(set(tests)) < len(tests)):
+            raise UserError(f"--data.tests is {tests}: name each test once, or leave it out for all of them")
         self.dataset, self.tests = dataset, tests
         self.root = default_root() if root is None else Path(root).expanduser()
         if dataset == "jsonl" and root is None:
@@ -88,10 +90,14 @@ class TextData(TokenData):
 
     def read(self, learns: bool, tests: bool) -> None:
         """Reads and encodes what is needed."""
-        if self.separate:
-            need_sacrebleu()  # not only when everything has been written
         texts = read_texts(self.dataset, self.root, self.validation, self.tests, learns, tests)
         self._encode(texts, learns, tests)
+
+    def check_test(self) -> None:
+        """Reads the questions."""
+        if self.separate:
+            need_sacrebleu()
+        read_texts(self.dataset, self.root, self.validation, self.tests, False, True)
 
     def train_batches(self, held: Tokens, schedule: TrainSchedule) -> TrainTexts:
         """See `TrainTexts`."""

@@ -1,5 +1,6 @@
 """Answers of a decoder: texts written in batches with a cache of keys and values, or the likeliest of some options."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -228,6 +229,10 @@ def choose_options(
     chosen, start = [], 0
     for some in options:
         own = scores[start : start + len(some)]
+        if any(map(math.isnan, own)):
+            raise UserError(
+                "the model's likelihoods are not numbers (NaN): the training diverged, or its precision is too low."
+            )
         chosen.append(own.index(min(own)))
         start += len(some)
     return chosen

@@ -107,6 +107,10 @@ class LabelledTexts(TokenData):
                 encoded, self.lengths[name] = encode_sentences(self._tokenizer, examples.sentences, self.max_length)
                 self._held[name] = Sentences(encoded, examples.labels, not self.scores)
 
+    def check_test(self) -> None:
+        """Reads the samples of the test."""
+        (self._own if self.own else self._glue)(False, True)
+
     def train_batches(self, held: Sentences, schedule: TrainSchedule) -> TrainSentences:
         """See `TrainSentences`."""
         return TrainSentences(held, schedule, self._tokenizer, self.pad)

@@ -2,7 +2,8 @@
 
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch import nn
 from randlora_pl.errors import UserError, near
 from randlora_pl.language.hub import need_transformers, reached
 from randlora_pl.language.known import KNOWN
-from randlora_pl.models.building import seeded
+from randlora_pl.models.building import first_line, seeded
 
 Quantize = Literal["4bit", "8bit"]
 
@@ -59,7 +60,25 @@ def model_config(name: str, pretrained: str | None, overrides: Mapping[str, Any]
         if isinstance(values.get(token), int) and values[token] >= values.get("vocab_size", math.inf):
             values[token] = None
     values.pop("model_type")
-    return AutoConfig.for_model(config.model_type, **values)
+    with possible(overrides):
+        return AutoConfig.for_model(config.model_type, **values)
+
+
+@contextmanager
+def possible(overrides: Mapping[str, Any] | None) -> Iterator[None]:
+    """Tells options of a configuration that make no model in a line.
+
+    Raises:
+        UserError: With the reason; errors without overrides pass.
+    """
+    try:
+        yield
+    except Exception as error:  # of transformers, huggingface_hub and PyTorch
+        if not overrides or isinstance(error, MemoryError):
+            raise
+        raise UserError(
+            f"--model.config_overrides {dict(overrides)} makes no model: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
@@ -109,12 +128,19 @@ def load_causal(
             raise UserError("--model.quantize needs pretrained weights; leave it out with --model.pretrained random.")
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):  # a smaller vocabulary may not have its own
             setattr(config, token, getattr(tokenizer, token))
-        with seeded(seed):
+        with seeded(seed), possible(overrides):
             model = AutoModelForCausalLM.from_config(config).to(dtype)
     else:
         source = pretrained or name
         with reached(source, "--model.pretrained" if pretrained else "--model.name"):
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **_quantization(quantize, dtype))
+            model, found = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **_quantization(quantize, dtype)
+            )
+        if missing := sorted(found["missing_keys"]):
+            raise UserError(
+                f"{source} lacks {len(missing)} tensors of {type(model).__name__}, such as {missing[0]}: they would be "
+                "random. Give a folder or a name with the weights of a decoder."
+            )
     model.eval()
     return model  # type: ignore[no-any-return]
 
