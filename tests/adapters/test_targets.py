@@ -363,9 +363,7 @@ def test_rows_of_gptbigcode(multi_query: bool) -> None:
     path = "transformer.h.0.attn.c_attn"
     if not multi_query:
         assert row_blocks(model, path) == {}
-        with pytest.raises(
-            UserError, match=r"c_attn \(72 x 24\) is fused, and nothing says which of its rows"
-        ):
+        with pytest.raises(UserError, match=r"c_attn \(72 x 24\) is fused, and nothing says which of its rows"):
             inject(model, LoRA(2), ["q", "v"])
         assert [row.layer for row in inject(model, LoRA(2), ["qkv"]).rows] == [path]
         return

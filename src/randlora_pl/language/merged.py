@@ -48,6 +48,7 @@ def write_merged(file: AdapterFile, output: Path, scale: float = 1.0, overwrite:
         raise UserError(f"{file.path} was trained on other weights ({wanted[:12]}) than {task.name} has ({here[:12]}).")
     inject(model, file.adapter, file.targets)
     place_adapter(model, file)
+    model.eval()  # new updates train, and their dropout would be taken for a difference
     expected = logits(model)
     unload(model)
     if before:
