@@ -39,9 +39,11 @@ def main(kind: str, data_folder: Path, tokenizer: Path, folder: Path) -> None:
         data = texts(data_folder, steps=None, epochs=1, batch_size=6 // WORLD, eval_batch_size=4, mask_prompt=False)
     else:
         shape = {"vocab_size": 260, "tie_word_embeddings": False}
-        task = make("bytes", "gpt2", overrides=shape, targets=["lm_head"], max_new_tokens=24, num_beams=2)
+        task = make("bytes", "gpt2", overrides=shape)
+        # Random weights write no words; what is tested is how texts come together, not what they are.
+        task.answers = lambda _, items: [f" It {item.references[0][6:]}" for item in items]  # type: ignore[method-assign]
         data = TextData(
-            dataset="e2e", root=str(data_folder), cutoff=512, steps=30, batch_size=6 // WORLD, eval_batch_size=2
+            dataset="e2e", root=str(data_folder), cutoff=512, steps=2, batch_size=6 // WORLD, eval_batch_size=2
         )
     trainer(accumulate_grad_batches=2, limit_val_batches=0).fit(task, data)
     (figures,) = trainer(callbacks=[WrittenAnswers()]).test(task, data, verbose=False)

@@ -52,6 +52,7 @@ def write_merged(
         raise UserError(f"{file.path} was trained on other weights ({wanted[:12]}) than {task.name} has ({here[:12]}).")
     inject(model, file.adapter, file.targets)
     place_adapter(model, file)
+    whole_model.eval()  # new updates train, and their dropout would be taken for a difference
     expected = logits(whole_model)
     unload(model)
     if before:
