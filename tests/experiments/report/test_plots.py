@@ -166,6 +166,19 @@ def test_memory_of_a_cpu_is_called_what_it_is(tmp_path: Path) -> None:
     assert "peak resident set of the process, GB" in [word.get_text() for word in shown]
 
 
+@pytest.mark.parametrize("zero", [0.62, 0.05])
+def test_a_far_zero_shot_does_not_press_the_curves_together(tmp_path: Path, zero: float) -> None:
+    made = write_sweep(
+        tmp_path, more=lambda cell: {"zeroshot/acc": zero, "test/acc": zero} if cell["method"] == "zero-shot" else {}
+    )
+    sweep = read_sweep(made)
+    figure = check(budget_picture(Results(sweep), Beside(sweep.plan), B32))
+    shown = [word.get_text() for word in words(figure)]
+    low, high = figure.axes[0].get_ylim()
+    assert ("zero-shot" in shown) == (zero > 0.5) and ("zero-shot: 5.0, below" in shown) == (zero < 0.5)
+    assert high - low < 60 and (low < 62 < high or zero < 0.5)
+
+
 def test_nothing_in_common_is_no_figure(tmp_path: Path) -> None:
     apart = {"LoRA-32": "cars", "RandLoRA-6": "dtd"}
     sweep = read_sweep(

@@ -78,7 +78,11 @@ def budget_picture(results: Results, beside: Beside, model: str) -> Picture | No
         said.append(f"{method} " + ", ".join(f"{budgets[n]} {estimate.mean:.1f}" for n, estimate in points))
     zero = _zero_shot(results, model, shared)
     if zero is not None:
-        handles.append(top.axhline(zero, color=INK, linestyle=":", linewidth=1.3, label="zero-shot"))
+        low, high = top.get_ylim()
+        if zero >= low - (high - low):
+            handles.append(top.axhline(zero, color=INK, linestyle=":", linewidth=1.3, label="zero-shot"))
+        else:  # it would press the curves into one
+            handles += top.plot([], [], color=INK, linestyle=":", linewidth=1.3, label=f"zero-shot: {zero:.1f}, below")
     if dashed:
         handles += top.plot([], [], linestyle="--", color=INK, linewidth=1.1, label="the paper's, same data sets")
     top.set_xticks(range(len(budgets)), budgets)
