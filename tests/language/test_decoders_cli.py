@@ -120,6 +120,7 @@ def test_mistakes_on_the_way(refused: Refused, tmp_path: Path) -> None:
     ):
         said = refused("fit", *words(name, root))
         assert tree in said and "https://github.com/" in said and "does not exist" in said
+    write_e2e(root)
     write(root / "train.txt", *E2E, "name : no bars")
     assert "train.txt, line 6: expected 'meaning representation || reference'" in refused(
         "fit", *words("e2e_gpt2_medium", root)

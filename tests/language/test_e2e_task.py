@@ -153,10 +153,15 @@ def test_a_missing_meteor_is_said(root: Path, caplog: pytest.LogCaptureFixture) 
     assert len(task.written) == 5 and all(row["references"] for row in task.written)
 
 
-def test_a_missing_scorer_is_told_before_anything_is_trained(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_scorer_is_told_before_anything_is_trained_or_written(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sacrebleu", None)
+    monkeypatch.setattr(CausalLMTask, "answers", lambda *_: pytest.fail("it wrote"))
     with pytest.raises(UserError, match="need sacrebleu"):
-        fit(gpt2(), e2e(root))
+        e2e(root).check_test()
+    with pytest.raises(UserError, match="need sacrebleu"):
+        make_trainer(accelerator="cpu").test(gpt2(), e2e(root), verbose=False)
 
 
 def test_epsilon_of_adamw_is_what_was_typed_also_after_a_checkpoint(root: Path, tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ class TextData(TokenData):
 
     def read(self, learns: bool, tests: bool) -> None:
         """Reads and encodes what is needed."""
+        if tests and self.separate:
+            need_sacrebleu()  # not only when everything has been written
         texts = read_texts(self.dataset, self.root, self.validation, self.tests, learns, tests)
         self._encode(texts, learns, tests)
 
