@@ -94,3 +94,23 @@ def test_expected_cost_of_language_models() -> None:
 def test_expected_memory() -> None:
     written = "\n".join(written_by_the_script("--memory"))
     assert written.count("\n") == 5 and written in REPRODUCING
+
+
+def test_the_verdict_has_the_numbers_of_the_report() -> None:
+    folder = ROOT / "docs" / "results" / "offline"
+    verdict, report = ((folder / name).read_text(encoding="utf-8") for name in ("verdict.md", "report.md"))
+    averages = next(part for part in report.split("\n\n") if part.startswith("| Method | Trained parameters | zero"))
+    known = {}
+    for line in averages.splitlines()[2:]:
+        name, count, _, *accuracies = (cell.strip() for cell in line.strip("|").split("|"))
+        known[name] = [count, *(cell.strip("*").partition(" ")[0] for cell in accuracies)]
+    told = rows_of(verdict, "| method | trained parameters | rank")[1:]
+    assert len(told) == len(known) - 1  # but for zero-shot
+    for name, count, _, *accuracies in told:
+        assert [count, *accuracies] == known[name], name
+    for one, other, counts in (
+        ("RandLoRA-6", "LoRA (matched to RandLoRA-6)", "1 win, 8 ties, no loss; +0.0 ± 0.2"),
+        ("RandLoRA-6", "DoRA (matched to RandLoRA-6)", "6 wins, 3 ties, no loss; +0.9 ± 1.0"),
+    ):
+        line = next(line for line in report.splitlines() if line.startswith(f"- tiny CLIP: {one} against {other} "))
+        assert counts.replace("no loss", "0 losses") in line and counts in verdict
