@@ -113,4 +113,4 @@ def test_the_verdict_has_the_numbers_of_the_report() -> None:
         ("RandLoRA-6", "DoRA (matched to RandLoRA-6)", "6 wins, 3 ties, no loss; +0.9 ± 1.0"),
     ):
         line = next(line for line in report.splitlines() if line.startswith(f"- tiny CLIP: {one} against {other} "))
-        assert counts.replace("no loss", "0 losses") in line and counts in verdict
+        assert counts.replace("no loss;", "0 losses in 9 cells;") in line and counts in verdict
