@@ -1,5 +1,6 @@
 """The README tells the truth: every command in it runs here, shortened where it would take minutes or a network."""
 
+import json
 import os
 import re
 import shlex
@@ -31,13 +32,29 @@ COMMANDS = [  # indented lines, then what the sentences mention between backtick
 FITS = [command for command in COMMANDS if command.startswith("fit ") and "--resume" not in command]
 GETS = [command for command in COMMANDS if command.startswith("data get ")]  # need a network
 BENCHES = [command for command in COMMANDS if command.startswith("bench ")]
-LONG = ("fit", "predict", "compare-methods", "bench", "adapter", "serve")
+LONG = ("fit", "predict", "compare-methods", "sweep", "bench", "adapter", "serve")
 QUICK = [c for c in COMMANDS if c.split()[0] not in LONG and c not in GETS]
 SHORT = [
     *("--data.steps", "2", "--data.batch_size", "4", "--data.eval_batch_size", "4", "--trainer.precision", "32-true"),
     *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1", "--trainer.accelerator", "cpu"),
     *("--trainer.enable_progress_bar", "false"),
 ]
+
+
+TINY = {
+    "commonsense": "{num_hidden_layers: 2, hidden_size: 64, intermediate_size: 128}",
+    "glue": "{num_hidden_layers: 2, hidden_size: 64, num_attention_heads: 4, intermediate_size: 128}",
+}
+"""Shapes of the language models of some configs."""
+
+
+def texts(folder: Path) -> None:
+    """Prompts with completions, and labelled texts."""
+    for split in ("train", "val", "test"):
+        rows = [{"prompt": f"{number} and one is", "completion": f" {number + 1}"} for number in range(12)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lines = [f"{word} film {number},{label}" for number in range(6) for word, label in (("fine", 1), ("dull", 0))]
+        (folder / f"{split}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
 
 
 def photos(folder: Path, count: int = 3) -> Path:
@@ -86,10 +103,12 @@ def test_fit(
     mine = tmp_path / "mine"
     for name in ("cat", "dog"):
         photos(mine / name, 20)
+    texts(mine)
     command = command.replace("PATH", str(mine))
+    tiny = [("--model.config_overrides", shape) for name, shape in TINY.items() if f"--config {name}" in command]
     if "--data.download true" in command:  # no network: what the download would bring is there already
         command = command.replace("--data.download true", f"--data.root {cifar_root[0]}")
-    run(command, *SHORT, "--model.pretrained", "random", "--run.root", str(tmp_path / "runs"))
+    run(command, *SHORT, "--model.pretrained", "random", *sum(tiny, ()), "--run.root", str(tmp_path / "runs"))
     assert "Next:" in capsys.readouterr().out
     (results,) = tmp_path.glob("runs/*/*/results.json")
     assert (results.parent / "adapter" / "adapter.safetensors").exists()
@@ -153,6 +172,13 @@ def test_compare_methods(quickstart: Path) -> None:
     (quickstart / "short.yaml").write_text(yaml.safe_dump(settings))
     run(command, "--config", "short.yaml", "--seeds", "1", "--methods", "linear probe", "RandLoRA-6", "--output", "out")
     assert "RandLoRA-6" in (quickstart / "out" / "table.md").read_text()
+
+
+def test_the_sweep(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (command,) = {c for c in COMMANDS if c.startswith("sweep")}
+    run(command, "--dry-run")
+    assert "327 cells: 327 open" in capsys.readouterr().out
 
 
 def test_the_python_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
