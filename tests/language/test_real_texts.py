@@ -18,8 +18,8 @@ from .test_cli import SMALL
 def test_randlora_learns_the_sentiment_of_film_reviews(run: Run, tmp_path: Path) -> None:
     """800 snippets, 50 steps: far better than the larger class (50.6 %), and than a head on the frozen encoder.
 
-    Three seeds gave 82.4, 82.2 and 83.0 %, a head alone 64.2, 63.8 and 64.8 %. With RandLoRA at 1e-3 the loss has hardly fallen by
-    then (0.67), and where the two classes part is luck.
+    Three seeds gave 82.4, 82.2 and 83.0 %, a head alone 64.2, 63.8 and 64.8 %. With RandLoRA at 1e-3 the loss
+    has hardly fallen by then (0.67), and where the two classes part is luck.
     """
     found = archives()
     assert found is not None
