@@ -1,6 +1,7 @@
 """Language tasks through the command line: the same run folder, and mistakes in one or two lines."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +158,22 @@ def test_configs_train_as_many_parameters_as_they_say(name: str, count: int) -> 
             model = AutoModelForCausalLM.from_config(model_config(options["name"], "random", None))
         assert inject(model, LoRA(rank=16), options["targets"]).trainable == 5_505_024
         assert "5,505,024" in text
+
+
+@pytest.mark.parametrize("name", ["commonsense_qwen2", "e2e_gpt2_medium", "glue_roberta_base", "glue_roberta_large"])
+def test_the_small_shape_that_a_config_names_takes_its_adapter(name: str) -> None:
+    """For trying it without weights; the rank must fit into the smallest layer."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    from randlora_pl.adapters import RandLoRA
+
+    text = find_config(name).read_text()
+    (shape,) = re.findall(r"--model.config_overrides '(.*)'", text)
+    options: dict[str, Any] = yaml.safe_load(text)["model"]["init_args"]
+    kind: Any = AutoModel if name.startswith("glue") else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = kind.from_config(model_config(options["name"], "random", yaml.safe_load(shape)))
+    assert inject(model, RandLoRA(**options["adapter"]["init_args"]), options["targets"]).trainable > 0
 
 
 def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_path: Path) -> None:
