@@ -10,14 +10,21 @@ from tokenizers import Tokenizer
 from randlora_pl.errors import UserError
 from randlora_pl.language.causal import CausalLMTask
 from randlora_pl.language.encode import Encoded, collate, encode_prompt
-from randlora_pl.language.generate import Decoding, choose_options, learned_columns, token_losses, write_texts
+from randlora_pl.language.generate import (
+    Decoding,
+    choose_options,
+    learned_columns,
+    token_losses,
+    write_texts,
+    write_tokens,
+)
 
 from .small import make
 
 PROMPTS = ["repeat the first word: red", "old", "repeat the last word: red old tall wet mild answer:"]
 
 
-@pytest.fixture(params=["qwen2", "llama", "gpt2"])
+@pytest.fixture(params=["qwen2", "llama", "phi3", "gpt2"])
 def task(request: pytest.FixtureRequest, tokenizer: Path) -> CausalLMTask:
     """A decoder that says something: random, with large weights."""
     kind = request.param
@@ -39,6 +46,24 @@ def test_a_batch_writes_what_each_prompt_writes_alone(how: Decoding, task: Causa
     alone = [write_texts(task.model, task.vocabulary, batch(task, [prompt]), how, 0)[0] for prompt in PROMPTS]
     assert together == alone
     assert any(text.strip() for text in together)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[1:2]], ids=["three lengths", "one token"])
+def test_prompts_that_are_read_once_give_what_transformers_gives(task: CausalLMTask, prompts: list[str]) -> None:
+    texts = batch(task, prompts)
+    seen: list[int] = []
+
+    def note(module: Any, args: Any, options: dict[str, Any]) -> None:
+        seen.append(options["input_ids"].numel() if "input_ids" in options else args[0].numel())
+
+    found = {}
+    for share in (True, False):
+        seen.clear()
+        with task.model.register_forward_pre_hook(note, with_kwargs=True):
+            found[share] = (write_tokens(task.model, texts, Decoding(3, 5), 0, share=share), sum(seen))
+    assert torch.equal(found[True][0], found[False][0])
+    rows, length = texts["input_ids"].shape
+    assert found[False][1] - found[True][1] == (3 - 1) * rows * (length - 1)
 
 
 def test_greedy_writes_the_likeliest_tokens(task: CausalLMTask) -> None:

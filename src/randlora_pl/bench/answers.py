@@ -57,6 +57,8 @@ class Answers:
     def seconds(self, batch_size: int) -> float:
         """Seconds for all prompts, so many at a time; what is written is kept in `written`.
 
+        One by one they go to transformers as they are, each read for every beam: that is the released evaluation.
+
         Args:
             batch_size: Prompts of a batch, the longest first.
         """
@@ -69,7 +71,7 @@ class Answers:
         start = time.perf_counter()
         for batch in batches:
             here = {name: value.to(self.device) for name, value in batch.items()}
-            found += write_tokens(self.model, here, self.decoding, pad=0).cpu().unbind()
+            found += write_tokens(self.model, here, self.decoding, pad=0, share=batch_size > 1).cpu().unbind()
         synchronize(self.device)
         taken = time.perf_counter() - start
         self.written[batch_size] = found

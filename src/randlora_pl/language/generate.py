@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ def write_tokens(
     pad: int,
     eos: int | None = None,
     bos: int | None = None,
+    share: bool = True,
 ) -> Tensor:
     """The tokens behind `write_texts`, (b, up to max_new_tokens), padded on the right.
 
@@ -74,6 +76,7 @@ def write_tokens(
         pad: Number to pad with.
         eos: The token that ends a text, if there is one.
         bos: The token that begins one, if there is one.
+        share: Whether a prompt is read once for all of its beams; transformers by itself reads it for each.
 
     Raises:
         UserError: See `write_texts`.
@@ -97,14 +100,27 @@ def write_tokens(
         rules.append(lambda ids, scores: rule(ids[:, start:], scores))
     check_positions(model, batch["attention_mask"], decoding.max_new_tokens)
     generate: Any = model.generate
+    prompts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    read = _read(model, **prompts, beams=how.num_beams) if share and how.num_beams > 1 else {}
     with _without_its_own_rules(model):
-        ids: Tensor = generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            generation_config=how,
-            logits_processor=rules,
-        )
+        ids: Tensor = generate(**prompts, **read, generation_config=how, logits_processor=rules)
     return ids[:, start:]
+
+
+def _read(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, beams: int) -> dict[str, Any]:
+    """Keys and values of all tokens of the prompts but the last, for each beam; nothing for prompts of one token."""
+    from transformers import GenerationMixin
+
+    ids, mask = input_ids[:, :-1], attention_mask[:, :-1]
+    if not ids.shape[1]:
+        return {}
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    found = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1)
+    takes = signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    name = "cache" if "cache" in takes else "past_key_values"  # as it was called before
+    cache = getattr(found, name)
+    cache.batch_repeat_interleave(beams)
+    return {name: cache}
 
 
 @contextmanager
