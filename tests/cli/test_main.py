@@ -86,6 +86,8 @@ def test_listings_name_what_there_is(run: Run) -> None:
     listed = run("datasets").out
     assert all(f"\n{name} " in listed for name in CATALOG)
     listed = run("models").out
+    assert "openai-community/gpt2-medium      transformers  e2e_gpt2_medium" in listed
+    assert "3,821.1 M" in run("models", "Microsoft/phi-3-mini-4k-instruct").out
     assert all(f"\n{row.name} " in listed for row in MODELS)
     assert "RandLoRA" in run("adapters").out
 

@@ -8,7 +8,10 @@ from torch import nn
 
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA, inject
 from randlora_pl.adapters.targets import select
+from randlora_pl.cli.configs import find_config
 from randlora_pl.language.families import TARGETS, paper_targets
+from randlora_pl.language.known import KNOWN
+from randlora_pl.language.models import model_config
 
 transformers = pytest.importorskip("transformers", reason="transformers, of the extra `language`, is missing")
 
@@ -136,3 +139,13 @@ def test_other_readings_of_the_targets() -> None:
 def test_a_family_that_the_paper_does_not_have_takes_the_default() -> None:
     assert paper_targets("mistral") == ["qkv", "fc1", "fc2"]
     assert {config[0] for config in CONFIGS.values()} == TARGETS.keys()
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_models_have_the_parameters_that_are_listed(name: str) -> None:
+    known = KNOWN[name]
+    auto = transformers.AutoModel if known.kind == "roberta" else transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(model_config(name, "random", None))
+    assert sum(parameter.numel() for parameter in model.parameters()) == known.parameters
+    assert name in find_config(known.config).read_text()

@@ -121,20 +121,20 @@ def _some(words: Sequence[str], most: int, between: str = ", ") -> str:
 
 def models_verb(args: list[str]) -> int:
     """``models``: backbones that have been tried, with a config where there is one."""
+    from randlora_pl.language.known import KNOWN
     from randlora_pl.models.catalog import MODELS
 
-    rows = {row.name: row for row in MODELS}
+    rows = {
+        row.name: (row.name, row.library, row.config, row.parameters, row.image_size, ", ".join(row.tags), row.licence)
+        for row in MODELS
+    }
+    rows |= {
+        name: (name, "transformers", known.config, known.parameters, "text", "its own", known.licence)
+        for name, known in KNOWN.items()
+    }
     chosen = [_pick(name, rows, "model") for name in args] if args else list(rows.values())
     header = ("model", "library", "config", "parameters", "pixels", "weights", "licence")
-    print(
-        table(
-            header,
-            [
-                (m.name, m.library, m.config, f"{m.parameters / 1e6:.1f} M", m.image_size, ", ".join(m.tags), m.licence)
-                for m in chosen
-            ],
-        )
-    )
+    print(table(header, [(*row[:3], f"{row[3] / 1e6:,.1f} M", *row[4:]) for row in chosen]))
     print("\nUse: randlora-pl fit --config CONFIG, or --model.name NAME --model.pretrained TAG, a file or random")
     return 0
 

@@ -60,10 +60,16 @@ class Known:
 
     Attributes:
         kind: `model_type` of transformers.
+        parameters: Parameters of the model, an output layer that is the table of embeddings counted once.
+        config: Shipped configuration that uses it.
+        licence: Licence of the weights as their publishers state it; their own page decides.
         shape: What differs from the defaults of that kind's configuration class.
     """
 
     kind: str
+    parameters: int
+    config: str
+    licence: str
     shape: dict[str, Any] = field(default_factory=dict)
 
 
@@ -76,13 +82,20 @@ _PHI3 |= {"num_attention_heads": 32, "num_key_value_heads": 32, "sliding_window"
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 
 KNOWN: dict[str, Known] = {
-    "Qwen/Qwen2-0.5B-Instruct": Known("qwen2", _QWEN2),
-    "microsoft/Phi-3-mini-4k-instruct": Known("phi3", _PHI3),
-    "meta-llama/Meta-Llama-3-8B": Known("llama", _LLAMA3),
-    "openai-community/gpt2-medium": Known("gpt2", {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
-    "FacebookAI/roberta-base": Known("roberta", _ROBERTA),
+    "Qwen/Qwen2-0.5B-Instruct": Known("qwen2", 494_032_768, "commonsense_qwen2", "Apache-2.0", _QWEN2),
+    "microsoft/Phi-3-mini-4k-instruct": Known("phi3", 3_821_079_552, "commonsense_phi3", "MIT", _PHI3),
+    "meta-llama/Meta-Llama-3-8B": Known(
+        "llama", 8_030_261_248, "commonsense_llama3", "Llama 3 licence, gated", _LLAMA3
+    ),
+    "openai-community/gpt2-medium": Known(
+        "gpt2", 354_823_168, "e2e_gpt2_medium", "MIT", {"n_embd": 1024, "n_layer": 24, "n_head": 16}
+    ),
+    "FacebookAI/roberta-base": Known("roberta", 124_645_632, "glue_roberta_base", "MIT", _ROBERTA),
     "FacebookAI/roberta-large": Known(
         "roberta",
+        355_359_744,
+        "glue_roberta_large",
+        "MIT",
         _ROBERTA | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
     ),
 }
