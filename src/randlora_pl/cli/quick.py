@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.sources import ClassSource, subclasses
@@ -124,7 +124,7 @@ def models_verb(args: list[str]) -> int:
     from randlora_pl.language.known import KNOWN
     from randlora_pl.models.catalog import MODELS
 
-    rows = {
+    rows: dict[str, tuple[Any, ...]] = {
         row.name: (row.name, row.library, row.config, row.parameters, row.image_size, ", ".join(row.tags), row.licence)
         for row in MODELS
     }
