@@ -94,6 +94,11 @@ def test_listings_name_what_there_is(run: Run) -> None:
 
 def test_details_and_near_names_of_listings(run: Run, refused: Callable[..., str]) -> None:
     assert "CC BY 4.0" in run("datasets", "digits").out
+    for name, source in (("commonsense_15k", "LLM-Adapters"), ("e2e", "e2e-dataset"), ("rte", "gluebenchmark.com")):
+        out = run("datasets", name).out
+        assert source in out and f"--data.dataset {name}" in out
+    assert {"docs/prompts.md", "docs/labelled_texts.md"} <= set(run("datasets", "jsonl").out.split())
+    assert "Did you mean 'commonsense_15k'" in refused("datasets", "commonsense_15")
     assert "--model.adapter.rank" in run("adapters", "RandLoRA").out
     assert "openai" in run("models", "ViT-B-32").out
     assert "Did you mean 'digits'" in refused("datasets", "digts")

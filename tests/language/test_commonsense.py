@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from randlora_pl.errors import UserError
-from randlora_pl.language.commonsense import TASKS, Question, read_test, read_training, split
+from randlora_pl.language.commonsense import TASKS, Question, read_test, read_training
+from randlora_pl.language.sources import set_aside
 
 from .files import LETTERS, record, write_commonsense
 
@@ -78,23 +79,23 @@ def test_a_wrong_record_is_told_with_its_line(tmp_path: Path, change: dict[str, 
 def test_a_split_divides_and_depends_on_the_seed_alone(count: int, data: st.DataObject) -> None:
     size = data.draw(st.integers(0, count - 1))
     questions = [Question(f"question {number}", "", "a", "a") for number in range(count)]
-    train, validation = split(questions, size, 7)
+    train, validation = set_aside(questions, size, 7)
     assert len(validation) == size
     assert sorted(train + validation, key=questions.index) == questions
     assert train == [question for question in questions if question not in validation]
-    assert split(questions, size, 7) == (train, validation)
+    assert set_aside(questions, size, 7) == (train, validation)
 
 
 def test_other_seeds_validate_with_others() -> None:
-    questions = [Question(f"question {number}", "", "a", "a") for number in range(1000)]
-    _, first = split(questions)
-    _, second = split(questions, seed=43)
+    questions = [Question(f"question {number}", "", "a", "a") for number in range(2000)]
+    _, first = set_aside(questions, None)
+    _, second = set_aside(questions, None, seed=43)
+    assert len(set_aside(questions[:500], None)[1]) == 50
     assert len(first) == 120
     assert first != second
     assert first != questions[:120]
 
 
-@pytest.mark.parametrize(("size", "said"), [(3, "leave nothing to train on"), (-1, "cannot be -1")])
-def test_a_split_without_training_samples_is_refused(size: int, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        split([Question("", "", "", "")] * 3, size)
+def test_a_split_without_training_samples_is_refused() -> None:
+    with pytest.raises(UserError, match="leave nothing to train on"):
+        set_aside([Question("", "", "", "")] * 3, 3)

@@ -92,7 +92,7 @@ def test_a_family_from_training_to_merged_weights(name: str, run: Run, tmp_path:
 @pytest.mark.parametrize(("name", "family"), [("phi3", "phi3"), ("gpt2", "gpt2"), ("qwen2", "qwen2")])
 def test_targets_that_are_left_out_are_the_paper_s(name: str, family: str, toy: Path, run: Run, tmp_path: Path) -> None:
     """The config says what was taken, the adapter file, too, and both can be used again."""
-    from randlora_pl.language.families import paper_targets
+    from randlora_pl.language.families import known_targets
 
     shape = json.dumps(SHAPES[family] | {"vocab_size": 260})
     shown = run(
@@ -102,7 +102,7 @@ def test_targets_that_are_left_out_are_the_paper_s(name: str, family: str, toy: 
     )  # fmt: skip
     assert shown.code == 0, shown.err
     (folder,) = (tmp_path / "runs" / "one").iterdir()
-    wanted = paper_targets(family)
+    wanted = known_targets(family)
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["targets"] == wanted
     saved: dict[str, Any] = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert saved["targets"] == wanted and saved["metadata"]["arguments"]["targets"] == wanted

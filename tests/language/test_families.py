@@ -9,7 +9,7 @@ from torch import nn
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA, inject
 from randlora_pl.adapters.targets import select
 from randlora_pl.cli.configs import find_config
-from randlora_pl.language.families import TARGETS, paper_targets
+from randlora_pl.language.families import TARGETS, known_targets
 from randlora_pl.language.known import KNOWN
 from randlora_pl.language.models import model_config
 
@@ -82,7 +82,7 @@ COUNTS: list[tuple[str, Adapter, int | str]] = [
     ids=[f"{name}-{adapter.method()}-{adapter.rank}" for name, adapter, _ in COUNTS],
 )
 def test_the_paper_s_counts(name: str, adapter: Adapter, count: int | str) -> None:
-    report = inject(on_meta(name), adapter, paper_targets(CONFIGS[name][0]))
+    report = inject(on_meta(name), adapter, known_targets(CONFIGS[name][0]))
     if isinstance(count, int):
         assert report.trainable == count
     else:
@@ -119,7 +119,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_layers_of_each_family(name: str) -> None:
     family = CONFIGS[name][0]
-    chosen = layers(name, paper_targets(family))
+    chosen = layers(name, known_targets(family))
     assert sorted(chosen) == sorted(LAYERS[name])
     if family not in ("roberta", "gpt2"):
         assert chosen == layers(name, None)  # the program's own default
@@ -127,7 +127,7 @@ def test_the_layers_of_each_family(name: str) -> None:
 
 def test_other_readings_of_the_targets() -> None:
     """What the figures would be with layers more or less."""
-    head = [*paper_targets("roberta"), r"classifier\.dense"]
+    head = [*TARGETS["roberta"], r"classifier\.dense"]
     assert inject(on_meta("roberta-base"), RandLoRA(64), head).trainable == 718_848 + 9_984
     down = inject(on_meta("phi3-mini"), LoRA(32), ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"][-1:])
     assert down.trainable == 32 * 32 * (3072 + 8192)
@@ -136,8 +136,8 @@ def test_other_readings_of_the_targets() -> None:
     assert whole.trainable == 24 * 16 * (1024 + 3072 + 2 * (1024 + 4096))
 
 
-def test_a_family_that_the_paper_does_not_have_takes_the_default() -> None:
-    assert paper_targets("mistral") == ["qkv", "fc1", "fc2"]
+def test_a_family_that_the_paper_does_not_have_is_not_known() -> None:
+    assert known_targets("mistral") is None
     assert {config[0] for config in CONFIGS.values()} == TARGETS.keys()
 
 

@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from randlora_pl.language.glue import TASKS
-from randlora_pl.language.glue_metrics import Predictions, grades, over_seeds
+from randlora_pl.language.glue_metrics import Predictions, grades
 
 BITS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=30)
 
@@ -51,12 +51,6 @@ def test_a_constant_correlates_with_nothing() -> None:
 def test_the_first_score_is_the_papers() -> None:
     for name, task in TASKS.items():
         assert next(iter(grades(task.metric, [0, 1], [0, 1]))) == task.metric, name
-
-
-def test_the_deviation_is_the_populations() -> None:
-    mean, deviation = over_seeds([90.0, 92.0, 94.0])
-    assert mean == 92
-    assert deviation == pytest.approx(math.sqrt(8 / 3))
 
 
 def test_predictions_are_gathered_whole() -> None:

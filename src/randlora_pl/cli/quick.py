@@ -8,6 +8,7 @@ from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.sources import ClassSource, subclasses
 from randlora_pl.cli.tables import entry, table
 from randlora_pl.errors import UserError, near
+from randlora_pl.language.sizes import OWN_TEXTS
 
 if TYPE_CHECKING:
     from randlora_pl.data.catalog import Row as DataSet
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 Row = TypeVar("Row")
 
 OWN_PAGE = "docs/your_own_data.md"
+TEXT_PAGES = ("docs/prompts.md", "docs/labelled_texts.md")
 
 
 def adapters_verb(args: list[str]) -> int:
@@ -45,9 +47,8 @@ def describe(source: ClassSource, prefix: str) -> str:
 
 def datasets_verb(args: list[str]) -> int:
     """``datasets``: the data sets; ``datasets NAME``: one in full."""
-    from randlora_pl.data.catalog import CATALOG, default_root, find
-    from randlora_pl.language.glue import SOURCE
-    from randlora_pl.language.known import DATASETS, LABELLED, OWN_LABELLED
+    from randlora_pl.data.catalog import CATALOG, default_root
+    from randlora_pl.language.known import DATASETS, LABELLED
 
     parser = Parser("datasets")
     parser.add_argument("names", nargs="*", metavar="NAME")
@@ -71,13 +72,16 @@ def datasets_verb(args: list[str]) -> int:
             + OWN_PAGE
         )
         print(f"Texts: --model CausalLMTask with {', '.join(DATASETS)}")
-        print(f"       --model TextClassificationTask with {', '.join(LABELLED)}")
+        print(f"       --model TextClassificationTask with {', '.join(LABELLED)}; see {' and '.join(TEXT_PAGES)}")
         return 0
     for name in typed.names:
-        if name in LABELLED and name not in OWN_LABELLED:
-            print(entry(name, f"{LABELLED[name]}, for --model TextClassificationTask. Get the files: {SOURCE}", 0, 16))
+        if name in DATASETS or name in LABELLED:
+            print(_texts(name))
             continue
-        row = find(name)
+        if name not in CATALOG:
+            hint = near(name, [*CATALOG, *DATASETS, *LABELLED])
+            raise UserError(f"There is no data set {name!r}.{hint} See: randlora-pl datasets")
+        row = CATALOG[name]
         facts = {
             "what it is": row.title,
             "classes": _some(row.classnames, 260)
@@ -94,6 +98,26 @@ def datasets_verb(args: list[str]) -> int:
         }
         print(f"{row.name}\n" + "\n".join(entry(key, value, column=14) for key, value in facts.items() if value) + "\n")
     return 0
+
+
+def _texts(name: str) -> str:
+    """A data set of texts in full: for which tasks it is, its files, and where they are from."""
+    from randlora_pl.language import commonsense, e2e, glue
+    from randlora_pl.language.known import DATASETS, LABELLED, TASKS
+
+    lines = [name]
+    for known, task, page in zip((DATASETS, LABELLED), TASKS, TEXT_PAGES, strict=True):
+        if name not in known:
+            continue
+        source = {"files": f"below --data.root PATH, see {page}"}
+        if name in glue.TASKS:
+            source = {"get it": glue.SOURCE}
+        elif name not in OWN_TEXTS:
+            where = e2e if name == "e2e" else commonsense
+            source = {"files": f"{where.TREE}; below --data.root PATH", "get it": where.SOURCE}
+        facts = {"what it is": known[name], "use": f"--model {task} --data.dataset {name}"} | source
+        lines += [entry(key, value, column=14) for key, value in facts.items()]
+    return "\n".join([*lines, ""])
 
 
 def state(row: "DataSet", root: Path) -> str:

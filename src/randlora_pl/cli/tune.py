@@ -125,7 +125,7 @@ def _check_validation(cells: list[Cell]) -> None:
     for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
         data = data_of(cell.tree)
         if is_text(cell.tree):  # which need a tokenizer to be read
-            if not (data.validation or data.dataset in OWN_TEXTS):
+            if data.validation == 0 and data.dataset not in OWN_TEXTS:
                 raise UserError(f"datasets.{label}: nothing is held out; put data.validation: N into tune.set.")
             continue
         with redirect_stderr(io.StringIO()):  # what it remarks is an error here

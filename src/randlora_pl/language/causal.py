@@ -1,4 +1,4 @@
-"""Fine-tuning of decoders on prompts and completions (sections 5.4 and 6.4 of the paper)."""
+"""Fine-tuning of decoders on prompts and completions (section 5.4 and appendix B.2 of the paper)."""
 
 from typing import Any, Literal
 
@@ -211,7 +211,7 @@ class CausalLMTask(LanguageTask):
         return [item.options[number] for item, number in zip(items, chosen, strict=True)]
 
     def on_test_epoch_end(self) -> None:
-        """Accuracy and the rate of texts without an answer of each test, and their unweighted means (Table 6).
+        """Accuracy and the rate of texts without an answer of each test, and their unweighted means (Table 15).
 
         Texts with references have scores of the corpus instead, which one process computes from those of all.
         """

@@ -1,15 +1,13 @@
-"""The instruction files of the commonsense experiments and what counts as an answer (paper: section 6.4, Table 6).
+"""The instruction files of the commonsense experiments and what counts as an answer (paper: section 5.4, Table 15).
 
 The files are those of LLM-Adapters: ``commonsense_15k.json`` and ``commonsense_170k.json`` to train on and
 ``NAME/test.json`` for the eight tests.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from randlora_pl import rng
 from randlora_pl.errors import UserError, near
 from randlora_pl.language.text_files import first_file, read_records
 
@@ -125,31 +123,3 @@ def _question(path: Path, line: int, fields: dict[str, str], task: Task | None) 
         what = f"the answer {fields['answer'][:40]!r} is none of {', '.join(task.answers)}"
         raise UserError(f"{path}, line {line}: {what}. Mend the record, or get the file again")
     return Question(**fields)
-
-
-def split(
-    questions: Sequence[Question], validation: int = 120, seed: int = 42
-) -> tuple[list[Question], list[Question]]:
-    """Training and validation questions; which ones validate depends on the seed and the number of questions alone.
-
-    Args:
-        questions: All questions of the training file.
-        validation: How many validate; the released scripts keep 120.
-        seed: Chooses them.
-
-    Returns:
-        Both parts in the order of the file.
-
-    Raises:
-        UserError: Nothing would be left to train on.
-    """
-    if not 0 <= validation < len(questions):
-        raise UserError(
-            f"{validation} validation samples of {len(questions)} leave nothing to train on: lower --data.validation"
-            if validation >= 0
-            else f"The number of validation samples cannot be {validation}: set --data.validation to 0 or more"
-        )
-    order = rng.permutation(seed, "commonsense/validation", len(questions))[:validation]
-    chosen = set(order.tolist())
-    train = [question for place, question in enumerate(questions) if place not in chosen]
-    return train, [questions[place] for place in sorted(chosen)]

@@ -29,7 +29,8 @@ class TextData(TokenData):
             and test.jsonl (or one file to train on alone).
         root: Folder that holds the data; by default the user's data folder.
         tests: Commonsense tests to evaluate, for example `[boolq, piqa]`; by default all eight.
-        validation: Training samples that are set aside for validation (120 in the paper's scripts).
+        validation: Training samples that are set aside for validation, where there is no file for it. By default 120,
+            as in the paper's scripts, but at most a tenth.
         cutoff: Most tokens of a sample; what is longer is cut, counted and reported.
         mask_prompt: Learn the completion only. By default e2e's alone; else the loss looks at the whole text, as in the
             paper's scripts.
@@ -53,7 +54,7 @@ class TextData(TokenData):
         dataset: str = "commonsense_15k",
         root: str | None = None,
         tests: list[str] | None = None,
-        validation: int = 120,
+        validation: int | None = None,
         cutoff: int = 256,
         mask_prompt: bool | None = None,
         batch_size: int = 16,
@@ -67,7 +68,7 @@ class TextData(TokenData):
         super().__init__(batch_size, eval_batch_size, epochs, steps, sampling, seed, num_workers)
         check_dataset(dataset)
         check_run(batch_size, eval_batch_size, epochs, steps, 0, sampling, num_workers)
-        for name, value, least in (("validation", validation, 0), ("cutoff", cutoff, 2)):
+        for name, value, least in (("validation", validation or 0, 0), ("cutoff", cutoff, 2)):
             if value < least:
                 raise UserError(f"--data.{name} is {value}, but must be at least {least}")
         for test in tests or ():

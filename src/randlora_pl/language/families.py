@@ -10,10 +10,8 @@ Targets are aliases of `adapters.targets`, and so fit separate and fused project
 | gpt2 | rows of attn.c_attn | mlp.c_fc, mlp.c_proj | attn.c_proj |
 """
 
-from randlora_pl.adapters.targets import DEFAULT_TARGETS
-
 TARGETS: dict[str, list[str]] = {
-    "qwen2": ["qkv", "fc1", "fc2"],  # section 5.3 of the paper: no gate_proj, no o_proj
+    "qwen2": ["qkv", "fc1", "fc2"],  # as in the released scripts: no gate_proj, no o_proj
     "llama": ["qkv", "fc1", "fc2"],
     # All three fused weights, which is what the paper's shares of parameters agree with; the released scripts name
     # layers that Phi-3 does not have, and would adapt down_proj alone.
@@ -26,15 +24,10 @@ TARGETS: dict[str, list[str]] = {
 
 
 def known_targets(model_type: str) -> list[str] | None:
-    """The paper's targets for a family of models that it has, None for others, whose layers may have other names."""
-    return paper_targets(model_type) if model_type in TARGETS else None
-
-
-def paper_targets(model_type: str) -> list[str]:
-    """The paper's targets for a family of models; q, k, v and both MLP matrices for families that it does not have.
+    """The paper's targets for a family of models that it has, None for others, whose layers may have other names.
 
     Example:
-        >>> paper_targets("gpt2")
+        >>> known_targets("gpt2")
         ['q', 'v', 'fc1', 'fc2']
     """
-    return list(TARGETS.get(model_type, DEFAULT_TARGETS))
+    return list(TARGETS[model_type]) if model_type in TARGETS else None

@@ -1,6 +1,5 @@
-"""What predictions of classes and scores are graded by, and mean and deviation over seeds (appendix B.1, Table 4)."""
+"""What predictions of classes and scores are graded by (appendix B.1, Table 4)."""
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,8 +68,3 @@ class Predictions(Metric):
             "labels": labels.tolist(),
             "loss": float(losses.to(torch.float64).mean()),
         }
-
-
-def over_seeds(scores: Sequence[float]) -> tuple[float, float]:
-    """Mean and deviation as the paper gives them: the deviation is the population's (divided by n, not n - 1)."""
-    return statistics.fmean(scores), statistics.pstdev(scores)

@@ -11,14 +11,14 @@ TASKS = ("CausalLMTask", "TextClassificationTask")
 
 DATASETS = {
     "commonsense_15k": "15,000 questions with their answers to learn, and eight tests of commonsense reasoning",
-    "commonsense_170k": "170,000 of them",
+    "commonsense_170k": "170,000 questions with their answers to learn, and the same eight tests",
     "e2e": "descriptions of restaurants to write from their facts, scored by BLEU, NIST, METEOR, ROUGE-L and CIDEr",
     "jsonl": "your own prompts and completions",
 }
 
 OWN_LABELLED = {
     "csv": "your own labelled texts: train.csv, val.csv and test.csv with columns text (or text_a, text_b) and label",
-    "jsonl": "the same as JSON lines",
+    "jsonl": "your own labelled texts: the same as JSON lines, in train.jsonl, val.jsonl and test.jsonl",
 }
 LABELLED = {
     "sst2": "GLUE: sentiment of sentences on films, accuracy",

@@ -8,8 +8,6 @@ from randlora_pl.language import commonsense, e2e, glue
 from randlora_pl.language.sizes import OWN_TEXTS
 from randlora_pl.language.text_files import first_file
 
-OWN = "your own texts, see docs/your_own_data.md"
-
 
 def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains: bool = True) -> str:
     """What is missing of a data set and where it is from; empty where all of it is there.
@@ -25,7 +23,8 @@ def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains:
             return _glue(dataset, root)
         if dataset in OWN_TEXTS:
             name = f"train.{dataset}"
-            first_file(root.parent if root.is_file() else root, (root.name if root.is_file() else name,), name, OWN)
+            own = "your own texts, see docs/prompts.md and docs/labelled_texts.md"
+            first_file(root.parent if root.is_file() else root, (root.name if root.is_file() else name,), name, own)
         elif dataset == "e2e":
             for name in ("train.txt", "valid.txt", "test.txt"):
                 first_file(root, (name,), e2e.TREE, e2e.SOURCE)

@@ -18,6 +18,9 @@ OWN = 'train.jsonl with a line such as {"prompt": "2+2=", "completion": "4"} for
 OWN += "; val.jsonl and test.jsonl alike, as you like"
 FIELDS = ("prompt", "completion")
 
+VALIDATION = 120
+"""Training samples that validate where nothing is said, as in the released scripts."""
+
 Kind = TypeVar("Kind")
 
 
@@ -77,14 +80,14 @@ class Texts:
 
 
 def read_texts(
-    dataset: str, root: Path, validation: int, tests: Sequence[str] | None, train: bool, test: bool
+    dataset: str, root: Path, validation: int | None, tests: Sequence[str] | None, train: bool, test: bool
 ) -> Texts:
     """Reads what is needed.
 
     Args:
         dataset: Its name.
         root: Folder of the data.
-        validation: Training samples that are set aside for validation.
+        validation: Training samples that are set aside for validation; None for `VALIDATION`, but at most a tenth.
         tests: The tests to read, None for all.
         train: Whether training and validation samples are needed.
         test: Whether the tests are.
@@ -97,10 +100,9 @@ def read_texts(
     if dataset == "e2e":
         return _e2e(root, tests, train, test)
     template = Template()
-    parts: Any = commonsense.split(commonsense.read_training(root, dataset), validation) if train else ((), ())
-    learn, hold = (
-        [Sample(template.prompt(each.instruction, each.input), each.output) for each in part] for part in parts
-    )
+    questions = commonsense.read_training(root, dataset) if train else []
+    samples = [Sample(template.prompt(each.instruction, each.input), each.output) for each in questions]
+    learn, hold = set_aside(samples, validation, 42, "commonsense/validation") if train else ([], [])
     names = list(commonsense.TASKS) if tests is None else tests
     items = [
         _item(commonsense.TASKS[name], question, template)
@@ -129,7 +131,7 @@ def _e2e(root: Path, tests: Sequence[str] | None, train: bool, test: bool) -> Te
     return Texts(learn, hold, items)
 
 
-def _own(root: Path, validation: int, tests: Sequence[str] | None, train: bool, test: bool) -> Texts:
+def _own(root: Path, validation: int | None, tests: Sequence[str] | None, train: bool, test: bool) -> Texts:
     """A folder of JSON lines, or one file to train on alone."""
     folder, file = (root.parent, root) if root.is_file() else (root, root / "train.jsonl")
     if tests is not None:
@@ -150,17 +152,30 @@ def _own(root: Path, validation: int, tests: Sequence[str] | None, train: bool, 
     return Texts(learn, hold, items)
 
 
-def set_aside(samples: list[Kind], count: int) -> tuple[list[Kind], list[Kind]]:
+def set_aside(
+    samples: list[Kind], count: int | None, seed: int = 0, stream: str = "text/validation"
+) -> tuple[list[Kind], list[Kind]]:
     """Training and validation samples; which ones validate is the same for every seed of a run.
+
+    Args:
+        samples: All of them.
+        count: How many validate; None for `VALIDATION`, but at most a tenth.
+        seed: Chooses them, with their number and the stream alone.
+        stream: Name of the random numbers.
+
+    Returns:
+        Both parts in the order of the samples.
 
     Raises:
         UserError: Nothing would be left to train on.
     """
+    if count is None:
+        count = min(VALIDATION, len(samples) // 10)
     if count >= len(samples):
         raise UserError(
             f"{count} validation samples of {len(samples)} leave nothing to train on: lower --data.validation"
         )
-    chosen = set(rng.permutation(0, "text/validation", len(samples))[:count].tolist())
+    chosen = set(rng.permutation(seed, stream, len(samples))[:count].tolist())
     learn = [sample for place, sample in enumerate(samples) if place not in chosen]
     return learn, [samples[place] for place in sorted(chosen)]
 
