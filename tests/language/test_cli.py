@@ -188,6 +188,10 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
     assert "qwen2 has no 'hidden'. Did you mean" in fit("--model.config_overrides", "{hidden: 4}")
     assert "makes no model: " in fit("--model.config_overrides", "{hidden_size: wide}")
     assert "makes no model: " in fit("--model.config_overrides", "{num_attention_heads: 0}")
+    odd = SHAPES["qwen2"] | {"vocab_size": 64, "hidden_size": 60}
+    assert "makes no model: RuntimeError" in fit("--model.config_overrides", json.dumps(odd))
+    for name, tasks in (("jsonl", "CausalLMTask or TextClassificationTask"), ("rte", "TextClassificationTask")):
+        assert f"is of texts: it needs --model {tasks}." in refused("fit", "--data.dataset", name)
     assert "train.jsonl does not exist" in fit("--data.root", str(tmp_path))
     assert "accelerator" not in fit("--model.quantize", "4bit")
     assert "cannot be had (--model.name)" in fit("--model.pretrained", "null", "--model.config_overrides", "null",
@@ -199,7 +203,7 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
     (bad / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
     assert "lacks 'completion'" in fit("--data.root", str(bad))
     (bad / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    assert "leave nothing to train on" in fit("--data.root", str(bad))
+    assert "leave nothing to train on" in fit("--data.root", str(bad), "--data.validation", "120")
 
 
 def test_a_wrong_test_is_told_before_the_training(
@@ -246,3 +250,7 @@ def test_predict_says_that_it_takes_images(run: Run, refused: Refused, words: li
     (tmp_path / "images").mkdir()
     shown = refused("predict", "--adapter", str(folder / "adapter"), "--images", "images")
     assert "belongs to a language model" in shown
+    shown = refused("adapter", "export", str(folder / "adapter"), "--to", "onnx", "--output", "x.onnx")
+    assert "belongs to a language model" in shown and "adapter merge" in shown
+    shown = refused("adapter", "export", str(folder / "adapter"), "--to", "peft", "--output", "peft")
+    assert "train with --model.adapter.pairing peft" in shown

@@ -196,6 +196,12 @@ def test_a_cell_is_counted_by_its_tokens(tmp_path: Path) -> None:
 # What is there
 
 
+def test_the_source_of_missing_texts_is_told_once(refused: Refused, tmp_path: Path) -> None:
+    shown = refused("sweep", "table4", "--data.root", str(tmp_path), "--only", "model=RoBERTa-base")
+    assert f"{tmp_path / 'SST-2'} does not exist; {tmp_path / 'MRPC'} does not exist; " in shown
+    assert shown.count("gluebenchmark.com") == 1 and ".." not in shown
+
+
 def test_missing_texts_are_told_by_their_files(tmp_path: Path) -> None:
     assert "commonsense_15k.json" in absent("commonsense_15k", tmp_path)
     root = write_commonsense(tmp_path / "questions")

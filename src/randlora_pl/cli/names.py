@@ -116,8 +116,12 @@ def _check_dataset(task: str | None, dataset: str) -> None:
 
         (known.check_labelled if data_class(task).name == "LabelledTexts" else known.check_dataset)(dataset)
         return
-    from randlora_pl.data.catalog import find
+    from randlora_pl.data.catalog import CATALOG, find
+    from randlora_pl.language.known import DATASETS, LABELLED, TASKS
 
+    fits = [name for name, known in zip(TASKS, (DATASETS, LABELLED), strict=True) if dataset in known]
+    if dataset not in CATALOG and fits:
+        raise UserError(f"The data set {dataset!r} is of texts: it needs --model {' or '.join(fits)}.")
     find(dataset)
 
 

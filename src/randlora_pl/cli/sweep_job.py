@@ -1,7 +1,7 @@
 """A sweep that was asked for: read, checked, cut down to what this command is about."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,7 @@ def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
         place = "" if root == default_root() else f" --root {shlex.quote(str(root))}"
         commands.append(f"randlora-pl data get {' '.join(names)}{place}")
     texts = _absent_texts([cell for cell in cells if is_text(cell.tree)])
-    return absent + list(texts), commands + list(dict.fromkeys(texts.values()))
+    return absent + list(texts), commands + _by_source(texts.values())
 
 
 def _absent_texts(cells: Sequence[Cell]) -> dict[str, str]:
@@ -165,8 +165,17 @@ def _absent_texts(cells: Sequence[Cell]) -> dict[str, str]:
         data = cell.tree["data"]
         root = default_root() if data.get("root") is None else Path(data["root"]).expanduser()
         if told := absent(data["dataset"], root, data.get("tests"), not cell.untrained):
-            missing.setdefault(cell.labels.dataset, told.replace("\n", ". "))
+            missing.setdefault(cell.labels.dataset, told)
     return missing
+
+
+def _by_source(missing: Iterable[str]) -> list[str]:
+    """What is missing of data sets of texts, those from one place together: the place is told once."""
+    found: dict[str, list[str]] = {}
+    for told in missing:
+        what, _, source = told.partition("\n")
+        found.setdefault(source, []).append(what.rstrip("."))
+    return [f"{'; '.join(dict.fromkeys(whats))}. {source}" for source, whats in found.items()]
 
 
 def begin(job: Job) -> None:

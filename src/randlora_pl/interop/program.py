@@ -117,7 +117,13 @@ def load_program(path: Path, part: str = "classifier") -> Program:
     Raises:
         UserError: The adapter has no task or class names, or the model has no such part.
     """
-    metadata = read_adapter(path).metadata
+    file = read_adapter(path)
+    metadata = file.metadata
+    if file.config.get("base_model", {}).get("library") == "transformers":
+        raise UserError(
+            f"{path} belongs to a language model, and only image models become programs. The merged weights: "
+            f"randlora-pl adapter merge {path} --output FOLDER"
+        )
     if not metadata.get("task") or not metadata.get("classnames"):
         raise UserError(
             f"{path} has no class names, so there is no classifier to export: no training run of ours saved it. "

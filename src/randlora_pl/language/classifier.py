@@ -11,7 +11,7 @@ from randlora_pl.adapters.bases import Distribution, draw
 from randlora_pl.errors import UserError
 from randlora_pl.language.encode import pad_id
 from randlora_pl.language.hub import reached
-from randlora_pl.language.models import RANDOM, check_vocabulary, model_config, possible
+from randlora_pl.language.models import RANDOM, check_vocabulary, model_config, possible, try_out
 from randlora_pl.models.building import seeded
 
 
@@ -58,6 +58,8 @@ def load_classifier(
         config.pad_token_id = pad_id(tokenizer)
         with seeded(seed), possible(overrides):
             model = AutoModelForSequenceClassification.from_config(config)
+            if overrides:
+                try_out(model)
         absent = set(model.state_dict())
         missing: list[str] = []
     else:

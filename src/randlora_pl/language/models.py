@@ -81,6 +81,12 @@ def possible(overrides: Mapping[str, Any] | None) -> Iterator[None]:
         ) from error
 
 
+@torch.no_grad()
+def try_out(model: nn.Module) -> None:
+    """Runs a new model once: some shapes, such as heads of an odd size, fail no sooner."""
+    model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.int64), attention_mask=torch.ones(1, 2, dtype=torch.int64))
+
+
 def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
     """Refuses a tokenizer of more tokens than a model has.
 
@@ -130,6 +136,8 @@ def load_causal(
             setattr(config, token, getattr(tokenizer, token))
         with seeded(seed), possible(overrides):
             model = AutoModelForCausalLM.from_config(config).to(dtype)
+            if overrides:
+                try_out(model)
     else:
         source = pretrained or name
         with reached(source, "--model.pretrained" if pretrained else "--model.name"):

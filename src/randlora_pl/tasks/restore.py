@@ -48,7 +48,9 @@ def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
     metadata = file.metadata
     kind = TASKS.get(metadata.get("task", ""))
     if file.config.get("base_model", {}).get("library") == "transformers":
-        raise UserError(f"{file.path} belongs to a language model: load_language_task(folder) of randlora_pl.language.")
+        raise UserError(
+            f"{file.path} belongs to a language model: load_language_task of randlora_pl.language.restore takes it."
+        )
     if kind is None:
         raise UserError(f"{file.path} says nothing of a task; it can be loaded with load_adapter(model, folder) only.")
     if "pretrained" not in overrides and (weights := find_weights(file.config.get("base_model", {}), file.path)):
