@@ -254,3 +254,11 @@ def test_predict_says_that_it_takes_images(run: Run, refused: Refused, words: li
     assert "belongs to a language model" in shown and "adapter merge" in shown
     shown = refused("adapter", "export", str(folder / "adapter"), "--to", "peft", "--output", "peft")
     assert "train with --model.adapter.pairing peft" in shown
+
+
+def test_a_run_that_ends_before_its_first_validation_says_so(run: Run, words: list[str]) -> None:
+    fit = [*words, "--data.steps", "2", "--trainer.limit_test_batches", "1"]
+    fit += ["--trainer.check_val_every_n_epoch", "null"]
+    shown = run("fit", *fit, "--trainer.val_check_interval", "3")
+    assert shown.code == 0 and "none: --trainer.val_check_interval is 3, and the run has 2 batches" in shown.out
+    assert "validation  " not in run("fit", *fit, "--trainer.val_check_interval", "2").out

@@ -61,6 +61,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         "trainable": f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %){parts_of(task)}",
         "batch": f"{window} = {' x '.join(parts)}" if len(parts) > 1 else parts[0],
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn",
+        **_never_validated(trainer, summary),
         "learning rate": f"{task.learning_rate:g}" + (f", head {head_rate:g}" if head_rate else ""),
         "precision": f"{trainer.precision} on {place}",
         **({"sharded": f"{shards}{low}"} if shards else {}),
@@ -75,6 +76,15 @@ def parts_of(task: Any) -> str:
     adapter = task.report.trainable
     head = sum(p.numel() for p in task.parameters() if p.requires_grad) - adapter
     return f": adapter {adapter:,}, head {head:,}" if head else ""
+
+
+def _never_validated(trainer: Trainer, summary: dict[str, Any]) -> dict[str, str]:
+    """A line where samples are kept for validation, but the run ends before the first one is due."""
+    every, batches = trainer.val_check_interval, summary["steps"] * trainer.accumulate_grad_batches
+    counts_batches = trainer.check_val_every_n_epoch is None and isinstance(every, int)
+    if not (counts_batches and summary.get("val") and trainer.limit_val_batches and every > batches):
+        return {}
+    return {"validation": f"none: --trainer.val_check_interval is {every:,}, and the run has {batches:,} batches"}
 
 
 def _size(count: int) -> str:
