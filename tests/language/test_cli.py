@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -209,9 +210,10 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
 def test_a_wrong_test_is_told_before_the_training(
     refused: Refused, words: list[str], toy: Path, tmp_path: Path
 ) -> None:
-    with (toy / "test.jsonl").open("a") as file:
+    own = shutil.copytree(toy, tmp_path / "own")  # other tests share the toy
+    with (own / "test.jsonl").open("a") as file:
         file.write("{}\n")
-    assert "test.jsonl, line 91" in refused("fit", *words, "--data.steps", "1")
+    assert "test.jsonl, line 91" in refused("fit", *words, "--data.root", str(own), "--data.steps", "1")
     assert not (tmp_path / "runs").exists()
 
 
