@@ -57,7 +57,12 @@ def test_head_has_no_bias_and_its_own_learning_rate(fit: Callable[..., L.Trainer
     assert head["params"] == [task.head.weight]
     assert (head["initial_lr"], head["weight_decay"]) == (0.5, 0.2)
     assert {group["initial_lr"] for group in backbone} == {0.25}
-    assert task.resolved() == {"learning_rate": 0.25, "head_learning_rate": 0.5, "adapter": task.adapter}
+    assert task.resolved() == {
+        "targets": None,
+        "learning_rate": 0.25,
+        "head_learning_rate": 0.5,
+        "adapter": task.adapter,
+    }
 
 
 @pytest.mark.parametrize(("name", "rate"), [("tiny", 2e-2), (VIT, 1e-3)])
