@@ -27,7 +27,7 @@ def test_its_benches_are_ours(help_page: str, capsys: pytest.CaptureFixture[str]
     commands = [
         shlex.split(line) for line in re.findall(r"randlora-pl bench ([a-z][^`\n]*?)(?:`|  |$)", PAGE, flags=re.M)
     ]
-    assert {command[0] for command in commands} == {"train", "captions", "adapters"}
+    assert {command[0] for command in commands} == {"train", "captions", "answers", "adapters"}
     for command in commands:
         options = [word for word in command if word.startswith("--")]
         assert all(f"  {option} " in help_page for option in options), command

@@ -108,6 +108,8 @@ def test_the_verdict_has_the_numbers_of_the_report() -> None:
     assert len(told) == len(known) - 1  # but for zero-shot
     for name, count, _, *accuracies in told:
         assert [count, *accuracies] == known[name], name
+    for name, *numbers in rows_of(PAGES["README.md"], "| method | trained parameters | 4-shot")[1:]:
+        assert numbers == known[name], name
     for one, other, counts in (
         ("RandLoRA-6", "LoRA (matched to RandLoRA-6)", "1 win, 8 ties, no loss; +0.0 ± 0.2"),
         ("RandLoRA-6", "DoRA (matched to RandLoRA-6)", "6 wins, 3 ties, no loss; +0.9 ± 1.0"),
