@@ -180,10 +180,6 @@ class TextClassificationTask(LanguageTask):
         """The head's tensors by their names in the classifier."""
         return dict(self.head.state_dict(keep_vars=True))
 
-    def resolved(self) -> dict[str, Any]:
-        """Derived arguments, the targets among them."""
-        return super().resolved() | {"targets": self.targets}
-
     # Training
 
     def optimizer_groups(self) -> list[dict[str, Any]]:

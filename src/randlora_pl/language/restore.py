@@ -6,12 +6,12 @@ from typing import Any
 from torch import nn
 
 from randlora_pl.adapters import AdapterFile, read_adapter
-from randlora_pl.adapters.files import place_adapter
 from randlora_pl.description import check_arguments
 from randlora_pl.errors import UserError
 from randlora_pl.language.base import LanguageTask
 from randlora_pl.language.causal import CausalLMTask
 from randlora_pl.language.classification import TextClassificationTask
+from randlora_pl.tasks.restore import make_ready
 
 LIBRARY = "transformers"
 TASKS: dict[str, type[LanguageTask]] = {task.__name__: task for task in (CausalLMTask, TextClassificationTask)}
@@ -33,11 +33,7 @@ def load_language_task(folder: str | Path, **overrides: Any) -> Any:
     """
     file = read_adapter(folder)
     task = plain_task(file, **overrides)
-    task.configure_model()
-    place_adapter(task.model, file)
-    task.load_head(file.extra)
-    task.eval()
-    task.prepare_evaluation()
+    make_ready(task, file)
     return task
 
 

@@ -7,6 +7,7 @@ from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.files import place_adapter
 from randlora_pl.description import check_arguments
 from randlora_pl.errors import UserError
+from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.text_head import TextHeadTask
@@ -31,12 +32,17 @@ def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
     """
     file = read_adapter(folder)
     task = plain_task(file, **overrides)
+    make_ready(task, file)
+    return task
+
+
+def make_ready(task: AdaptationTask, file: AdapterFile) -> None:
+    """Builds a task's backbone and puts its adapter and head in, merged for evaluation."""
     task.configure_model()
     place_adapter(task.model, file)
     task.load_head(file.extra)
     task.eval()
     task.prepare_evaluation()
-    return task
 
 
 def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
