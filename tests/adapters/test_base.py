@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, BitFit, DoRA, LoRA, NoLA, RandLoRA, VeRA, base, inject
 from randlora_pl.adapters.base import DeltaWeight, WeightShape, builds, matches, trainable
+from randlora_pl.adapters.dropout import dropped
 from randlora_pl.errors import UserError
 from tests.adapters.cases import METHODS, WHOLE, One, adapter_of, assert_close, randomise
 
@@ -112,7 +113,7 @@ def test_dropout_acts_on_the_path_of_the_adapter_only(adapter: Adapter) -> None:
     torch.manual_seed(3)
     actual = model(x)
     torch.manual_seed(3)
-    expected = F.linear(x, weight, bias) + F.linear(F.dropout(x, 0.4), delta.delta())
+    expected = F.linear(x, weight, bias) + F.linear(dropped(x, 0.4), delta.delta())
     assert_close(actual, expected)
     assert (actual - F.linear(x, delta.effective_weight(weight), bias)).abs().max() > 0.01
     model.eval()
@@ -131,7 +132,7 @@ def test_dropout_inside_dora_leaves_the_frozen_path_alone() -> None:
     inner = delta.inner.delta()  # type: ignore[union-attr,operator]
     scale = delta.magnitude / (weight + inner).norm(dim=1)  # type: ignore[union-attr,operator]
     change = (weight + inner) * scale[:, None] - weight
-    expected = F.linear(x, weight, model.fc.bias) + F.linear(F.dropout(x, 0.4), change)
+    expected = F.linear(x, weight, model.fc.bias) + F.linear(dropped(x, 0.4), change)
     assert_close(actual, expected)
     model.eval()
     assert_close(model(x), F.linear(x, delta.effective_weight(weight), model.fc.bias))  # type: ignore[union-attr,operator]

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from randlora_pl.adapters import RandLoRA, delta_weights, hadamard, inject, trainable_parameters
+from randlora_pl.adapters import RandLoRA, delta_weights, dropout, hadamard, inject, trainable_parameters
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.bases import Distribution, draw
 from randlora_pl.adapters.hadamard import Hadamard, block_size, copies, transform
@@ -103,11 +103,13 @@ def test_every_product_is_that_of_the_matrix(
     close(bases.add_to(weight.T.clone(), stack, True), (weight + b @ stack).T)
     close(bases.unmixed(bases.reduce(weight)), b.T @ weight)
     for step in (512, 4, 11):
-        monkeypatch.setattr(hadamard, "_TOKENS", step)
+        monkeypatch.setattr(dropout, "AT_ONCE", step)
         close(bases.unmixed(bases.contract(bases.project(tokens), others)), (tokens @ b).T @ others)
     mixed = bases.mixed(stack).flatten(0, 1)
     close(bases.project(tokens).flatten(1) @ mixed, tokens @ b @ stack)
-    close(bases.expand(others @ mixed.T), others @ (b @ stack).T)
+    expected = others @ (b @ stack).T
+    close(bases.expand(others @ mixed.T), expected)
+    close(bases.expand(others @ mixed.T, torch.ones_like(expected)), 1 + expected)
     close(bases.unmixed(bases.contract(bases.project(tokens[:0]), others[:0])), torch.zeros_like(stack))
 
 

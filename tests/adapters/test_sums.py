@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from randlora_pl.adapters import Adapter, LoRA, RandLoRA, inject, merge, sums, trainable_parameters
+from randlora_pl.adapters import Adapter, LoRA, RandLoRA, dropout, inject, merge, sum_parts, sums, trainable_parameters
 from randlora_pl.adapters.bases import Bases, Distribution, draw
 from randlora_pl.adapters.hadamard import Hadamard
 from randlora_pl.adapters.operations import Choice, cheapest
@@ -50,7 +50,8 @@ def slow(model: One, x: Tensor) -> Tensor:
 
 def forced(monkeypatch: pytest.MonkeyPatch, form: Choice) -> None:
     """Takes one form whatever it costs."""
-    monkeypatch.setattr(sums, "cheapest", lambda *_: form)
+    monkeypatch.setattr(sum_parts, "cheapest", lambda *_: form)
+    monkeypatch.setattr(sum_parts, "cheapest_alone", lambda *_: form)
 
 
 # The numbers
@@ -121,13 +122,13 @@ def test_tokens_without_a_gradient_are_left_out(
     assert rows is None or rows.tolist() == ([] if counts == "none" else list(range(0, 80, 10)))
     values = [x, model.fc.bias, *trainable_parameters(model).values()]
     expected = torch.autograd.grad((slow(model, x) * upper).sum(), values)
-    real = sums.cheapest
+    real = sum_parts.cheapest
     with monkeypatch.context() as patch:
         if form.build or form.project:
             forced(patch, form)
         output = model(x)
     for backward in (real, lambda *_: form if form.build or form.project else Choice(True, False)):
-        monkeypatch.setattr(sums, "cheapest", backward)
+        monkeypatch.setattr(sum_parts, "cheapest", backward)
         found = torch.autograd.grad((output * upper).sum(), values, retain_graph=True)
         for fast, plain in zip(found, expected, strict=True):
             assert torch.allclose(fast, plain, rtol=1e-10, atol=1e-10)
@@ -278,7 +279,7 @@ def test_the_update_alone_takes_the_form_that_does_less(shape: tuple[int, int], 
         for build in (False, True):
             counting = FlopCounterMode(display=False, custom_mapping=IN_PLACE)
             with pytest.MonkeyPatch.context() as patch, counting as counter:
-                patch.setattr(sums, "cheapest_alone", lambda *_, build=build: Choice(build, not build))
+                patch.setattr(sum_parts, "cheapest_alone", lambda *_, build=build: Choice(build, not build))
                 with torch.set_grad_enabled(trains):
                     output = delta.contribution(x, unused)
                 if trains:
@@ -298,7 +299,7 @@ def test_the_update_alone_takes_the_form_that_does_less(shape: tuple[int, int], 
 def test_both_forms_of_the_update_alone_agree(
     shape: tuple[int, int], build: bool, basis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sums, "cheapest_alone", lambda *_: Choice(build, not build))
+    monkeypatch.setattr(sum_parts, "cheapest_alone", lambda *_: Choice(build, not build))
     model = adapted(*shape, basis)
     delta = model.fc.delta
     assert isinstance(delta, RandLoRADelta)
@@ -372,7 +373,7 @@ def test_without_gradients_only_the_product_is_done(basis: str, monkeypatch: pyt
 
     for part in ("project", "contract", "reduce"):
         monkeypatch.setattr(Hadamard, part, never)
-        monkeypatch.setattr(sums.Stored, part, never)
+        monkeypatch.setattr(sum_parts.Stored, part, never)
     model = adapted(60, 24, basis)
     x = torch.randn(100, 60, dtype=torch.float64)
     for context in (torch.no_grad(), torch.inference_mode()):
@@ -407,7 +408,7 @@ def test_the_dropped_path_is_the_update_alone(basis: str) -> None:
         torch.manual_seed(3)
         output = model(x)
         torch.manual_seed(3)
-        dropped = F.dropout(x, 0.5)
+        dropped = dropout.dropped(x, 0.5)
         assert torch.allclose(
             output, model.fc(x) * 0 + F.linear(x, model.fc.weight, model.fc.bias) + dropped @ delta.delta().T
         )

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters.bases import Bases
+from randlora_pl.adapters.dropout import dropped
 from randlora_pl.adapters.operations import builds
 from randlora_pl.errors import UserError
 
@@ -97,7 +98,7 @@ class DeltaWeight(nn.Module):
 
     def dropped(self, x: Tensor) -> Tensor:
         """The input of the adapter's path."""
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropped(x, self.dropout) if self.drops else x
 
     def extra_repr(self) -> str:
         """The trainable tensors and their shapes."""

@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from randlora_pl.adapters.dropout import in_parts
+
 STRUCTURE = "hadamard/1"
 """Name and version of the structure; part of the fingerprint, changed whenever an entry would change."""
 
 BLOCK = 64
 """H is at least this large where d is: 64 x 64 products run near the speed of large ones."""
 
-_TOKENS = 512  # tokens that are projected at once on a CPU: a few megabytes, which stay in its cache
 _CACHE: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
 
@@ -173,26 +174,31 @@ class Hadamard:
 
     def project(self, tokens: Tensor) -> Tensor:
         """The blocks and signs of ``tokens @ B``, (T, m, b), for tokens (T, D); the rest is left to `unmixed`."""
-        on_cpu = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
-        step = _TOKENS if on_cpu else max(1, len(tokens))
         result = tokens.new_empty(len(tokens), self.blocks, self.block)
         turned = [(piece, self.turned_blocks(piece, tokens.dtype)) for piece in self.pieces()]
-        for start in range(0, len(tokens), step):
-            some = tokens[start : start + step]
+        for part in in_parts(tokens):
+            some = tokens[part]
             total = torch.bmm(turned[0][0].of_columns(some), turned[0][1])  # the first copy is never cut off
             for piece, blocks in turned[1:]:
                 total[piece.first : piece.first + piece.number].baddbmm_(piece.of_columns(some), blocks)
-            result[start : start + step] = total.transpose(0, 1)
+            result[part] = total.transpose(0, 1)
         return result
 
-    def expand(self, mixed: Tensor) -> Tensor:
-        """The transpose of `project`: ``mixed`` (T, d), tokens times what `mixed` made of S transposed, to (T, D)."""
+    def expand(self, mixed: Tensor, onto: Tensor | None = None) -> Tensor:
+        """The transpose of `project`: ``mixed`` (T, d), tokens times what `mixed` made of S transposed, to (T, D).
+
+        It is added to a tensor that is given, in place unless a compiler looks on.
+        """
         blocks = mixed.view(len(mixed), self.blocks, self.block).transpose(0, 1)
-        parts = [
-            torch.bmm(blocks[piece.first : piece.first + piece.number], self.turned_blocks(piece, mixed.dtype).mT)
-            for piece in self.pieces()
-        ]
-        return torch.cat([part.transpose(0, 1).flatten(1) for part in parts], 1)
+        turned = [(piece, self.turned_blocks(piece, mixed.dtype).mT) for piece in self.pieces()]
+        if torch.compiler.is_compiling():
+            parts = [torch.bmm(blocks[piece.first : piece.first + piece.number], each) for piece, each in turned]
+            result = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], 1)
+            return result if onto is None else onto + result
+        result = mixed.new_zeros(len(mixed), self.large) if onto is None else onto
+        for piece, each in turned:
+            piece.of_columns(result).baddbmm_(blocks[piece.first : piece.first + piece.number], each)
+        return result
 
     def contract(self, projected: Tensor, others: Tensor) -> Tensor:
         """``B^T (tokens^T others)``, (m, b, d) before `unmixed`, for projected tokens and others (T, d)."""

@@ -32,8 +32,10 @@ from randlora_pl.adapters.base import (
     trainable,
 )
 from randlora_pl.adapters.bases import Bases, Distribution, check_sparsity, draw
+from randlora_pl.adapters.dropout import drop_mask, keep_scaling
 from randlora_pl.adapters.hadamard import STRUCTURE, Hadamard, copies
-from randlora_pl.adapters.sums import AdaptedProduct, Form, SumOfBases, product
+from randlora_pl.adapters.sum_parts import Form
+from randlora_pl.adapters.sums import AdaptedProduct, SumOfBases, product
 from randlora_pl.errors import UserError
 
 Pairing = Literal["equation", "peft"]
@@ -202,19 +204,24 @@ class RandLoRADelta(_RandLoRATensors):
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """One product with W0 + delta, whose backward pass never holds a gradient of the weight's size for long."""
-        if self.drops or (torch.is_grad_enabled() and weight.requires_grad):
+        if torch.is_grad_enabled() and weight.requires_grad:
             return super().linear(x, weight, bias)
+        if self.drops:
+            return self._product(x, weight, bias, drop_mask(x, self.dropout))
         return self._product(x, weight, bias)
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         """One product with delta, or two through its bases where that takes fewer operations."""
         return self._product(self.dropped(x), None, None)
 
-    def _product(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def _product(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
         x = x.to(compute_dtype(x))
+        lambdas, gammas, a, b = self.tensors()
+        if mask is not None:
+            lambdas = lambdas * keep_scaling(x, self.dropout)
         if not torch.is_grad_enabled():
-            return product(x, weight, bias, *self.tensors(), self.form()).output
-        result: Tensor = AdaptedProduct.apply(x, weight, bias, *self.tensors(), self.form())  # type: ignore[no-untyped-call]
+            return product(x, weight, bias, lambdas, gammas, a, b, self.form(), mask=mask).output
+        result: Tensor = AdaptedProduct.apply(x, weight, bias, lambdas, gammas, a, b, self.form(), mask)  # type: ignore[no-untyped-call]
         return result
 
 

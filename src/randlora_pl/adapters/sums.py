@@ -14,7 +14,9 @@ input and the output's gradient has the larger side, M (T, d) for the other one.
   one token, those are all the others.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,117 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from randlora_pl.adapters.dropout import in_parts, masked
 from randlora_pl.adapters.hadamard import Hadamard
-from randlora_pl.adapters.operations import Choice, cheapest, cheapest_alone
+from randlora_pl.adapters.sum_parts import Form, Stored, effective, stacked, unstacked
 
 _PROBES = 13  # no divisor of usual numbers of tokens, so that an image's first token is not met each time
-
-
-class Stored:
-    """B (D, n r) as a tensor, float or small integers, cast for each use."""
-
-    def __init__(self, b: Tensor) -> None:
-        """Args: B (D, n, r)."""
-        self.b = b.flatten(1)
-        self.width = self.inner = self.b.shape[1]
-
-    def add_to(self, weight: Tensor, stack: Tensor, transposed: bool) -> Tensor:
-        """Adds B S (D, d), or its transpose, to a weight in place; S is (n r, d)."""
-        b, stack = self.b.to(weight.dtype), stack.to(weight.dtype)
-        return weight.addmm_(stack.T, b.T) if transposed else weight.addmm_(b, stack)
-
-    def project(self, tokens: Tensor) -> Tensor:
-        """``tokens @ B``, (T, n r), for tokens (T, D)."""
-        return tokens @ self.b.to(tokens.dtype)
-
-    def contract(self, projected: Tensor, others: Tensor) -> Tensor:
-        """``B^T (tokens^T others)``, (n r, d), for projected tokens and others (T, d)."""
-        return projected.T @ others
-
-    def reduce(self, gradient: Tensor) -> Tensor:
-        """``B^T G``, (n r, d), for G (D, d)."""
-        return self.b.to(gradient.dtype).T @ gradient
-
-    def unmixed(self, stack: Tensor) -> Tensor:
-        """What `contract` and `reduce` gave, as (n r, d)."""
-        return stack
-
-    def mixed(self, stack: Tensor) -> Tensor:
-        """What `project` and `expand` leave to S, (n r, ...)."""
-        return stack
-
-    def expand(self, projected: Tensor) -> Tensor:
-        """``projected @ B^T``, (T, D), for numbers (T, n r)."""
-        return projected @ self.b.to(projected.dtype).T
-
-
-class Form(NamedTuple):
-    """What a sum is besides its tensors.
-
-    Attributes:
-        structured: Whether ``b`` holds the signs of `Hadamard` and not the bases.
-        dtype: Of the products that build B S.
-        peft: Whether S has the order of PEFT.
-        large: D.
-        small: d.
-        transposed: Whether the weight is wider than tall.
-        keep: Whether W0 + B S is kept for the backward pass instead of built again; None where that is dear.
-    """
-
-    structured: bool
-    dtype: torch.dtype
-    peft: bool
-    large: int
-    small: int
-    transposed: bool
-    keep: bool | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-        return (self.small, self.large) if self.transposed else (self.large, self.small)
-
-    def basis(self, b: Tensor, lambdas: Tensor) -> "Stored | Hadamard":
-        """B of a layer."""
-        return Hadamard(b, self.large, self.small, lambdas.numel()) if self.structured else Stored(b)
-
-    def choose(self, basis: "Stored | Hadamard", tokens: int, alone: bool, trains: bool) -> Choice:
-        """The cheaper forms; a structured W0 + B S is built in any case, as that adds next to nothing to W0.
-
-        Args:
-            basis: B.
-            tokens: T.
-            alone: Whether there is no W0 to add B S to.
-            trains: Whether lambda or gamma needs a gradient.
-        """
-        sizes = (tokens, self.large, self.small, basis.inner, basis.width)
-        if alone:
-            return cheapest_alone(*sizes, trains)
-        choice = cheapest(*sizes)
-        return Choice(True, choice.project) if self.structured else choice
-
-    def keeps(self, basis: "Stored | Hadamard", tokens: int) -> bool:
-        """Whether W0 + B S is kept: None means where building it again adds a twentieth to the layer's products."""
-        return not self.structured and 20 * basis.width > 3 * tokens if self.keep is None else self.keep
-
-
-def stacked(lambdas: Tensor, gammas: Tensor, a: Tensor, peft: bool) -> Tensor:
-    """S, (n r, d), from lambda (n, r), gamma (n, d) and A (r, d).
-
-    Row p meets column p = j r + k of B. The equation puts lambda_jk A_k gamma_j there; PEFT and the official
-    code put the same products in the order (k, j).
-    """
-    if peft:
-        return (lambdas.T[:, :, None] * a[:, None]).mul_(gammas).flatten(0, 1)
-    return (lambdas[:, :, None] * a).mul_(gammas[:, None]).flatten(0, 1)
-
-
-def unstacked(gradient: Tensor, lambdas: Tensor, gammas: Tensor, a: Tensor, peft: bool) -> tuple[Tensor, Tensor]:
-    """The gradients of lambda (n, r) and gamma (n, d) from that of S, (n r, d), which is overwritten."""
-    count, rank = lambdas.shape
-    gradient = gradient.view(rank, count, -1).transpose(0, 1) if peft else gradient.view(count, rank, -1)
-    gradient = gradient.mul_(a)  # (n, r, d)
-    return torch.bmm(gradient, gammas[:, :, None])[:, :, 0], torch.bmm(lambdas[:, None], gradient)[:, 0]
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -166,16 +62,12 @@ class SumOfBases(torch.autograd.Function):
             return *unstacked(basis.unmixed(stack), lambdas, gammas, a, form.peft), None, None, None
 
 
-def effective(weight: Tensor | None, basis: Stored | Hadamard, stack: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
-    """W0 + B S, or B S, in the dtype of the tokens; summed in that of W0 and with products in ``form.dtype``."""
-    if weight is not None and weight.dtype == form.dtype:
-        return basis.add_to(weight.clone(memory_format=torch.contiguous_format), stack, form.transposed).to(dtype)
-    delta = basis.add_to(torch.zeros(form.shape, dtype=form.dtype, device=stack.device), stack, form.transposed)
-    return (delta if weight is None else weight + delta.to(weight.dtype)).to(dtype)
-
-
 class AdaptedProduct(torch.autograd.Function):
-    """``x (W0 + B S)^T + bias`` for a frozen W0; ``x (B S)^T`` without one."""
+    """``x (W0 + B S)^T + bias`` for a frozen W0; ``x (B S)^T`` without; ``x W0^T + m(x) (B S)^T + bias`` with a mask.
+
+    m sets entries to zero. Its part is added to outputs and gradients in place, some tokens after others: memory of the
+    size of a layer's wide side is new to a process each time, and on a CPU takes as long as a tenth of a product.
+    """
 
     @staticmethod
     def forward(
@@ -188,17 +80,20 @@ class AdaptedProduct(torch.autograd.Function):
         a: Tensor,
         b: Tensor,
         form: Form,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Args: x (..., in), W0 (out, in), bias (out), lambda (n, r), gamma (n, d), A (r, d), B or signs."""
+        """Args: x (..., in), W0 (out, in), bias (out), lambda (n, r), gamma (n, d), A (r, d), B or signs, mask as x."""
         need_x, need_sum = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:5])
-        output, built, projected = product(x, weight, bias, lambdas, gammas, a, b, form, need_sum)
-        ctx.built, ctx.projected = need_x and built is not None, projected is not None
+        output, built, projected = product(x, weight, bias, lambdas, gammas, a, b, form, need_sum, mask)
+        ctx.projected, ctx.alone = projected is not None, weight is None or mask is not None
         ctx.save_for_backward(
             (x if projected is None else projected) if need_sum else None,
-            (built if ctx.built else weight) if need_x else None,
+            built if need_x else None,
+            weight if need_x and (built is None or mask is not None) else None,
+            mask if need_x or projected is None else None,
             lambdas, gammas, a, b,
         )  # fmt: skip
-        ctx.form, ctx.shape, ctx.alone = form, x.shape, weight is None
+        ctx.form, ctx.shape = form, x.shape
         return output
 
     @staticmethod
@@ -206,32 +101,37 @@ class AdaptedProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of x, bias, lambda and gamma."""
         need_x, _, need_bias, *need_sum = ctx.needs_input_grad[:5]
-        kept, weight, lambdas, gammas, a, b = ctx.saved_tensors
+        kept, built, weight, mask, lambdas, gammas, a, b = ctx.saved_tensors
         form = ctx.form
         out_features, in_features = form.shape
         grad_x = grad_lambdas = grad_gammas = None
         with without_autocast(gradient):
             gradient = gradient.reshape(-1, out_features)
             kept = kept if kept is None or ctx.projected else kept.reshape(-1, in_features)
+            mask = None if mask is None else mask.reshape(-1, in_features)
             tokens, rows = len(gradient), rows_that_count(gradient)
             if rows is not None:
-                gradient, kept = gradient[rows], None if kept is None else kept[rows]
+                gradient = gradient[rows]
+                kept, mask = (None if each is None else each[rows] for each in (kept, mask))
             basis = form.basis(b, lambdas)
             choice = form.choose(basis, len(gradient), ctx.alone, any(need_sum))
             projected = kept if ctx.projected else None
             if not form.transposed and choice.project and (any(need_sum) or not choice.build):
                 projected = basis.project(gradient)
-            if need_x and ctx.built:
-                grad_x = gradient @ weight
-            elif need_x:
+            if need_x:
                 stack = stacked(lambdas, gammas, a, form.peft)
-                if choice.build:
-                    grad_x = gradient @ effective(weight, basis, stack, form, gradient.dtype)
+                if built is None and choice.build:
+                    built = effective(None if ctx.alone else weight, basis, stack, form, gradient.dtype)
+                plain = None
+                if weight is not None and (built is None or mask is not None):
+                    plain = gradient @ weight.to(gradient.dtype)
+                if built is None:
+                    mixed, thin = basis.mixed(stack).to(gradient.dtype), None if form.transposed else projected
+                    grad_x = add_masked(plain, mask, partial(add_product, basis, mixed), gradient, thin)
                 else:
-                    plain = None if weight is None else weight.to(gradient.dtype)
-                    grad_x = gradient.new_zeros(len(gradient), in_features) if plain is None else gradient @ plain
-                    add_product(grad_x, basis, stack, gradient, None if form.transposed else projected)
+                    grad_x = add_masked(plain, mask, partial(add_matmul, built), gradient)
             if any(need_sum):
+                kept = kept if ctx.projected else masked(kept, mask)
                 many, few = (kept, gradient) if form.transposed else (gradient, kept)
                 if choice.project or projected is not None:
                     stack = basis.contract(basis.project(many) if projected is None else projected, few)
@@ -243,7 +143,7 @@ class AdaptedProduct(torch.autograd.Function):
         if grad_x is not None:
             whole = grad_x if rows is None else grad_x.new_zeros(tokens, in_features).index_copy_(0, rows, grad_x)
             grad_x = whole.view(ctx.shape)
-        return grad_x, None, grad_bias, grad_lambdas, grad_gammas, None, None, None
+        return grad_x, None, grad_bias, grad_lambdas, grad_gammas, None, None, None, None
 
 
 def rows_that_count(gradient: Tensor) -> Tensor | None:
@@ -259,7 +159,7 @@ def rows_that_count(gradient: Tensor) -> Tensor | None:
 
 
 class Product(NamedTuple):
-    """A layer's output, W0 + B S where that is to be kept, and x B where training keeps it instead of x."""
+    """A layer's output, B S or W0 + B S where that is to be kept, and m(x) B where training keeps it instead of x."""
 
     output: Tensor
     built: Tensor | None
@@ -276,36 +176,62 @@ def product(
     b: Tensor,
     form: Form,
     train: bool = False,
+    mask: Tensor | None = None,
 ) -> Product:
     """The layer's output by the cheaper form; ``train`` says whether lambda or gamma will need a gradient."""
     large, out_features = form.large, form.shape[0]
+    alone = weight is None or mask is not None
     with without_autocast(x):
         tokens = x.reshape(-1, x.shape[-1])
+        mask = None if mask is None else mask.reshape(tokens.shape)
         basis = form.basis(b, lambdas)
-        choice = form.choose(basis, len(tokens), weight is None, train)
+        choice = form.choose(basis, len(tokens), alone, train)
         stack = stacked(lambdas, gammas, a, form.peft)
-        bias = None if bias is None else bias.to(x.dtype)
         early = form.transposed and (not choice.build or (train and choice.project and basis.inner < large))
-        projected = basis.project(tokens) if early else None
-        if choice.build:
-            built = effective(weight, basis, stack, form, x.dtype)
-            output = F.linear(x, built, bias)
-            return Product(output, built if form.keeps(basis, len(tokens)) else None, projected)
-        if weight is None:
-            output = tokens.new_zeros(len(tokens), out_features)
+        projected = None
+        if early:
+            parts = [] if mask is None else [basis.project(masked(tokens[p], mask[p])) for p in in_parts(tokens)]
+            projected = torch.cat(parts) if parts else basis.project(tokens)
+        built = effective(None if alone else weight, basis, stack, form, x.dtype) if choice.build else None
+        bias = None if bias is None else bias.to(x.dtype)
+        plain = None
+        if weight is not None and (built is None or mask is not None):
+            plain = F.linear(tokens, weight.to(x.dtype), bias)
+        if built is None:
+            tokens = tokens if early else masked(tokens, mask)
+            output = add_product(basis, basis.mixed(stack).to(x.dtype), plain, tokens, projected)
+        elif plain is None:
+            output = F.linear(tokens, built, bias)
         else:
-            output = F.linear(tokens, weight.to(x.dtype), bias)
-        add_product(output, basis, stack, tokens, projected)
-        output = output.view(*x.shape[:-1], out_features)
+            output = add_matmul(built.T, plain, masked(tokens, mask))
+    output = output.view(*x.shape[:-1], out_features)
+    if built is None:
         return Product(output, None, projected if train and basis.inner < large else None)
+    return Product(output, built if form.keeps(basis, len(tokens)) else None, projected)
 
 
 def add_product(
-    result: Tensor, basis: "Stored | Hadamard", stack: Tensor, tokens: Tensor, projected: Tensor | None
-) -> None:
-    """Adds ``tokens B S`` where ``tokens B`` is at hand, else ``tokens (B S)^T``, in place and in two thin products."""
-    stack = basis.mixed(stack).to(tokens.dtype).reshape(basis.inner, -1)
-    if projected is not None:
-        result.addmm_(projected.flatten(1), stack)
-    else:
-        result += basis.expand(tokens @ stack.T)
+    basis: "Stored | Hadamard", mixed: Tensor, result: Tensor | None, tokens: Tensor, projected: Tensor | None = None
+) -> Tensor:
+    """``tokens B S`` where ``tokens B`` is at hand, else ``tokens (B S)^T``, in two thin products.
+
+    It is added in place to a result that is given; ``mixed`` is what the basis made of S.
+    """
+    stack = mixed.reshape(basis.inner, -1)
+    if projected is None:
+        return basis.expand(tokens @ stack.T, result)
+    return add_matmul(stack, result, projected.flatten(1))
+
+
+def add_matmul(matrix: Tensor, result: Tensor | None, rows: Tensor) -> Tensor:
+    """``rows @ matrix``, added in place to a result that is given."""
+    return rows @ matrix if result is None else result.addmm_(rows, matrix)
+
+
+def add_masked(result: Tensor | None, mask: Tensor | None, add: Callable[..., Tensor], *rows: Tensor | None) -> Tensor:
+    """``add(result, *rows)``; with a mask that of some rows after others, with zeros where the mask is, in place."""
+    if mask is None or result is None:
+        return add(result, *rows)
+    for part in in_parts(result):
+        result[part] += add(None, *(None if each is None else each[part] for each in rows)).masked_fill_(mask[part], 0)
+    return result

@@ -1,0 +1,70 @@
+"""Dropout on an update's input, with masks that cost little.
+
+On a CPU `torch.nn.functional.dropout` of a layer's wide side takes nearly as long as a product of the layer, more
+than half of it for the random numbers. Here a number of 64 random bits decides on four entries.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+AT_ONCE = 512
+"""Tokens that are worked on together on a CPU: a few megabytes, which stay in its cache."""
+
+_STEPS = 1 << 16
+
+
+def in_parts(tokens: Tensor) -> Iterator[slice]:
+    """Slices of the first dimension (at least one) that are worked on one after the other; a GPU takes all at once."""
+    on_cpu = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
+    step = AT_ONCE if on_cpu else max(1, len(tokens))
+    return (slice(start, start + step) for start in range(0, max(1, len(tokens)), step))
+
+
+def drop_mask(x: Tensor, probability: float) -> Tensor:
+    """What is dropped of ``x``, each entry by itself: bool, of its shape.
+
+    On a CPU the probability is rounded to a multiple of 1/65536 where that changes it by less than a hundredth;
+    `keep_scaling` knows of it.
+    """
+    threshold = _threshold(x, probability)
+    if threshold is None and torch.compiler.is_compiling():
+        return torch.rand(x.shape, device=x.device) < probability
+    if threshold is None:
+        return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(probability)
+    mask = torch.empty(x.shape, dtype=torch.bool)
+    entries = mask.view(-1)
+    step = AT_ONCE * max(1, x.shape[-1] if x.ndim else 1)
+    for start in range(0, entries.numel(), step):
+        some = entries[start : start + step]
+        words = torch.empty(-(-len(some) // 4), dtype=torch.int64).random_(-(2**63), None)
+        torch.lt(words.view(torch.int16)[: len(some)], threshold - _STEPS // 2, out=some)
+    return mask
+
+
+def keep_scaling(x: Tensor, probability: float) -> float:
+    """The factor that keeps the expected value of ``x`` without the entries of `drop_mask`."""
+    threshold = _threshold(x, probability)
+    return 1 / (1 - (probability if threshold is None else threshold / _STEPS))
+
+
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x`` with zeros where the mask is; x itself without one."""
+    return x if mask is None else x.masked_fill(mask, 0)
+
+
+def dropped(x: Tensor, probability: float) -> Tensor:
+    """``x`` with some entries set to zero and the others scaled so that the expected value stays."""
+    if _threshold(x, probability) is None:
+        return F.dropout(x, probability)
+    return (x * keep_scaling(x, probability)).masked_fill_(drop_mask(x, probability), 0)
+
+
+def _threshold(x: Tensor, probability: float) -> int | None:
+    """How many of 65,536 numbers mean that an entry is dropped; None where numbers are drawn as usual."""
+    threshold = round(probability * _STEPS)
+    coarse = not 100 <= threshold <= _STEPS - 100
+    plain = x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+    return threshold if plain and not coarse else None
