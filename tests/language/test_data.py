@@ -83,6 +83,24 @@ def test_long_samples_are_cut_and_counted(tmp_path: Path, caplog: pytest.LogCapt
     assert "2 of 4 samples are longer than 8 tokens" in made.in_words(facts)["cutoff"]
 
 
+def test_a_fit_reads_each_file_once_and_asks_for_scorers_of_references_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "val", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"prompt": split, "completion": "so"}))
+    read: list[str] = []
+    whole = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or whole(path))  # type: ignore[func-returns-value]
+    monkeypatch.setattr("randlora_pl.language.data.need_sacrebleu", lambda: pytest.fail("no text has references"))
+    made = data(tmp_path, steps=1, batch_size=1)
+    made.check_test()
+    assert read == ["test.jsonl"]
+    made.setup("fit")
+    made.setup("test")
+    assert sorted(read) == ["test.jsonl", "train.jsonl", "val.jsonl"]
+    assert [item.prompt for item in made.items] == ["test"] and len(made._held["test"]) == 1
+
+
 def test_options_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no 'boolk'. Did you mean 'boolq'"):
         TextData(tests=["boolk"])

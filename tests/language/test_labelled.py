@@ -73,6 +73,26 @@ def test_own_files_train_validate_and_test(tmp_path: Path) -> None:
     assert seen.bincount().tolist() == (10 * labels.bincount()).tolist()
 
 
+@pytest.mark.parametrize("name", ["csv", "rte"])
+def test_a_fit_reads_each_file_once_and_keeps_no_texts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_reviews(tmp_path)
+    write_glue(tmp_path)
+    read: list[str] = []
+    whole = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.stem) or whole(path))  # type: ignore[func-returns-value]
+    once, data = (Given(dataset=name, root=str(tmp_path), batch_size=8, steps=1) for _ in range(2))
+    data.check_test()
+    data.setup("fit")
+    assert data._checked is None
+    data.setup("test")
+    assert sorted(read) == (["test", "train", "val"] if name == "csv" else ["dev", "train"])
+    once.setup("fit")
+    once.setup("test")
+    assert once.summary() == data.summary() and once.state_dict() == data.state_dict()
+
+
 def test_pairs_have_scores_and_segments(tmp_path: Path) -> None:
     write_scores(tmp_path)
     data = Given(dataset="jsonl", root=str(tmp_path), scores=True, steps=1, batch_size=4)

@@ -43,7 +43,7 @@ class TextData(TokenData):
         num_workers: Processes that prepare batches; by default none, the texts are in memory as tokens.
 
     Attributes:
-        items: The questions of the tests, after `setup`.
+        items: The questions of the tests, after `check_test` or `setup`.
         lengths: What the cutoff did to the training samples, after `setup("fit")`.
         pad: Number to pad with, after `setup`.
     """
@@ -91,16 +91,20 @@ class TextData(TokenData):
 
     def read(self, learns: bool, tests: bool) -> None:
         """Reads and encodes what is needed."""
-        if tests and self.separate:
-            need_sacrebleu()  # not only when everything has been written
-        texts = read_texts(self.dataset, self.root, self.validation, self.tests, learns, tests)
-        self._encode(texts, learns, tests)
+        if learns:
+            self._learn(read_texts(self.dataset, self.root, self.validation, self.tests, True, False))
+        if tests:
+            self.check_test()
+            if self.items:
+                prompts = (encode_prompt(self._tokenizer, item.prompt, self.separate) for item in self.items)
+                self._held["test"] = Tokens(Encoded(ids, ids, len(ids)) for ids in prompts)
 
     def check_test(self) -> None:
-        """Reads the questions."""
-        if self.separate:
-            need_sacrebleu()
-        read_texts(self.dataset, self.root, self.validation, self.tests, False, True)
+        """Reads the questions, which are kept for the test, and looks for what scores them."""
+        if not self.items:
+            self.items = read_texts(self.dataset, self.root, self.validation, self.tests, False, True).items
+        if any(item.references for item in self.items):
+            need_sacrebleu()  # not only when everything has been written
 
     def train_batches(self, held: Tokens, schedule: TrainSchedule) -> TrainTexts:
         """See `TrainTexts`."""
@@ -139,18 +143,13 @@ class TextData(TokenData):
 
     # -- details
 
-    def _encode(self, texts: Texts, learns: bool, tests: bool) -> None:
-        if learns:
-            digest = hashlib.sha256(repr(texts.train).encode())
-            self._digest = digest.hexdigest()[:12]
-            how = (self.cutoff, self.mask_prompt, self.separate)
-            encoded, self.lengths = encode_all(self._tokenizer, texts.train, *how)
-            if not encoded:
-                raise UserError(f"No training sample keeps a token to learn in --data.cutoff {self.cutoff}: raise it")
-            self._held["train"] = Tokens(encoded)
-            if texts.val:
-                self._held["val"] = Tokens(encode_all(self._tokenizer, texts.val, *how)[0])
-        if tests and texts.items:
-            self.items = texts.items
-            prompts = (encode_prompt(self._tokenizer, item.prompt, self.separate) for item in texts.items)
-            self._held["test"] = Tokens(Encoded(ids, ids, len(ids)) for ids in prompts)
+    def _learn(self, texts: Texts) -> None:
+        digest = hashlib.sha256(repr(texts.train).encode())
+        self._digest = digest.hexdigest()[:12]
+        how = (self.cutoff, self.mask_prompt, self.separate)
+        encoded, self.lengths = encode_all(self._tokenizer, texts.train, *how)
+        if not encoded:
+            raise UserError(f"No training sample keeps a token to learn in --data.cutoff {self.cutoff}: raise it")
+        self._held["train"] = Tokens(encoded)
+        if texts.val:
+            self._held["val"] = Tokens(encode_all(self._tokenizer, texts.val, *how)[0])

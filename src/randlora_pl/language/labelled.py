@@ -92,12 +92,14 @@ class LabelledTexts(TokenData):
         self.metric: Metric = ("pearson" if scores else "acc") if self.own else TASKS[dataset].metric
         self.classnames: list[str] = []
         self.lengths: dict[str, Lengths] = {}
+        self._checked: Splits | None = None
 
     # -- what the base asks for
 
     def read(self, learns: bool, tests: bool) -> None:
         """Reads and encodes what is needed."""
-        splits = (self._own if self.own else self._glue)(learns, tests)
+        splits = self._checked or self._splits(learns, tests)
+        self._checked = None
         self.classnames = list(splits.names)
         if splits.train is not None:
             digest = hashlib.sha256(repr((splits.train.sentences, splits.train.labels)).encode())
@@ -108,8 +110,8 @@ class LabelledTexts(TokenData):
                 self._held[name] = Sentences(encoded, examples.labels, not self.scores)
 
     def check_test(self) -> None:
-        """Reads the samples of the test."""
-        (self._own if self.own else self._glue)(False, True)
+        """Reads all samples, as classes are named by the training files; `read` encodes them and lets the texts go."""
+        self._checked = self._splits(True, True)
 
     def train_batches(self, held: Sentences, schedule: TrainSchedule) -> TrainSentences:
         """See `TrainSentences`."""
@@ -152,6 +154,9 @@ class LabelledTexts(TokenData):
         }
 
     # -- details
+
+    def _splits(self, learns: bool, tests: bool) -> Splits:
+        return (self._own if self.own else self._glue)(learns, tests)
 
     def _glue(self, learns: bool, tests: bool) -> Splits:
         train = val = None
