@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from randlora_pl.errors import UserError
-from randlora_pl.language.batches import by_length
 from randlora_pl.language.glue import TASKS, read_glue
 from randlora_pl.language.labelled import LabelledTexts
 from randlora_pl.language.sentences import Sentences
@@ -119,9 +118,9 @@ def test_long_texts_are_cut_counted_and_told(tmp_path: Path, caplog: pytest.LogC
 def test_samples_come_back_from_the_flat_arrays() -> None:
     tokenizer: Any = sentence_tokenizer()
     encoded = [dict(tokenizer(*texts)) for texts in (("the task", "a"), ("a pub type price", "the"), ("the", "the"))]
-    held = Sentences(encoded, [1, 0, 2], True)
+    held = Sentences(encoded, [1, 0, 2], True, tokenizer, 0)
     assert [held[place] for place in range(3)] == encoded
-    assert by_length(held) == np.argsort([-len(row["input_ids"]) for row in encoded], kind="stable").tolist()
+    assert held.by_length() == np.argsort([-len(row["input_ids"]) for row in encoded], kind="stable").tolist()
     assert held.total == sum(len(row["input_ids"]) for row in encoded)
 
 

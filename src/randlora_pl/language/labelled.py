@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 from randlora_pl.data.catalog import default_root
 from randlora_pl.data.options import check_run
-from randlora_pl.data.plan import EvalSchedule, TrainSchedule
 from randlora_pl.errors import UserError
 from randlora_pl.language import own_examples
 from randlora_pl.language.encode import Lengths, encode_sentences
 from randlora_pl.language.glue import TASKS, Examples, Metric, read_glue
 from randlora_pl.language.known import OWN_LABELLED, check_labelled
-from randlora_pl.language.sentences import EvalSentences, Sentences, TrainSentences
+from randlora_pl.language.sentences import Sentences
 from randlora_pl.language.sources import set_aside
 from randlora_pl.language.token_data import TokenData
 
@@ -107,19 +106,12 @@ class LabelledTexts(TokenData):
         for name, examples in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
             if examples is not None:
                 encoded, self.lengths[name] = encode_sentences(self._tokenizer, examples.sentences, self.max_length)
-                self._held[name] = Sentences(encoded, examples.labels, not self.scores)
+                labels, classes = examples.labels, not self.scores
+                self._held[name] = Sentences(encoded, labels, classes, self._tokenizer, self.pad)
 
     def check_test(self) -> None:
         """Reads all samples, as classes are named by the training files; `read` encodes them and lets the texts go."""
         self._checked = self._splits(True, True)
-
-    def train_batches(self, held: Sentences, schedule: TrainSchedule) -> TrainSentences:
-        """See `TrainSentences`."""
-        return TrainSentences(held, schedule, self._tokenizer, self.pad)
-
-    def eval_batches(self, held: Sentences, schedule: EvalSchedule, order: list[int]) -> EvalSentences:
-        """See `EvalSentences`."""
-        return EvalSentences(held, schedule, order, self._tokenizer, self.pad)
 
     # -- what the application asks for
 
