@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -5,7 +6,7 @@ from typing import Literal
 import pytest
 
 from randlora_pl.errors import UserError
-from randlora_pl.language.glue import TASKS, Examples, read_glue
+from randlora_pl.language.glue import TASKS, Examples, missing, read_glue
 
 from .files import write, write_glue
 
@@ -87,6 +88,37 @@ def test_data_sets_on_disk_give_the_same(tmp_path: Path, name: str, saved: str) 
             data.to_parquet(str(tmp_path / "saved" / name / f"{split}-00000-of-00001.parquet"))
     for split in SPLITS:
         assert read_glue(tmp_path / "saved", name, split) == read_glue(tmp_path / "tsv", name, split)
+        assert missing(tmp_path / "saved", name, split) is None
+    home = tmp_path / "saved" / name
+    lost = home / "train" if saved == "disk" else home / "train-*-of-*.parquet"
+    if saved == "disk":
+        shutil.rmtree(lost)
+    else:
+        (home / "train-00000-of-00001.parquet").unlink()
+    assert missing(tmp_path / "saved", name, "train") == lost
+    with pytest.raises(UserError):
+        read_glue(tmp_path / "saved", name, "train")
+
+
+@pytest.mark.parametrize("microsoft", [False, True])
+def test_what_is_missing_is_what_cannot_be_read(tmp_path: Path, microsoft: bool) -> None:
+    write_glue(tmp_path, microsoft)
+    assert all(missing(tmp_path, name, split) is None for name in TASKS for split in SPLITS)
+    for file in sorted(tmp_path.glob("*/*")):
+        name = next(task.name for task in TASKS.values() if task.title == file.parent.name)
+        kept = file.rename(tmp_path / "kept")
+        lacking = {split: missing(tmp_path, name, split) for split in SPLITS}
+        for split, path in lacking.items():
+            if path is None:
+                read_glue(tmp_path, name, split)
+            else:
+                with pytest.raises(UserError, match=f"{re.escape(str(path))} does not exist"):
+                    read_glue(tmp_path, name, split)
+        assert any(lacking.values()), file
+        kept.rename(file)
+    shutil.rmtree(tmp_path / "RTE")
+    (tmp_path / "RTE").mkdir()
+    assert missing(tmp_path, "rte", "train") == tmp_path / "RTE" / "train.tsv"
 
 
 def test_a_damaged_or_incomplete_data_set_on_disk_is_told(tmp_path: Path) -> None:

@@ -213,6 +213,9 @@ def test_missing_texts_are_told_by_their_files(tmp_path: Path) -> None:
     assert "piqa" in absent("commonsense_170k", root) and absent("commonsense_170k", root, ["boolq"]) == ""
     glue = write_glue(tmp_path / "glue")
     assert absent("rte", glue) == "" and "RTE does not exist" in absent("rte", tmp_path)
+    (glue / "RTE" / "train.tsv").unlink()
+    assert absent("rte", glue, trains=False) == ""
+    assert absent("rte", glue).startswith(f"{glue / 'RTE' / 'train.tsv'} does not exist.\nGet the files: https://glue")
     assert "train.jsonl" in absent("jsonl", tmp_path) and "train.txt" in absent("e2e", tmp_path)
     (tmp_path / "mine.csv").write_text("text,label\na,b\n")
     assert absent("csv", tmp_path / "mine.csv") == ""

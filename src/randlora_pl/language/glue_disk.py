@@ -11,6 +11,19 @@ def is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or any(folder.glob("*-of-*.parquet"))
 
 
+def missing_split(folder: Path, split: str) -> Path | None:
+    """What a folder lacks of a split, by the names of files alone; None where it is there.
+
+    Args:
+        folder: See `is_saved`.
+        split: Which split.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        return None if (folder / split).is_dir() else folder / split
+    parts = f"{split}-*-of-*.parquet"
+    return None if any(folder.glob(parts)) else folder / parts
+
+
 def read_saved(
     folder: Path, split: str, columns: Sequence[str], classes: int
 ) -> tuple[list[tuple[str, ...]], list[int] | list[float]]:
