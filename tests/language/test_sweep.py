@@ -22,6 +22,7 @@ from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, plan
 from randlora_pl.experiments.sweep.texts import is_text, test_samples, text_tokens
 from randlora_pl.language import known, restore
+from randlora_pl.language.commonsense import SOURCE, TREE
 from randlora_pl.language.data import TextData
 from randlora_pl.language.meta import meta_backbone, operations_per_token
 from randlora_pl.language.present import absent
@@ -200,6 +201,13 @@ def test_the_source_of_missing_texts_is_told_once(refused: Refused, tmp_path: Pa
     shown = refused("sweep", "table4", "--data.root", str(tmp_path), "--only", "model=RoBERTa-base")
     assert f"{tmp_path / 'SST-2'} does not exist; {tmp_path / 'MRPC'} does not exist; " in shown
     assert shown.count("gluebenchmark.com") == 1 and ".." not in shown
+
+
+def test_a_dry_run_says_where_missing_texts_are_from(run: Run, tmp_path: Path) -> None:
+    written(tmp_path)
+    dry = run("sweep", "words.yaml", "--data.root", "none", "--dry-run", "--only", "budget=15k")
+    said = dry.out.partition("Not on this machine: commonsense. Get them:\n  none does not exist. ")[2]
+    assert dry.code == 0 and said == f"Expected below --data.root: {TREE}. Get the files: {SOURCE}\n"
 
 
 def test_missing_texts_are_told_by_their_files(tmp_path: Path) -> None:
