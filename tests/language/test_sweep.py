@@ -20,13 +20,15 @@ from randlora_pl.experiments.sweep.description import Description, budget
 from randlora_pl.experiments.sweep.estimate import COUNTED, Estimator
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, plan
-from randlora_pl.experiments.sweep.texts import is_text, test_samples, text_tokens
+from randlora_pl.experiments.sweep.texts import is_text, test_samples, text_steps, text_tokens
 from randlora_pl.language import known, restore
 from randlora_pl.language.commonsense import SOURCE, TREE
 from randlora_pl.language.data import TextData
+from randlora_pl.language.labelled import LabelledTexts
 from randlora_pl.language.meta import meta_backbone, operations_per_token
 from randlora_pl.language.present import absent
 from randlora_pl.language.sizes import SIZES, TESTS
+from randlora_pl.language.sources import set_aside
 from tests.cli.conftest import Run
 
 from .files import write_commonsense, write_glue
@@ -175,6 +177,23 @@ def test_steps_are_those_of_the_run(tmp_path: Path) -> None:
     assert test_samples(cell.tree) == TESTS["boolq"] + TESTS["piqa"]
     learned, answered = text_tokens(cell.tree)
     assert answered == learned + 2
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_what_validates_is_no_step(name: str, tmp_path: Path) -> None:
+    """Steps of an epoch of one sample each: those that the data module itself leaves for training."""
+    size = SIZES[name]
+    task = "TextClassificationTask" if name in known.LABELLED else "CausalLMTask"
+    tree: dict[str, Any] = {"model": {"class_path": task}, "data": {"dataset": name, "epochs": 1}}
+    places = list(range(size.train))
+    if task == "TextClassificationTask":
+        left = size.train - LabelledTexts(dataset=name).validation
+    else:
+        data = TextData(dataset=name)
+        left = size.train if name == "e2e" else len(set_aside(places, data.validation)[0])
+    assert text_steps(tree, 1) == left
+    tree["data"]["validation"] = 7
+    assert text_steps(tree, 1) == size.train - 7 or name == "e2e"
 
 
 def test_a_cell_is_counted_by_its_tokens(tmp_path: Path) -> None:
