@@ -3,14 +3,19 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from randlora_pl.adapters import LoRA, RandLoRA, inject
 from randlora_pl.adapters.files import METHODS
+from randlora_pl.cli.cells import composer
 from randlora_pl.cli.configs import find_config
 from randlora_pl.cli.main import main
+from randlora_pl.cli.sweep_job import told_by
+from randlora_pl.experiments.sweep.estimate import planned_steps
+from randlora_pl.experiments.sweep.plan import plan
 from randlora_pl.models import meta_clip, meta_vit
 from randlora_pl.tasks.defaults import default_learning_rate
 from tests.docs.pages import PAGES, ROOT
@@ -85,9 +90,23 @@ def test_expected_hours() -> None:
     assert written[-1].rpartition(": ")[2] in REPRODUCING
 
 
+TEXTS = ("table1", "table3_llama", "table4", "table6", "table10_llama", "table15")
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_expected_steps_of_language_models(name: str) -> None:
+    """The columns that need no operation counted: runs, cells and optimizer steps of a seed."""
+    _, description = told_by(name)
+    cells = plan(replace(description, seeds=description.seeds[:1]), composer())
+    trained = [cell for cell in cells if not cell.untrained]
+    runs = len(trained) * len(description.seeds) + len(cells) - len(trained)
+    steps = sum(planned_steps(cell) or 0 for cell in trained)
+    assert f"| {name} | {runs:,} | {len(cells):,} | {steps:,} |" in REPRODUCING
+
+
 @pytest.mark.slow
 def test_expected_cost_of_language_models() -> None:
-    assert set(written_by_the_script("table10_llama", "table15")[2:4]) <= set(REPRODUCING.splitlines())
+    assert set(written_by_the_script(*TEXTS)[2:-2]) <= set(REPRODUCING.splitlines())
     assert "\n".join(written_by_the_script("--texts")) in REPRODUCING
 
 

@@ -83,7 +83,7 @@ def test_validation_has_no_label_smoothing(toy: Path, tokenizer: Path) -> None:
 
     task = make(tokenizer, label_smoothing=0.5)
     task.configure_model()
-    batch: dict[str, Any] = collate([Tokens([encode(task.vocabulary, ("red old", " tall"))])[0]], 0)
+    batch: dict[str, Any] = collate([Tokens([encode(task.vocabulary, ("red old", " tall"))], 0)[0]], 0)
     batch["columns"] = learned_columns(batch["labels"])
     smooth = float(task.train().sample_losses(batch)[0].detach())
     plain = float(task.eval().sample_losses(batch)[0].detach())
@@ -101,7 +101,7 @@ def test_a_samples_loss_does_not_depend_on_its_batch(tokenizer: Path) -> None:
         task = make(tokenizer, kind, targets=targets, overrides={"tie_word_embeddings": False})
         task.configure_model()
         pairs = [("red old", " tall"), ("dry " * 15, " new wet")]
-        tokens = Tokens(encode(task.vocabulary, pair) for pair in pairs)
+        tokens = Tokens((encode(task.vocabulary, pair) for pair in pairs), 0)
         samples = [tokens[number] for number in range(len(pairs))]
         batch = collate(samples, 0)
         together = token_losses(task.model, batch, learned_columns(batch["labels"]))[0].sum(1)

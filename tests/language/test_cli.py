@@ -207,6 +207,17 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
     assert "leave nothing to train on" in fit("--data.root", str(bad), "--data.validation", "120")
 
 
+def test_a_test_is_offered_where_there_is_one(run: Run, words: list[str], toy: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    shutil.copy(toy / "train.jsonl", own)
+    for root, offered in ((own, False), (toy, True)):
+        shown = run("fit", *words, "--data.root", str(root), "--data.steps", "1", "--trainer.limit_val_batches", "1",
+                    "--trainer.limit_test_batches", "1")  # fmt: skip
+        assert shown.code == 0, shown.err
+        assert "adapter merge" in shown.out and ("randlora-pl test" in shown.out) == offered
+
+
 def test_a_wrong_test_is_told_before_the_training(
     refused: Refused, words: list[str], toy: Path, tmp_path: Path
 ) -> None:

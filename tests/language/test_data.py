@@ -8,7 +8,7 @@ import torch
 
 from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.errors import UserError
-from randlora_pl.language.batches import EvalTexts, Tokens, TrainTexts, by_length
+from randlora_pl.language.batches import EvalBatches, Tokens, TrainBatches
 from randlora_pl.language.data import TextData
 from randlora_pl.language.encode import IGNORED, Encoded
 from randlora_pl.language.sources import Item
@@ -17,7 +17,7 @@ from randlora_pl.language.tokenizers import byte_tokenizer
 
 def tokens(*lengths: int) -> Tokens:
     """Samples of so many tokens, all but the first of them learned."""
-    return Tokens(Encoded(list(range(1, n + 1)), list(range(1, n + 1)), n) for n in lengths)
+    return Tokens((Encoded(list(range(1, n + 1)), list(range(1, n + 1)), n) for n in lengths), 0)
 
 
 def test_tokens_come_back_without_the_label_of_the_first() -> None:
@@ -35,7 +35,7 @@ def test_weights_of_a_window_add_up(world: int) -> None:
     seen = []
     for rank in range(world):
         schedule = TrainSchedule(plan, 3 // world if world == 1 else 2, 2, world, rank)
-        batches = TrainTexts(held, schedule, 0)
+        batches = TrainBatches(held, schedule)
         seen += [batches[number] for number in range(len(batches))]
     for window in {batch["window_tokens"] for batch in seen}:
         own = [batch for batch in seen if batch["window_tokens"] == window]
@@ -46,9 +46,9 @@ def test_weights_of_a_window_add_up(world: int) -> None:
 
 def test_evaluation_goes_from_long_to_short_and_takes_each_once() -> None:
     held = tokens(3, 9, 5, 2, 7)
-    order = by_length(held)
+    order = held.by_length()
     assert order == [1, 4, 2, 0, 3]
-    batches = EvalTexts(held, EvalSchedule(5, 2), order, 0)
+    batches = EvalBatches(held, EvalSchedule(5, 2), order)
     taken = [batches[number]["index"][batches[number]["weight"] > 0].tolist() for number in range(len(batches))]
     assert taken == [[1, 4], [2, 0], [3]]
     assert [batches[number]["input_ids"].shape[1] for number in range(3)] == [16, 8, 8]
@@ -81,6 +81,24 @@ def test_long_samples_are_cut_and_counted(tmp_path: Path, caplog: pytest.LogCapt
     assert facts["train"] == 3 and facts["cut"] == 2 and facts["dropped"] == 1 and facts["longest"] == 33
     assert facts["steps"] == 3 and facts["tokens"] == 4 + 7 + 8
     assert "2 of 4 samples are longer than 8 tokens" in made.in_words(facts)["cutoff"]
+
+
+def test_a_fit_reads_each_file_once_and_asks_for_scorers_of_references_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "val", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"prompt": split, "completion": "so"}))
+    read: list[str] = []
+    whole = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or whole(path))  # type: ignore[func-returns-value]
+    monkeypatch.setattr("randlora_pl.language.data.need_sacrebleu", lambda: pytest.fail("no text has references"))
+    made = data(tmp_path, steps=1, batch_size=1)
+    made.check_test()
+    assert read == ["test.jsonl"]
+    made.setup("fit")
+    made.setup("test")
+    assert sorted(read) == ["test.jsonl", "train.jsonl", "val.jsonl"]
+    assert [item.prompt for item in made.items] == ["test"] and len(made._held["test"]) == 1
 
 
 def test_options_are_checked(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_padding_moves_no_position(side: Any) -> None:
         ("name : The Vaults | near : Raja Indian Cuisine", " It is near it ."),
         ("n", " ."),
     ]
-    samples = [Tokens([encode(task.vocabulary, pair, 512, True, True)])[0] for pair in pairs]
+    samples = [Tokens([encode(task.vocabulary, pair, 512, True, True)], 0)[0] for pair in pairs]
     batch = collate(samples, 0, side, 16)
     together = token_losses(task.model, batch, learned_columns(batch["labels"]), 0.1)[0].sum(1)
     for sample, found in zip(samples, together, strict=True):

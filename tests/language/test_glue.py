@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -5,7 +6,7 @@ from typing import Literal
 import pytest
 
 from randlora_pl.errors import UserError
-from randlora_pl.language.glue import TASKS, Examples, read_glue
+from randlora_pl.language.glue import TASKS, Examples, missing, read_glue
 
 from .files import write, write_glue
 
@@ -87,6 +88,52 @@ def test_data_sets_on_disk_give_the_same(tmp_path: Path, name: str, saved: str) 
             data.to_parquet(str(tmp_path / "saved" / name / f"{split}-00000-of-00001.parquet"))
     for split in SPLITS:
         assert read_glue(tmp_path / "saved", name, split) == read_glue(tmp_path / "tsv", name, split)
+        assert missing(tmp_path / "saved", name, split) is None
+    home = tmp_path / "saved" / name
+    lost = home / ("train/state.json" if saved == "disk" else "train-00000-of-00001.parquet")
+    lost.unlink()
+    assert (
+        missing(tmp_path / "saved", name, "train") == lost and missing(tmp_path / "saved", name, "validation") is None
+    )
+    with pytest.raises(UserError, match=f"no whole split 'train': {re.escape(str(lost))} does not exist"):
+        read_glue(tmp_path / "saved", name, "train")
+
+
+@pytest.mark.parametrize("microsoft", [False, True])
+def test_what_is_missing_is_what_cannot_be_read(tmp_path: Path, microsoft: bool) -> None:
+    write_glue(tmp_path, microsoft)
+    assert all(missing(tmp_path, name, split) is None for name in TASKS for split in SPLITS)
+    for file in sorted(tmp_path.glob("*/*")):
+        name = next(task.name for task in TASKS.values() if task.title == file.parent.name)
+        kept = file.rename(tmp_path / "kept")
+        lacking = {split: missing(tmp_path, name, split) for split in SPLITS}
+        for split, path in lacking.items():
+            if path is None:
+                read_glue(tmp_path, name, split)
+            else:
+                with pytest.raises(UserError, match=f"{re.escape(str(path))} does not exist"):
+                    read_glue(tmp_path, name, split)
+        assert any(lacking.values()), file
+        kept.rename(file)
+    shutil.rmtree(tmp_path / "RTE")
+    (tmp_path / "RTE").mkdir()
+    assert missing(tmp_path, "rte", "train") == tmp_path / "RTE" / "train.tsv"
+
+
+def test_a_part_of_the_parquet_files_is_no_split(tmp_path: Path) -> None:
+    (tmp_path / "rte").mkdir()
+    for name in (
+        "train-00000-of-00003-0f1e.parquet",
+        "train-00002-of-00003-0f1e.parquet",
+        "training-00001-of-00003.parquet",
+    ):
+        (tmp_path / "rte" / name).touch()
+    lost = tmp_path / "rte" / "train-00001-of-00003.parquet"
+    assert missing(tmp_path, "rte", "train") == lost
+    with pytest.raises(UserError, match=re.escape(str(lost))):
+        read_glue(tmp_path, "rte", "train")
+    (tmp_path / "rte" / "train-00001-of-00003-0f1e.parquet").touch()
+    assert missing(tmp_path, "rte", "train") is None
 
 
 def test_a_damaged_or_incomplete_data_set_on_disk_is_told(tmp_path: Path) -> None:
@@ -97,7 +144,7 @@ def test_a_damaged_or_incomplete_data_set_on_disk_is_told(tmp_path: Path) -> Non
         datasets.DatasetDict({split: datasets.Dataset.from_dict(columns)}).save_to_disk(str(tmp_path / "rte"))
 
     saved("validation", sentence1=["a"], sentence2=["b"], label=[0])
-    with pytest.raises(UserError, match="has no split 'train'"):
+    with pytest.raises(UserError, match=r"no whole split 'train': .*rte/train does not exist"):
         read_glue(tmp_path, "rte", "train")
     saved("train", sentence1=["a"], label=[0])
     with pytest.raises(UserError, match="the column 'sentence2' is missing"):

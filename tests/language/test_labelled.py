@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from randlora_pl.errors import UserError
-from randlora_pl.language.batches import by_length
 from randlora_pl.language.glue import TASKS, read_glue
 from randlora_pl.language.labelled import LabelledTexts
 from randlora_pl.language.sentences import Sentences
@@ -73,6 +72,26 @@ def test_own_files_train_validate_and_test(tmp_path: Path) -> None:
     assert seen.bincount().tolist() == (10 * labels.bincount()).tolist()
 
 
+@pytest.mark.parametrize("name", ["csv", "rte"])
+def test_a_fit_reads_each_file_once_and_keeps_no_texts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_reviews(tmp_path)
+    write_glue(tmp_path)
+    read: list[str] = []
+    whole = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.stem) or whole(path))  # type: ignore[func-returns-value]
+    once, data = (Given(dataset=name, root=str(tmp_path), batch_size=8, steps=1) for _ in range(2))
+    data.check_test()
+    data.setup("fit")
+    assert data._checked is None
+    data.setup("test")
+    assert sorted(read) == (["test", "train", "val"] if name == "csv" else ["dev", "train"])
+    once.setup("fit")
+    once.setup("test")
+    assert once.summary() == data.summary() and once.state_dict() == data.state_dict()
+
+
 def test_pairs_have_scores_and_segments(tmp_path: Path) -> None:
     write_scores(tmp_path)
     data = Given(dataset="jsonl", root=str(tmp_path), scores=True, steps=1, batch_size=4)
@@ -99,9 +118,9 @@ def test_long_texts_are_cut_counted_and_told(tmp_path: Path, caplog: pytest.LogC
 def test_samples_come_back_from_the_flat_arrays() -> None:
     tokenizer: Any = sentence_tokenizer()
     encoded = [dict(tokenizer(*texts)) for texts in (("the task", "a"), ("a pub type price", "the"), ("the", "the"))]
-    held = Sentences(encoded, [1, 0, 2], True)
+    held = Sentences(encoded, [1, 0, 2], True, tokenizer, 0)
     assert [held[place] for place in range(3)] == encoded
-    assert by_length(held) == np.argsort([-len(row["input_ids"]) for row in encoded], kind="stable").tolist()
+    assert held.by_length() == np.argsort([-len(row["input_ids"]) for row in encoded], kind="stable").tolist()
     assert held.total == sum(len(row["input_ids"]) for row in encoded)
 
 

@@ -48,6 +48,25 @@ def test_mistakes_in_csv_files_are_told_with_their_line(content: str, message: s
         read_own(file)
 
 
+@pytest.mark.parametrize(("mark", "called"), [(";", "semicolons"), ("\t", "tabs")])
+@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize("name", ["train.csv", "train.TSV"])
+def test_other_marks_than_commas_are_named(mark: str, called: str, quote: str, name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    for row in (("good, bad", "a"), ("good", "a")):
+        lines = (mark.join(f"{quote}{cell}{quote}" for cell in cells) for cells in (("text", "label"), row))
+        file.write_text("\r\n".join(lines), encoding="utf-8-sig")
+        with pytest.raises(UserError) as refused:
+            read_own(file)
+        said = f"{file}, line 1: there are {called} between the columns (text, label); expected are commas."
+        assert str(refused.value).startswith(said)
+    file.write_text(f"text,label,a{mark}b{mark}c{mark}d\nx,y,z\n")  # in a name
+    assert read_own(file)[0].texts == ("x",)
+    file.write_text(f"text,a{mark}b{mark}c\nx,y\n")
+    with pytest.raises(UserError, match="line 2: expected columns"):
+        read_own(file)
+
+
 def test_mistakes_in_json_lines_are_told_with_their_line(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     for content, message in (

@@ -20,12 +20,15 @@ from randlora_pl.experiments.sweep.description import Description, budget
 from randlora_pl.experiments.sweep.estimate import COUNTED, Estimator
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, plan
-from randlora_pl.experiments.sweep.texts import is_text, test_samples, text_tokens
+from randlora_pl.experiments.sweep.texts import is_text, test_samples, text_steps, text_tokens
 from randlora_pl.language import known, restore
+from randlora_pl.language.commonsense import SOURCE, TREE
 from randlora_pl.language.data import TextData
+from randlora_pl.language.labelled import LabelledTexts
 from randlora_pl.language.meta import meta_backbone, operations_per_token
 from randlora_pl.language.present import absent
 from randlora_pl.language.sizes import SIZES, TESTS
+from randlora_pl.language.sources import set_aside
 from tests.cli.conftest import Run
 
 from .files import write_commonsense, write_glue
@@ -176,6 +179,23 @@ def test_steps_are_those_of_the_run(tmp_path: Path) -> None:
     assert answered == learned + 2
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_what_validates_is_no_step(name: str, tmp_path: Path) -> None:
+    """Steps of an epoch of one sample each: those that the data module itself leaves for training."""
+    size = SIZES[name]
+    task = "TextClassificationTask" if name in known.LABELLED else "CausalLMTask"
+    tree: dict[str, Any] = {"model": {"class_path": task}, "data": {"dataset": name, "epochs": 1}}
+    places = list(range(size.train))
+    if task == "TextClassificationTask":
+        left = size.train - LabelledTexts(dataset=name).validation
+    else:
+        data = TextData(dataset=name)
+        left = size.train if name == "e2e" else len(set_aside(places, data.validation)[0])
+    assert text_steps(tree, 1) == left
+    tree["data"]["validation"] = 7
+    assert text_steps(tree, 1) == size.train - 7 or name == "e2e"
+
+
 def test_a_cell_is_counted_by_its_tokens(tmp_path: Path) -> None:
     def one(budget: str, method: str = "LoRA-16", **options: Any) -> Any:
         settings = {key: value for key, value in GRID["set"].items() if key != "data.steps"} | options
@@ -202,6 +222,13 @@ def test_the_source_of_missing_texts_is_told_once(refused: Refused, tmp_path: Pa
     assert shown.count("gluebenchmark.com") == 1 and ".." not in shown
 
 
+def test_a_dry_run_says_where_missing_texts_are_from(run: Run, tmp_path: Path) -> None:
+    written(tmp_path)
+    dry = run("sweep", "words.yaml", "--data.root", "none", "--dry-run", "--only", "budget=15k")
+    said = dry.out.partition("Not on this machine: commonsense. Get them:\n  none does not exist. ")[2]
+    assert dry.code == 0 and said == f"Expected below --data.root: {TREE}. Get the files: {SOURCE}\n"
+
+
 def test_missing_texts_are_told_by_their_files(tmp_path: Path) -> None:
     assert "commonsense_15k.json" in absent("commonsense_15k", tmp_path)
     root = write_commonsense(tmp_path / "questions")
@@ -213,6 +240,9 @@ def test_missing_texts_are_told_by_their_files(tmp_path: Path) -> None:
     assert "piqa" in absent("commonsense_170k", root) and absent("commonsense_170k", root, ["boolq"]) == ""
     glue = write_glue(tmp_path / "glue")
     assert absent("rte", glue) == "" and "RTE does not exist" in absent("rte", tmp_path)
+    (glue / "RTE" / "train.tsv").unlink()
+    assert absent("rte", glue, trains=False) == ""
+    assert absent("rte", glue).startswith(f"{glue / 'RTE' / 'train.tsv'} does not exist.\nGet the files: https://glue")
     assert "train.jsonl" in absent("jsonl", tmp_path) and "train.txt" in absent("e2e", tmp_path)
     (tmp_path / "mine.csv").write_text("text,label\na,b\n")
     assert absent("csv", tmp_path / "mine.csv") == ""

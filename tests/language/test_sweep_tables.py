@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from randlora_pl.adapters import VeRA, inject
 from randlora_pl.cli.cells import composer
 from randlora_pl.cli.configs import find_config
 from randlora_pl.cli.sweep_job import told_by
+from randlora_pl.experiments.paper import notes, table
 from randlora_pl.experiments.sweep.build import counts
 from randlora_pl.experiments.sweep.plan import plan
 from tests.cli.conftest import Run
@@ -55,8 +58,6 @@ def test_alphas_are_those_of_the_rank(name: str) -> None:
 @pytest.mark.slow
 def test_table_15_trains_as_many_parameters_as_it_says() -> None:
     """The printed share of all parameters, counted on the meta device."""
-    from randlora_pl.experiments.paper import table
-
     _, description = told_by("table15")
     for cell in plan(description, composer()):
         labels = cell.labels
@@ -66,6 +67,36 @@ def test_table_15_trains_as_many_parameters_as_it_says() -> None:
         method = labels.method.removesuffix(" of Phi3")
         printed = float(table(15).parameters(labels.model, method, "15k"))
         assert found is not None and 100 * found.trainable / found.total == pytest.approx(printed, rel=0.15), labels
+
+
+def test_the_notes_about_vera_are_true() -> None:
+    """Its parameters on RoBERTa, and how far the scaling of 2 lets a step go."""
+    told = {note.key: note.text for note in notes()}
+    text = told["vera_of_roberta"]
+    cells = {cell.labels.model: cell for cell in plan(told_by("table4")[1], composer()) if "VeRA" in cell.labels.method}
+    for model, method in (("RoBERTa-base", "VeRA-1024"), ("RoBERTa-large", "VeRA-256")):
+        found = counts(cells[model].tree, forward=False)
+        assert found is not None and f"{found.trainable:,}" in text and model in text and method in text
+        assert table(4).parameters(model, method, "100%") == "0.26M"
+    cell = next(c for c in plan(told_by("table15")[1], composer()) if "VeRA" in c.labels.method)
+    rank, alpha = (cell.flat[f"model.adapter.{name}"] for name in ("rank", "alpha"))
+    assert (rank, alpha / rank, alpha) == (1024, 2, 2048) and "2,048 times" in told["vera_scaling_of_language_models"]
+    layer = torch.nn.Sequential(torch.nn.Linear(256, 256))
+    inject(layer, VeRA(rank, alpha), ["0"])
+    delta = layer[0].delta
+    delta.b.data += cell.flat["model.learning_rate"]  # AdamW's first step goes this far
+    assert float(delta.delta().std()) == pytest.approx(6e-4, rel=0.1)
+    assert "6e-4" in told["vera_scaling_of_language_models"]
+
+
+def test_reports_have_the_notes_about_vera() -> None:
+    for number, model, keys in (
+        (4, "RoBERTa-base", {"vera_of_roberta"}),
+        (4, "RoBERTa-large", set()),
+        (15, "Qwen2", {"vera_of_language_models", "vera_scaling_of_language_models"}),
+    ):
+        cell = next(c for c in table(number).cells if c.model == model and c.method.startswith("VeRA"))
+        assert {note.key for note in notes() if note.touches(cell) and note.key.startswith("vera_")} == keys
 
 
 GLUE: dict[str, Any] = {

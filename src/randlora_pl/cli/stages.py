@@ -147,7 +147,7 @@ def fit(app: App, zero_shot: bool = True, test: bool = True) -> None:
     tested = _tested(app) if test else {}
     _write(app, tested | fit_figures(app) | {"config": configs, "finished": finished})
     if trainer.is_global_zero:
-        say(*end_page(folder, data.unit))
+        say(*end_page(folder, data.unit, testable=bool(tested) or not test))
 
 
 def is_finished(app: App) -> bool:
@@ -252,12 +252,13 @@ def evaluate(app: App, adapter: Path | None) -> None:
         )
 
 
-def end_page(folder: Path, unit: str = "images") -> list[Any]:
+def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[Any]:
     """What is printed at the end of a training: figures, places, next commands.
 
     Args:
         folder: The run folder.
         unit: What a sample is: ``images`` or ``samples`` of text.
+        testable: Whether there is anything to test.
     """
     results = read_results(folder)
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -279,13 +280,14 @@ def end_page(folder: Path, unit: str = "images") -> list[Any]:
             table.add_row(name, text)
     place = shlex.quote(str(folder))
     earlier = results.get("best/step", results["steps"]) != results["steps"]
-    best = f"\n  randlora-pl test --adapter {place}/{BEST}" if earlier else ""
+    tests = f"\n  randlora-pl test --run {place}" if testable else ""
+    tests += f"\n  randlora-pl test --adapter {place}/{BEST}" if testable and earlier else ""
     goes_on = "" if results["finished"] else f"\n  randlora-pl fit --resume {place}"
     board = f"\n  tensorboard --logdir {place}" if (folder / "tensorboard").is_dir() else ""
     use = f"predict --adapter {place}/{ADAPTER} --images PATH --output predictions.csv"
     if unit != "images":
         use = f"adapter merge {place}/{ADAPTER} --output FOLDER"
-    following = f"\nNext:{goes_on}\n  randlora-pl {use}\n  randlora-pl test --run {place}{best}{board}"
+    following = f"\nNext:{goes_on}\n  randlora-pl {use}{tests}{board}"
     return ["", table, following]
 
 

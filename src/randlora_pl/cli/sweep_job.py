@@ -30,7 +30,8 @@ class Job:
         chosen: The cells that this command is about.
         folder: Where it goes.
         same: The command that was typed, to go on with.
-        absent: Labels of data sets that are left out.
+        absent: Labels of data sets that are not here.
+        sources: How to get those: commands, or what is missing and where it is from.
     """
 
     description: Description
@@ -39,6 +40,7 @@ class Job:
     folder: SweepFolder
     same: str
     absent: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
 
 
 def parser_of(verb: str) -> Parser:
@@ -116,12 +118,12 @@ def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: boo
         UserError: Nothing is left, or a data set is missing; one message names all of them.
     """
     job.chosen = shard(only(job.chosen, choices), part)
-    job.absent, commands = _absent(job.chosen)
+    job.absent, job.sources = _absent(job.chosen)
     if job.absent and not skip_missing and not dry:
         count = "1 data set is" if len(job.absent) == 1 else f"{len(job.absent)} data sets are"
         raise UserError(
             f"{count} not on this machine: {', '.join(job.absent)}. Leave them out with --skip-missing, or get them:\n"
-            f"{'; '.join(commands)}"
+            f"{'; '.join(job.sources)}"
         )
     if skip_missing:
         job.chosen = [cell for cell in job.chosen if cell.labels.dataset not in job.absent]

@@ -57,7 +57,8 @@ def dry_run(job: Job) -> int:
             "         AdamW's moments, without activations"
         )
     if job.absent:
-        print(f"Not on this machine: {', '.join(job.absent)}")
+        print(f"Not on this machine: {', '.join(job.absent)}. Get them:")
+        print("\n".join(f"  {source}" for source in job.sources))
     return 0
 
 

@@ -1,75 +1,109 @@
-"""Numbered batches of texts: what a `Loader` hands over for training, validation and tests."""
+"""Encoded texts, and numbered batches of them: what a `Loader` hands over for training, validation and tests."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import chain
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from randlora_pl.data.loader import Batch
 from randlora_pl.data.plan import EvalSchedule, TrainSchedule
 from randlora_pl.language.encode import IGNORED, Encoded, collate
 from randlora_pl.language.generate import learned_columns
 
-if TYPE_CHECKING:
-    from randlora_pl.language.sentences import Sentences
-
 MULTIPLE = 8
 """Batches are padded to a multiple of this, as in the paper's scripts."""
 
 
-class Tokens:
-    """Encoded samples in three flat arrays: hundreds of thousands of Python lists would take gigabytes.
+class Samples:
+    """Encoded samples in flat arrays: hundreds of thousands of Python lists would take gigabytes.
+
+    Args:
+        columns: The numbers of each sample, by name; ``input_ids`` is one of them.
+
+    Attributes:
+        lengths: int64 (samples,), tokens of each.
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[Sequence[int]]]) -> None:
+        self.lengths = np.array([len(row) for row in columns["input_ids"]], np.int64)
+        self._ends = np.cumsum([0, *self.lengths])
+        self._columns = {name: np.fromiter(chain.from_iterable(rows), np.int32) for name, rows in columns.items()}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def total(self) -> int:
+        """Tokens of all samples."""
+        return int(self._ends[-1])
+
+    def by_length(self) -> list[int]:
+        """Their places, the longest first, so that memory runs out at once or not at all."""
+        order: list[int] = np.argsort(-self.lengths, kind="stable").tolist()
+        return order
+
+    def batch(self, places: Sequence[int]) -> Batch:
+        """Some of them, padded."""
+        raise NotImplementedError
+
+    def window(self, places: Tensor) -> Batch:
+        """What each micro-batch must know of all samples of its optimizer step, at places (samples,)."""
+        return {}
+
+    def _row(self, number: int) -> dict[str, list[int]]:
+        here = slice(self._ends[number], self._ends[number + 1])
+        return {name: values[here].tolist() for name, values in self._columns.items()}
+
+
+class Tokens(Samples):
+    """Prompts with their completions.
 
     Args:
         encoded: The samples.
+        pad: Number to pad with.
 
     Attributes:
         counted: int64 (samples,), tokens of each that are learned; the first of a text is predicted by nothing.
     """
 
-    def __init__(self, encoded: Iterable[Encoded]) -> None:
+    def __init__(self, encoded: Iterable[Encoded], pad: int) -> None:
         samples = list(encoded)
-        lengths = [len(sample.input_ids) for sample in samples]
-        self._ends = np.cumsum([0, *lengths])
-        self._ids = np.fromiter((number for sample in samples for number in sample.input_ids), np.int32)
-        self._labels = np.fromiter((label for sample in samples for label in sample.labels), np.int32)
-        self._labels[self._ends[:-1]] = IGNORED  # the padding before a text would predict its first token
+        super().__init__({"input_ids": [s.input_ids for s in samples], "labels": [s.labels for s in samples]})
+        self._columns["labels"][self._ends[:-1]] = IGNORED  # the padding before a text would predict its first token
         counts = [sum(label != IGNORED for label in sample.labels[1:]) for sample in samples]
         self.counted = torch.tensor(counts, dtype=torch.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    @property
-    def lengths(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
-        """Tokens of each sample."""
-        return np.diff(self._ends)
-
-    @property
-    def total(self) -> int:
-        """Tokens of all samples."""
-        return len(self._ids)
+        self.pad = pad
 
     def __getitem__(self, number: int) -> Encoded:
-        here = slice(self._ends[number], self._ends[number + 1])
-        return Encoded(self._ids[here].tolist(), self._labels[here].tolist(), int(here.stop - here.start))
+        return Encoded(**self._row(number), full_length=int(self.lengths[number]))
+
+    def batch(self, places: Sequence[int]) -> Batch:
+        """Padded on the left: ``input_ids``, ``attention_mask``, ``labels`` (b, length) int64, ``columns``.
+
+        For the last see `learned_columns`.
+        """
+        texts = collate([self[place] for place in places], self.pad, "left", MULTIPLE)
+        return {**texts, "columns": learned_columns(texts["labels"])}
+
+    def window(self, places: Tensor) -> Batch:
+        """``window_samples`` and ``window_tokens``: samples and learned tokens of all ranks and micro-batches."""
+        return {"window_samples": len(places), "window_tokens": int(self.counted[places].sum())}
 
 
 @dataclass(frozen=True)
-class TrainTexts:
+class TrainBatches:
     """Training batches of one rank: a dictionary for each micro-batch.
 
-    ``input_ids``, ``attention_mask`` and ``labels`` (b, length) int64, ``weight`` (b,) float32, ``draw`` and ``index``
-    (b,) int64; ``columns``: see `learned_columns`; ``window_samples`` and ``window_tokens``: samples and learned tokens
-    of the whole window, all ranks and micro-batches; ``micro`` and ``micros``: place in the window and micro-batches of
-    it. The window's mean loss over samples is the sum of weight x loss (see `MicroBatch`).
+    What `Samples.batch` and `Samples.window` give, ``weight`` (b,) float32, ``draw`` and ``index`` (b,) int64;
+    ``micro`` and ``micros``: place in the window and micro-batches of it. The window's mean loss over samples is the
+    sum of weight x loss (see `MicroBatch`).
     """
 
-    tokens: Tokens
+    samples: Samples
     schedule: TrainSchedule
-    pad: int
 
     def __len__(self) -> int:
         return len(self.schedule)
@@ -78,35 +112,30 @@ class TrainTexts:
         micro = self.schedule[number]
         plan = self.schedule.plan
         places = plan.samples(micro.draws)
-        texts = collate([self.tokens[place] for place in places.tolist()], self.pad, "left", MULTIPLE)
         return {
-            **texts,
-            "columns": learned_columns(texts["labels"]),
+            **self.samples.batch(places.tolist()),
+            **self.samples.window(plan.samples(micro.window)),
             "weight": micro.weights,
             "draw": micro.draws,
             "index": places,
-            "window_samples": len(micro.window),
-            "window_tokens": int(self.tokens.counted[plan.samples(micro.window)].sum()),
             "micro": micro.micro,
             "micros": micro.micros,
         }
 
 
 @dataclass(frozen=True)
-class EvalTexts:
-    """Evaluation batches of one rank: tokens as above, ``columns``, ``weight`` (0 for padding) and ``index``.
+class EvalBatches:
+    """Evaluation batches of one rank: what `Samples.batch` gives, ``weight`` (0 for padding) and ``index``.
 
     Args:
-        tokens: The samples.
+        samples: The samples.
         schedule: Which of them are in which batch.
         order: The place of each in the order of evaluation; neighbours of one length need little padding.
-        pad: Number to pad with.
     """
 
-    tokens: Tokens
+    samples: Samples
     schedule: EvalSchedule
     order: Sequence[int]
-    pad: int
 
     def __len__(self) -> int:
         return len(self.schedule)
@@ -114,12 +143,4 @@ class EvalTexts:
     def __getitem__(self, number: int) -> Batch:
         places, weights = self.schedule[number]
         samples = [self.order[place] for place in places.tolist()]
-        texts = collate([self.tokens[place] for place in samples], self.pad, "left", MULTIPLE)
-        columns = learned_columns(texts["labels"])
-        return {**texts, "columns": columns, "weight": weights, "index": torch.tensor(samples)}
-
-
-def by_length(tokens: "Tokens | Sentences") -> list[int]:
-    """The samples' places, the longest first, so that memory runs out at once or not at all."""
-    order: list[int] = np.argsort(-tokens.lengths, kind="stable").tolist()
-    return order
+        return {**self.samples.batch(samples), "weight": weights, "index": torch.tensor(samples)}

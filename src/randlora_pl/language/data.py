@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from randlora_pl.data.catalog import default_root
 from randlora_pl.data.options import check_run
-from randlora_pl.data.plan import EvalSchedule, TrainSchedule
 from randlora_pl.errors import UserError, near
-from randlora_pl.language.batches import EvalTexts, Tokens, TrainTexts
+from randlora_pl.language.batches import Tokens
 from randlora_pl.language.commonsense import TASKS
 from randlora_pl.language.encode import Encoded, Lengths, encode_all, encode_prompt
 from randlora_pl.language.generation import need_sacrebleu
@@ -43,7 +42,7 @@ class TextData(TokenData):
         num_workers: Processes that prepare batches; by default none, the texts are in memory as tokens.
 
     Attributes:
-        items: The questions of the tests, after `setup`.
+        items: The questions of the tests, after `check_test` or `setup`; ``index`` of a test batch says which each is.
         lengths: What the cutoff did to the training samples, after `setup("fit")`.
         pad: Number to pad with, after `setup`.
     """
@@ -91,24 +90,20 @@ class TextData(TokenData):
 
     def read(self, learns: bool, tests: bool) -> None:
         """Reads and encodes what is needed."""
-        if tests and self.separate:
-            need_sacrebleu()  # not only when everything has been written
-        texts = read_texts(self.dataset, self.root, self.validation, self.tests, learns, tests)
-        self._encode(texts, learns, tests)
+        if learns:
+            self._learn(read_texts(self.dataset, self.root, self.validation, self.tests, True, False))
+        if tests:
+            self.check_test()
+            if self.items:
+                prompts = (encode_prompt(self._tokenizer, item.prompt, self.separate) for item in self.items)
+                self._held["test"] = Tokens((Encoded(ids, ids, len(ids)) for ids in prompts), self.pad)
 
     def check_test(self) -> None:
-        """Reads the questions."""
-        if self.separate:
-            need_sacrebleu()
-        read_texts(self.dataset, self.root, self.validation, self.tests, False, True)
-
-    def train_batches(self, held: Tokens, schedule: TrainSchedule) -> TrainTexts:
-        """See `TrainTexts`."""
-        return TrainTexts(held, schedule, self.pad)
-
-    def eval_batches(self, held: Tokens, schedule: EvalSchedule, order: list[int]) -> EvalTexts:
-        """See `EvalTexts`; those of the tests are prompts, and ``index`` says which of `items` each is."""
-        return EvalTexts(held, schedule, order, self.pad)
+        """Reads the questions, which are kept for the test, and looks for what scores them."""
+        if not self.items:
+            self.items = read_texts(self.dataset, self.root, self.validation, self.tests, False, True).items
+        if any(item.references for item in self.items):
+            need_sacrebleu()  # not only when everything has been written
 
     # -- what the application asks for
 
@@ -139,18 +134,13 @@ class TextData(TokenData):
 
     # -- details
 
-    def _encode(self, texts: Texts, learns: bool, tests: bool) -> None:
-        if learns:
-            digest = hashlib.sha256(repr(texts.train).encode())
-            self._digest = digest.hexdigest()[:12]
-            how = (self.cutoff, self.mask_prompt, self.separate)
-            encoded, self.lengths = encode_all(self._tokenizer, texts.train, *how)
-            if not encoded:
-                raise UserError(f"No training sample keeps a token to learn in --data.cutoff {self.cutoff}: raise it")
-            self._held["train"] = Tokens(encoded)
-            if texts.val:
-                self._held["val"] = Tokens(encode_all(self._tokenizer, texts.val, *how)[0])
-        if tests and texts.items:
-            self.items = texts.items
-            prompts = (encode_prompt(self._tokenizer, item.prompt, self.separate) for item in texts.items)
-            self._held["test"] = Tokens(Encoded(ids, ids, len(ids)) for ids in prompts)
+    def _learn(self, texts: Texts) -> None:
+        digest = hashlib.sha256(repr(texts.train).encode())
+        self._digest = digest.hexdigest()[:12]
+        how = (self.cutoff, self.mask_prompt, self.separate)
+        encoded, self.lengths = encode_all(self._tokenizer, texts.train, *how)
+        if not encoded:
+            raise UserError(f"No training sample keeps a token to learn in --data.cutoff {self.cutoff}: raise it")
+        self._held["train"] = Tokens(encoded, self.pad)
+        if texts.val:
+            self._held["val"] = Tokens(encode_all(self._tokenizer, texts.val, *how)[0], self.pad)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from randlora_pl.errors import UserError, near
-from randlora_pl.language.glue_disk import is_saved, read_saved
+from randlora_pl.language.glue_disk import is_saved, missing_split, read_saved
 from randlora_pl.language.text_files import read_lines
 
 SOURCE = (
@@ -93,6 +93,9 @@ TASKS = {
 COLA_COLUMNS = ("source", "label", "original_label", "sentence")
 """CoLA's training and validation files have no header."""
 
+_TSV: dict[Split, str] = {"train": "train.tsv", "validation": "dev.tsv"}
+_MICROSOFT, _LISTED = "msr_paraphrase_train.txt", "dev_ids.tsv"
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -125,16 +128,41 @@ def read_glue(root: Path, name: str, split: Split) -> Examples:
     if name.lower() not in spelled:
         raise UserError(f"There is no GLUE task {name!r}.{near(name, TASKS)} There are {', '.join(TASKS)}")
     task = spelled[name.lower()]
-    for folder in (root / task.title, root / task.name):
-        if is_saved(folder):
-            sentences, values = read_saved(folder, split, task.saved, len(task.labels))
-            return Examples(sentences, values, task.names)
-    home = next((folder for folder in (root / task.title, root / task.name) if folder.is_dir()), root / task.title)
+    home = _home(root, task)
+    if is_saved(home):
+        sentences, values = read_saved(home, split, task.saved, len(task.labels))
+        return Examples(sentences, values, task.names)
     sentences, labels = [], []
     for where, texts, label in _rows(home, task, split):
         sentences.append(texts)
         labels.append(_label(where, task, label))
     return Examples(sentences, labels, task.names)
+
+
+def missing(root: Path, name: str, split: Split) -> Path | None:
+    """The file or folder that a split of a task lacks, by the names of files alone; None where all are there.
+
+    Args:
+        root: See `read_glue`.
+        name: ``sst2`` ...
+        split: ``train`` or ``validation``.
+    """
+    home = _home(root, TASKS[name])
+    if not home.is_dir():
+        return home
+    if is_saved(home):
+        return missing_split(home, split)
+    if name == "mrpc" and (home / _MICROSOFT).is_file() and not (home / _TSV[split]).is_file():
+        wanted = home / _LISTED
+    else:
+        wanted = home / _TSV[split]
+    return None if wanted.is_file() else wanted
+
+
+def _home(root: Path, task: Task) -> Path:
+    """The folder of a task: one that ``datasets`` wrote, else the first that is there, else where GLUE's should be."""
+    folders = (root / task.title, root / task.name)
+    return next((each for wanted in (is_saved, Path.is_dir) for each in folders if wanted(each)), folders[0])
 
 
 def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str, ...], str]]:
@@ -143,18 +171,18 @@ def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str
     Raises:
         UserError: A file is missing or a line is wrong.
     """
-    path = home / ("train.tsv" if split == "train" else "dev.tsv")
+    path = home / _TSV[split]
     columns = (*task.texts, task.label)
     if path.is_file():
         fixed = COLA_COLUMNS if task.name == "cola" else None
         for where, (*texts, label) in _table(path, columns, fixed):
             yield where, tuple(texts), label
-    elif task.name == "mrpc" and (home / "msr_paraphrase_train.txt").is_file():
+    elif task.name == "mrpc" and (home / _MICROSOFT).is_file():
         yield from _paraphrases(home, columns, split)
     else:
         tree = f"{task.title}/train.tsv and {task.title}/dev.tsv"
         if task.name == "mrpc":
-            tree += ", or MRPC/msr_paraphrase_train.txt and MRPC/dev_ids.tsv"
+            tree += f", or MRPC/{_MICROSOFT} and MRPC/{_LISTED}"
         tree += f", or the folder {task.name} of save_to_disk or of Parquet files"
         raise UserError(f"{path} does not exist. Expected below --data.root: {tree}\nGet the files: {SOURCE}")
 
@@ -165,12 +193,12 @@ def _paraphrases(home: Path, columns: Sequence[str], split: Split) -> Iterator[t
     Raises:
         UserError: ``dev_ids.tsv`` is missing or does not fit, or a line is wrong.
     """
-    listed = home / "dev_ids.tsv"
+    listed = home / _LISTED
     if not listed.is_file():
         raise UserError(f"{listed} does not exist: it names the validation pairs of MRPC\nGet the files: {SOURCE}")
     validation = {tuple(line.split("\t")[:2]) for line in read_lines(listed)}
     found = 0
-    path = home / "msr_paraphrase_train.txt"
+    path = home / _MICROSOFT
     for where, (*texts, label, first, second) in _table(path, (*columns, "#1 ID", "#2 ID"), None):
         chosen = (first, second) in validation
         found += chosen

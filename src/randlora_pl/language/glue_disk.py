@@ -1,5 +1,6 @@
 """GLUE as the package ``datasets`` saves it on disk, or as the hub's Parquet files; nothing is asked of the network."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,23 @@ from randlora_pl.errors import UserError
 def is_saved(folder: Path) -> bool:
     """Whether a folder is one of ``DatasetDict.save_to_disk``, or holds files such as train-00000-of-00001.parquet."""
     return (folder / "dataset_dict.json").is_file() or any(folder.glob("*-of-*.parquet"))
+
+
+def missing_split(folder: Path, split: str) -> Path | None:
+    """What a folder lacks of a split, by the names of files alone; None where it is there.
+
+    Args:
+        folder: See `is_saved`.
+        split: Which split.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        state = folder / split / "state.json"
+        return None if state.is_file() else state if state.parent.is_dir() else state.parent
+    parts = [re.match(r"-(\d+)-of-(\d+)", path.name.removeprefix(split)) for path in folder.glob(f"{split}-*.parquet")]
+    numbers = {int(part[1]): int(part[2]) for part in parts if part}
+    count = max(numbers.values(), default=1)
+    lacking = (number for number in range(count) if number not in numbers)
+    return next((folder / f"{split}-{number:05}-of-{count:05}.parquet" for number in lacking), None)
 
 
 def read_saved(
@@ -29,12 +47,14 @@ def read_saved(
         from datasets import Dataset, load_from_disk
     except ImportError as error:
         raise UserError(f'{folder} needs the package datasets ({error}): pip install "randlora-pl[hf]"') from error
+    if lacking := missing_split(folder, split):
+        raise UserError(f"{folder} has no whole split {split!r}: {lacking} does not exist. Save or download it again")
     try:
         if (folder / "dataset_dict.json").is_file():
             saved = load_from_disk(str(folder))
         else:
             files = [str(path) for path in sorted(folder.glob(f"{split}-*-of-*.parquet"))]
-            saved = {split: Dataset.from_parquet(files)} if files else {}
+            saved = {split: Dataset.from_parquet(files)}
     except Exception as error:  # it raises OSError, ValueError, KeyError, pyarrow's and its own errors
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise UserError(f"The data set in {folder} cannot be read ({reason}): save or download it again") from error

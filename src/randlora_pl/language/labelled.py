@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 from randlora_pl.data.catalog import default_root
 from randlora_pl.data.options import check_run
-from randlora_pl.data.plan import EvalSchedule, TrainSchedule
 from randlora_pl.errors import UserError
 from randlora_pl.language import own_examples
 from randlora_pl.language.encode import Lengths, encode_sentences
 from randlora_pl.language.glue import TASKS, Examples, Metric, read_glue
 from randlora_pl.language.known import OWN_LABELLED, check_labelled
-from randlora_pl.language.sentences import EvalSentences, Sentences, TrainSentences
+from randlora_pl.language.sentences import Sentences
 from randlora_pl.language.sources import set_aside
 from randlora_pl.language.token_data import TokenData
 
@@ -92,12 +91,14 @@ class LabelledTexts(TokenData):
         self.metric: Metric = ("pearson" if scores else "acc") if self.own else TASKS[dataset].metric
         self.classnames: list[str] = []
         self.lengths: dict[str, Lengths] = {}
+        self._checked: Splits | None = None
 
     # -- what the base asks for
 
     def read(self, learns: bool, tests: bool) -> None:
         """Reads and encodes what is needed."""
-        splits = (self._own if self.own else self._glue)(learns, tests)
+        splits = self._checked or self._splits(learns, tests)
+        self._checked = None
         self.classnames = list(splits.names)
         if splits.train is not None:
             digest = hashlib.sha256(repr((splits.train.sentences, splits.train.labels)).encode())
@@ -105,19 +106,12 @@ class LabelledTexts(TokenData):
         for name, examples in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
             if examples is not None:
                 encoded, self.lengths[name] = encode_sentences(self._tokenizer, examples.sentences, self.max_length)
-                self._held[name] = Sentences(encoded, examples.labels, not self.scores)
+                labels, classes = examples.labels, not self.scores
+                self._held[name] = Sentences(encoded, labels, classes, self._tokenizer, self.pad)
 
     def check_test(self) -> None:
-        """Reads the samples of the test."""
-        (self._own if self.own else self._glue)(False, True)
-
-    def train_batches(self, held: Sentences, schedule: TrainSchedule) -> TrainSentences:
-        """See `TrainSentences`."""
-        return TrainSentences(held, schedule, self._tokenizer, self.pad)
-
-    def eval_batches(self, held: Sentences, schedule: EvalSchedule, order: list[int]) -> EvalSentences:
-        """See `EvalSentences`."""
-        return EvalSentences(held, schedule, order, self._tokenizer, self.pad)
+        """Reads all samples, as classes are named by the training files; `read` encodes them and lets the texts go."""
+        self._checked = self._splits(True, True)
 
     # -- what the application asks for
 
@@ -152,6 +146,9 @@ class LabelledTexts(TokenData):
         }
 
     # -- details
+
+    def _splits(self, learns: bool, tests: bool) -> Splits:
+        return (self._own if self.own else self._glue)(learns, tests)
 
     def _glue(self, learns: bool, tests: bool) -> Splits:
         train = val = None

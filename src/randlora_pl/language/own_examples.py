@@ -51,7 +51,7 @@ def read_own(file: Path) -> list[Labelled]:
     Raises:
         UserError: It is empty, or a line is wrong; file and line are told.
     """
-    rows = _csv_rows(file) if file.suffix.lower() == ".csv" else _json_rows(file)
+    rows = _csv_rows(file) if file.suffix.lower() in (".csv", ".tsv") else _json_rows(file)
     found: list[Labelled] = []
     for line, fields in rows:
         where = f"{file}, line {line}"
@@ -80,7 +80,9 @@ def _csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     Raises:
         UserError: There is no header, or a record has another number of fields.
     """
-    reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
+    text = read_text(file)
+    _check_commas(file, text.partition("\n")[0])
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[tuple[int, dict[str, str]]] = []
     try:
         header = [name.strip() for name in next(reader, [])]
@@ -94,6 +96,22 @@ def _csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num}: no valid CSV: {error}. Mend the file") from error
     return rows
+
+
+def _check_commas(file: Path, header: str) -> None:
+    """Refuses a table whose columns stand between semicolons, as spreadsheets of some countries write it, or tabs.
+
+    Raises:
+        UserError: Says what was found.
+    """
+    names = {mark: [name.strip() for name in next(csv.reader([header], delimiter=mark), [])] for mark in ",;\t"}
+    known = any(name in names[","] for name in ("label", *TEXTS[0], *TEXTS[1]))
+    for mark, called in ((";", "semicolons"), ("\t", "tabs")):
+        if not known and len(names[mark]) > len(names[","]):
+            raise UserError(
+                f"{file}, line 1: there are {called} between the columns ({', '.join(names[mark])[:120]}); expected "
+                "are commas. Save the table with commas, and texts that hold commas in double quotes"
+            )
 
 
 def class_names(rows: Sequence[Labelled], file: Path) -> list[str]:

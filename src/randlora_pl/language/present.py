@@ -20,7 +20,8 @@ def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains:
     """
     try:
         if dataset in glue.TASKS:
-            return _glue(dataset, root)
+            lacking = [glue.missing(root, dataset, "train")] * trains + [glue.missing(root, dataset, "validation")]
+            return next((f"{each} does not exist.\nGet the files: {glue.SOURCE}" for each in lacking if each), "")
         if dataset in OWN_TEXTS:
             name = f"train.{dataset}"
             own = "your own texts, see docs/prompts.md and docs/labelled_texts.md"
@@ -35,10 +36,3 @@ def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains:
     except UserError as error:
         return str(error)
     return ""
-
-
-def _glue(name: str, root: Path) -> str:
-    task = glue.TASKS[name]
-    if any((root / folder).is_dir() for folder in (task.title, task.name)):
-        return ""
-    return f"{root / task.title} does not exist.\nGet the files: {glue.SOURCE}"

@@ -11,6 +11,9 @@ TESTS = {
 }  # fmt: skip
 """Questions of each commonsense test, as LLM-Adapters hands them out."""
 
+VALIDATION = 120
+"""Training samples of prompts that validate where nothing is said and no file does, as in the released scripts."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -21,20 +24,22 @@ class Size:
         test: Samples that are tested; GLUE's are its validation sets.
         tokens: Tokens of a sample, roughly; padding is not counted.
         epochs: Epochs of the paper.
+        aside: Training samples that validate where nothing is said.
     """
 
     train: int
     test: int
     tokens: int
     epochs: int
+    aside: int = 0
 
 
 _QUESTIONS = 128
 """Half of the scripts' cutoff: an assumption, for want of the tokenizers."""
 
 SIZES = {
-    "commonsense_15k": Size(15_000, sum(TESTS.values()), _QUESTIONS, 3),
-    "commonsense_170k": Size(170_000, sum(TESTS.values()), _QUESTIONS, 3),
+    "commonsense_15k": Size(15_000, sum(TESTS.values()), _QUESTIONS, 3, VALIDATION),
+    "commonsense_170k": Size(170_000, sum(TESTS.values()), _QUESTIONS, 3, VALIDATION),
     "sst2": Size(67_349, 872, 128, 10),  # GLUE: the scripts pad every sample to 128
     "mrpc": Size(3_668, 408, 128, 10),
     "cola": Size(8_551, 1_043, 128, 10),

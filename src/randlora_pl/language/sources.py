@@ -12,14 +12,12 @@ from randlora_pl.language.answers import first_answer
 from randlora_pl.language.e2e import SPLITS, grouped, read_e2e
 from randlora_pl.language.encode import Sample
 from randlora_pl.language.prompt import Template
+from randlora_pl.language.sizes import VALIDATION
 from randlora_pl.language.text_files import read_records
 
 OWN = 'train.jsonl with a line such as {"prompt": "2+2=", "completion": "4"} for each sample'
 OWN += "; val.jsonl and test.jsonl alike, as you like"
 FIELDS = ("prompt", "completion")
-
-VALIDATION = 120
-"""Training samples that validate where nothing is said, as in the released scripts."""
 
 Kind = TypeVar("Kind")
 

@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from randlora_pl.data.loader import Batches, Loader
-from randlora_pl.data.plan import EvalSchedule, TrainSchedule, total_draws
+from randlora_pl.data.loader import Loader
+from randlora_pl.data.plan import total_draws
 from randlora_pl.data.planned import PlannedData
 from randlora_pl.errors import UserError
-from randlora_pl.language.batches import by_length
+from randlora_pl.language.batches import EvalBatches, Samples, TrainBatches
 from randlora_pl.language.encode import pad_id
 
 
 class TokenData(PlannedData):
-    """Base of the data modules of texts. Subclasses read and encode, and make batches.
+    """Base of the data modules of texts. Subclasses read and encode.
 
     Args:
         options: See `PlannedData`.
@@ -26,7 +26,7 @@ class TokenData(PlannedData):
     def __init__(self, *options: Any) -> None:
         super().__init__(*options)
         self._tokenizer: Any = None
-        self._held: dict[str, Any] = {}  # encoded samples by split
+        self._held: dict[str, Samples] = {}  # encoded samples by split
         self.pad = 0
         self._digest = ""  # of the training texts
 
@@ -38,14 +38,6 @@ class TokenData(PlannedData):
         Raises:
             UserError: They are missing or wrong.
         """
-        raise NotImplementedError
-
-    def train_batches(self, held: Any, schedule: TrainSchedule) -> Batches:
-        """Numbered training batches of encoded samples."""
-        raise NotImplementedError
-
-    def eval_batches(self, held: Any, schedule: EvalSchedule, order: list[int]) -> Batches:
-        """Numbered evaluation batches of encoded samples in an order."""
         raise NotImplementedError
 
     # -- what Lightning calls
@@ -72,7 +64,7 @@ class TokenData(PlannedData):
     def train_dataloader(self) -> Loader:
         """Training batches of this rank, from the trainer's optimizer step on."""
         schedule = self._schedule()
-        batches = self.train_batches(self._held["train"], schedule)
+        batches = TrainBatches(self._held["train"], schedule)
         return Loader(batches, self._start(len(schedule)), self.num_workers or 0, self.skipped)
 
     def val_dataloader(self) -> Loader | list[Loader]:
@@ -105,5 +97,5 @@ class TokenData(PlannedData):
         if split not in self._held:
             return []
         held = self._held[split]
-        batches = self.eval_batches(held, self._eval_schedule(len(held)), by_length(held))
+        batches = EvalBatches(held, self._eval_schedule(len(held)), held.by_length())
         return Loader(batches, 0, self.num_workers or 0, self.skipped)

@@ -87,6 +87,30 @@ def test_the_whole_report_and_its_spreadsheets(folder: Path) -> None:
     assert float(one["mean"]) == pytest.approx(61) and float(one["paper"]) == 59.6
 
 
+@pytest.mark.parametrize(
+    ("number", "model", "config", "dataset", "budget", "keys"),
+    [
+        (15, "Qwen2", "commonsense_qwen2", "commonsense", "15k", {"vera_scaling_of_language_models"}),
+        (4, "RoBERTa-base", "glue_roberta_base", "cola", "100%", {"vera_of_roberta"}),
+    ],
+)
+def test_what_is_known_of_vera_stands_below_its_numbers(
+    tmp_path: Path, number: int, model: str, config: str, dataset: str, budget: str, keys: set[str]
+) -> None:
+    changes = {"paper": {"table": number}, "models": {model: {"config": config}}, "datasets": [dataset], "seeds": [1]}
+    for method, adapter in (("VeRA-1024", "VeRA"), ("LoRA-4" if number == 4 else "LoRA-16", "LoRA")):
+        found = figures(method)
+        if number == 4:  # one test
+            found = {key: value for key, value in found.items() if not key.startswith("test/")} | {"test/acc": 0.6}
+        sweep = write_language_sweep(
+            tmp_path / adapter, {(budget, method, 1): found}, budgets=[budget], methods={method: {"adapter": adapter}},
+            **changes,
+        )  # fmt: skip
+        text = markdown(build(read_sweep(sweep)), "figures")
+        told = {note.key for note in notes() if " ".join(note.text.split())[:60] in text}
+        assert told & {"vera_scaling_of_language_models", "vera_of_roberta"} == (keys if adapter == "VeRA" else set())
+
+
 def test_table_6_tells_the_size_of_the_adapter_with_the_data(tmp_path: Path) -> None:
     methods = {
         "DoRA-16": {"adapter": "DoRA", "paper_name": "DoRA efficient"},

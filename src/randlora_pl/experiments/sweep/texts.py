@@ -31,7 +31,7 @@ def text_steps(tree: Tree, window: int) -> int | None:
         return int(data["steps"])
     if size is None:
         return None
-    aside = int(data.get("validation") or 0)
+    aside = size.aside if data.get("validation") is None else int(data["validation"])
     return math.ceil((size.train - aside) * int(data.get("epochs") or size.epochs) / window)
 
 
