@@ -98,6 +98,10 @@ def small(kind: str, **shape: Any) -> Any:
 LAYERS = {
     "window": ("mistral", {"sliding_window": 6}),
     "windows and whole": ("gemma2", {"sliding_window": 6, "head_dim": 8}),
+    "angles that follow the length": (
+        "llama",
+        {"max_position_embeddings": 10, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
+    ),
     "convolutions": ("lfm2", {"layer_types": ["conv", "full_attention"]}),
     "both in a layer": ("falcon_h1", {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8}),
     "states": ("mamba", {"state_size": 8}),
@@ -109,12 +113,11 @@ LAYERS = {
 def test_other_layers_write_what_they_write_in_transformers(layers: str) -> None:
     """Only keys and values can be repeated for beams; models of anything else read the prompts themselves."""
     kind, shape = LAYERS[layers]
-    model = small(kind, **shape)
     generator = torch.Generator().manual_seed(3)
     rows = [torch.randint(3, 60, (length,), generator=generator).tolist() for length in (13, 1, 7)]
     texts = collate([Encoded(ids, ids, len(ids)) for ids in rows], 0)
-    shared, few = reads(model, texts, Decoding(3, 8), True)
-    plain, many = reads(model, texts, Decoding(3, 8), False)
+    shared, few = reads(small(kind, **shape), texts, Decoding(3, 8), True)
+    plain, many = reads(small(kind, **shape), texts, Decoding(3, 8), False)  # some keep the angles of a long text
     assert torch.equal(shared, plain)
     assert (few < many) == layers.startswith("window")
 

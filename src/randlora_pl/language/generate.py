@@ -110,14 +110,15 @@ def write_tokens(
 def _read(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, beams: int) -> dict[str, Any]:
     """Keys and values of all tokens of the prompts but the last, for each beam.
 
-    Nothing for prompts of one token, and where a model keeps anything else, such as the states of linear attention or
-    convolutions (Mamba, LFM2): transformers cannot repeat them, and reads the prompts by itself.
+    Nothing for prompts of one token, where rotary angles follow the length of the text (NTK's dynamic scaling), and
+    where a model keeps anything else, such as the states of linear attention or convolutions (Mamba, LFM2), which
+    transformers cannot repeat: it then reads the prompts by itself.
     """
     from transformers import DynamicCache, GenerationMixin
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     ids, mask = input_ids[:, :-1], attention_mask[:, :-1]
-    if not ids.shape[1]:
+    if not ids.shape[1] or any(getattr(module, "rope_type", None) == "dynamic" for module in model.modules()):
         return {}
     places = (mask.cumsum(1) - 1).clamp(min=0)
     found = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1)
