@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -20,6 +22,24 @@ def test_batches_write_what_one_by_one_does(beams: int) -> None:
     assert answers.equal(3) == answers.equal(1) == 5
     answers.written[3][0] = answers.written[3][0] + 1
     assert answers.equal(3) == 4
+
+
+def test_one_by_one_is_the_plain_path_of_transformers() -> None:
+    """Prompts as they are, without padding, each read for every beam, by `generate` alone."""
+    answers = Answers("Qwen/Qwen2-0.5B-Instruct", 3, Decoding(2, 4), SMALL)
+    given: list[tuple[int, ...]] = []
+
+    def note(module: Any, args: Any, options: dict[str, Any]) -> None:
+        given.append(tuple(options["input_ids"].shape))
+
+    with answers.model.register_forward_pre_hook(note, with_kwargs=True):
+        answers.seconds(1)
+    assert [shape for shape in given if shape[1] > 1] == [(2, len(prompt)) for prompt in answers.prompts]
+    for prompt, written in zip(answers.prompts, answers.written[1], strict=True):
+        ids = torch.tensor([prompt])
+        model: Any = answers.model
+        plain = model.generate(ids, num_beams=2, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+        assert plain[0, len(prompt) :].tolist() == written.tolist()
 
 
 def test_gains_are_taken_round_by_round() -> None:

@@ -58,6 +58,10 @@ TINY += "num_key_value_heads: 1}"
 QWEN = ("--model", "Qwen/Qwen2-0.5B-Instruct", "--overrides", TINY, "--rounds", "2", "--threads", "1")
 
 
+GPT2 = ("--model", "openai-community/gpt2-medium")
+GPT2 += ("--overrides", "{n_embd: 32, n_layer: 1, n_head: 2, vocab_size: 50, n_positions: 20}")
+
+
 def test_steps_of_a_decoder(run: Run, tmp_path: Path) -> None:
     words = ("train", *QWEN, "--tokens", "8", "--dropout", "0.05", "--methods", "randlora", "peft-randlora")
     done = run("bench", *words)
@@ -76,6 +80,13 @@ def test_answers_in_batches_and_one_by_one(run: Run, tmp_path: Path) -> None:
     one, four = report["cases"]
     assert (one["batch_size"], four["batch_size"]) == (1, 4) and len(one["seconds"]) == len(four["speedup"]) == 2
     assert one["speedup"] == [1, 1] and one["equal"] == 4
+
+
+def test_a_batch_is_no_larger_than_the_prompts(run: Run, tmp_path: Path) -> None:
+    done = run("bench", "answers", *QWEN, "--samples", "3", "--beams", "2", "--new-tokens", "2", "--output", "new")
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "new" / "bench.json").read_text())
+    assert [case["batch_size"] for case in report["cases"]] == report["setup"]["batch_sizes"] == [1, 3]
 
 
 @pytest.mark.parametrize("stop", [1, 7])
@@ -141,7 +152,20 @@ def test_captions_are_encoded_both_ways(run: Run, tmp_path: Path) -> None:
         (["train", *QWEN, "--dropout", "1"], "dropout is 1.0"),
         (["train", *QWEN[:2], "--overrides", "4"], "--overrides is '4'"),
         (["train", *QWEN[:2], "--overrides", "{hiden_size: 4}"], "Did you mean 'hidden_size'"),
+        (["train", *QWEN[:2], "--overrides", "{1: 4}"], "--overrides is '{1: 4}'"),
+        (["train", *QWEN[:2], "--overrides", "{hiden_size: 4}"], "error: --overrides: qwen2 has no"),
+        (
+            ["train", *QWEN[:2], "--overrides", "{hidden_size: a}"],
+            "TypeError: Field 'hidden_size' expected int, got str",
+        ),
+        (["train", *QWEN[:2], "--overrides", TINY.replace("32", "30")], "makes no model: RuntimeError"),
+        (["train", *QWEN[:2], "--overrides", TINY.replace("50", "1")], "vocab_size 1"),
+        (["train", "--model", "test_vit", "--overrides", "{hidden_size: 4}"], "--overrides goes with a decoder"),
         (["train", *QWEN, "--tokens", "0"], "--tokens is 0"),
+        (["train", *QWEN, "--tokens", "1"], "--tokens is 1"),
+        (["train", *GPT2, "--tokens", "21"], "--tokens is 21, and gpt2 has 20 positions"),
+        (["answers", *GPT2, "--new-tokens", "8"], "--new-tokens is 8"),
+        (["answers", *QWEN, "--samples", "4", "--batch-sizes", "2", "5"], "--batch-sizes is 5"),
         (["answers", "--beams", "0"], "--beams is 0"),
         (["answers", "--batch-sizes", "4", "0"], "--batch-sizes is 0"),
         (["answers", "--model", "tiny"], "writes nothing"),

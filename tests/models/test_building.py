@@ -50,6 +50,7 @@ def test_quiet_silences_the_root_logger_only(caplog: pytest.LogCaptureFixture) -
 
 def test_first_line_is_short() -> None:
     assert first_line(ValueError("a\nb")) == "a"
+    assert first_line(ValueError("a:\n  b\nc")) == "a: b" and first_line(ValueError("a:")) == "a:"
     assert first_line(ValueError()) == "ValueError"
     assert len(first_line(ValueError("x" * 999))) == 160
 

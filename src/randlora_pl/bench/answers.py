@@ -11,7 +11,7 @@ from randlora_pl.bench.flops import synchronize
 from randlora_pl.bench.problems import library_of, token_problem
 from randlora_pl.errors import UserError
 from randlora_pl.language.encode import Encoded, collate
-from randlora_pl.language.generate import Decoding, write_tokens
+from randlora_pl.language.generate import Decoding, table_of_positions, write_tokens
 
 SHORTEST, LONGEST = 60, 200
 """Tokens of the prompts: those of the commonsense tests with their template are about as long."""
@@ -32,7 +32,7 @@ class Answers:
         dtype: Of the weights.
 
     Raises:
-        UserError: It is no decoder, transformers is missing, or the model has no such option.
+        UserError: It is no decoder, transformers is missing, the options make no model, or it has too few positions.
     """
 
     def __init__(
@@ -47,25 +47,31 @@ class Answers:
         if library_of(model) != "transformers":
             raise UserError(f"--model {model} writes nothing; give a decoder such as Qwen/Qwen2-0.5B-Instruct")
         self.device, self.decoding = torch.device(device), decoding
-        self.model = token_problem(model, 1, 1, overrides).model.to(self.device, dtype).eval()
+        self.model = token_problem(model, 1, 2, overrides).model.to(self.device, dtype).eval()
         generator = torch.Generator().manual_seed(0)
         words = int(self.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
         lengths = torch.randint(SHORTEST, LONGEST + 1, (samples,), generator=generator).sort(descending=True).values
         self.prompts = [torch.randint(1, words, (length,), generator=generator).tolist() for length in lengths.tolist()]
+        most, longest = table_of_positions(self.model), len(self.prompts[0])
+        if most and longest + decoding.max_new_tokens > most:
+            raise UserError(
+                f"--new-tokens is {decoding.max_new_tokens}: with the longest prompt, {longest} tokens, that is more "
+                f"than the {most:,} positions of {model}"
+            )
         self.written: dict[int, list[Tensor]] = {}
 
     def seconds(self, batch_size: int) -> float:
         """Seconds for all prompts, so many at a time; what is written is kept in `written`.
 
-        One by one they go to transformers as they are, each read for every beam: that is the released evaluation.
+        One by one they go to transformers as they are, without padding, each read for every beam: that is the
+        released evaluation.
 
         Args:
             batch_size: Prompts of a batch, the longest first.
         """
-        batches = [
-            collate([Encoded(ids, ids, len(ids)) for ids in self.prompts[start : start + batch_size]], 0, "left")
-            for start in range(0, len(self.prompts), batch_size)
-        ]
+        groups = [self.prompts[start : start + batch_size] for start in range(0, len(self.prompts), batch_size)]
+        multiple = 8 if batch_size > 1 else 1
+        batches = [collate([Encoded(ids, ids, len(ids)) for ids in group], 0, "left", multiple) for group in groups]
         found: list[Tensor] = []
         synchronize(self.device)
         start = time.perf_counter()

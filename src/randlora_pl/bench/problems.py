@@ -99,20 +99,29 @@ def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str,
     Args:
         model: A decoder of transformers that is known by name.
         samples: Of a step.
-        tokens: Of each.
+        tokens: Of each, two or more.
         overrides: What its configuration has instead, for example ``{num_hidden_layers: 4}``.
 
     Raises:
-        UserError: transformers is missing, or the model has no such option.
+        UserError: transformers is missing, the options make no model, or it has fewer positions than tokens.
     """
-    from randlora_pl.language.models import RANDOM, model_config
+    from randlora_pl.language.generate import table_of_positions
+    from randlora_pl.language.models import RANDOM, model_config, possible, try_out
     from randlora_pl.models.building import seeded
 
-    config = model_config(model, RANDOM, overrides)
+    if tokens < 2:
+        raise UserError(f"--tokens is {tokens}: give two or more, each is predicted from those before it")
+    config = model_config(model, RANDOM, overrides, "--overrides")
     from transformers import AutoModelForCausalLM
 
-    with seeded(0):
+    if config.vocab_size < 2:
+        raise UserError(f"--overrides: a decoder with vocab_size {config.vocab_size} has nothing to choose from")
+    with seeded(0), possible(overrides, "--overrides"):
         built = AutoModelForCausalLM.from_config(config)
+        if overrides:
+            try_out(built)
+    if (most := table_of_positions(built)) and tokens > most:
+        raise UserError(f"--tokens is {tokens}, and {config.model_type} has {most:,} positions: give no more")
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (samples, tokens), generator=generator)
     return Problem(built, [ids], _predicted, f"{samples} samples of {tokens} tokens", decoder=True)

@@ -7,6 +7,7 @@ from randlora_pl.cli.bench_common import JSON, TABLE, command, in_folder, parser
 from randlora_pl.cli.bench_steps import overrides_of
 from randlora_pl.cli.data import counting
 from randlora_pl.cli.tables import table
+from randlora_pl.errors import UserError
 
 Figures = dict[int, list[float]]
 
@@ -20,7 +21,7 @@ def answers_verb(args: list[str]) -> int:
     parser = parser_of("answers", 3)
     parser.add_argument("--model", default="Qwen/Qwen2-0.5B-Instruct")
     parser.add_argument("--overrides", default="{}")
-    parser.add_argument("--batch-sizes", "--batch_sizes", nargs="+", type=int, default=[16])
+    parser.add_argument("--batch-sizes", "--batch_sizes", nargs="+", type=int)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--beams", type=int, default=4)
     parser.add_argument("--new-tokens", "--new_tokens", type=int, default=32)
@@ -33,11 +34,14 @@ def answers_verb(args: list[str]) -> int:
     from randlora_pl.bench.timing import Spread, in_turns
     from randlora_pl.language.generate import Decoding
 
+    for size in typed.batch_sizes or ():
+        if size > typed.samples:
+            raise UserError(f"--batch-sizes is {size}, and there are {typed.samples} prompts: raise --samples")
+    sizes = typed.batch_sizes = sorted({1, *(typed.batch_sizes or [min(16, typed.samples)])})
     overrides = overrides_of(typed.overrides)
     dtype = torch.float32 if typed.precision == "32" else torch.bfloat16
     decoding = Decoding(typed.beams, typed.new_tokens)
     answers = Answers(typed.model, typed.samples, decoding, overrides, typed.device, dtype)
-    sizes = sorted({1, *typed.batch_sizes})
     how = "greedy" if typed.beams == 1 else f"{typed.beams} beams"
     what = f"{typed.model}, {typed.samples} prompts, {typed.new_tokens} new tokens, {how}"
     what += f", {str(dtype).removeprefix('torch.')}"

@@ -62,6 +62,8 @@ def train_verb(args: list[str]) -> int:
         typed.model, library, typed.batch_size, typed.precision, typed.device, typed.threads or 0, typed.targets,
         typed.tokens, overrides_of(typed.overrides), check_dropout(typed.dropout),
     )  # fmt: skip
+    if setup.overrides and library != "transformers":
+        raise UserError(f"--overrides goes with a decoder, and {typed.model} is one of {library}: leave it out")
     training = Training(setup)
     gemm = training.gemm()
     rate = gemm.rate()
@@ -106,7 +108,7 @@ def overrides_of(text: str) -> dict[str, int]:
     """What ``--overrides`` holds.
 
     Raises:
-        UserError: It is no mapping.
+        UserError: It is no mapping of names.
     """
     import yaml
 
@@ -114,7 +116,7 @@ def overrides_of(text: str) -> dict[str, int]:
         found = yaml.safe_load(text)
     except yaml.YAMLError:
         found = None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise UserError(f"--overrides is {text!r}: give options of the model such as '{{num_hidden_layers: 4}}'")
     return found
 

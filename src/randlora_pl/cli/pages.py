@@ -122,11 +122,13 @@ How fast is this machine? Everything compared is timed in turns, in one run.
   --output FILE        JSON file for the figures, a new one
 
   train, captions, answers, adapters; random weights, random data:
-  --precision P        32, bf16 for autocast, or bf16-frozen with frozen weights in bfloat16, too (default 32)
+  --precision P        32, bf16 for autocast, or bf16-frozen with frozen weights in bfloat16, too (default 32);
+                       answers have all weights in bfloat16 with either
   --rounds N           Times that everything is measured (default 5 for train, else 3)
   --threads N          Threads of PyTorch on a CPU (default: its own choice)
   --device DEVICE      cpu or cuda (default: cuda where there is one)
-  --output FOLDER      A new folder for bench.json, table.md and bench.png (default runs/bench-VERB/TIME)
+  --output FOLDER      A new folder for bench.json, table.md and, but for answers, bench.png
+                       (default runs/bench-VERB/TIME)
 
   train:
   --model NAME         A model of timm, the image tower of one of open_clip, or a decoder such as
@@ -149,7 +151,7 @@ How fast is this machine? Everything compared is timed in turns, in one run.
 
   answers:
   --model NAME         A decoder (default Qwen/Qwen2-0.5B-Instruct); --overrides as for train
-  --batch-sizes N ...  Prompts at a time, beside 1 (default 16)
+  --batch-sizes N ...  Prompts at a time, beside 1 (default 16, or all samples where they are fewer)
   --samples N          Prompts (default 32)
   --beams N            Beams of the search (default 4, as the paper's scripts; 1 is greedy)
   --new-tokens N       Tokens of an answer (default 32)

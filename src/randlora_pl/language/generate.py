@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from randlora_pl.errors import UserError
 from randlora_pl.language.encode import IGNORED, Encoded, collate
 
-_POSITIONS = ("wpe", "embed_positions", "position_embeddings")
-"""What modules of learned positions are called; rotary ones have no table that could end."""
+_POSITIONS = ("wpe", "embed_positions", "position_embeddings", "positions_embed")
+"""What modules of learned positions are called, and CodeGen's table of rotary ones; others have none that could end."""
 
 
 @dataclass(frozen=True)
@@ -108,17 +108,26 @@ def write_tokens(
 
 
 def _read(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, beams: int) -> dict[str, Any]:
-    """Keys and values of all tokens of the prompts but the last, for each beam; nothing for prompts of one token."""
-    from transformers import GenerationMixin
+    """Keys and values of all tokens of the prompts but the last, for each beam.
+
+    Nothing for prompts of one token, where rotary angles follow the length of the text (NTK's dynamic scaling), and
+    where a model keeps anything else, such as the states of linear attention or convolutions (Mamba, LFM2), which
+    transformers cannot repeat: it then reads the prompts by itself.
+    """
+    from transformers import DynamicCache, GenerationMixin
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     ids, mask = input_ids[:, :-1], attention_mask[:, :-1]
-    if not ids.shape[1]:
+    if not ids.shape[1] or any(getattr(module, "rope_type", None) == "dynamic" for module in model.modules()):
         return {}
     places = (mask.cumsum(1) - 1).clamp(min=0)
     found = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1)
     takes = signature(GenerationMixin.prepare_inputs_for_generation).parameters
     name = "cache" if "cache" in takes else "past_key_values"  # as it was called before
-    cache = getattr(found, name)
+    cache: Any = getattr(found, name, None)
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    if type(cache) is not DynamicCache or any(type(layer) not in plain for layer in cache.layers):
+        return {}
     cache.batch_repeat_interleave(beams)
     return {name: cache}
 
@@ -139,8 +148,18 @@ def _without_its_own_rules(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
+def table_of_positions(model: Any) -> int | None:
+    """How many positions a model's table has, learned (GPT-2) or not (CodeGen); None where it has no table."""
+    modules = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    tables = [*modules, *(name for name, _ in model.named_buffers())]
+    if not any(name.rpartition(".")[2] in _POSITIONS for name in tables):
+        return None
+    most: int | None = getattr(model.config, "max_position_embeddings", None)
+    return most
+
+
 def check_positions(model: Any, mask: Tensor, more: int = 0) -> None:
-    """Refuses texts that are longer than a table of learned positions (GPT-2), which would end in an index error.
+    """Refuses texts that are longer than a model's table of positions, which would end in an index error.
 
     Args:
         model: A decoder of transformers.
@@ -153,8 +172,7 @@ def check_positions(model: Any, mask: Tensor, more: int = 0) -> None:
     most = getattr(model.config, "max_position_embeddings", None)
     if most is None or mask.shape[1] + more <= most or (longest := int(mask.sum(1).max()) + more) <= most:
         return
-    names = (name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Embedding))
-    if any(name in _POSITIONS for name in names):
+    if table_of_positions(model):
         new = f" ({more} of them new: --model.max_new_tokens)" if more else ""
         raise UserError(
             f"A text has {longest:,} tokens{new}, and {model.config.model_type} has {most:,} positions: lower "
@@ -229,15 +247,23 @@ def choose_options(
         device: Where the model is.
 
     Returns:
-        The place of the chosen option for each prompt.
+        The place of the chosen option for each prompt; of equals the first.
+
+    Raises:
+        UserError: A prompt has no tokens or no options, an option has no tokens, or a likelihood is no number.
     """
+    if not all(prompts) or not all(some and all(some) for some in options):
+        raise UserError(
+            "A prompt or one of its options has no tokens, and so no likelihood: give the model's own tokenizer "
+            "(--model.tokenizer), or take --model.evaluation generate."
+        )
     rows = [
         Encoded([*prompt, *option], [*[IGNORED] * len(prompt), *option], len(prompt) + len(option))
         for prompt, some in zip(prompts, options, strict=True)
         for option in some
     ]
     scores: list[float] = []
-    for start in range(0, len(rows), len(prompts)):  # as much memory as for one option of each
+    for start in range(0, len(rows), max(len(prompts), 1)):  # as much memory as for one option of each
         batch = collate(rows[start : start + len(prompts)], pad)
         columns = learned_columns(batch["labels"])
         losses, _, counted = token_losses(model, {name: value.to(device) for name, value in batch.items()}, columns)

@@ -18,15 +18,19 @@ from randlora_pl.models.building import first_line, seeded
 Quantize = Literal["4bit", "8bit"]
 
 RANDOM = "random"
+_OVERRIDES = "--model.config_overrides"
 
 
-def model_config(name: str, pretrained: str | None, overrides: Mapping[str, Any] | None) -> Any:
+def model_config(
+    name: str, pretrained: str | None, overrides: Mapping[str, Any] | None, option: str = _OVERRIDES
+) -> Any:
     """The configuration of a model.
 
     Args:
         name: A name of the Hub, a folder, or for random weights also a model type of transformers such as ``qwen2``.
         pretrained: ``random``, a folder with the weights, or None for those of the name.
         overrides: What a model with random weights has instead, for example ``{num_hidden_layers: 2}``.
+        option: How the user gives these.
 
     Raises:
         UserError: There is no such model, it is out of reach, or it has no such option.
@@ -50,9 +54,9 @@ def model_config(name: str, pretrained: str | None, overrides: Mapping[str, Any]
         with reached(name, "--model.name"):
             config = AutoConfig.from_pretrained(name)
     known = config.to_dict()
-    for option in overrides or {}:
-        if option not in known and option not in config.attribute_map:
-            raise UserError(f"--model.config_overrides: {config.model_type} has no {option!r}.{near(option, known)}")
+    for key in overrides or {}:
+        if key not in known and key not in config.attribute_map:
+            raise UserError(f"{option}: {config.model_type} has no {key!r}.{near(key, known)}")
     values = known | dict(overrides or {})
     if "layer_types" in known and "layer_types" not in (overrides or {}):  # one for each layer
         values.pop("layer_types")
@@ -60,13 +64,17 @@ def model_config(name: str, pretrained: str | None, overrides: Mapping[str, Any]
         if isinstance(values.get(token), int) and values[token] >= values.get("vocab_size", math.inf):
             values[token] = None
     values.pop("model_type")
-    with possible(overrides):
+    with possible(overrides, option):
         return AutoConfig.for_model(config.model_type, **values)
 
 
 @contextmanager
-def possible(overrides: Mapping[str, Any] | None) -> Iterator[None]:
+def possible(overrides: Mapping[str, Any] | None, option: str = _OVERRIDES) -> Iterator[None]:
     """Tells options of a configuration that make no model in a line.
+
+    Args:
+        overrides: The options.
+        option: How the user gives them.
 
     Raises:
         UserError: With the reason; errors without overrides pass.
@@ -76,9 +84,8 @@ def possible(overrides: Mapping[str, Any] | None) -> Iterator[None]:
     except Exception as error:  # of transformers, huggingface_hub and PyTorch
         if not overrides or isinstance(error, MemoryError):
             raise
-        raise UserError(
-            f"--model.config_overrides {dict(overrides)} makes no model: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{option} {dict(overrides)} makes no model: {reason}") from error
 
 
 @torch.no_grad()
