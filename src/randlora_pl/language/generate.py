@@ -153,13 +153,43 @@ def check_positions(model: Any, mask: Tensor, more: int = 0) -> None:
     most = getattr(model.config, "max_position_embeddings", None)
     if most is None or mask.shape[1] + more <= most or (longest := int(mask.sum(1).max()) + more) <= most:
         return
-    names = (name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Embedding))
-    if any(name in _POSITIONS for name in names):
+    if learned_positions(model) is not None:
         new = f" ({more} of them new: --model.max_new_tokens)" if more else ""
         raise UserError(
             f"A text has {longest:,} tokens{new}, and {model.config.model_type} has {most:,} positions: lower "
             "--data.cutoff, or shorten the prompts of the tests."
         )
+
+
+def check_prompts(model: Any, prompts: Sequence[Sequence[int]], more: int) -> None:
+    """Refuses prompts that nothing can be written after, all of them at once.
+
+    Args:
+        model: A decoder of transformers.
+        prompts: Tokens of each.
+        more: Tokens that will follow.
+
+    Raises:
+        UserError: With the number of them.
+    """
+    if not all(prompts):
+        raise UserError(
+            f"{sum(not each for each in prompts):,} of {len(prompts):,} prompts are no token to the tokenizer."
+        )
+    most = learned_positions(model)
+    long = [] if most is None else [len(each) for each in prompts if len(each) + more > most]
+    if long:
+        raise UserError(
+            f"{len(long):,} of {len(prompts):,} prompts are too long: the longest has {max(long):,} tokens, "
+            f"{more} more are to follow, and {model.config.model_type} has {most:,} positions. Shorten them, or lower "
+            "--max-new-tokens."
+        )
+
+
+def learned_positions(model: Any) -> int | None:
+    """How many positions a decoder has learned; None where it can count on, as rotary ones can."""
+    names = (name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Embedding))
+    return model.config.max_position_embeddings if any(name in _POSITIONS for name in names) else None
 
 
 def learned_columns(labels: Tensor) -> int:
