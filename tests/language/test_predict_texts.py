@@ -50,9 +50,9 @@ def decoder(root: Path, data: Path, tokenizer: Path | str, *words: str, kind: st
 def repeater(toy: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on the toy prompts, tested with beams; to be read only."""
     return decoder(
-        tmp_path_factory.mktemp("repeater"), toy, tokenizer, "--data.dataset", "jsonl", "--data.steps", "4",
+        tmp_path_factory.mktemp("repeater"), toy, tokenizer, "--data.dataset", "jsonl", "--data.steps", "2",
         "--data.mask_prompt", "true", "--model.max_new_tokens", "4", "--model.num_beams", "2",
-        "--model.learning_rate", "1e-2",
+        "--model.learning_rate", "1e-3",
     )  # fmt: skip
 
 
@@ -117,18 +117,23 @@ def test_a_prompt_is_answered_once_however_often_it_is_there(repeater: Path, mon
     monkeypatch.setattr(
         task.model, "generate", lambda **given: rows.append(len(given["input_ids"])) or generate(**given)
     )
-    texts = task.write(["red old", "tall wet", "red old", "red old"])
-    assert rows == [2] and texts[0] == texts[2] == texts[3] == task.write(["red old"])[0]
+    prompts = ["red old", "repeat the last word: tall wet dry answer:", "red old", "blue", "red old"]
+    texts = task.write(prompts)
+    assert rows == [3] and len(set(texts)) == 3
+    assert texts == [task.write([prompt])[0] for prompt in prompts]
     assert task.write([]) == []
 
 
 def test_other_lengths_and_beams(run: Run, repeater: Path, toy: Path) -> None:
     base = ("--texts", str(toy / "test.jsonl"))
-    usual = [row["written"] for row in predicted(run, repeater, *base)]
-    short = [row["written"] for row in predicted(run, repeater, *base, "--max-new-tokens", "1", "--beams", "1")]
-    assert all(len(text.split()) <= 1 for text in short) and short != usual
-    task = load_language_task(repeater / "adapter", max_new_tokens=1, num_beams=1)
-    assert short == task.write([row["prompt"] for row in answers(repeater)])
+    prompts = [row["prompt"] for row in answers(repeater)]
+    found = {}
+    for beams in (1, 4):
+        rows = predicted(run, repeater, *base, "--max-new-tokens", "3", "--beams", str(beams))
+        found[beams] = [row["written"] for row in rows]
+        task = load_language_task(repeater / "adapter", max_new_tokens=3, num_beams=beams)
+        assert found[beams] == task.write(prompts) and max(len(text.split()) for text in found[beams]) == 3
+    assert found[1] != found[4]
 
 
 def test_prompts_of_commonsense_have_their_template(run: Run, tmp_path: Path) -> None:
@@ -163,18 +168,31 @@ def test_meanings_of_e2e_are_those_of_its_test(run: Run, tmp_path: Path, monkeyp
     expected = {row["meaning"]: row["written"] for row in answers(folder)}
     rows = predicted(run, folder, "--texts", str(data / "test.txt"))
     assert len(rows) == 8 and all(expected[row["prompt"].partition("||")[0].strip()] == row["written"] for row in rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(CausalLMTask, "write", lambda self, prompts, *_, **__: [" one\n\ntwo"] * len(prompts))
+        assert {row["written"] for row in predicted(run, folder, "--texts", str(data / "test.txt"))} == {"one"}
     (tmp_path / "long.txt").write_text("a" * 1020 + "\nshort\n" + "b" * 1030)
     shown = run("predict", "--adapter", str(folder / "adapter"), "--texts", "long.txt")
     assert shown.code == 2 and not (tmp_path / "predictions.csv").exists()
     assert "2 of 3 prompts are too long: the longest has 1,031 tokens, 9 more are to follow, and gpt2 has" in shown.err
 
 
-def test_half_precision_is_that_of_a_training_with_it(run: Run, toy: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_half_precision_is_that_of_a_training_with_it(
+    run: Run, toy: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = decoder(
         tmp_path / "runs", toy, tokenizer, "--data.dataset", "jsonl", "--data.steps", "20", "--model.learning_rate",
         "1e-2", "--model.frozen_dtype", "bfloat16", "--trainer.precision", "bf16-mixed", "--model.max_new_tokens", "4",
     )  # fmt: skip
+    write, kept = CausalLMTask.write, []
+
+    def written(self: CausalLMTask, *given: Any, **how: Any) -> list[str]:
+        kept.append(self.model.dtype)
+        return write(self, *given, **how)
+
+    monkeypatch.setattr(CausalLMTask, "write", written)
     rows = predicted(run, folder, "--texts", str(toy / "test.jsonl"), "--precision", "bf16")
+    assert kept == [torch.bfloat16]
     assert [row["written"] for row in rows] == [row["written"] for row in answers(folder)]
 
 
@@ -205,6 +223,16 @@ def test_classes_do_not_depend_on_their_batch(run: Run, critic: Path) -> None:
     for one, other in zip(whole, single, strict=True):
         assert (one["text"], one["class"]) == (other["text"], other["class"])
         assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=1e-5)
+
+
+def test_classes_in_half_precision_are_near(run: Run, critic: Path) -> None:
+    base = ("--texts", str(critic.parents[1] / "data" / "test.csv"))
+    whole, half = (predicted(run, critic, *base, "--precision", precision) for precision in ("32", "bf16"))
+    assert whole != half
+    for one, other in zip(whole, half, strict=True):
+        if one["class"] == other["class"]:
+            assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=0.05)
+    assert sum(one["class"] == other["class"] for one, other in zip(whole, half, strict=True)) > 38
 
 
 def test_long_texts_are_cut_as_in_the_training_and_told(run: Run, critic: Path, tmp_path: Path) -> None:
