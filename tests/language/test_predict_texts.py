@@ -337,7 +337,8 @@ def test_files_that_are_wrong_are_told(
 def test_words_that_are_wrong_are_told(refused: Refused, run: Run, repeater: Path, critic: Path, toy: Path) -> None:
     texts = str(toy / "test.jsonl")
     base = ("predict", "--adapter", str(repeater / "adapter"))
-    assert "--images --texts is required" in refused(*base)
+    assert "give --images PATH, or for a language model --texts FILE" in refused(*base)
+    assert "Did you mean '--texts'" in refused(*base, "--text", texts)
     assert "not allowed with" in refused(*base, "--texts", texts, "--images", "photos")
     assert "give it --texts FILE instead of --images" in refused(*base, "--images", "photos")
     assert "--beams is 0" in refused(*base, "--texts", texts, "--beams", "0")

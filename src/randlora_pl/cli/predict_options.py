@@ -22,7 +22,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser = Parser("predict")
     parser.add_argument("--adapter", nargs="+", action="extend", required=True)
     parser.add_argument("--weights", type=float, nargs="+")
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--images", type=Path, nargs="+")
     what.add_argument("--texts", nargs="+")
     parser.add_argument("--output", default="predictions.csv")
@@ -36,6 +36,8 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--on-error", "--on_error", choices=("raise", "skip"))
     options = parser.parse_args(args)
+    if not options.images and not options.texts:
+        raise UserError("predict: give --images PATH, or for a language model --texts FILE.")
     for name in ("top_k", "batch_size", "max_new_tokens", "beams"):
         value = getattr(options, name)
         if value is not None and value < 1:
