@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from randlora_pl.adapters import FullFineTuning
-from randlora_pl.cli.predict import name_adapters, parse, pick_device
+from randlora_pl.cli.predict import pick_device
+from randlora_pl.cli.predict_options import name_adapters, parse
 from randlora_pl.data import ImageData, open_images
 from randlora_pl.data.images import FileImages
 from randlora_pl.errors import UserError

@@ -107,6 +107,16 @@ def test_card_without_a_task(tmp_path: Path) -> None:
     assert "How it was trained" not in card and "classes" not in card
 
 
+@pytest.mark.parametrize(
+    ("task", "tag", "call"),
+    [("CausalLMTask", "text-generation", "write"), ("TextClassificationTask", "text-classification", "classify")],
+)
+def test_cards_of_language_models_say_how_texts_are_given(task: str, tag: str, call: str, tmp_path: Path) -> None:
+    card = make_card(read_adapter(saved(tmp_path, task=task)), "ann/reviews")
+    assert parts(card)[0]["pipeline_tag"] == tag and f"task.{call}([" in card
+    assert "predict --adapter reviews --texts FILE" in card and "--images" not in card and "timm or" not in card
+
+
 def test_many_classes_and_captions(tmp_path: Path) -> None:
     adapter = saved(tmp_path, classnames=[f"caption {number}" for number in range(1000)], captions=True)
     card = make_card(read_adapter(adapter), "ann/pets")

@@ -258,8 +258,12 @@ def test_the_missing_extra_is_told(refused: Refused, words: list[str], monkeypat
 
 
 def test_predict_says_that_it_takes_images(run: Run, refused: Refused, words: list[str], tmp_path: Path) -> None:
-    assert run("fit", *words, "--data.steps", "1", "--trainer.limit_test_batches", "1", "--run.name", "one").code == 0
+    fit = run("fit", *words, "--data.steps", "1", "--trainer.limit_test_batches", "1", "--run.name", "one")
+    assert fit.code == 0
     (folder,) = (tmp_path / "runs" / "one").iterdir()
+    place = folder.relative_to(tmp_path) / "adapter"
+    assert f"randlora-pl predict --adapter {place} --texts FILE --output predictions.csv" in fit.out
+    assert f"randlora-pl adapter merge {place} --output FOLDER" in fit.out
     (tmp_path / "images").mkdir()
     shown = refused("predict", "--adapter", str(folder / "adapter"), "--images", "images")
     assert "belongs to a language model" in shown

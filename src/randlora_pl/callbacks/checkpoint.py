@@ -16,7 +16,10 @@ from randlora_pl.callbacks.run_folder import run_folder
 from randlora_pl.errors import UserError, near
 
 LAST, ADAPTER, BEST = "checkpoints/last.ckpt", "adapter", "adapter-best"
-_TRAINED_ON = ("dataset", "train", "shots", "fraction", "train_split", "steps", "draws", "window", "seed")
+_TRAINED_ON = (
+    *("dataset", "train", "shots", "fraction", "train_split", "steps", "draws", "window", "seed"),
+    *("pairs", "max_length"),  # of labelled texts
+)
 """Facts of the data that an adapter keeps: the same whether a run was resumed or not."""
 
 

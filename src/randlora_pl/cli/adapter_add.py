@@ -95,5 +95,5 @@ def add_verb(args: list[str]) -> int:
         "weights": options.weights,
     }
     made = write_lora(options.output, base, total, files, first, rank=options.rank, error=options.error, origin=origin)
-    print_converted(options.output, made)
+    print_converted(options.output, made, first)
     return 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.errors import UserError
+from randlora_pl.language.known import TASKS, given_to
 
 PAGE = """\
 An adapter from the Hugging Face Hub. It is checked before it gets its name; no file with code is fetched or run.
@@ -53,6 +54,7 @@ def pull_verb(args: list[str]) -> int:
     print(f"{pulled.size:,} bytes, commit {pulled.commit[:12]} of {options.repo}")
     if sha := base.get("sha256"):
         print(f"its base model needs the weights file {base.get('pretrained')} (SHA-256 {sha})")
-    verb = "predict --adapter {0} --images PATH --output predictions.csv" if classes else "adapter info {0}"
-    print(f"\nNext: randlora-pl {verb.format(options.output)}")
+    task = file.metadata.get("task")
+    predicts = f"predict --adapter {options.output} {given_to(task)} --output predictions.csv"
+    print(f"\nNext: randlora-pl {predicts if classes or task in TASKS else f'adapter info {options.output}'}")
     return 0

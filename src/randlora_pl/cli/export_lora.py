@@ -4,10 +4,12 @@ import argparse
 from typing import TYPE_CHECKING
 
 from randlora_pl.cli.layer_table import layer_table
+from randlora_pl.language.known import given_to
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from randlora_pl.adapters import AdapterFile
     from randlora_pl.interop.lowrank import Converted
 
 
@@ -29,16 +31,22 @@ def export(options: argparse.Namespace) -> int:
     made = write_lora(
         options.output, base, updates(base, file), [file], file, rank=options.rank, error=options.error, origin=origin
     )
-    print_converted(options.output, made)
+    print_converted(options.output, made, file)
     return 0
 
 
-def print_converted(path: "Path", made: "Converted") -> None:
-    """Rank and error of the layers, size, and how far the outputs are off."""
+def print_converted(path: "Path", made: "Converted", file: "AdapterFile") -> None:
+    """Rank and error of the layers, size, how far the outputs are off, and the next command.
+
+    Args:
+        path: What was written.
+        made: What it is.
+        file: The adapter that it was made from.
+    """
     rows = [vars(layer) for layer in made.layers]
     print(layer_table(rows, {"rank": "rank", "error": "error (mean)", "norm": "norm of the update"}, every=False))
     worst = max(made.layers, key=lambda layer: layer.error)
     print(f"error: {made.error:.2e} of all updates together (Frobenius), at most {worst.error:.2e} ({worst.layer})")
     print(f"largest difference of outputs on random images: {made.difference:.1e}, {made.relative:.1e} of the largest")
     print(f"{path}: LoRA, {made.parameters:,} parameters, {made.size:,} bytes")
-    print(f"  randlora-pl predict --adapter {path} --images PATH")
+    print(f"  randlora-pl predict --adapter {path} {given_to(file.metadata.get('task'))}")

@@ -46,7 +46,7 @@ randlora-pl {__version__}: RandLoRA and its baselines on CLIP, DINOv2 and other 
 
 Run       fit        train, with a test before and after; --resume RUN goes on after a crash
           test       test an adapter: --adapter FOLDER or --run RUN (validate: on the validation images)
-          predict    classify images with an adapter
+          predict    classify images or texts with an adapter, or answer prompts
           adapter    info | diff | merge | add | export | import | push | pull: take adapters elsewhere
           analyze    spectrum | represent | cka | landscape | forgetting: what adapters do beyond their accuracy
           serve      answer requests for predictions over HTTP, with a page to drop images on

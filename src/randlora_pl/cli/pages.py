@@ -35,24 +35,31 @@ Test an adapter on the validation images, which are kept out of training.
   randlora-pl validate --adapter FOLDER --config clip_vitb32 --data.dataset cifar10
 """,
     "predict": """\
-Classify images with a trained adapter; writes a CSV file: image, class, probability and the next best classes.
-Several adapters share one pass over the images and, where they can, one base model; the file then has a line for each
-image and adapter, with a column adapter behind image: image, adapter, class, probability ...
+Classify images or texts with a trained adapter, or answer prompts. Writes a CSV file: image, class, probability and the
+next best classes; or text, class ...; or prompt, written. Several adapters share one pass over the images and, where
+they can, one base model; the file then has a line for each image and adapter: image, adapter, class, probability ...
 
   randlora-pl predict --adapter runs/quickstart/TIME/adapter --images photos/ cat.jpg --output predictions.csv
+  randlora-pl predict --adapter RUN/adapter --texts questions.txt
   randlora-pl predict --adapter runs/cars/TIME/adapter pets=pets.safetensors --images photos/
   randlora-pl predict --adapter ADAPTER ADAPTER --weights 0.5 0.5 --images photos/
 
   --adapter [NAME=]PATH ...  Adapter folders (RUN/adapter) or .safetensors files, which know their base model, class
                         names and prompts; without a NAME they are called by what tells their paths apart
-  --pretrained FILE     Weights file of a base model, where this machine does not know it; again for further ones
+  --pretrained FILE     Weights file of a base model, where this machine does not know it; again for further ones. Of a
+                        language model its folder
   --weights W ...       One model instead: the base and the sum of the adapters' updates, each W times; the classes
                         must be the same. One adapter and one W scale its update
   --images PATH ...     Image files, and folders that are searched
+  --texts FILE ...      .txt with a text a line (- reads such lines from standard input); .jsonl or .csv with prompt,
+                        text, or text_a and text_b, where labels and completions are left out
   --output FILE         CSV file to write; - prints it (default predictions.csv)
   --overwrite           Replace the file if it exists
-  --top-k K             Classes listed for each image (default 5)
-  --batch-size N        Images at a time (default 64)
+  --top-k K             Classes listed for each (default 5)
+  --max-new-tokens N    Most tokens that are written after a prompt (default: as in the training)
+  --beams N             Beams of the search for them, 1 is greedy (default: as in the training)
+  --precision P         Of language models: 32 (default), or bf16, as trained with bf16-mixed, in half the memory
+  --batch-size N        Images or texts at a time (default 64, prompts 16)
   --device DEVICE       cpu, cuda, mps ... (default: what there is)
   --on-error ACTION     raise, or skip an unreadable image and go on
 """,

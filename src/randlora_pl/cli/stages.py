@@ -284,9 +284,10 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
     tests += f"\n  randlora-pl test --adapter {place}/{BEST}" if testable and earlier else ""
     goes_on = "" if results["finished"] else f"\n  randlora-pl fit --resume {place}"
     board = f"\n  tensorboard --logdir {place}" if (folder / "tensorboard").is_dir() else ""
-    use = f"predict --adapter {place}/{ADAPTER} --images PATH --output predictions.csv"
+    given = "--images PATH" if unit == "images" else "--texts FILE"
+    use = f"predict --adapter {place}/{ADAPTER} {given} --output predictions.csv"
     if unit != "images":
-        use = f"adapter merge {place}/{ADAPTER} --output FOLDER"
+        use += f"\n  randlora-pl adapter merge {place}/{ADAPTER} --output FOLDER"
     following = f"\nNext:{goes_on}\n  randlora-pl {use}{tests}{board}"
     return ["", table, following]
 

@@ -42,6 +42,29 @@ with torch.no_grad():
 """
 
 
+_USE_TEXTS = """\
+## How to use it
+
+```bash
+pip install "randlora-pl[language]"
+randlora-pl adapter pull {repo} --output {name}
+randlora-pl predict --adapter {name} --texts FILE --output predictions.csv
+randlora-pl adapter merge {name} --output merged    # a folder for transformers
+```
+
+```python
+from randlora_pl.language.restore import load_language_task
+
+task = load_language_task("{name}")
+{call}
+```
+"""
+_CALLS = {
+    "CausalLMTask": 'print(task.write(["a prompt"]))',
+    "TextClassificationTask": 'print(task.classnames, task.classify(["a text"]))',
+}
+
+
 def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
     """The text of ``README.md``, with a YAML header that the Hub reads; no paths of this machine are in it.
 
@@ -64,7 +87,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         f"# {name}\n",
         _about(file, config),
         _figures(file, results),
-        _USE.format(repo=repo, name=name) if file.metadata.get("task") else _use_weights(repo, name),
+        _use(file.metadata.get("task"), repo, name),
         _reproduce(file, config),
         _licence(licence),
     ]
@@ -120,7 +143,9 @@ def _header(file: AdapterFile, licence: str | None, base: str | None) -> str:
     header |= {"base_model": base, "base_model_relation": "adapter"} if base else {}
     header |= {"license": licence} if licence else {}
     captions = file.metadata.get("captions")
-    if file.metadata.get("classnames"):
+    if (task := file.metadata.get("task")) in _CALLS:
+        header["pipeline_tag"] = "text-generation" if task == "CausalLMTask" else "text-classification"
+    elif file.metadata.get("classnames"):
         header["pipeline_tag"] = "zero-shot-image-classification" if captions else "image-classification"
     return f"---\n{yaml.safe_dump(header | {'tags': tags}, sort_keys=False)}---\n"
 
@@ -188,7 +213,11 @@ def _shown(key: str, value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _use_weights(repo: str, name: str) -> str:
+def _use(task: str | None, repo: str, name: str) -> str:
+    if task in _CALLS:
+        return _USE_TEXTS.format(repo=repo, name=name, call=_CALLS[task])
+    if task:
+        return _USE.format(repo=repo, name=name)
     return (
         f"## How to use it\n\n```bash\npip install randlora-pl\nrandlora-pl adapter pull {repo} --output {name}\n"
         f"randlora-pl adapter merge {name} --output merged.safetensors    # weights for open_clip or timm\n```\n"

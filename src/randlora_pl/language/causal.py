@@ -1,5 +1,6 @@
 """Fine-tuning of decoders on prompts and completions (section 5.4 and appendix B.2 of the paper)."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,9 +10,17 @@ from torchmetrics import MeanMetric
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.errors import UserError
 from randlora_pl.language.base import LanguageTask
-from randlora_pl.language.encode import IGNORED, encode_prompt
+from randlora_pl.language.classifier import evaluating
+from randlora_pl.language.encode import IGNORED, collate, encode_prompt, pad_id
 from randlora_pl.language.families import known_targets
-from randlora_pl.language.generate import Decoding, check_positions, choose_options, token_losses, write_texts
+from randlora_pl.language.generate import (
+    Decoding,
+    check_positions,
+    check_prompts,
+    choose_options,
+    token_losses,
+    write_texts,
+)
 from randlora_pl.language.models import Quantize, load_causal
 from randlora_pl.language.written import cleaned, corpus_scores, gathered
 from randlora_pl.tasks.defaults import check_option
@@ -198,8 +207,7 @@ class CausalLMTask(LanguageTask):
         """
         pad = self._data.pad
         if self.evaluation == "generate":
-            how = Decoding(self.num_beams, self.max_new_tokens, self.length_penalty, self.no_repeat_ngram)
-            return write_texts(self.model, self.vocabulary, batch, how, pad)
+            return write_texts(self.model, self.vocabulary, batch, self._decoding, pad)
         if not all(item.options for item in items):
             raise UserError("--model.evaluation likelihood needs questions with options: take generate here.")
         prompts = [encode_prompt(self.vocabulary, item.prompt) for item in items]
@@ -209,6 +217,35 @@ class CausalLMTask(LanguageTask):
         ]
         chosen = choose_options(self.model, prompts, options, pad, self.device)
         return [item.options[number] for item, number in zip(items, chosen, strict=True)]
+
+    def write(self, prompts: Sequence[str], batch_size: int = 16, separate: bool = False) -> list[str]:
+        """What the model writes after prompts, in their order; the same as in a test.
+
+        Args:
+            prompts: What it is given; never cut, and each read once, however often it is there.
+            batch_size: How many at a time.
+            separate: Whether an end of text closes each, as in a training on E2E.
+
+        Raises:
+            UserError: A prompt has no token, or one is too long for the model's positions.
+        """
+        tokens = {prompt: encode_prompt(self.vocabulary, prompt, separate) for prompt in prompts}
+        check_prompts(self.model, [tokens[prompt] for prompt in prompts], self.max_new_tokens)
+        order = sorted(tokens, key=lambda prompt: -len(tokens[prompt]))  # neighbours of one length need little padding
+        pad = pad_id(self.vocabulary)
+        texts: dict[str, str] = {}
+        with evaluating(self.model):
+            for start in range(0, len(order), batch_size):
+                some = order[start : start + batch_size]
+                batch = collate([(tokens[prompt], tokens[prompt]) for prompt in some], pad)
+                here = {name: value.to(self.device) for name, value in batch.items()}
+                written = write_texts(self.model, self.vocabulary, here, self._decoding, pad)
+                texts |= dict(zip(some, written, strict=True))
+        return [texts[prompt] for prompt in prompts]
+
+    @property
+    def _decoding(self) -> Decoding:
+        return Decoding(self.num_beams, self.max_new_tokens, self.length_penalty, self.no_repeat_ngram)
 
     def on_test_epoch_end(self) -> None:
         """Accuracy and the rate of texts without an answer of each test, and their unweighted means (Table 15).

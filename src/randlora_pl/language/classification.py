@@ -263,13 +263,16 @@ class TextClassificationTask(LanguageTask):
         """
         sentences = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         encoded, _ = encode_sentences(self.vocabulary, sentences, max_length)
+        order = sorted(range(len(encoded)), key=lambda place: -len(encoded[place]["input_ids"]))
         pad, parts = pad_id(self.vocabulary), []
         with evaluating(self.model, self.head):
             for start in range(0, len(encoded), batch_size):
-                some = encoded[start : start + batch_size]
+                some = [encoded[place] for place in order[start : start + batch_size]]
                 batch = collate_sentences(self.vocabulary, some, [0] * len(some), pad)
                 parts.append(self.predict_step({name: value.to(self.device) for name, value in batch.items()}, 0))
-        return torch.cat(parts) if parts else torch.empty(0, max(1, len(self.classnames)))
+        if not parts:
+            return torch.empty(0, max(1, len(self.classnames)))
+        return torch.cat(parts)[torch.tensor(order).argsort().to(self.device)]
 
 
 def _classes(names: Sequence[str]) -> str:

@@ -180,6 +180,31 @@ def check_positions(model: Any, mask: Tensor, more: int = 0) -> None:
         )
 
 
+def check_prompts(model: Any, prompts: Sequence[Sequence[int]], more: int) -> None:
+    """Refuses prompts that nothing can be written after, all of them at once.
+
+    Args:
+        model: A decoder of transformers.
+        prompts: Tokens of each.
+        more: Tokens that will follow.
+
+    Raises:
+        UserError: With the number of them.
+    """
+    if not all(prompts):
+        raise UserError(
+            f"{sum(not each for each in prompts):,} of {len(prompts):,} prompts are no token to the tokenizer."
+        )
+    most = table_of_positions(model)
+    long = [] if most is None else [len(each) for each in prompts if len(each) + more > most]
+    if long:
+        raise UserError(
+            f"{len(long):,} of {len(prompts):,} prompts are too long: the longest has {max(long):,} tokens, "
+            f"{more} more are to follow, and {model.config.model_type} has {most:,} positions. Shorten them, or lower "
+            "--max-new-tokens."
+        )
+
+
 def learned_columns(labels: Tensor) -> int:
     """Last columns of (b, length) labels that hold all those of the loss: without the prompts, where they are masked.
 

@@ -62,4 +62,4 @@ class Imported:
 
     def next(self, path: Path) -> str:
         """The next command."""
-        return f"Next: randlora-pl adapter merge {path} --output FOLDER"
+        return f"Next: randlora-pl predict --adapter {path} --texts FILE"

@@ -9,6 +9,7 @@ from randlora_pl.errors import UserError, near
 TASKS = ("CausalLMTask", "TextClassificationTask")
 """Names of the language tasks."""
 
+
 DATASETS = {
     "commonsense_15k": "15,000 questions with their answers to learn, and eight tests of commonsense reasoning",
     "commonsense_170k": "170,000 questions with their answers to learn, and the same eight tests",
@@ -29,6 +30,11 @@ LABELLED = {
     "stsb": "GLUE: how alike two sentences are (0 to 5), Pearson correlation",
     **OWN_LABELLED,
 }
+
+
+def given_to(task: str | None) -> str:
+    """What a command to predict gives an adapter of a task."""
+    return "--texts FILE" if task in TASKS else "--images PATH"
 
 
 def check_dataset(name: str) -> None:

@@ -92,6 +92,7 @@ class LabelledTexts(TokenData):
         self.classnames: list[str] = []
         self.lengths: dict[str, Lengths] = {}
         self._checked: Splits | None = None
+        self._pairs = False
 
     # -- what the base asks for
 
@@ -105,6 +106,7 @@ class LabelledTexts(TokenData):
             self._digest = digest.hexdigest()[:12]
         for name, examples in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
             if examples is not None:
+                self._pairs = len(examples.sentences[0]) > 1
                 encoded, self.lengths[name] = encode_sentences(self._tokenizer, examples.sentences, self.max_length)
                 labels, classes = examples.labels, not self.scores
                 self._held[name] = Sentences(encoded, labels, classes, self._tokenizer, self.pad)
@@ -125,6 +127,7 @@ class LabelledTexts(TokenData):
         facts: dict[str, Any] = {"dataset": self.dataset, "seed": self.seed}
         facts |= {split: len(held) for split, held in self._held.items()}
         facts |= {"classes": len(self.classnames), "metric": self.metric, "max_length": self.max_length}
+        facts["pairs"] = self._pairs
         facts |= {f"cut_{split}": lengths.cut for split, lengths in self.lengths.items()}
         if "train" in self._held:
             facts |= {"tokens": self._held["train"].total, "longest": self.lengths["train"].longest}

@@ -51,7 +51,7 @@ def read_own(file: Path) -> list[Labelled]:
     Raises:
         UserError: It is empty, or a line is wrong; file and line are told.
     """
-    rows = _csv_rows(file) if file.suffix.lower() in (".csv", ".tsv") else _json_rows(file)
+    rows = csv_rows(file) if file.suffix.lower() in (".csv", ".tsv") else _json_rows(file)
     found: list[Labelled] = []
     for line, fields in rows:
         where = f"{file}, line {line}"
@@ -74,7 +74,7 @@ def _json_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     return read_records(file, ("label",), optional=[name for names in TEXTS for name in names], numbers=("label",))
 
 
-def _csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+def csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     """Fields by the header's names, with the line on which each record ends.
 
     Raises:

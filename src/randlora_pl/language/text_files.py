@@ -40,26 +40,46 @@ def read_text(path: Path) -> str:
     """
     try:
         data = path.read_bytes()
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: this is not UTF-8 text. Convert the file, or get it again") from error
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}). Make it readable, or get it again"
         ) from error
+    return decoded(data, path)
+
+
+def decoded(data: bytes, source: object) -> str:
+    """Bytes as UTF-8, without a byte order mark.
+
+    Args:
+        data: All of a file.
+        source: What to call it in a message.
+
+    Raises:
+        UserError: They are no UTF-8; the line is told.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{source}, line {line}: this is not UTF-8 text. Convert the file, or get it again") from error
 
 
 def read_lines(path: Path) -> list[str]:
-    r"""The lines of a text file without their ends.
-
-    Only ``\n`` ends a line: `str.splitlines` would also split at the separators (U+2028, U+0085, form feed) that
-    sentences from the web contain. A carriage return before it belongs to the end.
+    """The lines of a text file without their ends (see `lines_of`).
 
     Raises:
         UserError: See `read_text`.
     """
-    lines = read_text(path).split("\n")
+    return lines_of(read_text(path))
+
+
+def lines_of(text: str) -> list[str]:
+    r"""The lines of a text without their ends.
+
+    Only ``\n`` ends a line: `str.splitlines` would also split at the separators (U+2028, U+0085, form feed) that
+    sentences from the web contain. A carriage return before it belongs to the end.
+    """
+    lines = text.split("\n")
     if not lines[-1]:
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
@@ -90,7 +110,7 @@ def read_records(
     for line, value in values:
         there = [field for field in (*fields, *optional) if isinstance(value, dict) and field in value]
         if not isinstance(value, dict):
-            what = f"expected an object with the fields {', '.join(fields)}"
+            what = f"expected an object with the fields {', '.join(fields or optional)}"
         elif absent := [field for field in fields if field not in value]:
             what = f"the record lacks {', '.join(map(repr, absent))}; each needs {', '.join(fields)}"
         elif wrong := [field for field in there if not _is_text(value[field], field in numbers)]:

@@ -26,11 +26,16 @@ def gathered(own: Mapping[int, str]) -> dict[int, str]:
 
 
 def cleaned(item: Item, text: str) -> str:
-    """A text as it is scored: a description is one paragraph, an answer is left as it was written.
+    """A text as it is scored: a description is one paragraph, an answer is left as it was written."""
+    return paragraph(text) if item.references else text
+
+
+def paragraph(text: str) -> str:
+    """The first paragraph.
 
     The scripts that E2E's come from stop at an empty line, too (their second end of text, token 628 of GPT-2).
     """
-    return text.partition("\n\n")[0].strip() if item.references else text
+    return text.partition("\n\n")[0].strip()
 
 
 def corpus_scores(items: Sequence[Item], texts: Mapping[int, str]) -> dict[str, float]:

@@ -55,7 +55,8 @@ def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
     kind = TASKS.get(metadata.get("task", ""))
     if file.config.get("base_model", {}).get("library") == "transformers":
         raise UserError(
-            f"{file.path} belongs to a language model: load_language_task of randlora_pl.language.restore takes it."
+            f"{file.path} belongs to a language model: `predict --texts FILE` takes it, and in Python "
+            "load_language_task of randlora_pl.language.restore."
         )
     if kind is None:
         raise UserError(f"{file.path} says nothing of a task; it can be loaded with load_adapter(model, folder) only.")

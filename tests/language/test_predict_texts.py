@@ -1,0 +1,391 @@
+"""``predict --texts``: answers, classes and scores from adapter files alone are those of the run's own test."""
+
+import contextlib
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from randlora_pl.adapters import LoRA, RandLoRA
+from randlora_pl.cli.main import main
+from randlora_pl.language.causal import CausalLMTask
+from randlora_pl.language.classification import TextClassificationTask
+from randlora_pl.language.prompt import Template
+from randlora_pl.language.restore import load_language_task
+from tests.cli.conftest import Run
+
+from . import classify
+from .classify import write_csv, write_reviews, write_scores
+from .files import record, write_commonsense, write_e2e
+from .small import SHAPES, make
+from .test_cli import SMALL
+
+Refused = Callable[..., str]
+
+
+def fitted(root: Path, *words: str) -> Path:
+    """The folder of a short run, which prints nothing that could be taken for predictions."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(["fit", *words, *SMALL, "--run.root", str(root), "--run.name", "one"]) == 0
+    return next((root / "one").iterdir())
+
+
+def decoder(root: Path, data: Path, tokenizer: Path | str, *words: str, kind: str = "qwen2", size: int = 64) -> Path:
+    """A short run of a tiny decoder whose answers have moved far from those of random weights."""
+    shape = json.dumps(SHAPES[kind] | {"vocab_size": size})
+    return fitted(
+        root, "--model", "CausalLMTask", "--model.name", kind, "--model.pretrained", "random",
+        "--model.config_overrides", shape, "--model.tokenizer", str(tokenizer), "--model.adapter", "RandLoRA",
+        "--model.adapter.rank", "8", "--data.root", str(data), "--trainer.limit_val_batches", "0", *words,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def repeater(toy: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the toy prompts, tested with beams; to be read only."""
+    return decoder(
+        tmp_path_factory.mktemp("repeater"), toy, tokenizer, "--data.dataset", "jsonl", "--data.steps", "2",
+        "--data.mask_prompt", "true", "--model.max_new_tokens", "4", "--model.num_beams", "2",
+        "--model.learning_rate", "1e-3",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def critic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the toy reviews; to be read only."""
+    root = tmp_path_factory.mktemp("critic")
+    return fitted(
+        root, "--model", "TextClassificationTask", "--model.name", "roberta", "--model.pretrained", "random",
+        "--model.config_overrides", json.dumps(classify.SHAPE), "--model.adapter", "RandLoRA",
+        "--model.adapter.rank", "8", "--model.learning_rate", "1e-2", "--data.dataset", "csv", "--data.root",
+        str(write_reviews(root / "data")), "--data.batch_size", "8", "--data.steps", "30", "--data.max_length", "24",
+    )  # fmt: skip
+
+
+def answers(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().split("\n")[:-1]]
+
+
+def read(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def predicted(run: Run, folder: Path, *words: str) -> list[dict[str, str]]:
+    shown = run("predict", "--adapter", str(folder / "adapter"), "--output", "-", *words)
+    assert shown.code == 0, shown.err
+    return read(shown.out)
+
+
+# What decoders write
+
+
+@pytest.mark.parametrize("batch", ["1", "7", "16", "200"])
+def test_answers_are_those_of_the_test_whatever_the_batch(run: Run, repeater: Path, toy: Path, batch: str) -> None:
+    """The test file of the training is taken as it is; what the run searched with is what is searched with."""
+    rows = predicted(run, repeater, "--texts", str(toy / "test.jsonl"), "--batch-size", batch)
+    tested = answers(repeater)
+    assert [(row["prompt"], row["written"]) for row in rows] == [(row["prompt"], row["written"]) for row in tested]
+    assert len(rows) == 90 and len({row["written"] for row in rows}) > 3
+
+
+def test_the_forms_of_a_file_say_the_same(
+    run: Run, repeater: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [row["prompt"] for row in answers(repeater)][:9]
+    expected = [(row["prompt"], row["written"]) for row in answers(repeater)][:9]
+    lines = "\n\n".join(prompts) + "\r\n"  # empty lines are left out
+    (tmp_path / "p.txt").write_text(lines, newline="")
+    write_csv(tmp_path / "p.csv", [("x, y", prompt) for prompt in prompts], ("completion", "prompt"))
+    (tmp_path / "p.json").write_text(json.dumps([{"prompt": prompt} for prompt in prompts]))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    shown = run("predict", "--adapter", str(repeater / "adapter"), "--texts", "p.txt", "p.csv", "p.json", "-")
+    assert shown.code == 0, shown.err
+    assert "predictions.csv: 36 prompts, at most 4 tokens after each" in shown.out
+    rows = read((tmp_path / "predictions.csv").read_text())
+    assert [(row["prompt"], row["written"]) for row in rows] == expected * 4
+
+
+def test_a_prompt_is_answered_once_however_often_it_is_there(repeater: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = load_language_task(repeater / "adapter")
+    generate, rows = task.model.generate, []
+    monkeypatch.setattr(
+        task.model, "generate", lambda **given: rows.append(len(given["input_ids"])) or generate(**given)
+    )
+    prompts = ["red old", "repeat the last word: tall wet dry answer:", "red old", "blue", "red old"]
+    texts = task.write(prompts)
+    assert rows == [3] and len(set(texts)) == 3
+    assert texts == [task.write([prompt])[0] for prompt in prompts]
+    assert task.write([]) == []
+
+
+def test_other_lengths_and_beams(run: Run, repeater: Path, toy: Path) -> None:
+    base = ("--texts", str(toy / "test.jsonl"))
+    prompts = [row["prompt"] for row in answers(repeater)]
+    found = {}
+    for beams in (1, 4):
+        rows = predicted(run, repeater, *base, "--max-new-tokens", "3", "--beams", str(beams))
+        found[beams] = [row["written"] for row in rows]
+        task = load_language_task(repeater / "adapter", max_new_tokens=3, num_beams=beams)
+        assert found[beams] == task.write(prompts) and max(len(text.split()) for text in found[beams]) == 3
+    assert found[1] != found[4]
+
+
+def test_prompts_of_commonsense_have_their_template(run: Run, tmp_path: Path) -> None:
+    data = write_commonsense(tmp_path / "data", 3)
+    folder = decoder(
+        tmp_path / "runs", data, "bytes", "--data.dataset", "commonsense_15k", "--data.steps", "3", "--data.tests",
+        "[boolq,piqa]", "--data.validation", "4", "--model.learning_rate", "0.05", "--model.max_new_tokens", "5",
+        size=260,
+    )  # fmt: skip
+    tested = answers(folder)
+    expected = [row["written"] for row in tested]
+    files = [str(data / name / "test.json") for name in ("boolq", "piqa")]
+    rows = predicted(run, folder, "--texts", *files)
+    assert [row["written"] for row in rows] == expected and rows[0]["prompt"] == record("boolq", 0)["instruction"]
+    whole = predicted(run, folder, "--texts", str(folder / "answers.jsonl"))  # its prompts have the template already
+    assert whole == [{"prompt": row["prompt"], "written": row["written"]} for row in tested]
+    (tmp_path / "one.txt").write_text("Is water wet?\n")
+    line = predicted(run, folder, "--texts", "one.txt")
+    task = load_language_task(folder / "adapter")
+    assert [row["written"] for row in line] == task.write([Template().prompt("Is water wet?")])
+    assert line[0]["written"] != task.write(["Is water wet?"])[0]
+
+
+def test_meanings_of_e2e_are_those_of_its_test(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An end of text behind each, one paragraph of each answer, and the references of test.txt left out."""
+    monkeypatch.setattr("randlora_pl.language.generation.meteor", lambda *_: (None, "METEOR needs Java: install it"))
+    data = write_e2e(tmp_path / "data", more=2)
+    folder = decoder(
+        tmp_path / "runs", data, "bytes", "--data.dataset", "e2e", "--data.epochs", "2", "--model.learning_rate", "0.1",
+        "--model.max_new_tokens", "9", "--model.no_repeat_ngram", "3", kind="gpt2", size=260,
+    )  # fmt: skip
+    expected = {row["meaning"]: row["written"] for row in answers(folder)}
+    rows = predicted(run, folder, "--texts", str(data / "test.txt"))
+    assert len(rows) == 8 and all(expected[row["prompt"].partition("||")[0].strip()] == row["written"] for row in rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(CausalLMTask, "write", lambda self, prompts, *_, **__: [" one\n\ntwo"] * len(prompts))
+        assert {row["written"] for row in predicted(run, folder, "--texts", str(data / "test.txt"))} == {"one"}
+    (tmp_path / "long.txt").write_text("a" * 1020 + "\nshort\n" + "b" * 1030)
+    shown = run("predict", "--adapter", str(folder / "adapter"), "--texts", "long.txt")
+    assert shown.code == 2 and not (tmp_path / "predictions.csv").exists()
+    assert "2 of 3 prompts are too long: the longest has 1,031 tokens, 9 more are to follow, and gpt2 has" in shown.err
+
+
+def test_half_precision_is_that_of_a_training_with_it(
+    run: Run, toy: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = decoder(
+        tmp_path / "runs", toy, tokenizer, "--data.dataset", "jsonl", "--data.steps", "20", "--model.learning_rate",
+        "1e-2", "--model.frozen_dtype", "bfloat16", "--trainer.precision", "bf16-mixed", "--model.max_new_tokens", "4",
+    )  # fmt: skip
+    write, kept = CausalLMTask.write, []
+
+    def written(self: CausalLMTask, *given: Any, **how: Any) -> list[str]:
+        kept.append(self.model.dtype)
+        return write(self, *given, **how)
+
+    monkeypatch.setattr(CausalLMTask, "write", written)
+    rows = predicted(run, folder, "--texts", str(toy / "test.jsonl"), "--precision", "bf16")
+    assert kept == [torch.bfloat16]
+    assert [row["written"] for row in rows] == [row["written"] for row in answers(folder)]
+
+
+# What classifiers say
+
+
+def test_classes_are_those_of_the_test(run: Run, critic: Path, tmp_path: Path) -> None:
+    """Shares as `classify` gives them, the test's accuracy, and the cut of the training; labels are left out."""
+    test = critic.parents[1] / "data" / "test.csv"
+    rows = predicted(run, critic, "--texts", str(test))
+    labels = [row["label"] for row in csv.DictReader(test.open())]
+    right = sum(row["class"] == label for row, label in zip(rows, labels, strict=True))
+    results = json.loads((critic / "results.json").read_text())
+    assert right / len(rows) == pytest.approx(results["test/acc"])
+    assert list(rows[0]) == ["text", "class", "probability", "class_2", "probability_2"]
+    task = load_language_task(critic / "adapter")
+    shares = task.classify([row["text"] for row in rows], max_length=24)
+    for row, own in zip(rows, shares, strict=True):
+        named = dict(zip(task.classnames, own.tolist(), strict=True))
+        assert float(row["probability"]) == pytest.approx(named[row["class"]], abs=2e-6)
+        assert float(row["probability"]) >= float(row["probability_2"])
+
+
+def test_classes_do_not_depend_on_their_batch(run: Run, critic: Path) -> None:
+    base = ("--texts", str(critic.parents[1] / "data" / "test.csv"), "--top-k", "1")
+    whole, single = (predicted(run, critic, *base, "--batch-size", size) for size in ("64", "1"))
+    assert list(whole[0]) == ["text", "class", "probability"]
+    for one, other in zip(whole, single, strict=True):
+        assert (one["text"], one["class"]) == (other["text"], other["class"])
+        assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=1e-5)
+
+
+def test_classes_in_half_precision_are_near(run: Run, critic: Path) -> None:
+    base = ("--texts", str(critic.parents[1] / "data" / "test.csv"))
+    whole, half = (predicted(run, critic, *base, "--precision", precision) for precision in ("32", "bf16"))
+    assert whole != half
+    for one, other in zip(whole, half, strict=True):
+        if one["class"] == other["class"]:
+            assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=0.05)
+    assert sum(one["class"] == other["class"] for one, other in zip(whole, half, strict=True)) > 38
+
+
+def test_long_texts_are_cut_as_in_the_training_and_told(run: Run, critic: Path, tmp_path: Path) -> None:
+    kept = "a great film, so it is"  # and two marks: 24 tokens
+    (tmp_path / "t.txt").write_text(f"{kept} not at all\n a dull tale \n")
+    shown = run("predict", "--adapter", str(critic / "adapter"), "--texts", "t.txt")
+    assert shown.code == 0 and "1 of 2 samples are longer than 24 tokens and are cut (the longest has 35)" in shown.err
+    assert "predictions.csv: 2 texts, the best 2 classes of each" in shown.out
+    rows = read((tmp_path / "predictions.csv").read_text())
+    assert [row["text"] for row in rows] == [f"{kept} not at all", "a dull tale"]
+    (tmp_path / "kept.txt").write_text(f"{kept}\n")
+    assert predicted(run, critic, "--texts", "kept.txt")[0]["probability"] == rows[0]["probability"]
+
+
+def test_scores_of_pairs(run: Run, refused: Refused, tmp_path: Path) -> None:
+    data = write_scores(tmp_path / "data")
+    folder = fitted(
+        tmp_path / "runs", "--model", "TextClassificationTask", "--model.name", "roberta", "--model.pretrained",
+        "random", "--model.config_overrides", json.dumps(classify.SHAPE), "--model.adapter", "RandLoRA",
+        "--model.adapter.rank", "8", "--data.dataset", "jsonl", "--data.root", str(data), "--data.scores", "true",
+        "--data.steps", "2",
+    )  # fmt: skip
+    rows = predicted(run, folder, "--texts", str(data / "test.jsonl"))
+    assert list(rows[0]) == ["text_a", "text_b", "score"] and len(rows) == 9
+    task = load_language_task(folder / "adapter")
+    expected = task.classify([(row["text_a"], row["text_b"]) for row in rows])[:, 0]
+    found = torch.tensor([float(row["score"]) for row in rows])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    (tmp_path / "t.txt").write_text("single\n")
+    base = ("predict", "--adapter", str(folder / "adapter"), "--texts")
+    assert "was trained on pairs: give records with text_a and text_b" in refused(*base, "t.txt")
+    assert "t.txt, line 1: single texts and pairs are mixed" in refused(*base, str(data / "test.jsonl"), "t.txt")
+    assert "--top-k is for models that tell classes" in refused(*base, "t.txt", "--top-k", "1")
+
+
+def test_classify_keeps_the_order_of_its_texts() -> None:
+    task: TextClassificationTask = classify.make(adapter=LoRA(rank=2))
+    task.set_classes(["a", "b"])
+    task.configure_model()
+    texts = ["a", "a longer text", "text", "the longest text of all"]
+    alone = torch.cat([task.classify([text]) for text in texts])
+    torch.testing.assert_close(task.classify(texts, batch_size=2), alone, rtol=1e-4, atol=1e-5)
+
+
+# Several adapters, files, mistakes
+
+
+def test_several_adapters_say_what_each_says_alone(run: Run, repeater: Path, toy: Path, tmp_path: Path) -> None:
+    other = load_language_task(repeater / "adapter", max_new_tokens=2)
+    other.finish_evaluation()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(-0.5)
+    other.save(tmp_path / "other" / "adapter")
+    base = ("predict", "--texts", str(toy / "test.jsonl"), "--output")
+    paths = (str(repeater / "adapter"), str(tmp_path / "other" / "adapter"))
+    alone = [read(run(*base, "-", "--adapter", path).out) for path in paths]
+    assert alone[0] != alone[1]
+    shown = run(*base, "both.csv", "--adapter", f"one={paths[0]}", f"two={paths[1]}")
+    assert shown.code == 0, shown.err
+    assert "both.csv: 90 prompts, 2 adapters (one, two), at most 2 tokens after each or at most 4" in shown.out
+    text = (tmp_path / "both.csv").read_text()
+    assert text.startswith("prompt,adapter,written\n")
+    for name, rows in zip(("one", "two"), alone, strict=True):
+        assert [row["written"] for row in read(text) if row["adapter"] == name] == [row["written"] for row in rows]
+
+
+def test_files_that_are_wrong_are_told(
+    refused: Refused, repeater: Path, critic: Path, toy: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"\n')
+    (tmp_path / "less.jsonl").write_text('{"prompt": "a"}\n{"completion": "b"}\n')
+    (tmp_path / "number.jsonl").write_text('{"prompt": "a"}\n3\n')
+    (tmp_path / "blank.jsonl").write_text('{"prompt": " "}\n')
+    (tmp_path / "asked.jsonl").write_text('{"instruction": "a"}\n')
+    (tmp_path / "p.csv").write_text("prompt,completion\na,b,c\n")
+    (tmp_path / "p.tsv").write_text("prompt\na\n")
+    (tmp_path / "latin.txt").write_bytes(b"fine\n\xe9t\xe9\n")
+
+    def said(file: str, folder: Path = repeater) -> str:
+        return refused("predict", "--adapter", str(folder / "adapter"), "--texts", file)
+
+    assert "nowhere.txt does not exist" in said("nowhere.txt")
+    assert "is a folder: name its files" in said(".")
+    assert "empty.txt holds no text" in said("empty.txt") and "empty.jsonl holds no record" in said("empty.jsonl")
+    assert "bad.jsonl, line 2: no valid JSON" in said("bad.jsonl")
+    assert "less.jsonl, line 2: there is no 'prompt'" in said("less.jsonl")
+    assert "number.jsonl, line 2: expected an object with the fields prompt" in said("number.jsonl")
+    assert "blank.jsonl, line 1: the prompt is empty" in said("blank.jsonl")
+    assert "asked.jsonl, line 1: 'instruction' is for models" in said("asked.jsonl")
+    assert "p.csv, line 2: 3 fields where the header has 2" in said("p.csv")
+    assert "p.tsv is no .txt, .jsonl or .csv file" in said("p.tsv")
+    assert "latin.txt, line 2: this is not UTF-8" in said("latin.txt")
+    assert "there is no 'text' (or 'text_a' and 'text_b')" in said("less.jsonl", critic)
+    (tmp_path / "pair.jsonl").write_text('{"text_a": "a", "text_b": "b"}\n')
+    assert "was trained on single texts: give records with text" in said("pair.jsonl", critic)
+
+
+def test_words_that_are_wrong_are_told(refused: Refused, run: Run, repeater: Path, critic: Path, toy: Path) -> None:
+    texts = str(toy / "test.jsonl")
+    base = ("predict", "--adapter", str(repeater / "adapter"))
+    assert "give --images PATH, or for a language model --texts FILE" in refused(*base)
+    assert "Did you mean '--texts'" in refused(*base, "--text", texts)
+    assert "not allowed with" in refused(*base, "--texts", texts, "--images", "photos")
+    assert "give it --texts FILE instead of --images" in refused(*base, "--images", "photos")
+    assert "--beams is 0" in refused(*base, "--texts", texts, "--beams", "0")
+    assert "--weights goes with --images" in refused(*base, "--texts", texts, "--weights", "1")
+    assert "--top-k is for models that tell classes" in refused(*base, "--texts", texts, "--top-k", "1")
+    both = ("predict", "--adapter", f"a={repeater / 'adapter'}", f"b={critic / 'adapter'}", "--texts", texts)
+    assert "a, b do not say the same" in refused(*both)
+    said = refused("predict", "--adapter", str(critic / "adapter"), "--texts", texts, "--beams", "2")
+    assert "--beams is for models that write" in said
+    assert run(*base, "--texts", texts, "--output", "p.csv", "--max-new-tokens", "1").code == 0
+    assert "p.csv exists" in refused(*base, "--texts", texts, "--output", "p.csv")
+
+
+def test_the_missing_extra_is_told(
+    refused: Refused, repeater: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "transformers" else find(name, *rest)
+    )
+    said = refused("predict", "--adapter", str(repeater / "adapter"), "--texts", str(toy / "test.jsonl"))
+    assert "pip install 'randlora-pl[language]'" in said
+
+
+def test_memory_that_runs_out_is_told(
+    refused: Refused, repeater: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("randlora_pl.language.causal.write_texts", full)
+    base = ("predict", "--adapter", str(repeater / "adapter"), "--texts", str(toy / "test.jsonl"))
+    assert "out of memory; try --batch-size 8" in refused(*base)
+    assert "out of memory; try --precision bf16" in refused(*base, "--batch-size", "1")
+
+
+def test_a_base_model_that_moved_is_given(run: Run, tokenizer: Path, tmp_path: Path) -> None:
+    make(tokenizer).load().save_pretrained(tmp_path / "base")
+    base = str(tmp_path / "base")
+    task = CausalLMTask(base, tokenizer=str(tokenizer), adapter=RandLoRA(rank=8), max_new_tokens=4)
+    task.configure_model()
+    task.save(tmp_path / "run" / "adapter")
+    (tmp_path / "t.txt").write_text("red old tall\n")
+    here = predicted(run, tmp_path / "run", "--texts", "t.txt")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    gone = run("predict", "--adapter", str(tmp_path / "run" / "adapter"), "--texts", "t.txt")
+    assert gone.code == 2 and "cannot be had" in gone.err
+    assert predicted(run, tmp_path / "run", "--texts", "t.txt", "--pretrained", "moved") == here
