@@ -51,11 +51,11 @@ def test_every_config_builds(build: Build, name: str) -> None:
 
 @pytest.mark.parametrize("name", FRAGMENTS)
 def test_every_fragment_builds_on_a_config(build: Build, name: str) -> None:
-    base = "clip_vitb32" if name.startswith("recipes/") else "quickstart"
-    app = build("--config", base, "--config", name)
-    expected = {"full": "FullFineTuning", "linear_probe": "LinearProbe", "paper": "RandLoRA", "official": "RandLoRA"}
-    short = name.rpartition("/")[2]
-    assert app.model.adapter.method().lower() == expected.get(short, short).lower()
+    kind, _, short = name.rpartition("/")
+    recipe = "commonsense_qwen2" if short.startswith("commonsense") else "clip_vitb32"
+    app = build("--config", recipe if kind == "recipes" else "quickstart", "--config", name)
+    expected = {"full": "FullFineTuning", "linear_probe": "LinearProbe"}
+    assert app.model.adapter.method().lower() == ("randlora" if kind == "recipes" else expected.get(short, short).lower())
 
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
@@ -71,6 +71,14 @@ def test_official_recipe_counts_one_basis_more(build: Build) -> None:
     task = build("--config", "clip_vitb32", "--config", "official").model
     assert isinstance(task, VisionLanguageTask) and task.logit_scale == "raw"
     assert inject(meta_clip(task.name), task.adapter, task.targets).trainable == 5_198_184
+
+
+@pytest.mark.parametrize(("recipe", "epochs", "precision"), [("paper", 3, "bf16-mixed"), ("official", 1, "16-mixed")])
+def test_recipes_of_commonsense_differ_in_epochs(build: Build, recipe: str, epochs: int, precision: str) -> None:
+    app = build("--config", "commonsense_phi3", "--config", f"recipes/commonsense_{recipe}")
+    assert app.datamodule.epochs == epochs
+    assert app.trainer.precision == precision
+    assert app.model.adapter.rank == 20
 
 
 def test_another_adapter_has_its_own_defaults(build: Build) -> None:
