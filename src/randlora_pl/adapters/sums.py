@@ -189,10 +189,11 @@ def product(
         stack = stacked(lambdas, gammas, a, form.peft)
         early = form.transposed and (not choice.build or (train and choice.project and basis.inner < large))
         projected = None
-        if early and mask is None:
-            projected = basis.project(tokens)
-        elif early:
-            projected = torch.cat([basis.project(masked(tokens[part], mask[part])) for part in in_parts(tokens)])
+        if early:
+            if mask is None:
+                projected = basis.project(tokens)
+            else:
+                projected = torch.cat([basis.project(masked(tokens[part], mask[part])) for part in in_parts(tokens)])
         built = effective(None if alone else weight, basis, stack, form, x.dtype) if choice.build else None
         bias = None if bias is None else bias.to(x.dtype)
         plain = None
