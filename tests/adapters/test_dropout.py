@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.func import vmap
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from randlora_pl.adapters import RandLoRA, dropout, inject, sum_parts, trainable_parameters
+from randlora_pl.adapters import LoRA, RandLoRA, dropout, inject, sum_parts, trainable_parameters
 from randlora_pl.adapters.dropout import drop_mask, dropped, in_parts, keep_scaling
 from randlora_pl.adapters.operations import Choice
 from tests.adapters.cases import One, assert_close, randomise
@@ -83,6 +85,22 @@ def test_the_expected_value_stays(probability: float) -> None:
     out = dropped(x, probability)
     assert out.mean().item() == pytest.approx(1, abs=5 * (probability / (1 - probability) / 4e6) ** 0.5)
     assert out.unique().tolist() == pytest.approx([0, keep_scaling(x, probability)])
+
+
+def test_a_mask_is_made_beside_its_input() -> None:
+    with torch.device("meta"):  # the default device of tensors that name none
+        assert drop_mask(torch.zeros(5, 3, device="cpu"), 0.3).device.type == "cpu"
+
+
+def test_samples_of_vmap_have_masks_of_their_own() -> None:
+    model = One(24, 60)
+    inject(model, LoRA(4, dropout=0.5), ["fc"])
+    randomise(model, 0.5)
+    x = torch.randn(1, 24).expand(2, 24)
+    alike = vmap(model, randomness="same")(x)
+    assert torch.equal(alike[0], alike[1])
+    apart = vmap(model, randomness="different")(x)
+    assert not torch.allclose(apart[0], apart[1])
 
 
 def test_parts_cover_all_tokens_in_order() -> None:
@@ -205,7 +223,7 @@ def test_bfloat16_keeps_its_dtypes(basis: str, autocast: bool) -> None:
 
 
 def test_a_layer_keeps_a_mask_and_not_what_was_dropped() -> None:
-    """Its input is kept by others as well, such as the norm before it; a mask has a quarter of its bytes."""
+    """Its input is kept by others as well, such as the other projections of it; a mask has a quarter of its bytes."""
     model = One(128, 512)
     inject(model, RandLoRA(4, dropout=0.1), ["fc"])
     x = torch.randn(700, 128, requires_grad=True)
@@ -221,6 +239,30 @@ def test_a_layer_keeps_a_mask_and_not_what_was_dropped() -> None:
         model(x)
     shared = sum(value.nbytes for value in (model.fc.delta.bases.A, model.fc.delta.bases.B))  # type: ignore[union-attr, operator]
     assert sum(kept.values()) - shared < 1.2 * x.numel()
+
+
+def test_a_mask_that_no_gradient_needs_is_not_kept() -> None:
+    model = dropping(24, 60, "dense")
+    for value in trainable_parameters(model).values():
+        value.requires_grad_(False)
+    model.fc.bias.requires_grad_()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda _: None):
+        model(torch.randn(9, 24, dtype=torch.float64))
+    assert all(tensor.dtype != torch.bool for tensor in kept)
+
+
+@every_basis
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24)])
+def test_other_numbers_of_tokens_are_not_compiled_again(shape: tuple[int, int], basis: str) -> None:
+    """Twice at most: for the first number, and for any."""
+    model = dropping(*shape, basis)
+    torch.compiler.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for tokens in (200, 203, 207, 211):
+        compiled(torch.randn(2, tokens, shape[0], dtype=torch.float64, requires_grad=True)).sum().backward()
+    assert counter.frame_count <= 2
 
 
 def test_few_tokens_do_not_build_the_update() -> None:

@@ -18,9 +18,9 @@ _STEPS = 1 << 16
 
 def in_parts(tokens: Tensor) -> Iterator[slice]:
     """Slices of the first dimension (at least one) that are worked on one after the other; a GPU takes all at once."""
-    on_cpu = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
-    step = AT_ONCE if on_cpu else max(1, len(tokens))
-    return (slice(start, start + step) for start in range(0, max(1, len(tokens)), step))
+    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
+        return iter((slice(None),))  # a loop up to their number would be compiled again for every other number
+    return (slice(start, start + AT_ONCE) for start in range(0, max(1, len(tokens)), AT_ONCE))
 
 
 def drop_mask(x: Tensor, probability: float) -> Tensor:
@@ -34,12 +34,12 @@ def drop_mask(x: Tensor, probability: float) -> Tensor:
         return torch.rand(x.shape, device=x.device) < probability
     if threshold is None:
         return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(probability)
-    mask = torch.empty(x.shape, dtype=torch.bool)
+    mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
     entries = mask.view(-1)
     step = AT_ONCE * max(1, x.shape[-1] if x.ndim else 1)
     for start in range(0, entries.numel(), step):
         some = entries[start : start + step]
-        words = torch.empty(-(-len(some) // 4), dtype=torch.int64).random_(-(2**63), None)
+        words = torch.empty(-(-len(some) // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
         torch.lt(words.view(torch.int16)[: len(some)], threshold - _STEPS // 2, out=some)
     return mask
 
@@ -67,4 +67,6 @@ def _threshold(x: Tensor, probability: float) -> int | None:
     threshold = round(probability * _STEPS)
     coarse = not 100 <= threshold <= _STEPS - 100
     plain = x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
-    return threshold if plain and not coarse else None
+    if coarse or not plain or torch._C._functorch.maybe_current_level() is not None:  # vmap has rules of its own
+        return None
+    return threshold

@@ -90,7 +90,7 @@ class AdaptedProduct(torch.autograd.Function):
             (x if projected is None else projected) if need_sum else None,
             built if need_x else None,
             weight if need_x and (built is None or mask is not None) else None,
-            mask if need_x or projected is None else None,
+            mask if need_x or (need_sum and projected is None) else None,
             lambdas, gammas, a, b,
         )  # fmt: skip
         ctx.form, ctx.shape = form, x.shape
@@ -190,8 +190,10 @@ def product(
         early = form.transposed and (not choice.build or (train and choice.project and basis.inner < large))
         projected = None
         if early:
-            parts = [] if mask is None else [basis.project(masked(tokens[p], mask[p])) for p in in_parts(tokens)]
-            projected = torch.cat(parts) if parts else basis.project(tokens)
+            if mask is None:
+                projected = basis.project(tokens)
+            else:
+                projected = torch.cat([basis.project(masked(tokens[part], mask[part])) for part in in_parts(tokens)])
         built = effective(None if alone else weight, basis, stack, form, x.dtype) if choice.build else None
         bias = None if bias is None else bias.to(x.dtype)
         plain = None
