@@ -112,6 +112,11 @@ def test_fit(
     assert "Next:" in capsys.readouterr().out
     (results,) = tmp_path.glob("runs/*/*/results.json")
     assert (results.parent / "adapter" / "adapter.safetensors").exists()
+    for use in (c for c in COMMANDS if c.startswith("predict ") and c.split()[2].split("/")[1] == results.parts[-3]):
+        (mine / "prompts.txt").write_text("2 and one is\n3 and one is\n")
+        use = use.replace("<time>", results.parts[-2]).replace("PROMPTS.txt", shlex.quote(str(mine / "prompts.txt")))
+        run(use.replace("runs/", f"{tmp_path}/runs/", 1), "--output", str(tmp_path / "answers.csv"))
+        assert len((tmp_path / "answers.csv").read_text().splitlines()) == 1 + 2
 
 
 def test_predict_and_resume(quickstart: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,23 @@ def test_end_page_names_figures_and_next_commands(run: Run, tmp_path: Path) -> N
         assert text in out
     for command in (f"predict --adapter {place}/adapter", f"test --run {place}", f"tensorboard --logdir {place}"):
         assert command in out
+
+
+def test_the_page_leads_to_the_adapter_that_was_tested(run: Run, tmp_path: Path) -> None:
+    """The first validation is the best where the highest loss is."""
+    best = ["--checkpoint.test", "best", "--checkpoint.monitor", "val/loss", "--checkpoint.mode", "max"]
+    often = ["--data.steps", "3", "--trainer.val_check_interval", "1", "--trainer.check_val_every_n_epoch", "null"]
+    out = run("fit", *SMALL, *best, *often, "--run.name", "best").out.replace("\n", " ")
+    assert re.search(r"test +accuracy [\d.]+ %, loss [\d.]+ +\(adapter-best, step [12]\)", out), out
+    assert "/adapter-best --images PATH" in out and "/adapter --images PATH" not in out
+
+
+def test_the_last_adapter_is_tested_where_none_is_known_to_be_the_best(run: Run, tmp_path: Path) -> None:
+    none = ["--checkpoint.test", "best", "--data.steps", "2", "--trainer.limit_val_batches", "0"]
+    shown = run("fit", *SMALL, *none, "--run.name", "none")
+    assert shown.code == 0
+    assert "No validation ran, so that no adapter is known to be the best: the test takes the last one." in shown.out
+    assert "/adapter --images PATH" in shown.out.replace("\n", " ") and "(adapter-best" not in shown.out
 
 
 def test_test_and_validate_of_a_run_give_its_figures(run: Run, finished: Path, tmp_path: Path) -> None:

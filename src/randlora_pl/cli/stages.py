@@ -1,7 +1,5 @@
 """The stages of a run: test before, training, test after, results."""
 
-import math
-import shlex
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +7,6 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from rich.table import Table
 
 from randlora_pl.adapters import load_adapter
 from randlora_pl.callbacks import AdapterCheckpoint, PeakMemory, Throughput, ZeroShot
@@ -19,6 +16,7 @@ from randlora_pl.callbacks.console import say
 from randlora_pl.callbacks.results import data_figures, environment, model_figures, read_results, write_results
 from randlora_pl.callbacks.run_folder import remove_leftovers, write_text
 from randlora_pl.cli.app import App
+from randlora_pl.cli.end_page import end_page, figures_in_words
 from randlora_pl.cli.runs import (
     CHECKSUM,
     CONFIG,
@@ -33,8 +31,6 @@ from randlora_pl.errors import UserError
 from randlora_pl.parallel.strategy import AdapterDDP
 
 Kind = TypeVar("Kind", bound=Callback)
-_PLAIN = {"loss": 4, "BLEU": 2, "NIST": 2, "METEOR": 2, "ROUGE-L": 2, "CIDEr": 2}
-"""Digits of the figures that are no shares of one."""
 
 
 class _ResolvedConfig(Callback):
@@ -140,7 +136,7 @@ def fit(app: App, zero_shot: bool = True, test: bool = True) -> None:
             raise SIGTERMException
         _write(app, figures)
         if trainer.is_global_zero and figures:
-            say(f"zero-shot: {_figures(figures, 'zeroshot')}")
+            say(f"zero-shot: {figures_in_words(figures, 'zeroshot')}")
     callbacks_of(trainer).append(_ResolvedConfig(app))
     trainer.fit(task, data, ckpt_path=start, weights_only=True)
     finished = is_finished(app)
@@ -160,16 +156,13 @@ def is_finished(app: App) -> bool:
 
 
 def _tested(app: App) -> dict[str, Any]:
-    """The figures of the test: of the last weights, or of those of the best validation, which stay in the model.
-
-    Raises:
-        UserError: The best are asked for, but nothing was validated.
-    """
+    """The figures of the test: of the last weights, or of those of the best validation, which stay in the model."""
     kept = _callback(app.trainer, AdapterCheckpoint)
-    if kept.test == "best":
-        if kept.best is None:
-            raise UserError("checkpoint.test is best, but no validation ran: leave it out, or validate.")
+    if kept.test == "best" and kept.best is not None:
         callbacks_of(app.trainer).append(_LoadAdapter(app.folder / BEST))
+        _write(app, {"tested": BEST})
+    elif kept.test == "best" and app.trainer.is_global_zero:
+        say("No validation ran, so that no adapter is known to be the best: the test takes the last one.")
     return _evaluated(app.trainer.test(app.model, app.datamodule, verbose=False))
 
 
@@ -247,70 +240,9 @@ def evaluate(app: App, adapter: Path | None) -> None:
         name = "test" if app.command.verb == "test" else "val"
         what = f"adapter {adapter}" if adapter else "untrained model"
         say(
-            f"{what} on {data.summary()['dataset']}: {_figures(figures, name)}",
+            f"{what} on {data.summary()['dataset']}: {figures_in_words(figures, name)}",
             f"results: {app.folder / 'results.json'}",
         )
-
-
-def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[Any]:
-    """What is printed at the end of a training: figures, places, next commands.
-
-    Args:
-        folder: The run folder.
-        unit: What a sample is: ``images`` or ``samples`` of text.
-        testable: Whether there is anything to test.
-    """
-    results = read_results(folder)
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    speed = results[f"{unit}_per_second"]
-    rows = {
-        "test": _figures(results, "test"),
-        "zero-shot": _figures(results, "zeroshot"),
-        "parameters": f"{results['trainable_parameters']:,} trained of {results['total_parameters']:,}",
-        "time": f"{results['fit_seconds']:.1f} s for {results['steps']:,} steps"
-        + (f", {speed:,.0f} {unit}/s" if speed else ""),
-        "exchanged": _exchanged(results),
-        "peak memory": f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB ({results['device']})",
-        "everything": f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}",
-    }
-    for name, text in rows.items():
-        if text:
-            table.add_row(name, text)
-    place = shlex.quote(str(folder))
-    earlier = results.get("best/step", results["steps"]) != results["steps"]
-    tests = f"\n  randlora-pl test --run {place}" if testable else ""
-    tests += f"\n  randlora-pl test --adapter {place}/{BEST}" if testable and earlier else ""
-    goes_on = "" if results["finished"] else f"\n  randlora-pl fit --resume {place}"
-    board = f"\n  tensorboard --logdir {place}" if (folder / "tensorboard").is_dir() else ""
-    given = "--images PATH" if unit == "images" else "--texts FILE"
-    use = f"predict --adapter {place}/{ADAPTER} {given} --output predictions.csv"
-    if unit != "images":
-        use += f"\n  randlora-pl adapter merge {place}/{ADAPTER} --output FOLDER"
-    following = f"\nNext:{goes_on}\n  randlora-pl {use}{tests}{board}"
-    return ["", table, following]
-
-
-def _exchanged(results: Any) -> str:
-    """``0.6 MB of gradients a step among 8 devices``; empty for one device, or another strategy."""
-    size = results.get("exchange/bytes_per_step")
-    return f"{size / 1e6:.2f} MB of gradients a step among {results['devices']} devices" if size else ""
-
-
-def _figures(results: Any, name: str) -> str:
-    """``accuracy 93.3 %, loss 0.21`` from the keys behind one prefix."""
-    words = {"acc": "accuracy", "loss": "loss", "unfound": "without an answer"}
-    shown = []
-    for key, value in results.items():
-        prefix, _, short = key.partition("/")
-        repeated = short == "score" or short.startswith("unfound/")  # the score is one of the others
-        if prefix == name and isinstance(value, float) and math.isfinite(value) and not repeated:
-            short = short.removeprefix("acc/")  # one of several tests
-            digits = _PLAIN.get(short)
-            text = f"{100 * value:.2f} %" if digits is None else f"{value:.{digits}f}"
-            shown.append(f"{words.get(short, short)} {text}")
-    return ", ".join(sorted(shown, key=lambda text: text.startswith("loss")))
 
 
 def _write(app: App, figures: dict[str, Any]) -> None:

@@ -1,0 +1,77 @@
+"""What is printed at the end of a training: figures, places, next commands."""
+
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
+from randlora_pl.callbacks.results import read_results
+
+_PLAIN = {"loss": 4, "BLEU": 2, "NIST": 2, "METEOR": 2, "ROUGE-L": 2, "CIDEr": 2}
+"""Digits of the figures that are no shares of one."""
+
+
+def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[Any]:
+    """What is printed at the end of a training: figures, places, next commands.
+
+    Args:
+        folder: The run folder.
+        unit: What a sample is: ``images`` or ``samples`` of text.
+        testable: Whether there is anything to test.
+    """
+    results = read_results(folder)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    speed = results[f"{unit}_per_second"]
+    adapter = results.get("tested", ADAPTER)
+    tested = figures_in_words(results, "test")
+    rows = {
+        "test": tested + (f" ({BEST}, step {results['best/step']:,})" if tested and adapter == BEST else ""),
+        "zero-shot": figures_in_words(results, "zeroshot"),
+        "parameters": f"{results['trainable_parameters']:,} trained of {results['total_parameters']:,}",
+        "time": f"{results['fit_seconds']:.1f} s for {results['steps']:,} steps"
+        + (f", {speed:,.0f} {unit}/s" if speed else ""),
+        "exchanged": _exchanged(results),
+        "peak memory": f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB ({results['device']})",
+        "everything": f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}",
+    }
+    for name, text in rows.items():
+        if text:
+            table.add_row(name, text)
+    place = shlex.quote(str(folder))
+    earlier = results.get("best/step", results["steps"]) != results["steps"]
+    best = f"\n  randlora-pl test --adapter {place}/{BEST}" if earlier else ""
+    tests = f"\n  randlora-pl test --run {place}{best}" if testable else ""
+    goes_on = "" if results["finished"] else f"\n  randlora-pl fit --resume {place}"
+    board = f"\n  tensorboard --logdir {place}" if (folder / "tensorboard").is_dir() else ""
+    given = "--images PATH" if unit == "images" else "--texts FILE"
+    use = f"predict --adapter {place}/{adapter} {given} --output predictions.csv"
+    if unit != "images":
+        use += f"\n  randlora-pl adapter merge {place}/{adapter} --output FOLDER"
+    following = f"\nNext:{goes_on}\n  randlora-pl {use}{tests}{board}"
+    return ["", table, following]
+
+
+def _exchanged(results: Any) -> str:
+    """``0.6 MB of gradients a step among 8 devices``; empty for one device, or another strategy."""
+    size = results.get("exchange/bytes_per_step")
+    return f"{size / 1e6:.2f} MB of gradients a step among {results['devices']} devices" if size else ""
+
+
+def figures_in_words(results: Any, name: str) -> str:
+    """``accuracy 93.3 %, loss 0.21`` from the keys behind one prefix."""
+    words = {"acc": "accuracy", "loss": "loss", "unfound": "without an answer"}
+    shown = []
+    for key, value in results.items():
+        prefix, _, short = key.partition("/")
+        repeated = short == "score" or short.startswith("unfound/")  # the score is one of the others
+        if prefix == name and isinstance(value, float) and math.isfinite(value) and not repeated:
+            short = short.removeprefix("acc/")  # one of several tests
+            digits = _PLAIN.get(short)
+            text = f"{100 * value:.2f} %" if digits is None else f"{value:.{digits}f}"
+            shown.append(f"{words.get(short, short)} {text}")
+    return ", ".join(sorted(shown, key=lambda text: text.startswith("loss")))
