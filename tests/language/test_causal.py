@@ -177,3 +177,14 @@ def test_an_encoder_is_refused() -> None:
     task = CausalLMTask(name="roberta", pretrained="random", config_overrides={"num_hidden_layers": 1})
     with pytest.raises(UserError, match=r"roberta is an encoder .* TextClassificationTask"):
         task.load()
+
+
+def test_a_tokenizer_that_nobody_typed_is_missed_by_the_name_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for option, typed in (
+        ("name", {}),
+        ("pretrained", {"pretrained": "no/such"}),
+        ("tokenizer", {"tokenizer": "no/a"}),
+    ):
+        with pytest.raises(UserError, match=rf"cannot be had \(--model\.{option}\)"):
+            _ = CausalLMTask(name="no/name", **typed).vocabulary
