@@ -17,8 +17,14 @@ def levels() -> Iterator[None]:
         logging.getLogger(name).setLevel(level)
 
 
-def test_remarks_are_hidden_and_warnings_are_not(caplog: pytest.LogCaptureFixture) -> None:
-    remark = "The 'train_dataloader' does not have many workers which may be a bottleneck."
+@pytest.mark.parametrize(
+    "remark",
+    [
+        "The 'train_dataloader' does not have many workers which may be a bottleneck.",
+        "Total length of `list` across ranks is zero. Please make sure this was your intention.",
+    ],
+)
+def test_remarks_are_hidden_and_warnings_are_not(remark: str, caplog: pytest.LogCaptureFixture) -> None:
     for name in LIGHTNING:
         logging.getLogger(name).setLevel(logging.INFO)
     with warnings.catch_warnings(record=True) as told:

@@ -42,7 +42,7 @@ SHORT = [
 
 
 TINY = {
-    "commonsense": "{num_hidden_layers: 2, hidden_size: 112, intermediate_size: 128}",
+    "commonsense": "{num_hidden_layers: 2, hidden_size: 112, intermediate_size: 128, vocab_size: 300}",
     "glue": "{num_hidden_layers: 2, hidden_size: 64, num_attention_heads: 4, intermediate_size: 128}",
 }
 """Shapes of the language models of some configs."""

@@ -5,6 +5,7 @@ import warnings
 
 _REMARKS = (
     ".*does not have many workers.*",
+    ".*across ranks is zero.*",  # there is nothing to validate on, which the start summary says
     ".*number of training batches.*",
     ".*in eval mode at the start of training.*",  # what is frozen stays in eval mode
     ".*isinstance.treespec, LeafSpec.*",

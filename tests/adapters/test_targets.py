@@ -189,6 +189,7 @@ def test_sites_say_kind_role_and_path() -> None:
     ("targets", "message"),
     [
         (["mpl"], r"target 'mpl' matches no layer.* Did you mean 'mlp'"),
+        (["c_proy"], r"Did you mean 'c_proj'"),
         (["visual.transformer.resblocks.0.mlp.cfc"], r"Did you mean 'visual.transformer.resblocks.0.mlp.c_fc'"),
         (
             ["qkv", "xyz"],

@@ -170,3 +170,21 @@ def test_learning_rates_are_those_of_the_scripts(tokenizer: Path) -> None:
 def test_a_vocabulary_that_is_too_small_is_told(tokenizer: Path) -> None:
     with pytest.raises(UserError, match=r"has \d+ tokens and qwen2 only 5"):
         make(tokenizer, overrides={"vocab_size": 5}).configure_model()
+
+
+def test_an_encoder_is_refused() -> None:
+    """RoBERTa as a decoder sees the tokens that it is to learn."""
+    task = CausalLMTask(name="roberta", pretrained="random", config_overrides={"num_hidden_layers": 1})
+    with pytest.raises(UserError, match=r"roberta is an encoder .* TextClassificationTask"):
+        task.load()
+
+
+def test_a_tokenizer_that_nobody_typed_is_missed_by_the_name_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for option, typed in (
+        ("name", {}),
+        ("pretrained", {"pretrained": "no/such"}),
+        ("tokenizer", {"tokenizer": "no/a"}),
+    ):
+        with pytest.raises(UserError, match=rf"cannot be had \(--model\.{option}\)"):
+            _ = CausalLMTask(name="no/name", **typed).vocabulary

@@ -92,6 +92,14 @@ def test_a_resumed_run_ends_with_the_same_weights(
     assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+def test_likelihood_without_options_is_refused_before_the_training(
+    refused: Refused, words: list[str], tmp_path: Path
+) -> None:
+    said = refused("fit", *words, "--data.steps", "1", "--model.evaluation", "likelihood", "--run.name", "late")
+    assert "likelihood needs questions with options" in said
+    assert not list(tmp_path.rglob("adapter*"))
+
+
 RECORD = {
     "instruction": "Is water wet?\n\nAnswer format: true/false",
     "input": "",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.generation import configuration_utils
 
 from randlora_pl.errors import UserError
 from randlora_pl.language.causal import CausalLMTask
@@ -48,6 +49,16 @@ def test_a_batch_writes_what_each_prompt_writes_alone(how: Decoding, task: Causa
     alone = [write_texts(task.model, task.vocabulary, batch(task, [prompt]), how, 0)[0] for prompt in PROMPTS]
     assert together == alone
     assert any(text.strip() for text in together)
+
+
+def test_greedy_answers_bring_no_remark_of_transformers(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A penalty on lengths belongs to beams, and predict --beams 1 may follow a training with both."""
+    said: list[str] = []
+    monkeypatch.setattr(configuration_utils.logger, "warning_once", lambda text, *_: said.append(text))
+    task = make(tokenizer)
+    task.configure_model()
+    write_texts(task.model, task.vocabulary, batch(task, PROMPTS), Decoding(1, 2, 0.8), 0)
+    assert not said
 
 
 def reads(model: Any, texts: dict[str, torch.Tensor], how: Decoding, share: bool, eos: int | None = None) -> Any:

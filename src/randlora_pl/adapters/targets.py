@@ -181,7 +181,8 @@ def _no_match(target: str, sites: list[Site]) -> str:
     if tower is not None and not any(_in_tower(site.path, tower, sites) for site in sites):
         towers = sorted({path.split(".")[0] for path in names})
         return f"target {target!r}: this model has no tower {tower!r}. Top-level parts: {', '.join(towers)}."
-    hint = near(name, [*_ALIASES, *names]) or f" Layers are named as {names[0]!r} ... {names[-1]!r}."
+    last = {path.rpartition(".")[2]: None for path in names}  # which is what most targets are
+    hint = near(name, [*_ALIASES, *last, *names]) or f" Layers are named as {names[0]!r} ... {names[-1]!r}."
     return f"target {target!r} matches no layer of the model.{hint} Aliases: {' '.join(_ALIASES)}."
 
 

@@ -66,7 +66,7 @@ def add_verb(args: list[str]) -> int:
     from randlora_pl.adapters.spectrum import check_wish
     from randlora_pl.cli.adapter_merge import print_written
     from randlora_pl.cli.export_lora import print_converted
-    from randlora_pl.interop.base_model import load_base, same_base
+    from randlora_pl.interop.base_model import load_base, refuse_texts, same_base
     from randlora_pl.interop.lowrank import label, write_lora
     from randlora_pl.interop.merged import added, check_output, write
     from randlora_pl.interop.part_folder import refuse_inputs
@@ -80,6 +80,8 @@ def add_verb(args: list[str]) -> int:
         if options.output.exists() and not options.overwrite:
             raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
     files = [read_adapter(path) for path in options.adapters]
+    for file in files:
+        refuse_texts(file, "have their updates added up")
     same_base(files)
     first = files[options.head - 1]
     base = load_base(first)

@@ -20,12 +20,13 @@ def export(options: argparse.Namespace) -> int:
     quieten()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.adapters.spectrum import check_wish
-    from randlora_pl.interop.base_model import load_base
+    from randlora_pl.interop.base_model import load_base, refuse_texts
     from randlora_pl.interop.lowrank import label, write_lora
     from randlora_pl.interop.updates import updates
 
     check_wish(options.rank, options.error)
     file = read_adapter(options.adapter)
+    refuse_texts(file, "are written as a plain LoRA")
     base = load_base(file)
     origin = {"adapters": [label(file)], "methods": [file.adapter.method()]}
     made = write_lora(

@@ -38,7 +38,7 @@ _NAMED = ("validate", "test")  # share one function, so it is told which of them
 _WITH_VERBS = ("adapter", "analyze")  # their verbs have pages of their own
 
 PAGE = f"""\
-randlora-pl {__version__}: RandLoRA and its baselines on CLIP, DINOv2 and other vision transformers
+randlora-pl {__version__}: RandLoRA and its baselines on CLIP, DINOv2 and language models
 
   randlora-pl fit --config quickstart                      train and test a tiny CLIP in about a minute
   randlora-pl fit --config clip_vitb32 --data.dataset folder --data.root PATH --data.shots 16
@@ -56,7 +56,7 @@ Run       fit        train, with a test before and after; --resume RUN goes on a
           report     tables and figures of a sweep, beside the paper's numbers
           compare    configs and results of runs side by side
           zeroshot   an untrained CLIP on the test images, beside published figures
-          bench      data NAME | train | captions | adapters: speed and memory of the pipeline and of training steps
+          bench      data NAME | train | captions | answers | adapters: speed and memory of pipeline and steps
 Look up   datasets   data sets; datasets NAME tells all about one
           data       get NAME | check NAME | show NAME: download it, is it complete, what does it look like
           models     backbones

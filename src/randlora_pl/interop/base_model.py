@@ -55,6 +55,23 @@ class Base:
         return _part(self.model, file)
 
 
+def refuse_texts(file: AdapterFile, what: str) -> None:
+    """Refuses an adapter of a language model for what only those of image models can.
+
+    Args:
+        file: The adapter.
+        what: What only image models do.
+
+    Raises:
+        UserError: With the command that writes its merged weights.
+    """
+    if file.config.get("base_model", {}).get("library") == "transformers":
+        raise UserError(
+            f"{file.path} belongs to a language model, and only image models {what}. The merged weights: "
+            f"randlora-pl adapter merge {file.path} --output FOLDER"
+        )
+
+
 def given(model: nn.Module) -> Base:
     """A model in memory, which stays as it is."""
     return Base(model, model)

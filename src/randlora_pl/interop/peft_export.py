@@ -162,7 +162,10 @@ def to_peft(file: AdapterFile, attention: set[str] | None = None) -> PeftAdapter
 def refusal(file: AdapterFile, why: str) -> UserError:
     """Why there is no PEFT adapter of this one, and what works."""
     merged = "`randlora-pl adapter merge` for the merged weights"
-    ways = merged if file.adapter.trains_base else f"--to lora --rank K for a plain LoRA with its error, or {merged}"
+    texts = file.config.get("base_model", {}).get("library") == "transformers"
+    ways = f"--to lora --rank K for a plain LoRA with its error, or {merged}"
+    if texts or file.adapter.trains_base:
+        ways = merged
     if "pairing: equation" in why:
         ways += "; or train with --model.adapter.pairing peft"
     return UserError(f"{file.path} ({file.adapter.method()}) cannot be a PEFT adapter: {why}. Use {ways}.")

@@ -18,6 +18,7 @@ from randlora_pl.adapters import read_adapter, unload
 from randlora_pl.data.predict import frame_of
 from randlora_pl.data.transforms import Frame
 from randlora_pl.errors import UserError
+from randlora_pl.interop.base_model import refuse_texts
 from randlora_pl.models import ImageTower, load_clip
 from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
 from randlora_pl.tasks.image import ImageTask
@@ -119,11 +120,7 @@ def load_program(path: Path, part: str = "classifier") -> Program:
     """
     file = read_adapter(path)
     metadata = file.metadata
-    if file.config.get("base_model", {}).get("library") == "transformers":
-        raise UserError(
-            f"{path} belongs to a language model, and only image models become programs. The merged weights: "
-            f"randlora-pl adapter merge {path} --output FOLDER"
-        )
+    refuse_texts(file, "become programs")
     if not metadata.get("task") or not metadata.get("classnames"):
         raise UserError(
             f"{path} has no class names, so there is no classifier to export: no training run of ours saved it. "

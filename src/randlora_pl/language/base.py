@@ -43,7 +43,14 @@ class LanguageTask(AdaptationTask):
     @cached_property
     def vocabulary(self) -> Any:
         """The tokenizer; the data module asks for it."""
-        return load_tokenizer(self.tokenizer or self.pretrained or self.name)
+        return self.own_tokenizer()
+
+    def own_tokenizer(self, sentences: bool = False) -> Any:
+        """What `load_tokenizer` gives for the option that was typed."""
+        for option, source in (("tokenizer", self.tokenizer), ("pretrained", self.pretrained)):
+            if source:
+                return load_tokenizer(source, sentences, f"--model.{option}")
+        return load_tokenizer(self.name, sentences, "--model.name")
 
     def load(self) -> nn.Module:
         """The backbone, its dtype that of the frozen weights."""

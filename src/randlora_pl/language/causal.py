@@ -136,10 +136,16 @@ class CausalLMTask(LanguageTask):
         return model
 
     def setup(self, stage: str) -> None:
-        """Makes the running figures, those of the tests by their names."""
+        """Makes the running figures, those of the tests by their names.
+
+        Raises:
+            UserError: There are questions without options to choose from, which is told before a training.
+        """
         names = ["val/loss", "val/acc"]
+        items = getattr(getattr(self.trainer, "datamodule", None), "items", [])
+        if self.evaluation == "likelihood" and not all(item.options for item in items):
+            raise UserError("--model.evaluation likelihood needs questions with options: take generate here.")
         if stage == "test":
-            items = getattr(getattr(self.trainer, "datamodule", None), "items", [])
             graded = dict.fromkeys(item.task for item in items if not item.references)
             names = [f"{kind}/{task}" for task in graded for kind in ("acc", "unfound")]
             self.written, self._texts = [], {}
@@ -203,13 +209,11 @@ class CausalLMTask(LanguageTask):
         """What the model writes after each prompt, or the option that it finds likeliest.
 
         Raises:
-            UserError: A question has no options to choose from, or its answer might not fit into the model.
+            UserError: An answer might not fit into the model.
         """
         pad = self._data.pad
         if self.evaluation == "generate":
             return write_texts(self.model, self.vocabulary, batch, self._decoding, pad)
-        if not all(item.options for item in items):
-            raise UserError("--model.evaluation likelihood needs questions with options: take generate here.")
         prompts = [encode_prompt(self.vocabulary, item.prompt) for item in items]
         options = [
             [self.vocabulary(text, add_special_tokens=False)["input_ids"] for text in item.completions]

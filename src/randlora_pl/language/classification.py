@@ -24,7 +24,6 @@ from randlora_pl.language.encode import collate_sentences, encode_sentences, pad
 from randlora_pl.language.families import known_targets
 from randlora_pl.language.glue import Metric
 from randlora_pl.language.glue_metrics import Predictions, grades
-from randlora_pl.language.tokenizers import load_tokenizer
 from randlora_pl.tasks.defaults import check_option
 from randlora_pl.tasks.optim import parameter_groups
 
@@ -141,7 +140,7 @@ class TextClassificationTask(LanguageTask):
     @cached_property
     def vocabulary(self) -> Any:
         """The tokenizer; that of bytes sets its end of text around and between sentences."""
-        return load_tokenizer(self.tokenizer or self.pretrained or self.name, sentences=True)
+        return self.own_tokenizer(sentences=True)
 
     def load(self) -> nn.Module:
         """The encoder; makes the head beside it.

@@ -88,7 +88,7 @@ def write_tokens(
         use_cache=True,
         num_beams=decoding.num_beams,
         max_new_tokens=decoding.max_new_tokens,
-        length_penalty=decoding.length_penalty,
+        length_penalty=decoding.length_penalty if decoding.num_beams > 1 else None,  # else transformers warns
         eos_token_id=eos,
         bos_token_id=bos,
         pad_token_id=pad,

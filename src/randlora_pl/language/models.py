@@ -107,6 +107,21 @@ def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
         )
 
 
+def _refuse_encoder(config: Any, name: str) -> None:
+    """Refuses BERT, RoBERTa and their kin, which transformers builds as decoders that read ahead.
+
+    Raises:
+        UserError: With what takes them.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    if config.model_type in ENCODERS and not getattr(config, "is_decoder", True) and not config.is_encoder_decoder:
+        raise UserError(
+            f"{name} is an encoder ({config.model_type}), which sees the text behind each token and so learns to write "
+            "nothing: give a decoder (--model.name), or for classes --model TextClassificationTask."
+        )
+
+
 def load_causal(
     name: str,
     pretrained: str | None,
@@ -132,6 +147,7 @@ def load_causal(
         UserError: The model cannot be had, its vocabulary is smaller than the tokenizer's, or bitsandbytes is missing.
     """
     config = model_config(name, pretrained, overrides)
+    _refuse_encoder(config, name)
     check_vocabulary(tokenizer, config, name)
     from transformers import AutoModelForCausalLM
 

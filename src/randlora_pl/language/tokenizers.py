@@ -9,12 +9,13 @@ BYTES = "bytes"
 END, PAD = "<|end|>", "<|pad|>"
 
 
-def load_tokenizer(source: str, sentences: bool = False) -> Any:
+def load_tokenizer(source: str, sentences: bool = False, option: str = "--model.tokenizer") -> Any:
     """A tokenizer of transformers.
 
     Args:
         source: Name of a model on the Hub, a folder, a ``tokenizer.json`` (its end of text must be `END`), or `BYTES`.
         sentences: Whether the one of bytes marks sentences for an encoder; others do it as they were made to.
+        option: What chose it.
 
     Raises:
         UserError: There is none, or it cannot be had.
@@ -24,7 +25,7 @@ def load_tokenizer(source: str, sentences: bool = False) -> Any:
         return byte_tokenizer(sentences)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    with reached(source, "--model.tokenizer"):
+    with reached(source, option):
         if Path(source).is_file():
             return PreTrainedTokenizerFast(tokenizer_file=source, eos_token=END, pad_token=PAD)
         return AutoTokenizer.from_pretrained(source)
