@@ -56,6 +56,44 @@ def test_cached_weights_are_found(tmp_path: Path) -> None:
     assert not doctor.cached("open_clip", "ViT-B-32", "openai")
 
 
+def test_data_sets_of_texts_are_found_or_lead_to_what_tells_where_they_are_from(tmp_path: Path) -> None:
+    lead = "missing: randlora-pl datasets e2e (tells how)"
+    assert doctor.datasets()["e2e"] == lead
+    root = tmp_path / "data"
+    root.mkdir()
+    for name in ("train", "valid", "test"):
+        assert doctor.datasets()["e2e"] == lead, "a part is not all"
+        (root / f"{name}.txt").write_text("")
+    assert doctor.datasets()["e2e"] == f"found below {root}"
+    assert {"commonsense_15k", "commonsense_170k", "sst2", "stsb"} <= doctor.datasets().keys()
+    assert not {"jsonl", "csv"} & doctor.datasets().keys()
+
+
+def test_language_models_are_found_where_all_of_their_weights_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qwen, llama = "Qwen/Qwen2-0.5B-Instruct", "meta-llama/Meta-Llama-3-8B"
+    monkeypatch.setitem(sys.modules, "transformers", None)  # an import of it would fail
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = doctor.weights()
+    assert found[qwen] == "not cached"
+    assert f"gated: accept its licence at https://huggingface.co/{llama}" in found[llama]
+    assert "pip install 'randlora-pl[language]'" in found["language models"]
+    for name in (qwen, llama):
+        (tmp_path / "hub" / f"models--{name.replace('/', '--')}" / "snapshots" / "abc").mkdir(parents=True)
+    one, many = sorted((tmp_path / "hub").glob("*/snapshots/abc"))
+    (one / "config.json").write_text("{}")
+    (many / "model.safetensors.index.json").write_text('{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}')
+    (many / "1.safetensors").write_text("")
+    found = doctor.weights()
+    assert found[qwen] == "not cached" and found[llama].startswith("not cached"), "a part is not all"
+    (one / "model.safetensors").write_text("")
+    (many / "2.safetensors").write_text("")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    found = doctor.weights()
+    assert found[qwen] == found[llama] == "cached" and "language models" not in found
+
+
 def test_network_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")

@@ -103,6 +103,10 @@ def test_details_and_near_names_of_listings(run: Run, refused: Callable[..., str
     assert "openai" in run("models", "ViT-B-32").out
     assert "Did you mean 'digits'" in refused("datasets", "digts")
     assert "Did you mean 'ViT-B-32'" in refused("models", "ViT-B-23")
+    assert "Did you mean 'Qwen/Qwen2-0.5B-Instruct'" in refused("models", "qwen")
+    assert "'FacebookAI/roberta-base' or 'FacebookAI/roberta-large'" in refused("models", "roberta")
+    assert "Did you mean 'openai-community/gpt2-medium'" in refused("models", "gpt3")
+    assert "Did you mean" not in refused("models", "nonsense")
     assert "'RandLoRA'" in refused("adapters", "Randlora2")
     assert run("adapters", "randlora").out == run("adapters", "RandLoRA").out
     assert "'--root'" in refused("datasets", "--rot", "x")

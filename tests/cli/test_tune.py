@@ -247,6 +247,23 @@ def test_bad_words(refused: Refused, tmp_path: Path) -> None:
     assert "no validation images are kept out of training" in refused("tune", "small.yaml")
 
 
+@pytest.mark.parametrize("name", ["table4", "table11"])
+def test_a_shipped_sweep_without_rates_says_what_to_copy_and_add(
+    name: str, run: Run, refused: Refused, tmp_path: Path
+) -> None:
+    told = refused("tune", name, "--dry-run")
+    assert f"sweeps/{name} gives no learning rates" in told and "site-packages" not in told
+    for word in (f"config cp sweeps/{name} mine.yaml", "randlora-pl tune mine.yaml"):
+        assert word in told
+    assert run("config", "cp", f"sweeps/{name}", "mine.yaml").code == 0
+    with Path("mine.yaml").open("a") as copy:
+        copy.write(told.partition("as: ")[2].partition("; then")[0])
+    search = Search.of(told_by("mine.yaml")[1], composer())
+    assert search.candidates["LoRA-4" if name == "table4" else "LoRA-32"] == [(1e-4,), (1e-3,), (1e-2,)]
+    held = {cell.flat.get("data.validation") for cell in search.first(SweepFolder(tmp_path))}
+    assert held == ({200} if name == "table4" else {None})
+
+
 def test_the_offline_sweep_can_be_tuned() -> None:
     assert "sweeps/offline" in config_names() and find_config("offline").parent.name == "sweeps"
     _, description = told_by("offline")

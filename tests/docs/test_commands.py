@@ -7,6 +7,7 @@ import pytest
 
 from randlora_pl.cli import adapter, analyze
 from randlora_pl.cli.main import VERBS
+from randlora_pl.cli.names import tasks
 from randlora_pl.cli.pages import page as help_page
 from randlora_pl.cli.train import prepare
 from tests.docs.pages import PAGES, commands_of, shown
@@ -62,6 +63,15 @@ def test_every_verb_is_on_the_page_of_commands() -> None:
     for verb in set(VERBS) - {"adapter", "analyze"}:
         assert f"\n### {verb}\n" in text, verb
     assert all(f"| `adapter {verb}` |" in text for verb in adapter.VERBS)
+
+
+def test_a_test_of_the_untrained_model_is_promised_for_the_tasks_that_have_one() -> None:
+    classes = {name: getattr(import_module(source.module), name) for name, source in tasks().items()}
+    having = {name for name, task in classes.items() if task.zero_shot}
+    assert having == {"VisionLanguageTask", "TextHeadTask"} and "CausalLMTask" in classes
+    promised = PAGES["docs/commands.md"].partition("### fit\n")[2].partition("```")[0]
+    for text in (promised, help_page("fit").partition("\n")[0]):
+        assert "untrained" in text and {name for name in classes if name in text} == having, text
 
 
 def test_commands_are_found() -> None:

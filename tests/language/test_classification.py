@@ -33,7 +33,9 @@ def test_the_toy_task_is_learned_and_graded_whole(tmp_path: Path) -> None:
     """41 test texts in batches of 6, the last one of 5: the grades of scikit-learn on all predictions."""
     write_reviews(tmp_path)
     task, data = make(), labelled(tmp_path, steps=80, eval_batch_size=6)
-    trainer().fit(task, data)
+    logged = trainer()
+    logged.fit(task, data)
+    assert "train/acc" in logged.logged_metrics
     (found,) = trainer().test(task, data, verbose=False)
     rows = read_own(tmp_path / "test.csv")
     labels = [["negative", "positive"].index(row.label) for row in rows]
@@ -61,6 +63,7 @@ def test_scores_are_learned_by_their_squared_error_and_graded_whole(tmp_path: Pa
     assert found["test/combined"] == pytest.approx((found["test/pearson"] + found["test/spearman"]) / 2)
     error = sum((a - b) ** 2 for a, b in zip(predicted, labels, strict=True)) / len(labels)
     assert found["test/loss"] == pytest.approx(error, rel=1e-4)
+    assert "train/loss" in logged.logged_metrics and "train/acc" not in logged.logged_metrics, "no score is right"
 
 
 @pytest.mark.parametrize("kind", ["roberta", "bert", "distilbert", "deberta-v2", "electra"])

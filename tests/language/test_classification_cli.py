@@ -41,7 +41,7 @@ def test_a_run_is_as_any_other_and_its_merged_folder_classifies_by_itself(
     assert results["test/acc"] == results["test/score"] > 0.9
     assert {"test/matthews", "test/f1", "test/loss", "val/acc", "best/val/score", "data/cut_train"} <= results.keys()
     assert results["adapter_parameters"] == 1920 and results["trainable_parameters"] == 1920 + 32 * 32 + 32 + 66
-    for line in ("131 train, 20 val, 41 test samples, 2 classes (negative, positive)", "adapter 1,920, head 1,122"):
+    for line in ("2 classes (negative, positive), 131 train, 20 val, 41 test samples", "adapter 1,920, head 1,122"):
         assert line in shown.out
     assert (folder / "figures" / "confusion.png").is_file()
     tested = run("test", "--run", str(folder), *SMALL[:4])

@@ -48,7 +48,12 @@ def test_a_fit_learns_the_toy_instruction(run: Run, words: list[str], tmp_path: 
     assert results["finished"] and results["steps"] == 400 and results["samples_per_second"] > 0
     assert results["base/library"] == "transformers" and "version/transformers" in results
     assert {"val/loss", "val/acc", "peak_memory_bytes", "trainable_parameters"} <= results.keys()
-    for line in ("1,260 train, 90 val", "are longer than 256 tokens", "400 optimizer steps", "(CausalLMTask)"):
+    for line in (
+        "1,260 train, 90 val, 90 test samples",
+        "are longer than 256 tokens",
+        "400 optimizer steps",
+        "(CausalLMTask)",
+    ):
         assert line in shown.out
     assert {"adapter", "adapter-best", "checkpoints", "config.yaml", "run.log", "tensorboard"} <= {
         file.name for file in folder.iterdir()
@@ -224,6 +229,7 @@ def test_a_test_is_offered_where_there_is_one(run: Run, words: list[str], toy: P
                     "--trainer.limit_test_batches", "1")  # fmt: skip
         assert shown.code == 0, shown.err
         assert "adapter merge" in shown.out and ("randlora-pl test" in shown.out) == offered
+        assert ("; none to test (no test.jsonl" in shown.out.replace("\n", " ")) != offered
 
 
 def test_a_wrong_test_is_told_before_the_training(

@@ -101,6 +101,23 @@ def test_a_fit_reads_each_file_once_and_asks_for_scorers_of_references_only(
     assert [item.prompt for item in made.items] == ["test"] and len(made._held["test"]) == 1
 
 
+def test_the_start_page_says_how_many_samples_are_tested(tmp_path: Path) -> None:
+    """They are read before the training, and encoded after it."""
+    for split, count in (("train", 5), ("val", 2), ("test", 3)):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join([json.dumps({"prompt": split, "completion": "so"})] * count))
+    made = data(tmp_path, steps=1, batch_size=1)
+    made.check_test()
+    made.setup("fit")
+    assert made.in_words(made.summary())["data"] == "jsonl: 5 train, 2 val, 3 test samples"
+    (tmp_path / "test.jsonl").unlink()
+    for checked, more in ((True, "; none to test (no test.jsonl in --data.root)"), (False, "")):
+        made = data(tmp_path, steps=1, batch_size=1)
+        if checked:  # not where a search asks for no test
+            made.check_test()
+        made.setup("fit")
+        assert made.in_words(made.summary())["data"] == f"jsonl: 5 train, 2 val samples{more}"
+
+
 def test_options_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no 'boolk'. Did you mean 'boolq'"):
         TextData(tests=["boolk"])

@@ -92,6 +92,17 @@ def test_a_fit_reads_each_file_once_and_keeps_no_texts(
     assert once.summary() == data.summary() and once.state_dict() == data.state_dict()
 
 
+def test_the_start_page_says_how_many_samples_are_tested(tmp_path: Path) -> None:
+    write_reviews(tmp_path)
+    for there, told in ((True, ", 41 test samples"), (False, " samples; none to test (no test.csv in --data.root)")):
+        if not there:
+            (tmp_path / "test.csv").unlink()
+        data = Given(dataset="csv", root=str(tmp_path), steps=1)
+        data.check_test()
+        data.setup("fit")
+        assert data.in_words(data.summary())["data"] == f"csv: 2 classes (negative, positive), 131 train, 20 val{told}"
+
+
 def test_pairs_have_scores_and_segments(tmp_path: Path) -> None:
     write_scores(tmp_path)
     data = Given(dataset="jsonl", root=str(tmp_path), scores=True, steps=1, batch_size=4)

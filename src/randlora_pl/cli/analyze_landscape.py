@@ -11,6 +11,7 @@ from randlora_pl.cli.analyze_common import Run, advised, data_of, labels_of, new
 from randlora_pl.cli.data import counting
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.runs import check_new
+from randlora_pl.durations import duration
 from randlora_pl.errors import UserError
 
 if TYPE_CHECKING:
@@ -210,7 +211,8 @@ def _compute(
                 write_json(state, folder / FILE)
                 if not done:
                     took = time.perf_counter() - begun
-                    print(f"A row of {len(values)} points took {took:.1f} s: about {took * len(missing):.0f} s in all")
+                    every = duration(took * len(missing))
+                    print(f"A row of {len(values)} points took {duration(took, 1)}: about {every} in all")
                 tick(1)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"go on with: randlora-pl analyze landscape --resume {folder}") from stop

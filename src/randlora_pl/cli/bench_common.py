@@ -78,11 +78,6 @@ def place(facts: dict[str, Any], device: str) -> str:
     return f"{name}, torch {facts['torch']}"
 
 
-def minutes(seconds: float) -> str:
-    """A rough duration in words."""
-    return f"{max(1, round(seconds))} seconds" if seconds < 100 else f"{round(seconds / 60)} minutes"
-
-
 def command(verb: str, args: Sequence[str]) -> str:
     """What was typed, without the folder, which concerns nobody else."""
     words = list(args)

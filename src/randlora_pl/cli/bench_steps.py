@@ -11,13 +11,13 @@ from randlora_pl.cli.bench_common import (
     TABLE,
     command,
     in_folder,
-    minutes,
     parser_of,
     place,
     prepare,
 )
 from randlora_pl.cli.data import counting
 from randlora_pl.cli.tables import table
+from randlora_pl.durations import duration
 from randlora_pl.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def train_verb(args: list[str]) -> int:
     targets = " ".join(typed.targets or DEFAULT_TARGETS)
     print(f"{what}; random weights\non {where}: {rate / 1e9:,.0f} GFLOP/s at best")
     print(f"{len(training.layers)} adapted layers ({targets})")
-    print(f"{len(names)} methods, {typed.rounds} rounds in turns: about {minutes(estimate)}")
+    print(f"{len(names)} methods, {typed.rounds} rounds in turns: about {duration(estimate)}")
     bases = {name: "full" for name in names if name != "full"}
     peers = {name: METHODS[name].peer for name in names}
     rss: dict[str, int | None] = {}

@@ -11,13 +11,13 @@ from randlora_pl.cli.bench_common import (
     TABLE,
     command,
     in_folder,
-    minutes,
     parser_of,
     place,
     prepare,
 )
 from randlora_pl.cli.data import counting
 from randlora_pl.cli.tables import table
+from randlora_pl.durations import duration
 from randlora_pl.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def adapters_verb(args: list[str]) -> int:
     what = f"Square linear layers around {middle}, {PRECISIONS[typed.precision]}"
     print(f"{what}\non {where}: {rate / 1e9:,.0f} GFLOP/s at best")
     estimate = estimated_seconds(points, len(names), typed.rounds, rate)
-    print(f"{len(points)} points, {len(names)} methods, {typed.rounds} rounds: about {minutes(estimate)}")
+    print(f"{len(points)} points, {len(names)} methods, {typed.rounds} rounds: about {duration(estimate)}")
     typed_command = command("adapters", args)
     about = {"command": typed_command, "machine": facts, "gemm_flops_per_second": rate}
 

@@ -1,5 +1,7 @@
 """``doctor``: what is installed, found and reachable, and the command that mends what is not."""
 
+import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -109,7 +111,20 @@ def datasets() -> dict[str, str]:
             found[row.name] = f"found: {held}"
         else:
             found[row.name] = f"missing: randlora-pl data get {row.name}{'' if row.download else ' (tells how)'}"
-    return found | {"your own": "--data.dataset folder --data.root PATH"}
+    return found | _texts(root) | {"your own": "--data.dataset folder --data.root PATH; of texts csv or jsonl"}
+
+
+def _texts(root: Path) -> dict[str, str]:
+    """Which data sets of texts are on this machine, and what tells where they are from."""
+    from randlora_pl.language.known import DATASETS, LABELLED
+    from randlora_pl.language.present import absent
+    from randlora_pl.language.sizes import OWN_TEXTS
+
+    names = [name for name in DATASETS | LABELLED if name not in OWN_TEXTS]
+    return {
+        name: f"missing: randlora-pl datasets {name} (tells how)" if absent(name, root) else f"found below {root}"
+        for name in names
+    }
 
 
 def hub() -> str:
@@ -132,10 +147,37 @@ def network() -> dict[str, str]:
 
 
 def weights() -> dict[str, str]:
-    """Which of the catalog's weights are cached."""
+    """Which of the catalog's weights are cached, and those of the language models."""
     from randlora_pl.models.catalog import MODELS
 
-    return {row.name: ", ".join(_tag_state(row.library, row.name, tag) for tag in row.tags) for row in MODELS}
+    found = {row.name: ", ".join(_tag_state(row.library, row.name, tag) for tag in row.tags) for row in MODELS}
+    return found | _language_models()
+
+
+def _language_models() -> dict[str, str]:
+    """Which language models are cached, and what else they need; transformers itself is not imported."""
+    from randlora_pl.language.known import KNOWN
+
+    found = {}
+    for name, known in KNOWN.items():
+        gate = f"; gated: accept its licence at https://huggingface.co/{name}, then hf auth login"
+        here = any(map(_whole, _snapshots(name)))
+        found[name] = "cached" if here else "not cached" + (gate if known.gated else "")
+    if importlib.util.find_spec("transformers") is None:
+        found["language models"] = f"need transformers: pip install 'randlora-pl[{OPTIONAL['transformers'][1]}]'"
+    return found
+
+
+def _whole(snapshot: Path) -> bool:
+    """Whether all weights of a language model are in a folder, in one file or in all that an index names."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = snapshot / f"{name}.index.json"
+        if (snapshot / name).is_file():
+            return True
+        if index.is_file():
+            parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            return all((snapshot / part).is_file() for part in parts)
+    return False
 
 
 def _tag_state(library: str, name: str, tag: str) -> str:
@@ -152,16 +194,21 @@ def cached(library: str, name: str, tag: str) -> bool:
         name: Architecture.
         tag: Tag of the weights.
     """
-    from huggingface_hub import constants
-
     if library == "timm":
         repository = f"timm/{name}.{tag}"
     else:
         from open_clip.pretrained import get_pretrained_cfg
 
         repository = str(get_pretrained_cfg(name, tag).get("hf_hub", "")).rstrip("/")
-    snapshots = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
-    return bool(repository) and any(snapshots.glob("*/*"))
+    return bool(repository) and any(any(folder.iterdir()) for folder in _snapshots(repository))
+
+
+def _snapshots(repository: str) -> list[Path]:
+    """The folders of the hub's cache that hold a version of a repository."""
+    from huggingface_hub import constants
+
+    held = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
+    return [folder for folder in held.glob("*") if folder.is_dir()]
 
 
 def folders() -> dict[str, str]:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.callbacks.results import read_results
+from randlora_pl.durations import duration
 
 _PLAIN = {"loss": 4, "BLEU": 2, "NIST": 2, "METEOR": 2, "ROUGE-L": 2, "CIDEr": 2}
 """Digits of the figures that are no shares of one."""
@@ -33,7 +34,7 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
         "test": tested + (f" ({BEST}, step {results['best/step']:,})" if tested and adapter == BEST else ""),
         "zero-shot": figures_in_words(results, "zeroshot"),
         "parameters": f"{results['trainable_parameters']:,} trained of {results['total_parameters']:,}",
-        "time": f"{results['fit_seconds']:.1f} s for {results['steps']:,} steps"
+        "time": f"{duration(results['fit_seconds'], 1)} for {results['steps']:,} steps"
         + (f", {speed:,.0f} {unit}/s" if speed else ""),
         "exchanged": _exchanged(results),
         "peak memory": f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB ({results['device']})",

@@ -44,7 +44,7 @@ randlora-pl {__version__}: RandLoRA and its baselines on CLIP, DINOv2 and langua
   randlora-pl fit --config clip_vitb32 --data.dataset folder --data.root PATH --data.shots 16
   randlora-pl predict --adapter RUN/adapter --images PATH --output predictions.csv
 
-Run       fit        train, with a test before and after; --resume RUN goes on after a crash
+Run       fit        train and test, CLIP also untrained; --resume RUN goes on after a crash
           test       test an adapter: --adapter FOLDER or --run RUN (validate: on the validation images)
           predict    classify images or texts with an adapter, or answer prompts
           adapter    info | diff | merge | add | export | import | push | pull: take adapters elsewhere

@@ -15,7 +15,7 @@ from randlora_pl.language.known import DATASETS, LABELLED
 
 _START = {
     "fit": """\
-Train: a test with the untrained model, the training, a test with the last weights.
+Train, and test the last weights; VisionLanguageTask and TextHeadTask also test the untrained model before that.
 Everything about the run goes to runs/NAME/TIME: config, TensorBoard, log, checkpoint, adapter, results.json.
 
   randlora-pl fit --config quickstart

@@ -1,6 +1,8 @@
 """The quick verbs: what there is to choose from, without importing PyTorch."""
 
-from collections.abc import Sequence
+import difflib
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -167,5 +169,17 @@ def _pick(name: str, known: dict[str, Row], what: str) -> Row:
     """The row of that name, capitals ignored, as ``fit`` does."""
     spelled = {candidate.lower(): candidate for candidate in known}
     if name.lower() not in spelled:
-        raise UserError(f"There is no {what} {name!r}.{near(name, known)} See: randlora-pl {what}s")
+        hint = near(name, known) or _near_part(name, known)
+        raise UserError(f"There is no {what} {name!r}.{hint} See: randlora-pl {what}s")
     return known[spelled[name.lower()]]
+
+
+def _near_part(word: str, choices: Iterable[str]) -> str:
+    """As `near`, of choices that hold the word, or a part like it: ``qwen3`` for ``Qwen/Qwen2-0.5B-Instruct``."""
+    word = word.lower()
+    found = [
+        choice
+        for choice in choices
+        if word in choice.lower() or difflib.get_close_matches(word, re.split(r"[/_.-]", choice.lower()), 1, 0.7)
+    ]
+    return f" Did you mean {' or '.join(map(repr, found[:3]))}?" if found else ""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from randlora_pl.cli.sweep_job import Job, summary
 from randlora_pl.cli.tables import table
+from randlora_pl.durations import duration
 from randlora_pl.errors import Terminated, UserError
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN
 from randlora_pl.experiments.sweep.plan import Cell
@@ -25,7 +26,6 @@ def dry_run(job: Job) -> int:
 
     quieten()
     from randlora_pl.experiments.sweep.estimate import COUNTED, MEASURED
-    from randlora_pl.experiments.sweep.progress import clock
 
     estimator = estimator_of(job)
     rows, seconds, sources, unknown = [], 0.0, set(), 0
@@ -39,7 +39,7 @@ def dry_run(job: Job) -> int:
             took, memory, source = found.seconds, found.bytes, found.source
             seconds, unknown = seconds + (took or 0.0), unknown + (took is None)
             sources.add(source)
-        shown = (clock(took) if took else "?", f"{memory / 2**20:,.0f} MiB" if memory else "?", source)
+        shown = (duration(took) if took else "?", f"{memory / 2**20:,.0f} MiB" if memory else "?", source)
         rows.append([cell.hash, *cell.labels, state, *shown])
     print(table(["cell", "model", "data set", "budget", "method", "seed", "state", "time", "memory", "from"], rows))
     states = [row[6] for row in rows]
@@ -47,7 +47,7 @@ def dry_run(job: Job) -> int:
     print(f"\n{len(rows)} cell{'s' * (len(rows) != 1)}: {counts}")
     if seconds or unknown:
         more = f", and {unknown} cells of which nothing is known" if unknown else ""
-        print(f"Expected for what is left: {clock(seconds)} in one process{more}")
+        print(f"Expected for what is left: {duration(seconds)} in one process{more}")
     if MEASURED in sources:
         print("measured: from finished cells of this sweep that are alike, by their optimizer steps and test samples")
     if COUNTED in sources:
@@ -175,9 +175,9 @@ def spawn(job: Job, words: Sequence[str], jobs: int, rounds: Rounds | None = Non
 
 
 def _what(progress: "Progress", cell: Cell) -> str:
-    from randlora_pl.experiments.sweep.progress import accuracy, clock
+    from randlora_pl.experiments.sweep.progress import accuracy
 
     folder = progress.folder
     if folder.state(cell) == FAILED:
         return f"failed: {folder.failure(cell).get('reason')}"
-    return f"{accuracy(folder, cell)} in {clock(folder.results(cell).get('cell_seconds', 0.0))}"
+    return f"{accuracy(folder, cell)} in {duration(folder.results(cell).get('cell_seconds', 0.0))}"

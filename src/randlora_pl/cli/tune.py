@@ -7,13 +7,16 @@ from pathlib import Path
 
 from randlora_pl.cache import write_whole
 from randlora_pl.cli.cells import composer
+from randlora_pl.cli.configs import config_names
 from randlora_pl.cli.sweep import words_of
 from randlora_pl.cli.sweep_job import Job, begin, check_typed, choose, parser_of, place_of, summary, told_by
 from randlora_pl.cli.sweep_work import dry_run, spawn, work
 from randlora_pl.errors import UserError
+from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell
 from randlora_pl.experiments.sweep.texts import is_text
+from randlora_pl.language.known import LABELLED
 from randlora_pl.language.sizes import OWN_TEXTS
 
 PAGE = """\
@@ -56,6 +59,7 @@ def tune_verb(args: list[str]) -> int:
     typed = parser_of("tune").parse_args(args)
     check_typed(typed)
     file, description = told_by(typed.config)
+    _check_rates(file, description)
     from randlora_pl.cli.train import quieten
 
     quieten()
@@ -112,6 +116,23 @@ def tune_verb(args: list[str]) -> int:
         print(f"No candidate worked for: {', '.join(without)}; the config keeps what it had. See {place_of(job)}/cells")
     print(f"Next: randlora-pl sweep {shlex.quote(str(tuned))}")
     return 1 if without else 0
+
+
+def _check_rates(file: Path, description: Description) -> None:
+    """Whether there is anything to try, as most shipped sweeps, which nobody edits in place, say nothing of it.
+
+    Raises:
+        UserError: There is not; of a shipped sweep with what to copy and what to add.
+    """
+    name = next((name for name, known in config_names().items() if known == file), None)
+    if description.tune.get("learning_rates") or name is None:
+        return
+    texts = any(facts.get("dataset") in LABELLED for facts in description.datasets.values())
+    held = ", set: {data.validation: 200}, monitor: val/score" if texts else ""  # GLUE's scripts hold nothing out
+    raise UserError(
+        f"{name} gives no learning rates to try. Copy it: randlora-pl config cp {name} mine.yaml\n"
+        f"and add a line such as: tune: {{learning_rates: [1e-4, 1e-3, 1e-2]{held}}}; then: randlora-pl tune mine.yaml"
+    )
 
 
 def _check_validation(cells: list[Cell]) -> None:

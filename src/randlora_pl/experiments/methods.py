@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from randlora_pl.callbacks import ZeroShot
 from randlora_pl.callbacks.run_folder import write_text
 from randlora_pl.data import ImageData
+from randlora_pl.durations import duration
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.choice import best_of
 from randlora_pl.experiments.comparison import Comparison
@@ -104,7 +105,8 @@ def compare(comparison: Comparison, output: Path, say: Any = print) -> Path:
         cells += [*baselines(comparison, seed), *zero_shot(comparison, seed)]
         for name in comparison.methods:
             cells.append(cell := run_cell(comparison, name, seed))
-            say(f"{name}, seed {seed}: {100 * cell.accuracy:.1f} % in {cell.seconds:.0f} s, {cell.trainable:,} trained")
+            time = duration(cell.seconds)
+            say(f"{name}, seed {seed}: {100 * cell.accuracy:.1f} % in {time}, {cell.trainable:,} trained")
             write_text(output / "cells.json", json.dumps([vars(c) for c in cells], indent=1) + "\n")
             write_text(output / "table.md", table(cells))
     return output

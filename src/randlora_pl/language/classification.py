@@ -198,15 +198,14 @@ class TextClassificationTask(LanguageTask):
         logits: Tensor = whole(**inputs_of(batch, takes_segments(whole.config))).logits
         return logits.float()
 
-    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Cross-entropy, and whether the class is right; of scores the squared error, and whether it is below 1/2."""
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Cross-entropy, and whether the class is right; of scores the squared error alone."""
         return self._losses(self.class_logits(batch), batch["labels"])
 
-    def _losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.classnames:
             return nn.functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels
-        error = logits[:, 0] - labels
-        return error**2, error.abs() < 0.5
+        return (logits[:, 0] - labels) ** 2, None
 
     # Evaluation
 

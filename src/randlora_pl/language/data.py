@@ -100,6 +100,7 @@ class TextData(TokenData):
 
     def check_test(self) -> None:
         """Reads the questions, which are kept for the test, and looks for what scores them."""
+        self._tests_read = True
         if not self.items:
             self.items = read_texts(self.dataset, self.root, self.validation, self.tests, False, True).items
         if any(item.references for item in self.items):
@@ -111,6 +112,7 @@ class TextData(TokenData):
         """Flat facts about the data and the run, JSON-ready."""
         facts: dict[str, Any] = {"dataset": self.dataset, "seed": self.seed}
         facts |= {split: len(held) for split, held in self._held.items()}
+        facts |= {"test": len(self.items)} if self.items else {}  # which are encoded after the training
         facts |= {"cutoff": self.cutoff, "mask_prompt": self.mask_prompt}
         if self.lengths is not None:
             facts |= {"tokens": self._held["train"].total, "cut": self.lengths.cut, "dropped": self.lengths.dropped}
@@ -123,11 +125,10 @@ class TextData(TokenData):
         Args:
             facts: From `summary`.
         """
-        splits = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
         each = facts["tokens"] / max(1, facts["train"])
         learned = "completions are learned" if self.mask_prompt else "prompts and completions are learned"
         return {
-            "data": f"{self.dataset}: {splits} samples",
+            "data": f"{self.dataset}: {self.samples_in_words(facts)}",
             "tokens": f"{facts['tokens']:,} for training, {each:.0f} a sample; {learned}",
             "cutoff": str(self.lengths),
         }

@@ -98,6 +98,7 @@ class LabelledTexts(TokenData):
 
     def read(self, learns: bool, tests: bool) -> None:
         """Reads and encodes what is needed."""
+        self._tests_read |= tests
         splits = self._checked or self._splits(learns, tests)
         self._checked = None
         self.classnames = list(splits.names)
@@ -113,7 +114,7 @@ class LabelledTexts(TokenData):
 
     def check_test(self) -> None:
         """Reads all samples, as classes are named by the training files; `read` encodes them and lets the texts go."""
-        self._checked = self._splits(True, True)
+        self._checked, self._tests_read = self._splits(True, True), True
 
     # -- what the application asks for
 
@@ -139,11 +140,10 @@ class LabelledTexts(TokenData):
         Args:
             facts: From `summary`.
         """
-        splits = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
         names = ", ".join(self.classnames[:5]) + (", ..." if len(self.classnames) > 5 else "")
         what = f"{len(self.classnames)} classes ({names})" if self.classnames else "scores"
         return {
-            "data": f"{self.dataset}: {splits} samples, {what}",
+            "data": f"{self.dataset}: {what}, {self.samples_in_words(facts)}",
             "tokens": f"{facts['tokens']:,} for training, {facts['tokens'] / max(1, facts['train']):.0f} a sample",
             "max length": str(self.lengths["train"]),
         }

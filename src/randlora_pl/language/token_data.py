@@ -22,6 +22,7 @@ class TokenData(PlannedData):
     """
 
     usual_epochs = 3
+    dataset: str
 
     def __init__(self, *options: Any) -> None:
         super().__init__(*options)
@@ -29,6 +30,7 @@ class TokenData(PlannedData):
         self._held: dict[str, Samples] = {}  # encoded samples by split
         self.pad = 0
         self._digest = ""  # of the training texts
+        self._tests_read = False  # or looked for in vain
 
     # -- what a subclass gives
 
@@ -87,6 +89,12 @@ class TokenData(PlannedData):
             return {}
         facts = {"steps": self.plan.steps, "draws": self.plan.total_draws, "window": self.plan.window}
         return facts | {"sampling": self.sampling}
+
+    def samples_in_words(self, facts: dict[str, Any]) -> str:
+        """``1,000 train, 50 val, 90 test samples``, and that there are none to test where they were looked for."""
+        splits = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
+        none = self._tests_read and "test" not in facts
+        return f"{splits} samples" + (f"; none to test (no test.{self.dataset} in --data.root)" if none else "")
 
     def _draws(self) -> int:
         if self.steps is not None:

@@ -98,8 +98,11 @@ class AdaptationTask(SavedModule):
         """Loads the backbone, without an adapter, and sets `identity`; called once, when classes are known."""
         raise NotImplementedError
 
-    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Loss (b,) of each sample of a training batch, and whether, or how far, each is right (b,)."""
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Loss (b,) of each sample of a training batch, and whether, or how far, each is right (b,).
+
+        The second is None where none is right or wrong.
+        """
         raise NotImplementedError
 
     def loss_weights(self, batch: dict[str, Any]) -> Tensor:
@@ -217,7 +220,8 @@ class AdaptationTask(SavedModule):
         loss = loss if carried is None else loss + carried
         share = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
         self.log("train/loss", (losses.detach() * share).sum(), prog_bar=True)
-        self.log("train/acc", (right.float() * share).sum(), prog_bar=True)
+        if right is not None:
+            self.log("train/acc", (right.float() * share).sum(), prog_bar=True)
         return loss
 
     def configure_gradient_clipping(

@@ -9,7 +9,7 @@ from randlora_pl.experiments.sweep.estimate import Estimator
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.locks import acquire
 from randlora_pl.experiments.sweep.plan import Cell
-from randlora_pl.experiments.sweep.progress import Progress, clock
+from randlora_pl.experiments.sweep.progress import Progress
 from tests.experiments.sweep.grids import cells_of
 
 CELLS = cells_of(seeds=[1, 2])
@@ -75,7 +75,3 @@ def test_a_live_table_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert lines[1].split() == ["done", "running", "failed", "left", "time", "left"]
     assert lines[2].split() == ["1", "2", "1", "2", "60", "s"]
     assert lines[3].startswith(f"> {CELLS[3].labels}, for") and str(CELLS[2].labels) in lines[4]
-
-
-def test_times_in_words() -> None:
-    assert [clock(s) for s in (0.4, 89, 90, 3540, 7500)] == ["0 s", "89 s", "2 min", "59 min", "2 h 05 min"]

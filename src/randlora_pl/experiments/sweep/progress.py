@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from randlora_pl.durations import duration
 from randlora_pl.experiments.sweep.estimate import Estimator
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.loop import Watch
@@ -66,7 +67,7 @@ class Progress(Watch):
         self.own = None
         self.estimator.refresh()
         self.scan()
-        self.tell(cell, f"failed: {failed}" if failed else f"{accuracy(self.folder, cell)} in {clock(seconds)}")
+        self.tell(cell, f"failed: {failed}" if failed else f"{accuracy(self.folder, cell)} in {duration(seconds)}")
 
     def tell(self, cell: Cell, what: str) -> None:
         """A line about a cell."""
@@ -116,7 +117,7 @@ class Progress(Watch):
     def time_left(self) -> str:
         """The same in words."""
         seconds = self.seconds_left()
-        return "time left not known yet" if seconds is None else f"{clock(seconds)} left"
+        return "time left not known yet" if seconds is None else f"{duration(seconds)} left"
 
     def page(self) -> RenderableType:
         """The live table."""
@@ -127,12 +128,12 @@ class Progress(Watch):
         for name in ("done", "running", "failed", "left", "time left"):
             table.add_column(name, justify="right")
         seconds = self.seconds_left()
-        time_left = "?" if seconds is None else clock(seconds)
+        time_left = "?" if seconds is None else duration(seconds)
         table.add_row(str(done), str(self.at_work()), str(failed), str(left), time_left)
         rows: list[RenderableType] = [Text(f"{self.folder.path}", style="bold"), table]
         if self.own is not None:
             cell, start = self.own
-            rows.append(Text(f"> {cell.labels}, for {clock(time.monotonic() - start)}"))
+            rows.append(Text(f"> {cell.labels}, for {duration(time.monotonic() - start)}"))
         elsewhere = self._elsewhere()[:_SHOWN]
         rows += [Text(f"> {cell.labels}, on {who.get('host')} ({who.get('pid')})") for cell, who in elsewhere]
         rows += [Text(line, style="red" if ": failed: " in line else "dim") for line in self.lines]
@@ -146,11 +147,3 @@ def accuracy(folder: SweepFolder, cell: Cell) -> str:
         if isinstance(found.get(key), float):
             return f"{100 * found[key]:.1f} %{word}"
     return "no accuracy"
-
-
-def clock(seconds: float) -> str:
-    """``18 s``, ``3 min``, ``2 h 05 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
