@@ -93,6 +93,33 @@ def test_the_last_adapter_is_tested_where_none_is_known_to_be_the_best(run: Run,
     assert "/adapter --images PATH" in shown.out.replace("\n", " ") and "(adapter-best" not in shown.out
 
 
+def test_a_best_adapter_of_another_run_is_not_looked_for(run: Run, finished: Path, tmp_path: Path) -> None:
+    """The checkpoint knows of a best figure, but its adapter is in the run that it is from."""
+    start = ["--ckpt_path", str(finished / "checkpoints/last.ckpt"), "--checkpoint.test", "best"]
+    shown = run("fit", *SMALL, *start, "--run.name", "on")
+    assert shown.code == 0, shown.err
+    folder = only_run(tmp_path, "on")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["tested"] == "adapter" and "best/step" not in results and "adapter-best" not in shown.out
+    assert results["test/acc"] == json.loads((finished / "results.json").read_text())["test/acc"]
+
+
+def test_results_say_which_adapter_was_tested_last(run: Run, tmp_path: Path) -> None:
+    """A run that went on with another choice is not called a test of the best."""
+    best = ["--checkpoint.test", "best", "--checkpoint.monitor", "val/loss", "--checkpoint.mode", "max"]
+    often = ["--trainer.val_check_interval", "1", "--trainer.check_val_every_n_epoch", "null"]
+    assert run("fit", *SMALL, *best, *often, "--run.name", "twice").code == 0
+    file = only_run(tmp_path, "twice") / "results.json"
+    results = json.loads(file.read_text())
+    assert results["tested"] == "adapter-best" and results["best/step"] < 3
+    file.write_text(json.dumps(results | {"finished": False}))
+    shown = run("fit", "--resume", str(file.parent), "--checkpoint.test", "last")
+    assert shown.code == 0, shown.err
+    again = json.loads(file.read_text())
+    assert again["tested"] == "adapter" and again["test/loss"] != results["test/loss"]
+    assert "(adapter-best, step" not in shown.out
+
+
 def test_test_and_validate_of_a_run_give_its_figures(run: Run, finished: Path, tmp_path: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     result = run("test", "--run", str(finished), "--run.root", "runs")

@@ -82,7 +82,8 @@ def test_encoders_of_other_families(kind: str, tmp_path: Path) -> None:
     task.train()
     training = [m for m in task.backbone.modules() if isinstance(m, torch.nn.Dropout) and m.training]  # type: ignore[union-attr]
     assert not training
-    assert {m.p for m in task.head.modules() if isinstance(m, torch.nn.Dropout)} <= {0.5}
+    dropouts = [m for m in task.completed(task.model).modules() if isinstance(m, torch.nn.Dropout) and m.training]
+    assert dropouts and {m.p for m in dropouts} == {0.5}
     trainer().fit(task, labelled(tmp_path, dataset="jsonl", scores=True, batch_size=4, steps=2))
     changed = {name for name, value in task.state_dict().items() if not torch.equal(value, before[name])}
     own = task.trained_names()

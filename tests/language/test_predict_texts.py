@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from randlora_pl.adapters import LoRA, RandLoRA
+from randlora_pl.adapters import BitFit, FullFineTuning, LoRA, RandLoRA
 from randlora_pl.cli.main import main
 from randlora_pl.language.causal import CausalLMTask
 from randlora_pl.language.classification import TextClassificationTask
@@ -233,6 +233,19 @@ def test_classes_in_half_precision_are_near(run: Run, critic: Path) -> None:
         if one["class"] == other["class"]:
             assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=0.05)
     assert sum(one["class"] == other["class"] for one, other in zip(whole, half, strict=True)) > 38
+
+
+@pytest.mark.parametrize("adapter", ["FullFineTuning", "BitFit"])
+def test_half_precision_of_models_that_trained_themselves(run: Run, tmp_path: Path, adapter: str) -> None:
+    """Full fine-tuning leaves nothing frozen to cast: its products alone are in half precision."""
+    task = classify.make(adapter=FullFineTuning() if adapter == "FullFineTuning" else BitFit())
+    task.set_classes(["no", "yes"])
+    task.configure_model()
+    task.save(tmp_path / "run" / "adapter")
+    (tmp_path / "t.txt").write_text("a fine film\na dull one\n")
+    rows = predicted(run, tmp_path / "run", "--texts", "t.txt", "--precision", "bf16")
+    shares = task.classify(["a fine film", "a dull one"]).max(1).values
+    assert [float(row["probability"]) for row in rows] == pytest.approx(shares.tolist(), abs=0.05)
 
 
 def test_long_texts_are_cut_as_in_the_training_and_told(run: Run, critic: Path, tmp_path: Path) -> None:

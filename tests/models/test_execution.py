@@ -61,6 +61,14 @@ def test_only_frozen_matrices_are_cast_and_gradients_stay(backbone: tuple[nn.Mod
     close(found, expected, 0.05)
 
 
+def test_quantised_weights_are_not_cast() -> None:
+    """Packed integers, as bitsandbytes keeps them in layers that are linear layers to PyTorch."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).requires_grad_(False)
+    model[0].weight = nn.Parameter(torch.arange(8, dtype=torch.uint8)[:, None], requires_grad=False)
+    assert cast_frozen(model, torch.bfloat16) == 1
+    assert (model[0].weight.dtype, model[1].weight.dtype) == (torch.uint8, torch.bfloat16)
+
+
 def test_merging_into_cast_weights_rounds_once_more(backbone: tuple[nn.Module, Tensor]) -> None:
     model, images = backbone
     inject(model, LoRA(rank=2, alpha=4))

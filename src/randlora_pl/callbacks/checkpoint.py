@@ -71,6 +71,11 @@ class AdapterCheckpoint(Callback):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFile()
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the best figure of a checkpoint whose adapter is not here: that of another run (``--ckpt_path``)."""
+        if not (run_folder(trainer) / BEST).is_dir():
+            self.best, self.best_step = None, 0
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A checkpoint of the starting point would say nothing new."""
         self._seen_step = trainer.global_step

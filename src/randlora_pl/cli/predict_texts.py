@@ -146,7 +146,7 @@ def _ready(file: "AdapterFile", options: argparse.Namespace, how: dict[str, Any]
 
     if options.weights_files:
         how = {**how, "pretrained": str(options.weights_files[-1])}
-    if options.precision == "bf16":
+    if options.precision == "bf16" and file.adapter.method() != "FullFineTuning":  # which leaves nothing frozen to cast
         how = {**how, "frozen_dtype": "bfloat16"}
     task = (plain_task if options.device.type == "cuda" else unquantised_task)(file, **how)
     make_ready(task, file)

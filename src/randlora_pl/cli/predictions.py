@@ -1,7 +1,6 @@
 """What ``predict`` found out, as a CSV file."""
 
 import csv
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -69,14 +68,14 @@ class Predictions:
 
     def csv(self) -> str:
         """The file: a line for each; with several adapters one for each of them, named behind what was given."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        lines: list[str] = []
+        writer = csv.writer(_Lines(lines))
         several = len(self.names) > 1
         writer.writerow([*self.columns, *(["adapter"] if several else []), *self.said])
         for place, adapter, cells in sorted(self._lines):
             blank = [""] * (len(self.said) - len(cells))  # an adapter of fewer classes
             writer.writerow([*self.given[place], *([self.names[adapter]] if several else []), *cells, *blank])
-        return text.getvalue()
+        return "".join(lines)
 
     def summary(self, weights: dict[str, float] | None) -> str:
         """How many, and by what.
@@ -90,3 +89,17 @@ class Predictions:
         elif len(self.names) > 1:
             many += f", {len(self.names)} adapters ({', '.join(self.names)})"
         return f"{many}, {self.note}"
+
+
+class _Lines:
+    r"""Takes the lines of a `csv.writer` and ends them by ``\n``.
+
+    Told to end them so itself, the writer of Python 3.11 leaves a text with a lone carriage return without quotes, and
+    whoever reads the file takes that for the end of the line.
+    """
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = lines
+
+    def write(self, line: str) -> None:
+        self._lines.append(line.removesuffix("\r\n") + "\n")

@@ -158,9 +158,10 @@ def is_finished(app: App) -> bool:
 def _tested(app: App) -> dict[str, Any]:
     """The figures of the test: of the last weights, or of those of the best validation, which stay in the model."""
     kept = _callback(app.trainer, AdapterCheckpoint)
-    if kept.test == "best" and kept.best is not None:
+    best = kept.test == "best" and kept.best is not None
+    _write(app, {"tested": BEST if best else ADAPTER})  # also the last: an earlier part of the run may have said best
+    if best:
         callbacks_of(app.trainer).append(_LoadAdapter(app.folder / BEST))
-        _write(app, {"tested": BEST})
     elif kept.test == "best" and app.trainer.is_global_zero:
         say("No validation ran, so that no adapter is known to be the best: the test takes the last one.")
     return _evaluated(app.trainer.test(app.model, app.datamodule, verbose=False))

@@ -52,7 +52,7 @@ class TextClassificationTask(LanguageTask):
         weight_decay: Decay of AdamW.
         decay_vectors: Whether biases, norms and scalars decay too.
         max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
-        head_dropout: Dropout inside the head; the frozen encoder has none.
+        head_dropout: Dropout of the head; the frozen encoder has none.
         gradient_checkpointing: Recompute activations instead of keeping them.
         frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory; what trains stays float32. Needs
             ``--trainer.precision bf16-mixed``.

@@ -88,11 +88,15 @@ def load_classifier(
 
 
 def split(model: Any) -> tuple[nn.Module, nn.ModuleDict]:
-    """The encoder of a classifier, and its head: everything beside the encoder."""
+    """The encoder of a classifier, and its head: all beside the encoder that has weights, and the dropout of BERT."""
     encoder: nn.Module = getattr(model, model.base_model_prefix)
     head = {name: child for name, child in model.named_children() if child is not encoder}
     return encoder, nn.ModuleDict(
-        {name: child for name, child in head.items() if next(child.parameters(), None) is not None}
+        {
+            name: child
+            for name, child in head.items()
+            if isinstance(child, nn.Dropout) or next(child.parameters(), None) is not None
+        }
     )
 
 

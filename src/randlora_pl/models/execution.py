@@ -29,7 +29,8 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> int:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.Conv2d):
             for parameter in module.parameters(recurse=False):
-                if parameter.dim() > 1 and not parameter.requires_grad:
+                frozen = parameter.dim() > 1 and not parameter.requires_grad
+                if frozen and parameter.is_floating_point():  # quantised weights are packed integers
                     parameter.data = parameter.data.to(dtype)
                     count += 1
     return count
