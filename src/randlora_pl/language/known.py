@@ -78,6 +78,11 @@ class Known:
     licence: str
     shape: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def gated(self) -> bool:
+        """Whether the weights are for those alone who accepted the licence on the model's page."""
+        return self.licence.endswith("gated")
+
 
 _QWEN2 = {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}
 _QWEN2 |= {"num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}
