@@ -1,7 +1,10 @@
-"""Remarks of Lightning and PyTorch that a user can do nothing about."""
+"""Remarks of other libraries that a user can do nothing about."""
 
 import logging
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _REMARKS = (
     ".*does not have many workers.*",
@@ -18,3 +21,34 @@ def ignore_remarks() -> None:
         warnings.filterwarnings("ignore", text)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+_TRIES = re.compile(r"thrown while requesting|Retrying in |Rate limited")
+
+
+@contextmanager
+def one_line_of_tries() -> Iterator[None]:
+    """Says once that the Hugging Face Hub does not answer, where huggingface_hub has two lines for each of its tries.
+
+    They come from one logger, and a filter of another does not see them.
+    """
+    told = False
+
+    def hold(record: logging.LogRecord) -> bool:
+        nonlocal told
+        if not _TRIES.search(record.getMessage()):
+            return True
+        if not told:
+            told = True
+            logging.getLogger("randlora_pl").warning(
+                "The Hugging Face Hub does not answer; trying a few times more. On a machine without a network, "
+                "HF_HUB_OFFLINE=1 saves the tries."
+            )
+        return False
+
+    library = logging.getLogger("huggingface_hub.utils._http")
+    library.addFilter(hold)
+    try:
+        yield
+    finally:
+        library.removeFilter(hold)

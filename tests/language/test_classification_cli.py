@@ -112,7 +112,8 @@ def test_mistakes_are_told_in_a_line(refused: Refused, run: Run, words: list[str
         return refused("fit", *words, *more)
 
     assert "Did you mean 'sst2'" in fit("--data.dataset", "sst")
-    assert "Unknown option --data.cutoff" in fit("--data.cutoff", "4")
+    told = "Unknown option --data.cutoff. It is one of prompts and completions; here --data.max_length."
+    assert told in fit("--data.cutoff", "4")
     assert "Unknown option --model.num_beams" in fit("--model.num_beams", "4")
     assert "SST-2/train.tsv" in fit("--data.dataset", "sst2")
     write_csv(tmp_path / "data" / "test.csv", [("a", "none")])

@@ -196,14 +196,19 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
 
     assert "Did you mean 'jsonl'" in fit("--data.dataset", "jsnl")
     assert "There is no task 'CausalLMTsk'" in refused("fit", "--model", "CausalLMTsk")
-    assert "Unknown option --data.shots" in fit("--data.shots", "4")
+    assert "Unknown option --data.shots. It is one of images. All options" in fit("--data.shots", "4")
+    told = "Unknown option --data.max_length. It is one of labelled texts; here --data.cutoff."
+    assert told in fit("--data.max_length", "5")
     assert "Unknown option --model.beams" in fit("--model.beams", "4")
     assert "num_beams is 0" in fit("--model.num_beams", "0")
     assert "qwen2 has no 'hidden'. Did you mean" in fit("--model.config_overrides", "{hidden: 4}")
     assert "makes no model: " in fit("--model.config_overrides", "{hidden_size: wide}")
     assert "makes no model: " in fit("--model.config_overrides", "{num_attention_heads: 0}")
     odd = SHAPES["qwen2"] | {"vocab_size": 64, "hidden_size": 60}
-    assert "makes no model: RuntimeError" in fit("--model.config_overrides", json.dumps(odd))
+    told = fit("--model.config_overrides", json.dumps(odd))
+    assert (
+        "makes no model: hidden_size / num_attention_heads is 15, but must be even" in told and "RuntimeError" in told
+    )
     for name, tasks in (("jsonl", "CausalLMTask or TextClassificationTask"), ("rte", "TextClassificationTask")):
         assert f"is of texts: it needs --model {tasks}." in refused("fit", "--data.dataset", name)
     assert "train.jsonl does not exist" in fit("--data.root", str(tmp_path))
@@ -230,6 +235,26 @@ def test_a_test_is_offered_where_there_is_one(run: Run, words: list[str], toy: P
         assert shown.code == 0, shown.err
         assert "adapter merge" in shown.out and ("randlora-pl test" in shown.out) == offered
         assert ("; none to test (no test.jsonl" in shown.out.replace("\n", " ")) != offered
+
+
+def test_an_evaluation_of_nothing_says_where_texts_come_from(
+    run: Run, refused: Refused, words: list[str], toy: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    shutil.copy(toy / "train.jsonl", own)
+    shown = run("fit", *words, "--data.root", str(own), "--data.steps", "1", "--trainer.limit_val_batches", "1",
+                "--run.name", "run")  # fmt: skip
+    assert shown.code == 0, shown.err
+    (folder,) = (tmp_path / "runs" / "run").iterdir()
+    told = refused("test", "--run", str(folder))
+    again = f"randlora-pl validate --run {folder}"
+    assert f"keeps no samples for it. Add {own}/test.jsonl, or take those of the validation: {again}" in told
+    assert run(*again.split()[1:], *SMALL).code == 0
+    told = refused("validate", "--run", str(folder), "--data.validation", "0")
+    assert f"Add {own}/val.jsonl, or set training samples aside in fit by --data.validation N" in told
+    told = refused("test", "--run", str(folder), "--data.root", str(own / "train.jsonl"))
+    assert f"Add {own}/test.jsonl and give --data.root {own}, or" in told
 
 
 def test_a_wrong_test_is_told_before_the_training(

@@ -74,6 +74,12 @@ def test_a_wrong_record_is_told_with_its_line(tmp_path: Path, change: dict[str, 
     assert str(error.value).startswith(f"{path}, line 8: {said}")
 
 
+def test_an_empty_file_is_to_be_got_again(tmp_path: Path) -> None:
+    (tmp_path / "commonsense_15k.json").write_text("[]")
+    with pytest.raises(UserError, match=r"commonsense_15k\.json holds no record\. Get the file again"):
+        read_training(tmp_path)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 60), st.data())
 def test_a_split_divides_and_depends_on_the_seed_alone(count: int, data: st.DataObject) -> None:

@@ -133,6 +133,18 @@ def test_options_are_checked(tmp_path: Path) -> None:
         data(tmp_path, cutoff=8, mask_prompt=True).setup("fit")
 
 
+@pytest.mark.parametrize("name", ["train", "val", "test"])
+def test_an_empty_file_of_ones_own_is_told_with_what_it_should_hold(name: str, tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        text = "" if split == name else json.dumps({"prompt": "a", "completion": "b"})
+        (tmp_path / f"{split}.jsonl").write_text(text)
+    with pytest.raises(
+        UserError, match=rf'{name}\.jsonl holds no record\. Expected: .*"prompt": .*"completion"'
+    ) as found:
+        data(tmp_path).setup()
+    assert "again" not in str(found.value)
+
+
 def test_bytes_need_no_file() -> None:
     tokenizer = byte_tokenizer()
     assert len(tokenizer) == 258

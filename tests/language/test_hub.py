@@ -1,5 +1,7 @@
 """Whatever libraries raise while something is looked for becomes one line."""
 
+import logging
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,10 @@ from randlora_pl.language.hub import reached
 from randlora_pl.language.models import load_causal
 from randlora_pl.language.tokenizers import byte_tokenizer, load_tokenizer
 
+from ..fake_hub import ask
 from .small import SHAPES
+
+GATED = "meta-llama/Meta-Llama-3-8B"
 
 
 @pytest.mark.parametrize("text", ["{}", "hello", ""])
@@ -42,3 +47,52 @@ def test_what_has_its_own_message_passes(error: BaseException) -> None:
     with pytest.raises(type(error)) as found, reached("m", "--o"):
         raise error
     assert found.value is error
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
+    """No Hub answers and the cache is empty; the seconds that huggingface_hub would wait between its tries."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        ask(monkeypatch, f"http://127.0.0.1:{unused.getsockname()[1]}")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    waited: list[float] = []
+    monkeypatch.setattr(_http.time, "sleep", waited.append)
+    return waited
+
+
+def test_a_hub_that_does_not_answer_is_one_line_and_one_round(
+    waits: list[float], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    with pytest.raises(UserError, match=r"no/name cannot be had \(--model\.name\): We couldn't connect") as found:
+        load_tokenizer("no/name", option="--model.name")
+    assert waits.count(1) == 1 and len(waits) > 1
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and "HF_HUB_OFFLINE=1" in said[0]
+    assert "gated" not in str(found.value)
+
+
+def test_other_remarks_of_the_hub_pass(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    library = logging.getLogger("huggingface_hub.utils._http")
+    with reached("m", "--o"):
+        library.warning("the token expires")
+        library.warning("Retrying in 1s [Retry 1/5].")
+    library.warning("Retrying in 2s [Retry 2/5].")
+    said = [record.getMessage() for record in caplog.records if record.name == library.name]
+    assert said == ["the token expires", "Retrying in 2s [Retry 2/5]."]
+
+
+@pytest.mark.usefixtures("waits")
+def test_a_known_gated_model_is_told_without_a_network() -> None:
+    with pytest.raises(UserError, match=rf"cannot be had .*\nIt is gated: .*huggingface.co/{GATED}, .*hf auth login"):
+        load_tokenizer(GATED)
+    with pytest.raises(UserError, match=r"\nIt is gated"):
+        load_causal(GATED, None, byte_tokenizer())

@@ -76,8 +76,9 @@ def test_mistakes_in_json_lines_are_told_with_their_line(tmp_path: Path) -> None
         ("", "holds no record"),
     ):
         file.write_text(content)
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as found:
             read_own(file)
+        assert "again" not in str(found.value) or content
 
 
 def test_labels_must_fit(tmp_path: Path) -> None:
@@ -90,7 +91,12 @@ def test_labels_must_fit(tmp_path: Path) -> None:
         scores(rows)
     with pytest.raises(UserError, match="only the class 'good'"):
         class_names(rows[:1], file)
-    for labels, message in ((["1.5", "2.5", "3"], "look like scores"), (map(str, range(1001)), "1,001 different")):
+    score = "line 3: the label 1.5 looks like a score: --data.scores true"
+    for labels, message in (
+        (["1", "1.5", "3"], score),
+        (["1", "1.5"], score),
+        (map(str, range(1001)), "1,001 different"),
+    ):
         file = write_csv(tmp_path / "train.csv", [("a", label) for label in labels])
         with pytest.raises(UserError, match=message):
             class_names(read_own(file), file)

@@ -31,6 +31,12 @@ def test_arrays_and_one_object_a_line_give_records_and_lines(
     assert found == [(lines[0], {"a": "one", "b": "x\ny"}), (lines[1], {"a": "two", "b": ""})]
 
 
+@pytest.mark.parametrize("text", ["", " \n", "[ ]"])
+def test_a_file_without_objects_gives_no_record(tmp_path: Path, text: str) -> None:
+    """Who reads it knows whether it can be got again."""
+    assert read_records(write(tmp_path, text), ("a", "b")) == []
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -51,8 +57,6 @@ def test_arrays_and_one_object_a_line_give_records_and_lines(
         ('{"a": "1", "b": "2"}\n{"a": ' + "1" * 5000 + ', "b": "2"}', "line 2: no valid JSON: Exceeds the limit"),
         ('[{"a": "1", "b": "2"},\n{"a": ' + "1" * 5000 + ', "b": "2"}]', "line 2: no valid JSON: Exceeds the limit"),
         ('{"a": "1", "b": "2"}\n{"a": "\\ud83d", "b": "2"}', "line 2: 'a' holds half a character"),
-        ("[ ]", "holds no record"),
-        ("", "holds no record"),
         (b'[{"a":\n\n"\xff"}]', "line 3: this is not UTF-8"),
     ],
 )

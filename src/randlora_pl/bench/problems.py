@@ -116,7 +116,7 @@ def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str,
 
     if config.vocab_size < 2:
         raise UserError(f"--overrides: a decoder with vocab_size {config.vocab_size} has nothing to choose from")
-    with seeded(0), possible(overrides, "--overrides"):
+    with seeded(0), possible(overrides, "--overrides", config):
         built = AutoModelForCausalLM.from_config(config)
         if overrides:
             try_out(built)

@@ -30,6 +30,11 @@ def tasks() -> dict[str, ClassSource]:
     return {name: source for name, source in found.items() if name not in bases}
 
 
+_KINDS = {"ImageData": "images", "TextData": "prompts and completions", "LabelledTexts": "labelled texts"}
+_SAME = {"cutoff": "max_length", "max_length": "cutoff"}
+"""Options of data on the command line that mean the same for another kind of data."""
+
+
 def data_class(task: str | None) -> ClassSource:
     """The class of a task's data; of a class outside this project, images.
 
@@ -152,11 +157,19 @@ def _file_with(command: Command, key: str) -> Path | None:
 
 
 def _suggest(group: str, rest: list[str], groups: Groups) -> str:
-    """Options whose last part is the same, else near ones of the same group, else near ones of any."""
+    """Options whose last part is the same, else near ones of the same group, else near ones of any.
+
+    An option of another kind of data is called that.
+    """
     every = {name: f"--{name}" for name in sorted(SINGLE) if name not in ("h", "config")}
     every |= {f"{place}.{name}": f"--{place}.{name}" for place, names in groups.items() for name in sorted(names or ())}
     if rest[-1] == "seed":
         return " Did you mean --seed_everything?"
+    if group == "data" and (kinds := _other_kinds(rest[0])):
+        same = _SAME.get(rest[0])
+        return (
+            f" It is one of {' and of '.join(kinds)}{f'; here --data.{same}' if same in (groups[group] or ()) else ''}."
+        )
     found = [option for name, option in every.items() if name.rpartition(".")[2] == rest[-1]]
     if not found and groups.get(group):
         names = sorted(groups[group] or ())
@@ -167,6 +180,12 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
         by_end = {name.rpartition(".")[2]: option for name, option in every.items()}
         found = [by_end[match] for match in difflib.get_close_matches(rest[-1], by_end, 2, 0.6)]
     return f" Did you mean {' or '.join(found[:3])}?" if found else ""
+
+
+def _other_kinds(option: str) -> list[str]:
+    """The kinds of data that have an option which the data of the command has not."""
+    found = {data.name: data for data in map(data_class, tasks())}
+    return [kind for name, kind in _KINDS.items() if option in found[name].options]
 
 
 def _spell(command: Command, option: str, name: str | None) -> None:

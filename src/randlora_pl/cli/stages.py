@@ -1,5 +1,6 @@
 """The stages of a run: test before, training, test after, results."""
 
+import shlex
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from randlora_pl.cli.runs import (
     without_seed,
 )
 from randlora_pl.errors import UserError
+from randlora_pl.language.sizes import OWN_TEXTS
 from randlora_pl.parallel.strategy import AdapterDDP
 
 Kind = TypeVar("Kind", bound=Callback)
@@ -233,7 +235,8 @@ def evaluate(app: App, adapter: Path | None) -> None:
         limit = getattr(trainer, option.rpartition(".")[2])
         why = f"{option} is {limit}" if limit == 0 else f"the data set keeps no {data.unit} for it"
         why += " (see --data.train_split)" if limit != 0 and data.unit == "images" else ""
-        raise UserError(f"{app.command.verb} evaluated nothing: {why}.")
+        more = "" if limit == 0 or data.unit == "images" else _samples_for_it(app)
+        raise UserError(f"{app.command.verb} evaluated nothing: {why}.{more}")
     write_config(app)
     facts = {"adapter": str(adapter) if adapter else None, **model_figures(task), **data_figures(data), **environment()}
     _write(app, figures | facts)
@@ -244,6 +247,23 @@ def evaluate(app: App, adapter: Path | None) -> None:
             f"{what} on {data.summary()['dataset']}: {figures_in_words(figures, name)}",
             f"results: {app.folder / 'results.json'}",
         )
+
+
+def _samples_for_it(app: App) -> str:
+    """Where texts to evaluate on come from: a file of the user's own, or what the training sets aside."""
+    verb, data = app.command.verb, app.datamodule
+    ways = []
+    if data.dataset in OWN_TEXTS:
+        folder = data.root.parent if data.root.is_file() else data.root
+        name = f"{'test' if verb == 'test' else 'val'}.{data.dataset}"
+        ways.append(f"add {folder / name}" + (f" and give --data.root {folder}" if folder != data.root else ""))
+    if verb == "validate":
+        ways.append("set training samples aside in fit by --data.validation N")
+    elif app.command.folders:
+        option, place = next(iter(app.command.folders.items()))
+        ways.append(f"take those of the validation: randlora-pl validate --{option} {shlex.quote(str(place))}")
+    text = ", or ".join(ways)
+    return f" {text[:1].upper()}{text[1:]}"
 
 
 def _write(app: App, figures: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ def load_classifier(
         for token in ("bos_token_id", "eos_token_id"):
             setattr(config, token, getattr(tokenizer, token))
         config.pad_token_id = pad_id(tokenizer)
-        with seeded(seed), possible(overrides):
+        with seeded(seed), possible(overrides, config=config):
             model = AutoModelForSequenceClassification.from_config(config)
             if overrides:
                 try_out(model)

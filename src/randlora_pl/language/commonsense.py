@@ -95,7 +95,7 @@ def read_training(root: Path, name: str = "commonsense_15k") -> list[Question]:
         UserError: The file is missing (expected tree and source are told) or a record is wrong (file and line).
     """
     path = first_file(root, (f"{name}.json", f"ft-training_set/{name}.json"), TREE, SOURCE)
-    return [_question(path, *record, None) for record in read_records(path, FIELDS)]
+    return _questions(path, None)
 
 
 def read_test(root: Path, name: str) -> list[Question]:
@@ -107,7 +107,14 @@ def read_test(root: Path, name: str) -> list[Question]:
     if name not in TASKS:
         raise UserError(f"There is no commonsense test {name!r}.{near(name, TASKS)} There are {', '.join(TASKS)}")
     path = first_file(root, (f"{name}/test.json", f"dataset/{name}/test.json"), TREE, SOURCE)
-    return [_question(path, *record, TASKS[name]) for record in read_records(path, FIELDS)]
+    return _questions(path, TASKS[name])
+
+
+def _questions(path: Path, task: Task | None) -> list[Question]:
+    records = read_records(path, FIELDS)
+    if not records:
+        raise UserError(f"{path} holds no record. Get the file again")
+    return [_question(path, *record, task) for record in records]
 
 
 def _question(path: Path, line: int, fields: dict[str, str], task: Task | None) -> Question:

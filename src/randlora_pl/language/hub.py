@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 
 from randlora_pl.errors import UserError
+from randlora_pl.language.known import KNOWN
+from randlora_pl.quiet import one_line_of_tries
 
 INSTALL = "pip install 'randlora-pl[language]'"
 
@@ -34,7 +36,8 @@ def reached(source: str, option: str) -> Iterator[None]:
     """
     need_transformers()
     try:
-        yield
+        with one_line_of_tries():
+            yield
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # besides OSError, ValueError and KeyError, tokenizers raises plain exceptions
@@ -42,14 +45,19 @@ def reached(source: str, option: str) -> Iterator[None]:
         while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
             chain.append(inner)
         if any("gated" in str(link).lower() or type(link).__name__ == "GatedRepoError" for link in chain):
-            raise UserError(
-                f"{source} is gated: accept its licence at https://huggingface.co/{source}, then log in with "
-                "`hf auth login` or set HF_TOKEN."
-            ) from error
+            raise UserError(f"{source} {_gated(source)}") from error
+        gated = f"\nIt {_gated(source)}" if source in KNOWN and KNOWN[source].gated else ""
         raise UserError(
             f"{source} cannot be had ({option}): {_reason(error)}. Give a folder with its files, a name "
-            "of the Hugging Face Hub with a network, or --model.pretrained random."
+            f"of the Hugging Face Hub with a network, or --model.pretrained random.{gated}"
         ) from error
+
+
+def _gated(source: str) -> str:
+    return (
+        f"is gated: accept its licence at https://huggingface.co/{source}, then log in with `hf auth login` or set "
+        "HF_TOKEN."
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -80,8 +80,8 @@ class Known:
 
     @property
     def gated(self) -> bool:
-        """Whether the hub asks for a login, and that the licence is accepted."""
-        return "gated" in self.licence
+        """Whether the weights are for those alone who accepted the licence on the model's page."""
+        return self.licence.endswith("gated")
 
 
 _QWEN2 = {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}

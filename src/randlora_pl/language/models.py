@@ -69,12 +69,13 @@ def model_config(
 
 
 @contextmanager
-def possible(overrides: Mapping[str, Any] | None, option: str = _OVERRIDES) -> Iterator[None]:
+def possible(overrides: Mapping[str, Any] | None, option: str = _OVERRIDES, config: Any = None) -> Iterator[None]:
     """Tells options of a configuration that make no model in a line.
 
     Args:
         overrides: The options.
         option: How the user gives them.
+        config: The configuration with them, where there is one: numbers in it that do not fit are named.
 
     Raises:
         UserError: With the reason; errors without overrides pass.
@@ -85,7 +86,26 @@ def possible(overrides: Mapping[str, Any] | None, option: str = _OVERRIDES) -> I
         if not overrides or isinstance(error, MemoryError):
             raise
         reason = f"{type(error).__name__}: {first_line(error)}"
+        if config is not None and (fault := _fault_of_heads(config)):
+            reason = f"{fault} ({reason})"
         raise UserError(f"{option} {dict(overrides)} makes no model: {reason}") from error
+
+
+def _fault_of_heads(config: Any) -> str:
+    """What does not fit among a configuration's sizes of attention heads; empty where nothing is known to."""
+    width, heads, shared, size = (
+        getattr(config, name, None)
+        for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    if not (isinstance(width, int) and isinstance(heads, int) and heads > 0):
+        return ""
+    if not size and width % heads:
+        return f"hidden_size {width} is no multiple of num_attention_heads {heads}"
+    if shared and heads % shared:
+        return f"num_attention_heads {heads} is no multiple of num_key_value_heads {shared}"
+    if not size and width // heads % 2 and getattr(config, "rope_parameters", getattr(config, "rope_theta", None)):
+        return f"hidden_size / num_attention_heads is {width // heads}, but must be even for rotary positions"
+    return ""
 
 
 @torch.no_grad()
@@ -157,7 +177,7 @@ def load_causal(
             raise UserError("--model.quantize needs pretrained weights; leave it out with --model.pretrained random.")
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):  # a smaller vocabulary may not have its own
             setattr(config, token, getattr(tokenizer, token))
-        with seeded(seed), possible(overrides):
+        with seeded(seed), possible(overrides, config=config):
             model = AutoModelForCausalLM.from_config(config).to(dtype)
             if overrides:
                 try_out(model)

@@ -123,9 +123,11 @@ def class_names(rows: Sequence[Labelled], file: Path) -> list[str]:
     names = {row.label for row in rows}
     numbers = {name: _number(name) for name in names}
     if all(map(math.isfinite, numbers.values())):
-        if len(names) > 2 and any(not number.is_integer() for number in numbers.values()):
+        broken = next((row for row in rows if not numbers[row.label].is_integer()), None)
+        if broken is not None:
             raise UserError(
-                f"{file}: labels such as {rows[0].label} look like scores: --data.scores true predicts them."
+                f"{broken.where}: the label {broken.label} looks like a score: --data.scores true predicts such "
+                "numbers. Classes are names or whole numbers."
             )
         ordered = sorted(names, key=lambda name: (numbers[name], name))
     else:

@@ -139,14 +139,14 @@ def _own(root: Path, validation: int | None, tests: Sequence[str] | None, train:
     learn: list[Sample] = []
     hold: list[Sample] = []
     if train:
-        learn = [_sample(*record, file) for record in read_records(file, FIELDS)]
+        learn = [_sample(*record, file) for record in _own_records(file)]
         if (folder / "val.jsonl").is_file() and file != root:
-            hold = [_sample(*record, folder / "val.jsonl") for record in read_records(folder / "val.jsonl", FIELDS)]
+            hold = [_sample(*record, folder / "val.jsonl") for record in _own_records(folder / "val.jsonl")]
         else:
             learn, hold = set_aside(learn, validation)
     items: list[Item] = []
     if test and file != root and (folder / "test.jsonl").is_file():
-        items = [_own_item(*record, folder / "test.jsonl") for record in read_records(folder / "test.jsonl", FIELDS)]
+        items = [_own_item(*record, folder / "test.jsonl") for record in _own_records(folder / "test.jsonl")]
     return Texts(learn, hold, items)
 
 
@@ -176,6 +176,13 @@ def set_aside(
     chosen = set(rng.permutation(seed, stream, len(samples))[:count].tolist())
     learn = [sample for place, sample in enumerate(samples) if place not in chosen]
     return learn, [samples[place] for place in sorted(chosen)]
+
+
+def _own_records(file: Path) -> list[tuple[int, dict[str, str]]]:
+    records = read_records(file, FIELDS)
+    if not records:
+        raise UserError(f"{file} holds no record. Expected: {OWN}")
+    return records
 
 
 def _sample(line: int, fields: dict[str, str], file: Path) -> Sample:

@@ -97,15 +97,13 @@ def read_records(
         numbers: Those of them that may be numbers; they come as text, too.
 
     Returns:
-        The line (from 1) on which each object starts, and its fields.
+        The line (from 1) on which each object starts, and its fields; nothing where there is no object.
 
     Raises:
         UserError: The file is no such JSON, or an object lacks a field; file and line are told.
     """
     text = read_text(path)
     values = _array(path, text) if text.lstrip().startswith("[") else _one_a_line(path, text)
-    if not values:
-        raise UserError(f"{path} holds no record. Get the file again")
     records = []
     for line, value in values:
         there = [field for field in (*fields, *optional) if isinstance(value, dict) and field in value]

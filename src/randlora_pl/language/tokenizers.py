@@ -23,12 +23,16 @@ def load_tokenizer(source: str, sentences: bool = False, option: str = "--model.
     need_transformers()
     if source == BYTES:
         return byte_tokenizer(sentences)
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
     with reached(source, option):
         if Path(source).is_file():
             return PreTrainedTokenizerFast(tokenizer_file=source, eos_token=END, pad_token=PAD)
-        return AutoTokenizer.from_pretrained(source)
+        try:  # AutoTokenizer would ask for a configuration that cannot be had a second time, with all its tries
+            config = AutoConfig.from_pretrained(source)
+        except ValueError:  # a kind of model that transformers does not know
+            config = None
+        return AutoTokenizer.from_pretrained(source, config=config)
 
 
 def byte_tokenizer(sentences: bool = False) -> Any:
