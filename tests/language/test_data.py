@@ -12,7 +12,7 @@ from randlora_pl.language.batches import EvalBatches, Tokens, TrainBatches
 from randlora_pl.language.data import TextData
 from randlora_pl.language.encode import IGNORED, Encoded
 from randlora_pl.language.sources import Item
-from randlora_pl.language.tokenizers import byte_tokenizer
+from randlora_pl.language.tokenizers import byte_tokenizer, load_tokenizer
 
 
 def tokens(*lengths: int) -> Tokens:
@@ -152,3 +152,13 @@ def test_bytes_need_no_file() -> None:
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text and len(ids) == len(text.encode())
     assert torch.tensor(ids).max() < 256
+
+
+def test_a_prompt_without_tokens_is_refused(toy: Path, tokenizer: Path, tmp_path: Path) -> None:
+    rows = (toy / "test.jsonl").read_text().splitlines()[:2]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join([*rows, json.dumps({"prompt": " ", "completion": "red"})]))
+    data = TextData(dataset="jsonl", root=str(tmp_path))
+    data._tokenizer = load_tokenizer(str(tokenizer))
+    with pytest.raises(UserError, match="1 of 3 prompts of the tests are no token"):
+        data.setup("test")

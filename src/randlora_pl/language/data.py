@@ -95,7 +95,9 @@ class TextData(TokenData):
         if tests:
             self.check_test()
             if self.items:
-                prompts = (encode_prompt(self._tokenizer, item.prompt, self.separate) for item in self.items)
+                prompts = [encode_prompt(self._tokenizer, item.prompt, self.separate) for item in self.items]
+                if empty := sum(not ids for ids in prompts):
+                    raise UserError(f"{empty:,} of {len(prompts):,} prompts of the tests are no token to the tokenizer")
                 self._held["test"] = Tokens((Encoded(ids, ids, len(ids)) for ids in prompts), self.pad)
 
     def check_test(self) -> None:
