@@ -119,14 +119,17 @@ class AdaptedProduct(torch.autograd.Function):
             if not form.transposed and choice.project and (any(need_sum) or not choice.build):
                 projected = basis.project(gradient)
             if need_x:
-                stack = stacked(lambdas, gammas, a, form.peft)
-                if built is None and choice.build:
-                    built = effective(None if ctx.alone else weight, basis, stack, form, gradient.dtype)
+                if built is None:
+                    stack = stacked(lambdas, gammas, a, form.peft)
+                    if choice.build:
+                        built = effective(None if ctx.alone else weight, basis, stack, form, gradient.dtype)
+                    else:
+                        mixed = basis.mixed(stack).to(gradient.dtype)
                 plain = None
                 if weight is not None and (built is None or mask is not None):
                     plain = gradient @ weight.to(gradient.dtype)
                 if built is None:
-                    mixed, thin = basis.mixed(stack).to(gradient.dtype), None if form.transposed else projected
+                    thin = None if form.transposed else projected
                     grad_x = add_masked(plain, mask, partial(add_product, basis, mixed), gradient, thin)
                 else:
                     grad_x = add_masked(plain, mask, partial(add_matmul, built), gradient)
