@@ -1,6 +1,7 @@
 """Dropout on the input of an update: which entries are dropped, and the fast path beside the plain two products."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from randlora_pl.adapters import LoRA, RandLoRA, dropout, inject, sum_parts, tra
 from randlora_pl.adapters.dropout import drop_mask, dropped, in_parts, keep_scaling
 from randlora_pl.adapters.operations import Choice
 from tests.adapters.cases import One, assert_close, randomise
-from tests.adapters.test_sums import adapted, every_basis
+from tests.adapters.test_sums import BASES, FORMS, adapted, every_basis
+from tests.support.products import covering, marked
 
+COMPILED = [("dense", (24, 60)), ("hadamard", (60, 24))]
 SHAPES = [(24, 24), (24, 60), (60, 24), (130, 390), (300, 130)]
-FORMS = [Choice(*flags) for flags in itertools.product((False, True), repeat=2)]
 
 
 def dropping(in_features: int, out_features: int, basis: str, probability: float = 0.3) -> One:
@@ -63,13 +65,13 @@ def test_a_seed_gives_the_mask_again() -> None:
     assert torch.equal(*masks)
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (0, 5), (1,), (7,), (3, 5), (2, 3, 4, 5), (1500, 3)])
 @pytest.mark.parametrize("probability", [1e-9, 0.3, 1 - 1e-9])
-def test_any_shape_has_a_mask(shape: tuple[int, ...], probability: float) -> None:
-    x = torch.ones(shape)
-    assert drop_mask(x, probability).shape == x.shape
-    assert dropped(x, probability).shape == x.shape
-    assert dropped(x.to(torch.bfloat16), probability).dtype == torch.bfloat16
+def test_any_shape_has_a_mask(probability: float) -> None:
+    for shape in ((), (0,), (0, 5), (1,), (7,), (3, 5), (2, 3, 4, 5), (1500, 3)):
+        x = torch.ones(shape)
+        assert drop_mask(x, probability).shape == x.shape
+        assert dropped(x, probability).shape == x.shape
+        assert dropped(x.to(torch.bfloat16), probability).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("probability", [0.0004, 0.0031, 0.05, 0.3, 0.9, 0.999])
@@ -114,21 +116,17 @@ def test_parts_cover_all_tokens_in_order() -> None:
 # The fast path
 
 
-@every_basis
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("in_features", "out_features"), SHAPES)
+@pytest.mark.parametrize(("shape", "form", "basis"), covering(SHAPES, FORMS, BASES))
 def test_every_form_gives_the_numbers_and_gradients_of_the_two_products(
-    in_features: int, out_features: int, form: Choice, basis: str, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int], form: Choice, basis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not form.build and not form.project:
-        pytest.skip("the count never chooses this: two thin products project anyway")
     monkeypatch.setattr(sum_parts, "cheapest_alone", lambda *_: form)
     monkeypatch.setattr(dropout, "AT_ONCE", 4)
-    model = dropping(in_features, out_features, basis)
+    model = dropping(*shape, basis)
     model.fc.bias.requires_grad_()
     values = [model.fc.bias, *trainable_parameters(model).values()]
-    for shape in ((7, 3), (1,), (0,), (), (2, 2, 2)):
-        x = torch.randn(*shape, in_features, dtype=torch.float64, requires_grad=True)
+    for size in ((7, 3), (1,), (0,), (), (2, 2, 2)):
+        x = torch.randn(*size, shape[0], dtype=torch.float64, requires_grad=True)
         results = []
         for run in (model, lambda entry: plain(model, entry)):
             torch.manual_seed(3)
@@ -143,8 +141,7 @@ def test_every_form_gives_the_numbers_and_gradients_of_the_two_products(
             assert torch.allclose(model(x), results[0][0], rtol=1e-12, atol=1e-12)
 
 
-@every_basis
-@pytest.mark.parametrize("needs", list(itertools.product((False, True), repeat=4)))
+@pytest.mark.parametrize(("needs", "basis"), covering(itertools.product((False, True), repeat=4), BASES, strength=1))
 def test_any_part_may_be_frozen(needs: tuple[bool, ...], basis: str) -> None:
     for shape in ((24, 60), (60, 24)):
         model = dropping(*shape, basis)
@@ -180,8 +177,7 @@ def test_tokens_without_a_gradient_are_left_out(basis: str) -> None:
             assert torch.allclose(fast, slow, rtol=1e-10, atol=1e-10)
 
 
-@every_basis
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("basis", "reentrant"), covering(BASES, [False, True], strength=1))
 def test_recomputed_activations_drop_the_same_entries(basis: str, reentrant: bool) -> None:
     model = dropping(24, 60, basis)
     x = torch.randn(50, 24, dtype=torch.float64, requires_grad=True)
@@ -197,12 +193,12 @@ def test_recomputed_activations_drop_the_same_entries(basis: str, reentrant: boo
         assert torch.equal(first, second)
 
 
-@every_basis
 @pytest.mark.parametrize("autocast", [False, True])
-def test_bfloat16_keeps_its_dtypes(basis: str, autocast: bool) -> None:
+@pytest.mark.parametrize("basis", ["uniform", "hadamard"])
+def test_bfloat16_keeps_its_dtypes(basis: Any, autocast: bool) -> None:
     for shape in ((128, 256), (256, 128)):
         model = One(*shape)
-        inject(model, RandLoRA(5, dropout=0.3, basis="hadamard" if "hadamard" in basis else "uniform"), ["fc"])
+        inject(model, RandLoRA(5, dropout=0.3, basis=basis), ["fc"])
         randomise(model, 0.5)
         x = torch.randn(300, shape[0])
         torch.manual_seed(3)
@@ -252,8 +248,9 @@ def test_a_mask_that_no_gradient_needs_is_not_kept() -> None:
     assert all(tensor.dtype != torch.bool for tensor in kept)
 
 
-@every_basis
-@pytest.mark.parametrize("shape", [(24, 60), (60, 24)])
+@pytest.mark.parametrize(
+    ("basis", "shape"), marked(itertools.product(BASES, [(24, 60), (60, 24)]), COMPILED.__contains__)
+)
 def test_other_numbers_of_tokens_are_not_compiled_again(shape: tuple[int, int], basis: str) -> None:
     """Twice at most: for the first number, and for any."""
     model = dropping(*shape, basis)

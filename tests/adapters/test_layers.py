@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import DoRA, LoRA, RandLoRA, delta_weights, disabled, inject, merge, unload, unmerge
 from randlora_pl.adapters.layers import AdaptedAttention, AdaptedLinear
 from tests.adapters.cases import assert_close, randomise
+from tests.support.products import covering
 
 EMBED, HEADS, BATCH, QUERIES, KEYS = 12, 3, 4, 5, 7
 
@@ -85,11 +86,13 @@ def same(actual: tuple[Tensor, Tensor | None], expected: tuple[Tensor, Tensor | 
         assert_close(actual[1], expected[1], 1e-5)
 
 
-@pytest.mark.parametrize("mask", ["none", "bool", "float", "bool-3d", "float-3d", "padding", "padding-float", "both"])
-@pytest.mark.parametrize("need_weights", [False, True])
-@pytest.mark.parametrize("cross", [False, True])
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("batched", [False, True])
+FLAGS = [False, True]
+MASKS = ["none", "bool", "float", "bool-3d", "float-3d", "padding", "padding-float", "both"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "need_weights", "cross", "batch_first", "batched"), covering(MASKS, FLAGS, FLAGS, FLAGS, FLAGS)
+)
 def test_attention_is_the_plain_layer_with_the_update_written_in(
     mask: str, need_weights: bool, cross: bool, batch_first: bool, batched: bool
 ) -> None:
@@ -100,12 +103,17 @@ def test_attention_is_the_plain_layer_with_the_update_written_in(
         same(adapted(*arguments, **extra), plain(*arguments, **extra))
 
 
+OPTIONS: list[dict[str, Any]] = [
+    {"add_bias_kv": True},
+    {"add_zero_attn": True},
+    {"add_bias_kv": True, "bias": False},
+]
+
+
 @pytest.mark.parametrize(
-    "options", [{"add_bias_kv": True}, {"add_zero_attn": True}, {"add_bias_kv": True, "bias": False}]
+    ("options", "mask", "need_weights", "batched"),
+    covering(OPTIONS, ["none", "bool", "padding", "both"], FLAGS, FLAGS),
 )
-@pytest.mark.parametrize("mask", ["none", "bool", "padding", "both"])
-@pytest.mark.parametrize("need_weights", [False, True])
-@pytest.mark.parametrize("batched", [False, True])
 def test_rare_options_of_attention(options: dict[str, Any], mask: str, need_weights: bool, batched: bool) -> None:
     adapted, plain = attention_pair(batch_first=True, **options)
     arguments = tensors(True, True, batched)
@@ -212,9 +220,10 @@ def padding() -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # of the plain twin
-@pytest.mark.parametrize("targets", [None, ["qkv"], ["fc1"], ["fc2"], ["o"], ["all"], [r"layers\.1\..*"]])
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("targets", "padded", "nested"),
+    covering([None, ["qkv"], ["fc1"], ["fc2"], ["o"], ["all"], [r"layers\.1\..*"]], FLAGS, FLAGS),
+)
 def test_an_encoder_in_eval_uses_its_adapter(targets: list[str] | None, padded: bool, nested: bool) -> None:
     plain = encoder(nested).eval()
     adapted = copy.deepcopy(plain)

@@ -20,6 +20,7 @@ from randlora_pl.adapters.hadamard import Hadamard
 from randlora_pl.adapters.operations import Choice, cheapest
 from randlora_pl.adapters.randlora import RandLoRADelta
 from tests.adapters.cases import One, assert_close, bases_of, randomise
+from tests.support.products import covering, marked
 
 BASES: dict[str, dict[str, Any]] = {
     "dense": {},
@@ -32,7 +33,8 @@ BASES: dict[str, dict[str, Any]] = {
 }
 every_basis = pytest.mark.parametrize("basis", BASES)
 SHAPES = [(24, 24), (24, 60), (60, 24), (13, 20), (130, 390), (300, 130)]
-FORMS = [Choice(*flags) for flags in itertools.product((False, True), repeat=2)]
+# The count never chooses to neither build nor project: two thin products project anyway.
+FORMS = [Choice(True, False), Choice(True, True), Choice(False, True)]
 
 
 def adapted(in_features: int, out_features: int, basis: str, dtype: torch.dtype = torch.float64) -> One:
@@ -57,20 +59,16 @@ def forced(monkeypatch: pytest.MonkeyPatch, form: Choice) -> None:
 # The numbers
 
 
-@every_basis
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("in_features", "out_features"), SHAPES)
+@pytest.mark.parametrize(("shape", "form", "basis"), covering(SHAPES, FORMS, BASES))
 def test_every_form_gives_the_numbers_and_gradients_of_the_plain_product(
-    in_features: int, out_features: int, form: Choice, basis: str, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int], form: Choice, basis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not form.build and not form.project:
-        pytest.skip("the count never chooses this: two thin products project anyway")
-    model = adapted(in_features, out_features, basis)
+    model = adapted(*shape, basis)
     forced(monkeypatch, form)
     model.fc.bias.requires_grad_()
     values = [model.fc.bias, *trainable_parameters(model).values()]
-    for shape in ((7, 3), (1,), (0,), (), (2, 2, 2)):
-        x = torch.randn(*shape, in_features, dtype=torch.float64, requires_grad=True)
+    for size in ((7, 3), (1,), (0,), (), (2, 2, 2)):
+        x = torch.randn(*size, shape[0], dtype=torch.float64, requires_grad=True)
         results = []
         for run in (model, lambda entry: slow(model, entry)):
             output = run(x)
@@ -83,8 +81,7 @@ def test_every_form_gives_the_numbers_and_gradients_of_the_plain_product(
             assert torch.allclose(model(x), results[0][0], rtol=1e-12, atol=1e-12)
 
 
-@every_basis
-@pytest.mark.parametrize("needs", list(itertools.product((False, True), repeat=4)))
+@pytest.mark.parametrize(("needs", "basis"), covering(itertools.product((False, True), repeat=4), BASES, strength=1))
 def test_any_part_may_be_frozen(needs: tuple[bool, ...], basis: str) -> None:
     for shape in ((24, 60), (60, 24)):
         model = adapted(*shape, basis)
@@ -104,12 +101,12 @@ def test_any_part_may_be_frozen(needs: tuple[bool, ...], basis: str) -> None:
             assert torch.allclose(fast, plain, rtol=1e-10, atol=1e-10)
 
 
-@every_basis
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("shape", [(24, 60), (60, 24), (24, 24)])
-@pytest.mark.parametrize("counts", ["first", "none", "most", "all"])
+@pytest.mark.parametrize(
+    ("counts", "shape", "form", "basis"),
+    covering(["first", "none", "most", "all"], [(24, 60), (60, 24), (24, 24)], [None, *FORMS], BASES),
+)
 def test_tokens_without_a_gradient_are_left_out(
-    counts: str, shape: tuple[int, int], form: Choice, basis: str, monkeypatch: pytest.MonkeyPatch
+    counts: str, shape: tuple[int, int], form: Choice | None, basis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The forward pass takes any form, the backward pass may then take another one for its fewer tokens."""
     model = adapted(*shape, basis)
@@ -124,10 +121,10 @@ def test_tokens_without_a_gradient_are_left_out(
     expected = torch.autograd.grad((slow(model, x) * upper).sum(), values)
     real = sum_parts.cheapest
     with monkeypatch.context() as patch:
-        if form.build or form.project:
+        if form:
             forced(patch, form)
         output = model(x)
-    for backward in (real, lambda *_: form if form.build or form.project else Choice(True, False)):
+    for backward in (real, lambda *_: form or Choice(True, False)):
         monkeypatch.setattr(sum_parts, "cheapest", backward)
         found = torch.autograd.grad((output * upper).sum(), values, retain_graph=True)
         for fast, plain in zip(found, expected, strict=True):
@@ -264,9 +261,10 @@ def unused() -> Tensor:
     raise AssertionError("RandLoRA's update does not depend on the frozen weight")
 
 
-@pytest.mark.parametrize("trains", [False, True])
-@pytest.mark.parametrize("basis", ["dense-low", "hadamard"])
-@pytest.mark.parametrize("shape", [(128, 128), (128, 448), (448, 128)])
+@pytest.mark.parametrize(
+    ("shape", "basis", "trains"),
+    covering([(128, 128), (128, 448), (448, 128)], ["dense-low", "hadamard"], [False, True]),
+)
 def test_the_update_alone_takes_the_form_that_does_less(shape: tuple[int, int], basis: str, trains: bool) -> None:
     """Counted operations of either form, not the rule's own formula; near the point of balance either will do."""
     chosen = set()
@@ -293,9 +291,7 @@ def test_the_update_alone_takes_the_form_that_does_less(shape: tuple[int, int], 
     assert chosen == ({False, True} if few_only else {False})
 
 
-@every_basis
-@pytest.mark.parametrize("build", [False, True])
-@pytest.mark.parametrize("shape", [(24, 60), (60, 24), (24, 24)])
+@pytest.mark.parametrize(("shape", "build", "basis"), covering([(24, 60), (60, 24), (24, 24)], [False, True], BASES))
 def test_both_forms_of_the_update_alone_agree(
     shape: tuple[int, int], build: bool, basis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,9 +340,11 @@ def fresh(adapter: Adapter, in_features: int, out_features: int) -> One:
     return model
 
 
-@pytest.mark.parametrize("tokens", [100, 1000, 3000])
-@pytest.mark.parametrize(("in_features", "out_features"), [(256, 256), (256, 768), (256, 1024), (1024, 256)])
-def test_no_more_is_kept_than_by_lora(in_features: int, out_features: int, tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "in_features", "out_features"),
+    [(100, 256, 256), (100, 1024, 256), (1000, 256, 768), (3000, 256, 1024), (3000, 1024, 256)],
+)
+def test_no_more_is_kept_than_by_lora(tokens: int, in_features: int, out_features: int) -> None:
     x = torch.randn(tokens, in_features, requires_grad=True)
     lora = kept_bytes(fresh(LoRA(32), in_features, out_features), x)
     kept = {
@@ -446,7 +444,7 @@ def test_data_parallel_training_gives_the_same_gradients(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="the compiler of PyTorch needs one of C++")
-@pytest.mark.parametrize("basis", ["dense", "ternary", "hadamard"])
+@pytest.mark.parametrize(("basis",), marked([("dense",), ("ternary",), ("hadamard",)], ("dense",).__eq__))
 def test_a_compiled_layer_gives_the_same_numbers(basis: str) -> None:
     model = nn.Sequential(adapted(64, 192, basis, torch.float32), nn.GELU(), adapted(192, 64, basis, torch.float32))
     x = torch.randn(150, 64, requires_grad=True)

@@ -10,6 +10,7 @@ from torch.func import functional_call
 from randlora_pl.adapters import trainable_parameters
 from tests.adapters import reference
 from tests.adapters.cases import KINDS, METHODS, WHOLE, SelfAttention, assert_close, inputs, trained
+from tests.support.products import covering
 
 ATTENTION = [kind for kind in KINDS if kind.startswith("mha-")]
 ADDING = [method for method in METHODS if method not in WHOLE]
@@ -29,8 +30,7 @@ def by_hand(model: Any) -> SelfAttention:
     return plain
 
 
-@pytest.mark.parametrize("kind", ATTENTION)
-@pytest.mark.parametrize("method", ADDING)
+@pytest.mark.parametrize(("method", "kind"), covering(ADDING, ATTENTION, strength=1))
 def test_output_and_input_gradient(method: str, kind: str) -> None:
     _, model = trained(method, kind)
     plain, x = by_hand(model), inputs(model)
@@ -44,8 +44,7 @@ def test_output_and_input_gradient(method: str, kind: str) -> None:
         assert_close(ours, theirs, 2e-5)
 
 
-@pytest.mark.parametrize("kind", ATTENTION)
-@pytest.mark.parametrize("method", ADDING)
+@pytest.mark.parametrize(("method", "kind"), covering(ADDING, ATTENTION, strength=1))
 def test_parameter_gradients(method: str, kind: str) -> None:
     """Through autograd of a plain layer that is called with W0 + delta as its weights."""
     base, model = trained(method, kind, torch.float64)

@@ -30,6 +30,7 @@ from randlora_pl.interop.peft_export import export_peft
 from randlora_pl.interop.peft_import import import_peft
 from tests.adapters.cases import assert_close, randomise
 from tests.judges.models import MODELS
+from tests.support.products import covering
 
 FAMILIES = ["qwen2", "llama", "phi3", "roberta", "gpt2"]
 CONFIGS: dict[str, Callable[[Any, float], Any]] = {
@@ -79,9 +80,7 @@ def trained(theirs: Any, ours: nn.Module) -> Iterator[tuple[str, nn.Parameter, n
     assert not own
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", CONFIGS)
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize(("dropout", "method", "family"), covering([0.0, 0.4], CONFIGS, FAMILIES, strength=1))
 def test_outputs_and_gradients_are_peft_s(
     dropout: float, method: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,8 +107,7 @@ def test_outputs_and_gradients_are_peft_s(
         assert second.grad.any()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.parametrize(("method", "family"), covering(CONFIGS, FAMILIES, strength=1))
 def test_updates_and_merged_weights_are_peft_s(method: str, family: str, tmp_path: Path) -> None:
     theirs, ours = pair(method, family, 0.0, tmp_path)
     if method != "dora":

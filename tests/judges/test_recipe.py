@@ -9,6 +9,7 @@ from torch import nn
 
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.interop import peft_bases
+from tests.support.products import covering
 
 # Tall, wide, square, several at once; ranks that divide the smaller side and that do not, and one above it.
 LAYERS = [
@@ -18,6 +19,7 @@ LAYERS = [
     ({"a": (6, 24), "b": (24, 6), "c": (10, 10)}, 5),
 ]
 LAYERS += [({"a": (4, 12)}, 6)]
+KINDS = [{}, {"sparse": True}, {"very_sparse": True}, {"sparse": True, "very_sparse": True}]
 
 
 def adapted(layers: dict[str, tuple[int, int]], config: Any) -> tuple[Any, list[WeightShape]]:
@@ -26,10 +28,9 @@ def adapted(layers: dict[str, tuple[int, int]], config: Any) -> tuple[Any, list[
     return get_peft_model(model, config), [WeightShape(name, o, i) for name, (i, o) in layers.items()]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", [{}, {"sparse": True}, {"very_sparse": True}, {"sparse": True, "very_sparse": True}])
-@pytest.mark.parametrize(("layers", "rank"), LAYERS)
-@pytest.mark.parametrize("key", [0, 7])
-def test_randlora(layers: dict[str, tuple[int, int]], rank: int, key: int, kind: dict[str, bool]) -> None:
+@pytest.mark.parametrize(("kind", "case", "key"), covering(KINDS, LAYERS, [0, 7], strength=1))
+def test_randlora(kind: dict[str, bool], case: tuple[dict[str, tuple[int, int]], int], key: int) -> None:
+    layers, rank = case
     peft, shapes = adapted(layers, RandLoraConfig(r=rank, projection_prng_key=key, **kind))
     a, b = peft_bases.draw_randlora(key, rank, shapes, **kind)
     assert torch.equal(a, peft.base_model.randlora_A["default"].float())
@@ -56,9 +57,9 @@ def test_the_two_dtypes_have_nothing_in_common_at_the_size_of_real_layers() -> N
         assert (one - other).abs().max() > 1
 
 
-@pytest.mark.parametrize(("layers", "rank"), LAYERS)
-@pytest.mark.parametrize("key", [0, 7])
-def test_vera(layers: dict[str, tuple[int, int]], rank: int, key: int) -> None:
+@pytest.mark.parametrize(("case", "key"), covering(LAYERS, [0, 7], strength=1))
+def test_vera(case: tuple[dict[str, tuple[int, int]], int], key: int) -> None:
+    layers, rank = case
     peft, shapes = adapted(layers, VeraConfig(r=rank, projection_prng_key=key))
     a, b = peft_bases.draw_vera(key, rank, shapes)
     assert torch.equal(a, peft.base_model.vera_A["default"])

@@ -17,6 +17,7 @@ from randlora_pl.interop.peft_export import export_peft
 from randlora_pl.interop.peft_import import import_peft
 from tests.adapters.cases import assert_close, randomise
 from tests.judges.models import MODELS
+from tests.support.products import covering
 
 OURS: dict[str, Callable[[], Adapter]] = {
     "randlora": lambda: RandLoRA(5, pairing="peft", seed=3),
@@ -51,8 +52,7 @@ def same(first: nn.Module, second: nn.Module, kind: str) -> None:
     assert_close(MODELS[kind].outputs(second), MODELS[kind].outputs(first), 1e-5)
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("method", OURS)
+@pytest.mark.parametrize(("method", "kind"), covering(OURS, MODELS, strength=1))
 def test_ours_to_peft_to_ours(method: str, kind: str, tmp_path: Path) -> None:
     base = MODELS[kind].build()
     ours = copy.deepcopy(base)
@@ -85,8 +85,7 @@ def trained_peft(method: str, kind: str, folder: Path) -> tuple[nn.Module, nn.Mo
     return base, theirs.get_base_model()
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("method", PEFT)
+@pytest.mark.parametrize(("method", "kind"), covering(PEFT, MODELS, strength=1))
 def test_peft_to_ours_to_peft(method: str, kind: str, tmp_path: Path) -> None:
     base, theirs = trained_peft(method, kind, tmp_path / "peft")
     ours = import_peft(tmp_path / "peft", copy.deepcopy(base))
