@@ -56,6 +56,12 @@ def test_two_names_of_one_run_are_refused() -> None:
         cells_of(methods=twins)
 
 
+def test_an_untrained_model_is_not_the_training_with_its_config() -> None:
+    cells = cells_of(budgets=["100%"], methods={"full": {"config": "full"}, "zero-shot": None})
+    untrained, full = sorted(cells, key=lambda cell: not cell.untrained)
+    assert untrained.flat == full.flat and untrained.hash != full.hash
+
+
 def test_dora_around_another_method() -> None:
     (cell,) = cells_of(methods={"DoRA": {"adapter": "DoRA", "inner": {"adapter": "LoRA", "match": "randlora:6"}}})
     assert cell.flat["model.adapter.inner"] == "LoRA" and cell.flat["model.adapter.inner.match"] == "randlora:6"

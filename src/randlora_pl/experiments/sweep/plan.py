@@ -52,8 +52,11 @@ class Cell:
 
     @property
     def hash(self) -> str:
-        """The first 12 hex digits of the SHA-256 of `flat`, the name of its folder."""
-        return digest(self.flat)
+        """The first 12 hex digits of the SHA-256 of `flat`, the name of its folder.
+
+        A test of the untrained model is told apart from a training with the same config by its budget.
+        """
+        return digest(self.flat | ({"budget": ZERO_SHOT} if self.untrained else {}))
 
     @property
     def untrained(self) -> bool:
