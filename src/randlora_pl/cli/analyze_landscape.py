@@ -215,7 +215,7 @@ def _compute(
                     print(f"A row of {len(values)} points took {duration(took, 1)}: about {every} in all")
                 tick(1)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"go on with: randlora-pl analyze landscape --resume {folder}") from stop
+        raise type(stop)(f"go on with: randlora-pl analyze landscape --resume {folder}") from stop
     return folder
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from randlora_pl import __version__
+from randlora_pl.cli.signals import sigterm_is_told
 from randlora_pl.errors import LostProcessError, Terminated, UserError, near
 from randlora_pl.parallel.launch import process_rank, said_by_the_first
 
@@ -80,7 +81,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
-        return _run(words)
+        with sigterm_is_told():
+            return _run(words)
     except UserError as error:
         if os.environ.get("RANDLORA_PL_TRACEBACK"):
             raise

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from randlora_pl.cli.sweep_job import Job, summary
 from randlora_pl.cli.tables import table
 from randlora_pl.durations import duration
-from randlora_pl.errors import Terminated, UserError
+from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN
 from randlora_pl.experiments.sweep.plan import Cell
 
@@ -100,10 +100,12 @@ def work(
     from randlora_pl.callbacks.console import log_to_terminal
     from randlora_pl.cli.cells import Runner
     from randlora_pl.cli.explain import full_disk
+    from randlora_pl.experiments.sweep.launch import end_with_parent
     from randlora_pl.experiments.sweep.loop import Loop
     from randlora_pl.experiments.sweep.progress import Progress
     from randlora_pl.keep import keeping
 
+    end_with_parent()
     log_to_terminal()
     estimator = estimator_of(job)
     progress = Progress(job.folder, job.chosen, estimator)
@@ -120,8 +122,7 @@ def work(
                 job.chosen = loop.cells = progress.cells = rounds()
                 outcome = loop.work()
     except KeyboardInterrupt as stop:
-        kind = Terminated if isinstance(stop, Terminated) else KeyboardInterrupt
-        raise kind(f"{summary(job)}; go on with: {job.same}") from None
+        raise type(stop)(f"{summary(job)}; go on with: {job.same}") from None
     except UserError as error:
         if full_disk(error):
             raise UserError(f"{full_disk(error)}. {summary(job)}; make room, then: {job.same}") from error
@@ -164,8 +165,8 @@ def spawn(job: Job, words: Sequence[str], jobs: int, rounds: Rounds | None = Non
     try:
         with progress.shown():
             codes = local(words, job.folder.path, jobs, look)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{summary(job)}; go on with: {job.same}") from None
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"{summary(job)}; go on with: {job.same}") from None
     if not any(job.folder.state(cell) == OPEN for cell in job.chosen):
         return ""
     lost = [code for code in codes if code not in (0, 1)]

@@ -51,7 +51,7 @@ def zeroshot_verb(args: list[str]) -> int:
                 raise
             failed[row.name] = str(error)
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(f"what was finished is in {folder}" if folder else "") from stop
+            raise type(stop)(f"what was finished is in {folder}" if folder else "") from stop
         folder = folder or _folder(typed.root_of_runs)
         _write(folder, clip, found, failed, absent)
     _print(clip, found, failed, [find(name) for name in absent], root)

@@ -2,15 +2,17 @@
 
 import os
 import stat
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from randlora_pl.cli.sweep import run_in_job
 from randlora_pl.errors import UserError
-from randlora_pl.experiments.sweep import launch
+from randlora_pl.experiments.sweep import launch, locks
 from tests.cli.conftest import Run
 from tests.cli.conftest import run as run  # the fixture
 from tests.experiments.sweep.grids import written
@@ -37,6 +39,29 @@ def test_processes_are_ended_with_this_one(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt):
         launch.local(["sweep"], tmp_path, 2, look)
     assert _sleeper.started and all(process.poll() is not None for process in _sleeper.started)
+
+
+def test_processes_end_with_a_killed_one(tmp_path: Path) -> None:
+    """The one that `local` starts writes its number, and waits; what starts it is killed."""
+    child = tmp_path / "child"
+    code = "import os, sys, time; from randlora_pl.experiments.sweep.launch import end_with_parent as end; end();"
+    code += f"open({str(tmp_path / 'started')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    child.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}"\n')
+    child.chmod(stat.S_IRWXU)
+    parent = "import sys; from pathlib import Path; from randlora_pl.experiments.sweep import launch;"
+    parent += f"sys.executable = {str(child)!r}; launch.local([], Path({str(tmp_path)!r}), 1, lambda: None)"
+    with subprocess.Popen([sys.executable, "-c", parent]) as process:
+        assert _within(20, lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text())
+        process.kill()
+    number = int((tmp_path / "started").read_text())
+    assert _within(10, lambda: not locks._started(number))
+
+
+def _within(seconds: float, what: Callable[[], object]) -> bool:
+    until = time.monotonic() + seconds
+    while not what() and time.monotonic() < until:
+        time.sleep(0.02)
+    return bool(what())
 
 
 class _sleeper:

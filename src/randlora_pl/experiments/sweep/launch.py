@@ -5,12 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from randlora_pl.errors import UserError
+
+PARENT = "RANDLORA_PL_SWEEP_PARENT"
+"""Environment variable of the processes that `local` starts."""
 
 _PATIENCE = 60.0
 """Seconds that processes get to end their step after SIGTERM."""
@@ -36,17 +40,17 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
     logs.mkdir(parents=True, exist_ok=True)
     started: list[subprocess.Popen[bytes]] = []
 
-    def terminated(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, terminated)
     try:
         for number in range(jobs):
             with (logs / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{number + 1}.log").open("ab") as log:
                 command = [sys.executable, "-m", "randlora_pl", *words]
                 started.append(
                     subprocess.Popen(
-                        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_share(number, jobs)
+                        command,
+                        stdout=log,
+                        stderr=log,
+                        stdin=subprocess.PIPE,
+                        env=_share(number, jobs) | {PARENT: "stdin"},
                     )
                 )
         while running := [process for process in started if process.poll() is None]:
@@ -56,8 +60,24 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
         look()
     finally:
         _end(started)
-        signal.signal(signal.SIGTERM, before)
     return [process.returncode for process in started]
+
+
+def end_with_parent() -> None:
+    """Has a process that `local` started end as at SIGTERM when the starting one is gone, even if that was killed.
+
+    Its standard input is a pipe that nobody writes to: it ends with the process that holds the other end.
+    """
+    if os.environ.pop(PARENT, None) is None:  # popped: processes that this one starts have another input
+        return
+
+    def wait() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_PATIENCE)
+        os._exit(1)  # its locks are those of a dead owner then
+
+    threading.Thread(target=wait, name="sweep-parent", daemon=True).start()
 
 
 def _share(number: int, jobs: int) -> dict[str, str]:

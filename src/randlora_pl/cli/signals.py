@@ -1,0 +1,38 @@
+"""SIGTERM outside a training: told in a line, with what a verb says of its work, like Ctrl-C."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from randlora_pl.errors import Terminated
+
+
+@contextmanager
+def sigterm_is_told() -> Iterator[None]:
+    """Raise `Terminated` at SIGTERM, unless a training, a server or the caller of `main` handles it.
+
+    Lightning calls the handler that it finds after its own; only the installed one raises, so that a training saves its
+    step first.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    own = os.getpid()
+
+    def terminated(number: int, frame: Any) -> None:
+        if os.getpid() != own:  # a process that was forked from this one
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif signal.getsignal(signal.SIGTERM) is terminated:
+            raise Terminated
+
+    signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    finally:
+        if os.getpid() == own:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
