@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.adapters import DoRA, LoRA, RandLoRA
+from randlora_pl.adapters import DoRA, RandLoRA
 from randlora_pl.cli import runs
 from randlora_pl.cli.compose import compose
 from randlora_pl.cli.train import DEFAULTS
@@ -115,21 +115,6 @@ def test_given_seeds_stay_in_the_resolved_config(seed: int | None) -> None:
     assert runs.without_seed(RandLoRA(seed=3), given).seed == seed
     inner = runs.without_seed(DoRA(RandLoRA(seed=3)), {"class_path": "DoRA", "init_args": {"inner": given}}).inner
     assert inner.seed == seed
-
-
-def test_adapter_folders_say_which_task_they_need(tmp_path: Path) -> None:
-    metadata = {"task": "TextHeadTask", "arguments": {"name": "tiny", "seed": 4}, "classnames": [], "templates": []}
-    content = LoRA(rank=3).describe() | {"format_version": 2, "metadata": metadata}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
-    model = runs.adapter_config(tmp_path)["model"]
-    assert model["class_path"] == "TextHeadTask"
-    assert model["init_args"]["name"] == "tiny" and "seed" not in model["init_args"]
-    assert model["init_args"]["adapter"]["init_args"]["rank"] == 3
-    (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(UserError, match="says nothing of a task"):
-        runs.adapter_config(tmp_path)
-    with pytest.raises(UserError, match="is no adapter folder"):
-        runs.adapter_config(tmp_path / "nowhere")
 
 
 def test_older_configs_are_kept(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_test_and_validate_of_a_run_give_its_figures(run: Run, finished: Path, t
     assert f"accuracy {100 * results['test/acc']:.2f} %" in result.out
     tested = json.loads((only_run(tmp_path, "quickstart-test") / "results.json").read_text())
     assert tested["test/acc"] == results["test/acc"]
-    result = run("validate", "--adapter", str(finished / "adapter"), "--run.root", "runs")
+    result = run("validate", "--run", str(finished), "--run.root", "runs")
     assert f"accuracy {100 * results['val/acc']:.2f} %" in result.out
 
 

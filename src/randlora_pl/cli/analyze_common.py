@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.compose import read_config
+from randlora_pl.cli.adapter_config import config_beside, data_beside
 from randlora_pl.cli.runs import ADAPTER, CONFIG, output_folder
 from randlora_pl.errors import UserError
 
@@ -60,9 +60,9 @@ def open_run(path: Path) -> Run:
         raise UserError(f"{path} has no adapter yet; go on with: randlora-pl fit --resume {path}")
     file = read_adapter(adapter)
     folder = adapter.resolve().parent
-    if (folder / CONFIG).is_file():
-        config = read_config(folder / CONFIG)
-        known = dict(config.get("data") or {}) | {"seed": config.get("seed_everything", 0)}
+    if beside := config_beside(adapter):
+        config = data_beside(beside)
+        known = config.get("data", {}) | {"seed": config.get("seed_everything", 0)}
     else:
         known = dict(file.metadata.get("training", {}))
     data = {name: known[name] for name in (*_DATA, "seed") if known.get(name) is not None}

@@ -50,6 +50,8 @@ _Loader.yaml_implicit_resolvers = {  # a date is a name here, as on the command 
 
 CLASSES = ("model", "model.adapter", "model.adapter.inner")
 """Options whose value is a class, each an argument of the one before."""
+CLASS_KEYS = frozenset({"class_path", "init_args", "dict_kwargs"})
+"""Keys by which a config builds an object of any class."""
 _GROUPS = ("data", "trainer", "run", "checkpoint", "gradient_flow", "spectrum")
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.cli.adapter_config import adapter_config
 from randlora_pl.cli.pages import page
 from randlora_pl.cli.predict_options import parse
 from randlora_pl.cli.predictions import Predictions
-from randlora_pl.cli.runs import adapter_config
 from randlora_pl.errors import UserError
 from randlora_pl.language.known import TASKS
 

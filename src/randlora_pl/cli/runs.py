@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.compose import Command, Tree, flatten, normalise
-from randlora_pl.description import check_description
 from randlora_pl.errors import UserError
 from randlora_pl.parallel.launch import agree
-from randlora_pl.weights_files import find_weights
 
 CONFIG = "config.yaml"
 CHECKSUM = "# SHA-256 of the lines below: "
@@ -192,49 +190,6 @@ def keep_older(file: Path) -> None:
             shutil.copyfile(file, part)
             part.replace(older)
             return
-
-
-def adapter_config(folder: Path) -> Tree:
-    """The model part of a config, from an adapter folder or file that a task has written.
-
-    Raises:
-        UserError: It is no such folder.
-    """
-    file = folder if folder.is_file() else folder / "adapter_config.json"
-    if not file.is_file():
-        inside = [name for name in (ADAPTER, "adapter-best") if (folder / name).is_dir()]
-        hint = f" Did you mean {folder / inside[0]}?" if inside else " A run keeps it in RUN/adapter."
-        raise UserError(f"{folder} is no adapter folder: it has no {file.name}.{hint}")
-    try:
-        content = _metadata(file) if file == folder else json.loads(file.read_text(encoding="utf-8"))
-        metadata = content["metadata"]
-        task, arguments = metadata["task"], metadata["arguments"]
-        check_description(content, file)
-        adapter = _as_class(content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} says nothing of a task ({type(error).__name__}: {error}).") from error
-    arguments = {name: value for name, value in arguments.items() if name != "seed"}
-    if weights := find_weights(content.get("base_model", {}), folder):
-        arguments["pretrained"] = weights
-    return {"model": {"class_path": task, "init_args": arguments | {"adapter": adapter}}}
-
-
-def _metadata(file: Path) -> Any:
-    """The description that one ``.safetensors`` file carries, read without PyTorch: length, JSON header, tensors."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > min(file.stat().st_size, 100_000_000):  # the format's own limit
-            raise ValueError("no safetensors file")
-        header = json.loads(stream.read(length))
-    return json.loads(header["__metadata__"]["adapter_config"])
-
-
-def _as_class(description: Any) -> Any:
-    """``{"method": ..., "options": ...}`` of a file as ``class_path`` and ``init_args``."""
-    if not (isinstance(description, dict) and "method" in description):
-        return description
-    options = {name: _as_class(value) for name, value in description["options"].items()}
-    return {"class_path": description["method"]} | ({"init_args": options} if options else {})
 
 
 def architecture(flat: dict[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.cli.adapter_config import adapter_config
 from randlora_pl.cli.pages import page
 from randlora_pl.cli.parsing import Parser
-from randlora_pl.cli.runs import adapter_config
 from randlora_pl.errors import UserError
 from randlora_pl.weights_files import file_name
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from randlora_pl.cli.adapter_config import adapter_config, config_beside, data_beside
 from randlora_pl.cli.compose import FOLDER_OPTIONS, Command, Tree, compose, merge, normalise, read_config
 from randlora_pl.cli.explain import (
     build_error,
@@ -25,7 +26,6 @@ from randlora_pl.cli.runs import (
     ADAPTER,
     CONFIG,
     LAST,
-    adapter_config,
     check_architecture,
     check_run,
     newest_unfinished,
@@ -67,6 +67,8 @@ def evaluate_verb(args: list[str]) -> int:
 def prepare(verb: str, args: list[str]) -> Command:
     """The checked command; what a run or an adapter folder says comes before everything that was typed.
 
+    The config of a run (``--run``, ``--resume``) is trusted whole; beside an adapter only data options are read.
+
     Raises:
         UserError: See `compose` and `check_names`.
     """
@@ -82,10 +84,12 @@ def prepare(verb: str, args: list[str]) -> Command:
         if not (folders["run"] / ADAPTER).is_dir():
             place = shlex.quote(str(folders["run"]))
             raise UserError(f"{folders['run']} is not finished: randlora-pl fit --resume {place}")
-    elif "adapter" in folders and not typed_config:
-        beside = folders["adapter"].resolve().parent / CONFIG
-        words = ["--config", str(beside), *words] if beside.is_file() else words
+    beside = config_beside(folders["adapter"]) if "adapter" in folders and not typed_config else None
+    if beside is not None:
+        defaults = merge(defaults, data_beside(beside))
     command = compose(verb, words, defaults)
+    if beside is not None:
+        command.named.append(str(beside))
     if verb != "fit":
         command.config.pop("ckpt_path", None)  # where the run's training started from
     adapter = adapter_of(command)
