@@ -26,7 +26,6 @@ LARGEST_FILE = 2**31 - 2**27  # protobuf ends at 2 GiB, and the graph needs room
 FACTS = "randlora_pl.json"
 """Name of the facts inside an exported program; ONNX files have them as metadata, an entry each."""
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_OLDEST = (2, 6)
 
 
 @dataclass(frozen=True)
@@ -48,19 +47,13 @@ def check_packages() -> None:
     """Refuses to go on without the packages of the extra.
 
     Raises:
-        UserError: One is missing, or PyTorch's exporter is too old.
+        UserError: One is missing.
     """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"--to onnx needs {', '.join(missing)}, not installed here: pip install 'randlora-pl[onnx]'. "
             "--to torch needs no more than PyTorch."
-        )
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version < _OLDEST:
-        raise UserError(
-            f"--to onnx needs PyTorch {'.'.join(map(str, _OLDEST))} or newer, this is {torch.__version__}: "
-            "pip install -U 'randlora-pl[onnx]'. --to torch works with this one."
         )
 
 
