@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,18 @@ def test_unreadable_images_can_be_skipped(run: Run, finished: Path, photos: Path
     result = run(*base, "--output", "rest.csv", "--on-error", "skip")
     assert result.code == 0 and "1 unreadable images are left out" in result.out
     assert (tmp_path / "rest.csv").read_text() == (tmp_path / "whole.csv").read_text()
+
+
+def test_pipes_and_large_images_in_a_folder(run: Run, finished: Path, photos: Path) -> None:
+    os.mkfifo(photos / "pipe.png")
+    Image.new("RGB", (9, 9)).save(photos / "large.png")
+    base = ("predict", "--adapter", str(finished / "adapter"), "--images", str(photos), "--output", "-")
+    skipped = run(*base, "--on-error", "skip", "--max-pixels", "80")
+    assert skipped.code == 0 and len(skipped.out.splitlines()) == 1 + 3  # 8 x 8 pixels each
+    assert "pipe.png" in skipped.err and "large.png" in skipped.err
+    refused = run(*base[:3], "--images", str(photos / "large.png"), "--output", "-", "--max-pixels", "80")
+    assert refused.code == 2 and "--max-pixels" in refused.err
+    assert run(*base[:3], "--images", str(photos / "large.png"), "--output", "-").code == 0
 
 
 def test_truncated_adapter_names_the_file(

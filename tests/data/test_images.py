@@ -1,3 +1,4 @@
+import os
 import struct
 from pathlib import Path
 
@@ -5,7 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from randlora_pl.data.images import ArrayImages, BoxImages, FileImages, PathsBelow, decode, is_image
+from randlora_pl.data.images import (
+    MOST_BYTES,
+    ArrayImages,
+    BoxImages,
+    FileImages,
+    PathsBelow,
+    decode,
+    is_image,
+)
 from randlora_pl.errors import UserError
 
 from .conftest import save_image
@@ -173,3 +182,31 @@ def test_a_jpeg_is_decoded_at_a_fraction_that_keeps_the_pixels_needed(
     assert np.array_equal(decode(Path("name"), short, path.read_bytes()), small)
     Image.fromarray(ramp).save(path.with_suffix(".png"))
     assert decode(path.with_suffix(".png"), 60).shape == (480, 640, 3)  # only JPEG can
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_only_plain_files_are_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "z.png"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"z.png cannot be read: .*not a plain file"):
+        decode(path)
+
+
+def test_a_file_of_too_many_bytes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.png").open("wb") as stream:
+        stream.truncate(MOST_BYTES + 1)  # sparse
+    with pytest.raises(UserError, match="bytes"):
+        decode(tmp_path / "a.png")
+
+
+def test_no_other_program_is_started_for_an_image(tmp_path: Path) -> None:
+    (tmp_path / "e.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(UserError, match="formats JPEG"):
+        decode(tmp_path / "e.png")
+
+
+def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a.png", size=(20, 10))
+    assert decode(path, most_pixels=200).shape == (10, 20, 3)
+    with pytest.raises(UserError, match="20 x 10 = 200 pixels, and 199"):
+        FileImages([path], most_pixels=199).load(0)

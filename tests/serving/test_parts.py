@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from randlora_pl.data.images import known
 from randlora_pl.serving import uploads
 from randlora_pl.serving.api import PatientLoop
-from randlora_pl.serving.images import Limits, RefusedError, check_header, known_formats
+from randlora_pl.serving.images import TAKEN, Limits, RefusedError, check_header
 from randlora_pl.serving.uploads import Deadline
 from tests.serving import pictures
 
@@ -27,7 +28,7 @@ def test_limits_are_inclusive() -> None:
 
 def test_formats() -> None:
     """AVIF is left out: its header need not say how large the stream is."""
-    assert {"JPEG", "PNG", "GIF", "WEBP", "TIFF"} < set(known_formats()) and "AVIF" not in known_formats()
+    assert {"JPEG", "PNG", "GIF", "WEBP", "TIFF"} < set(known(TAKEN)) and "AVIF" not in known(TAKEN)
 
 
 def item(name: str, age: float = 0.0) -> tuple[int, str, float, str]:

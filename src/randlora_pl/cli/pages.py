@@ -62,6 +62,7 @@ they can, one base model; the file then has a line for each image and adapter: i
   --batch-size N        Images or texts at a time (default 64, prompts 16)
   --device DEVICE       cpu, cuda, mps ... (default: what there is)
   --on-error ACTION     raise, or skip an unreadable image and go on
+  --max-pixels N        Largest image, width x height (default 50000000)
 """,
     "compare-methods": """\
 Every method on one few-shot data set over several seeds: mean and standard error, beside plain baselines.

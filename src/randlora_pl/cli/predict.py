@@ -8,7 +8,7 @@ from typing import Any
 
 from randlora_pl.cli.adapter_config import adapter_config
 from randlora_pl.cli.pages import page
-from randlora_pl.cli.predict_options import parse
+from randlora_pl.cli.predict_options import MAX_PIXELS, parse
 from randlora_pl.cli.predictions import Predictions
 from randlora_pl.errors import UserError
 from randlora_pl.language.known import TASKS
@@ -78,6 +78,7 @@ def classify(options: argparse.Namespace) -> Predictions:
 
     from randlora_pl.adapters import read_adapter
     from randlora_pl.data import open_images
+    from randlora_pl.data.images import trust_the_limit
     from randlora_pl.data.predict import frame_of
     from randlora_pl.tasks import load_tasks, weighted_task
 
@@ -89,7 +90,9 @@ def classify(options: argparse.Namespace) -> Predictions:
     frames = [frame_of(files[name].metadata, task.image_spec) for name, task in tasks.items()]
     skip = options.on_error == "skip"
     batch_size = options.batch_size or 64
-    opened = {frame: open_images(options.images, frame, batch_size, skip=skip) for frame in frames}
+    most = options.max_pixels or MAX_PIXELS
+    trust_the_limit()
+    opened = {frame: open_images(options.images, frame, batch_size, skip=skip, most_pixels=most) for frame in frames}
     loaders, images = [loader for loader, _ in opened.values()], opened[frames[0]][1]
     found = Predictions.of_classes(
         list(tasks),
@@ -113,7 +116,8 @@ def classify(options: argparse.Namespace) -> Predictions:
                 turns.reverse()  # the last adapter is in the model already
     except UserError as error:  # an unreadable image; the advice for data sets does not fit here
         what = str(error).partition(" Replace it")[0]
-        raise UserError(f"{what} Leave it out of --images, or go on without it: --on-error skip") from error
+        larger = "allow it by --max-pixels N, " if "pixels, and" in what else ""
+        raise UserError(f"{what} Leave it out of --images, {larger}or go on without it: --on-error skip") from error
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

@@ -9,7 +9,10 @@ from pathlib import Path
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.errors import UserError
 
-_OF_IMAGES = ("weights", "on_error")
+_OF_IMAGES = ("weights", "on_error", "max_pixels")
+MAX_PIXELS = 50_000_000
+"""Of an image, as of `serve`: what decoding it takes is 4 bytes a pixel and more."""
+
 _OF_TEXTS = ("max_new_tokens", "beams", "precision")
 
 
@@ -35,10 +38,11 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_weights()
     parser.add_argument("--device", default="auto")
     parser.add_argument("--on-error", "--on_error", choices=("raise", "skip"))
+    parser.add_argument("--max-pixels", "--max_pixels", type=int)
     options = parser.parse_args(args)
     if not options.images and not options.texts:
         raise UserError("predict: give --images PATH, or for a language model --texts FILE.")
-    for name in ("top_k", "batch_size", "max_new_tokens", "beams"):
+    for name in ("top_k", "batch_size", "max_new_tokens", "beams", "max_pixels"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{_typed(name)} is {value}: give a positive whole number.")

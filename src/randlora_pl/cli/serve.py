@@ -10,6 +10,7 @@ from typing import Any
 from randlora_pl.cli.adapter_config import adapter_config
 from randlora_pl.cli.pages import page
 from randlora_pl.cli.parsing import Parser
+from randlora_pl.cli.predict_options import MAX_PIXELS
 from randlora_pl.errors import UserError
 from randlora_pl.weights_files import file_name
 
@@ -33,7 +34,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", "--batch_size", type=int, default=16)
     parser.add_argument("--batch-timeout", "--batch_timeout", type=float, default=0.01)
     parser.add_argument("--max-upload-mb", "--max_upload_mb", type=float, default=20.0)
-    parser.add_argument("--max-pixels", "--max_pixels", type=int, default=50_000_000)
+    parser.add_argument("--max-pixels", "--max_pixels", type=int, default=MAX_PIXELS)
     options = parser.parse_args(args)
     if options.host not in HOSTS:
         raise UserError(

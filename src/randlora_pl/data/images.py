@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from randlora_pl.errors import UserError
+from randlora_pl.plain_files import read_plain
 
 SUFFIXES = frozenset(
     {
@@ -22,7 +23,14 @@ SUFFIXES = frozenset(
 """Suffixes taken for image files, compared in lower case."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""Pillow's names of the formats with these suffixes."""
+"""Pillow's names of the formats with these suffixes, the only ones that are opened: it would start other programs for
+some of the rest, such as PostScript."""
+
+MOST_BYTES = 2**30
+"""Largest image file that is read."""
+
+MOST_PIXELS = 178_956_970
+"""Largest image that is decoded, width x height: 512 MiB in memory."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -141,9 +149,15 @@ def _is_file(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files, decoded at each call."""
+    """Image files, decoded at each call.
+
+    Attributes:
+        paths: The files.
+        most_pixels: Of an image, width x height.
+    """
 
     paths: Sequence[Path]
+    most_pixels: int = MOST_PIXELS
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -154,7 +168,7 @@ class FileImages:
         Raises:
             UserError: The file is missing, truncated or no image; it is named.
         """
-        return decode(self.paths[index], short)
+        return decode(self.paths[index], short, most_pixels=self.most_pixels)
 
     def name(self, index: int) -> str:
         """The file's path."""
@@ -200,7 +214,8 @@ def decode(
     short: int = 0,
     content: bytes | None = None,
     upright: bool = True,
-    formats: tuple[str, ...] | None = None,
+    formats: Sequence[str] = FORMATS,
+    most_pixels: int = MOST_PIXELS,
 ) -> NDArray[np.uint8]:
     """An image file as (height, width, 3) RGB, upright according to its EXIF orientation.
 
@@ -213,14 +228,17 @@ def decode(
             1/8 of its size, which takes a fraction of the time; 0 decodes in full size.
         content: The file's bytes, where they have been read already.
         upright: Turn the image as its EXIF orientation says.
-        formats: Pillow's names of the formats that are taken; None: all that it knows.
+        formats: Pillow's names of the formats that are taken.
+        most_pixels: Width x height that an image may have. Pillow has a limit of its own (see `trust_the_limit`).
 
     Raises:
-        UserError: The file cannot be read as an image.
+        UserError: The file cannot be read as an image, or is too large.
     """
     try:
-        content = Path(path).read_bytes() if content is None else content
-        with Image.open(io.BytesIO(content), formats=formats) as opened:
+        content = read_plain(path, MOST_BYTES) if content is None else content
+        with Image.open(io.BytesIO(content), formats=known(formats)) as opened:
+            if opened.width * opened.height > most_pixels:
+                raise ValueError(_too_large(opened.size, most_pixels))
             if short:
                 whole = opened.size
                 opened.draft(opened.mode, (short, short))
@@ -240,10 +258,34 @@ def decode(
                 image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
             return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
-            f"The image {path} cannot be read: {reason}. Replace it, or go on without it: --data.on_error skip"
+            f"The image {path} cannot be read: {_reason(error)}. Replace it, or go on without it: --data.on_error skip"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be decoded, without a full stop."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is no image in one of the formats {', '.join(known(FORMATS))}"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more pixels than the {MOST_PIXELS:,} that are allowed"
+    return str(getattr(error, "strerror", None) or error or type(error).__name__).rstrip(".")
+
+
+def _too_large(size: tuple[int, int], most: int) -> str:
+    width, height = size
+    return f"it has {width} x {height} = {width * height:,} pixels, and {most:,} are allowed"
+
+
+def known(formats: Sequence[str]) -> tuple[str, ...]:
+    """Those of some formats that Pillow was built with."""
+    Image.init()
+    return tuple(name for name in formats if name in Image.OPEN)
+
+
+def trust_the_limit() -> None:
+    """Has Pillow leave the judgement of an image's size to `decode`, in this process from now on."""
+    Image.MAX_IMAGE_PIXELS = None
 
 
 def _turn(opened: Image.Image) -> Image.Transpose | None:

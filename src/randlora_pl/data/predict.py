@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.data.batches import load_images
-from randlora_pl.data.images import FileImages, decode
+from randlora_pl.data.images import FORMATS, MOST_PIXELS, FileImages, decode
 from randlora_pl.data.loader import Batch, Loader
 from randlora_pl.data.own.folders import list_images
 from randlora_pl.data.plan import EvalSchedule
@@ -54,14 +54,17 @@ def frame_of(metadata: Mapping[str, Any], spec: ImageSpecLike) -> Frame:
     return Frame.of(SimpleNamespace(**values))
 
 
-def read_image(content: bytes, name: str, frame: Frame, formats: tuple[str, ...] | None = None) -> Tensor:
+def read_image(
+    content: bytes, name: str, frame: Frame, formats: Sequence[str] = FORMATS, most_pixels: int = MOST_PIXELS
+) -> Tensor:
     """One image in evaluation form, the same numbers as `open_images` gives for a file of these bytes.
 
     Args:
         content: The file's bytes.
         name: What to call it in a message.
         frame: How images are prepared.
-        formats: Pillow's names of the formats that are taken; None: all that it knows.
+        formats: Pillow's names of the formats that are taken.
+        most_pixels: Width x height that it may have.
 
     Returns:
         float32 (1, 3, size, size).
@@ -69,7 +72,7 @@ def read_image(content: bytes, name: str, frame: Frame, formats: tuple[str, ...]
     Raises:
         UserError: It cannot be read as an image.
     """
-    pixels = decode(name, pixels_needed(frame, None), content, formats=formats)
+    pixels = decode(name, pixels_needed(frame, None), content, formats=formats, most_pixels=most_pixels)
     return eval_batch([torch.from_numpy(pixels)], frame)
 
 
@@ -96,7 +99,12 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def open_images(
-    paths: Sequence[Path], spec: ImageSpecLike, batch_size: int = 256, num_workers: int = 0, skip: bool = False
+    paths: Sequence[Path],
+    spec: ImageSpecLike,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    skip: bool = False,
+    most_pixels: int = MOST_PIXELS,
 ) -> tuple[Loader, list[Path]]:
     """Batches of images in evaluation form.
 
@@ -106,6 +114,7 @@ def open_images(
         batch_size: Images of a batch.
         num_workers: Processes that decode; 0 decodes in this one.
         skip: Go on after an unreadable image; the loader's ``skipped`` names it.
+        most_pixels: Width x height that an image may have.
 
     Returns:
         A loader of ``{"image": (b, 3, H, W) float32, "index": (b,) int64, "readable": (b,) bool}``,
@@ -116,6 +125,8 @@ def open_images(
     """
     files = find_images([Path(path) for path in paths])
     numbers = np.arange(len(files), dtype=np.int64)
-    samples = Samples(FileImages(files), numbers, np.zeros_like(numbers), [str(file) for file in files], ())
+    samples = Samples(
+        FileImages(files, most_pixels), numbers, np.zeros_like(numbers), [str(file) for file in files], ()
+    )
     batches = PlainBatches(samples, EvalSchedule(len(files), batch_size), Frame.of(spec), skip)
     return Loader(batches, num_workers=num_workers), files

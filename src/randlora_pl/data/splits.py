@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from randlora_pl import rng
 from randlora_pl.data.readers import Samples
 from randlora_pl.errors import UserError
+from randlora_pl.plain_files import read_plain
 
 SPLIT_SEED = 0
 """Seed of validation and test splits: the same for every run, so that seeds are compared on the same images."""
@@ -240,7 +241,7 @@ def read_index(path: Path, key: dict[str, Any], samples: Samples) -> Samples:
         UserError: The file is damaged, was made for another key, or lists samples that the data set lacks.
     """
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = json.loads(read_plain(path))
         found, classes = dict(loaded["key"]), [list(map(str, names)) for names in loaded["classes"].values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"The shots file {path} cannot be read ({error}): delete it, or name another") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.errors import UserError
+from randlora_pl.plain_files import read_plain
 
 
 def first_file(root: Path, names: Sequence[str], tree: str, source: str) -> Path:
@@ -39,7 +40,7 @@ def read_text(path: Path) -> str:
         UserError: It cannot be read or is no UTF-8; the line is told.
     """
     try:
-        data = path.read_bytes()
+        data = read_plain(path)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}). Make it readable, or get it again"

@@ -18,8 +18,9 @@ from fastapi.responses import JSONResponse
 from litserve import LitAPI
 from litserve.loops.simple_loops import BatchedLoop
 
+from randlora_pl.data.images import trust_the_limit
 from randlora_pl.errors import UserError
-from randlora_pl.serving.images import known_formats, trust_the_limit
+from randlora_pl.serving.images import TAKEN
 from randlora_pl.serving.uploads import Upload, read_upload
 
 
@@ -60,11 +61,21 @@ class Classifier(LitAPI):  # type: ignore[misc]
         failures: Receives why the model cannot be built.
         max_batch_size: Images of a batch at most.
         batch_timeout: Seconds to wait for a batch to fill.
+        most_pixels: Width x height that an image may have.
     """
 
-    def __init__(self, adapter: Path, threads: int, failures: Any, max_batch_size: int, batch_timeout: float) -> None:
+    def __init__(
+        self,
+        adapter: Path,
+        threads: int,
+        failures: Any,
+        max_batch_size: int,
+        batch_timeout: float,
+        most_pixels: int,
+    ) -> None:
         super().__init__(max_batch_size=max_batch_size, batch_timeout=batch_timeout, loop=PatientLoop())
         self.adapter, self.threads, self.failures = adapter, threads, failures
+        self.most_pixels = most_pixels
 
     def setup(self, device: str) -> None:
         """Builds the model on a device and runs it once."""
@@ -88,7 +99,6 @@ class Classifier(LitAPI):  # type: ignore[misc]
         self.task = load_task(self.adapter)
         self.frame = frame_of(read_adapter(self.adapter).metadata, self.task.image_spec)
         self.place = torch.device(device)
-        self.formats = known_formats()
         self.task.to(self.place)
         self.task.prepare_evaluation()
         self._shares(torch.zeros(1, 3, self.frame.size, self.frame.size))
@@ -114,7 +124,7 @@ class Classifier(LitAPI):  # type: ignore[misc]
         answers: list[Response | None] = []
         for upload in uploads:  # one at a time in full size
             try:
-                images.append(read_image(upload.content, "that was sent", self.frame, self.formats))
+                images.append(read_image(upload.content, "that was sent", self.frame, TAKEN, self.most_pixels))
                 answers.append(None)
             except UserError as error:
                 reason = str(error).partition(" Replace it")[0]

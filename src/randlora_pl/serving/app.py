@@ -20,9 +20,10 @@ from litserve import LitServer
 from litserve.utils import WorkerSetupStatus
 from starlette.routing import Route
 
+from randlora_pl.data.images import trust_the_limit
 from randlora_pl.errors import LostProcessError, Terminated, UserError
 from randlora_pl.serving.api import Classifier, end_with_parent
-from randlora_pl.serving.images import Limits, trust_the_limit
+from randlora_pl.serving.images import Limits
 from randlora_pl.serving.uploads import Deadline
 
 QUEUE_SECONDS = 30.0
@@ -164,7 +165,7 @@ def serve(
         KeyboardInterrupt: It was ended by Ctrl-C; `Terminated` by SIGTERM.
     """
     failures = multiprocessing.get_context("spawn").SimpleQueue()
-    api = Classifier(adapter, threads, failures, batch_size, batch_timeout)
+    api = Classifier(adapter, threads, failures, batch_size, batch_timeout, limits.pixels)
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else '[::1]' if host == '::' else host}:{port}/"
     server = Server(api, device, workers, facts, limits, url)
     before = set(multiprocessing.active_children())

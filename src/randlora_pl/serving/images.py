@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
-from randlora_pl.data.images import FORMATS
+from randlora_pl.data.images import FORMATS, known
 
 TAKEN = tuple(name for name in FORMATS if name != "AVIF")
 """No AVIF: 1.5 kB declared as 64 x 64 pixels, with a stream of 9000 x 9000 inside, were decoded without complaint."""
@@ -36,17 +36,6 @@ class RefusedError(Exception):
         self.status = status
 
 
-def known_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are taken, of those that it was built with."""
-    Image.init()
-    return tuple(name for name in TAKEN if name in Image.OPEN)
-
-
-def trust_the_limit() -> None:
-    """Has Pillow leave the judgement of an image's size to `check_header`: its own limit is a warning, then another."""
-    Image.MAX_IMAGE_PIXELS = None
-
-
 def check_header(content: bytes, limits: Limits) -> None:
     """Refuses what is no image or declares too many pixels; Pillow reads the header and decodes nothing here.
 
@@ -60,10 +49,10 @@ def check_header(content: bytes, limits: Limits) -> None:
     if not content:
         raise RefusedError(400, "the image is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(content), formats=known_formats()) as opened:
+        with Image.open(io.BytesIO(content), formats=known(TAKEN)) as opened:
             width, height = opened.size
     except UnidentifiedImageError:
-        raise RefusedError(415, f"this is no image in one of the formats {', '.join(known_formats())}") from None
+        raise RefusedError(415, f"this is no image in one of the formats {', '.join(known(TAKEN))}") from None
     except Exception as error:  # ValueError for a text chunk that unpacks to megabytes, struct.error and more
         raise RefusedError(422, f"the image's header is damaged: {_line(error)}") from None
     if width * height > limits.pixels:

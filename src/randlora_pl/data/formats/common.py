@@ -7,6 +7,7 @@ from randlora_pl.data.images import FileImages, PathsBelow, absent
 from randlora_pl.data.readers import Samples, in_key_order, missing
 from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError
+from randlora_pl.plain_files import read_plain
 
 
 def lines(row: Row, root: Path, path: Path) -> Iterator[tuple[int, str]]:
@@ -16,7 +17,7 @@ def lines(row: Row, root: Path, path: Path) -> Iterator[tuple[int, str]]:
         UserError: The file is missing or no text.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_plain(path).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise missing(row, root, f"there is no {path.relative_to(root)}") from error
     except (OSError, UnicodeDecodeError) as error:

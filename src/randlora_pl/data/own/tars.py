@@ -14,6 +14,7 @@ from typing import IO, Any
 from randlora_pl.data.images import SUFFIXES
 from randlora_pl.data.own.places import is_url
 from randlora_pl.errors import UserError
+from randlora_pl.plain_files import open_plain
 
 KEEP_OPEN = 64
 """Files of this machine that a process keeps open."""
@@ -210,7 +211,7 @@ def opened(place: str) -> Iterator[IO[bytes]]:
             with system.open(path, "rb", block_size=_READ_AHEAD, cache_type="readahead") as stream:
                 yield stream
         else:
-            with open(place, "rb") as stream:  # noqa: PTH123 (what a URL gives is no path either)
+            with open_plain(place) as stream:
                 yield stream
     except UserError:
         raise
@@ -267,11 +268,8 @@ class _Open:
     """An open file that is closed when nobody uses it any more: another thread may still be reading."""
 
     def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+        self._stream = open_plain(path)
+        self.number = self._stream.fileno()
 
 
 class Parts:
@@ -301,7 +299,7 @@ class Parts:
     def _local(self, place: str, offset: int, length: int) -> bytes:
         try:
             if not hasattr(os, "pread"):  # Windows
-                with open(place, "rb") as stream:  # noqa: PTH123
+                with open_plain(place) as stream:
                     stream.seek(offset)
                     return stream.read(length)
             file = self._open.get(place)
