@@ -1,3 +1,5 @@
+import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,26 @@ def test_rows_of_the_confusion_matrix_are_true_classes() -> None:
     assert pixels(figure).shape[2] == 3
     large = confusion_figure(torch.eye(150, dtype=torch.long), [str(n) for n in range(150)])
     assert not large.axes[0].texts
+
+
+@pytest.mark.parametrize("name", [r"$\foo$", os.fsdecode(b"\xff"), "\x1b]0;a\x07"])
+def test_any_class_name_can_be_drawn(name: str) -> None:
+    assert pixels(confusion_figure(torch.eye(2, dtype=torch.long), [name, "b"])).std() > 1
+    assert pixels(samples_figure(torch.rand(1, 3, 8, 8), [name], [name], [0.9])).std() > 1
+
+
+def test_a_figure_that_fails_does_not_end_the_run(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no font\nmore")
+
+    monkeypatch.setattr("randlora_pl.callbacks.figures.confusion_figure", fail)
+    monkeypatch.setattr(logging.getLogger("randlora_pl"), "propagate", True)
+    trainer, task, data = fit(Figures(samples=1))
+    trainer.test(task, data, verbose=False)
+    assert [file.name for file in (tmp_path / "figures").iterdir()] == ["predictions.png"]
+    assert "confusion could not be drawn: RuntimeError: no font" in caplog.text and "more" not in caplog.text
 
 
 def test_wrong_predictions_stand_out() -> None:

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from randlora_pl.analysis.cka import KINDS, Layer
 from randlora_pl.analysis.figures import colours, footnote, legend, new_figure
+from randlora_pl.printable import for_figure
 
 
 def mean_over_data_sets(found: Iterable[Mapping[Layer, float]]) -> dict[Layer, float]:
@@ -27,11 +28,11 @@ def cka_figure(curves: Mapping[str, Mapping[Layer, float]], reference: str, abou
     for axes, kind in zip(panels, KINDS, strict=True):
         for label, colour in colours(list(curves)).items():
             line = {number + 1: value for (number, which), value in curves[label].items() if which == kind}
-            axes.plot(list(line), list(line.values()), marker="o", markersize=4, color=colour, label=label)
+            axes.plot(list(line), list(line.values()), marker="o", markersize=4, color=colour, label=for_figure(label))
         axes.set(xlabel="block", title="self-attention" if kind == "attention" else "MLP")
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    panels[0].set_ylabel(f"CKA with {reference}")
+    panels[0].set_ylabel(for_figure(f"CKA with {reference}"))
     legend(figure, panels[0], 3)
     footnote(figure, about)
     return figure

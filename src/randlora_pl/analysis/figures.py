@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from randlora_pl.cache import write_whole
+from randlora_pl.printable import for_figure
 
 _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#d62728", "#8c564b", "#e377c2", "#17becf")
 FULL = "#555555"
@@ -24,13 +25,13 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     """A figure in inches with a title."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(for_figure(title), fontsize=11)
     return figure
 
 
 def footnote(figure: Figure, text: str) -> None:
     """A remark below everything."""
-    figure.supxlabel(text, fontsize=8, color="#555555")
+    figure.supxlabel(for_figure(text), fontsize=8, color="#555555")
 
 
 def legend(figure: Figure, axes: Any, columns: int = 4) -> None:

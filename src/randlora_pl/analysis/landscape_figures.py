@@ -14,6 +14,7 @@ from randlora_pl.analysis.figures import colours, footnote, new_figure
 from randlora_pl.analysis.landscape import ABOVE, Grid, Point
 from randlora_pl.analysis.paths import Cell, low_path
 from randlora_pl.cache import write_whole
+from randlora_pl.printable import for_figure
 
 Heights = list[list[float]]
 
@@ -106,7 +107,7 @@ def contour_figure(landscape: Landscape) -> Figure:
     for label, corner, loss, marker in zip(landscape.labels, landscape.corners, landscape.losses, "osD", strict=True):
         axes.plot(
             *corner, marker, color=styles[label], markersize=10, markeredgecolor="white", linestyle="none",
-            label=f"{label}: {loss:.4g}",
+            label=for_figure(f"{label}: {loss:.4g}"),
         )  # fmt: skip
     axes.set(aspect="equal", xlabel="x", ylabel="y")
     legend = axes.legend(loc="upper left", fontsize=8, facecolor="#444444")

@@ -17,6 +17,7 @@ from randlora_pl.analysis.figures import FULL, colours, footnote, legend, new_fi
 from randlora_pl.errors import UserError
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.updates import layer_updates
+from randlora_pl.printable import for_figure
 
 SMALLEST = 1e-7
 """Relative singular values below this are drawn at it: rounding of float32."""
@@ -124,7 +125,7 @@ def spectrum_figure(adapters: Mapping[str, Sequence[LayerSpectrum]]) -> Figure:
     for label, colour in colours(list(adapters)).items():
         mine = [one for one in adapters[label] if one.layer in layers]
         shares, middle, low, high = curve(mine)
-        curves.plot(shares, middle, color=colour, label=label)
+        curves.plot(shares, middle, color=colour, label=for_figure(label))
         curves.fill_between(shares, low, high, color=colour, alpha=0.15, linewidth=0)
         places = [layers.index(one.layer) + 1 for one in mine]
         size = 6 if colour == FULL else 3  # seen behind the others

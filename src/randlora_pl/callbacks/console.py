@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from randlora_pl.printable import printable
 from randlora_pl.quiet import ignore_remarks
 
 _log = logging.getLogger("randlora_pl")
@@ -24,7 +25,8 @@ def say(*what: RenderableType) -> None:
     terminal = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, **settings)
     for console in (terminal, Console(file=plain, width=_WIDTH, no_color=True, **settings)):
         for item in what:  # text is not broken, so that commands in it can be copied
-            console.print(item, highlight=False, markup=False, soft_wrap=isinstance(item, str))
+            shown = printable(item) if isinstance(item, str) else item
+            console.print(shown, highlight=False, markup=False, soft_wrap=isinstance(item, str))
     _log.info("\n%s", plain.getvalue().rstrip("\n"), extra={_PRINTED: True})
 
 
@@ -35,6 +37,14 @@ class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
         if not hasattr(record, _PRINTED):
             self.stream = sys.stderr  # the current one, which a test or a notebook may have replaced
             super().emit(record)
+
+
+class _Plain(logging.Formatter):
+    """One remark, fit for a terminal whatever names are in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The remark."""
+        return printable(super().format(record))
 
 
 class _RunLog(logging.FileHandler):
@@ -55,7 +65,7 @@ def log_to_terminal() -> None:
     """Show remarks of the application, and only warnings of Lightning."""
     if not any(isinstance(handler, _Terminal) for handler in _log.handlers):
         handler = _Terminal(sys.stderr)
-        handler.setFormatter(logging.Formatter("randlora-pl: %(message)s"))
+        handler.setFormatter(_Plain("randlora-pl: %(message)s"))
         _log.addHandler(handler)
     _log.setLevel(logging.INFO)
     _log.propagate = False
@@ -65,7 +75,7 @@ def log_to_terminal() -> None:
 @contextmanager
 def log_to_file(file: Path) -> Iterator[None]:
     """Append everything that the application and Lightning say to a file."""
-    handler = _RunLog(file, encoding="utf-8", delay=True)
+    handler = _RunLog(file, encoding="utf-8", delay=True, errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [_log, logging.getLogger("lightning.pytorch"), logging.getLogger("py.warnings")]
     logging.captureWarnings(True)

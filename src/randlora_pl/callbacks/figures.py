@@ -1,6 +1,9 @@
 """Pictures of the test: the confusion matrix and some predictions, in TensorBoard and as PNG files."""
 
 import io
+import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from randlora_pl.callbacks.run_folder import run_folder, write_bytes
+from randlora_pl.printable import for_figure
+
+log = logging.getLogger("randlora_pl")
 
 MOST_CLASSES = 200
 """Above this a confusion matrix is unreadable and large."""
@@ -40,7 +46,8 @@ def confusion_figure(counts: Tensor, classnames: list[str]) -> Figure:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if len(classnames) <= LABELLED:
-        names = [name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "…" for name in classnames]
+        short = (name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "…" for name in classnames)
+        names = list(map(for_figure, short))
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
     if len(classnames) <= NUMBERED:
@@ -71,7 +78,7 @@ def samples_figure(images: Tensor, truth: list[str], predicted: list[str], proba
         left, top = 1.1 * (place % columns) + 0.05, 1.35 * (place // columns) + 0.3
         axes.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + height / width, top))
         right = true == guess
-        title = f"{guess} {share:.0%}" if right else f"{guess} {share:.0%}\n(is {true})"
+        title = for_figure(f"{guess} {share:.0%}" if right else f"{guess} {share:.0%}\n(is {true})")
         axes.text(left + 0.5, top - 0.04, title, color="black" if right else "firebrick", ha="center", fontsize=9)
     axes.set_aspect("auto")
     return figure
@@ -137,26 +144,32 @@ class Figures(Callback):
         task: Any = pl_module
         if not self._wanted(task):
             return
-        figures: dict[str, Figure] = {}
+        figures: dict[str, Callable[[], Figure]] = {}
         if self._counts is not None:
             counts: Any = pl_module.all_gather(self._counts)
             counts = counts.sum(0) if counts.dim() > 2 else counts
-            figures["confusion"] = confusion_figure(counts.cpu(), task.classnames)
+            figures["confusion"] = partial(confusion_figure, counts.cpu(), task.classnames)
         if self._shown:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.frame.mean, data.frame.std))
             images = torch.stack([(image * std + mean).clamp(0, 1) for image, *_ in self._shown])
             truth, guesses = ([task.classnames[row[k]] for row in self._shown] for k in (1, 2))
-            figures["predictions"] = samples_figure(images, truth, guesses, [row[3] for row in self._shown])
+            shares = [row[3] for row in self._shown]
+            figures["predictions"] = partial(samples_figure, images, truth, guesses, shares)
         if trainer.is_global_zero:
             self._write(trainer, figures)
 
     @staticmethod
-    def _write(trainer: Trainer, figures: dict[str, Figure]) -> None:
+    def _write(trainer: Trainer, figures: dict[str, Callable[[], Figure]]) -> None:
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         folder = run_folder(trainer) / FOLDER
-        for name, figure in figures.items():
-            image = pixels(figure)
+        for name, make in figures.items():
+            try:
+                image = pixels(make())
+            except Exception as error:  # matplotlib's are of many kinds, and none is worth the end of a run
+                reason = str(error).strip().partition("\n")[0]
+                log.warning("the figure %s could not be drawn: %s: %s", name, type(error).__name__, reason)
+                continue
             png = io.BytesIO()
             Image.fromarray(image).save(png, "PNG")
             write_bytes(folder / f"{name}.png", png.getbuffer())

@@ -9,6 +9,7 @@ from typing import Any
 from randlora_pl.cli.layer_table import layer_table
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.tables import entry
+from randlora_pl.printable import printable
 
 PAGE = """\
 What an adapter is: method, base model, classes, training; and for each layer the rank, stable rank, effective rank and
@@ -66,7 +67,7 @@ def info_verb(args: list[str]) -> int:
         print()
         print(layer_table(rows, _COLUMNS, options.layers))
     for reason in missing:
-        print(f"not shown, {reason}")
+        print(f"not shown, {printable(reason)}")
     return 0
 
 

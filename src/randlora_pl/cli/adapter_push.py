@@ -5,6 +5,7 @@ from pathlib import Path
 
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.errors import UserError
+from randlora_pl.printable import printable
 
 PAGE = """\
 An adapter to the Hugging Face Hub, with a model card: base model, classes, figures, how to use and train it.
@@ -79,7 +80,7 @@ def push_verb(args: list[str]) -> int:
         if options.dry_run:
             print(f"would be sent to {options.repo}{f', branch {options.revision}' if options.revision else ''}:")
             print("\n".join(f"  {name:22} {size:>13,} bytes" for name, size in sizes.items()))
-            print(f"\nREADME.md:\n\n{card}", end="")
+            print(f"\nREADME.md:\n\n{printable(card)}", end="")
             return 0
         address = push_folder(
             folder, options.repo, private=options.private, revision=options.revision, message=options.message

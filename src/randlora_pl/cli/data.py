@@ -13,6 +13,7 @@ from randlora_pl.cli.tables import table
 from randlora_pl.data.catalog import CATALOG, Row, default_root, find, how_to_get, may_be_read, present
 from randlora_pl.data.own.places import root_of
 from randlora_pl.errors import UserError, near
+from randlora_pl.printable import printable
 
 if TYPE_CHECKING:
     from randlora_pl.data.check import Report
@@ -106,10 +107,10 @@ def print_reports(reports: Sequence["Report"], every: bool = False) -> int:
     for report in off:
         print(f"{report.name} is off:")
         for problem in report.problems:
-            print("  " + problem.replace("\n", "\n  "))
+            print("  " + printable(problem).replace("\n", "\n  "))
         print()
     for report in missing:
-        print(*report.problems)
+        print(*map(printable, report.problems))
     images, decoded = (sum(getattr(p, key) for r in reports for p in r.splits) for key in ("images", "decoded"))
     if decoded < images and not every:
         print(f"{decoded:,} of {images:,} images were decoded; --every-image decodes all")
@@ -154,7 +155,7 @@ def show_verb(args: list[str]) -> int:
     print(sheet.caption)
     print(f"Prompts ({len(sheet.prompts)}), here for the class {sheet.names[0]!r}:")
     for prompt in sheet.prompts:
-        print(f"  {prompt}")
+        print(f"  {printable(prompt)}")
     print(f"\nContact sheet: {output}")
     return 0
 

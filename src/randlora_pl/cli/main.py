@@ -12,6 +12,7 @@ from randlora_pl import __version__
 from randlora_pl.cli.signals import sigterm_is_told
 from randlora_pl.errors import LostProcessError, Terminated, UserError, near
 from randlora_pl.parallel.launch import process_rank, said_by_the_first
+from randlora_pl.printable import print_any_name, printable
 
 VERBS = {
     "fit": "train:fit_verb",
@@ -80,6 +81,7 @@ def main(args: Sequence[str] | None = None) -> int:
         after Ctrl-C, 143 after SIGTERM.
     """
     words = list(sys.argv[1:] if args is None else args)
+    print_any_name()
     try:
         with sigterm_is_told():
             return _run(words)
@@ -106,7 +108,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _tell(mistake: str) -> None:
     """Prints what the user must change, in the first process only if all of them find it."""
-    rank, line = process_rank(), f"randlora-pl: error: {mistake}"
+    rank, line = process_rank(), f"randlora-pl: error: {printable(mistake)}"
     if rank == 0:
         print(line, file=sys.stderr, flush=True)
     if not said_by_the_first(mistake) and rank:

@@ -4,6 +4,8 @@ import csv
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from randlora_pl.printable import for_cell
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -74,7 +76,8 @@ class Predictions:
         writer.writerow([*self.columns, *(["adapter"] if several else []), *self.said])
         for place, adapter, cells in sorted(self._lines):
             blank = [""] * (len(self.said) - len(cells))  # an adapter of fewer classes
-            writer.writerow([*self.given[place], *([self.names[adapter]] if several else []), *cells, *blank])
+            row = [*self.given[place], *([self.names[adapter]] if several else []), *cells, *blank]
+            writer.writerow(map(for_cell, row))
         return "".join(lines)
 
     def summary(self, weights: dict[str, float] | None) -> str:

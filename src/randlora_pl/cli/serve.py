@@ -12,6 +12,7 @@ from randlora_pl.cli.pages import page
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.predict_options import MAX_PIXELS
 from randlora_pl.errors import UserError
+from randlora_pl.printable import printable
 from randlora_pl.weights_files import file_name
 
 HOSTS = ("127.0.0.1", "0.0.0.0", "::")
@@ -76,7 +77,7 @@ def serve_verb(args: list[str]) -> int:
     device = pick_device(options.device)
     limits = Limits(upload_bytes=round(options.max_upload_mb * 1e6), pixels=options.max_pixels)
     facts = describe(read_adapter(options.adapter).config, limits.upload_bytes, limits.pixels, str(device))
-    print(start_page(options, facts), flush=True)
+    print(printable(start_page(options, facts)), flush=True)
     serve(
         options.adapter.resolve(),
         facts,

@@ -6,6 +6,8 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from randlora_pl.printable import printable
+
 NARROW = 24
 """Letters that a narrow column has on a terminal."""
 
@@ -18,7 +20,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], narrow: Seque
         rows: Cells, as many in each row as there are titles; None is shown as an empty cell.
         narrow: Titles of columns that are cut as well, to `NARROW` letters.
     """
-    cells = [[str(cell) for cell in header], *([("" if cell is None else str(cell)) for cell in row] for row in rows)]
+    cells = [list(map(_plain, header)), *(list(map(_plain, row)) for row in rows)]
     watched = sys.stdout.isatty() or "COLUMNS" in os.environ
     if watched:
         most = [NARROW if title in narrow else sys.maxsize for title in header]
@@ -32,6 +34,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], narrow: Seque
         start = "".join(f"{cell:{width}}  " for cell, width in zip(row[:-1], widths[:-1], strict=True))
         lines.append((start + _cut(row[-1], widths[-1])).rstrip())
     return "\n".join(lines)
+
+
+def _plain(cell: object) -> str:
+    return "" if cell is None else printable(str(cell)).replace("\n", "\\n")
 
 
 def _cut(text: str, most: int) -> str:
@@ -48,6 +54,6 @@ def entry(name: str, text: str, indent: int = 2, column: int = 30) -> str:
         column: Where the explanation starts.
     """
     width = max(60, min(shutil.get_terminal_size((120, 24)).columns, 120))
-    body = textwrap.fill(text, width, initial_indent=" " * column, subsequent_indent=" " * column)
+    body = textwrap.fill(printable(text), width, initial_indent=" " * column, subsequent_indent=" " * column)
     head = " " * indent + name
     return head + body[len(head) :] if len(head) < column else f"{head}\n{body}"

@@ -15,6 +15,7 @@ from randlora_pl.data.module import ImageData
 from randlora_pl.data.row import Row
 from randlora_pl.data.splits import few_shot
 from randlora_pl.errors import UserError
+from randlora_pl.printable import printable
 
 MOST_CLASSES = 20
 THUMB = 88
@@ -110,7 +111,7 @@ class Sheet:
         bold, plain = _font("DejaVuSans-Bold.ttf", 16), _font("DejaVuSans.ttf", 13)
         pen.text((MARGIN, MARGIN), _fitting(self.title, bold, width - 2 * MARGIN), "black", bold)
         for number, line in enumerate(heading, 1):
-            pen.text((MARGIN, MARGIN + 4 + LINE * number), line, "#444444", plain)
+            pen.text((MARGIN, MARGIN + 4 + LINE * number), printable(line), "#444444", plain)
         for place, (name, images) in enumerate(zip(self.names, self.images, strict=True)):
             left, upper = MARGIN + place // lines * column, top + place % lines * block
             pen.text((left, upper), _fitting(name, plain, column - MARGIN), "black", plain)
@@ -137,7 +138,7 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
     """The text on one line, cut where it is wider than the room."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     if font.getlength(line) <= room:
         return line
     while line and font.getlength(line + "...") > room:

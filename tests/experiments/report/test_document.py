@@ -12,10 +12,10 @@ import pytest
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.report.build import build
 from randlora_pl.experiments.report.collect import Sweep, read_sweep
-from randlora_pl.experiments.report.document import Cell, Document, Section, Table
+from randlora_pl.experiments.report.document import Cell, Document, Picture, Section, Table
 from randlora_pl.experiments.report.files import write_report
 from randlora_pl.experiments.report.html import html as to_html
-from randlora_pl.experiments.report.markdown import markdown
+from randlora_pl.experiments.report.markdown import _picture, markdown
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from tests.experiments.report.sweeps import METHODS, description, write_sweep
@@ -180,6 +180,8 @@ def test_what_is_shown_is_escaped() -> None:
     evil = "<script>alert(1)</script> a|b *c* _d_ `e` [f](g)"
     table = Table("t", evil, [Cell(evil)], [[Cell(evil, below=evil, title='"><b>')]], below=[evil])
     document = Document(evil, evil, [Section("s", evil, [evil], [evil], [table])], [(1, evil, evil)])
+    (drawn, *_) = _picture(Picture("p", evil, evil, None), "figures")
+    assert "\\<script>" in drawn and drawn.endswith("(figures/p.png)") and drawn.count("]") == 1
     page = to_html(document, {})
     assert "<script>alert" not in page and '"><b>' not in page
     assert not Page(page).stack

@@ -45,7 +45,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _picture(picture: Picture, figures: str) -> list[str]:
-    alternative = picture.described.replace("[", "(").replace("]", ")")
+    alternative = _escape(picture.described.replace("[", "(").replace("]", ")"))
     return [
         f"![{alternative}]({figures}/{picture.name}.png)",
         "",
