@@ -65,6 +65,8 @@ class Description(TypedDict):
     fingerprint: NotRequired[str | None]
     targets: NotRequired[list[str] | None]
     layers: NotRequired[dict[str, list[int]]]
+    trained: NotRequired[list[str] | None]
+    kept: NotRequired[list[str]]
     base_model: NotRequired[BaseModel]
     metadata: NotRequired[Metadata]
 

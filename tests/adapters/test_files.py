@@ -132,7 +132,7 @@ def test_what_a_folder_says(folder: Path) -> None:
     config = json.loads((folder / container.CONFIG).read_text())
     bases = bases_of(adapted())[0]
     assert sorted(path.name for path in folder.iterdir()) == sorted([container.CONFIG, container.TENSORS])
-    assert config["format_version"] == 2
+    assert config["format_version"] == 3
     assert config["method"] == "RandLoRA"
     assert config["options"] == RandLoRA(4, seed=3).options()
     assert (config["generator"], config["seed"]) == ("philox4x32-10/1", 3)
@@ -318,7 +318,7 @@ def test_a_config_that_cannot_be_read(folder: Path, text: str) -> None:
 
 
 CONFIGS: dict[str, tuple[Callable[[Config], Any], str]] = {
-    "a later format": (lambda c: c.update(format_version=3), "has format 3, this version reads up to 2: update"),
+    "a later format": (lambda c: c.update(format_version=4), "has format 4, this version reads up to 3: update"),
     "no number of a format": (lambda c: c.update(format_version="new"), "format_version is 'new'; copy it again"),
     "an unknown method": (lambda c: c.update(method="QLoRA"), "method 'QLoRA' is unknown; this version knows RandLoRA"),
     "an unknown option": (lambda c: c["options"].update(depth=3), "RandLoRA does not take these options .*'depth'"),

@@ -23,7 +23,8 @@ from randlora_pl.adapters import (
     trainable_parameters,
     unload,
 )
-from randlora_pl.adapters.inject import generator_facts, hash_weights
+from randlora_pl.adapters.base_hash import hash_weights
+from randlora_pl.adapters.inject import generator_facts
 from randlora_pl.errors import UserError
 from tests.adapters import zoo
 from tests.adapters.cases import One, SelfAttention, assert_close, randomise
@@ -105,7 +106,7 @@ def test_the_report_is_a_table_of_the_adapted_layers(on_meta: dict[str, nn.Modul
 
 def test_the_report_of_a_method_without_tensors() -> None:
     report = inject(One(3, 4), LinearProbe())
-    assert str(report).splitlines()[-1] == "LinearProbe: 0 of 16 parameters train (0.00 %)"
+    assert "LinearProbe: 0 of 16 parameters train (0.00 %)" in str(report).splitlines()
     assert report.rows == []
 
 

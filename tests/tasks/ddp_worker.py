@@ -12,11 +12,11 @@ from typing import Any
 import lightning as L
 import torch
 
-from randlora_pl.adapters import RandLoRA
+from randlora_pl.adapters import FullFineTuning, RandLoRA
 from randlora_pl.data import ImageData
 from randlora_pl.errors import UserError
 from randlora_pl.parallel.strategy import AdapterDDP
-from randlora_pl.tasks import AdaptationTask, VisionLanguageTask
+from randlora_pl.tasks import AdaptationTask, LinearHeadTask, VisionLanguageTask
 
 from .small import make, trained, two_blocks
 
@@ -129,11 +129,22 @@ def pairs(root: Path) -> dict[str, float]:
     return dict(figures)
 
 
+def statistics() -> dict[str, Any]:
+    """What a whole model with running statistics has learned, and what each rank evaluates of it."""
+    task = LinearHeadTask("test_resnet.r160_in1k", "random", FullFineTuning(), img_size=32, learning_rate=1e-3)
+    trainer().fit(task, data := ImageData(**DATA))
+    fingerprint = task.fingerprint()
+    (figures,) = trainer(validate=True).validate(task, data, verbose=False)
+    moved = [name for name in task.trained_state() if name.endswith("running_mean")]
+    return {"fingerprint": fingerprint, "figures": figures, "moved": moved}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {name: run(make(*which)) for name, which in RUNS.items()}
     results["resumed"] = resumed(folder / f"middle-{WORLD}.ckpt")
     results |= {"local": local(), "joint": local("joint"), "plain": plain(), "unequal": unequal()}
+    results["statistics"] = statistics()
     results["pairs"] = pairs(folder / "pairs.csv")
     torch.save(results, folder / f"{WORLD}-{RANK}.pt")
 

@@ -114,6 +114,13 @@ def test_two_ranks_resume_with_the_same_bits(results: dict[str, dict[str, Any]])
         assert all(torch.equal(value, broken[name]) for name, value in whole.items())
 
 
+def test_running_statistics_are_the_same_in_every_process(results: dict[str, dict[str, Any]]) -> None:
+    """Each process sees other images; what they evaluate and save must be one model."""
+    first, second = results["2-0"]["statistics"], results["2-1"]["statistics"]
+    assert first["moved"]
+    assert first == second
+
+
 def test_recall_is_that_of_all_pairs(results: dict[str, dict[str, Any]]) -> None:
     alone, first, second = (results[key]["pairs"] for key in ("1-0", "2-0", "2-1"))
     assert {"test/recall@1", "test/recall@5", "test/recall@10", "test/acc"} <= alone.keys()

@@ -54,9 +54,12 @@ class DeltaWeight(nn.Module):
     Attributes:
         keep: Whether a layer may keep a matrix of its weight's size for the backward pass; None leaves it to the
             method, False takes it for too large where there is another way.
+        kept: Names of persistent buffers that belong to the result and do not train by a gradient, such as a mask.
+            Files and checkpoints hold them beside the trained tensors, under the same conditions.
     """
 
     keep: bool | None = None
+    kept: tuple[str, ...] = ()
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()

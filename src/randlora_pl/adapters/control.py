@@ -12,6 +12,7 @@ from randlora_pl.adapters.bases import Bases
 from randlora_pl.adapters.inject import InjectionReport, set_fast_paths
 from randlora_pl.adapters.layers import AdaptedLayer, RowBlocks, whole
 from randlora_pl.adapters.quantised import unmergeable
+from randlora_pl.adapters.trained import whole_modules
 from randlora_pl.adapters.weighted import WeightedSum
 from randlora_pl.errors import UserError
 
@@ -51,11 +52,13 @@ def _trains_base(model: nn.Module) -> bool:
     if _is_sum(model):  # of updates only, and without a report
         return False
     report = report_of(model)
-    return report.adapter.trains_base and report.trainable > 0
+    return report.adapter.trains_base and bool(report.rows)
 
 
 def merge(model: nn.Module) -> None:
     """Writes every effective weight into its layer; the frozen weights are kept for `unmerge`. Idempotent.
+
+    For evaluation: the updates stay in the model and its state dict. `merge_and_unload` makes plain layers instead.
 
     Raises:
         UserError: If an update is not finite or a layer quantised. Nothing is merged then that was not merged before.
@@ -84,11 +87,29 @@ def unmerge(model: nn.Module) -> None:
         layer.unmerge()
 
 
-def unload(model: nn.Module) -> nn.Module:
-    """Turns the model back into plain layers with merged weights, in place, and returns it."""
+def merge_and_unload(model: nn.Module) -> nn.Module:
+    """Turns the model back into plain layers with merged weights, in place, and returns it.
+
+    Its state dict has the keys of the model that `inject` was given, and every parameter trains again, as in a model
+    that was just built. There is no way back to the adapter; load its file into the base model for that.
+
+    Example:
+        >>> load_adapter(model, "runs/cars/adapter")
+        >>> torch.save(merge_and_unload(model).state_dict(), "merged.pt")
+
+    Raises:
+        UserError: If an update cannot be merged (`merge`). The model is unchanged then.
+    """
     merge(model)
     detach(model)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():  # others are quantised
+            parameter.requires_grad_(True)
     return model
+
+
+unload = merge_and_unload
+"""The older name, which is something else in PEFT."""
 
 
 def detach(model: nn.Module) -> None:
@@ -102,7 +123,7 @@ def detach(model: nn.Module) -> None:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """The base model inside a ``with`` block, merged or not.
+    """The base model inside a ``with`` block, merged or not; what ``trained`` names stays as it was trained.
 
     Raises:
         UserError: For methods that train the base itself, which is not kept.
@@ -200,9 +221,13 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def set_train_mode(model: nn.Module, mode: bool = True) -> None:
     """Training mode for what trains: frozen layers stay in eval, so that their dropout and statistics rest.
 
-    Only the updates change mode; a model that trains all of itself (full fine-tuning) changes as a whole.
+    Only the updates and the modules that train whole change mode; a model that trains all of itself (full
+    fine-tuning) changes as a whole.
     """
     model.train(mode and _trains_base(model))
     for module in model.modules():
         if isinstance(module, DeltaWeight):
             module.train(mode)
+    report = getattr(model, "adapter_report", None)
+    for module in whole_modules(model, [row.layer for row in report.beside]) if report is not None else ():
+        module.train(mode)

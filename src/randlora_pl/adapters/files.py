@@ -1,7 +1,7 @@
 """Adapter files: saving what a model has trained, reading it again, and putting it into its base model.
 
-The trained tensors are stored, the random bases are not: the seed gives them again, and their fingerprint
-says that it did. Loading reads and checks everything, names every mismatch at once, and only then touches
+The trained tensors and the kept buffers are stored, the random bases are not: the seed gives them again, and their
+fingerprint says that it did. Loading reads and checks everything, names every mismatch at once, and only then touches
 the model.
 """
 
@@ -18,21 +18,24 @@ from randlora_pl.adapters import container
 from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.bases import STORED, Bases
 from randlora_pl.adapters.container import BASES, CONFIG, Contents
-from randlora_pl.adapters.control import adapted_layers, report_of, trainable_parameters, unmerge, use_bases
+from randlora_pl.adapters.control import adapted_layers, report_of, unmerge, use_bases
 from randlora_pl.adapters.dora import DoRA
 from randlora_pl.adapters.fitting import differences, problems
 from randlora_pl.adapters.inject import InjectionReport, generator_facts, inject
+from randlora_pl.adapters.kept import reset_buffers
 from randlora_pl.adapters.lora import LoRA
 from randlora_pl.adapters.nola import NoLA
 from randlora_pl.adapters.randlora import RandLoRA
+from randlora_pl.adapters.state import adapter_state
 from randlora_pl.adapters.vera import VeRA
 from randlora_pl.adapters.whole import BitFit, FullFineTuning, LinearProbe, Whole
 from randlora_pl.description import check_arguments, check_description
 from randlora_pl.errors import UserError
 from randlora_pl.weights_files import without_places
 
-FORMAT_VERSION = 2
-"""1: folders with one checksum over both files; 2: checksums by tensor, one file, stored bases, a dtype."""
+FORMAT_VERSION = 3
+"""1: folders with one checksum over both files; 2: checksums by tensor, one file, stored bases, a dtype; 3: kept
+buffers, and tensors of the model that train beside the adapter."""
 
 METHODS: dict[str, Callable[..., Adapter]] = {
     method.__name__: method for method in (RandLoRA, LoRA, VeRA, NoLA, DoRA, FullFineTuning, LinearProbe, BitFit)
@@ -50,7 +53,7 @@ class AdapterFile:
         path: The folder, or the file.
         adapter: The method and its options.
         targets: The targets it was injected with.
-        tensors: The trained tensors by name.
+        tensors: The trained tensors and the kept buffers by name.
         extra: Tensors of no layer (a head), by name without the prefix.
         config: Everything in ``adapter_config.json``.
         bases: Random bases that no seed gives, as after an import; usually None.
@@ -70,6 +73,16 @@ class AdapterFile:
         return dict(self.config.get("metadata", {}))
 
     @property
+    def trained(self) -> list[str] | None:
+        """Patterns of what trained whole beside the adapter, as `inject` takes them."""
+        return self.config.get("trained")
+
+    @property
+    def kept(self) -> list[str]:
+        """Names of those tensors that are kept buffers, and did not train by a gradient."""
+        return list(self.config.get("kept", []))
+
+    @property
     def layers(self) -> dict[str, tuple[int, ...]]:
         """Shape of every adapted weight, (out, in), by layer name."""
         return {name: tuple(shape) for name, shape in self.config.get("layers", {}).items()}
@@ -84,7 +97,9 @@ def save_adapter(
     metadata: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Writes the trained tensors of a model and how they came to be; replaces an older adapter at once.
+    """Writes what a model has trained and how it came to be; replaces an older adapter at once.
+
+    Tensors that a user has set to train after `inject` are written as if they had been in its ``trained``.
 
     Args:
         model: A model with an adapter, merged or not.
@@ -101,9 +116,8 @@ def save_adapter(
         UserError: If the model has no adapter, or the path holds anything but an older adapter.
         OSError: If it cannot be written, for example because the disk is full; the older adapter stays.
     """
-    report = report_of(model)
-    tensors: dict[str, Tensor] = dict(trainable_parameters(model))
-    tensors |= {EXTRA + name: tensor for name, tensor in (extra or {}).items()}
+    report, state = report_of(model), adapter_state(model)
+    tensors = state.tensors | {EXTRA + name: tensor for name, tensor in (extra or {}).items()}
     stored = report.stored_bases
     config = {
         "format_version": FORMAT_VERSION,
@@ -111,12 +125,14 @@ def save_adapter(
         **generator_facts(report),
         "targets": report.targets,
         "layers": {row.layer: list(row.shape) for row in report.rows},
-        "base_model": {**(base_model or {}), "weights_sha256_sampled": report.base_hash},
+        "trained": state.trained,
+        "kept": sorted(state.kept),
+        "base_model": {**(base_model or {}), "weights_sha256_sampled": state.base_hash},
         "metadata": dict(metadata or {}),
     }
     path = Path(path).absolute()
-    kept = {name: cast(tensor.detach().cpu(), dtype) for name, tensor in tensors.items()}
-    container.write(path, Contents(config, kept, {} if stored is None else stored.tensors()))
+    values = {name: cast(tensor.detach().cpu(), dtype) for name, tensor in tensors.items()}
+    container.write(path, Contents(config, values, {} if stored is None else stored.tensors()))
     return path
 
 
@@ -129,7 +145,8 @@ def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> 
     read_adapter(source)
     contents = container.read(source)
     tensors = {name: cast(tensor, dtype) for name, tensor in contents.tensors.items()}
-    config = {**without_places(contents.config), "format_version": FORMAT_VERSION}
+    version = max(2, contents.config["format_version"])  # a later one would promise what an old file has not
+    config = {**without_places(contents.config), "format_version": version}
     container.write(path.absolute(), Contents(config, tensors, contents.bases))
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
 
@@ -165,6 +182,8 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
     shapes = [len(shape) for shape in config.get("layers", {}).values()]
     if not isinstance(adapter, Whole) and (not shapes or set(shapes) != {2}):
         raise UserError(f"{path} is damaged, or was changed: its layers have no names and shapes; copy it again.")
+    if absent := [name for name in config.get("kept", []) if name not in contents.tensors]:
+        raise UserError(f"{path} is damaged, or was changed: it keeps {absent[0]} and does not hold it; copy it again.")
     extra = {name.removeprefix(EXTRA): value for name, value in contents.tensors.items() if name.startswith(EXTRA)}
     own = {name: value for name, value in contents.tensors.items() if not name.startswith(EXTRA)}
     return AdapterFile(path, adapter, config.get("targets"), own, extra, config, _stored_bases(path, contents))
@@ -210,6 +229,12 @@ def make_adapter(method: str, options: Mapping[str, Any], source: object) -> Ada
 def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
     """Injects a saved adapter into its base model, or reloads it where the same one is in place.
 
+    The updates take the mode of the model, train or eval; a model for prediction is put into eval mode before.
+
+    Example:
+        >>> model = timm.create_model("resnet18", pretrained=True, num_classes=10).eval()
+        >>> load_adapter(model, "runs/cars/adapter")
+
     Args:
         model: The base model, with the weights that the adapter was trained on.
         path: The adapter folder, or one ``.safetensors`` file.
@@ -238,14 +263,15 @@ def place_adapter(model: nn.Module, file: AdapterFile) -> None:
         more = f"; and {len(found) - 6} more" if len(found) > 6 else ""
         raise UserError(f"{file.path} does not fit this model: " + "; ".join(found[:6]) + f"{more}.")
     if not adapted:
-        inject(model, file.adapter, file.targets)
+        inject(model, file.adapter, file.targets, file.trained)
     merged = [layer for layer in adapted_layers(model).values() if layer.merged]
     unmerge(model)
     if file.bases is not None:
         use_bases(model, file.bases)
-    parameters = trainable_parameters(model)
+    reset_buffers(model)
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, tensor in file.tensors.items():
-            parameters[name].copy_(tensor)
+            own[name].copy_(tensor)
     for layer in merged:
         layer.merge()

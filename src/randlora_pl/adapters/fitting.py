@@ -1,19 +1,28 @@
 """Whether a saved adapter fits a model: every mismatch by name, before anything is touched."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
+from randlora_pl.adapters.base_hash import hash_weights
 from randlora_pl.adapters.bases import GENERATOR
-from randlora_pl.adapters.control import too_small, trainable_parameters, with_bases
-from randlora_pl.adapters.inject import InjectionReport, chosen_tensors, hash_weights, make_deltas
-from randlora_pl.adapters.targets import Site, select
+from randlora_pl.adapters.control import too_small, with_bases
+from randlora_pl.adapters.inject import InjectionReport, make_deltas
+from randlora_pl.adapters.kept import base_buffers, update_buffers
+from randlora_pl.adapters.state import adapter_state
+from randlora_pl.adapters.targets import Site
+from randlora_pl.adapters.trained import chosen_tensors, select_beside, trained_tensors
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
 
 if TYPE_CHECKING:
     from randlora_pl.adapters.files import AdapterFile
+
+_log = logging.getLogger(__name__)
+Shapes = dict[str, tuple[int, ...]]
 
 
 def differences(file: "AdapterFile", model: nn.Module, present: InjectionReport) -> list[str]:
@@ -23,22 +32,34 @@ def differences(file: "AdapterFile", model: nn.Module, present: InjectionReport)
             f"{file.path} holds {file.adapter.describe()}, the model has {present.adapter.describe()}: "
             "unload(model) first, or start from the base model."
         )
-    expected = {name: tuple(value.shape) for name, value in trainable_parameters(model).items()}
+    state = adapter_state(model)
+    expected = _shapes({**state.updates, **state.own, **update_buffers(model)})
     return (
-        _base_problem(file, present.base_hash)
+        _base_problem(file, state.base_hash)
         + _bases_problem(file, present.fingerprint, model.modules())
-        + _compare(file.tensors, expected)
+        + _compare(file, expected, _shapes(base_buffers(model)))
     )
 
 
 def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
     """Everything that keeps an adapter from fitting a base model."""
-    found = _base_problem(file, hash_weights(model))
+    try:
+        beside = trained_tensors(model, file.trained)
+    except UserError as error:
+        return [str(error)]
+    found, statistics = _base_problem(file, hash_weights(model, beside)), _shapes(base_buffers(model))
     if isinstance(file.adapter, Whole):
         chosen = chosen_tensors(model, file.adapter)
-        return found + _compare(file.tensors, {name: tuple(value.shape) for name, value in chosen.items()})
+        if chosen and file.config["format_version"] < 3 and any(_has_statistics(each) for each in model.modules()):
+            _log.warning(
+                "%s is of format %s, which has no running statistics (BatchNorm): the base model's are used, and "
+                "predictions differ from the training's. Train again to save them.",
+                file.path,
+                file.config["format_version"],
+            )
+        return found + _compare(file, _shapes({**chosen, **beside}), statistics)
     try:
-        sites = select(model, file.targets, file.adapter.qkv == "split")
+        sites = select_beside(model, file.targets, file.adapter.qkv == "split", beside)
     except UserError as error:
         return [*found, str(error)]
     shapes = {s.shape.layer: [s.shape.out_features, s.shape.in_features] for s in sites}
@@ -48,10 +69,19 @@ def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
         return found + [f"layer {name} is {saved.get(name)} there and {shapes.get(name)} here" for name in layers]
     deltas, fingerprint = make_deltas(file.adapter, sites, model)
     found += _bases_problem(file, fingerprint, (module for delta in deltas.values() for module in delta.modules()))
-    expected: dict[str, tuple[int, ...]] = {}
+    expected = _shapes(beside)
     for site, delta in deltas.items():
-        expected |= {f"{tensor_prefix(site)}{n}": tuple(p.shape) for n, p in delta.named_parameters()}
-    return found + _compare(file.tensors, expected)
+        own = {**dict(delta.named_parameters()), **update_buffers(delta)}
+        expected |= _shapes({f"{tensor_prefix(site)}{name}": value for name, value in own.items()})
+    return found + _compare(file, expected, statistics)
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return isinstance(module, _NormBase) and module.track_running_stats
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def _base_problem(file: "AdapterFile", here: str) -> list[str]:
@@ -81,16 +111,18 @@ def tensor_prefix(site: Site) -> str:
     return f"{site.path}.delta.{site.block}.".lstrip(".") if site.block else f"{site.path}.delta.".lstrip(".")
 
 
-def _compare(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
-    found = []
+def _compare(file: "AdapterFile", needed: Shapes, statistics: Shapes) -> list[str]:
+    """Compare the tensors of a file with those that are needed, and with the statistics that it may keep."""
+    tensors, found = file.tensors, []
+    known = needed | {name: shape for name, shape in statistics.items() if name in file.kept}
     for label, names in (
-        ("missing", sorted(expected.keys() - tensors.keys())),
-        ("unexpected", sorted(tensors.keys() - expected.keys())),
+        ("missing", sorted(needed.keys() - tensors.keys())),
+        ("unexpected", sorted(tensors.keys() - known.keys())),
     ):
         if names:
             found.append(f"{len(names)} {label} tensors ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})")
     return found + [
         f"{name} has shape {tuple(tensors[name].shape)} there and {shape} here"
-        for name, shape in sorted(expected.items())
+        for name, shape in sorted(known.items())
         if name in tensors and tuple(tensors[name].shape) != shape
     ]

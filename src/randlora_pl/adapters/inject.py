@@ -1,31 +1,33 @@
 """Putting an adapter into a model, and the report of what was adapted."""
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, matches
+from randlora_pl.adapters.base_hash import hash_weights
 from randlora_pl.adapters.bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.budget import match_budget
 from randlora_pl.adapters.fused import row_blocks
+from randlora_pl.adapters.kept import snapshot
 from randlora_pl.adapters.layers import AdaptedAttention, AdaptedConv1D, AdaptedLayer, AdaptedLinear, RowBlocks
 from randlora_pl.adapters.quantised import adapted_class
-from randlora_pl.adapters.targets import Site, select
+from randlora_pl.adapters.targets import Site
+from randlora_pl.adapters.trained import Tensors, chosen_tensors, frozen_outputs, select_beside, trained_tensors
 from randlora_pl.adapters.weights import is_conv1d, is_quantised, weight_of
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError, near
 
-_SAMPLES = 1024
-
 
 @dataclass(frozen=True)
 class Row:
-    """One adapted weight: its layer, kind (``linear``, ``qkv``, ``q`` ...), shape (out, in) and trainable count."""
+    """One adapted weight: its layer, kind (``linear``, ``qkv``, ``q`` ...), shape (out, in) and trainable count.
+
+    A tensor that trains whole has its own name and shape, and the kind ``tensor``, or ``trained`` beside an adapter.
+    """
 
     layer: str
     kind: str
@@ -44,9 +46,12 @@ class InjectionReport:
         trainable: Number of trainable parameters.
         total: Number of parameters of the model, the trainable ones included; random bases not counted.
         fingerprint: SHA-256 of the random bases, empty where there are none.
-        base_hash: Sampled SHA-256 of the weights before adaptation.
+        base_hash: Sampled SHA-256 of the weights before adaptation, without those of ``trained``.
         notes: Remarks that a user should read.
         stored_bases: Bases from a file, where no seed gives them.
+        trained: Patterns of what trains whole beside the adapter, None for nothing.
+        beside: The tensors that these patterns name.
+        buffers: The model's own buffers as the adapter found them (`kept.snapshot`).
     """
 
     adapter: Adapter
@@ -58,11 +63,14 @@ class InjectionReport:
     base_hash: str = ""
     notes: list[str] = field(default_factory=list)
     stored_bases: Bases | None = None
+    trained: list[str] | None = None
+    beside: list[Row] = field(default_factory=list)
+    buffers: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def grouped(self) -> list[tuple[str, str, tuple[int, ...], int, int]]:
         """Rows that differ in their block number only: (name, kind, shape, layers, parameters)."""
         groups: dict[tuple[str, str, tuple[int, ...]], list[Row]] = {}
-        for row in self.rows:
+        for row in [*self.rows, *self.beside]:
             groups.setdefault((re.sub(r"\.\d+\.", ".*.", row.layer), row.kind, row.shape), []).append(row)
         return [(*key, len(rows), sum(row.trainable for row in rows)) for key, rows in groups.items()]
 
@@ -83,14 +91,21 @@ class InjectionReport:
         return "\n".join([*lines, *self.notes])
 
 
-def inject(model: nn.Module, adapter: Adapter, targets: list[str] | None = None) -> InjectionReport:
-    """Freezes a model and attaches an adapter to it, in place.
+def inject(
+    model: nn.Module, adapter: Adapter, targets: list[str] | None = None, trained: list[str] | None = None
+) -> InjectionReport:
+    """Freezes a model and attaches an adapter to it, in place; each update is in its layer's mode, train or eval.
+
+    Example:
+        >>> print(inject(model, RandLoRA(rank=6), trained=["classifier"]))
 
     Args:
         model: Any module with linear or attention layers, also on the meta device (for counting).
         adapter: The method and its options.
         targets: Regular expressions over layer names, or the aliases ``qkv q k v o fc1 fc2 gate attn mlp all``,
             each with an optional tower prefix (``visual:mlp``). Default: packed q/k/v and both MLP matrices.
+        trained: Regular expressions over names of modules, or of tensors, that train whole beside the adapter, such as
+            a new head: adapter files hold them, and the base may have other values there. They are not adapted.
 
     Returns:
         What was adapted.
@@ -101,22 +116,26 @@ def inject(model: nn.Module, adapter: Adapter, targets: list[str] | None = None)
     """
     if getattr(model, "adapter_report", None) is not None or any(isinstance(m, AdaptedLayer) for m in model.modules()):
         raise UserError("the model has adapters already; unload(model) gives plain layers with merged weights first.")
-    base_hash = hash_weights(model)
+    beside = trained_tensors(model, trained)
+    base_hash, buffers = hash_weights(model, beside), snapshot(model)
     if isinstance(adapter, Whole):
-        report = _mark(model, adapter, targets)
+        report = _mark(model, adapter, targets, beside)
     else:
-        sites = select(model, targets, adapter.qkv == "split")
+        sites = select_beside(model, targets, adapter.qkv == "split", beside)
         adapter, notes = match_budget(adapter, [site.shape for site in sites], model)
         deltas, fingerprint = make_deltas(adapter, sites, model)
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        attach(model, _by_layer(model, sites, deltas))
+        updates = _by_layer(model, sites, deltas)
+        for path, update in updates.items():
+            update.train(model.get_submodule(path).training)
+        model.requires_grad_(False)
+        attach(model, updates)
         rows = [
             Row(site.shape.layer, site.kind, (site.shape.out_features, site.shape.in_features), _size(deltas[site]))
             for site in sites
         ]
         report = InjectionReport(adapter, targets, rows, 0, 0, fingerprint, "", notes)
-    report.base_hash = base_hash
+    _train_beside(model, report, trained, beside)
+    report.base_hash, report.buffers = base_hash, buffers
     report.total = sum(parameter.numel() for parameter in model.parameters())
     report.trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     model.adapter_report = report  # type: ignore[assignment]
@@ -215,51 +234,34 @@ def set_fast_paths(model: nn.Module, on: bool) -> None:
                 setattr(module, name, 0)
 
 
-def _mark(model: nn.Module, adapter: Whole, targets: list[str] | None) -> InjectionReport:
+def _mark(model: nn.Module, adapter: Whole, targets: list[str] | None, beside: Tensors) -> InjectionReport:
     """Marks the tensors that train, for the methods that add nothing."""
     if targets is not None:
         raise UserError(f"{adapter.method()} chooses its tensors itself; leave out the targets.")
-    chosen = chosen_tensors(model, adapter)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    chosen = {name: parameter for name, parameter in chosen_tensors(model, adapter).items() if name not in beside}
+    model.requires_grad_(False)
     for parameter in chosen.values():
         parameter.requires_grad_(True)
-    rows = [Row(name, "tensor", tuple(parameter.shape), parameter.numel()) for name, parameter in chosen.items()]
-    return InjectionReport(adapter, targets, rows, 0, 0)
+    return InjectionReport(adapter, targets, _rows(chosen, "tensor"), 0, 0)
 
 
-def chosen_tensors(model: nn.Module, adapter: Whole) -> dict[str, nn.Parameter]:
-    """The model's own tensors that a method trains, by name; tied ones once."""
-    split = [(name.rpartition("."), parameter) for name, parameter in model.named_parameters()]
-    return {
-        f"{path}{dot}{tensor}": parameter
-        for (path, dot, tensor), parameter in split
-        if adapter.selects(model.get_submodule(path), tensor)
-    }
+def _train_beside(model: nn.Module, report: InjectionReport, trained: list[str] | None, beside: Tensors) -> None:
+    """Marks the tensors that train whole beside an adapter, and notes heads that nobody trains."""
+    for parameter in beside.values():
+        parameter.requires_grad_(True)
+    report.trained, report.beside = trained, _rows(beside, "trained")
+    trains = {row.layer for row in report.rows} | {row.layer.removesuffix(".weight") for row in report.rows}
+    if frozen := frozen_outputs(model, trains, beside):
+        names = ", ".join(frozen[:3]) + (" ..." if len(frozen) > 3 else "")
+        report.notes.append(f"frozen and not adapted: {names}. Train a new head: inject(..., trained={frozen[:3]}).")
+
+
+def _rows(tensors: Tensors, kind: str) -> list[Row]:
+    return [Row(name, kind, tuple(parameter.shape), parameter.numel()) for name, parameter in tensors.items()]
 
 
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def hash_weights(model: nn.Module) -> str:
-    """SHA-256 of every parameter's name, shape and up to 1,024 evenly spaced values, rounded to bfloat16.
-
-    A sample tells other weights apart at once, also for models of billions of parameters; the rounding
-    makes a model the same in float32 and bfloat16. Empty on the meta device, and where weights are quantised,
-    which do not tell what they were before.
-    """
-    if any(is_quantised(module) for module in model.modules()):
-        return ""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.is_meta:
-            return ""
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].to(torch.bfloat16)
-        digest.update(f"{name}:{tuple(parameter.shape)}".encode())
-        digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def generator_facts(report: InjectionReport) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.bases import Bases
 from randlora_pl.adapters.control import adapted_layers, detach, merge, report_of, unmerge
 from randlora_pl.adapters.files import AdapterFile, place_adapter, read_adapter
-from randlora_pl.adapters.inject import InjectionReport, attach, chosen_tensors
+from randlora_pl.adapters.inject import InjectionReport, attach
+from randlora_pl.adapters.kept import base_buffers
 from randlora_pl.adapters.weighted import WeightedSum
-from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError, near
 
 Choice = str | Mapping[str, float] | None
@@ -29,7 +29,7 @@ class _Loaded:
     Attributes:
         report: What `inject` said of it.
         updates: The update of each layer by path; in the model only while it is active.
-        own: The model's own tensors as it has them (full fine-tuning, BitFit), by name.
+        own: The model's own tensors as it has them (full fine-tuning, BitFit, trained heads, statistics), by name.
     """
 
     report: InjectionReport
@@ -101,21 +101,22 @@ class AdapterSet:
             raise UserError(f"there is an adapter {name!r} already; remove({name!r}) first, or give another name.")
         file = adapter if isinstance(adapter, AdapterFile) else read_adapter(adapter)
         with self.using(None):
-            chosen = chosen_tensors(self.model, file.adapter) if isinstance(file.adapter, Whole) else {}
-            base = {path: parameter.data for path, parameter in chosen.items()}
-            for parameter in chosen.values():
-                parameter.data = parameter.data.clone()
+            there = {**dict(self.model.named_parameters()), **base_buffers(self.model)}
+            chosen = {path: tensor for path, tensor in there.items() if path in file.tensors}
+            base = {path: tensor.data for path, tensor in chosen.items()}
+            for tensor in chosen.values():
+                tensor.data = tensor.data.clone()
             try:
                 place_adapter(self.model, file)
                 report = report_of(self.model)
                 updates = {
                     path: layer.delta for path, layer in adapted_layers(self.model).items() if layer.delta is not None
                 }
-                own = {path: parameter.data for path, parameter in chosen.items()}
+                own = {path: tensor.data for path, tensor in chosen.items()}
             finally:
-                for path, parameter in chosen.items():
-                    parameter.data = base[path]
-                    parameter.requires_grad_(False)
+                for path, tensor in chosen.items():
+                    tensor.data = base[path]
+                    tensor.requires_grad_(False)
                 detach(self.model)
         for update in updates.values():
             update.eval()  # to predict; set_train_mode(model) is for training
@@ -188,7 +189,7 @@ class AdapterSet:
             if self._loaded[name].own:
                 method = self._loaded[name].report.adapter.method()
                 raise UserError(
-                    f"{name!r} is {method}, which changes the model's own tensors: use it alone with weight 1, or "
+                    f"{name!r} ({method}) changes the model's own tensors: use it alone with weight 1, or "
                     "write the sum with randlora-pl adapter add (scaled: randlora-pl adapter merge --scale)."
                 )
         return weights
@@ -210,9 +211,9 @@ class AdapterSet:
         for name in self._active:
             own = self._loaded[name].own
             for path in own:
-                parameter = self.model.get_parameter(path)
-                own[path], parameter.data = parameter.data, self._base[path].to(parameter.device)
-                parameter.requires_grad_(False)
+                tensor = _tensor(self.model, path)
+                own[path], tensor.data = tensor.data, self._base[path].to(tensor.device)
+                tensor.requires_grad_(False)
         self._base, self._active = {}, {}
 
     def _enter(self, weights: dict[str, float]) -> None:
@@ -223,9 +224,9 @@ class AdapterSet:
             for path, update in self._loaded[name].updates.items():
                 parts.setdefault(path, []).append((update, weight))
             for path, tensor in self._loaded[name].own.items():
-                parameter = self.model.get_parameter(path)
-                self._base[path], parameter.data = parameter.data, tensor.to(parameter.device)
-                parameter.requires_grad_(True)
+                there = _tensor(self.model, path)
+                self._base[path], there.data = there.data, tensor.to(there.device)
+                there.requires_grad_(isinstance(there, nn.Parameter))
         alone = list(weights.values()) == [1.0]
         updates = {path: here[0][0] if alone else WeightedSum(*zip(*here, strict=True)) for path, here in parts.items()}
         for path, update in updates.items():
@@ -241,6 +242,13 @@ class AdapterSet:
         known = {_key(bases): bases for loaded in self._loaded.values() for bases in _bases_in(loaded.updates).values()}
         for holder, bases in _bases_in(updates).items():
             holder.bases = known.setdefault(_key(bases), bases)
+
+
+def _tensor(model: nn.Module, path: str) -> Tensor:
+    """A parameter or buffer by name."""
+    module, _, name = path.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(module), name)
+    return tensor
 
 
 def _bases_in(updates: Mapping[str, DeltaWeight]) -> dict[nn.Module, Bases]:

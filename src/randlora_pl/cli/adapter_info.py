@@ -94,6 +94,7 @@ def described(known: Mapping[str, Any]) -> dict[str, str]:
     extra = [f"{key} {base[key]}" for key in ("image_size", "seed") if base.get(key) is not None]
     digest = str(base.get("weights_sha256_sampled") or "unknown")[:12]
     head = f" and {known['head_parameters']:,} of a head" if known["head_parameters"] else ""
+    head += f", {known['kept_numbers']:,} numbers kept without a gradient" if known["kept_numbers"] else ""
     size = f"{known['tensor_bytes']:,} bytes of {', '.join(known['dtypes'])}, {known['file_bytes']:,} on the disk"
     options = ", ".join(f"{key} {_short(value)}" for key, value in known["options"].items() if value is not None)
     found = {
@@ -103,6 +104,8 @@ def described(known: Mapping[str, Any]) -> dict[str, str]:
         "base model": ", ".join([named or "not named", *extra, f"weights {digest}"]),
         "targets": f"{'default' if known['targets'] is None else _short(known['targets'])}: {known['adapted']} tensors",
     }
+    if known["trained"]:
+        found["trained whole"] = _short(known["trained"])
     if known["fingerprint"]:
         found["random bases"] = f"seed {known['seed']}, {known['generator']}, fingerprint {known['fingerprint'][:12]}"
     if known["task"]:

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile
-from randlora_pl.adapters.inject import hash_weights
+from randlora_pl.adapters.base_hash import hash_weights
+from randlora_pl.adapters.trained import trained_tensors
 from randlora_pl.errors import UserError
 from randlora_pl.interop import bare
 from randlora_pl.models import ImageTower, ModelIdentity, library_of, load_clip, load_vit
@@ -135,11 +136,11 @@ def _part(model: nn.Module, file: AdapterFile) -> nn.Module:
         UserError: Neither has.
     """
     wanted = file.config.get("base_model", {}).get("weights_sha256_sampled")
-    whole = hash_weights(model)
+    whole = hash_weights(model, trained_tensors(model, file.trained))
     if not wanted or whole == wanted:
         return model
     tower = ImageTower(model).eval() if hasattr(model, "visual") else None
-    if tower is not None and hash_weights(tower) == wanted:
+    if tower is not None and hash_weights(tower, trained_tensors(tower, file.trained)) == wanted:
         return tower
     raise UserError(
         f"{file.path} was trained on other weights: {base_name(file)}; what has that name here is {whole[:12]}. "

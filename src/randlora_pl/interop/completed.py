@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import save_adapter
-from randlora_pl.adapters.inject import hash_weights
+from randlora_pl.adapters.base_hash import hash_weights
 from randlora_pl.errors import UserError
 from randlora_pl.interop.base_model import Base
 from randlora_pl.interop.peft_files import TASK, PeftAdapter

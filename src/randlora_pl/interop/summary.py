@@ -5,9 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile
-from randlora_pl.adapters.inject import chosen_tensors
 from randlora_pl.adapters.spectrum import spectrum
 from randlora_pl.adapters.targets import find_sites
+from randlora_pl.adapters.trained import chosen_tensors
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
 from randlora_pl.interop.base_model import load_base
@@ -22,7 +22,8 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "path": str(file.path),
         **file.adapter.describe(),
         "format_version": config["format_version"],
-        "parameters": sum(tensor.numel() for tensor in file.tensors.values()),
+        "parameters": sum(tensor.numel() for name, tensor in file.tensors.items() if name not in file.kept),
+        "kept_numbers": sum(file.tensors[name].numel() for name in file.kept),
         "head_parameters": sum(tensor.numel() for tensor in file.extra.values()),
         "tensor_bytes": sum(t.numel() * t.element_size() for t in (*file.tensors.values(), *file.extra.values())),
         "file_bytes": sum(each.stat().st_size for each in files),
@@ -33,6 +34,7 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "fingerprint": config.get("fingerprint"),
         "targets": file.targets,
         "adapted": len(file.layers),
+        "trained": file.trained,
         "task": metadata.get("task"),
         "classnames": metadata.get("classnames", []),
         "captions": metadata.get("captions", False),

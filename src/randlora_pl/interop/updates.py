@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from randlora_pl.adapters import AdapterFile, DoRA, load_adapter
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.bases import GENERATOR
-from randlora_pl.adapters.control import delta_weights, trainable_parameters, weight_updates
+from randlora_pl.adapters.control import delta_weights, weight_updates
+from randlora_pl.adapters.kept import update_buffers
+from randlora_pl.adapters.state import adapter_state
 from randlora_pl.adapters.targets import Site
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
@@ -32,16 +34,15 @@ def adapted(base: Base, file: AdapterFile) -> Base:
 def updates(base: Base, file: AdapterFile) -> State:
     """The update of every tensor that an adapter changes, by its key in the base model's state dict, float32.
 
-    Effective weight minus frozen weight; for methods that train the model's own tensors, trained minus untrained.
+    Effective weight minus frozen weight; of the model's own tensors and statistics, trained minus untrained.
 
     Raises:
         UserError: The adapter does not fit.
     """
     part = adapted(base, file).part
-    if isinstance(file.adapter, Whole):
-        before = base.part_of(file).state_dict()
-        return {name: value.detach() - before[name] for name, value in trainable_parameters(part).items()}
-    return weight_updates(part)
+    before, state = base.part_of(file).state_dict(), adapter_state(part)
+    own = {name: value for name, value in {**state.own, **state.kept}.items() if name in before}
+    return weight_updates(part) | {name: value.detach() - before[name] for name, value in own.items()}
 
 
 def weighted_sum(parts: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> State:
@@ -90,7 +91,9 @@ def layer_updates(file: AdapterFile) -> State:
     """
     if isinstance(file.adapter, Whole | DoRA):
         base = load_base(file)
-        return updates(base, file) if isinstance(file.adapter, Whole) else delta_weights(adapted(base, file).part)
+        if not isinstance(file.adapter, Whole):
+            return delta_weights(adapted(base, file).part)
+        return {name: update for name, update in updates(base, file).items() if name in file.layers}
     shapes = [WeightShape(name, shape[0], shape[1]) for name, shape in file.layers.items()]
     bases = file.bases or file.adapter.bases(shapes, torch.device("cpu"))
     here = bases.fingerprint if bases is not None else ""
@@ -104,10 +107,10 @@ def layer_updates(file: AdapterFile) -> State:
     for shape in shapes:
         delta = file.adapter.delta_weight(shape, torch.empty(shape.out_features, shape.in_features), bases)
         tensors = _tensors_of(file, shape.layer)
-        for name, parameter in delta.named_parameters():
-            if name not in tensors or tensors[name].shape != parameter.shape:
-                raise UserError(f"{file.path}: layer {shape.layer} has no tensor {name} of {tuple(parameter.shape)}.")
-            parameter.copy_(tensors[name])
+        for name, own in {**dict(delta.named_parameters()), **update_buffers(delta)}.items():
+            if name not in tensors or tensors[name].shape != own.shape:
+                raise UserError(f"{file.path}: layer {shape.layer} has no tensor {name} of {tuple(own.shape)}.")
+            own.copy_(tensors[name])
         found[shape.layer] = delta.delta()
     return found
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, unload
+from randlora_pl.adapters.base_hash import hash_weights
 from randlora_pl.adapters.files import place_adapter
-from randlora_pl.adapters.inject import hash_weights, inject
+from randlora_pl.adapters.inject import inject
 from randlora_pl.errors import UserError
 from randlora_pl.interop.bare import LOST, change, difference, lost
 from randlora_pl.interop.part_folder import move, part_folder, refuse_inputs
+from randlora_pl.interop.updates import interpolated
 from randlora_pl.language.restore import unquantised_task
 
 TOLERANCE = 1e-4
@@ -57,7 +59,7 @@ def write_merged(
     unload(model)
     if before:
         model.load_state_dict(
-            {name: torch.lerp(before[name], value, scale) for name, value in model.state_dict().items()}
+            {name: interpolated(before[name], value, scale) for name, value in model.state_dict().items()}
         )
         expected = logits(whole_model)
     import transformers

@@ -1,5 +1,6 @@
-"""How much the processes exchange while they train: a communication hook that counts."""
+"""What the processes exchange while they train: gradients, by a communication hook that counts, and statistics."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,3 +41,14 @@ def counted_mean(exchange: Exchange, bucket: dist.GradBucket) -> torch.futures.F
     exchange.bytes += gradient.numel() * gradient.element_size()
     exchange.messages += 1
     return default_hooks.allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def share(tensors: Sequence[Tensor]) -> None:
+    """Gives every process the values of process 0, in one broadcast for each dtype."""
+    for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+        own = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.reshape(-1) for tensor in own])
+        dist.broadcast(flat, 0)
+        for tensor, values in zip(own, torch.split(flat, [tensor.numel() for tensor in own]), strict=True):
+            tensor.copy_(values.view_as(tensor))

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch.distributed
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from randlora_pl.adapters.kept import base_buffers
 from randlora_pl.errors import UserError
-from randlora_pl.parallel.exchange import Exchange, counted_mean
+from randlora_pl.parallel.exchange import Exchange, counted_mean, share
 from randlora_pl.parallel.launch import launched, store_of
 
 TIMEOUT = 600.0
@@ -23,7 +25,9 @@ class AdapterDDP(DDPStrategy):
     Every parameter that trains gets a gradient in the last micro-batch of a window, so that unused ones need not
     be looked for. Graphs are not static: earlier micro-batches leave the text tower out, and the last window may
     have fewer of them. Frozen weights and bases are made by every process for itself, from the same files and
-    seeds; so is what trains, and a checksum of it all takes the place of the broadcast at the start.
+    seeds; so is what trains, and a checksum of it all takes the place of the broadcast at the start. Running statistics
+    of layers that train are those of process 0 after each optimizer step, so that every process evaluates and saves
+    the same model.
 
     Args:
         timeout: Seconds that a process waits for the others.
@@ -38,6 +42,7 @@ class AdapterDDP(DDPStrategy):
             options["init_sync"] = False
         super().__init__(timeout=timedelta(seconds=timeout), **options)
         self.exchange = Exchange()
+        self._statistics: list[Tensor] | None = None
 
     def setup_distributed(self) -> None:
         """Finds the other processes, also after torchrun has restarted them.
@@ -72,6 +77,7 @@ class AdapterDDP(DDPStrategy):
                 f"process {', '.join(differ)} of {self.world_size} starts from other weights than process 0: compare "
                 "the weights files, checkpoints and versions of the machines (randlora-pl doctor)."
             )
+        self._statistics = None
         super().configure_ddp()
 
     def _register_ddp_hooks(self) -> None:
@@ -83,6 +89,10 @@ class AdapterDDP(DDPStrategy):
         return self.exchange.figures()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
-        """One optimizer step, of which the exchange is a part."""
+        """One optimizer step, of which the exchange is a part; then the statistics of process 0 for all."""
         self.exchange.steps += 1
-        return super().optimizer_step(*args, **kwargs)
+        result = super().optimizer_step(*args, **kwargs)
+        if self._statistics is None:
+            self._statistics = list(base_buffers(self.lightning_module.model, training=True).values())  # type: ignore[union-attr, arg-type]
+        share(self._statistics)
+        return result

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import Adapter, InjectionReport, save_adapter
 from randlora_pl.adapters.files import make_adapter
+from randlora_pl.adapters.kept import kept_buffers, reset_buffers, update_buffers
 from randlora_pl.errors import UserError
 from randlora_pl.models import ModelIdentity
 from randlora_pl.tasks.checkpoint import check_adapter, check_tensors
@@ -57,12 +58,11 @@ class SavedModule(EvaluatedModule):
                 value.copy_(tensors[name])
 
     def fingerprint(self) -> str:
-        """A checksum of the base model, the bases, and every bit of what trains: equal in all processes of a run."""
+        """A checksum of the base model, the bases, and every bit of the state: equal in all processes of a run."""
         digest = hashlib.sha256(f"{self.report.base_hash} {self.report.fingerprint}".encode())
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                value = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
-                digest.update(f"{name} {tuple(parameter.shape)}".encode() + value.numpy().tobytes())
+        for name, tensor in self.trained_state().items():
+            value = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(f"{name} {tuple(tensor.shape)}".encode() + value.numpy().tobytes())
         return digest.hexdigest()
 
     def constructor(self) -> dict[str, Any]:
@@ -93,13 +93,19 @@ class SavedModule(EvaluatedModule):
             self.model, folder, base_model=self.identity.as_dict(), extra=self.head_tensors(), metadata=metadata
         )
 
-    def trained_names(self) -> set[str]:
-        """State-dict names of what trains."""
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+    def trained_state(self) -> dict[str, Tensor]:
+        """What trains, and the kept buffers that belong to it, by their names in the state dict."""
+        trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return trained | self._own(kept_buffers(self.model))
+
+    def _own(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Buffers of the model by their names in this module's state dict."""
+        wanted = {id(buffer) for buffer in buffers.values()}
+        return {name: buffer for name, buffer in self.named_buffers() if id(buffer) in wanted}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps only what trains, and says what it belongs to."""
-        own = self.trained_names()
+        """Keeps only what trains and the kept buffers, and says what they belong to."""
+        own = self.trained_state()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
         checkpoint["adapter"] = self.adapter.describe()
         checkpoint["base_model"] = self._base_model()
@@ -125,8 +131,13 @@ class SavedModule(EvaluatedModule):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads what trains, or a whole state, and complains about any name that does not fit.
 
+        Statistics of the base model that are not in it become those that the base model came with.
+
         Raises:
             UserError: If a tensor that trains is missing, or one is unknown or of another shape.
         """
-        check_tensors(state_dict, self.state_dict(), self.trained_names(), "the checkpoint")
+        needed = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        needed |= self._own(update_buffers(self.model)).keys()
+        check_tensors(state_dict, self.state_dict(), needed, "the checkpoint")
+        reset_buffers(self.model)
         return super().load_state_dict(state_dict, strict=False, assign=assign)

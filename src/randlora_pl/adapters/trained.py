@@ -1,0 +1,126 @@
+"""Which of a model's own tensors train: those that a method chooses, and those that a user names beside an adapter."""
+
+import re
+from collections.abc import Collection, Iterable
+
+import torch
+from torch import nn
+
+from randlora_pl.adapters.base import matches
+from randlora_pl.adapters.kept import update_modules
+from randlora_pl.adapters.targets import Site, select
+from randlora_pl.adapters.weights import out_and_in
+from randlora_pl.adapters.whole import Whole
+from randlora_pl.errors import UserError, near
+
+Tensors = dict[str, nn.Parameter]
+
+
+def chosen_tensors(model: nn.Module, adapter: Whole) -> Tensors:
+    """The model's own tensors that a method trains, by name; tied ones once."""
+    split = [(name.rpartition("."), parameter) for name, parameter in model.named_parameters()]
+    return {
+        f"{path}{dot}{tensor}": parameter
+        for (path, dot, tensor), parameter in split
+        if adapter.selects(model.get_submodule(path), tensor)
+    }
+
+
+def trained_tensors(model: nn.Module, trained: list[str] | None) -> Tensors:
+    """Return the tensors that train whole beside an adapter, by name; tied ones once.
+
+    Args:
+        model: The model, with or without an adapter.
+        trained: Regular expressions over names of modules, or of tensors; they fit as those of targets do.
+
+    Raises:
+        UserError: One matches nothing, is not a regular expression, or names tensors that cannot train.
+    """
+    if not trained:
+        return {}
+    updates = {id(parameter) for module in update_modules(model) for parameter in module.parameters(recurse=False)}
+    own = [
+        (name, parameter)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if id(parameter) not in updates
+    ]
+    chosen: set[int] = set()
+    for pattern in trained:
+        found = {id(parameter) for name, parameter in own if _fits(pattern, name)}
+        if not found:
+            raise UserError(_no_match(pattern, [name for name, _ in own]))
+        chosen |= found
+    tensors = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in chosen}
+    if whole := [name for name, parameter in tensors.items() if not parameter.is_floating_point()]:
+        raise UserError(f"trained names {whole[0]}, which is quantised and cannot train. Leave it out.")
+    return tensors
+
+
+def _fits(pattern: str, name: str) -> bool:
+    """Return True if a pattern fits a tensor's name, or that of a module that it is in."""
+    parts = name.split(".")
+    try:
+        return any(matches(pattern, ".".join(parts[:end])) for end in range(1, len(parts) + 1))
+    except re.error as error:
+        raise UserError(f"trained {pattern!r} is not a regular expression: {error}.") from None
+
+
+def _no_match(pattern: str, names: list[str]) -> str:
+    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in names if "." in name))
+    last = dict.fromkeys(name.rpartition(".")[2] for name in modules)
+    hint = near(pattern, [*last, *modules, *names]) or f" The last one is {modules[-1] if modules else names[-1]!r}."
+    return f"trained {pattern!r} matches no module with tensors of its own in this model.{hint}"
+
+
+def select_beside(model: nn.Module, targets: list[str] | None, split: bool, beside: Collection[str]) -> list[Site]:
+    """Return the sites of some targets (`select`), without those whose weight trains whole.
+
+    Args:
+        model: Any module.
+        targets: As for `select`.
+        split: As for `select`.
+        beside: Names of tensors that train whole.
+
+    Raises:
+        UserError: As `select`, or no site is left.
+    """
+    sites = select(model, targets, split)
+    left = [s for s in sites if not {f"{s.path}.{n}".lstrip(".") for n in ("weight", "in_proj_weight")} & set(beside)]
+    if not left:
+        raise UserError(f"every layer of the targets is in trained ({sites[0].shape.layer} ...): nothing is adapted.")
+    return left
+
+
+def whole_modules(model: nn.Module, names: Collection[str]) -> list[nn.Module]:
+    """Return the modules all of whose tensors, one at least, are among these names."""
+    own = {id(parameter) for name, parameter in model.named_parameters() if name in names}
+    found = []
+    for module in model.modules():
+        parameters = [id(parameter) for parameter in module.parameters()]
+        if parameters and own.issuperset(parameters):
+            found.append(module)
+    return found
+
+
+def frozen_outputs(model: nn.Module, adapted: Iterable[str], beside: Collection[str]) -> list[str]:
+    """Return the linear layers that look like a new head and stay frozen: a head that nobody trains is a mistake.
+
+    They lie outside the numbered blocks and are either the model's last layer or have a bias of zeros, as libraries
+    make new heads. Output embeddings of language models are not heads.
+
+    Args:
+        model: The model.
+        adapted: Names of the adapted layers.
+        beside: Names of tensors that train whole.
+    """
+    embeddings = getattr(model, "get_output_embeddings", lambda: None)()
+    layers = [(path, module) for path, module in model.named_modules() if out_and_in(module) is not None]
+    found = []
+    for number, (path, module) in enumerate(layers, 1):
+        bias = module._parameters.get("bias")
+        new = bias is not None and not bias.is_meta and not bool(torch.count_nonzero(bias))
+        outside = re.search(r"(?:^|\.)\d+\.", path) is None and path != ""
+        frozen = path not in adapted and f"{path}.weight" not in beside and module is not embeddings
+        if frozen and outside and (new or number == len(layers)):
+            found.append(path)
+    return found

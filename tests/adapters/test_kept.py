@@ -1,0 +1,207 @@
+"""Kept buffers: what training changes without a gradient is in the file, and comes back."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters import (
+    Adapter,
+    AdapterSet,
+    BitFit,
+    FullFineTuning,
+    LinearProbe,
+    LoRA,
+    disabled,
+    inject,
+    load_adapter,
+    merge,
+    read_adapter,
+    save_adapter,
+    set_train_mode,
+)
+from randlora_pl.adapters import files as adapter_files
+from randlora_pl.adapters.container import CONFIG, TENSORS, load_tensors, save_tensors
+from randlora_pl.adapters.kept import base_buffers, kept_buffers
+from randlora_pl.adapters.lora import LoRADelta
+from randlora_pl.errors import UserError
+
+STATISTICS = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6),
+        nn.ReLU(), nn.Linear(6, 2),
+    ).eval()  # fmt: skip
+
+
+def tuned(adapter: Adapter, train: Callable[[nn.Module], Any], steps: int = 3) -> nn.Sequential:
+    """A model that a user has trained for some steps, in eval mode."""
+    model = net()
+    inject(model, adapter)
+    train(model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    for step in range(steps):
+        x = 2 + 3 * torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(step))
+        model(x).square().sum().clamp(max=10).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    set_train_mode(model, False)
+    return model
+
+
+def images() -> Tensor:
+    return torch.randn(5, 3, 6, 6, generator=torch.Generator().manual_seed(9))
+
+
+def same(model: nn.Module, other: nn.Module) -> bool:
+    with torch.no_grad():
+        return torch.equal(model(images()), other(images()))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "train"),
+    [(FullFineTuning(), set_train_mode), (BitFit(), set_train_mode), (LoRA(2), nn.Module.train)],
+    ids=["full", "bitfit", "lora, model.train()"],
+)
+def test_moved_statistics_come_back(adapter: Adapter, train: Callable[[nn.Module], Any], tmp_path: Path) -> None:
+    model = tuned(adapter, train)
+    save_adapter(model, tmp_path / "a")
+    file = read_adapter(tmp_path / "a")
+    assert set(file.kept) == STATISTICS
+    assert file.config["format_version"] == 3
+    fresh = net()
+    load_adapter(fresh, tmp_path / "a")
+    assert same(model, fresh)
+    for name, value in base_buffers(model).items():
+        assert torch.equal(base_buffers(fresh)[name], value)
+    again = copy.deepcopy(fresh)
+    save_adapter(again, tmp_path / "b")
+    assert read_adapter(tmp_path / "b").config["sha256"] == file.config["sha256"]
+
+
+@pytest.mark.parametrize("adapter", [LoRA(2), LinearProbe()], ids=["lora", "probe"])
+def test_statistics_of_a_frozen_base_rest_and_are_not_stored(adapter: Adapter, tmp_path: Path) -> None:
+    model = net()
+    inject(model, adapter)
+    set_train_mode(model)
+    model(images())
+    assert kept_buffers(model) == {}
+    save_adapter(model, tmp_path / "a")
+    assert read_adapter(tmp_path / "a").kept == []
+
+
+def test_reloading_in_place_puts_the_statistics_back(tmp_path: Path) -> None:
+    model = net()
+    inject(model, FullFineTuning())
+    first = copy.deepcopy(model)
+    save_adapter(model, tmp_path / "start")  # which keeps none, as nothing has moved
+    model.train()(images())
+    load_adapter(model.eval(), tmp_path / "start")
+    assert same(model, first)
+
+
+def test_a_set_of_adapters_switches_statistics(tmp_path: Path) -> None:
+    full, lora = tuned(FullFineTuning(), set_train_mode), tuned(LoRA(2), nn.Module.train)
+    save_adapter(full, tmp_path / "full")
+    save_adapter(lora, tmp_path / "lora")
+    adapters = AdapterSet(net())
+    adapters.load("full", tmp_path / "full")
+    adapters.load("lora", tmp_path / "lora")
+    for name, model in {"full": full, "lora": lora, "base": net()}.items():
+        adapters.use(None if name == "base" else name)
+        assert same(adapters.model, model), name
+        assert len(kept_buffers(adapters.model)) == (0 if name == "base" else 3)
+    with pytest.raises(UserError, match="own tensors"):
+        adapters.use({"lora": 0.5})
+
+
+def test_statistics_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+    save_adapter(tuned(FullFineTuning(), set_train_mode), tmp_path / "a")
+    config = json.loads((tmp_path / "a" / CONFIG).read_text())
+    del config["sha256"]
+    tensors = load_tensors(tmp_path / "a" / TENSORS)
+
+    def write(tensors: dict[str, Tensor]) -> None:
+        (tmp_path / "a" / CONFIG).write_text(json.dumps(config))
+        save_tensors(tensors, tmp_path / "a" / TENSORS)
+
+    write({**tensors, "1.running_mean": torch.zeros(5)})
+    with pytest.raises(UserError, match=r"1\.running_mean has shape \(5,\)"):
+        load_adapter(net(), tmp_path / "a")
+    write({name: value for name, value in tensors.items() if name != "1.running_mean"})
+    with pytest.raises(UserError, match=r"1\.running_mean and does not hold it"):
+        read_adapter(tmp_path / "a")
+    config["kept"] = []
+    write(tensors)
+    with pytest.raises(UserError, match="3 unexpected tensors"):
+        load_adapter(net(), tmp_path / "a")
+
+
+def test_earlier_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A file of format 2 loads, with a warning where statistics are missing; an older program refuses format 3."""
+    save_adapter(tuned(FullFineTuning(), set_train_mode), tmp_path / "a")
+    config = json.loads((tmp_path / "a" / CONFIG).read_text())
+    tensors = load_tensors(tmp_path / "a" / TENSORS)
+    save_tensors({n: v for n, v in tensors.items() if n not in STATISTICS}, tmp_path / "a" / TENSORS)
+    old = {n: v for n, v in config.items() if n not in ("sha256", "kept", "trained")} | {"format_version": 2}
+    (tmp_path / "a" / CONFIG).write_text(json.dumps(old))
+    load_adapter(net(), tmp_path / "a")
+    assert "statistics" in caplog.text
+    save_adapter(tuned(LoRA(2), set_train_mode), tmp_path / "b")
+    monkeypatch.setattr(adapter_files, "FORMAT_VERSION", 2)
+    with pytest.raises(UserError, match="has format 3"):
+        read_adapter(tmp_path / "b")
+
+
+class Masked(LoRA):
+    """LoRA with a mask of its outputs that something else than a gradient decides."""
+
+    def delta_weight(self, shape: Any, weight: Tensor, bases: Any) -> LoRADelta:
+        plain = super().delta_weight(shape, weight, bases)
+        plain.__class__ = MaskedDelta
+        plain.register_buffer("mask", torch.ones(shape.out_features))
+        return plain
+
+
+class MaskedDelta(LoRADelta):
+    kept = ("mask",)
+    mask: Tensor
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        p, q = super().factors()
+        return self.mask[:, None] * p, q
+
+
+@pytest.mark.parametrize("qkv", ["packed", "split"])
+def test_an_update_names_the_buffers_that_it_keeps(qkv: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(adapter_files.METHODS, "Masked", Masked)
+    base = nn.MultiheadAttention(6, 2, batch_first=True).eval()
+    model, x = copy.deepcopy(base), torch.randn(2, 3, 6)
+    inject(model, Masked(2, qkv=qkv), ["q", "v"] if qkv == "split" else None)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith("mask"):
+                tensor.copy_((torch.rand(len(tensor)) > 0.5).float())
+            elif ".delta." in f".{name}":
+                tensor.copy_(torch.randn(tensor.shape))
+    save_adapter(model, tmp_path / "a")
+    file = read_adapter(tmp_path / "a")
+    assert [name.rpartition(".")[2] for name in file.kept] == ["mask"] * (2 if qkv == "split" else 1)
+    fresh = copy.deepcopy(base)
+    load_adapter(fresh, tmp_path / "a")
+    merge(fresh)
+    assert torch.allclose(fresh(x, x, x)[0], model(x, x, x)[0], atol=1e-5)
+    with disabled(model):
+        assert not torch.allclose(fresh(x, x, x)[0], model(x, x, x)[0], atol=1e-3)
+    name = file.kept[0]
+    object.__setattr__(file, "tensors", {n: v for n, v in file.tensors.items() if n != name})
+    with pytest.raises(UserError, match="1 missing"):
+        adapter_files.place_adapter(copy.deepcopy(base), file)
