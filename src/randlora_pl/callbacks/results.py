@@ -65,6 +65,7 @@ def model_figures(task: Any) -> dict[str, Any]:
         **flat("base", task.identity.as_dict()),
         **flat("adapter", report.adapter.options()),
         "learning_rate": task.learning_rate,
+        **({"head_learning_rate": rate} if (rate := getattr(task, "head_learning_rate", None)) is not None else {}),
         "seed": task.seed,
     }
 

@@ -51,8 +51,8 @@ def compare_verb(args: list[str]) -> int:
             print(f"\n{(folder / 'table.md').read_text(encoding='utf-8')}")
             following = f"compare-methods --config {typed.config} --tune"
     except (KeyboardInterrupt, SystemExit) as stop:  # the latter: Lightning's answer to Ctrl-C and SIGTERM
-        kind = Terminated if isinstance(stop, SIGTERMException | Terminated) else KeyboardInterrupt
-        raise kind(f"what was finished is in {folder}") from stop
+        ended = any(isinstance(one, SIGTERMException | Terminated) for one in (stop, stop.__context__))
+        raise (Terminated if ended else KeyboardInterrupt)(f"what was finished is in {folder}") from stop
     print(f"\nFigures: {folder}/ ({', '.join(sorted(path.name for path in folder.iterdir()))})")
     print(f"Next: randlora-pl {following}")
     return 0

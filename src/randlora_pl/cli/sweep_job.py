@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.cells import composer
-from randlora_pl.cli.compose import read_config
-from randlora_pl.cli.configs import find_config
+from randlora_pl.cli.compose import Tree, read_config
+from randlora_pl.cli.configs import config_folder, find_config
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.data.catalog import CATALOG, default_root, get_command, present
 from randlora_pl.data.own.places import root_of
@@ -16,6 +16,7 @@ from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, only, plan, shard
+from randlora_pl.experiments.sweep.provenance import read_provenance
 from randlora_pl.experiments.sweep.texts import is_text
 from randlora_pl.parallel.launch import launched
 
@@ -80,7 +81,16 @@ def told_by(config: str) -> tuple[Path, Description]:
         UserError: It cannot be read, or is no sweep.
     """
     file = find_config(config)
-    return file, _at(file, lambda: Description.of(read_config(file)))
+    return file, _at(file, lambda: Description.of(_with_provenance(read_config(file), file)))
+
+
+def _with_provenance(content: Tree, file: Path) -> Tree:
+    """The content of a config with that of the file that ``tuned`` names: beside it, or a shipped one."""
+    named = content.get("tuned")
+    if not isinstance(named, str):
+        return content
+    places = [file.parent / named, config_folder() / "sweeps" / named]
+    return content | {"tuned": read_provenance(next((place for place in places if place.is_file()), places[0]))}
 
 
 def _at(file: Path, function: Callable[[], Any]) -> Any:

@@ -192,7 +192,7 @@ def guarded(app: "App") -> Iterator[None]:
         _end_the_others(app)
         raise
     except (KeyboardInterrupt, SystemExit) as stop:
-        ended = isinstance(stop, SIGTERMException | Terminated)
+        ended = any(isinstance(one, SIGTERMException | Terminated) for one in (stop, stop.__context__))
         if isinstance(stop, SystemExit) and not ended and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
         raise (Terminated if ended else KeyboardInterrupt)(_how_to_resume(app)) from None

@@ -70,7 +70,7 @@ def test_files(report: Path) -> None:
     names = {str(path.relative_to(report)) for path in report.rglob("*") if path.is_file()}
     figures = ("parameters-clip", "data-clip-vit-b-32", "data-clip-vit-l-14")
     assert names == {
-        *("index.html", "report.md", "cells.csv", "summary.csv"),
+        *("index.html", "report.md", "cells.csv", "summary.csv", "sweep.yaml"),
         *(f"figures/{name}.{form}" for name in figures for form in ("png", "svg")),
     }
 

@@ -1,11 +1,12 @@
 from itertools import product
-from math import comb, pi, sqrt
+from math import pi, sqrt
+from statistics import fmean
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_pl.experiments.report.statistics import Estimate, rank_correlation, sign_test
+from randlora_pl.experiments.report.statistics import Estimate, holm, rank_correlation, sign_flip_test
 
 
 def test_interval_of_printed_quantiles() -> None:
@@ -34,18 +35,37 @@ def test_one_value_has_no_interval() -> None:
     assert (estimate.mean, estimate.std, estimate.error, estimate.half) == (70.0, None, None, None)
 
 
-@given(st.integers(0, 8), st.integers(0, 8))
-def test_sign_test_by_counting_every_outcome(wins: int, losses: int) -> None:
-    total = wins + losses
-    if total == 0:
-        assert sign_test(wins, losses) is None
-        return
-    ways = [sum(outcome) for outcome in product((0, 1), repeat=total)] if total <= 10 else None
-    if ways is None:
-        extreme = sum(comb(total, k) for k in range(total + 1) if comb(total, k) <= comb(total, wins)) / 2**total
-    else:
-        extreme = sum(abs(k - total / 2) >= abs(wins - total / 2) for k in ways) / len(ways)
-    assert sign_test(wins, losses) == pytest.approx(extreme)
+@given(st.lists(st.floats(-5, 5).map(lambda value: round(value, 2)), min_size=2, max_size=8))
+def test_sign_flips_by_counting_every_pattern(differences: list[float]) -> None:
+    seen = abs(fmean(differences))
+    means = [abs(fmean(s * d for s, d in zip(signs, differences, strict=True)))
+             for signs in product((1, -1), repeat=len(differences))]  # fmt: skip
+    share = sum(mean >= seen - 1e-9 for mean in means) / len(means)
+    assert sign_flip_test(differences) == pytest.approx(share)
+
+
+def test_sign_flips_of_many_data_sets_by_chance_and_by_counting() -> None:
+    """Of 16 differences 65,536 patterns are too many to count in the program."""
+    differences = [0.4 * ((7 * n) % 5 - 1.4) for n in range(16)]
+    total, seen = [0.0], abs(sum(differences))
+    for difference in differences:
+        total = [value + sign * difference for value in total for sign in (1, -1)]
+    exact = sum(abs(value) >= seen - 1e-9 for value in total) / len(total)
+    assert sign_flip_test(differences) == pytest.approx(exact, abs=0.015)
+    assert sign_flip_test(differences) == sign_flip_test(differences)
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_rejects_what_its_steps_reject(values: list[float]) -> None:
+    """Holm's own words: from the smallest p on compare it with level / (how many are left), stop at a miss."""
+    for level in (0.01, 0.05, 0.3):
+        rejected = set()
+        for done, place in enumerate(sorted(range(len(values)), key=lambda place: values[place])):
+            if values[place] > level / (len(values) - done):
+                break
+            rejected.add(place)
+        found = {place for place, value in enumerate(holm(values)) if value <= level}
+        assert found == rejected or any(abs(value - level) < 1e-12 for value in holm(values))
 
 
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=3, max_size=8))

@@ -12,8 +12,8 @@ from randlora_pl.experiments.report.collect import Sweep, read_sweep
 from randlora_pl.experiments.report.cost import ALLOCATED, RESIDENT, cost_table
 from randlora_pl.experiments.report.document import Cell, Table, many
 from randlora_pl.experiments.report.plan import Key
+from randlora_pl.experiments.report.ranks import rank_table
 from randlora_pl.experiments.report.results import Results
-from randlora_pl.experiments.report.versus import comparisons, rank_table, versus_table
 from tests.experiments.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
 
 B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"
@@ -36,7 +36,7 @@ def cell_of(table: Table, column: str, *row: str) -> Cell:
 
 
 def test_cells_with_interval_paper_and_seeds(results: Results, beside: Beside) -> None:
-    table = accuracy_table(results, beside, Footnotes(), B32)
+    table = accuracy_table(results, beside, Footnotes(), B32, True)
     assert len(table.rows) == 1 + 4 * 6 and table.groups == [0, 1, 7, 13, 19]
     assert {len(row) for row in table.rows} == {len(table.header)} == {3 + 5 + 1}
     cell = cell_of(table, "cars", "LoRA-32", "1-shot")
@@ -48,7 +48,7 @@ def test_cells_with_interval_paper_and_seeds(results: Results, beside: Beside) -
 
 
 def test_cells_without_a_run_say_so(results: Results, beside: Beside) -> None:
-    table = accuracy_table(results, beside, Footnotes(), L14)
+    table = accuracy_table(results, beside, Footnotes(), L14, True)
     failed = cell_of(table, "eurosat", "full fine-tuning", "1-shot")
     assert failed.missing and failed.text.startswith("failed: CUDA out of memory") and failed.text.endswith("…")
     assert "use --data.batch_size 32" in failed.title and failed.below == "paper 81.2"
@@ -60,7 +60,7 @@ def test_cells_without_a_run_say_so(results: Results, beside: Beside) -> None:
 
 
 def test_the_best_and_what_is_near_are_marked(results: Results, beside: Beside) -> None:
-    table = accuracy_table(results, beside, Footnotes(), B32)
+    table = accuracy_table(results, beside, Footnotes(), B32, True)
     for first, last in zip(table.groups[1:], [*table.groups[2:], len(table.rows)], strict=True):
         for column in range(3, len(table.header)):
             cells = [row[column] for row in table.rows[first:last] if row[column].sort is not None]
@@ -71,7 +71,7 @@ def test_the_best_and_what_is_near_are_marked(results: Results, beside: Beside) 
 
 def test_averages(results: Results, beside: Beside) -> None:
     notes = Footnotes()
-    table = average_table(results, beside, notes, B32)
+    table = average_table(results, beside, notes, B32, True)
     assert [cell.text for cell in table.header][2:] == ["zero-shot", "1-shot", "4-shot", "16-shot", "100%"]
     assert [cell.below for cell in table.header][2:] == [*["5 data sets"] * 3, "4 data sets", "5 data sets"]
     cell = cell_of(table, "16-shot", "LoRA-32")
@@ -87,9 +87,9 @@ def test_averages(results: Results, beside: Beside) -> None:
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     sweep = read_sweep(write_sweep(tmp_path, description(seeds=[7])))
     results, beside = Results(sweep), Beside(sweep.plan)
-    cell = cell_of(accuracy_table(results, beside, Footnotes(), B32), "cars", "LoRA-32", "1-shot")
+    cell = cell_of(accuracy_table(results, beside, Footnotes(), B32, True), "cars", "LoRA-32", "1-shot")
     assert re.fullmatch(r"\d+\.\d", cell.text) and cell.title.endswith("one seed: no interval")
-    average = cell_of(average_table(results, beside, Footnotes(), B32), "1-shot", "LoRA-32")
+    average = cell_of(average_table(results, beside, Footnotes(), B32, True), "1-shot", "LoRA-32")
     assert "±" not in average.text and "no interval" in average.title
 
 
@@ -104,7 +104,7 @@ def test_averages_say_why_there_is_none(tmp_path: Path) -> None:
             fail=lambda cell: fails.get(cell["method"]),
         )
     )
-    table = average_table(Results(sweep), Beside(sweep.plan), Footnotes(), B32)
+    table = average_table(Results(sweep), Beside(sweep.plan), Footnotes(), B32, True)
     found = {method: cell_of(table, "1-shot", method) for method in ("LoRA-32", "RandLoRA-6", "VeRA-256", "NoLA")}
     assert all(cell.missing and cell.sort is None for cell in found.values())
     assert found["LoRA-32"].text == found["RandLoRA-6"].text == "no data set in common"
@@ -155,54 +155,6 @@ def test_what_was_not_measured_is_told(tmp_path: Path) -> None:
     sweep = read_sweep(tmp_path)
     table = cost_table(Results(sweep), Beside(sweep.plan), Footnotes(), B32)
     assert table is not None and cell_of(table, "Peak memory, GB", "LoRA-32").text == "not measured"
-
-
-def test_wins_ties_and_losses(tmp_path: Path) -> None:
-    """A cell each: clearly better, clearly worse, within its standard error, exactly equal, and one seed only."""
-    differences = {
-        "cars": (3, 4, 5),
-        "dtd": (-3, -4, -5),
-        "eurosat": (4, -3, 0),
-        "flowers102": (0, 0, 0),
-        "oxfordpets": (1,),
-    }
-    for dataset, values in differences.items():
-        for seed, difference in enumerate(values):
-            for method, accuracy in (("RandLoRA-6", 0.5 + difference / 100), ("LoRA-32", 0.5)):
-                place = {"model": B32, "dataset": dataset, "budget": "1-shot", "method": method, "seed": seed}
-                write_cell(tmp_path, place, figures_of(place, accuracy))
-    (found,) = comparisons(Results(read_sweep(tmp_path)))
-    assert (found.first, found.second) == ("RandLoRA-6", "LoRA-32")
-    assert (found.wins, found.ties, found.losses, found.single) == (2, 2, 1, 1)
-    assert found.by_dataset == pytest.approx({d: fmean(v) for d, v in differences.items()})
-    assert found.ratio == pytest.approx(5_170_320 / 6_881_280) and not found.equal
-    assert found.p == pytest.approx(2 * (1 + 4) / 2**4)  # three better, one worse, one equal
-    assert "2 wins, 2 ties, 1 loss in 5 cells" in found.told() and "0.75 times its trained parameters" in found.told()
-    table = versus_table([found])
-    assert any("1 of the compared cells have one common seed" in line for line in table.below)
-
-
-def test_only_methods_of_about_equal_size_are_compared(results: Results) -> None:
-    pairs = {(found.model, found.first, found.second) for found in comparisons(results)}
-    assert pairs == {(model, "RandLoRA-6", "LoRA-32") for model in (B32, L14)}
-
-
-def test_labels_that_only_mention_randlora(tmp_path: Path) -> None:
-    kinds = {"LoRA (matched to RandLoRA-6)": "LoRA", "mine": "RandLoRA", "RandLoRA-6": "RandLoRA"}
-    methods: dict[str, dict[str, str]] = {name: {} for name in kinds}
-
-    def more(cell: dict[str, str]) -> dict[str, object]:
-        return {"method": kinds.get(cell["method"], ""), "trainable_parameters": 1000}
-
-    found = comparisons(
-        Results(read_sweep(write_sweep(tmp_path, description(models={B32: {}}, methods=methods), more=more)))
-    )
-    assert [(one.first, one.second) for one in found] == [
-        ("mine", "LoRA (matched to RandLoRA-6)"),
-        ("RandLoRA-6", "LoRA (matched to RandLoRA-6)"),
-        ("mine", "RandLoRA-6"),
-    ]
-    assert all(one.equal for one in found)
 
 
 def test_rank_against_accuracy(results: Results) -> None:

@@ -13,13 +13,15 @@ from randlora_pl.experiments.report.statistics import Estimate
 
 NEAR = 0.1
 """Accuracies within so many points of the best are set in bold with it, as in the paper's tables."""
+IDLE = "did not train"
+"""Mark of a cell whose interval has the accuracy of the untrained model in it."""
 _LONGEST = 60
 """Letters of an identifier: names of files must end somewhere."""
 _SHORT = 24
 """Letters of a reason that fit into a cell; the tooltip and the list of missing runs have all of it."""
 
 
-def accuracy_table(results: Results, beside: Beside, footnotes: Footnotes, model: str) -> Table:
+def accuracy_table(results: Results, beside: Beside, footnotes: Footnotes, model: str, fair: bool) -> Table:
     """The layout of Tables 11 to 14: budgets and methods down, data sets across.
 
     Args:
@@ -27,6 +29,7 @@ def accuracy_table(results: Results, beside: Beside, footnotes: Footnotes, model
         beside: Finds the paper's numbers.
         footnotes: Counts the notes.
         model: Which model.
+        fair: Whether all rates were chosen by one rule; else no value is set in bold.
     """
     plan = results.plan
     budgets = results.budgets(model)
@@ -43,8 +46,8 @@ def accuracy_table(results: Results, beside: Beside, footnotes: Footnotes, model
         lines = {m: keys for m, keys in lines.items() if any(map(results.runs, keys))}
         shared, left_out = results.common(model, [budget])
         averages = {m: results.average(model, budget, m, tuple(shared)) for m in lines}
-        best = [_best([results.estimate(keys[n]) for keys in lines.values()]) for n in range(len(datasets))]
-        top = _best([average.estimate if average else None for average in averages.values()])
+        best = [_best([results.estimate(keys[n]) for keys in lines.values()], fair) for n in range(len(datasets))]
+        top = _best([average.estimate if average else None for average in averages.values()], fair)
         groups.append(len(rows))
         for method, keys in lines.items():
             overall = beside.average(model, budget, method, shared)
@@ -69,7 +72,7 @@ def accuracy_table(results: Results, beside: Beside, footnotes: Footnotes, model
     )
 
 
-def average_table(results: Results, beside: Beside, footnotes: Footnotes, model: str) -> Table:
+def average_table(results: Results, beside: Beside, footnotes: Footnotes, model: str, fair: bool) -> Table:
     """Methods down, budgets across: the averages over the data sets that every compared method has.
 
     Args:
@@ -77,6 +80,7 @@ def average_table(results: Results, beside: Beside, footnotes: Footnotes, model:
         beside: Finds the paper's numbers.
         footnotes: Counts the notes.
         model: Which model.
+        fair: Whether all rates were chosen by one rule; else no value is set in bold.
     """
     budgets = results.budgets(model)
     shared = {budget: tuple(results.common(model, [budget])[0]) for budget in budgets}
@@ -88,7 +92,7 @@ def average_table(results: Results, beside: Beside, footnotes: Footnotes, model:
     names = {method: Cell(method, notes=footnotes.row(cells)) for method, cells in of_method.items()}
     for budget in budgets:
         averages = [results.average(model, budget, method, shared[budget]) for method in methods]
-        top = _best([average.estimate if average else None for average in averages])
+        top = _best([average.estimate if average else None for average in averages], fair)
         column = []
         for method, average in zip(methods, averages, strict=True):
             other = (budget == ZERO_SHOT) != results.plan.untrained(method)
@@ -125,7 +129,8 @@ def accuracy_cell(results: Results, beside: Beside, key: Key, best: float | None
     partly = f"{len(estimate.values)} of {len(runs)} seeds" if short else ""
     if estimate.half is None:
         title += "; one seed: no interval"
-    below = _below(partly, printed, estimate.mean, paper.value if paper else None)
+    idle = IDLE if results.idle(key) else ""
+    below = _below([idle, partly], printed, estimate.mean, paper.value if paper else None)
     return Cell(estimate_text(estimate), below, title, estimate.mean, _is(estimate, best))
 
 
@@ -148,7 +153,7 @@ def average_cell(
     if some:
         told.append(f"seeds that not every data set has are left out: {', '.join(map(str, sorted(unused)))}")
     partly = f"{len(average.seeds)} of {len(average.all_seeds)} seeds" if some else ""
-    below = _below(partly, printed, estimate.mean, paper.value if paper else None)
+    below = _below([partly], printed, estimate.mean, paper.value if paper else None)
     return Cell(estimate_text(estimate), below, "; ".join(told), estimate.mean, _is(estimate, best), notes=marks)
 
 
@@ -197,19 +202,19 @@ def _why(results: Results, model: str, budget: str, method: str) -> str:
     return " / ".join(dict.fromkeys(map(results.why_missing, cells))) or "not run"
 
 
-def _best(estimates: Sequence[Estimate | None]) -> float | None:
-    """The best mean, where there is something to compare."""
+def _best(estimates: Sequence[Estimate | None], fair: bool) -> float | None:
+    """The best mean, where there is something to compare and it may be."""
     means = [estimate.mean for estimate in estimates if estimate]
-    return max(means) if len(means) > 1 else None
+    return max(means) if fair and len(means) > 1 else None
 
 
 def _is(estimate: Estimate, best: float | None) -> bool:
     return best is not None and estimate.mean >= best - NEAR
 
 
-def _below(partly: str, printed: str, ours: float, paper: float | None) -> str:
-    """The second line of a cell: how many seeds, if not all; the paper's value and the difference."""
-    return " · ".join(filter(None, [partly, "" if paper is None else f"{printed} ({signed(ours - paper)})"]))
+def _below(marks: Sequence[str], printed: str, ours: float, paper: float | None) -> str:
+    """The second line of a cell: its marks, such as how many seeds; the paper's value and the difference."""
+    return " · ".join(filter(None, [*marks, "" if paper is None else f"{printed} ({signed(ours - paper)})"]))
 
 
 def _printed(beside: Beside, keys: Sequence[Key]) -> list[PaperCell]:

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from matplotlib import rc_context
 
 from randlora_pl.experiments.paper import SOURCE
-from randlora_pl.experiments.report.accuracy import accuracy_table, average_table
+from randlora_pl.experiments.report.accuracy import IDLE, accuracy_table, average_table
 from randlora_pl.experiments.report.beside import RELATIVE, Beside, Footnotes, of_data_sets
 from randlora_pl.experiments.report.by_test import by_test
 from randlora_pl.experiments.report.collect import FINISHED, Run, Sweep
 from randlora_pl.experiments.report.cost import cost_table
 from randlora_pl.experiments.report.document import Cell, Document, Picture, Section, Table, many
 from randlora_pl.experiments.report.plots import budget_picture, parameter_picture
+from randlora_pl.experiments.report.ranks import rank_table
+from randlora_pl.experiments.report.rates import Rates, rate_table
 from randlora_pl.experiments.report.results import Results
-from randlora_pl.experiments.report.versus import comparisons, rank_table, versus_table
+from randlora_pl.experiments.report.versus import LEVEL, Versus, comparisons, leading, versus_table
 
 _TOLD = 8
 """Comparisons that are told in sentences at the start; the table has all."""
@@ -25,17 +27,21 @@ def build(sweep: Sweep) -> Document:
     results, notes = Results(by_test(sweep)), Footnotes()
     beside, whole = Beside(sweep.plan), Results(sweep)
     models = [model for model in sweep.plan.models if any(run.key.model == model for run in sweep.finished)]
-    averages = [average_table(results, beside, notes, model) for model in models]
-    cells = [accuracy_table(results, beside, notes, model) for model in models]
+    rates = Rates(whole)
+    fair = {model: rates.one_rule(model) for model in models}
+    averages = [average_table(results, beside, notes, model, fair[model]) for model in models]
+    cells = [accuracy_table(results, beside, notes, model, fair[model]) for model in models]
     costs = [table for model in models if (table := cost_table(whole, beside, notes, model))]
-    found = comparisons(results)
+    found = comparisons(results, rates)
+    chosen = rate_table(rates)
     ranks = rank_table(results)
     contests = [versus_table(found)] * bool(found) + [table for table in [ranks] if table]
     sections = [
-        Section("short", "In short", points=[*_counts(sweep), *[one.told() for one in found[:_TOLD]]]),
+        Section("short", "In short", points=[*_counts(sweep), *_idle(results), *_verdicts(results, found)]),
+        Section("rates", "Learning rates", parts=[chosen] if chosen else []),
         Section("averages", "Averages", _about_paper(beside, results), [], [*averages]),
         Section("figures", "Figures", [], [], _pictures(results, beside, models)),
-        Section("cells", "Every data set", _reading(sweep), [], [*cells]),
+        Section("cells", "Every data set", _reading(sweep, all(fair.values())), [], [*cells]),
         Section("versus", "Method against method", parts=[*contests]),
         Section("cost", "Parameters, time and memory", parts=[*costs]),
         Section("missing", "Runs without a result", parts=_missing(sweep)),
@@ -108,12 +114,45 @@ def _about_paper(beside: Beside, results: Results) -> list[str]:
     return [" ".join(lines)]
 
 
-def _reading(sweep: Sweep) -> list[str]:
+def _idle(results: Results) -> list[str]:
+    """Cells that are no different from the untrained model."""
+    cells = list(dict.fromkeys(run.key for run in results.sweep.finished if not results.plan.untrained(run.key.method)))
+    idle = Counter(key.method for key in cells if results.idle(key))
+    if not idle:
+        return []
+    who = ", ".join(f"{method} ({count})" for method, count in idle.items())
+    return [f"{sum(idle.values())} of {many(len(cells), 'trained cell')} {IDLE}, as far as their intervals say: {who}."]
+
+
+def _verdicts(results: Results, found: Sequence[Versus]) -> list[str]:
+    """What can be said of pairs of methods, and what cannot."""
+    reasons = [
+        "the learning rates are not tuned" if one.untuned else one.obstacle.partition(": ")[2]
+        for one in found
+        if one.obstacle
+    ]
+    pairs = many(len(found), "pair")
+    lines = [f"No verdict for {count} of {pairs} of methods: {reason}." for reason, count in Counter(reasons).items()]
+    judged = [one for one in found if one.p is not None]
+    if judged:
+        better = sum(one.verdict.endswith("better") for one in judged)
+        lines.append(
+            f"A difference (adjusted p < {LEVEL:g}) in {better} of the {many(len(judged), 'pair')} with a verdict."
+        )
+    return [*lines, *[one.told() for one in leading(results, list(found))[:_TOLD]]]
+
+
+def _reading(sweep: Sweep, fair: bool) -> list[str]:
+    bold = (
+        "Bold: the best of a budget and what is within 0.1 points of it, as in the paper; it is no verdict."
+        if fair
+        else "No value is in bold: the learning rates were not all chosen by one rule."
+    )
     seeds = f"Seed{'s' * (len(sweep.plan.seeds) > 1)} {', '.join(map(str, sweep.plan.seeds))}"
     return [
         f"{seeds}. Intervals are Student's t over seeds: they tell how much the seeds differ, not the data sets. "
-        "A value without an interval is of one seed. Bold: the best of a budget and what is within 0.1 points of it, "
-        "as in the paper. Nothing is filled in: a cell without a finished run says why."
+        f"A value without an interval is of one seed. {bold} A cell {IDLE} where its interval has the accuracy of the "
+        "untrained model in it. Nothing is filled in: a cell without a finished run says why."
     ]
 
 

@@ -18,6 +18,7 @@ FINISHED, FAILED, RUNNING, UNFINISHED, DAMAGED, NOT_RUN = (
 
 SCORE = "test/score"
 """What counts where that is not the accuracy: a correlation, from -1 to 1."""
+RATES = ("learning_rate", "head_learning_rate")
 _LABELS = ("model", "dataset", "budget", "method")
 
 
@@ -35,6 +36,7 @@ class Run:
         accuracy: Test accuracy in percent.
         zeroshot: Accuracy of the untrained model in percent, where the run measured it.
         facts: The other figures of its ``results.json``.
+        typed: Learning rates that its config has.
     """
 
     key: Key
@@ -46,6 +48,7 @@ class Run:
     accuracy: float | None = None
     zeroshot: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    typed: dict[str, Any] = field(default_factory=dict)
 
     def number(self, name: str) -> float | None:
         """A figure of ``results.json`` as a number, of one over training steps the last.
@@ -112,7 +115,10 @@ def read_sweep(folder: Path) -> Sweep:
     places = sorted((folder / "cells").glob("*/")) if (folder / "cells").is_dir() else []
     if (folder / "tune.yaml").is_file() and not (folder / FILE).is_file():
         raise UserError(f"{folder} is a search of learning rates: what it found is in {folder}/tuning.md")
-    if not places and not (folder / FILE).is_file():
+    from randlora_pl.experiments.report.from_csv import CELLS, read_runs  # which makes runs as this module does
+
+    table = folder / CELLS
+    if not places and not (folder / FILE).is_file() and not table.is_file():
         raise UserError(_no_sweep(folder))
     warnings: list[str] = []
     try:
@@ -121,8 +127,8 @@ def read_sweep(folder: Path) -> Sweep:
         warnings.append(str(error))
         plan = Plan(known=False)
     found: dict[tuple[Key, int | None], Run] = {}
-    for place in places:
-        run = _read_cell(folder, place, warnings.append)
+    kept_runs = read_runs(table) if not places and table.is_file() else []
+    for run in [*kept_runs, *(_read_cell(folder, place, warnings.append) for place in places)]:
         if run is None:
             continue
         older = found.get((run.key, run.seed))
@@ -183,7 +189,10 @@ def _read_cell(folder: Path, place: Path, warn: Callable[[str], None]) -> Run | 
         if accuracy is None:
             state, reason = DAMAGED, f"results.json has no accuracy from 0 to 1 (test/acc is {figures.get('test/acc')})"
             warn(f"cells/{place.name}: {reason}")
-    return Run(key, seed, state, reason, place.name, family, accuracy, zeroshot, figures)
+    config = labels.get("config")
+    rates = {name: config.get(f"model.{name}") for name in RATES} if isinstance(config, dict) else {}
+    typed = {name: value for name, value in rates.items() if value is not None}
+    return Run(key, seed, state, reason, place.name, family, accuracy, zeroshot, figures, typed)
 
 
 def _state(folder: Path, place: Path, warn: Callable[[str], None]) -> tuple[str, str, dict[str, Any]]:

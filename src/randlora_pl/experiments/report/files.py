@@ -14,6 +14,7 @@ from randlora_pl.experiments.report.collect import Sweep
 from randlora_pl.experiments.report.document import Picture
 from randlora_pl.experiments.report.html import html
 from randlora_pl.experiments.report.markdown import markdown
+from randlora_pl.experiments.report.plan import FILE
 from randlora_pl.experiments.report.spreadsheets import cells_csv, summary_csv
 
 FIGURES = "figures"
@@ -69,6 +70,8 @@ def _content(sweep: Sweep) -> dict[str, bytes]:
         "summary.csv": summary_csv(sweep),
     }
     content = {name: text.encode("utf-8") for name, text in texts.items()}
+    if (sweep.folder / FILE).is_file():  # with the cells all that a report is made from
+        content[FILE] = (sweep.folder / FILE).read_bytes()
     for picture in pictures:
         content[f"{FIGURES}/{picture.name}.png"] = draw(picture.figure, "png", picture.name)
         content[f"{FIGURES}/{picture.name}.svg"] = drawings[picture.name]

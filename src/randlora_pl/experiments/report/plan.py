@@ -10,6 +10,7 @@ import yaml
 
 from randlora_pl.data.catalog import PAPER
 from randlora_pl.errors import UserError
+from randlora_pl.experiments.sweep.provenance import checked
 
 FILE = "sweep.yaml"
 ZERO_SHOT = "zero-shot"
@@ -42,6 +43,8 @@ class Plan:
         figure: The figure whose tables these are, if one was named.
         families: Model family by label, where one is given.
         restricted: The models of a method that is not for all of them.
+        facts: What the file says of ``models`` and ``methods``, by label.
+        tuned: How the rates were chosen, as `tune` wrote it; empty where nothing is said.
         known: Whether there is a plan: without one nothing can be missing.
     """
 
@@ -56,6 +59,8 @@ class Plan:
     figure: str | None = None
     families: dict[str, str] = field(default_factory=dict)
     restricted: dict[str, list[str]] = field(default_factory=dict)
+    facts: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    tuned: dict[str, Any] = field(default_factory=dict)
     known: bool = True
 
     def paper_name(self, label: str, model: str = "") -> str:
@@ -163,7 +168,14 @@ def _plan(content: dict[str, Any]) -> Plan:
         figure=figure,
         families=families,
         restricted=restricted,
+        facts={part: _facts(content.get(part)) for part in ("models", "methods")},
+        tuned=checked(content["tuned"], FILE) if content.get("tuned") else {},
     )
+
+
+def _facts(part: Any) -> dict[str, dict[str, Any]]:
+    items = part.items() if isinstance(part, dict) else ()
+    return {str(label): facts if isinstance(facts, dict) else {} for label, facts in items}
 
 
 def _first_line(error: Exception) -> str:

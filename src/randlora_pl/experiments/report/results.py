@@ -61,6 +61,21 @@ class Results:
         values = tuple(self.by_seed(key).values())
         return Estimate(values) if values else None
 
+    def untrained(self, model: str, dataset: str) -> float | None:
+        """Accuracy of the untrained model in percent; None where nothing measured it."""
+        keys = [Key(model, dataset, ZERO_SHOT, method) for method in filter(self.plan.untrained, self.plan.methods)]
+        tested = [run.accuracy for key in keys for run in self.finished(key) if run.accuracy is not None]
+        found = tested or [run.zeroshot for key, runs in self._runs.items() if key[:2] == (model, dataset)
+                           for run in runs if run.zeroshot is not None]  # fmt: skip
+        return fmean(found) if found else None
+
+    def idle(self, key: Key) -> bool:
+        """Whether a trained cell is no different from the untrained model, which lies within its interval."""
+        estimate, zero = self.estimate(key), self.untrained(key.model, key.dataset)
+        if key.budget == ZERO_SHOT or estimate is None or estimate.half is None or zero is None:
+            return False
+        return abs(estimate.mean - zero) <= estimate.half
+
     def why_missing(self, key: Key) -> str:
         """What a cell without a result says: the reason of a failure comes first."""
         runs = self.runs(key)

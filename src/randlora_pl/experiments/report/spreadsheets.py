@@ -8,21 +8,16 @@ from randlora_pl.experiments.report.beside import Beside
 from randlora_pl.experiments.report.by_test import PREFIX, by_test, tests_of
 from randlora_pl.experiments.report.collect import Sweep
 from randlora_pl.experiments.report.plan import Key
+from randlora_pl.experiments.report.rates import Rates
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.statistics import Estimate
 
 _FACTS = (
-    *(
-        "trainable_parameters",
-        "fit_seconds",
-        "images_per_second",
-        "samples_per_second",
-        "peak_memory_bytes",
-        "device",
-        "steps",
-    ),
-    *("learning_rate", "version", "git_commit"),
+    *("method", "task", "trainable_parameters", "total_parameters", "fit_seconds", "images_per_second"),
+    *("samples_per_second", "peak_memory_bytes", "device", "steps", "version", "git_commit"),
 )
+"""Figures of ``results.json``; ``method`` is called ``adapter``, for the label of the method has that name."""
+SPECTRUM = "spectrum/"
 AVERAGE = "(average)"
 """What stands for the data set in a line about an average."""
 
@@ -30,29 +25,25 @@ AVERAGE = "(average)"
 def cells_csv(sweep: Sweep) -> str:
     """A line for every run, with or without a result; accuracies in percent."""
     tests = [PREFIX + name for name in dict.fromkeys(name for names in tests_of(sweep).values() for name in names)]
-    header = [
-        "model",
-        "family",
-        "dataset",
-        "budget",
-        "method",
-        "seed",
-        "state",
-        "reason",
-        "accuracy",
-        "zeroshot_accuracy",
-    ]
-    rows = [
-        [
+    figures = {name for run in sweep.finished for name in run.facts if name.startswith(SPECTRUM) and run.number(name)}
+    spectrum, rates = sorted(figures - {f"{SPECTRUM}steps"}), Rates(Results(sweep))
+    header = ["model", "family", "dataset", "budget", "method", "seed", "state", "reason", "accuracy"]
+    header += ["zeroshot_accuracy", "learning_rate", "rate_chosen_by"]
+    header += ["adapter" if name == "method" else name for name in _FACTS]
+    rows = []
+    for run in sweep.runs:
+        trained = run.accuracy is not None and not sweep.plan.untrained(run.key.method)
+        rate = rates.rate(run) if trained else None
+        rows.append([
             *(run.key.model, run.family, run.key.dataset, run.key.budget, run.key.method),
             *(run.seed, run.state, run.reason, run.accuracy, run.zeroshot),
+            *((rate.value, rate.how) if rate else (None, None)),
             *(run.facts.get(name) for name in _FACTS),
+            *(run.number(name) for name in spectrum),
             *(100 * value if isinstance(value := run.facts.get(name), float) else None for name in tests),
             run.cell,
-        ]
-        for run in sweep.runs
-    ]
-    return _csv([*header, *_FACTS, *tests, "cell"], rows)
+        ])  # fmt: skip
+    return _csv([*header, *spectrum, *tests, "cell"], rows)
 
 
 def summary_csv(sweep: Sweep) -> str:

@@ -1,53 +1,59 @@
-"""RandLoRA against other methods at about equal parameters: wins, ties and losses, cell by cell and seed by seed."""
+"""Method against method: one difference for each pair with its interval, and a verdict where one can be given."""
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
 
 from randlora_pl.experiments.report.document import Cell, Table, many
 from randlora_pl.experiments.report.plan import Key
+from randlora_pl.experiments.report.rates import Rates
 from randlora_pl.experiments.report.results import Results
-from randlora_pl.experiments.report.statistics import Estimate, rank_correlation, sign_test
+from randlora_pl.experiments.report.statistics import Estimate, holm, sign_flip_test
 
 EQUAL = 1.1
 """Up to this ratio two numbers of trained parameters count as equal."""
 COMPARABLE = 1.5
-"""Up to this ratio methods are compared at all: the paper's own matches are up to 35 % off."""
+"""Up to this ratio a pair is told at the start of the report: the paper's own matches are up to 35 % off."""
+SEEDS = 5
+"""Fewer common seeds give no verdict."""
+DATASETS = 6
+"""Fewer data sets cannot give p < 0.05, since the signs of n differences have 2**n patterns."""
+LEVEL = 0.05
 
 RULE = (
-    "A cell is a data set at a budget. Paired by seed, it is a win or a loss where the mean difference is larger than "
-    "its standard error, else a tie; with one common seed there is no standard error, and any difference counts. The "
-    "mean difference is over data sets (each the mean of its cells), with its 95 % confidence interval; p is of a "
-    f"two-sided sign test over data sets. Trained parameters are called equal up to a factor of {EQUAL:g}; methods "
-    f"further apart than {COMPARABLE:g} are not compared. No correction is made for the number of comparisons."
+    "A difference is paired by data set, budget and seed, and averaged in each data set; its interval is the 95 % "
+    "confidence interval of Student's t over data sets. p is of a two-sided sign-flip test over data sets, "
+    "adjusted by Holm for the number of pairs that were tested. A pair has a verdict where both learning rates were "
+    f"chosen by one rule, all compared cells have at least {SEEDS} common seeds, and there are at least {DATASETS} "
+    f"data sets: one of them is better where the adjusted p is below {LEVEL:g}. Trained parameters are called equal "
+    f"up to a factor of {EQUAL:g}."
 )
 
 
 @dataclass(frozen=True)
 class Versus:
-    """One comparison.
+    """One pair of methods.
 
     Attributes:
         model: The model.
-        first: A RandLoRA.
-        second: What it is compared with.
+        first: One method, a RandLoRA where one of the two is.
+        second: The other.
         ratio: Trained parameters of the first, divided by those of the second.
-        wins, ties, losses: Cells, seen from the first.
-        single: How many of them have one common seed only.
-        by_dataset: Mean difference of each data set in points.
+        seeds: Common seeds of the cell with the fewest.
+        cells: Differences of each data set and budget in points, one for each common seed.
+        untuned: Why the rates are not comparable; empty where they are.
+        p: Adjusted; None where nothing was tested.
     """
 
     model: str
     first: str
     second: str
     ratio: float
-    wins: int
-    ties: int
-    losses: int
-    single: int
-    by_dataset: dict[str, float]
+    seeds: int
+    cells: dict[tuple[str, str], Estimate]
+    untuned: str = ""
+    p: float | None = None
 
     @property
     def equal(self) -> bool:
@@ -55,46 +61,87 @@ class Versus:
         return max(self.ratio, 1 / self.ratio) <= EQUAL
 
     @property
+    def comparable(self) -> bool:
+        """Whether both train about equally many."""
+        return max(self.ratio, 1 / self.ratio) <= COMPARABLE
+
+    @property
+    def by_dataset(self) -> dict[str, float]:
+        """Mean difference of each data set over its budgets."""
+        found: dict[str, list[float]] = {}
+        for (dataset, _), difference in self.cells.items():
+            found.setdefault(dataset, []).append(difference.mean)
+        return {dataset: fmean(values) for dataset, values in found.items()}
+
+    @property
     def difference(self) -> Estimate:
         """Points, over data sets."""
         return Estimate(tuple(self.by_dataset.values()))
 
     @property
-    def p(self) -> float | None:
-        """Of the sign test over data sets."""
-        values = self.by_dataset.values()
-        return sign_test(sum(value > 0 for value in values), sum(value < 0 for value in values))
+    def obstacle(self) -> str:
+        """Why there is no verdict; empty where there is one."""
+        if self.untuned:
+            return f"not tuned: {self.untuned}"
+        if self.seeds < SEEDS:
+            return f"no verdict: {many(self.seeds, 'seed')}, {SEEDS} are needed"
+        if len(self.by_dataset) < DATASETS:
+            return f"no verdict: {many(len(self.by_dataset), 'data set')}, {DATASETS} are needed"
+        return ""
+
+    @property
+    def verdict(self) -> str:
+        """Which is better, that no difference was found, or why neither can be said."""
+        if self.p is None:
+            return self.obstacle
+        better = self.first if self.difference.mean > 0 else self.second
+        return f"{better} is better" if self.p < LEVEL else "no difference found"
 
     def told(self) -> str:
         """In one sentence."""
-        cells = self.wins + self.ties + self.losses
         size = "equally many trained parameters" if self.equal else f"{self.ratio:.2f} times its trained parameters"
+        start = f"{self.model}: {self.first} against {self.second} ({size}): "
+        if self.untuned:
+            return f"{start}{self.verdict}."
         half = self.difference.half
         spread = "" if half is None else f" ± {half:.1f}"
-        counts = f"{many(self.wins, 'win')}, {many(self.ties, 'tie')}, {many(self.losses, 'loss', 'losses')}"
-        return (
-            f"{self.model}: {self.first} against {self.second} ({size}): {counts} in {many(cells, 'cell')}; "
-            f"{self.difference.mean:+.1f}{spread} points over {many(len(self.by_dataset), 'data set')}."
+        shown = f"{self.difference.mean:+.1f}{spread} points over {many(len(self.by_dataset), 'data set')}"
+        return f"{start}{shown}; {self.verdict}{'' if self.p is None else f' (p = {self.p:.2g})'}."
+
+
+def comparisons(results: Results, rates: Rates) -> list[Versus]:
+    """Every pair of trained methods of each model, tested together.
+
+    Those of a RandLoRA with another method of about its size come first.
+    """
+    found = [one for model in results.plan.models for one in _of_model(results, rates, model)]
+    tested = [one for one in found if not one.obstacle]
+    values = holm([sign_flip_test(one.difference.values) for one in tested])
+    adjusted = {id(one): p for one, p in zip(tested, values, strict=True)}
+    judged = [replace(one, p=adjusted.get(id(one))) for one in found]
+    return sorted(judged, key=lambda one: (not one.comparable, *_order(results, one)))
+
+
+def _order(results: Results, one: Versus) -> tuple[bool, bool]:
+    return not _is_randlora(results, one.first), _is_randlora(results, one.second)
+
+
+def leading(results: Results, found: list[Versus]) -> list[Versus]:
+    """The pairs that a report begins with: a RandLoRA with another method of about its size."""
+    return [one for one in found if one.comparable and _order(results, one) == (False, False)]
+
+
+def _of_model(results: Results, rates: Rates, model: str) -> Iterator[Versus]:
+    methods = [method for method in results.plan.methods if not results.plan.untrained(method)]
+    for one, other in combinations(methods, 2):
+        first, second = (
+            (other, one) if not _is_randlora(results, one) and _is_randlora(results, other) else (one, other)
         )
-
-
-def comparisons(results: Results) -> list[Versus]:
-    """Every RandLoRA against every method of about equally many trained parameters; other methods come first."""
-    found = [one for model in results.plan.models for one in _of_model(results, model)]
-    return sorted(found, key=lambda one: _is_randlora(results, one.second))
-
-
-def _of_model(results: Results, model: str) -> Iterator[Versus]:
-    sizes = {method: results.parameters(model, method) for method in results.plan.methods}
-    for one, other in combinations([method for method, size in sizes.items() if size], 2):
-        pair = (one, other) if _is_randlora(results, one) else (other, one)
-        first, second = (sizes[method] for method in pair)
-        if not _is_randlora(results, pair[0]) or not first or not second:
-            continue
-        if max(first / second, second / first) <= COMPARABLE and (
-            found := _compare(results, model, *pair, first / second)
-        ):
-            yield found
+        sizes = [results.parameters(model, method) for method in (first, second)]
+        if all(sizes) and (cells := _cells(results, model, first, second)):
+            ratio = (sizes[0] or 0) / (sizes[1] or 1)
+            seeds = min(len(difference.values) for difference in cells.values())
+            yield Versus(model, first, second, ratio, seeds, cells, rates.untuned(model, (first, second)))
 
 
 def _is_randlora(results: Results, method: str) -> bool:
@@ -102,105 +149,52 @@ def _is_randlora(results: Results, method: str) -> bool:
     return results.kind(method).lower().startswith("randlora")
 
 
-def _compare(results: Results, model: str, first: str, second: str, ratio: float) -> Versus | None:
-    counts: Counter[str] = Counter()
-    points: dict[str, list[float]] = {}
+def _cells(results: Results, model: str, first: str, second: str) -> dict[tuple[str, str], Estimate]:
+    """Differences of every cell that both have, seed by seed."""
+    found = {}
     for dataset in results.plan.datasets:
         for budget in results.trained_budgets(model):
             ours = results.by_seed(Key(model, dataset, budget, first))
             theirs = results.by_seed(Key(model, dataset, budget, second))
-            seeds = sorted(ours.keys() & theirs.keys())
-            if not seeds:
-                continue
-            difference = Estimate(tuple(ours[seed] - theirs[seed] for seed in seeds))
-            error = difference.error or 0.0
-            tie = abs(difference.mean) <= error
-            counts["ties" if tie else "wins" if difference.mean > 0 else "losses"] += 1
-            counts["single"] += len(seeds) == 1
-            points.setdefault(dataset, []).append(difference.mean)
-    if not points:
-        return None
-    means = {dataset: fmean(values) for dataset, values in points.items()}
-    count = (counts["wins"], counts["ties"], counts["losses"], counts["single"])
-    return Versus(model, first, second, ratio, *count, means)
+            if seeds := sorted(ours.keys() & theirs.keys()):
+                found[dataset, budget] = Estimate(tuple(ours[seed] - theirs[seed] for seed in seeds))
+    return found
 
 
 def versus_table(found: list[Versus]) -> Table:
-    """The comparisons as a table.
+    """The pairs as a table; the tooltip of a difference has every cell with its interval over seeds.
 
     Args:
         found: What `comparisons` found, at least one.
     """
     rows = []
     for one in found:
-        half = one.difference.half
-        each = "; ".join(f"{dataset} {value:+.2f}" for dataset, value in one.by_dataset.items())
-        spread = "" if half is None else f" ± {half:.2f}"
-        p = one.p
+        each = "; ".join(f"{' '.join(place)} {_shown(difference)}" for place, difference in one.cells.items())
         rows.append([
             Cell(one.first),
             Cell(one.second),
             Cell(one.model),
+            Cell(one.verdict),
             Cell(f"{one.ratio:.2f}" + (" equal" if one.equal else ""), sort=one.ratio),
-            Cell(str(one.wins), sort=one.wins),
-            Cell(str(one.ties), sort=one.ties),
-            Cell(str(one.losses), sort=one.losses),
-            Cell(f"{one.difference.mean:+.2f}{spread}", "", each, one.difference.mean),
+            Cell(_shown(one.difference), "", each, one.difference.mean),
             Cell(f"{len(one.by_dataset)}", sort=len(one.by_dataset)),
-            Cell("" if p is None else f"{p:.3f}", sort=p),
+            Cell(f"{one.seeds}", sort=one.seeds),
+            Cell("" if one.p is None else f"{one.p:.2g}", sort=one.p),
         ])  # fmt: skip
-    header = ["RandLoRA", "against", "Model", "Parameter ratio", "Wins", "Ties", "Losses", "Mean difference, points"]
-    single = sum(one.single for one in found)
-    lines = [RULE] + ([f"{single} of the compared cells have one common seed."] if single else [])
-    titles = [Cell(title) for title in [*header, "Data sets", "p"]]
-    return Table("versus-randlora", "RandLoRA at about equal parameters", titles, rows, below=lines, left=3)
-
-
-def rank_table(results: Results) -> Table | None:
-    """Rank of the update against accuracy, as Table 2 claims a relation; None where no run has figures of it.
-
-    Spearman's correlation over methods, in each model and budget, of the mean of a ``spectrum/...`` figure with the
-    mean accuracy over the data sets that all of these methods have.
-    """
-    every = {n for run in results.sweep.finished for n in run.facts if n.startswith("spectrum/") and run.number(n)}
-    names = sorted(every - {"spectrum/steps"})
-    rows = []
-    for name in names:
-        for model in results.plan.models:
-            for budget in results.trained_budgets(model):
-                pairs = _ranks(results, name, model, budget)
-                value = rank_correlation(
-                    [rank for rank, _ in pairs.values()], [accuracy for _, accuracy in pairs.values()]
-                )
-                if value is not None:
-                    each = "; ".join(
-                        f"{method}: {rank:.4g}, {accuracy:.1f} %" for method, (rank, accuracy) in pairs.items()
-                    )
-                    cells = [
-                        Cell(name.removeprefix("spectrum/")),
-                        Cell(model),
-                        Cell(budget),
-                        Cell(f"{value:+.2f}", "", each, value),
-                    ]
-                    rows.append([*cells, Cell(str(len(pairs)), sort=len(pairs))])
-    if not rows:
-        return None
-    header = [Cell(title) for title in ("Figure of the update", "Model", "Data", "Spearman's correlation", "Methods")]
-    below = [
-        "Over the methods of each model and budget, whatever their trained parameters; it says nothing of a cause."
+    header = [
+        "Method",
+        "against",
+        "Model",
+        "Verdict",
+        "Parameter ratio",
+        "Mean difference, points",
+        "Data sets",
+        "Seeds",
     ]
-    return Table(
-        "versus-rank", "Rank of the update against accuracy (the claim of Table 2)", header, rows, below=below, left=3
-    )
+    titles = [Cell(title) for title in [*header, "p, adjusted"]]
+    return Table("versus-pairs", "One verdict for each pair of methods", titles, rows, below=[RULE], left=4)
 
 
-def _ranks(results: Results, name: str, model: str, budget: str) -> dict[str, tuple[float, float]]:
-    shared = tuple(results.common(model, [budget])[0])
-    found = {}
-    for method in results.methods(model, budget):
-        runs = [run for dataset in shared for run in results.finished(Key(model, dataset, budget, method))]
-        figures = [value for run in runs if (value := run.number(name)) is not None]
-        average = results.average(model, budget, method, shared)
-        if average and len(figures) == len(runs):
-            found[method] = (fmean(figures), average.estimate.mean)
-    return found
+def _shown(difference: Estimate) -> str:
+    spread = "" if difference.half is None else f" ± {difference.half:.2f}"
+    return f"{difference.mean:+.2f}{spread}"

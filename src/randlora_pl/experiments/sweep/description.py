@@ -7,13 +7,14 @@ from typing import Any
 
 from randlora_pl.data.catalog import PAPER
 from randlora_pl.errors import UserError, near
+from randlora_pl.experiments.sweep.provenance import checked, joined
 
 Tree = dict[str, Any]
 
 ZERO_SHOT = "zero-shot"
 """The method, and the budget, of an untrained model."""
 
-_KEYS = ("title", "paper", "models", "datasets", "budgets", "methods", "seeds", "set", "keep_adapters", "tune")
+_KEYS = ("title", "paper", "models", "datasets", "budgets", "methods", "seeds", "set", "keep_adapters", "tune", "tuned")
 _MODEL = ("config", "set", "family", "paper_name")
 _TUNE = ("learning_rates", "alphas", "seeds", "datasets", "budgets", "climb", "monitor", "set")
 
@@ -46,6 +47,7 @@ class Description:
         keep_adapters: Whether finished cells keep their adapter.
         tune: What a search tries: ``learning_rates``, ``alphas``, ``seeds``, ``datasets``, ``budgets``, ``climb``,
             ``monitor``, ``set``.
+        tuned: How the learning rates were chosen: the content of the provenance file that the file names.
     """
 
     models: dict[str, Tree]
@@ -58,6 +60,7 @@ class Description:
     paper: Tree = field(default_factory=dict)
     keep_adapters: bool = True
     tune: Tree = field(default_factory=dict)
+    tuned: Tree = field(default_factory=dict)
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Description":
@@ -98,6 +101,7 @@ class Description:
             paper=paper if isinstance(paper, dict) else {"table": paper},
             keep_adapters=keep,
             tune=tune,
+            tuned=checked(content["tuned"], repr(content["tuned"])[:60]) if content.get("tuned") else {},
         )
 
     def content(self) -> Tree:
@@ -128,6 +132,7 @@ class Description:
             datasets=older.datasets | self.datasets,
             budgets=list(dict.fromkeys(older.budgets + self.budgets)),
             seeds=list(dict.fromkeys(older.seeds + self.seeds)),
+            tuned=joined(older.tuned, self.tuned),
         )
 
 

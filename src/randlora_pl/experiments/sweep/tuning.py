@@ -26,6 +26,8 @@ FINALISTS = 2
 VALIDATED = {"trainer": {"limit_val_batches": 1.0, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}}
 """Validation once, after the last step, on all validation images."""
 
+_SEARCHED = ("model", "dataset", "budget")
+
 Values = tuple[float, ...]
 """A candidate: a learning rate, and an alpha where one is searched."""
 
@@ -159,6 +161,11 @@ class Search:
                 chosen += [cell for seed in self.seeds[1:] for cell in self.cells[method, values, seed]]
         return chosen
 
+    def finished(self, folder: SweepFolder) -> bool:
+        """Whether both rounds are over."""
+        cells = self.first(folder) + self.second(folder)
+        return all(folder.state(cell) in (DONE, FAILED) for cell in cells)
+
     def scores(self, folder: SweepFolder, method: str, seeds: Sequence[int]) -> dict[Values, float]:
         """How good the candidates are whose every cell with these seeds is finished: mean accuracy, or minus a loss."""
         found = {}
@@ -186,8 +193,13 @@ class Search:
                 best[method] = dict(zip(names, found[0], strict=True))
         return best
 
-    def report(self, folder: SweepFolder) -> dict[str, Any]:
-        """Everything that was tried, JSON-ready."""
+    def report(self, folder: SweepFolder, made: Tree | None = None) -> dict[str, Any]:
+        """Everything that was tried, JSON-ready: the provenance of the rates.
+
+        Args:
+            folder: Of the search.
+            made: Facts of the program to put beside, such as its version.
+        """
         chosen = self.chosen(folder)
         methods = {}
         for method, names in self.names.items():
@@ -205,10 +217,23 @@ class Search:
                     continue
                 entry: Tree = dict(zip(names, values, strict=True)) | {self.monitor: means}
                 tried.append(entry | ({"failed": reason} if (reason := next(filter(None, reasons), None)) else {}))
-            methods[method] = {"chosen": chosen.get(method), "tried": tried}
-        facts = {"seeds": self.seeds, "finalists": FINALISTS, "climb": self.climbs, "split": "val"}
-        facts["monitor"] = self.monitor
-        return facts | {"methods": methods}
+            facts = self.description.methods[method]
+            methods[method] = {"method": facts, "chosen": chosen.get(method), "tried": tried}
+        every = self.all_cells()
+        searched = {name: list(dict.fromkeys(getattr(cell.labels, name) for cell in every)) for name in _SEARCHED}
+        return (made or {}) | {
+            "finished": self.finished(folder),
+            "split": "val",
+            "monitor": self.monitor,
+            "seeds": self.seeds,
+            "finalists": FINALISTS,
+            "climb": self.climbs,
+            "models": {model: self.description.models[model] for model in searched["model"]},
+            "datasets": searched["dataset"],
+            "budgets": searched["budget"],
+            "set": self.description.tune.get("set", {}),
+            "methods": methods,
+        }
 
     def edges(self, folder: SweepFolder) -> list[str]:
         """Methods whose best rate is the least or the greatest that was tried, so that a better one may lie beyond."""

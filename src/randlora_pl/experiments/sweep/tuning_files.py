@@ -6,6 +6,7 @@ from statistics import fmean
 import yaml
 
 from randlora_pl.experiments.sweep.description import Description, Tree
+from randlora_pl.experiments.sweep.provenance import FILE
 
 
 def markdown(report: Tree) -> str:
@@ -40,14 +41,14 @@ def markdown(report: Tree) -> str:
 
 
 def config_text(description: Description, head: str) -> str:
-    """A description as a config: its comments, then an entry a line.
+    """A description as a config: its comments, then an entry a line; the provenance of its rates lies beside it.
 
     Args:
         description: The description.
         head: Lines of comments.
     """
     lines = [head.rstrip("\n")] if head else []
-    for key, value in description.content().items():
+    for key, value in (description.content() | {"tuned": FILE}).items():
         if key in ("models", "methods", "datasets") and isinstance(value, dict):
             lines.append(f"{key}:")
             lines += [f"  {_flow({label: facts})[1:-1]}" for label, facts in value.items()]

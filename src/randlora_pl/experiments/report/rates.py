@@ -1,0 +1,128 @@
+"""The learning rate of each method, and how it was chosen: what makes two methods comparable."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from randlora_pl.experiments.paper.rates import paper_rates
+from randlora_pl.experiments.report.collect import Run
+from randlora_pl.experiments.report.document import Cell, Table
+from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.sweep.provenance import chosen_for, rule_of
+
+PAPER, VALIDATION, TYPED, DEFAULT = "paper", "validation", "typed", "default"
+"""How a rate was chosen. The first two are rules; the others are not tuned."""
+
+_MEANINGS = {
+    PAPER: "paper: the rate that the paper has for the method.",
+    VALIDATION: "validation: the best of those that randlora-pl tune tried on validation samples.",
+    TYPED: "typed: written into the sweep by hand; not tuned.",
+    DEFAULT: "default: nothing was written, so the program took its own; not tuned.",
+}
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One learning rate.
+
+    Attributes:
+        value: None where no run says it.
+        how: One of the words above.
+        rule: Equal for rates that were chosen in one way; empty where a rate is not tuned.
+    """
+
+    value: float | None
+    how: str
+    rule: str = ""
+
+    @property
+    def shown(self) -> str:
+        """As a table has it."""
+        return "not told" if self.value is None else f"{self.value:g}"
+
+
+class Rates:
+    """The rates of a sweep.
+
+    Args:
+        results: The sweep.
+    """
+
+    def __init__(self, results: Results) -> None:
+        self.results, self.plan = results, results.plan
+        self._found: dict[tuple[str, str], dict[Rate, list[Run]]] = {}
+        for run in results.sweep.finished:
+            if not self.plan.untrained(run.key.method):
+                place = self._found.setdefault((run.key.model, run.key.method), {})
+                place.setdefault(self.rate(run), []).append(run)
+
+    def of(self, model: str, method: str) -> dict[Rate, list[Run]]:
+        """The rates of a method, each with its runs."""
+        return self._found.get((model, method), {})
+
+    def untuned(self, model: str, methods: Iterable[str]) -> str:
+        """Why methods cannot be compared, such as ``LoRA default, RandLoRA-6 typed``; empty where they can be."""
+        rates = {method: self.of(model, method) for method in methods}
+        rules = {rate.rule for found in rates.values() for rate in found}
+        if len(rules) == 1 and "" not in rules:
+            return ""
+        hows = {method: " and ".join(dict.fromkeys(rate.how for rate in found)) for method, found in rates.items()}
+        other = ", but of several searches" if set(hows.values()) == {VALIDATION} else ""
+        return ", ".join(f"{method} {how}" for method, how in hows.items()) + other
+
+    def one_rule(self, model: str) -> bool:
+        """Whether all methods of a model can be compared."""
+        return not self.untuned(model, [method for name, method in self._found if name == model])
+
+    def rate(self, run: Run) -> Rate:
+        """The rate of a trained run."""
+        model, label = run.key.model, run.key.method
+        method = self.plan.facts.get("methods", {}).get(label, {})
+        kind, task = str(run.facts.get("method") or ""), str(run.facts.get("task") or "VisionLanguageTask")
+        name = "head_learning_rate" if kind == "LinearProbe" or _only_head(method) else "learning_rate"
+        typed = run.typed.get(name, method.get(name))
+        value = typed if isinstance(typed, int | float) else run.number(name)
+        facts = self.plan.facts.get("models", {}).get(model, {})
+        chosen = chosen_for(self.plan.tuned, facts, label, method)
+        if name in chosen and value is not None and math.isclose(value, chosen[name]):
+            return Rate(value, VALIDATION, rule_of(self.plan.tuned))
+        paper = paper_rates(kind, task) if self.plan.paper or self.plan.figure else ()
+        if paper and (value is None or any(math.isclose(value, rate) for rate in paper)):
+            return Rate(value, PAPER, PAPER)
+        return Rate(value, DEFAULT if typed is None else TYPED)
+
+
+def _only_head(method: dict[str, object]) -> bool:
+    return "head_learning_rate" in method and "learning_rate" not in method
+
+
+def rate_table(rates: Rates) -> Table | None:
+    """The rates of every method, with the places of each where there are several; None where nothing was trained."""
+    rows, hows = [], set()
+    for model in rates.plan.models:
+        for method in rates.plan.methods:
+            found = rates.of(model, method)
+            for rate, runs in found.items():
+                hows.add(rate.how)
+                places = dict.fromkeys(f"{run.key.dataset} {run.key.budget}" for run in runs)
+                where = "everywhere" if len(found) == 1 else ", ".join(places)
+                rows.append([Cell(method), Cell(model), Cell(rate.how), Cell(where), Cell(rate.shown, sort=rate.value)])
+    if not rows:
+        return None
+    below = [meaning for how, meaning in _MEANINGS.items() if how in hows]
+    if VALIDATION in hows:
+        below.append(_searched(rates))
+    header = [Cell(title) for title in ("Method", "Model", "Chosen by", "Where", "Learning rate")]
+    return Table("rates-methods", "Learning rates and how they were chosen", header, rows, below=below, left=4)
+
+
+def _searched(rates: Rates) -> str:
+    """Where and how was searched."""
+    found = rates.plan.tuned
+    names = {name: ", ".join(map(str, found.get(name) or ["?"])) for name in ("datasets", "budgets", "seeds")}
+    made = " ".join(str(found[name])[:12] for name in ("version", "git_commit") if found.get(name))
+    by = f", by randlora-pl {made}" if made else ""
+    return (
+        f"The search: {found.get('monitor', 'val/acc')} on {names['datasets']} at {names['budgets']}, seeds "
+        f"{names['seeds']}{by}. One rate for all data sets and budgets."
+    )

@@ -1,0 +1,88 @@
+"""How the learning rates of a sweep were chosen: the file that `tune` writes and that a sweep names as ``tuned``.
+
+A method counts as tuned where it is the one that was searched and has the values that were chosen. Whatever was changed
+since, the rate by hand or the rank, makes its rate one that was typed.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.errors import UserError
+
+FILE = "tuning.json"
+"""What `tune` writes."""
+
+_SEARCH = ("split", "monitor", "seeds", "finalists", "climb", "models", "datasets", "budgets", "set")
+"""Entries that say how was searched; rates of equal ones were chosen by one rule."""
+_LABELS = ("paper_name", "models", "family")
+"""Entries of a method or model that do not change what is trained."""
+
+Tree = dict[str, Any]
+
+
+def read_provenance(file: Path) -> Tree:
+    """The content of a provenance file.
+
+    Raises:
+        UserError: It cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"tuned: {file} cannot be read ({error}). Name the {FILE} of a search.") from error
+    return checked(content, str(file))
+
+
+def checked(content: Any, where: str) -> Tree:
+    """A provenance, or an error about one.
+
+    Raises:
+        UserError: It is something else.
+    """
+    methods = content.get("methods") if isinstance(content, dict) else None
+    entries = methods.values() if isinstance(methods, dict) else [None]
+    if not all(isinstance(entry, dict) and isinstance(entry.get("chosen") or {}, dict) for entry in entries):
+        raise UserError(f"tuned: {where} does not say how rates were chosen. Name the {FILE} that `tune` writes.")
+    found: Tree = content
+    return found
+
+
+def rule_of(provenance: Mapping[str, Any]) -> str:
+    """How was searched, as a text: equal texts are one rule."""
+    return json.dumps({name: provenance.get(name) for name in _SEARCH}, sort_keys=True)
+
+
+def chosen_for(provenance: Mapping[str, Any], model: Tree, label: str, method: Tree) -> dict[str, float]:
+    """What the search chose for a method on a model; empty where it did not search this method, or this model.
+
+    Args:
+        provenance: The content of a file, empty where there is none.
+        model: The facts of the model in the sweep.
+        label: The label of the method.
+        method: Its facts in the sweep.
+    """
+    entry = provenance.get("methods", {}).get(label, {})
+    chosen: dict[str, float] = (entry.get("chosen") or {}) if provenance.get("finished") else {}
+    searched = _essence(entry.get("method") or {}, chosen) == _essence(method, chosen)
+    models = [_essence(facts, {}) for facts in provenance.get("models", {}).values()]
+    same = all(_equal(method.get(name), value) for name, value in chosen.items())
+    return chosen if chosen and searched and same and _essence(model, {}) in models else {}
+
+
+def joined(older: Tree, newer: Tree) -> Tree:
+    """Both provenances where they are of one search, else the newer one."""
+    if not older or not newer or rule_of(older) != rule_of(newer):
+        return newer or older
+    return newer | {"methods": older["methods"] | newer["methods"]}
+
+
+def _essence(facts: Mapping[str, Any], chosen: Mapping[str, Any]) -> Tree:
+    left_out = {*_LABELS, "learning_rate", "head_learning_rate", *chosen}
+    return {key: value for key, value in facts.items() if key not in left_out}
+
+
+def _equal(value: Any, other: float) -> bool:
+    return isinstance(value, int | float) and math.isclose(value, other)
