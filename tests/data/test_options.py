@@ -27,6 +27,8 @@ from randlora_pl.errors import UserError
         ({"steps": 5, "epochs": 5}, "--data.epochs 5 and --data.steps 5 exclude each other"),
         ({"min_batches_per_epoch": -1}, "must be at least 0"),
         ({"num_workers": -1}, "--data.num_workers is -1"),
+        ({"balance": "weight"}, "Did you mean 'weights'"),
+        ({"dataset": "pairs", "root": "a.csv", "balance": "sampler"}, "captions have none"),
         ({"sampling": "epoch"}, "--data.sampling 'epoch' is unknown. Did you mean 'epochs'"),
         ({"crop_scale": (0.0, 1.0)}, "0 < least <= greatest <= 1"),
         ({"crop_scale": (0.8, 0.5)}, "0 < least <= greatest <= 1"),

@@ -186,3 +186,24 @@ def test_a_trainer_s_task_gives_the_tokenizer(tmp_path: Path) -> None:
     )
     data.setup("fit")
     assert data.plan is not None and data.plan.steps == 3
+
+
+def test_classes_of_different_size_are_balanced(tmp_path: Path) -> None:
+    some = [(text, name) for number, (text, name) in enumerate(reviews()) if name == "positive" or number % 5 == 0]
+    file = write_csv(tmp_path / "one.csv", some)
+    labels = torch.tensor([int(name == "positive") for _, name in some])
+    weighted, drawn = (
+        Given(dataset="csv", root=str(file), batch_size=8, steps=40, balance=balance)
+        for balance in ("weights", "sampler")
+    )
+    for data in (weighted, drawn):
+        data.setup("fit")
+    total = torch.zeros(2)
+    for batch in drawn.train_dataloader():
+        total += batch["labels"].bincount(minlength=2)
+    assert total.tolist() == [160, 160]
+    batch = next(iter(weighted.train_dataloader()))
+    expected = len(labels) / 2 / labels.bincount() / 8
+    torch.testing.assert_close(batch["weight"], expected[batch["labels"]].float())
+    with pytest.raises(UserError, match="scores have none"):
+        Given(dataset="stsb", balance="weights")

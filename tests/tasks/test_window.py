@@ -87,6 +87,17 @@ def test_accumulated_training_equals_undivided_training(task: str, trainer: Any,
         assert (whole[name] - split[name]).norm() < 2e-3 * moved, name
 
 
+def test_class_weights_are_exact_under_accumulation(trainer: Any, digits: Any) -> None:
+    options = {"steps": 2, "shots": None, "fraction": 0.05, "balance": "weights"}  # classes of 6 and of 7 images
+    whole = weights_after(TASKS["text head"](), digits(batch_size=12, **options), trainer())
+    split = weights_after(TASKS["text head"](), digits(batch_size=4, **options), trainer(accumulate_grad_batches=3))
+    plain = digits(batch_size=12, **options | {"balance": None})
+    other = weights_after(TASKS["text head"](), plain, trainer())
+    for name in whole:
+        moved = (whole[name] - other[name]).norm()
+        assert moved > 0 and (whole[name] - split[name]).norm() < 0.05 * moved, name
+
+
 def test_gradient_scaling_of_half_precision_reaches_the_text_tower_once(trainer: Any, digits: Any) -> None:
     """16-mixed multiplies every loss; what earlier micro-batches left must carry the factor once, not twice."""
 

@@ -64,8 +64,9 @@ class TrainBatches:
     ``image`` (b, 3, H, W) float32, ``label`` (b,) int64, ``weight`` (b,) float32, ``draw`` (b,) int64, ``index``
     (b,) int64 place in the split, ``window_classes`` and ``window_counts`` (u,) int64: sorted labels of the whole
     window and how often each is in it, ``micro`` and ``micros``: place in the window and micro-batches of it.
-    The window's mean loss is the sum of weight x loss (see `MicroBatch`). An unreadable image that is skipped has
-    weight 0; the window's other images keep theirs. What is left to do ``late`` (see `Late`) is in further entries.
+    The window's mean loss is the sum of weight x loss (see `MicroBatch`); ``class_weights`` are in the weights. An
+    unreadable image that is skipped has weight 0; the window's other images keep theirs. What is left to do ``late``
+    (see `Late`) is in further entries.
     """
 
     samples: Samples
@@ -75,6 +76,7 @@ class TrainBatches:
     flip: bool
     skip: bool = False
     late: Late = "nothing"
+    class_weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.schedule)
@@ -91,7 +93,7 @@ class TrainBatches:
                 images, micro.draws, plan.seed, self.frame, self.scale, self.flip, late=self.late == "crops"
             ),
             "label": labels[places],
-            "weight": micro.weights,
+            "weight": micro.weighted(labels[places], self.class_weights),
             "draw": micro.draws,
             "index": places,
             "window_classes": classes,

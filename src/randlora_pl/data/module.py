@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from randlora_pl.data import catalog, options, splits
+from randlora_pl.data.balance import in_words
 from randlora_pl.data.batches import EvalBatches, Late, TrainBatches, default_workers
 from randlora_pl.data.cache import CachedImages, meeting
 from randlora_pl.data.classnames import class_names
@@ -54,6 +56,8 @@ class ImageData(PlannedData):
         min_batches_per_epoch: Few-shot sets and your own small sets count several times, until an epoch has at least
             this many optimizer steps.
         sampling: `with_replacement` (the paper: each draw on its own) or `epochs` (each image once an epoch).
+        balance: Where classes differ in size: `weights` weighs losses by the inverse size of the class, `sampler` draws
+            every class equally often. By default neither.
         crop_scale: Least and greatest share of the image that a training crop takes.
         flip: Mirror half of the training images; by default as suits the data set (not for digits).
         cache_images: Keep decoded images in memory that all processes of a machine share, a split up to 8 GiB and a
@@ -96,6 +100,7 @@ class ImageData(PlannedData):
         steps: int | None = None,
         min_batches_per_epoch: int = 10,
         sampling: str = "with_replacement",
+        balance: str | None = None,
         crop_scale: tuple[float, float] = (0.5, 1.0),
         flip: bool | None = None,
         cache_images: bool | None = None,
@@ -111,10 +116,11 @@ class ImageData(PlannedData):
         num_workers: int | None = None,
         on_error: str = "raise",
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, epochs, steps, sampling, seed, num_workers)
+        super().__init__(batch_size, eval_batch_size, epochs, steps, sampling, seed, num_workers, balance)
         self.row = catalog.find(dataset)
         options.check_subset(shots, fraction, train_split, self.row.captions)
         options.check_run(batch_size, eval_batch_size, epochs, steps, min_batches_per_epoch, sampling, num_workers)
+        options.check_balance(balance, "captions" if self.row.captions else "")
         templates = options.read_templates(templates)
         options.check_images(crop_scale, image_size, mean, std, interpolation, on_error, templates, self.row.captions)
         if root is None and self.row.own:
@@ -175,7 +181,8 @@ class ImageData(PlannedData):
         strategy = None if self.trainer is None or self._world == 1 else self.trainer.strategy
         with meeting(strategy) as self._meeting_place:
             if stage in ("fit", None):
-                self._plan(len(self.samples("train")), self._draws(self.window))
+                labels = torch.from_numpy(self.samples("train").labels)
+                self._plan(len(labels), self._draws(self.window), labels)
             if stage in ("fit", "validate", None):
                 self.samples("val")
             if stage in ("test", "predict", None):
@@ -189,7 +196,8 @@ class ImageData(PlannedData):
         schedule = self._schedule()
         samples = self.samples("train")
         late = self._late(samples)
-        batches = TrainBatches(samples, schedule, self.frame, self.crop_scale, self.flip, self.skip, late)
+        weights = self._class_weights(torch.from_numpy(samples.labels), self.num_classes)
+        batches = TrainBatches(samples, schedule, self.frame, self.crop_scale, self.flip, self.skip, late, weights)
         return Loader(batches, self._start(len(schedule)), self._processes("train"), self.skipped)
 
     def val_dataloader(self) -> Loader | list[Loader]:
@@ -249,14 +257,16 @@ class ImageData(PlannedData):
         facts |= {"shots": self.shots, "fraction": self.fraction, "train_split": self.train_split}
         if self.plan is not None:
             facts |= {"steps": self.plan.steps, "draws": self.plan.total_draws, "window": self.plan.window}
-            facts |= {"sampling": self.sampling}
+            facts |= {"sampling": self.sampling} | ({"balance": self.balance} if self.balance else {})
         return facts | {"skipped": len(self.skipped)}
 
     def in_words(self, facts: dict[str, Any]) -> dict[str, str]:
         """What the start summary says of the data."""
         parts = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
         shots = f", {facts['shots']} shots" if facts.get("shots") else ""
-        return {"data": f"{facts['dataset']}: {facts['classes']} classes, {parts} images{shots}"}
+        return {
+            "data": f"{facts['dataset']}: {facts['classes']} classes, {parts} images{shots}{in_words(self.balance)}"
+        }
 
     def write_index(self, folder: Path) -> Path | None:
         """Writes the chosen training images as ``shots.json`` into a folder; nothing where all are used."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from randlora_pl.data.balance import BALANCES
 from randlora_pl.data.plan import SAMPLING
 from randlora_pl.data.transforms import INTERPOLATIONS
 from randlora_pl.errors import UserError, near
@@ -49,6 +50,19 @@ def check_run(
     _positive("min_batches_per_epoch", min_batches_per_epoch, 0)
     _positive("num_workers", num_workers, 0)
     _one_of("sampling", sampling, SAMPLING)
+
+
+def check_balance(balance: str | None, without_classes: str = "") -> None:
+    """Correction for classes of different size.
+
+    Args:
+        balance: What was typed.
+        without_classes: What the samples have instead of classes; empty where they have classes.
+    """
+    if balance is not None:
+        _one_of("balance", balance, BALANCES)
+        if without_classes:
+            raise UserError(f"--data.balance {balance} needs classes, and {without_classes} have none: leave it out")
 
 
 def read_templates(templates: Sequence[str] | str | None) -> list[str] | None:

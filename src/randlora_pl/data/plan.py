@@ -4,13 +4,14 @@ Training is one loop over numbered draws. A *window* is what one optimizer step 
 micro-batches for gradient accumulation and for the ranks of a distributed run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from randlora_pl import rng
+from randlora_pl.data.balance import ClassDraws
 
 SAMPLING = ("with_replacement", "epochs")
 
@@ -31,6 +32,7 @@ class DrawPlan:
         seed: Seed of the order.
         sampling: ``with_replacement`` (the paper: each draw uniform, on its own) or ``epochs`` (a new order of
             all samples each time they are used up).
+        classes: Has every class drawn equally often; None draws every sample equally often.
     """
 
     num_samples: int
@@ -38,6 +40,7 @@ class DrawPlan:
     window: int
     seed: int = 0
     sampling: str = "with_replacement"
+    classes: ClassDraws | None = field(default=None, compare=False, repr=False)
 
     @property
     def steps(self) -> int:
@@ -50,6 +53,8 @@ class DrawPlan:
 
     def samples(self, draws: Tensor) -> Tensor:
         """The sample of each draw, int64 of the same shape as ``draws``."""
+        if self.classes is not None:
+            return self.classes.samples(self.seed, draws, self.sampling)
         if self.sampling == "with_replacement":
             return rng.integers(self.seed, "order", draws, self.num_samples)
         epochs = torch.div(draws, self.num_samples, rounding_mode="floor")
@@ -96,6 +101,16 @@ class MicroBatch:
     window: Tensor
     micro: int
     micros: int
+
+    def weighted(self, labels: Tensor, classes: Tensor | None) -> Tensor:
+        """Return the weights, times those of the samples' classes.
+
+        Args:
+            labels: int64 (b,), classes of the samples.
+            classes: float32 (classes,), with mean 1 over the training samples, so that the loss keeps its size; None:
+                all classes count alike.
+        """
+        return self.weights if classes is None else self.weights * classes[labels]
 
 
 @dataclass(frozen=True)

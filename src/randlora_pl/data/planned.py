@@ -1,12 +1,14 @@
 """What data modules share, whatever a sample is: the planned draws of a run, and where a resumed one goes on."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
+from randlora_pl.data.balance import ClassDraws, class_weights
 from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.errors import UserError
 
@@ -26,6 +28,8 @@ class PlannedData(LightningDataModule):
         sampling: ``with_replacement`` or ``epochs``, see `DrawPlan`.
         seed: Selects the order.
         num_workers: Processes that prepare batches; None chooses.
+        balance: ``weights`` or ``sampler`` where classes differ in size, see `randlora_pl.data.balance`; None for no
+            correction.
 
     Attributes:
         unit: What a sample is called.
@@ -44,11 +48,12 @@ class PlannedData(LightningDataModule):
         sampling: str,
         seed: int,
         num_workers: int | None,
+        balance: str | None = None,
     ) -> None:
         super().__init__()
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.epochs, self.steps = epochs, steps
-        self.sampling, self.seed, self.num_workers = sampling, seed, num_workers
+        self.sampling, self.seed, self.num_workers, self.balance = sampling, seed, num_workers, balance
         self.plan: DrawPlan | None = None
         self.skipped: dict[str, str] = {}
 
@@ -89,7 +94,10 @@ class PlannedData(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The planned draws, so that a resumed run notices when it continues another plan."""
-        return {} if self.plan is None else asdict(self.plan)
+        if self.plan is None:
+            return {}
+        facts = asdict(replace(self.plan, classes=None)) | {"balance": self.balance}
+        return {name: value for name, value in facts.items() if name != "classes"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warns where the plan is not the checkpoint's: what the user types wins, but is not the same run."""
@@ -100,9 +108,14 @@ class PlannedData(LightningDataModule):
 
     # -- for subclasses
 
-    def _plan(self, samples: int, draws: int) -> None:
-        """Plans the run: so many draws of so many samples."""
-        self.plan = DrawPlan(samples, draws, self.window, self.seed, self.sampling)
+    def _plan(self, samples: int, draws: int, labels: Tensor | None = None) -> None:
+        """Plans the run: so many draws of so many samples, whose classes are ``labels`` where they have any."""
+        classes = ClassDraws.of(labels) if self.balance == "sampler" and labels is not None else None
+        self.plan = DrawPlan(samples, draws, self.window, self.seed, self.sampling, classes)
+
+    def _class_weights(self, labels: Tensor, classes: int) -> Tensor | None:
+        """Weights of the classes' losses, float32 (classes,), where they are asked for."""
+        return class_weights(labels, classes) if self.balance == "weights" else None
 
     def _schedule(self) -> TrainSchedule:
         """The micro-batches of this rank.

@@ -99,11 +99,12 @@ class TrainBatches:
 
     What `Samples.batch` and `Samples.window` give, ``weight`` (b,) float32, ``draw`` and ``index`` (b,) int64;
     ``micro`` and ``micros``: place in the window and micro-batches of it. The window's mean loss over samples is the
-    sum of weight x loss (see `MicroBatch`).
+    sum of weight x loss (see `MicroBatch`); ``class_weights`` are in it, too.
     """
 
     samples: Samples
     schedule: TrainSchedule
+    class_weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.schedule)
@@ -112,10 +113,11 @@ class TrainBatches:
         micro = self.schedule[number]
         plan = self.schedule.plan
         places = plan.samples(micro.draws)
+        batch = self.samples.batch(places.tolist())
         return {
-            **self.samples.batch(places.tolist()),
+            **batch,
             **self.samples.window(plan.samples(micro.window)),
-            "weight": micro.weights,
+            "weight": micro.weighted(batch["labels"], self.class_weights),
             "draw": micro.draws,
             "index": places,
             "micro": micro.micro,

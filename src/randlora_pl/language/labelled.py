@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
+from randlora_pl.data.balance import in_words
 from randlora_pl.data.catalog import default_root
-from randlora_pl.data.options import check_run
+from randlora_pl.data.options import check_balance, check_run
 from randlora_pl.errors import UserError
 from randlora_pl.language import own_examples
 from randlora_pl.language.encode import Lengths, encode_sentences
@@ -48,6 +51,8 @@ class LabelledTexts(TokenData):
         sampling: `epochs` (each sample once an epoch) or `with_replacement`.
         seed: Selects the order; what validates is the same for all.
         num_workers: Processes that prepare batches; by default none, the texts are in memory as tokens.
+        balance: Where classes differ in size: `weights` weighs losses by the inverse size of the class, `sampler` draws
+            every class equally often. By default neither.
 
     Attributes:
         classnames: Name of each class, after `setup`; empty for scores.
@@ -72,8 +77,9 @@ class LabelledTexts(TokenData):
         sampling: Literal["epochs", "with_replacement"] = "epochs",
         seed: int = 0,
         num_workers: int | None = None,
+        balance: Literal["weights", "sampler"] | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, epochs, steps, sampling, seed, num_workers)
+        super().__init__(batch_size, eval_batch_size, epochs, steps, sampling, seed, num_workers, balance)
         check_labelled(dataset)
         check_run(batch_size, eval_batch_size, epochs, steps, 0, sampling, num_workers)
         for name, value, least in (("validation", validation, 0), ("max_length", max_length, 4)):
@@ -88,6 +94,7 @@ class LabelledTexts(TokenData):
         self.root = default_root() if root is None else Path(root).expanduser()
         self.validation, self.max_length = validation, max_length
         self.scores = scores or dataset == "stsb"
+        check_balance(balance, "scores" if self.scores else "")
         self.metric: Metric = ("pearson" if scores else "acc") if self.own else TASKS[dataset].metric
         self.classnames: list[str] = []
         self.lengths: dict[str, Lengths] = {}
@@ -143,12 +150,16 @@ class LabelledTexts(TokenData):
         names = ", ".join(self.classnames[:5]) + (", ..." if len(self.classnames) > 5 else "")
         what = f"{len(self.classnames)} classes ({names})" if self.classnames else "scores"
         return {
-            "data": f"{self.dataset}: {what}, {self.samples_in_words(facts)}",
+            "data": f"{self.dataset}: {what}, {self.samples_in_words(facts)}{in_words(self.balance)}",
             "tokens": f"{facts['tokens']:,} for training, {facts['tokens'] / max(1, facts['train']):.0f} a sample",
             "max length": str(self.lengths["train"]),
         }
 
     # -- details
+
+    def _labels(self) -> Tensor | None:
+        train = self._held["train"]
+        return train.labels if self.balance and isinstance(train, Sentences) else None
 
     def _splits(self, learns: bool, tests: bool) -> Splits:
         return (self._own if self.own else self._glue)(learns, tests)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from randlora_pl.data.loader import Loader
 from randlora_pl.data.plan import total_draws
 from randlora_pl.data.planned import PlannedData
@@ -61,12 +63,14 @@ class TokenData(PlannedData):
         if learns or tests:
             self.read(learns, tests)
         if stage in ("fit", None):
-            self._plan(len(self._held["train"]), self._draws())
+            self._plan(len(self._held["train"]), self._draws(), self._labels())
 
     def train_dataloader(self) -> Loader:
         """Training batches of this rank, from the trainer's optimizer step on."""
         schedule = self._schedule()
-        batches = TrainBatches(self._held["train"], schedule)
+        labels = self._labels()
+        weights = None if labels is None else self._class_weights(labels, int(labels.max()) + 1)
+        batches = TrainBatches(self._held["train"], schedule, weights)
         return Loader(batches, self._start(len(schedule)), self.num_workers or 0, self.skipped)
 
     def val_dataloader(self) -> Loader | list[Loader]:
@@ -83,12 +87,16 @@ class TokenData(PlannedData):
 
     # -- for subclasses
 
+    def _labels(self) -> Tensor | None:
+        """Classes (samples,) of the training samples, where they have any."""
+        return None
+
     def run_facts(self) -> dict[str, Any]:
         """Steps and draws of the planned run; empty where none is planned."""
         if self.plan is None:
             return {}
         facts = {"steps": self.plan.steps, "draws": self.plan.total_draws, "window": self.plan.window}
-        return facts | {"sampling": self.sampling}
+        return facts | {"sampling": self.sampling} | ({"balance": self.balance} if self.balance else {})
 
     def samples_in_words(self, facts: dict[str, Any]) -> str:
         """``1,000 train, 50 val, 90 test samples``, and that there are none to test where they were looked for."""
