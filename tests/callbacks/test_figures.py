@@ -1,3 +1,4 @@
+import csv
 import logging
 import os
 from pathlib import Path
@@ -20,8 +21,12 @@ def test_pictures_of_a_test_are_written(fit: Fit, tmp_path: Path) -> None:
     accuracy = float(figures._counts.diagonal().sum() / figures._counts.sum())
     assert abs(accuracy - float(trainer.callback_metrics["test/acc"])) < 1e-6
     assert len(figures._shown) == 6
-    for name in ("confusion", "predictions"):
+    for name in ("confusion", "predictions", "mistakes"):
         assert np.asarray(Image.open(tmp_path / "figures" / f"{name}.png")).std() > 1
+    header, *rows = csv.reader((tmp_path / "figures" / "confusion.csv").open(newline=""))
+    assert header[1:] == [row[0] for row in rows] == task.classnames
+    assert [[int(cell) for cell in row[1:]] for row in rows] == figures._counts.tolist()
+    assert figures._surest.wrong == 128 - int(figures._counts.diagonal().sum())
 
 
 def test_nothing_is_drawn_before_the_training(fit: Fit, tmp_path: Path) -> None:
@@ -45,7 +50,7 @@ def test_rows_of_the_confusion_matrix_are_true_classes() -> None:
 @pytest.mark.parametrize("name", [r"$\foo$", os.fsdecode(b"\xff"), "\x1b]0;a\x07"])
 def test_any_class_name_can_be_drawn(name: str) -> None:
     assert pixels(confusion_figure(torch.eye(2, dtype=torch.long), [name, "b"])).std() > 1
-    assert pixels(samples_figure(torch.rand(1, 3, 8, 8), [name], [name], [0.9])).std() > 1
+    assert pixels(samples_figure(list(torch.rand(1, 3, 8, 8)), [name], [name], [0.9])).std() > 1
 
 
 def test_a_figure_that_fails_does_not_end_the_run(
@@ -58,18 +63,30 @@ def test_a_figure_that_fails_does_not_end_the_run(
     monkeypatch.setattr(logging.getLogger("randlora_pl"), "propagate", True)
     trainer, task, data = fit(Figures(samples=1))
     trainer.test(task, data, verbose=False)
-    assert [file.name for file in (tmp_path / "figures").iterdir()] == ["predictions.png"]
+    names = {file.name for file in (tmp_path / "figures").iterdir()}
+    assert names == {"predictions.png", "mistakes.png", "confusion.csv"}
     assert "confusion could not be drawn: RuntimeError: no font" in caplog.text and "more" not in caplog.text
 
 
 def test_wrong_predictions_stand_out() -> None:
-    figure = samples_figure(torch.rand(3, 3, 8, 8), ["a", "b", "c"], ["a", "c", "c"], [0.9, 0.5, 0.7])
+    figure = samples_figure(list(torch.rand(3, 3, 8, 8)), ["a", "b", "c"], ["a", "c", "c"], [0.9, 0.5, 0.7])
     titles = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
     assert titles == {"a 90%": "black", "c 50%\n(is b)": "firebrick", "c 70%": "black"}
 
 
 def test_square_images_are_drawn_square() -> None:
-    figure = samples_figure(torch.ones(5, 3, 8, 8), ["a"] * 5, ["a"] * 5, [0.5] * 5)
+    figure = samples_figure(list(torch.ones(5, 3, 8, 8)), ["a"] * 5, ["a"] * 5, [0.5] * 5)
     (axes,) = figure.axes
     (left, bottom), (right, top) = axes.transData.transform([(0, 0), (1, 1)])
     assert abs(right - left) == pytest.approx(abs(top - bottom), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_any_number_of_mistakes_is_drawn_without_overlap(count: int) -> None:
+    names = ["the name of a class that never ends", "文" * 40, "two\nlines"]
+    truth, guesses = ([names[(place + shift) % 3] for place in range(count)] for shift in (0, 1))
+    figure = samples_figure([torch.rand(3, 8, 8)] * count, truth, guesses, [0.9] * count, "a heading")
+    pixels(figure)
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert not any(box.overlaps(other) for place, box in enumerate(boxes) for other in boxes[:place])
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height for box in boxes)

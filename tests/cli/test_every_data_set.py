@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.callbacks.figures import MOST_CLASSES
+from randlora_pl.callbacks.figures import MOST_CLASSES, MOST_COUNTED
 from randlora_pl.data.catalog import PAPER
 from tests.cli.conftest import Run
 from tests.data.formats.conftest import Copies, Copy, copies, written  # noqa: F401  (fixtures)
@@ -19,7 +19,7 @@ BATCHES = (
     *("--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
     *("--trainer.enable_progress_bar", "false", "--data.batch_size", "2", "--data.eval_batch_size", "4"),
 )
-FIGURES = r"accuracy \d+\.\d\d %, loss \d+\.\d{4}\b"
+FIGURES = r"accuracy \d+\.\d\d %, (balanced accuracy [\d.]+ %, )?loss \d+\.\d{4}\b"
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -61,7 +61,9 @@ def fit(run: Run, copy: Copy, place: Path, config: str) -> dict[str, Any]:
         *("config.yaml", "results.json", "run.log", "checkpoints/last.ckpt"),
         *("adapter/adapter.safetensors", "adapter/adapter_config.json"),
         *("adapter-best/adapter.safetensors", "adapter-best/adapter_config.json"),
-        *("figures/predictions.png", *(["figures/confusion.png"] if classes <= MOST_CLASSES else [])),
+        *("test_per_class.csv", "figures/predictions.png", "figures/mistakes.png"),
+        *(["figures/confusion.csv"] if classes <= MOST_COUNTED else []),
+        *(["figures/confusion.png"] if classes <= MOST_CLASSES else []),
     }
     assert stamps(copy.root) == before
 

@@ -2,10 +2,12 @@
 
 import csv
 import io
+import os
 
 import pytest
 
 from randlora_pl.cli.predictions import Predictions
+from randlora_pl.csv_text import csv_text
 
 
 @pytest.mark.parametrize("text", ["a\rb", "a\nb", "a\r\nb", "a\r", "\r\n", 'say "no", so', "a\u2028b"])
@@ -17,3 +19,8 @@ def test_texts_with_line_ends_come_back_whole(text: str) -> None:
     rows = list(csv.reader(io.StringIO(found.csv(), newline="")))
     assert rows == [["prompt", "written"], [text, text], ["b", "plain"]]
     assert found.csv().endswith("b,plain\n")
+
+
+def test_cells_are_no_formulas_and_fit_into_a_file() -> None:
+    text = csv_text([["=1+1", -1, os.fsdecode(b"\xff")]])
+    assert text == "'=1+1,-1,\\udcff\n" and text.encode("utf-8")

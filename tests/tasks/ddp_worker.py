@@ -13,6 +13,7 @@ import lightning as L
 import torch
 
 from randlora_pl.adapters import FullFineTuning, RandLoRA
+from randlora_pl.callbacks import Figures, PerClass
 from randlora_pl.data import ImageData
 from randlora_pl.errors import UserError
 from randlora_pl.parallel.strategy import AdapterDDP
@@ -139,6 +140,16 @@ def statistics() -> dict[str, Any]:
     return {"fingerprint": fingerprint, "figures": figures, "moved": moved}
 
 
+def tables(folder: Path) -> dict[str, Any]:
+    """What is written about the classes of the first 100 test images, and the surest mistakes."""
+    own = trainer(classes := PerClass(), figures := Figures(samples=3))
+    own.limit_test_batches, own._default_root_dir = 2, str(folder)
+    (found,) = own.test(make("text head"), ImageData(**DATA), verbose=False)
+    texts = [(folder / name).read_text() for name in ("test_per_class.csv", "figures/confusion.csv") if RANK == 0]
+    surest = figures._surest.gathered()
+    return {"found": found | classes.facts, "texts": texts, "surest": [mistake.index for mistake in surest.mistakes]}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {name: run(make(*which)) for name, which in RUNS.items()}
@@ -146,6 +157,7 @@ def main(folder: Path) -> None:
     results |= {"local": local(), "joint": local("joint"), "plain": plain(), "unequal": unequal()}
     results["statistics"] = statistics()
     results["pairs"] = pairs(folder / "pairs.csv")
+    results["tables"] = tables(folder / f"tables-{WORLD}")
     torch.save(results, folder / f"{WORLD}-{RANK}.pt")
 
 

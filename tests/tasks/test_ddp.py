@@ -125,3 +125,11 @@ def test_recall_is_that_of_all_pairs(results: dict[str, dict[str, Any]]) -> None
     alone, first, second = (results[key]["pairs"] for key in ("1-0", "2-0", "2-1"))
     assert {"test/recall@1", "test/recall@5", "test/recall@10", "test/acc"} <= alone.keys()
     assert first == second == pytest.approx(alone)
+
+
+def test_two_ranks_write_the_tables_of_one_process(results: dict[str, dict[str, Any]]) -> None:
+    alone, first, second = (results[key]["tables"] for key in ("1-0", "2-0", "2-1"))
+    assert first["texts"] == alone["texts"] and len(alone["texts"]) == 2
+    for key in ("test/balanced_accuracy", "test/macro_f1", "test/acc"):
+        assert first["found"][key] == second["found"][key] == alone["found"][key]
+    assert first["surest"] == second["surest"] == alone["surest"] and len(alone["surest"]) == 3

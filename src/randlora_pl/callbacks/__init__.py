@@ -6,6 +6,7 @@ from randlora_pl.callbacks.figures import Figures
 from randlora_pl.callbacks.gradient_flow import GradientFlow
 from randlora_pl.callbacks.memory import PeakMemory
 from randlora_pl.callbacks.nonfinite import NonFiniteLoss
+from randlora_pl.callbacks.per_class import PerClass
 from randlora_pl.callbacks.progress import ProgressBar
 from randlora_pl.callbacks.spectrum import UpdateSpectrum
 from randlora_pl.callbacks.summary import StartSummary
@@ -19,6 +20,7 @@ __all__ = [
     "GradientFlow",
     "NonFiniteLoss",
     "PeakMemory",
+    "PerClass",
     "ProgressBar",
     "StartSummary",
     "Termination",

@@ -1,10 +1,13 @@
-"""Pictures of the test: the confusion matrix and some predictions, in TensorBoard and as PNG files."""
+"""Pictures of the test: confusion matrix, some predictions and the surest mistakes, in TensorBoard and as PNG files."""
 
 import io
 import logging
-from collections.abc import Callable
+from bisect import bisect
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
+from unicodedata import east_asian_width
 
 import numpy as np
 import torch
@@ -16,7 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from randlora_pl.callbacks.run_folder import run_folder, write_bytes
+from randlora_pl.callbacks.run_folder import run_folder, write_bytes, write_text
+from randlora_pl.callbacks.surest import Surest
+from randlora_pl.csv_text import csv_text
 from randlora_pl.printable import for_figure
 
 log = logging.getLogger("randlora_pl")
@@ -28,6 +33,8 @@ LABELLED = 40
 NUMBERED = 20
 """Up to this many classes have the counts in the cells."""
 MOST_LETTERS = 24
+MOST_COUNTED = 1_000
+"""Above this a confusion matrix is not even counted: it has the square of this many cells."""
 FOLDER = "figures"
 
 
@@ -46,8 +53,7 @@ def confusion_figure(counts: Tensor, classnames: list[str]) -> Figure:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if len(classnames) <= LABELLED:
-        short = (name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "…" for name in classnames)
-        names = list(map(for_figure, short))
+        names = [for_figure(short(name)) for name in classnames]
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
     if len(classnames) <= NUMBERED:
@@ -57,29 +63,45 @@ def confusion_figure(counts: Tensor, classnames: list[str]) -> Figure:
     return figure
 
 
-def samples_figure(images: Tensor, truth: list[str], predicted: list[str], probability: list[float]) -> Figure:
+def short(name: str) -> str:
+    """Return a class name as it fits into a picture: on one line, and not too long."""
+    line = " ".join(name.split())
+    ends = list(accumulate(2 if east_asian_width(letter) in "WF" else 1 for letter in line))  # Chinese is twice as wide
+    if not ends or ends[-1] <= MOST_LETTERS:
+        return line
+    return line[: bisect(ends, MOST_LETTERS - 1)] + "…"
+
+
+def samples_figure(
+    images: Sequence[Tensor], truth: list[str], predicted: list[str], probability: Sequence[float], heading: str = ""
+) -> Figure:
     """A grid of images with the prediction above each; wrong ones in red with the true class.
 
     Args:
-        images: (n, 3, H, W) on [0, 1].
+        images: (3, H, W) each, on [0, 1].
         truth: True class of each.
         predicted: Predicted class of each.
         probability: Probability of the predicted class.
+        heading: A line above all.
     """
-    columns = min(4, len(images))
+    columns = max(2 if heading else 1, min(4, len(images)))
     rows = -(-len(images) // columns)
-    height, width = images.shape[2:]
-    figure = Figure(figsize=(2.4 * 1.1 * columns, 2.4 * 1.35 * rows))  # as the axes: squares are square
+    top = 0.25 if heading else 0.0
+    figure = Figure(figsize=(2.4 * 1.1 * columns, 2.4 * (1.35 * rows + top)))  # as the axes: squares are square
     axes = figure.add_axes((0, 0, 1, 1))  # one for all: sixteen take a second to draw
     axes.axis("off")
     axes.set_xlim(0, 1.1 * columns)
-    axes.set_ylim(1.35 * rows, 0)
+    axes.set_ylim(1.35 * rows, -top)
+    if heading:
+        axes.text(0.05, -top / 2, heading, va="center", fontsize=10)
     for place, (image, true, guess, share) in enumerate(zip(images, truth, predicted, probability, strict=True)):
         left, top = 1.1 * (place % columns) + 0.05, 1.35 * (place // columns) + 0.3
+        height, width = image.shape[1:]
         axes.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + height / width, top))
         right = true == guess
-        title = for_figure(f"{guess} {share:.0%}" if right else f"{guess} {share:.0%}\n(is {true})")
-        axes.text(left + 0.5, top - 0.04, title, color="black" if right else "firebrick", ha="center", fontsize=9)
+        title = f"{short(guess)} {share:.0%}" + ("" if right else f"\n(is {short(true)})")
+        color = "black" if right else "firebrick"
+        axes.text(left + 0.5, top - 0.04, for_figure(title), color=color, ha="center", fontsize=9)
     axes.set_aspect("auto")
     return figure
 
@@ -92,23 +114,26 @@ def pixels(figure: Figure) -> NDArray[np.uint8]:
 
 
 class Figures(Callback):
-    """Draws the confusion matrix and sample predictions of the test after the training.
+    """Draws the confusion matrix, sample predictions and the surest mistakes of the test after the training.
+
+    The confusion matrix is also written as CSV.
 
     Args:
-        samples: Test images shown with their predictions, 0 for none.
+        samples: Test images shown with their predictions, and mistakes; 0 for none.
     """
 
     def __init__(self, samples: int = 16) -> None:
         self.samples = samples
         self._counts: Tensor | None = None
         self._shown: list[tuple[Tensor, int, int, float]] = []
+        self._surest = Surest(samples)
 
     def _wanted(self, task: Any) -> bool:
         return bool(task.test_name == "test")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts from nothing."""
-        self._counts, self._shown = None, []
+        self._counts, self._shown, self._surest = None, [], Surest(self.samples)
 
     def on_test_batch_end(
         self,
@@ -119,24 +144,26 @@ class Figures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Counts the predictions of one batch, and keeps every so many images for the picture."""
+        """Counts the predictions of one batch, and keeps every so many images and the surest mistakes."""
         if not self._wanted(pl_module) or not isinstance(outputs, dict) or "logits" not in outputs:
             return
         counts = outputs["weight"] > 0
-        logits, labels = outputs["logits"][counts].float(), outputs["label"][counts]
+        places = counts.nonzero()[:, 0]
+        logits, labels = outputs["logits"][places].float(), outputs["label"][places]
         classes = logits.shape[1]
         guesses = logits.argmax(1)
-        if classes <= MOST_CLASSES:
+        if classes <= MOST_COUNTED:
             pairs = torch.bincount(labels * classes + guesses, minlength=classes * classes).reshape(classes, classes)
             self._counts = pairs if self._counts is None else self._counts + pairs
-        if "image" not in batch:  # texts
+        if "image" not in batch or not self.samples:  # texts
             return
+        self._surest.add(batch["image"], outputs["index"], outputs["label"], outputs["logits"], counts)
         batches = trainer.num_test_batches[dataloader_idx]
         per_batch = self.samples if batches == float("inf") else -(-self.samples // max(1, int(batches)))
-        chosen = range(0, len(labels), max(1, len(labels) // per_batch)) if per_batch else range(0)
+        chosen = range(0, len(labels), max(1, len(labels) // per_batch))
         for place in list(chosen)[: min(per_batch, self.samples - len(self._shown))]:
             share = float(logits[place].softmax(0).max())
-            image = batch["image"][counts][place].detach().cpu().float()
+            image = batch["image"][places[place]].detach().to("cpu", torch.float32, copy=True)  # not the whole batch
             self._shown.append((image, int(labels[place]), int(guesses[place]), share))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -144,20 +171,33 @@ class Figures(Callback):
         task: Any = pl_module
         if not self._wanted(task):
             return
+        counts: Any = None if self._counts is None else pl_module.all_gather(self._counts)
+        surest = self._surest.gathered()
+        if not trainer.is_global_zero:
+            return
+        names = task.classnames if counts is not None or self._shown else []
         figures: dict[str, Callable[[], Figure]] = {}
-        if self._counts is not None:
-            counts: Any = pl_module.all_gather(self._counts)
-            counts = counts.sum(0) if counts.dim() > 2 else counts
-            figures["confusion"] = partial(confusion_figure, counts.cpu(), task.classnames)
+        if counts is not None:
+            counts = (counts.sum(0) if counts.dim() > 2 else counts).cpu()
+            rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
+            write_text(run_folder(trainer) / FOLDER / "confusion.csv", csv_text([["true/predicted", *names], *rows]))
+            if len(names) <= MOST_CLASSES:
+                figures["confusion"] = partial(confusion_figure, counts, names)
         if self._shown:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.frame.mean, data.frame.std))
-            images = torch.stack([(image * std + mean).clamp(0, 1) for image, *_ in self._shown])
-            truth, guesses = ([task.classnames[row[k]] for row in self._shown] for k in (1, 2))
-            shares = [row[3] for row in self._shown]
-            figures["predictions"] = partial(samples_figure, images, truth, guesses, shares)
-        if trainer.is_global_zero:
-            self._write(trainer, figures)
+            images, *numbers, shares = zip(*self._shown, strict=True)
+            truth, guesses = ([names[number] for number in column] for column in numbers)
+            figures["predictions"] = partial(samples_figure, _shown(images, data.frame), truth, guesses, shares)
+            mistakes = surest.mistakes
+            figures["mistakes"] = partial(
+                samples_figure,
+                _shown([mistake.image for mistake in mistakes], data.frame),
+                [names[mistake.label] for mistake in mistakes],
+                [names[mistake.guess] for mistake in mistakes],
+                [mistake.probability for mistake in mistakes],
+                surest.in_words(),
+            )
+        self._write(trainer, figures)
 
     @staticmethod
     def _write(trainer: Trainer, figures: dict[str, Callable[[], Figure]]) -> None:
@@ -175,3 +215,9 @@ class Figures(Callback):
             write_bytes(folder / f"{name}.png", png.getbuffer())
             for board in boards:
                 board.experiment.add_image(f"test/{name}", image, trainer.global_step, dataformats="HWC")
+
+
+def _shown(images: Sequence[Tensor], frame: Any) -> list[Tensor]:
+    """Return images with colours on [0, 1] again."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (frame.mean, frame.std))
+    return [(image * std + mean).clamp(0, 1) for image in images]

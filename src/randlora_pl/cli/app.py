@@ -20,6 +20,7 @@ from randlora_pl.callbacks import (
     GradientFlow,
     NonFiniteLoss,
     PeakMemory,
+    PerClass,
     ProgressBar,
     StartSummary,
     Termination,
@@ -178,7 +179,7 @@ class App(LightningCLI):
             raise
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        own: list[Callback] = [Figures(), WrittenAnswers()]
+        own: list[Callback] = [PerClass(), Figures(), WrittenAnswers()]
         if self.command.verb == "fit":
             own += [StartSummary(), PeakMemory(), Throughput(), NonFiniteLoss(), Termination()]
             own += [LearningRateMonitor("step")] if config["logger"] else []

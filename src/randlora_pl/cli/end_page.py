@@ -13,6 +13,8 @@ from randlora_pl.durations import duration
 
 _PLAIN = {"loss": 4, "BLEU": 2, "NIST": 2, "METEOR": 2, "ROUGE-L": 2, "CIDEr": 2}
 """Digits of the figures that are no shares of one."""
+_UNEQUAL = 2
+"""Classes are unequal where the largest has this many times the test samples of the smallest."""
 
 
 def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[Any]:
@@ -65,14 +67,21 @@ def _exchanged(results: Any) -> str:
 
 def figures_in_words(results: Any, name: str) -> str:
     """``accuracy 93.3 %, loss 0.21`` from the keys behind one prefix."""
-    words = {"acc": "accuracy", "loss": "loss", "unfound": "without an answer"}
+    words = {"acc": "accuracy", "unfound": "without an answer", "balanced_accuracy": "balanced accuracy"}
+    hidden = {"score", "macro_f1", *(() if _unequal(results, name) else ("balanced_accuracy",))}
     shown = []
     for key, value in results.items():
         prefix, _, short = key.partition("/")
-        repeated = short == "score" or short.startswith("unfound/")  # the score is one of the others
-        if prefix == name and isinstance(value, float) and math.isfinite(value) and not repeated:
+        left_out = short in hidden or short.startswith("unfound/")  # the score is one of the others
+        if prefix == name and isinstance(value, float) and math.isfinite(value) and not left_out:
             short = short.removeprefix("acc/")  # one of several tests
             digits = _PLAIN.get(short)
             text = f"{100 * value:.2f} %" if digits is None else f"{value:.{digits}f}"
             shown.append(f"{words.get(short, short)} {text}")
     return ", ".join(sorted(shown, key=lambda text: text.startswith("loss")))
+
+
+def _unequal(results: Any, name: str) -> bool:
+    """Return True if the classes of a test differ so much in size that accuracy hides the small ones."""
+    smallest, largest = (results.get(f"{name}/{end}_class", 0) for end in ("smallest", "largest"))
+    return bool(largest >= _UNEQUAL * max(1, smallest))

@@ -1,10 +1,9 @@
 """What ``predict`` found out, as a CSV file."""
 
-import csv
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from randlora_pl.printable import for_cell
+from randlora_pl.csv_text import csv_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,15 +69,12 @@ class Predictions:
 
     def csv(self) -> str:
         """The file: a line for each; with several adapters one for each of them, named behind what was given."""
-        lines: list[str] = []
-        writer = csv.writer(_Lines(lines))
         several = len(self.names) > 1
-        writer.writerow([*self.columns, *(["adapter"] if several else []), *self.said])
+        rows = [[*self.columns, *(["adapter"] if several else []), *self.said]]
         for place, adapter, cells in sorted(self._lines):
             blank = [""] * (len(self.said) - len(cells))  # an adapter of fewer classes
-            row = [*self.given[place], *([self.names[adapter]] if several else []), *cells, *blank]
-            writer.writerow(map(for_cell, row))
-        return "".join(lines)
+            rows.append([*self.given[place], *([self.names[adapter]] if several else []), *cells, *blank])
+        return csv_text(rows)
 
     def summary(self, weights: dict[str, float] | None) -> str:
         """How many, and by what.
@@ -92,17 +88,3 @@ class Predictions:
         elif len(self.names) > 1:
             many += f", {len(self.names)} adapters ({', '.join(self.names)})"
         return f"{many}, {self.note}"
-
-
-class _Lines:
-    r"""Takes the lines of a `csv.writer` and ends them by ``\n``.
-
-    Told to end them so itself, the writer of Python 3.11 leaves a text with a lone carriage return without quotes, and
-    whoever reads the file takes that for the end of the line.
-    """
-
-    def __init__(self, lines: list[str]) -> None:
-        self._lines = lines
-
-    def write(self, line: str) -> None:
-        self._lines.append(line.removesuffix("\r\n") + "\n")

@@ -1,6 +1,7 @@
 """The stages of a run: test before, training, test after, results."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from randlora_pl.adapters import load_adapter
-from randlora_pl.callbacks import AdapterCheckpoint, PeakMemory, Throughput, ZeroShot
+from randlora_pl.callbacks import AdapterCheckpoint, PeakMemory, PerClass, Throughput, ZeroShot
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.callbacks.checkpoint_file import check_checkpoint
 from randlora_pl.callbacks.console import say
@@ -131,7 +132,7 @@ def fit(app: App, zero_shot: bool = True, test: bool = True) -> None:
         task.test_name = "zeroshot"
         switch = ZeroShot()
         callbacks_of(trainer).append(switch)
-        figures = _evaluated(trainer.test(task, data, verbose=False))
+        figures = _evaluated(app, trainer.test)
         callbacks_of(trainer).remove(switch)
         task.test_name = "test"
         if trainer.received_sigterm:  # during its last batch, where Lightning does not look
@@ -166,12 +167,13 @@ def _tested(app: App) -> dict[str, Any]:
         callbacks_of(app.trainer).append(_LoadAdapter(app.folder / BEST))
     elif kept.test == "best" and app.trainer.is_global_zero:
         say("No validation ran, so that no adapter is known to be the best: the test takes the last one.")
-    return _evaluated(app.trainer.test(app.model, app.datamodule, verbose=False))
+    return _evaluated(app, app.trainer.test)
 
 
-def _evaluated(found: Any) -> dict[str, Any]:
-    """The figures of an evaluation; empty where there was nothing to evaluate."""
-    return dict(found[0]) if found else {}
+def _evaluated(app: App, run: Callable[..., Any]) -> dict[str, Any]:
+    """The metrics of a test or a validation, and facts of its classes; empty where nothing was evaluated."""
+    found = run(app.model, app.datamodule, verbose=False)
+    return {**found[0], **_callback(app.trainer, PerClass).facts} if found else {}
 
 
 def checkpoint_of(app: App) -> str | None:
@@ -229,7 +231,7 @@ def evaluate(app: App, adapter: Path | None) -> None:
         callbacks_of(trainer).append(_LoadAdapter(adapter))
     run = trainer.test if app.command.verb == "test" else trainer.validate
     write_config(app)
-    figures = _evaluated(run(task, data, verbose=False))
+    figures = _evaluated(app, run)
     if not figures:
         option = f"--trainer.limit_{'test' if app.command.verb == 'test' else 'val'}_batches"
         limit = getattr(trainer, option.rpartition(".")[2])

@@ -1,9 +1,8 @@
 """The report's numbers as CSV: every run, and every mean."""
 
-import csv
-import io
 from collections.abc import Sequence
 
+from randlora_pl.csv_text import csv_text
 from randlora_pl.experiments.report.beside import Beside
 from randlora_pl.experiments.report.by_test import PREFIX, by_test, tests_of
 from randlora_pl.experiments.report.collect import Sweep
@@ -91,8 +90,4 @@ def _numbers(estimate: Estimate | None, paper: float | None) -> tuple[float | No
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
-    return stream.getvalue()
+    return csv_text([header, *([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows)])
