@@ -132,6 +132,20 @@ class TimmAttention(nn.Module):
         return out
 
 
+class Convolution(nn.Module):
+    """A convolution over (batch, length, features), whose square kernel sees neighbours in both directions."""
+
+    def __init__(self, features: int, out_features: int, **options: Any) -> None:
+        super().__init__()
+        self.sums = nn.Conv2d(features, out_features, **options)
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = x.transpose(1, 2).unflatten(2, (1, -1)).expand(-1, -1, 3, -1)
+        out: Tensor = self.sums(image).mean(2).transpose(1, 2)
+        return out
+
+
 @dataclass(frozen=True)
 class Kind:
     """A layer to adapt: the model around it, its targets, a rank, and how packed weights are taken."""
@@ -157,6 +171,10 @@ KINDS: dict[str, Kind] = {
     "mha-out_proj": Kind(lambda: SelfAttention(12), ["o"], rank=5),
     "mha-qkvo": Kind(lambda: SelfAttention(12), ["attn"], rank=5),
     "timm-packed": Kind(lambda: TimmAttention(12), ["qkv"], rank=5),
+    "conv2d": Kind(
+        lambda: Convolution(12, 16, kernel_size=3, stride=(2, 1), groups=4, padding_mode="circular", padding=1),
+        ["sums"],
+    ),
     "timm-split": Kind(lambda: TimmAttention(12), ["qkv"], rank=5, qkv="split"),
 }
 

@@ -1,9 +1,11 @@
 """Adapter folders: what is written comes back, and whatever does not fit is named before a model is touched."""
 
+import copy
 import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from randlora_pl.adapters import (
 )
 from randlora_pl.adapters.bases import Bases
 from randlora_pl.adapters.control import use_bases
-from randlora_pl.adapters.files import DTYPES, copy_adapter
+from randlora_pl.adapters.files import DTYPES, copy_adapter, place_adapter
 from randlora_pl.errors import UserError
 from randlora_pl.models import meta_clip
 from tests.adapters import zoo
@@ -547,3 +549,18 @@ def test_stored_bases_that_are_missing_damaged_or_too_small(tmp_path: Path) -> N
 def test_all_problems_are_counted(folder: Path) -> None:
     edit(folder, lambda config: config["layers"].update({f"blocks.{n}.mlp.fc1": [9, 9] for n in range(20, 30)}))
     assert_refused(folder, "layer blocks.25.mlp.fc1 .*; and 4 more")
+
+
+def test_a_file_whose_default_meant_other_layers_keeps_its_own(tmp_path: Path) -> None:
+    """As an adapter of an older version, where a default or ``all`` took less; but only in its own base model."""
+    base = zoo.small_vit()
+    model = copy.deepcopy(base)
+    inject(model, LoRA(2), [r"blocks\.0\..*"])
+    randomise(model)
+    file = replace(read_adapter(save_adapter(model, tmp_path / "a")), targets=None)
+    again = copy.deepcopy(base)
+    place_adapter(again, file)
+    image = zoo.images()
+    assert torch.equal(again(image), model(image))
+    with pytest.raises(UserError, match=r"layer blocks.1.*None there"):
+        place_adapter(zoo.small_vit(), file)

@@ -1,16 +1,20 @@
 """Targets: aliases, towers and patterns on real model families, and every refusal."""
 
+import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
-from randlora_pl.adapters import LoRA, RandLoRA, delta_weights, inject
+from randlora_pl.adapters import LoRA, RandLoRA, disabled, inject, merge, trainable_parameters, unload, unmerge
 from randlora_pl.adapters.fused import row_blocks
-from randlora_pl.adapters.targets import find_sites, select
+from randlora_pl.adapters.reach import reader_of
+from randlora_pl.adapters.sites import find_sites
+from randlora_pl.adapters.targets import select
 from randlora_pl.errors import UserError
 from tests.adapters import zoo
 from tests.adapters.cases import FewHeads, OneConv1D, randomise
@@ -65,7 +69,7 @@ def test_a_prefix_names_a_tower(custom_text: bool) -> None:
         "visual.transformer.resblocks.1.mlp.c_proj",
         *block_names(FC1, tower=text),
     ]
-    assert names(model, ["visual:.*"]) == names(model, ["visual:all"])
+    assert names(model, ["visual:.*"]) == ["visual.conv1", *names(model, ["visual:all"])]
 
 
 def test_splitting_takes_the_three_blocks_of_a_packed_weight() -> None:
@@ -170,7 +174,7 @@ def test_a_model_without_known_names_is_adapted_whole() -> None:
     assert names(zoo.mlp()) == ["enter", "middle", "leave"] == names(zoo.mlp(), ["all"])
     assert names(zoo.mlp(), ["middle"]) == ["middle"]
     assert names(nn.Linear(3, 4)) == [""] == names(nn.Linear(3, 4), [".*"])
-    assert names(nn.MultiheadAttention(12, 3)) == ["in_proj"]
+    assert names(nn.MultiheadAttention(12, 3)) == ["in_proj", "out_proj"]
     assert names(nn.MultiheadAttention(12, 3), ["qkv"], split=True) == ["q", "k", "v"]
 
 
@@ -193,7 +197,7 @@ def test_sites_say_kind_role_and_path() -> None:
         (["visual.transformer.resblocks.0.mlp.cfc"], r"Did you mean 'visual.transformer.resblocks.0.mlp.c_fc'"),
         (
             ["qkv", "xyz"],
-            r"target 'xyz' matches no layer of the model. Layers are named as 'visual.trans.*Aliases: qkv attn mlp",
+            r"target 'xyz' matches no layer of the model. Layers are named as 'visual.conv1.*Aliases: qkv attn mlp",
         ),
         (["audio:mlp"], r"this model has no tower 'audio'. Top-level parts: transformer, visual"),
         (["visual:zzzzzz"], r"target 'visual:zzzzzz' matches no layer"),
@@ -206,13 +210,94 @@ def test_targets_that_match_nothing(targets: list[str], message: str) -> None:
         select(zoo.small_clip(), targets, False)
 
 
+# Defaults
+
+
+DEFAULTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "resnet18": (
+        lambda: timm.create_model("resnet18"),
+        "0 of 1 linear layers, 19 of 20 convolutions; skipped: fc, conv1",
+    ),
+    "convnext": (
+        lambda: timm.create_model("convnext_atto"),
+        "0 of 1 linear layers, 39 of 40 convolutions; skipped: head.fc, stem.*",
+    ),
+    "swiftformer": (
+        lambda: timm.create_model("swiftformer_xs"),
+        "16 of 18 linear layers, 0 of 61 convolutions (`conv`: 59); skipped: head, head_dist",
+    ),
+    "pvt": (
+        lambda: timm.create_model("pvt_v2_b0"),
+        "32 of 41 linear layers (the paper's choice; `all`: 40), 0 of 18 convolutions (`conv`: 17); "
+        "skipped: 8 x stages.*.blocks.*.attn.proj, head",
+    ),
+    "small squeezes": (
+        lambda: timm.create_model("efficientnet_b0"),
+        "0 of 1 linear layers, 77 of 81 convolutions (`conv`: 79); skipped: classifier, conv_stem, "
+        "blocks.*.*.se.conv_reduce (rank above 4), and 2 more",
+    ),
+    "torchvision vit": (
+        lambda: torchvision.models.vit_b_16(),
+        "36 of 49 linear layers (the paper's choice; `all`: 48), 0 of 1 convolutions; "
+        "skipped: 12 x encoder.layers.encoder_layer_*.self_attention.out_proj, heads.head",
+    ),
+    "torchvision convnext": (
+        lambda: torchvision.models.convnext_tiny(),
+        "36 of 37 linear layers, 0 of 22 convolutions (`conv`: 21); skipped: classifier.*",
+    ),
+    "RN50": (
+        lambda: zoo.clip_on_meta("RN50"),
+        "40 of 52 linear layers (`all`: 52), 52 of 55 convolutions; "
+        "skipped: 12 x transformer.resblocks.*.attn.out_proj, visual.conv1, visual.conv2, visual.conv3",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults_take_the_blocks_and_say_what_they_leave(name: str) -> None:
+    build, expected = DEFAULTS[name]
+    with torch.device("meta"):
+        model = build()
+    assert inject(model, RandLoRA(6)).coverage == expected
+
+
+def test_defaults_of_texts_leave_the_language_head() -> None:
+    transformers = pytest.importorskip("transformers", reason="pip install 'randlora-pl[language]'")
+    sizes = {"vocab_size": 50, "num_hidden_layers": 2, "num_layers": 2}
+    neox = transformers.GPTNeoXConfig(**sizes, hidden_size=16, num_attention_heads=2, intermediate_size=32)
+    t5 = transformers.T5Config(**sizes, d_model=16, d_kv=8, d_ff=24, num_heads=2, feed_forward_proj="gated-gelu")
+    with torch.device("meta"):
+        models = transformers.GPTNeoXForCausalLM(neox), transformers.T5ForConditionalGeneration(t5)
+    assert inject(models[0], LoRA(2)).coverage == "8 of 9 linear layers; skipped: lm_head"
+    last = {layer.rpartition(".")[2] for layer in names(models[1])}
+    assert last == {"q", "k", "v", "wi_0", "wi_1", "wo"}
+
+
+def test_conv_takes_what_the_rank_allows_and_names_are_refused() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("mobilenetv3_small_050", num_classes=0)
+    with pytest.raises(UserError, match="smaller side 9"):
+        inject(model, LoRA(16), ["conv_dw"])
+    report = inject(model, LoRA(16), ["conv"])
+    assert "conv_dw (rank above 9)" in report.coverage
+    assert not any("stem" in row.layer or min(row.shape) < 16 for row in report.rows)
+    assert all(row.kind == "conv" for row in report.rows)
+
+
+def test_all_is_every_linear_layer_of_the_blocks() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("swiftformer_xs")
+    assert len(names(model, ["all"])) == 16
+    assert {layer.rpartition(".")[2] for layer in names(model, ["all"])} == {"to_query", "to_key", "proj", "final"}
+
+
 def test_a_text_tower_needs_a_visual_one() -> None:
     with pytest.raises(UserError, match=r"no tower 'text'. Top-level parts: blocks"):
         select(zoo.small_vit(), ["text:mlp"], False)
 
 
 def test_a_model_without_layers_is_refused() -> None:
-    with pytest.raises(UserError, match="ReLU has no linear or attention layer"):
+    with pytest.raises(UserError, match="ReLU has no linear, attention"):
         select(nn.ReLU(), None, False)
 
 
@@ -225,36 +310,54 @@ def eva() -> nn.Module:
 
 
 def swin_v2() -> nn.Module:
-    return timm.models.SwinTransformerV2(
+    model = timm.models.SwinTransformerV2(
         img_size=16, patch_size=2, embed_dim=24, depths=(1,), num_heads=(2,), window_size=4, num_classes=0
     )
+    for norm in (model.layers[0].blocks[0].norm1, model.layers[0].blocks[0].norm2):
+        nn.init.ones_(norm.weight)  # timm's zeros would hide the block
+    return model
 
 
 @pytest.mark.parametrize("build", [beit, eva, swin_v2])
-@pytest.mark.parametrize("split", [False, True])
-def test_a_packed_weight_that_its_parent_reads_is_refused(build: Callable[[], nn.Module], split: bool) -> None:
-    model = build()
-    before = [type(module) for module in model.modules()]
-    with pytest.raises(UserError, match=r"qkv.*: \w+ reads its weight instead of calling the layer.*\[mlp\]"):
-        inject(model, LoRA(2, qkv="split" if split else "packed"))
-    assert [type(module) for module in model.modules()] == before
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    inject(model, RandLoRA(4), ["mlp", "o"])
+@pytest.mark.parametrize("qkv", ["packed", "split"])
+def test_a_packed_weight_that_its_parent_reads_acts(
+    build: Callable[[], nn.Module], qkv: Literal["packed", "split"]
+) -> None:
+    """The parent reads W0 + delta, so merged and unmerged outputs are the same bits, and every update trains."""
+    model = build().eval()
+    image, keys = torch.randn(2, 3, 16, 16), list(model.state_dict())
+    plain = model(image)
+    with pytest.raises(UserError, match="reads its weight"):
+        inject(model, LoRA(2, qkv=qkv, dropout=0.5))
+    report = inject(model, RandLoRA(4, qkv=qkv))
+    assert sum("qkv" in row.layer for row in report.rows) == (3 if qkv == "split" else 1)
+    assert torch.equal(model(image), plain)
     randomise(model)
-    assert all(delta.any() for delta in delta_weights(model).values())
-    model(torch.randn(2, 3, 16, 16)).square().sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+    adapted = model(image)
+    adapted.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in trainable_parameters(model).values())
+    twin = copy.deepcopy(model)
+    with disabled(model):
+        assert torch.equal(model(image), plain)
+    merge(model)
+    torch.testing.assert_close(model(image), adapted)
+    with disabled(model):
+        assert torch.equal(model(image), plain)
+    unmerge(model)
+    assert torch.equal(model(image), adapted) and torch.equal(twin(image), adapted)
+    unload(model)
+    assert list(model.state_dict()) == keys
+    torch.testing.assert_close(model(image), adapted)
 
 
-def test_open_clip_with_a_timm_image_tower_works_or_is_refused() -> None:
+def test_open_clip_with_a_timm_image_tower() -> None:
     def tower(name: str) -> nn.Module:
         with torch.device("meta"):
             return zoo.small_clip(custom_text=True, timm_model_name=name, timm_pool="token", image_size=224)
 
     works = names(tower("vit_tiny_patch16_224"), ["visual:qkv"])
     assert works == [f"visual.trunk.blocks.{block}.attn.qkv" for block in range(12)]
-    with pytest.raises(UserError, match="reads its weight"):
-        names(tower("beit_base_patch16_224"), ["visual:qkv"])
+    assert len(names(tower("beit_base_patch16_224"), ["visual:qkv"])) == 12
 
 
 class Reading(nn.Module):
@@ -277,9 +380,9 @@ class Reading(nn.Module):
 
 
 def test_reading_a_weight_from_afar_is_found_and_setting_it_up_is_not_reading() -> None:
-    with pytest.raises(UserError, match=r"inside.fc: Reading reads its weight"):
-        select(Reading(), ["fc"], False)
-    assert names(Reading(), ["other"]) == ["inside.other"]
+    assert names(Reading(), ["fc", "other"]) == ["inside.fc", "inside.other"]
+    assert reader_of(Reading(), "inside.fc") is Reading
+    assert reader_of(Reading(), "inside.other") is None
 
 
 class Own(nn.Linear):

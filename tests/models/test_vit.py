@@ -9,7 +9,7 @@ from timm.layers import resample_abs_pos_embed
 
 from randlora_pl.errors import UserError
 from randlora_pl.models.spec import ImageSpec
-from randlora_pl.models.vit import load_vit, meta_vit, vit_image_spec
+from randlora_pl.models.vit import features_of, load_vit, meta_vit, vit_image_spec
 from randlora_pl.weights_files import file_sha256
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -56,6 +56,14 @@ def test_random_weights_are_a_pure_function_of_the_seed() -> None:
         "seed": 1,
     }
     assert first.model(torch.zeros(2, 3, 160, 160)).shape == (2, first.num_features)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vgg11", "test_mambaout", "resnet18"])
+def test_the_width_is_that_before_the_classifier(name: str) -> None:
+    """Some heads of timm are wider than the last features (`head_hidden_size`)."""
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0).eval()
+        assert model(torch.zeros(2, 3, 224, 224)).shape == (2, features_of(model))
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])

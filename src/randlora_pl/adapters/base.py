@@ -94,6 +94,16 @@ class DeltaWeight(nn.Module):
         """
         return F.linear(self.dropped(x), like(self.delta(), x))
 
+    def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """What the update adds beside the frozen layer, ``product(drop(x), change(W0))``, for any product of a layer.
+
+        Args:
+            x: The layer's input.
+            weight: W0, (out, in).
+            product: Applies a matrix (out, in) to inputs, as ``F.linear`` or as a convolution.
+        """
+        return product(self.dropped(x), self.change(weight))
+
     @property
     def drops(self) -> bool:
         """Whether dropout acts now, so that the two paths see different inputs."""

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from randlora_pl.adapters.attach import set_fast_paths
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.bases import Bases
-from randlora_pl.adapters.inject import InjectionReport, set_fast_paths
+from randlora_pl.adapters.inject import InjectionReport
 from randlora_pl.adapters.layers import AdaptedLayer, RowBlocks, whole
 from randlora_pl.adapters.quantised import unmergeable
 from randlora_pl.adapters.trained import whole_modules

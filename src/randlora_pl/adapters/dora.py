@@ -90,6 +90,10 @@ class DoRADelta(DeltaWeight):
         """Whether the inner method drops inputs now."""
         return self.inner.drops
 
+    def dropped(self, x: Tensor) -> Tensor:
+        """The input that the inner method leaves."""
+        return self.inner.dropped(x)
+
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         """``drop(x) @ change(W0).T``; as in the original, what the scales change of W0 x drops inputs, too."""
-        return F.linear(self.inner.dropped(x), like(self.change(weight()), x))
+        return F.linear(self.dropped(x), like(self.change(weight()), x))

@@ -20,7 +20,7 @@ from randlora_pl.adapters.bases import STORED, Bases
 from randlora_pl.adapters.container import BASES, CONFIG, Contents
 from randlora_pl.adapters.control import adapted_layers, report_of, unmerge, use_bases
 from randlora_pl.adapters.dora import DoRA
-from randlora_pl.adapters.fitting import differences, problems
+from randlora_pl.adapters.fitting import differences, problems, targets_in
 from randlora_pl.adapters.inject import InjectionReport, generator_facts, inject
 from randlora_pl.adapters.kept import reset_buffers
 from randlora_pl.adapters.lora import LoRA
@@ -263,7 +263,7 @@ def place_adapter(model: nn.Module, file: AdapterFile) -> None:
         more = f"; and {len(found) - 6} more" if len(found) > 6 else ""
         raise UserError(f"{file.path} does not fit this model: " + "; ".join(found[:6]) + f"{more}.")
     if not adapted:
-        inject(model, file.adapter, file.targets, file.trained)
+        inject(model, file.adapter, targets_in(file, model), file.trained)
     merged = [layer for layer in adapted_layers(model).values() if layer.merged]
     unmerge(model)
     if file.bases is not None:

@@ -1,6 +1,7 @@
 """Whether a saved adapter fits a model: every mismatch by name, before anything is touched."""
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,9 @@ from randlora_pl.adapters.bases import GENERATOR
 from randlora_pl.adapters.control import too_small, with_bases
 from randlora_pl.adapters.inject import InjectionReport, make_deltas
 from randlora_pl.adapters.kept import base_buffers, update_buffers
+from randlora_pl.adapters.sites import Site, find_sites
 from randlora_pl.adapters.state import adapter_state
-from randlora_pl.adapters.targets import Site
-from randlora_pl.adapters.trained import chosen_tensors, select_beside, trained_tensors
+from randlora_pl.adapters.trained import choose_beside, chosen_tensors, trained_tensors
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
 
@@ -59,7 +60,7 @@ def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
             )
         return found + _compare(file, _shapes({**chosen, **beside}), statistics)
     try:
-        sites = select_beside(model, file.targets, file.adapter.qkv == "split", beside)
+        sites = choose_beside(model, targets_in(file, model), file.adapter, beside).sites
     except UserError as error:
         return [*found, str(error)]
     shapes = {s.shape.layer: [s.shape.out_features, s.shape.in_features] for s in sites}
@@ -82,6 +83,31 @@ def _has_statistics(module: nn.Module) -> bool:
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def targets_in(file: "AdapterFile", model: nn.Module) -> list[str] | None:
+    """The targets that give the layers of a file in a model.
+
+    They are its own, or where those name other layers by now (an older default), exactly its layers; but only in the
+    base model that it was trained on.
+
+    Raises:
+        UserError: What trains whole beside the adapter is not in the model.
+    """
+    if isinstance(file.adapter, Whole):
+        return file.targets
+    shapes = {s.shape.layer: (s.shape.out_features, s.shape.in_features) for s in find_sites(model)}
+    there = file.config.get("base_model", {}).get("weights_sha256_sampled")
+    ours = all(shapes.get(name) == shape for name, shape in file.layers.items())
+    beside = trained_tensors(model, file.trained)
+    if not ours or not there or there != hash_weights(model, beside):
+        return file.targets
+    try:
+        chosen = choose_beside(model, file.targets, file.adapter, beside)
+    except UserError:
+        return file.targets
+    same = {site.shape.layer for site in chosen.sites} == file.layers.keys()
+    return file.targets if same else [f"^{re.escape(name)}" for name in file.layers]
 
 
 def _base_problem(file: "AdapterFile", here: str) -> list[str]:

@@ -1,30 +1,31 @@
 """Putting an adapter into a model, and the report of what was adapted."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from randlora_pl.adapters.attach import attach
 from randlora_pl.adapters.base import Adapter, DeltaWeight, matches
 from randlora_pl.adapters.base_hash import hash_weights
 from randlora_pl.adapters.bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.budget import match_budget
+from randlora_pl.adapters.built import check_dropout_acts
+from randlora_pl.adapters.coverage import coverage
 from randlora_pl.adapters.fused import row_blocks
 from randlora_pl.adapters.kept import snapshot
-from randlora_pl.adapters.layers import AdaptedAttention, AdaptedConv1D, AdaptedLayer, AdaptedLinear, RowBlocks
-from randlora_pl.adapters.quantised import adapted_class
-from randlora_pl.adapters.targets import Site
-from randlora_pl.adapters.trained import Tensors, chosen_tensors, frozen_outputs, select_beside, trained_tensors
-from randlora_pl.adapters.weights import is_conv1d, is_quantised, weight_of
+from randlora_pl.adapters.layers import AdaptedLayer, RowBlocks
+from randlora_pl.adapters.sites import Site
+from randlora_pl.adapters.trained import Tensors, choose_beside, chosen_tensors, frozen_outputs, trained_tensors
+from randlora_pl.adapters.weights import weight_of
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError, near
 
 
 @dataclass(frozen=True)
 class Row:
-    """One adapted weight: its layer, kind (``linear``, ``qkv``, ``q`` ...), shape (out, in) and trainable count.
+    """One adapted weight: layer, kind (``linear``, ``conv``, ``qkv``, ``q`` ...), shape (out, in), trainable count.
 
     A tensor that trains whole has its own name and shape, and the kind ``tensor``, or ``trained`` beside an adapter.
     """
@@ -52,6 +53,7 @@ class InjectionReport:
         trained: Patterns of what trains whole beside the adapter, None for nothing.
         beside: The tensors that these patterns name.
         buffers: The model's own buffers as the adapter found them (`kept.snapshot`).
+        coverage: How many of the model's layers are adapted, and which are not, in a line.
     """
 
     adapter: Adapter
@@ -66,6 +68,7 @@ class InjectionReport:
     trained: list[str] | None = None
     beside: list[Row] = field(default_factory=list)
     buffers: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    coverage: str = ""
 
     def grouped(self) -> list[tuple[str, str, tuple[int, ...], int, int]]:
         """Rows that differ in their block number only: (name, kind, shape, layers, parameters)."""
@@ -88,7 +91,7 @@ class InjectionReport:
         ]
         share = 100 * self.trainable / max(1, self.total)
         lines.append(f"{self.adapter.method()}: {self.trainable:,} of {self.total:,} parameters train ({share:.2f} %)")
-        return "\n".join([*lines, *self.notes])
+        return "\n".join([*lines, *filter(None, [self.coverage]), *self.notes])
 
 
 def inject(
@@ -100,10 +103,12 @@ def inject(
         >>> print(inject(model, RandLoRA(rank=6), trained=["classifier"]))
 
     Args:
-        model: Any module with linear or attention layers, also on the meta device (for counting).
+        model: Any module with linear, attention or convolution layers, also on the meta device (for counting).
         adapter: The method and its options.
-        targets: Regular expressions over layer names, or the aliases ``qkv q k v o fc1 fc2 gate attn mlp all``,
-            each with an optional tower prefix (``visual:mlp``). Default: packed q/k/v and both MLP matrices.
+        targets: Regular expressions over layer names, or the aliases ``qkv q k v kv o fc1 fc2 gate attn mlp all
+            conv``, each with an optional tower prefix (``visual:mlp``). Default: packed q/k/v and both MLP matrices
+            where a model has them; elsewhere every linear layer of the blocks, or their convolutions where they have
+            no linear layer.
         trained: Regular expressions over names of modules, or of tensors, that train whole beside the adapter, such as
             a new head: adapter files hold them, and the base may have other values there. They are not adapted.
 
@@ -121,19 +126,22 @@ def inject(
     if isinstance(adapter, Whole):
         report = _mark(model, adapter, targets, beside)
     else:
-        sites = select_beside(model, targets, adapter.qkv == "split", beside)
+        selection = choose_beside(model, targets, adapter, beside)
+        sites = selection.sites
         adapter, notes = match_budget(adapter, [site.shape for site in sites], model)
         deltas, fingerprint = make_deltas(adapter, sites, model)
         updates = _by_layer(model, sites, deltas)
         for path, update in updates.items():
+            check_dropout_acts(model, path, update)
             update.train(model.get_submodule(path).training)
+        covered = coverage(model, selection, beside)
         model.requires_grad_(False)
         attach(model, updates)
         rows = [
             Row(site.shape.layer, site.kind, (site.shape.out_features, site.shape.in_features), _size(deltas[site]))
             for site in sites
         ]
-        report = InjectionReport(adapter, targets, rows, 0, 0, fingerprint, "", notes)
+        report = InjectionReport(adapter, targets, rows, 0, 0, fingerprint, "", notes, coverage=covered)
     _train_beside(model, report, trained, beside)
     report.base_hash, report.buffers = base_hash, buffers
     report.total = sum(parameter.numel() for parameter in model.parameters())
@@ -189,49 +197,6 @@ def _by_layer(model: nn.Module, sites: list[Site], deltas: dict[Site, DeltaWeigh
         else:
             updates[path] = RowBlocks({str(site.block): deltas[site] for site in here}, row_blocks(model, path))
     return updates
-
-
-def attach(model: nn.Module, updates: Mapping[str, DeltaWeight]) -> None:
-    """Turns plain layers into adapted ones; `detach` in `control` turns them back.
-
-    Args:
-        model: The model.
-        updates: The update of each layer by path.
-    """
-    for path, delta in updates.items():
-        layer = model.get_submodule(path)
-        _adapted_kind(layer).attach(layer, delta)
-        parent = model.get_submodule(path.rpartition(".")[0])
-        if type(parent) is nn.MultiheadAttention:  # its plain forward reads the weight of out_proj
-            AdaptedAttention.attach(parent, None)
-    set_fast_paths(model, False)
-
-
-def _adapted_kind(layer: nn.Module) -> type[AdaptedLayer]:
-    """The class of a layer once it has an update."""
-    if isinstance(layer, nn.MultiheadAttention):
-        return AdaptedAttention
-    if is_quantised(layer):
-        return adapted_class(type(layer))
-    return AdaptedConv1D if is_conv1d(layer) else AdaptedLinear
-
-
-def set_fast_paths(model: nn.Module, on: bool) -> None:
-    """Switches PyTorch's fused inference of transformer encoders off and on again where layers are adapted.
-
-    It reads the weights and so would pass every update by.
-    """
-    attributes = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}
-    for module in model.modules():
-        for kind, name in attributes.items():
-            if not isinstance(module, kind) or not hasattr(module, name):
-                continue
-            if on and hasattr(module, f"plain_{name}"):
-                setattr(module, name, getattr(module, f"plain_{name}"))
-                delattr(module, f"plain_{name}")
-            elif not on and any(isinstance(child, AdaptedLayer) for child in module.modules()):
-                setattr(module, f"plain_{name}", getattr(module, name))
-                setattr(module, name, 0)
 
 
 def _mark(model: nn.Module, adapter: Whole, targets: list[str] | None, beside: Tensors) -> InjectionReport:

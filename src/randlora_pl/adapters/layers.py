@@ -60,8 +60,8 @@ class AdaptedLayer(nn.Module):
     @property
     def adapted_weight(self) -> nn.Parameter:
         """The parameter that the update belongs to: W0, or the merged weight while merged."""
-        weight = getattr(self, self.weight_name)
-        assert isinstance(weight, nn.Parameter)
+        weight = self._parameters[self.weight_name]
+        assert weight is not None
         return weight
 
     @property
@@ -70,7 +70,7 @@ class AdaptedLayer(nn.Module):
         return self.turn(self.adapted_weight if self.frozen_weight is None else self.frozen_weight)
 
     def turn(self, matrix: Tensor) -> Tensor:
-        """From (out, in) to what the weight is stored as, and back: the transpose, or nothing."""
+        """From (out, in) to what the weight is stored as, and back: the transpose, another shape, or nothing."""
         return matrix.T if self.turned else matrix
 
     @property

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from randlora_pl.adapters.attach import attach
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.bases import Bases
 from randlora_pl.adapters.control import adapted_layers, detach, merge, report_of, unmerge
 from randlora_pl.adapters.files import AdapterFile, place_adapter, read_adapter
-from randlora_pl.adapters.inject import InjectionReport, attach
+from randlora_pl.adapters.inject import InjectionReport
 from randlora_pl.adapters.kept import base_buffers
 from randlora_pl.adapters.weighted import WeightedSum
 from randlora_pl.errors import UserError, near

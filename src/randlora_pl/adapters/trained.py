@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from randlora_pl.adapters.base import matches
+from randlora_pl.adapters.base import Adapter, matches
 from randlora_pl.adapters.kept import update_modules
-from randlora_pl.adapters.targets import Site, select
+from randlora_pl.adapters.targets import Selection, choose
 from randlora_pl.adapters.weights import out_and_in
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError, near
@@ -72,23 +73,29 @@ def _no_match(pattern: str, names: list[str]) -> str:
     return f"trained {pattern!r} matches no module with tensors of its own in this model.{hint}"
 
 
-def select_beside(model: nn.Module, targets: list[str] | None, split: bool, beside: Collection[str]) -> list[Site]:
-    """Return the sites of some targets (`select`), without those whose weight trains whole.
+def choose_beside(model: nn.Module, targets: list[str] | None, adapter: Adapter, beside: Collection[str]) -> Selection:
+    """Return the weights of some targets (`choose`), without those that train whole.
 
     Args:
         model: Any module.
-        targets: As for `select`.
-        split: As for `select`.
+        targets: As for `choose`.
+        adapter: The method and its options.
         beside: Names of tensors that train whole.
 
     Raises:
-        UserError: As `select`, or no site is left.
+        UserError: As `choose`, or no weight is left.
     """
-    sites = select(model, targets, split)
-    left = [s for s in sites if not {f"{s.path}.{n}".lstrip(".") for n in ("weight", "in_proj_weight")} & set(beside)]
+    chosen = choose(model, targets, adapter.qkv == "split", adapter)
+    left = [site for site in chosen.sites if not trains_whole(site.path, beside)]
     if not left:
-        raise UserError(f"every layer of the targets is in trained ({sites[0].shape.layer} ...): nothing is adapted.")
-    return left
+        first = chosen.sites[0].shape.layer
+        raise UserError(f"every layer of the targets is in trained ({first} ...): nothing is adapted.")
+    return replace(chosen, sites=left)
+
+
+def trains_whole(path: str, beside: Collection[str]) -> bool:
+    """Return True if a layer's weight is among the names of tensors that train whole."""
+    return any(f"{path}.{name}".lstrip(".") in beside for name in ("weight", "in_proj_weight"))
 
 
 def whole_modules(model: nn.Module, names: Collection[str]) -> list[nn.Module]:
@@ -114,7 +121,11 @@ def frozen_outputs(model: nn.Module, adapted: Iterable[str], beside: Collection[
         beside: Names of tensors that train whole.
     """
     embeddings = getattr(model, "get_output_embeddings", lambda: None)()
-    layers = [(path, module) for path, module in model.named_modules() if out_and_in(module) is not None]
+    layers = [
+        (path, module)
+        for path, module in model.named_modules()
+        if out_and_in(module) is not None and not isinstance(module, nn.Conv2d)
+    ]
     found = []
     for number, (path, module) in enumerate(layers, 1):
         bias = module._parameters.get("bias")

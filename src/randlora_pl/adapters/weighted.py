@@ -50,3 +50,8 @@ class WeightedSum(DeltaWeight):
         """sum_i w_i of what part i adds, (..., in) to (..., out)."""
         first, *others = (factor * part.contribution(x, weight) for part, factor in self._pairs())
         return sum(others, first)
+
+    def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """sum_i w_i of what part i adds, each with inputs dropped by itself."""
+        first, *others = (factor * part.apart(x, weight, product) for part, factor in self._pairs())
+        return sum(others, first)

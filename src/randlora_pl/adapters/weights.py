@@ -1,10 +1,12 @@
-"""Weights as (out, in) matrices, however a layer stores them: turned, or quantised and packed.
+"""Weights as (out, in) matrices, however a layer stores them: turned, of four dimensions, or quantised and packed.
 
 Both kinds come from libraries that are not imported here, so they are known by what they are. ``Conv1D`` of
 transformers (GPT-2) is a module of exactly this class name whose weight is a matrix (in, out) and whose bias has
 ``out`` entries: ``y = x W + b``. A quantised layer (``Linear4bit`` and ``Linear8bitLt`` of bitsandbytes) is a subclass
 of ``nn.Linear`` with a forward of its own, and has one of these names or a weight of integers.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +33,11 @@ def is_quantised(module: nn.Module) -> bool:
 
 
 def out_and_in(module: nn.Module) -> tuple[int, int] | None:
-    """Outputs and inputs of a linear layer of any kind; None for other modules."""
+    """Outputs and inputs of a linear layer of any kind, or of a convolution at one place; None for other modules."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
+    if isinstance(module, nn.Conv2d):
+        return module.out_channels, module.in_channels // module.groups * math.prod(module.kernel_size)
     if is_conv1d(module):
         in_features, out_features = module._parameters["weight"].shape  # type: ignore[union-attr]
         return out_features, in_features
@@ -41,7 +45,7 @@ def out_and_in(module: nn.Module) -> tuple[int, int] | None:
 
 
 def weight_of(module: nn.Module, values: bool = True) -> Tensor:
-    """The weight of a linear or attention layer, (out, in); a view of it where it is stored as numbers.
+    """The weight of a linear, attention or convolution layer, (out, in); a view where it is stored as numbers.
 
     Args:
         module: The layer.
@@ -51,7 +55,7 @@ def weight_of(module: nn.Module, values: bool = True) -> Tensor:
     if is_quantised(module):
         return dequantised(module) if values else _only_shape(module)
     weight: Tensor = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight  # type: ignore[assignment]
-    return weight.T if is_conv1d(module) else weight
+    return weight.T if is_conv1d(module) else weight.flatten(1)
 
 
 def _only_shape(module: nn.Module) -> Tensor:

@@ -48,7 +48,7 @@ class LayerSpectrum:
 
 
 def matrix_updates(file: AdapterFile) -> dict[str, Tensor]:
-    """The update of every linear and attention weight that an adapter changes, (out, in), by layer name.
+    """The update of every linear, convolution and attention weight that an adapter changes, (out, in), by layer name.
 
     Full fine-tuning changes embeddings, norms and biases, too, which are no matrices of a layer and left out.
 
@@ -65,7 +65,7 @@ def matrix_updates(file: AdapterFile) -> dict[str, Tensor]:
         if packed and (key := f"{path}.in_proj_weight") in found:
             updates[f"{path}.in_proj"] = found[key]
         elif out_and_in(module) and (key := f"{path}.weight") in found:
-            updates[path] = found[key].T if is_conv1d(module) else found[key]
+            updates[path] = found[key].T if is_conv1d(module) else found[key].flatten(1)
     return updates
 
 

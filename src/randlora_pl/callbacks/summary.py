@@ -124,6 +124,8 @@ class StartSummary(Callback):
         say(f"\n{describe(report.adapter)}{remarks}")
         if report.rows:
             say(layer_table(report))
+        if report.coverage:
+            say(f"adapted: {report.coverage}")
         say(table, "")
 
 

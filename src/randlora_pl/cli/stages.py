@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from randlora_pl.adapters import load_adapter
+from randlora_pl.adapters import load_adapter, read_adapter
 from randlora_pl.callbacks import AdapterCheckpoint, PeakMemory, PerClass, Throughput, ZeroShot
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.callbacks.checkpoint_file import check_checkpoint
@@ -228,6 +228,7 @@ def evaluate(app: App, adapter: Path | None) -> None:
     """
     trainer, task, data = app.trainer, app.model, app.datamodule
     if adapter is not None:
+        task.saved = read_adapter(adapter)
         callbacks_of(trainer).append(_LoadAdapter(adapter))
     run = trainer.test if app.command.verb == "test" else trainer.validate
     write_config(app)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, LoRA, inject, read_adapter, save_adapter, trainable_parameters
 from randlora_pl.adapters.fitting import tensor_prefix
+from randlora_pl.adapters.sites import Site, find_sites
 from randlora_pl.adapters.spectrum import LowRank, truncated
-from randlora_pl.adapters.targets import Site, find_sites, select
+from randlora_pl.adapters.targets import select
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
 from randlora_pl.interop.bare import LOST, Bare, difference, lost, outputs

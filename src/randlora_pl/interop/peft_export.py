@@ -13,7 +13,7 @@ from torch import nn
 
 from randlora_pl.adapters import AdapterFile, DoRA, LoRA, RandLoRA, VeRA, load_adapter, read_adapter
 from randlora_pl.adapters.base import WeightShape
-from randlora_pl.adapters.targets import is_packed_linear
+from randlora_pl.adapters.sites import is_packed_linear
 from randlora_pl.errors import UserError
 from randlora_pl.interop.base_model import Base, given, load_base
 from randlora_pl.interop.peft_check import Classifier, Difference, difference, installed

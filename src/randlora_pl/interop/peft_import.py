@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import DoRA, LoRA, RandLoRA, VeRA
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.bases import Bases
-from randlora_pl.adapters.targets import Site
+from randlora_pl.adapters.sites import Site
 from randlora_pl.errors import UserError
 from randlora_pl.interop.peft_bases import draw_randlora, draw_vera, peft_count
 from randlora_pl.interop.peft_config import check_config, option

@@ -11,7 +11,8 @@ from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.bases import Bases
 from randlora_pl.adapters.control import use_bases
 from randlora_pl.adapters.inject import make_deltas
-from randlora_pl.adapters.targets import Site, find_sites, select
+from randlora_pl.adapters.sites import CONV, Site, find_sites
+from randlora_pl.adapters.targets import select
 from randlora_pl.errors import UserError
 from randlora_pl.interop.names import exact_pattern
 
@@ -130,7 +131,7 @@ def site_of(sites: Mapping[str, Site], model: nn.Module, layer: str, source: str
 
 def sites_by_name(model: nn.Module) -> dict[str, Site]:
     """The places that take an update as a whole, by layer name."""
-    return {site.shape.layer: site for site in find_sites(model) if site.block is None}
+    return {site.shape.layer: site for site in find_sites(model) if site.block is None and site.kind != CONV}
 
 
 def per_layer(values: Mapping[str, float]) -> float | dict[str, float]:

@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile
+from randlora_pl.adapters.sites import find_sites
 from randlora_pl.adapters.spectrum import spectrum
-from randlora_pl.adapters.targets import find_sites
 from randlora_pl.adapters.trained import chosen_tensors
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError

@@ -10,8 +10,8 @@ from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.bases import GENERATOR
 from randlora_pl.adapters.control import delta_weights, weight_updates
 from randlora_pl.adapters.kept import update_buffers
+from randlora_pl.adapters.sites import Site
 from randlora_pl.adapters.state import adapter_state
-from randlora_pl.adapters.targets import Site
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
 from randlora_pl.interop.base_model import Base, load_base
@@ -72,7 +72,7 @@ def weight_key(part: nn.Module, site: Site) -> str:
 
 def rows_of(weight: Tensor, site: Site) -> Tensor:
     """The rows (out, in) that a site stands for, from a tensor as its module stores it."""
-    weight = weight.T if site.turned else weight
+    weight = weight.T if site.turned else weight.flatten(1)
     return weight if site.rows is None else weight[slice(*site.rows)]
 
 

@@ -94,7 +94,12 @@ def _load(name: str, pretrained: str, is_file: bool, img_size: int | None, seed:
         seed if pretrained == "random" else None,
         remember(pretrained) if is_file else None,
     )
-    return LoadedVit(model, image, identity, int(model.num_features))
+    return LoadedVit(model, image, identity, features_of(model))
+
+
+def features_of(model: Any) -> int:
+    """Width of what a timm model without classifier gives: that before the classifier, which some heads widen."""
+    return int(getattr(model, "head_hidden_size", None) or model.num_features)
 
 
 def meta_vit(name: str, img_size: int | None = None) -> nn.Module:

@@ -11,12 +11,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from randlora_pl import rng
 from randlora_pl.adapters import (
     Adapter,
+    AdapterFile,
     AdapterSet,
     inject,
     set_train_mode,
     unmerge,
 )
 from randlora_pl.adapters.control import report_of
+from randlora_pl.adapters.fitting import targets_in
 from randlora_pl.adapters.several import Choice
 from randlora_pl.errors import UserError
 from randlora_pl.models import cast_frozen, compile_blocks, set_gradient_checkpointing
@@ -39,6 +41,7 @@ class AdaptationTask(SavedModule):
         schedule: How the learning rate falls, ``cosine`` or ``linear``.
         adapters: The adapters that take turns in the backbone, where other tasks have it, too.
         choice: Which of them, or which weighted sum, is this task's own.
+        saved: An adapter that is to be loaded: the layers are its own, whatever the targets name by now.
     """
 
     zero_shot = False
@@ -46,6 +49,7 @@ class AdaptationTask(SavedModule):
     data_module = "randlora_pl.data.ImageData"
     adapters: AdapterSet | None = None
     choice: Choice = None
+    saved: AdapterFile | None = None
 
     def __init__(
         self,
@@ -121,7 +125,8 @@ class AdaptationTask(SavedModule):
         if self.backbone is not None:
             return
         backbone = self.build()
-        self.report = inject(backbone, self.adapter, self.targets)
+        targets = self.targets if self.saved is None else targets_in(self.saved, backbone)
+        self.report = inject(backbone, self.adapter, targets)
         self.adapter = self.report.adapter  # with a matched rank filled in
         if self.gradient_checkpointing:
             self.checkpoint_gradients(backbone)

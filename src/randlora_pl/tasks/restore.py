@@ -38,6 +38,7 @@ def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
 
 def make_ready(task: AdaptationTask, file: AdapterFile) -> None:
     """Builds a task's backbone and puts its adapter and head in, merged for evaluation."""
+    task.saved = file
     task.configure_model()
     place_adapter(task.model, file)
     task.load_head(file.extra)

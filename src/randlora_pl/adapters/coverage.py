@@ -1,0 +1,55 @@
+"""How much of a model an adapter reaches: one line for reports and start pages."""
+
+import re
+from collections import Counter
+from collections.abc import Collection
+
+from torch import nn
+
+from randlora_pl.adapters.places import of_blocks
+from randlora_pl.adapters.sites import CONV, Site, find_sites
+from randlora_pl.adapters.targets import Selection
+from randlora_pl.adapters.trained import trains_whole
+
+_MOST_GROUPS = 4
+
+
+def coverage(model: nn.Module, selection: Selection, beside: Collection[str]) -> str:
+    """Adapted of all linear layers and convolutions, and the layers that are left out, those of one kind together.
+
+    Args:
+        model: The model, without or with the adapter.
+        selection: What was chosen in it.
+        beside: Names of tensors that train whole, so that no layer with one is left out.
+    """
+    sites = [site for site in find_sites(model) if not site.block]
+    adapted = {site.path for site in selection.sites}
+    within = {site.path for site in of_blocks(model, sites)}
+    parts, left = [], []
+    for name, convolution in (("linear layers", False), ("convolutions", True)):
+        mine = [site for site in sites if (site.kind == CONV) == convolution]
+        if not mine:
+            continue
+        chosen = [site for site in mine if site.path in adapted]
+        every = sum(site.path in within for site in mine)
+        remarks = ["the paper's choice"] if selection.paper and not convolution else []
+        remarks += [f"`{CONV if convolution else 'all'}`: {every}"] if every not in (0, len(chosen)) else []
+        parts.append(f"{len(chosen)} of {len(mine)} {name}" + (f" ({'; '.join(remarks)})" if remarks else ""))
+        left += [site for site in mine if site.path not in adapted] if chosen or not convolution else []
+    left = [site for site in left if not trains_whole(site.path, beside)]
+    return ", ".join(parts) + _skipped(left, selection.skipped)
+
+
+def _skipped(left: list[Site], reasons: dict[str, str]) -> str:
+    """The layers that are left out by pattern of their names, with the reason where there is one."""
+    groups = Counter(
+        (re.sub(r"(?<![^._])\d+(?![^.])", "*", site.shape.layer), reasons.get(site.shape.layer, "")) for site in left
+    )
+    texts = [
+        (f"{count} x " if count > 1 else "") + name + (f" ({reason})" if reason else "")
+        for (name, reason), count in groups.items()
+    ]
+    if len(texts) > _MOST_GROUPS:
+        rest = len(left) - sum(list(groups.values())[: _MOST_GROUPS - 1])
+        texts = [*texts[: _MOST_GROUPS - 1], f"and {rest} more"]
+    return f"; skipped: {', '.join(texts)}" if texts else ""
