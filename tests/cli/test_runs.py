@@ -124,3 +124,16 @@ def test_older_configs_are_kept(tmp_path: Path) -> None:
         runs.keep_older(file)
         assert file.read_text() == text, "a copy, so that the run can be resumed at any moment"
     assert [(tmp_path / f"config.yaml.{n}").read_text() for n in (1, 2)] == ["1", "2"]
+
+
+def test_resume_auto_looks_behind_finished_runs(tmp_path: Path) -> None:
+    assert runs.newest_unfinished(tmp_path, "job") is None
+    for name, results in {"1": None, "2": "{}", "3": '{"finished": true}', "4": '{"finished": true}'}.items():
+        folder = tmp_path / "job" / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").touch()
+        if results is not None:
+            (folder / "results.json").write_text(results)
+    assert runs.newest_unfinished(tmp_path, "job") == tmp_path / "job" / "2"
+    (tmp_path / "job" / "4" / "results.json").write_text("[" * 100_000)
+    assert runs.newest_unfinished(tmp_path, "job") == tmp_path / "job" / "4", "the resumed run says that it is damaged"

@@ -4,6 +4,7 @@ from randlora_pl.callbacks.answers import WrittenAnswers
 from randlora_pl.callbacks.checkpoint import AdapterCheckpoint
 from randlora_pl.callbacks.figures import Figures
 from randlora_pl.callbacks.gradient_flow import GradientFlow
+from randlora_pl.callbacks.held_lock import HeldLock
 from randlora_pl.callbacks.memory import PeakMemory
 from randlora_pl.callbacks.nonfinite import NonFiniteLoss
 from randlora_pl.callbacks.per_class import PerClass
@@ -18,6 +19,7 @@ __all__ = [
     "AdapterCheckpoint",
     "Figures",
     "GradientFlow",
+    "HeldLock",
     "NonFiniteLoss",
     "PeakMemory",
     "PerClass",

@@ -13,6 +13,7 @@ from typing import Any
 from randlora_pl.cli.compose import Command, Tree, flatten, merge, normalise, read_config
 from randlora_pl.cli.configs import find_config
 from randlora_pl.cli.names import check_names, on_texts
+from randlora_pl.cli.run_lock import FILE, locked
 from randlora_pl.cli.train import DEFAULTS
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep.description import METHOD
@@ -127,16 +128,17 @@ class Runner:
         from randlora_pl.cli.stages import evaluate, fit
         from randlora_pl.cli.train import guarded
 
-        again = self._resumable(cell, folder)
-        app = App(self.command(cell), folder if again else None, folder)
-        with guarded(app):
-            if cell.untrained:
-                evaluate(app, None)
-                none = {"trainable_parameters": 0, "adapter_parameters": 0}  # though all of the model could train
-                write_results(folder, none | {"finished": True, "device": str(app.model.device.type)})
-            else:
-                fit(app, zero_shot=False, test=self.test)
-            write_results(folder, {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {})
+        with locked(folder) as lock:
+            again = self._resumable(cell, folder)
+            app = App(self.command(cell), folder if again else None, folder)
+            with guarded(app):
+                if cell.untrained:
+                    evaluate(app, None)
+                    none = {"trainable_parameters": 0, "adapter_parameters": 0}  # though all of the model could train
+                    write_results(folder, none | {"finished": True, "device": str(app.model.device.type)})
+                else:
+                    fit(app, lock, zero_shot=False, test=self.test)
+                write_results(folder, {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {})
 
     def command(self, cell: Cell) -> Command:
         """The command that a cell is."""
@@ -158,7 +160,7 @@ class Runner:
                 check_checkpoint(folder / LAST)
                 return True
         for path in folder.iterdir():
-            if path.name in ("cell.json", "failed.json"):
+            if path.name in ("cell.json", "failed.json", FILE):
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         return False

@@ -163,22 +163,20 @@ def without_head(text: str) -> str:
 
 
 def newest_unfinished(root: Path, name: str) -> Path | None:
-    """The newest run of a name, unless it is finished or there is none: what ``--resume auto`` goes on with.
+    """The newest unfinished run of a name, None where all are finished: what ``--resume auto`` goes on with.
 
     Args:
         root: Folder of all runs.
         name: Name of the run.
     """
-    found = [file.parent for file in (root / name).glob(f"*/{CONFIG}")]
-    if not found:
-        return None
-    newest = max(found, key=lambda folder: folder.name)
-    results = newest / "results.json"
-    try:
-        finished = results.is_file() and json.loads(results.read_text(encoding="utf-8")).get("finished")
-    except (ValueError, AttributeError):
-        return newest  # damaged: the resumed run says so
-    return None if finished else newest
+    for folder in sorted((file.parent for file in (root / name).glob(f"*/{CONFIG}")), reverse=True):
+        results = folder / "results.json"
+        try:
+            if not (results.is_file() and json.loads(results.read_text(encoding="utf-8")).get("finished")):
+                return folder
+        except (ValueError, AttributeError):
+            return folder  # damaged: the resumed run says so
+    return None
 
 
 def keep_older(file: Path) -> None:

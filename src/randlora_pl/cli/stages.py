@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from filelock import SoftFileLease
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from randlora_pl.adapters import load_adapter, read_adapter
-from randlora_pl.callbacks import AdapterCheckpoint, PeakMemory, PerClass, Throughput, ZeroShot
+from randlora_pl.callbacks import AdapterCheckpoint, HeldLock, PeakMemory, PerClass, Throughput, ZeroShot
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.callbacks.checkpoint_file import check_checkpoint
 from randlora_pl.callbacks.console import say
@@ -101,11 +102,12 @@ def write_config(app: App) -> None:
     write_text(file, f"{head}{CHECKSUM}{checksum(text)}\n{text}")
 
 
-def fit(app: App, zero_shot: bool = True, test: bool = True) -> None:
+def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True) -> None:
     """Zero-shot test, training, test; everything goes to the run folder and the end is printed.
 
     Args:
         app: The run.
+        lock: The lock of its folder.
         zero_shot: Whether the untrained model is tested before.
         test: Whether the test images are read at all.
 
@@ -140,6 +142,7 @@ def fit(app: App, zero_shot: bool = True, test: bool = True) -> None:
         _write(app, figures)
         if trainer.is_global_zero and figures:
             say(f"zero-shot: {figures_in_words(figures, 'zeroshot')}")
+    callbacks_of(trainer).insert(0, HeldLock(lock, folder))
     callbacks_of(trainer).append(_ResolvedConfig(app))
     trainer.fit(task, data, ckpt_path=start, weights_only=True)
     finished = is_finished(app)

@@ -6,7 +6,7 @@ import shlex
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from randlora_pl.cli.explain import (
     out_of_memory,
 )
 from randlora_pl.cli.names import check_names
+from randlora_pl.cli.run_lock import locked
 from randlora_pl.cli.runs import (
     ADAPTER,
     CONFIG,
@@ -43,12 +44,19 @@ DEFAULTS: Tree = {"model": {"class_path": "VisionLanguageTask", "init_args": {"a
 
 def fit_verb(args: list[str]) -> int:
     """``fit``: zero-shot test, training, test, results."""
-    command = prepare("fit", args)
-    app = start(command, command.folders.get("resume"))
-    from randlora_pl.cli.stages import fit
+    args = _resume_by_itself(args)
+    folder = _folders(args, ("resume",)).get("resume")
+    with ExitStack() as held:
+        if folder is not None:  # before anything of it is read, which another process may be writing
+            check_run(folder)
+            lock = held.enter_context(locked(folder))
+        app = start(prepare("fit", args), folder)
+        if folder is None:
+            lock = held.enter_context(locked(app.folder))
+        from randlora_pl.cli.stages import fit
 
-    with guarded(app):
-        fit(app)
+        with guarded(app):
+            fit(app, lock)
     return 0
 
 
@@ -72,7 +80,6 @@ def prepare(verb: str, args: list[str]) -> Command:
     Raises:
         UserError: See `compose` and `check_names`.
     """
-    args = _resume_by_itself(args) if verb == "fit" else args
     folders = _folders(args, FOLDER_OPTIONS[verb])
     _check_checkpoint_option(verb, args, folders)
     defaults, words = copy.deepcopy(DEFAULTS), list(args)
