@@ -4,7 +4,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, brief
 
 
 class Frame(TypedDict):
@@ -149,5 +149,4 @@ def misfit(value: Any, hint: Any, name: str = "") -> str | None:
 
 
 def _is(name: str, value: Any) -> str:
-    text = repr(value)
-    return f"{name} is {text if len(text) <= 40 else text[:37] + '...'}"
+    return f"{name} is {brief(value, 40)}"

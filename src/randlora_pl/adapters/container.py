@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from randlora_pl.cache import umask
+from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError
 
 TENSORS, CONFIG, BASES = "adapter.safetensors", "adapter_config.json", "bases.safetensors"
@@ -160,7 +161,7 @@ def _config_of_file(path: Path) -> bytes | None:
 
 def _parsed(text: bytes, source: Path) -> dict[str, Any]:
     try:
-        config = json.loads(text)
+        config = parse_json(text)
     except ValueError as error:
         raise UserError(f"{source} cannot be read ({type(error).__name__}: {error}); save it again.") from None
     if not isinstance(config, dict):

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 
 from randlora_pl import __version__
 from randlora_pl.callbacks.run_folder import write_text
+from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError
 
 FILE = "results.json"
@@ -29,7 +30,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     file = folder / FILE
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+        return dict(parse_json(file.read_text(encoding="utf-8"))) if file.is_file() else {}
     except (ValueError, TypeError) as error:
         raise UserError(f"{file} is cut off or damaged ({error}). Delete it: fit --resume writes it again.") from error
 

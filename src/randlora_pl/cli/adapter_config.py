@@ -4,7 +4,6 @@ A whole config (``--config``, ``--run``, ``--resume``) can name any class with a
 code. An adapter has names of this program's own classes, and plain values.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from randlora_pl.cli.compose import CLASS_KEYS, Tree, parse_value, read_config
 from randlora_pl.cli.names import adapters, tasks
 from randlora_pl.cli.runs import ADAPTER, CONFIG
 from randlora_pl.description import check_description
+from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError, near
 from randlora_pl.weights_files import find_weights
 
@@ -31,7 +31,7 @@ def adapter_config(folder: Path) -> Tree:
         hint = f" Did you mean {folder / inside[0]}?" if inside else " A run keeps it in RUN/adapter."
         raise UserError(f"{folder} is no adapter folder: it has no {file.name}.{hint}")
     try:
-        content = _metadata(file) if file == folder else json.loads(file.read_text(encoding="utf-8"))
+        content = _metadata(file) if file == folder else parse_json(file.read_text(encoding="utf-8"))
         metadata = content["metadata"]
         task, arguments = metadata["task"], metadata["arguments"]
         check_description(content, file)
@@ -52,8 +52,8 @@ def _metadata(file: Path) -> Any:
         length = int.from_bytes(stream.read(8), "little")
         if length > min(file.stat().st_size, 100_000_000):  # the format's own limit
             raise ValueError("no safetensors file")
-        header = json.loads(stream.read(length))
-    return json.loads(header["__metadata__"]["adapter_config"])
+        header = parse_json(stream.read(length))
+    return parse_json(header["__metadata__"]["adapter_config"])
 
 
 def _as_class(description: Any, file: Path) -> Any:

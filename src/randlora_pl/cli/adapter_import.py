@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.parsing import Parser
+from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError, near
 
 if TYPE_CHECKING:
@@ -74,10 +75,8 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 def _hint(path: Path) -> str:
     """The base model that a PEFT config names."""
-    import json
-
     try:
-        name = json.loads((path / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
+        name = parse_json((path / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         return ""
     return f" Its config says {name!r}." if name else ""

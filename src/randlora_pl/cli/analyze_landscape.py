@@ -11,6 +11,7 @@ from randlora_pl.cli.analyze_common import Run, advised, data_of, labels_of, new
 from randlora_pl.cli.data import counting
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.runs import check_new
+from randlora_pl.documents import parse_json
 from randlora_pl.durations import duration
 from randlora_pl.errors import UserError
 
@@ -127,7 +128,7 @@ def _read(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{folder} holds no landscape: it has no {FILE}. One is begun with three runs.")
     try:
-        state = dict(json.loads(file.read_text(encoding="utf-8")))
+        state = dict(parse_json(file.read_text(encoding="utf-8")))
         rows = state["rows"]
         if len(rows) != state["grid"] or len(state["runs"]) != 3:
             raise ValueError("rows are missing")

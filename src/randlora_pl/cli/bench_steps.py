@@ -17,6 +17,7 @@ from randlora_pl.cli.bench_common import (
 )
 from randlora_pl.cli.data import counting
 from randlora_pl.cli.tables import table
+from randlora_pl.documents import parse_yaml
 from randlora_pl.durations import duration
 from randlora_pl.errors import UserError
 
@@ -113,7 +114,7 @@ def overrides_of(text: str) -> dict[str, int]:
     import yaml
 
     try:
-        found = yaml.safe_load(text)
+        found = parse_yaml(text)
     except yaml.YAMLError:
         found = None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):

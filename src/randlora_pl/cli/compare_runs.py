@@ -10,6 +10,7 @@ from randlora_pl.cli.compose import flatten, normalise
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.runs import CONFIG, check_run
 from randlora_pl.cli.tables import table
+from randlora_pl.documents import parse_json, parse_yaml
 from randlora_pl.errors import UserError
 
 PAGE = """\
@@ -84,7 +85,7 @@ def _config(folder: Path, problems: list[str]) -> dict[str, Any]:
     except UserError as error:
         problems.append(str(error))
     try:
-        content = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        content = parse_yaml((folder / CONFIG).read_text(encoding="utf-8"))
         return flatten(normalise(content)) if content else {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, UserError, TypeError, AttributeError) as error:
         problems.append(
@@ -96,7 +97,7 @@ def _config(folder: Path, problems: list[str]) -> dict[str, Any]:
 def _results(folder: Path, problems: list[str]) -> dict[str, Any]:
     file = folder / "results.json"
     try:
-        figures = json.loads(file.read_text(encoding="utf-8"))
+        figures = parse_json(file.read_text(encoding="utf-8"))
         if not isinstance(figures, dict):
             raise ValueError("no mapping")
     except FileNotFoundError:

@@ -15,38 +15,13 @@ from typing import Any
 import yaml
 
 from randlora_pl.cli.configs import find_config
-from randlora_pl.errors import UserError
+from randlora_pl.documents import parse_yaml
+from randlora_pl.errors import UserError, brief
 
 Tree = dict[str, Any]
 
 FOLDER_OPTIONS = {"fit": ("resume",), "validate": ("run", "adapter"), "test": ("run", "adapter")}
 """Options that name a folder and belong to no config, by verb."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with floats such as ``1e-3``, which PyYAML takes for strings, and with each key once in a mapping."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuses a key that is there twice, of which PyYAML would take the last without a word."""
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$|^[-+]?(?:\d+\.\d*|\.\d+)$|^[-+]?\.(?:inf|nan)$"),
-    list("-+0123456789."),
-)
-_Loader.yaml_implicit_resolvers = {  # a date is a name here, as on the command line
-    start: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
-    for start, known in _Loader.yaml_implicit_resolvers.items()
-}
 
 CLASSES = ("model", "model.adapter", "model.adapter.inner")
 """Options whose value is a class, each an argument of the one before."""
@@ -88,7 +63,7 @@ class Command:
 def parse_value(text: str) -> Any:
     """A typed value as YAML reads it; text that is no YAML stays text."""
     try:
-        return yaml.load(text, _Loader)
+        return parse_yaml(text)
     except yaml.YAMLError:
         return text
 
@@ -100,7 +75,7 @@ def read_config(file: Path) -> Tree:
         UserError: The file is not readable, not YAML, or not a mapping.
     """
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        content = parse_yaml(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -154,7 +129,7 @@ def _as_class(options: Sequence[str], value: Any) -> Tree:
     option, *inner = options
     node = {"class_path": value} if isinstance(value, str) else dict(_mapping(option, value, "a class or "))
     if not isinstance(node.get("class_path", ""), str):
-        raise UserError(f"{option} is {node['class_path']!r}: give the name of a class.")
+        raise UserError(f"{option} is {brief(node['class_path'])}: give the name of a class.")
     arguments = dict(_mapping(f"init_args of {option}", node.pop("init_args", None) or {}))
     for name in set(node) - {"class_path", "dict_kwargs"}:  # as on the command line, where init_args is left out
         arguments[name] = node.pop(name)
@@ -169,7 +144,7 @@ def _as_class(options: Sequence[str], value: Any) -> Tree:
 def _mapping(what: str, value: Any, other: str = "") -> Tree:
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return value
-    raise UserError(f"{what} is {value!r}: expected {other}options such as {{name: value}}.")
+    raise UserError(f"{what} is {brief(value)}: expected {other}options such as {{name: value}}.")
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -218,7 +193,7 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
         word = words.pop(0)
         option, equals, value = word.partition("=")
         if not is_option(word):
-            raise UserError(f"{word!r} is not an option.{_hint(word)} See: randlora-pl {verb} --help")
+            raise UserError(f"{brief(word)} is not an option.{_hint(word)} See: randlora-pl {verb} --help")
         own = option in ("-c", "--config") or option[2:] in folder_options
         if not equals and words and not is_option(words[0]):
             value, equals = words.pop(0), "="
@@ -234,8 +209,9 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
             raise UserError(f"{option} needs {what} behind it.")
         if option in ("-c", "--config"):
             file = find_config(value)
+            tree = read_config(file)
             try:
-                command.config = merge(command.config, normalise(read_config(file)))
+                command.config = merge(command.config, normalise(tree))
             except UserError as error:
                 raise UserError(f"{file}: {error}") from error
             command.named.append(str(file))

@@ -1,7 +1,6 @@
 """``doctor``: what is installed, found and reachable, and the command that mends what is not."""
 
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from randlora_pl import __version__
 from randlora_pl.cli.tables import entry
+from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError
 
 PACKAGES = (
@@ -175,8 +175,11 @@ def _whole(snapshot: Path) -> bool:
         if (snapshot / name).is_file():
             return True
         if index.is_file():
-            parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            return all((snapshot / part).is_file() for part in parts)
+            try:
+                parts = parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()
+                return all((snapshot / part).is_file() for part in parts)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # cut off
+                return False
     return False
 
 

@@ -1,9 +1,10 @@
 """``adapter export --to peft``: a folder for ``PeftModel.from_pretrained``."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from randlora_pl.documents import parse_json
 
 if TYPE_CHECKING:
     from randlora_pl.models import ModelIdentity
@@ -49,7 +50,7 @@ def _code(identity: "ModelIdentity", task: Path | None) -> str:
 
         config = get_pretrained_cfg(identity.name)
         usual = None if config is None else config.input_size[-1]
-        given = f"num_classes={len(json.loads(task.read_text())['classnames']) if task is not None else 0}"
+        given = f"num_classes={len(parse_json(task.read_text())['classnames']) if task is not None else 0}"
         given += f", img_size={identity.image_size}" if identity.image_size != usual else ""
         given += f', pretrained_cfg_overlay={{"file": "{identity.pretrained}"}}' if identity.sha256 else ""
         return f'timm.create_model("{identity.name}", pretrained=True, {given})'

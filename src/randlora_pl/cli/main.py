@@ -3,6 +3,7 @@
 Verbs that need no PyTorch answer at once; the heavy imports come only when a model must be built.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from importlib import import_module
 
 from randlora_pl import __version__
 from randlora_pl.cli.signals import sigterm_is_told
-from randlora_pl.errors import LostProcessError, Terminated, UserError, near
+from randlora_pl.errors import LostProcessError, Terminated, UserError, brief, near, shortened
 from randlora_pl.parallel.launch import process_rank, said_by_the_first
 from randlora_pl.printable import print_any_name, printable
 
@@ -38,6 +39,9 @@ VERBS = {
 }
 _NAMED = ("validate", "test")  # share one function, so it is told which of them it is
 _WITH_VERBS = ("adapter", "analyze")  # their verbs have pages of their own
+
+LONGEST_LINE = 1500
+"""Characters of a line of a message, which may echo whatever was typed."""
 
 PAGE = f"""\
 randlora-pl {__version__}: RandLoRA and its baselines on CLIP, DINOv2 and language models
@@ -104,11 +108,17 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe such as `| head` has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        _tell(f"The path {brief(str(error.filename))} is longer than the system allows. Give another one.")
+        return 2
 
 
 def _tell(mistake: str) -> None:
     """Prints what the user must change, in the first process only if all of them find it."""
-    rank, line = process_rank(), f"randlora-pl: error: {printable(mistake)}"
+    rank = process_rank()
+    line = "\n".join(shortened(part, LONGEST_LINE) for part in f"randlora-pl: error: {printable(mistake)}".split("\n"))
     if rank == 0:
         print(line, file=sys.stderr, flush=True)
     if not said_by_the_first(mistake) and rank:

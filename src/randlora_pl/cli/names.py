@@ -1,13 +1,14 @@
 """Are the typed names right? Checked against the source text, each with its near matches."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.compose import CLASSES, Command, flatten, is_option, normalise, read_config, short_name
 from randlora_pl.cli.sources import ClassSource, read_classes, subclasses, trainer_options
-from randlora_pl.errors import UserError, near
+from randlora_pl.errors import UserError, brief, near, shortened
 
 RUN_OPTIONS = {
     "name": "Name of the run; its folder is ROOT/NAME/TIME. Default: data set, model and adapter",
@@ -16,6 +17,7 @@ RUN_OPTIONS = {
     "timeout": "Seconds that a process waits for the others before it takes them for lost. Default: 600",
 }
 CALLBACK_GROUPS = {"checkpoint": "AdapterCheckpoint", "gradient_flow": "GradientFlow", "spectrum": "UpdateSpectrum"}
+IN_CONFIGS = {"seed_everything", "ckpt_path"}
 SINGLE = {"seed_everything", "ckpt_path", "print_config", "config", "help", "h", "help-all"}
 
 IMAGES = "randlora_pl.data.ImageData"
@@ -70,11 +72,10 @@ def known_class(name: object, known: Iterable[str], what: str, option: str) -> s
     spelled = {candidate.lower(): candidate for candidate in known}
     if short.lower() in spelled:
         return spelled[short.lower()]
-    if "." in str(name) and not str(name).startswith("randlora_pl."):
+    if re.fullmatch(r"\w+(\.\w+)+", str(name)) and not str(name).startswith("randlora_pl."):
         return None
-    raise UserError(
-        f"There is no {what} {short!r} ({option}).{near(short, spelled.values())} Known: {', '.join(spelled.values())}"
-    )
+    choices = ", ".join(spelled.values())
+    raise UserError(f"There is no {what} {brief(short)} ({option}).{near(short, spelled.values())} Known: {choices}")
 
 
 def check_names(command: Command) -> None:
@@ -99,13 +100,15 @@ def check_names(command: Command) -> None:
         inner = known_class(inner, adapters(), "adapter", "--model.adapter.inner")
         groups["model.adapter.inner"] = set(adapters()[inner].options) if inner else None
     groups |= {group: set(callbacks[name].options) for group, name in CALLBACK_GROUPS.items()}
-    for key in [*command.values, *(word.lstrip("-") for word in command.typed if is_option(word)), *flat]:
-        _check_option(command, key, groups)
+    typed = [*command.values, *(word.lstrip("-") for word in command.typed if is_option(word))]
+    empty = [key for key, value in command.config.items() if value == {}]
+    for key in dict.fromkeys([*typed, *flat, *empty]):
+        _check_option(command, key, groups, key in typed)
     for option, name in zip(CLASSES, (task, method, inner), strict=True):
         _spell(command, option, name)
     seed = flat.get("seed_everything", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UserError(f"--seed_everything is {seed}: give a whole number from 0 to {2**32 - 1}.")
+        raise UserError(f"--seed_everything is {brief(seed)}: give a whole number from 0 to {2**32 - 1}.")
     if "data.dataset" in flat:
         _check_dataset(task, str(flat["data.dataset"]))
 
@@ -130,9 +133,9 @@ def _check_dataset(task: str | None, dataset: str) -> None:
     find(dataset)
 
 
-def _check_option(command: Command, key: str, groups: Groups) -> None:
-    parts = [part for part in key.rstrip("+").split(".") if part not in ("init_args", "class_path")]
-    if parts[0] in SINGLE or parts[-1] == "help":
+def _check_option(command: Command, key: str, groups: Groups, typed: bool) -> None:
+    parts = short_name(key).split(".")
+    if key in IN_CONFIGS or (typed and (parts[0] in SINGLE or parts[-1] == "help")):
         return
     places = [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
     group = next((place for place in places if place in groups), parts[0])
@@ -142,9 +145,9 @@ def _check_option(command: Command, key: str, groups: Groups) -> None:
         if not rest or known is None or rest[0] in known:
             return
     where = _file_with(command, key)
-    typed = f"Unknown key {key} in {where}." if where else f"Unknown option --{key}."
+    what = f"Unknown key {shortened(key, 80)} in {where}." if where else f"Unknown option --{shortened(key, 80)}."
     raise UserError(
-        f"{typed}{_suggest(group, rest or parts, groups)} All options: randlora-pl {command.verb} --help-all"
+        f"{what}{_suggest(group, rest or parts, groups)} All options: randlora-pl {command.verb} --help-all"
     )
 
 
@@ -152,8 +155,11 @@ def _file_with(command: Command, key: str) -> Path | None:
     """The config file that sets a key, None where it was typed."""
     if key in command.values:
         return None
-    files = [Path(name) for name in command.named]
-    return next((file for file in reversed(files) if key in flatten(normalise(read_config(file)))), None)
+    for file in map(Path, reversed(command.named)):
+        tree = normalise(read_config(file))
+        if key in tree or key in flatten(tree):
+            return file
+    return None
 
 
 def _suggest(group: str, rest: list[str], groups: Groups) -> str:

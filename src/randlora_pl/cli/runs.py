@@ -1,7 +1,6 @@
 """Run folders: where they lie, what they are called, and when two configs belong to the same run."""
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.compose import Command, Tree, flatten, normalise
+from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError
 from randlora_pl.parallel.launch import agree
 
@@ -172,7 +172,7 @@ def newest_unfinished(root: Path, name: str) -> Path | None:
     for folder in sorted((file.parent for file in (root / name).glob(f"*/{CONFIG}")), reverse=True):
         results = folder / "results.json"
         try:
-            if not (results.is_file() and json.loads(results.read_text(encoding="utf-8")).get("finished")):
+            if not (results.is_file() and parse_json(results.read_text(encoding="utf-8")).get("finished")):
                 return folder
         except (ValueError, AttributeError):
             return folder  # damaged: the resumed run says so

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from randlora_pl.data.own.shards import nameless
 from randlora_pl.data.row import Row
+from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError, near
 
 log = logging.getLogger("randlora_pl")
@@ -61,7 +62,7 @@ def read_classnames(path: Path, classes: Sequence[str]) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
-            loaded = json.loads(text)
+            loaded = parse_json(text)
             if isinstance(loaded, list):
                 return _one_each(path, [str(name) for name in loaded], classes)
             return _mapped(path, {str(key): str(name) for key, name in loaded.items()}, classes)

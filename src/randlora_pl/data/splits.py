@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from randlora_pl import rng
 from randlora_pl.data.readers import Samples
+from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError
 from randlora_pl.plain_files import read_plain
 
@@ -228,7 +229,7 @@ def write_index(path: Path, key: dict[str, Any], samples: Samples, classnames: S
 def has_key(path: Path, key: dict[str, Any]) -> bool:
     """Whether a file holds a subset that was chosen by these options; false also where it cannot be read."""
     try:
-        found: bool = json.loads(path.read_text(encoding="utf-8"))["key"] == key
+        found: bool = parse_json(path.read_text(encoding="utf-8"))["key"] == key
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return found
@@ -241,7 +242,7 @@ def read_index(path: Path, key: dict[str, Any], samples: Samples) -> Samples:
         UserError: The file is damaged, was made for another key, or lists samples that the data set lacks.
     """
     try:
-        loaded = json.loads(read_plain(path))
+        loaded = parse_json(read_plain(path))
         found, classes = dict(loaded["key"]), [list(map(str, names)) for names in loaded["classes"].values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"The shots file {path} cannot be read ({error}): delete it, or name another") from error

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from randlora_pl.adapters import AdapterFile
+from randlora_pl.documents import parse_yaml
 from randlora_pl.errors import UserError
 from randlora_pl.weights_files import file_name, looks_like_file, without_places
 
@@ -130,7 +131,7 @@ def hub_id(base: Mapping[str, Any]) -> str | None:
 def _read(file: Path) -> dict[str, Any]:
     """A JSON or YAML file of a run; empty where there is none."""
     try:
-        return dict(yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
+        return dict(parse_yaml(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise UserError(
             f"{file} is cut off or damaged ({type(error).__name__}): move it away to push without."

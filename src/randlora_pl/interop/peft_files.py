@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from randlora_pl.adapters.container import load_tensors, save_tensors
+from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError
 from randlora_pl.interop.part_folder import move, part_folder
 
@@ -74,7 +75,7 @@ def read(path: str | os.PathLike[str]) -> PeftAdapter:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_bytes())
+        value = parse_json(file.read_bytes())
     except ValueError as error:
         raise UserError(f"{file} cannot be read ({type(error).__name__}: {error}); copy it again.") from None
     if not isinstance(value, dict):

@@ -1,12 +1,12 @@
 """Data sets whose annotation files list images and classes, in formats that torchvision does not read."""
 
-import json
 import re
 from pathlib import Path
 
 from randlora_pl.data.formats.common import file_samples, lines, wrong_line
 from randlora_pl.data.readers import Samples, missing
 from randlora_pl.data.row import Row
+from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError
 
 
@@ -113,7 +113,7 @@ def ucf101(row: Row, root: Path, split: str) -> Samples:
     home = root / "ucf101"
     path = home / "split_zhou_UCF101.json"
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        listed = parse_json(path.read_text(encoding="utf-8"))
         entries = [(str(image), int(label)) for image, label, _ in listed[split]]
         names = {int(label): str(name) for part in listed.values() for _, label, name in part}
     except FileNotFoundError as error:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from randlora_pl import __version__
+from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError
 
 TIMEOUT = 15.0
@@ -141,7 +142,7 @@ class _Part:
     def origin(self) -> dict[str, Any]:
         """``url`` and ``validator`` (the server's name for this version of the file) of what has come."""
         with contextlib.suppress(OSError, ValueError):
-            noted = json.loads(self.note.read_text(encoding="utf-8"))
+            noted = parse_json(self.note.read_text(encoding="utf-8"))
             if isinstance(noted, dict):
                 return noted
         return {}

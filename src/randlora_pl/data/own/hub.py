@@ -4,7 +4,6 @@ The package ``datasets`` maps the files into memory; nothing is asked of the net
 data (Parquet files are converted once in the cache of the package). Images are decoded here, as all others are.
 """
 
-import json
 import logging
 import re
 import sys
@@ -21,6 +20,7 @@ from randlora_pl.data.images import decode
 from randlora_pl.data.own.labels import SPLIT_OF, class_order, numbered, serving
 from randlora_pl.data.readers import Samples, in_key_order
 from randlora_pl.data.row import Row
+from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError
 
 LABELS = ("label", "labels", "fine_label", "class", "target")
@@ -125,7 +125,7 @@ def _splits(root: Path) -> dict[str, Path | list[Path]]:
     found: Mapping[str, Path | list[Path]]
     if (root / "dataset_dict.json").is_file():
         try:
-            names = json.loads((root / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            names = parse_json((root / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
             found = {str(name): root / str(name) for name in names}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{root / 'dataset_dict.json'} is damaged ({error}): save the data set again") from error

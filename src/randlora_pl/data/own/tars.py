@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from randlora_pl.data.images import SUFFIXES
 from randlora_pl.data.own.places import is_url
+from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError
 from randlora_pl.plain_files import open_plain
 
@@ -187,7 +188,7 @@ def _json_label(where: str, content: bytes) -> str:
         UserError: There is none that is a whole number or a name.
     """
     try:
-        loaded = json.loads(content)
+        loaded = parse_json(content)
     except ValueError as error:
         raise UserError(f"{where} cannot be read: {error}") from error
     found = (

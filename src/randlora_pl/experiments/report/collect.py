@@ -1,12 +1,12 @@
 """Reads the cells of a sweep, whatever state they are in."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.report.plan import FILE, ZERO_SHOT, Key, Plan, budget_order, read_plan
 from randlora_pl.experiments.sweep.locks import holder
@@ -219,7 +219,7 @@ def _state(folder: Path, place: Path, warn: Callable[[str], None]) -> tuple[str,
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = parse_json(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError("no mapping")
     return content

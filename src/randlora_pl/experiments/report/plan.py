@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from randlora_pl.data.catalog import PAPER
+from randlora_pl.documents import parse_yaml
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep.provenance import checked
 
@@ -95,7 +96,7 @@ def read_plan(folder: Path) -> Plan:
     if not file.is_file():
         raise UserError(f"{FILE} is missing: cells that were not run cannot be told.")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{FILE} is cut off or damaged ({_first_line(error)}).") from error
     if not isinstance(content, dict):

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from randlora_pl.cache import write_whole
+from randlora_pl.documents import parse_json, parse_yaml
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.locks import holder
@@ -110,7 +111,7 @@ class SweepFolder:
         """
         file = self.path / self.file
         try:
-            return Description.of(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+            return Description.of(parse_yaml(file.read_text(encoding="utf-8")) or {})
         except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, UserError) as error:
             raise UserError(f"{file} describes no sweep: {' '.join(str(error).split())}") from error
 
@@ -151,7 +152,7 @@ def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
 def _read(file: Path) -> dict[str, Any]:
     """A JSON mapping; empty where there is none, or a damaged one."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

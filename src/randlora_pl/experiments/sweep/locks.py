@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.documents import parse_json
+
 BEAT = 20.0
 """Seconds between two signs of life."""
 
@@ -153,7 +155,7 @@ def _chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     file = path
     while True:
         try:
-            owner = json.loads(file.read_text(encoding="utf-8"))
+            owner = parse_json(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return found
         except ValueError:  # not one of ours, or damaged; it expires by its age

@@ -1,0 +1,127 @@
+"""JSON and YAML from anywhere: parsed within limits, so that no document overflows the stack, the memory or the day.
+
+Whatever is wrong with a document, there is one exception to catch: `ValueError` for JSON, `yaml.YAMLError` for YAML.
+"""
+
+import json
+import re
+from typing import Any
+
+import yaml
+
+DEEPEST = 100
+"""Levels of nesting; a config has about ten."""
+
+LARGEST = 1 << 18
+"""Characters of a YAML document (a config has some thousands), also once its aliases are written out."""
+
+LONGEST_NUMBER = 100
+"""Characters of a whole number in YAML."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse a JSON document.
+
+    Raises:
+        ValueError: It is not JSON, or nested too deeply.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [part for each in level if isinstance(each, dict | list) for part in _parts(each)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+
+
+def _parts(value: dict[str, Any] | list[Any]) -> Any:
+    return value.values() if isinstance(value, dict) else value
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse a YAML document with floats such as ``1e-3``, dates as texts, and each key once in a mapping.
+
+    Raises:
+        yaml.YAMLError: It is not YAML, has Python objects in it, or is larger or deeper than any config.
+    """
+    if len(text) > LARGEST:
+        raise yaml.YAMLError(f"it has {len(text):,} characters, more than {LARGEST:,}")
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise
+    except RecursionError:
+        raise yaml.YAMLError(f"it is nested deeper than {DEEPEST} levels") from None
+    except Exception as error:  # of PyYAML's constructors at tagged values such as `!!bool maybe`
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with limits, without dates, and with the floats that it takes for strings."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Compose the document's nodes, which are few, and refuse those that many values would be made of."""
+        node = super().get_single_node()
+        if node is not None:
+            _measure(node, {})
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuses a key that is there twice, of which PyYAML would take the last without a word."""
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise _refusal(f"{key.value!r} is there twice", key)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$|^[-+]?(?:\d+\.\d*|\.\d+)$|^[-+]?\.(?:inf|nan)$"),
+    list("-+0123456789."),
+)
+_Loader.yaml_implicit_resolvers = {  # a date is a name here, as on the command line
+    start: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
+    for start, known in _Loader.yaml_implicit_resolvers.items()
+}
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Size and depth of a node with its aliases written out.
+
+    Args:
+        node: The node.
+        known: Both by node; None for the nodes that contain this one.
+
+    Raises:
+        yaml.YAMLError: It is too large, too deep, or contains itself.
+    """
+    if id(node) in known:
+        found = known[id(node)]
+        if found is None:
+            raise _refusal("an alias contains itself", node)
+        return found
+    known[id(node)] = None
+    size, depth = 1, 0
+    if isinstance(node, yaml.ScalarNode):
+        size += len(node.value)
+        if node.tag.endswith(":int") and len(node.value) > LONGEST_NUMBER:
+            raise _refusal(f"a number of {len(node.value):,} digits", node)
+    for part in node.value if isinstance(node, yaml.CollectionNode) else ():
+        for inner in part if isinstance(part, tuple) else (part,):
+            inner_size, inner_depth = _measure(inner, known)
+            size, depth = size + inner_size, max(depth, inner_depth)
+    if size > LARGEST:
+        raise _refusal(f"its aliases stand for more than {LARGEST:,} characters", node)
+    if depth >= DEEPEST:
+        raise _refusal(f"it is nested deeper than {DEEPEST} levels", node)
+    known[id(node)] = size, depth + 1
+    return size, depth + 1
+
+
+def _refusal(problem: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)

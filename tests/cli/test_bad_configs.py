@@ -1,0 +1,60 @@
+"""Configs and options that are no sane input: a line or two, code 2, at once, and no long echo."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.test_documents import BOMB
+
+LONG = "x" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("init_args: 3\n", "Unknown key"),
+        ("class_path: x.Y\n", "Unknown key"),
+        ("class_path: {a: 1}\n", "Unknown key"),
+        ("help: 3\n", "Unknown key"),
+        ("config: {}\n", "Unknown key"),
+        ("print_config: true\n", "Unknown key"),
+        ("model: {help: x}\n", "Unknown key"),
+        ("seed_everything: {a: 1}\n", "Unknown key"),
+        ("seed_everything: " + "1" * 5000, "digits"),
+        ("model: ../../../../etc\n", "no task"),
+        ("model: {adapter: ..x}\n", "no adapter"),
+        (BOMB, "aliases"),
+        ("a: &a [*a]\n", "itself"),
+        ("data: " + "[" * 3000 + "]" * 3000, "nested"),
+        (f"model: {LONG}\n", "no task"),
+        (f"data: {LONG}\n", "expected"),
+        (f"data: {{dataset: {LONG}}}\n", "data set"),
+        (f"? {LONG}\n: 1\n", "Unknown key"),
+        (f"run: {{logger: {LONG}}}\n", "run.logger"),
+        (f"trainer: {{max_steps: {LONG}}}\n", "max_steps"),
+        (f"model: {{learning_rate: {LONG}}}\n", "learning_rate"),
+    ],
+)
+def test_a_bad_config_is_refused(refused: Callable[..., str], tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    message = refused("fit", "--config", "c.yaml")
+    assert word in message and len(message) < 1600
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--seed_everything", "1" * 5000),
+        ("--data.steps", "1" * 5000),
+        ("--model.targets", "[" * 3000 + "]" * 3000),
+        ("--model", "../../etc"),
+        ("--model.adapter", LONG),
+        (f"--{LONG}", "1"),
+        (LONG, "1"),
+        ("--data.dataset", LONG),
+        ("--config", LONG),
+    ],
+)
+def test_bad_options_are_refused(refused: Callable[..., str], words: tuple[str, ...]) -> None:
+    assert len(refused("fit", "--config", "quickstart", *words)) < 1600
