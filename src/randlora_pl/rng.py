@@ -3,10 +3,12 @@
 Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in plain
 64-bit integer tensor arithmetic that never overflows, so that a seed gives the same bits on a CPU
 and on a GPU, in every PyTorch version, for every tensor size and in every order of evaluation.
-Nothing here touches PyTorch's global generator.
+Nothing here touches PyTorch's global generator, but `seeded`, which puts it back.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -77,3 +79,23 @@ def permutation(seed: int, name: str, size: int, part: int = 0) -> Tensor:
         index = torch.arange(start, min(start + (1 << 14), size))
         pieces.append((words(seed, name, index, 2 * part) << 30) | (words(seed, name, index, 2 * part + 1) >> 2))
     return torch.argsort(torch.cat(pieces), stable=True)
+
+
+@contextmanager
+def seeded(word: int) -> Iterator[None]:
+    """Let code that draws from PyTorch's global CPU generator draw from one with this seed instead.
+
+    Afterwards the generator is as before; those of other devices are left alone. One thread computes: sums that several
+    threads share may differ in their last bits, and so would batches made in this process and in a worker.
+
+    Args:
+        word: The seed, as a rule of `words`.
+    """
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(word)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

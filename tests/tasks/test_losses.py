@@ -1,9 +1,19 @@
 """Pieces of the losses that the tests of whole windows do not reach."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from randlora_pl.tasks.losses import WindowFeatures, caption_losses, counted_classes, normalize, similarities
+from randlora_pl import rng
+from randlora_pl.data.augment import mixed
+from randlora_pl.tasks.losses import (
+    WindowFeatures,
+    caption_losses,
+    class_losses,
+    counted_classes,
+    normalize,
+    similarities,
+)
 
 
 def test_similarities_stay_in_float32_under_autocast() -> None:
@@ -53,3 +63,33 @@ def test_a_micro_batch_of_padding_alone_still_has_a_finite_loss() -> None:
     classes, counts = counted_classes(labels, torch.zeros(2, dtype=torch.bool))
     assert (classes.tolist(), counts.tolist()) == ([2], [2])
     assert caption_losses(torch.randn(2, 1), labels, classes, counts).isfinite().all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_blended_weighted_and_smoothed_cross_entropy_is_the_slow_sum(smoothing: float) -> None:
+    """Share x weight of the class x smoothed cross-entropy with the class, summed over the two labels."""
+    generator = torch.Generator().manual_seed(3)
+    logits, labels = torch.randn(6, 4, generator=generator), torch.tensor([0, 1, 2, 3, 1, 0])
+    weight = torch.tensor([0.5, 2.0, 1.0, 1.5])[labels] / 6
+    batch = {"image": torch.rand(6, 3, 4, 4, generator=generator), "label": labels, "weight": weight}
+    mix = {"kind": "mixup", "alpha": 1.0, "seed": 5, "classes": 4, "rows": list(range(6))}
+    blended = batch | mixed(batch, mix)
+    with rng.seeded(5):
+        share = float(torch.distributions.Beta(torch.tensor([1.0]), torch.tensor([1.0])).sample(()))
+
+    def one(row: int, label: int) -> float:
+        logs = logits[row].log_softmax(0)
+        return float(-(1 - smoothing) * logs[label] - smoothing * logs.mean())
+
+    slow = 0.0
+    for row in range(6):
+        other = (row - 1) % 6
+        slow += share * float(weight[row]) * one(row, int(labels[row]))
+        slow += (1 - share) * float(weight[other]) * one(row, int(labels[other]))
+    losses, right = class_losses(logits, blended, smoothing)
+    assert float((losses * blended["weight"]).sum()) == pytest.approx(slow, rel=1e-5)
+    guesses = logits.argmax(1)
+    assert torch.equal(right, blended["target"][torch.arange(6), guesses])
+    plain, hits = class_losses(logits, batch, smoothing)
+    assert plain.tolist() == pytest.approx([one(row, int(labels[row])) for row in range(6)], rel=1e-5)
+    assert torch.equal(hits, guesses == labels)

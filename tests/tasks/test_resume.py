@@ -105,6 +105,20 @@ def test_other_tasks_resume_too_into_a_shorter_last_window(kind: str, run: Make,
     assert_same_bits(trained(resumed), trained(whole))
 
 
+def test_augmented_runs_resume_too(run: Make, tmp_path: Path) -> None:
+    extra = {"randaugment": 9, "mixup": 0.3, "cutmix": 1.0, "balance": "sampler"}
+    data = {"steps": STEPS, "batch_size": 4, "sampling": "epochs"} | extra
+    whole, path = task("text head", label_smoothing=0.1), tmp_path / "middle.ckpt"
+    _, undisturbed = run(whole, data, callbacks=[SaveAt(path, 2)], accumulate_grad_batches=2)
+    torch.manual_seed(123)
+    resumed = task("text head", label_smoothing=0.1)
+    _, seen = run(resumed, data, path, accumulate_grad_batches=2)
+    assert seen == undisturbed[4:]
+    assert_same_bits(trained(resumed), trained(whole))
+    with pytest.raises(UserError, match="softmax"):
+        run(task(), data)
+
+
 def test_runs_with_validations_resume_too(run: Make, tmp_path: Path) -> None:
     data, path = {"steps": STEPS, "batch_size": 4}, tmp_path / "middle.ckpt"
     options: dict[str, Any] = {"val_check_interval": 2, "limit_val_batches": 1, "accumulate_grad_batches": 2}

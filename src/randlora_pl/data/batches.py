@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from randlora_pl.data.augment import PLAIN, Augment
 from randlora_pl.data.loader import Batch, usable_cores
 from randlora_pl.data.plan import EvalSchedule, TrainSchedule
 from randlora_pl.data.readers import Samples
@@ -66,7 +67,7 @@ class TrainBatches:
     window and how often each is in it, ``micro`` and ``micros``: place in the window and micro-batches of it.
     The window's mean loss is the sum of weight x loss (see `MicroBatch`); ``class_weights`` are in the weights. An
     unreadable image that is skipped has weight 0; the window's other images keep theirs. What is left to do ``late``
-    (see `Late`) is in further entries.
+    (see `Late`) is in further entries. Where images are blended, ``target`` (b, classes) float32 holds their labels.
     """
 
     samples: Samples
@@ -77,6 +78,8 @@ class TrainBatches:
     skip: bool = False
     late: Late = "nothing"
     class_weights: Tensor | None = None
+    augment: Augment = PLAIN
+    classes: int = 0
 
     def __len__(self) -> int:
         return len(self.schedule)
@@ -88,10 +91,11 @@ class TrainBatches:
         labels = torch.from_numpy(self.samples.labels)
         images, bad = load_images(self.samples, places, self.frame, self.scale, self.skip)
         classes, counts = torch.unique(labels[plan.samples(micro.window)], return_counts=True)
+        late, change = self.late == "crops", None
+        if self.augment.randaugment is not None:
+            change = lambda place, crop: self.augment.changed(crop, int(micro.draws[place]), plan.seed)  # noqa: E731
         batch = {
-            **train_pixels(
-                images, micro.draws, plan.seed, self.frame, self.scale, self.flip, late=self.late == "crops"
-            ),
+            **train_pixels(images, micro.draws, plan.seed, self.frame, self.scale, self.flip, late, change),
             "label": labels[places],
             "weight": micro.weighted(labels[places], self.class_weights),
             "draw": micro.draws,
@@ -101,7 +105,9 @@ class TrainBatches:
             "micro": micro.micro,
             "micros": micro.micros,
         }
-        return _without(batch if self.late != "nothing" else finish(batch, self.frame), bad)
+        batch = _without(batch, bad)
+        batch |= self.augment.mixing(micro.draws, batch["weight"], plan.seed, self.classes)
+        return batch if self.late != "nothing" else finish(batch, self.frame)
 
 
 @dataclass(frozen=True)

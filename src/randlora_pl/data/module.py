@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from randlora_pl.data import catalog, options, splits
+from randlora_pl.data.augment import Augment
 from randlora_pl.data.balance import in_words
 from randlora_pl.data.batches import EvalBatches, Late, TrainBatches, default_workers
 from randlora_pl.data.cache import CachedImages, meeting
@@ -60,6 +61,12 @@ class ImageData(PlannedData):
             every class equally often. By default neither.
         crop_scale: Least and greatest share of the image that a training crop takes.
         flip: Mirror half of the training images; by default as suits the data set (not for digits).
+        randaugment: Change each training image by two random operations (RandAugment) of this strength, 0 to 30; 9 is
+            usual. Off by default.
+        mixup: Blend each training image, and its label, with another of its micro-batch; shares are drawn from
+            Beta(mixup, mixup), 0.2 is usual. Off by default.
+        cutmix: Paste a rectangle of another image into each training image; 1 is usual. With `mixup` too, each
+            micro-batch takes one of the two. Both need LinearHeadTask or TextHeadTask. Off by default.
         cache_images: Keep decoded images in memory that all processes of a machine share, a split up to 8 GiB and a
             quarter of what is free; by default for few-shot and small sets.
         device_transforms: Workers hand images over as bytes, and the device flips and normalises them (on a GPU it
@@ -103,6 +110,9 @@ class ImageData(PlannedData):
         balance: str | None = None,
         crop_scale: tuple[float, float] = (0.5, 1.0),
         flip: bool | None = None,
+        randaugment: int | None = None,
+        mixup: float | None = None,
+        cutmix: float | None = None,
         cache_images: bool | None = None,
         device_transforms: bool = True,
         image_size: int | None = None,
@@ -121,6 +131,8 @@ class ImageData(PlannedData):
         options.check_subset(shots, fraction, train_split, self.row.captions)
         options.check_run(batch_size, eval_batch_size, epochs, steps, min_batches_per_epoch, sampling, num_workers)
         options.check_balance(balance, "captions" if self.row.captions else "")
+        self.augment = Augment(randaugment, mixup, cutmix)
+        options.check_augment(self.augment, self.row.captions)
         templates = options.read_templates(templates)
         options.check_images(crop_scale, image_size, mean, std, interpolation, on_error, templates, self.row.captions)
         if root is None and self.row.own:
@@ -161,7 +173,10 @@ class ImageData(PlannedData):
         Raises:
             UserError: The data are missing or wrong.
         """
-        spec = getattr(self.trainer.lightning_module, "image_spec", None) if self.trainer is not None else None
+        task = None if self.trainer is None else self.trainer.lightning_module
+        if task is not None:
+            options.check_softmax(self.augment, task)
+        spec = getattr(task, "image_spec", None)
         if spec is not None and self.overrides["size"] not in (None, spec.size):
             raise UserError(
                 f"--data.image_size is {self.overrides['size']}, but the model takes images of {spec.size} pixels: "
@@ -197,7 +212,10 @@ class ImageData(PlannedData):
         samples = self.samples("train")
         late = self._late(samples)
         weights = self._class_weights(torch.from_numpy(samples.labels), self.num_classes)
-        batches = TrainBatches(samples, schedule, self.frame, self.crop_scale, self.flip, self.skip, late, weights)
+        batches = TrainBatches(
+            samples, schedule, self.frame, self.crop_scale, self.flip, self.skip, late, weights, self.augment,
+            self.num_classes,
+        )  # fmt: skip
         return Loader(batches, self._start(len(schedule)), self._processes("train"), self.skipped)
 
     def val_dataloader(self) -> Loader | list[Loader]:
@@ -258,15 +276,16 @@ class ImageData(PlannedData):
         if self.plan is not None:
             facts |= {"steps": self.plan.steps, "draws": self.plan.total_draws, "window": self.plan.window}
             facts |= {"sampling": self.sampling} | ({"balance": self.balance} if self.balance else {})
+            facts |= {name: value for name, value in asdict(self.augment).items() if value is not None}
         return facts | {"skipped": len(self.skipped)}
 
     def in_words(self, facts: dict[str, Any]) -> dict[str, str]:
         """What the start summary says of the data."""
         parts = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
         shots = f", {facts['shots']} shots" if facts.get("shots") else ""
-        return {
-            "data": f"{facts['dataset']}: {facts['classes']} classes, {parts} images{shots}{in_words(self.balance)}"
-        }
+        data = f"{facts['dataset']}: {facts['classes']} classes, {parts} images{shots}{in_words(self.balance)}"
+        more = ", ".join(self.augment.in_words())
+        return {"data": data} | ({"augmentation": more} if more else {})
 
     def write_index(self, folder: Path) -> Path | None:
         """Writes the chosen training images as ``shots.json`` into a folder; nothing where all are used."""
@@ -329,12 +348,14 @@ class ImageData(PlannedData):
         if not self.device_transforms or self.trainer is None or not running:  # who iterates by hand wants floats
             return "nothing"
         device = self.trainer.strategy.root_device.type
-        return "crops" if device == "cuda" and isinstance(samples.images, ArrayImages) else "colours"
+        changed = samples is self._held.get("train") and self.augment.randaugment is not None  # on the CPU, after crops
+        return "crops" if device == "cuda" and isinstance(samples.images, ArrayImages) and not changed else "colours"
 
     def _processes(self, split: str) -> int:
         if self.num_workers is not None:
             return self.num_workers
         in_memory = isinstance(self.samples(split).images, ArrayImages | CachedImages)
+        in_memory &= split != "train" or self.augment.randaugment is None  # which takes longer than a small crop
         return default_workers(in_memory, self.frame, 1 if self.trainer is None else self.trainer.num_devices)
 
     def _eval(self, split: str) -> Loader:

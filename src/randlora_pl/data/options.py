@@ -1,8 +1,11 @@
 """Checks of what the user typed for the data, before anything is read."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from randlora_pl.data.augment import MAGNITUDES, Augment
 from randlora_pl.data.balance import BALANCES
 from randlora_pl.data.plan import SAMPLING
 from randlora_pl.data.transforms import INTERPOLATIONS
@@ -63,6 +66,28 @@ def check_balance(balance: str | None, without_classes: str = "") -> None:
         _one_of("balance", balance, BALANCES)
         if without_classes:
             raise UserError(f"--data.balance {balance} needs classes, and {without_classes} have none: leave it out")
+
+
+def check_augment(augment: Augment, captions: bool) -> None:
+    """Augmentation of training images; ``captions``: the data set has no classes."""
+    strength = augment.randaugment
+    if strength is not None and not 0 <= strength < MAGNITUDES:
+        raise UserError(f"--data.randaugment is {strength}: give a strength from 0 to {MAGNITUDES - 1}; 9 is usual")
+    for name, value in (("mixup", augment.mixup), ("cutmix", augment.cutmix)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--data.{name} is {value}: give a positive number, or leave it out for none")
+        if value is not None and captions:
+            raise UserError(f"--data.{name} blends labels of classes, and captions have none: leave it out")
+
+
+def check_softmax(augment: Augment, task: Any) -> None:
+    """Refuse blended labels in a task that does not learn a share of each class."""
+    if augment.mixes and not getattr(task, "blended_labels", False):
+        name = "mixup" if augment.mixup is not None else "cutmix"
+        raise UserError(
+            f"--data.{name} needs a softmax over all classes, and {type(task).__name__} compares an image with the "
+            "captions of its batch: leave it out, or use --model LinearHeadTask or TextHeadTask"
+        )
 
 
 def read_templates(templates: Sequence[str] | str | None) -> list[str] | None:

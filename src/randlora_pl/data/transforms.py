@@ -8,7 +8,7 @@ hand over, and `finish` does the rest wherever the batch is by then: in the work
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,8 +20,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
 from randlora_pl import rng
+from randlora_pl.data.augment import mixed
 
 INTERPOLATIONS = ("bicubic", "bilinear")
+
+Change = Callable[[int, Tensor], Tensor]
+"""What else is done to an image, from its place in the batch and uint8 (channels, height, width)."""
 
 RATIO = (3 / 4, 4 / 3)
 """Aspect ratios of training crops."""
@@ -124,7 +128,14 @@ def pixels_needed(frame: Frame, scale: tuple[float, float] | None) -> int:
 
 
 def train_pixels(
-    images: Sequence[Tensor], draws: Tensor, seed: int, frame: Frame, scale: tuple[float, float], flip: bool, late: bool
+    images: Sequence[Tensor],
+    draws: Tensor,
+    seed: int,
+    frame: Frame,
+    scale: tuple[float, float],
+    flip: bool,
+    late: bool,
+    change: Change | None = None,
 ) -> dict[str, Any]:
     """Random resized crops, and which of them to mirror (protocol 2.6).
 
@@ -136,6 +147,7 @@ def train_pixels(
         scale: Least and greatest share of the area that a crop takes.
         flip: Whether to mirror half of the images.
         late: Leave cropping to `finish`; all images must have one size.
+        change: What is done to each crop; not with ``late``.
 
     Returns:
         ``image`` uint8 (b, channels, size, size), ``mirror`` bool (b,); with ``late`` ``image`` is uncropped and
@@ -147,7 +159,7 @@ def train_pixels(
     mirror = flips(seed, draws) if flip else torch.zeros(len(images), dtype=torch.bool)
     if late:
         return {"image": torch.stack(planes), "crop": boxes.tolist(), "mirror": mirror}
-    return {"image": _crops(planes, boxes.tolist(), frame), "mirror": mirror}
+    return {"image": _crops(planes, boxes.tolist(), frame, change), "mirror": mirror}
 
 
 def eval_pixels(images: Sequence[Tensor], frame: Frame, late: bool) -> dict[str, Any]:
@@ -166,14 +178,16 @@ def eval_pixels(images: Sequence[Tensor], frame: Frame, late: bool) -> dict[str,
 
 
 def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
-    """Crops what is uncropped, mirrors and normalises, on the batch's device.
+    """Crops what is uncropped, mirrors, normalises and blends, on the batch's device.
 
     Args:
-        batch: With the entries of `train_pixels` or `eval_pixels`; a float ``image`` is left as it is.
+        batch: With the entries of `train_pixels` (and of `Augment.mixing`) or `eval_pixels`; a float ``image`` is left
+            as it is.
         frame: Size, mean, standard deviation and interpolation.
 
     Returns:
-        The batch with ``image`` float32 (b, 3, size, size), without ``crop`` and ``mirror``.
+        The batch with ``image`` float32 (b, 3, size, size), without ``crop``, ``mirror`` and ``mix``; where images are
+        blended, with ``target`` (see `mixed`).
     """
     image: Tensor = batch["image"]
     if image.is_floating_point():
@@ -184,8 +198,9 @@ def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
         image = _crops(image, boxes, frame)
     elif image.shape[-2:] != (frame.size, frame.size):
         image = _centre(image, frame)
+    mix = batch.pop("mix", None)
     batch["image"] = normalise(image, frame, mirror)
-    return batch
+    return batch if mix is None else batch | mixed(batch, mix)
 
 
 def train_batch(
@@ -202,11 +217,14 @@ def eval_batch(images: Sequence[Tensor], frame: Frame) -> Tensor:
     return batch
 
 
-def _crops(planes: Sequence[Tensor] | Tensor, boxes: Sequence[Sequence[int]], frame: Frame) -> Tensor:
+def _crops(
+    planes: Sequence[Tensor] | Tensor, boxes: Sequence[Sequence[int]], frame: Frame, change: Change | None = None
+) -> Tensor:
     """b uint8 (c, h, w) to uint8 (b, c, size, size), each cropped to its (top, left, height, width) and resized."""
     batch = _empty((len(planes), planes[0].shape[0], frame.size, frame.size), torch.uint8, planes[0].device)
     for place, (plane, (top, left, h, w)) in enumerate(zip(planes, boxes, strict=True)):
-        batch[place] = _resize(plane[:, top : top + h, left : left + w], frame.size, frame.size, frame.interpolation)
+        crop = _resize(plane[:, top : top + h, left : left + w], frame.size, frame.size, frame.interpolation)
+        batch[place] = crop if change is None else change(place, crop)
     return batch
 
 

@@ -53,6 +53,16 @@ def check_rate(name: str, rate: float | None) -> None:
     check_option(name, rate, rate is None or rate > 0, "a positive number")
 
 
+def check_smoothing(share: float) -> float:
+    """Return a share of label smoothing.
+
+    Raises:
+        UserError: See `check_option`.
+    """
+    check_option("label_smoothing", share, 0 <= share < 1, "a number from 0 to below 1")
+    return share
+
+
 def check_option(name: str, value: Any, fits: bool, allowed: str) -> None:
     """Complains about an option that does not fit.
 

@@ -20,11 +20,13 @@ class ImageTask(AdaptationTask):
         image_spec: What the backbone expects of an image; the data module asks for it.
         takes_captions: Whether the data may be captions rather than classes.
         vision_only: Whether the image tower alone trains.
+        blended_labels: Whether a training label may be shares of several classes.
     """
 
     zero_shot = True
     takes_captions = False
     vision_only = True
+    blended_labels = False
     image_spec: ImageSpec
 
     def class_logits(self, images: Tensor) -> Tensor:

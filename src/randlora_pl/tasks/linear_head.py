@@ -15,9 +15,9 @@ from randlora_pl.models import (
     load_vit,
     vit_image_spec,
 )
-from randlora_pl.tasks.defaults import check_rate
+from randlora_pl.tasks.defaults import check_rate, check_smoothing
 from randlora_pl.tasks.image import ImageTask
-from randlora_pl.tasks.losses import normalize
+from randlora_pl.tasks.losses import class_losses, normalize
 from randlora_pl.tasks.optim import parameter_groups
 
 
@@ -47,10 +47,12 @@ class LinearHeadTask(ImageTask):
             step; what trains stays float32. Needs ``--trainer.precision bf16-mixed``.
         torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor. Not
             with ``memory: low`` or ``--trainer.strategy fsdp2``, which compiled blocks would undo.
+        label_smoothing: Share of each training target that is spread evenly over all classes; 0.1 is usual.
         seed: Selects bases, the head, initial values and dropout.
     """
 
     zero_shot = False
+    blended_labels = True
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class LinearHeadTask(ImageTask):
         gradient_checkpointing: bool = False,
         frozen_dtype: Literal["float32", "bfloat16"] = "float32",
         torch_compile: bool | str = False,
+        label_smoothing: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -79,6 +82,7 @@ class LinearHeadTask(ImageTask):
             seed=seed,
         )  # fmt: skip
         check_rate("head_learning_rate", head_learning_rate)
+        self.label_smoothing = check_smoothing(label_smoothing)
         self.is_clip = library_of(name) == "open_clip"
         self.head_learning_rate = head_learning_rate or (2e-2 if self.is_clip else 1e-3)
         self.img_size = img_size
@@ -117,9 +121,7 @@ class LinearHeadTask(ImageTask):
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Cross-entropy over all classes."""
-        logits = self.class_logits(batch["image"])
-        labels = batch["label"]
-        return nn.functional.cross_entropy(logits.float(), labels, reduction="none"), logits.argmax(1) == labels
+        return class_losses(self.class_logits(batch["image"]), batch, self.label_smoothing)
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """The backbone's groups and the head's own."""

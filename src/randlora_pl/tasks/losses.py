@@ -1,5 +1,8 @@
 """The vision-language loss over the captions of a window, and what it takes to split the window."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +28,23 @@ def caption_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tens
     target = torch.searchsorted(classes, labels)
     own = logits.gather(1, target[:, None])[:, 0]
     return torch.logsumexp(logits + counts.float().log(), dim=1) - own
+
+
+def class_losses(logits: Tensor, batch: Mapping[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy over all classes, and how far the likeliest class is right.
+
+    Args:
+        logits: (b, classes).
+        batch: ``label`` (b,) int64; where images are blended, ``target`` (b, classes) with the share of each class.
+        smoothing: Share of each target that is spread evenly over all classes.
+
+    Returns:
+        Loss (b,), and the target's share of the likeliest class (b,).
+    """
+    guesses, target = logits.argmax(1), batch.get("target")
+    right = guesses == batch["label"] if target is None else target.gather(1, guesses[:, None])[:, 0]
+    wanted = batch["label"] if target is None else target
+    return F.cross_entropy(logits.float(), wanted, reduction="none", label_smoothing=smoothing), right
 
 
 def counted_classes(labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:

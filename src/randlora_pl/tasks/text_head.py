@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.keep import kept
 from randlora_pl.models import ImageTower, cached_text_head, clip_image_spec, load_clip
+from randlora_pl.tasks.defaults import check_smoothing
 from randlora_pl.tasks.image import ImageTask
-from randlora_pl.tasks.losses import normalize, similarities
+from randlora_pl.tasks.losses import class_losses, normalize, similarities
 
 
 class TextHeadTask(ImageTask):
@@ -36,8 +37,11 @@ class TextHeadTask(ImageTask):
             step; what trains stays float32. Needs ``--trainer.precision bf16-mixed``.
         torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor. Not
             with ``memory: low`` or ``--trainer.strategy fsdp2``, which compiled blocks would undo.
+        label_smoothing: Share of each training target that is spread evenly over all classes; 0.1 is usual.
         seed: Selects bases, initial values and dropout.
     """
+
+    blended_labels = True
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class TextHeadTask(ImageTask):
         gradient_checkpointing: bool = False,
         frozen_dtype: Literal["float32", "bfloat16"] = "float32",
         torch_compile: bool | str = False,
+        label_smoothing: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -63,6 +68,7 @@ class TextHeadTask(ImageTask):
             gradient_checkpointing=gradient_checkpointing, frozen_dtype=frozen_dtype, torch_compile=torch_compile,
             seed=seed,
         )  # fmt: skip
+        self.label_smoothing = check_smoothing(label_smoothing)
         self.image_spec = clip_image_spec(name, pretrained)
         self.head: Tensor
 
@@ -97,9 +103,7 @@ class TextHeadTask(ImageTask):
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Cross-entropy over all classes."""
-        logits = self.class_logits(batch["image"])
-        labels = batch["label"]
-        return nn.functional.cross_entropy(logits.float(), labels, reduction="none"), logits.argmax(1) == labels
+        return class_losses(self.class_logits(batch["image"]), batch, self.label_smoothing)
 
     def head_tensors(self) -> dict[str, Tensor]:
         """The scaled class embeddings, so that a prediction needs no text tower."""
