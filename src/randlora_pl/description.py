@@ -6,6 +6,8 @@ from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_or
 
 from randlora_pl.errors import UserError, brief
 
+_LARGEST = 2**63 - 1
+
 
 class Frame(TypedDict):
     """How the images of the training were prepared."""
@@ -83,9 +85,24 @@ def check_description(config: Mapping[str, Any], source: object) -> None:
     """
     wrong = misfit(config, Description)
     if wrong is None and "task" in (metadata := config.get("metadata", {})):
-        wrong = misfit(metadata, TaskMetadata, "metadata")
+        wrong = misfit(metadata, TaskMetadata, "metadata") or _half_character(metadata)
     if wrong is not None:
         raise UserError(f"{source} is damaged, or was changed: {wrong}; copy it again, or save it again.")
+
+
+def _half_character(metadata: TaskMetadata) -> str | None:
+    """The name of a text that no file and no terminal can hold; bytes of a file name that is not UTF-8 can be written.
+
+    Args:
+        metadata: Its lists are lists of texts.
+    """
+    for name, texts in (("classnames", metadata["classnames"]), ("templates", metadata["templates"])):
+        for text in texts:
+            try:
+                text.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError:
+                return _is(f"metadata.{name}", text)
+    return None
 
 
 def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], source: object) -> None:
@@ -142,6 +159,8 @@ def misfit(value: Any, hint: Any, name: str = "") -> str | None:
             return _is(name, value)
         parts = [(each, inner[0], f"{name}[{place}]") for place, each in enumerate(value)]
     else:
+        if isinstance(value, int) and abs(value) > _LARGEST:  # float() and torch would overflow
+            return _is(name, value)
         known: Any = {float: (int, float), type(None): type(None)}.get(hint, hint)
         fits = isinstance(value, known) and (hint is bool or not isinstance(value, bool))
         return None if fits else _is(name, value)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from randlora_pl.adapters.base import Adapter, WeightShape
@@ -12,6 +13,9 @@ from randlora_pl.adapters.vera import VeRA
 from randlora_pl.errors import UserError
 
 _METHODS: dict[str, Callable[..., Adapter]] = {"randlora": RandLoRA, "lora": LoRA, "vera": VeRA, "nola": NoLA}
+
+_SMALL = 1 << 27
+"""Values of bases and of what trains, 0.5 GB in float32, that any machine has room for."""
 
 
 def count_parameters(adapter: Adapter, shapes: list[WeightShape]) -> int:
@@ -68,3 +72,24 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
     best = min(candidates, key=lambda number: abs(count(number) - budget))
     note = f"matched to {adapter.match}: {option} {best} has {count(best):,} parameters, {adapter.match} {budget:,}"
     return adapter.replace(**{option: best, "match": None}), [f"{note} ({100 * (count(best) / budget - 1):+.1f} %)"]
+
+
+def check_size(adapter: Adapter, shapes: list[WeightShape], total: int) -> None:
+    """Refuse an adapter that is much larger than its model, before any of it is allocated.
+
+    Args:
+        adapter: The method and its options.
+        shapes: The adapted weights.
+        total: Numbers in the model.
+
+    Raises:
+        UserError: Its bases and what trains have more than four times the numbers of the model.
+    """
+    size, most = count_parameters(adapter, shapes), max(_SMALL, 4 * total)
+    if size <= most and (bases := adapter.bases(shapes, torch.device("meta"))) is not None:
+        size += sum(tensor.numel() for tensor in bases.buffers())
+    if size > most:
+        raise UserError(
+            f"{adapter.method()} would have {size:,} numbers ({4 * size / 1e9:,.0f} GB) in its bases and what trains, "
+            f"the model has {total:,}. Lower --model.adapter.num_bases or --model.adapter.rank."
+        )

@@ -10,7 +10,7 @@ from randlora_pl.adapters.attach import attach
 from randlora_pl.adapters.base import Adapter, DeltaWeight, matches
 from randlora_pl.adapters.base_hash import hash_weights
 from randlora_pl.adapters.bases import GENERATOR, STORED, Bases
-from randlora_pl.adapters.budget import match_budget
+from randlora_pl.adapters.budget import check_size, match_budget
 from randlora_pl.adapters.built import check_dropout_acts
 from randlora_pl.adapters.coverage import coverage
 from randlora_pl.adapters.fused import row_blocks
@@ -156,6 +156,7 @@ def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[
     _check_patterns(adapter, [shape.layer for shape in shapes])
     for shape in shapes:
         adapter.count(shape)  # complains about an impossible rank before anything large is drawn
+    check_size(adapter, shapes, sum(parameter.numel() for parameter in model.parameters()))
     bases = adapter.bases(shapes, _weight(model, sites[0]).device)
     values = adapter.reads_weight
     deltas = {site: adapter.delta_weight(site.shape, _weight(model, site, values), bases) for site in sites}

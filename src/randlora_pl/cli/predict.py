@@ -115,7 +115,9 @@ def classify(options: argparse.Namespace) -> Predictions:
                         found.add_classes(name, batch["index"][known].tolist(), task.classnames, shares[known])
                 turns.reverse()  # the last adapter is in the model already
     except UserError as error:  # an unreadable image; the advice for data sets does not fit here
-        what = str(error).partition(" Replace it")[0]
+        what, unreadable, _ = str(error).partition(" Replace it")
+        if not unreadable:
+            raise
         larger = "allow it by --max-pixels N, " if "pixels, and" in what else ""
         raise UserError(f"{what} Leave it out of --images, {larger}or go on without it: --on-error skip") from error
     except (RuntimeError, MemoryError) as error:

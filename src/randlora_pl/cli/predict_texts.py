@@ -103,6 +103,7 @@ def _classified(
         UserError: Single texts and pairs are mixed, or the adapter was trained on the others.
     """
     from randlora_pl.language.classifier import most_tokens
+    from randlora_pl.tasks.evaluation import check_numbers
 
     sentences = [sentences_of(each) for each in given]
     for each, texts in zip(given, sentences, strict=True):
@@ -129,6 +130,7 @@ def _classified(
         if classes:
             found.add_classes(name, range(len(given)), task.classnames, shares)
         else:
+            check_numbers(shares, name)
             for place, score in enumerate(shares[:, 0].tolist()):
                 found.add(name, place, [f"{score:.6f}"])
         del task

@@ -61,7 +61,13 @@ class Predictions:
             places: Which of what was given they are.
             classnames: The adapter's classes.
             shares: Probability of each class, (places, classes).
+
+        Raises:
+            UserError: They are not numbers.
         """
+        from randlora_pl.tasks.evaluation import check_numbers
+
+        check_numbers(shares, name)
         best = shares.topk(min(len(self.said) // 2, len(classnames)))
         for place, labels, values in zip(places, best.indices.tolist(), best.values.tolist(), strict=True):
             pairs = [(classnames[label], f"{value:.6f}") for label, value in zip(labels, values, strict=True)]

@@ -104,11 +104,19 @@ class Classifier(LitAPI):  # type: ignore[misc]
         self._shares(torch.zeros(1, 3, self.frame.size, self.frame.size))
 
     def _shares(self, images: Any) -> Any:
-        """(b, 3, size, size) to the probabilities (b, classes) on the CPU, as `predict` calculates them."""
+        """(b, 3, size, size) to the probabilities (b, classes) on the CPU, as `predict` calculates them.
+
+        Raises:
+            UserError: They are not numbers.
+        """
         import torch
 
+        from randlora_pl.tasks.evaluation import check_numbers
+
         with torch.inference_mode():
-            return self.task.class_logits(images.to(self.place)).float().softmax(1).cpu()
+            shares = self.task.class_logits(images.to(self.place)).float().softmax(1).cpu()
+        check_numbers(shares, self.adapter)
+        return shares
 
     def decode_request(self, request: Annotated[Upload, Depends(read_upload)]) -> Upload:
         """FastAPI reads the upload in the HTTP process because this annotation says so; here it is passed on."""
@@ -129,7 +137,10 @@ class Classifier(LitAPI):  # type: ignore[misc]
             except UserError as error:
                 reason = str(error).partition(" Replace it")[0]
                 answers.append(JSONResponse({"detail": reason}, 422))
-        shares = iter(self._shares(torch.cat(images)) if images else ())
+        try:
+            shares = iter(self._shares(torch.cat(images)) if images else ())
+        except UserError as error:
+            return [JSONResponse({"detail": str(error)}, 500) for _ in uploads]
         return [
             self._answer(next(shares), upload.top_k) if answer is None else answer
             for answer, upload in zip(answers, uploads, strict=True)

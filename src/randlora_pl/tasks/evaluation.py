@@ -1,9 +1,10 @@
 """How every task evaluates: on merged weights."""
 
 from lightning.pytorch import LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 from randlora_pl.adapters import merge, unmerge
+from randlora_pl.errors import UserError
 
 
 class EvaluatedModule(LightningModule):
@@ -55,3 +56,20 @@ class EvaluatedModule(LightningModule):
     def on_predict_epoch_end(self) -> None:
         """Ends the evaluation."""
         self.finish_evaluation()
+
+
+def check_numbers(outputs: Tensor, source: object) -> None:
+    """Refuse outputs that are not finite: no probability follows from them.
+
+    Args:
+        outputs: Probabilities or scores.
+        source: The adapter, for the message.
+
+    Raises:
+        UserError: One is infinite, or not a number.
+    """
+    if not outputs.isfinite().all():
+        raise UserError(
+            f"{source}: the outputs of the model are not finite, so that no prediction follows. The weights or alpha "
+            "of the adapter are too large: copy it again, or train it with a lower --model.learning_rate."
+        )

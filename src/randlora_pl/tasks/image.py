@@ -12,6 +12,9 @@ from randlora_pl.models import ImageSpec, library_of
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import default_learning_rate
 
+MOST_CLASSES = 50_000
+"""The largest published sets have 22,000; a file that says more costs minutes of encoding and a table of gigabytes."""
+
 
 class ImageTask(AdaptationTask):
     """Base of the tasks on images. Subclasses say how images become class logits.
@@ -78,6 +81,8 @@ class ImageTask(AdaptationTask):
             )
         if len(classnames) < 2:
             raise UserError(f"there is only the class {classnames}; a classifier needs two or more.")
+        if len(classnames) > MOST_CLASSES and not captions:  # each is encoded, and counted against each other one
+            raise UserError(f"there are {len(classnames):,} classes; at most {MOST_CLASSES:,} can be told apart.")
         self.classnames, self.templates = list(classnames), list(templates)
         self.set_meters(len(classnames))
 
