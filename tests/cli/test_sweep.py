@@ -308,3 +308,38 @@ def test_several_processes_by_one_command(run: Run, tmp_path: Path, monkeypatch:
     assert result.code == 0, [log.read_text() for log in Path("out/logs").iterdir()]
     assert "2/2  " in result.out and "2 of 2 cells are done in out" in result.out
     assert len(list(Path("out/logs").iterdir())) == 2 and len(finished(Path("out"))) == 2
+
+
+def test_rates_are_searched_and_then_run_as_one_command(
+    run: Run, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = {"LoRA-4": GRID["methods"]["LoRA-4"], "zero-shot": None}
+    steps = GRID["set"] | {"data.steps": 3}
+    written(tmp_path, methods=methods, set=steps, tune={"learning_rates": [1e-3, 1e-2], "seeds": [0]})
+    plain, begun = cli_cells.Runner.__call__, []
+
+    def interrupted(self: cli_cells.Runner, cell: Cell, folder: Path) -> None:
+        begun.append(cell.labels)
+        if len(begun) in (2, 5):
+            raise KeyboardInterrupt
+        plain(self, cell, folder)
+
+    monkeypatch.setattr(cli_cells.Runner, "__call__", interrupted)
+    for _ in range(2):  # once in the search, once in the sweep
+        stopped = run("sweep", "small.yaml", "--tune")
+        assert stopped.code == 130 and "go on with: randlora-pl sweep small.yaml --tune" in stopped.err
+    ended = run("sweep", "small.yaml", "--tune", "--only", "method=LoRA-4", "budget=2-shot")
+    assert ended.code == 0 and len(begun) == 6 and "1 of 1 cells are done in runs/sweeps/small" in ended.out
+    told = yaml.safe_load((SWEEP / "sweep.yaml").read_text())
+    rate = told["tuned"]["methods"]["LoRA-4"]["chosen"]["learning_rate"]
+    assert told["methods"]["LoRA-4"]["learning_rate"] == rate and told["tuned"]["finished"] is True
+    assert run("report", str(SWEEP)).code == 0
+    assert f"| LoRA-4 | tiny | validation | everywhere | {rate:g} |" in (SWEEP / "report/report.md").read_text()
+    assert "--tune does not go with --shard" in refused("sweep", "small.yaml", "--tune", "--shard", "1/2")
+
+
+def test_the_record_of_a_search_must_be_there(refused: Refused, tmp_path: Path) -> None:
+    written(tmp_path, tuned="gone.json")
+    assert "gone.json" in refused("sweep", "small.yaml")
+    written(tmp_path, tuned={"methods": 3})
+    assert "how rates were chosen" in refused("sweep", "small.yaml")

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from randlora_pl.cli import tune_run
 from randlora_pl.cli.cells import composer
 from randlora_pl.cli.configs import config_names, find_config
 from randlora_pl.cli.sweep_job import told_by
@@ -20,9 +21,10 @@ from randlora_pl.errors import UserError
 from randlora_pl.experiments.choice import best_of, climb
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.folder import SweepFolder
+from randlora_pl.experiments.sweep.provenance import chosen_for
 from randlora_pl.experiments.sweep.tuning import Search
 from randlora_pl.experiments.sweep.tuning_files import config_text, markdown
-from tests.cli.conftest import Run
+from tests.cli.conftest import SMALL, Run
 from tests.experiments.sweep.grids import GRID, written
 
 Refused = Callable[..., str]
@@ -124,7 +126,13 @@ def test_a_method_of_models_that_are_left_out_is_not_searched(tmp_path: Path) ->
 def test_a_rate_at_the_end_of_the_grid_is_told(tmp_path: Path) -> None:
     search, folder = search_of(tune={"learning_rates": [1e-3, 1e-2], "seeds": [0]}, methods=LORA), SweepFolder(tmp_path)
     scored(search, folder, lambda cell: cell.facts["learning_rate"])
-    assert search.edges(folder) == ["LoRA-4 (0.01)"]
+    assert search.edges(folder) == ["LoRA-4 (0.01)"] and search.flat(folder) == []
+
+
+def test_rates_that_do_equally_well_are_told(tmp_path: Path) -> None:
+    search, folder = search_of(tune={"learning_rates": [1e-3, 1e-2], "seeds": [0]}, methods=LORA), SweepFolder(tmp_path)
+    scored(search, folder, lambda cell: 0.1)
+    assert search.flat(folder) == ["LoRA-4"]
 
 
 def test_a_method_has_the_mean_over_data_sets_and_budgets(tmp_path: Path) -> None:
@@ -161,7 +169,9 @@ def test_the_config_that_it_writes_is_the_sweep_with_the_best(tmp_path: Path) ->
     scored(search, folder, lambda cell: 1 - cell.facts["learning_rate"] / 1e31)
     text = config_text(search.tuned(folder), "# What it is\n")
     assert text.startswith("# What it is\ntitle: small\n")
-    again = Description.of(yaml.safe_load(text))
+    content = yaml.safe_load(text)
+    assert content.pop("tuned") == "tuning.json"
+    again = Description.of(content)
     assert again.methods == {"LoRA-4": LORA["LoRA-4"] | {"learning_rate": 1e-3}, "zero-shot": {}}  # type: ignore[operator]
     assert again.models == GRID["models"] and again.options == GRID["set"]
 
@@ -213,7 +223,8 @@ def test_a_search_from_beginning_to_end_reads_no_test_image(
     assert not [key for found in figures for key in found if key.startswith(("test/", "zeroshot/"))]
     for place in Path("runs/tune/small/cells").iterdir():
         assert (place / "failed.json").exists() or not (place / "adapter").exists()
-    tuned = Description.of(yaml.safe_load(Path("runs/tune/small/tuned.yaml").read_text()))
+    _, tuned = told_by("runs/tune/small/tuned.yaml")
+    assert chosen_for(tuned.tuned, tuned.models["tiny"], "LoRA-4", tuned.methods["LoRA-4"])
     assert tuned.methods["LoRA-4"]["learning_rate"] == report["methods"]["LoRA-4"]["chosen"]["learning_rate"]
 
 
@@ -272,3 +283,17 @@ def test_the_offline_sweep_can_be_tuned() -> None:
     for method, names in search.names.items():
         tried = [values[0] for values in search.candidates[method]]
         assert description.methods[method][names[0]] in tried, "what is committed is among what is tried"
+
+
+def test_the_rate_of_a_single_run(run: Run, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune_run, "RATES", [1e-3, 1e-2])
+    words = [*SMALL[:-2], "--model.adapter", "LoRA", "--model.adapter.rank", "2"]
+    result = run("tune", *words, "--output", "rates")
+    assert result.code == 0, result.err
+    tuning = json.loads(Path("rates/tuning.json").read_text())
+    rate = tuning["methods"]["LoRA"]["chosen"]["learning_rate"]
+    assert f"Best learning_rate of LoRA: {rate:g}" in result.out and f"--model.learning_rate {rate:g}\n" in result.out
+    cells = [json.loads(file.read_text())["config"] for file in Path("rates/cells").glob("*/cell.json")]
+    assert {cell["model.adapter.rank"] for cell in cells} == {2} and {cell["data.shots"] for cell in cells} == {2}
+    assert tuning["finished"] and tuning["seeds"] == [1, 2] and tuning["budgets"] == ["2-shot"]
+    assert "Did you mean" in refused("tune", "--config", "quickstart", "--data.shot", "2")

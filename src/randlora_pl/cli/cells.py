@@ -36,7 +36,13 @@ def composer(root: str | None = None) -> Composer:
 
     def pair(model: Tree, method: Tree, options: Tree, untrained: bool) -> Tree:
         place = {} if root is None else {"data": {"root": root}}
-        layers = [*_configs(model["config"]), nested(options), nested(model.get("set", {})), *_method(method), place]
+        layers = [
+            *_configs(model["config"]),
+            nested(options),
+            nested(model.get("set", {})),
+            *method_layers(method),
+            place,
+        ]
         tree = normalise(copy.deepcopy(DEFAULTS))
         for layer in layers:
             tree = merge(tree, normalise(layer))
@@ -77,7 +83,7 @@ def _configs(names: str | list[str]) -> list[Tree]:
     return [read_config(find_config(name)) for name in ([names] if isinstance(names, str) else names)]
 
 
-def _method(facts: Tree) -> list[Tree]:
+def method_layers(facts: Tree) -> list[Tree]:
     """What a method lays over a model's config."""
     model: Tree = {key: facts[key] for key in ("learning_rate", "head_learning_rate") if key in facts}
     if "task" in facts:

@@ -5,7 +5,7 @@ import os
 import shlex
 from pathlib import Path
 
-from randlora_pl.cli.sweep_job import Job, begin, check_typed, end, job_of, parser_of, place_of
+from randlora_pl.cli.sweep_job import Job, begin, check_typed, end, job_of, parser_of, place_of, words_of
 from randlora_pl.cli.sweep_work import dry_run, spawn, work
 from randlora_pl.errors import UserError
 
@@ -15,6 +15,7 @@ again, so the same command goes on after a crash, Ctrl-C or a reboot, and severa
 
   randlora-pl sweep offline --dry-run
   randlora-pl sweep offline --jobs 2
+  randlora-pl sweep mine.yaml --tune          searches the learning rates first, see: randlora-pl tune --help
   randlora-pl sweep table11 --only budget=16-shot dataset=dtd,eurosat --max-hours 8
   randlora-pl sweep table11 --launcher slurm --jobs 16 --slurm slurm_partition=gpu gpus_per_node=1 timeout_min=600
 
@@ -27,6 +28,8 @@ again, so the same command goes on after a crash, Ctrl-C or a reboot, and severa
   --max-hours H         Begin no cell that is not expected to end within this time
   --skip-missing        Leave out data sets that are not on this machine
   --data.root DIR       Folder of the data sets
+  --tune                Search the learning rates on validation samples, then run with the best. The config's part
+                        `tune` says what is tried; goes on after a kill, too. The search is in DIR/tune
   --jobs N              Processes that share the work (default 1)
   --launcher WHERE      local (default), or slurm: an array of N jobs by submitit (pip install 'randlora-pl[slurm]')
   --slurm KEY=VALUE ... Options of submitit for it
@@ -47,11 +50,20 @@ def sweep_verb(args: list[str]) -> int:
     parser.add_argument("--shard")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
     parser.add_argument("--slurm", nargs="+", action="extend", default=[])
+    parser.add_argument("--tune", action="store_true")
     typed = parser.parse_args(args)
     check_typed(typed)
+    same = f"randlora-pl sweep {shlex.join(args)}"
+    if typed.tune:
+        from randlora_pl.cli.sweep_tune import tune_first
+
+        tuned = tune_first(typed, same)
+        if tuned is None:
+            return 0
+        typed, args = tuned
     if typed.slurm and typed.launcher != "slurm":
         raise UserError("--slurm goes with --launcher slurm.")
-    job = job_of(typed, f"randlora-pl sweep {shlex.join(args)}")
+    job = job_of(typed, same)
     if typed.dry_run:
         job.folder.check(job.cells)
         return dry_run(job)
@@ -63,16 +75,6 @@ def sweep_verb(args: list[str]) -> int:
         return end(job, following, spawn(job, words_of("sweep", args, job), typed.jobs))
     outcome = work(job, typed.retry_failed, typed.max_hours)
     return end(job, following, outcome.stopped, outcome.elsewhere)
-
-
-def words_of(verb: str, args: list[str], job: Job) -> list[str]:
-    """The command of one of several processes: as typed, without what says how many, into the same folder."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--jobs", "--launcher", "--output"):
-        parser.add_argument(option)
-    parser.add_argument("--slurm", nargs="+")
-    _, rest = parser.parse_known_args(args)
-    return [verb, *rest, "--output", str(job.folder.path.resolve())]
 
 
 def _submit(typed: argparse.Namespace, args: list[str], job: Job) -> int:

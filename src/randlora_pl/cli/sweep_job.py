@@ -1,5 +1,6 @@
 """A sweep that was asked for: read, checked, cut down to what this command is about."""
 
+import argparse
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -256,3 +257,13 @@ def end(job: Job, following: str, stopped: str = "", elsewhere: int = 0) -> int:
 def place_of(job: Job) -> str:
     """The folder as a word of a command."""
     return shlex.quote(str(job.folder.path))
+
+
+def words_of(verb: str, args: list[str], job: Job) -> list[str]:
+    """The command of one of several processes: as typed, without what says how many, into the same folder."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--jobs", "--launcher", "--output"):
+        parser.add_argument(option)
+    parser.add_argument("--slurm", nargs="+")
+    _, rest = parser.parse_known_args(args)
+    return [verb, *rest, "--output", str(job.folder.path.resolve())]

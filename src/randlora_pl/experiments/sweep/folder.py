@@ -20,6 +20,9 @@ from randlora_pl.experiments.sweep.plan import Cell, Labels
 
 DONE, FAILED, OPEN = "done", "failed", "open"
 
+TUNE = "tune"
+"""Folder of the search of learning rates in the folder of its sweep."""
+
 
 @dataclass
 class SweepFolder:
@@ -94,7 +97,8 @@ class SweepFolder:
             UserError: It holds cells that are called the same and have another config, or something else.
         """
         file = self.path / self.file
-        if not file.is_file() and self.path.is_dir() and any(self.path.iterdir()):
+        others = [path for path in self.path.iterdir() if path.name != TUNE] if self.path.is_dir() else []
+        if not file.is_file() and others:
             raise UserError(f"{self.path} has no {self.file} and is not empty; name another folder by --output.")
         self.check(cells)
         if file.is_file():

@@ -245,6 +245,11 @@ class Search:
             and values[self.names[method][0]] in (rates[0], rates[-1])
         ]
 
+    def flat(self, folder: SweepFolder) -> list[str]:
+        """Methods all of whose candidates did equally well, so that the search says nothing of them."""
+        scores = {method: self.scores(folder, method, self.seeds[:1]) for method in self.names}
+        return [method for method, found in scores.items() if len(found) > 1 and len(set(found.values())) == 1]
+
     def tuned(self, folder: SweepFolder) -> Description:
         """The description with the best candidates in it."""
         chosen = self.chosen(folder)
