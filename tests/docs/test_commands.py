@@ -42,7 +42,8 @@ def test_commands_are_understood(name: str, command: str) -> None:
     if verb in GROUPS and len(words) > 1 and not words[1].startswith("-"):
         assert words[1] in GROUPS[verb] | {"VERB"}, command
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
-    if verb == "fit" and "--resume" not in options and "--help" not in options and len(words) > 1:
+    a_run = verb == "fit" or words[:2] == ["tune", "--config"]  # the rate of a run, with the options of fit
+    if a_run and "--resume" not in options and "--help" not in options and len(words) > 1:
         prepare("fit", words[1:])  # checks configs, classes, options and data sets by name
         return
     explained = help_of(words) if not {"VERB"} & set(words) else ""
