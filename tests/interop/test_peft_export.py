@@ -212,3 +212,17 @@ WHERE: list[tuple[dict[str, Any], str | None]] = [
 @pytest.mark.parametrize(("base", "name"), WHERE)
 def test_the_base_model_s_name(base: dict[str, Any], name: str | None) -> None:
     assert peft_export.base_name(base) == name
+
+
+def test_lora_of_plain_convolutions_goes_to_peft_and_others_are_refused(tmp_path: Path) -> None:
+    base = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4))
+    ours, x = saved(base, LoRA(3, alpha=2), ["0"], tmp_path / "ours"), torch.randn(2, 3, 12, 12)
+    export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
+    theirs = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft")
+    assert_close(theirs.get_base_model()(x), ours(x))
+    assert not torch.allclose(ours(x), base(x), atol=1e-3)
+    for adapter, target in ((LoRA(3), "2"), (DoRA(LoRA(3)), "0"), (RandLoRA(4, pairing="peft"), "0")):
+        saved(base, adapter, [target], tmp_path / "other")
+        with pytest.raises(UserError, match="convolution"):
+            export_peft(tmp_path / "other", tmp_path / "none", model=base)
+    assert not (tmp_path / "none").exists()

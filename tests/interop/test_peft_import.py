@@ -66,7 +66,7 @@ def edit_tensors(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None
         (LoraConfig(target_modules=["qkv"], lora_bias=True), "its config has lora_bias: True, which"),
         (LoraConfig(target_modules=["qkv"], bias="all"), "its config has bias: 'all'"),
         (LoraConfig(target_modules=["qkv"], init_lora_weights="pissa"), "init_lora_weights 'pissa' changes the"),
-        (LoraConfig(target_modules=["proj"]), "its target patch_embed.proj is a Conv2d"),
+        (LoraConfig(target_modules=["proj"], use_dora=True), "its target patch_embed.proj is a Conv2d"),
     ],
 )  # fmt: skip
 def test_what_is_not_known_is_refused(config: Any, message: str, tmp_path: Path) -> None:
@@ -187,10 +187,15 @@ def test_conv1d(tmp_path: Path) -> None:
     assert not torch.allclose(plain, expected, atol=1e-3)
 
 
-def test_layers_that_are_no_linear_ones(tmp_path: Path) -> None:
-    model = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 8, 1), flat=nn.Flatten(), fc=nn.Linear(8, 4)))
-    peft_folder(LoraConfig(target_modules=["conv"]), tmp_path, model)
-    refused(tmp_path, "its target conv is a Conv2d", model)
+def test_convolutions_come_over_where_peft_s_are_plain(tmp_path: Path) -> None:
+    plain = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 8, 3, stride=2, padding=1), flat=nn.Flatten()))
+    theirs = peft_folder(LoraConfig(r=4, target_modules=["conv"]), tmp_path / "plain", plain).get_base_model()
+    ours, x = import_peft(tmp_path / "plain", copy.deepcopy(plain)), torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert not torch.allclose(plain(x), theirs(x), atol=1e-3)
+    dilated = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 8, 3, dilation=2), flat=nn.Flatten()))
+    peft_folder(LoraConfig(target_modules=["conv"]), tmp_path / "dilated", dilated)
+    refused(tmp_path / "dilated", "its target conv is a Conv2d", dilated)
 
 
 def test_attention_by_its_module_acts_twice(tmp_path: Path) -> None:

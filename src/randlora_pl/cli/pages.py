@@ -148,8 +148,8 @@ How fast is this machine? Everything compared is timed in turns, in one run.
   --dropout P          Dropout on the input of the adapters' paths (default 0)
   --methods NAME ...   default: full lora randlora randlora-hadamard randlora-ternary peft-lora peft-randlora;
                        also: randlora-low (memory: low) dora vera nola peft-dora peft-vera
-  --targets NAME ...   What adapters attach to, as --model.targets (default qkv fc1 fc2, as the paper; all adds the
-                       output projections)
+  --targets NAME ...   What adapters attach to, as --model.targets (default qkv fc1 fc2, as the paper; all: every
+                       linear layer of the blocks; conv: their convolutions)
   --rss                Measure the resident set of a process for each method as well; takes as long again
 
   captions:

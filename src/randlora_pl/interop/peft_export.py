@@ -17,6 +17,7 @@ from randlora_pl.adapters.sites import is_packed_linear
 from randlora_pl.errors import UserError
 from randlora_pl.interop.base_model import Base, given, load_base
 from randlora_pl.interop.peft_check import Classifier, Difference, difference, installed
+from randlora_pl.interop.peft_convolutions import with_kernels
 from randlora_pl.interop.peft_files import PeftAdapter, written
 from randlora_pl.interop.peft_forms import Part, lora_form, randlora_form, vera_form
 from randlora_pl.models import ModelIdentity
@@ -61,6 +62,13 @@ def export_peft(
     base = given(model) if model is not None else load_base(file) if _names_base(file) else None
     attention = None if base is None else _attention(base.model)
     adapter, name = to_peft(file, attention), None
+    if base is not None:
+        paths = [part.path for part in parts_of(file)]
+        try:
+            tensors = with_kernels(adapter.tensors, paths, base.model, isinstance(file.adapter, LoRA))
+        except UserError as error:
+            raise refusal(file, str(error)) from None
+        adapter = replace(adapter, tensors=tensors)
     if base is not None and (name := _classifier(file, base)):
         weight = file.extra["head"].float()
         head = {f"{name}.weight": weight, f"{name}.bias": weight.new_zeros(len(weight))}

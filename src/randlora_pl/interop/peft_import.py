@@ -19,7 +19,7 @@ from randlora_pl.errors import UserError
 from randlora_pl.interop.peft_bases import draw_randlora, draw_vera, peft_count
 from randlora_pl.interop.peft_config import check_config, option
 from randlora_pl.interop.peft_files import PeftAdapter, read
-from randlora_pl.interop.stored import Foreign, per_layer, site_of, sites_by_name
+from randlora_pl.interop.stored import Foreign, convolutions_by_name, per_layer, site_of, sites_by_name
 
 _NAMES = {
     "RANDLORA": ("randlora_lambda", "randlora_gamma"),
@@ -116,6 +116,8 @@ def _by_layer(
 def _site(adapter: PeftAdapter, model: nn.Module, name: str) -> Site:
     """The place of a layer of PEFT's; the packed weight of attention is one only as ``target_parameters``."""
     sites, source = sites_by_name(model), str(adapter.path)
+    if adapter.config.get("peft_type") == "LORA" and not adapter.config.get("use_dora"):
+        sites |= convolutions_by_name(model)
     parameters = adapter.config.get("target_parameters") or []
     if f"{name}.in_proj" in sites:
         if not any(f".{name}.in_proj_weight".endswith(f".{parameter}") for parameter in parameters):
@@ -235,7 +237,7 @@ def _lora(
     ranks: dict[str, float] = {}
     alphas: dict[str, float] = {}
     for layer, own in layers.items():
-        a, b = _of(own, "lora_A", layer, adapter), _of(own, "lora_B", layer, adapter)
+        a, b = (_of(own, name, layer, adapter).flatten(1) for name in ("lora_A", "lora_B"))  # of convolutions, too
         ours[layer] = {"A": a, "B": b}
         if use_dora:
             magnitude = _of(own, _MAGNITUDE, layer, adapter)

@@ -15,6 +15,7 @@ from randlora_pl.adapters.sites import CONV, Site, find_sites
 from randlora_pl.adapters.targets import select
 from randlora_pl.errors import UserError
 from randlora_pl.interop.names import exact_pattern
+from randlora_pl.interop.peft_convolutions import plain_convolution
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,21 @@ def site_of(sites: Mapping[str, Site], model: nn.Module, layer: str, source: str
             f"{source}: its target {layer} does not exist in this model ({type(model).__name__}); its layers are named "
             f"as {next(iter(sites), 'nothing')!r}. Choose the model that it was trained on."
         ) from None
-    raise UserError(f"{source}: its target {layer} is a {kind}; updates of linear layers can be imported only.")
+    raise UserError(
+        f"{source}: its target {layer} is a {kind}; only updates of linear layers, and LoRA of plain convolutions, can "
+        "be imported."
+    )
 
 
 def sites_by_name(model: nn.Module) -> dict[str, Site]:
-    """The places that take an update as a whole, by layer name."""
+    """The linear and attention layers that take an update as a whole, by name."""
     return {site.shape.layer: site for site in find_sites(model) if site.block is None and site.kind != CONV}
+
+
+def convolutions_by_name(model: nn.Module) -> dict[str, Site]:
+    """The convolutions that a LoRA of PEFT can be carried over to, by name."""
+    sites = [site for site in find_sites(model) if site.kind == CONV]
+    return {site.shape.layer: site for site in sites if plain_convolution(model.get_submodule(site.path))}
 
 
 def per_layer(values: Mapping[str, float]) -> float | dict[str, float]:

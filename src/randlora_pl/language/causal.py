@@ -40,9 +40,9 @@ class CausalLMTask(LanguageTask):
         config_overrides: What a model with random weights has instead, for example ``{num_hidden_layers: 2}``.
         quantize: ``4bit`` or ``8bit`` keeps the frozen weights so (bitsandbytes, needs a GPU).
         adapter: The method and its options.
-        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v o fc1
+        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
             fc2 attn mlp all``. Default: what the paper adapts in this family of models (q, k, v, and the MLP's up and
-            down projections; q, v and both of the MLP in GPT-2).
+            down projections; q, v and both of the MLP in GPT-2), or every linear layer of the blocks.
         learning_rate: Peak learning rate. Default: 1e-4, 1e-2 for VeRA, as in the paper's scripts.
         schedule: After the warm-up: a ``linear`` or ``cosine`` decay.
         warmup_steps: Optimizer steps of linear warm-up.

@@ -42,9 +42,9 @@ class TextClassificationTask(LanguageTask):
             and ``bytes`` with random weights.
         config_overrides: What a model with random weights has instead, for example ``{num_hidden_layers: 2}``.
         adapter: The method and its options.
-        targets: What it attaches to: regular expressions over layer names of the encoder or the aliases ``qkv q k v o
-            fc1 fc2 attn mlp all``. Default: the paper's for this kind of model (all dense layers of RoBERTa), or q, k,
-            v and the MLP's projections.
+        targets: What it attaches to: regular expressions over layer names of the encoder or the aliases ``qkv q k v
+            kv o fc1 fc2 attn mlp all``. Default: the paper's for this kind of model (all dense layers of RoBERTa), or
+            q, k, v and the MLP's projections, or every linear layer of the blocks.
         learning_rate: Peak learning rate, of the head too. Default: 1e-4, 1e-2 for VeRA, as in the paper's scripts.
         schedule: After the warm-up: a ``linear`` or ``cosine`` decay.
         warmup_fraction: Share of the optimizer steps that are linear warm-up.

@@ -25,13 +25,14 @@ class LinearHeadTask(ImageTask):
     """Fine-tunes a vision backbone with a bias-free linear head that starts at N(0, 0.01^2).
 
     Args:
-        name: A timm vision transformer, for example ``vit_base_patch14_dinov2.lvd142m``, or an open_clip
+        name: A model of timm, for example ``vit_base_patch14_dinov2.lvd142m``, or an open_clip
             architecture, whose image tower is taken.
         pretrained: ``timm`` for the weights of the name, a weights file, a tag of open_clip, or ``random``.
             Left out: the weights of the tag in the name.
         adapter: The method and its options.
-        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v o fc1
-            fc2 attn mlp all``. Default: q/k/v and both MLP matrices of every block.
+        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
+            fc2 attn mlp all conv``. Default: q/k/v and both MLP matrices of every block. In models without those,
+            every linear layer of the blocks, or their convolutions where the blocks have no linear layer.
         learning_rate: Peak learning rate of the adapter. Default: Table 8 and section C.3 for the method.
         head_learning_rate: Peak learning rate of the head. Default: 1e-3, or 0.02 for a CLIP image tower
             (its features have unit length).

@@ -24,8 +24,9 @@ class TextHeadTask(ImageTask):
         pretrained: A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it
             is shipped with its weights.
         adapter: The method and its options.
-        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v o fc1
-            fc2 attn mlp all``. Default: packed q/k/v and both MLP matrices of the image tower.
+        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
+            fc2 attn mlp all conv``. Default: packed q/k/v and both MLP matrices of the image tower; convolutions and
+            attention pool of a ResNet.
         learning_rate: Peak learning rate. Default: Table 8 and section C.3 of the paper for the method.
         weight_decay: Decay of AdamW.
         decay_vectors: Whether biases, norms and scalars decay too, as in the protocol.

@@ -21,9 +21,9 @@ class VisionLanguageTask(ImageTask):
         pretrained: A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it
             is shipped with its weights.
         adapter: The method and its options.
-        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v o fc1
-            fc2 attn mlp all``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP
-            matrices of both towers.
+        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
+            fc2 attn mlp all conv``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP
+            matrices of both towers; convolutions and attention pool of a ResNet.
         learning_rate: Peak learning rate. Default: Table 8 of the paper for the method.
         weight_decay: Decay of AdamW.
         decay_vectors: Whether biases, norms and scalars decay too, as in the protocol.
