@@ -38,6 +38,7 @@ def test_counting_needs_no_memory() -> None:
     assert {"blocks.0.attn.qkv.weight", "blocks.11.mlp.fc1.weight"} <= dict(model.named_parameters()).keys()
     with pytest.raises(UserError, match=r"patches of 14 pixels: 230 is no multiple. Nearest sizes: 224 and 238"):
         meta_vit(DINOV2, 230)
+    meta_vit("pvt_v2_b0", 64)  # patches of 7 pixels that overlap
 
 
 def test_random_weights_are_a_pure_function_of_the_seed() -> None:

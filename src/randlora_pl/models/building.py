@@ -80,8 +80,11 @@ def check_size(name: str, size: int, patch: int) -> None:
 
 
 def patch_size(model: nn.Module) -> int:
-    """Height of a timm model's patches in pixels, 1 where it has none."""
-    size = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    """Height of a timm model's patches in pixels, 1 where it has none, or patches that overlap (PVT)."""
+    embedding = getattr(model, "patch_embed", None)
+    size, projection = getattr(embedding, "patch_size", 1), getattr(embedding, "proj", None)
+    if isinstance(projection, nn.Conv2d) and projection.stride != projection.kernel_size:
+        return 1
     return int(size[0] if isinstance(size, tuple) else size)
 
 
