@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 from pathlib import Path
@@ -32,3 +33,15 @@ def test_a_write_that_fails_leaves_the_older_file(tmp_path: Path) -> None:
         write_whole(file, fail)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert file.read_bytes() == b"older"
+
+
+def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+
+    def fail(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError) as raised:
+        write_whole(tmp_path / "a", fail)
+    assert raised.value.filename == str(tmp_path / "a")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "old")]

@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,15 +26,38 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         OSError: It cannot be written.
     """
+    with whole_file(path) as stream:
+        write(stream)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing under a temporary name, and renames it when the block has ended well.
+
+    That it can be written at all shows before the block begins.
+
+    Args:
+        path: The file; its folder is made. An older file stays until it is replaced.
+
+    Raises:
+        OSError: It cannot be written; the error names the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    temporary = ""
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         with os.fdopen(handle, "wb") as stream:
-            write(stream)
+            yield stream
         Path(temporary).chmod(0o666 & ~umask())  # temporary files can be read by their owner only
         Path(temporary).replace(path)
+    except OSError as error:
+        if not temporary or error.filename in (None, temporary):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary:
+            with suppress(OSError):  # it has its name, or cannot be removed either
+                Path(temporary).unlink(missing_ok=True)
 
 
 def umask() -> int:

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -137,3 +138,32 @@ def test_pipe_that_closes_early() -> None:
     words = f"{sys.executable} -m randlora_pl adapters RandLoRA | head -1"
     done = subprocess.run(words, shell=True, capture_output=True, text=True, check=True, env=os.environ.copy())
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "x.yaml"), "x.yaml"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "n" * 300), "too long"),
+    ],
+)
+def test_what_the_file_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, word: str
+) -> None:
+    def fail(_: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("randlora_pl.cli.quick.models_verb", fail)
+    assert main(["models"]) == 2
+    told = capsys.readouterr().err
+    assert word in told and told.count("\n") == 1
+
+
+def test_other_exceptions_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: list[str]) -> int:
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+    monkeypatch.setattr("randlora_pl.cli.quick.models_verb", fail)
+    with pytest.raises(ConnectionResetError):
+        main(["models"])

@@ -1,8 +1,11 @@
 import csv
+import errno
 import io
 import json
 import os
 import shutil
+import tempfile
+import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +128,37 @@ def test_pipes_and_large_images_in_a_folder(run: Run, finished: Path, photos: Pa
     refused = run(*base[:3], "--images", str(photos / "large.png"), "--output", "-", "--max-pixels", "80")
     assert refused.code == 2 and "--max-pixels" in refused.err
     assert run(*base[:3], "--images", str(photos / "large.png"), "--output", "-").code == 0
+
+
+@pytest.mark.parametrize("place", ["/proc/p.csv", f"{'n' * 300}.csv"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    refused: Callable[..., str], finished: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr("randlora_pl.cli.predict.classify", lambda *_: pytest.fail("it has begun"))
+    line = refused("predict", "--adapter", str(finished / "adapter"), "--images", str(photos), "--output", place)
+    assert place[-40:] in line and ".part" not in line
+
+
+def test_predictions_of_a_full_disk_are_kept(
+    run: Run, finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "kept"))
+    monkeypatch.setattr(os, "replace", fail := unittest.mock.Mock(side_effect=OSError(errno.ENOSPC, "no room")))
+    monkeypatch.setattr(Path, "replace", fail)
+    result = run("predict", "--adapter", str(finished / "adapter"), "--images", str(photos), "--output", "p.csv")
+    assert result.code == 2 and len(result.err.strip().splitlines()) == 1
+    (kept,) = (tmp_path / "kept").iterdir()
+    assert str(kept) in result.err and len(kept.read_text().splitlines()) == 1 + 3
+    assert not list(tmp_path.glob("*.csv")) and not list(tmp_path.glob("*.part"))
+
+
+def test_names_that_are_not_utf8_are_spelled_out(run: Run, finished: Path, photos: Path, tmp_path: Path) -> None:
+    odd = photos / os.fsdecode(b"\xff.png")
+    (photos / "a.png").rename(odd)
+    base = ("predict", "--adapter", str(finished / "adapter"), "--images", str(odd), "--output")
+    assert run(*base, "p.csv").code == 0
+    assert r"\udcff.png" in (tmp_path / "p.csv").read_text(encoding="utf-8")
 
 
 def test_truncated_adapter_names_the_file(

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -33,8 +34,9 @@ def write_bytes(file: Path, content: bytes | memoryview) -> None:
             os.fsync(stream.fileno())
         part.replace(file)
     except BaseException as error:
-        part.unlink(missing_ok=True)  # a full disk needs the room
-        if isinstance(error, OSError) and error.filename is None:
+        with suppress(OSError):  # a file system that cannot be written
+            part.unlink(missing_ok=True)  # a full disk needs the room
+        if isinstance(error, OSError) and error.filename in (None, str(part)):
             error.filename = str(file)
         raise
 

@@ -4,7 +4,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.analyze_common import Run, advised, data_of, labels_of, new_output, open_run, start, task_of, told
+from randlora_pl.cli.analyze_common import (
+    Run,
+    advised,
+    data_of,
+    labels_of,
+    open_run,
+    start,
+    task_of,
+    told,
+    whole_output,
+)
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.runs import check_new
 from randlora_pl.cli.tables import table
@@ -71,12 +81,12 @@ def cka_verb(args: list[str]) -> int:
             raise UserError(f"{label}: its runs are of models of different depth, whose layers have no mean.")
     mean = {label: mean_over_data_sets(each) for label, each in curves.items()}
     references = list(dict.fromkeys(labels[members[0].path] for members in groups.values()))
-    folder = new_output(typed.output, "cka")
-    write_csv(rows, folder / "cka.csv")
-    write_json(
-        {"images": counts, "seed": typed.seed, "batch_size": typed.batch_size, "rows": rows}, folder / "cka.json"
-    )
-    write_figure(cka_figure(mean, " / ".join(references), "; ".join(counts)), folder, "cka")
+    with whole_output(typed.output, "cka") as folder:
+        write_csv(rows, folder / "cka.csv")
+        write_json(
+            {"images": counts, "seed": typed.seed, "batch_size": typed.batch_size, "rows": rows}, folder / "cka.json"
+        )
+        write_figure(cka_figure(mean, " / ".join(references), "; ".join(counts)), folder, "cka")
     _print(mean, " / ".join(references), counts)
     told(folder)
     return 0

@@ -1,5 +1,6 @@
 """What the verbs of ``analyze`` share: runs and their data, labels, the folder of what they write."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -172,6 +173,21 @@ def new_output(output: str | None, verb: str) -> Path:
     from randlora_pl.cli.runs import new_folder
 
     return new_folder(Path("runs") / "analyze", verb, "--output")
+
+
+@contextmanager
+def whole_output(output: str | None, verb: str) -> Iterator[Path]:
+    """A new folder as by `new_output`; it is gone where not all of it could be written.
+
+    Raises:
+        OSError: It could not.
+    """
+    folder = new_output(output, verb)
+    try:
+        yield folder
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def told(folder: Path, following: str = "") -> None:

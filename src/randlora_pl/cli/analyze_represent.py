@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.analyze_common import Run, new_output, open_run, start, told
+from randlora_pl.cli.analyze_common import Run, open_run, start, told, whole_output
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.runs import check_new
 from randlora_pl.cli.tables import table
@@ -66,10 +66,12 @@ def represent_verb(args: list[str]) -> int:
         for one in each
     ]
     method = describe(run.file.adapter)
-    folder = new_output(typed.output, "represent")
-    write_csv(rows, folder / "represent.csv")
-    write_json({"run": str(run.path), "method": method, "seed": typed.seed, "rows": rows}, folder / "represent.json")
-    write_figure(represent_figure(fits, f"What is left of the update of {method}"), folder, "represent")
+    with whole_output(typed.output, "represent") as folder:
+        write_csv(rows, folder / "represent.csv")
+        write_json(
+            {"run": str(run.path), "method": method, "seed": typed.seed, "rows": rows}, folder / "represent.json"
+        )
+        write_figure(represent_figure(fits, f"What is left of the update of {method}"), folder, "represent")
     _print(fits, notes, f"{method}, {run.path}")
     told(folder)
     return 0

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from randlora_pl.cli.analyze_common import labels_of, new_output, open_run, parameters, start, told
+from randlora_pl.cli.analyze_common import labels_of, open_run, parameters, start, told, whole_output
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.runs import check_new
 from randlora_pl.cli.tables import table
@@ -61,10 +61,10 @@ def spectrum_verb(args: list[str]) -> int:
         count = sum(one.layer in shared for one in layers)
         ranks = [f"{mean[key]:.1f}" for key in ("rank", "full_rank", "stable_rank", "effective_rank")]
         cells.append([label, f"{parameters(run):,}", f"{count} of {len(layers)}", *ranks, f"{mean['norm']:.3f}"])
-    folder = new_output(typed.output, "spectrum")
-    write_csv(rows, folder / "spectrum.csv")
-    write_json(content, folder / "spectrum.json")
-    write_figure(spectrum_figure(found), folder, "spectrum")
+    with whole_output(typed.output, "spectrum") as folder:
+        write_csv(rows, folder / "spectrum.csv")
+        write_json(content, folder / "spectrum.json")
+        write_figure(spectrum_figure(found), folder, "spectrum")
     header = ("adapter", "parameters", "layers", "rank", "of", "stable rank", "effective rank", "norm")
     print(f"Means over the {len(shared)} layers that all of them change:\n")
     print(table(header, cells))

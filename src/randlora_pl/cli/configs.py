@@ -1,11 +1,9 @@
 """The shipped configs: one folder at the top of the repository, inside the package once it is built."""
 
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
+from randlora_pl.cache import write_whole
 from randlora_pl.errors import UserError, near
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -102,11 +100,7 @@ def _copy(source: Path, target: Path) -> None:
         raise UserError(f"{target} exists and is not overwritten; give another name: config cp {source.stem} FILE")
     if not target.parent.is_dir():
         raise UserError(f"The folder {target.parent} does not exist; make it first: mkdir -p {target.parent}")
-    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    shutil.copyfile(source, partial)
-    Path(partial).chmod(0o644)
-    Path(partial).replace(target)
+    write_whole(target, lambda stream: stream.write(source.read_bytes()))
     use = f"randlora-pl fit --config {target}" if source.suffix == ".yaml" else "see its first lines"
     if source.parent.name == "sweeps":
         use = f"randlora-pl sweep {target}"

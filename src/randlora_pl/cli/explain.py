@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, shortened
 
 _WRAPPERS = ("Does not validate", "Parser key", "Problem with given class_path", "Not a valid subclass")
 _NOISE = ("Expected a <class 'NoneType'>", "Expected a path but", "Given value", "Subtypes:", "Errors:")
@@ -125,6 +125,19 @@ def full_disk(error: BaseException) -> str:
             name = getattr(link, "filename", None)
             why = "the file would be larger than is allowed" if "too large" in str(link) else "the disk is full"
             return f"{name or 'a file'} cannot be written: {why}"
+    return ""
+
+
+def file_trouble(error: BaseException) -> str:
+    """Which file cannot be read or written, and why; empty for an exception that is not about a file."""
+    if full := full_disk(error):
+        return f"{full}. Make room there, or name another place"
+    for link in chain(error):
+        if not isinstance(link, OSError) or isinstance(link, ConnectionError | ChildProcessError | TimeoutError):
+            continue
+        if link.filename is not None and link.strerror:
+            name = shortened(str(link.filename), 160)
+            return f"{name}: {link.strerror}. Name another place, or change what may be done there"
     return ""
 
 

@@ -3,7 +3,6 @@
 Verbs that need no PyTorch answer at once; the heavy imports come only when a model must be built.
 """
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from importlib import import_module
 
 from randlora_pl import __version__
 from randlora_pl.cli.signals import sigterm_is_told
-from randlora_pl.errors import LostProcessError, Terminated, UserError, brief, near, shortened
+from randlora_pl.errors import LostProcessError, Terminated, UserError, near, shortened
 from randlora_pl.parallel.launch import process_rank, said_by_the_first
 from randlora_pl.printable import print_any_name, printable
 
@@ -108,10 +107,14 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe such as `| head` has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+    except Exception as error:  # a full disk, a name that is too long, no permission: anywhere
+        if os.environ.get("RANDLORA_PL_TRACEBACK"):
             raise
-        _tell(f"The path {brief(str(error.filename))} is longer than the system allows. Give another one.")
+        from randlora_pl.cli.explain import file_trouble
+
+        if not (trouble := file_trouble(error)):
+            raise
+        _tell(trouble)
         return 2
 
 

@@ -2,16 +2,19 @@
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.cache import whole_file
 from randlora_pl.cli.adapter_config import adapter_config
 from randlora_pl.cli.pages import page
 from randlora_pl.cli.predict_options import MAX_PIXELS, parse
 from randlora_pl.cli.predictions import Predictions
 from randlora_pl.errors import UserError
 from randlora_pl.language.known import TASKS
+from randlora_pl.printable import printable
 
 _HELD = 1 << 28
 """Bytes of images that wait until every adapter has had its turn: a switch takes as long as 25 images (tiny CLIP)."""
@@ -28,25 +31,44 @@ def predict_verb(args: list[str]) -> int:
     output = None if options.output == "-" else Path(options.output)
     if output is not None and output.exists() and not options.overwrite:
         raise UserError(f"{output} exists; give another --output, or --overwrite to replace it.")
-    if output is not None and output.is_dir():
-        raise UserError(f"--output: {output} is a folder; name a file.")
+    if output is not None and output.exists() and not output.is_file():
+        raise UserError(f"--output: {output} is a folder or a device; name a file.")
     if output is not None and not output.parent.is_dir():
         raise UserError(f"The folder {output.parent} does not exist; make it first: mkdir -p {output.parent}")
+    if output is None:
+        text = _found(options).csv()
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+        return 0
+    found = None
+    try:
+        with whole_file(output) as file:  # before the work, which may take hours
+            found = _found(options)
+            file.write(found.csv().encode())
+    except OSError as error:
+        if found is None:
+            raise
+        raise UserError(_kept_elsewhere(found.csv().encode(), output, error)) from error
+    print(f"{output}: {found.summary(options.weights)}")
+    return 0
+
+
+def _found(options: argparse.Namespace) -> Predictions:
     if options.texts:
         from randlora_pl.cli.predict_texts import answer
 
-        found = answer(options)
-    else:
-        found = classify(options)
-    text = found.csv()
-    if output is None:
-        sys.stdout.write(text)
-        return 0
-    from randlora_pl.callbacks.run_folder import write_text
+        return answer(options)
+    return classify(options)
 
-    write_text(output, text)
-    print(f"{output}: {found.summary(options.weights)}")
-    return 0
+
+def _kept_elsewhere(content: bytes, output: Path, error: OSError) -> str:
+    """Writes predictions to the folder of temporary files, and says so."""
+    what = f"{output} cannot be written: {error.strerror or error}"
+    try:
+        with tempfile.NamedTemporaryFile(prefix="predictions-", suffix=".csv", delete=False) as file:
+            file.write(content)
+    except OSError:
+        return f"{what}. Make room, and predict again"
+    return f"{what}. The predictions are in {file.name}"
 
 
 def _check_kind(folder: Path, task: str, texts: bool) -> None:

@@ -1,6 +1,5 @@
 """A contact sheet: a few training images of some classes, with names, split counts and prompts."""
 
-import os
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from randlora_pl.cache import write_whole
 from randlora_pl.data.check import evenly
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.row import Row
@@ -84,12 +84,10 @@ class Sheet:
         Raises:
             UserError: It cannot be written.
         """
-        part = path.with_name(f".{path.name}.{os.getpid()}")
+        sheet = self.draw()
         try:
-            self.draw().save(part, "PNG")
-            part.replace(path)
+            write_whole(path, lambda stream: sheet.save(stream, "PNG"))
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise UserError(f"{path} cannot be written ({error.strerror or error}); name another --output") from error
 
     def draw(self) -> Image.Image:

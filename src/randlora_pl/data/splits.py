@@ -7,7 +7,6 @@ Subsets of one seed are nested: the first k shots are among the first k + 1.
 
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from randlora_pl import rng
+from randlora_pl.cache import write_whole
 from randlora_pl.data.readers import Samples
 from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError
@@ -217,11 +217,9 @@ def write_index(path: Path, key: dict[str, Any], samples: Samples, classnames: S
     classes: dict[str, list[str]] = {name: [] for name in classnames}
     for label, name in zip(samples.labels.tolist(), samples.keys, strict=True):
         classes[classnames[label]].append(name)
-    temporary = path.with_name(f".{path.name}.part-{os.getpid()}")
+    text = json.dumps({"key": key, "classes": classes}, indent=1) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"key": key, "classes": classes}, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, lambda stream: stream.write(text.encode("utf-8")))
     except OSError as error:
         raise UserError(f"The shots file {path} cannot be written: {error.strerror}") from error
 

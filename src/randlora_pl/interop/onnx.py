@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,9 @@ def export_torch(program: Program, path: Path) -> Exported:
     with part_folder(path) as part:
         file = part / path.name
         with _silence():
-            torch.export.save(exported, file, extra_files={FACTS: json.dumps(program.facts)})
+            held = BytesIO()  # PyTorch's own writer ends the process where the disk is full
+            torch.export.save(exported, held, extra_files={FACTS: json.dumps(program.facts)})
+            file.write_bytes(held.getbuffer())
             loaded: nn.Module = torch.export.load(file).module()
 
         def run(example: Tensor) -> tuple[Tensor, ...]:
