@@ -20,10 +20,10 @@ from randlora_pl.experiments.methods import (
     baselines,
     best_rates,
     compare,
+    provenance,
     run_cell,
     table,
     tune,
-    tuned_option,
     zero_shot,
 )
 from tests.tasks.small import two_blocks
@@ -92,10 +92,24 @@ def test_compare_writes_the_table_and_the_cells(small: Comparison, tmp_path: Pat
     assert yaml.safe_load((folder / "comparison.yaml").read_text())["seeds"] == [1, 2]
 
 
-def test_table_has_mean_and_standard_error_in_order() -> None:
-    lines = table([Cell("a", 1, 0.5), Cell("a", 2, 0.7), Cell("b", 1, 0.9, 10, 3.0)]).splitlines()
-    assert lines[2].startswith("| b | 10 | 90.0 |")
-    assert "| a | - | 60.0 ± 10.0 | - |" in lines[3]
+def test_table_has_mean_and_standard_error_and_rates_but_no_ranking() -> None:
+    lines = table([Cell("a", 1, 0.5), Cell("a", 2, 0.7), Cell("b", 1, 0.9, 10, 3.0, 1e-3, "typed")]).splitlines()
+    assert lines[2] == "| a | - | - | - | 60.0 ± 10.0 | - |"
+    assert lines[3] == "| b | 10 | 0.001 | typed | 90.0 | 3 |"
+    assert "ranks nothing" in lines[-1]
+
+
+def test_how_a_rate_was_chosen(small: Comparison, tmp_path: Path) -> None:
+    assert small.rate("RandLoRA-6") == (1e-3, "default")
+    facts = small.methods["RandLoRA-6"] | {"learning_rate": 1e-2}
+    tuned = provenance(small, {"RandLoRA-6": {1e-3: [0.5], 1e-2: [0.6]}}) | {"finished": True}
+    (tmp_path / "tuning.json").write_text(json.dumps(tuned))
+    content = {"model": small.model, "data": small.data, "methods": {"RandLoRA-6": facts}}
+    assert Comparison.of(content, tmp_path / "c.yaml").rate("RandLoRA-6") == (1e-2, "typed")
+    named = Comparison.of(content | {"tuned": "tuning.json"}, tmp_path / "c.yaml")
+    assert named.rate("RandLoRA-6") == (1e-2, "validation")
+    changed = replace(named, methods={"RandLoRA-6": facts | {"learning_rate": 3e-2}})
+    assert changed.rate("RandLoRA-6") == (3e-2, "typed")
 
 
 def test_tuning_reads_the_validation_split_with_a_seed_of_its_own(
@@ -116,11 +130,15 @@ def test_tuning_reads_the_validation_split_with_a_seed_of_its_own(
         assert min(r[0] for r in rates.values() if len(r) == 2) >= max(r[0] for r in rates.values() if len(r) == 1)
     assert set(splits) == {"val"}
     kept = json.loads((tmp_path / "tuning.json").read_text())
-    assert kept == {name: {str(rate): value for rate, value in rates.items()} for name, rates in found.items()}
+    assert kept["finished"] and kept["seeds"] == [0, 4]
+    for name, rates in found.items():
+        tried = kept["methods"][name]["tried"]
+        option = small.tuned_option(name)
+        assert {entry[option]: list(entry["val/acc"].values()) for entry in tried} == rates
 
 
 def test_linear_probe_is_tuned_by_the_rate_that_it_has(small: Comparison) -> None:
-    assert [tuned_option(small, name) for name in small.methods] == ["learning_rate", "head_learning_rate"]
+    assert [small.tuned_option(name) for name in small.methods] == ["learning_rate", "head_learning_rate"]
 
 
 def test_best_rates_are_lines_of_a_config(small: Comparison) -> None:
@@ -192,4 +210,4 @@ def test_command_prints_the_table_and_what_comes_next(
     assert not any(word in out + err for word in ("Tip", "GPU", "TPU", "eval mode"))
     assert main(["compare-methods", "--config", "c.yaml", "--tune", "--output", "rates"]) == 0
     assert "  probe: {task: LinearHeadTask, method: LinearProbe, head_learning_rate: 0.01}" in capfd.readouterr().out
-    assert json.loads(Path("rates/tuning.json").read_text()).keys() == {"probe"}
+    assert json.loads(Path("rates/tuning.json").read_text())["methods"].keys() == {"probe"}

@@ -45,6 +45,7 @@ def compare_verb(args: list[str]) -> int:
     try:
         if typed.tune:
             print(f"\nThe best rates, to be put below methods:\n{best_rates(comparison, tune(comparison, folder))}")
+            print(f"and how they were chosen, to be put beside methods:\ntuned: {(folder / 'tuning.json').resolve()}")
             following = f"config cp {typed.config} my.yaml, then compare-methods --config my.yaml"
         else:
             compare(comparison, folder)

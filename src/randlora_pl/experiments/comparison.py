@@ -9,6 +9,7 @@ from randlora_pl.adapters import inject
 from randlora_pl.adapters.files import make_adapter
 from randlora_pl.data import ImageData
 from randlora_pl.errors import UserError, near
+from randlora_pl.experiments.sweep.provenance import chosen_for, read_provenance
 from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
 from randlora_pl.tasks import ImageTask, LinearHeadTask, VisionLanguageTask
 from randlora_pl.tasks.restore import TASKS
@@ -26,6 +27,7 @@ class Comparison:
         seeds: Each seed selects shots, order, augmentation, bases and initial values.
         learning_rates: What `tune` tries for every method.
         tuning_seeds: Seeds of `tune`, none of them in ``seeds``.
+        tuned: What `tune` wrote, from the file that the YAML file names; empty where nothing is said.
     """
 
     model: dict[str, Any]
@@ -34,6 +36,7 @@ class Comparison:
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     learning_rates: list[float] = field(default_factory=list)
     tuning_seeds: list[int] = field(default_factory=lambda: [0, 4, 5])
+    tuned: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         mappings = {"model": self.model, "data": self.data, "methods": self.methods}
@@ -74,6 +77,8 @@ class Comparison:
                     f"Known: {', '.join(names)}"
                 )
         try:
+            if content.get("tuned"):
+                content = content | {"tuned": read_provenance(path.parent / str(content["tuned"]))}
             return cls(**content)
         except (UserError, TypeError, ValueError) as error:
             raise UserError(f"{path} describes no comparison of methods: {error}") from None
@@ -121,6 +126,18 @@ class Comparison:
         arguments = {**self.model, **facts, **changes, "seed": seed, "adapter": adapter}
         task: ImageTask = made(TASKS[kind], arguments, name)
         return task
+
+    def rate(self, name: str) -> tuple[float, str]:
+        """The learning rate of a method and how it was chosen: ``validation``, ``typed`` or ``default``."""
+        option, facts = self.tuned_option(name), self.methods[name]
+        value = float(getattr(self.task(name, self.seeds[0]), option))
+        if chosen_for(self.tuned, self.model, name, facts):
+            return value, "validation"
+        return value, "default" if facts.get(option) is None else "typed"
+
+    def tuned_option(self, name: str) -> str:
+        """The learning rate that a method trains with: a linear probe has only that of its head."""
+        return "head_learning_rate" if self.methods[name]["method"] == "LinearProbe" else "learning_rate"
 
     def check(self) -> None:
         """Reads the data and counts every method on the meta device: what cannot run is refused before anything runs.

@@ -17,24 +17,28 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from randlora_pl.callbacks import ZeroShot
+from randlora_pl.callbacks.results import environment
 from randlora_pl.callbacks.run_folder import write_text
 from randlora_pl.data import ImageData
 from randlora_pl.durations import duration
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.choice import best_of
 from randlora_pl.experiments.comparison import Comparison
+from randlora_pl.experiments.sweep.provenance import FILE
 from randlora_pl.tasks import make_trainer
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: method, seed, accuracy as a fraction of 1, trained parameters, seconds of training."""
+    """One run: method, seed, accuracy as a fraction of 1, trained parameters, seconds, learning rate and its choice."""
 
     method: str
     seed: int
     accuracy: float
     trainable: int = 0
     seconds: float = 0.0
+    rate: float | None = None
+    chosen: str = ""
 
 
 def run_cell(comparison: Comparison, name: str, seed: int, split: str = "test", **changes: Any) -> Cell:
@@ -53,7 +57,8 @@ def run_cell(comparison: Comparison, name: str, seed: int, split: str = "test", 
     trainer.fit(task, data)
     seconds = time.perf_counter() - start
     trainable = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
-    return Cell(name, seed, _evaluate(task, data, split), trainable, seconds)
+    rate = getattr(task, comparison.tuned_option(name))
+    return Cell(name, seed, _evaluate(task, data, split), trainable, seconds, rate, comparison.rate(name)[1])
 
 
 def zero_shot(comparison: Comparison, seed: int) -> Iterator[Cell]:
@@ -98,7 +103,7 @@ def compare(comparison: Comparison, output: Path, say: Any = print) -> Path:
         The folder. ``cells.json`` and the table are brought up to date after every run.
     """
     output.mkdir(parents=True, exist_ok=True)
-    settings = {"model": comparison.model, "data": comparison.data, "methods": comparison.methods}
+    settings: dict[str, Any] = {"model": comparison.model, "data": comparison.data, "methods": comparison.methods}
     (output / "comparison.yaml").write_text(yaml.safe_dump(settings | {"seeds": comparison.seeds}, sort_keys=False))
     cells: list[Cell] = []
     for seed in comparison.seeds:
@@ -110,11 +115,6 @@ def compare(comparison: Comparison, output: Path, say: Any = print) -> Path:
             write_text(output / "cells.json", json.dumps([vars(c) for c in cells], indent=1) + "\n")
             write_text(output / "table.md", table(cells))
     return output
-
-
-def tuned_option(comparison: Comparison, name: str) -> str:
-    """The learning rate that a method trains with: a linear probe has only that of its head."""
-    return "head_learning_rate" if comparison.methods[name]["method"] == "LinearProbe" else "learning_rate"
 
 
 Found = dict[str, dict[float, list[float]]]
@@ -129,7 +129,7 @@ def tune(comparison: Comparison, output: Path, say: Any = print) -> Found:
 
     Args:
         comparison: With ``learning_rates`` and ``tuning_seeds``.
-        output: A new folder. Its ``tuning.json`` is brought up to date after every run.
+        output: A new folder. Its `FILE`, the record of the search, is brought up to date after every run.
         say: Receives a line for each finished run.
 
     Raises:
@@ -138,7 +138,7 @@ def tune(comparison: Comparison, output: Path, say: Any = print) -> Found:
     check_tuning(comparison)
     found: Found = {}
     for name in comparison.methods:
-        option, tried = tuned_option(comparison, name), found.setdefault(name, {})
+        option, tried = comparison.tuned_option(name), found.setdefault(name, {})
         rates = sorted(set(comparison.learning_rates))
         for place, seed in enumerate(comparison.tuning_seeds):
             if place == 1:
@@ -147,8 +147,31 @@ def tune(comparison: Comparison, output: Path, say: Any = print) -> Found:
                 cell = run_cell(comparison, name, seed, "val", **{option: rate})
                 tried.setdefault(rate, []).append(cell.accuracy)
                 say(f"{name} at {option} {rate:g}, seed {seed}: {100 * cell.accuracy:.1f} % on validation")
-                write_text(output / "tuning.json", json.dumps(found, indent=1) + "\n")
+                write_text(output / FILE, json.dumps(provenance(comparison, found), indent=1) + "\n")
+    write_text(output / FILE, json.dumps(provenance(comparison, found) | {"finished": True}, indent=1) + "\n")
     return found
+
+
+def provenance(comparison: Comparison, found: Found) -> dict[str, Any]:
+    """What was searched, tried and chosen, as a config names it by ``tuned``."""
+    methods = {}
+    for name, figures in found.items():
+        option, seeds = comparison.tuned_option(name), comparison.tuning_seeds
+        tried = [{option: rate, "val/acc": dict(zip(map(str, seeds), values, strict=False))}
+                 for rate, values in sorted(figures.items())]  # fmt: skip
+        chosen = {option: best_rate(figures)}
+        methods[name] = {"method": comparison.methods[name], "chosen": chosen, "tried": tried}
+    made = {name: value for name, value in environment().items() if name in ("version", "git_commit")}
+    searched = {"split": "val", "monitor": "val/acc", "seeds": comparison.tuning_seeds, "finalists": 2}
+    searched |= {"learning_rates": comparison.learning_rates, "set": comparison.data}
+    return made | {"finished": False} | searched | {"models": {"": comparison.model}, "methods": methods}
+
+
+def best_rate(figures: dict[float, list[float]]) -> float:
+    """The rate with the best mean of those that have most seeds; of equal ones the lowest."""
+    runs = max(map(len, figures.values()))
+    (rate,) = best_of({rate: statistics.mean(values) for rate, values in figures.items() if len(values) == runs}, 1)
+    return float(rate)
 
 
 def check_tuning(comparison: Comparison) -> None:
@@ -171,25 +194,33 @@ def best_rates(comparison: Comparison, found: Found) -> str:
     """The methods with their best rates (of equal ones the lowest), as lines below ``methods:`` of a config."""
     lines = []
     for name, figures in found.items():
-        runs = max(map(len, figures.values()))
-        means = {rate: statistics.mean(values) for rate, values in figures.items() if len(values) == runs}
-        (rate,) = best_of(means, 1)
-        facts = comparison.methods[name] | {tuned_option(comparison, name): rate}
+        facts = comparison.methods[name] | {comparison.tuned_option(name): best_rate(figures)}
         text = yaml.safe_dump({name: facts}, default_flow_style=True, sort_keys=False, width=1000)
         lines.append(f"  {text.strip()[1:-1]}")
     return "\n".join(lines)
 
 
+NO_VERDICT = (
+    "The order is that of the config and ranks nothing: a verdict takes rates that one search chose on validation "
+    "images, five seeds and six data sets (`randlora-pl sweep --tune`, `randlora-pl report`)."
+)
+
+
 def table(cells: list[Cell]) -> str:
-    """A Markdown table: accuracy in per cent as mean and standard error, in order of the mean."""
+    """A Markdown table: mean accuracy with its standard error, each rate and how it was chosen; no ranking."""
     grouped: dict[str, list[Cell]] = {}
     for cell in cells:
         grouped.setdefault(cell.method, []).append(cell)
-    lines = ["| method | trained parameters | accuracy, % | seconds |", "|---|---:|---:|---:|"]
-    for name, group in sorted(grouped.items(), key=lambda item: -statistics.mean(c.accuracy for c in item[1])):
+    lines = [
+        "| method | trained parameters | learning rate | chosen by | accuracy, % | seconds |",
+        "|---|---:|---:|---|---:|---:|",
+    ]
+    for name, group in grouped.items():
         values = [100 * cell.accuracy for cell in group]
         error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else ""
         count = f"{group[0].trainable:,}" if group[0].trainable else "-"
         seconds = f"{statistics.median(cell.seconds for cell in group):.0f}" if group[0].seconds else "-"
-        lines.append(f"| {name} | {count} | {statistics.mean(values):.1f}{error} | {seconds} |")
-    return "\n".join(lines) + "\n"
+        rate = "-" if group[0].rate is None else f"{group[0].rate:g}"
+        accuracy = f"{statistics.mean(values):.1f}{error}"
+        lines.append(f"| {name} | {count} | {rate} | {group[0].chosen or '-'} | {accuracy} | {seconds} |")
+    return "\n".join([*lines, "", NO_VERDICT]) + "\n"
