@@ -16,6 +16,7 @@ class Frame(TypedDict):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: Literal["bicubic", "bilinear"]
+    resize: NotRequired[Literal["crop", "pad"]]
 
 
 class Training(TypedDict):

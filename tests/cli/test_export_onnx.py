@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.transforms import Frame, eval_pixels
+from randlora_pl.data.frame import Frame
+from randlora_pl.data.transforms import eval_pixels
 from tests.cli.conftest import Run
 
 ELSEWHERE = """

@@ -27,7 +27,7 @@ from randlora_pl.cli.train import DEFAULTS
         ("--checkpoint.every 4", "--checkpoint.every_n_steps"),
         ("--modle.name tiny", "--model.name"),
         ("--resum folder", "Unknown option --resum"),
-        ("--model.label_smoothing 0.1", "needs a softmax over all classes: --model LinearHeadTask or TextHeadTask"),
+        ("--model.label_smoothing 0.1", "needs a softmax over all classes: --model LinearHeadTask or TextHeadTask."),
         ("--model.adapter LoRA --model.adapter.num_bases 4", "Unknown option --model.adapter.num_bases"),
     ],
 )

@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.cache import CachedImages
+from randlora_pl.data.frame import Frame
 from randlora_pl.data.loader import Batch
 from randlora_pl.data.module import ImageData as Module
-from randlora_pl.data.transforms import Frame
 from randlora_pl.errors import UserError
 
 from .conftest import Tree, make_idx, save_image

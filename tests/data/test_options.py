@@ -27,6 +27,7 @@ from randlora_pl.errors import UserError
         ({"steps": 5, "epochs": 5}, "--data.epochs 5 and --data.steps 5 exclude each other"),
         ({"min_batches_per_epoch": -1}, "must be at least 0"),
         ({"num_workers": -1}, "--data.num_workers is -1"),
+        ({"resize": "padd"}, "Did you mean 'pad'"),
         ({"randaugment": 31}, "from 0 to 30"),
         ({"mixup": 0.0}, "--data.mixup is 0.0"),
         ({"dataset": "pairs", "root": "a.csv", "cutmix": 1.0}, "captions have none"),

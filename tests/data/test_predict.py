@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from randlora_pl.data import open_images
+from randlora_pl.data.frame import Frame
 from randlora_pl.data.images import decode
 from randlora_pl.data.predict import find_images
-from randlora_pl.data.transforms import Frame, eval_batch
+from randlora_pl.data.transforms import eval_batch
 from randlora_pl.errors import UserError
 
 from .conftest import Tree, save_image

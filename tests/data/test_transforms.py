@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from randlora_pl import rng
-from randlora_pl.data.transforms import RATIO, Frame, crop_boxes, eval_batch, flips, normalise, train_batch
+from randlora_pl.data.frame import Frame
+from randlora_pl.data.transforms import RATIO, crop_boxes, eval_batch, flips, normalise, train_batch
 
 PLAIN = Frame(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 

@@ -1,6 +1,7 @@
 """The plain module against the task that it was made from, with its adapter in place."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters import BitFit, DoRA, LoRA, RandLoRA, inject, save_adapter
+from randlora_pl.adapters import BitFit, DoRA, LoRA, RandLoRA, inject, read_adapter, save_adapter
 from randlora_pl.adapters.layers import AdaptedLayer
-from randlora_pl.data.transforms import Frame
+from randlora_pl.cli.adapter_config import adapter_config
+from randlora_pl.data.frame import Frame
+from randlora_pl.data.predict import frame_of
 from randlora_pl.errors import UserError
 from randlora_pl.interop.program import load_program, make_program
 from randlora_pl.models import load_clip
@@ -100,6 +103,20 @@ def test_facts(tmp_path: Path) -> None:
     torch.testing.assert_close(program.module(pixels)[0], expected, atol=1e-4, rtol=1e-5)
     assert make_program(trained("both towers")).facts["prompts"] == ["An image of {}"]
     assert make_program(trained("linear head, timm")).facts["prompts"] == []
+
+
+def test_padding_travels_with_the_adapter(tmp_path: Path) -> None:
+    task = trained("text head")
+    frame = Frame(32, interpolation="bilinear", resize="pad")
+    task.save(tmp_path / "adapter", {"frame": frame.__dict__})
+    facts = load_program(tmp_path / "adapter").facts
+    assert facts["resize"] == "pad" and "longer side to 32" in facts["preprocessing"]
+    file = read_adapter(tmp_path / "adapter")
+    assert frame_of(file.metadata, task.image_spec) == frame
+    del file.metadata["training"]["frame"]["resize"]  # written before there was a choice
+    assert frame_of(file.metadata, task.image_spec) == replace(frame, resize="crop")
+    saved = adapter_config(tmp_path / "adapter")["data"]
+    assert (saved["resize"], saved["interpolation"]) == ("pad", "bilinear")  # what `test --adapter` takes
 
 
 def test_places_of_weights_are_not_told(tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ from torchvision.datasets.folder import default_loader
 from randlora_pl.bench.timing import batches_ahead
 from randlora_pl.data.batches import EvalBatches, Late, TrainBatches, load_images
 from randlora_pl.data.cache import CachedImages
+from randlora_pl.data.frame import Frame
 from randlora_pl.data.images import FileImages
 from randlora_pl.data.loader import Loader
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.plan import EvalSchedule, TrainSchedule
 from randlora_pl.data.readers import Samples
-from randlora_pl.data.transforms import RATIO, Frame, finish, train_pixels
+from randlora_pl.data.transforms import RATIO, finish, train_pixels
 
 PLAIN = "plain torchvision"
 

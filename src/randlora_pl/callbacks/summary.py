@@ -51,6 +51,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     parts += [f"{accumulate} micro-batches"] if accumulate > 1 else []
     parts += [f"{world} devices"] if world > 1 else []
     head_rate = getattr(task, "head_learning_rate", None)
+    smoothing = getattr(task, "label_smoothing", 0.0)
     shards = getattr(trainer.strategy, "shards", None)
     again = getattr(task.report.adapter, "memory", "low") != "low"  # that option of RandLoRA
     low = ", adapted ones built again in the backward pass (memory low)" if again else ""
@@ -63,6 +64,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn",
         **_never_validated(trainer, summary),
         "learning rate": f"{task.learning_rate:g}" + (f", head {head_rate:g}" if head_rate else ""),
+        **({"label smoothing": f"{smoothing:g}"} if smoothing else {}),
         "precision": f"{trainer.precision} on {place}",
         **({"sharded": f"{shards}{low}"} if shards else {}),
         "checkpoint": f"{_size(3 * _BYTES * trainable)} to resume, adapter {_size(_BYTES * trainable)}",

@@ -18,7 +18,7 @@ from randlora_pl.weights_files import find_weights
 
 
 def adapter_config(folder: Path) -> Tree:
-    """The model part of a config, from an adapter folder or file that a task has written.
+    """The model part of a config, and how images are prepared, from an adapter that a task has written.
 
     Its classes are looked up among this program's, before anything is imported.
 
@@ -43,7 +43,10 @@ def adapter_config(folder: Path) -> Tree:
     arguments = {name: value for name, value in arguments.items() if name != "seed"}
     if weights := find_weights(content.get("base_model", {}), folder):
         arguments["pretrained"] = weights
-    return {"model": {"class_path": task, "init_args": arguments | {"adapter": adapter}}}
+    frame = metadata.get("training", {}).get("frame", {})
+    data = {name: frame[name] for name in ("mean", "std", "interpolation", "resize") if name in frame}
+    model = {"class_path": task, "init_args": arguments | {"adapter": adapter}}
+    return {"model": model} | ({"data": data} if data else {})
 
 
 def _metadata(file: Path) -> Any:

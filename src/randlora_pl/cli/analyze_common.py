@@ -115,12 +115,14 @@ def data_of(run: Run, spec: Any, dataset: str | None = None, root: str | None = 
         UserError: Nobody knows the data set, or there is none of that name.
     """
     from randlora_pl.data import ImageData
+    from randlora_pl.data.predict import frame_of
 
+    frame = frame_of(run.file.metadata, spec)
     options = dict(run.data) if dataset in (None, run.data.get("dataset")) else {"dataset": dataset}
     options |= {"dataset": dataset or run.dataset} | ({} if root is None else {"root": root})
     return ImageData(
         **options, eval_batch_size=batch, cache_images=False,
-        image_size=spec.size, mean=spec.mean, std=spec.std, interpolation=spec.interpolation,
+        image_size=frame.size, mean=frame.mean, std=frame.std, interpolation=frame.interpolation, resize=frame.resize,
     )  # fmt: skip
 
 

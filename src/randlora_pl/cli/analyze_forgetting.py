@@ -152,12 +152,13 @@ def _tested(runs: list[Run], typed: argparse.Namespace, device: Any) -> "Iterato
 
 
 def _spec(run: Run) -> Any:
-    """What the run's model expects of an image."""
+    """How the images of the run were prepared."""
+    from randlora_pl.data.predict import frame_of
     from randlora_pl.models import clip_image_spec
 
     base = run.file.config["base_model"]
     tag = "random" if base.get("sha256") else base["pretrained"]  # a file says nothing more than none
-    return clip_image_spec(base["name"], tag, base.get("image_size"))
+    return frame_of(run.file.metadata, clip_image_spec(base["name"], tag, base.get("image_size")))
 
 
 def _data(dataset: str, spec: Any, typed: argparse.Namespace) -> "ImageData":
@@ -165,7 +166,7 @@ def _data(dataset: str, spec: Any, typed: argparse.Namespace) -> "ImageData":
 
     data = ImageData(
         dataset=dataset, root=typed.root, eval_batch_size=typed.batch_size, cache_images=False,
-        image_size=spec.size, mean=spec.mean, std=spec.std, interpolation=spec.interpolation,
+        image_size=spec.size, mean=spec.mean, std=spec.std, interpolation=spec.interpolation, resize=spec.resize,
     )  # fmt: skip
     data.setup("test")
     return data

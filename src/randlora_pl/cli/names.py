@@ -36,7 +36,7 @@ _KINDS = {"ImageData": "images", "TextData": "prompts and completions", "Labelle
 _SAME = {"cutoff": "max_length", "max_length": "cutoff"}
 """Options of data on the command line that mean the same for another kind of data."""
 _NEEDS = {"label_smoothing": "a softmax over all classes"}
-"""What only some tasks have, and an option needs."""
+"""Options of some tasks on images, and what these have that others have not."""
 
 
 def data_class(task: str | None) -> ClassSource:
@@ -179,7 +179,7 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
             f" It is one of {' and of '.join(kinds)}{f'; here --data.{same}' if same in (groups[group] or ()) else ''}."
         )
     if group == "model" and rest[0] in _NEEDS:
-        fits = [name for name, task in tasks().items() if rest[0] in task.options]
+        fits = [name for name, task in tasks().items() if rest[0] in task.options and not on_texts(name)]
         return f" It needs {_NEEDS[rest[0]]}: --model {' or '.join(fits)}."
     found = [option for name, option in every.items() if name.rpartition(".")[2] == rest[-1]]
     if not found and groups.get(group):

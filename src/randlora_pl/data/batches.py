@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from randlora_pl.data.augment import PLAIN, Augment
+from randlora_pl.data.frame import Frame
 from randlora_pl.data.loader import Batch, usable_cores
 from randlora_pl.data.plan import EvalSchedule, TrainSchedule
 from randlora_pl.data.readers import Samples
-from randlora_pl.data.transforms import Frame, eval_pixels, finish, pixels_needed, train_pixels
+from randlora_pl.data.transforms import eval_pixels, finish, pixels_needed, train_pixels
 from randlora_pl.errors import UserError
 
 Late = Literal["nothing", "colours", "crops"]

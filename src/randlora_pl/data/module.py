@@ -15,6 +15,7 @@ from randlora_pl.data.balance import in_words
 from randlora_pl.data.batches import EvalBatches, Late, TrainBatches, default_workers
 from randlora_pl.data.cache import CachedImages, meeting
 from randlora_pl.data.classnames import class_names
+from randlora_pl.data.frame import Frame
 from randlora_pl.data.getting import get
 from randlora_pl.data.images import ArrayImages
 from randlora_pl.data.loader import Batch, Loader
@@ -22,7 +23,7 @@ from randlora_pl.data.own import places, shards
 from randlora_pl.data.plan import total_draws
 from randlora_pl.data.planned import PlannedData
 from randlora_pl.data.readers import Samples, read
-from randlora_pl.data.transforms import Frame, finish
+from randlora_pl.data.transforms import finish
 from randlora_pl.errors import UserError
 from randlora_pl.keep import kept
 
@@ -69,6 +70,8 @@ class ImageData(PlannedData):
             micro-batch takes one of the two. Both need LinearHeadTask or TextHeadTask. Off by default.
         cache_images: Keep decoded images in memory that all processes of a machine share, a split up to 8 GiB and a
             quarter of what is free; by default for few-shot and small sets.
+        resize: `crop` (the default) resizes the shorter side and crops the centre; `pad` keeps the whole image, on a
+            square of the mean colour, and takes training crops from that square.
         device_transforms: Workers hand images over as bytes, and the device flips and normalises them (on a GPU it
             also crops small ones of one size); otherwise workers do it all.
         image_size: Height and width in pixels; by default the model's.
@@ -115,6 +118,7 @@ class ImageData(PlannedData):
         cutmix: float | None = None,
         cache_images: bool | None = None,
         device_transforms: bool = True,
+        resize: str | None = None,
         image_size: int | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
@@ -133,6 +137,7 @@ class ImageData(PlannedData):
         options.check_balance(balance, "captions" if self.row.captions else "")
         self.augment = Augment(randaugment, mixup, cutmix)
         options.check_augment(self.augment, self.row.captions)
+        options.check_resize(resize)
         templates = options.read_templates(templates)
         options.check_images(crop_scale, image_size, mean, std, interpolation, on_error, templates, self.row.captions)
         if root is None and self.row.own:
@@ -145,6 +150,7 @@ class ImageData(PlannedData):
         self.flip = self.row.flip if flip is None else flip
         self.cache_images, self.device_transforms = cache_images, device_transforms
         self.overrides: dict[str, Any] = {"size": image_size, "mean": mean, "std": std, "interpolation": interpolation}
+        self.overrides["resize"] = resize
         self.classnames_file, self.shots_file = classnames, shots_file
         self.skip = on_error == "skip"
         self.templates: list[str] = list(self.row.templates if templates is None else templates)
@@ -285,7 +291,8 @@ class ImageData(PlannedData):
         shots = f", {facts['shots']} shots" if facts.get("shots") else ""
         data = f"{facts['dataset']}: {facts['classes']} classes, {parts} images{shots}{in_words(self.balance)}"
         more = ", ".join(self.augment.in_words())
-        return {"data": data} | ({"augmentation": more} if more else {})
+        padded = {"images": "whole, padded with the mean colour"} if self.frame.resize == "pad" else {}
+        return {"data": data} | padded | ({"augmentation": more} if more else {})
 
     def write_index(self, folder: Path) -> Path | None:
         """Writes the chosen training images as ``shots.json`` into a folder; nothing where all are used."""

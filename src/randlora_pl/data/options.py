@@ -7,8 +7,8 @@ from typing import Any
 
 from randlora_pl.data.augment import MAGNITUDES, Augment
 from randlora_pl.data.balance import BALANCES
+from randlora_pl.data.frame import INTERPOLATIONS, RESIZES
 from randlora_pl.data.plan import SAMPLING
-from randlora_pl.data.transforms import INTERPOLATIONS
 from randlora_pl.errors import UserError, near
 
 
@@ -66,6 +66,12 @@ def check_balance(balance: str | None, without_classes: str = "") -> None:
         _one_of("balance", balance, BALANCES)
         if without_classes:
             raise UserError(f"--data.balance {balance} needs classes, and {without_classes} have none: leave it out")
+
+
+def check_resize(resize: str | None) -> None:
+    """How images become square."""
+    if resize is not None:
+        _one_of("resize", resize, RESIZES)
 
 
 def check_augment(augment: Augment, captions: bool) -> None:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from randlora_pl.data.batches import load_images
+from randlora_pl.data.frame import Frame, ImageSpecLike
 from randlora_pl.data.images import FORMATS, MOST_PIXELS, FileImages, decode
 from randlora_pl.data.loader import Batch, Loader
 from randlora_pl.data.own.folders import list_images
 from randlora_pl.data.plan import EvalSchedule
 from randlora_pl.data.readers import Samples
-from randlora_pl.data.transforms import Frame, ImageSpecLike, eval_batch, pixels_needed
+from randlora_pl.data.transforms import eval_batch, pixels_needed
 from randlora_pl.errors import UserError
 
 
@@ -51,7 +52,7 @@ def frame_of(metadata: Mapping[str, Any], spec: ImageSpecLike) -> Frame:
     if trained is None:
         return Frame.of(spec)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in trained.items()}
-    return Frame.of(SimpleNamespace(**values))
+    return Frame.of(SimpleNamespace(**{"resize": "crop"} | values))
 
 
 def read_image(

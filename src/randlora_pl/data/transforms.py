@@ -9,8 +9,7 @@ hand over, and `finish` does the rest wherever the batch is by then: in the work
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ from torchvision.transforms.v2 import functional as v2
 
 from randlora_pl import rng
 from randlora_pl.data.augment import mixed
-
-INTERPOLATIONS = ("bicubic", "bilinear")
+from randlora_pl.data.frame import Frame
+from randlora_pl.data.padding import Box, clear_padding, crop_place, split_crop, whole_box
 
 Change = Callable[[int, Tensor], Tensor]
 """What else is done to an image, from its place in the batch and uint8 (channels, height, width)."""
@@ -33,50 +32,13 @@ RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10  # crops tried before the centre is taken, as torchvision's RandomResizedCrop does
 
 
-class ImageSpecLike(Protocol):
-    """What a model says about its images (`randlora_pl.models.spec.ImageSpec`)."""
-
-    @property
-    def size(self) -> int:
-        """Height and width in pixels."""
-
-    @property
-    def mean(self) -> tuple[float, float, float]:
-        """Mean of each channel on [0, 1]."""
-
-    @property
-    def std(self) -> tuple[float, float, float]:
-        """Standard deviation of each channel on [0, 1]."""
-
-    @property
-    def interpolation(self) -> str:
-        """``bicubic`` or ``bilinear``."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """How images are prepared; the default is CLIP's.
-
-    Attributes:
-        size: Height and width in pixels.
-        mean: Mean of each channel on [0, 1].
-        std: Standard deviation of each channel on [0, 1].
-        interpolation: ``bicubic`` or ``bilinear``.
-    """
-
-    size: int = 224
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    interpolation: str = "bicubic"
-
-    @classmethod
-    def of(cls, spec: ImageSpecLike) -> "Frame":
-        """The frame that a model asks for."""
-        return cls(spec.size, spec.mean, spec.std, spec.interpolation)
-
-
 def crop_boxes(
-    seed: int, draws: Tensor, heights: NDArray[np.int64], widths: NDArray[np.int64], scale: tuple[float, float]
+    seed: int,
+    draws: Tensor,
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    scale: tuple[float, float],
+    pad: bool = False,
 ) -> NDArray[np.int64]:
     """Random crop boxes: a uniform share of the area, a log-uniform aspect ratio in `RATIO`, a uniform place.
 
@@ -88,6 +50,7 @@ def crop_boxes(
         heights: (b,), in pixels.
         widths: (b,), in pixels.
         scale: Least and greatest share of the area.
+        pad: Crop the square around each image instead (see `padding`).
 
     Returns:
         (b, 4): top, left, height, width. NumPy, because PyTorch would wake its thread pool for these few numbers.
@@ -95,6 +58,9 @@ def crop_boxes(
     words = rng.words(seed, "crop", draws[:, None] * 32 + torch.arange(2 * _ATTEMPTS + 2))
     uniform = words.numpy() / 2.0**32
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    tall, wide = heights, widths  # of the images
+    if pad:
+        heights = widths = np.maximum(heights, widths)
     area = (heights * widths)[:, None] * (scale[0] + (scale[1] - scale[0]) * uniform[:, :_ATTEMPTS])
     ratio = np.exp(low + (high - low) * uniform[:, _ATTEMPTS : 2 * _ATTEMPTS])
     tried_w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
@@ -104,8 +70,8 @@ def crop_boxes(
     some = fits.any(1)
     w = np.where(some, tried_w[first], np.minimum(widths, np.rint(heights * RATIO[1]).astype(np.int64)))
     h = np.where(some, tried_h[first], np.minimum(heights, np.rint(widths / RATIO[0]).astype(np.int64)))
-    top = np.where(some, (uniform[:, -2] * (heights - h + 1)).astype(np.int64), (heights - h) // 2)
-    left = np.where(some, (uniform[:, -1] * (widths - w + 1)).astype(np.int64), (widths - w) // 2)
+    top = np.where(some, crop_place(uniform[:, -2], h, tall, heights), (heights - h) // 2)
+    left = np.where(some, crop_place(uniform[:, -1], w, wide, widths), (widths - w) // 2)
     return np.stack((top, left, h, w), 1)
 
 
@@ -118,7 +84,8 @@ def pixels_needed(frame: Frame, scale: tuple[float, float] | None) -> int:
     """Pixels of an image's shorter side below which `Images.load` may not shrink it.
 
     For training, no crop gets fewer than the frame has. For evaluation, where figures are compared with published
-    ones, the resizing still halves the image at least, so that the decoder's own filter hardly counts.
+    ones, the resizing still halves the image at least, so that the decoder's own filter hardly counts. A padded image
+    would do with fewer: its longer side is what becomes the frame's.
 
     Args:
         frame: Its size.
@@ -150,20 +117,21 @@ def train_pixels(
         change: What is done to each crop; not with ``late``.
 
     Returns:
-        ``image`` uint8 (b, channels, size, size), ``mirror`` bool (b,); with ``late`` ``image`` is uncropped and
-        ``crop`` lists top, left, height and width of each (no tensor: they stay on the CPU).
+        ``image`` uint8 (b, channels, size, size), ``mirror`` bool (b,), and of padded images ``inside``, top, left,
+        height and width of each in its frame; with ``late`` ``image`` is uncropped and ``crop`` lists the same of the
+        crops (no tensors: they stay on the CPU).
     """
     sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
-    boxes = crop_boxes(seed, draws, sizes[:, 0], sizes[:, 1], scale)
+    boxes = crop_boxes(seed, draws, sizes[:, 0], sizes[:, 1], scale, frame.resize == "pad")
     planes = [image.permute(2, 0, 1) for image in images]
     mirror = flips(seed, draws) if flip else torch.zeros(len(images), dtype=torch.bool)
     if late:
         return {"image": torch.stack(planes), "crop": boxes.tolist(), "mirror": mirror}
-    return {"image": _crops(planes, boxes.tolist(), frame, change), "mirror": mirror}
+    return {**_crops(planes, boxes.tolist(), frame, change), "mirror": mirror}
 
 
 def eval_pixels(images: Sequence[Tensor], frame: Frame, late: bool) -> dict[str, Any]:
-    """The shorter side resized to the frame, the centre cropped (protocol 2.6).
+    """The shorter side resized to the frame, the centre cropped (protocol 2.6); or all of it, padded.
 
     Args:
         images: b images, uint8 (height, width, 1 or 3), all with the same number of channels.
@@ -171,10 +139,14 @@ def eval_pixels(images: Sequence[Tensor], frame: Frame, late: bool) -> dict[str,
         late: Leave this to `finish`; all images must have one size.
 
     Returns:
-        ``image`` uint8 (b, channels, size, size), with ``late`` as they were.
+        ``image`` uint8 (b, channels, size, size), and of padded images ``inside``; with ``late`` as they were.
     """
     planes = [image.permute(2, 0, 1) for image in images]
-    return {"image": torch.stack(planes if late else [_centre(plane, frame) for plane in planes])}
+    if late:
+        return {"image": torch.stack(planes)}
+    if frame.resize == "pad":
+        return _padded(planes, frame)
+    return {"image": torch.stack([_centre(plane, frame) for plane in planes])}
 
 
 def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
@@ -186,20 +158,22 @@ def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
         frame: Size, mean, standard deviation and interpolation.
 
     Returns:
-        The batch with ``image`` float32 (b, 3, size, size), without ``crop``, ``mirror`` and ``mix``; where images are
-        blended, with ``target`` (see `mixed`).
+        The batch with ``image`` float32 (b, 3, size, size), without the entries that say how; where images are blended,
+        with ``target`` (see `mixed`).
     """
     image: Tensor = batch["image"]
     if image.is_floating_point():
         return batch
     batch = dict(batch)
-    boxes, mirror = batch.pop("crop", None), batch.pop("mirror", None)
+    boxes, mirror, mix = (batch.pop(name, None) for name in ("crop", "mirror", "mix"))
     if boxes is not None:
-        image = _crops(image, boxes, frame)
+        batch |= _crops(image, boxes, frame)
     elif image.shape[-2:] != (frame.size, frame.size):
-        image = _centre(image, frame)
-    mix = batch.pop("mix", None)
-    batch["image"] = normalise(image, frame, mirror)
+        batch |= _padded(image, frame) if frame.resize == "pad" else {"image": _centre(image, frame)}
+    inside = batch.pop("inside", None)
+    batch["image"] = normalise(batch["image"], frame, mirror)
+    if inside is not None:
+        clear_padding(batch["image"], inside, mirror)
     return batch if mix is None else batch | mixed(batch, mix)
 
 
@@ -219,13 +193,43 @@ def eval_batch(images: Sequence[Tensor], frame: Frame) -> Tensor:
 
 def _crops(
     planes: Sequence[Tensor] | Tensor, boxes: Sequence[Sequence[int]], frame: Frame, change: Change | None = None
-) -> Tensor:
-    """b uint8 (c, h, w) to uint8 (b, c, size, size), each cropped to its (top, left, height, width) and resized."""
+) -> dict[str, Any]:
+    """b uint8 (c, h, w), each cropped to its box and resized, as ``image`` and ``inside`` (see `train_pixels`)."""
+    if frame.resize == "pad":
+        parts = [
+            split_crop(plane.shape[1], plane.shape[2], box, frame.size)
+            for plane, box in zip(planes, boxes, strict=True)
+        ]
+        return _placed(planes, [source for source, _ in parts], [target for _, target in parts], frame, change)
     batch = _empty((len(planes), planes[0].shape[0], frame.size, frame.size), torch.uint8, planes[0].device)
     for place, (plane, (top, left, h, w)) in enumerate(zip(planes, boxes, strict=True)):
         crop = _resize(plane[:, top : top + h, left : left + w], frame.size, frame.size, frame.interpolation)
         batch[place] = crop if change is None else change(place, crop)
-    return batch
+    return {"image": batch}
+
+
+def _padded(planes: Sequence[Tensor] | Tensor, frame: Frame) -> dict[str, Any]:
+    """b uint8 (c, h, w) to ``image`` and ``inside`` (see `eval_pixels`): whole images."""
+    sources = [(0, 0, plane.shape[1], plane.shape[2]) for plane in planes]
+    return _placed(planes, sources, [whole_box(h, w, frame.size) for _, _, h, w in sources], frame)
+
+
+def _placed(
+    planes: Sequence[Tensor] | Tensor,
+    sources: Sequence[Box],
+    targets: Sequence[Box],
+    frame: Frame,
+    change: Change | None = None,
+) -> dict[str, Any]:
+    """Parts of images, resized, at their places in black frames; `clear_padding` colours the rest."""
+    batch = torch.zeros((len(planes), planes[0].shape[0], frame.size, frame.size), dtype=torch.uint8)
+    batch = batch.to(planes[0].device)
+    for place, (plane, source, target) in enumerate(zip(planes, sources, targets, strict=True)):
+        (top, left, h, w), (upper, first, tall, wide) = source, target
+        part = _resize(plane[:, top : top + h, left : left + w], tall, wide, frame.interpolation)
+        part = part if change is None else change(place, part)
+        batch[place, :, upper : upper + tall, first : first + wide] = part
+    return {"image": batch, "inside": [list(target) for target in targets]}
 
 
 def _centre(planes: Tensor, frame: Frame) -> Tensor:

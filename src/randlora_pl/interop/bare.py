@@ -93,7 +93,9 @@ class Bare:
         if self.library == "timm":
             return {}
         usual = PreprocessCfg()
-        told = {name: getattr(self.image, name) for name in ("mean", "std", "interpolation")}
+        told: dict[str, Any] = {name: getattr(self.image, name) for name in ("mean", "std", "interpolation")}
+        if self.image.resize == "pad":  # open_clip pads with a grey only: that of the mean colour
+            told |= {"resize_mode": "longest", "fill_color": round(255 * sum(self.image.mean) / 3)}
         return {"force_preprocess_cfg": told} if any(getattr(usual, n) != value for n, value in told.items()) else {}
 
     def config_text(self) -> str:

@@ -172,7 +172,8 @@ def _about(file: AdapterFile, config: Mapping[str, Any]) -> str:
     }
     frame = metadata.get("training", {}).get("frame")
     if frame:
-        rows["images"] = f"{frame['size']} x {frame['size']} pixels, {frame['interpolation']}"
+        padded = ", padded" if frame.get("resize") == "pad" else ""
+        rows["images"] = f"{frame['size']} x {frame['size']} pixels{padded}, {frame['interpolation']}"
     text = f"A {file.adapter.method()} adapter of {model or 'a base model'}{goal}, trained with randlora-pl.\n\n"
     text += _table(rows)
     if not names:

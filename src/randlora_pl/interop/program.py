@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from randlora_pl import __version__
 from randlora_pl.adapters import read_adapter, unload
+from randlora_pl.data.frame import Frame
 from randlora_pl.data.predict import frame_of
-from randlora_pl.data.transforms import Frame
 from randlora_pl.errors import UserError
 from randlora_pl.interop.base_model import refuse_texts
 from randlora_pl.models import ImageTower, load_clip
@@ -163,14 +163,22 @@ def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None 
         facts["output"] += " of unit length"
     facts |= {
         "input": f"pixels: float32 (n, 3, {frame.size}, {frame.size}), RGB in 0..1",
-        "preprocessing": f"resize the shorter side to {frame.size} pixels ({frame.interpolation}, antialiased), crop "
-        f"{frame.size} x {frame.size} from the centre, divide by 255; mean and std are subtracted and divided inside",
+        "preprocessing": f"{_preprocessing(frame)}; mean and std are subtracted and divided inside",
         "image_size": frame.size,
         "interpolation": frame.interpolation,
+        "resize": frame.resize,
         "mean": list(frame.mean),
         "std": list(frame.std),
     }
     return Program(_frozen(module), "pixels", outputs, examples, facts)
+
+
+def _preprocessing(frame: Frame) -> str:
+    """Return how an image becomes pixels in 0..1."""
+    how, square = f"{frame.size} pixels ({frame.interpolation}, antialiased)", f"{frame.size} x {frame.size}"
+    if frame.resize == "pad":
+        return f"resize the longer side to {how}, divide by 255, lay it in the middle of {square} pixels of color mean"
+    return f"resize the shorter side to {how}, crop {square} from the centre, divide by 255"
 
 
 _ANSWERS = ("logits", "probabilities")

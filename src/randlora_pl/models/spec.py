@@ -9,23 +9,27 @@ class ImageSpec:
 
     The protocol of the paper resizes the shorter side and crops the centre; libraries' other resize
     modes (``squash`` of the SigLIP and some DFN weights) and timm's ``crop_pct`` are not followed.
+    Training may pad instead.
 
     Attributes:
         size: Height and width in pixels.
         mean: Mean of each channel (red, green, blue) of images on [0, 1].
         std: Standard deviation of each channel of images on [0, 1].
         interpolation: ``"bicubic"`` or ``"bilinear"``.
+        resize: ``"crop"``, or ``"pad"``: the whole image on a square of the mean colour.
     """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str
+    resize: str = "crop"
 
     def in_words(self) -> str:
         """All of it on part of a line."""
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
-        return f"{self.size} pixels, {self.interpolation}, mean {mean}, std {std}"
+        padded = ", padded with the mean colour" if self.resize == "pad" else ""
+        return f"{self.size} pixels{padded}, {self.interpolation}, mean {mean}, std {std}"
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import pytest
 from randlora_pl.data import ImageData
 from randlora_pl.data.batches import EvalBatches
 from randlora_pl.data.catalog import find
+from randlora_pl.data.frame import Frame
 from randlora_pl.data.loader import Loader
 from randlora_pl.data.own import tars
 from randlora_pl.data.own.places import root_of
 from randlora_pl.data.plan import EvalSchedule
 from randlora_pl.data.readers import Samples, read
-from randlora_pl.data.transforms import Frame
 from randlora_pl.errors import UserError
 
 from .tars import write_shards, write_tar

@@ -14,13 +14,13 @@ from randlora_pl.data import ImageData, listing
 from randlora_pl.data.batches import EvalBatches, TrainBatches
 from randlora_pl.data.catalog import find
 from randlora_pl.data.check import check
+from randlora_pl.data.frame import Frame
 from randlora_pl.data.loader import Loader
 from randlora_pl.data.own import shards, tars
 from randlora_pl.data.own.folders import folder
 from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.splits import Splits, subset
-from randlora_pl.data.transforms import Frame
 from randlora_pl.errors import UserError
 
 from ..conftest import Tree
