@@ -7,12 +7,14 @@ from randlora_pl.callbacks.gradient_flow import GradientFlow
 from randlora_pl.callbacks.held_lock import HeldLock
 from randlora_pl.callbacks.memory import PeakMemory
 from randlora_pl.callbacks.nonfinite import NonFiniteLoss
+from randlora_pl.callbacks.patience import Patience
 from randlora_pl.callbacks.per_class import PerClass
 from randlora_pl.callbacks.progress import ProgressBar
 from randlora_pl.callbacks.spectrum import UpdateSpectrum
 from randlora_pl.callbacks.summary import StartSummary
 from randlora_pl.callbacks.termination import Termination
 from randlora_pl.callbacks.throughput import Throughput
+from randlora_pl.callbacks.validation import ValidationSchedule
 from randlora_pl.callbacks.zero_shot import ZeroShot
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "GradientFlow",
     "HeldLock",
     "NonFiniteLoss",
+    "Patience",
     "PeakMemory",
     "PerClass",
     "ProgressBar",
@@ -28,6 +31,7 @@ __all__ = [
     "Termination",
     "Throughput",
     "UpdateSpectrum",
+    "ValidationSchedule",
     "WrittenAnswers",
     "ZeroShot",
 ]

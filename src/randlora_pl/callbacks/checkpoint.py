@@ -37,19 +37,28 @@ class AdapterCheckpoint(Callback):
         every_n_steps: Optimizer steps between two checkpoints. A resumed run repeats at most so many.
         monitor: Figure of the validation that decides which adapter is the best.
         mode: ``max`` or ``min``: what the best figure is.
-        test: Which adapter `fit` tests at its end, the ``last`` or the ``best``.
+        patience: End the training after this many validations without a better figure; ``null`` for no early end.
+        test: Which adapter `fit` tests at its end, the ``last`` or the ``best`` (default last, with patience best).
     """
 
     def __init__(
-        self, every_n_steps: int = 50, monitor: str = "val/acc", mode: str = "max", test: str = "last"
+        self,
+        every_n_steps: int = 50,
+        monitor: str = "val/acc",
+        mode: str = "max",
+        patience: int | None = None,
+        test: str | None = None,
     ) -> None:
         if every_n_steps < 1:
             raise UserError(f"checkpoint.every_n_steps is {every_n_steps}: give a positive number of steps.")
         if mode not in ("max", "min"):
             raise UserError(f"checkpoint.mode is {mode!r}: choose max or min.")
-        if test not in ("last", "best"):
+        if patience is not None and patience < 1:
+            raise UserError(f"checkpoint.patience is {patience}: give a positive number of validations, or null.")
+        if test not in ("last", "best", None):
             raise UserError(f"checkpoint.test is {test!r}: choose last or best.")
-        self.every_n_steps, self.monitor, self.mode, self.test = every_n_steps, monitor, mode, test
+        self.every_n_steps, self.monitor, self.mode, self.patience = every_n_steps, monitor, mode, patience
+        self.test = test or ("last" if patience is None else "best")
         self.best: float | None = None
         self.best_step = 0
         self.validated: dict[str, float] = {}

@@ -8,6 +8,7 @@ from rich.table import Table
 from randlora_pl.callbacks.console import say
 from randlora_pl.callbacks.results import planned
 from randlora_pl.callbacks.run_folder import run_folder
+from randlora_pl.callbacks.validation import validations
 
 MOST_ROWS = 15
 _BYTES = 4  # trained tensors are float32
@@ -62,7 +63,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         "trainable": f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %){parts_of(task)}",
         "batch": f"{window} = {' x '.join(parts)}" if len(parts) > 1 else parts[0],
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn",
-        **_never_validated(trainer, summary),
+        **_validated(trainer, task, data),
         "learning rate": f"{task.learning_rate:g}" + (f", head {head_rate:g}" if head_rate else ""),
         **({"label smoothing": f"{smoothing:g}"} if smoothing else {}),
         "precision": f"{trainer.precision} on {place}",
@@ -80,13 +81,15 @@ def parts_of(task: Any) -> str:
     return f": adapter {adapter:,}, head {head:,}" if head else ""
 
 
-def _never_validated(trainer: Trainer, summary: dict[str, Any]) -> dict[str, str]:
-    """A line where samples are kept for validation, but the run ends before the first one is due."""
-    every, batches = trainer.val_check_interval, summary["steps"] * trainer.accumulate_grad_batches
-    counts_batches = trainer.check_val_every_n_epoch is None and isinstance(every, int)
-    if not (counts_batches and summary.get("val") and trainer.limit_val_batches and every > batches):
+def _validated(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
+    """How often the run is validated, and on how much; a reason where the interval never ends; else nothing."""
+    count = validations(trainer, task, data)
+    if count is None or not (data.held_out and trainer.limit_val_batches):
         return {}
-    return {"validation": f"none: --trainer.val_check_interval is {every:,}, and the run has {batches:,} batches"}
+    if count == 0 and isinstance(trainer.val_check_interval, int):
+        every, batches = trainer.val_check_interval, task.total_steps() * trainer.accumulate_grad_batches
+        return {"validation": f"none: --trainer.val_check_interval is {every:,}, and the run has {batches:,} batches"}
+    return {"validation": f"{count:,} time{'s' if count > 1 else ''} on {data.held_out:,} {data.unit}"} if count else {}
 
 
 def _size(count: int) -> str:

@@ -19,6 +19,7 @@ from randlora_pl.callbacks import (
     Figures,
     GradientFlow,
     NonFiniteLoss,
+    Patience,
     PeakMemory,
     PerClass,
     ProgressBar,
@@ -26,6 +27,7 @@ from randlora_pl.callbacks import (
     Termination,
     Throughput,
     UpdateSpectrum,
+    ValidationSchedule,
     WrittenAnswers,
 )
 from randlora_pl.cli.compose import Command, Tree
@@ -94,6 +96,22 @@ def data_class_of(command: Command) -> type[LightningDataModule]:
         task = AdaptationTask  # the parser says what is wrong
     package, _, kind = getattr(task, "data_module", AdaptationTask.data_module).rpartition(".")
     found: type[LightningDataModule] = getattr(import_module(package), kind)
+    return found
+
+
+def _validation(config: dict[str, Any], callbacks: list[Callback]) -> list[Callback]:
+    """Return what validates and ends a training where nothing else is typed.
+
+    Args:
+        config: Options of the trainer.
+        callbacks: With the run's `AdapterCheckpoint`.
+    """
+    kept = next(callback for callback in callbacks if isinstance(callback, AdapterCheckpoint))
+    found: list[Callback] = []
+    if config["val_check_interval"] is None and config["check_val_every_n_epoch"] == 1:
+        found.append(ValidationSchedule())
+    if kept.patience is not None:
+        found.append(Patience(kept.monitor, kept.mode, kept.patience))
     return found
 
 
@@ -181,7 +199,8 @@ class App(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         own: list[Callback] = [PerClass(), Figures(), WrittenAnswers()]
         if self.command.verb == "fit":
-            own += [StartSummary(), PeakMemory(), Throughput(), NonFiniteLoss(), Termination()]
+            own += [*_validation(config, callbacks), StartSummary(), PeakMemory(), Throughput()]
+            own += [NonFiniteLoss(), Termination()]
             own += [LearningRateMonitor("step")] if config["logger"] else []
         else:
             callbacks = []  # checkpoint, gradient_flow and spectrum belong to a training

@@ -35,6 +35,7 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
     rows = {
         "test": tested + (f" ({BEST}, step {results['best/step']:,})" if tested and adapter == BEST else ""),
         "zero-shot": figures_in_words(results, "zeroshot"),
+        "stopped early": _stopped(results),
         "parameters": f"{results['trainable_parameters']:,} trained of {results['total_parameters']:,}",
         "time": f"{duration(results['fit_seconds'], 1)} for {results['steps']:,} steps"
         + (f", {speed:,.0f} {unit}/s" if speed else ""),
@@ -47,8 +48,8 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
             table.add_row(name, text)
     place = shlex.quote(str(folder))
     earlier = results.get("best/step", results["steps"]) != results["steps"]
-    best = f"\n  randlora-pl test --adapter {place}/{BEST}" if earlier else ""
-    tests = f"\n  randlora-pl test --run {place}{best}" if testable else ""
+    other = f"\n  randlora-pl test --adapter {place}/{BEST if adapter == ADAPTER else ADAPTER}" if earlier else ""
+    tests = f"\n  randlora-pl test --run {place}{other}" if testable else ""
     goes_on = "" if results["finished"] else f"\n  randlora-pl fit --resume {place}"
     board = f"\n  tensorboard --logdir {place}" if (folder / "tensorboard").is_dir() else ""
     given = "--images PATH" if unit == "images" else "--texts FILE"
@@ -57,6 +58,12 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
         use += f"\n  randlora-pl adapter merge {place}/{adapter} --output FOLDER"
     following = f"\nNext:{goes_on}\n  randlora-pl {use}{tests}{board}"
     return ["", table, following]
+
+
+def _stopped(results: Any) -> str:
+    """``at step 40 of 100: val/acc did not improve in 3 validations``; empty for a whole run."""
+    reason = results.get("stopped_early")
+    return f"at step {results['steps']:,} of {results['data/steps']:,}: {reason}" if reason else ""
 
 
 def _exchanged(results: Any) -> str:

@@ -265,9 +265,10 @@ def _line(name: str, text: str) -> str:
 
 
 def _short(option: Option) -> str:
-    """The first sentence of an option's explanation, with its default."""
+    """The first sentence of an option's explanation, with its default where it has one."""
     sentence = re.split(r"(?<=[^.\d])[.;:] ", option.help + " ")[0].rstrip(". ")
-    return f"{sentence.replace('``', '')} (default {(option.default or '').strip(chr(39))})"
+    default = "" if option.default == "None" else f" (default {(option.default or '').strip(chr(39))})"
+    return f"{sentence.replace('``', '')}{default}"
 
 
 def _names(group: str, options: dict[str, Option]) -> list[str]:

@@ -17,7 +17,8 @@ from randlora_pl.parallel.launch import agree
 CONFIG = "config.yaml"
 CHECKSUM = "# SHA-256 of the lines below: "
 LAST = "checkpoints/last.ckpt"
-ADAPTER = "adapter"
+ADAPTER, BEST = "adapter", "adapter-best"
+RESULTS = "results.json"
 _ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"
 """Tells the processes that Lightning starts for further devices which folder the first one made."""
 
@@ -149,6 +150,16 @@ def check_run(folder: Path) -> Path:
     return file
 
 
+def tested_adapter(run: Path) -> Path:
+    """Return the adapter of a run that its ``fit`` tested: the last one, or the best of its validations."""
+    try:
+        name = parse_json((run / RESULTS).read_text(encoding="utf-8"))["tested"]
+    except (OSError, ValueError, TypeError, KeyError):  # of an older version, not finished, or damaged
+        name = ADAPTER
+    best = run / BEST
+    return best if name == BEST and best.is_dir() else run / ADAPTER
+
+
 def checksum(text: str) -> str:
     """SHA-256 of a text, in hexadecimal digits."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
@@ -170,7 +181,7 @@ def newest_unfinished(root: Path, name: str) -> Path | None:
         name: Name of the run.
     """
     for folder in sorted((file.parent for file in (root / name).glob(f"*/{CONFIG}")), reverse=True):
-        results = folder / "results.json"
+        results = folder / RESULTS
         try:
             if not (results.is_file() and parse_json(results.read_text(encoding="utf-8")).get("finished")):
                 return folder

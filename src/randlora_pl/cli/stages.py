@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from randlora_pl.adapters import load_adapter, read_adapter
-from randlora_pl.callbacks import AdapterCheckpoint, HeldLock, PeakMemory, PerClass, Throughput, ZeroShot
+from randlora_pl.callbacks import AdapterCheckpoint, HeldLock, Patience, PeakMemory, PerClass, Throughput, ZeroShot
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.callbacks.checkpoint_file import check_checkpoint
 from randlora_pl.callbacks.console import say
@@ -205,6 +205,7 @@ def fit_figures(app: App) -> dict[str, Any]:
     return {
         **kept.validated,
         **({f"best/{kept.monitor}": kept.best, "best/step": kept.best_step} if kept.best is not None else {}),
+        **_ended_early(app),
         **{name: file.stat().st_size for name, file in sizes.items() if file.is_file()},
         **model_figures(app.model),
         **data_figures(data),
@@ -221,6 +222,15 @@ def fit_figures(app: App) -> dict[str, Any]:
         "peak_memory_bytes": _callback(trainer, PeakMemory).peak,
         **environment(),
     }
+
+
+def _ended_early(app: App) -> dict[str, Any]:
+    """Whether patience ended the training before its last step, and why; empty for a run without patience."""
+    patience = next((callback for callback in callbacks_of(app.trainer) if isinstance(callback, Patience)), None)
+    if patience is None:
+        return {}
+    early = patience.exhausted and app.trainer.global_step < app.model.total_steps()
+    return {"stopped_early": patience.reason if early else None}
 
 
 def evaluate(app: App, adapter: Path | None) -> None:

@@ -31,6 +31,7 @@ from randlora_pl.cli.runs import (
     check_run,
     newest_unfinished,
     planned_name,
+    tested_adapter,
 )
 from randlora_pl.errors import LostProcessError, Terminated, UserError
 from randlora_pl.parallel.launch import agree
@@ -148,7 +149,7 @@ def adapter_of(command: Command) -> Path | None:
     """The adapter folder that ``--adapter`` or ``--run`` names."""
     if "adapter" in command.folders:
         return command.folders["adapter"]
-    return command.folders["run"] / ADAPTER if "run" in command.folders else None
+    return tested_adapter(command.folders["run"]) if "run" in command.folders else None
 
 
 def start(command: Command, folder: Path | None) -> "App":

@@ -230,7 +230,7 @@ class ImageData(PlannedData):
         Raises:
             UserError: Validation was asked for by itself, but the model may have been trained on those images.
         """
-        if self.train_split == "full" and self._splits is not None and not self._splits.own_val:
+        if self._trains_on_val:
             why = "with --data.train_split full the validation images are trained on"
             if self.trainer is not None and self.trainer.state.fn == "validate":
                 raise UserError(f"{why}, so that there is nothing to validate with; use: randlora-pl test")
@@ -273,6 +273,15 @@ class ImageData(PlannedData):
             self._warn_if_partial(split, self._splits)
             self._held[split] = self._cached(samples, few=split == "train" and self.shots is not None)
         return self._held[split]
+
+    @property
+    def held_out(self) -> int:
+        """Images that a validation evaluates; 0 where they are trained on."""
+        return 0 if self._trains_on_val else super().held_out
+
+    @property
+    def _trains_on_val(self) -> bool:
+        return self.train_split == "full" and self._splits is not None and not self._splits.own_val
 
     def summary(self) -> dict[str, Any]:
         """Flat facts about the data and the run, JSON-ready; splits that were not needed are left out."""

@@ -86,6 +86,11 @@ class PlannedData(LightningDataModule):
         """Takes the training samples of an interrupted run."""
 
     @property
+    def held_out(self) -> int:
+        """Samples that a validation evaluates; 0 where none are kept out of the training."""
+        return int(self.summary().get("val", 0))
+
+    @property
     def window(self) -> int:
         """Samples of one optimizer step, on all devices and in all micro-batches."""
         return self.batch_size * self._accumulate * self._world
