@@ -185,7 +185,7 @@ def test_an_update_names_the_buffers_that_it_keeps(qkv: Any, tmp_path: Path, mon
     monkeypatch.setitem(adapter_files.METHODS, "Masked", Masked)
     base = nn.MultiheadAttention(6, 2, batch_first=True).eval()
     model, x = copy.deepcopy(base), torch.randn(2, 3, 6)
-    inject(model, Masked(2, qkv=qkv), ["q", "v"] if qkv == "split" else None)
+    inject(model, Masked(2, qkv=qkv), ["q", "v"] if qkv == "split" else ["qkv"])
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name.endswith("mask"):

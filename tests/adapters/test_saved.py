@@ -1,7 +1,8 @@
 """Adapters written by earlier versions load for ever, with the same predictions.
 
-`saved/` holds adapters of the tiny CLIP, written by the version that introduced each format and never again:
-`v1-*` by format 1, `v2-*` by format 2, each with the logits that it gave for four digits beside it.
+`saved/` holds adapters of the tiny CLIP (`v3-statistics`: of timm's test_resnet), written by the version that
+introduced each format and never again: `v1-*` by format 1, `v2-*` by format 2, `v3-*` by format 3, each with the logits
+that it gave for four digits beside it.
 """
 
 import json
@@ -39,7 +40,8 @@ def test_an_adapter_of_an_earlier_version_predicts_the_same(name: str) -> None:
 
 def test_every_format_is_there() -> None:
     versions = {read_adapter(path_of(name)).config["format_version"] for name in NAMES}
-    assert versions == {1, 2}
+    assert versions == {1, 2, 3}
     assert {read_adapter(path_of(name)).adapter.method() for name in NAMES} >= {"RandLoRA", "LoRA", "VeRA", "DoRA"}
     assert any(path_of(name).is_file() for name in NAMES)
+    assert any(read_adapter(path_of(name)).kept for name in NAMES)
     assert any(read_adapter(path_of(name)).bases is not None for name in NAMES)

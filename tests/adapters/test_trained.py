@@ -93,14 +93,14 @@ def test_a_head_that_a_user_unfreezes_is_saved_as_if_it_were_in_trained(tmp_path
 
 def test_the_report_names_what_trains_and_a_head_that_does_not() -> None:
     report = inject(net(), LoRA(2), ["0", "2"])
-    assert len(report.notes) == 1
+    assert report.frozen_heads == ["4"]
     assert "trained=['4']" in str(report)
     report = inject(net(), LoRA(2), ["0", "2"], ["4"])
-    assert report.notes == []
+    assert report.frozen_heads == []
     assert [(row.layer, row.shape) for row in report.beside] == [("4.weight", (3, 12)), ("4.bias", (3,))]
     assert report.trainable == 2 * (8 + 12 + 12 + 12) + 39
     assert "4.bias" in str(report)
-    assert inject(net(), FullFineTuning()).notes == []
+    assert inject(net(), FullFineTuning()).frozen_heads == []
 
 
 @pytest.mark.parametrize(
@@ -184,10 +184,10 @@ def test_a_classifier_of_transformers(tmp_path: Path) -> None:
         nn.init.normal_(model.classifier.weight)
         return model
 
-    assert "classifier" in inject(build(1), RandLoRA(2)).notes[0]
+    assert inject(build(1), RandLoRA(2)).frozen_heads == ["classifier"]
     model, tokens = build(1), torch.arange(10).view(2, 5)
     report = inject(model, RandLoRA(2), trained=["classifier"])
-    assert not any("classifier" in note for note in report.notes)
+    assert report.frozen_heads == []
     randomise(model)
     save_adapter(model, tmp_path / "a")
     fresh = build(2)

@@ -52,6 +52,7 @@ class InjectionReport:
         stored_bases: Bases from a file, where no seed gives them.
         trained: Patterns of what trains whole beside the adapter, None for nothing.
         beside: The tensors that these patterns name.
+        frozen_heads: Linear layers that look like a new head and do not train (`trained.frozen_outputs`).
         buffers: The model's own buffers as the adapter found them (`kept.snapshot`).
         coverage: How many of the model's layers are adapted, and which are not, in a line.
     """
@@ -67,6 +68,7 @@ class InjectionReport:
     stored_bases: Bases | None = None
     trained: list[str] | None = None
     beside: list[Row] = field(default_factory=list)
+    frozen_heads: list[str] = field(default_factory=list)
     buffers: dict[str, Tensor] = field(default_factory=dict, repr=False)
     coverage: str = ""
 
@@ -91,7 +93,13 @@ class InjectionReport:
         ]
         share = 100 * self.trainable / max(1, self.total)
         lines.append(f"{self.adapter.method()}: {self.trainable:,} of {self.total:,} parameters train ({share:.2f} %)")
-        return "\n".join([*lines, *filter(None, [self.coverage]), *self.notes])
+        return "\n".join([*lines, *filter(None, [self.coverage]), *self.notes, *self._frozen()])
+
+    def _frozen(self) -> list[str]:
+        if not self.frozen_heads:
+            return []
+        names = ", ".join(self.frozen_heads[:3]) + (" ..." if len(self.frozen_heads) > 3 else "")
+        return [f"frozen and not adapted: {names}. Train a new head: inject(..., trained={self.frozen_heads[:3]})."]
 
 
 def inject(
@@ -212,14 +220,12 @@ def _mark(model: nn.Module, adapter: Whole, targets: list[str] | None, beside: T
 
 
 def _train_beside(model: nn.Module, report: InjectionReport, trained: list[str] | None, beside: Tensors) -> None:
-    """Marks the tensors that train whole beside an adapter, and notes heads that nobody trains."""
+    """Marks the tensors that train whole beside an adapter, and notes the heads that do not."""
     for parameter in beside.values():
         parameter.requires_grad_(True)
     report.trained, report.beside = trained, _rows(beside, "trained")
     trains = {row.layer for row in report.rows} | {row.layer.removesuffix(".weight") for row in report.rows}
-    if frozen := frozen_outputs(model, trains, beside):
-        names = ", ".join(frozen[:3]) + (" ..." if len(frozen) > 3 else "")
-        report.notes.append(f"frozen and not adapted: {names}. Train a new head: inject(..., trained={frozen[:3]}).")
+    report.frozen_heads = frozen_outputs(model, trains, beside)
 
 
 def _rows(tensors: Tensors, kind: str) -> list[Row]:

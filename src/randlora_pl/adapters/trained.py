@@ -113,7 +113,7 @@ def frozen_outputs(model: nn.Module, adapted: Iterable[str], beside: Collection[
     """Return the linear layers that look like a new head and stay frozen: a head that nobody trains is a mistake.
 
     They lie outside the numbered blocks and are either the model's last layer or have a bias of zeros, as libraries
-    make new heads. Output embeddings of language models are not heads.
+    make new heads. Output embeddings of language models and poolers are not heads.
 
     Args:
         model: The model.
@@ -130,7 +130,7 @@ def frozen_outputs(model: nn.Module, adapted: Iterable[str], beside: Collection[
     for number, (path, module) in enumerate(layers, 1):
         bias = module._parameters.get("bias")
         new = bias is not None and not bias.is_meta and not bool(torch.count_nonzero(bias))
-        outside = re.search(r"(?:^|\.)\d+\.", path) is None and path != ""
+        outside = re.search(r"(?:^|\.)\d+\.|pool", path) is None and path != ""
         frozen = path not in adapted and f"{path}.weight" not in beside and module is not embeddings
         if frozen and outside and (new or number == len(layers)):
             found.append(path)

@@ -114,8 +114,8 @@ def import_verb(args: list[str]) -> int:
         foreign = official.translate(options.path, base.model, 1.0 if options.alpha is None else options.alpha)
     if owned := foreign.owned(base.model):
         raise UserError(
-            f"{options.path}: {next(iter(owned))} was trained as a whole, and an adapter here has updates only. Merge "
-            "it with PEFT instead: model.merge_and_unload()"
+            f"{options.path}: {next(iter(owned))} was trained as a whole, which no task here has. Import it in Python: "
+            "save_adapter(import_peft(PATH, model), OUTPUT)"
         )
     classnames = _lines(options.classnames) if options.classnames else []
     plan = decoder or Plan.make(foreign, base, adapter, options.task, classnames)

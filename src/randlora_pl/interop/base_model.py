@@ -126,7 +126,21 @@ def load_base(file: AdapterFile) -> Base:
         found = named(name, pretrained, int(base.get("seed") or 0), base.get("image_size"))
     except UserError as error:
         raise UserError(f"the base model of {file.path} does not load: {error}") from error
+    _add_classifier(found.model, file)
     return Base(found.model, _part(found.model, file), found.identity, found.image_size)
+
+
+def _add_classifier(model: Any, file: AdapterFile) -> None:
+    """Give a timm model a classifier where one trained beside the adapter; its values come with the adapter."""
+    name = getattr(model, "default_cfg", {}).get("classifier")
+    weight = file.tensors.get(f"{name}.weight")
+    if file.trained and weight is not None:
+        model.reset_classifier(len(weight))
+
+
+def beside(file: AdapterFile, model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that trained whole beside an adapter, by their keys in its base model's state dict."""
+    return {name: file.tensors[name] for name in trained_tensors(model, file.trained)}
 
 
 def _part(model: nn.Module, file: AdapterFile) -> nn.Module:

@@ -19,7 +19,7 @@ from randlora_pl.adapters.targets import select
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
 from randlora_pl.interop.bare import LOST, Bare, difference, lost, outputs
-from randlora_pl.interop.base_model import Base
+from randlora_pl.interop.base_model import Base, beside
 from randlora_pl.interop.merged import TOLERANCE, added
 from randlora_pl.interop.part_folder import part_folder
 from randlora_pl.interop.updates import State, adapted, rows_of, weight_key
@@ -95,9 +95,11 @@ def write_lora(
         site: truncated(_rows(total, made.part, site), rank, error, f"the update of {site.shape.layer}")
         for site in sites
     }
-    inject(made.part, _adapter(low, qkv, first.adapter.key), targets)
+    inject(made.part, _adapter(low, qkv, first.adapter.key), targets, first.trained)
     parameters = trainable_parameters(made.part)
     with torch.no_grad():
+        for name, tensor in beside(first, made.part).items():
+            parameters[name].copy_(tensor)
         for site, factors in low.items():
             parameters[f"{tensor_prefix(site)}B"].copy_(factors.left)
             parameters[f"{tensor_prefix(site)}A"].copy_(factors.right)

@@ -18,7 +18,7 @@ from randlora_pl.adapters import AdapterFile, unload
 from randlora_pl.data.predict import frame_of
 from randlora_pl.errors import UserError
 from randlora_pl.interop.bare import LOST, ROUNDING, Bare, change, config_file, difference, lost, outputs
-from randlora_pl.interop.base_model import Base, base_name
+from randlora_pl.interop.base_model import Base, base_name, beside
 from randlora_pl.interop.part_folder import move, part_folder, refuse_inputs
 from randlora_pl.interop.updates import State, adapted, interpolated
 from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
@@ -78,6 +78,8 @@ class Merged:
         plain = replace(plain, image=ImageSpec(**seen))
         if plain.classifier and self.head is not None:
             plain.options["num_classes"] = len(self.head)
+        elif plain.classifier and (own := self.model.state_dict().get(f"{plain.classifier}.weight")) is not None:
+            plain.options["num_classes"] = len(own)  # trained beside the adapter
         return plain
 
     @property
@@ -157,13 +159,14 @@ def merged(base: Base, file: AdapterFile, scale: float = 1.0, with_head: bool = 
     """The base model with an adapter in its weights, W0 + scale (W - W0).
 
     Every tensor that the adapter changes takes part, biases and norms of methods that train them included; scale 0
-    gives the base model bit for bit, 1 the tuned one.
+    gives the base model bit for bit, 1 the tuned one. What trained whole beside the adapter is there as it is.
     """
     made = adapted(base, file)
     expected = outputs(made.model, _size(file)) if scale == 1 else None
     unload(made.part)
     plain = base.model.state_dict()
     state = {key: interpolated(plain[key], value, scale) for key, value in made.model.state_dict().items()}
+    state |= beside(file, base.part)
     facts = {"method": file.adapter.method(), "scale": repr(scale)}
     return with_state(base, made.model, state, file, expected, with_head, facts)
 
@@ -173,7 +176,7 @@ def added(base: Base, file: AdapterFile, total: State, with_head: bool = True) -
     plain = base.model.state_dict()
     state = {
         key: (value.double() + total[key]).to(value.dtype) if key in total else value for key, value in plain.items()
-    }
+    } | beside(file, base.part)
     return with_state(base, base.copy().model, state, file, None, with_head, {"method": "sum of adapters"})
 
 

@@ -20,6 +20,7 @@ from randlora_pl.interop.peft_check import Classifier, Difference, difference, i
 from randlora_pl.interop.peft_convolutions import with_kernels
 from randlora_pl.interop.peft_files import PeftAdapter, written
 from randlora_pl.interop.peft_forms import Part, lora_form, randlora_form, vera_form
+from randlora_pl.interop.peft_modules import modules_to_save
 from randlora_pl.models import ModelIdentity
 from randlora_pl.weights_files import without_places
 
@@ -61,7 +62,7 @@ def export_peft(
     to_peft(file, set())  # refuses what has no form before a large model is built
     base = given(model) if model is not None else load_base(file) if _names_base(file) else None
     attention = None if base is None else _attention(base.model)
-    adapter, name = to_peft(file, attention), None
+    adapter, name = to_peft(file, attention, None if base is None else base.part), None
     if base is not None:
         paths = [part.path for part in parts_of(file)]
         try:
@@ -72,7 +73,7 @@ def export_peft(
     if base is not None and (name := _classifier(file, base)):
         weight = file.extra["head"].float()
         head = {f"{name}.weight": weight, f"{name}.bias": weight.new_zeros(len(weight))}
-        config = {**adapter.config, "modules_to_save": [name]}
+        config = {**adapter.config, "modules_to_save": [*(adapter.config["modules_to_save"] or []), name]}
         adapter = replace(adapter, config=config, tensors={**adapter.tensors, **head})
     else:
         adapter = replace(adapter, head=file.extra)
@@ -128,13 +129,14 @@ def _part(file: AdapterFile, shape: WeightShape) -> Part:
     return Part(shape, path, block, not whole and not (block and is_packed_linear(path)), own)
 
 
-def to_peft(file: AdapterFile, attention: set[str] | None = None) -> PeftAdapter:
+def to_peft(file: AdapterFile, attention: set[str] | None = None, model: nn.Module | None = None) -> PeftAdapter:
     """An adapter in PEFT's form.
 
     Args:
         file: RandLoRA, LoRA, VeRA, or DoRA around LoRA.
         attention: Paths of the model's ``nn.MultiheadAttention`` modules. Left out, layers that may belong to one
             are refused, as PEFT would never call them.
+        model: The base model, for modules that trained whole beside the adapter.
 
     Raises:
         UserError: PEFT has no form that gives the same outputs; says why, and which two ways there are.
@@ -159,12 +161,14 @@ def to_peft(file: AdapterFile, attention: set[str] | None = None) -> PeftAdapter
             config, tensors = vera_form(file, adapter, parts)
         else:
             config, tensors = lora_form(adapter, parts)
+        modules, own = modules_to_save(file, parts, model)
     except UserError as error:
         raise refusal(file, str(error)) from None
     known = without_places(file.config)
     task = {name: value for name, value in known.get("metadata", {}).items() if name != "training"}
     task["base_model"] = known.get("base_model", {})
-    return PeftAdapter({**_common(file), **config}, tensors, task=task)
+    config = {**_common(file), **config, "modules_to_save": modules or None}
+    return PeftAdapter(config, {**tensors, **own}, task=task)
 
 
 def refusal(file: AdapterFile, why: str) -> UserError:

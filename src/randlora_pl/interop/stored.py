@@ -11,6 +11,7 @@ from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.bases import Bases
 from randlora_pl.adapters.control import use_bases
 from randlora_pl.adapters.inject import make_deltas
+from randlora_pl.adapters.kept import base_buffers
 from randlora_pl.adapters.sites import CONV, Site, find_sites
 from randlora_pl.adapters.targets import select
 from randlora_pl.errors import UserError
@@ -67,13 +68,13 @@ class Foreign:
                 "it belongs to another model, or is damaged."
             )
 
-    def owned(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The model's own tensors that came along, trained as a whole, by name.
+    def owned(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's own tensors that came along, of modules that trained as a whole, by name.
 
         Raises:
             UserError: One has another shape, or its module is not what it was.
         """
-        own = dict(model.named_parameters())
+        own: dict[str, Tensor] = {**dict(model.named_parameters()), **base_buffers(model)}
         for name, tensor in self.extra.items():
             if name in own and own[name].shape != tensor.shape:
                 here, there = tuple(own[name].shape), tuple(tensor.shape)
@@ -89,14 +90,13 @@ class Foreign:
         """Puts it into a base model, in place."""
         self.check(model)
         owned = self.owned(model)
-        report = inject(model, self.adapter, self.targets)
+        parameters = [name for name, tensor in owned.items() if isinstance(tensor, nn.Parameter)]
+        trained = [f"^{exact_pattern(parameters)}"] if parameters else None
+        report = inject(model, self.adapter, self.targets, trained)
         self.fill(model)
         with torch.no_grad():
-            for name, parameter in owned.items():
-                parameter.copy_(self.extra[name])
-        if owned:
-            names = ", ".join(sorted(owned))
-            report.notes.append(f"{names} came along, trained as a whole: give them to save_adapter as `extra`.")
+            for name, tensor in owned.items():
+                tensor.copy_(self.extra[name])
         return report
 
     def fill(self, model: nn.Module) -> None:

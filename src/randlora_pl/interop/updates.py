@@ -14,7 +14,7 @@ from randlora_pl.adapters.sites import Site
 from randlora_pl.adapters.state import adapter_state
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.errors import UserError
-from randlora_pl.interop.base_model import Base, load_base
+from randlora_pl.interop.base_model import Base, beside, load_base
 
 State = dict[str, Tensor]
 
@@ -34,14 +34,16 @@ def adapted(base: Base, file: AdapterFile) -> Base:
 def updates(base: Base, file: AdapterFile) -> State:
     """The update of every tensor that an adapter changes, by its key in the base model's state dict, float32.
 
-    Effective weight minus frozen weight; of the model's own tensors and statistics, trained minus untrained.
+    Effective weight minus frozen weight; of the model's own tensors and statistics, trained minus untrained. Modules
+    that trained beside the adapter (`beside`) are no updates: their base may have been a fresh head.
 
     Raises:
         UserError: The adapter does not fit.
     """
     part = adapted(base, file).part
     before, state = base.part_of(file).state_dict(), adapter_state(part)
-    own = {name: value for name, value in {**state.own, **state.kept}.items() if name in before}
+    whole = beside(file, part)
+    own = {name: value for name, value in {**state.own, **state.kept}.items() if name in before and name not in whole}
     return weight_updates(part) | {name: value.detach() - before[name] for name, value in own.items()}
 
 
