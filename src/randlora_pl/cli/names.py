@@ -1,6 +1,7 @@
 """Are the typed names right? Checked against the source text, each with its near matches."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -111,8 +112,29 @@ def check_names(command: Command) -> None:
     seed = flat.get("seed_everything", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"--seed_everything is {brief(seed)}: give a whole number from 0 to {2**32 - 1}.")
+    _check_trainer(flat)
     if "data.dataset" in flat:
         _check_dataset(task, str(flat["data.dataset"]))
+
+
+def _check_trainer(flat: dict[str, Any]) -> None:
+    """Refuse numbers that Lightning takes and fails at, or that would start thousands of processes.
+
+    Raises:
+        UserError: Says which.
+    """
+    parts = flat.get("trainer.accumulate_grad_batches")
+    if isinstance(parts, int) and parts < 1:
+        raise UserError(f"--trainer.accumulate_grad_batches is {brief(parts)}: give a positive whole number.")
+    if str(flat.get("trainer.precision")) in ("64", "64-true"):
+        raise UserError(
+            "--trainer.precision 64 does not fit images, which are float32: leave it out, or give bf16-mixed."
+        )
+    devices, most = flat.get("trainer.devices"), max(16, 2 * (os.cpu_count() or 1))
+    if isinstance(devices, int) and devices > most:
+        raise UserError(
+            f"--trainer.devices is {brief(devices)}: each is a process; give at most {most} on this machine."
+        )
 
 
 def _check_dataset(task: str | None, dataset: str) -> None:

@@ -1,9 +1,13 @@
 """What the keys of a PEFT config mean for the outputs: read, harmless, or refused. None is passed over."""
 
+import math
+import re
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
-from randlora_pl.errors import UserError
+from randlora_pl.description import misfit
+from randlora_pl.errors import UserError, brief
 from randlora_pl.interop.peft_files import PeftAdapter
 
 _HARMLESS = {  # where it comes from, how it started or is to be trained
@@ -26,6 +30,35 @@ _READ = {
 METHODS = {"RANDLORA": "RandLoRA", "LORA": "LoRA and DoRA", "VERA": "VeRA"}
 
 
+class _Kinds(TypedDict, total=False):
+    """What the keys that are read as more than a number or a switch may hold."""
+
+    rank_pattern: dict[str, int] | None
+    alpha_pattern: dict[str, float] | None
+    modules_to_save: list[str] | None
+    target_modules: list[str] | str | None
+    target_parameters: list[str] | None
+
+
+def _check_kinds(config: dict[str, Any], path: Path) -> None:
+    """Refuse values of other kinds, ranks below 1, and patterns that are not regular expressions.
+
+    Raises:
+        UserError: Names the first.
+    """
+    wrong = misfit(config, _Kinds)
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    if wrong is None and (low := next((pattern for pattern, rank in ranks.items() if rank < 1), None)) is not None:
+        wrong = f"rank_pattern.{low} is {brief(ranks[low])}"
+    for pattern in () if wrong else (*ranks, *alphas):
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError):
+            wrong = f"the pattern {brief(pattern)} is not a regular expression"
+    if wrong is not None:
+        raise UserError(f"{path}: {wrong} in its config; copy it again.")
+
+
 def check_config(adapter: PeftAdapter) -> str:
     """The method of a PEFT adapter, once everything in its config is known to be carried over.
 
@@ -36,14 +69,17 @@ def check_config(adapter: PeftAdapter) -> str:
     method = str(config["peft_type"]).upper()
     if method not in METHODS:
         raise UserError(f"{path} is a {method} adapter; {', '.join(METHODS.values())} can be imported.")
-    if not isinstance(config.get("r"), int) or config["r"] < 1:
-        raise UserError(f"{path}: r is {config.get('r')!r} in its config, not a positive whole number; copy it again.")
+    _check_kinds(config, path)
+    if type(config.get("r")) is not int or config["r"] < 1:
+        raise UserError(
+            f"{path}: r is {brief(config.get('r'))} in its config, not a positive whole number; copy it again."
+        )
     for name, value in config.items():
         if name in _HARMLESS | _TARGETS | _READ[method] or not value or (name == "bias" and value == "none"):
             continue
         raise UserError(
-            f"{path}: its config has {name}: {value!r}, which changes the outputs and has no counterpart here. Merge "
-            "it with PEFT instead: model.merge_and_unload()"
+            f"{path}: its config has {name}: {brief(value)}, which changes the outputs and has no counterpart here. "
+            "Merge it with PEFT instead: model.merge_and_unload()"
         )
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start not in ("gaussian", "orthogonal", "eva"):
@@ -62,6 +98,9 @@ def option(adapter: PeftAdapter, name: str, kind: Callable[[Any], Any], default:
     """
     value = adapter.config.get(name)
     try:
-        return default if value is None else kind(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{adapter.path}: {name} is {value!r} in its config; copy it again.") from None
+        found = default if value is None else kind(value)
+        if not math.isfinite(found):
+            raise ValueError
+        return found
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{adapter.path}: {name} is {brief(value)} in its config; copy it again.") from None
