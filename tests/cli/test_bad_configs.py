@@ -22,6 +22,7 @@ LONG = "x" * 10_000
         ("model: {help: x}\n", "Unknown key"),
         ("seed_everything: {a: 1}\n", "Unknown key"),
         ("seed_everything: " + "1" * 5000, "digits"),
+        ("data: {shots: {init_args: 3}}\n", "shots"),
         ("model: ../../../../etc\n", "no task"),
         ("model: {adapter: ..x}\n", "no adapter"),
         (BOMB, "aliases"),

@@ -155,7 +155,11 @@ def flatten(tree: Tree) -> dict[str, Any]:
         if isinstance(node, dict) and ("class_path" in node or "init_args" in node):
             if "class_path" in node:
                 flat[prefix] = node["class_path"]
-            for name, value in (node.get("init_args") or {}).items():
+            arguments = node.get("init_args") or {}
+            if not isinstance(arguments, dict):  # the parser says what is wrong
+                flat[f"{prefix}.init_args"] = arguments
+                return
+            for name, value in arguments.items():
                 walk(f"{prefix}.{name}", value)
         else:
             flat[prefix] = node

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError
 
 FILE = "tuning.json"
@@ -30,7 +31,7 @@ def read_provenance(file: Path) -> Tree:
         UserError: It cannot be read, or holds something else.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"tuned: {file} cannot be read ({error}). Name the {FILE} of a search.") from error
     return checked(content, str(file))
