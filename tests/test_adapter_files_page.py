@@ -41,6 +41,7 @@ def with_times(command: str) -> str:
     return re.sub(r"runs/(\w+)/<time>", lambda found: str(next(Path("runs", found[1]).iterdir())), command)
 
 
+@pytest.mark.slow
 def test_everything_on_the_page(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {
         "images": torch.randn(2, 3, 32, 32),

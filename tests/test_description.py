@@ -6,6 +6,7 @@ import pytest
 
 from randlora_pl.description import check_arguments, check_description
 from randlora_pl.errors import UserError
+from tests.support.products import in_one_item
 
 FRAME = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [1, 0.5, 0.5], "interpolation": "bicubic"}
 
@@ -26,7 +27,7 @@ def whole() -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("path", "value", "message"),
     [
         ("method", None, "method is None"),

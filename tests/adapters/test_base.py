@@ -12,6 +12,7 @@ from randlora_pl.adapters.base import DeltaWeight, WeightShape, builds, matches,
 from randlora_pl.adapters.dropout import dropped
 from randlora_pl.errors import UserError
 from tests.adapters.cases import METHODS, WHOLE, One, adapter_of, assert_close, randomise
+from tests.support.products import in_one_item
 
 SHAPE = WeightShape("visual.blocks.3.mlp.fc1", 12, 8)
 
@@ -56,7 +57,7 @@ def test_rank_and_alpha_by_pattern_reach_the_layers() -> None:
     assert model["two"].delta.scaling == 6 / 3  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@in_one_item("method", METHODS)
 def test_a_description_makes_the_same_adapter_again(method: str) -> None:
     adapter = adapter_of(method, "linear-square")
     description = adapter.describe()
@@ -77,7 +78,7 @@ def test_an_impossible_dropout_is_refused(adapter: type[LoRA], dropout: float) -
 
 
 @pytest.mark.parametrize("adapter", [LoRA, VeRA, NoLA, RandLoRA])
-@pytest.mark.parametrize("rank", [0, -3, 1.5, True, {"fc1": 0}])
+@in_one_item("rank", [0, -3, 1.5, True, {"fc1": 0}])
 def test_an_impossible_rank_leaves_the_model_as_it_was(adapter: type[LoRA], rank: Any) -> None:
     model = nn.ModuleDict({"fc1": nn.Linear(8, 12)})
     with pytest.raises(UserError, match="give a positive whole number"):

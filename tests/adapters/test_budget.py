@@ -13,6 +13,7 @@ from randlora_pl.adapters.budget import count_parameters, match_budget, parse_bu
 from randlora_pl.adapters.targets import select
 from randlora_pl.errors import UserError
 from tests.adapters import zoo
+from tests.support.products import in_one_item
 
 SHAPES = [WeightShape("qkv", 36, 12), WeightShape("fc1", 48, 12), WeightShape("fc2", 12, 48)]
 MODEL = nn.Linear(40, 40)  # 1,640 parameters, for ``full``
@@ -42,10 +43,8 @@ ADAPTERS: list[tuple[Adapter, str, int]] = [
 ]
 
 
-@pytest.mark.parametrize(("adapter", "option", "top"), ADAPTERS)
-@pytest.mark.parametrize(
-    "match", ["lora:1", "lora:3", "lora:12", "randlora:2", "randlora:11", "vera:7", "nola:40", "full"]
-)
+@in_one_item(("adapter", "option", "top"), ADAPTERS)
+@in_one_item("match", ["lora:1", "lora:3", "lora:12", "randlora:2", "randlora:11", "vera:7", "nola:40", "full"])
 def test_no_other_number_comes_nearer(adapter: Adapter, option: str, top: int, match: str) -> None:
     budget = parse_budget(match, SHAPES, MODEL)
     chosen, notes = match_budget(adapter.replace(match=match), SHAPES, MODEL)

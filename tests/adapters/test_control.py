@@ -28,6 +28,7 @@ from randlora_pl.adapters.control import report_of, use_bases, weight_updates
 from randlora_pl.errors import UserError
 from tests.adapters import zoo
 from tests.adapters.cases import KINDS, METHODS, WHOLE, adapt, assert_close, bases_of, randomise, trained
+from tests.support.products import in_one_item
 
 
 def adapted_vit() -> nn.Module:
@@ -168,7 +169,7 @@ def test_unloaded_weights_train_and_the_model_can_be_adapted_again() -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear-in>out", "mha-qkvo", "mha-split", "mha-only-v", "timm-split"])
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in WHOLE])
+@in_one_item("method", [name for name in METHODS if name not in WHOLE])
 def test_updates_by_key_are_what_merging_adds(method: str, kind: str) -> None:
     model = KINDS[kind].build().double()
     before = {name: value.clone() for name, value in model.state_dict().items()}

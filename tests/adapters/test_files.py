@@ -47,6 +47,7 @@ from tests.adapters.cases import (
     inputs,
     randomise,
 )
+from tests.support.products import in_one_item
 
 Config = dict[str, Any]
 
@@ -109,7 +110,7 @@ def assert_refused(folder: Path, message: str, model: nn.Module | None = None) -
 
 
 @pytest.mark.parametrize("kind", ["linear-in>out", "mha-qkvo", "mha-split", "mha-only-v", "timm-split"])
-@pytest.mark.parametrize("method", METHODS)
+@in_one_item("method", METHODS)
 def test_a_saved_adapter_comes_back(method: str, kind: str, tmp_path: Path) -> None:
     model = KINDS[kind].build()
     fresh = KINDS[kind].build()
@@ -427,7 +428,7 @@ def test_every_problem_is_named_at_once(folder: Path) -> None:
     assert_refused(folder, "other weights.*; its random bases.*; 1 missing tensors")
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method not in WHOLE])
+@in_one_item("method", [method for method in METHODS if method not in WHOLE])
 def test_only_what_trains_is_stored(method: str, tmp_path: Path) -> None:
     model = zoo.small_clip()
     report = inject(model, METHODS[method](4, "packed"))
@@ -447,7 +448,7 @@ def test_others_may_read_both_files_alike(tmp_path: Path) -> None:
 # One file, other dtypes, stored bases
 
 
-@pytest.mark.parametrize("method", METHODS)
+@in_one_item("method", METHODS)
 def test_one_file_holds_what_the_folder_holds(method: str, tmp_path: Path) -> None:
     model = base()
     inject(model, METHODS[method](2, "packed"))

@@ -32,6 +32,7 @@ from randlora_pl.adapters import (
 from randlora_pl.adapters.control import detach
 from randlora_pl.errors import UserError
 from tests.adapters.cases import METHODS, WHOLE, One, assert_close, bases_of, optimizer_steps, randomise
+from tests.support.products import in_one_item
 
 ADDING = [method for method in METHODS if method not in WHOLE]
 
@@ -75,8 +76,8 @@ def both(method: str, in_features: int = 20, out_features: int = 12) -> tuple[On
     return plain, quantised
 
 
-@pytest.mark.parametrize("sizes", [(20, 12), (12, 20)])
-@pytest.mark.parametrize("method", ADDING)
+@in_one_item("sizes", [(20, 12), (12, 20)])
+@in_one_item("method", ADDING)
 def test_a_quantised_layer_is_the_plain_one_with_an_update(method: str, sizes: tuple[int, int]) -> None:
     plain, quantised = both(method, *sizes)
     for tokens in (1, 60):
@@ -93,7 +94,7 @@ def test_a_quantised_layer_is_the_plain_one_with_an_update(method: str, sizes: t
     assert_close(*(delta_weights(model)["fc"] for model in (quantised, plain)), 1e-5)
 
 
-@pytest.mark.parametrize("method", ADDING)
+@in_one_item("method", ADDING)
 def test_dropout_acts_on_the_input_of_the_update(method: str) -> None:
     plain, quantised = both(method)
     for model in (plain, quantised):
@@ -111,7 +112,7 @@ def test_dropout_acts_on_the_input_of_the_update(method: str) -> None:
     assert not torch.allclose(outputs[0], plain.eval()(torch.ones(9, 20)), atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ADDING)
+@in_one_item("method", ADDING)
 def test_the_packed_weight_keeps_every_bit_while_the_update_trains(method: str) -> None:
     _, quantised = pair()
     before = copy.deepcopy(quantised.fc.weight)

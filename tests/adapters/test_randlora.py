@@ -16,6 +16,7 @@ from randlora_pl.adapters.randlora import RandLoRADelta
 from randlora_pl.errors import UserError
 from tests.adapters import reference
 from tests.adapters.cases import One, assert_close
+from tests.support.products import in_one_item
 
 
 def shape(out_features: int, in_features: int, layer: str = "fc") -> WeightShape:
@@ -131,7 +132,7 @@ def test_the_rank_is_the_smaller_of_d_and_n_r(
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("r", [1, 2, 3, 6])
+@in_one_item("r", [1, 2, 3, 6])
 def test_a_binary_a_of_few_rows_has_too_few_kinds_of_columns(r: int, seed: int) -> None:
     """Columns of A that are equal up to sign reach the same n vectors, so no more than n of them count."""
     delta, update = random_delta(64, 80, rank=r, basis="binary", seed=seed)

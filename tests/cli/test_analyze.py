@@ -17,6 +17,7 @@ from randlora_pl.cli.analyze_common import advised
 from randlora_pl.cli.main import main
 from randlora_pl.errors import UserError
 from tests.cli.conftest import SMALL, Run
+from tests.support.products import in_one_item
 from tests.tasks.small import two_blocks
 
 METHODS = {
@@ -87,7 +88,7 @@ def test_what_to_do_where_memory_runs_out_or_an_image_is_damaged() -> None:
         raise RuntimeError("something else")
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("words", "message"),
     [
         (["spectrm", "x"], "There is no verb analyze spectrm. Did you mean 'spectrum'"),

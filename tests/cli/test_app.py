@@ -14,6 +14,7 @@ from randlora_pl.cli.stages import write_config
 from randlora_pl.cli.train import prepare
 from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
 from randlora_pl.tasks import TextHeadTask, VisionLanguageTask
+from tests.support.products import in_one_item
 
 BASES = [name for name in config_names() if "/" not in name and not name.startswith("compare_")]  # those are no fit
 FRAGMENTS = [name for name in config_names() if "/" in name and not name.startswith("sweeps/")]
@@ -138,7 +139,7 @@ def test_callbacks_of_the_user_come_on_top(build: Build) -> None:
     assert "EarlyStopping" in names and names.count("AdapterCheckpoint") == names.count("ProgressBar") == 1
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("words", "message"),
     [
         ("--model.learning_rate foo", "--model.learning_rate: expected a number, not foo"),

@@ -114,6 +114,7 @@ def test_ctrl_c_leaves_what_is_finished(run: Run, tmp_path: Path, monkeypatch: p
     assert [len(case["seconds"]) for case in json.loads((folder / "bench.json").read_text())["cases"]] == [2, 2, 2]
 
 
+@pytest.mark.slow
 def test_costs_of_adapted_layers_grow(run: Run, tmp_path: Path) -> None:
     points = ("--sweeps", "width", "depth", "--widths", "64", "48", "--depths", "1")
     done = run("bench", "adapters", *points, "--methods", "full", "lora", "randlora", "--rounds", "1", "--threads", "1")

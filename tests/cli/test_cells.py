@@ -134,6 +134,7 @@ def alive() -> int:
     return sum(parameter.nbytes for module in modules for parameter in module.parameters())
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_cells(tmp_path: Path) -> None:
     cells = cells_of(seeds=[1, 2, 3, 4], methods={"full": {"adapter": "FullFineTuning"}, "LoRA": {"adapter": "LoRA"}})
     weights = []

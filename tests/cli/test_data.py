@@ -13,6 +13,7 @@ from tests.cli.conftest import Run
 from tests.data.conftest import Tree, save_image, tree  # noqa: F401  (a fixture)
 from tests.data.formats import BUILDERS
 from tests.data.own.tars import write_shards
+from tests.support.products import in_one_item
 
 Refused = Callable[..., str]
 
@@ -171,7 +172,7 @@ def test_damaged_shards_are_off(run: Run, tmp_path: Path) -> None:
     assert result.code == 1 and "shards/train-000002.tar is cut off within the member" in result.out
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("words", "hint"),
     [
         (["chek", "digits"], "'check'"),

@@ -14,6 +14,7 @@ from randlora_pl.callbacks.figures import MOST_CLASSES, MOST_COUNTED
 from randlora_pl.data.catalog import PAPER
 from tests.cli.conftest import Run
 from tests.data.formats.conftest import Copies, Copy, copies, written  # noqa: F401  (fixtures)
+from tests.support.products import marked
 
 BATCHES = (
     *("--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
@@ -22,7 +23,7 @@ BATCHES = (
 FIGURES = r"accuracy \d+\.\d\d %, (balanced accuracy [\d.]+ %, )?loss \d+\.\d{4}\b"
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize(("name",), marked(zip(PAPER), lambda row: row[0] in ("mnist", "caltech101", "imagenet")))
 def test_fit_with_the_tiny_clip(run: Run, copies: Copies, tmp_path: Path, name: str) -> None:  # noqa: F811
     fit(run, copies(name), tmp_path, "quickstart")
 

@@ -10,6 +10,7 @@ import pytest
 from randlora_pl import __version__
 from randlora_pl.cli.main import VERBS, main
 from tests.cli.conftest import Run
+from tests.support.products import in_one_item
 
 QUICK = (
     *(["--version"], ["--help"], ["datasets"], ["models"], ["adapters"], ["config", "list"], ["fit", "--help"]),
@@ -44,7 +45,7 @@ def test_module_is_the_same_as_the_command() -> None:
     assert done.stdout.strip() == f"randlora-pl {__version__}"
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@in_one_item("verb", VERBS)
 def test_every_verb_has_a_short_page(run: Run, verb: str) -> None:
     result = run(verb, "--help")
     assert result.code == 0

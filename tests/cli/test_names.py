@@ -1,14 +1,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from randlora_pl.cli.compose import compose
 from randlora_pl.cli.names import check_names
 from randlora_pl.cli.train import DEFAULTS
+from tests.support.products import in_one_item
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("words", "hint"),
     [
         ("--data.datset digits", "Did you mean --data.dataset"),

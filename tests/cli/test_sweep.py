@@ -23,6 +23,7 @@ from randlora_pl.experiments.sweep.plan import Cell, plan
 from tests.cli.conftest import Run
 from tests.experiments.sweep.grids import GRID, cells_of, written
 from tests.faults.child import Command
+from tests.support.products import in_one_item
 
 Refused = Callable[..., str]
 SWEEP = Path("runs/sweeps/small")
@@ -226,7 +227,7 @@ def test_the_papers_tables_and_figures_are_shipped() -> None:
     assert set(SHIPPED) == tables | {"figure1", "figure2", "figure3", "offline"}
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@in_one_item("name", SHIPPED)
 def test_the_shipped_sweeps_say_how_many_runs_they_are(name: str) -> None:
     """Every name and option in them is right, too."""
     file, description = told_by(name)
@@ -269,6 +270,7 @@ def test_two_processes_do_each_cell_exactly_once(tmp_path: Path) -> None:
     assert len(set(logs)) == 1
 
 
+@pytest.mark.slow
 def test_killed_five_times_it_ends_the_same(tmp_path: Path) -> None:
     steps = {"data.steps": 12, "checkpoint.every_n_steps": 1, "trainer.limit_test_batches": 1}
     config = written(tmp_path, set=GRID["set"] | steps)

@@ -11,6 +11,7 @@ import pytest
 from randlora_pl.data import catalog, prompts
 from randlora_pl.data.catalog import CATALOG, FASHION_UNSEEN, PAPER, ROWS, Row, find
 from randlora_pl.errors import UserError
+from tests.support.products import in_one_item
 
 
 def test_listing_imports_nothing_heavy() -> None:
@@ -22,7 +23,7 @@ def test_listing_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@in_one_item("row", ROWS)
 def test_row_is_complete(row: Row) -> None:
     assert row.title and row.licence and row.source and row.epochs > 0
     assert all(template.count("{}") == 1 for template in row.templates) and row.templates
@@ -40,7 +41,7 @@ def test_row_is_complete(row: Row) -> None:
         assert file.urls or file.page
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("name", "classes", "templates", "first"),
     [
         ("digits", 10, 2, "zero"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from randlora_pl.data.catalog import PAPER, find
+from tests.support.products import in_one_item
 
 FOUND = importlib.util.find_spec("clip_benchmark")
 pytestmark = pytest.mark.skipif(FOUND is None, reason="needs clip-benchmark, of the extra 'dev'")
@@ -70,7 +71,7 @@ def voc_names() -> list[str]:
     raise AssertionError("voc2007.py has no object_categories")
 
 
-@pytest.mark.parametrize("name", PAPER)
+@in_one_item("name", PAPER)
 def test_class_names(name: str) -> None:
     theirs = shipped("en_classnames.json") | {"voc2007": voc_names()}
     called = CALLED.get(name, name)
@@ -85,7 +86,7 @@ def test_class_names(name: str) -> None:
     assert [one for one, other in zip(ours, others, strict=True) if one != other] == [str(word) for word in differ]
 
 
-@pytest.mark.parametrize("name", PAPER)
+@in_one_item("name", PAPER)
 def test_templates(name: str) -> None:
     theirs = shipped("en_zeroshot_classification_templates.json")
     called = CALLED.get(name, name)

@@ -15,6 +15,7 @@ from randlora_pl.data.formats.trees import INDICES
 from randlora_pl.data.images import ArrayImages
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.splits import SPLIT_SEED, Splits, few_shot, subset
+from tests.support.products import in_one_item
 
 from .test_catalog import TABLE_7
 
@@ -56,7 +57,7 @@ def index(size: int, classes: int, split: str) -> Samples:
     return Samples(images, np.arange(size), labels, keys, tuple(map(str, range(classes))))
 
 
-@pytest.mark.parametrize("name", [name for name in PAPER if name != "imagenet"])
+@in_one_item("name", [name for name in PAPER if name != "imagenet"])
 def test_splits_have_table_7s_counts(name: str) -> None:
     check(name)
 
@@ -80,6 +81,7 @@ def check(name: str) -> tuple[Splits, float]:
     return found, seconds
 
 
+@pytest.mark.slow
 def test_imagenets_size() -> None:
     """Splitting and sampling 1.28 million; the time is told (`pytest -rP`), and means nothing on a busy machine."""
     found, split_seconds = check("imagenet")
@@ -90,6 +92,7 @@ def test_imagenets_size() -> None:
     print(f"1,281,167 entries: split in {split_seconds:.1f} s, 16 shots of each class in {seconds:.1f} s")
 
 
+@pytest.mark.slow
 def test_imagenets_listing_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What 1.28 million files are called is listed, sorted and hashed once."""
     monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path))

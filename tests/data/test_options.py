@@ -6,9 +6,10 @@ import pytest
 from randlora_pl.data import ImageData
 from randlora_pl.data.options import read_templates
 from randlora_pl.errors import UserError
+from tests.support.products import in_one_item
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("options", "message"),
     [
         ({"dataset": "digit"}, "Did you mean 'digits'"),

@@ -3,14 +3,13 @@
 import shlex
 from importlib import import_module
 
-import pytest
-
 from randlora_pl.cli import adapter, analyze
 from randlora_pl.cli.main import VERBS
 from randlora_pl.cli.names import tasks
 from randlora_pl.cli.pages import page as help_page
 from randlora_pl.cli.train import prepare
 from tests.docs.pages import PAGES, commands_of, shown
+from tests.support.products import in_one_item
 
 GROUPS = {
     "adapter": set(adapter.VERBS),
@@ -34,7 +33,7 @@ def help_of(words: list[str]) -> str:
     return help_page(words[0])
 
 
-@pytest.mark.parametrize(("name", "command"), sorted(set(COMMANDS)))
+@in_one_item(("name", "command"), sorted(set(COMMANDS)))
 def test_commands_are_understood(name: str, command: str) -> None:
     words = shlex.split(command)
     verb = words[0]

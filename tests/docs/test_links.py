@@ -1,11 +1,10 @@
 """Every link of the pages leads somewhere, to the heading that it names."""
 
-import pytest
-
 from tests.docs.pages import DOCS, PAGES, ROOT, anchors_of, links_of
+from tests.support.products import in_one_item
 
 
-@pytest.mark.parametrize("page", PAGES)
+@in_one_item("page", PAGES)
 def test_links_lead_to_files_and_headings(page: str) -> None:
     for link in links_of(PAGES[page]):
         if link.startswith("https://"):

@@ -79,6 +79,7 @@ def test_the_sweep_of_ones_own_can_be_planned(
     assert main(["tune", "mine.yaml", "--dry-run"]) == 0
 
 
+@pytest.mark.slow
 def test_expected_hours() -> None:
     shown = [line for line in REPRODUCING.splitlines() if re.match(r"\| (table|figure)\d+(_llama)? \|", line)]
     for line in shown:
@@ -112,6 +113,7 @@ def test_expected_cost_of_language_models() -> None:
     assert "\n".join(written_by_the_script("--texts")) in REPRODUCING
 
 
+@pytest.mark.slow
 def test_expected_memory() -> None:
     written = "\n".join(written_by_the_script("--memory"))
     assert written.count("\n") == 5 and written in REPRODUCING

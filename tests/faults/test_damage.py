@@ -72,7 +72,6 @@ def resume(folder: Path) -> Ended:
     return run(["fit", "--resume", str(folder.relative_to(place))], place)
 
 
-@pytest.mark.quick
 def test_damaged_checkpoint_is_refused_and_deleting_it_helps(folder: Path, undisturbed: Path) -> None:
     flip(folder / LAST, 8 * 1_000_000)
     before = Path(shutil.copytree(folder, folder.parents[2] / "before"))

@@ -163,6 +163,7 @@ def test_all_scores_are_given_and_meteor_or_why_not(monkeypatch: pytest.MonkeyPa
             generation_scores(texts, references)
 
 
+@pytest.mark.slow
 def test_meteor_is_that_of_its_program() -> None:
     if shutil.which("java") is None or importlib.util.find_spec("pycocoevalcap") is None:
         pytest.skip("METEOR needs Java and pycocoevalcap")

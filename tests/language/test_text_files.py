@@ -5,6 +5,7 @@ import pytest
 
 from randlora_pl.errors import UserError
 from randlora_pl.language.text_files import first_file, read_lines, read_records
+from tests.support.products import in_one_item
 
 RECORDS = [{"a": "one", "b": "x\ny"}, {"a": "two", "b": "", "more": 3}]
 
@@ -37,7 +38,7 @@ def test_a_file_without_objects_gives_no_record(tmp_path: Path, text: str) -> No
     assert read_records(write(tmp_path, text), ("a", "b")) == []
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("text", "said"),
     [
         ('[\n{"a": "1", "b": "2"},\n{"a": "1"}\n]', "line 3: the record lacks 'b'; each needs a, b"),

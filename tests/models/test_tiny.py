@@ -182,6 +182,7 @@ def test_script_leaves_out_digits_and_keeps_one_skin_tone_unseen(script: ModuleT
     assert all(re.search(r"\d", name) is None for row in names for name in row[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("torch_settings")
 @pytest.mark.skipif(
     not hasattr(torch.optim, "Muon"), reason="the script needs PyTorch 2.9 for Muon; the package does not"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from randlora_pl.errors import UserError
 from randlora_pl.models.weights import load_strictly, read_weights
 from randlora_pl.weights_files import file_sha256, looks_like_file
+from tests.support.products import in_one_item
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(2.5)}
 
@@ -41,7 +42,7 @@ def test_both_formats_are_read_by_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_ema"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@in_one_item("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_wrappings_are_removed(tmp_path: Path, wrapper: str, prefix: str) -> None:
     torch.save({"epoch": 3, wrapper: {prefix + name: value for name, value in STATE.items()}}, tmp_path / "w.pt")
     assert same(read_weights(tmp_path / "w.pt"), STATE)

@@ -39,6 +39,7 @@ def compare(folder: Path, alone: Path) -> None:
     assert error < 1e-3 * sum(float(value.norm() ** 2) for value in theirs.values()) ** 0.5
 
 
+@pytest.mark.slow
 def test_two_machines_and_two_tasks_end_as_one_process(run: Run, tmp_path: Path) -> None:
     assert run(*FIT, "--data.batch_size", "8").code == 0
     for start in (two_agents, srun):
@@ -51,6 +52,7 @@ def test_two_machines_and_two_tasks_end_as_one_process(run: Run, tmp_path: Path)
         compare(folder, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("--data.stps", "3"), ("--data.dataset", "folder", "--data.root", "nowhere")])
 def test_a_mistake_is_told_once(tmp_path: Path, words: tuple[str, ...]) -> None:
     for start in (two_agents, srun):

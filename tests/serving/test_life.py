@@ -14,6 +14,7 @@ from randlora_pl.tasks import LinearHeadTask
 from tests.serving.server import Running, alive, wait_until
 
 
+@pytest.mark.slow
 def test_a_lost_worker_is_replaced_and_ctrl_c_ends_all(adapter: Path, digit: bytes, tmp_path: Path) -> None:
     server = Running(adapter, tmp_path / "log", "--batch-size", "1").wait()
     try:

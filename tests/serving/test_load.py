@@ -8,6 +8,7 @@ from tests.serving.load import hammer
 from tests.serving.server import Running
 
 
+@pytest.mark.slow
 def test_three_seconds_at_saturation(server: Running) -> None:
     load = hammer(server, 3, 8, 1)
     assert not load.wrong, load.wrong[:5]

@@ -13,6 +13,7 @@ from randlora_pl.cli.main import main
 from tests.serving import pictures
 from tests.serving.conftest import NAMES
 from tests.serving.server import Running, form
+from tests.support.products import in_one_item
 
 GOOD, BAD = pictures.good(), pictures.bad()
 
@@ -58,7 +59,7 @@ def test_top_k(server: Running, digit: bytes) -> None:
         assert server.classify(digit, f"?top_k={text}") == (400, {"detail": "top_k must be a positive whole number"})
 
 
-@pytest.mark.parametrize("name", BAD)
+@in_one_item("name", BAD)
 def test_bad_uploads_are_refused_in_one_line(server: Running, digit: bytes, name: str) -> None:
     body, kind, status, part = BAD[name]
     began = time.monotonic()

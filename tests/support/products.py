@@ -1,10 +1,14 @@
-"""Products of test parameters: a covering part runs by default, the whole of it under the marker `full`."""
+"""Many cases in little time: a covering part of products runs by default, and short cases share one item."""
 
+import functools
+import inspect
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+
+Test = Callable[..., None]
 
 
 def covering(*factors: Iterable[Any], strength: int = 2) -> list[Any]:
@@ -29,3 +33,37 @@ def covering(*factors: Iterable[Any], strength: int = 2) -> list[Any]:
 def marked(rows: Iterable[Any], by_default: Callable[[Any], bool]) -> list[Any]:
     """Return rows as parameters, those that do not run by default marked `full`."""
     return [pytest.param(*row, marks=[] if by_default(row) else [pytest.mark.full]) for row in rows]
+
+
+def in_one_item(names: str | tuple[str, ...], rows: Iterable[Any]) -> Callable[[Test], Test]:
+    """Run a test on each row within one item, as subtests: ``parametrize`` for cases of a few milliseconds.
+
+    ``tmp_path`` is a new folder for each row and ``monkeypatch`` is undone after it; rows share all other fixtures.
+    """
+    keys = (names,) if isinstance(names, str) else names
+    cases = [row if len(keys) > 1 else (row,) for row in rows]
+
+    def decorate(test: Test) -> Test:
+        @functools.wraps(test)
+        def run(subtests: pytest.Subtests, **fixtures: Any) -> None:
+            if "subtests" in own.parameters:  # decorated twice
+                fixtures["subtests"] = subtests
+            shared = fixtures.copy()
+            for number, case in enumerate(cases):
+                with subtests.test(msg=repr(case)), pytest.MonkeyPatch.context() as patch:
+                    if "tmp_path" in shared:
+                        fixtures["tmp_path"] = shared["tmp_path"] / f"row{number}"
+                        fixtures["tmp_path"].mkdir()
+                    if "monkeypatch" in shared:
+                        fixtures["monkeypatch"] = patch
+                    if "capsys" in shared:
+                        shared["capsys"].readouterr()
+                    test(**fixtures, **dict(zip(keys, case, strict=True)))
+
+        own = inspect.signature(test)
+        kept = [parameter for name, parameter in own.parameters.items() if name not in (*keys, "subtests")]
+        subtests = inspect.Parameter("subtests", inspect.Parameter.KEYWORD_ONLY)
+        run.__signature__ = own.replace(parameters=[*kept, subtests])  # type: ignore[attr-defined]
+        return run
+
+    return decorate

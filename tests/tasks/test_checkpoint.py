@@ -11,6 +11,7 @@ import torch
 from randlora_pl.adapters import DoRA, LoRA, RandLoRA
 from randlora_pl.errors import UserError
 from randlora_pl.tasks import AdaptationTask
+from tests.support.products import covering
 
 from .small import KINDS, make, trained
 
@@ -28,8 +29,7 @@ def checkpoint(fit: Callable[..., L.Trainer], tmp_path: Path) -> Callable[..., P
     return save
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["randlora", "bitfit"])
+@pytest.mark.parametrize(("kind", "method"), covering(KINDS, ["randlora", "bitfit"], strength=1))
 def test_checkpoint_holds_what_trains_and_nothing_else(
     kind: str, method: str, checkpoint: Make, trainer: Make, digits: Make
 ) -> None:

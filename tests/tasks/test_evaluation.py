@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from randlora_pl.adapters import adapted_layers, disabled, unload
 from randlora_pl.data import ImageData, open_images
 from randlora_pl.tasks import AdaptationTask, LinearHeadTask, TextHeadTask, VisionLanguageTask
+from tests.support.products import covering, marked
 
 from .small import KINDS, METHODS, batch, built, frozen, make, shake, trained
 
@@ -55,7 +56,7 @@ def slow_figures(task: AdaptationTask, images: Tensor, labels: list[int]) -> tup
     return sum(losses) / len(losses), sum(right) / len(right)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind",), marked(zip(KINDS), lambda row: row[0] in ("vision-language", "linear head")))
 def test_test_figures_equal_a_slow_loop(kind: str, trainer: Make, digits: Make) -> None:
     task, own, data = make(kind), trainer(limit_test_batches=2), digits(eval_batch_size=13)
     own.fit(task, data)
@@ -110,8 +111,9 @@ class Look(L.Callback):
     on_test_batch_end = on_validation_batch_end
 
 
-@pytest.mark.parametrize("verb", ["validate", "test"])
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("full", "bitfit")])
+@pytest.mark.parametrize(
+    ("verb", "method"), covering(["validate", "test"], [m for m in METHODS if m not in ("full", "bitfit")], strength=1)
+)
 def test_evaluation_runs_on_merged_weights_and_restores_them_bit_by_bit(
     method: str, verb: str, trainer: Make, digits: Make
 ) -> None:
@@ -127,8 +129,7 @@ def test_evaluation_runs_on_merged_weights_and_restores_them_bit_by_bit(
     assert all(torch.equal(value, adapter[name]) for name, value in trained(task).items())
 
 
-@pytest.mark.parametrize("interval", [1, 2, 3])
-@pytest.mark.parametrize("method", ["lora", "randlora"])
+@pytest.mark.parametrize(("interval", "method"), covering([1, 2, 3], ["lora", "randlora"], strength=1))
 def test_validations_leave_no_trace_in_the_training(method: str, interval: int, fit: Make) -> None:
     """Also between two micro-batches of a window, whose text features wait for their backward pass."""
     plain, watched = (make("vision-language", method, targets=["all"]) for _ in range(2))
@@ -167,7 +168,7 @@ def test_name_of_the_figures_and_a_switched_off_adapter(trainer: Make, digits: M
     assert found == {"zeroshot/loss": pytest.approx(base), "zeroshot/acc": pytest.approx(found["zeroshot/acc"])}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind",), marked(zip(KINDS), lambda row: row[0] in ("vision-language",)))
 def test_logits_after_training_are_those_of_the_trained_weights(kind: str, trainer: Make, digits: Make) -> None:
     """Nothing that an earlier evaluation encoded is left over."""
     task, data = make(kind), digits()
@@ -196,7 +197,7 @@ def test_outputs_of_a_test_step_name_the_samples(trainer: Make, digits: Make) ->
     assert seen == list(range(len(data.samples("test"))))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind",), marked(zip(KINDS), lambda row: row[0] in ("vision-language",)))
 def test_predictions_are_in_the_order_of_the_test_images(kind: str, trainer: Make, digits: Make) -> None:
     task, own, data = make(kind), trainer(), digits(eval_batch_size=100)
     own.fit(task, data)

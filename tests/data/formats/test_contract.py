@@ -15,6 +15,7 @@ from randlora_pl.data.module import ImageData
 from randlora_pl.data.readers import read
 from randlora_pl.data.splits import Splits, subset
 from randlora_pl.errors import UserError
+from tests.support.products import in_one_item
 
 from . import BUILDERS
 from .conftest import Copies, Copy
@@ -162,8 +163,8 @@ def _reversed(value: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize("name", PAPER)
-@pytest.mark.parametrize("split", ["train", "test"])
+@in_one_item("name", PAPER)
+@in_one_item("split", ["train", "test"])
 def test_missing_data_say_what_belongs_where(tmp_path: Path, name: str, split: str, copies: Copies) -> None:
     row = copies(name).row
     if split not in copies(name).made.sizes:

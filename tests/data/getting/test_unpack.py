@@ -14,6 +14,7 @@ import pytest
 
 from randlora_pl.data.getting.unpack import unpack
 from randlora_pl.errors import UserError
+from tests.support.products import in_one_item
 
 NOISE = np.random.default_rng(0).bytes(50_000)
 TARS = ("tar", "tar.gz", "tgz", "tar.bz2", "tar.xz")
@@ -88,7 +89,7 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "zip"])
+@in_one_item("suffix", ["tar", "tar.gz", "zip"])
 def test_paths_out_of_the_folder_are_refused(tmp_path: Path, name: str, suffix: str) -> None:
     path = pack(tmp_path, suffix, {"set/a": b"a", name: b"evil"})
     with pytest.raises(UserError, match=r"was refused: .* leads out of the folder"):
@@ -173,8 +174,8 @@ def header(size: int, kind: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-@pytest.mark.parametrize("size", [-1024, 10 << 20, 2**40, 2**62, 2**70])
-@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.REGTYPE])
+@in_one_item("size", [-1024, 10 << 20, 2**40, 2**62, 2**70])
+@in_one_item("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.REGTYPE])
 def test_sizes_in_headers_are_not_believed(
     tmp_path: Path, kind: bytes, size: int, pack: Callable[[bytes], bytes]
 ) -> None:

@@ -18,6 +18,7 @@ from randlora_pl.data.catalog import find
 from randlora_pl.data.own.hub import HubImages, hub
 from randlora_pl.data.readers import Samples
 from randlora_pl.errors import UserError
+from tests.support.products import marked
 
 datasets = pytest.importorskip("datasets", reason='Hugging Face folders need datasets: pip install "randlora-pl[hf]"')
 
@@ -230,7 +231,7 @@ def _first(held: HubImages) -> int:
     return int(held.load(0).sum())
 
 
-@pytest.mark.parametrize("way", ["fork", "spawn"])
+@pytest.mark.parametrize(("way",), marked(zip(["fork", "spawn"]), lambda row: row[0] in ("fork",)))
 def test_worker_processes(saved: Callable[..., Path], way: str) -> None:
     if way not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {way} here")

@@ -11,6 +11,7 @@ from randlora_pl.data.images import absent
 from randlora_pl.data.own.table import table
 from randlora_pl.data.readers import Samples
 from randlora_pl.errors import UserError
+from tests.support.products import in_one_item
 
 from ..conftest import save_image
 
@@ -175,7 +176,7 @@ def test_without_splits_some_are_set_aside(tmp_path: Path) -> None:
     assert np.bincount(data.samples("test").labels).tolist() == [5, 5]
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("text", "message"),
     [
         ("", "line 1: no column 'path' among none"),

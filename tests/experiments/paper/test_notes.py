@@ -3,12 +3,13 @@ import re
 import pytest
 
 from randlora_pl.experiments.paper import Note, notes, numbers, table
+from tests.support.products import in_one_item
 
 BY_KEY = {note.key: note for note in notes()}
 ALL = [cell for number in numbers() for cell in table(number).cells]
 
 
-@pytest.mark.parametrize("note", notes(), ids=lambda note: note.key)
+@in_one_item("note", notes())
 def test_every_note_touches_numbers_of_each_of_its_tables(note: Note) -> None:
     touched = [cell for cell in ALL if note.touches(cell)]
     assert {cell.table for cell in touched} == set(note.tables)

@@ -8,6 +8,7 @@ import pytest
 from randlora_pl.data.catalog import PAPER
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.paper import column_of, datasets, numbers, table
+from tests.support.products import in_one_item
 
 B32, L14, H14, DINO = "CLIP-ViT-B/32", "CLIP-ViT-L/14", "CLIP-ViT-H/14", "DINOv2-ViT-B/14"
 PRINTED = [
@@ -34,7 +35,7 @@ PRINTED = [
 ]
 
 
-@pytest.mark.parametrize(("number", "model", "method", "budget", "column", "value"), PRINTED)
+@in_one_item(("number", "model", "method", "budget", "column", "value"), PRINTED)
 def test_cells_are_the_printed_ones(
     number: int, model: str, method: str, budget: str, column: str, value: float
 ) -> None:

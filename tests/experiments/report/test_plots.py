@@ -20,6 +20,7 @@ from randlora_pl.experiments.report.files import draw
 from randlora_pl.experiments.report.plots import COLOURS, INK, budget_picture, parameter_picture, short_count
 from randlora_pl.experiments.report.results import Results
 from tests.experiments.report.sweeps import MODELS, description, figures_of, write_cell, write_sweep
+from tests.support.products import in_one_item
 
 B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"
 LONG = "LoRA of all ranks (matched to RandLoRA-6)"
@@ -194,8 +195,8 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize("colour", [*COLOURS, INK])
-@pytest.mark.parametrize("page", ["#ffffff", "#16181d"])
+@in_one_item("colour", [*COLOURS, INK])
+@in_one_item("page", ["#ffffff", "#16181d"])
 def test_every_colour_is_seen_on_light_and_dark(colour: str, page: str) -> None:
     high, low = sorted([luminance(colour), luminance(page)], reverse=True)
     assert (high + 0.05) / (low + 0.05) >= 3

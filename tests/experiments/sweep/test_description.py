@@ -8,6 +8,7 @@ from randlora_pl.data.catalog import PAPER
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep.description import Description, budget, budget_options, is_zero_shot
 from tests.experiments.sweep.grids import GRID
+from tests.support.products import in_one_item
 
 
 def test_what_it_writes_it_reads_again() -> None:
@@ -45,7 +46,7 @@ def test_union_keeps_the_older_grid() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("change", "said"),
     [
         ({"metods": {}}, "a sweep has no key 'metods'. Did you mean 'methods'"),
