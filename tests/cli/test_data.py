@@ -152,7 +152,7 @@ def test_own_shards(run: Run, tmp_path: Path, root: str) -> None:
     write_shards(tmp_path / "shards", 35)
     (tmp_path / "list.txt").write_text("shards/train-*.tar\n")
     result = run("data", "check", "webdataset", "--root", root, "--every-image")
-    assert result.code == 0, result.out
+    assert result.code == 1 and "classes without images: 1 in val" in result.out, result.out
     assert sum(int(line.split()[-1]) for line in result.out.splitlines()[1:4]) == 35
     result = run("data", "show", "webdataset", "--root", root, "--shots", "1", "--output", "sheet.png")
     assert result.code == 0 and "train 26, val 2, test 7" in result.out, result.out + result.err

@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import pickle
@@ -128,3 +129,12 @@ def test_bound_is_a_quarter_of_what_is_free(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.undo()
     assert room(tmp_path / "nowhere") == 0
     assert shared_folder().is_dir()
+
+
+def test_without_address_space_images_are_decoded_at_each_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("randlora_pl.data.cache.mmap.mmap", fail)
+    images = CachedImages(FileImages([save_image(tmp_path / "a.png")]), [0], limit=1 << 20)
+    assert np.array_equal(images.load(0), images.load(0)) and images.kept() == 0

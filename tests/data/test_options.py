@@ -29,6 +29,7 @@ from tests.support.products import in_one_item
         ({"min_batches_per_epoch": -1}, "must be at least 0"),
         ({"num_workers": -1}, "--data.num_workers is -1"),
         ({"resize": "padd"}, "Did you mean 'pad'"),
+        ({"num_workers": 5000}, "--data.num_workers is 5000"),
         ({"randaugment": 31}, "from 0 to 30"),
         ({"mixup": 0.0}, "--data.mixup is 0.0"),
         ({"dataset": "pairs", "root": "a.csv", "cutmix": 1.0}, "captions have none"),

@@ -1,5 +1,6 @@
 """Decoded images in memory that all processes of a machine share: each is decoded once, not once by every worker."""
 
+import logging
 import mmap
 import os
 import secrets
@@ -7,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from multiprocessing import reduction
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
@@ -19,6 +21,8 @@ from randlora_pl.data.images import Images
 
 MOST_BYTES = 8 * 2**30
 """Most memory that the decoded images of a split may take on a machine; also at most a quarter of what is free."""
+
+log = logging.getLogger("randlora_pl")
 
 _HEAD = 8  # bytes before the table: where the next image goes
 _ENTRY = 4  # int64 of each image in the table: where it begins (0: not decoded yet), height, width, channels
@@ -117,7 +121,7 @@ class CachedImages:
                 os.ftruncate(file.fileno(), size)  # sparse: takes memory only as it is written
                 if not _allocated(file, 0, first):
                     size = 0
-            mapped = mmap.mmap(file.fileno(), size) if size else bytearray(first)  # no room even for the table
+            mapped = (_mapped(file, size) if size else None) or bytearray(first)  # no room even for the table
             self._bytes = np.frombuffer(mapped, dtype=np.uint8)
             self._next = self._bytes[:_HEAD].view(np.int64)
             self._table = self._bytes[_HEAD:first].view(np.int64).reshape(-1, _ENTRY)
@@ -128,6 +132,15 @@ class CachedImages:
         spawning = get_spawning_popen() is not None and hasattr(reduction, "DupFd")
         handle = reduction.DupFd(self._file.fileno()) if spawning else None
         return _inherit, (self.images, self.rows, self.limit, handle)
+
+
+def _mapped(file: IO[bytes], size: int) -> mmap.mmap | None:
+    """The file as memory; None where this process may not have so much, as by ``ulimit -v``."""
+    try:
+        return mmap.mmap(file.fileno(), size)
+    except (OSError, ValueError):
+        log.warning("decoded images are not kept: there is no address space for %s MB of them", f"{size >> 20:,}")
+        return None
 
 
 def _allocated(file: IO[bytes], start: int, count: int) -> bool:
@@ -179,8 +192,18 @@ def shared_folder() -> Path:
 def room(folder: Path) -> int:
     """Bytes that decoded images may take there."""
     with suppress(OSError):
-        return min(MOST_BYTES, shutil.disk_usage(folder).free // 4)
+        return min(MOST_BYTES, shutil.disk_usage(folder).free // 4, _address_space() // 8)
     return 0
+
+
+def _address_space() -> int:
+    """Bytes that this process may map: batch systems limit them, and three splits are not all that it needs."""
+    if find_spec("resource") is None:  # Windows
+        return 8 * MOST_BYTES
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return 8 * MOST_BYTES if soft == resource.RLIM_INFINITY else soft
 
 
 def _new_file() -> IO[bytes]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from randlora_pl.data import listing
 from randlora_pl.data.catalog import how_to_get, present
+from randlora_pl.data.class_sizes import remarks
 from randlora_pl.data.images import ArrayImages
 from randlora_pl.data.readers import SPLITS, Samples, read
 from randlora_pl.data.row import Row
@@ -90,6 +91,9 @@ def check(row: Row, root: Path, sample: int | None, tick: Callable[[int], None] 
     except UserError as error:
         report.problems.append(f"{row.title}: {error}")
         return report
+    if row.own and not row.captions:
+        labels = {split: samples.labels for split, samples in parts.items()}
+        report.problems += remarks(labels, parts["train"].classes)
     for split, samples in parts.items():
         report.splits.append(_split(row, split, samples, sample, report.problems, tick))
     return report

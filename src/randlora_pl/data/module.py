@@ -14,6 +14,7 @@ from randlora_pl.data.augment import Augment
 from randlora_pl.data.balance import in_words
 from randlora_pl.data.batches import EvalBatches, Late, TrainBatches, default_workers
 from randlora_pl.data.cache import CachedImages, meeting
+from randlora_pl.data.class_sizes import remarks
 from randlora_pl.data.classnames import class_names
 from randlora_pl.data.frame import Frame
 from randlora_pl.data.getting import get
@@ -210,6 +211,9 @@ class ImageData(PlannedData):
                 self.samples("test")
             if stage in ("validate", "test", "predict") or (stage == "fit" and self.row.own):
                 self._complain_if_empty("val" if stage == "validate" else "test")
+            if stage == "fit" and self.row.own and not self.row.captions:
+                for line in remarks({split: held.labels for split, held in self._held.items()}, self.classnames):
+                    log.warning("%s", line)
         self._meeting_place = None
 
     def train_dataloader(self) -> Loader:

@@ -8,6 +8,7 @@ from typing import Any
 from randlora_pl.data.augment import MAGNITUDES, Augment
 from randlora_pl.data.balance import BALANCES
 from randlora_pl.data.frame import INTERPOLATIONS, RESIZES
+from randlora_pl.data.loader import usable_cores
 from randlora_pl.data.plan import SAMPLING
 from randlora_pl.errors import UserError, near
 
@@ -52,6 +53,9 @@ def check_run(
         raise UserError(f"--data.epochs {epochs} and --data.steps {steps} exclude each other: give one of them")
     _positive("min_batches_per_epoch", min_batches_per_epoch, 0)
     _positive("num_workers", num_workers, 0)
+    most = max(64, 4 * usable_cores())  # each is a process of some hundred megabytes
+    if num_workers is not None and num_workers > most:
+        raise UserError(f"--data.num_workers is {num_workers}, but at most {most} can help here: 4 per core, or 64")
     _one_of("sampling", sampling, SAMPLING)
 
 

@@ -1,0 +1,31 @@
+"""Remarks on classes that a split lacks, and on classes of very different sizes."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+RATIO = 10
+"""Times that the largest class may have the images of the smallest one without a remark."""
+
+
+def remarks(labels: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> list[str]:
+    """Return a line on classes that splits lack, and one on training classes of very different sizes.
+
+    Args:
+        labels: The class of each sample, by split; splits without samples are left out.
+        names: Name of each class.
+    """
+    counts = {split: np.bincount(found, minlength=len(names)) for split, found in labels.items() if len(found)}
+    lines = []
+    if lacking := {split: np.flatnonzero(count == 0) for split, count in counts.items() if (count == 0).any()}:
+        parts = ", ".join(f"{len(empty)} in {split}" for split, empty in lacking.items())
+        first = names[int(next(iter(lacking.values()))[0])]
+        lines.append(f"classes without images: {parts} (of {len(names)} classes; the first: {first!r}). Add images")
+    train = counts.get("train", np.zeros(0, dtype=np.int64))
+    some = np.flatnonzero(train)
+    if len(some) and train[some].max() >= RATIO * train[some].min():
+        low, high = int(some[train[some].argmin()]), int(train.argmax())
+        sizes = f"{names[high]!r} has {train[high]:,} training images, {names[low]!r} {train[low]:,}"
+        lines.append(f"classes differ in size: {sizes}. Accuracy favors the large ones; see --data.balance weights")
+    return lines

@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from randlora_pl.cli.main import main
+from randlora_pl.data.class_sizes import remarks
+
+from .conftest import save_image
+
+
+def labels(*counts: int) -> np.ndarray:
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "words"),
+    [
+        ((5, 5, 5), (1, 1, 1), []),
+        ((5, 5, 1), (1, 1, 0), ["1 in val"]),
+        ((150, 3, 2), (9, 1, 1), ["150 training images, 'c' 2"]),
+        ((150, 0, 1), (9, 0, 0), ["1 in train, 2 in val", "'c' 1"]),
+        ((9, 9, 9), (), []),
+    ],
+)
+def test_small_classes_are_remarked_upon(train: tuple[int, ...], val: tuple[int, ...], words: list[str]) -> None:
+    lines = remarks({"train": labels(*train), "val": labels(*val)}, ["a", "b", "c"])
+    assert len(lines) == len(words) and all(word in line for word, line in zip(words, lines, strict=True))
+
+
+def test_a_check_of_such_classes_is_not_as_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, count in (("x", 20), ("y", 20), ("town", 1)):
+        for number in range(count):
+            save_image(tmp_path / name / f"{number}.png")
+    assert main(["data", "check", "folder", "--root", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "town" in shown and "0 as expected, 1 off" in shown
