@@ -96,7 +96,11 @@ def test_no_report_calls_an_untuned_rate_better(tmp_path: Path, changes: dict[st
     text = markdown(build(swept(tmp_path, better_by({"a": 25.0}), datasets=["a"], **changes)))
     short = text.partition("## Learning rates")[0]
     assert "better" not in short and ("+25.0" in short) == ("seeds" in changes)
-    why = "3 seeds, 5 are needed" if "seeds" in changes else "the learning rates are not tuned"
+    why = (
+        "3 seeds, 5 are needed"
+        if "seeds" in changes
+        else "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
+    )
     assert f"No verdict for 1 of 1 pair of methods: {why}." in short
     assert ("| **" in text) == ("seeds" in changes), "bold is for rates of one rule"
 

@@ -127,7 +127,9 @@ def _idle(results: Results) -> list[str]:
 def _verdicts(results: Results, found: Sequence[Versus]) -> list[str]:
     """What can be said of pairs of methods, and what cannot."""
     reasons = [
-        "the learning rates are not tuned" if one.untuned else one.obstacle.partition(": ")[2]
+        "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
+        if one.untuned
+        else one.obstacle.partition(": ")[2]
         for one in found
         if one.obstacle
     ]
