@@ -23,7 +23,7 @@ def test_sides_of_a_weight() -> None:
     assert (turned.large, turned.small) == (12, 8)
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("pattern", "fits"),
     [
         ("fc1", True),
@@ -70,14 +70,14 @@ def test_a_description_makes_the_same_adapter_again(method: str) -> None:
         assert type(changed) is type(adapter)
 
 
-@pytest.mark.parametrize("adapter", [LoRA, VeRA, NoLA, RandLoRA])
-@pytest.mark.parametrize("dropout", [-0.5, 1, 7])
+@in_one_item("adapter", [LoRA, VeRA, NoLA, RandLoRA])
+@in_one_item("dropout", [-0.5, 1, 7])
 def test_an_impossible_dropout_is_refused(adapter: type[LoRA], dropout: float) -> None:
     with pytest.raises(UserError, match="give a probability"):
         adapter(dropout=dropout)
 
 
-@pytest.mark.parametrize("adapter", [LoRA, VeRA, NoLA, RandLoRA])
+@in_one_item("adapter", [LoRA, VeRA, NoLA, RandLoRA])
 @in_one_item("rank", [0, -3, 1.5, True, {"fc1": 0}])
 def test_an_impossible_rank_leaves_the_model_as_it_was(adapter: type[LoRA], rank: Any) -> None:
     model = nn.ModuleDict({"fc1": nn.Linear(8, 12)})

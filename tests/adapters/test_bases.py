@@ -14,6 +14,7 @@ from randlora_pl.adapters import bases
 from randlora_pl.adapters.bases import Bases, Distribution, draw, fingerprint
 from randlora_pl.errors import UserError
 from tests.adapters.reference import basis_word, normal_quantile
+from tests.support.products import in_one_item
 
 CPU = torch.device("cpu")
 DISTRIBUTIONS = {
@@ -33,7 +34,7 @@ GOLDEN = {
     "ternary-sqrt": "ff47cdaf7ef79ba816bd6f5dbd0810501d29cbc060d01d3a253ec613756737de",
 }
 
-each_distribution = pytest.mark.parametrize("name", DISTRIBUTIONS)
+each_distribution = in_one_item("name", DISTRIBUTIONS)
 
 
 def drawn(name: str, count: int, rows: int, columns: int, seed: int = 0, tensor: str = "B") -> Tensor:
@@ -181,7 +182,7 @@ def test_ternary_has_the_share_of_zeros_and_the_size_of_the_rest(sparsity: int) 
     assert entries[entries != 0].abs().unique().tolist() == [pytest.approx(math.sqrt(s / 2), rel=1e-6)]
 
 
-@pytest.mark.parametrize("sparsity", [1, 0, -3, 2.5, "root", 2_000_000, None])
+@in_one_item("sparsity", [1, 0, -3, 2.5, "root", 2_000_000, None])
 def test_an_impossible_sparsity_is_refused(sparsity: object) -> None:
     with pytest.raises(UserError, match="give a whole number from 2 to 1,000,000, or 'sqrt'"):
         Distribution.make("ternary", sparsity, 768)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from randlora_pl.adapters.hadamard import Hadamard, block_size, copies, transfor
 from randlora_pl.adapters.randlora import RandLoRADelta
 from tests.adapters import reference
 from tests.adapters.cases import One
+from tests.support.products import in_one_item
 
 # D, d and n r: square, cut off in a copy and in a block, several blocks, odd widths, more and fewer columns than d.
 SIZES = [
@@ -30,7 +31,7 @@ SIZES = [
     (269, 67, 70),
     (7, 1, 3),
 ]
-sizes = pytest.mark.parametrize(("large", "small", "columns"), SIZES)
+sizes = in_one_item(("large", "small", "columns"), SIZES)
 
 
 def signs(large: int, small: int, seed: int = 0) -> Tensor:
@@ -66,7 +67,7 @@ def rank(matrix: Tensor) -> int:
 # The matrix
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 12, 20, 36, 64, 67, 96])
+@in_one_item("size", [1, 2, 3, 4, 7, 12, 20, 36, 64, 67, 96])
 def test_transforms_are_orthogonal_with_entries_of_unit_mean_square(size: int) -> None:
     matrix = transform(size)
     close(matrix, matrix.T)

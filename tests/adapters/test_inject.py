@@ -28,6 +28,7 @@ from randlora_pl.adapters.inject import generator_facts
 from randlora_pl.errors import UserError
 from tests.adapters import zoo
 from tests.adapters.cases import One, SelfAttention, assert_close, randomise
+from tests.support.products import in_one_item
 
 FLOOR = {"num_bases": "floor+1"}
 VISUAL = ["visual:qkv", "visual:mlp"]
@@ -69,7 +70,7 @@ def on_meta() -> dict[str, nn.Module]:
     return models | {DINOV2: zoo.timm_on_meta(DINOV2)}
 
 
-@pytest.mark.parametrize(("name", "adapter", "targets", "expected"), COUNTS)
+@in_one_item(("name", "adapter", "targets", "expected"), COUNTS)
 def test_parameter_counts_of_the_paper(
     on_meta: dict[str, nn.Module], name: str, adapter: Adapter, targets: list[str] | None, expected: int
 ) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import DoRA, LoRA, RandLoRA, delta_weights, disabled, inject, merge, unload, unmerge
 from randlora_pl.adapters.layers import AdaptedAttention, AdaptedLinear
 from tests.adapters.cases import assert_close, randomise
-from tests.support.products import covering
+from tests.support.products import covering, in_one_item
 
 EMBED, HEADS, BATCH, QUERIES, KEYS = 12, 3, 4, 5, 7
 
@@ -169,7 +169,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
+@in_one_item("call", WRONG.values())
 def test_what_the_plain_layer_refuses_is_refused(call: Callable[[nn.Module], Any]) -> None:
     for module in attention_pair(batch_first=True):
         with pytest.raises((RuntimeError, AssertionError, ValueError)):

@@ -131,7 +131,7 @@ def test_the_rank_is_the_smaller_of_d_and_n_r(
     assert rank(update) == min(small, delta.lambdas.numel())
 
 
-@pytest.mark.parametrize("seed", range(4))
+@in_one_item("seed", range(4))
 @in_one_item("r", [1, 2, 3, 6])
 def test_a_binary_a_of_few_rows_has_too_few_kinds_of_columns(r: int, seed: int) -> None:
     """Columns of A that are equal up to sign reach the same n vectors, so no more than n of them count."""
@@ -240,7 +240,7 @@ def test_the_backward_pass_keeps_only_small_tensors(autocast: bool, lower_rank: 
 # Errors
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("options", "message"),
     [
         ({"basis": "gaussian"}, "basis is 'gaussian'; choose one of uniform, normal, binary, ternary, hadamard"),
@@ -262,7 +262,7 @@ def test_options_that_do_not_exist(options: dict[str, Any], message: str) -> Non
         RandLoRA(**options)
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.0, "6", True, None])
+@in_one_item("value", [0, -1, 2.0, "6", True, None])
 def test_a_rank_must_be_a_positive_whole_number(value: Any) -> None:
     with pytest.raises(UserError, match=r"RandLoRA: rank is .*; give a positive whole number"):
         RandLoRA(value).count(shape(8, 8))

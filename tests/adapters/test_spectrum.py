@@ -12,6 +12,7 @@ from torch import Tensor
 
 from randlora_pl.adapters.spectrum import check_wish, spectrum, truncated
 from randlora_pl.errors import UserError
+from tests.support.products import in_one_item
 
 
 def of_values(values: list[float], rows: int = 7, columns: int = 5) -> Tensor:
@@ -113,7 +114,7 @@ def test_no_error_takes_every_singular_value() -> None:
     torch.testing.assert_close(low.left @ low.right, matrix.double(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("wish", "message"),
     [
         ({}, "either --rank K or --error E"),

@@ -20,7 +20,7 @@ from randlora_pl.adapters.hadamard import Hadamard
 from randlora_pl.adapters.operations import Choice, cheapest
 from randlora_pl.adapters.randlora import RandLoRADelta
 from tests.adapters.cases import One, assert_close, bases_of, randomise
-from tests.support.products import covering, marked
+from tests.support.products import covering, in_one_item, marked
 
 BASES: dict[str, dict[str, Any]] = {
     "dense": {},
@@ -31,7 +31,7 @@ BASES: dict[str, dict[str, Any]] = {
     "hadamard": {"basis": "hadamard"},
     "hadamard-fast": {"basis": "hadamard", "memory": "fast", "pairing": "peft"},
 }
-every_basis = pytest.mark.parametrize("basis", BASES)
+every_basis = in_one_item("basis", BASES)
 SHAPES = [(24, 24), (24, 60), (60, 24), (13, 20), (130, 390), (300, 130)]
 # The count never chooses to neither build nor project: two thin products project anyway.
 FORMS = [Choice(True, False), Choice(True, True), Choice(False, True)]

@@ -7,6 +7,7 @@ from torch import nn
 from randlora_pl.bench.methods import METHODS, UnavailableError, adapted, chosen, label, layers_of
 from randlora_pl.errors import UserError
 from randlora_pl.models import ImageTower, load_clip, load_vit
+from tests.support.products import in_one_item
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ PAIRS = [(name, method.peer) for name, method in METHODS.items() if method.peer]
 
 
 @pytest.mark.parametrize("targets", [None, ["all"], ["mlp"]])
-@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+@in_one_item(("ours", "theirs"), PAIRS)
 def test_peft_adapts_the_same_layers_with_as_many_parameters(
     vit: nn.Module, ours: str, theirs: str, targets: list[str] | None
 ) -> None:
@@ -55,7 +56,7 @@ def test_frozen_tensors_are_shared_and_full_fine_tuning_has_its_own(vit: nn.Modu
     assert type(vit.get_submodule("blocks.0.attn.qkv")) is nn.Linear
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])
+@in_one_item("name", [name for name in METHODS if name != "full"])
 def test_dropout_is_on_the_input_of_every_update(vit: nn.Module, name: str) -> None:
     if METHODS[name].foreign:
         pytest.importorskip("peft")

@@ -12,6 +12,7 @@ from randlora_pl.adapters import read_adapter
 from randlora_pl.cli.adapter import VERBS
 from randlora_pl.cli.adapter_export import FORMS
 from tests.cli.conftest import Run
+from tests.support.products import in_one_item
 
 
 def test_bare_and_help_show_the_page(run: Run) -> None:
@@ -21,7 +22,7 @@ def test_bare_and_help_show_the_page(run: Run) -> None:
     assert all(f"randlora-pl adapter {verb} " in page for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@in_one_item("verb", VERBS)
 def test_every_verb_explains_itself(run: Run, verb: str) -> None:
     bare, asked = run("adapter", verb), run("adapter", verb, "--help")
     assert bare.code == asked.code == 0 and bare.out == asked.out
@@ -35,7 +36,7 @@ def test_the_page_of_export_names_every_form(run: Run) -> None:
     assert all(f" {form} " in page for form in FORMS)
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("words", "message"),
     [
         (["expot"], "There is no verb adapter expot. Did you mean 'export'"),

@@ -56,7 +56,7 @@ def test_bare_and_help_show_the_page(run: Run) -> None:
     assert all(f"randlora-pl analyze {verb} " in page for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@in_one_item("verb", VERBS)
 def test_every_verb_explains_itself(run: Run, verb: str) -> None:
     bare, asked = run("analyze", verb), run("analyze", verb, "--help")
     assert bare.code == asked.code == 0 and bare.out == asked.out

@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-import pytest
+from tests.support.products import in_one_item
 
 from .conftest import Run
 
@@ -19,7 +19,7 @@ def test_stages_of_the_input_pipeline_are_measured(run: Run, tmp_path: Path) -> 
     assert "exists" in run("bench", "data", "digits", *QUICK, "--output", str(file)).err
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("words", "says"),
     [
         (["dat"], "Did you mean 'data'"),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.products import in_one_item
+
 from .conftest import Run
 
 SMALL = ("train", "--model", "test_vit", "--batch-size", "2", "--rounds", "2", "--threads", "1")
@@ -136,7 +138,7 @@ def test_captions_are_encoded_both_ways(run: Run, tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == FILES
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("words", "says"),
     [
         (["train", "--model", "vit_base_patch32_22"], "Did you mean 'vit_base_patch32_224'"),

@@ -22,6 +22,7 @@ from tests.data.formats import BUILDERS
 from tests.data.formats.conftest import Copies, Copy, copies, written  # noqa: F401  (fixtures)
 from tests.data.formats.packing import published
 from tests.data.getting.server import Server, md5, serving
+from tests.support.products import in_one_item
 
 Refused = Callable[..., str]
 Publish = Callable[[str], Path]
@@ -360,7 +361,7 @@ def test_fit_fetches_by_the_same_way(publish: Publish, tmp_path: Path) -> None:
         ImageData(dataset="cars", root=str(root), download=True).prepare_data()
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("words", "hint"),
     [
         (["gte", "digits"], "'get'"),

@@ -23,6 +23,7 @@ from randlora_pl.data.images import FileImages
 from randlora_pl.errors import UserError
 from randlora_pl.tasks import LinearHeadTask, load_task, load_tasks, weighted_task
 from tests.cli.conftest import Run
+from tests.support.products import in_one_item
 
 
 @pytest.fixture
@@ -302,7 +303,7 @@ def test_unreadable_images_are_skipped_for_all_adapters(run: Run, finished: Path
     assert "p.csv: 3 images, 2 adapters (one, two)" in result.out and "1 unreadable images are left out" in result.out
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("paths", "names"),
     [
         (["runs/quickstart/T/adapter"], ["adapter"]),

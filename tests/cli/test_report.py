@@ -5,6 +5,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.experiments.report.sweeps import METHODS, description, write_sweep
+from tests.support.products import in_one_item
 
 SMALL = description(
     models={"CLIP-ViT-B/32": {}},
@@ -43,7 +44,7 @@ def test_damage_is_told_and_the_rest_goes_on(run: Run, sweep: Path) -> None:
     assert f"cells/{cell.name}/results.json is cut off" in Path("sweep/report/index.html").read_text()
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("words", "message"),
     [
         ([], "the following arguments are required: sweep. See: randlora-pl report --help"),

@@ -12,6 +12,7 @@ import pytest
 
 from randlora_pl.cli.serve import describe, parse, start_page
 from tests.cli.conftest import Run
+from tests.support.products import in_one_item
 
 
 def test_help(run: Run) -> None:
@@ -21,7 +22,7 @@ def test_help(run: Run) -> None:
     assert all(len(line) <= 120 for line in result.out.splitlines())
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("words", "message"),
     [
         (("--port", "80"), "--port 80: give one from 1024 to 65535"),

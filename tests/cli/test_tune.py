@@ -26,6 +26,7 @@ from randlora_pl.experiments.sweep.tuning import Search
 from randlora_pl.experiments.sweep.tuning_files import config_text, markdown
 from tests.cli.conftest import SMALL, Run
 from tests.experiments.sweep.grids import GRID, written
+from tests.support.products import in_one_item
 
 Refused = Callable[..., str]
 TUNE = {"learning_rates": [1e-3, 1e-2, 1e30], "seeds": [0, 4]}
@@ -176,7 +177,7 @@ def test_the_config_that_it_writes_is_the_sweep_with_the_best(tmp_path: Path) ->
     assert again.models == GRID["models"] and again.options == GRID["set"]
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("change", "said"),
     [
         ({"tune": {}}, "tune.learning_rates is missing"),

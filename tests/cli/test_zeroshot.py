@@ -12,6 +12,7 @@ from randlora_pl.experiments.published import ZERO_SHOT, published
 from randlora_pl.models import LoadedClip, ModelIdentity
 from tests.cli.conftest import Run
 from tests.data.formats import BUILDERS
+from tests.support.products import in_one_item
 
 CPU = ("--device", "cpu")
 
@@ -132,7 +133,7 @@ def test_interrupted(run: Run, tmp_path: Path, sets: Path, monkeypatch: pytest.M
     assert list(written(tmp_path)["datasets"]) == ["eurosat"]
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("words", "hint"),
     [
         (["--data.dataset", "digts"], "'digits'"),

@@ -6,6 +6,7 @@ import pytest
 from randlora_pl.data.catalog import find
 from randlora_pl.data.classnames import class_names, read_classnames
 from randlora_pl.errors import UserError
+from tests.support.products import in_one_item
 
 
 def test_names_are_the_rows_or_those_of_the_users_files(tmp_path: Path) -> None:
@@ -28,7 +29,7 @@ def test_classnames_files(tmp_path: Path) -> None:
     assert names("b.json", json.dumps(["tench", "shark"])) == ["tench", "shark"]
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("file", "content", "message"),
     [
         ("a.txt", "one", "has 1 class names, the data set has 2 classes"),

@@ -16,6 +16,7 @@ from randlora_pl.data.images import (
     is_image,
 )
 from randlora_pl.errors import UserError
+from tests.support.products import in_one_item
 
 from .conftest import save_image
 
@@ -25,7 +26,7 @@ def gradient(mode: str) -> Image.Image:
     return Image.fromarray(ramp).convert(mode)
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("mode", "name"),
     [
         *((mode, "a.png") for mode in ("1", "L", "P", "RGBA", "LA")),
@@ -58,7 +59,7 @@ def odd_exif(orientation: int) -> bytes:
     return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
 
 
-@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8, 9])
+@in_one_item("orientation", [1, 2, 3, 4, 5, 6, 7, 8, 9])
 def test_every_orientation_is_turned_upright_whatever_else_exif_says(tmp_path: Path, orientation: int) -> None:
     turns = {
         2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.transpose(1, 0, 2),
@@ -93,7 +94,7 @@ def test_exif_orientation_is_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "missing", "header"])
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@in_one_item("suffix", [".png", ".jpg"])
 def test_damaged_files_are_named(tmp_path: Path, damage: str, suffix: str) -> None:
     path = save_image(tmp_path / f"photo{suffix}", size=(64, 64))
     raw = path.read_bytes()
@@ -113,7 +114,7 @@ def test_image_bomb_is_refused(tmp_path: Path) -> None:
         decode(tmp_path / "bomb.ppm")
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("name", "expected"),
     [("a.jpg", True), ("A.JPEG", True), ("b.PnG", True), (".c.png", False), ("d.txt", False), ("e", False)],
 )

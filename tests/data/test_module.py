@@ -15,6 +15,7 @@ from randlora_pl.data.frame import Frame
 from randlora_pl.data.loader import Batch
 from randlora_pl.data.module import ImageData as Module
 from randlora_pl.errors import UserError
+from tests.support.products import in_one_item
 
 from .conftest import Tree, make_idx, save_image
 
@@ -94,7 +95,7 @@ def test_the_models_image_spec_is_taken_unless_overridden(tmp_path: Path) -> Non
         trainer(tmp_path).fit(task, ImageData(shots=1, steps=1, image_size=12))
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("options", "steps", "draws"),
     [
         ({}, 102, 1294 * 10),

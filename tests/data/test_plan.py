@@ -1,16 +1,16 @@
 import math
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from randlora_pl.data.plan import SAMPLING, DrawPlan, EvalSchedule, TrainSchedule, total_draws
+from tests.support.products import in_one_item
 
 sizes = st.integers(1, 60)
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("dataset", "train", "classes", "epochs", "full", "half", "shots"),
     [  # protocol: optimizer steps at batch 128 for 100 %, 50 %, and 1, 2, 4, 16 images of each class
         ("Cars", 8_144, 196, 35, 2227, 1114, (108, 123, 123, 245)),

@@ -8,6 +8,7 @@ from PIL import Image
 from randlora_pl import rng
 from randlora_pl.data.frame import Frame
 from randlora_pl.data.transforms import RATIO, crop_boxes, eval_batch, flips, normalise, train_batch
+from tests.support.products import in_one_item
 
 PLAIN = Frame(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -96,7 +97,7 @@ def test_whole_crop_at_its_own_size_is_the_image() -> None:
 
 
 @pytest.mark.parametrize("size", [(40, 60), (75, 33), (8, 8), (224, 300), (33, 32)])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@in_one_item("interpolation", ["bicubic", "bilinear"])
 def test_evaluation_is_torchvisions_on_pillow(size: tuple[int, int], interpolation: str) -> None:
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 

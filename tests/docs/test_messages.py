@@ -10,6 +10,7 @@ import torch
 from randlora_pl.cli.explain import memory_advice
 from randlora_pl.cli.main import main
 from tests.docs.pages import PAGES, ROOT, shown
+from tests.support.products import in_one_item
 
 TEXT = PAGES["docs/troubleshooting.md"]
 TRIED = shown(TEXT)
@@ -31,7 +32,7 @@ def test_commands_fail_as_shown(
     assert not list(tmp_path.glob("runs/*/*/config.yaml"))
 
 
-@pytest.mark.parametrize("message", sorted(TOLD))
+@in_one_item("message", sorted(TOLD))
 def test_other_messages_are_in_the_program(message: str) -> None:
     told = re.sub(r"^randlora-pl: error: |randlora-pl fit --resume …$|the loss is nan ", "", message)
     pieces = [

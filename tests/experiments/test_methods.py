@@ -26,6 +26,7 @@ from randlora_pl.experiments.methods import (
     tune,
     zero_shot,
 )
+from tests.support.products import in_one_item
 from tests.tasks.small import two_blocks
 
 SMALL = {"dataset": "digits", "shots": 2, "steps": 2, "batch_size": 8}
@@ -154,7 +155,7 @@ def test_best_rates_are_lines_of_a_config(small: Comparison) -> None:
 GOOD = "model: {name: tiny, pretrained: random}\ndata: {dataset: digits, shots: 2, steps: 1, batch_size: 8}\n"
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("text", "said"),
     [
         ("nothing: 1", "describes no comparison"),

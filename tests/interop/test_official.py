@@ -13,6 +13,7 @@ from randlora_pl.errors import UserError
 from randlora_pl.interop.official import import_official
 from tests.adapters.cases import assert_close
 from tests.adapters.zoo import captions, images, small_clip, small_vit
+from tests.support.products import in_one_item
 
 CLIP = {  # out x in of the weights of both towers
     **{f"visual.transformer.resblocks.{i}.attn.": (96, 32) for i in (0, 1)},
@@ -89,7 +90,7 @@ def test_outputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["model.", "module.image_encoder.model.", "image_encoder_model_"])
-@pytest.mark.parametrize("style", ["dots", "underscores", "in_proj", "wrapped"])
+@in_one_item("style", ["dots", "underscores", "in_proj", "wrapped"])
 def test_names_with_what_wraps_the_model(prefix: str, style: str, tmp_path: Path) -> None:
     state = checkpoint(CLIP, 4)
     renamed = {}
@@ -143,7 +144,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
         import_official(file, small_vit())
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("change", "message"),
     [
         ({"lambda": 3}, r"w_loramat_B is no matrix of numbers"),

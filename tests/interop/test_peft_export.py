@@ -28,6 +28,7 @@ from randlora_pl.interop import peft_check, peft_export
 from randlora_pl.interop.peft_export import export_peft, to_peft
 from tests.adapters.cases import SelfAttention, assert_close, randomise
 from tests.adapters.zoo import captions, images, small_clip, small_vit
+from tests.support.products import in_one_item
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ PROVEN: dict[str, Adapter] = {  # layers of one smaller side each
 }
 
 
-@pytest.mark.parametrize("name", PROVEN)
+@in_one_item("name", PROVEN)
 def test_forms_that_are_not_peft_s_own(name: str, tmp_path: Path) -> None:
     base = small_vit()
     ours = saved(base, PROVEN[name], None, tmp_path / "ours")
@@ -69,7 +70,7 @@ def test_forms_that_are_not_peft_s_own(name: str, tmp_path: Path) -> None:
     assert_close(theirs.double().get_base_model()(x), ours.double()(x), 2e-6)
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("adapter", "targets", "message"),
     [
         (NoLA(3, num_bases=8), None, "a method that PEFT does not have. Use --to lora --rank K .*adapter merge"),

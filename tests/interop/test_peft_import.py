@@ -19,6 +19,7 @@ from randlora_pl.errors import UserError
 from randlora_pl.interop.peft_import import import_peft
 from tests.adapters.cases import SelfAttention, assert_close
 from tests.adapters.zoo import captions, images, small_clip, small_vit
+from tests.support.products import in_one_item
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ def edit_tensors(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None
     save_file(tensors, path / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("config", "message"),
     [
         (IA3Config(target_modules=["qkv"], feedforward_modules=[]), "is a IA3 adapter; RandLoRA, LoRA"),
@@ -88,7 +89,7 @@ CHANGED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), CHANGED)
+@in_one_item(("change", "message"), CHANGED)
 def test_a_changed_config(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
     peft_folder(LoraConfig(r=8, target_modules=["qkv"]), tmp_path)
     edit(tmp_path, change)
@@ -143,7 +144,7 @@ DAMAGED: list[tuple[Any, Callable[[dict[str, Tensor]], Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("config", "change", "message"), DAMAGED)
+@in_one_item(("config", "change", "message"), DAMAGED)
 def test_damaged_tensors(config: Any, change: Callable[[dict[str, Tensor]], Any], message: str, tmp_path: Path) -> None:
     peft_folder(config, tmp_path)
     edit_tensors(tmp_path, change)
@@ -216,7 +217,7 @@ def test_attention_by_its_parameter(tmp_path: Path) -> None:
     assert_close(ours.encode_text(text), theirs.encode_text(text), 1e-5)
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     "more",
     [
         {"layers_to_transform": [1], "layers_pattern": ["blocks"], "target_modules": ["qkv", "fc1"]},

@@ -15,6 +15,7 @@ from randlora_pl.interop.base_model import base_name, load_base, same_base
 from randlora_pl.interop.updates import interpolated, layer_updates, updates, weighted_sum
 from randlora_pl.models import load_clip
 from tests.adapters import zoo
+from tests.support.products import in_one_item
 from tests.tasks.small import KINDS, shake, two_blocks
 
 from .adapters import MORE, rounded, saved
@@ -26,7 +27,7 @@ def shallow() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("method", MORE)
+@in_one_item("method", MORE)
 def test_updates_are_the_differences_of_the_weights(method: str, tmp_path: Path) -> None:
     task = saved(tmp_path / "a", method=method)
     file = read_adapter(tmp_path / "a")
@@ -53,7 +54,7 @@ def test_updates_belong_to_the_tower_or_to_the_whole_model(kind: str, tmp_path: 
     assert towers == ({True, False} if kind == "vision-language" else {True})
 
 
-@pytest.mark.parametrize("method", MORE)
+@in_one_item("method", MORE)
 def test_layers_from_the_file_alone(method: str, tmp_path: Path) -> None:
     task = saved(tmp_path / "a", method=method)
     file = read_adapter(tmp_path / "a")

@@ -1,12 +1,12 @@
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from randlora_pl.language.answers import first_answer
 from randlora_pl.language.commonsense import TASKS
+from tests.support.products import in_one_item
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("task", "text", "answer"),
     [
         ("boolq", "the correct answer is true", "true"),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from randlora_pl.errors import UserError
 from randlora_pl.language.commonsense import TASKS, Question, read_test, read_training
 from randlora_pl.language.sources import set_aside
+from tests.support.products import in_one_item
 
 from .files import LETTERS, record, write_commonsense
 
@@ -22,7 +23,7 @@ def test_all_files_are_read_flat_and_as_the_repository_has_them(tmp_path: Path, 
         assert read_test(tmp_path, task) == [Question(**record(task, number)) for number in range(6)]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@in_one_item("task", TASKS)
 def test_options_are_those_that_the_question_offers(task: str) -> None:
     question = Question(**record(task, 1))
     assert question.options(TASKS[task]) == LETTERS[task]

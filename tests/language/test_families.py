@@ -12,6 +12,7 @@ from randlora_pl.cli.configs import find_config
 from randlora_pl.language.families import TARGETS, known_targets
 from randlora_pl.language.known import KNOWN
 from randlora_pl.language.models import model_config
+from tests.support.products import in_one_item
 
 transformers = pytest.importorskip("transformers", reason="transformers, of the extra `language`, is missing")
 
@@ -76,10 +77,9 @@ COUNTS: list[tuple[str, Adapter, int | str]] = [
 ]
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("name", "adapter", "count"),
     COUNTS,
-    ids=[f"{name}-{adapter.method()}-{adapter.rank}" for name, adapter, _ in COUNTS],
 )
 def test_the_paper_s_counts(name: str, adapter: Adapter, count: int | str) -> None:
     report = inject(on_meta(name), adapter, known_targets(CONFIGS[name][0]))

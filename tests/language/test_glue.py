@@ -7,6 +7,7 @@ import pytest
 
 from randlora_pl.errors import UserError
 from randlora_pl.language.glue import TASKS, Examples, missing, read_glue
+from tests.support.products import in_one_item
 
 from .files import write, write_glue
 
@@ -65,7 +66,7 @@ def test_mrpc_needs_the_list_of_validation_pairs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("saved", ["disk", "parquet"])
-@pytest.mark.parametrize("name", TASKS)
+@in_one_item("name", TASKS)
 def test_data_sets_on_disk_give_the_same(tmp_path: Path, name: str, saved: str) -> None:
     datasets = pytest.importorskip("datasets")
     write_glue(tmp_path / "tsv")
@@ -158,7 +159,7 @@ def test_a_damaged_or_incomplete_data_set_on_disk_is_told(tmp_path: Path) -> Non
         read_glue(tmp_path, "rte", "train")
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("folder", "lines", "said"),
     [
         (
@@ -186,7 +187,7 @@ def test_a_wrong_line_is_told_with_its_number(tmp_path: Path, folder: str, lines
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", TASKS)
+@in_one_item("name", TASKS)
 def test_missing_files_tell_the_tree_and_where_to_get_them(
     tmp_path: Path, name: str, split: Literal["train", "validation"]
 ) -> None:

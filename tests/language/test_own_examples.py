@@ -5,6 +5,7 @@ import pytest
 
 from randlora_pl.errors import UserError
 from randlora_pl.language.own_examples import class_names, class_numbers, own_files, read_own, scores
+from tests.support.products import in_one_item
 
 from .classify import write_csv
 
@@ -40,7 +41,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("content", "message"), MISTAKES.items())
+@in_one_item(("content", "message"), MISTAKES.items())
 def test_mistakes_in_csv_files_are_told_with_their_line(content: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "train.csv"
     file.write_text(content)
@@ -50,7 +51,7 @@ def test_mistakes_in_csv_files_are_told_with_their_line(content: str, message: s
 
 @pytest.mark.parametrize(("mark", "called"), [(";", "semicolons"), ("\t", "tabs")])
 @pytest.mark.parametrize("quote", ["", '"'])
-@pytest.mark.parametrize("name", ["train.csv", "train.TSV"])
+@in_one_item("name", ["train.csv", "train.TSV"])
 def test_other_marks_than_commas_are_named(mark: str, called: str, quote: str, name: str, tmp_path: Path) -> None:
     file = tmp_path / name
     for row in (("good, bad", "a"), ("good", "a")):

@@ -30,6 +30,7 @@ from randlora_pl.language.present import absent
 from randlora_pl.language.sizes import SIZES, TESTS
 from randlora_pl.language.sources import set_aside
 from tests.cli.conftest import Run
+from tests.support.products import in_one_item
 
 from .files import write_commonsense, write_glue
 from .small import SHAPES, make
@@ -179,7 +180,7 @@ def test_steps_are_those_of_the_run(tmp_path: Path) -> None:
     assert answered == learned + 2
 
 
-@pytest.mark.parametrize("name", SIZES)
+@in_one_item("name", SIZES)
 def test_what_validates_is_no_step(name: str, tmp_path: Path) -> None:
     """Steps of an epoch of one sample each: those that the data module itself leaves for training."""
     size = SIZES[name]

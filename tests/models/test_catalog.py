@@ -2,16 +2,16 @@ import subprocess
 import sys
 
 import open_clip
-import pytest
 import timm
 from timm.models import get_pretrained_cfg
 
 from randlora_pl.models.catalog import MODELS, ModelRow
 from randlora_pl.models.clip import clip_image_spec, meta_clip
 from randlora_pl.models.vit import meta_vit, vit_image_spec
+from tests.support.products import in_one_item
 
 
-@pytest.mark.parametrize("row", MODELS, ids=lambda row: row.name)
+@in_one_item("row", MODELS)
 def test_rows_say_what_the_libraries_say(row: ModelRow) -> None:
     model = meta_clip(row.name) if row.library == "open_clip" else meta_vit(row.name)
     assert sum(parameter.numel() for parameter in model.parameters()) == row.parameters

@@ -21,7 +21,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("value", ["a/b", "x.safetensors", "X.PT", "w.npz", "C:\\w"])
+@in_one_item("value", ["a/b", "x.safetensors", "X.PT", "w.npz", "C:\\w"])
 def test_paths_are_told_from_tags(value: str) -> None:
     assert looks_like_file(value)
 

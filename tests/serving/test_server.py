@@ -34,7 +34,7 @@ def predicted(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return found
 
 
-@pytest.mark.parametrize("name", GOOD)
+@in_one_item("name", GOOD)
 def test_probabilities_are_those_of_predict(server: Running, predicted: dict[str, dict[str, float]], name: str) -> None:
     for body, kind in ((GOOD[name], "image/*"), form(GOOD[name]), (GOOD[name], "application/octet-stream")):
         status, answer = server.ask("POST", "/predict?top_k=10", body, kind)

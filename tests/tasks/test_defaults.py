@@ -17,6 +17,7 @@ from randlora_pl.adapters import (
 )
 from randlora_pl.errors import UserError
 from randlora_pl.tasks import LinearHeadTask
+from tests.support.products import in_one_item
 
 from .small import make
 
@@ -34,7 +35,7 @@ RATES: list[tuple[Adapter, float, float]] = [
 ]
 
 
-@pytest.mark.parametrize(("adapter", "both", "image_only"), RATES)
+@in_one_item(("adapter", "both", "image_only"), RATES)
 def test_learning_rates_are_those_of_the_paper(adapter: Adapter, both: float, image_only: float) -> None:
     assert make("vision-language", adapter=adapter).learning_rate == both
     assert make("text head", adapter=adapter).learning_rate == image_only
@@ -47,7 +48,7 @@ def test_a_typed_learning_rate_wins() -> None:
     assert (task.learning_rate, task.head_learning_rate) == (0.5, 0.25)
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("option", "value"),
     [
         ("learning_rate", 0.0),

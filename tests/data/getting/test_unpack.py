@@ -54,7 +54,7 @@ def held(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("suffix", [*TARS, "zip"])
+@in_one_item("suffix", [*TARS, "zip"])
 def test_what_is_packed_comes_out_without_junk(tmp_path: Path, suffix: str) -> None:
     told: list[tuple[int, int | None]] = []
     path = pack(tmp_path, suffix, GOOD | JUNK | {"set/big.bin": b"not wanted"})
@@ -88,7 +88,7 @@ OUTSIDE = [
 ]
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
+@in_one_item("name", OUTSIDE)
 @in_one_item("suffix", ["tar", "tar.gz", "zip"])
 def test_paths_out_of_the_folder_are_refused(tmp_path: Path, name: str, suffix: str) -> None:
     path = pack(tmp_path, suffix, {"set/a": b"a", name: b"evil"})
@@ -105,7 +105,7 @@ def test_a_null_byte_hides_nothing(tmp_path: Path) -> None:
         unpack(path, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("kind", "word"),
     [
         (tarfile.SYMTYPE, "a link"),
@@ -231,7 +231,7 @@ def test_the_checksum_of_gzip_is_compared(tmp_path: Path) -> None:
         unpack(path, tmp_path / "out")
 
 
-@pytest.mark.parametrize("suffix", [*TARS, "zip", "gz"])
+@in_one_item("suffix", [*TARS, "zip", "gz"])
 def test_damaged_archives_are_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"archive.{suffix}"
     if suffix == "gz":

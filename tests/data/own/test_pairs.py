@@ -8,6 +8,7 @@ from randlora_pl.data.own.pairs import pairs
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.splits import Splits
 from randlora_pl.errors import UserError
+from tests.support.products import in_one_item
 
 from ..conftest import save_image
 
@@ -48,7 +49,7 @@ def test_captions_of_an_image_stay_in_one_split(tmp_path: Path) -> None:
     assert again.test.keys == found.test.keys and np.array_equal(again.test.labels, found.test.labels)
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("text", "message"),
     [
         ("image,captoin\nimages/0.png,a", r"line 1: no column 'caption' among image, captoin. Did you mean 'captoin'"),

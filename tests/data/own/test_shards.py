@@ -22,6 +22,7 @@ from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.splits import Splits, subset
 from randlora_pl.errors import UserError
+from tests.support.products import in_one_item
 
 from ..conftest import Tree
 from .tars import picture, write_shards, write_tar
@@ -328,7 +329,7 @@ def one(tmp_path: Path, *members: tuple[str, bytes | str | int | dict]) -> Path:
     return write_tar(tmp_path / "0.tar", ("ok.png", picture(0)), ("ok.cls", "0"), *members)
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("members", "message"),
     [
         ([("a.png", b""), ("a.cls", "0"), ("a.png", b"")], r"0.tar: the member 'a.png' is there twice, the second at"),
@@ -442,7 +443,7 @@ def test_compressed_shards(tmp_path: Path) -> None:
         must(tmp_path)
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("root", "message"),
     [
         ("nowhere", "does not exist: expected a folder of .tar files"),

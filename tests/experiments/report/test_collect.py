@@ -11,6 +11,7 @@ from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.sweep import locks
 from randlora_pl.experiments.sweep.locks import acquire
 from tests.experiments.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
+from tests.support.products import in_one_item
 
 LABELS = {"model": "CLIP-ViT-B/32", "dataset": "cars", "budget": "1-shot", "method": "LoRA-32", "seed": 1}
 SMALL = description(
@@ -89,7 +90,7 @@ def test_damage_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert str(tmp_path) not in "".join(sweep.warnings)
 
 
-@pytest.mark.parametrize("value", [None, "0.5", True, float("nan"), 63.5, -0.1])
+@in_one_item("value", [None, "0.5", True, float("nan"), 63.5, -0.1])
 def test_impossible_accuracies_are_not_used(tmp_path: Path, value: object) -> None:
     folder = one(tmp_path)
     write_cell(folder, LABELS | {"seed": 2}, figures_of(LABELS, 0.5) | {"test/acc": value})
@@ -137,7 +138,7 @@ def test_cells_outside_the_plan_make_nothing_missing(tmp_path: Path) -> None:
     assert [run.key.model for run in read_sweep(folder).runs if run.state == "not run"] == ["CLIP-ViT-B/32"] * 2
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, [0.5, math.nan], [], True, "1", None, 0])
+@in_one_item("value", [math.nan, math.inf, [0.5, math.nan], [], True, "1", None, 0])
 def test_figures_that_are_no_numbers_are_not_used(tmp_path: Path, value: object) -> None:
     folder = one(tmp_path)
     write_cell(folder, LABELS | {"seed": 2}, figures_of(LABELS, 0.5) | {"fit_seconds": value})

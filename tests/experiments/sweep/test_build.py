@@ -8,6 +8,7 @@ from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep.build import counts, data_of, steps, window
 from randlora_pl.models import load_clip
 from tests.experiments.sweep.grids import GRID, cells_of
+from tests.support.products import in_one_item
 
 
 def one(**changes: Any) -> Any:
@@ -54,7 +55,7 @@ def test_impossible_data_are_refused() -> None:
         data_of(one(set=GRID["set"] | {"data.batch_size": 0}))
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("budget", "options"),
     [(2, {}), (16, {}), ("50%", {}), ("100%", {}), ("100%", {"data.epochs": 3}), (2, {"data.steps": 7}),
      (4, {"trainer.accumulate_grad_batches": 2}), (4, {"trainer.max_steps": 3})],

@@ -7,6 +7,7 @@ import pytest
 from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep.plan import Labels, digest, essence, only, shard
 from tests.experiments.sweep.grids import GRID, cells_of
+from tests.support.products import in_one_item
 
 ZERO = {"zero-shot": None}
 
@@ -141,7 +142,7 @@ def test_only_some_cells() -> None:
             only(cells, [word])
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("change", "said"),
     [
         ({"models": {"a": {"config": "quikstart"}}}, "models.a with methods.RandLoRA-6: There is no config"),
