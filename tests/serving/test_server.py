@@ -137,11 +137,25 @@ def test_slow_clients_block_nobody(server: Running, digit: bytes) -> None:
     assert server.classify(digit)[0] == 200
 
 
-def test_too_many_clients_are_turned_away(server: Running, digit: bytes) -> None:
-    many = [server.connect() for _ in range(128)]
+def test_clients_without_headers_lock_nobody_out(server: Running, digit: bytes) -> None:
+    many = [server.connect() for _ in range(130)]
     try:
         for client in many:
             client.sendall(b"POST /pre")
+        time.sleep(0.2)
+        assert [server.classify(digit)[0] for _ in range(5)] == [200] * 5
+        assert many[0].recv(12) == b"HTTP/1.1 408"  # the oldest makes room
+    finally:
+        for client in many:
+            client.close()
+
+
+def test_too_many_requests_are_turned_away(server: Running, digit: bytes) -> None:
+    start = f"{HEAD}Content-Type: image/png\r\nContent-Length: {len(digit)}\r\n\r\n".encode()
+    many = [server.connect() for _ in range(128)]
+    try:
+        for client in many:
+            client.sendall(start)
         time.sleep(0.5)
         assert server.classify(digit)[0] == 503
     finally:
@@ -167,6 +181,13 @@ def test_page_and_facts(server: Running) -> None:
         "limits": {"upload_bytes": 2_000_000, "pixels": 4_000_000},
     }
     assert server.ask("GET", "/info")[1]["model"]["classes"] == NAMES
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "", "10.0.0.1"])
+def test_foreign_hosts_are_refused(server: Running, host: str) -> None:
+    with server.connect() as client:
+        client.sendall(f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert client.recv(12) == b"HTTP/1.1 421"
 
 
 def test_other_requests(server: Running) -> None:

@@ -182,8 +182,11 @@ Answer requests for predictions over HTTP, with a page to drop images on (pip in
 
   --adapter ADAPTER        Folder or file; it knows its base model, class names and prompts
   --pretrained FILE        Weights file of the base model, where this machine does not know it
-  --host ADDRESS           127.0.0.1 for this machine alone (default), 0.0.0.0 or :: for all; there is no password
+  --host ADDRESS           127.0.0.1 for this machine alone (default), 0.0.0.0 or :: for all
   --port PORT              (default 8000)
+  --token TOKEN            Answer only requests with the header Authorization: Bearer TOKEN; others see it in the list
+                           of processes, but not the environment variable RANDLORA_PL_TOKEN, which does the same
+  --allow-host NAME ...    Further names in requests' Host, such as a proxy's (default: this machine's)
   --device DEVICE          cpu, cuda, cuda:1, mps ... (default: what there is)
   --workers N              Processes with a model of their own (default 1); one GPU is kept busy by one
   --batch-size N           Images that are classified together at most (default 16)
@@ -193,7 +196,9 @@ Answer requests for predictions over HTTP, with a page to drop images on (pip in
 
 POST /predict gives {"classes": [{"name": "cat", "probability": 0.93}, ...]}, the probabilities of `predict`.
 What cannot be answered gives a 4xx or 5xx with {"detail": "what is wrong"}. GET / is the page; GET /health tells
-of model, classes and limits, with 200 once requests are answered. 128 connections at a time; more give 503.
+of model, classes and limits, with 200 once requests are answered. 128 requests at a time; more give 503.
+Headers must come within 10 s, uploads within 60 s. With a token, the page (which asks for it) and the status of
+GET /health stay open.
 Ctrl-C or SIGTERM ends it, and answers what is being asked.
 """,
     "sweep": SWEEP,

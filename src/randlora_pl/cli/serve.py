@@ -3,7 +3,9 @@
 import argparse
 import errno
 import importlib.util
+import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from randlora_pl.cli.predict_options import MAX_PIXELS
 from randlora_pl.errors import UserError
 from randlora_pl.printable import printable
 from randlora_pl.weights_files import file_name
+
+TOKEN = "RANDLORA_PL_TOKEN"
+"""Environment variable for the token: other users of the machine can see what is typed behind ``--token``."""
 
 HOSTS = ("127.0.0.1", "0.0.0.0", "::")
 """Those that LitServe takes."""
@@ -35,6 +40,8 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", "--batch_size", type=int, default=16)
     parser.add_argument("--batch-timeout", "--batch_timeout", type=float, default=0.01)
     parser.add_argument("--max-upload-mb", "--max_upload_mb", type=float, default=20.0)
+    parser.add_argument("--token", default=os.environ.get(TOKEN, ""))
+    parser.add_argument("--allow-host", "--allow_host", nargs="+", action="extend", default=[])
     parser.add_argument("--max-pixels", "--max_pixels", type=int, default=MAX_PIXELS)
     options = parser.parse_args(args)
     if options.host not in HOSTS:
@@ -42,6 +49,8 @@ def parse(args: list[str]) -> argparse.Namespace:
             f"--host {options.host}: give 127.0.0.1 (this machine alone), or 0.0.0.0 or :: (all addresses, IPv4 or "
             "IPv6); LitServe takes no others."
         )
+    if options.token and not (options.token.isascii() and options.token.isprintable() and " " not in options.token):
+        raise UserError("--token: give letters, digits and signs without spaces.")
     if not 1024 <= options.port <= 65535:
         raise UserError(f"--port {options.port}: give one from 1024 to 65535.")
     for name in ("workers", "batch_size", "max_pixels"):
@@ -89,8 +98,23 @@ def serve_verb(args: list[str]) -> int:
         threads=max(1, usable_cores() // options.workers),
         batch_size=options.batch_size,
         batch_timeout=options.batch_timeout,
+        hosts=names_of(options.host, options.allow_host),
+        token=options.token,
     )
     return 0
+
+
+def names_of(host: str, allowed: Sequence[str]) -> set[str]:
+    """Names that the server may be called by; ``*`` stands for every address of this machine.
+
+    Args:
+        host: Where it listens.
+        allowed: Further names, such as that of a proxy before it.
+    """
+    names = {"localhost", "127.0.0.1", *(name.lower() for name in allowed)}
+    if host != "127.0.0.1":
+        names |= {"*", "[::1]", socket.gethostname().lower(), socket.getfqdn().lower()}
+    return names
 
 
 def check_port(host: str, port: int) -> None:
@@ -158,5 +182,6 @@ def start_page(options: argparse.Namespace, facts: dict[str, Any]) -> str:
         f"  limits   {options.max_upload_mb:g} MB and {options.max_pixels:,} pixels an image; {batches}",
     ]
     if options.host != "127.0.0.1":
-        lines.append("  caution  every machine that can reach this one can use it: there is no password, no encryption")
+        caution = "every machine that can reach this one can use it: there is no password, no encryption"
+        lines.append(f"  caution  {'there is no encryption, also of the token' if options.token else caution}")
     return "\n".join(lines)

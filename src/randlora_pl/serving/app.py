@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib import resources
 from pathlib import Path
@@ -23,14 +23,16 @@ from starlette.routing import Route
 from randlora_pl.data.images import trust_the_limit
 from randlora_pl.errors import LostProcessError, Terminated, UserError
 from randlora_pl.serving.api import Classifier, end_with_parent
+from randlora_pl.serving.connections import Connection
+from randlora_pl.serving.gate import Gate
 from randlora_pl.serving.images import Limits
 from randlora_pl.serving.uploads import Deadline
 
 QUEUE_SECONDS = 30.0
 """How long a request may wait for a worker; then it is answered with 504."""
 
-CONNECTIONS = 128
-"""Connections at a time; further ones are answered with 503. Each may hold one upload in memory."""
+REQUESTS = 128
+"""Requests at a time; further ones are answered with 503. Each may hold one upload in memory."""
 
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
 _POLICY += "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
@@ -46,10 +48,20 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
         facts: What ``/health`` and ``/info`` say of the model.
         limits: What an upload may cost.
         url: Address to tell once requests are answered.
+        hosts: Names that it may be called by (see `Gate`).
+        token: What requests must have; empty: nothing.
     """
 
     def __init__(
-        self, api: Classifier, device: Any, workers: int, facts: dict[str, Any], limits: Limits, url: str
+        self,
+        api: Classifier,
+        device: Any,
+        workers: int,
+        facts: dict[str, Any],
+        limits: Limits,
+        url: str,
+        hosts: Collection[str],
+        token: str,
     ) -> None:
         super().__init__(
             api,
@@ -58,7 +70,7 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
             workers_per_device=workers,
             timeout=QUEUE_SECONDS,
             model_metadata=facts,
-            middlewares=[Deadline],
+            middlewares=[Deadline, (Gate, {"hosts": hosts, "token": token, "most": REQUESTS})],
             disable_openapi_url=True,  # its page loads scripts from elsewhere
             restart_workers=True,
         )
@@ -74,8 +86,9 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
 
         async def health(request: Request) -> Response:
             ready = all(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values())
+            shown = facts if request.scope["trusted"] else {}
             return JSONResponse(
-                {"status": "ready" if ready else "a worker is starting", **facts}, 200 if ready else 503
+                {"status": "ready" if ready else "a worker is starting", **shown}, 200 if ready else 503
             )
 
         # Before LitServe's own routes of these names, which answer with a word.
@@ -144,6 +157,8 @@ def serve(
     threads: int,
     batch_size: int,
     batch_timeout: float,
+    hosts: Collection[str],
+    token: str,
 ) -> None:
     """Answers requests until it is told to end; every process that it started has ended then.
 
@@ -158,6 +173,8 @@ def serve(
         threads: Of PyTorch in each worker.
         batch_size: Images of a batch at most.
         batch_timeout: Seconds to wait for a batch to fill.
+        hosts: Names that it may be called by (see `Gate`).
+        token: What requests must have; empty: nothing.
 
     Raises:
         UserError: The model cannot be built.
@@ -167,7 +184,7 @@ def serve(
     failures = multiprocessing.get_context("spawn").SimpleQueue()
     api = Classifier(adapter, threads, failures, batch_size, batch_timeout, limits.pixels)
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else '[::1]' if host == '::' else host}:{port}/"
-    server = Server(api, device, workers, facts, limits, url)
+    server = Server(api, device, workers, facts, limits, url, hosts, token)
     before = set(multiprocessing.active_children())
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     own, stopped = os.getpid(), KeyboardInterrupt()
@@ -193,7 +210,7 @@ def serve(
             num_api_servers=1,
             log_level="warning",
             generate_client_file=False,
-            limit_concurrency=CONNECTIONS,
+            http=Connection,
             server_header=False,
         )
     except (EOFError, ConnectionError) as error:

@@ -1,0 +1,74 @@
+"""Who is answered: requests for a host that the server is bound to, with its token if there is one, and not too many.
+
+A page from elsewhere can have a browser send requests to this machine under a name of its own (DNS rebinding), but
+not under the names of the server.
+"""
+
+import hmac
+import ipaddress
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+OPEN = ("/", "/health")
+"""Answered without a token: the page, which asks for it, and whether the server is ready, but not what it serves."""
+
+
+class Gate:
+    """Refuses requests before anything of their bodies is read.
+
+    Args:
+        app: What answers.
+        hosts: Names that the server may be called by, in lower case; at ``*`` it is bound to all addresses, and any
+            address is taken.
+        token: What ``Authorization: Bearer`` must hold; empty: nothing.
+        most: Requests at a time.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str], token: str, most: int) -> None:
+        self.app, self.hosts, self.token, self.most = app, frozenset(hosts), token.encode(), most
+        self.running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers with 401, 421 or 503."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if refusal := self._refusal(scope):
+            await refusal(scope, receive, send)
+            return
+        self.running += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.running -= 1
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        headers = Headers(scope=scope)
+        close = {"Connection": "close"}  # a body may follow
+        if not self._is_ours(headers.get("host", "")):
+            what = "this server has another name; --allow-host NAME of serve allows one"
+            return JSONResponse({"detail": what}, 421, close)
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        known = kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token)
+        scope["trusted"] = known or not self.token
+        if not scope["trusted"] and scope["path"] not in OPEN:
+            what = "send the server's token: Authorization: Bearer TOKEN"
+            return JSONResponse({"detail": what}, 401, close | {"WWW-Authenticate": "Bearer"})
+        if self.running >= self.most:
+            return JSONResponse({"detail": "too many requests at a time; try again"}, 503, close)
+        return None
+
+    def _is_ours(self, host: str) -> bool:
+        name = (host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]).lower()
+        return name in self.hosts or ("*" in self.hosts and _is_address(name))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
