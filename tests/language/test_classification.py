@@ -86,7 +86,7 @@ def test_encoders_of_other_families(kind: str, tmp_path: Path) -> None:
     assert dropouts and {m.p for m in dropouts} == {0.5}
     trainer().fit(task, labelled(tmp_path, dataset="jsonl", scores=True, batch_size=4, steps=2))
     changed = {name for name, value in task.state_dict().items() if not torch.equal(value, before[name])}
-    own = task.trained_names()
+    own = task.trained_state().keys()
     assert changed <= own and any(name.startswith("head.") for name in changed)
     assert any(name.startswith("backbone.") for name in changed)
     assert len(task.report.rows) == 2 * (6 if kind == "roberta" else 5)  # q, k, v and the MLP; of RoBERTa o, too
