@@ -76,7 +76,7 @@ assert "transformer.resblocks.*.attn" in str(clip.adapter_report)
 """,
 }
 """What must hold of the variables of a notebook once it has run."""
-SLOW = ("1_quickstart", "3_reading_a_sweep", "4_cka_and_landscape")
+SLOW = ("1_quickstart", "2_your_own_images", "3_reading_a_sweep", "4_cka_and_landscape")
 
 
 def code_of(name: str) -> list[str]:

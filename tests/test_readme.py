@@ -7,12 +7,16 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import open_clip
+import open_clip.factory
 import pytest
 import torch
 import yaml
 from PIL import Image
+from timm.models import vision_transformer
 
 from randlora_pl.cli.configs import find_config
 from randlora_pl.cli.main import main
@@ -92,10 +96,28 @@ def test_the_readme_has_its_commands() -> None:
     assert any(c.startswith("predict ") for c in COMMANDS) and any("--resume" in c for c in COMMANDS)
 
 
+@pytest.fixture
+def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two architectures of the README with a narrow block or two: commands and data are what is tested."""
+    narrow = {"layers": 2, "width": 128}
+    config = open_clip.get_model_config("ViT-B-32")
+    config["vision_cfg"] |= narrow
+    config["text_cfg"] |= narrow | {"heads": 2}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", config)
+    plain = vision_transformer._create_vision_transformer
+
+    def create(name: str, pretrained: bool = False, **options: Any) -> torch.nn.Module:
+        model: torch.nn.Module = plain(name, pretrained, **(options | {"depth": 1, "embed_dim": 128, "num_heads": 2}))
+        return model
+
+    monkeypatch.setattr(vision_transformer, "_create_vision_transformer", create)
+
+
 @pytest.mark.parametrize("command", FITS[1:])
 def test_fit(
     command: str,
     quickstart: Path,
+    small_models: None,
     tmp_path: Path,
     cifar_root: tuple[Path, object],  # noqa: F811
     capsys: pytest.CaptureFixture[str],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.products import in_one_item
+from tests.support.products import in_one_item, marked
 
 from .conftest import Run
 
@@ -91,7 +91,7 @@ def test_a_batch_is_no_larger_than_the_prompts(run: Run, tmp_path: Path) -> None
     assert [case["batch_size"] for case in report["cases"]] == report["setup"]["batch_sizes"] == [1, 3]
 
 
-@pytest.mark.parametrize("stop", [1, 7])
+@pytest.mark.parametrize(("stop",), marked(zip([1, 7]), lambda row: row[0] in (7,)))
 def test_ctrl_c_leaves_what_is_finished(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     from randlora_pl.bench.steps import Case
 

@@ -48,9 +48,10 @@ print(json.dumps([names[place] for place in logits.argmax(1).tolist()]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "least"),
-    [(("--data.steps", "12", "--data.batch_size", "32"), 180), pytest.param((), 350, marks=pytest.mark.slow)],
+    [(("--data.steps", "12", "--data.batch_size", "32"), 180), ((), 350)],
     ids=["12 steps", "the whole quickstart"],
 )
 def test_all_test_digits_get_the_same_classes_in_onnxruntime_and_bare_open_clip(

@@ -23,7 +23,7 @@ from randlora_pl.data.images import FileImages
 from randlora_pl.errors import UserError
 from randlora_pl.tasks import LinearHeadTask, load_task, load_tasks, weighted_task
 from tests.cli.conftest import Run
-from tests.support.products import in_one_item
+from tests.support.products import covering, in_one_item
 
 
 @pytest.fixture
@@ -226,8 +226,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("batch", ["1", "2", "64"])
-@pytest.mark.parametrize("held", [0, 1 << 28])
+@pytest.mark.parametrize(("batch", "held"), covering(["1", "2", "64"], [0, 1 << 28], strength=1))
 def test_several_adapters_predict_in_one_pass_as_each_alone(
     run: Run, finished: Path, second: Path, photos: Path, tmp_path: Path,
     decoded: list[int], monkeypatch: pytest.MonkeyPatch, batch: str, held: int,

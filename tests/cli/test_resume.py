@@ -4,9 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from randlora_pl.callbacks import AdapterCheckpoint, Throughput
 from randlora_pl.tasks import VisionLanguageTask
 from tests.cli.conftest import SMALL, Run
 from tests.support.products import marked
+from tests.tasks.small import two_blocks
 
 LONG = [
     *SMALL,
@@ -31,6 +29,12 @@ def weights(folder: Path) -> bytes:
     return (folder / "adapter" / "adapter.safetensors").read_bytes()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _shallow() -> Iterator[None]:
+    with two_blocks():
+        yield
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of `LONG` that nothing stopped."""
@@ -41,26 +45,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["fit", *LONG, "--run.root", str(root)]) == 0
     os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
     return next((root / "quickstart").iterdir())
-
-
-@pytest.mark.slow
-def test_killed_run_goes_on_to_the_same_weights(run: Run, undisturbed: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "randlora_pl", "fit", *LONG]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        while not (found := list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt"))):
-            assert process.poll() is None, process.communicate()[1].decode()
-            time.sleep(0.01)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    folder = found[0].parents[1]
-    assert not (folder / "adapter").exists()
-    assert 0 < torch.load(found[0], weights_only=True)["global_step"] < 16
-    result = run("fit", "--resume", str(folder))
-    assert result.code == 0, result.err
-    assert weights(folder) == weights(undisturbed)
 
 
 def interrupt_at(batch: int) -> Callable[..., torch.Tensor]:

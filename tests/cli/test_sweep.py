@@ -246,7 +246,7 @@ def test_figure_3_is_made_of_the_cells_of_three_tables() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("table11", "offline") else pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED]
+    "name", [name if name == "offline" else pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED]
 )
 def test_the_shipped_sweeps_can_run(run: Run, tmp_path: Path, name: str) -> None:
     """Every method fits its model and is counted, without weights."""
@@ -255,6 +255,7 @@ def test_the_shipped_sweeps_can_run(run: Run, tmp_path: Path, name: str) -> None
     assert " counted" in result.out
 
 
+@pytest.mark.slow
 def test_two_processes_do_each_cell_exactly_once(tmp_path: Path) -> None:
     config = written(tmp_path, seeds=[1, 2, 3])
     words = ["sweep", str(config), "--output", str(tmp_path / "sweep")]

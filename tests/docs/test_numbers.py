@@ -46,7 +46,14 @@ def test_counts_of_ranks() -> None:
             assert f"{inject(meta_clip('ViT-B-32'), method(rank=int(rank))).trainable:,}" == count, (method, rank)
 
 
-@pytest.mark.parametrize(("column", "model"), [(1, "ViT-B-32"), (2, "ViT-L-14"), (4, "vit_base_patch14_dinov2")])
+@pytest.mark.parametrize(
+    ("column", "model"),
+    [
+        (1, "ViT-B-32"),
+        pytest.param(2, "ViT-L-14", marks=pytest.mark.slow),
+        pytest.param(4, "vit_base_patch14_dinov2", marks=pytest.mark.slow),
+    ],
+)
 def test_matched_ranks(column: int, model: str) -> None:
     for row in rows_of(RANKS, "| `match` |")[1:]:
         backbone = meta_clip(model) if model.startswith("ViT") else meta_vit(model, 224)

@@ -60,9 +60,7 @@ PLACES = [
 """Where the disk is full, the file of the message, and the step of the last checkpoint."""
 
 
-@pytest.mark.parametrize(
-    ("where", "number", "file", "step"), [pytest.param(*PLACES[0], marks=pytest.mark.quick), *PLACES[1:]]
-)
+@pytest.mark.parametrize(("where", "number", "file", "step"), PLACES)
 def test_full_disk(disk: Path, undisturbed: Path, where: str, number: int, file: str, step: int) -> None:
     ended = run(FIT, disk, Fill(where, number, str(disk / BALLAST), room=100))
     told(ended, file)

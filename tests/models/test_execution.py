@@ -83,7 +83,13 @@ def test_merging_into_cast_weights_rounds_once_more(backbone: tuple[nn.Module, T
         assert (model(images).float() - apart).norm() < 0.05 * apart.norm()
 
 
-@pytest.mark.parametrize("adapter", [RandLoRA(rank=4), RandLoRA(rank=4, basis="hadamard"), LoRA(rank=2)])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        RandLoRA(rank=4),
+        *(pytest.param(other, marks=pytest.mark.full) for other in (RandLoRA(rank=4, basis="hadamard"), LoRA(rank=2))),
+    ],
+)
 def test_compiled_blocks_give_the_same_gradients_under_the_same_names(
     backbone: tuple[nn.Module, Tensor], adapter: Any
 ) -> None:

@@ -61,6 +61,7 @@ def results(folder: Path) -> Results:
     return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_sharded_ranks_train_to_the_weights_of_one_process(name: str, results: Results) -> None:
     """Four steps of SGD with two micro-batches each; a method, a task and gradient checkpointing a run."""
@@ -81,6 +82,7 @@ def test_sharded_ranks_train_to_the_weights_of_one_process(name: str, results: R
     assert wrong**0.5 < 1e-4 * moved**0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_each_rank_holds_half_of_the_blocks_and_reduces_what_trains(name: str, results: Results) -> None:
     ranks = [results[key][name] for key in ("2-0", "2-1")]
@@ -94,6 +96,7 @@ def test_each_rank_holds_half_of_the_blocks_and_reduces_what_trains(name: str, r
         assert (rank["exchange/bytes_per_step"], rank["exchange/messages_per_step"]) == (size, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "hadamard", "bitfit"])
 def test_blocks_are_gathered_for_each_pass_that_needs_them(name: str, results: Results) -> None:
     """The image tower twice a micro-batch, the text tower, whose features a window shares, twice a step."""
@@ -104,12 +107,14 @@ def test_blocks_are_gathered_for_each_pass_that_needs_them(name: str, results: R
     assert 0 <= surplus <= 5 * max(text, sum(frozen.values()) - text) / 2  # one block ahead in vain a step
 
 
+@pytest.mark.slow
 def test_no_weight_waits_whole_for_the_backward_pass(results: Results) -> None:
     """Even if ``memory`` is ``fast``, which one process honours."""
     assert RUNS["dense"][1].options()["memory"] == "fast"
     assert results["2-0"]["dense"]["kept"] == results["2-0"]["hadamard"]["kept"] == 0 < results["1-0"]["dense"]["kept"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_sharded_ranks_evaluate_as_one_process(name: str, results: Results) -> None:
     """On merged weights, before, within and after the training; every weight is back afterwards, bit for bit."""
@@ -121,16 +126,19 @@ def test_sharded_ranks_evaluate_as_one_process(name: str, results: Results) -> N
     assert all(torch.equal(value, first["frozen"][key]) for key, value in alone["frozen"].items())
 
 
+@pytest.mark.slow
 def test_an_update_that_is_not_finite_is_refused_by_all(results: Results) -> None:
     said = [results[key]["spoilt"] for key in ("1-0", "2-0", "2-1")]
     assert said[0] == said[1] == said[2] and said[0]["restored"] and "is not finite" in said[0]["said"]
 
 
+@pytest.mark.slow
 def test_a_model_that_trains_as_a_whole_is_refused(results: Results) -> None:
     assert results["1-0"]["full"] == ""
     assert "no frozen block to shard in ImageTower: all of its weights train" in results["2-0"]["full"]
 
 
+@pytest.mark.slow
 def test_a_sharded_run_resumes_with_the_same_bits_and_serves_a_process_alone(folder: Path, results: Results) -> None:
     assert all(result["resumed"]["same"] for result in results.values())
     task, data = make("vision-language", adapter=RandLoRA(rank=16, dropout=0.2)), ImageData(**DATA)
