@@ -318,4 +318,4 @@ def test_a_run_that_ends_before_its_first_validation_says_so(run: Run, words: li
     fit += ["--trainer.check_val_every_n_epoch", "null"]
     shown = run("fit", *fit, "--trainer.val_check_interval", "3")
     assert shown.code == 0 and "none: --trainer.val_check_interval is 3, and the run has 2 batches" in shown.out
-    assert "validation  " not in run("fit", *fit, "--trainer.val_check_interval", "2").out
+    assert "validation     1 time on " in run("fit", *fit, "--trainer.val_check_interval", "2").out
