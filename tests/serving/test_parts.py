@@ -14,7 +14,7 @@ from randlora_pl.data.images import known
 from randlora_pl.serving import uploads
 from randlora_pl.serving.api import PatientLoop
 from randlora_pl.serving.images import TAKEN, Limits, RefusedError, check_header
-from randlora_pl.serving.uploads import Deadline
+from randlora_pl.serving.uploads import Deadline, Upload
 from tests.serving import pictures
 
 
@@ -31,8 +31,12 @@ def test_formats() -> None:
     assert {"JPEG", "PNG", "GIF", "WEBP", "TIFF"} < set(known(TAKEN)) and "AVIF" not in known(TAKEN)
 
 
-def item(name: str, age: float = 0.0) -> tuple[int, str, float, str]:
-    return 0, name, time.monotonic() - age, f"upload {name}"
+def upload(name: str, pixels: int = 64) -> Upload:
+    return Upload(name.encode(), 5, pixels)
+
+
+def item(name: str, age: float = 0.0, pixels: int = 64) -> tuple[int, str, float, Upload]:
+    return 0, name, time.monotonic() - age, upload(name, pixels)
 
 
 def gather(requests: Any, size: int, seconds: float) -> tuple[list[Any], list[Any]]:
@@ -45,7 +49,7 @@ def test_batches_are_filled_up_to_their_size() -> None:
     for name in "abcde":
         requests.put(item(name))
     batch, late = gather(requests, 3, 5.0)  # full: nothing is waited for
-    assert batch == [(0, name, f"upload {name}") for name in "abc"] and late == []
+    assert batch == [(0, name, upload(name)) for name in "abc"] and late == []
     assert [name for _, name, _ in gather(requests, 3, 0.0)[0]] == ["d", "e"]
 
 
@@ -63,7 +67,16 @@ def test_no_request_is_no_batch_and_late_ones_are_told() -> None:
     assert gather(requests, 2, 0.0) == ([], [])
     requests.put(item("old", age=31.0))
     requests.put(item("new"))
-    assert gather(requests, 2, 0.0) == ([(0, "new", "upload new")], [(0, "old")])
+    assert gather(requests, 2, 0.0) == ([(0, "new", upload("new"))], [(0, "old")])
+
+
+def test_large_images_wait_for_small_ones_but_the_oldest_for_none() -> None:
+    requests: queue.Queue[Any] = queue.Queue()
+    for name in ("large 1", "large 2", "small 1", "large 3", "small 2"):
+        requests.put(item(name, pixels=49_000_000 if "large" in name else 64))
+    api, loop = SimpleNamespace(max_batch_size=8, batch_timeout=0.1, request_timeout=30.0), PatientLoop()
+    batches = [[name for _, name, _ in loop.get_batch_requests(api, requests, None)[0]] for _ in range(3)]
+    assert batches == [["large 1", "small 1", "small 2"], ["large 2"], ["large 3"]]
 
 
 def answer_of(app: Callable[..., Awaitable[None]]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from queue import Empty
 from typing import Annotated, Any
@@ -23,9 +24,19 @@ from randlora_pl.errors import UserError
 from randlora_pl.serving.images import TAKEN
 from randlora_pl.serving.uploads import Upload, read_upload
 
+BATCH_PIXELS = 8_000_000
+"""Of the images that are decoded together with the one that has waited longest: so many take a fraction of a second."""
+
 
 class PatientLoop(BatchedLoop):  # type: ignore[misc]  # LitServe has no types
-    """LitServe's batches, by waiting for the first request: its own loop asks for one a thousand times a second."""
+    """LitServe's batches, by waiting for the first request: its own loop asks for one a thousand times a second.
+
+    Large images take a second each to decode. They wait for small ones, but each batch has the oldest of all requests.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[tuple[Any, Any, float, Upload]] = []  # the oldest first
 
     def get_batch_requests(self, lit_api: LitAPI, request_queue: Any, transport: Any) -> tuple[list[Any], list[Any]]:
         """Waits for a request, then for more of them until the batch is full or its time is over.
@@ -34,22 +45,35 @@ class PatientLoop(BatchedLoop):  # type: ignore[misc]  # LitServe has no types
             (queue, id, upload) of the requests to answer, and (queue, id) of those that have waited for too long.
         """
         del transport
-        try:
-            found = [request_queue.get(timeout=1.0)]  # were this process killed, the queue would send it one more
-        except Empty:
-            return [], []
-        end = time.monotonic() + lit_api.batch_timeout
-        while len(found) < lit_api.max_batch_size:
+        end = time.monotonic()
+        if not self._held:
             try:
-                found.append(request_queue.get(timeout=max(0.0, end - time.monotonic())))
+                self._held = [request_queue.get(timeout=1.0)]  # were this process killed, the queue would send one more
+            except Empty:
+                return [], []
+            end = time.monotonic() + lit_api.batch_timeout
+        while len(self._held) < lit_api.max_batch_size:
+            try:
+                self._held.append(request_queue.get(timeout=max(0.0, end - time.monotonic())))
             except Empty:
                 break
         now = time.monotonic()
-        late = [now - since > lit_api.request_timeout for _, _, since, _ in found]
-        return (
-            [(queue, name, upload) for (queue, name, _, upload), old in zip(found, late, strict=True) if not old],
-            [(queue, name) for (queue, name, _, _), old in zip(found, late, strict=True) if old],
-        )
+        late = [(queue, name) for queue, name, since, _ in self._held if now - since > lit_api.request_timeout]
+        waiting = [request for request in self._held if now - request[2] <= lit_api.request_timeout]
+        chosen = _together([upload.pixels for *_, upload in waiting])
+        self._held = [request for place, request in enumerate(waiting) if place not in chosen]
+        return [(waiting[place][0], waiting[place][1], waiting[place][3]) for place in sorted(chosen)], late
+
+
+def _together(pixels: Sequence[int]) -> set[int]:
+    """Which images are decoded in one batch: the first one, and the smallest others up to `BATCH_PIXELS`."""
+    chosen, left = {0} if pixels else set(), BATCH_PIXELS
+    for place in sorted(range(1, len(pixels)), key=lambda place: pixels[place]):
+        left -= pixels[place]
+        if left < 0:
+            break
+        chosen.add(place)
+    return chosen
 
 
 class Classifier(LitAPI):  # type: ignore[misc]

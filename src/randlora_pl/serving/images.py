@@ -36,12 +36,15 @@ class RefusedError(Exception):
         self.status = status
 
 
-def check_header(content: bytes, limits: Limits) -> None:
+def check_header(content: bytes, limits: Limits) -> int:
     """Refuses what is no image or declares too many pixels; Pillow reads the header and decodes nothing here.
 
     Args:
         content: The file's bytes.
         limits: What is allowed.
+
+    Returns:
+        Its pixels, width x height.
 
     Raises:
         RefusedError: With 400, 413, 415 or 422.
@@ -58,6 +61,7 @@ def check_header(content: bytes, limits: Limits) -> None:
     if width * height > limits.pixels:
         size = f"{width} x {height} = {width * height:,} pixels"
         raise RefusedError(413, f"the image has {size}, and {limits.pixels:,} are allowed; make it smaller")
+    return width * height
 
 
 def _line(error: Exception) -> str:

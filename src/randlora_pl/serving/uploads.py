@@ -29,10 +29,12 @@ class Upload:
     Attributes:
         content: The image file's bytes.
         top_k: How many classes to answer with.
+        pixels: Of the image, width x height.
     """
 
     content: bytes
     top_k: int
+    pixels: int
 
 
 async def read_upload(request: Request) -> Upload:
@@ -61,10 +63,10 @@ async def read_upload(request: Request) -> Upload:
     deadline: asyncio.Timeout = request.scope["deadline"]
     deadline.reschedule(asyncio.get_running_loop().time() + ANSWER_SECONDS)
     try:
-        await run_in_threadpool(check_header, content, limits)  # other requests are read meanwhile
+        pixels = await run_in_threadpool(check_header, content, limits)  # other requests are read meanwhile
     except RefusedError as error:
         raise HTTPException(error.status, str(error)) from None
-    return Upload(content, top_k)
+    return Upload(content, top_k, pixels)
 
 
 async def _discard(request: Request) -> None:
