@@ -1,9 +1,11 @@
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from randlora_pl.cli.main import main
+from randlora_pl.data import ImageData
 from randlora_pl.data.class_sizes import remarks
 
 from .conftest import save_image
@@ -35,3 +37,17 @@ def test_a_check_of_such_classes_is_not_as_expected(tmp_path: Path, capsys: pyte
     assert main(["data", "check", "folder", "--root", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert "town" in shown and "0 as expected, 1 off" in shown
+
+
+def test_the_start_of_a_fit_says_it_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, count in (("x", 20), ("y", 20), ("town", 1)):
+        for number in range(count):
+            save_image(tmp_path / name / f"{number}.png")
+    data = ImageData(dataset="folder", root=str(tmp_path), steps=1)
+    monkeypatch.setattr(logging.getLogger("randlora_pl"), "propagate", True)
+    data.setup("fit")
+    data.setup("fit")
+    assert caplog.text.count("'town'") == 2  # in one line: without images, and of another size
+    assert len(caplog.records) == 1

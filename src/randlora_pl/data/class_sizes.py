@@ -21,11 +21,11 @@ def remarks(labels: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> li
     if lacking := {split: np.flatnonzero(count == 0) for split, count in counts.items() if (count == 0).any()}:
         parts = ", ".join(f"{len(empty)} in {split}" for split, empty in lacking.items())
         first = names[int(next(iter(lacking.values()))[0])]
-        lines.append(f"classes without images: {parts} (of {len(names)} classes; the first: {first!r}). Add images")
+        lines.append(f"classes without images: {parts} (of {len(names)} classes; the first: {first!r}); add images")
     train = counts.get("train", np.zeros(0, dtype=np.int64))
     some = np.flatnonzero(train)
     if len(some) and train[some].max() >= RATIO * train[some].min():
         low, high = int(some[train[some].argmin()]), int(train.argmax())
         sizes = f"{names[high]!r} has {train[high]:,} training images, {names[low]!r} {train[low]:,}"
-        lines.append(f"classes differ in size: {sizes}. Accuracy favors the large ones; see --data.balance weights")
+        lines.append(f"classes differ in size: {sizes}; accuracy favors the large ones, see --data.balance weights")
     return lines

@@ -160,6 +160,7 @@ class ImageData(PlannedData):
         self.frame = Frame()
         self._splits: splits.Splits | None = None
         self._held: dict[str, Samples] = {}
+        self._checked = False  # whether the sizes of classes have been remarked upon
         self._meeting_place: Path | None = None
 
     # -- what Lightning calls
@@ -211,9 +212,11 @@ class ImageData(PlannedData):
                 self.samples("test")
             if stage in ("validate", "test", "predict") or (stage == "fit" and self.row.own):
                 self._complain_if_empty("val" if stage == "validate" else "test")
-            if stage == "fit" and self.row.own and not self.row.captions:
-                for line in remarks({split: held.labels for split, held in self._held.items()}, self.classnames):
-                    log.warning("%s", line)
+            if stage == "fit" and self.row.own and not self.row.captions and not self._checked:
+                self._checked = True
+                sizes = remarks({split: held.labels for split, held in self._held.items()}, self.classnames)
+                if sizes:
+                    log.warning("%s", "; ".join(sizes))
         self._meeting_place = None
 
     def train_dataloader(self) -> Loader:
