@@ -46,7 +46,9 @@ def layer_of(model: nn.Module) -> Any:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("adapter", [RandLoRA(4), DoRA(LoRA(4, alpha=4.0)), VeRA(9), NoLA(2, num_bases=5)], ids=str)
+@pytest.mark.parametrize(
+    "adapter", [RandLoRA(4), DoRA(LoRA(4, alpha=4.0)), VeRA(9), NoLA(2, num_bases=5)], ids=lambda a: a.method()
+)
 def test_a_convolution_with_the_reference_update(shape: str, adapter: Adapter) -> None:
     plain = nn.Conv2d(8, 16, **SHAPES[shape])
     model, x = copy.deepcopy(plain), torch.randn(2, 8, 9, 7)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,27 @@ from .pictures import SIZE, label_of
 SPLITS = ("train", "val", "test")
 
 
-@pytest.fixture(params=PAPER)
-def copy(request: pytest.FixtureRequest, copies: Copies) -> Copy:
-    return copies(request.param)
+CHECKS: list[Callable[[Copy], None]] = []
+
+
+def of_every_row(check: Callable[[Copy], None]) -> Callable[[Copy], None]:
+    CHECKS.append(check)
+    return check
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_contract(name: str, copies: Copies, subtests: pytest.Subtests) -> None:
+    for check in CHECKS:
+        with subtests.test(check.__name__):
+            check(copies(name))
 
 
 def test_every_format_has_a_builder() -> None:
     assert tuple(BUILDERS) == PAPER
 
 
-def test_lengths_and_labels(copy: Copy) -> None:
+@of_every_row
+def lengths_and_labels(copy: Copy) -> None:
     for split in SPLITS:
         samples = copy.read(split)
         each = copy.made.sizes.get(split)
@@ -46,7 +57,8 @@ def test_lengths_and_labels(copy: Copy) -> None:
         assert list(samples.keys) == sorted(samples.keys)
 
 
-def test_class_names(copy: Copy) -> None:
+@of_every_row
+def class_names(copy: Copy) -> None:
     names = copy.samples("train").classes
     if copy.made.names:
         assert not copy.row.classnames and list(names) == copy.made.names
@@ -55,7 +67,8 @@ def test_class_names(copy: Copy) -> None:
     assert len(names) == copy.row.classes
 
 
-def test_pixels_are_rgb_and_agree_with_labels(copy: Copy) -> None:
+@of_every_row
+def pixels_are_rgb_and_agree_with_labels(copy: Copy) -> None:
     shapes = set()
     for split in copy.made.sizes:
         samples = copy.samples(split)
@@ -78,7 +91,8 @@ def test_pixels_are_rgb_and_agree_with_labels(copy: Copy) -> None:
         assert shapes == {(24, 16, 3), (32, 32, 3)}  # corners count from 1 and are part of the box
 
 
-def test_splits_are_disjoint_and_complete(copy: Copy) -> None:
+@of_every_row
+def splits_are_disjoint_and_complete(copy: Copy) -> None:
     found = Splits(copy.read)
     names = {
         split: {getattr(found, split).images.name(row) for row in getattr(found, split).rows.tolist()}
@@ -93,7 +107,8 @@ def test_splits_are_disjoint_and_complete(copy: Copy) -> None:
         assert sizes["val"] == (sizes["train"] + sizes["val"]) // 10
 
 
-def test_shots_are_exact(copy: Copy) -> None:
+@of_every_row
+def shots_are_exact(copy: Copy) -> None:
     samples = Splits(copy.read).train
     classes = copy.row.classes or 0
     chosen = subset(samples, 2, None, 3, samples.classes)
@@ -103,16 +118,17 @@ def test_shots_are_exact(copy: Copy) -> None:
     assert set(other.keys) != set(subset(samples, 1, None, 3, samples.classes).keys)
 
 
+@pytest.mark.parametrize("name", PAPER)
 def test_shots_do_not_depend_on_the_order_of_files(
-    copy: Copy, own_copy: Copies, monkeypatch: pytest.MonkeyPatch
+    name: str, copies: Copies, own_copy: Copies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def drawn(copy: Copy) -> tuple[list[str], list[str], list[int]]:
         found = Splits(copy.read)
         shots = subset(found.train, 2, None, 0, found.train.classes)
         return list(shots.keys), list(found.val.keys), found.test.labels.tolist()
 
-    before = drawn(copy)
-    turned = own_copy(copy.row.name)
+    before = drawn(copies(name))
+    turned = own_copy(name)
     reverse_lists(turned.root)
     listdir, scandir = os.listdir, os.scandir
     monkeypatch.setattr(os, "listdir", lambda *path: sorted(listdir(*path), reverse=True))
@@ -178,7 +194,8 @@ def test_missing_data_say_what_belongs_where(tmp_path: Path, name: str, split: s
     assert message.endswith(f"Get it: randlora-pl data get {name} --root {tmp_path}")
 
 
-def test_batches(copy: Copy) -> None:
+@of_every_row
+def batches(copy: Copy) -> None:
     data = ImageData(
         dataset=copy.row.name, root=str(copy.root), shots=2, image_size=32, batch_size=8, steps=1, num_workers=0
     )
