@@ -40,7 +40,8 @@ def test_run_folder_holds_everything(finished: Path) -> None:
     } <= names
     assert any(name.startswith("tensorboard/events") for name in names)
     assert not any("part" in name or name.startswith(".") for name in names)
-    assert "zero-shot" in (finished / "run.log").read_text()
+    told = (finished / "run.log").read_text()
+    assert "zero-shot" in told and ".lock" not in told  # which the run still holds then
 
 
 def test_results_are_flat_and_complete(finished: Path) -> None:

@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from randlora_pl.cli.main import main
 from randlora_pl.data import ImageData
 from randlora_pl.data.class_sizes import remarks
 
-from .conftest import save_image
+from .conftest import Tree, save_image
 
 
 def labels(*counts: int) -> np.ndarray:
@@ -27,6 +28,18 @@ def labels(*counts: int) -> np.ndarray:
 def test_small_classes_are_remarked_upon(train: tuple[int, ...], val: tuple[int, ...], words: list[str]) -> None:
     lines = remarks({"train": labels(*train), "val": labels(*val)}, ["a", "b", "c"])
     assert len(lines) == len(words) and all(word in line for word, line in zip(words, lines, strict=True))
+
+
+@pytest.mark.parametrize(("balance", "lines"), [(None, 1), ("weights", 0), ("sampler", 0)])
+def test_a_fit_remarks_once_on_what_it_does_not_balance(
+    balance: str | None, lines: int, tree: Tree, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tree(**{"train/a": 20, "train/b": 2, "val/a": 1, "val/b": 1, "test/a": 1, "test/b": 1})
+    data = ImageData(dataset="folder", root=str(root), steps=1, balance=balance)
+    with caplog.at_level(logging.WARNING, "randlora_pl"):
+        data.setup("fit")  # for the start page, then for the trainer
+        data.setup("fit")
+    assert len(caplog.messages) == lines and all("--data.balance weights" in line for line in caplog.messages)
 
 
 def test_a_check_of_such_classes_is_not_as_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,6 +72,14 @@ def test_own_files_train_validate_and_test(tmp_path: Path) -> None:
     assert seen.bincount().tolist() == (10 * labels.bincount()).tolist()
 
 
+def test_own_texts_of_unequal_classes_are_remarked_upon(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = write_csv(tmp_path / "one.csv", [(f"text {n}", "rare" if n < 3 else "usual") for n in range(60)])
+    data = Given(dataset="csv", root=str(file), validation=0, steps=1)
+    with caplog.at_level(logging.WARNING, "randlora_pl"):
+        data.setup("fit")
+    assert [line for line in caplog.messages if "57 training samples" in line and "--data.balance weights" in line]
+
+
 @pytest.mark.parametrize("name", ["csv", "rte"])
 def test_a_fit_reads_each_file_once_and_keeps_no_texts(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -41,7 +41,7 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
         + (f", {speed:,.0f} {unit}/s" if speed else ""),
         "exchanged": _exchanged(results),
         "peak memory": f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB ({results['device']})",
-        "everything": f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}",
+        "everything": f"{folder}: {', '.join(_listed(folder))}",
     }
     for name, text in rows.items():
         if text:
@@ -58,6 +58,11 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
         use += f"\n  randlora-pl adapter merge {place}/{adapter} --output FOLDER"
     following = f"\nNext:{goes_on}\n  randlora-pl {use}{tests}{board}"
     return ["", table, following]
+
+
+def _listed(folder: Path) -> list[str]:
+    """Return what is in a folder, without hidden files: the run's lock is still held."""
+    return sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
 
 
 def _stopped(results: Any) -> str:

@@ -9,23 +9,27 @@ RATIO = 10
 """Times that the largest class may have the images of the smallest one without a remark."""
 
 
-def remarks(labels: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> list[str]:
+def remarks(
+    labels: Mapping[str, NDArray[np.int64]], names: Sequence[str], unit: str = "images", balanced: bool = False
+) -> list[str]:
     """Return a line on classes that splits lack, and one on training classes of very different sizes.
 
     Args:
         labels: The class of each sample, by split; splits without samples are left out.
         names: Name of each class.
+        unit: What a sample is called.
+        balanced: Leave out different sizes, for which the training corrects.
     """
     counts = {split: np.bincount(found, minlength=len(names)) for split, found in labels.items() if len(found)}
     lines = []
     if lacking := {split: np.flatnonzero(count == 0) for split, count in counts.items() if (count == 0).any()}:
         parts = ", ".join(f"{len(empty)} in {split}" for split, empty in lacking.items())
         first = names[int(next(iter(lacking.values()))[0])]
-        lines.append(f"classes without images: {parts} (of {len(names)} classes; the first: {first!r}); add images")
+        lines.append(f"classes without {unit}: {parts} (of {len(names)} classes; the first: {first!r}); add {unit}")
     train = counts.get("train", np.zeros(0, dtype=np.int64))
     some = np.flatnonzero(train)
-    if len(some) and train[some].max() >= RATIO * train[some].min():
+    if not balanced and len(some) and train[some].max() >= RATIO * train[some].min():
         low, high = int(some[train[some].argmin()]), int(train.argmax())
-        sizes = f"{names[high]!r} has {train[high]:,} training images, {names[low]!r} {train[low]:,}"
+        sizes = f"{names[high]!r} has {train[high]:,} training {unit}, {names[low]!r} {train[low]:,}"
         lines.append(f"classes differ in size: {sizes}; accuracy favors the large ones, see --data.balance weights")
     return lines

@@ -14,7 +14,6 @@ from randlora_pl.data.augment import Augment
 from randlora_pl.data.balance import in_words
 from randlora_pl.data.batches import EvalBatches, Late, TrainBatches, default_workers
 from randlora_pl.data.cache import CachedImages, meeting
-from randlora_pl.data.class_sizes import remarks
 from randlora_pl.data.classnames import class_names
 from randlora_pl.data.frame import Frame
 from randlora_pl.data.getting import get
@@ -160,7 +159,6 @@ class ImageData(PlannedData):
         self.frame = Frame()
         self._splits: splits.Splits | None = None
         self._held: dict[str, Samples] = {}
-        self._checked = False  # whether the sizes of classes have been remarked upon
         self._meeting_place: Path | None = None
 
     # -- what Lightning calls
@@ -212,11 +210,8 @@ class ImageData(PlannedData):
                 self.samples("test")
             if stage in ("validate", "test", "predict") or (stage == "fit" and self.row.own):
                 self._complain_if_empty("val" if stage == "validate" else "test")
-            if stage == "fit" and self.row.own and not self.row.captions and not self._checked:
-                self._checked = True
-                sizes = remarks({split: held.labels for split, held in self._held.items()}, self.classnames)
-                if sizes:
-                    log.warning("%s", "; ".join(sizes))
+            if stage == "fit" and self.row.own and not self.row.captions:
+                self._remark({split: held.labels for split, held in self._held.items()}, self.classnames)
         self._meeting_place = None
 
     def train_dataloader(self) -> Loader:

@@ -1,14 +1,18 @@
 """What data modules share, whatever a sample is: the planned draws of a run, and where a resumed one goes on."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch import Tensor
 
 from randlora_pl.data.balance import ClassDraws, class_weights
+from randlora_pl.data.class_sizes import remarks
 from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.errors import UserError
 
@@ -56,6 +60,7 @@ class PlannedData(LightningDataModule):
         self.sampling, self.seed, self.num_workers, self.balance = sampling, seed, num_workers, balance
         self.plan: DrawPlan | None = None
         self.skipped: dict[str, str] = {}
+        self._remarked = False
 
     # -- what the application asks for
 
@@ -121,6 +126,13 @@ class PlannedData(LightningDataModule):
     def _class_weights(self, labels: Tensor, classes: int) -> Tensor | None:
         """Weights of the classes' losses, float32 (classes,), where they are asked for."""
         return class_weights(labels, classes) if self.balance == "weights" else None
+
+    def _remark(self, labels: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> None:
+        """Warn of classes that are lacking or small, once in a run and in its first process (see `remarks`)."""
+        lines = remarks(labels, names, self.unit, self.balance is not None)
+        if lines and self._rank == 0 and not self._remarked:
+            log.warning("%s", "; ".join(lines))
+        self._remarked = True
 
     def _schedule(self) -> TrainSchedule:
         """The micro-batches of this rank.

@@ -103,6 +103,13 @@ class LabelledTexts(TokenData):
 
     # -- what the base asks for
 
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and encodes what the stage needs, plans the draws, and warns of small classes in one's own texts."""
+        super().setup(stage)
+        if stage == "fit" and self.own and not self.scores:
+            held = {split: some.labels.numpy() for split, some in self._held.items() if isinstance(some, Sentences)}
+            self._remark(held, self.classnames)
+
     def read(self, learns: bool, tests: bool) -> None:
         """Reads and encodes what is needed."""
         self._tests_read |= tests
