@@ -45,7 +45,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = ""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        prefix = f".{path.name[:100]}.part-"  # by which what a killed run leaves is found again
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix)
         with os.fdopen(handle, "wb") as stream:
             yield stream
         Path(temporary).chmod(0o666 & ~umask())  # temporary files can be read by their owner only

@@ -1,5 +1,6 @@
 """What must be true of a run folder at any moment, and when two runs are the same."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -46,6 +47,9 @@ def assert_whole(folder: Path) -> None:
             assert {"model", "data", "trainer", "run"} <= yaml.safe_load(file.read_text()).keys()
         elif file.suffix == ".png":
             Image.open(file).load()
+        elif file.suffix == ".csv":
+            assert file.read_text().endswith("\n")
+            assert len({len(row) for row in csv.reader(file.open(newline=""))}) == 1
         else:
             assert file.name in ("adapter.safetensors", "run.log"), file
     for adapter in (folder / name for name in ("adapter", "adapter-best")):

@@ -222,5 +222,6 @@ class Diary(Fault):
 
 
 def hidden(folder: Path) -> list[str]:
-    """Temporary files and folders of a run."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*"))
+    """Temporary files and folders of a run; the lock of a killed process stays until it is taken over."""
+    paths = (path for path in folder.rglob(".*") if not path.name.startswith(".lock"))
+    return sorted(str(path.relative_to(folder)) for path in paths)
