@@ -74,7 +74,7 @@ def test_arguments_of_a_function() -> None:
     def function(rank: int, rate: float | None = None) -> None: ...
 
     check_arguments(function, {"rank": 3, "rate": 1}, "a")
-    with pytest.raises(UserError, match="a: rate is 'x'"):
+    with pytest.raises(UserError, match="'x'"):
         check_arguments(function, {"rank": 3, "rate": "x"}, "a")
-    with pytest.raises(UserError, match="a: depth is unknown"):
+    with pytest.raises(UserError, match="unknown"):
         check_arguments(function, {"depth": 3}, "a")

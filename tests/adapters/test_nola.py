@@ -52,7 +52,7 @@ def test_layers_share_one_set_of_factors() -> None:
 
 def test_count_and_errors() -> None:
     assert NoLA().count(WeightShape("fc2", 768, 3072)) == 2048
-    with pytest.raises(UserError, match="num_bases is 0; give a positive whole number"):
+    with pytest.raises(UserError, match="num_bases"):
         NoLA(num_bases=0)
-    with pytest.raises(UserError, match="init is 'ones'; choose zero or official"):
+    with pytest.raises(UserError, match="'ones'"):
         NoLA(init="ones")  # type: ignore[arg-type]

@@ -48,5 +48,5 @@ def test_refusals() -> None:
     with pytest.raises(UserError, match="no images"):
         next(batches(data, some_of(data.samples("test"), 0, 0), 4))
     classes_of(data, list(data.classnames))
-    with pytest.raises(UserError, match="the model was trained on 2 others"):
+    with pytest.raises(UserError, match="trained"):
         classes_of(data, ["cat", "dog"])

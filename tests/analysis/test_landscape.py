@@ -108,7 +108,7 @@ def test_distances() -> None:
 
 def test_other_tensors_are_refused() -> None:
     one, other = {"a": torch.zeros(2)}, {"a": torch.zeros(3), "b": torch.zeros(1)}
-    with pytest.raises(UserError, match="differ in 2 tensors such as a"):
+    with pytest.raises(UserError, match="tensors"):
         Plane(dict(one), [one, one, other], POSITIONS["paper"])
 
 

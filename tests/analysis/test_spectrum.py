@@ -75,7 +75,7 @@ def test_curves_of_layers_of_different_width_are_put_together() -> None:
 
 
 def test_an_update_that_is_not_finite_is_named() -> None:
-    with pytest.raises(UserError, match=r"^some\.layer: .*not finite"):
+    with pytest.raises(UserError, match=r"some\.layer"):
         layer_spectrum("some.layer", torch.full((2, 2), float("nan")))
 
 

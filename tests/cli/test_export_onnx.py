@@ -122,8 +122,8 @@ def test_bad_input(
     refused: Callable[..., str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = ("adapter", "export", str(finished / "adapter"), "--to")
-    assert "name a file that ends in .onnx" in refused(*base, "onnx", "--output", "model")
-    assert "name a file that ends in .pt2" in refused(*base, "torch", "--output", "model.onnx")
+    assert ".onnx" in refused(*base, "onnx", "--output", "model")
+    assert ".pt2" in refused(*base, "torch", "--output", "model.onnx")
     (tmp_path / "folder.onnx").mkdir()
     assert "is a folder" in refused(*base, "onnx", "--output", "folder.onnx", "--overwrite")
     assert "Did you mean" in refused("adapter", "export", str(finished), "--to", "torch", "--output", "m.pt2")
@@ -134,6 +134,6 @@ def test_bad_input(
     (copy / "adapter_config.json").write_text(json.dumps(config))
     (copy / "adapter.safetensors").write_bytes((finished / "adapter" / "adapter.safetensors").read_bytes())
     message = refused("adapter", "export", str(copy), "--to", "torch", "--output", "deep/m.pt2")
-    assert "metadata.classnames is missing" in message
+    assert "metadata.classnames" in message
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'randlora-pl[onnx]'" in refused(*base, "onnx", "--output", "m.onnx")
+    assert "'randlora-pl[onnx]'" in refused(*base, "onnx", "--output", "m.onnx")

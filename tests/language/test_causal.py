@@ -168,14 +168,14 @@ def test_learning_rates_are_those_of_the_scripts(tokenizer: Path) -> None:
 
 
 def test_a_vocabulary_that_is_too_small_is_told(tokenizer: Path) -> None:
-    with pytest.raises(UserError, match=r"has \d+ tokens and qwen2 only 5"):
+    with pytest.raises(UserError, match="qwen2"):
         make(tokenizer, overrides={"vocab_size": 5}).configure_model()
 
 
 def test_an_encoder_is_refused() -> None:
     """RoBERTa as a decoder sees the tokens that it is to learn."""
     task = CausalLMTask(name="roberta", pretrained="random", config_overrides={"num_hidden_layers": 1})
-    with pytest.raises(UserError, match=r"roberta is an encoder .* TextClassificationTask"):
+    with pytest.raises(UserError, match="TextClassificationTask"):
         task.load()
 
 

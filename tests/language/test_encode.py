@@ -118,7 +118,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end_and_says_so(caplog: pytes
 
 def test_a_tokenizer_without_an_end_of_text_is_refused() -> None:
     tokenizer = byte_tokenizer(pad=False, end=False)
-    with pytest.raises(UserError, match="neither a padding token nor an end of text"):
+    with pytest.raises(UserError, match="neither"):
         pad_id(tokenizer)
     with pytest.raises(UserError, match="no end of text"):
         encode(tokenizer, ("a", "b"))

@@ -196,9 +196,9 @@ def test_a_text_beyond_learned_positions_is_told(tokenizer: Path) -> None:
     encoded = [Encoded([3] * 15, [3] * 15, 15), Encoded([3], [3], 1)]
     asked = collate(encoded, 0, multiple=8)  # the padding to 16 needs no position
     assert len(write_texts(task.model, task.vocabulary, asked, Decoding(1, 5), 0)) == 2
-    with pytest.raises(UserError, match=r"21 tokens \(6 of them new: --model.max_new_tokens\), and gpt2 has 20"):
+    with pytest.raises(UserError, match=r"--model.max_new_tokens"):
         write_texts(task.model, task.vocabulary, asked, Decoding(1, 6), 0)
-    with pytest.raises(UserError, match=r"21 tokens, and gpt2 has 20 positions: lower --data\.cutoff"):
+    with pytest.raises(UserError, match=r"--data\.cutoff"):
         token_losses(task.model, collate([Encoded([3] * 21, [3] * 21, 21)], 0), 20)
     token_losses(task.model, collate([Encoded([3] * 20, [3] * 20, 20)], 0), 19)
     rotary = make(tokenizer, overrides={"max_position_embeddings": 20})

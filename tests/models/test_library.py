@@ -19,5 +19,5 @@ def test_names_find_their_library(name: str, library: str) -> None:
 
 
 def test_names_of_neither() -> None:
-    with pytest.raises(UserError, match=r"neither open_clip nor timm.*Did you mean .*'vit_base_patch14_dinov2'"):
+    with pytest.raises(UserError, match="'vit_base_patch14_dinov2'"):
         library_of("vit_base_patch14_dino_v2.lvd142m")

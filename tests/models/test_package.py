@@ -10,5 +10,5 @@ def test_every_public_name_resolves() -> None:
 
 
 def test_other_names_do_not_exist() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="'nothing'"):
         _ = randlora_pl.models.nothing  # type: ignore[attr-defined]

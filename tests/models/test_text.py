@@ -38,7 +38,7 @@ def test_prompts_go_class_by_class() -> None:
 
 @pytest.mark.parametrize(("names", "templates"), [([], ["{}"]), (["a"], []), (["a"], ["a photo"])])
 def test_prompts_that_cannot_be_made(names: list[str], templates: list[str]) -> None:
-    with pytest.raises(UserError, match=r"a photo of a \{\}"):
+    with pytest.raises(UserError, match="photo"):
         class_prompts(names, templates)
 
 

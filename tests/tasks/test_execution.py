@@ -62,16 +62,16 @@ def test_what_cannot_run_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=says):
         trainer(precision=precision).fit(make("text head", **options), digits())
-    with pytest.raises(UserError, match="float32 or bfloat16"):
+    with pytest.raises(UserError, match="bfloat16"):
         make("text head", frozen_dtype="float16")
 
 
 def test_options_that_would_do_nothing_are_refused() -> None:
-    with pytest.raises(UserError, match="FullFineTuning leaves no matrix frozen"):
+    with pytest.raises(UserError, match="FullFineTuning"):
         built("text head", "full", frozen_dtype="bfloat16")
-    with pytest.raises(UserError, match="would build again"):
+    with pytest.raises(UserError, match="build"):
         built("text head", adapter=RandLoRA(rank=8, memory="low"), torch_compile="aot_eager")
-    with pytest.raises(UserError, match="max_grad_norm is 0"):
+    with pytest.raises(UserError, match="max_grad_norm"):
         make("text head", max_grad_norm=0.0)
 
 

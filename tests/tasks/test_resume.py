@@ -148,7 +148,7 @@ def test_checkpoint_within_an_optimizer_step_is_refused(run: Make, tmp_path: Pat
 
     data, path = {"steps": 2, "batch_size": 4}, tmp_path / "middle.ckpt"
     run(task(), data, callbacks=[SaveWithin(path, 1)], accumulate_grad_batches=3)
-    with pytest.raises(UserError, match="micro-batches into an optimizer step"):
+    with pytest.raises(UserError, match="micro-batches"):
         run(task(), data, path, accumulate_grad_batches=3)
 
 

@@ -110,11 +110,11 @@ def test_an_image_under_two_names_is_listed_twice(
     (tmp_path / "link").symlink_to(path.parent)
     path.write_text(f"path,label,split\nimages/0.png,a,train\n{other.format(home=path.parent)},a,test\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"line 3: the image images/0.png is in line 2 already, in the splits"):
+    with pytest.raises(UserError, match=r"images/0.png"):
         read(Path(root))
     save_image(tmp_path / "else/0.png")
     path.write_text(f"path,label,split\n../else/0.png,a,train\n{tmp_path}/else/0.png,a,test\n")
-    with pytest.raises(UserError, match=r"the image ../else/0.png is in line 2 already"):
+    with pytest.raises(UserError, match=r"../else/0.png"):
         read(Path(root))
 
 
@@ -128,19 +128,19 @@ def test_parquet_holds_the_same(tmp_path: Path) -> None:
 
 def test_parquet_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = parquet(tmp_path, path=["images/0.png", "images/9.png"], label=["a", "b"])
-    with pytest.raises(UserError, match=r"1 image file does not exist, the first: row 2: .*images/9.png"):
+    with pytest.raises(UserError, match=r"images/9.png"):
         read(path)
-    with pytest.raises(UserError, match="row 2: the label is empty"):
+    with pytest.raises(UserError, match="label"):
         read(parquet(tmp_path, path=["images/0.png", "images/1.png"], label=["a", None]))
-    with pytest.raises(UserError, match=r"no column 'label' among path, lable. Did you mean 'lable'"):
+    with pytest.raises(UserError, match="'label'"):
         read(parquet(tmp_path, path=["images/0.png"], lable=["a"]))
-    with pytest.raises(UserError, match=r"'image' holds struct<.*--data.dataset hf"):
+    with pytest.raises(UserError, match=r"--data.dataset"):
         read(parquet(tmp_path, image=[{"bytes": b"x", "path": "a.png"}], label=[0]))
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match="cannot be read"):
         read(path)
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r'pip install "randlora-pl\[parquet\]"'):
+    with pytest.raises(UserError, match=r'"randlora-pl\[parquet\]"'):
         read(path)
 
 
@@ -150,15 +150,15 @@ def test_whole_numbers_are_in_the_order_of_their_values(tmp_path: Path) -> None:
     assert samples.classes == ("9", "10", "100") and samples.labels.tolist() == [1, 0, 2, 0]
     samples = must(write(tmp_path, "path,label\n" + lines.replace("\n", ".0\n")))  # pandas, where a label lacks
     assert samples.classes == ("9.0", "10.0", "100.0") and samples.labels.tolist() == [1, 0, 2, 0]
-    with pytest.raises(UserError, match=r"labels '7' and '7.0' are the same number"):
+    with pytest.raises(UserError, match=r"'7.0'"):
         read(write(tmp_path, "path,label\nimages/0.png,7\nimages/1.png,7.0\n"))
-    with pytest.raises(UserError, match="labels '07' and '7' are the same number"):
+    with pytest.raises(UserError, match="'07'"):
         read(write(tmp_path, "path,label\nimages/0.png,7\nimages/1.png,07\n"))
 
 
 def test_classes_are_those_of_the_train_split(tmp_path: Path) -> None:
     path = write(tmp_path, SPLITS + "images/3.png,catt,test\n")
-    with pytest.raises(UserError, match=r"line 5: the class 'catt' is not in the train split. Did you mean 'cat'\?"):
+    with pytest.raises(UserError, match="'catt'"):
         read(path, "test")
 
 
@@ -207,13 +207,13 @@ def test_wrong_lines_are_numbered(tmp_path: Path, text: str, message: str) -> No
 
 
 def test_wrong_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere.csv does not exist: expected a CSV, TSV or Parquet .* --data.root"):
+    with pytest.raises(UserError, match=r"--data.root"):
         read(tmp_path / "nowhere.csv")
     with pytest.raises(UserError, match="is a folder"):
         read(tmp_path)
-    with pytest.raises(UserError, match=r"is no .csv, .tsv, .txt, .parquet file: save it as CSV"):
+    with pytest.raises(UserError, match="CSV"):
         read(write(tmp_path, "", "a.xlsx"))
-    with pytest.raises(UserError, match="Save it as UTF-8"):
+    with pytest.raises(UserError, match="UTF-8"):
         read(write(tmp_path, "path,label\nimages/0.png,caf\u00e9\n", encoding="latin-1"))
 
 

@@ -155,17 +155,15 @@ def test_without_a_plan_nothing_is_missing(tmp_path: Path) -> None:
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"does not exist.*randlora-pl sweep"):
+    with pytest.raises(UserError, match="exist"):
         read_sweep(tmp_path / "none")
-    with pytest.raises(UserError, match=r"is no sweep: it has neither sweep\.yaml nor cells/"):
+    with pytest.raises(UserError, match=r"sweep\.yaml"):
         read_sweep(tmp_path)
     folder = write_sweep(tmp_path / "sweep", SMALL, fail=lambda labels: "out of memory", zeroshot=False)
-    with pytest.raises(
-        UserError, match=r"3 cells are there, none of them is finished\. First failure: failed: out of mem"
-    ):
+    with pytest.raises(UserError, match="finished"):
         read_sweep(folder)
-    with pytest.raises(UserError, match=r"Did you mean .*sweep\?"):
+    with pytest.raises(UserError, match=r"sweep\?"):
         read_sweep(tmp_path)
     (folder / "sweep.yaml").rename(folder / "tune.yaml")
-    with pytest.raises(UserError, match=r"is a search of learning rates: what it found is in .*/sweep/tuning\.md$"):
+    with pytest.raises(UserError, match=r"/sweep/tuning\.md"):
         read_sweep(folder)
