@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.cli.main import main
+from tests.support.shared import made_once
 
 SMALL = [
     *("--config", "quickstart", "--model.pretrained", "random", "--data.shots", "2", "--data.batch_size", "8"),
@@ -73,7 +74,9 @@ def refused(run: Run, tmp_path: Path) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run, to be read only."""
-    root = tmp_path_factory.mktemp("finished")
-    assert main(["fit", *SMALL, "--run.root", str(root), "--trainer.val_check_interval", "1"]) == 0
-    os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
-    return next((root / "quickstart").iterdir())
+
+    def make(root: Path) -> None:
+        assert main(["fit", *SMALL, "--run.root", str(root), "--trainer.val_check_interval", "1"]) == 0
+        os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
+
+    return next((made_once(tmp_path_factory, "finished", make) / "quickstart").iterdir())

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.shared import made_once
+
 from .ddp_worker import ACCUMULATE, RUNS, main
 from .small import make, trained, write_pairs
 
@@ -37,7 +39,11 @@ def start(folder: Path) -> list[subprocess.Popen[str]]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What one process (this one) and each of two ranks ended with, by ``WORLD-RANK``."""
-    folder = tmp_path_factory.mktemp("ddp")
+    folder = made_once(tmp_path_factory, "ddp", run_all)
+    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+
+
+def run_all(folder: Path) -> None:
     write_pairs(folder, images=11, captions=2)
     processes = start(folder)
     try:
@@ -46,7 +52,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
         outputs = [process.communicate(timeout=300)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output[-3000:]
-    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
 
 
 @pytest.mark.parametrize("name", ["captions", "images", "head"])
