@@ -344,5 +344,13 @@ def test_rates_are_searched_and_then_run_as_one_command(
 def test_the_record_of_a_search_must_be_there(refused: Refused, tmp_path: Path) -> None:
     written(tmp_path, tuned="gone.json")
     assert "gone.json" in refused("sweep", "small.yaml")
-    written(tmp_path, tuned={"methods": 3})
-    assert "chosen" in refused("sweep", "small.yaml")
+    entry = {"method": GRID["methods"]["LoRA-4"], "chosen": {"learning_rate": "fast"}}
+    for wrong in (
+        {"methods": 3},
+        {"methods": {"LoRA-4": entry}},
+        {"methods": {}, "models": [1]},
+        {"methods": {"LoRA-4": {"method": 3}}},
+        {"methods": {}, "datasets": 3},
+    ):
+        written(tmp_path, tuned=wrong)
+        assert "chosen" in refused("sweep", "small.yaml", "--dry-run")

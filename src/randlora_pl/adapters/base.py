@@ -247,7 +247,8 @@ class Adapter:
         if at_most_small and rank > shape.small:
             raise UserError(
                 f"{self.method()}: rank {rank} is larger than the smaller side {shape.small} of {shape.layer} "
-                f"({shape.out_features} x {shape.in_features}); choose a rank up to {shape.small}."
+                f"({shape.out_features} x {shape.in_features}); choose a rank up to {shape.small}, or leave "
+                "this layer out of the targets."
             )
         return rank
 

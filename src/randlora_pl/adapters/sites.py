@@ -14,15 +14,17 @@ from randlora_pl.adapters.weights import is_conv1d, out_and_in
 _ATTENTION = r"(?:\w*attn\w*|\w*[Aa]ttention\w*)"
 _ROLES = {
     "qkv": r"in_proj|qkv|qkv_proj|Wqkv|c_attn",
-    "q": r"q|q_proj|q_lin|query|query_proj|to_q",
-    "k": r"k|k_proj|k_lin|key|key_proj|to_k",
-    "v": r"v|v_proj|v_lin|value|value_proj|to_v",
+    "q": r"q|q_proj|q_lin|query|query_proj|to_q|wq",
+    "k": r"k|k_proj|k_lin|key|key_proj|to_k|wk",
+    "v": r"v|v_proj|v_lin|value|value_proj|to_v|wv",
     "kv": r"kv|kv_proj|to_kv",
     "o": rf"{_ATTENTION}\.(?:out_proj|out_lin|proj|o_proj|o|c_proj|output\.dense)",
     "fc1": r"c_fc|fc1|linear1|lin1|intermediate\.dense|up_proj|gate_up_proj|mlp\.0|wi|wi_0|wi_1",
     "fc2": r"mlp\.c_proj|fc2|linear2|lin2|output\.dense|down_proj|mlp\.3|(?:DenseReluDense|mlp|expert_\d+)\.wo",
     "gate": r"gate_proj",
 }
+_POSITIONS = r"(?:meta_mlp|\w*rel_pos\w*)\..+"
+"""Small networks within attention that turn coordinates into a bias; their layers have the names of a block's MLP."""
 CONV = "conv"
 """Kind of a convolution's site, and the alias of those of the blocks."""
 
@@ -76,7 +78,8 @@ def _sites_of(model: nn.Module, path: str, module: nn.Module) -> Iterator[Site]:
         if isinstance(module, nn.Conv2d):
             yield Site(WeightShape(path, *shape), path, CONV)
             return
-        role = next((role for role, names in _ROLES.items() if matches(names, path)), "")
+        own = not matches(_POSITIONS, path)
+        role = next((role for role, names in _ROLES.items() if own and matches(names, path)), "")
         turned = is_conv1d(module)
         if is_packed_linear(path) and (blocks := row_blocks(model, path)):
             yield from _packed(path, path, shape[1], blocks, turned)

@@ -43,12 +43,24 @@ def checked(content: Any, where: str) -> Tree:
     Raises:
         UserError: It is something else.
     """
-    methods = content.get("methods") if isinstance(content, dict) else None
-    entries = methods.values() if isinstance(methods, dict) else [None]
-    if not all(isinstance(entry, dict) and isinstance(entry.get("chosen") or {}, dict) for entry in entries):
+    if not (isinstance(content, dict) and _well_formed(content)):
         raise UserError(f"tuned: {where} does not say how rates were chosen. Name the {FILE} that `tune` writes.")
     found: Tree = content
     return found
+
+
+def _well_formed(content: Tree) -> bool:
+    """Return True if every entry that is read has the form that `tune` gives it."""
+    trees = [content.get("methods"), content.get("models", {})]
+    if not all(isinstance(tree, dict) and all(isinstance(facts, dict) for facts in tree.values()) for tree in trees):
+        return False
+    searched = all(isinstance(content.get(name) or [], list) for name in ("datasets", "budgets", "seeds"))
+    return searched and all(
+        isinstance(entry.get("method") or {}, dict)
+        and isinstance(chosen := entry.get("chosen") or {}, dict)
+        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in chosen.values())
+        for entry in content["methods"].values()
+    )
 
 
 def rule_of(provenance: Mapping[str, Any]) -> str:
