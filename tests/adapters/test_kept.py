@@ -161,6 +161,25 @@ def test_earlier_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
         read_adapter(tmp_path / "b")
 
 
+def test_a_set_parts_statistics_that_move_in_it(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_adapter(tuned(LoRA(2), lambda model: None), tmp_path / name)
+    base = net()
+    adapters, before = AdapterSet(base), base(images())
+    for name in ("a", "b"):
+        adapters.load(name, tmp_path / name)
+    for choice, remembered in (({"a": 0.5, "b": 0.5}, False), ("a", True)):
+        adapters.use(choice)
+        plain = base(images())
+        base.train()(images())
+        moved = base.eval()(images())
+        assert not torch.equal(moved, plain)
+        adapters.use(None)
+        assert torch.equal(base(images()), before)
+        adapters.use(choice)
+        assert torch.equal(base(images()), moved) is remembered
+
+
 class Masked(LoRA):
     """LoRA with a mask of its outputs that something else than a gradient decides."""
 

@@ -262,13 +262,20 @@ def test_defaults_take_the_blocks_and_say_what_they_leave(name: str) -> None:
     assert inject(model, RandLoRA(6)).coverage == expected
 
 
+def test_other_names_of_q_k_and_v() -> None:
+    model = nn.Sequential(nn.ModuleDict({name: nn.Linear(4, 4) for name in ("wq", "wk", "wv", "wo")}))
+    assert names(model, ["qkv"]) == ["0.wq", "0.wk", "0.wv"]
+
+
 @pytest.mark.parametrize("name", ["swinv2_cr_tiny_ns_224", "vit_relpos_small_patch16_224"])
 def test_networks_of_positions_are_not_mlps_of_blocks(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0, **({"rel_pos_type": "mlp"} if "relpos" in name else {}))
     report = inject(model, RandLoRA(rank=4))
     layers = [row.layer for row in report.rows]
-    assert layers and all(re.search(r"\.(attn\.qkv|mlp\.fc[12])$", layer) and "rel_pos" not in layer for layer in layers)
+    assert layers and all(
+        re.search(r"\.(attn\.qkv|mlp\.fc[12])$", layer) and "rel_pos" not in layer for layer in layers
+    )
     assert re.search("skipped: .*(meta_mlp|rel_pos)", report.coverage)
 
 

@@ -5,6 +5,8 @@ such as the running mean of BatchNorm, which move wherever a module of the base 
 they are no longer what they were when the adapter came into the model, whoever put the module into that mode.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -48,9 +50,9 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.detach().cpu().clone() for name, buffer in base_buffers(model).items() if not buffer.is_meta}
 
 
-def moved_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Return the model's own buffers that have changed since the adapter came into it, by name."""
-    before = getattr(getattr(model, "adapter_report", None), "buffers", {})
+def moved_buffers(model: nn.Module, before: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the model's own buffers that are no longer those before its adapter, or others, by name."""
+    before = getattr(getattr(model, "adapter_report", None), "buffers", {}) if before is None else before
     return {
         name: buffer
         for name, buffer in base_buffers(model).items()

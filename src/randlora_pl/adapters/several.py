@@ -15,7 +15,7 @@ from randlora_pl.adapters.bases import Bases
 from randlora_pl.adapters.control import adapted_layers, detach, merge, report_of, unmerge
 from randlora_pl.adapters.files import AdapterFile, place_adapter, read_adapter
 from randlora_pl.adapters.inject import InjectionReport
-from randlora_pl.adapters.kept import base_buffers
+from randlora_pl.adapters.kept import base_buffers, moved_buffers
 from randlora_pl.adapters.weighted import WeightedSum
 from randlora_pl.errors import UserError, near
 
@@ -147,6 +147,7 @@ class AdapterSet:
             UserError: If a name is unknown, a weight is not finite, an adapter cannot be part of a sum, or the model
                 was unloaded. What was active stays so.
         """
+        self._keep_statistics()
         weights = self._weights(choice)
         self._check_model()
         if weights == self._active:
@@ -207,6 +208,8 @@ class AdapterSet:
         """Takes the active adapters out; the base is left, bit for bit."""
         layers = [layer for layer in adapted_layers(self.model).values() if layer.delta is not None]
         self._merged = any(layer.merged for layer in layers) if layers else self._merged
+        for path, tensor in self._moved().items():
+            _tensor(self.model, path).data = tensor
         unmerge(self.model)
         detach(self.model)
         for name in self._active:
@@ -216,6 +219,21 @@ class AdapterSet:
                 own[path], tensor.data = tensor.data, self._base[path].to(tensor.device)
                 tensor.requires_grad_(False)
         self._base, self._active = {}, {}
+
+    def _moved(self) -> dict[str, Tensor]:
+        """The base's own statistics, as copies, where a training in the set has moved them."""
+        if not self._active:
+            return {}
+        before = self._loaded[next(iter(self._active))].report.buffers
+        moved = moved_buffers(self.model, before)
+        return {path: before[path].to(tensor, copy=True) for path, tensor in moved.items() if path not in self._base}
+
+    def _keep_statistics(self) -> None:
+        """Lets the active adapter own the statistics that a training has moved; a sum cannot own any."""
+        if list(self._active.values()) == [1.0]:
+            moved = self._moved()
+            self._loaded[next(iter(self._active))].own.update({path: _tensor(self.model, path).data for path in moved})
+            self._base |= moved
 
     def _enter(self, weights: dict[str, float]) -> None:
         """Puts adapters into the base."""
