@@ -211,3 +211,13 @@ def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
     assert decode(path, most_pixels=200).shape == (10, 20, 3)
     with pytest.raises(UserError, match="200"):
         FileImages([path], most_pixels=199).load(0)
+
+
+def test_memory_that_runs_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    path = save_image(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "convert", full)
+    with pytest.raises(UserError, match="memory"):
+        decode(path)

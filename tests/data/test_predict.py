@@ -1,3 +1,4 @@
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from randlora_pl.data import open_images
 from randlora_pl.data.frame import Frame
 from randlora_pl.data.images import decode
-from randlora_pl.data.predict import find_images
+from randlora_pl.data.predict import find_images, frame_of
 from randlora_pl.data.transforms import eval_batch
 from randlora_pl.errors import UserError
 
@@ -43,3 +44,11 @@ def test_wrong_paths(tmp_path: Path) -> None:
         find_images([tmp_path])
     with pytest.raises(UserError, match="images"):
         find_images([])
+
+
+@pytest.mark.parametrize("change", [{"size": 64}, {"size": 0}, {"std": [0.0, 1.0, 1.0]}, {"std": [float("nan")] * 3}])
+def test_a_frame_that_does_not_fit_the_model_is_refused(change: dict[str, object]) -> None:
+    frame = Frame(size=32)
+    assert frame_of({"training": {"frame": asdict(frame)}}, frame) == frame
+    with pytest.raises(UserError, match="frame"):
+        frame_of({"training": {"frame": asdict(frame) | change}}, frame)

@@ -269,7 +269,9 @@ def _reason(error: Exception) -> str:
         return f"it is no image in one of the formats {', '.join(known(FORMATS))}"
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more pixels than the {MOST_PIXELS:,} that are allowed"
-    return str(getattr(error, "strerror", None) or error or type(error).__name__).rstrip(".")
+    if isinstance(error, MemoryError):
+        return "there is not enough memory to decode it"
+    return (str(getattr(error, "strerror", None) or error) or type(error).__name__).rstrip(".")
 
 
 def _too_large(size: tuple[int, int], most: int) -> str:

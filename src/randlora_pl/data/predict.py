@@ -1,5 +1,6 @@
 """Images without labels, for prediction: files and folders named on the command line."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,18 @@ def frame_of(metadata: Mapping[str, Any], spec: ImageSpecLike) -> Frame:
     Args:
         metadata: The adapter's.
         spec: What the model expects of an image.
+
+    Raises:
+        UserError: The images had another size than the model takes, or no spread.
     """
     trained = metadata.get("training", {}).get("frame")
     if trained is None:
         return Frame.of(spec)
+    if trained["size"] != spec.size or not all(0 < value < math.inf for value in trained["std"]):
+        raise UserError(
+            f"The adapter's metadata.training.frame has size {trained['size']} and std {trained['std']}, which does "
+            f"not fit the model's images of {spec.size} pixels. Copy the adapter again."
+        )
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in trained.items()}
     return Frame.of(SimpleNamespace(**{"resize": "crop"} | values))
 
