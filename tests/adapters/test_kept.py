@@ -180,6 +180,36 @@ def test_a_set_parts_statistics_that_move_in_it(tmp_path: Path) -> None:
         assert torch.equal(base(images()), moved) is remembered
 
 
+class Remembering(nn.Linear):
+    """Keeps what it computes from its bias until it trains, as attention of LeViT does."""
+
+    def train(self, mode: bool = True) -> Any:
+        self.computed = None if mode else getattr(self, "computed", None)
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or self.computed is None:
+            self.computed = self.bias.detach() * 2
+        return x @ self.weight.T + self.computed
+
+
+def test_a_used_model_forgets_what_it_computed_from_other_weights(tmp_path: Path) -> None:
+    trained, used = (nn.Sequential(Remembering(2, 2)) for _ in range(2))
+    used.load_state_dict(trained.state_dict())
+    plain = used.eval()(torch.ones(1, 2))
+    inject(trained, FullFineTuning())
+    with torch.no_grad():
+        trained[0].bias.add_(1)
+    save_adapter(trained, tmp_path / "a")
+    adapters = AdapterSet(used)
+    adapters.load("a", tmp_path / "a")
+    for choice, gain in (("a", 2), (None, 0)):
+        adapters.use(choice)
+        assert torch.allclose(used(torch.ones(1, 2)), plain + gain) and not used.training
+    load_adapter(used, tmp_path / "a")
+    assert torch.allclose(used(torch.ones(1, 2)), plain + 2)
+
+
 class Masked(LoRA):
     """LoRA with a mask of its outputs that something else than a gradient decides."""
 

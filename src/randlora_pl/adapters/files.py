@@ -22,7 +22,7 @@ from randlora_pl.adapters.control import adapted_layers, report_of, unmerge, use
 from randlora_pl.adapters.dora import DoRA
 from randlora_pl.adapters.fitting import differences, problems, targets_in
 from randlora_pl.adapters.inject import InjectionReport, generator_facts, inject
-from randlora_pl.adapters.kept import reset_buffers
+from randlora_pl.adapters.kept import forget_computed, reset_buffers
 from randlora_pl.adapters.lora import LoRA
 from randlora_pl.adapters.nola import NoLA
 from randlora_pl.adapters.randlora import RandLoRA
@@ -273,5 +273,6 @@ def place_adapter(model: nn.Module, file: AdapterFile) -> None:
     with torch.no_grad():
         for name, tensor in file.tensors.items():
             own[name].copy_(tensor)
+    forget_computed(model)
     for layer in merged:
         layer.merge()

@@ -72,3 +72,11 @@ def reset_buffers(model: nn.Module) -> None:
     for name, buffer in base_buffers(model).items():
         if name in before:
             buffer.copy_(before[name])
+
+
+def forget_computed(model: nn.Module) -> None:
+    """Let modules forget what they have computed from weights that were others: some keep it until they train."""
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    for module, mode in modes.items():
+        module.training = mode

@@ -15,7 +15,7 @@ from randlora_pl.adapters.bases import Bases
 from randlora_pl.adapters.control import adapted_layers, detach, merge, report_of, unmerge
 from randlora_pl.adapters.files import AdapterFile, place_adapter, read_adapter
 from randlora_pl.adapters.inject import InjectionReport
-from randlora_pl.adapters.kept import base_buffers, moved_buffers
+from randlora_pl.adapters.kept import base_buffers, forget_computed, moved_buffers
 from randlora_pl.adapters.weighted import WeightedSum
 from randlora_pl.errors import UserError, near
 
@@ -219,6 +219,7 @@ class AdapterSet:
                 own[path], tensor.data = tensor.data, self._base[path].to(tensor.device)
                 tensor.requires_grad_(False)
         self._base, self._active = {}, {}
+        forget_computed(self.model)
 
     def _moved(self) -> dict[str, Tensor]:
         """The base's own statistics, as copies, where a training in the set has moved them."""
@@ -246,6 +247,7 @@ class AdapterSet:
                 there = _tensor(self.model, path)
                 self._base[path], there.data = there.data, tensor.to(there.device)
                 there.requires_grad_(isinstance(there, nn.Parameter))
+        forget_computed(self.model)
         alone = list(weights.values()) == [1.0]
         updates = {path: here[0][0] if alone else WeightedSum(*zip(*here, strict=True)) for path, here in parts.items()}
         for path, update in updates.items():
