@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 from randlora_pl.adapters import RandLoRA
 from randlora_pl.tasks import LinearHeadTask
+from tests.serving import pictures
 from tests.serving.server import Running, alive, wait_until
 
 
@@ -36,6 +39,37 @@ def test_a_lost_worker_is_replaced_and_ctrl_c_ends_all(adapter: Path, digit: byt
         assert not any("Traceback" in line or "Error" in line for line in said), said
     finally:
         server.kill()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_s_request_fails_soon_and_the_next_is_answered(
+    adapter: Path, digit: bytes, tmp_path: Path
+) -> None:
+    large = pictures.encode(pictures.photo(6000, 5000), "PNG")  # takes long enough to be killed at
+    server = Running(adapter, tmp_path / "log").wait()
+    try:
+        expected = server.classify(digit)
+        (worker,) = server.workers()
+        before = processor_seconds(worker)
+        with ThreadPoolExecutor() as pool:
+            held = pool.submit(server.classify, large)
+            assert wait_until(lambda: processor_seconds(worker) > before + 0.1)
+            os.kill(worker, signal.SIGKILL)
+            killed = time.monotonic()
+            status, answer = held.result(60)
+            assert status == 503 and "lost" in answer["detail"], answer
+            assert time.monotonic() - killed < 5  # half a second on an idle machine
+        assert wait_until(lambda: server.workers() not in ([], [worker]))
+        assert wait_until(lambda: server.ask("GET", "/health")[0] == 200)
+        assert server.classify(digit) == expected
+    finally:
+        server.kill()
+
+
+def processor_seconds(pid: int) -> float:
+    """Of a process, in user mode."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.faults

@@ -156,3 +156,25 @@ def test_a_narrow_window_needs_no_scrolling_aside(page: Any, digit: bytes) -> No
     drop(page, digit, "a-rather-long-name-of-an-image-file-" * 4 + ".png")
     until(page, lambda: page.find_element("id", "result").is_displayed())
     assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.slow
+def test_the_token_is_asked_for_until_it_is_right(browser: Any, adapter: Path, digit: bytes, tmp_path: Path) -> None:
+    from selenium.webdriver.support.expected_conditions import alert_is_present
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    server = Running(adapter, tmp_path / "log", "--token", "secret").wait()
+    try:
+        browser.get(f"http://127.0.0.1:{server.port}/")
+        for token in ("wrong", "wröng", "secret"):
+            drop(browser, digit, "digit.png")
+            question = WebDriverWait(browser, 30).until(alert_is_present())
+            question.send_keys(token)
+            question.accept()
+            until(browser, lambda: text(browser, "error") or text(browser, "status").startswith("Most likely"))
+            assert ("token" in text(browser, "error")) == (token != "secret")
+        assert "RandLoRA" in text(browser, "model")
+        browser.refresh()  # the tab remembers it
+        until(browser, lambda: "RandLoRA" in text(browser, "model"))
+    finally:
+        server.kill()

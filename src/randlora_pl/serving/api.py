@@ -18,6 +18,7 @@ from fastapi import Depends, Response
 from fastapi.responses import JSONResponse
 from litserve import LitAPI
 from litserve.loops.simple_loops import BatchedLoop
+from litserve.utils import LitAPIStatus, LoopResponseType
 
 from randlora_pl.data.images import trust_the_limit
 from randlora_pl.errors import UserError
@@ -26,6 +27,9 @@ from randlora_pl.serving.uploads import Upload, read_upload
 
 BATCH_PIXELS = 8_000_000
 """Of the images that are decoded together with the one that has waited longest: so many take a fraction of a second."""
+
+IDLE_SECONDS = 0.1
+"""How long a worker asks for a request at a time: were it killed meanwhile, the queue would send it one more."""
 
 
 class PatientLoop(BatchedLoop):  # type: ignore[misc]  # LitServe has no types
@@ -44,17 +48,16 @@ class PatientLoop(BatchedLoop):  # type: ignore[misc]  # LitServe has no types
         Returns:
             (queue, id, upload) of the requests to answer, and (queue, id) of those that have waited for too long.
         """
-        del transport
         end = time.monotonic()
         if not self._held:
             try:
-                self._held = [request_queue.get(timeout=1.0)]  # were this process killed, the queue would send one more
+                self._take(request_queue, IDLE_SECONDS, transport)
             except Empty:
                 return [], []
             end = time.monotonic() + lit_api.batch_timeout
         while len(self._held) < lit_api.max_batch_size:
             try:
-                self._held.append(request_queue.get(timeout=max(0.0, end - time.monotonic())))
+                self._take(request_queue, max(0.0, end - time.monotonic()), transport)
             except Empty:
                 break
         now = time.monotonic()
@@ -63,6 +66,12 @@ class PatientLoop(BatchedLoop):  # type: ignore[misc]  # LitServe has no types
         chosen = _together([upload.pixels for *_, upload in waiting])
         self._held = [request for place, request in enumerate(waiting) if place not in chosen]
         return [(waiting[place][0], waiting[place][1], waiting[place][3]) for place in sorted(chosen)], late
+
+    def _take(self, request_queue: Any, seconds: float, transport: Any) -> None:
+        """Takes a request, and has the HTTP process note which worker holds it (see `LossAwareTransport`)."""
+        request = request_queue.get(timeout=seconds)
+        self.put_response(transport, request[0], request[1], (), LitAPIStatus.START, LoopResponseType.REGULAR)
+        self._held.append(request)
 
 
 def _together(pixels: Sequence[int]) -> set[int]:

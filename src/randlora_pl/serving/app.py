@@ -26,6 +26,7 @@ from randlora_pl.serving.api import Classifier, end_with_parent
 from randlora_pl.serving.connections import Connection
 from randlora_pl.serving.gate import Gate
 from randlora_pl.serving.images import Limits
+from randlora_pl.serving.losses import LossAwareTransport
 from randlora_pl.serving.uploads import Deadline
 
 QUEUE_SECONDS = 30.0
@@ -52,6 +53,8 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
         token: What requests must have; empty: nothing.
     """
 
+    _transport: Any  # LitServe's, of messages from workers
+
     def __init__(
         self,
         api: Classifier,
@@ -76,6 +79,7 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
         )
         self.facts, self.url, self.ending = facts, url, False
         self.uvicorn_graceful_timeout = 5
+        self.monitor_internal = 0.5  # seconds between two looks at the workers
         self.helpers: list[int] = []
         self.app.state.limits = limits
         page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
@@ -98,6 +102,7 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """The time in which the HTTP process answers."""
         end_with_parent(*self.helpers)
+        self._transport = LossAwareTransport(self._transport, self.response_buffer)
         async with super().lifespan(app):
             print(f"Ready: {self.url}  Ctrl-C ends it.", flush=True)
             yield
@@ -128,6 +133,7 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
         if self.ending:
             sys.exit()  # the thread
         print(f"Worker {worker_id} was lost; starting another one", file=sys.stderr, flush=True)
+        self._transport.send(worker_id, 0)  # see `LossAwareTransport`
         with _unheard(signal.SIGINT):
             return super().launch_single_inference_worker(lit_api, worker_id)
 
