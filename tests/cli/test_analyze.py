@@ -129,10 +129,10 @@ def test_spectrum(run: Run, three: dict[str, str], tmp_path: Path) -> None:
     rows = rows_of(folder / "spectrum.csv")
     ranks = {row["adapter"]: {int(r["rank"]) for r in rows if r["adapter"] == row["adapter"]} for row in rows}
     assert ranks["LoRA rank 2, alpha 16.0"] == {2} and min(ranks["RandLoRA rank 16"]) > 100
-    assert len(rows) == 12 + 12 + 16 and "FullFineTuning" in ranks
+    assert len(rows) == 12 + 12 + 17 and "FullFineTuning" in ranks
     content = json.loads((folder / "spectrum.json").read_text())
     assert content[0]["mean"]["rank"] == 2 and len(content[0]["layers"][0]["singular_values"]) == 192
-    assert "12 of 16" in done.out and "Written: new/figures/: spectrum.csv (" in done.out
+    assert "12 of 17" in done.out and "Written: new/figures/: spectrum.csv (" in done.out
     assert "exists" in run(*words, "--output", "new/figures").err
 
 

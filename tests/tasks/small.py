@@ -40,9 +40,11 @@ def two_blocks() -> Iterator[None]:
     before = [config["layers"] for config in configs]
     for config in configs:
         config["layers"] = 2
-    yield
-    for config, layers in zip(configs, before, strict=True):
-        config["layers"] = layers
+    try:
+        yield
+    finally:  # a test that fails spoils no other
+        for config, layers in zip(configs, before, strict=True):
+            config["layers"] = layers
 
 
 CLASSES = ["zero", "one", "two", "three"]
