@@ -299,7 +299,8 @@ def test_the_index_is_made_once_and_anew_when_a_shard_changes(tmp_path: Path, mo
     assert scanned == list(map(str, paths))
     data.setup()
     assert len(scanned) == 3
-    assert check(ROW, tmp_path, None).problems == [] and len(scanned) > 3  # a check trusts nothing
+    check(ROW, tmp_path, None)
+    assert len(scanned) > 3  # a check trusts nothing
     scanned.clear()
     write_tar(paths[1], ("new.png", picture(0)), ("new.cls", "2"))
     assert len(must(tmp_path)) == 14 and len(scanned) == 3
