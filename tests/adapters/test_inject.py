@@ -314,3 +314,9 @@ def test_routing_attention_is_listed_and_has_no_update() -> None:
     assert [row.layer for row in report.rows] == ["attn.out_proj"]
     assert list(adapted_layers(model)) == ["attn", "attn.out_proj"]
     assert list(delta_weights(model)) == ["attn.out_proj"]
+
+
+def test_a_text_is_one_target() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    report = inject(model, RandLoRA(2), "0", "1")
+    assert [row.layer for row in report.rows] == ["0"] and report.targets == ["0"] and report.trained == ["1"]

@@ -242,6 +242,14 @@ def test_it_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
     assert Path("runs/tune/small/tuning.json").read_text() == report
 
 
+def test_a_search_is_refused_before_it_begins_where_cells_were_run_without_one(
+    run: Run, refused: Refused, tmp_path: Path
+) -> None:
+    written(tmp_path, methods=LORA, tune=TUNE)
+    (tmp_path / "runs/sweeps/small/cells/0123").mkdir(parents=True)
+    assert "--tune --output runs/sweeps/small-tuned" in refused("sweep", "small.yaml", "--tune")
+
+
 def test_only_some_methods(run: Run, refused: Refused, tmp_path: Path) -> None:
     written(tmp_path, tune=TUNE)
     dry = run("tune", "small.yaml", "--dry-run", "--only", "method=LoRA-4", "dataset=digits")

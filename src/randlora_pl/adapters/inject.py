@@ -103,7 +103,10 @@ class InjectionReport:
 
 
 def inject(
-    model: nn.Module, adapter: Adapter, targets: list[str] | None = None, trained: list[str] | None = None
+    model: nn.Module,
+    adapter: Adapter,
+    targets: list[str] | str | None = None,
+    trained: list[str] | str | None = None,
 ) -> InjectionReport:
     """Freezes a model and attaches an adapter to it, in place; each update is in its layer's mode, train or eval.
 
@@ -129,6 +132,8 @@ def inject(
     """
     if getattr(model, "adapter_report", None) is not None or any(isinstance(m, AdaptedLayer) for m in model.modules()):
         raise UserError("the model has adapters already; unload(model) gives plain layers with merged weights first.")
+    targets = [targets] if isinstance(targets, str) else targets
+    trained = [trained] if isinstance(trained, str) else trained
     beside = trained_tensors(model, trained)
     base_hash, buffers = hash_weights(model, beside), snapshot(model)
     if isinstance(adapter, Whole):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,9 +31,17 @@ def sigterm_is_told() -> Iterator[None]:
         elif signal.getsignal(signal.SIGTERM) is terminated:
             raise Terminated
 
+    def again(lost: "sys.UnraisableHookArgs") -> None:
+        if issubclass(lost.exc_type, Terminated):  # it came within a callback of a weak reference, which drops errors
+            os.kill(own, signal.SIGTERM)
+        else:
+            before(lost)
+
+    before, sys.unraisablehook = sys.unraisablehook, again
     signal.signal(signal.SIGTERM, terminated)
     try:
         yield
     finally:
+        sys.unraisablehook = before
         if os.getpid() == own:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -25,7 +25,7 @@ def tune_first(typed: argparse.Namespace, same: str) -> tuple[argparse.Namespace
         The options of the sweep with the best rates, and its words; None where there is more to search.
 
     Raises:
-        UserError: As `search_of`; machines cannot share a search.
+        UserError: As `search_of`; machines cannot share a search; the folder holds cells that were run without one.
     """
     if typed.shard or typed.launcher == "slurm":
         option = "--shard" if typed.shard else "--launcher slurm"
@@ -33,6 +33,11 @@ def tune_first(typed: argparse.Namespace, same: str) -> tuple[argparse.Namespace
     start = time.monotonic()
     file, description = told_by(typed.config)
     output = typed.output or Path("runs") / "sweeps" / file.stem
+    if any((output / "cells").glob("*")) and not (output / TUNE).is_dir():
+        raise UserError(
+            f"{output} holds cells that were run without a search. Give the tuned ones a folder of their own: "
+            f"--tune --output {shlex.quote(str(output))}-tuned"
+        )
     searched = copy.copy(typed)
     searched.only = [word for word in typed.only if _concerns(word)]
     found = search_of(searched, file, description, output / TUNE, same)
