@@ -33,7 +33,7 @@ def sigterm_is_told() -> Iterator[None]:
 
     def again(lost: "sys.UnraisableHookArgs") -> None:
         if issubclass(lost.exc_type, Terminated):  # it came within a callback of a weak reference, which drops errors
-            os.kill(own, signal.SIGTERM)
+            threading.Timer(0.01, os.kill, (own, signal.SIGTERM)).start()  # once the callback and this hook are over
         else:
             before(lost)
 
