@@ -19,9 +19,11 @@ def attach(model: nn.Module, updates: Mapping[str, DeltaWeight]) -> None:
         model: The model.
         updates: The update of each layer by path.
     """
+    layers = {path: model.get_submodule(path) for path in updates}
+    # all of them before the first is changed: an attention layer with an update calls its output projection, too
+    kinds = {path: _adapted_kind(layer, reader_of(model, path) is not None) for path, layer in layers.items()}
     for path, delta in updates.items():
-        layer = model.get_submodule(path)
-        _adapted_kind(layer, reader_of(model, path) is not None).attach(layer, delta)
+        kinds[path].attach(layers[path], delta)
         parent = model.get_submodule(path.rpartition(".")[0])
         if type(parent) is nn.MultiheadAttention:  # its plain forward reads the weight of out_proj
             AdaptedAttention.attach(parent, None)
