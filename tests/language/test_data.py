@@ -8,6 +8,7 @@ import torch
 
 from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.errors import UserError
+from randlora_pl.language import text_files
 from randlora_pl.language.batches import EvalBatches, Tokens, TrainBatches
 from randlora_pl.language.data import TextData
 from randlora_pl.language.encode import IGNORED, Encoded
@@ -89,8 +90,8 @@ def test_a_fit_reads_each_file_once_and_asks_for_scorers_of_references_only(
     for split in ("train", "val", "test"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({"prompt": split, "completion": "so"}))
     read: list[str] = []
-    whole = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or whole(path))  # type: ignore[func-returns-value]
+    whole = text_files.read_plain
+    monkeypatch.setattr(text_files, "read_plain", lambda path: read.append(path.name) or whole(path))  # type: ignore[func-returns-value]
     monkeypatch.setattr("randlora_pl.language.data.need_sacrebleu", lambda: pytest.fail("no text has references"))
     made = data(tmp_path, steps=1, batch_size=1)
     made.check_test()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from randlora_pl.errors import UserError
+from randlora_pl.language import text_files
 from randlora_pl.language.glue import TASKS, read_glue
 from randlora_pl.language.labelled import LabelledTexts
 from randlora_pl.language.sentences import Sentences
@@ -87,8 +88,8 @@ def test_a_fit_reads_each_file_once_and_keeps_no_texts(
     write_reviews(tmp_path)
     write_glue(tmp_path)
     read: list[str] = []
-    whole = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.stem) or whole(path))  # type: ignore[func-returns-value]
+    whole = text_files.read_plain
+    monkeypatch.setattr(text_files, "read_plain", lambda path: read.append(path.stem) or whole(path))  # type: ignore[func-returns-value]
     once, data = (Given(dataset=name, root=str(tmp_path), batch_size=8, steps=1) for _ in range(2))
     data.check_test()
     data.setup("fit")
