@@ -1,5 +1,5 @@
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,15 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _coarse_figures() -> Iterator[None]:
+    """Figures at 100 dots to the inch are a quarter of the time of a tiny run."""
+    import matplotlib
+
+    with matplotlib.rc_context({"figure.dpi": 20}):
+        yield
 
 
 @dataclass
