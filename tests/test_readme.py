@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -210,10 +211,16 @@ def test_the_sweep(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypat
 
 def test_the_python_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = (body for body in re.findall(r"```python\n(.*?)```", TEXT, flags=re.S) if "inject(model" in body)
-    model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 16))
-    exec(code.replace('"adapter"', repr(str(tmp_path / "adapter"))), {"model": model})
+    linear = torch.nn.Linear
+    parts = {"fc1": linear(16, 8), "act": torch.nn.ReLU(), "fc2": linear(8, 16), "head": linear(16, 4)}
+    model = torch.nn.Sequential(OrderedDict(parts))
+    plain = model.state_dict().keys()
+    for name in ("adapter", "merged.pt"):
+        code = code.replace(f'"{name}")', f"{str(tmp_path / name)!r})", 1)
+    exec(code, {"model": model})
     assert (tmp_path / "adapter" / "adapter.safetensors").exists()
-    assert "56 of 336 parameters train" in capsys.readouterr().out
+    assert torch.load(tmp_path / "merged.pt").keys() == plain
+    assert "124 of 404 parameters train" in capsys.readouterr().out
 
 
 def test_the_test_command_is_what_continuous_integration_runs() -> None:
