@@ -93,3 +93,5 @@ def test_a_public_address_is_told_with_a_caution() -> None:
     assert "http://127.0.0.1:8000/" in page and "limits   2.5 MB" in page
     assert "caution  every machine that can reach this one can use it" in page
     assert "caution" not in start_page(parse(["--adapter", "a"]), facts)
+    asked = start_page(parse(["--adapter", "a", "--token", "secret"]), facts)
+    assert '-H "Authorization: Bearer $RANDLORA_PL_TOKEN" -F' in asked and "secret" not in asked

@@ -172,12 +172,13 @@ def start_page(options: argparse.Namespace, facts: dict[str, Any]) -> str:
     url = f"http://{host}:{options.port}"
     workers = f"{options.workers} worker{'s' if options.workers > 1 else ''} on {facts['device']}"
     batches = f"up to {options.batch_size} images a batch, gathered for {1000 * options.batch_timeout:g} ms"
+    sent = f'-H "Authorization: Bearer ${TOKEN}" ' if options.token else ""
     lines = [
         f"Serving {options.adapter}",
         f"  model    {base['library']} {base['name']} ({base['pretrained']}) with {facts['adapter']}, {workers}",
         f"  classes  {len(classes):,}: {named}",
         f"  page     {url}/",
-        f"  API      curl -F image=@photo.jpg '{url}/predict?top_k=3'",
+        f"  API      curl {sent}-F image=@photo.jpg '{url}/predict?top_k=3'",
         f"  health   {url}/health",
         f"  limits   {options.max_upload_mb:g} MB and {options.max_pixels:,} pixels an image; {batches}",
     ]
