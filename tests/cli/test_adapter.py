@@ -91,4 +91,4 @@ def test_places_that_cannot_be_written(refused: Any, finished: Path, tmp_path: P
         message = refused("adapter", "export", "own", "--to", form, "--output", output)
         assert f"--output {output} would replace the adapter own" in message
     message = refused("predict", "--adapter", "own", "--images", "file", "--output", "own", "--overwrite")
-    assert "own is a folder; name a file" in message
+    assert "own is a folder or a device; name a file" in message
