@@ -221,7 +221,7 @@ DEFAULTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "convnext": (
         lambda: timm.create_model("convnext_atto"),
-        "0 of 1 linear layers, 39 of 40 convolutions; skipped: head.fc, stem.*",
+        "0 of 1 linear layers, 39 of 40 convolutions; skipped: head.fc, stem.0",
     ),
     "swiftformer": (
         lambda: timm.create_model("swiftformer_xs"),
@@ -235,7 +235,7 @@ DEFAULTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "small squeezes": (
         lambda: timm.create_model("efficientnet_b0"),
         "0 of 1 linear layers, 77 of 81 convolutions (`conv`: 79); skipped: classifier, conv_stem, "
-        "blocks.*.*.se.conv_reduce (rank above 4), and 2 more",
+        "blocks.1.0.se.conv_reduce (rank above 4), and 2 more",
     ),
     "torchvision vit": (
         lambda: torchvision.models.vit_b_16(),
@@ -244,7 +244,7 @@ DEFAULTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "torchvision convnext": (
         lambda: torchvision.models.convnext_tiny(),
-        "36 of 37 linear layers, 0 of 22 convolutions (`conv`: 21); skipped: classifier.*",
+        "36 of 37 linear layers, 0 of 22 convolutions (`conv`: 21); skipped: classifier.2",
     ),
     "RN50": (
         lambda: zoo.clip_on_meta("RN50"),
@@ -260,6 +260,11 @@ def test_defaults_take_the_blocks_and_say_what_they_leave(name: str) -> None:
     with torch.device("meta"):
         model = build()
     assert inject(model, RandLoRA(6)).coverage == expected
+
+
+def test_layers_that_are_numbers_are_named() -> None:
+    report = inject(nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))), LoRA(2), ["^1"])
+    assert report.coverage.endswith("; skipped: 0, 2")
 
 
 def test_other_names_of_q_k_and_v() -> None:

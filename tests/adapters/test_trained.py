@@ -199,3 +199,10 @@ def test_a_classifier_of_transformers(tmp_path: Path) -> None:
     )
     assert not info["unexpected_keys"]
     assert_close(plain.eval()(tokens).logits, model(tokens).logits)
+
+
+def test_a_mismatch_ends_in_one_full_stop(tmp_path: Path) -> None:
+    path = save_adapter(tuned(LoRA(2), ["0"], ["4"]), tmp_path / "a")
+    with pytest.raises(UserError, match="does not fit") as caught:
+        load_adapter(net()[:1], path)
+    assert not str(caught.value).endswith("..") and str(caught.value).endswith("'0'.")

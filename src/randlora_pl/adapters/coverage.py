@@ -1,7 +1,6 @@
 """How much of a model an adapter reaches: one line for reports and start pages."""
 
 import re
-from collections import Counter
 from collections.abc import Collection
 
 from torch import nn
@@ -41,15 +40,17 @@ def coverage(model: nn.Module, selection: Selection, beside: Collection[str]) ->
 
 
 def _skipped(left: list[Site], reasons: dict[str, str]) -> str:
-    """The layers that are left out by pattern of their names, with the reason where there is one."""
-    groups = Counter(
-        (re.sub(r"(?<![^._])\d+(?![^.])", "*", site.shape.layer), reasons.get(site.shape.layer, "")) for site in left
-    )
+    """The layers that are left out, with the reason where there is one; several that differ in numbers as one."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in (site.shape.layer for site in left):
+        pattern = re.sub(r"(?<![^._])\d+(?![^.])", "*", name)
+        pattern = pattern if re.search(r"\w", pattern) else name  # nn.Sequential's layers are numbers alone
+        groups.setdefault((pattern, reasons.get(name, "")), []).append(name)
     texts = [
-        (f"{count} x " if count > 1 else "") + name + (f" ({reason})" if reason else "")
-        for (name, reason), count in groups.items()
+        (f"{len(names)} x {pattern}" if len(names) > 1 else names[0]) + (f" ({reason})" if reason else "")
+        for (pattern, reason), names in groups.items()
     ]
     if len(texts) > _MOST_GROUPS:
-        rest = len(left) - sum(list(groups.values())[: _MOST_GROUPS - 1])
+        rest = len(left) - sum(map(len, list(groups.values())[: _MOST_GROUPS - 1]))
         texts = [*texts[: _MOST_GROUPS - 1], f"and {rest} more"]
     return f"; skipped: {', '.join(texts)}" if texts else ""

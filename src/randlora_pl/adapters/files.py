@@ -97,13 +97,14 @@ def save_adapter(
     metadata: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Writes what a model has trained and how it came to be; replaces an older adapter at once.
+    """Writes what a model has trained and how it came to be; overwrites an older adapter at the path without asking.
 
     Tensors that a user has set to train after `inject` are written as if they had been in its ``trained``.
 
     Args:
         model: A model with an adapter, merged or not.
-        path: A folder to write, or one file whose name ends in ``.safetensors``; parents are made.
+        path: A folder to write, or one file whose name ends in ``.safetensors``; parents are made. An older adapter
+            there is replaced whole once the new one is written.
         base_model: Identity of the base model: library, name, pretrained tag.
         extra: Tensors of no layer of the model, for example a head.
         metadata: Anything JSON that belongs to it: class names, prompts, a summary of the training.
@@ -260,8 +261,9 @@ def place_adapter(model: nn.Module, file: AdapterFile) -> None:
     adapted = isinstance(present, InjectionReport)
     found = differences(file, model, present) if isinstance(present, InjectionReport) else problems(file, model)
     if found:
-        more = f"; and {len(found) - 6} more" if len(found) > 6 else ""
-        raise UserError(f"{file.path} does not fit this model: " + "; ".join(found[:6]) + f"{more}.")
+        told = [line.rstrip(".") for line in found[:6]] + ([f"and {len(found) - 6} more"] if len(found) > 6 else [])
+        end = "" if told[-1].endswith("?") else "."
+        raise UserError(f"{file.path} does not fit this model: {'; '.join(told)}{end}")
     if not adapted:
         inject(model, file.adapter, targets_in(file, model), file.trained)
     merged = [layer for layer in adapted_layers(model).values() if layer.merged]
