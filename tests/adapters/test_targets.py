@@ -232,6 +232,15 @@ DEFAULTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "32 of 41 linear layers (the paper's choice; `all`: 40), 0 of 18 convolutions (`conv`: 17); "
         "skipped: 8 x stages.*.blocks.*.attn.proj, head",
     ),
+    "packed q and k": (
+        lambda: timm.create_model("convit_tiny"),
+        "46 of 69 linear layers (the paper's choice; `all`: 68), 0 of 1 convolutions; "
+        "skipped: 12 x blocks.*.attn.proj, 10 x blocks.*.attn.pos_proj, head",
+    ),
+    "a classifier in two parts": (
+        lambda: timm.create_model("lowformer_b0"),
+        "0 of 2 linear layers, 54 of 56 convolutions; skipped: pre_classifier.*, classifier, stem.*.conv, in_conv.conv",
+    ),
     "small squeezes": (
         lambda: timm.create_model("efficientnet_b0"),
         "0 of 1 linear layers, 77 of 81 convolutions (`conv`: 79); skipped: classifier, conv_stem, "
@@ -270,6 +279,13 @@ def test_layers_that_are_numbers_are_named() -> None:
 def test_other_names_of_q_k_and_v() -> None:
     model = nn.Sequential(nn.ModuleDict({name: nn.Linear(4, 4) for name in ("wq", "wk", "wv", "wo")}))
     assert names(model, ["qkv"]) == ["0.wq", "0.wk", "0.wv"]
+
+
+@pytest.mark.parametrize("name", ["edgenext_small", "caformer_s18", "coat_lite_tiny"])
+def test_attention_under_another_name_has_an_output_projection(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert [layer.rpartition(".")[2] for layer in names(model, ["attn"])[:2]] == ["qkv", "proj"]
 
 
 @pytest.mark.parametrize("name", ["swinv2_cr_tiny_ns_224", "vit_relpos_small_patch16_224"])

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from randlora_pl.adapters import LinearProbe, LoRA, RandLoRA
+from randlora_pl.errors import UserError
 from randlora_pl.models import load_clip
 from randlora_pl.tasks import LinearHeadTask
 
@@ -100,6 +101,13 @@ def test_logits_of_a_timm_model_are_linear_in_its_features() -> None:
     assert not torch.allclose(features.norm(dim=1), torch.ones(3))  # raw, as in the protocol
     assert task.identity.library == "timm" and task.image_spec.size == 32
     assert features.shape[1] == timm.create_model("test_vit", num_classes=0).num_features
+
+
+def test_a_model_that_pools_nothing_is_refused() -> None:
+    task = task_of(name=VIT, img_size=32, adapter=LoRA(rank=2))
+    task.model.global_pool = ""  # type: ignore[assignment]
+    with pytest.raises(UserError, match="vector"):
+        task.class_logits(images(3))
 
 
 def test_timm_weights_are_a_function_of_the_seed() -> None:

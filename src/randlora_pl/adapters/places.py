@@ -9,7 +9,7 @@ from torch import nn
 from randlora_pl.adapters.sites import CONV, Site
 
 # Parts that no default takes, wherever they are: what reads the image, and what gives classes or tokens.
-_ENDS = r"\w*stem\w*|patch_embed\w*|heads?|head_dist|classifier\w*|lm_head|embed_out|[Aa]ux\w*"
+_ENDS = r"\w*stem\w*|patch_embed\w*|heads?|head_dist|(?:pre_)?classifier\w*|lm_head|embed_out|[Aa]ux\w*"
 
 
 def of_blocks(model: nn.Module, sites: Iterable[Site]) -> list[Site]:

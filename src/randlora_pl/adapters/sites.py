@@ -11,13 +11,14 @@ from randlora_pl.adapters.weights import is_conv1d, out_and_in
 
 # Field names of a block's weights in open_clip, timm, torchvision, PyTorch and transformers; the first role that fits
 # counts.
-_ATTENTION = r"(?:\w*attn\w*|\w*[Aa]ttention\w*)"
+_ATTENTION = r"(?:\w*attn\w*|\w*[Aa]ttention\w*|xca|token_mixer|factoratt\w*)"
 _ROLES = {
     "qkv": r"in_proj|qkv|qkv_proj|Wqkv|c_attn",
     "q": r"q|q_proj|q_lin|query|query_proj|to_q|wq",
     "k": r"k|k_proj|k_lin|key|key_proj|to_k|wk",
     "v": r"v|v_proj|v_lin|value|value_proj|to_v|wv",
     "kv": r"kv|kv_proj|to_kv",
+    "qk": r"qk",
     "o": rf"{_ATTENTION}\.(?:out_proj|out_lin|proj|o_proj|o|c_proj|output\.dense)",
     "fc1": r"c_fc|fc1|linear1|lin1|intermediate\.dense|up_proj|gate_up_proj|mlp\.0|wi|wi_0|wi_1",
     "fc2": r"mlp\.c_proj|fc2|linear2|lin2|output\.dense|down_proj|mlp\.3|(?:DenseReluDense|mlp|expert_\d+)\.wo",
@@ -29,13 +30,14 @@ CONV = "conv"
 """Kind of a convolution's site, and the alias of those of the blocks."""
 
 ALIASES: dict[str, tuple[str, ...]] = {
-    "qkv": ("qkv", "q", "k", "v", "kv"),
-    "attn": ("qkv", "q", "k", "v", "kv", "o"),
+    "qkv": ("qkv", "q", "k", "v", "kv", "qk"),
+    "attn": ("qkv", "q", "k", "v", "kv", "qk", "o"),
     "mlp": ("fc1", "fc2"),
     "all": tuple(_ROLES),
     CONV: (),
 } | {role: (role,) for role in ("q", "k", "v", "kv", "o", "fc1", "fc2", "gate")}
-"""Roles of each alias; ``all`` and ``conv`` take layers of the blocks that have no role, too."""
+"""Roles of each alias; ``all`` and ``conv`` take layers of the blocks that have no role, too. The role
+``qk`` (ConViT packs the two) needs no alias, since its layers have that name."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Site:
         shape: The name under which the update is known, and its size.
         path: Path of the module that owns the weight.
         kind: ``linear``, ``conv``, or ``q``, ``k``, ``v`` or ``qkv`` of a packed weight.
-        role: What it does in a block (``qkv q k v kv o fc1 fc2 gate``), empty if unknown.
+        role: What it does in a block (``qkv q k v kv qk o fc1 fc2 gate``), empty if unknown.
         block: Name of the row block, None for the whole weight.
         rows: First and last row + 1 of the block.
         turned: Whether the module stores its weight as (in, out).

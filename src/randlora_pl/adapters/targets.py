@@ -111,7 +111,7 @@ def _default(sites: list[Site], blocks: list[Site]) -> tuple[set[str], set[str],
     towers = [[site for site in blocks if site.path.startswith("visual.") == visual] for visual in (False, True)]
     for tower in towers:
         roles = {site.role for site in tower if not site.block}
-        whole = "qkv" in roles or {"q", "k", "v"} <= roles or {"q", "kv"} <= roles
+        whole = any(roles.issuperset(kinds) for kinds in (["qkv"], ["q", "k", "v"], ["q", "kv"], ["qk", "v"]))
         if whole and {"fc1", "fc2"} <= roles:
             for alias in DEFAULT_TARGETS:
                 named |= _layers(_of_target(alias, tower, tower))

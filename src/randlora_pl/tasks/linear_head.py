@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.adapters.bases import Distribution, draw
+from randlora_pl.errors import UserError
 from randlora_pl.models import (
     ImageTower,
     clip_image_spec,
@@ -116,8 +117,18 @@ class LinearHeadTask(ImageTask):
         self.head = nn.Linear(features, len(self.classnames), bias=False)
 
     def class_logits(self, images: Tensor) -> Tensor:
-        """Linear in the features, (b, classes)."""
+        """Linear in the features, (b, classes).
+
+        Raises:
+            UserError: The backbone gives something else than a vector for each image.
+        """
         features: Tensor = self.model(images)
+        if not isinstance(features, Tensor) or features.dim() != 2:
+            found = " x ".join(map(str, features.shape[1:])) if isinstance(features, Tensor) else "several tensors"
+            raise UserError(
+                f"--model.name {self.name}: it gives {found} for each image, and a linear head needs a vector. "
+                "Choose a model that pools its tokens (`randlora-pl models` shows some)."
+            )
         return self.head(normalize(features) if self.is_clip else features)  # type: ignore[no-any-return]
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
