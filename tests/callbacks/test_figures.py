@@ -2,6 +2,7 @@ import csv
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,13 +21,24 @@ def test_pictures_of_a_test_are_written(fit: Fit, tmp_path: Path) -> None:
     assert figures._counts is not None and int(figures._counts.sum()) == 128  # two batches of 64
     accuracy = float(figures._counts.diagonal().sum() / figures._counts.sum())
     assert abs(accuracy - float(trainer.callback_metrics["test/acc"])) < 1e-6
-    assert len(figures._shown) == 6
+    assert len(figures._shown) == len({shown[3] for shown in figures._shown}) == 6
     for name in ("confusion", "predictions", "mistakes"):
         assert np.asarray(Image.open(tmp_path / "figures" / f"{name}.png")).std() > 1
     header, *rows = csv.reader((tmp_path / "figures" / "confusion.csv").open(newline=""))
     assert header[1:] == [row[0] for row in rows] == task.classnames
     assert [[int(cell) for cell in row[1:]] for row in rows] == figures._counts.tolist()
     assert figures._surest.wrong == 128 - int(figures._counts.diagonal().sum())
+
+
+def test_images_of_all_classes_are_shown_though_classes_come_one_by_one() -> None:
+    figures, task = Figures(samples=6), SimpleNamespace(test_name="test")
+    for number in range(12):  # four batches of each class
+        label, index = torch.full((5,), number // 4), torch.arange(5) + 5 * number
+        images = index[:, None, None, None].expand(5, 3, 2, 2).float()
+        outputs = {"logits": torch.eye(3)[label], "label": label, "index": index, "weight": torch.ones(5)}
+        figures.on_test_batch_end(None, task, outputs, {"image": images}, number)  # type: ignore[arg-type]
+    assert sorted(label for *_, label, _, _ in figures._shown) == [0, 0, 1, 1, 2, 2]
+    assert all(index == image.mean() for _, index, image, *_ in figures._shown)
 
 
 def test_nothing_is_drawn_before_the_training(fit: Fit, tmp_path: Path) -> None:
@@ -40,7 +52,7 @@ def test_rows_of_the_confusion_matrix_are_true_classes() -> None:
     figure = confusion_figure(torch.tensor([[8, 2], [0, 0]]), ["a", "b"])
     (axes,) = figure.axes
     np.testing.assert_allclose(axes.images[0].get_array(), [[0.8, 0.2], [0, 0]])
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true") and "share" in axes.get_title()
     assert sorted(text.get_text() for text in axes.texts) == ["2", "8"]
     assert pixels(figure).shape[2] == 3
     large = confusion_figure(torch.eye(150, dtype=torch.long), [str(n) for n in range(150)])

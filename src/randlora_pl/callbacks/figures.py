@@ -2,7 +2,8 @@
 
 import io
 import logging
-from bisect import bisect
+from bisect import bisect, insort
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from randlora_pl import rng
 from randlora_pl.callbacks.run_folder import run_folder, write_bytes, write_text
 from randlora_pl.callbacks.surest import Surest
 from randlora_pl.csv_text import csv_text
@@ -47,9 +49,10 @@ def confusion_figure(counts: Tensor, classnames: list[str]) -> Figure:
     """
     size = max(4.0, min(14.0, 0.35 * len(classnames) + 2))
     figure = Figure(figsize=(size, size))
-    axes = figure.add_axes((0.25, 0.25, 0.72, 0.72))
+    axes = figure.add_axes((0.25, 0.25, 0.7, 0.7))
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues")
+    axes.set_title("color: share of the true class, white 0 %, dark 100 %", fontsize=7)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if len(classnames) <= LABELLED:
@@ -125,7 +128,8 @@ class Figures(Callback):
     def __init__(self, samples: int = 16) -> None:
         self.samples = samples
         self._counts: Tensor | None = None
-        self._shown: list[tuple[Tensor, int, int, float]] = []
+        self._turns: Counter[int] = Counter()  # test images of each class so far
+        self._shown: list[tuple[tuple[int, int], int, Tensor, int, int, float]] = []
         self._surest = Surest(samples)
 
     def _wanted(self, task: Any) -> bool:
@@ -134,6 +138,7 @@ class Figures(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts from nothing."""
         self._counts, self._shown, self._surest = None, [], Surest(self.samples)
+        self._turns.clear()
 
     def on_test_batch_end(
         self,
@@ -144,7 +149,7 @@ class Figures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Counts the predictions of one batch, and keeps every so many images and the surest mistakes."""
+        """Counts the predictions of one batch, and keeps some images of all classes and the surest mistakes."""
         if not self._wanted(pl_module) or not isinstance(outputs, dict) or "logits" not in outputs:
             return
         counts = outputs["weight"] > 0
@@ -158,13 +163,17 @@ class Figures(Callback):
         if "image" not in batch or not self.samples:  # texts
             return
         self._surest.add(batch["image"], outputs["index"], outputs["label"], outputs["logits"], counts)
-        batches = trainer.num_test_batches[dataloader_idx]
-        per_batch = self.samples if batches == float("inf") else -(-self.samples // max(1, int(batches)))
-        chosen = range(0, len(labels), max(1, len(labels) // per_batch))
-        for place in list(chosen)[: min(per_batch, self.samples - len(self._shown))]:
-            share = float(logits[place].softmax(0).max())
-            image = batch["image"][places[place]].detach().to("cpu", torch.float32, copy=True)  # not the whole batch
-            self._shown.append((image, int(labels[place]), int(guesses[place]), share))
+        index, shares = outputs["index"][places].cpu(), logits.softmax(1).amax(1)
+        words = rng.words(0, "shown", index)  # those of a folder come class by class
+        for place, label in enumerate(labels.tolist()):
+            self._turns[label] += 1
+            key = self._turns[label], int(words[place])
+            if len(self._shown) < self.samples or key < self._shown[-1][0]:
+                image = batch["image"][places[place]].detach()
+                image = image.to("cpu", torch.float32, copy=True)  # a view would keep the whole batch
+                kept = (key, int(index[place]), image, label, int(guesses[place]), float(shares[place]))
+                insort(self._shown, kept, key=lambda one: one[:2])
+                del self._shown[self.samples :]
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws and saves."""
@@ -185,7 +194,8 @@ class Figures(Callback):
                 figures["confusion"] = partial(confusion_figure, counts, names)
         if self._shown:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            images, *numbers, shares = zip(*self._shown, strict=True)
+            in_order = sorted((shown[1:] for shown in self._shown), key=lambda shown: shown[0])
+            _, images, *numbers, shares = zip(*in_order, strict=True)
             truth, guesses = ([names[number] for number in column] for column in numbers)
             figures["predictions"] = partial(samples_figure, _shown(images, data.frame), truth, guesses, shares)
             mistakes = surest.mistakes

@@ -25,7 +25,10 @@ def remarks(
     if lacking := {split: np.flatnonzero(count == 0) for split, count in counts.items() if (count == 0).any()}:
         parts = ", ".join(f"{len(empty)} in {split}" for split, empty in lacking.items())
         first = names[int(next(iter(lacking.values()))[0])]
-        lines.append(f"classes without {unit}: {parts} (of {len(names)} classes; the first: {first!r}); add {unit}")
+        unseen = "; val/acc measures only the classes that val has" if "val" in lacking else ""
+        lines.append(
+            f"classes without {unit}: {parts} (of {len(names)} classes; the first: {first!r}){unseen}; add {unit}"
+        )
     train = counts.get("train", np.zeros(0, dtype=np.int64))
     some = np.flatnonzero(train)
     if not balanced and len(some) and train[some].max() >= RATIO * train[some].min():
