@@ -67,7 +67,7 @@ def test_the_first_value_that_does_not_fit_is_named(path: str, value: Any, messa
 
 
 def test_without_a_task_little_is_needed() -> None:
-    check_description({"format_version": 1, "method": "LoRA", "options": {}, "metadata": {"classnames": ["a"]}}, "a")
+    check_description({"format_version": 2, "method": "LoRA", "options": {}, "metadata": {"classnames": ["a"]}}, "a")
 
 
 def test_arguments_of_a_function() -> None:

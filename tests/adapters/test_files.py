@@ -313,7 +313,7 @@ def test_truncated_tensors(folder: Path, share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"format_version": 1}', '{"format_version": 1, "method": "LoRA"}', "\xff\x00"]
+    "text", ["", "{", "[]", "null", '{"format_version": 2}', '{"format_version": 2, "method": "LoRA"}', "\xff\x00"]
 )
 def test_a_config_that_cannot_be_read(folder: Path, text: str) -> None:
     (folder / container.CONFIG).write_text(text, encoding="latin-1")
@@ -322,6 +322,7 @@ def test_a_config_that_cannot_be_read(folder: Path, text: str) -> None:
 
 CONFIGS: dict[str, tuple[Callable[[Config], Any], str]] = {
     "a later format": (lambda c: c.update(format_version=4), "has format 4, this version reads up to 3: update"),
+    "the first format": (lambda c: c.update(format_version=1, sha256="f" * 64), "has format 1, .* no longer read"),
     "no number of a format": (lambda c: c.update(format_version="new"), "format_version is 'new'; copy it again"),
     "an unknown method": (lambda c: c.update(method="QLoRA"), "method 'QLoRA' is unknown; this version knows RandLoRA"),
     "an unknown option": (lambda c: c["options"].update(depth=3), "RandLoRA does not take these options .*'depth'"),

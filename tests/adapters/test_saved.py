@@ -1,8 +1,8 @@
 """Adapters written by earlier versions load for ever, with the same predictions.
 
 `saved/` holds adapters of the tiny CLIP (`v3-statistics`: of timm's test_resnet), written by the version that
-introduced each format and never again: `v1-*` by format 1, `v2-*` by format 2, `v3-*` by format 3, each with the logits
-that it gave for four digits beside it.
+introduced each format and never again: `v2-*` by format 2, `v3-*` by format 3, each with the logits that it gave for
+four digits beside it.
 """
 
 import json
@@ -40,7 +40,7 @@ def test_an_adapter_of_an_earlier_version_predicts_the_same(name: str) -> None:
 
 def test_every_format_is_there() -> None:
     versions = {read_adapter(path_of(name)).config["format_version"] for name in NAMES}
-    assert versions == {1, 2, 3}
+    assert versions == {2, 3}
     assert {read_adapter(path_of(name)).adapter.method() for name in NAMES} >= {"RandLoRA", "LoRA", "VeRA", "DoRA"}
     assert any(path_of(name).is_file() for name in NAMES)
     assert any(read_adapter(path_of(name)).kept for name in NAMES)

@@ -72,6 +72,12 @@ def test_what_is_pulled_is_what_was_pushed(hub: FakeHub, tmp_path: Path, name: s
     assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["here"]
 
 
+def test_an_adapter_is_sent_in_the_format_that_it_has(tmp_path: Path) -> None:
+    stage(Path(__file__).parents[1] / "adapters" / "saved" / "v2-lora", tmp_path / "sent", "# Card\n")
+    (tmp_path / "sent" / "README.md").unlink()
+    assert read_adapter(tmp_path / "sent").config["format_version"] == 2
+
+
 def test_branches_and_commits(hub: FakeHub, tmp_path: Path) -> None:
     sent = staged(trained(), tmp_path)
     push_folder(sent, "ann/one", revision="second try")

@@ -110,13 +110,11 @@ def read(path: Path) -> Contents:
     return Contents(_parsed(config, path / CONFIG), load_tensors(path / TENSORS), bases)
 
 
-def changed(path: Path, contents: Contents) -> list[str]:
+def changed(contents: Contents) -> list[str]:
     """What was changed since an adapter was saved: names of tensors, or of the description; usually nothing."""
     saved = contents.config.get("sha256")
     if saved is None:  # taken out on purpose, by someone who edited the description
         return []
-    if isinstance(saved, str):  # format 1: one sum over both files of a folder
-        return [] if saved == _digest_of_files(contents.config, path / TENSORS) else ["one of its files"]
     try:
         there, here = dict(saved), checksums(contents)
         return [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
@@ -135,13 +133,6 @@ def checksums(contents: Contents) -> dict[str, str]:
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         sums[name] = digest.hexdigest()
     return sums
-
-
-def _digest_of_files(config: Mapping[str, Any], tensors: Path) -> str:
-    content = {name: value for name, value in config.items() if name != "sha256"}
-    with tensors.open("rb") as stream:
-        inner = hashlib.file_digest(stream, "sha256").hexdigest()
-    return hashlib.sha256(f"{json.dumps(content, sort_keys=True)} {inner}".encode()).hexdigest()
 
 
 def _where(path: Path) -> str:

@@ -33,9 +33,9 @@ from randlora_pl.description import check_arguments, check_description
 from randlora_pl.errors import UserError
 from randlora_pl.weights_files import without_places
 
-FORMAT_VERSION = 3
-"""1: folders with one checksum over both files; 2: checksums by tensor, one file, stored bases, a dtype; 3: kept
-buffers, and tensors of the model that train beside the adapter."""
+FORMAT_VERSION, OLDEST_FORMAT = 3, 2
+"""2: checksums by tensor, one file, stored bases, a dtype; 3: kept buffers, and tensors of the model that train beside
+the adapter."""
 
 METHODS: dict[str, Callable[..., Adapter]] = {
     method.__name__: method for method in (RandLoRA, LoRA, VeRA, NoLA, DoRA, FullFineTuning, LinearProbe, BitFit)
@@ -146,9 +146,7 @@ def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> 
     read_adapter(source)
     contents = container.read(source)
     tensors = {name: cast(tensor, dtype) for name, tensor in contents.tensors.items()}
-    version = max(2, contents.config["format_version"])  # a later one would promise what an old file has not
-    config = {**without_places(contents.config), "format_version": version}
-    container.write(path.absolute(), Contents(config, tensors, contents.bases))
+    container.write(path.absolute(), Contents(without_places(contents.config), tensors, contents.bases))
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
 
 
@@ -164,7 +162,7 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
         path: The folder, or one ``.safetensors`` file.
 
     Raises:
-        UserError: If something is missing, damaged, or of a later format.
+        UserError: If something is missing, damaged, or of another format.
     """
     path = Path(path)
     contents = container.read(path)
@@ -172,7 +170,9 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
     version = config.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(f"{path} has format {version}, this version reads up to {FORMAT_VERSION}: update randlora-pl.")
-    if damaged := container.changed(path, contents):
+    if isinstance(version, int) and version < OLDEST_FORMAT:
+        raise UserError(f"{path} has format {version}, which is no longer read. Train the adapter again.")
+    if damaged := container.changed(contents):
         what = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
         raise UserError(
             f"{path} is damaged, or was changed after it was saved ({what}): copy it again, or delete "

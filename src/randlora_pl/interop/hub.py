@@ -13,7 +13,6 @@ from typing import Any
 from randlora_pl import __version__
 from randlora_pl.adapters import AdapterFile, container, read_adapter
 from randlora_pl.adapters.container import BASES, CONFIG, TENSORS, Contents
-from randlora_pl.adapters.files import FORMAT_VERSION
 from randlora_pl.errors import UserError
 from randlora_pl.interop.part_folder import move, part_folder
 from randlora_pl.weights_files import without_places
@@ -59,8 +58,7 @@ def stage(path: Path, folder: Path, card: str) -> None:
         card: The text of ``README.md``.
     """
     contents = container.read(path)
-    config = without_places(contents.config) | {"format_version": FORMAT_VERSION}
-    container.write(folder, Contents(config, contents.tensors, contents.bases))
+    container.write(folder, Contents(without_places(contents.config), contents.tensors, contents.bases))
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
