@@ -239,7 +239,18 @@ DEFAULTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "a classifier in two parts": (
         lambda: timm.create_model("lowformer_b0"),
-        "0 of 2 linear layers, 54 of 56 convolutions; skipped: pre_classifier.*, classifier, stem.*.conv, in_conv.conv",
+        "0 of 2 linear layers, 54 of 56 convolutions; skipped: pre_classifier.0, classifier, stem.0.conv, in_conv.conv",
+    ),
+    "linear layers of positions alone": (
+        lambda: timm.create_model("coatnet_rmlp_0_rw_224"),
+        "0 of 19 linear layers (`all`: 18), 65 of 67 convolutions; "
+        "skipped: 9 x stages.*.blocks.*.attn.rel_pos.mlp.fc1, 9 x stages.*.blocks.*.attn.rel_pos.mlp.fc2, head.fc, "
+        "and 2 more",
+    ),
+    "linear layers that mix kernels": (
+        lambda: timm.create_model("tf_efficientnet_cc_b0_4e"),
+        "0 of 9 linear layers (`all`: 8), 53 of 57 convolutions (`conv`: 55); "
+        "skipped: 8 x blocks.*.*.routing_fn, classifier, conv_stem, and 3 more",
     ),
     "small squeezes": (
         lambda: timm.create_model("efficientnet_b0"),

@@ -24,8 +24,9 @@ _ROLES = {
     "fc2": r"mlp\.c_proj|fc2|linear2|lin2|output\.dense|down_proj|mlp\.3|(?:DenseReluDense|mlp|expert_\d+)\.wo",
     "gate": r"gate_proj",
 }
-_POSITIONS = r"(?:meta_mlp|\w*rel_pos\w*)\..+"
-"""Small networks within attention that turn coordinates into a bias; their layers have the names of a block's MLP."""
+_ASIDE = r"(?:meta_mlp|\w*rel_pos\w*)\..+|routing_fn"
+"""Small networks that turn coordinates into a bias of attention, with the layer names of a block's MLP, or that mix
+the kernels of a convolution (CondConv)."""
 CONV = "conv"
 """Kind of a convolution's site, and the alias of those of the blocks."""
 
@@ -80,7 +81,7 @@ def _sites_of(model: nn.Module, path: str, module: nn.Module) -> Iterator[Site]:
         if isinstance(module, nn.Conv2d):
             yield Site(WeightShape(path, *shape), path, CONV)
             return
-        own = not matches(_POSITIONS, path)
+        own = not is_aside(path)
         role = next((role for role, names in _ROLES.items() if own and matches(names, path)), "")
         turned = is_conv1d(module)
         if is_packed_linear(path) and (blocks := row_blocks(model, path)):
@@ -92,6 +93,11 @@ def _sites_of(model: nn.Module, path: str, module: nn.Module) -> Iterator[Site]:
 def is_packed_linear(path: str) -> bool:
     """Return True if a linear layer of this name is one for q, k and v together."""
     return matches(_ROLES["qkv"], path)
+
+
+def is_aside(path: str) -> bool:
+    """Return True if a layer belongs to a small network beside a block's own layers: it has no role, and no default."""
+    return matches(_ASIDE, path)
 
 
 def _packed(path: str, name: str, columns: int, blocks: dict[str, tuple[int, int]], turned: bool) -> Iterator[Site]:

@@ -11,7 +11,7 @@ from randlora_pl.adapters.budget import parse_budget
 from randlora_pl.adapters.fused import BLOCKS
 from randlora_pl.adapters.places import of_blocks
 from randlora_pl.adapters.reach import Obstacle, obstacle, owners_of, raw_attention
-from randlora_pl.adapters.sites import ALIASES, CONV, Site, find_sites
+from randlora_pl.adapters.sites import ALIASES, CONV, Site, find_sites, is_aside
 from randlora_pl.errors import UserError, near
 
 DEFAULT_TARGETS = ["qkv", "fc1", "fc2"]
@@ -116,7 +116,7 @@ def _default(sites: list[Site], blocks: list[Site]) -> tuple[set[str], set[str],
             for alias in DEFAULT_TARGETS:
                 named |= _layers(_of_target(alias, tower, tower))
             continue
-        linear = [site for site in tower if site.kind != CONV and not site.block]
+        linear = [site for site in tower if site.kind != CONV and not site.block and not is_aside(site.path)]
         every |= _layers(linear)
         if all(_pools(site) for site in linear):
             every |= _layers(site for site in tower if site.kind == CONV)
