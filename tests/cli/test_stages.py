@@ -61,6 +61,7 @@ def test_tensorboard_has_scalars_and_images(finished: Path) -> None:
     scalars = {tag for tag in board.Tags()["scalars"] if not tag.startswith("hp")}
     assert {"zeroshot/acc", "test/acc", "test/macro_f1", "val/acc"} <= scalars
     assert {"test/confusion", "test/predictions", "test/mistakes"} <= set(board.Tags()["images"])
+    assert [board.Scalars(name)[-1].step for name in ("zeroshot/acc", "val/acc", "test/acc")] == [0, 3, 3]
 
 
 def test_resolved_config_repeats_the_run(run: Run, finished: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from randlora_pl.callbacks.patience import Patience
 from randlora_pl.callbacks.per_class import PerClass
 from randlora_pl.callbacks.progress import ProgressBar
 from randlora_pl.callbacks.spectrum import UpdateSpectrum
+from randlora_pl.callbacks.step_numbers import StepNumbers
 from randlora_pl.callbacks.summary import StartSummary
 from randlora_pl.callbacks.termination import Termination
 from randlora_pl.callbacks.throughput import Throughput
@@ -28,6 +29,7 @@ __all__ = [
     "PerClass",
     "ProgressBar",
     "StartSummary",
+    "StepNumbers",
     "Termination",
     "Throughput",
     "UpdateSpectrum",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Union, get_args
 
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -24,6 +24,7 @@ from randlora_pl.callbacks import (
     PerClass,
     ProgressBar,
     StartSummary,
+    StepNumbers,
     Termination,
     Throughput,
     UpdateSpectrum,
@@ -200,8 +201,7 @@ class App(LightningCLI):
         own: list[Callback] = [PerClass(), Figures(), WrittenAnswers()]
         if self.command.verb == "fit":
             own += [*_validation(config, callbacks), StartSummary(), PeakMemory(), Throughput()]
-            own += [NonFiniteLoss(), Termination()]
-            own += [LearningRateMonitor("step")] if config["logger"] else []
+            own += [NonFiniteLoss(), Termination(), StepNumbers()]
         else:
             callbacks = []  # checkpoint, gradient_flow and spectrum belong to a training
         users = config.get("callbacks") or []
