@@ -178,6 +178,12 @@ def test_impossible_sizes() -> None:
         load_vit("test_vit", img_size=100)
 
 
+@pytest.mark.parametrize(("name", "size"), [("densenet121", 16), ("levit_128s", 100), ("halonet26t", 64)])
+def test_sizes_that_fail_in_use_are_refused_when_the_model_loads(name: str, size: int) -> None:
+    with pytest.raises(UserError, match=f"{size} x {size}"):
+        load_vit(name, img_size=size)
+
+
 def test_models_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise ImportError("a package is missing")

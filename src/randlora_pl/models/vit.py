@@ -67,7 +67,7 @@ def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None =
 
     Raises:
         UserError: Unknown name or tag; a file that is missing, damaged or of another architecture;
-            weights that cannot be downloaded; an image size that the patches do not divide.
+            weights that cannot be downloaded; an image size that the model cannot work with.
     """
     name, pretrained, is_file = _resolve(name, pretrained or "random")
     drawn = seed if pretrained == "random" else None
@@ -86,6 +86,8 @@ def _load(name: str, pretrained: str, is_file: bool, img_size: int | None, seed:
             raise
         except Exception as error:
             raise _loading_error(name, pretrained, error, is_file) from error
+        if image.size != vit_image_spec(name).size:
+            _check_runs(name, image.size)
     identity = ModelIdentity(
         "timm",
         name,
@@ -114,6 +116,23 @@ def meta_vit(name: str, img_size: int | None = None) -> nn.Module:
     """
     with torch.device("meta"):
         return _build(name, vit_image_spec(name, img_size).size)
+
+
+def _check_runs(name: str, size: int) -> None:
+    """Refuse an image size that a model can be built for and cannot work with; a run on the meta device shows it.
+
+    Raises:
+        UserError: The model fails at this size.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = _build(name, size).eval()
+        try:
+            model(torch.zeros(1, 3, size, size))
+        except Exception as error:
+            raise UserError(
+                f"{name} cannot work with images of {size} x {size} pixels ({first_line(error)}). "
+                f"Choose another --model.img_size; its own is {vit_image_spec(name).size}."
+            ) from error
 
 
 def _resolve(name: str, pretrained: str) -> tuple[str, str, bool]:
