@@ -18,16 +18,28 @@ QUICK = (
 )
 
 
-@pytest.mark.parametrize("words", QUICK, ids=" ".join)
-def test_quick_verbs_import_nothing_heavy(words: list[str]) -> None:
+REFUSED = {
+    "adapter export A --to lora --output B": "--error",
+    "adapter export A --to onnx --output B.onnx": "'randlora-pl[onnx]'",
+    "adapter add A B --as lora --output C": "--error",
+    "fit --config quickstart --data.balance weight": "'weights'",
+    "fit --config quickstart --data.mixup 0.2": "softmax",
+    "fit --config quickstart --data.dataset folder": "--data.root",
+    "fit --model TextClassificationTask --data.dataset stsb --data.balance weights": "scores",
+}
+
+
+@pytest.mark.parametrize("words", [*QUICK, *map(str.split, REFUSED)], ids=" ".join)
+def test_quick_verbs_and_refusals_import_nothing_heavy(words: list[str]) -> None:
     code = (
-        "import sys; from randlora_pl.cli.main import main; code = main(sys.argv[1:]);"
+        "import sys; sys.modules['onnx'] = None; from randlora_pl.cli.main import main; code = main(sys.argv[1:]);"
         "heavy = {'torch', 'lightning', 'numpy', 'timm', 'open_clip', 'jsonargparse', 'rich'} & set(sys.modules);"
         "assert not heavy, heavy; sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    wrong = REFUSED.get(" ".join(words))
+    assert done.returncode == (2 if wrong else 0), done.stderr
+    assert wrong in done.stderr if wrong else done.stdout.strip()
 
 
 def test_version_and_page(run: Run) -> None:

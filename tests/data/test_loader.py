@@ -13,8 +13,9 @@ from randlora_pl.data.catalog import find
 from randlora_pl.data.frame import Frame
 from randlora_pl.data.images import ArrayImages
 from randlora_pl.data.loader import Batch, Loader
+from randlora_pl.data.options import SAMPLING
 from randlora_pl.data.own.folders import folder
-from randlora_pl.data.plan import SAMPLING, DrawPlan, EvalSchedule, TrainSchedule
+from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.data.readers import Samples, in_key_order
 from randlora_pl.data.transforms import finish, train_batch
 from randlora_pl.errors import UserError

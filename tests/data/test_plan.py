@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from randlora_pl.data.plan import SAMPLING, DrawPlan, EvalSchedule, TrainSchedule, total_draws
+from randlora_pl.data.options import SAMPLING
+from randlora_pl.data.plan import DrawPlan, EvalSchedule, TrainSchedule, total_draws
 from tests.support.products import in_one_item
 
 sizes = st.integers(1, 60)

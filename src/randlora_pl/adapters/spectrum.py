@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.errors import UserError
+from randlora_pl.rank_or_error import check_wish
 
 
 @dataclass(frozen=True)
@@ -92,22 +93,6 @@ def truncated(matrix: Tensor, rank: int | None = None, error: float | None = Non
     k = max(1, int((relative <= error).nonzero()[0])) if error is not None else min(rank or 1, len(values))
     roots = values[:k].sqrt()
     return LowRank(u[:, :k] * roots, roots[:, None] * v[:k], float(relative[k]))
-
-
-def check_wish(rank: int | None, error: float | None) -> None:
-    """Complains unless exactly one of a rank and an error is given, and possible.
-
-    Raises:
-        UserError: As said.
-    """
-    if (rank is None) == (error is None):
-        raise UserError(
-            "give either --rank K or --error E (relative, in the Frobenius norm), for example --error 0.05."
-        )
-    if rank is not None and rank < 1:
-        raise UserError(f"--rank is {rank}: give a positive whole number.")
-    if error is not None and not 0 <= error < 1:
-        raise UserError(f"--error is {error}: give a relative error of at least 0 and below 1, for example 0.05.")
 
 
 def _checked(matrix: Tensor, name: str) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.errors import UserError
+from randlora_pl.rank_or_error import check_wish
 
 PAGE = """\
 The base model plus a weighted sum of the updates of several adapters (task arithmetic), of any methods, ranks and
@@ -53,6 +54,8 @@ def parse(args: list[str]) -> argparse.Namespace:
         raise UserError(f"adapter add: --head is {options.head}; give a number from 1 to {count}, the adapter's place.")
     if options.form == "merged" and (options.rank is not None or options.error is not None):
         raise UserError("adapter add: --rank and --error belong to --as lora.")
+    if options.form != "merged":
+        check_wish(options.rank, options.error)
     return options
 
 
@@ -63,7 +66,6 @@ def add_verb(args: list[str]) -> int:
 
     quieten()
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.adapters.spectrum import check_wish
     from randlora_pl.cli.adapter_merge import print_written
     from randlora_pl.cli.export_lora import print_converted
     from randlora_pl.interop.base_model import load_base, refuse_texts, same_base
@@ -75,7 +77,6 @@ def add_verb(args: list[str]) -> int:
     if options.form == "merged":
         check_output(options.output, options.adapters, options.overwrite)
     else:
-        check_wish(options.rank, options.error)
         refuse_inputs([options.output], options.adapters)
         if options.output.exists() and not options.overwrite:
             raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from randlora_pl.cli.layer_table import layer_table
 from randlora_pl.language.known import given_to
+from randlora_pl.rank_or_error import check_wish
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,16 +16,15 @@ if TYPE_CHECKING:
 
 def export(options: argparse.Namespace) -> int:
     """Truncates the singular value decomposition of each update."""
+    check_wish(options.rank, options.error)
     from randlora_pl.cli.train import quieten
 
     quieten()
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.adapters.spectrum import check_wish
     from randlora_pl.interop.base_model import load_base, refuse_texts
     from randlora_pl.interop.lowrank import label, write_lora
     from randlora_pl.interop.updates import updates
 
-    check_wish(options.rank, options.error)
     file = read_adapter(options.adapter)
     refuse_texts(file, "are written as a plain LoRA")
     base = load_base(file)

@@ -3,6 +3,7 @@
 import argparse
 
 from randlora_pl.errors import UserError
+from randlora_pl.interop.packages import check_packages
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
@@ -29,14 +30,14 @@ def export(options: argparse.Namespace) -> int:
         raise UserError(f"--output is {options.output}: name a file that ends in {suffix}.")
     if options.output.is_dir():
         raise UserError(f"{options.output} is a folder; name a file.")
+    if options.to == "onnx":
+        check_packages()  # before PyTorch is imported
     from randlora_pl.cli.train import quieten
 
     quieten()
-    from randlora_pl.interop.onnx import FACTS, check_packages, export_onnx, export_torch
+    from randlora_pl.interop.onnx import FACTS, export_onnx, export_torch
     from randlora_pl.interop.program import load_program
 
-    if options.to == "onnx":
-        check_packages()  # before the model is loaded, which takes longer
     program = load_program(options.adapter, options.part or "classifier")
     written = (export_onnx if options.to == "onnx" else export_torch)(program, options.output)
     facts = program.facts

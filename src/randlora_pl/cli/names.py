@@ -1,9 +1,11 @@
 """Are the typed names right? Checked against the source text, each with its near matches."""
 
+import ast
 import difflib
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,8 @@ def check_names(command: Command) -> None:
     _check_trainer(flat)
     if "data.dataset" in flat:
         _check_dataset(task, str(flat["data.dataset"]))
+    with suppress(TypeError, AttributeError):  # a value of another type, which the parser refuses
+        _check_data(task, flat)
 
 
 def _check_trainer(flat: dict[str, Any]) -> None:
@@ -155,6 +159,28 @@ def _check_dataset(task: str | None, dataset: str) -> None:
     if dataset not in CATALOG and fits:
         raise UserError(f"The data set {dataset!r} is of texts: it needs --model {' or '.join(fits)}.")
     find(dataset)
+
+
+def _check_data(task: str | None, flat: dict[str, Any]) -> None:
+    """Refuse what cannot be by the options of the data alone, seconds before these are imported.
+
+    Raises:
+        UserError: Names an option.
+    """
+    from randlora_pl.data import options
+    from randlora_pl.data.catalog import find
+
+    source = data_class(task)
+    values = {name: ast.literal_eval(option.default or "None") for name, option in source.options.items()}
+    values |= {name: flat[f"data.{name}"] for name in values if f"data.{name}" in flat}
+    if source.name == "ImageData":
+        options.check(values, find(values["dataset"]))
+        if task:
+            blended = tasks()[task].constants.get("blended_labels", False)
+            options.check_softmax(values["mixup"], values["cutmix"], task, blended)
+    elif "balance" in values:
+        scores = values["scores"] or values["dataset"] == "stsb"
+        options.check_balance(values["balance"], "scores" if scores else "")
 
 
 def _check_option(command: Command, key: str, groups: Groups, typed: bool) -> None:

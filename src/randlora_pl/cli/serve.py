@@ -79,7 +79,7 @@ def serve_verb(args: list[str]) -> int:
 
     quieten()
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.data.loader import usable_cores
+    from randlora_pl.cores import usable_cores
     from randlora_pl.serving.app import serve
     from randlora_pl.serving.images import Limits
 

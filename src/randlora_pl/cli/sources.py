@@ -7,6 +7,7 @@ import textwrap
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -38,7 +39,7 @@ class ClassSource:
         summary: First line of its docstring.
         bases: Names of its base classes.
         options: Arguments of its constructor by name, those of base classes included where it passes them on.
-        constants: Texts among its own class attributes, by name.
+        constants: Constants among its own class attributes, by name.
     """
 
     name: str
@@ -46,7 +47,7 @@ class ClassSource:
     summary: str
     bases: tuple[str, ...]
     options: dict[str, Option] = field(default_factory=dict)
-    constants: dict[str, str] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
 
 
 def _argument_help(docstring: str) -> dict[str, str]:
@@ -84,12 +85,12 @@ def _options(function: ast.FunctionDef, docs: dict[str, str]) -> dict[str, Optio
     }
 
 
-def _constants(node: ast.ClassDef) -> dict[str, str]:
+def _constants(node: ast.ClassDef) -> dict[str, Any]:
     return {
         item.targets[0].id: item.value.value
         for item in node.body
         if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name)
-        if isinstance(item.value, ast.Constant) and isinstance(item.value.value, str)
+        if isinstance(item.value, ast.Constant)
     }
 
 

@@ -14,16 +14,13 @@ from torchvision.transforms import InterpolationMode, v2
 
 from randlora_pl import rng
 
-MAGNITUDES = 31
-"""Strengths of RandAugment, from 0."""
-
 
 @dataclass(frozen=True)
 class Augment:
     """What is done to training images beside the random crop and the flip; by default nothing.
 
     Attributes:
-        randaugment: Strength of RandAugment, below `MAGNITUDES`; None for none.
+        randaugment: Strength of RandAugment, 0 to 30; None for none.
         mixup: Both parameters of the beta distribution of MixUp's shares; None for no MixUp.
         cutmix: The same of CutMix. With both, each micro-batch takes either with probability 1/2.
     """

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from randlora_pl import rng
 
-BALANCES = ("weights", "sampler")
-
 
 def in_words(balance: str | None) -> str:
     """Return what the start page says of it, behind a comma; empty for None."""

@@ -6,9 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from randlora_pl.cores import usable_cores
 from randlora_pl.data.augment import PLAIN, Augment
 from randlora_pl.data.frame import Frame
-from randlora_pl.data.loader import Batch, usable_cores
+from randlora_pl.data.loader import Batch
 from randlora_pl.data.plan import EvalSchedule, TrainSchedule
 from randlora_pl.data.readers import Samples
 from randlora_pl.data.transforms import eval_pixels, finish, pixels_needed, train_pixels

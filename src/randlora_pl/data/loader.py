@@ -30,11 +30,6 @@ class Batches(Protocol):
     def __getitem__(self, number: int) -> Batch: ...
 
 
-def usable_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Guarded(Dataset[Batch]):
     """Hands errors over as values: a worker process would bury the message in a traceback."""
 

@@ -130,18 +130,13 @@ class ImageData(PlannedData):
         num_workers: int | None = None,
         on_error: str = "raise",
     ) -> None:
+        given = locals()
         super().__init__(batch_size, eval_batch_size, epochs, steps, sampling, seed, num_workers, balance)
         self.row = catalog.find(dataset)
-        options.check_subset(shots, fraction, train_split, self.row.captions)
-        options.check_run(batch_size, eval_batch_size, epochs, steps, min_batches_per_epoch, sampling, num_workers)
-        options.check_balance(balance, "captions" if self.row.captions else "")
+        options.check(given, self.row)
         self.augment = Augment(randaugment, mixup, cutmix)
-        options.check_augment(self.augment, self.row.captions)
-        options.check_resize(resize)
         templates = options.read_templates(templates)
-        options.check_images(crop_scale, image_size, mean, std, interpolation, on_error, templates, self.row.captions)
-        if root is None and self.row.own:
-            raise UserError(f"The data set {dataset!r} needs --data.root: {self.row.source} ({self.row.layout})")
+        options.check_templates(templates, self.row.captions)
         self.root = catalog.default_root() if root is None else places.root_of(str(root))
         self.download = download
         self.shots, self.fraction, self.train_split = shots, fraction, train_split
@@ -181,7 +176,8 @@ class ImageData(PlannedData):
         """
         task = None if self.trainer is None else self.trainer.lightning_module
         if task is not None:
-            options.check_softmax(self.augment, task)
+            name, blended = type(task).__name__, getattr(task, "blended_labels", False)
+            options.check_softmax(self.augment.mixup, self.augment.cutmix, name, blended)
         spec = getattr(task, "image_spec", None)
         if spec is not None and self.overrides["size"] not in (None, spec.size):
             raise UserError(

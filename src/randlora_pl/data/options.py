@@ -1,16 +1,37 @@
-"""Checks of what the user typed for the data, before anything is read."""
+"""Checks of what the user typed for the data, before anything is read. Imports no PyTorch, so that they are instant."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.data.augment import MAGNITUDES, Augment
-from randlora_pl.data.balance import BALANCES
+from randlora_pl.cores import usable_cores
 from randlora_pl.data.frame import INTERPOLATIONS, RESIZES
-from randlora_pl.data.loader import usable_cores
-from randlora_pl.data.plan import SAMPLING
+from randlora_pl.data.row import Row
 from randlora_pl.errors import UserError, near
+
+BALANCES = ("weights", "sampler")
+SAMPLING = ("with_replacement", "epochs")
+MAGNITUDES = 31
+"""Strengths of RandAugment, from 0."""
+
+
+def check(values: Mapping[str, Any], row: Row) -> None:
+    """All checks below of `ImageData`'s options but those of prompts and of the task.
+
+    Args:
+        values: Each option by name.
+        row: The data set.
+
+    Raises:
+        UserError: Names the first option that cannot be.
+    """
+    known = {**values, "captions": row.captions, "without_classes": "captions" if row.captions else ""}
+    for each in (check_subset, check_run, check_balance, check_augment, check_resize, check_frame):
+        each(**{name: known[name] for name in signature(each).parameters})
+    if values["root"] is None and row.own:
+        raise UserError(f"The data set {row.name!r} needs --data.root: {row.source} ({row.layout})")
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
@@ -78,24 +99,23 @@ def check_resize(resize: str | None) -> None:
         _one_of("resize", resize, RESIZES)
 
 
-def check_augment(augment: Augment, captions: bool) -> None:
+def check_augment(randaugment: int | None, mixup: float | None, cutmix: float | None, captions: bool) -> None:
     """Augmentation of training images; ``captions``: the data set has no classes."""
-    strength = augment.randaugment
-    if strength is not None and not 0 <= strength < MAGNITUDES:
-        raise UserError(f"--data.randaugment is {strength}: give a strength from 0 to {MAGNITUDES - 1}; 9 is usual")
-    for name, value in (("mixup", augment.mixup), ("cutmix", augment.cutmix)):
+    if randaugment is not None and not 0 <= randaugment < MAGNITUDES:
+        raise UserError(f"--data.randaugment is {randaugment}: give a strength from 0 to {MAGNITUDES - 1}; 9 is usual")
+    for name, value in (("mixup", mixup), ("cutmix", cutmix)):
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--data.{name} is {value}: give a positive number, or leave it out for none")
         if value is not None and captions:
             raise UserError(f"--data.{name} blends labels of classes, and captions have none: leave it out")
 
 
-def check_softmax(augment: Augment, task: Any) -> None:
+def check_softmax(mixup: float | None, cutmix: float | None, task: str, blended_labels: bool) -> None:
     """Refuse blended labels in a task that does not learn a share of each class."""
-    if augment.mixes and not getattr(task, "blended_labels", False):
-        name = "mixup" if augment.mixup is not None else "cutmix"
+    if (mixup is not None or cutmix is not None) and not blended_labels:
+        name = "mixup" if mixup is not None else "cutmix"
         raise UserError(
-            f"--data.{name} needs a softmax over all classes, and {type(task).__name__} compares an image with the "
+            f"--data.{name} needs a softmax over all classes, and {task} compares an image with the "
             "captions of its batch: leave it out, or use --model LinearHeadTask or TextHeadTask"
         )
 
@@ -127,17 +147,15 @@ def read_templates(templates: Sequence[str] | str | None) -> list[str] | None:
     return [line for line in lines if line]
 
 
-def check_images(
+def check_frame(
     crop_scale: Sequence[float],
     image_size: int | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     interpolation: str | None,
     on_error: str,
-    templates: Sequence[str] | None,
-    captions: bool,
 ) -> None:
-    """Transforms, templates and what to do at an unreadable image."""
+    """Transforms, and what to do at an unreadable image."""
     if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise UserError(
             f"--data.crop_scale is {list(crop_scale)}, but must be two shares with 0 < least <= greatest <= 1"
@@ -150,6 +168,10 @@ def check_images(
     if interpolation is not None:
         _one_of("interpolation", interpolation, INTERPOLATIONS)
     _one_of("on_error", on_error, ("raise", "skip"))
+
+
+def check_templates(templates: Sequence[str] | None, captions: bool) -> None:
+    """Prompts; ``captions``: the data set has no classes."""
     if templates is not None and captions:
         raise UserError("--data.templates goes with classes; captions are taken as they are")
     if templates is not None and not templates:

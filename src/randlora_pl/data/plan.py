@@ -13,8 +13,6 @@ from torch import Tensor
 from randlora_pl import rng
 from randlora_pl.data.balance import ClassDraws
 
-SAMPLING = ("with_replacement", "epochs")
-
 
 @lru_cache(maxsize=2)
 def _epoch_order(seed: int, size: int, epoch: int) -> Tensor:

@@ -1,6 +1,5 @@
 """Programs as files for other systems: ONNX, and PyTorch's own exported programs, compared before they get a name."""
 
-import importlib.util
 import json
 import logging
 import re
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.errors import UserError
+from randlora_pl.interop.packages import check_packages
 from randlora_pl.interop.part_folder import move, part_folder
 from randlora_pl.interop.program import Program
 
@@ -25,7 +25,6 @@ BATCHES = (1, 3)
 LARGEST_FILE = 2**31 - 2**27  # protobuf ends at 2 GiB, and the graph needs room beside the weights
 FACTS = "randlora_pl.json"
 """Name of the facts inside an exported program; ONNX files have them as metadata, an entry each."""
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,6 @@ class Exported:
     files: tuple[Path, ...]
     size: int
     difference: float
-
-
-def check_packages() -> None:
-    """Refuses to go on without the packages of the extra.
-
-    Raises:
-        UserError: One is missing.
-    """
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"--to onnx needs {', '.join(missing)}, not installed here: pip install 'randlora-pl[onnx]'. "
-            "--to torch needs no more than PyTorch."
-        )
 
 
 def export_onnx(program: Program, path: Path) -> Exported:
