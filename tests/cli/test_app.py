@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -107,6 +108,27 @@ def test_inner_method_of_dora(build: Build) -> None:
     assert isinstance(app.model.adapter.inner, RandLoRA)
     write_config(app)
     assert "seed: 7" in (app.folder / "config.yaml").read_text()
+
+
+def test_old_class_paths_are_read_and_public_ones_written(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text(
+        "trainer: {callbacks: [{class_path: randlora_pl.callbacks.zero_shot.ZeroShot}, {class_path: "
+        "lightning.pytorch.callbacks.DeviceStatsMonitor}]}\n"
+        "model: {class_path: randlora_pl.tasks.text_head.TextHeadTask, init_args: {name: tiny, pretrained: random, "
+        "adapter: {class_path: randlora_pl.adapters.dora.DoRA, init_args: {inner: "
+        "{class_path: randlora_pl.adapters.vera.VeRA}}}}}\n"
+    )
+    app = build("--config", str(tmp_path / "old.yaml"))
+    write_config(app)
+    assert re.findall(r"class_path: (\S+)", (app.folder / "config.yaml").read_text()) == [
+        "randlora_pl.callbacks.ZeroShot",
+        "lightning.pytorch.callbacks.DeviceStatsMonitor",
+        "randlora_pl.tasks.TextHeadTask",
+        "randlora_pl.adapters.DoRA",
+        "randlora_pl.adapters.VeRA",
+    ]
+    word = "--trainer.callbacks+=randlora_pl.callbacks.zero_shot.ZeroShot"
+    assert word.replace("zero_shot.", "") == "=".join(prepare("fit", ["--config", "quickstart", word]).typed)
 
 
 def test_one_seed_feeds_model_data_and_bases(build: Build) -> None:

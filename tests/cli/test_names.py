@@ -47,6 +47,7 @@ def test_classes_are_spelled_right_and_foreign_ones_left_alone() -> None:
     command = compose("fit", ["--model", "textheadtask", "--model.adapter=lora"], DEFAULTS)
     check_names(command)
     assert command.typed == ["--model", "TextHeadTask", "--model.adapter", "LoRA"]
-    foreign = compose("fit", ["--model.adapter", "my.package.Adapter", "--model.adapter.any", "1"], DEFAULTS)
-    check_names(foreign)
-    assert foreign.values["model.adapter"] == "my.package.Adapter"
+    for name in ("my.package.Adapter", "my.package.LoRA"):
+        foreign = compose("fit", ["--model.adapter", name, "--model.adapter.any", "1"], DEFAULTS)
+        check_names(foreign)
+        assert foreign.values["model.adapter"] == name

@@ -36,6 +36,14 @@ def test_attributes_do_not_replace_the_explanation_of_an_argument() -> None:
     assert classnames.help.startswith("File with class names")
 
 
+def test_classes_of_subfolders_and_public_paths() -> None:
+    classes = read_classes("data")
+    assert (
+        classes["HubImages"].module.startswith("randlora_pl.data.")
+        and classes["ImageData"].module == "randlora_pl.data"
+    )
+
+
 def test_trainer_options_come_from_lightning() -> None:
     from lightning.pytorch import Trainer
 

@@ -40,7 +40,10 @@ def run_of(folder: Path) -> None:
     config = {
         "seed_everything": 3,
         "trainer": {"max_steps": -1, "logger": None, "default_root_dir": "/home/ann/runs"},
-        "model": {"class_path": "LinearHeadTask", "init_args": {"pretrained": "/home/ann/weights.pth"}},
+        "model": {
+            "class_path": "randlora_pl.tasks.linear_head.LinearHeadTask",
+            "init_args": {"pretrained": "/home/ann/weights.pth"},
+        },
         "data": {"dataset": "folder", "root": "~/photos", "train": "https://ann:pw@host/x-{0..9}.tar", "shots": 4},
         "run": {"root": "/home/ann/runs"},
     }
@@ -68,6 +71,7 @@ def test_card_of_a_run(tmp_path: Path) -> None:
     for text in ("87.50 %", "10.00 %", "1,234", "1,024 MiB", "`folder`", "64 x 64 pixels", "`mit`", "3 classes"):
         assert text in card, text
     assert config["data"] == {"dataset": "folder", "root": "PATH", "train": "https://host/x-{0..9}.tar", "shots": 4}
+    assert config["model"]["class_path"] == "randlora_pl.tasks.LinearHeadTask"
     assert config["model"]["init_args"]["pretrained"] == "weights.pth"
     assert config["trainer"] == {"max_steps": -1, "default_root_dir": "PATH"} and config["seed_everything"] == 3
     assert "`PATH` stands for" in card

@@ -59,6 +59,7 @@ def test_a_fit_learns_the_toy_instruction(run: Run, words: list[str], tmp_path: 
     assert {"adapter", "adapter-best", "checkpoints", "config.yaml", "run.log", "tensorboard"} <= {
         file.name for file in folder.iterdir()
     }
+    assert "class_path: randlora_pl.language.CausalLMTask" in (folder / "config.yaml").read_text()
     tested = run("test", "--run", str(folder), "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
     assert tested.code == 0 and f"accuracy {100 * results['test/acc']:.2f} %" in tested.out
     info = run("adapter", "info", str(folder / "adapter"))

@@ -89,7 +89,7 @@ def _whole_numbers_first(parser: LightningArgumentParser) -> None:
 def data_class_of(command: Command) -> type[LightningDataModule]:
     """The class of the data that the command's task takes; imports both."""
     name = str(command.flat()["model"])
-    source = tasks().get(name.rpartition(".")[2])
+    source = tasks().get(name)
     module = source.module if source else name.rpartition(".")[0]
     try:
         task = getattr(import_module(module), name.rpartition(".")[2])

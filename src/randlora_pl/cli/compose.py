@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from randlora_pl.class_paths import public_path, with_public_paths
 from randlora_pl.cli.configs import find_config
 from randlora_pl.documents import parse_yaml
 from randlora_pl.errors import UserError, brief
@@ -112,10 +113,12 @@ def _last(class_path: Any) -> str:
 def normalise(tree: Tree) -> Tree:
     """The same config with every class as ``{class_path: NAME, init_args: {...}}``, and no empty sections.
 
+    Class paths become the public ones, also those of earlier versions.
+
     Raises:
         UserError: A section or a class is something else.
     """
-    tree = {key: value for key, value in _mapping("a config", tree).items() if value is not None}
+    tree = {key: with_public_paths(value) for key, value in _mapping("a config", tree).items() if value is not None}
     for group in _GROUPS:
         if group in tree:
             _mapping(group, tree[group])
@@ -204,6 +207,7 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
         if not own:
             if option == "--trainer.callbacks" and re.fullmatch(r"[\w.]+", value):
                 option += "+"  # one more callback, as in jsonargparse's --trainer.callbacks+=NAME
+            value = public_path(value)
             command.typed += [option, value] if equals else [option]
             if equals:
                 command.values[short_name(option)] = value

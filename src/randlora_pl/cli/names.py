@@ -59,7 +59,7 @@ def on_texts(task: str | None) -> bool:
     Args:
         task: Name of the task class, None for one outside.
     """
-    return task in tasks() and data_class(task).module.startswith("randlora_pl.language.")
+    return task in tasks() and data_class(task).module == "randlora_pl.language"
 
 
 def adapters() -> dict[str, ClassSource]:
@@ -73,12 +73,12 @@ def known_class(name: object, known: Iterable[str], what: str, option: str) -> s
     Raises:
         UserError: No such class; near names are suggested.
     """
+    if re.fullmatch(r"\w+(\.\w+)+", str(name)) and not str(name).startswith("randlora_pl."):
+        return None
     short = str(name).rpartition(".")[2]
     spelled = {candidate.lower(): candidate for candidate in known}
     if short.lower() in spelled:
         return spelled[short.lower()]
-    if re.fullmatch(r"\w+(\.\w+)+", str(name)) and not str(name).startswith("randlora_pl."):
-        return None
     choices = ", ".join(spelled.values())
     raise UserError(f"There is no {what} {brief(short)} ({option}).{near(short, spelled.values())} Known: {choices}")
 

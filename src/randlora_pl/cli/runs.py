@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.class_paths import public_path
 from randlora_pl.cli.compose import Command, Tree, flatten, normalise
 from randlora_pl.documents import parse_json
 from randlora_pl.errors import UserError
@@ -276,8 +277,8 @@ def plain(value: Any) -> Any:
     """A value as YAML: adapters as class and options, tuples as lists."""
     if hasattr(value, "describe") and hasattr(value, "method"):
         options = {name: plain(getattr(value, name)) for name in value.options()}
-        kind = type(value)
-        return {"class_path": f"{kind.__module__}.{kind.__qualname__}"} | ({"init_args": options} if options else {})
+        path = public_path(f"{type(value).__module__}.{type(value).__qualname__}")
+        return {"class_path": path} | ({"init_args": options} if options else {})
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return value

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.class_paths import exported, public_path
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -35,7 +37,7 @@ class ClassSource:
 
     Attributes:
         name: Name of the class.
-        module: Dotted path of its module.
+        module: Dotted path of the package that exports it, else of its module.
         summary: First line of its docstring.
         bases: Names of its base classes.
         options: Arguments of its constructor by name, those of base classes included where it passes them on.
@@ -96,15 +98,16 @@ def _constants(node: ast.ClassDef) -> dict[str, Any]:
 
 def _read(file: Path, module: str) -> dict[str, tuple[ClassSource, bool]]:
     """The classes of one file, each with whether its constructor passes further options to its base."""
-    found = {}
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    found: dict[str, tuple[ClassSource, bool]] = {}
+    text = file.read_text(encoding="utf-8")
+    for node in ast.parse(text).body if "\nclass " in text else ():
         if not isinstance(node, ast.ClassDef):
             continue
         docstring = ast.get_docstring(node) or ""
         init = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
         source = ClassSource(
             node.name,
-            module,
+            public_path(f"{module}.{node.name}").rpartition(".")[0],
             docstring.partition("\n")[0],
             tuple(ast.unparse(base).rpartition(".")[2] for base in node.bases),
             _options(init, _argument_help(docstring)) if init else {},
@@ -116,14 +119,15 @@ def _read(file: Path, module: str) -> dict[str, tuple[ClassSource, bool]]:
 
 @cache
 def read_classes(package: str) -> dict[str, ClassSource]:
-    """The classes of a package of this project, for example ``adapters``, by name.
+    """Return the classes of a package of this project, for example ``adapters``, and of its subfolders, by name.
 
     Args:
         package: Name of a folder below ``randlora_pl``.
     """
     raw: dict[str, tuple[ClassSource, bool]] = {}
-    for file in sorted((PACKAGE / package).glob("*.py")):
-        raw |= _read(file, f"randlora_pl.{package}.{file.stem}")
+    for file in sorted((PACKAGE / package).rglob("*.py")):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        raw |= _read(file, ".".join(["randlora_pl", *parts]))
 
     def complete(name: str) -> dict[str, Option]:
         source, passes_on = raw[name]
@@ -148,23 +152,12 @@ def subclasses(package: str, base: str) -> dict[str, ClassSource]:
     def derives(name: str) -> bool:
         return any(parent == base or (parent in classes and derives(parent)) for parent in classes[name].bases)
 
-    exported = _exported(package)
+    public = exported(package)
     return {
         name: source
         for name, source in classes.items()
-        if derives(name) and not name.startswith("_") and (not exported or name in exported)
+        if derives(name) and not name.startswith("_") and (not public or name in public)
     }
-
-
-def _exported(package: str) -> set[str]:
-    """The names in the package's ``__all__``; empty where it has none."""
-    init = PACKAGE / package / "__init__.py"
-    if not init.is_file():
-        return set()
-    for node in ast.parse(init.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
-            return set(ast.literal_eval(node.value))
-    return set()
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from randlora_pl.adapters import AdapterFile
+from randlora_pl.class_paths import with_public_paths
 from randlora_pl.documents import parse_yaml
 from randlora_pl.errors import UserError
 from randlora_pl.weights_files import file_name, looks_like_file, without_places
@@ -54,7 +55,7 @@ randlora-pl adapter merge {name} --output merged    # a folder for transformers
 ```
 
 ```python
-from randlora_pl.language.restore import load_language_task
+from randlora_pl.language import load_language_task
 
 task = load_language_task("{name}")
 {call}
@@ -244,7 +245,7 @@ def _reproduce(file: AdapterFile, config: Mapping[str, Any]) -> str:
         what = "The model's part of the config, as `config.yaml`; say with `--data.dataset` what to train on."
     else:
         return ""
-    text = yaml.safe_dump(portable(tree), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(portable(with_public_paths(tree)), sort_keys=False, allow_unicode=True)
     places = f" `{_PLACE}` stands for places on the author's machine." if f": {_PLACE}\n" in text else ""
     return (
         f"## How it was trained\n\n```bash\nrandlora-pl fit --config config.yaml\n```\n\n{what}{places}\n\n"

@@ -68,7 +68,7 @@ class CausalLMTask(LanguageTask):
         written: What the model wrote in the last test, and how it was graded, a record for each question.
     """
 
-    data_module = "randlora_pl.language.data.TextData"
+    data_module = "randlora_pl.language.TextData"
     auto = "AutoModelForCausalLM"
 
     def __init__(

@@ -64,7 +64,7 @@ class TextClassificationTask(LanguageTask):
         metric: The grade that counts.
     """
 
-    data_module = "randlora_pl.language.labelled.LabelledTexts"
+    data_module = "randlora_pl.language.LabelledTexts"
     auto = "AutoModelForSequenceClassification"
 
     def __init__(

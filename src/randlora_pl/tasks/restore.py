@@ -57,7 +57,7 @@ def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
     if file.config.get("base_model", {}).get("library") == "transformers":
         raise UserError(
             f"{file.path} belongs to a language model: `predict --texts FILE` takes it, and in Python "
-            "load_language_task of randlora_pl.language.restore."
+            "load_language_task of randlora_pl.language."
         )
     if kind is None:
         raise UserError(f"{file.path} says nothing of a task; it can be loaded with load_adapter(model, folder) only.")
