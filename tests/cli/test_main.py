@@ -19,9 +19,11 @@ QUICK = (
 
 
 REFUSED = {
+    "fit --confg quickstart": "mean --config",
+    "adapter info B": "no adapter",
     "adapter export A --to lora --output B": "--error",
     "adapter export A --to onnx --output B.onnx": "'randlora-pl[onnx]'",
-    "adapter add A B --as lora --output C": "--error",
+    "adapter add A A --as lora --output C": "--error",
     "fit --config quickstart --data.balance weight": "'weights'",
     "fit --config quickstart --data.mixup 0.2": "softmax",
     "fit --config quickstart --data.dataset folder": "--data.root",
@@ -30,13 +32,16 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("words", [*QUICK, *map(str.split, REFUSED)], ids=" ".join)
-def test_quick_verbs_and_refusals_import_nothing_heavy(words: list[str]) -> None:
+def test_quick_verbs_and_refusals_import_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "A").mkdir()
+    (tmp_path / "A" / "adapter_config.json").touch()
     code = (
         "import sys; sys.modules['onnx'] = None; from randlora_pl.cli.main import main; code = main(sys.argv[1:]);"
         "heavy = {'torch', 'lightning', 'numpy', 'timm', 'open_clip', 'jsonargparse', 'rich'} & set(sys.modules);"
         "assert not heavy, heavy; sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     wrong = REFUSED.get(" ".join(words))
     assert done.returncode == (2 if wrong else 0), done.stderr
     assert wrong in done.stderr if wrong else done.stdout.strip()

@@ -4,6 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
+from randlora_pl.cli.adapter_config import check_adapter
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.errors import UserError
 from randlora_pl.rank_or_error import check_wish
@@ -62,6 +63,8 @@ def parse(args: list[str]) -> argparse.Namespace:
 def add_verb(args: list[str]) -> int:
     """Check what was typed, add up, write and compare."""
     options = parse(args)
+    for path in options.adapters:
+        check_adapter(path)
     from randlora_pl.cli.train import quieten
 
     quieten()

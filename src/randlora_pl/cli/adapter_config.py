@@ -17,6 +17,20 @@ from randlora_pl.errors import UserError, near
 from randlora_pl.weights_files import find_weights
 
 
+def check_adapter(folder: Path) -> Path:
+    """The file that describes an adapter: what can be refused before PyTorch is imported.
+
+    Raises:
+        UserError: There is none.
+    """
+    file = folder if folder.is_file() else folder / "adapter_config.json"
+    if not file.is_file():
+        inside = [name for name in (ADAPTER, "adapter-best") if (folder / name).is_dir()]
+        hint = f" Did you mean {folder / inside[0]}?" if inside else " A run keeps it in RUN/adapter."
+        raise UserError(f"{folder} is no adapter folder: it has no {file.name}.{hint}")
+    return file
+
+
 def adapter_config(folder: Path) -> Tree:
     """The model part of a config, and how images are prepared, from an adapter that a task has written.
 
@@ -25,11 +39,7 @@ def adapter_config(folder: Path) -> Tree:
     Raises:
         UserError: It is no such folder, or names a class of another program.
     """
-    file = folder if folder.is_file() else folder / "adapter_config.json"
-    if not file.is_file():
-        inside = [name for name in (ADAPTER, "adapter-best") if (folder / name).is_dir()]
-        hint = f" Did you mean {folder / inside[0]}?" if inside else " A run keeps it in RUN/adapter."
-        raise UserError(f"{folder} is no adapter folder: it has no {file.name}.{hint}")
+    file = check_adapter(folder)
     try:
         content = _metadata(file) if file == folder else parse_json(file.read_text(encoding="utf-8"))
         metadata = content["metadata"]

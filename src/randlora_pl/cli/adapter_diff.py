@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.cli.adapter_config import check_adapter
 from randlora_pl.cli.adapter_info import described, stay_offline
 from randlora_pl.cli.layer_table import layer_table
 from randlora_pl.cli.parsing import Parser
@@ -35,6 +36,8 @@ def diff_verb(args: list[str]) -> int:
     parser.add_weights()
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(args)
+    for path in options.adapters:
+        check_adapter(path)
     stay_offline()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.interop.base_model import same_base

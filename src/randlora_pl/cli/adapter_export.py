@@ -5,6 +5,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+from randlora_pl.cli.adapter_config import check_adapter
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.errors import UserError, near
 
@@ -74,6 +75,7 @@ def export_verb(args: list[str]) -> int:
     options = parse(args)
     if options.output.exists() and not options.overwrite:
         raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
+    check_adapter(options.adapter)
     from randlora_pl.interop.part_folder import refuse_inputs
 
     refuse_inputs([options.output], [options.adapter])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.cli.adapter_config import check_adapter
 from randlora_pl.cli.layer_table import layer_table
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.tables import entry
@@ -49,6 +50,7 @@ def info_verb(args: list[str]) -> int:
     parser.add_weights()
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(args)
+    check_adapter(options.adapter)
     stay_offline()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.interop.summary import facts, layers

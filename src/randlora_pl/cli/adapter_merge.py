@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from randlora_pl.cli.adapter_config import check_adapter
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.errors import UserError
 
@@ -53,6 +54,7 @@ def parse(args: list[str]) -> argparse.Namespace:
 def merge_verb(args: list[str]) -> int:
     """Check what was typed, merge, write and compare."""
     options = parse(args)
+    check_adapter(options.adapter)
     from randlora_pl.cli.train import quieten
 
     quieten()

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from randlora_pl.cli.adapter_config import check_adapter
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.errors import UserError
 from randlora_pl.printable import printable
@@ -51,6 +52,7 @@ def parse(args: list[str]) -> argparse.Namespace:
 def push_verb(args: list[str]) -> int:
     """Checks the adapter, writes or reads the card, and sends both."""
     options = parse(args)
+    check_adapter(options.adapter)
     from tempfile import TemporaryDirectory
 
     from randlora_pl.cli.train import quieten

@@ -217,7 +217,7 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
 
     An option of another kind of data is called that.
     """
-    every = {name: f"--{name}" for name in sorted(SINGLE) if name not in ("h", "config")}
+    every = {name: f"--{name}" for name in sorted(SINGLE - {"h"})}
     every |= {f"{place}.{name}": f"--{place}.{name}" for place, names in groups.items() for name in sorted(names or ())}
     if rest[-1] == "seed":
         return " Did you mean --seed_everything?"
