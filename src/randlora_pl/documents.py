@@ -49,6 +49,9 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > LARGEST:
         raise yaml.YAMLError(f"it has {len(text):,} characters, more than {LARGEST:,}")
+    if odd := _Loader.NON_PRINTABLE.search(text):
+        mark = yaml.Mark("", odd.start(), text.count("\n", 0, odd.start()), 0, None, 0)
+        raise yaml.MarkedYAMLError(problem=f"the character U+{ord(odd[0]):04X} has no place in it", problem_mark=mark)
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError:
@@ -79,6 +82,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_constructors = {  # nothing but what JSON has, too
+    tag: make
+    for tag, make in _Loader.yaml_constructors.items()
+    if tag is None or not tag.endswith((":binary", ":set", ":omap", ":pairs", ":timestamp"))
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$|^[-+]?(?:\d+\.\d*|\.\d+)$|^[-+]?\.(?:inf|nan)$"),

@@ -5,6 +5,7 @@ from typing import Any, Optional, Union
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -226,3 +227,9 @@ def test_whole_numbers_stay_whole(kinds: Any) -> None:
 def test_one_test_batch_is_one_batch(build: Build) -> None:
     found = build("--config", "quickstart", "--trainer.limit_test_batches", "1").config.trainer.limit_test_batches
     assert found == 1 and isinstance(found, int)
+
+
+def test_letters_beyond_16_bits_reach_the_parser(build: Build, tmp_path: Path) -> None:
+    name = "\U0001f600\u2028\x85 \\U0001f600é"
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"data": {"dataset": "digits", "templates": [f"{name} {{}}"]}}))
+    assert build("--config", "c.yaml").datamodule.templates == [f"{name} {{}}"]

@@ -164,10 +164,12 @@ def test_pipe_that_closes_early() -> None:
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "x.yaml"), "x.yaml"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "n" * 300), "too long"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("[enforce fail] can't allocate memory: you tried\nframe 0"), "out of memory"),
     ],
 )
-def test_what_the_file_system_refuses_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, word: str
+def test_what_the_machine_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, word: str
 ) -> None:
     def fail(_: list[str]) -> int:
         raise error

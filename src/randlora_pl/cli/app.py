@@ -1,6 +1,7 @@
 """The LightningCLI of the heavy verbs: one task, one data module, one trainer, one run folder."""
 
 import json
+import re
 from importlib import import_module
 from inspect import signature
 from itertools import count
@@ -65,13 +66,18 @@ def with_defaults(tree: Tree) -> Tree:
     module, _, name = adapter["class_path"].rpartition(".")
     try:
         kind = getattr(import_module(module or "randlora_pl.adapters"), name)
-    except (ImportError, AttributeError):
+        options = {p.name: p.default for p in signature(kind).parameters.values() if p.default is not p.empty}
+    except (ImportError, AttributeError, TypeError, ValueError):  # the last two: it is not a class, or a built-in one
         return tree  # the parser says what is wrong
-    options = {p.name: p.default for p in signature(kind).parameters.values() if p.default is not p.empty}
     adapter["init_args"] = options = options | (adapter.get("init_args") or {})
     if "inner" in options:  # DoRA's is LoRA by default, so that its options can be typed without its name
         options["inner"] = {"class_path": "randlora_pl.adapters.LoRA"} | (options["inner"] or {})
     return tree
+
+
+def as_text(tree: Tree) -> str:
+    """A config for the parser, which reads YAML: JSON would write letters beyond 16 bits as two halves."""
+    return re.sub("[^ -~]", lambda letter: f"\\U{ord(letter[0]):08x}", json.dumps(tree, ensure_ascii=False))
 
 
 def _whole_numbers_first(parser: LightningArgumentParser) -> None:
@@ -142,7 +148,7 @@ class App(LightningCLI):
             parser_class=Parser,
             parser_kwargs={"prog": f"randlora-pl {command.verb}", "description": ""},
             subclass_mode_model=True,
-            args=["--config", json.dumps(with_defaults(command.config)), *command.typed],
+            args=["--config", as_text(with_defaults(command.config)), *command.typed],
             run=False,
             auto_configure_optimizers=False,  # the task makes its own, over what trains
         )

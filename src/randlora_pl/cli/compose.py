@@ -145,9 +145,12 @@ def _as_class(options: Sequence[str], value: Any) -> Tree:
 
 
 def _mapping(what: str, value: Any, other: str = "") -> Tree:
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return value
-    raise UserError(f"{what} is {brief(value)}: expected {other}options such as {{name: value}}.")
+    if not isinstance(value, dict):
+        raise UserError(f"{what} is {brief(value)}: expected {other}options such as {{name: value}}.")
+    for key in value:
+        if not isinstance(key, str):
+            raise UserError(f"{what} has the key {brief(key)}, which is not the name of an option.")
+    return value
 
 
 def flatten(tree: Tree) -> dict[str, Any]:

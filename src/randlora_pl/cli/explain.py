@@ -141,6 +141,17 @@ def file_trouble(error: BaseException) -> str:
     return ""
 
 
+def trouble_of_machine(error: BaseException) -> str:
+    """What is wrong with a file or with the memory, whichever command met it; empty for any other exception."""
+    if trouble := file_trouble(error):
+        return trouble
+    if out_of_memory(error):
+        return (
+            f"out of memory: {shortened(str(error).partition(chr(10))[0], 300) or 'this machine has too little of it'}"
+        )
+    return ""
+
+
 def memory_advice(batch_size: int, accumulate: int, stage: str, eval_batch_size: int) -> str:
     """Which batch and accumulation to try.
 

@@ -107,12 +107,12 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe such as `| head` has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # a full disk, a name that is too long, no permission: anywhere
+    except Exception as error:  # a full disk, a name that is too long, no permission, no memory: anywhere
         if os.environ.get("RANDLORA_PL_TRACEBACK"):
             raise
-        from randlora_pl.cli.explain import file_trouble
+        from randlora_pl.cli.explain import trouble_of_machine
 
-        if not (trouble := file_trouble(error)):
+        if not (trouble := trouble_of_machine(error)):
             raise
         _tell(trouble)
         return 2

@@ -4,6 +4,7 @@ import ast
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -195,6 +196,8 @@ def _check_option(command: Command, key: str, groups: Groups, typed: bool) -> No
         if not rest or known is None or rest[0] in known:
             return
     where = _file_with(command, key)
+    if where and (verb := _verb_of(where)):
+        raise UserError(f"{where} describes several runs, not one: randlora-pl {verb} {shlex.quote(str(where))}")
     what = f"Unknown key {shortened(key, 80)} in {where}." if where else f"Unknown option --{shortened(key, 80)}."
     raise UserError(
         f"{what}{_suggest(group, rest or parts, groups)} All options: randlora-pl {command.verb} --help-all"
@@ -210,6 +213,12 @@ def _file_with(command: Command, key: str) -> Path | None:
         if key in tree or key in flatten(tree):
             return file
     return None
+
+
+def _verb_of(file: Path) -> str:
+    """The verb of a config that describes several runs; empty for a config of one."""
+    tree = read_config(file)
+    return ("sweep" if {"models", "datasets"} & tree.keys() else "compare-methods --config") * ("methods" in tree)
 
 
 def _suggest(group: str, rest: list[str], groups: Groups) -> str:
