@@ -101,8 +101,11 @@ def test_adapter_folders_say_which_task_they_need(tmp_path: Path) -> None:
     assert model["class_path"] == "TextHeadTask"
     assert model["init_args"]["name"] == "tiny" and "seed" not in model["init_args"]
     assert model["init_args"]["adapter"]["init_args"]["rank"] == 3
-    (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(UserError, match="task"):
-        adapter_config(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content), encoding="utf-16")
+    assert adapter_config(tmp_path)["model"] == model
+    for text, word in (("{}", "task"), ("[]", "task"), ("{", "cannot be read")):
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(UserError, match=word):
+            adapter_config(tmp_path)
     with pytest.raises(UserError, match="is no adapter folder"):
         adapter_config(tmp_path / "nowhere")

@@ -30,12 +30,22 @@ def change(adapter: Path, edit: Callable[[Any], object]) -> None:
     (adapter / "adapter_config.json").write_text(json.dumps(config))
 
 
+def replace_tensors(adapter: Path, edit: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    tensors = {name: edit(value) for name, value in load_file(adapter / container.TENSORS).items()}
+    save_file(tensors, adapter / container.TENSORS)
+    change(adapter, lambda config: None)
+
+
 @pytest.mark.parametrize(
     ("edit", "word"),
     [
         (lambda config: config["options"].update(alpha=10**400), "alpha"),
         (lambda config: config["options"].update(num_bases=10**9), "num_bases"),
         (lambda config: config["options"].update(num_bases=10**18), "num_bases"),
+        (
+            lambda config: config["layers"].update({next(iter(config["layers"])): [128, 10**12]}),
+            "is [128, 1000000000000]",
+        ),
         (lambda config: config["metadata"].update(classnames=["a", "\ud800"]), "classnames"),
         (lambda config: config["metadata"].update(classnames=[str(n) for n in range(100_000)]), "classes"),
     ],
@@ -45,6 +55,12 @@ def test_nonsense_in_a_description(
 ) -> None:
     change(adapter, edit)
     assert word in refused("predict", "--adapter", "adapter", "--images", "adapter", "--output", "-")
+
+
+@pytest.mark.parametrize("side", [10**12, 0])
+def test_weights_of_no_size(refused: Callable[..., str], adapter: Path, side: int) -> None:
+    change(adapter, lambda config: config["layers"].update({next(iter(config["layers"])): [192, side]}))
+    assert f"[192, {side}]" in refused("adapter", "info", "adapter")
 
 
 def test_deeply_nested_descriptions(refused: Callable[..., str], adapter: Path) -> None:
@@ -59,15 +75,41 @@ def test_deeply_nested_descriptions(refused: Callable[..., str], adapter: Path) 
         peft_files.read(adapter)
 
 
-def test_weights_that_overflow_give_no_predictions(refused: Callable[..., str], adapter: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [1e38, 1e10])  # of the weights, and of what comes out of finite ones
+def test_weights_that_overflow_give_no_figures(
+    refused: Callable[..., str], adapter: Path, tmp_path: Path, value: float
+) -> None:
     from PIL import Image
 
     Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
-    tensors = {name: torch.full_like(value, 1e38) for name, value in load_file(adapter / container.TENSORS).items()}
-    save_file(tensors, adapter / container.TENSORS)
-    change(adapter, lambda config: None)
+    replace_tensors(adapter, lambda tensor: torch.full_like(tensor, value))
     message = refused("predict", "--adapter", "adapter", "--images", "x.png", "--output", "p.csv")
     assert "not finite" in message and "Leave it out" not in message
+    for verb in ("test", "validate"):
+        limit = f"--trainer.limit_{verb.removesuffix('idate')}_batches"
+        assert "not finite" in refused(verb, "--adapter", "adapter", "--data.dataset", "digits", limit, "1")
+    assert "finite" in refused("adapter", "merge", "adapter", "--output", "m.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, torch.bool])
+def test_weights_are_real_numbers(refused: Callable[..., str], adapter: Path, dtype: torch.dtype) -> None:
+    replace_tensors(adapter, lambda tensor: tensor.to(dtype))
+    assert str(dtype) in refused("adapter", "info", "adapter")
+
+
+def test_an_adapter_that_may_not_be_read_is_named_and_not_the_output(
+    refused: Callable[..., str], adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Path.read_bytes
+
+    def read_bytes(file: Path) -> bytes:
+        if file.name == container.CONFIG:
+            raise PermissionError(13, "Permission denied", str(file))
+        return plain(file)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    message = refused("adapter", "export", "adapter", "--to", "adapter", "--output", "copy")
+    assert "adapter_config.json: Permission denied" in message and "copy" not in message
 
 
 def test_adapters_are_not_much_larger_than_their_model() -> None:

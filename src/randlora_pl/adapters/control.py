@@ -78,7 +78,7 @@ def merge(model: nn.Module) -> None:
                 merged.unmerge()
             raise UserError(
                 f"the weight of {path or 'the model'} with its update is not finite (NaN or infinity), "
-                "so it is not merged: the training diverged; lower the learning rate."
+                "so it is not merged: the training diverged. Lower the learning rate or alpha."
             )
 
 

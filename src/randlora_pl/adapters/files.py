@@ -5,6 +5,7 @@ fingerprint says that it did. Loading reads and checks everything, names every m
 the model.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from randlora_pl.adapters.state import adapter_state
 from randlora_pl.adapters.vera import VeRA
 from randlora_pl.adapters.whole import BitFit, FullFineTuning, LinearProbe, Whole
 from randlora_pl.description import check_arguments, check_description
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, brief
 from randlora_pl.weights_files import without_places
 
 FORMAT_VERSION, OLDEST_FORMAT = 3, 2
@@ -41,6 +42,8 @@ METHODS: dict[str, Callable[..., Adapter]] = {
     method.__name__: method for method in (RandLoRA, LoRA, VeRA, NoLA, DoRA, FullFineTuning, LinearProbe, BitFit)
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LARGEST = 2**34
+"""Numbers of a weight; the largest of published models have some billions."""
 EXTRA = "extra."
 """Prefix of tensors that belong to no layer of the model, such as a classification head."""
 
@@ -180,11 +183,16 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
         )
     check_description(config, path)
     adapter = make_adapter(config["method"], config["options"], path)
-    shapes = [len(shape) for shape in config.get("layers", {}).values()]
-    if not isinstance(adapter, Whole) and (not shapes or set(shapes) != {2}):
+    shapes = config.get("layers", {})
+    if not isinstance(adapter, Whole) and (not shapes or {len(shape) for shape in shapes.values()} != {2}):
         raise UserError(f"{path} is damaged, or was changed: its layers have no names and shapes; copy it again.")
+    if odd := [name for name, shape in shapes.items() if min(shape, default=1) < 1 or math.prod(shape) > LARGEST]:
+        raise UserError(f"{path} is damaged, or was changed: layer {odd[0]} is {brief(shapes[odd[0]])}; copy it again.")
     if absent := [name for name in config.get("kept", []) if name not in contents.tensors]:
         raise UserError(f"{path} is damaged, or was changed: it keeps {absent[0]} and does not hold it; copy it again.")
+    trained = {name: value for name, value in contents.tensors.items() if name not in config.get("kept", [])}
+    if odd := [name for name, value in trained.items() if not value.is_floating_point()]:
+        raise UserError(f"{path} is damaged, or was changed: {odd[0]} is {trained[odd[0]].dtype}; copy it again.")
     extra = {name.removeprefix(EXTRA): value for name, value in contents.tensors.items() if name.startswith(EXTRA)}
     own = {name: value for name, value in contents.tensors.items() if not name.startswith(EXTRA)}
     return AdapterFile(path, adapter, config.get("targets"), own, extra, config, _stored_bases(path, contents))

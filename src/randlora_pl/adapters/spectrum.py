@@ -98,5 +98,7 @@ def truncated(matrix: Tensor, rank: int | None = None, error: float | None = Non
 def _checked(matrix: Tensor, name: str) -> Tensor:
     """The matrix in float64."""
     if not torch.isfinite(matrix).all():
-        raise UserError(f"{name} is not finite (NaN or infinity): the training diverged; lower the learning rate.")
+        raise UserError(
+            f"{name} is not finite (NaN or infinity): the training diverged. Lower the learning rate or alpha."
+        )
     return matrix.detach().double()

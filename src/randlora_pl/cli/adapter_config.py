@@ -41,12 +41,17 @@ def adapter_config(folder: Path) -> Tree:
     """
     file = check_adapter(folder)
     try:
-        content = _metadata(file) if file == folder else parse_json(file.read_text(encoding="utf-8"))
+        content = _metadata(file) if file == folder else parse_json(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read ({type(error).__name__}: {error}); copy it again.") from error
+    except (KeyError, TypeError):
+        raise UserError(f"{file} is no adapter file: its metadata has no description.") from None
+    try:
         metadata = content["metadata"]
         task, arguments = metadata["task"], metadata["arguments"]
         check_description(content, file)
         adapter = _as_class(content, file)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} says nothing of a task ({type(error).__name__}: {error}).") from error
     _check_known("task", task, tasks(), file)
     _check_no_class(arguments, file)

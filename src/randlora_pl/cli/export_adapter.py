@@ -1,6 +1,7 @@
 """``adapter export --to adapter``: our own format again, in another dtype or shape."""
 
 import argparse
+from pathlib import Path
 
 from randlora_pl.errors import UserError
 
@@ -12,6 +13,8 @@ def export(options: argparse.Namespace) -> int:
     try:
         size = copy_adapter(options.adapter, options.output, DTYPES.get(options.dtype))
     except OSError as error:
+        if Path(str(error.filename)).is_relative_to(options.adapter):  # which cannot be read
+            raise
         raise UserError(
             f"{options.output} cannot be written ({error.strerror or error}); name another --output."
         ) from None

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
 from filelock import SoftFileLease
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -33,6 +34,7 @@ from randlora_pl.cli.runs import (
 from randlora_pl.errors import UserError
 from randlora_pl.language.sizes import OWN_TEXTS
 from randlora_pl.parallel.strategy import AdapterDDP
+from randlora_pl.tasks.evaluation import check_numbers
 
 Kind = TypeVar("Kind", bound=Callback)
 
@@ -179,6 +181,22 @@ def _evaluated(app: App, run: Callable[..., Any]) -> dict[str, Any]:
     return {**found[0], **_callback(app.trainer, PerClass).facts} if found else {}
 
 
+def _check_losses(figures: dict[str, Any], adapter: Path | None) -> None:
+    """Refuse figures of outputs that are not numbers.
+
+    Raises:
+        UserError: A loss is infinite or not a number.
+    """
+    losses = torch.tensor([value for name, value in figures.items() if name.endswith("/loss")])
+    if adapter is not None:
+        check_numbers(losses, adapter)
+    elif not losses.isfinite().all():
+        raise UserError(
+            "The outputs of the untrained model are not finite: its weights are damaged, or too large for the "
+            "precision. Get them again, or try --trainer.precision 32."
+        )
+
+
 def checkpoint_of(app: App) -> str | None:
     """Where the training starts from: the resumed run's last checkpoint, or ``--ckpt_path``.
 
@@ -246,6 +264,7 @@ def evaluate(app: App, adapter: Path | None) -> None:
     run = trainer.test if app.command.verb == "test" else trainer.validate
     write_config(app)
     figures = _evaluated(app, run)
+    _check_losses(figures, adapter)
     if not figures:
         option = f"--trainer.limit_{'test' if app.command.verb == 'test' else 'val'}_batches"
         limit = getattr(trainer, option.rpartition(".")[2])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from randlora_pl.models import ImageSpec, clip_image_spec, vit_image_spec
 from randlora_pl.models.building import quiet
 from randlora_pl.models.clip_source import image_size, resolve
+from randlora_pl.tasks.evaluation import check_numbers
 
 _IMAGES = 4
 
@@ -129,10 +130,14 @@ def outputs(model: nn.Module, size: int) -> list[Tensor]:
 def difference(found: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
     """The largest difference of two lists of outputs relative to the largest expected value of each, and absolute.
 
-    Infinite where something is not finite.
+    Infinite where one found is not finite.
+
+    Raises:
+        UserError: One expected is not finite.
     """
     relative = absolute = 0.0
     for one, two in zip(found, expected, strict=True):
+        check_numbers(two, "the adapter")
         gap = float((one.float() - two.float()).abs().max())
         if not gap < float("inf"):  # also NaN
             return float("inf"), float("inf")

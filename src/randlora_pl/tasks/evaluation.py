@@ -62,7 +62,7 @@ def check_numbers(outputs: Tensor, source: object) -> None:
     """Refuse outputs that are not finite: no probability follows from them.
 
     Args:
-        outputs: Probabilities or scores.
+        outputs: Probabilities, scores or losses.
         source: The adapter, for the message.
 
     Raises:
@@ -70,6 +70,6 @@ def check_numbers(outputs: Tensor, source: object) -> None:
     """
     if not outputs.isfinite().all():
         raise UserError(
-            f"{source}: the outputs of the model are not finite, so that no prediction follows. The weights or alpha "
-            "of the adapter are too large: copy it again, or train it with a lower --model.learning_rate."
+            f"{source}: the outputs of the model are not finite, so that nothing follows from them. The weights or "
+            "alpha of the adapter are too large: copy it again, or train it with a lower --model.learning_rate."
         )
