@@ -32,6 +32,7 @@ def test_remarks_are_hidden_and_warnings_are_not(remark: str, caplog: pytest.Log
         warnings.warn(remark, stacklevel=1)
         ignore_remarks()
         warnings.warn(remark, stacklevel=1)
+        warnings.warn_explicit("Corrupt EXIF data.", UserWarning, "TiffImagePlugin.py", 1, "PIL.TiffImagePlugin")
         warnings.warn("the loss is strange", stacklevel=1)
     assert [str(each.message) for each in told] == [remark, "the loss is strange"]
     logging.getLogger("lightning.pytorch.utilities.rank_zero").info("GPU available: False")

@@ -12,14 +12,16 @@ _REMARKS = (
     ".*number of training batches.*",
     ".*in eval mode at the start of training.*",  # what is frozen stays in eval mode
     ".*isinstance.treespec, LeafSpec.*",
-    ".*decompression bomb DOS attack.*",  # images have a limit of their own
 )
+_MODULES = (r"PIL\.",)  # damaged EXIF tags; images have a limit of their own
 
 
 def ignore_remarks() -> None:
     """Hides these remarks, and what Lightning says below a warning, in this process from now on."""
     for text in _REMARKS:
         warnings.filterwarnings("ignore", text)
+    for module in _MODULES:
+        warnings.filterwarnings("ignore", module=module)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -112,9 +112,7 @@ def test_an_update_that_is_not_finite_is_never_merged(bad: float, change: object
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         next(adapted_layers(model)[last].delta.parameters())[0] = bad  # type: ignore[union-attr]
-    with pytest.raises(
-        UserError, match=rf"the weight of {last} with its update is not finite .* lower the learning rate"
-    ):
+    with pytest.raises(UserError, match=rf"the weight of {last} with its update is not finite"):
         change(model)  # type: ignore[operator]
     own = set(trainable_parameters(model))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if name not in own)

@@ -127,6 +127,19 @@ def test_own_folder(run: Run, tree: Tree) -> None:  # noqa: F811
     assert run("data", "check", "folder", "--root", str(root), "--every-image").code == 1
 
 
+@pytest.mark.parametrize(
+    ("sizes", "word"), [({"cat": 9}, "only the class 'cat'"), ({"a": 1, "b": 1}, "no test images")]
+)
+def test_own_folders_that_nothing_can_be_trained_on(
+    run: Run,
+    tree: Tree,  # noqa: F811
+    sizes: dict[str, int],
+    word: str,
+) -> None:
+    result = run("data", "check", "folder", "--root", str(tree(**sizes)))
+    assert result.code == 1 and word in result.out
+
+
 def test_own_table(run: Run, tree: Tree) -> None:  # noqa: F811
     root = tree(cat=30, dog=21)
     listed = root.parent / "photos.csv"

@@ -93,7 +93,10 @@ def check(row: Row, root: Path, sample: int | None, tick: Callable[[int], None] 
         return report
     if row.own and not row.captions:
         labels = {split: samples.labels for split, samples in parts.items()}
-        report.problems += remarks(labels, parts["train"].classes)
+        report.problems += remarks(labels, classes := parts["train"].classes)
+        report.problems += [f"there is only the class {classes[0]!r}; add another"] if len(classes) == 1 else []
+    if row.own and not len(parts["test"]):
+        report.problems.append("there are no test images, and too few training images to set some aside; add images")
     for split, samples in parts.items():
         report.splits.append(_split(row, split, samples, sample, report.problems, tick))
     return report

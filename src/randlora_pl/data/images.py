@@ -236,6 +236,8 @@ def decode(
     """
     try:
         content = read_plain(path, MOST_BYTES) if content is None else content
+        if not content:
+            raise ValueError("it is empty")
         with Image.open(io.BytesIO(content), formats=known(formats)) as opened:
             if opened.width * opened.height > most_pixels:
                 raise ValueError(_too_large(opened.size, most_pixels))

@@ -1,5 +1,7 @@
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,3 +135,20 @@ def test_accents_compare_however_they_are_stored(tree: Tree) -> None:
     root = tree(**{"train/caf\u00e9": 2, "train/tea": 1, "test/cafe\u0301": 1})
     assert must(root, "test").classes == must(root).classes == ("caf\u00e9", "tea")
     assert must(root, "test").keys == ["caf\u00e9/000.png"]
+
+
+def test_a_folder_that_may_not_be_listed_is_named(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree(cat=2, dog=2)
+    (root / "cat" / "locked").mkdir()
+    plain = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path.endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match="locked cannot be listed"):
+        list_images(root)
+    with pytest.raises(UserError, match="locked cannot be listed"):
+        folder(ROW, root, "train")

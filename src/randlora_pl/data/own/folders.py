@@ -153,11 +153,14 @@ def image_names(home: Path, ignored: Counter[str], watch: Callable[[str], object
 
     Returns:
         Paths relative to ``home`` with forward slashes.
+
+    Raises:
+        UserError: A folder may not be listed.
     """
     files: list[str] = []
     seen: set[str] = set()
     watch(str(home))
-    for place, folders, names in os.walk(home, followlinks=True):
+    for place, folders, names in os.walk(home, onerror=_refuse_unreadable, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:  # a link to a folder above, or to one that was visited
             folders[:] = []
@@ -175,3 +178,9 @@ def image_names(home: Path, ignored: Counter[str], watch: Callable[[str], object
             else:
                 ignored[Path(name).suffix.lower() or name] += 1
     return files
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    """Names a folder whose images would be left out without a word; one that has just gone is no loss."""
+    if not isinstance(error, FileNotFoundError):
+        raise UserError(f"The folder {error.filename} cannot be listed: {error.strerror}. Make it readable, or move it")
