@@ -114,6 +114,7 @@ def test_a_model_that_cannot_be_built_ends_in_one_line(tmp_path: Path) -> None:
         assert server.process.wait(60) == 2
         *_, last = server.log.read_text().splitlines()
         assert last.startswith("randlora-pl: error: ") and "weights.pt" in last
+        assert "http://" not in server.log.read_text()  # which would never have answered
         assert "Traceback" not in server.log.read_text()
         assert not server.family()
     finally:

@@ -64,7 +64,7 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 
 def serve_verb(args: list[str]) -> int:
-    """Check what was typed, say what is served and where, and serve it."""
+    """Check what was typed, and serve it; once that works, say what is served and where."""
     if not args:
         print(page("serve"), end="")
         return 0
@@ -86,10 +86,11 @@ def serve_verb(args: list[str]) -> int:
     device = pick_device(options.device)
     limits = Limits(upload_bytes=round(options.max_upload_mb * 1e6), pixels=options.max_pixels)
     facts = describe(read_adapter(options.adapter).config, limits.upload_bytes, limits.pixels, str(device))
-    print(printable(start_page(options, facts)), flush=True)
+    print(printable(f"Starting to serve {options.adapter} ..."), flush=True)
     serve(
         options.adapter.resolve(),
         facts,
+        printable(start_page(options, facts)),
         device=device,
         limits=limits,
         host=options.host,
@@ -185,4 +186,5 @@ def start_page(options: argparse.Namespace, facts: dict[str, Any]) -> str:
     if options.host != "127.0.0.1":
         caution = "every machine that can reach this one can use it: there is no password, no encryption"
         lines.append(f"  caution  {'there is no encryption, also of the token' if options.token else caution}")
+    lines.append(f"Ready: {url}/  Ctrl-C ends it.")
     return "\n".join(lines)

@@ -48,7 +48,7 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
         workers: Processes that classify.
         facts: What ``/health`` and ``/info`` say of the model.
         limits: What an upload may cost.
-        url: Address to tell once requests are answered.
+        ready: What to print once requests are answered.
         hosts: Names that it may be called by (see `Gate`).
         token: What requests must have; empty: nothing.
     """
@@ -62,7 +62,7 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
         workers: int,
         facts: dict[str, Any],
         limits: Limits,
-        url: str,
+        ready: str,
         hosts: Collection[str],
         token: str,
     ) -> None:
@@ -77,7 +77,7 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
             disable_openapi_url=True,  # its page loads scripts from elsewhere
             restart_workers=True,
         )
-        self.facts, self.url, self.ending = facts, url, False
+        self.facts, self.ready, self.ending = facts, ready, False
         self.uvicorn_graceful_timeout = 5
         self.monitor_internal = 0.5  # seconds between two looks at the workers
         self.helpers: list[int] = []
@@ -104,7 +104,7 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
         end_with_parent(*self.helpers)
         self._transport = LossAwareTransport(self._transport, self.response_buffer)
         async with super().lifespan(app):
-            print(f"Ready: {self.url}  Ctrl-C ends it.", flush=True)
+            print(self.ready, flush=True)
             yield
 
     def launch_inference_worker(self, lit_api: Classifier) -> Any:
@@ -154,6 +154,7 @@ def _unheard(number: signal.Signals) -> Iterator[None]:
 def serve(
     adapter: Path,
     facts: dict[str, Any],
+    ready: str,
     *,
     device: Any,
     limits: Limits,
@@ -171,6 +172,7 @@ def serve(
     Args:
         adapter: The adapter folder or file.
         facts: What to tell of the model.
+        ready: What to print once requests are answered.
         device: Where the model is.
         limits: What an upload may cost.
         host: Address to listen at.
@@ -189,8 +191,7 @@ def serve(
     """
     failures = multiprocessing.get_context("spawn").SimpleQueue()
     api = Classifier(adapter, threads, failures, batch_size, batch_timeout, limits.pixels)
-    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else '[::1]' if host == '::' else host}:{port}/"
-    server = Server(api, device, workers, facts, limits, url, hosts, token)
+    server = Server(api, device, workers, facts, limits, ready, hosts, token)
     before = set(multiprocessing.active_children())
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     own, stopped = os.getpid(), KeyboardInterrupt()
