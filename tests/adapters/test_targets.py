@@ -334,6 +334,14 @@ def test_conv_takes_what_the_rank_allows_and_names_are_refused() -> None:
     assert all(row.kind == "conv" for row in report.rows)
 
 
+@pytest.mark.parametrize(("name", "target", "other"), [("resnet18", "all", "conv"), ("test_vit", "conv", "all")])
+def test_the_alias_of_the_other_kind_is_named(name: str, target: str, other: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    with pytest.raises(UserError, match=rf"'{other}'"):
+        inject(model, LoRA(2), [target])
+
+
 def test_all_is_every_linear_layer_of_the_blocks() -> None:
     with torch.device("meta"):
         model = timm.create_model("swiftformer_xs")

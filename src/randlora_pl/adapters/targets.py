@@ -196,6 +196,9 @@ def _no_match(target: str, sites: list[Site]) -> str:
     if name in BLOCKS and fused:
         return f"target {target!r}: {_unknown_blocks(fused[0])}"
     names = [site.shape.layer for site in sites if not site.block]
+    if name in ("all", CONV) and tower is None:
+        kind, other = ("linear layer", CONV) if name == "all" else ("convolution", "all")
+        return f"target {target!r}: the model's blocks have no {kind}. Try {other!r}, or name layers."
     if tower is not None and not any(_in_tower(site.path, tower, sites) for site in sites):
         towers = sorted({path.split(".")[0] for path in names})
         return f"target {target!r}: this model has no tower {tower!r}. Top-level parts: {', '.join(towers)}."
