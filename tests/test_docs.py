@@ -1,5 +1,6 @@
 """The page about your own data tells the truth: its code and commands run here in their order, fits shortened."""
 
+import json
 import os
 import re
 import shutil
@@ -69,6 +70,20 @@ def test_training_and_then_the_commands_afterwards(home: Path, capsys: pytest.Ca
         printed = capsys.readouterr().out
         assert (shown(command) or "").strip() in printed
     assert len((home / "predictions.csv").read_text().splitlines()) == 1 + 179
+
+
+def test_the_sweep(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (config,) = (body for kind, body in BLOCKS if kind == "yaml" and "models:" in body)
+    (home / "own.yaml").write_text(config.replace("data.steps: 50", "data.steps: 1"))
+    dry, real, report = (c for c in COMMANDS if "own" in c.split()[1])
+    run(dry)
+    assert "8 " in capsys.readouterr().out
+    run(real, "--only", "seed=1", "budget=16-shot")
+    cells = [json.loads(file.read_text()) for file in home.glob("runs/sweeps/own/cells/*/results.json")]
+    assert len(cells) == 2 and {cell["steps"] for cell in cells} == {1}
+    assert {cell["data/dataset"] for cell in cells} == {"folder"}
+    run(report)
+    assert (home / "runs" / "sweeps" / "own" / "report" / "report.md").is_file()
 
 
 def test_messages(

@@ -27,7 +27,8 @@ again, so the same command goes on after a crash, Ctrl-C or a reboot, and severa
   --retry-failed        Run cells again that failed before
   --max-hours H         Begin no cell that is not expected to end within this time
   --skip-missing        Leave out data sets that are not on this machine
-  --data.root DIR       Folder of the data sets
+  --data.root DIR       Folder that holds the data sets, or the place of your own (folder, table ...), if the config
+                        gives none
   --tune                Search the learning rates on validation samples, then run with the best. The config's part
                         `tune` says what is tried; goes on after a kill, too. The search is in DIR/tune
   --jobs N              Processes that share the work (default 1)

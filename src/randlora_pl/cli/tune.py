@@ -57,7 +57,8 @@ seeds must be others than the sweep's; without datasets and budgets all of the s
   --retry-failed        Run candidates again that failed before (a diverged one fails again)
   --max-hours H         Begin no run that is not expected to end within this time
   --skip-missing        Leave out data sets that are not on this machine
-  --data.root DIR       Folder of the data sets
+  --data.root DIR       Folder that holds the data sets, or the place of your own (folder, table ...), if the config
+                        gives none
   --jobs N              Processes that share the work (default 1)
 """
 
