@@ -3,3 +3,4 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported, and for the processes that tests start
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks a server starts its own

@@ -443,6 +443,7 @@ def test_data_parallel_training_gives_the_same_gradients(tmp_path: Path) -> None
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("c++"), reason="the compiler of PyTorch needs one of C++")
 @pytest.mark.parametrize(("basis",), marked([("dense",), ("ternary",), ("hadamard",)], ("dense",).__eq__))
 def test_a_compiled_layer_gives_the_same_numbers(basis: str) -> None:

@@ -51,6 +51,7 @@ def test_options_with_dots() -> None:
     }
 
 
+@pytest.mark.slow
 def test_cells_one_after_the_other_are_bit_for_bit_those_alone(tmp_path: Path) -> None:
     cells = cells_of(methods=METHODS)
     with keeping():

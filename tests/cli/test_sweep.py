@@ -305,6 +305,7 @@ def test_killed_five_times_it_ends_the_same(tmp_path: Path) -> None:
     assert not list((sweep / "locks").iterdir())
 
 
+@pytest.mark.slow
 def test_several_processes_by_one_command(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path)
     result = run("sweep", "small.yaml", "--jobs", "2", "--output", "out")

@@ -229,6 +229,7 @@ def test_a_search_from_beginning_to_end_reads_no_test_image(
     assert tuned.methods["LoRA-4"]["learning_rate"] == report["methods"]["LoRA-4"]["chosen"]["learning_rate"]
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
     written(tmp_path, methods=LORA, tune={"learning_rates": [1e-3, 1e-2], "seeds": [0, 4]})
     stopped = run("tune", "small.yaml", "--max-hours", "1e-9")

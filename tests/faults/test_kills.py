@@ -71,6 +71,11 @@ def finish(place: Path, undisturbed: Path) -> Ended:
 
 
 @pytest.mark.quick
+def test_a_kill_in_the_middle_of_a_checkpoint(tmp_path: Path, undisturbed: Path) -> None:
+    places, parts = chain(tmp_path, [Cut(f"open {PART}", 2, size=900_000)], undisturbed)
+    assert places == {"checkpoint": 1} and parts == 1
+
+
 def test_kills_in_training_and_in_the_middle_and_at_the_end_of_a_checkpoint(tmp_path: Path, undisturbed: Path) -> None:
     faults = [Cut(f"open {PART}", 2, size=900_000), Signal("training", 3), Signal(f"rename {PART}", 2)]
     places, parts = chain(tmp_path, faults, undisturbed)

@@ -115,6 +115,7 @@ GLUE: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_a_tiny_sweep_of_glue_counts_its_own_metrics(run: Run, refused: Refused, tmp_path: Path) -> None:
     root = write_glue(tmp_path / "glue")
     (tmp_path / "glue.yaml").write_text(yaml.safe_dump(GLUE))
