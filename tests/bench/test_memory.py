@@ -45,6 +45,7 @@ def killed() -> None:
     os._exit(9)
 
 
+@pytest.mark.slow
 def test_the_resident_set_is_that_of_a_process_of_its_own() -> None:
     assert max_rss() > 10_000_000
     small = rss_elsewhere(len, "")

@@ -91,6 +91,7 @@ def test_a_batch_is_no_larger_than_the_prompts(run: Run, tmp_path: Path) -> None
     assert [case["batch_size"] for case in report["cases"]] == report["setup"]["batch_sizes"] == [1, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stop",), marked(zip([1, 7]), lambda row: row[0] in (7,)))
 def test_ctrl_c_leaves_what_is_finished(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     from randlora_pl.bench.steps import Case
@@ -129,6 +130,7 @@ def test_costs_of_adapted_layers_grow(run: Run, tmp_path: Path) -> None:
     assert len(json.loads((folder / "bench.json").read_text())["rows"]) == 9
 
 
+@pytest.mark.slow
 def test_captions_are_encoded_both_ways(run: Run, tmp_path: Path) -> None:
     words = ("--model", "tiny", "--batch-size", "8", "--classes", "2", "--rounds", "1", "--precision", "bf16-frozen")
     done = run("bench", "captions", *words)

@@ -106,11 +106,11 @@ def test_points_are_the_averages(sweep: Sweep) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"methods": {f"method {n}": {} for n in range(14)}},
+        pytest.param({"methods": {f"method {n}": {} for n in range(14)}}, marks=pytest.mark.full),
         {"methods": {LONG: {}, f"{LONG}, again": {}, "RandLoRA-6": {}}},
-        {"models": {f"family-model-with-a-long-name-{n}": {} for n in range(5)}},
+        pytest.param({"models": {f"family-model-with-a-long-name-{n}": {} for n in range(5)}}, marks=pytest.mark.full),
         {"seeds": [1], "budgets": [1], "datasets": ["cars"], "methods": {"RandLoRA-6": {}}, "models": {B32: {}}},
-        {"budgets": [1, 2, 4, 16, "50%", "100%"]},
+        pytest.param({"budgets": [1, 2, 4, 16, "50%", "100%"]}, marks=pytest.mark.full),
     ],
     ids=["many methods", "long names", "many models", "one cell", "six budgets"],
 )
