@@ -1,11 +1,54 @@
 """Errors that a user can mend: the command line prints them in one or two lines and exits with 2."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
-    """What is wrong, where, and the next command; shown without a traceback."""
+    """A mistake of the user, printed in one or two lines without a traceback.
+
+    The parts stay apart, also when a worker process sends the error to another: no code has to read the text.
+
+    Args:
+        what: The fault, and usually its place.
+        hint: The remedy, with the command. It has a line of its own unless ``what`` ends a sentence.
+        where: The file, option or entry at fault; printed unless ``what`` has it.
+    """
+
+    def __init__(self, what: str, hint: str = "", where: str = "") -> None:
+        super().__init__(what, hint, where)
+        self.what, self.hint, self.where = what, hint, where
+
+    def __str__(self) -> str:
+        text = self.what
+        if self.where not in text:
+            stop = "." if text.endswith(".") else ""
+            text = f"{text.removesuffix('.')} in {self.where}{stop}"
+        gap = " " if text.endswith((".", "?", "!")) else "\n"
+        return f"{text}{gap}{self.hint}" if self.hint else text
+
+    def within(self, place: object) -> "UserError":
+        """Return the error with a place in front, unless it is there already."""
+        what = self.what if self.where == str(place) else f"{place}: {self.what}"
+        return type(self)(what, self.hint, self.where or str(place))
+
+
+@contextlib.contextmanager
+def errors_in(place: object) -> Iterator[None]:
+    """Put a place, such as a file or an entry of a config, in front of a `UserError`."""
+    try:
+        yield
+    except UserError as error:
+        raise error.within(place) from error
+
+
+class UnreadableImageError(UserError):
+    """An image cannot be decoded."""
+
+
+class TooLargeImageError(UnreadableImageError):
+    """An image has more pixels than are allowed."""
 
 
 class LostProcessError(Exception):
@@ -47,3 +90,9 @@ def shortened(text: str, longest: int) -> str:
     """A text cut in the middle where it has more than this many characters."""
     end = longest // 4
     return text if len(text) <= longest else f"{text[: longest - end - 5]} ... {text[len(text) - end :]}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's error, with the next one if a colon announces it."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    return (f"{first} {others[0].strip()}" if others and first.endswith(":") else first)[:160]

@@ -15,7 +15,7 @@ from randlora_pl.analysis import landscape
 from randlora_pl.cli.analyze import VERBS
 from randlora_pl.cli.analyze_common import advised
 from randlora_pl.cli.main import main
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UnreadableImageError, UserError
 from tests.cli.conftest import SMALL, Run
 from tests.support.products import in_one_item
 from tests.tasks.small import two_blocks
@@ -83,7 +83,7 @@ def test_what_to_do_where_memory_runs_out_or_an_image_is_damaged() -> None:
         pytest.raises(UserError, match="Replace"),
         advised(16),
     ):
-        raise UserError("a.png cannot be read: cut off. Replace it, or go on without it: --data.on_error skip")
+        raise UnreadableImageError("a.png cannot be read: cut off.", "Skip it: --data.on_error skip")
     with pytest.raises(RuntimeError, match="else"), advised(16):
         raise RuntimeError("something else")
 

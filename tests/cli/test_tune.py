@@ -110,7 +110,7 @@ def test_every_candidate_with_one_seed_and_the_two_best_with_all(tmp_path: Path)
     assert tried[3]["failed"].startswith("the loss is nan")
     table = markdown(report)
     assert "| LoRA-4 | learning_rate 0.001 | 50.0 | 90.0 | 70.0 | chosen |" in table
-    assert "| LoRA-4 | learning_rate 1e+30 |  |  |  | failed: the loss is nan |" in table
+    assert "| LoRA-4 | learning_rate 1e+30 |  |  |  | failed: the loss is nan. Try less |" in table
     assert search.edges(folder) == []
 
 

@@ -231,22 +231,24 @@ def test_a_dry_run_says_where_missing_texts_are_from(run: Run, tmp_path: Path) -
 
 
 def test_missing_texts_are_told_by_their_files(tmp_path: Path) -> None:
-    assert "commonsense_15k.json" in absent("commonsense_15k", tmp_path)
+    assert "commonsense_15k.json" in str(absent("commonsense_15k", tmp_path))
     root = write_commonsense(tmp_path / "questions")
-    assert absent("commonsense_15k", root) == absent("commonsense_170k", root) == ""
-    assert absent("commonsense_15k", write_commonsense(tmp_path / "nested", nested=True)) == ""
+    assert absent("commonsense_15k", root) == absent("commonsense_170k", root) is None
+    assert absent("commonsense_15k", write_commonsense(tmp_path / "nested", nested=True)) is None
     (root / "commonsense_15k.json").unlink()
-    assert absent("commonsense_15k", root, trains=False) == "" and absent("commonsense_15k", root)
+    assert absent("commonsense_15k", root, trains=False) is None and absent("commonsense_15k", root)
     shutil.rmtree(root / "piqa")
-    assert "piqa" in absent("commonsense_170k", root) and absent("commonsense_170k", root, ["boolq"]) == ""
+    assert "piqa" in str(absent("commonsense_170k", root)) and absent("commonsense_170k", root, ["boolq"]) is None
     glue = write_glue(tmp_path / "glue")
-    assert absent("rte", glue) == "" and "RTE does not exist" in absent("rte", tmp_path)
+    assert absent("rte", glue) is None and "RTE does not exist" in str(absent("rte", tmp_path))
     (glue / "RTE" / "train.tsv").unlink()
-    assert absent("rte", glue, trains=False) == ""
-    assert absent("rte", glue).startswith(f"{glue / 'RTE' / 'train.tsv'} does not exist.\nGet the files: https://glue")
-    assert "train.jsonl" in absent("jsonl", tmp_path) and "train.txt" in absent("e2e", tmp_path)
+    assert absent("rte", glue, trains=False) is None
+    lacking = absent("rte", glue)
+    assert lacking is not None and lacking.hint.startswith("Get the files: https://glue")
+    assert lacking.what == f"{glue / 'RTE' / 'train.tsv'} does not exist"
+    assert "train.jsonl" in str(absent("jsonl", tmp_path)) and "train.txt" in str(absent("e2e", tmp_path))
     (tmp_path / "mine.csv").write_text("text,label\na,b\n")
-    assert absent("csv", tmp_path / "mine.csv") == ""
+    assert absent("csv", tmp_path / "mine.csv") is None
 
 
 # A whole one

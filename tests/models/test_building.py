@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from randlora_pl.errors import UserError
-from randlora_pl.models.building import first_line, quiet, seeded, set_gradient_checkpointing
+from randlora_pl.models.building import quiet, seeded, set_gradient_checkpointing
 from randlora_pl.models.clip import ImageTower, load_clip
 
 
@@ -46,13 +46,6 @@ def test_quiet_silences_the_root_logger_only(caplog: pytest.LogCaptureFixture) -
     logging.warning("afterwards")
     assert [record.message for record in caplog.records] == ["of the application", "afterwards"]
     assert root.handlers == handlers
-
-
-def test_first_line_is_short() -> None:
-    assert first_line(ValueError("a\nb")) == "a"
-    assert first_line(ValueError("a:\n  b\nc")) == "a: b" and first_line(ValueError("a:")) == "a:"
-    assert first_line(ValueError()) == "ValueError"
-    assert len(first_line(ValueError("x" * 999))) == 160
 
 
 def gradient(model: nn.Module, image: torch.Tensor, name: str) -> torch.Tensor:

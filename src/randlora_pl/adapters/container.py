@@ -90,24 +90,29 @@ def write(path: Path, contents: Contents) -> None:
         part.rename(path)
 
 
-def read(path: Path) -> Contents:
+def read(path: Path, name: Path | None = None) -> Contents:
     """Reads an adapter without checking more than that its files can be read.
+
+    Args:
+        path: A folder or a file.
+        name: What messages call it; the path by default.
 
     Raises:
         UserError: It is no adapter, or cannot be read.
     """
+    name = path if name is None else name
     if path.is_file():
         config = _config_of_file(path)
         if config is None:
-            raise UserError(f"{path} is no adapter file: its metadata has no description. {_where(path)}")
+            raise UserError(f"{name} is no adapter file: its metadata has no description. {_where(path)}")
         together = load_tensors(path)
-        bases = {name.removeprefix(_PREFIX): value for name, value in together.items() if name.startswith(_PREFIX)}
-        return Contents(_parsed(config, path), {n: v for n, v in together.items() if not n.startswith(_PREFIX)}, bases)
+        bases = {n.removeprefix(_PREFIX): value for n, value in together.items() if n.startswith(_PREFIX)}
+        return Contents(_parsed(config, name), {n: v for n, v in together.items() if not n.startswith(_PREFIX)}, bases)
     if not (path / CONFIG).is_file() or not (path / TENSORS).is_file():
-        raise UserError(f"{path} is no adapter folder: it needs {CONFIG} and {TENSORS}. {_where(path)}")
+        raise UserError(f"{name} is no adapter folder: it needs {CONFIG} and {TENSORS}. {_where(path)}")
     config = (path / CONFIG).read_bytes()
-    bases = load_tensors(path / BASES) if (path / BASES).is_file() else {}
-    return Contents(_parsed(config, path / CONFIG), load_tensors(path / TENSORS), bases)
+    bases = load_tensors(path / BASES, name / BASES) if (path / BASES).is_file() else {}
+    return Contents(_parsed(config, name / CONFIG), load_tensors(path / TENSORS, name / TENSORS), bases)
 
 
 def changed(contents: Contents) -> list[str]:
@@ -160,8 +165,8 @@ def _parsed(text: bytes, source: Path) -> dict[str, Any]:
     return config
 
 
-def load_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+def load_tensors(file: Path, name: Path | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU; messages call it by its path, or by a name.
 
     Raises:
         UserError: It cannot be read.
@@ -169,7 +174,7 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read ({error}): truncated or damaged; copy it again.") from None
+        raise UserError(f"{name or file} cannot be read ({error}): truncated or damaged; copy it again.") from None
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] | None = None) -> None:

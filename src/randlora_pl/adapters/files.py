@@ -158,17 +158,18 @@ def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
-def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
+def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> AdapterFile:
     """Reads an adapter without a model.
 
     Args:
         path: The folder, or one ``.safetensors`` file.
+        name: What messages call it; the path by default.
 
     Raises:
         UserError: If something is missing, damaged, or of another format.
     """
-    path = Path(path)
-    contents = container.read(path)
+    file, path = Path(path), Path(name or path)
+    contents = container.read(file, path)
     config = contents.config
     version = config.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -195,7 +196,7 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
         raise UserError(f"{path} is damaged, or was changed: {odd[0]} is {trained[odd[0]].dtype}; copy it again.")
     extra = {name.removeprefix(EXTRA): value for name, value in contents.tensors.items() if name.startswith(EXTRA)}
     own = {name: value for name, value in contents.tensors.items() if not name.startswith(EXTRA)}
-    return AdapterFile(path, adapter, config.get("targets"), own, extra, config, _stored_bases(path, contents))
+    return AdapterFile(file, adapter, config.get("targets"), own, extra, config, _stored_bases(path, contents))
 
 
 def _stored_bases(path: Path, contents: Contents) -> Bases | None:

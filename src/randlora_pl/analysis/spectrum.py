@@ -14,7 +14,7 @@ from randlora_pl.adapters.spectrum import Spectrum, spectrum
 from randlora_pl.adapters.weights import is_conv1d, out_and_in
 from randlora_pl.adapters.whole import Whole
 from randlora_pl.analysis.figures import FULL, colours, footnote, legend, new_figure
-from randlora_pl.errors import UserError
+from randlora_pl.errors import errors_in
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.updates import layer_updates
 from randlora_pl.printable import for_figure
@@ -75,10 +75,8 @@ def layer_spectrum(layer: str, update: Tensor) -> LayerSpectrum:
     Raises:
         UserError: It is not finite; names the layer.
     """
-    try:
+    with errors_in(layer):
         sizes = spectrum(update)
-    except UserError as error:
-        raise UserError(f"{layer}: {error}") from error
     out_features, in_features = update.shape
     return LayerSpectrum(layer, (out_features, in_features), sizes, torch.linalg.svdvals(update.detach().double()))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.adapter_config import config_beside, data_beside
 from randlora_pl.cli.runs import ADAPTER, CONFIG, output_folder
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UnreadableImageError, UserError
 
 if TYPE_CHECKING:
     from randlora_pl.adapters import AdapterFile
@@ -155,9 +155,8 @@ def advised(batch: int) -> Iterator[None]:
 
     try:
         yield
-    except UserError as error:
-        text, unreadable, _ = str(error).partition(" Replace it, or go on without it")
-        raise UserError(f"{text} Replace it, or take another data set." if unreadable else text) from error
+    except UnreadableImageError as error:
+        raise UserError(error.what, "Replace it, or take another data set.", error.where) from error
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

@@ -6,7 +6,7 @@ from randlora_pl.cli.analyze_common import labels_of, open_run, parameters, star
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.runs import check_new
 from randlora_pl.cli.tables import table
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, errors_in
 
 PAGE = """\
 Rank, stable rank, effective rank and singular values of the update of every layer, for several adapters side by side.
@@ -47,10 +47,8 @@ def spectrum_verb(args: list[str]) -> int:
         updates = matrix_updates(run.file)
         if not updates:
             raise UserError(f"{run.path} changes no matrix of a layer ({label}), so that there is no spectrum to take.")
-        try:
+        with errors_in(run.path):
             found[label] = [layer_spectrum(layer, update) for layer, update in updates.items()]
-        except UserError as error:
-            raise UserError(f"{run.path}: {error}") from error
     shared = common_layers(list(found.values()))
     rows, cells, content = [], [], []
     for (label, layers), run in zip(found.items(), runs, strict=True):

@@ -11,7 +11,7 @@ from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.runs import CONFIG, check_run
 from randlora_pl.cli.tables import table
 from randlora_pl.documents import parse_json, parse_yaml
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, first_line
 
 PAGE = """\
 Runs side by side: what differs in their configs, and their results, parameters, time and memory.
@@ -88,9 +88,7 @@ def _config(folder: Path, problems: list[str]) -> dict[str, Any]:
         content = parse_yaml((folder / CONFIG).read_text(encoding="utf-8"))
         return flatten(normalise(content)) if content else {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, UserError, TypeError, AttributeError) as error:
-        problems.append(
-            f"{folder / CONFIG} cannot be read ({(str(error).splitlines() or [''])[0]}); its options are not shown"
-        )
+        problems.append(f"{folder / CONFIG} cannot be read ({first_line(error)}); its options are not shown")
         return {}
 
 

@@ -17,7 +17,7 @@ import yaml
 from randlora_pl.class_paths import public_path, with_public_paths
 from randlora_pl.cli.configs import find_config
 from randlora_pl.documents import parse_yaml
-from randlora_pl.errors import UserError, brief
+from randlora_pl.errors import UserError, brief, errors_in
 
 Tree = dict[str, Any]
 
@@ -221,10 +221,8 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
         if option in ("-c", "--config"):
             file = find_config(value)
             tree = read_config(file)
-            try:
+            with errors_in(file):
                 command.config = merge(command.config, normalise(tree))
-            except UserError as error:
-                raise UserError(f"{file}: {error}") from error
             command.named.append(str(file))
         else:
             command.folders[option[2:]] = Path(value)

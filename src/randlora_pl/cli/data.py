@@ -107,10 +107,10 @@ def print_reports(reports: Sequence["Report"], every: bool = False) -> int:
     for report in off:
         print(f"{report.name} is off:")
         for problem in report.problems:
-            print("  " + printable(problem).replace("\n", "\n  "))
+            print("  " + printable(str(problem)).replace("\n", "\n  "))
         print()
     for report in missing:
-        print(*map(printable, report.problems))
+        print(*(printable(str(problem)) for problem in report.problems))
     images, decoded = (sum(getattr(p, key) for r in reports for p in r.splits) for key in ("images", "decoded"))
     if decoded < images and not every:
         print(f"{decoded:,} of {images:,} images were decoded; --every-image decodes all")

@@ -60,7 +60,7 @@ def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
             continue
         there = _check(row, root, 0) if present(row, root) else None
         if there and there.problems:
-            print(f"{row.name}: in {root}, but off: {there.problems[0].splitlines()[0]}")
+            print(f"{row.name}: in {root}, but off: {there.problems[0].what}")
         if there and not there.problems:
             print(f"{row.name}: complete already in {root}")
             _tidy(row, root, keep)

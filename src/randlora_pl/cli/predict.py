@@ -12,7 +12,7 @@ from randlora_pl.cli.adapter_config import adapter_config
 from randlora_pl.cli.pages import page
 from randlora_pl.cli.predict_options import MAX_PIXELS, parse
 from randlora_pl.cli.predictions import Predictions
-from randlora_pl.errors import UserError
+from randlora_pl.errors import TooLargeImageError, UnreadableImageError, UserError
 from randlora_pl.language.known import TASKS
 from randlora_pl.printable import printable
 
@@ -136,12 +136,10 @@ def classify(options: argparse.Namespace) -> Predictions:
                         known = batch["readable"]
                         found.add_classes(name, batch["index"][known].tolist(), task.classnames, shares[known])
                 turns.reverse()  # the last adapter is in the model already
-    except UserError as error:  # an unreadable image; the advice for data sets does not fit here
-        what, unreadable, _ = str(error).partition(" Replace it")
-        if not unreadable:
-            raise
-        larger = "allow it by --max-pixels N, " if "pixels, and" in what else ""
-        raise UserError(f"{what} Leave it out of --images, {larger}or go on without it: --on-error skip") from error
+    except UnreadableImageError as error:
+        larger = "allow it by --max-pixels N, " if isinstance(error, TooLargeImageError) else ""
+        hint = f"Leave it out of --images, {larger}or go on without it: --on-error skip"
+        raise UserError(error.what, hint, error.where) from error
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

@@ -2,7 +2,7 @@
 
 import argparse
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from randlora_pl.cli.configs import config_folder, find_config
 from randlora_pl.cli.parsing import Parser
 from randlora_pl.data.catalog import CATALOG, default_root, get_command, present
 from randlora_pl.data.own.places import root_of
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, errors_in
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, only, plan, shard
@@ -82,7 +82,9 @@ def told_by(config: str) -> tuple[Path, Description]:
         UserError: It cannot be read, or is no sweep.
     """
     file = find_config(config)
-    return file, _at(file, lambda: Description.of(_with_provenance(read_config(file), file)))
+    content = read_config(file)
+    with errors_in(file):
+        return file, Description.of(_with_provenance(content, file))
 
 
 def _with_provenance(content: Tree, file: Path) -> Tree:
@@ -94,13 +96,6 @@ def _with_provenance(content: Tree, file: Path) -> Tree:
     return content | {"tuned": read_provenance(next((place for place in places if place.is_file()), places[0]))}
 
 
-def _at(file: Path, function: Callable[[], Any]) -> Any:
-    try:
-        return function()
-    except UserError as error:
-        raise UserError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
-
-
 def job_of(typed: Any, same: str) -> Job:
     """The job that the options of ``sweep`` ask for.
 
@@ -108,7 +103,8 @@ def job_of(typed: Any, same: str) -> Job:
         UserError: Something in the config, or an option, is wrong.
     """
     file, description = told_by(typed.config)
-    cells = _at(file, lambda: plan(description, composer(typed.root)))
+    with errors_in(file):
+        cells = plan(description, composer(typed.root))
     path = Path("runs") / "sweeps" / file.stem if typed.output is None else typed.output
     job = Job(description, cells, cells, SweepFolder(path), same)
     choose(job, typed.only, typed.shard, typed.skip_missing, typed.dry_run)
@@ -133,8 +129,8 @@ def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: boo
     if job.absent and not skip_missing and not dry:
         count = "1 data set is" if len(job.absent) == 1 else f"{len(job.absent)} data sets are"
         raise UserError(
-            f"{count} not on this machine: {', '.join(job.absent)}. Leave them out with --skip-missing, or get them:\n"
-            f"{'; '.join(job.sources)}"
+            f"{count} not on this machine: {', '.join(job.absent)}. Leave them out with --skip-missing, or get them:",
+            "; ".join(job.sources),
         )
     if skip_missing:
         job.chosen = [cell for cell in job.chosen if cell.labels.dataset not in job.absent]
@@ -169,25 +165,24 @@ def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
     return absent + list(texts), commands + _by_source(texts.values())
 
 
-def _absent_texts(cells: Sequence[Cell]) -> dict[str, str]:
+def _absent_texts(cells: Sequence[Cell]) -> dict[str, UserError]:
     """Data sets of texts that are not here, and what is missing of each; the first thing that is."""
-    missing: dict[str, str] = {}
+    missing: dict[str, UserError] = {}
     for cell in {(*cell.labels[1:3], cell.untrained): cell for cell in cells}.values():
         from randlora_pl.language.present import absent
 
         data = cell.tree["data"]
         root = default_root() if data.get("root") is None else Path(data["root"]).expanduser()
-        if told := absent(data["dataset"], root, data.get("tests"), not cell.untrained):
-            missing.setdefault(cell.labels.dataset, told)
+        if error := absent(data["dataset"], root, data.get("tests"), not cell.untrained):
+            missing.setdefault(cell.labels.dataset, error)
     return missing
 
 
-def _by_source(missing: Iterable[str]) -> list[str]:
+def _by_source(missing: Iterable[UserError]) -> list[str]:
     """What is missing of data sets of texts, those from one place together: the place is told once."""
     found: dict[str, list[str]] = {}
-    for told in missing:
-        what, _, source = told.partition("\n")
-        found.setdefault(source, []).append(what.rstrip("."))
+    for error in missing:
+        found.setdefault(error.hint, []).append(error.what)
     return [f"{'; '.join(dict.fromkeys(whats))}. {source}" for source, whats in found.items()]
 
 
@@ -205,19 +200,14 @@ def begin(job: Job) -> None:
 
     cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
     for (model, method), cell in {(cell.labels.model, cell.labels.method): cell for cell in cells}.items():
-        _told(f"models.{model} with methods.{method}", lambda tree: counts(tree, forward=False), cell.tree)
+        with errors_in(f"models.{model} with methods.{method}"):
+            counts(cell.tree, forward=False)
     for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
-        _told(f"datasets.{label}", data_of, cell.tree)
+        with errors_in(f"datasets.{label}"):
+            data_of(cell.tree)
     job.folder.open(job.description, job.cells)
     if job.absent:
         print(f"not on this machine, and so left out: {', '.join(job.absent)}")
-
-
-def _told(where: str, function: Callable[[Any], Any], tree: Any) -> None:
-    try:
-        function(tree)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def summary(job: Job) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from randlora_pl.cli.sweep_job import Job, summary
 from randlora_pl.cli.tables import table
 from randlora_pl.durations import duration
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, errors_in
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN
 from randlora_pl.experiments.sweep.plan import Cell
 
@@ -63,10 +63,8 @@ def dry_run(job: Job) -> int:
 
 
 def _estimate(estimator: "Estimator", cell: Cell) -> "Estimate":
-    try:
+    with errors_in(f"models.{cell.labels.model} with methods.{cell.labels.method}"):
         return estimator(cell)
-    except UserError as error:
-        raise UserError(f"models.{cell.labels.model} with methods.{cell.labels.method}: {error}") from error
 
 
 def estimator_of(job: Job) -> "Estimator":

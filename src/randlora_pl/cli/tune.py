@@ -22,7 +22,7 @@ from randlora_pl.cli.sweep_job import (
     words_of,
 )
 from randlora_pl.cli.sweep_work import dry_run, spawn, work
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, errors_in
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell
@@ -182,11 +182,9 @@ def search_of(typed: Any, file: Path, description: Description, path: Path, same
     quieten()
     from randlora_pl.experiments.sweep.tuning import Search
 
-    try:
+    with errors_in(file):
         search = Search.of(description, composer(typed.root))
         search.restrict([word for word in typed.only if word.startswith("method=")])
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
     folder = SweepFolder(path, "tune.yaml")
     job = Job(description, search.all_cells(), search.first(folder), folder, same)
     choose(

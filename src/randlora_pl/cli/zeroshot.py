@@ -11,7 +11,7 @@ from randlora_pl.cli.parsing import Parser
 from randlora_pl.cli.tables import table
 from randlora_pl.data.catalog import PAPER, Row, default_root, find, how_to_get, may_be_read, present
 from randlora_pl.data.own.places import root_of
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UnreadableImageError, UserError
 
 if TYPE_CHECKING:
     from randlora_pl.experiments.zeroshot import ZeroShot
@@ -128,10 +128,9 @@ def _test(clip: "LoadedClip", row: Row, root: Path, batch: int, device: Any) -> 
         data = prepare(clip, row.name, root, batch)
         with counting(True, f"{row.name}: {{task.completed:,}} of {len(data.samples('test')):,} images") as tick:
             return evaluate(clip, data, device, tick)
-    except UserError as error:
-        text, cut, _ = str(error).partition(" Replace it, or go on without it")
-        look = f" Look for more: randlora-pl data check {row.name} --root {root} --every-image" if cut else ""
-        raise UserError(text + look) from error
+    except UnreadableImageError as error:
+        hint = f"Look for more: randlora-pl data check {row.name} --root {root} --every-image"
+        raise UserError(error.what, hint, error.where) from error
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

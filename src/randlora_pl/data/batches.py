@@ -21,7 +21,7 @@ Late = Literal["nothing", "colours", "crops"]
 
 def load_images(
     samples: Samples, places: Tensor, frame: Frame, scale: tuple[float, float] | None, skip: bool
-) -> tuple[list[Tensor], dict[int, str]]:
+) -> tuple[list[Tensor], dict[int, tuple[str, str]]]:
     """The images of some samples.
 
     Args:
@@ -32,13 +32,13 @@ def load_images(
         skip: Go on after an unreadable image instead of raising.
 
     Returns:
-        b images, uint8 (height, width, channels); and what is wrong with the unreadable ones, by place in the batch.
+        b images, uint8 (height, width, channels); and (name, error) of the unreadable ones, by place in the batch.
 
     Raises:
         UserError: An image is unreadable and ``skip`` is false.
     """
     images: list[Tensor] = []
-    bad: dict[int, str] = {}
+    bad: dict[int, tuple[str, str]] = {}
     short = pixels_needed(frame, scale)
     for number, row in enumerate(samples.rows[places.numpy()].tolist()):
         try:
@@ -46,13 +46,13 @@ def load_images(
         except UserError as error:
             if not skip:
                 raise
-            bad[number] = f"{samples.images.name(row)}\n{error}"
+            bad[number] = (samples.images.name(row), str(error))
             colour = torch.tensor(frame.mean).mul(255).round().to(torch.uint8)
             images.append(colour.expand(frame.size, frame.size, 3))
     return images, bad
 
 
-def _without(batch: Batch, bad: dict[int, str]) -> Batch:
+def _without(batch: Batch, bad: dict[int, tuple[str, str]]) -> Batch:
     """Gives unreadable images weight 0; `Loader` counts them."""
     if bad:
         batch["weight"][list(bad)] = 0.0

@@ -57,7 +57,7 @@ class Report:
 
     name: str
     splits: list[SplitReport] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: list[UserError] = field(default_factory=list)
     missing: bool = False
 
 
@@ -73,7 +73,7 @@ def check(row: Row, root: Path, sample: int | None, tick: Callable[[int], None] 
     report = Report(row.name)
     if not present(row, root):
         report.missing = True
-        report.problems.append(how_to_get(row, root))
+        report.problems.append(UserError(how_to_get(row, root)))
         return report
     found: dict[str, Samples | None] = {}
     for split in SPLITS:
@@ -81,34 +81,36 @@ def check(row: Row, root: Path, sample: int | None, tick: Callable[[int], None] 
             with listing.anew():  # what an earlier run saw is not what is there
                 found[split] = read(row, root, split)
         except UserError as error:
-            if str(error) not in report.problems:
-                report.problems.append(str(error))
+            if error.args not in [problem.args for problem in report.problems]:
+                report.problems.append(error)
     if len(found) < len(SPLITS):
         return report
     try:
         splits = Splits(found.__getitem__)
         parts: dict[str, Samples] = {split: getattr(splits, split) for split in SPLITS}
     except UserError as error:
-        report.problems.append(f"{row.title}: {error}")
+        report.problems.append(error.within(row.title))
         return report
     if row.own and not row.captions:
         labels = {split: samples.labels for split, samples in parts.items()}
-        report.problems += remarks(labels, classes := parts["train"].classes)
-        report.problems += [f"there is only the class {classes[0]!r}; add another"] if len(classes) == 1 else []
+        classes = parts["train"].classes
+        alone = [f"there is only the class {classes[0]!r}; add another"] if len(classes) == 1 else []
+        report.problems += map(UserError, [*remarks(labels, classes), *alone])
     if row.own and not len(parts["test"]):
-        report.problems.append("there are no test images, and too few training images to set some aside; add images")
+        few = "there are no test images, and too few training images to set some aside; add images"
+        report.problems.append(UserError(few))
     for split, samples in parts.items():
         report.splits.append(_split(row, split, samples, sample, report.problems, tick))
     return report
 
 
 def _split(
-    row: Row, split: str, samples: Samples, sample: int | None, problems: list[str], tick: Callable[[int], None]
+    row: Row, split: str, samples: Samples, sample: int | None, problems: list[UserError], tick: Callable[[int], None]
 ) -> SplitReport:
     """What was found of one split; adds to the problems."""
     expected = row.counts.get(split)
     if expected is not None and len(samples) != expected:
-        problems.append(f"{row.title}: {len(samples):,} {split} images, expected are {expected:,}")
+        problems.append(UserError(f"{row.title}: {len(samples):,} {split} images, expected are {expected:,}"))
     fewest = most = None
     if not row.captions:
         counts = np.bincount(samples.labels, minlength=len(samples.classes))
@@ -116,9 +118,8 @@ def _split(
         fewest, most = (samples.classes[low], int(counts[low])), (samples.classes[high], int(counts[high]))
         empty = np.flatnonzero(counts == 0)
         if len(empty) and not row.own:  # of someone's own images a class may be too small to set some aside
-            problems.append(
-                f"{row.title}: {len(empty)} of {len(counts)} classes have no {split} images, the first: {fewest[0]!r}"
-            )
+            few = f"{len(empty)} of {len(counts)} classes have no {split} images, the first: {fewest[0]!r}"
+            problems.append(UserError(f"{row.title}: {few}"))
     chosen = evenly(len(samples), sample)
     unreadable = 0
     for complaints, count in _decode(samples, chosen):
@@ -126,7 +127,7 @@ def _split(
         unreadable += len(complaints)
         tick(count)
     if unreadable > MOST:
-        problems.append(f"{row.title}: {unreadable - MOST:,} more {split} images cannot be read")
+        problems.append(UserError(f"{row.title}: {unreadable - MOST:,} more {split} images cannot be read"))
     return SplitReport(split, len(samples), expected, fewest, most, len(chosen) - unreadable)
 
 
@@ -137,21 +138,21 @@ def evenly(count: int, most: int | None) -> list[int]:
     return [round(place) for place in np.linspace(0, count - 1, most).tolist()] if most else []
 
 
-def _decode(samples: Samples, places: Sequence[int]) -> Iterator[tuple[list[str], int]]:
+def _decode(samples: Samples, places: Sequence[int]) -> Iterator[tuple[list[UserError], int]]:
     """(what is wrong with some of the next images, how many they are), a thread for each core."""
     rows = samples.rows[np.asarray(places, dtype=np.int64)].tolist()
     if isinstance(samples.images, ArrayImages):
         yield [], len(rows)
         return
 
-    def complaint(row: int) -> str:
+    def complaint(row: int) -> UserError | None:
         try:
             samples.images.load(row)
         except UserError as error:
-            return str(error)
-        return ""
+            return error
+        return None
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
-            yield [text for text in threads.map(complaint, chunk) if text], len(chunk)
+            yield [error for error in threads.map(complaint, chunk) if error], len(chunk)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from randlora_pl.errors import UserError
+from randlora_pl.errors import TooLargeImageError, UnreadableImageError, UserError
 from randlora_pl.plain_files import read_plain
 
 SUFFIXES = frozenset(
@@ -32,6 +32,9 @@ MOST_BYTES = 2**30
 MOST_PIXELS = 178_956_970
 """Largest image that is decoded, width x height: 512 MiB in memory."""
 
+SKIP = "Replace it, or go on without it: --data.on_error skip"
+"""The hint about an unreadable image; commands without that option give another."""
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,6 +45,10 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes each EXIF orientation."""
+
+
+class _TooLargeError(ValueError):
+    pass
 
 
 class Images(Protocol):
@@ -240,7 +247,7 @@ def decode(
             raise ValueError("it is empty")
         with Image.open(io.BytesIO(content), formats=known(formats)) as opened:
             if opened.width * opened.height > most_pixels:
-                raise ValueError(_too_large(opened.size, most_pixels))
+                raise _TooLargeError(_too_large(opened.size, most_pixels))
             if short:
                 whole = opened.size
                 opened.draft(opened.mode, (short, short))
@@ -260,9 +267,8 @@ def decode(
                 image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
             return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise UserError(
-            f"The image {path} cannot be read: {_reason(error)}. Replace it, or go on without it: --data.on_error skip"
-        ) from error
+        kind = TooLargeImageError if isinstance(error, _TooLargeError) else UnreadableImageError
+        raise kind(f"The image {path} cannot be read: {_reason(error)}.", SKIP, str(path)) from error
 
 
 def _reason(error: Exception) -> str:

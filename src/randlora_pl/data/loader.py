@@ -40,7 +40,7 @@ class _Guarded(Dataset[Batch]):
         try:
             return self.batches[number]
         except UserError as error:
-            return {"error": str(error)}
+            return {"error": error}
 
 
 def _heed_only_the_training(worker: int) -> None:
@@ -97,9 +97,8 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._inner:
             if "error" in batch:
-                raise UserError(batch["error"])
-            for line in batch.pop("bad", ()):
-                name, _, reason = line.partition("\n")
+                raise batch["error"]
+            for name, reason in batch.pop("bad", ()):
                 if name not in self.skipped:
                     self.skipped[name] = reason
                     log.warning("skipped the unreadable image %s (%d so far)", name, len(self.skipped))

@@ -214,8 +214,8 @@ def from_torchvision(row: Row, root: Path, name: str, folder: str = "", *, split
 def missing(row: Row, root: Path, why: str = "") -> UserError:
     """The error for data that are missing or damaged: what is expected where, and how to get it."""
     if row.package:
-        return UserError(f"{row.title}: {why}\nGet it: {get_command(row, root)}")
+        return UserError(f"{row.title}: {why}", f"Get it: {get_command(row, root)}")
     return UserError(
-        f"{row.title} is missing or damaged in {root}{f' ({why})' if why else ''}: expected {row.layout}\n"
-        f"Get it: {get_command(row, root)}"
+        f"{row.title} is missing or damaged in {root}{f' ({why})' if why else ''}: expected {row.layout}",
+        f"Get it: {get_command(row, root)}",
     )

@@ -70,7 +70,7 @@ class Sheet:
             except UserError as error:
                 below = f" --root {root}" if row.layout else ""
                 check = f"randlora-pl data check {row.name}{below} --every-image"
-                raise UserError(f"{str(error).partition(' Replace it')[0]} Look for more: {check}") from error
+                raise UserError(error.what, f"Look for more: {check}", error.where) from error
         counts = ", ".join(f"{split} {len(data.samples(split)):,}" for split in ("train", "val", "test"))
         what = "captions" if row.captions else "classes"
         some = f"{len(labels)} of {len(there)} {what}, evenly chosen" if len(labels) < len(there) else f"all {what}"

@@ -8,7 +8,7 @@ from typing import Any
 from randlora_pl.adapters import inject
 from randlora_pl.adapters.files import make_adapter
 from randlora_pl.data import ImageData
-from randlora_pl.errors import UserError, near
+from randlora_pl.errors import UserError, errors_in, near
 from randlora_pl.experiments.sweep.provenance import chosen_for, read_provenance
 from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
 from randlora_pl.tasks import ImageTask, LinearHeadTask, VisionLanguageTask
@@ -154,10 +154,8 @@ class Comparison:
             model = meta_clip(task.name) if clip else meta_vit(task.name, getattr(task, "img_size", None))
             if clip and not isinstance(task, VisionLanguageTask):
                 model = ImageTower(model)
-            try:
+            with errors_in(name):
                 inject(model, task.adapter, task.targets)
-            except UserError as error:
-                raise UserError(f"{name}: {error}") from error
             trains = any(parameter.requires_grad for parameter in model.parameters())
             if not trains and not isinstance(task, LinearHeadTask):
                 raise UserError(f"{name}: {task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
@@ -179,8 +177,7 @@ def made(kind: Any, arguments: dict[str, Any], where: str) -> Any:
         if key not in known:
             raise UserError(f"{where}: {kind.__name__} has no option {key!r}.{near(str(key), known)}")
     try:
-        return kind(**arguments)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        with errors_in(where):
+            return kind(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {kind.__name__} does not take these options ({error}).") from error

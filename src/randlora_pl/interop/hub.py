@@ -120,10 +120,7 @@ def pull_adapter(repo: str, path: Path, revision: str | None = None) -> Pulled:
             for name in sorted({CONFIG, TENSORS, BASES, CARD} & there):
                 api.hf_hub_download(repo, name, revision=commit, local_dir=folder)
         shutil.rmtree(folder / ".cache", ignore_errors=True)
-        try:
-            read_adapter(folder)
-        except UserError as error:
-            raise UserError(str(error).replace(str(folder), repo)) from error
+        read_adapter(folder, repo)
         size = sum(file.stat().st_size for file in folder.iterdir())
         move(folder, path)
     return Pulled(read_adapter(path), commit, size)

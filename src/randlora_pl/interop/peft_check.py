@@ -12,11 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from randlora_pl.adapters import unload
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, first_line
 from randlora_pl.interop.bare import LOST
 from randlora_pl.interop.base_model import Base
 from randlora_pl.interop.peft_files import TENSORS
-from randlora_pl.models.building import first_line
 
 TOLERANCE = 1e-5
 """Of the largest output, or of 1 where that is smaller; `LOST` of what the adapter changes as well."""

@@ -68,7 +68,7 @@ def export_peft(
         try:
             tensors = with_kernels(adapter.tensors, paths, base.model, isinstance(file.adapter, LoRA))
         except UserError as error:
-            raise refusal(file, str(error)) from None
+            raise refusal(file, error.what, error.hint) from None
         adapter = replace(adapter, tensors=tensors)
     if base is not None and (name := _classifier(file, base)):
         weight = file.extra["head"].float()
@@ -88,7 +88,7 @@ def export_peft(
         try:
             found = difference(made.model, base, part, Classifier(file.extra["head"]) if name else None)
         except UserError as error:
-            raise refusal(file, str(error)) from None
+            raise refusal(file, error.what, error.hint) from None
         return Exported(found, "", name, bool(adapter.head), identity)
 
 
@@ -163,7 +163,7 @@ def to_peft(file: AdapterFile, attention: set[str] | None = None, model: nn.Modu
             config, tensors = lora_form(adapter, parts)
         modules, own = modules_to_save(file, parts, model)
     except UserError as error:
-        raise refusal(file, str(error)) from None
+        raise refusal(file, error.what, error.hint) from None
     known = without_places(file.config)
     task = {name: value for name, value in known.get("metadata", {}).items() if name != "training"}
     task["base_model"] = known.get("base_model", {})
@@ -171,16 +171,15 @@ def to_peft(file: AdapterFile, attention: set[str] | None = None, model: nn.Modu
     return PeftAdapter(config, {**tensors, **own}, task=task)
 
 
-def refusal(file: AdapterFile, why: str) -> UserError:
-    """Why there is no PEFT adapter of this one, and what works."""
+def refusal(file: AdapterFile, why: str, remedy: str = "") -> UserError:
+    """Return the error about an adapter that cannot be PEFT's, with what works instead."""
     merged = "`randlora-pl adapter merge` for the merged weights"
     texts = file.config.get("base_model", {}).get("library") == "transformers"
     ways = f"--to lora --rank K for a plain LoRA with its error, or {merged}"
     if texts or file.adapter.trains_base:
         ways = merged
-    if "pairing: equation" in why:
-        ways += "; or train with --model.adapter.pairing peft"
-    return UserError(f"{file.path} ({file.adapter.method()}) cannot be a PEFT adapter: {why}. Use {ways}.")
+    what = f"{file.path} ({file.adapter.method()}) cannot be a PEFT adapter: {why}."
+    return UserError(what, f"{'; or '.join(filter(None, (f'Use {ways}', remedy)))}.", str(file.path))
 
 
 def _read(part: Part, parts: list[Part], attention: set[str] | None, file: AdapterFile) -> bool:

@@ -18,6 +18,7 @@ SOURCE = (
     "https://gluebenchmark.com/tasks (MRPC: the msr_paraphrase files of Microsoft's paraphrase corpus and GLUE's "
     'dev_ids.tsv), or datasets.load_dataset("nyu-mll/glue", NAME).save_to_disk("ROOT/NAME")'
 )
+GET = f"Get the files: {SOURCE}"
 
 Split = Literal["train", "validation"]
 Metric = Literal["acc", "matthews", "pearson"]
@@ -184,7 +185,7 @@ def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str
         if task.name == "mrpc":
             tree += f", or MRPC/{_MICROSOFT} and MRPC/{_LISTED}"
         tree += f", or the folder {task.name} of save_to_disk or of Parquet files"
-        raise UserError(f"{path} does not exist. Expected below --data.root: {tree}\nGet the files: {SOURCE}")
+        raise UserError(f"{path} does not exist. Expected below --data.root: {tree}", GET)
 
 
 def _paraphrases(home: Path, columns: Sequence[str], split: Split) -> Iterator[tuple[str, tuple[str, ...], str]]:
@@ -195,7 +196,7 @@ def _paraphrases(home: Path, columns: Sequence[str], split: Split) -> Iterator[t
     """
     listed = home / _LISTED
     if not listed.is_file():
-        raise UserError(f"{listed} does not exist: it names the validation pairs of MRPC\nGet the files: {SOURCE}")
+        raise UserError(f"{listed} does not exist: it names the validation pairs of MRPC", GET)
     validation = {tuple(line.split("\t")[:2]) for line in read_lines(listed)}
     found = 0
     path = home / _MICROSOFT
@@ -205,7 +206,7 @@ def _paraphrases(home: Path, columns: Sequence[str], split: Split) -> Iterator[t
         if chosen == (split == "validation"):
             yield where, tuple(texts), label
     if not found:
-        raise UserError(f"{listed} names no pair of {path}\nGet the files: {SOURCE}")
+        raise UserError(f"{listed} names no pair of {path}", GET)
 
 
 def _table(path: Path, columns: Sequence[str], fixed: Sequence[str] | None) -> Iterator[tuple[str, list[str]]]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, first_line
 
 
 def is_saved(folder: Path) -> bool:
@@ -56,7 +56,7 @@ def read_saved(
             files = [str(path) for path in sorted(folder.glob(f"{split}-*-of-*.parquet"))]
             saved = {split: Dataset.from_parquet(files)}
     except Exception as error:  # it raises OSError, ValueError, KeyError, pyarrow's and its own errors
-        reason = str(error.__cause__ or error).partition("\n")[0]
+        reason = first_line(error.__cause__ or error)
         raise UserError(f"The data set in {folder} cannot be read ({reason}): save or download it again") from error
     if split not in saved:
         raise UserError(f"{folder} has no split {split!r}: save or download the whole data set")

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from randlora_pl.errors import UserError, near
+from randlora_pl.errors import UserError, first_line, near
 from randlora_pl.language.hub import need_transformers, reached
 from randlora_pl.language.known import KNOWN
-from randlora_pl.models.building import first_line, seeded
+from randlora_pl.models.building import seeded
 
 Quantize = Literal["4bit", "8bit"]
 

@@ -9,8 +9,8 @@ from randlora_pl.language.sizes import OWN_TEXTS
 from randlora_pl.language.text_files import first_file
 
 
-def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains: bool = True) -> str:
-    """What is missing of a data set and where it is from; empty where all of it is there.
+def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains: bool = True) -> UserError | None:
+    """What is missing of a data set and where it is from; None where all of it is there.
 
     Args:
         dataset: Its name.
@@ -21,7 +21,7 @@ def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains:
     try:
         if dataset in glue.TASKS:
             lacking = [glue.missing(root, dataset, "train")] * trains + [glue.missing(root, dataset, "validation")]
-            return next((f"{each} does not exist.\nGet the files: {glue.SOURCE}" for each in lacking if each), "")
+            return next((UserError(f"{each} does not exist", glue.GET) for each in lacking if each), None)
         if dataset in OWN_TEXTS:
             name = f"train.{dataset}"
             own = "your own texts, see docs/prompts.md and docs/labelled_texts.md"
@@ -34,5 +34,5 @@ def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains:
             for name in [*wanted, *(f"dataset/{test}/test.json" for test in tests or commonsense.TASKS)]:
                 first_file(root, (name.partition("/")[2], name), commonsense.TREE, commonsense.SOURCE)
     except UserError as error:
-        return str(error)
-    return ""
+        return error
+    return None

@@ -30,7 +30,7 @@ def first_file(root: Path, names: Sequence[str], tree: str, source: str) -> Path
         what = "is no file" if missing.is_dir() else "is no folder" if missing.exists() else "does not exist"
     except OSError as error:  # no permission, or too long a name
         missing, what = root, f"cannot be read ({error.strerror or error})"
-    raise UserError(f"{missing} {what}. Expected below --data.root: {tree}\nGet the files: {source}")
+    raise UserError(f"{missing} {what}. Expected below --data.root: {tree}", f"Get the files: {source}")
 
 
 def read_text(path: Path) -> str:

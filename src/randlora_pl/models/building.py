@@ -52,12 +52,6 @@ def _no_record(record: logging.LogRecord) -> bool:
     return False
 
 
-def first_line(error: Exception) -> str:
-    """The beginning of an error's text, short enough for a message; what a colon announces belongs to it."""
-    first, *others = (str(error).strip() or type(error).__name__).splitlines()
-    return (f"{first} {others[0].strip()}" if others and first.endswith(":") else first)[:160]
-
-
 def check_size(name: str, size: int, patch: int) -> None:
     """Refuse an image size that a model's patches do not divide.
 

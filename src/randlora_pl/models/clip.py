@@ -13,9 +13,9 @@ from open_clip.factory import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from torch import Tensor, nn
 
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, first_line
 from randlora_pl.keep import kept, pristine
-from randlora_pl.models.building import check_size, first_line, patch_size, quiet, seeded
+from randlora_pl.models.building import check_size, patch_size, quiet, seeded
 from randlora_pl.models.clip_source import Source, download, image_size, image_spec, resolve
 from randlora_pl.models.spec import ImageSpec, ModelIdentity
 from randlora_pl.models.tiny import build_tiny, tiny_tokenizer

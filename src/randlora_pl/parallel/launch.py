@@ -1,5 +1,6 @@
 """How this process was started: alone, by torchrun, by SLURM's srun, or by Lightning for one more device."""
 
+import json
 import os
 import time
 from collections import Counter
@@ -12,7 +13,6 @@ from randlora_pl.errors import UserError
 
 _PATIENCE = timedelta(minutes=10)
 _MOMENT = timedelta(seconds=3)
-_REFUSED = "refused:"
 _asked: Counter[str] = Counter()
 _stores: list[Any] = []  # kept open: the process group shares the server of the first process
 
@@ -82,14 +82,14 @@ def agree(what: str, decide: Callable[[], str]) -> str:
         try:
             answer = decide()
         except UserError as error:
-            store.set(key, f"{_REFUSED}{error}")
+            store.set(key, json.dumps({"error": error.args}))
             raise
-        store.set(key, answer)
+        store.set(key, json.dumps({"answer": answer}))
         return answer
-    told: str = store.get(key).decode()
-    if told.startswith(_REFUSED):
-        raise UserError(told.removeprefix(_REFUSED))
-    return told
+    found: dict[str, Any] = json.loads(store.get(key))
+    if "error" in found:
+        raise UserError(*found["error"])
+    return str(found["answer"])
 
 
 def said_by_the_first(message: str) -> bool:

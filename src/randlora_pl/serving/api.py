@@ -116,7 +116,7 @@ class Classifier(LitAPI):  # type: ignore[misc]
         try:
             self._build(device)
         except UserError as error:
-            self.failures.put(str(error))
+            self.failures.put(error)
             logging.getLogger("litserve").setLevel(logging.CRITICAL)  # which would print a traceback
             raise
 
@@ -168,8 +168,7 @@ class Classifier(LitAPI):  # type: ignore[misc]
                 images.append(read_image(upload.content, "that was sent", self.frame, TAKEN, self.most_pixels))
                 answers.append(None)
             except UserError as error:
-                reason = str(error).partition(" Replace it")[0]
-                answers.append(JSONResponse({"detail": reason}, 422))
+                answers.append(JSONResponse({"detail": error.what}, 422))
         try:
             shares = iter(self._shares(torch.cat(images)) if images else ())
         except UserError as error:

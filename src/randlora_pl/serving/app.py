@@ -21,7 +21,7 @@ from litserve.utils import WorkerSetupStatus
 from starlette.routing import Route
 
 from randlora_pl.data.images import trust_the_limit
-from randlora_pl.errors import LostProcessError, Terminated, UserError
+from randlora_pl.errors import LostProcessError, Terminated
 from randlora_pl.serving.api import Classifier, end_with_parent
 from randlora_pl.serving.connections import Connection
 from randlora_pl.serving.gate import Gate
@@ -123,7 +123,7 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
         while not any(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
             codes = [worker.exitcode for worker in self.inference_workers if not worker.is_alive()]
             if codes and not self.lit_api.failures.empty():
-                raise UserError(self.lit_api.failures.get())
+                raise self.lit_api.failures.get()
             if codes:
                 raise LostProcessError(f"a worker that was building the model (exit code {codes[0]}): out of memory?")
             time.sleep(0.05)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from randlora_pl.data.images import FORMATS, known
+from randlora_pl.errors import first_line
 
 TAKEN = tuple(name for name in FORMATS if name != "AVIF")
 """No AVIF: 1.5 kB declared as 64 x 64 pixels, with a stream of 9000 x 9000 inside, were decoded without complaint."""
@@ -57,14 +58,8 @@ def check_header(content: bytes, limits: Limits) -> int:
     except UnidentifiedImageError:
         raise RefusedError(415, f"this is no image in one of the formats {', '.join(known(TAKEN))}") from None
     except Exception as error:  # ValueError for a text chunk that unpacks to megabytes, struct.error and more
-        raise RefusedError(422, f"the image's header is damaged: {_line(error)}") from None
+        raise RefusedError(422, f"the image's header is damaged: {first_line(error)}") from None
     if width * height > limits.pixels:
         size = f"{width} x {height} = {width * height:,} pixels"
         raise RefusedError(413, f"the image has {size}, and {limits.pixels:,} are allowed; make it smaller")
     return width * height
-
-
-def _line(error: Exception) -> str:
-    """The first line of a decoder's complaint."""
-    lines = str(error).splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -145,7 +145,7 @@ def test_duplicate_path_in_json_and_csv(own_copy: Copies) -> None:
     listed["train"].append(listed["train"][0])
     path.write_text(json.dumps(listed))
     image = listed["train"][0][0]
-    assert refused(copy) == f"{copy.row.title}: in the train part of {path}, {image!r} is listed twice"
+    assert refused(copy) == f"{copy.row.title}: the train part of {path}: {image!r} is listed twice"
     copy = own_copy("gtsrb")
     path = copy.root / "gtsrb/GT-final_test.csv"
     path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")

@@ -431,7 +431,7 @@ def test_an_unreadable_image_is_named_by_shard_and_member(tmp_path: Path) -> Non
     one(tmp_path, ("bad.png", b"no image"), ("bad.cls", "0"))
     with pytest.raises(UserError, match=r"0.tar:bad.png"):
         pixels(must(tmp_path))
-    assert "0.tar:bad.png" in check(ROW, tmp_path, None).problems[0]
+    assert "0.tar:bad.png" in str(check(ROW, tmp_path, None).problems[0])
 
 
 def test_compressed_shards(tmp_path: Path) -> None:

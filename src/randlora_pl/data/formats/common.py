@@ -6,7 +6,7 @@ from pathlib import Path
 from randlora_pl.data.images import FileImages, PathsBelow, absent
 from randlora_pl.data.readers import Samples, in_key_order, missing
 from randlora_pl.data.row import Row
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, errors_in
 from randlora_pl.plain_files import read_plain
 
 
@@ -55,7 +55,5 @@ def file_samples(
         raise missing(
             row, root, f"{len(lacking)} of {len(entries)} images of {listed} are not there, the first: {first}"
         )
-    try:
+    with errors_in(f"{row.title}: {listed}"):
         return in_key_order(FileImages(PathsBelow(home, paths)), [label for _, label in entries], paths, classes)
-    except UserError as error:
-        raise UserError(f"{row.title}: in {listed}, {error}") from error

@@ -178,7 +178,7 @@ def _obtain(row: Row, root: Path, file: Archive, watch: Watch) -> None:
             watch.say(f"{file.name}: there already, {_verdict(file)}")
             return
         if not fetched(path):  # a person's, who may want to look at it
-            raise UserError(f"{path} is not the source's file: {wrong}\nRemove it, then: {get_command(row, root)}")
+            raise UserError(f"{path} is not the source's file: {wrong}", f"Remove it, then: {get_command(row, root)}")
         forget(path)
     with watch.progress(f"{file.name}: fetching") as tick:
         try:
@@ -187,8 +187,8 @@ def _obtain(row: Row, root: Path, file: Archive, watch: Watch) -> None:
             absent = [other for other in row.files if not (path.parent / other.name).exists()]
             named = ", ".join(f"{other.name} ({other.page or other.urls[0]})" for other in absent)
             raise UserError(
-                f"{row.name}: {file.name} could not be fetched: {error}\n"
-                f"By hand: put into {path.parent}: {named}; then: {get_command(row, root)}"
+                f"{row.name}: {file.name} could not be fetched: {error}",
+                f"By hand: put into {path.parent}: {named}; then: {get_command(row, root)}",
             ) from error
     watch.say(f"{file.name}: {megabytes(path.stat().st_size)} from {host(source)}, {_verdict(file)}")
 

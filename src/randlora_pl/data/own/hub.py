@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from randlora_pl.data.images import decode
+from randlora_pl.data.images import SKIP, decode
 from randlora_pl.data.own.labels import SPLIT_OF, class_order, numbered, serving
 from randlora_pl.data.readers import Samples, in_key_order
 from randlora_pl.data.row import Row
 from randlora_pl.documents import parse_json
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UnreadableImageError, UserError, first_line
 
 LABELS = ("label", "labels", "fine_label", "class", "target")
 """Columns taken for the classes where not just one column is a ``ClassLabel``; the first that there is."""
@@ -61,7 +61,7 @@ class HubImages:
             return decode(name, short, cell["bytes"])
         if cell.get("path"):
             return decode(self.home / cell["path"], short)
-        raise UserError(f"The image {name} is empty. Replace it, or go on without it: --data.on_error skip")
+        raise UnreadableImageError(f"The image {name} is empty.", SKIP, str(name))
 
     def name(self, index: int) -> str:
         """The split and the number."""
@@ -199,7 +199,7 @@ def _load(root: Path, home: Path | list[Path]) -> Any:
         return Dataset.from_parquet([str(path) for path in home])
     except Exception as error:  # it raises OSError, ValueError, KeyError, pyarrow's and its own errors
         where = home if isinstance(home, Path) else root
-        reason = str(error.__cause__ or error).partition("\n")[0]
+        reason = first_line(error.__cause__ or error)
         raise UserError(f"The data set in {where} cannot be read ({reason}): save or download it again") from error
 
 

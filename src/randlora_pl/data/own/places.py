@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, errors_in
 
 MOST = 1_000_000
 """Most places that a pattern may name."""
@@ -145,10 +145,8 @@ def listed(path: Path) -> list[str]:
         if not line or line.startswith("#"):
             continue
         here = line if is_url(line) or is_command(line) else str(Path(line).expanduser())
-        try:
+        with errors_in(f"{path}, line {number}"):
             places += expanded(here, path.parent)
-        except UserError as error:
-            raise UserError(f"{path}, line {number}: {error}") from error
     if not places:
         raise UserError(f"{path} lists no shards; expected a path, pattern or URL of .tar files a line")
     return places

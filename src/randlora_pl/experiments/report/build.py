@@ -129,7 +129,7 @@ def _verdicts(results: Results, found: Sequence[Versus]) -> list[str]:
     reasons = [
         "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
         if one.untuned
-        else one.obstacle.partition(": ")[2]
+        else one.lacking
         for one in found
         if one.obstacle
     ]

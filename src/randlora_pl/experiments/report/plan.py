@@ -10,7 +10,7 @@ import yaml
 
 from randlora_pl.data.catalog import PAPER
 from randlora_pl.documents import parse_yaml
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, first_line
 from randlora_pl.experiments.sweep.provenance import checked
 
 FILE = "sweep.yaml"
@@ -98,13 +98,13 @@ def read_plan(folder: Path) -> Plan:
     try:
         content = parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{FILE} is cut off or damaged ({_first_line(error)}).") from error
+        raise UserError(f"{FILE} is cut off or damaged ({first_line(error)}).") from error
     if not isinstance(content, dict):
         raise UserError(f"{FILE} describes no sweep.")
     try:
         return _plan(content)
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{FILE} describes no sweep ({_first_line(error)}).") from error
+        raise UserError(f"{FILE} describes no sweep ({first_line(error)}).") from error
 
 
 def budget_label(value: Any) -> str:
@@ -177,7 +177,3 @@ def _plan(content: dict[str, Any]) -> Plan:
 def _facts(part: Any) -> dict[str, dict[str, Any]]:
     items = part.items() if isinstance(part, dict) else ()
     return {str(label): facts if isinstance(facts, dict) else {} for label, facts in items}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

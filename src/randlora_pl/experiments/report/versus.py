@@ -79,15 +79,20 @@ class Versus:
         return Estimate(tuple(self.by_dataset.values()))
 
     @property
+    def lacking(self) -> str:
+        """Runs that a verdict needs and that are not there; empty if there are enough."""
+        if self.seeds < SEEDS:
+            return f"{many(self.seeds, 'seed')}, {SEEDS} are needed"
+        if len(self.by_dataset) < DATASETS:
+            return f"{many(len(self.by_dataset), 'data set')}, {DATASETS} are needed"
+        return ""
+
+    @property
     def obstacle(self) -> str:
         """Why there is no verdict; empty where there is one."""
         if self.untuned:
             return f"not tuned: {self.untuned}"
-        if self.seeds < SEEDS:
-            return f"no verdict: {many(self.seeds, 'seed')}, {SEEDS} are needed"
-        if len(self.by_dataset) < DATASETS:
-            return f"no verdict: {many(len(self.by_dataset), 'data set')}, {DATASETS} are needed"
-        return ""
+        return f"no verdict: {self.lacking}" if self.lacking else ""
 
     @property
     def verdict(self) -> str:

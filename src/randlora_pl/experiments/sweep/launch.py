@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.errors import UserError
+from randlora_pl.errors import UserError, first_line
 
 PARENT = "RANDLORA_PL_SWEEP_PARENT"
 """Environment variable of the processes that `local` starts."""
@@ -148,7 +148,7 @@ def slurm(
         OSError,
         subprocess.SubprocessError,
     ) as error:
-        raise UserError(f"--launcher slurm: {_line(error)}") from error
+        raise UserError(f"--launcher slurm: {first_line(error)}") from error
     return [str(job.job_id) for job in submitted]
 
 
@@ -157,7 +157,3 @@ def _option(word: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UserError(f"--slurm {word}: expected KEY=VALUE, such as slurm_partition=gpu.")
     return key, int(value) if value.isdecimal() else value
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

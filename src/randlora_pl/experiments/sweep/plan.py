@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from randlora_pl.data.catalog import CATALOG
-from randlora_pl.errors import UserError, near
+from randlora_pl.errors import UserError, errors_in, near
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, Description, Tree, is_zero_shot
 from randlora_pl.language.sizes import OWN_TEXTS
 
@@ -106,7 +106,8 @@ def plan(description: Description, composer: Composer, tuning: Tree | None = Non
                 tree = composer.overlay(tree, tuning) if tuning else tree
                 if (dataset, budget) not in checked:
                     checked.add((dataset, budget))
-                    _told(f"datasets.{dataset}", composer.check, tree)
+                    with errors_in(f"datasets.{dataset}"):
+                        composer.check(tree)
                 flat = essence(composer.flatten(tree))
                 labels = Labels(model, dataset, budget, method, seed)
                 cell = Cell(labels, tree, flat, str(facts.get("family") or ""))
@@ -130,8 +131,8 @@ def _order(description: Description, methods: list[str]) -> Iterable[tuple[int, 
 
 def _pair(description: Description, composer: Composer, model: str, method: str) -> Tree:
     facts = description.methods[method]
-    arguments = (description.models[model], facts, description.options, is_zero_shot(method))
-    tree: Tree = _told(f"models.{model} with methods.{method}", composer.pair, *arguments)
+    with errors_in(f"models.{model} with methods.{method}"):
+        tree = composer.pair(description.models[model], facts, description.options, is_zero_shot(method))
     flat = composer.flatten(tree)
     for option in ("trainer.devices", "trainer.num_nodes"):
         if flat.get(option, 1) not in (1, "1", "auto"):
@@ -140,13 +141,6 @@ def _pair(description: Description, composer: Composer, model: str, method: str)
                 "for more devices start more processes (--jobs N)."
             )
     return tree
-
-
-def _told(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return function(*arguments)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def _without_budget(tree: Tree) -> Tree:

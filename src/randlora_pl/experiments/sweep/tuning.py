@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from randlora_pl.adapters.files import METHODS
-from randlora_pl.errors import UserError, near
+from randlora_pl.errors import UserError, errors_in, near
 from randlora_pl.experiments.choice import best_of, climb
 from randlora_pl.experiments.sweep.description import Description, Tree, budgets, is_zero_shot, whole_numbers
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
@@ -261,10 +261,8 @@ def _searched(description: Description, composer: Composer, method: str, alphas:
     """What is searched for a method: a linear probe has only the rate of its head, and not all methods an alpha."""
     restricted = description.methods[method].get("models") or list(description.models)
     model = description.models[restricted[0] if isinstance(restricted, list) else restricted]
-    try:
+    with errors_in(f"methods.{method}"):
         tree = composer.pair(model, description.methods[method], description.options, False)
-    except UserError as error:
-        raise UserError(f"methods.{method}: {error}") from error
     name = str(composer.flatten(tree)["model.adapter"]).rpartition(".")[2]
     rate = "head_learning_rate" if name == "LinearProbe" else "learning_rate"
     kind = METHODS.get(name)

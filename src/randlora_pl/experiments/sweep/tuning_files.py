@@ -5,6 +5,7 @@ from statistics import fmean
 
 import yaml
 
+from randlora_pl.errors import shortened
 from randlora_pl.experiments.sweep.description import Description, Tree
 from randlora_pl.experiments.sweep.provenance import FILE
 
@@ -33,7 +34,7 @@ def markdown(report: Tree) -> str:
             found = entry[monitor]
             cells = [shown_as(found[str(s)]) if str(s) in found else "" for s in report["seeds"]]
             mean = shown_as(fmean(found.values())) if found else ""
-            failed = f"failed: {entry['failed'].partition('. ')[0]}" if "failed" in entry else ""
+            failed = f"failed: {shortened(entry['failed'], 120)}" if "failed" in entry else ""
             mark = "chosen" if values == facts["chosen"] else failed
             shown = ", ".join(f"{key} {value:g}" for key, value in values.items())
             lines.append(f"| {method} | {shown} | {' | '.join(cells)} | {mean} | {mark} |")
