@@ -106,8 +106,19 @@ def _half_character(metadata: TaskMetadata) -> str | None:
     return None
 
 
-def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], source: object) -> None:
+WRITTEN = "it was written by another version, is damaged, or was changed"
+
+
+def check_arguments(
+    function: Callable[..., Any], values: Mapping[str, Any], source: object, hint: str = WRITTEN
+) -> None:
     """Refuses arguments from a file that a function has no parameters for, or that are of other types.
+
+    Args:
+        function: A constructor.
+        values: From JSON or YAML.
+        source: Where they were read, for the message.
+        hint: The end of the message.
 
     Raises:
         UserError: Names the first one that does not fit.
@@ -119,7 +130,7 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], sou
         (found for name, value in values.items() if (found := misfit(value, hints[name], name))), None
     )
     if wrong is not None:
-        raise UserError(f"{source}: {wrong}; it was written by another version, is damaged, or was changed.")
+        raise UserError(f"{source}: {wrong}; {hint}.")
 
 
 def misfit(value: Any, hint: Any, name: str = "") -> str | None:

@@ -211,6 +211,24 @@ def test_bad_words(refused: Refused, tmp_path: Path) -> None:
         assert said in refused("sweep", *words)
 
 
+def test_values_of_another_kind(refused: Refused, tmp_path: Path) -> None:
+    typed = {"data.dataset": "e2e", "data.epochs": [[3]]}
+    texts = {
+        "config": "e2e_gpt2_medium",
+        "set": {"model.pretrained": "random", "model.config_overrides": {"n_layer": 1}},
+    }
+    for changes, said in (
+        ({"set": GRID.get("set", {}) | {"trainer.max_steps": [[3]]}}, "value of another kind"),
+        ({"set": GRID.get("set", {}) | {"data.steps": [[3]]}}, "does not take these options"),
+        ({"models": {"GPT-2": texts}, "datasets": ["e2e"], "budgets": ["100%"], "set": typed}, "does not take these"),
+        ({"methods": {"LoRA-4": {"adapter": "LoRA", "rank": "four"}}}, "rank is 'four'; see randlora-pl adapters"),
+    ):
+        written(tmp_path, **changes)
+        assert said in refused("sweep", "small.yaml", "--dry-run")
+    (tmp_path / "small.yaml").write_text("{")
+    assert refused("sweep", "small.yaml").count("small.yaml") == 1
+
+
 def test_not_under_torchrun(refused: Refused, tmp_path: Path) -> None:
     written(tmp_path)
     job = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}

@@ -30,7 +30,7 @@ from randlora_pl.adapters.randlora import RandLoRA
 from randlora_pl.adapters.state import adapter_state
 from randlora_pl.adapters.vera import VeRA
 from randlora_pl.adapters.whole import BitFit, FullFineTuning, LinearProbe, Whole
-from randlora_pl.description import check_arguments, check_description
+from randlora_pl.description import WRITTEN, check_arguments, check_description
 from randlora_pl.errors import UserError, brief
 from randlora_pl.weights_files import without_places
 
@@ -217,8 +217,14 @@ def _stored_bases(path: Path, contents: Contents) -> Bases | None:
     return bases
 
 
-def make_adapter(method: str, options: Mapping[str, Any], source: object) -> Adapter:
+def make_adapter(method: str, options: Mapping[str, Any], source: object, hint: str = WRITTEN) -> Adapter:
     """An adapter from its name and JSON options.
+
+    Args:
+        method: Its name.
+        options: Its options.
+        source: Where they were read, for messages.
+        hint: What to do about an option of another type, for the message.
 
     Raises:
         UserError: If the method or one of its options is unknown; ``source`` is named as the place.
@@ -228,11 +234,11 @@ def make_adapter(method: str, options: Mapping[str, Any], source: object) -> Ada
     made = dict(options)
     try:
         if "inner" in made:
-            made["inner"] = make_adapter(made["inner"]["method"], made["inner"]["options"], source)
+            made["inner"] = make_adapter(made["inner"]["method"], made["inner"]["options"], source, hint)
         adapter = METHODS[method](**made)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{source}: {method} does not take these options ({error}).") from None
-    check_arguments(METHODS[method].__init__, made, f"{source}, options of {method}")
+    check_arguments(METHODS[method].__init__, made, f"{source}, options of {method}", hint)
     return adapter
 
 

@@ -63,6 +63,11 @@ def parse_message(message: str) -> str:
         value = given[0] if given else ""
         return f"{option}: expected {' or '.join(types)}{f', not {value}' if value else ''}"
     first = useful[0] if useful else message.splitlines()[0]
+    if first.startswith("Subclass types expect"):
+        got = re.findall(r"Got value: (.*)", message)
+        first = (
+            f"expected the name of a class, or {{class_path: NAME, init_args: {{...}}}}, not {got[0] if got else ''}"
+        )
     return f"{option}: {first}" if option and not first.startswith(option) else first
 
 
@@ -81,6 +86,8 @@ def build_error(error: Exception) -> UserError:
     inner = cause(error)
     if isinstance(inner, UserError):
         return inner
+    if trouble := file_trouble(inner):
+        return UserError(trouble)
     first = str(inner).strip().splitlines()
     return UserError(first[0] if first else type(inner).__name__)
 

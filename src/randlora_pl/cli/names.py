@@ -26,6 +26,9 @@ SINGLE = {"seed_everything", "ckpt_path", "print_config", "config", "help", "h",
 
 IMAGES = "randlora_pl.data.ImageData"
 
+MOST_PARTS = 10**6
+"""Micro-batches of an optimizer step: draws are counted in 64 bits."""
+
 Groups = dict[str, set[str] | None]  # None: a class outside this project, whose options are not known here
 
 
@@ -129,8 +132,10 @@ def _check_trainer(flat: dict[str, Any]) -> None:
         UserError: Says which.
     """
     parts = flat.get("trainer.accumulate_grad_batches")
-    if isinstance(parts, int) and parts < 1:
-        raise UserError(f"--trainer.accumulate_grad_batches is {brief(parts)}: give a positive whole number.")
+    if isinstance(parts, int) and not 1 <= parts <= MOST_PARTS:
+        raise UserError(
+            f"--trainer.accumulate_grad_batches is {brief(parts)}: give a whole number from 1 to {MOST_PARTS:,}."
+        )
     if str(flat.get("trainer.precision")) in ("64", "64-true"):
         raise UserError(
             "--trainer.precision 64 does not fit images, which are float32: leave it out, or give bf16-mixed."

@@ -196,18 +196,29 @@ def begin(job: Job) -> None:
     from randlora_pl.cli.train import quieten
 
     quieten()
-    from randlora_pl.experiments.sweep.build import counts, data_of
+    from randlora_pl.experiments.sweep.build import counts
 
     cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
     for (model, method), cell in {(cell.labels.model, cell.labels.method): cell for cell in cells}.items():
         with errors_in(f"models.{model} with methods.{method}"):
             counts(cell.tree, forward=False)
-    for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
-        with errors_in(f"datasets.{label}"):
-            data_of(cell.tree)
+    check_data(cells)
     job.folder.open(job.description, job.cells)
     if job.absent:
         print(f"not on this machine, and so left out: {', '.join(job.absent)}")
+
+
+def check_data(cells: Iterable[Cell]) -> None:
+    """Tries the options of the data.
+
+    Raises:
+        UserError: One is impossible.
+    """
+    from randlora_pl.experiments.sweep.build import data_of
+
+    for (model, dataset), cell in {(cell.labels.model, cell.labels.dataset): cell for cell in cells}.items():
+        with errors_in(f"models.{model} with datasets.{dataset}"):
+            data_of(cell.tree)
 
 
 def summary(job: Job) -> str:

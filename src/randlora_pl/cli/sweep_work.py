@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from randlora_pl.cli.sweep_job import Job, summary
+from randlora_pl.cli.sweep_job import Job, check_data, summary
 from randlora_pl.cli.tables import table
 from randlora_pl.durations import duration
 from randlora_pl.errors import UserError, errors_in
@@ -27,6 +27,7 @@ def dry_run(job: Job) -> int:
     quieten()
     from randlora_pl.experiments.sweep.estimate import COUNTED, MEASURED
 
+    check_data(job.chosen)
     estimator = estimator_of(job)
     rows, seconds, sources, unknown = [], 0.0, set(), 0
     for cell in job.chosen:
@@ -64,7 +65,10 @@ def dry_run(job: Job) -> int:
 
 def _estimate(estimator: "Estimator", cell: Cell) -> "Estimate":
     with errors_in(f"models.{cell.labels.model} with methods.{cell.labels.method}"):
-        return estimator(cell)
+        try:
+            return estimator(cell)
+        except (TypeError, ValueError) as error:  # such as steps that are a list
+            raise UserError(f"an option has a value of another kind ({error}).") from error
 
 
 def estimator_of(job: Job) -> "Estimator":

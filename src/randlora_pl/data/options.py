@@ -9,10 +9,11 @@ from typing import Any
 from randlora_pl.cores import usable_cores
 from randlora_pl.data.frame import INTERPOLATIONS, RESIZES
 from randlora_pl.data.row import Row
-from randlora_pl.errors import UserError, near
+from randlora_pl.errors import UserError, brief, near
 
 BALANCES = ("weights", "sampler")
 SAMPLING = ("with_replacement", "epochs")
+_LARGEST_BATCH = 2**24
 MAGNITUDES = 31
 """Strengths of RandAugment, from 0."""
 
@@ -39,9 +40,11 @@ def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
         raise UserError(f"--data.{name} {value!r} is unknown.{near(value, choices)} Known: {', '.join(choices)}")
 
 
-def _positive(name: str, value: int | None, least: int = 1) -> None:
+def _positive(name: str, value: int | None, least: int = 1, most: int = 10**9) -> None:
     if value is not None and value < least:
         raise UserError(f"--data.{name} is {value}, but must be at least {least}")
+    if value is not None and value > most:  # draws are counted in 64 bits
+        raise UserError(f"--data.{name} is {brief(value)}, but must be at most {most:,}")
 
 
 def check_subset(shots: int | None, fraction: float | None, train_split: str, captions: bool) -> None:
@@ -66,8 +69,8 @@ def check_run(
     num_workers: int | None,
 ) -> None:
     """Batch sizes, length of the run and sampling."""
-    _positive("batch_size", batch_size)
-    _positive("eval_batch_size", eval_batch_size)
+    _positive("batch_size", batch_size, most=_LARGEST_BATCH)
+    _positive("eval_batch_size", eval_batch_size, most=_LARGEST_BATCH)
     _positive("epochs", epochs)
     _positive("steps", steps)
     if epochs is not None and steps is not None:

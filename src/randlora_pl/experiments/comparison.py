@@ -14,6 +14,9 @@ from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
 from randlora_pl.tasks import ImageTask, LinearHeadTask, VisionLanguageTask
 from randlora_pl.tasks.restore import TASKS
 
+EXPLAINED = "see randlora-pl adapters NAME"
+"""How to mend an option of an adapter in a config."""
+
 
 @dataclass
 class Comparison:
@@ -122,7 +125,7 @@ class Comparison:
         options = facts.pop("options", None) or {}
         if not isinstance(options, dict) or not isinstance(method, str):
             raise UserError(f"{name}: expected {{method: NAME, options: {{name: value}}}}, not {self.methods[name]}.")
-        adapter = make_adapter(method, options, name)
+        adapter = make_adapter(method, options, name, EXPLAINED)
         arguments = {**self.model, **facts, **changes, "seed": seed, "adapter": adapter}
         task: ImageTask = made(TASKS[kind], arguments, name)
         return task

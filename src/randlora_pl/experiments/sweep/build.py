@@ -11,7 +11,7 @@ from randlora_pl.adapters import inject
 from randlora_pl.adapters.files import make_adapter
 from randlora_pl.bench.flops import counter
 from randlora_pl.errors import UserError
-from randlora_pl.experiments.comparison import made
+from randlora_pl.experiments.comparison import EXPLAINED, made
 from randlora_pl.experiments.sweep.description import Tree
 from randlora_pl.experiments.sweep.texts import is_text, text_steps
 from randlora_pl.language.base import LanguageTask
@@ -54,7 +54,7 @@ def task_of(tree: Tree) -> AdaptationTask | None:
     described = _described(arguments.pop("adapter"))
     if kind is None or described is None:
         return None
-    adapter = make_adapter(described["method"], described["options"], "model.adapter")
+    adapter = make_adapter(described["method"], described["options"], "model.adapter", EXPLAINED)
     task: AdaptationTask = made(kind, arguments | {"adapter": adapter}, "model")
     return task
 
