@@ -145,7 +145,7 @@ def classify(options: argparse.Namespace) -> Predictions:
             raise
         raise UserError(f"out of memory; try --batch-size {max(1, batch_size // 2)}") from error
     if skipped := len(loaders[0].skipped):
-        found.note += f"; {skipped:,} unreadable images are left out"
+        found.note += f"; unreadable and left out: {skipped:,}"
     return found
 
 
