@@ -15,12 +15,12 @@ from typing import NamedTuple
 import yaml
 
 from randlora_pl.adapters import FullFineTuning, LoRA, RandLoRA, inject
-from randlora_pl.cli.cells import composer
-from randlora_pl.cli.configs import find_config
-from randlora_pl.cli.sweep_job import told_by
+from randlora_pl.cli.inspect.config import find_config
+from randlora_pl.cli.sweep.job import told_by
 from randlora_pl.experiments.paper.paper import table
-from randlora_pl.experiments.sweep.build import counts
+from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.estimate import Estimator, memory_of, planned_steps
+from randlora_pl.experiments.sweep.expand import counts
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, plan
 from randlora_pl.experiments.sweep.texts import is_text

@@ -11,10 +11,10 @@ import re
 
 import numpy as np
 
-from randlora_pl.data import splits
-from randlora_pl.data.formats.trees import INDICES
-from randlora_pl.data.images import ArrayImages
-from randlora_pl.data.readers import Samples, in_key_order, numbers_of
+from randlora_pl.data.images.decode import ArrayImages
+from randlora_pl.data.readers.dispatch import Samples, in_key_order, numbers_of
+from randlora_pl.data.readers.trees import INDICES
+from randlora_pl.data.sampling import splits
 
 EUROSAT = {
     "AnnualCrop": 3000,

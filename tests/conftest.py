@@ -4,3 +4,17 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported, and for the processes that tests start
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks a server starts its own
+
+import pytest
+
+from tests.support.cli import finished, refused, run
+
+__all__ = ["finished", "refused", "run"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Two threads on two busy cores wait for each other most of the time."""
+    import torch
+
+    torch.set_num_threads(1)

@@ -19,9 +19,9 @@ import yaml
 from PIL import Image
 from timm.models import vision_transformer
 
-from randlora_pl.cli.configs import find_config
+from randlora_pl.cli.inspect.config import find_config
 from randlora_pl.cli.main import main
-from randlora_pl.data.catalog import find
+from randlora_pl.data.catalog.registry import find
 from tests.data.conftest import cifar_root  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parents[1]

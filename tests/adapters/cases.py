@@ -23,7 +23,7 @@ from randlora_pl.adapters import (
     inject,
     trainable_parameters,
 )
-from randlora_pl.adapters.bases import Bases
+from randlora_pl.adapters.random_bases import Bases
 
 # Each takes the rank and ``qkv``. Scalings are large so that updates are of the size of the weights.
 METHODS: dict[str, Callable[..., Adapter]] = {

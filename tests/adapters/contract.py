@@ -20,7 +20,7 @@ from randlora_pl.adapters import (
     unload,
     unmerge,
 )
-from randlora_pl.adapters.layers import AdaptedLayer
+from randlora_pl.adapters.layers.adapted import AdaptedLayer
 from tests.adapters.cases import (
     KINDS,
     METHODS,

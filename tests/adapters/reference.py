@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters import bases
+from randlora_pl.adapters import random_bases as bases
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.dora import DoRADelta
-from randlora_pl.adapters.layers import RowBlocks
-from randlora_pl.adapters.lora import LoRADelta
-from randlora_pl.adapters.nola import NoLADelta
-from randlora_pl.adapters.randlora import RandLoRADelta, SummedRandLoRADelta
-from randlora_pl.adapters.vera import VeRADelta
+from randlora_pl.adapters.layers.adapted import RowBlocks
+from randlora_pl.adapters.methods.fixed_rank.dora import DoRADelta
+from randlora_pl.adapters.methods.fixed_rank.lora import LoRADelta
+from randlora_pl.adapters.methods.fixed_rank.nola import NoLADelta
+from randlora_pl.adapters.methods.fixed_rank.vera import VeRADelta
+from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta, SummedRandLoRADelta
 
 Matrix = list[list[float]]
 

@@ -23,9 +23,9 @@ from randlora_pl.adapters import (
     trainable_parameters,
     unload,
 )
-from randlora_pl.adapters.base_hash import hash_weights
 from randlora_pl.adapters.inject import generator_facts
-from randlora_pl.errors import UserError
+from randlora_pl.adapters.io.base_hash import hash_weights
+from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
 from tests.adapters.cases import One, SelfAttention, assert_close, randomise
 from tests.support.products import in_one_item

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from randlora_pl.adapters.spectrum import spectrum, truncated
-from randlora_pl.errors import UserError
-from randlora_pl.rank_or_error import check_wish
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.rank_or_error import check_wish
 from tests.support.products import in_one_item
 
 

@@ -25,7 +25,7 @@ from randlora_pl.adapters import (
     set_train_mode,
     trainable_parameters,
 )
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import assert_close, randomise
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, inject, merge
 from randlora_pl.analysis.cka import MinibatchCKA, compare, gram, hsic1, outputs, vision_layers
-from randlora_pl.errors import UserError
 from randlora_pl.models import ImageTower, load_clip, load_vit
+from randlora_pl.utils.errors import UserError
 from tests.tasks.small import images, two_blocks
 
 

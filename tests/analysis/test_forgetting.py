@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import read_adapter
 from randlora_pl.analysis.forgetting import Forgetting, accuracy, check_task, prompts_of
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 from tests.tasks.small import built, two_blocks
 
 

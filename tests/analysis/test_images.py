@@ -6,7 +6,7 @@ import torch
 
 from randlora_pl.analysis.images import batches, classes_of, share_of, some_of
 from randlora_pl.data import ImageData
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 
 
 def digits(seed: int = 0) -> ImageData:

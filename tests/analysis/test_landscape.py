@@ -10,7 +10,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import merge
 from randlora_pl.analysis.landscape import POSITIONS, Grid, Plane, coefficients, loss, weights_of
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 from tests.tasks.small import CLASSES, TEMPLATES, built, images, make, shake, two_blocks
 
 METHODS = {"lora": 0.05, "randlora": 0.05, "full": 0.01}

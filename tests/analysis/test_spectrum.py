@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from randlora_pl.adapters import FullFineTuning, LoRA, RandLoRA, inject, read_adapter, save_adapter
-from randlora_pl.adapters.control import delta_weights
+from randlora_pl.adapters.operations import delta_weights
 from randlora_pl.analysis.spectrum import common_layers, curve, layer_spectrum, matrix_updates, means, spectrum_figure
-from randlora_pl.errors import UserError
 from randlora_pl.models import load_clip
+from randlora_pl.utils.errors import UserError
 from tests.tasks.small import two_blocks
 
 WIDTH = {"visual": 192, "transformer": 128}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from randlora_pl.bench.answers import LONGEST, SHORTEST, Answers, speedups
-from randlora_pl.language.generate import Decoding
+from randlora_pl.language.models.generate import Decoding
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "vocab_size": 64}
 SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from randlora_pl.bench.captions import BASES, Captions
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

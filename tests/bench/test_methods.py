@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from randlora_pl.bench.methods import METHODS, UnavailableError, adapted, chosen, label, layers_of
-from randlora_pl.errors import UserError
 from randlora_pl.models import ImageTower, load_clip, load_vit
+from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from randlora_pl.bench.methods import chosen
-from randlora_pl.cli.configs import find_config
+from randlora_pl.cli.inspect.config import find_config
 from randlora_pl.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def help_page() -> str:
-    from randlora_pl.cli.pages import page
+    from randlora_pl.cli.help.pages import page
 
     return page("bench")
 

@@ -4,7 +4,7 @@ import torch
 from randlora_pl.bench import train
 from randlora_pl.bench.methods import METHODS
 from randlora_pl.bench.train import Setup, Training, estimated_seconds, library_of, one_training
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch import Callback, Trainer
 
 from randlora_pl.adapters import RandLoRA
@@ -12,11 +11,6 @@ from randlora_pl.tasks import TextHeadTask
 from tests.tasks.small import two_blocks
 
 Fit = Callable[..., tuple[Trainer, TextHeadTask, ImageData]]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from randlora_pl import __version__
 from randlora_pl.adapters import read_adapter, trainable_parameters
 from randlora_pl.callbacks import AdapterCheckpoint
 from randlora_pl.callbacks.checkpoint import is_finite
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 from tests.callbacks.conftest import Fit
 
 

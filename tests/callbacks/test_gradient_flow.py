@@ -5,8 +5,8 @@ import torch
 
 from randlora_pl.adapters import RandLoRA
 from randlora_pl.callbacks import GradientFlow
-from randlora_pl.errors import UserError
 from randlora_pl.tasks import TextHeadTask
+from randlora_pl.utils.errors import UserError
 from tests.callbacks.conftest import Fit
 
 

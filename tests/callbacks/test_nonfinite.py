@@ -9,8 +9,8 @@ from torch import Tensor
 
 from randlora_pl.adapters import RandLoRA, read_adapter
 from randlora_pl.callbacks import AdapterCheckpoint, NonFiniteLoss
-from randlora_pl.errors import UserError
 from randlora_pl.tasks import TextHeadTask
+from randlora_pl.utils.errors import UserError
 from tests.callbacks.conftest import Fit
 
 

@@ -10,11 +10,11 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from randlora_pl.adapters import FullFineTuning, LinearProbe, LoRA, RandLoRA
-from randlora_pl.adapters.control import delta_weights
+from randlora_pl.adapters.operations import delta_weights
 from randlora_pl.adapters.spectrum import spectrum
 from randlora_pl.callbacks import UpdateSpectrum
-from randlora_pl.errors import UserError
 from randlora_pl.tasks import LinearHeadTask, TextHeadTask
+from randlora_pl.utils.errors import UserError
 from tests.callbacks.conftest import Fit
 
 

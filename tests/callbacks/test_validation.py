@@ -13,9 +13,9 @@ from randlora_pl.callbacks import AdapterCheckpoint, Patience, ValidationSchedul
 from randlora_pl.callbacks.checkpoint import LAST
 from randlora_pl.callbacks.validation import steps_between, validations
 from randlora_pl.data import ImageData
-from randlora_pl.errors import UserError
 from randlora_pl.tasks import TextHeadTask
 from randlora_pl.tasks.trainer import make_trainer
+from randlora_pl.utils.errors import UserError
 from tests.tasks.small import trained
 
 

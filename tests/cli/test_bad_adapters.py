@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from randlora_pl.adapters import LoRA, NoLA, RandLoRA, container, inject
-from randlora_pl.errors import UserError
-from randlora_pl.interop import peft_files
+from randlora_pl.adapters import LoRA, NoLA, RandLoRA, inject
+from randlora_pl.adapters.io import container
+from randlora_pl.interop.peft import files as peft_files
+from randlora_pl.utils.errors import UserError
 from tests.adapters.zoo import mlp
 
 DEEP = '{"a":' + "[" * 100_000

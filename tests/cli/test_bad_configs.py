@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_documents import BOMB
+from tests.utils.files.test_documents import BOMB
 
 LONG = "x" * 10_000
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.callbacks.figures import MOST_CLASSES, MOST_COUNTED
-from randlora_pl.data.catalog import PAPER
-from tests.cli.conftest import Run
-from tests.data.formats.conftest import Copies, Copy, copies, written  # noqa: F401  (fixtures)
+from randlora_pl.callbacks.plots.figures import MOST_CLASSES, MOST_COUNTED
+from randlora_pl.data.catalog.registry import PAPER
+from tests.data.readers.conftest import Copies, Copy, copies, written  # noqa: F401  (fixtures)
+from tests.support.cli import Run
 from tests.support.products import marked
 
 BATCHES = (

@@ -9,7 +9,7 @@ import pytest
 
 from randlora_pl import __version__
 from randlora_pl.cli.main import VERBS, main
-from tests.cli.conftest import Run
+from tests.support.cli import Run
 from tests.support.products import in_one_item
 
 QUICK = (
@@ -91,7 +91,7 @@ def test_unknown_verbs_get_a_hint(refused: Callable[..., str], word: str, hint: 
 
 
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    from randlora_pl.errors import UserError
+    from randlora_pl.utils.errors import UserError
 
     monkeypatch.setenv("RANDLORA_PL_TRACEBACK", "1")
     with pytest.raises(UserError, match="is not a verb"):
@@ -99,7 +99,7 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_listings_name_what_there_is(run: Run) -> None:
-    from randlora_pl.data.catalog import CATALOG
+    from randlora_pl.data.catalog.registry import CATALOG
     from randlora_pl.models.catalog import MODELS
 
     listed = run("datasets").out
@@ -174,7 +174,7 @@ def test_what_the_machine_refuses_is_one_line(
     def fail(_: list[str]) -> int:
         raise error
 
-    monkeypatch.setattr("randlora_pl.cli.quick.models_verb", fail)
+    monkeypatch.setattr("randlora_pl.cli.inspect.catalogs.models_verb", fail)
     assert main(["models"]) == 2
     told = capsys.readouterr().err
     assert word in told and told.count("\n") == 1
@@ -184,6 +184,6 @@ def test_other_exceptions_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(_: list[str]) -> int:
         raise ConnectionResetError(errno.ECONNRESET, "reset")
 
-    monkeypatch.setattr("randlora_pl.cli.quick.models_verb", fail)
+    monkeypatch.setattr("randlora_pl.cli.inspect.catalogs.models_verb", fail)
     with pytest.raises(ConnectionResetError):
         main(["models"])

@@ -2,8 +2,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.cli.conftest import SMALL, Run
-from tests.cli.test_stages import only_run
+from tests.engine.test_stages import only_run
+from tests.support.cli import SMALL, Run
 
 ENDS = ["--checkpoint.patience", "2", "--checkpoint.monitor", "val/loss", "--checkpoint.mode", "max"]
 

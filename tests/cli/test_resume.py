@@ -14,7 +14,7 @@ import yaml
 
 from randlora_pl.callbacks import AdapterCheckpoint, Throughput
 from randlora_pl.tasks import VisionLanguageTask
-from tests.cli.conftest import SMALL, Run
+from tests.support.cli import SMALL, Run
 from tests.support.products import marked
 from tests.tasks.small import two_blocks
 
@@ -179,7 +179,7 @@ def test_checkpoint_to_start_from_stays_in_the_config(
         patched.setattr(VisionLanguageTask, "training_step", interrupt_at(2))
         assert run("fit", *words, "--run.name", "first").code == 130
         (last,) = tmp_path.glob("runs/first/*/checkpoints/last.ckpt")
-        patched.setattr("randlora_pl.cli.app.remove_folder", lambda *_: None)  # as SIGKILL
+        patched.setattr("randlora_pl.engine.lightning_cli.remove_folder", lambda *_: None)  # as SIGKILL
         assert run("fit", *words, "--ckpt_path", str(last.relative_to(tmp_path))).code == 130
     (folder,) = (tmp_path / "runs" / "quickstart").iterdir()
     assert not (folder / "checkpoints").exists()

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
-from tests.cli.conftest import Run
+from tests.support.cli import Run
 
 SAVED = Path(__file__).parent / "saved"
 OPTIONS = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")

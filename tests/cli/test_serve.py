@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from randlora_pl.cli.serve import describe, parse, start_page
-from tests.cli.conftest import Run
+from tests.support.cli import Run
 from tests.support.products import in_one_item
 
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from randlora_pl.adapters import read_adapter
-from randlora_pl.callbacks.results import read_results
-from randlora_pl.interop.program import load_program
-from tests.cli.conftest import Run
+from randlora_pl.interop.onnx.program import load_program
+from randlora_pl.utils.run_results import read_results
+from tests.support.cli import Run
 
 METHODS = ("FullFineTuning", "BitFit")
 

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_pl.data import listing
-from randlora_pl.data.catalog import PAPER, find
-from randlora_pl.data.formats.trees import INDICES
-from randlora_pl.data.images import ArrayImages
-from randlora_pl.data.readers import Samples
-from randlora_pl.data.splits import SPLIT_SEED, Splits, few_shot, subset
+from randlora_pl.data.catalog.registry import PAPER, find
+from randlora_pl.data.images.decode import ArrayImages
+from randlora_pl.data.readers import listing_cache as listing
+from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers.trees import INDICES
+from randlora_pl.data.sampling.splits import SPLIT_SEED, Splits, few_shot, subset
+from tests.data.catalog.test_registry import TABLE_7
 from tests.support.products import in_one_item
-
-from .test_catalog import TABLE_7
 
 OFFICIAL = {
     "cars": (8144, None, 8041),

@@ -3,11 +3,12 @@
 import shlex
 from importlib import import_module
 
-from randlora_pl.cli import adapter, analyze
+from randlora_pl.cli.adapter import verbs as adapter
+from randlora_pl.cli.analyze import verbs as analyze
+from randlora_pl.cli.fit import prepare
+from randlora_pl.cli.help.pages import page as help_page
 from randlora_pl.cli.main import VERBS
-from randlora_pl.cli.names import tasks
-from randlora_pl.cli.pages import page as help_page
-from randlora_pl.cli.train import prepare
+from randlora_pl.config.validate import tasks
 from tests.docs.pages import PAGES, commands_of, shown
 from tests.support.products import in_one_item
 

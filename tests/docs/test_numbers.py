@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.adapters import LoRA, RandLoRA, inject
-from randlora_pl.adapters.files import METHODS
-from randlora_pl.cli.cells import composer
-from randlora_pl.cli.configs import find_config
+from randlora_pl.adapters.io.save_load import METHODS
+from randlora_pl.cli.inspect.config import find_config
 from randlora_pl.cli.main import main
-from randlora_pl.cli.sweep_job import told_by
+from randlora_pl.cli.sweep.job import told_by
+from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.estimate import planned_steps
 from randlora_pl.experiments.sweep.plan import plan
 from randlora_pl.experiments.sweep.provenance import chosen_for

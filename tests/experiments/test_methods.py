@@ -9,10 +9,9 @@ import pytest
 import torch
 import yaml
 
-from randlora_pl.cli.compose import read_config
-from randlora_pl.cli.configs import find_config
+from randlora_pl.cli.inspect.config import find_config
 from randlora_pl.cli.main import main
-from randlora_pl.errors import UserError
+from randlora_pl.config.compose import read_config
 from randlora_pl.experiments import methods
 from randlora_pl.experiments.comparison import Comparison
 from randlora_pl.experiments.methods import (
@@ -26,6 +25,7 @@ from randlora_pl.experiments.methods import (
     tune,
     zero_shot,
 )
+from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 from tests.tasks.small import two_blocks
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from randlora_pl.adapters import read_adapter
 from randlora_pl.callbacks.checkpoint_file import check_checkpoint
-from randlora_pl.cli.runs import check_run, without_head
-from tests.cli.conftest import SMALL
+from randlora_pl.engine.run_folder import check_run, without_head
+from tests.support.cli import SMALL
 
 FIT = [
     *("fit", *SMALL, "--data.steps", "8", "--data.batch_size", "4", "--trainer.accumulate_grad_batches", "2"),

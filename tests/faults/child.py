@@ -15,7 +15,7 @@ from tests.faults.faults import Fault
 
 PATIENCE = 120.0
 """Seconds after which a process is taken to hang."""
-_HEAVY = ["randlora_pl.cli.train", "randlora_pl.cli.stages", "torch.utils.tensorboard", "matplotlib.figure"]
+_HEAVY = ["randlora_pl.cli.fit", "randlora_pl.engine.stages", "torch.utils.tensorboard", "matplotlib.figure"]
 
 
 @dataclass(frozen=True)

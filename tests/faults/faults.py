@@ -182,7 +182,7 @@ class Diary(Fault):
         from lightning.pytorch.loops.fit_loop import _FitLoop
 
         from randlora_pl.callbacks import AdapterCheckpoint
-        from randlora_pl.cli import stages
+        from randlora_pl.engine import stages
 
         where = os.open("where.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         finished = os.open("finished.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

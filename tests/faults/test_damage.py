@@ -10,7 +10,7 @@ import pytest
 
 from randlora_pl.adapters import read_adapter
 from randlora_pl.callbacks.checkpoint_file import CheckpointFile
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 from tests.faults.checks import assert_same, equal, names
 from tests.faults.child import Ended, run
 from tests.faults.faults import Signal

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import SMALL
 from tests.faults import child
 from tests.faults.child import run
 from tests.faults.faults import Fault
+from tests.support.cli import SMALL
 
 STEPS, WARM_UP = 2000, 200
 LONG = [

@@ -13,9 +13,9 @@ from torch import nn
 
 from randlora_pl.adapters import LoRA, RandLoRA, inject, load_adapter, read_adapter, save_adapter, set_train_mode
 from randlora_pl.cli.main import main
-from randlora_pl.errors import UserError
-from randlora_pl.interop.peft_export import export_peft
-from randlora_pl.interop.peft_import import import_peft
+from randlora_pl.interop.peft.export import export_peft
+from randlora_pl.interop.peft.import_ import import_peft
+from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import assert_close, randomise
 
 VIT = "test_vit.r160_in1k"

@@ -24,10 +24,10 @@ from randlora_pl.adapters import (
     unload,
     unmerge,
 )
-from randlora_pl.adapters.dropout import dropped
-from randlora_pl.errors import UserError
-from randlora_pl.interop.peft_export import export_peft
-from randlora_pl.interop.peft_import import import_peft
+from randlora_pl.adapters.kernels.dropout import dropped
+from randlora_pl.interop.peft.export import export_peft
+from randlora_pl.interop.peft.import_ import import_peft
+from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import assert_close, randomise
 from tests.judges.models import MODELS
 from tests.support.products import covering

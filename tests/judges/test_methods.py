@@ -5,10 +5,10 @@ import torch
 from peft import LoraConfig, RandLoraConfig, VeraConfig
 
 from randlora_pl.adapters import DoRA, LoRA, RandLoRA, VeRA, delta_weights
-from randlora_pl.adapters.dora import DoRADelta
-from randlora_pl.adapters.lora import LoRADelta
-from randlora_pl.adapters.randlora import RandLoRADelta
-from randlora_pl.adapters.vera import VeRADelta
+from randlora_pl.adapters.methods.fixed_rank.dora import DoRADelta
+from randlora_pl.adapters.methods.fixed_rank.lora import LoRADelta
+from randlora_pl.adapters.methods.fixed_rank.vera import VeRADelta
+from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta
 from tests.adapters.cases import assert_close
 from tests.judges import oracle
 

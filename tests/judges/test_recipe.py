@@ -8,7 +8,7 @@ from peft import RandLoraConfig, VeraConfig, get_peft_model
 from torch import nn
 
 from randlora_pl.adapters.base import WeightShape
-from randlora_pl.interop import peft_bases
+from randlora_pl.interop.peft import bases as peft_bases
 from tests.support.products import covering
 
 # Tall, wide, square, several at once; ranks that divide the smaller side and that do not, and one above it.

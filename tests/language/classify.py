@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.adapters import RandLoRA
-from randlora_pl.language.classification import TextClassificationTask
-from randlora_pl.language.labelled import LabelledTexts
+from randlora_pl.language.data.labelled_module import LabelledTexts
+from randlora_pl.language.tasks.classification import TextClassificationTask
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 300,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from randlora_pl.language.classification import TextClassificationTask
-from randlora_pl.language.restore import load_language_task
-from tests.cli.conftest import Run
+from randlora_pl.language.tasks.classification import TextClassificationTask
+from randlora_pl.language.tasks.restore import load_language_task
+from tests.support.cli import Run
 
 from .classify import SHAPE, write_csv, write_reviews
 from .files import write_glue

@@ -14,11 +14,11 @@ import yaml
 from safetensors.torch import load_file
 
 from randlora_pl.adapters import inject
-from randlora_pl.cli.configs import find_config
-from randlora_pl.language.causal import CausalLMTask
-from randlora_pl.language.models import model_config
-from randlora_pl.language.restore import load_language_task
-from tests.cli.conftest import Run
+from randlora_pl.cli.inspect.config import find_config
+from randlora_pl.language.models.loading import model_config
+from randlora_pl.language.tasks.causal_lm import CausalLMTask
+from randlora_pl.language.tasks.restore import load_language_task
+from tests.support.cli import Run
 from tests.support.products import marked
 
 from .small import SHAPES

@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from randlora_pl.language.restore import load_language_task
-from tests.cli.conftest import Run
+from randlora_pl.language.tasks.restore import load_language_task
+from tests.support.cli import Run
 
 from .files import E2E, write, write_commonsense, write_e2e
 from .small import SHAPES
@@ -27,7 +27,9 @@ FAST = ("--model.learning_rate", "0.1", "--model.warmup_steps", "0")
 @pytest.fixture(autouse=True)
 def no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its program reads its tables for many seconds."""
-    monkeypatch.setattr("randlora_pl.language.generation.meteor", lambda *_: (None, "METEOR needs Java: install it"))
+    monkeypatch.setattr(
+        "randlora_pl.language.metrics.text_scores.meteor", lambda *_: (None, "METEOR needs Java: install it")
+    )
 
 
 def words(name: str, root: Path) -> list[str]:
@@ -92,7 +94,7 @@ def test_a_family_from_training_to_merged_weights(name: str, run: Run, tmp_path:
 @pytest.mark.parametrize(("name", "family"), [("phi3", "phi3"), ("gpt2", "gpt2"), ("qwen2", "qwen2")])
 def test_targets_that_are_left_out_are_the_paper_s(name: str, family: str, toy: Path, run: Run, tmp_path: Path) -> None:
     """The config says what was taken, the adapter file, too, and both can be used again."""
-    from randlora_pl.language.families import known_targets
+    from randlora_pl.language.models.targets import known_targets
 
     shape = json.dumps(SHAPES[family] | {"vocab_size": 260})
     shown = run(

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from randlora_pl.callbacks import WrittenAnswers
-from randlora_pl.errors import UserError
-from randlora_pl.language.batches import Tokens
-from randlora_pl.language.causal import CausalLMTask
-from randlora_pl.language.data import TextData
-from randlora_pl.language.encode import collate, encode
-from randlora_pl.language.generate import learned_columns, token_losses
-from randlora_pl.language.generation import generation_scores
+from randlora_pl.language.data.batches import Tokens
+from randlora_pl.language.data.prompts_module import TextData
+from randlora_pl.language.metrics.text_scores import generation_scores
+from randlora_pl.language.models.generate import learned_columns, token_losses
+from randlora_pl.language.models.tokenization import collate, encode
+from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.tasks import make_trainer
+from randlora_pl.utils.errors import UserError
 
 from .files import write_e2e
 from .small import fit, make, trained
@@ -27,7 +27,9 @@ from .tokenizers import byte_tokenizer
 @pytest.fixture(autouse=True)
 def no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its program reads its tables for many seconds; `test_generation` has it."""
-    monkeypatch.setattr("randlora_pl.language.generation.meteor", lambda *_: (None, "METEOR needs Java: install it"))
+    monkeypatch.setattr(
+        "randlora_pl.language.metrics.text_scores.meteor", lambda *_: (None, "METEOR needs Java: install it")
+    )
 
 
 @pytest.fixture
@@ -128,7 +130,7 @@ def test_scores_are_those_of_the_corpus(root: Path, tmp_path: Path, monkeypatch:
 
     data = e2e(root, eval_batch_size=2)
     monkeypatch.setattr(CausalLMTask, "answers", answers)
-    from randlora_pl.language.e2e import grouped, read_e2e
+    from randlora_pl.language.datasets.e2e import grouped, read_e2e
 
     groups = grouped(read_e2e(root, "test"))
     known = list(groups)

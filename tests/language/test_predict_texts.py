@@ -14,11 +14,11 @@ import torch
 
 from randlora_pl.adapters import BitFit, FullFineTuning, LoRA, RandLoRA
 from randlora_pl.cli.main import main
-from randlora_pl.language.causal import CausalLMTask
-from randlora_pl.language.classification import TextClassificationTask
-from randlora_pl.language.prompt import Template
-from randlora_pl.language.restore import load_language_task
-from tests.cli.conftest import Run
+from randlora_pl.language.datasets.prompt_template import Template
+from randlora_pl.language.tasks.causal_lm import CausalLMTask
+from randlora_pl.language.tasks.classification import TextClassificationTask
+from randlora_pl.language.tasks.restore import load_language_task
+from tests.support.cli import Run
 
 from . import classify
 from .classify import write_csv, write_reviews, write_scores
@@ -159,7 +159,9 @@ def test_prompts_of_commonsense_have_their_template(run: Run, tmp_path: Path) ->
 
 def test_meanings_of_e2e_are_those_of_its_test(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An end of text behind each, one paragraph of each answer, and the references of test.txt left out."""
-    monkeypatch.setattr("randlora_pl.language.generation.meteor", lambda *_: (None, "METEOR needs Java: install it"))
+    monkeypatch.setattr(
+        "randlora_pl.language.metrics.text_scores.meteor", lambda *_: (None, "METEOR needs Java: install it")
+    )
     data = write_e2e(tmp_path / "data", more=2)
     folder = decoder(
         tmp_path / "runs", data, "bytes", "--data.dataset", "e2e", "--data.epochs", "2", "--model.learning_rate", "0.1",
@@ -384,7 +386,7 @@ def test_memory_that_runs_out_is_told(
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("randlora_pl.language.causal.write_texts", full)
+    monkeypatch.setattr("randlora_pl.language.tasks.causal_lm.write_texts", full)
     base = ("predict", "--adapter", str(repeater / "adapter"), "--texts", str(toy / "test.jsonl"))
     assert "--batch-size" in refused(*base)
     assert "--precision" in refused(*base, "--batch-size", "1")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run
+from tests.support.cli import Run
 
 from .reviews import VARIABLE, archives, write_snippets, write_weights
 from .test_cli import SMALL

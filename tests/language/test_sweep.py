@@ -12,24 +12,25 @@ import torch
 import yaml
 
 from randlora_pl.bench.flops import counter
-from randlora_pl.cli.cells import composer
-from randlora_pl.cli.names import on_texts, tasks
-from randlora_pl.errors import UserError
-from randlora_pl.experiments.sweep.build import counts, data_of, steps
+from randlora_pl.config.validate import on_texts, tasks
+from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.description import Description, budget
 from randlora_pl.experiments.sweep.estimate import COUNTED, Estimator
+from randlora_pl.experiments.sweep.expand import counts, data_of, steps
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, plan
 from randlora_pl.experiments.sweep.texts import is_text, test_samples, text_steps, text_tokens
-from randlora_pl.language import known, restore
-from randlora_pl.language.commonsense import SOURCE, TREE
-from randlora_pl.language.data import TextData
-from randlora_pl.language.labelled import LabelledTexts
-from randlora_pl.language.meta import meta_backbone, operations_per_token
-from randlora_pl.language.present import absent
-from randlora_pl.language.sizes import SIZES, TESTS
-from randlora_pl.language.sources import set_aside
-from tests.cli.conftest import Run
+from randlora_pl.language import catalog as known
+from randlora_pl.language.data.labelled_module import LabelledTexts
+from randlora_pl.language.data.prompts_module import TextData
+from randlora_pl.language.dataset_sizes import SIZES, TESTS
+from randlora_pl.language.datasets.availability import absent
+from randlora_pl.language.datasets.commonsense import SOURCE, TREE
+from randlora_pl.language.datasets.sources import set_aside
+from randlora_pl.language.tasks import restore
+from randlora_pl.language.tasks.meta import meta_backbone, operations_per_token
+from randlora_pl.utils.errors import UserError
+from tests.support.cli import Run
 from tests.support.products import in_one_item
 
 from .files import write_commonsense, write_glue

@@ -11,13 +11,13 @@ import torch
 import yaml
 
 from randlora_pl.adapters import VeRA, inject
-from randlora_pl.cli.cells import composer
-from randlora_pl.cli.configs import find_config
-from randlora_pl.cli.sweep_job import told_by
+from randlora_pl.cli.inspect.config import find_config
+from randlora_pl.cli.sweep.job import told_by
 from randlora_pl.experiments.paper import notes, table
-from randlora_pl.experiments.sweep.build import counts
+from randlora_pl.experiments.sweep.cell_runner import composer
+from randlora_pl.experiments.sweep.expand import counts
 from randlora_pl.experiments.sweep.plan import plan
-from tests.cli.conftest import Run
+from tests.support.cli import Run
 
 from . import classify
 from .files import write_glue

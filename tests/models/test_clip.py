@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from randlora_pl.errors import UserError
 from randlora_pl.models.clip import ImageTower, LoadedClip, clip_image_spec, load_clip, load_tokenizer, meta_clip
-from randlora_pl.weights_files import file_sha256
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.weights_files import file_sha256
 
 
 def same(left: torch.nn.Module, right: torch.nn.Module) -> bool:

@@ -3,9 +3,9 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from randlora_pl.errors import UserError
 from randlora_pl.models.clip_source import download, image_size, image_spec, resolve
 from randlora_pl.models.spec import ImageSpec
+from randlora_pl.utils.errors import UserError
 
 OPENAI = open_clip.OPENAI_DATASET_MEAN
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import LoRA, RandLoRA, inject, merge
-from randlora_pl.errors import UserError
 from randlora_pl.models import ImageTower, cast_frozen, compile_blocks, execution, load_clip, load_vit
+from randlora_pl.utils.errors import UserError
 
 CPU = torch.device("cpu")
 Make = Callable[[], tuple[nn.Module, Tensor]]

@@ -1,7 +1,7 @@
 import pytest
 
-from randlora_pl.errors import UserError
 from randlora_pl.models.library import library_of
+from randlora_pl.utils.errors import UserError
 
 
 @pytest.mark.parametrize(

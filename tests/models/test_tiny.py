@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from randlora_pl.errors import UserError
 from randlora_pl.models.tiny import TINY_IMAGE, TINY_TAG, build_tiny, tiny_tokenizer
+from randlora_pl.utils.errors import UserError
 
 FILES = resources.files("randlora_pl.models.tiny")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain_tiny_clip.py"

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from randlora_pl.errors import UserError
 from randlora_pl.models.weights import load_strictly, read_weights
-from randlora_pl.weights_files import file_sha256, looks_like_file
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.weights_files import file_sha256, looks_like_file
 from tests.support.products import in_one_item
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(2.5)}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.cli.conftest import SMALL
+from tests.support.cli import SMALL
 
 FIT = ["fit", *SMALL, "--run.logger", "none"]
 LONG = [*FIT, "--data.steps", "30", "--data.batch_size", "4", "--checkpoint.every_n_steps", "3", "--resume", "auto"]

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from randlora_pl.adapters import Adapter, BitFit, FullFineTuning, LoRA, RandLoRA, adapted_layers
-from randlora_pl.adapters.layers import whole
+from randlora_pl.adapters.layers.adapted import whole
 from randlora_pl.data import ImageData
-from randlora_pl.errors import UserError
 from randlora_pl.parallel.sharding import AdapterFSDP
 from randlora_pl.tasks import AdaptationTask
+from randlora_pl.utils.errors import UserError
 
 from ..tasks.small import make, trained, two_blocks
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.cli.conftest import Run
-from tests.cli.conftest import run as run  # the fixture
+from tests.support.cli import Run
 
 from .jobs import FIT, LONG, ended, outputs, srun, torchrun, two_agents, wait_for_checkpoint, worker
 

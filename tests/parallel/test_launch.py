@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from randlora_pl.errors import UserError
 from randlora_pl.parallel.devices import with_devices, with_strategy
 from randlora_pl.parallel.launch import Launch, agree, launched, process_rank
 from randlora_pl.parallel.strategy import AdapterDDP
+from randlora_pl.utils.errors import UserError
 from tests.support.products import marked
 
 TORCHRUN = {
@@ -107,7 +107,7 @@ def test_a_timeout_that_is_none_is_refused() -> None:
 
 ASK = """
 import sys
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 from randlora_pl.parallel.launch import agree, process_rank, said_by_the_first
 
 def decide():

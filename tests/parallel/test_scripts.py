@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.cli.configs import config_folder, scripts
-from randlora_pl.cli.train import _resume_by_itself, prepare
-from tests.cli.conftest import Run
-from tests.cli.conftest import run as run  # the fixture
+from randlora_pl.cli.fit import _resume_by_itself, prepare
+from randlora_pl.cli.inspect.config import config_folder, scripts
+from tests.support.cli import Run
 
 WORDS = ["--config", "quickstart", "--data.steps", "3"]
 Start = Callable[..., subprocess.Popen[str]]

@@ -15,12 +15,10 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from randlora_pl.adapters import RandLoRA, load_adapter
 from randlora_pl.data import ImageData
-from randlora_pl.errors import UserError
 from randlora_pl.parallel import sharding
 from randlora_pl.parallel.devices import with_strategy
-from tests.cli.conftest import SMALL, Run
-from tests.cli.conftest import refused as refused
-from tests.cli.conftest import run as run  # the fixtures
+from randlora_pl.utils.errors import UserError
+from tests.support.cli import SMALL, Run
 
 from ..tasks.small import make, trained, two_blocks
 from .jobs import environment, free_port

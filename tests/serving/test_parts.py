@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from litserve.utils import LitAPIStatus, ResponseBufferItem
 
-from randlora_pl.data.images import known
+from randlora_pl.data.images.decode import known
 from randlora_pl.serving import uploads
 from randlora_pl.serving.api import PatientLoop
 from randlora_pl.serving.images import TAKEN, Limits, RefusedError, check_header

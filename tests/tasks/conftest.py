@@ -5,7 +5,6 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
 
 from randlora_pl.data import ImageData
 
@@ -16,14 +15,6 @@ from .small import two_blocks
 def shallow() -> Iterator[None]:
     with two_blocks():
         yield
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,9 @@ import torch
 from randlora_pl.adapters import FullFineTuning, RandLoRA
 from randlora_pl.callbacks import Figures, PerClass
 from randlora_pl.data import ImageData
-from randlora_pl.errors import UserError
 from randlora_pl.parallel.strategy import AdapterDDP
 from randlora_pl.tasks import AdaptationTask, LinearHeadTask, VisionLanguageTask
+from randlora_pl.utils.errors import UserError
 
 from .small import make, trained, two_blocks
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, DeltaWeight, DoRA, FullFineTuning, LinearProbe, LoRA, RandLoRA
 from randlora_pl.data import ImageData
-from randlora_pl.errors import UserError
 from randlora_pl.tasks import AdaptationTask, LinearHeadTask, VisionLanguageTask
+from randlora_pl.utils.errors import UserError
 from tests.support.products import covering, marked
 
 from .small import CLASSES, KINDS, METHODS, TEMPLATES, EachStep, batch, built, frozen, make, trained

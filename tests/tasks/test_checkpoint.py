@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from randlora_pl.adapters import DoRA, LoRA, RandLoRA
-from randlora_pl.errors import UserError
 from randlora_pl.tasks import AdaptationTask
+from randlora_pl.utils.errors import UserError
 from tests.support.products import covering
 
 from .small import KINDS, make, trained

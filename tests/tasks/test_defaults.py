@@ -15,8 +15,8 @@ from randlora_pl.adapters import (
     RandLoRA,
     VeRA,
 )
-from randlora_pl.errors import UserError
 from randlora_pl.tasks import LinearHeadTask
+from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
 from .small import make

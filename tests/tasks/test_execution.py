@@ -12,8 +12,8 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from randlora_pl.adapters import RandLoRA
 from randlora_pl.data import ImageData
-from randlora_pl.errors import UserError
 from randlora_pl.tasks import load_task
+from randlora_pl.utils.errors import UserError
 from tests.support.products import marked
 
 from .small import KINDS, built, images, make, trained

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from randlora_pl.adapters import LinearProbe, LoRA, RandLoRA
-from randlora_pl.errors import UserError
 from randlora_pl.models import load_clip
 from randlora_pl.tasks import LinearHeadTask
+from randlora_pl.utils.errors import UserError
 
 from .small import CLASSES, TEMPLATES, batch, built, frozen, images, make, trained
 

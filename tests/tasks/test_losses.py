@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from randlora_pl import rng
-from randlora_pl.data.augment import mixed
+from randlora_pl.data.images.augment import mixed
 from randlora_pl.tasks.losses import (
     WindowFeatures,
     caption_losses,
@@ -14,6 +13,7 @@ from randlora_pl.tasks.losses import (
     normalize,
     similarities,
 )
+from randlora_pl.utils import rng
 
 
 def test_similarities_stay_in_float32_under_autocast() -> None:

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from randlora_pl.adapters import LinearProbe, RandLoRA, adapted_layers, inject, save_adapter
-from randlora_pl.errors import UserError
 from randlora_pl.models import load_clip
 from randlora_pl.tasks import AdaptationTask, LinearHeadTask, load_task
+from randlora_pl.utils.errors import UserError
 from tests.support.products import covering
 
 from .small import CLASSES, KINDS, METHODS, TEMPLATES, built, images, make, shake, trained

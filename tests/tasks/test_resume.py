@@ -11,8 +11,8 @@ from torch import Tensor
 
 from randlora_pl.adapters import RandLoRA
 from randlora_pl.data import ImageData
-from randlora_pl.errors import UserError
 from randlora_pl.tasks import AdaptationTask
+from randlora_pl.utils.errors import UserError
 
 from .small import KINDS, make, trained
 

@@ -13,8 +13,8 @@ import randlora_pl.tasks.linear_head
 import randlora_pl.tasks.text_head
 import randlora_pl.tasks.vision_language
 from randlora_pl.adapters import FullFineTuning, LinearProbe, LoRA, RandLoRA, adapted_layers, inject, save_adapter
-from randlora_pl.errors import UserError
 from randlora_pl.tasks import AdaptationTask, load_task, load_tasks, weighted_task
+from randlora_pl.utils.errors import UserError
 
 from .small import CLASSES, TEMPLATES, built, images, make, shake
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import LoRA
 from randlora_pl.data import ImageData
-from randlora_pl.errors import UserError
 from randlora_pl.models import encode_prompts, load_clip
 from randlora_pl.tasks import VisionLanguageTask
+from randlora_pl.utils.errors import UserError
 
 from .small import CLASSES, TEMPLATES, batch, built, images, make, trained, write_pairs
 from .test_retrieval import slow_recalls

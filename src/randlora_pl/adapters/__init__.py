@@ -1,7 +1,16 @@
 """Adapters: the mathematics of RandLoRA and its baselines, and their place in any PyTorch model."""
 
+from randlora_pl.adapters.adapter_set import AdapterSet
 from randlora_pl.adapters.base import Adapter, DeltaWeight
-from randlora_pl.adapters.control import (
+from randlora_pl.adapters.inject import InjectionReport, inject
+from randlora_pl.adapters.io.save_load import AdapterFile, load_adapter, read_adapter, save_adapter
+from randlora_pl.adapters.methods.fixed_rank.dora import DoRA
+from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
+from randlora_pl.adapters.methods.fixed_rank.nola import NoLA
+from randlora_pl.adapters.methods.fixed_rank.vera import VeRA
+from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
+from randlora_pl.adapters.methods.whole.full import BitFit, FullFineTuning, LinearProbe
+from randlora_pl.adapters.operations import (
     adapted_layers,
     delta_weights,
     disabled,
@@ -12,15 +21,6 @@ from randlora_pl.adapters.control import (
     unload,
     unmerge,
 )
-from randlora_pl.adapters.dora import DoRA
-from randlora_pl.adapters.files import AdapterFile, load_adapter, read_adapter, save_adapter
-from randlora_pl.adapters.inject import InjectionReport, inject
-from randlora_pl.adapters.lora import LoRA
-from randlora_pl.adapters.nola import NoLA
-from randlora_pl.adapters.randlora import RandLoRA
-from randlora_pl.adapters.several import AdapterSet
-from randlora_pl.adapters.vera import VeRA
-from randlora_pl.adapters.whole import BitFit, FullFineTuning, LinearProbe
 
 __all__ = [
     "Adapter",

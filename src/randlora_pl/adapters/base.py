@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl.adapters.bases import Bases
-from randlora_pl.adapters.dropout import dropped
-from randlora_pl.adapters.operations import builds
-from randlora_pl.errors import UserError
+from randlora_pl.adapters.kernels.dropout import dropped
+from randlora_pl.adapters.kernels.flop_choice import builds
+from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.utils.errors import UserError
 
 
 @dataclass(frozen=True)

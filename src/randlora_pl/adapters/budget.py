@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from randlora_pl.adapters.base import Adapter, WeightShape
-from randlora_pl.adapters.lora import LoRA
-from randlora_pl.adapters.nola import NoLA
-from randlora_pl.adapters.randlora import RandLoRA
-from randlora_pl.adapters.vera import VeRA
-from randlora_pl.errors import UserError
+from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
+from randlora_pl.adapters.methods.fixed_rank.nola import NoLA
+from randlora_pl.adapters.methods.fixed_rank.vera import VeRA
+from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
+from randlora_pl.utils.errors import UserError
 
 _METHODS: dict[str, Callable[..., Adapter]] = {"randlora": RandLoRA, "lora": LoRA, "vera": VeRA, "nola": NoLA}
 

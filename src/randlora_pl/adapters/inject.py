@@ -6,21 +6,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from randlora_pl.adapters.attach import attach
 from randlora_pl.adapters.base import Adapter, DeltaWeight, matches
-from randlora_pl.adapters.base_hash import hash_weights
-from randlora_pl.adapters.bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.budget import check_size, match_budget
-from randlora_pl.adapters.built import check_dropout_acts
-from randlora_pl.adapters.coverage import coverage
-from randlora_pl.adapters.fused import row_blocks
+from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.kept import snapshot
-from randlora_pl.adapters.layers import AdaptedLayer, RowBlocks
-from randlora_pl.adapters.sites import Site
+from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks
+from randlora_pl.adapters.layers.attach import attach
+from randlora_pl.adapters.layers.built import check_dropout_acts
+from randlora_pl.adapters.layers.qkv_rows import row_blocks
+from randlora_pl.adapters.layers.weight_access import weight_of
+from randlora_pl.adapters.methods.whole.full import Whole
+from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
+from randlora_pl.adapters.targets.coverage import coverage
+from randlora_pl.adapters.targets.sites import Site
 from randlora_pl.adapters.trained import Tensors, choose_beside, chosen_tensors, frozen_outputs, trained_tensors
-from randlora_pl.adapters.weights import weight_of
-from randlora_pl.adapters.whole import Whole
-from randlora_pl.errors import UserError, near
+from randlora_pl.utils.errors import UserError, near
 
 
 @dataclass(frozen=True)

@@ -1,64 +1,234 @@
-"""Which form of a layer's product takes fewer multiplications, for a number of tokens.
+"""What can be done with an adapted model: merge, unmerge, unload, disable, and look at its updates."""
 
-An update can be built as a matrix and multiplied once, together with the frozen weight, which costs the same for any
-number of tokens; or the tokens go through its thin factors, which costs nothing but for the tokens. So few tokens go
-through the factors, many through a built weight. The rules count multiplications and know no machine.
-"""
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
-from typing import NamedTuple
+import torch
+from torch import Tensor, nn
 
-from torch import Tensor
+from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.inject import InjectionReport
+from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks, whole
+from randlora_pl.adapters.layers.attach import set_fast_paths
+from randlora_pl.adapters.layers.quantized import unmergeable
+from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.trained import whole_modules
+from randlora_pl.adapters.weighted_sum import WeightedSum
+from randlora_pl.utils.errors import UserError
 
 
-def builds(tokens: int, rank: int, weight: Tensor, trains: bool) -> bool:
-    """Whether W0 + P Q costs fewer multiplications than two thin products beside the frozen layer.
+def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
+    """The adapted layers by path, the attention layers that only route to an adapted projection included."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, AdaptedLayer)}
 
-    Each of P Q and the thin products has two more like it in the backward pass, and a built weight has a
-    gradient of its size.
+
+def report_of(model: nn.Module) -> InjectionReport:
+    """The report of the adapter in a model.
+
+    Raises:
+        UserError: If there is none.
     """
-    out_features, in_features = weight.shape
-    built, thin = rank * out_features * in_features, tokens * rank * (out_features + in_features)
-    return 3 * built + tokens * out_features * in_features < 3 * thin if trains else built < thin
+    report = getattr(model, "adapter_report", None)
+    if not isinstance(report, InjectionReport):
+        if _is_sum(model):
+            raise UserError(
+                "the model has a weighted sum of adapters, which is no adapter of its own: use one of them first, or "
+                "write the sum with randlora-pl adapter add."
+            )
+        raise UserError("the model has no adapter; inject(model, adapter) or load_adapter(model, folder) first.")
+    return report
 
 
-class Choice(NamedTuple):
-    """Which form is cheaper: building W0 + B S, and projecting tokens on B before anything else."""
-
-    build: bool
-    project: bool
+def _is_sum(model: nn.Module) -> bool:
+    return any(isinstance(layer.delta, WeightedSum) for layer in adapted_layers(model).values())
 
 
-def cheapest(tokens: int, large: int, small: int, inner: int, width: int) -> Choice:
-    """Counts multiplications.
+def _trains_base(model: nn.Module) -> bool:
+    """Whether tensors of the model itself train.
 
-    Args:
-        tokens: T.
-        large: D.
-        small: d.
-        inner: Length of a projected token: n r, or d for structured bases.
-        width: Multiplications for each number that B acts on: n r, or the block size of structured bases.
+    Raises:
+        UserError: The model has no adapter.
     """
-    build = large * small * width
-    through = tokens * (large * width + inner * small)
-    return Choice(build < through, through < build + tokens * large * small)
+    if _is_sum(model):  # of updates only, and without a report
+        return False
+    report = report_of(model)
+    return report.adapter.trains_base and bool(report.rows)
 
 
-def cheapest_alone(tokens: int, large: int, small: int, inner: int, width: int, trains: bool) -> Choice:
-    """Counts multiplications of ``x B S`` without a W0, all passes together where it trains.
+def merge(model: nn.Module) -> None:
+    """Writes every effective weight into its layer; the frozen weights are kept for `unmerge`. Idempotent.
 
-    Each of the outputs and the two gradients costs D d width + T D d with a built B S. Through B and S it costs
-    T (D width + inner d), but two of the three share a projection: both gradients that of the outputs' gradient, or
-    outputs and S's gradient that of the inputs.
+    For evaluation: the updates stay in the model and its state dict. `merge_and_unload` makes plain layers instead.
 
-    Args:
-        tokens: T.
-        large: D.
-        small: d.
-        inner: Length of a projected token.
-        width: Multiplications for each number that B acts on.
-        trains: Whether there are gradients.
+    Raises:
+        UserError: If an update is not finite or a layer quantised. Nothing is merged then that was not merged before.
     """
-    build = large * small * (width + tokens)
-    thick, thin = tokens * large * width, tokens * inner * small
-    through = 2 * thick + 3 * thin < 3 * build if trains else thick + thin < build
-    return Choice(not through, through)
+    for path, layer in adapted_layers(model).items():
+        if not layer.mergeable and layer.delta is not None:
+            raise unmergeable(f"{path} ({layer.plain_class.__name__})".lstrip())
+    done = []
+    for path, layer in adapted_layers(model).items():
+        if layer.merged or layer.delta is None:
+            continue
+        layer.merge()
+        done.append(layer)
+        if not layer.adapted_weight.is_meta and not whole(torch.isfinite(layer.adapted_weight).all()):
+            for merged in done:
+                merged.unmerge()
+            raise UserError(
+                f"the weight of {path or 'the model'} with its update is not finite (NaN or infinity), "
+                "so it is not merged: the training diverged. Lower the learning rate or alpha."
+            )
+
+
+def unmerge(model: nn.Module) -> None:
+    """Restores every frozen weight bit for bit. Idempotent."""
+    for layer in adapted_layers(model).values():
+        layer.unmerge()
+
+
+def merge_and_unload(model: nn.Module) -> nn.Module:
+    """Turns the model back into plain layers with merged weights, in place, and returns it.
+
+    Its state dict has the keys of the model that `inject` was given, and every parameter trains again, as in a model
+    that was just built. There is no way back to the adapter; load its file into the base model for that.
+
+    Example:
+        >>> load_adapter(model, "runs/cars/adapter")
+        >>> torch.save(merge_and_unload(model).state_dict(), "merged.pt")
+
+    Raises:
+        UserError: If an update cannot be merged (`merge`). The model is unchanged then.
+    """
+    merge(model)
+    detach(model)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():  # others are quantised
+            parameter.requires_grad_(True)
+    return model
+
+
+unload = merge_and_unload
+"""The older name, which is something else in PEFT."""
+
+
+def detach(model: nn.Module) -> None:
+    """Turns adapted layers back into plain ones, with whatever weights they have now; `unmerge` first for the base."""
+    set_fast_paths(model, True)
+    for layer in adapted_layers(model).values():
+        layer.detach()
+    for module in model.modules():  # a part that was adapted by itself has a report of its own
+        module.__dict__.pop("adapter_report", None)
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """The base model inside a ``with`` block, merged or not; what ``trained`` names stays as it was trained.
+
+    Raises:
+        UserError: For methods that train the base itself, which is not kept.
+    """
+    if _trains_base(model):
+        method = report_of(model).adapter.method()
+        raise UserError(f"{method} trains the model's own weights; there is no base to go back to.")
+    layers = adapted_layers(model).values()
+    before = [layer.enabled for layer in layers]
+    try:
+        for layer in layers:
+            layer.enabled = False
+        yield model
+    finally:
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.enabled = enabled
+
+
+@torch.no_grad()
+def delta_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The update of every adapted weight, (out, in), by the layer names of the report.
+
+    For methods that do more than add (DoRA) it is the effective weight minus the frozen one.
+    """
+    updates: dict[str, Tensor] = {}
+    for path, layer in adapted_layers(model).items():
+        if layer.delta is None:
+            continue
+        if isinstance(layer.delta, RowBlocks):
+            for name, block in layer.delta.blocks().items():
+                rows = slice(*layer.delta.rows[name])
+                updates[f"{path}.{name}".lstrip(".")] = block.change(layer.base_weight[rows]).detach()
+        else:
+            name = path if layer.weight_name == "weight" else f"{path}.in_proj".lstrip(".")
+            updates[name] = layer.delta.change(layer.base_weight).detach()
+    return updates
+
+
+@torch.no_grad()
+def weight_updates(model: nn.Module) -> dict[str, Tensor]:
+    """The update of every adapted tensor, in its shape, by its key in the state dict of the base model.
+
+    Packed weights whose blocks are adapted apart are one tensor, zero where nothing is adapted.
+    """
+    return {
+        f"{path}.{layer.weight_name}".lstrip("."): layer.turn(layer.delta.change(layer.base_weight)).detach()
+        for path, layer in adapted_layers(model).items()
+        if layer.delta is not None
+    }
+
+
+def use_bases(model: nn.Module, bases: Bases) -> None:
+    """Takes random bases from elsewhere for every update that has bases, in place.
+
+    Raises:
+        UserError: They are too small for a layer, or no update has bases. Nothing is changed then.
+    """
+    holders = with_bases(model.modules())
+    if not holders:
+        raise UserError(f"{report_of(model).adapter.method()} has no random bases that others could replace.")
+    if problem := too_small(bases, holders):
+        raise UserError(f"{problem}.")
+    own: dict[torch.device, Bases] = {}  # not the given ones, which would move with this model
+    for holder in holders:
+        device: torch.device = holder.bases.A.device  # type: ignore[union-attr, assignment]
+        if device not in own:
+            own[device] = copy.deepcopy(bases).to(device)
+        holder.bases = own[device]
+    report = report_of(model)
+    report.fingerprint, report.stored_bases = bases.fingerprint, bases
+
+
+def with_bases(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Those of some modules that hold random bases."""
+    return [module for module in modules if isinstance(getattr(module, "bases", None), Bases)]
+
+
+def too_small(bases: Bases, holders: Iterable[nn.Module]) -> str:
+    """What keeps bases from taking the place of those that some modules hold; empty where nothing does."""
+    for drawn in {id(each): each for each in (holder.bases for holder in holders) if isinstance(each, Bases)}.values():
+        have, want = ((*each.A.shape, *each.B.shape) for each in (bases, drawn))
+        if any(mine < needed for mine, needed in zip(have, want, strict=True)):
+            return (
+                f"its bases A {tuple(bases.A.shape)} and B {tuple(bases.B.shape)} are too small, "
+                f"{tuple(drawn.A.shape)} and {tuple(drawn.B.shape)} are needed"
+            )
+    return ""
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def set_train_mode(model: nn.Module, mode: bool = True) -> None:
+    """Training mode for what trains: frozen layers stay in eval, so that their dropout and statistics rest.
+
+    Only the updates and the modules that train whole change mode; a model that trains all of itself (full
+    fine-tuning) changes as a whole.
+    """
+    model.train(mode and _trains_base(model))
+    for module in model.modules():
+        if isinstance(module, DeltaWeight):
+            module.train(mode)
+    report = getattr(model, "adapter_report", None)
+    for module in whole_modules(model, [row.layer for row in report.beside]) if report is not None else ():
+        module.train(mode)

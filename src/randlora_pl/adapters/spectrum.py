@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from randlora_pl.errors import UserError
-from randlora_pl.rank_or_error import check_wish
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.rank_or_error import check_wish
 
 
 @dataclass(frozen=True)

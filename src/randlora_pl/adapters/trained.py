@@ -9,10 +9,10 @@ from torch import nn
 
 from randlora_pl.adapters.base import Adapter, matches
 from randlora_pl.adapters.kept import update_modules
-from randlora_pl.adapters.targets import Selection, choose
-from randlora_pl.adapters.weights import out_and_in
-from randlora_pl.adapters.whole import Whole
-from randlora_pl.errors import UserError, near
+from randlora_pl.adapters.layers.weight_access import out_and_in
+from randlora_pl.adapters.methods.whole.full import Whole
+from randlora_pl.adapters.targets.select import Selection, choose
+from randlora_pl.utils.errors import UserError, near
 
 Tensors = dict[str, nn.Parameter]
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.errors import UserError
 from randlora_pl.models.blocks import repeated_blocks
+from randlora_pl.utils.errors import UserError
 
 FEWEST = 4
 """Images that a batch needs: HSIC_1 divides by n (n - 3)."""

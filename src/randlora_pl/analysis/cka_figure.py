@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from randlora_pl.analysis.cka import KINDS, Layer
 from randlora_pl.analysis.figures import colours, footnote, legend, new_figure
-from randlora_pl.printable import for_figure
+from randlora_pl.utils.text.printable import for_figure
 
 
 def mean_over_data_sets(found: Iterable[Mapping[Layer, float]]) -> dict[Layer, float]:

@@ -7,8 +7,8 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from randlora_pl.cache import write_whole
-from randlora_pl.printable import for_figure
+from randlora_pl.utils.files.cache_folder import write_whole
+from randlora_pl.utils.text.printable import for_figure
 
 _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#d62728", "#8c564b", "#e377c2", "#17becf")
 FULL = "#555555"

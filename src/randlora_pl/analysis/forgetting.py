@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 
 TASKS = ("VisionLanguageTask", "TextHeadTask")
 """Tasks whose classifier is made of class names, so that it can be made for other classes."""

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from randlora_pl import rng
 from randlora_pl.data import ImageData
-from randlora_pl.data.batches import EvalBatches, default_workers
-from randlora_pl.data.images import ArrayImages
-from randlora_pl.data.loader import Loader
-from randlora_pl.data.plan import EvalSchedule
-from randlora_pl.data.readers import Samples
-from randlora_pl.data.splits import stratified
-from randlora_pl.errors import UserError
+from randlora_pl.data.images.decode import ArrayImages
+from randlora_pl.data.loading.image_batches import EvalBatches, default_workers
+from randlora_pl.data.loading.loader import Loader
+from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.sampling.schedule import EvalSchedule
+from randlora_pl.data.sampling.splits import stratified
+from randlora_pl.utils import rng
+from randlora_pl.utils.errors import UserError
 
 
 def share_of(samples: Samples, share: float, seed: int) -> Samples:

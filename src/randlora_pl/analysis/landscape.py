@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.control import unload
-from randlora_pl.errors import UserError
+from randlora_pl.adapters.operations import unload
+from randlora_pl.utils.errors import UserError
 
 Point = tuple[float, float]
 State = dict[str, Tensor]

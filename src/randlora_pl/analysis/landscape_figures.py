@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from randlora_pl.analysis.figures import colours, footnote, new_figure
 from randlora_pl.analysis.landscape import ABOVE, Grid, Point
 from randlora_pl.analysis.paths import Cell, low_path
-from randlora_pl.cache import write_whole
-from randlora_pl.printable import for_figure
+from randlora_pl.utils.files.cache_folder import write_whole
+from randlora_pl.utils.text.printable import for_figure
 
 Heights = list[list[float]]
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters.base import WeightShape
-from randlora_pl.adapters.bases import Bases
-from randlora_pl.adapters.lora import LoRA
-from randlora_pl.adapters.randlora import RandLoRA
+from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
+from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
+from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.spectrum import truncated
 
 RIDGE = 1e-12

@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile
+from randlora_pl.adapters.layers.weight_access import is_conv1d, out_and_in
+from randlora_pl.adapters.methods.whole.full import Whole
 from randlora_pl.adapters.spectrum import Spectrum, spectrum
-from randlora_pl.adapters.weights import is_conv1d, out_and_in
-from randlora_pl.adapters.whole import Whole
 from randlora_pl.analysis.figures import FULL, colours, footnote, legend, new_figure
-from randlora_pl.errors import errors_in
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.updates import layer_updates
-from randlora_pl.printable import for_figure
+from randlora_pl.utils.errors import errors_in
+from randlora_pl.utils.text.printable import for_figure
 
 SMALLEST = 1e-7
 """Relative singular values below this are drawn at it: rounding of float32."""

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from randlora_pl.bench.flops import synchronize
 from randlora_pl.bench.problems import library_of, token_problem
-from randlora_pl.errors import UserError
-from randlora_pl.language.encode import Encoded, collate
-from randlora_pl.language.generate import Decoding, table_of_positions, write_tokens
+from randlora_pl.language.models.generate import Decoding, table_of_positions, write_tokens
+from randlora_pl.language.models.tokenization import Encoded, collate
+from randlora_pl.utils.errors import UserError
 
 SHORTEST, LONGEST = 60, 200
 """Tokens of the prompts: those of the commonsense tests with their template are about as long."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from randlora_pl.adapters import RandLoRA, inject
 from randlora_pl.bench.problems import library_of
 from randlora_pl.bench.steps import Case, Precision
-from randlora_pl.errors import UserError
 from randlora_pl.tasks.losses import caption_losses, normalize, similarities
+from randlora_pl.utils.errors import UserError
 
 BASES = {"unique": "each", "text-unique": "text-each"}
 """The case that each is compared with."""

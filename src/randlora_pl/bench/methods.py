@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from randlora_pl.adapters import Adapter, DoRA, FullFineTuning, LoRA, NoLA, RandLoRA, VeRA, inject
-from randlora_pl.adapters.targets import select
-from randlora_pl.errors import UserError, near
+from randlora_pl.adapters.targets.select import select
+from randlora_pl.utils.errors import UserError, near
 
 LORA_RANK, RANDLORA_RANK, VERA_RANK = 32, 6, 256
 LANGUAGE_RANKS = {"lora": 16, "dora": 16, "randlora": 10, "vera": 1024}

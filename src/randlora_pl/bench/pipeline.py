@@ -14,15 +14,15 @@ from torchvision import transforms as v1
 from torchvision.datasets.folder import default_loader
 
 from randlora_pl.bench.timing import batches_ahead
-from randlora_pl.data.batches import EvalBatches, Late, TrainBatches, load_images
-from randlora_pl.data.cache import CachedImages
-from randlora_pl.data.frame import Frame
-from randlora_pl.data.images import FileImages
-from randlora_pl.data.loader import Loader
+from randlora_pl.data.images.decode import FileImages
+from randlora_pl.data.images.frame import Frame
+from randlora_pl.data.images.shared_cache import CachedImages
+from randlora_pl.data.images.transforms import RATIO, finish, train_pixels
+from randlora_pl.data.loading.image_batches import EvalBatches, Late, TrainBatches, load_images
+from randlora_pl.data.loading.loader import Loader
 from randlora_pl.data.module import ImageData
-from randlora_pl.data.plan import EvalSchedule, TrainSchedule
-from randlora_pl.data.readers import Samples
-from randlora_pl.data.transforms import RATIO, finish, train_pixels
+from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.sampling.schedule import EvalSchedule, TrainSchedule
 
 PLAIN = "plain torchvision"
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl.errors import UserError, near
+from randlora_pl.utils.errors import UserError, near
 
 CLASSES = 100
 Library = Literal["timm", "open_clip", "transformers"]
@@ -42,7 +42,7 @@ def library_of(model: str) -> Library:
     import open_clip
     import timm
 
-    from randlora_pl.language.known import KNOWN
+    from randlora_pl.language.catalog import KNOWN
 
     known: dict[Library, list[str]] = {
         "timm": timm.list_models(),
@@ -105,9 +105,9 @@ def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str,
     Raises:
         UserError: transformers is missing, the options make no model, or it has fewer positions than tokens.
     """
-    from randlora_pl.language.generate import table_of_positions
-    from randlora_pl.language.models import RANDOM, model_config, possible, try_out
-    from randlora_pl.models.building import seeded
+    from randlora_pl.language.models.generate import table_of_positions
+    from randlora_pl.language.models.loading import RANDOM, model_config, possible, try_out
+    from randlora_pl.models.init_context import seeded
 
     if tokens < 2:
         raise UserError(f"--tokens is {tokens}: give two or more, each is predicted from those before it")

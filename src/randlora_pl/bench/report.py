@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter
 from randlora_pl.bench.steps import Measured
 from randlora_pl.bench.sweeps import Reading
 from randlora_pl.bench.timing import Spread
-from randlora_pl.cache import write_whole
+from randlora_pl.utils.files.cache_folder import write_whole
 
 COLOURS = {
     "full": "#7f7f7f",

@@ -13,7 +13,7 @@ from randlora_pl.bench.memory import OUT_OF_MEMORY, is_out_of_memory
 from randlora_pl.bench.methods import METHODS, Targets, UnavailableError, adapted, label, language_rank, layers_of
 from randlora_pl.bench.problems import Library, Problem, image_problem, library_of, token_problem
 from randlora_pl.bench.steps import Case, Measured, Precision
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from randlora_pl.callbacks.answers import WrittenAnswers
 from randlora_pl.callbacks.checkpoint import AdapterCheckpoint
-from randlora_pl.callbacks.figures import Figures
 from randlora_pl.callbacks.gradient_flow import GradientFlow
 from randlora_pl.callbacks.held_lock import HeldLock
 from randlora_pl.callbacks.memory import PeakMemory
 from randlora_pl.callbacks.nonfinite import NonFiniteLoss
 from randlora_pl.callbacks.patience import Patience
-from randlora_pl.callbacks.per_class import PerClass
+from randlora_pl.callbacks.plots.figures import Figures
+from randlora_pl.callbacks.plots.per_class import PerClass
 from randlora_pl.callbacks.progress import ProgressBar
 from randlora_pl.callbacks.spectrum import UpdateSpectrum
 from randlora_pl.callbacks.step_numbers import StepNumbers

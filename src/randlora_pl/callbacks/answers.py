@@ -5,8 +5,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from randlora_pl.callbacks.console import say
-from randlora_pl.callbacks.run_folder import run_folder, write_text
+from randlora_pl.utils.files.run_files import run_folder, write_text
+from randlora_pl.utils.text.console import say
 
 FILE = "answers.jsonl"
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from randlora_pl.callbacks.run_folder import write_bytes
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import write_bytes
 
 
 class CheckpointFile(TorchCheckpointIO):

@@ -6,7 +6,7 @@ from typing import Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 
 _log = logging.getLogger("randlora_pl")
 STEPS = 2

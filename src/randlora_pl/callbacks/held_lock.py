@@ -7,7 +7,7 @@ from typing import Any
 from filelock import SoftFileLease
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from randlora_pl.errors import LostProcessError
+from randlora_pl.utils.errors import LostProcessError
 
 
 class HeldLock(Callback):

@@ -7,8 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from randlora_pl.callbacks.checkpoint import ADAPTER, LAST, is_finite, save_adapter_of
-from randlora_pl.callbacks.run_folder import run_folder
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import run_folder
 
 
 class NonFiniteLoss(Callback):

@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
 from randlora_pl.callbacks.validation import validations
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 
 
 class Patience(EarlyStopping):

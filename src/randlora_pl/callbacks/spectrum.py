@@ -7,12 +7,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from randlora_pl.adapters.control import delta_weights
+from randlora_pl.adapters.layers.weight_access import out_and_in, weight_of
+from randlora_pl.adapters.operations import delta_weights
 from randlora_pl.adapters.spectrum import Spectrum, spectrum
-from randlora_pl.adapters.weights import out_and_in, weight_of
-from randlora_pl.callbacks.results import write_results
-from randlora_pl.callbacks.run_folder import run_folder
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import run_folder
+from randlora_pl.utils.run_results import write_results
 
 _log = logging.getLogger("randlora_pl")
 FIGURES = ("rank", "stable_rank", "effective_rank", "norm")

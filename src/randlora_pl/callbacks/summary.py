@@ -5,10 +5,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.table import Table
 
-from randlora_pl.callbacks.console import say
-from randlora_pl.callbacks.results import planned
-from randlora_pl.callbacks.run_folder import run_folder
 from randlora_pl.callbacks.validation import validations
+from randlora_pl.utils.files.run_files import run_folder
+from randlora_pl.utils.run_results import planned
+from randlora_pl.utils.text.console import say
 
 MOST_ROWS = 15
 _BYTES = 4  # trained tensors are float32

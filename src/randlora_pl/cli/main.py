@@ -9,32 +9,32 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from randlora_pl import __version__
-from randlora_pl.cli.signals import sigterm_is_told
-from randlora_pl.errors import LostProcessError, Terminated, UserError, near, shortened
 from randlora_pl.parallel.launch import process_rank, said_by_the_first
-from randlora_pl.printable import print_any_name, printable
+from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, near, shortened
+from randlora_pl.utils.signals import sigterm_is_told
+from randlora_pl.utils.text.printable import print_any_name, printable
 
 VERBS = {
-    "fit": "train:fit_verb",
-    "validate": "train:evaluate_verb",
-    "test": "train:evaluate_verb",
-    "predict": "predict:predict_verb",
-    "compare-methods": "compare:compare_verb",
-    "report": "report:report_verb",
-    "compare": "compare_runs:compare_runs_verb",
-    "sweep": "sweep:sweep_verb",
-    "tune": "tune:tune_verb",
-    "zeroshot": "zeroshot:zeroshot_verb",
-    "adapter": "adapter:adapter_verb",
-    "analyze": "analyze:analyze_verb",
+    "fit": "fit:fit_verb",
+    "validate": "fit:evaluate_verb",
+    "test": "fit:evaluate_verb",
+    "predict": "predict.images:predict_verb",
+    "compare-methods": "results.compare_methods:compare_verb",
+    "report": "results.report:report_verb",
+    "compare": "results.compare_runs:compare_runs_verb",
+    "sweep": "sweep.sweep:sweep_verb",
+    "tune": "sweep.tune:tune_verb",
+    "zeroshot": "results.zeroshot:zeroshot_verb",
+    "adapter": "adapter.verbs:adapter_verb",
+    "analyze": "analyze.verbs:analyze_verb",
     "serve": "serve:serve_verb",
-    "data": "data:data_verb",
-    "bench": "bench:bench_verb",
-    "datasets": "quick:datasets_verb",
-    "models": "quick:models_verb",
-    "adapters": "quick:adapters_verb",
-    "config": "configs:config_verb",
-    "doctor": "doctor:doctor_verb",
+    "data": "data.check:data_verb",
+    "bench": "bench.verbs:bench_verb",
+    "datasets": "inspect.catalogs:datasets_verb",
+    "models": "inspect.catalogs:models_verb",
+    "adapters": "inspect.catalogs:adapters_verb",
+    "config": "inspect.config:config_verb",
+    "doctor": "inspect.doctor:doctor_verb",
 }
 _NAMED = ("validate", "test")  # share one function, so it is told which of them it is
 _WITH_VERBS = ("adapter", "analyze")  # their verbs have pages of their own
@@ -110,7 +110,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:  # a full disk, a name that is too long, no permission, no memory: anywhere
         if os.environ.get("RANDLORA_PL_TRACEBACK"):
             raise
-        from randlora_pl.cli.explain import trouble_of_machine
+        from randlora_pl.engine.error_messages import trouble_of_machine
 
         if not (trouble := trouble_of_machine(error)):
             raise
@@ -140,7 +140,7 @@ def _run(words: list[str]) -> int:
         hint = _config_hint(verb) or near(verb, VERBS)
         raise UserError(f"{verb!r} is not a verb.{hint} See: randlora-pl --help")
     if {"--help", "-h"} & set(rest) and verb not in _WITH_VERBS:
-        from randlora_pl.cli.pages import page
+        from randlora_pl.cli.help.pages import page
 
         print(page(verb), end="")
         return 0
@@ -153,7 +153,7 @@ def _config_hint(word: str) -> str:
     """Someone who types ``randlora-pl quickstart`` or leaves out the verb means ``fit``."""
     if word.startswith("-"):
         return " The verb comes first: randlora-pl fit ..."
-    from randlora_pl.cli.configs import config_names
+    from randlora_pl.cli.inspect.config import config_names
 
     return f" Did you mean: fit --config {word}?" if word in config_names() else ""
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.cli.adapter_config import adapter_config
-from randlora_pl.cli.pages import page
-from randlora_pl.cli.parsing import Parser
-from randlora_pl.cli.predict_options import MAX_PIXELS
-from randlora_pl.errors import UserError
-from randlora_pl.printable import printable
-from randlora_pl.weights_files import file_name
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.help.pages import page
+from randlora_pl.cli.predict.arguments import MAX_PIXELS
+from randlora_pl.config.adapter_config import adapter_config
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.weights_files import file_name
+from randlora_pl.utils.text.printable import printable
 
 TOKEN = "RANDLORA_PL_TOKEN"
 """Environment variable for the token: other users of the machine can see what is typed behind ``--token``."""
@@ -74,14 +74,14 @@ def serve_verb(args: list[str]) -> int:
     if missing:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install 'randlora-pl[serve]'")
     check_port(options.host, options.port)
-    from randlora_pl.cli.predict import pick_device
-    from randlora_pl.cli.train import quieten
+    from randlora_pl.cli.fit import quieten
+    from randlora_pl.cli.predict.images import pick_device
 
     quieten()
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.cores import usable_cores
     from randlora_pl.serving.app import serve
     from randlora_pl.serving.images import Limits
+    from randlora_pl.utils.cores import usable_cores
 
     device = pick_device(options.device)
     limits = Limits(upload_bytes=round(options.max_upload_mb * 1e6), pixels=options.max_pixels)

@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["DrawPlan", "ImageData", "open_images"]
 
-_HOMES = {"ImageData": "module", "DrawPlan": "plan", "open_images": "predict"}
+_HOMES = {"ImageData": "module", "DrawPlan": "sampling.schedule", "open_images": "unlabelled"}
 
 
 def __getattr__(name: str) -> Any:

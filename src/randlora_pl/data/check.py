@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from randlora_pl.data import listing
-from randlora_pl.data.catalog import how_to_get, present
-from randlora_pl.data.class_sizes import remarks
-from randlora_pl.data.images import ArrayImages
-from randlora_pl.data.readers import SPLITS, Samples, read
-from randlora_pl.data.row import Row
-from randlora_pl.data.splits import Splits
-from randlora_pl.errors import UserError
+from randlora_pl.data.catalog.registry import how_to_get, present
+from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.images.decode import ArrayImages
+from randlora_pl.data.readers import listing_cache as listing
+from randlora_pl.data.readers.dispatch import SPLITS, Samples, read
+from randlora_pl.data.sampling.class_sizes import remarks
+from randlora_pl.data.sampling.splits import Splits
+from randlora_pl.utils.errors import UserError
 
 MOST = 5
 """Unreadable images of a split that are named."""

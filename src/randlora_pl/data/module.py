@@ -9,23 +9,26 @@ from typing import Any
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from randlora_pl.data import catalog, options, splits
-from randlora_pl.data.augment import Augment
-from randlora_pl.data.balance import in_words
-from randlora_pl.data.batches import EvalBatches, Late, TrainBatches, default_workers
-from randlora_pl.data.cache import CachedImages, meeting
-from randlora_pl.data.classnames import class_names
-from randlora_pl.data.frame import Frame
-from randlora_pl.data.getting import get
-from randlora_pl.data.images import ArrayImages
-from randlora_pl.data.loader import Batch, Loader
-from randlora_pl.data.own import places, shards
-from randlora_pl.data.plan import total_draws
-from randlora_pl.data.planned import PlannedData
-from randlora_pl.data.readers import Samples, read
-from randlora_pl.data.transforms import finish
-from randlora_pl.errors import UserError
-from randlora_pl.keep import kept
+from randlora_pl.data import locations as places
+from randlora_pl.data import validate as options
+from randlora_pl.data.base import PlannedData
+from randlora_pl.data.catalog import registry as catalog
+from randlora_pl.data.catalog.class_names import class_names
+from randlora_pl.data.download import install as get
+from randlora_pl.data.images.augment import Augment
+from randlora_pl.data.images.decode import ArrayImages
+from randlora_pl.data.images.frame import Frame
+from randlora_pl.data.images.shared_cache import CachedImages, meeting
+from randlora_pl.data.images.transforms import finish
+from randlora_pl.data.loading.image_batches import EvalBatches, Late, TrainBatches, default_workers
+from randlora_pl.data.loading.loader import Batch, Loader
+from randlora_pl.data.readers.dispatch import Samples, read
+from randlora_pl.data.readers.own import tar_shards as shards
+from randlora_pl.data.sampling import splits
+from randlora_pl.data.sampling.balance import in_words
+from randlora_pl.data.sampling.schedule import total_draws
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.reuse import kept
 
 log = logging.getLogger("randlora_pl")
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.adapters import inject
-from randlora_pl.adapters.files import make_adapter
+from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.data import ImageData
-from randlora_pl.errors import UserError, errors_in, near
 from randlora_pl.experiments.sweep.provenance import chosen_for, read_provenance
 from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
 from randlora_pl.tasks import ImageTask, LinearHeadTask, VisionLanguageTask
 from randlora_pl.tasks.restore import TASKS
+from randlora_pl.utils.errors import UserError, errors_in, near
 
 EXPLAINED = "see randlora-pl adapters NAME"
 """How to mend an option of an adapter in a config."""

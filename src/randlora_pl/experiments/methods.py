@@ -17,15 +17,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from randlora_pl.callbacks import ZeroShot
-from randlora_pl.callbacks.results import environment
-from randlora_pl.callbacks.run_folder import write_text
 from randlora_pl.data import ImageData
-from randlora_pl.durations import duration
-from randlora_pl.errors import UserError
 from randlora_pl.experiments.choice import best_of
 from randlora_pl.experiments.comparison import Comparison
 from randlora_pl.experiments.sweep.provenance import FILE
 from randlora_pl.tasks import make_trainer
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import write_text
+from randlora_pl.utils.run_results import environment
+from randlora_pl.utils.text.formatting import duration
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile
-from randlora_pl.adapters.base_hash import hash_weights
+from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.trained import trained_tensors
-from randlora_pl.errors import UserError
-from randlora_pl.interop import bare
+from randlora_pl.interop import library_model as bare
 from randlora_pl.models import ImageTower, ModelIdentity, library_of, load_clip, load_vit
-from randlora_pl.weights_files import find_weights, without_places
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.weights_files import find_weights, without_places
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Base:
     def outputs(self, model: nn.Module) -> list[Tensor] | None:
         """What such a model, adapted or not, makes of fixed random inputs (`bare.outputs`); of tokens, logits."""
         if self.writes:
-            from randlora_pl.language.merged import logits  # here, because it brings transformers
+            from randlora_pl.interop.merge.language import logits  # here, because it brings transformers
 
             return logits(model)
         return None if self.image_size is None else bare.outputs(model, self.image_size)
@@ -109,7 +109,7 @@ def load_base(file: AdapterFile) -> Base:
     base = file.config.get("base_model", {})
     library, name, pretrained = (base.get(key) for key in ("library", "name", "pretrained"))
     if library == "transformers" and "task" in file.metadata:
-        from randlora_pl.language.restore import base_model  # here, because it brings transformers
+        from randlora_pl.language.tasks.restore import base_model  # here, because it brings transformers
 
         model = base_model(file)
         return Base(

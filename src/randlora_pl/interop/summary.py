@@ -5,13 +5,13 @@ from typing import Any
 from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile
-from randlora_pl.adapters.sites import find_sites
+from randlora_pl.adapters.methods.whole.full import Whole
 from randlora_pl.adapters.spectrum import spectrum
+from randlora_pl.adapters.targets.sites import find_sites
 from randlora_pl.adapters.trained import chosen_tensors
-from randlora_pl.adapters.whole import Whole
-from randlora_pl.errors import UserError
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.updates import State, layer_updates, rows_of, weight_key
+from randlora_pl.utils.errors import UserError
 
 
 def facts(file: AdapterFile) -> dict[str, Any]:

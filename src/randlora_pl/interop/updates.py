@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, DoRA, load_adapter
 from randlora_pl.adapters.base import WeightShape
-from randlora_pl.adapters.bases import GENERATOR
-from randlora_pl.adapters.control import delta_weights, weight_updates
+from randlora_pl.adapters.io.state import adapter_state
 from randlora_pl.adapters.kept import update_buffers
-from randlora_pl.adapters.sites import Site
-from randlora_pl.adapters.state import adapter_state
-from randlora_pl.adapters.whole import Whole
-from randlora_pl.errors import UserError
+from randlora_pl.adapters.methods.whole.full import Whole
+from randlora_pl.adapters.operations import delta_weights, weight_updates
+from randlora_pl.adapters.random_bases import GENERATOR
+from randlora_pl.adapters.targets.sites import Site
 from randlora_pl.interop.base_model import Base, beside, load_base
+from randlora_pl.utils.errors import UserError
 
 State = dict[str, Tensor]
 

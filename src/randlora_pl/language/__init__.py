@@ -1,6 +1,6 @@
 """The language experiments: text data, prompts, answers and scores, behind the extra ``language``.
 
-`known` imports no PyTorch, so that listing the data sets is instant; what is exported here is loaded on first use.
+`catalog` imports no PyTorch, so that listing the data sets is instant; what is exported here is loaded on first use.
 """
 
 from typing import Any
@@ -8,11 +8,11 @@ from typing import Any
 __all__ = ["CausalLMTask", "LabelledTexts", "TextClassificationTask", "TextData", "load_language_task"]
 
 _HOMES = {
-    "CausalLMTask": "causal",
-    "LabelledTexts": "labelled",
-    "TextClassificationTask": "classification",
-    "TextData": "data",
-    "load_language_task": "restore",
+    "CausalLMTask": "tasks.causal_lm",
+    "LabelledTexts": "data.labelled_module",
+    "TextClassificationTask": "tasks.classification",
+    "TextData": "data.prompts_module",
+    "load_language_task": "tasks.restore",
 }
 
 

@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from randlora_pl.models.building import set_gradient_checkpointing
     from randlora_pl.models.catalog import MODELS, ModelRow
     from randlora_pl.models.clip import ImageTower, LoadedClip, clip_image_spec, load_clip, load_tokenizer, meta_clip
     from randlora_pl.models.execution import cast_frozen, compile_blocks
+    from randlora_pl.models.init_context import set_gradient_checkpointing
     from randlora_pl.models.library import library_of
     from randlora_pl.models.spec import ImageSpec, ModelIdentity
     from randlora_pl.models.text import cached_text_head, class_prompts, encode_prompts
@@ -64,7 +64,7 @@ _HOME = {
     "meta_vit": "vit",
     "vit_image_spec": "vit",
     "read_weights": "weights",
-    "set_gradient_checkpointing": "building",
+    "set_gradient_checkpointing": "init_context",
 }
 
 

@@ -13,14 +13,14 @@ from open_clip.factory import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from torch import Tensor, nn
 
-from randlora_pl.errors import UserError, first_line
-from randlora_pl.keep import kept, pristine
-from randlora_pl.models.building import check_size, patch_size, quiet, seeded
 from randlora_pl.models.clip_source import Source, download, image_size, image_spec, resolve
+from randlora_pl.models.init_context import check_size, patch_size, quiet, seeded
 from randlora_pl.models.spec import ImageSpec, ModelIdentity
 from randlora_pl.models.tiny import build_tiny, tiny_tokenizer
 from randlora_pl.models.weights import changed, load_strictly, read_weights
-from randlora_pl.weights_files import remember
+from randlora_pl.utils.errors import UserError, first_line
+from randlora_pl.utils.files.weights_files import remember
+from randlora_pl.utils.reuse import kept, pristine
 
 _log = logging.getLogger("randlora_pl")
 Tokenizer = Callable[[list[str]], Tensor]

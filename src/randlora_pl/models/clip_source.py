@@ -9,11 +9,11 @@ from typing import Any
 import open_clip
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 
-from randlora_pl.errors import UserError, first_line, near
-from randlora_pl.models.building import check_size, quiet
+from randlora_pl.models.init_context import check_size, quiet
 from randlora_pl.models.spec import ImageSpec
 from randlora_pl.models.tiny import TINY_TAG
-from randlora_pl.weights_files import looks_like_file
+from randlora_pl.utils.errors import UserError, first_line, near
+from randlora_pl.utils.files.weights_files import looks_like_file
 
 _QUICK = "-quickgelu"
 

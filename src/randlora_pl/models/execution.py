@@ -6,8 +6,8 @@ import shutil
 import torch
 from torch import nn
 
-from randlora_pl.errors import UserError, near
 from randlora_pl.models.blocks import repeated_blocks
+from randlora_pl.utils.errors import UserError, near
 
 _VARIANTS = 64
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from randlora_pl.errors import UserError, near
+from randlora_pl.utils.errors import UserError, near
 
 
 def library_of(name: str) -> Literal["open_clip", "timm"]:

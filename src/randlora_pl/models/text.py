@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from randlora_pl.cache import cache_folder, write_whole
-from randlora_pl.errors import UserError
 from randlora_pl.models.spec import ModelIdentity
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.cache_folder import cache_folder, write_whole
 
 _log = logging.getLogger("randlora_pl")
 _FORMAT = "1"  # raise when the computation changes, so that old files are not found

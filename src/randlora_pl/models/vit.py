@@ -10,12 +10,12 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from randlora_pl.errors import UserError, first_line, near
-from randlora_pl.keep import pristine
-from randlora_pl.models.building import check_size, patch_size, seeded
+from randlora_pl.models.init_context import check_size, patch_size, seeded
 from randlora_pl.models.spec import ImageSpec, ModelIdentity
 from randlora_pl.models.weights import changed, mismatch, read_weights
-from randlora_pl.weights_files import looks_like_file, remember
+from randlora_pl.utils.errors import UserError, first_line, near
+from randlora_pl.utils.files.weights_files import looks_like_file, remember
+from randlora_pl.utils.reuse import pristine
 
 _DINOV2_SIZE = 224  # the paper's; timm's configurations say 518
 

@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
-from randlora_pl.errors import UserError
 from randlora_pl.parallel.launch import launched
 from randlora_pl.parallel.sharding import AdapterFSDP
 from randlora_pl.parallel.strategy import AdapterDDP
+from randlora_pl.utils.errors import UserError
 
 SHARDED = "fsdp2"
 """Name of `AdapterFSDP` on the command line."""

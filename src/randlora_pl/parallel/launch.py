@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 
 _PATIENCE = timedelta(minutes=10)
 _MOMENT = timedelta(seconds=3)

@@ -12,9 +12,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.errors import UserError
 from randlora_pl.models.blocks import forward_methods, repeated_blocks
 from randlora_pl.parallel.strategy import AdapterDDP
+from randlora_pl.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from randlora_pl.adapters.kept import base_buffers
-from randlora_pl.errors import UserError
 from randlora_pl.parallel.exchange import Exchange, counted_mean, share
 from randlora_pl.parallel.launch import launched, store_of
+from randlora_pl.utils.errors import UserError
 
 TIMEOUT = 600.0
 """Seconds that a process waits for the others before it takes them for lost."""

@@ -20,10 +20,10 @@ from litserve import LitAPI
 from litserve.loops.simple_loops import BatchedLoop
 from litserve.utils import LitAPIStatus, LoopResponseType
 
-from randlora_pl.data.images import trust_the_limit
-from randlora_pl.errors import UserError
+from randlora_pl.data.images.decode import trust_the_limit
 from randlora_pl.serving.images import TAKEN
 from randlora_pl.serving.uploads import Upload, read_upload
+from randlora_pl.utils.errors import UserError
 
 BATCH_PIXELS = 8_000_000
 """Of the images that are decoded together with the one that has waited longest: so many take a fraction of a second."""
@@ -124,7 +124,7 @@ class Classifier(LitAPI):  # type: ignore[misc]
         import torch
 
         from randlora_pl.adapters import read_adapter
-        from randlora_pl.data.predict import frame_of
+        from randlora_pl.data.unlabelled import frame_of
         from randlora_pl.tasks import load_task
 
         torch.set_num_threads(self.threads)
@@ -159,7 +159,7 @@ class Classifier(LitAPI):  # type: ignore[misc]
         """An answer to each upload, whatever it holds."""
         import torch
 
-        from randlora_pl.data.predict import read_image
+        from randlora_pl.data.unlabelled import read_image
 
         images: list[Any] = []
         answers: list[Response | None] = []

@@ -20,14 +20,14 @@ from litserve import LitServer
 from litserve.utils import WorkerSetupStatus
 from starlette.routing import Route
 
-from randlora_pl.data.images import trust_the_limit
-from randlora_pl.errors import LostProcessError, Terminated
+from randlora_pl.data.images.decode import trust_the_limit
 from randlora_pl.serving.api import Classifier, end_with_parent
 from randlora_pl.serving.connections import Connection
 from randlora_pl.serving.gate import Gate
 from randlora_pl.serving.images import Limits
 from randlora_pl.serving.losses import LossAwareTransport
 from randlora_pl.serving.uploads import Deadline
+from randlora_pl.utils.errors import LostProcessError, Terminated
 
 QUEUE_SECONDS = 30.0
 """How long a request may wait for a worker; then it is answered with 504."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
-from randlora_pl.data.images import FORMATS, known
-from randlora_pl.errors import first_line
+from randlora_pl.data.images.decode import FORMATS, known
+from randlora_pl.utils.errors import first_line
 
 TAKEN = tuple(name for name in FORMATS if name != "AVIF")
 """No AVIF: 1.5 kB declared as 64 x 64 pixels, with a stream of 9000 x 9000 inside, were decoded without complaint."""

@@ -8,7 +8,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from randlora_pl import rng
 from randlora_pl.adapters import (
     Adapter,
     AdapterFile,
@@ -17,10 +16,9 @@ from randlora_pl.adapters import (
     set_train_mode,
     unmerge,
 )
-from randlora_pl.adapters.control import report_of
-from randlora_pl.adapters.fitting import targets_in
-from randlora_pl.adapters.several import Choice
-from randlora_pl.errors import UserError
+from randlora_pl.adapters.adapter_set import Choice
+from randlora_pl.adapters.io.compatibility import targets_in
+from randlora_pl.adapters.operations import report_of
 from randlora_pl.models import cast_frozen, compile_blocks, set_gradient_checkpointing
 from randlora_pl.tasks.defaults import (
     FROZEN_DTYPES,
@@ -30,6 +28,8 @@ from randlora_pl.tasks.defaults import (
 )
 from randlora_pl.tasks.files import SavedModule
 from randlora_pl.tasks.optim import adamw_with_schedule, parameter_groups, take_rates
+from randlora_pl.utils import rng
+from randlora_pl.utils.errors import UserError
 
 
 class AdaptationTask(SavedModule):

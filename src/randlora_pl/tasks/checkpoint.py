@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 
 
 def check_adapter(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

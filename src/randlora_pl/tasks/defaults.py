@@ -3,7 +3,7 @@
 from typing import Any
 
 from randlora_pl.adapters import Adapter
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 
 _TABLE_8 = {"FullFineTuning": 1e-5, "LoRA": 1e-3, "NoLA": 1e-3, "VeRA": 1e-2, "RandLoRA": 1e-3}
 _VISION_ONLY = {"LoRA": 1e-2, "RandLoRA": 1e-2}  # section C.3; the others are not restated there

@@ -4,7 +4,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from randlora_pl.adapters import merge, unmerge
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
 
 
 class EvaluatedModule(LightningModule):

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import Adapter, InjectionReport, save_adapter
-from randlora_pl.adapters.files import make_adapter
+from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.kept import kept_buffers, reset_buffers, update_buffers
-from randlora_pl.errors import UserError
 from randlora_pl.models import ModelIdentity
 from randlora_pl.tasks.checkpoint import check_adapter, check_tensors
 from randlora_pl.tasks.evaluation import EvaluatedModule
+from randlora_pl.utils.errors import UserError
 
 
 class SavedModule(EvaluatedModule):

@@ -7,10 +7,10 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from randlora_pl.adapters import Adapter
-from randlora_pl.errors import UserError
 from randlora_pl.models import ImageSpec, library_of
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import default_learning_rate
+from randlora_pl.utils.errors import UserError
 
 MOST_CLASSES = 50_000
 """The largest published sets have 22,000; a file that says more costs minutes of encoding and a table of gigabytes."""

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
-from randlora_pl.adapters.bases import Distribution, draw
-from randlora_pl.errors import UserError
+from randlora_pl.adapters.random_bases import Distribution, draw
 from randlora_pl.models import (
     ImageTower,
     clip_image_spec,
@@ -20,6 +19,7 @@ from randlora_pl.tasks.defaults import check_rate, check_smoothing
 from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.losses import class_losses, normalize
 from randlora_pl.tasks.optim import parameter_groups
+from randlora_pl.utils.errors import UserError
 
 
 class LinearHeadTask(ImageTask):

@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.adapters import AdapterFile, read_adapter
-from randlora_pl.adapters.files import place_adapter
-from randlora_pl.description import check_arguments
-from randlora_pl.errors import UserError
+from randlora_pl.adapters.io.save_load import place_adapter
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.text_head import TextHeadTask
 from randlora_pl.tasks.vision_language import VisionLanguageTask
-from randlora_pl.weights_files import find_weights
+from randlora_pl.utils.adapter_schema import check_arguments
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.weights_files import find_weights
 
 TASKS: dict[str, type[ImageTask]] = {task.__name__: task for task in (VisionLanguageTask, TextHeadTask, LinearHeadTask)}
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.adapters import AdapterFile, AdapterSet, read_adapter
-from randlora_pl.errors import UserError
 from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.restore import plain_task
+from randlora_pl.utils.errors import UserError
 
 
 def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: Any) -> dict[str, ImageTask]:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
-from randlora_pl.keep import kept
 from randlora_pl.models import ImageTower, cached_text_head, clip_image_spec, load_clip
 from randlora_pl.tasks.defaults import check_smoothing
 from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.losses import class_losses, normalize, similarities
+from randlora_pl.utils.reuse import kept
 
 
 class TextHeadTask(ImageTask):

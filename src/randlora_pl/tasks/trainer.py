@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from randlora_pl.quiet import ignore_remarks
+from randlora_pl.utils.text.log_filters import ignore_remarks
 
 SETTINGS: dict[str, Any] = {
     "max_epochs": 1,  # the data module plans the draws of a whole run as one epoch

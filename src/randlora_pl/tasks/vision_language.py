@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
-from randlora_pl.errors import UserError
 from randlora_pl.models import clip_image_spec, encode_prompts, load_clip
 from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.losses import WindowFeatures, caption_losses, counted_classes, normalize, similarities
 from randlora_pl.tasks.retrieval import PairCollector, recalls, unique_rows
+from randlora_pl.utils.errors import UserError
 
 
 class VisionLanguageTask(ImageTask):

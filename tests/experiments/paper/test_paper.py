@@ -5,9 +5,9 @@ from statistics import fmean
 
 import pytest
 
-from randlora_pl.data.catalog import PAPER
-from randlora_pl.errors import UserError
+from randlora_pl.data.catalog.registry import PAPER
 from randlora_pl.experiments.paper import column_of, datasets, numbers, table
+from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
 B32, L14, H14, DINO = "CLIP-ViT-B/32", "CLIP-ViT-L/14", "CLIP-ViT-H/14", "DINOv2-ViT-B/14"
@@ -112,7 +112,7 @@ def test_table_seven() -> None:
 
 
 def test_the_catalog_agrees_with_table_seven() -> None:
-    from randlora_pl.data.catalog import CATALOG
+    from randlora_pl.data.catalog.registry import CATALOG
 
     for name in PAPER:
         column = column_of(name)

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from randlora_pl.language.commonsense import TASKS
+from randlora_pl.language.datasets.commonsense import TASKS
 from tests.experiments.report.sweeps import write_cell
 
 ACCURACY = dict(zip(TASKS, (0.61, 0.68, 0.66, 0.40, 0.57, 0.62, 0.48, 0.60), strict=True))

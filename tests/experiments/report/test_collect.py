@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.errors import UserError
 from randlora_pl.experiments.report.collect import Sweep, read_sweep
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.sweep import locks
 from randlora_pl.experiments.sweep.locks import acquire
+from randlora_pl.utils.errors import UserError
 from tests.experiments.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
 from tests.support.products import in_one_item
 

@@ -9,15 +9,15 @@ from statistics import fmean
 
 import pytest
 
-from randlora_pl.errors import UserError
-from randlora_pl.experiments.report.build import build
 from randlora_pl.experiments.report.collect import Sweep, read_sweep
 from randlora_pl.experiments.report.document import Cell, Document, Picture, Section, Table
 from randlora_pl.experiments.report.files import write_report
 from randlora_pl.experiments.report.html import html as to_html
 from randlora_pl.experiments.report.markdown import _picture, markdown
 from randlora_pl.experiments.report.plan import Key
+from randlora_pl.experiments.report.render import build
 from randlora_pl.experiments.report.results import Results
+from randlora_pl.utils.errors import UserError
 from tests.experiments.report.sweeps import METHODS, description, write_sweep
 
 SMALL = description(datasets=["cars", "dtd"], budgets=[1], methods={m: METHODS[m] for m in ("LoRA-32", "RandLoRA-6")})

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 import yaml
 
-from randlora_pl.data.catalog import PAPER
-from randlora_pl.errors import UserError
+from randlora_pl.data.catalog.registry import PAPER
 from randlora_pl.experiments.report.plan import Key, budget_label, budget_order, read_plan
+from randlora_pl.utils.errors import UserError
 from tests.experiments.report.sweeps import description
 
 

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from randlora_pl.experiments.report.beside import Beside
 from randlora_pl.experiments.report.collect import Sweep, read_sweep
 from randlora_pl.experiments.report.document import Picture
 from randlora_pl.experiments.report.files import draw
 from randlora_pl.experiments.report.plots import COLOURS, INK, budget_picture, parameter_picture, short_count
 from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.sections.paper_comparison import Beside
 from tests.experiments.report.sweeps import MODELS, description, figures_of, write_cell, write_sweep
 from tests.support.products import in_one_item
 

@@ -6,14 +6,14 @@ from statistics import fmean, stdev
 
 import pytest
 
-from randlora_pl.experiments.report.accuracy import accuracy_table, average_table, percent, signed
-from randlora_pl.experiments.report.beside import Beside, Footnotes
 from randlora_pl.experiments.report.collect import Sweep, read_sweep
-from randlora_pl.experiments.report.cost import ALLOCATED, RESIDENT, cost_table
 from randlora_pl.experiments.report.document import Cell, Table, many
 from randlora_pl.experiments.report.plan import Key
-from randlora_pl.experiments.report.ranks import rank_table
 from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.sections.accuracy import accuracy_table, average_table, percent, signed
+from randlora_pl.experiments.report.sections.cost import ALLOCATED, RESIDENT, cost_table
+from randlora_pl.experiments.report.sections.paper_comparison import Beside, Footnotes
+from randlora_pl.experiments.report.sections.ranks import rank_table
 from tests.experiments.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
 
 B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from randlora_pl.cli.cells import composer
+from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.plan import Cell, plan
 

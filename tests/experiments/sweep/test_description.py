@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_pl.data.catalog import PAPER
-from randlora_pl.errors import UserError
+from randlora_pl.data.catalog.registry import PAPER
 from randlora_pl.experiments.sweep.description import Description, budget, budget_options, is_zero_shot
+from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import GRID
 from tests.support.products import in_one_item
 

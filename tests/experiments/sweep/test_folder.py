@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN, SweepFolder
+from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import GRID, cells_of
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.cli.sweep import run_in_job
-from randlora_pl.errors import UserError
+from randlora_pl.cli.sweep.sweep import run_in_job
 from randlora_pl.experiments.sweep import launch, locks
-from tests.cli.conftest import Run
-from tests.cli.conftest import run as run  # the fixture
+from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import written
+from tests.support.cli import Run
 
 
 def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +128,7 @@ def test_what_is_submitted_to_slurm(run: Run, tmp_path: Path, monkeypatch: pytes
         assert line in script
     (first, *_) = sorted((tmp_path / "runs/sweeps/small/slurm").glob("*_submitted.pkl"))
     call = submitit.core.utils.DelayedSubmission.load(first)
-    assert call.function.__module__ == "randlora_pl.cli.sweep" and call.function.__name__ == "run_in_job"
+    assert call.function.__module__ == "randlora_pl.cli.sweep.sweep" and call.function.__name__ == "run_in_job"
     assert call.args[0][:2] == ["sweep", str(tmp_path / "small.yaml")]
     assert call.args[0][2:] == ["--only", "method=LoRA-4", "--output", str(tmp_path / "runs/sweeps/small")]
     for bad, said in ((("timeout=1",), "timeout"), (("partition",), "expected KEY=VALUE")):

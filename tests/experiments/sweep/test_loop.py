@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep import loop as module
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN, SweepFolder
 from randlora_pl.experiments.sweep.locks import acquire
 from randlora_pl.experiments.sweep.loop import Loop
 from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import cells_of
 
 CELLS = cells_of(seeds=[1, 2])

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep.plan import Labels, digest, essence, only, shard
+from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import GRID, cells_of
 from tests.support.products import in_one_item
 

@@ -8,8 +8,8 @@ from functools import cache
 from importlib.resources import files
 from statistics import fmean
 
-from randlora_pl.data.catalog import PAPER
-from randlora_pl.errors import UserError
+from randlora_pl.data.catalog.registry import PAPER
+from randlora_pl.utils.errors import UserError
 
 SOURCE = (
     "Albert, Zhang, Saratchandran, Rodriguez-Opazo, van den Hengel, Abbasnejad: RandLoRA: Full-Rank "

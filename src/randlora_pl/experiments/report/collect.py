@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.documents import parse_json
-from randlora_pl.errors import UserError
 from randlora_pl.experiments.report.plan import FILE, ZERO_SHOT, Key, Plan, budget_order, read_plan
 from randlora_pl.experiments.sweep.locks import holder
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.documents import parse_json
 
 FINISHED, FAILED, RUNNING, UNFINISHED, DAMAGED, NOT_RUN = (
     *("finished", "failed", "running", "unfinished", "damaged", "not run"),

@@ -8,14 +8,14 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from randlora_pl.errors import UserError
-from randlora_pl.experiments.report.build import build
 from randlora_pl.experiments.report.collect import Sweep
 from randlora_pl.experiments.report.document import Picture
 from randlora_pl.experiments.report.html import html
 from randlora_pl.experiments.report.markdown import markdown
 from randlora_pl.experiments.report.plan import FILE
+from randlora_pl.experiments.report.render import build
 from randlora_pl.experiments.report.spreadsheets import cells_csv, summary_csv
+from randlora_pl.utils.errors import UserError
 
 FIGURES = "figures"
 

@@ -4,10 +4,10 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.errors import UserError
-from randlora_pl.experiments.report.by_test import PREFIX
 from randlora_pl.experiments.report.collect import Run
 from randlora_pl.experiments.report.plan import Key
+from randlora_pl.experiments.report.sections.per_dataset import PREFIX
+from randlora_pl.utils.errors import UserError
 
 CELLS = "cells.csv"
 _LABELS = ("model", "family", "dataset", "budget", "method", "seed", "state", "reason", "accuracy", "zeroshot_accuracy")

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from randlora_pl.data.catalog import PAPER
-from randlora_pl.documents import parse_yaml
-from randlora_pl.errors import UserError, first_line
+from randlora_pl.data.catalog.registry import PAPER
 from randlora_pl.experiments.sweep.provenance import checked
+from randlora_pl.utils.errors import UserError, first_line
+from randlora_pl.utils.files.documents import parse_yaml
 
 FILE = "sweep.yaml"
 ZERO_SHOT = "zero-shot"

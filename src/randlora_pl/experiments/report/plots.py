@@ -9,11 +9,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from randlora_pl.experiments.report.accuracy import identifier
-from randlora_pl.experiments.report.beside import Beside
 from randlora_pl.experiments.report.document import Picture, many
 from randlora_pl.experiments.report.plan import ZERO_SHOT, Key
 from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.sections.accuracy import identifier
+from randlora_pl.experiments.report.sections.paper_comparison import Beside
 from randlora_pl.experiments.report.statistics import Estimate
 
 COLOURS = (

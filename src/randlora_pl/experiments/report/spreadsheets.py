@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from randlora_pl.csv_text import csv_text
-from randlora_pl.experiments.report.beside import Beside
-from randlora_pl.experiments.report.by_test import PREFIX, by_test, tests_of
 from randlora_pl.experiments.report.collect import Sweep
 from randlora_pl.experiments.report.plan import Key
-from randlora_pl.experiments.report.rates import Rates
 from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.sections.paper_comparison import Beside
+from randlora_pl.experiments.report.sections.per_dataset import PREFIX, by_test, tests_of
+from randlora_pl.experiments.report.sections.rates import Rates
 from randlora_pl.experiments.report.statistics import Estimate
+from randlora_pl.utils.text.csv_text import csv_text
 
 _FACTS = (
     *("method", "task", "trainable_parameters", "total_parameters", "fit_seconds", "images_per_second"),

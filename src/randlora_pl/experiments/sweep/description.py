@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from randlora_pl.data.catalog import PAPER
-from randlora_pl.errors import UserError, near
+from randlora_pl.data.catalog.registry import PAPER
 from randlora_pl.experiments.sweep.provenance import checked, joined
+from randlora_pl.utils.errors import UserError, near
 
 Tree = dict[str, Any]
 

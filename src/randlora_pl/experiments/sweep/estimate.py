@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from randlora_pl.data.catalog import CATALOG
-from randlora_pl.experiments.sweep.build import Counts, counts, steps, window
+from randlora_pl.data.catalog.registry import CATALOG
+from randlora_pl.experiments.sweep.expand import Counts, counts, steps, window
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell
 from randlora_pl.experiments.sweep.texts import is_text, test_samples, text_tokens

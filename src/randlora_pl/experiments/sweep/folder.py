@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
-from randlora_pl.cache import write_whole
-from randlora_pl.documents import parse_json, parse_yaml
-from randlora_pl.errors import UserError
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.locks import holder
 from randlora_pl.experiments.sweep.plan import Cell, Labels
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.cache_folder import write_whole
+from randlora_pl.utils.files.documents import parse_json, parse_yaml
 
 DONE, FAILED, OPEN = "done", "failed", "open"
 

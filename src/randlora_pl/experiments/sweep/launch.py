@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.errors import UserError, first_line
+from randlora_pl.utils.errors import UserError, first_line
 
 PARENT = "RANDLORA_PL_SWEEP_PARENT"
 """Environment variable of the processes that `local` starts."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.documents import parse_json
+from randlora_pl.utils.files.documents import parse_json
 
 BEAT = 20.0
 """Seconds between two signs of life."""

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from randlora_pl.errors import LostProcessError, UserError
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.locks import acquire
 from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.utils.errors import LostProcessError, UserError
 
 _PAUSE = 1.0
 """Seconds between two looks at what other processes are doing."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
 
-from randlora_pl.data.catalog import CATALOG
-from randlora_pl.errors import UserError, errors_in, near
+from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, Description, Tree, is_zero_shot
-from randlora_pl.language.sizes import OWN_TEXTS
+from randlora_pl.language.dataset_sizes import OWN_TEXTS
+from randlora_pl.utils.errors import UserError, errors_in, near
 
 _HOW = (
     *("run", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "config"),

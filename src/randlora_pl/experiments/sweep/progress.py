@@ -11,11 +11,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from randlora_pl.durations import duration
 from randlora_pl.experiments.sweep.estimate import Estimator
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.loop import Watch
 from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.utils.text.formatting import duration
 
 RESCAN = 10.0
 """Seconds between two looks at the folder, which may be far away."""

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.documents import parse_json
-from randlora_pl.errors import UserError
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.documents import parse_json
 
 FILE = "tuning.json"
 """What `tune` writes."""

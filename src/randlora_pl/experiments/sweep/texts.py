@@ -3,8 +3,8 @@
 import math
 
 from randlora_pl.experiments.sweep.description import Tree
-from randlora_pl.language.known import TASKS
-from randlora_pl.language.sizes import SIZES, TESTS, Size
+from randlora_pl.language.catalog import TASKS
+from randlora_pl.language.dataset_sizes import SIZES, TESTS, Size
 
 
 def is_text(tree: Tree) -> bool:

@@ -15,12 +15,12 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
-from randlora_pl.adapters.files import METHODS
-from randlora_pl.errors import UserError, errors_in, near
+from randlora_pl.adapters.io.save_load import METHODS
 from randlora_pl.experiments.choice import best_of, climb
 from randlora_pl.experiments.sweep.description import Description, Tree, budgets, is_zero_shot, whole_numbers
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, Composer, plan
+from randlora_pl.utils.errors import UserError, errors_in, near
 
 FINALISTS = 2
 VALIDATED = {"trainer": {"limit_val_batches": 1.0, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}}

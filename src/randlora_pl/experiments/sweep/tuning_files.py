@@ -5,9 +5,9 @@ from statistics import fmean
 
 import yaml
 
-from randlora_pl.errors import shortened
 from randlora_pl.experiments.sweep.description import Description, Tree
 from randlora_pl.experiments.sweep.provenance import FILE
+from randlora_pl.utils.errors import shortened
 
 
 def markdown(report: Tree) -> str:

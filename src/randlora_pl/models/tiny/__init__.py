@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from randlora_pl.errors import UserError, near
-from randlora_pl.models.building import seeded
+from randlora_pl.models.init_context import seeded
+from randlora_pl.utils.errors import UserError, near
 
 TINY_TAG = "emoji-fashion"
 _FILES = resources.files(__name__)

@@ -1,0 +1,1 @@
+"""Adapter files: format, schema, checks against a model, saving and loading."""

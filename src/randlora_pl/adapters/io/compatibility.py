@@ -1,0 +1,154 @@
+"""Whether a saved adapter fits a model: every mismatch by name, before anything is touched."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from randlora_pl.adapters.inject import InjectionReport, make_deltas
+from randlora_pl.adapters.io.base_hash import hash_weights
+from randlora_pl.adapters.io.state import adapter_state
+from randlora_pl.adapters.kept import base_buffers, update_buffers
+from randlora_pl.adapters.methods.whole.full import Whole
+from randlora_pl.adapters.operations import too_small, with_bases
+from randlora_pl.adapters.random_bases import GENERATOR
+from randlora_pl.adapters.targets.sites import Site, find_sites
+from randlora_pl.adapters.trained import choose_beside, chosen_tensors, trained_tensors
+from randlora_pl.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from randlora_pl.adapters.io.save_load import AdapterFile
+
+_log = logging.getLogger(__name__)
+Shapes = dict[str, tuple[int, ...]]
+
+
+def differences(file: "AdapterFile", model: nn.Module, present: InjectionReport) -> list[str]:
+    """Everything that keeps an adapter from replacing the one that a model has."""
+    if file.adapter.identity() != present.adapter.identity():
+        raise UserError(
+            f"{file.path} holds {file.adapter.describe()}, the model has {present.adapter.describe()}: "
+            "unload(model) first, or start from the base model."
+        )
+    state = adapter_state(model)
+    expected = _shapes({**state.updates, **state.own, **update_buffers(model)})
+    return (
+        _base_problem(file, state.base_hash)
+        + _bases_problem(file, present.fingerprint, model.modules())
+        + _compare(file, expected, _shapes(base_buffers(model)))
+    )
+
+
+def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
+    """Everything that keeps an adapter from fitting a base model."""
+    try:
+        beside = trained_tensors(model, file.trained)
+    except UserError as error:
+        return [str(error)]
+    found, statistics = _base_problem(file, hash_weights(model, beside)), _shapes(base_buffers(model))
+    if isinstance(file.adapter, Whole):
+        chosen = chosen_tensors(model, file.adapter)
+        if chosen and file.config["format_version"] < 3 and any(_has_statistics(each) for each in model.modules()):
+            _log.warning(
+                "%s is of format %s, which has no running statistics (BatchNorm): the base model's are used, and "
+                "predictions differ from the training's. Train again to save them.",
+                file.path,
+                file.config["format_version"],
+            )
+        return found + _compare(file, _shapes({**chosen, **beside}), statistics)
+    try:
+        sites = choose_beside(model, targets_in(file, model), file.adapter, beside).sites
+    except UserError as error:
+        return [*found, str(error)]
+    shapes = {s.shape.layer: [s.shape.out_features, s.shape.in_features] for s in sites}
+    saved = file.config.get("layers", {})
+    layers = [name for name in sorted(shapes.keys() | saved.keys()) if shapes.get(name) != saved.get(name)]
+    if layers:
+        return found + [f"layer {name} is {saved.get(name)} there and {shapes.get(name)} here" for name in layers]
+    deltas, fingerprint = make_deltas(file.adapter, sites, model)
+    found += _bases_problem(file, fingerprint, (module for delta in deltas.values() for module in delta.modules()))
+    expected = _shapes(beside)
+    for site, delta in deltas.items():
+        own = {**dict(delta.named_parameters()), **update_buffers(delta)}
+        expected |= _shapes({f"{tensor_prefix(site)}{name}": value for name, value in own.items()})
+    return found + _compare(file, expected, statistics)
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return isinstance(module, _NormBase) and module.track_running_stats
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def targets_in(file: "AdapterFile", model: nn.Module) -> list[str] | None:
+    """The targets that give the layers of a file in a model.
+
+    They are its own, or where those name other layers by now (an older default), exactly its layers; but only in the
+    base model that it was trained on.
+
+    Raises:
+        UserError: What trains whole beside the adapter is not in the model.
+    """
+    if isinstance(file.adapter, Whole):
+        return file.targets
+    shapes = {s.shape.layer: (s.shape.out_features, s.shape.in_features) for s in find_sites(model)}
+    there = file.config.get("base_model", {}).get("weights_sha256_sampled")
+    ours = all(shapes.get(name) == shape for name, shape in file.layers.items())
+    beside = trained_tensors(model, file.trained)
+    if not ours or not there or there != hash_weights(model, beside):
+        return file.targets
+    try:
+        chosen = choose_beside(model, file.targets, file.adapter, beside)
+    except UserError:
+        return file.targets
+    same = {site.shape.layer for site in chosen.sites} == file.layers.keys()
+    return file.targets if same else [f"^{re.escape(name)}" for name in file.layers]
+
+
+def _base_problem(file: "AdapterFile", here: str) -> list[str]:
+    base = file.config.get("base_model", {})
+    name = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
+    there = base.get("weights_sha256_sampled")
+    if here and there and here != there:
+        return [f"it was trained on other weights ({name or 'base'} {there[:12]}, this model {here[:12]})"]
+    return []
+
+
+def _bases_problem(file: "AdapterFile", here: str, modules: Iterable[nn.Module]) -> list[str]:
+    if file.bases is not None:  # they come along, whatever the seed gives
+        problem = too_small(file.bases, with_bases(modules))
+        return [problem] if problem else []
+    there, generator = file.config.get("fingerprint"), file.config.get("generator")
+    if generator == GENERATOR and there == here:
+        return []
+    return [
+        f"its random bases are {str(there)[:12]} by {generator}, "
+        f"seed {file.adapter.key} gives {here[:12]} by {GENERATOR} here"
+    ]
+
+
+def tensor_prefix(site: Site) -> str:
+    """What precedes an update's own tensor names in the adapted model's state dict."""
+    return f"{site.path}.delta.{site.block}.".lstrip(".") if site.block else f"{site.path}.delta.".lstrip(".")
+
+
+def _compare(file: "AdapterFile", needed: Shapes, statistics: Shapes) -> list[str]:
+    """Compare the tensors of a file with those that are needed, and with the statistics that it may keep."""
+    tensors, found = file.tensors, []
+    known = needed | {name: shape for name, shape in statistics.items() if name in file.kept}
+    for label, names in (
+        ("missing", sorted(needed.keys() - tensors.keys())),
+        ("unexpected", sorted(tensors.keys() - known.keys())),
+    ):
+        if names:
+            found.append(f"{len(names)} {label} tensors ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})")
+    return found + [
+        f"{name} has shape {tuple(tensors[name].shape)} there and {shape} here"
+        for name, shape in sorted(known.items())
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]

@@ -1,0 +1,214 @@
+"""Structured bases: a B that is never stored and costs next to nothing to apply.
+
+    B[k d + q b + i, p] = s[k d + q b + i'] H[i, i'] O[q, q'] t[p mod d],   p mod d = q' b + i'
+
+for the larger side D and the smaller side d of a weight: as many copies k of a d x d orthogonal matrix as
+it takes to fill D rows, the last one cut off. H (b, b) and O (m, m) with b m = d are fixed orthogonal
+transforms with entries of unit mean square, s and t are random signs. In matrices, one copy is the product
+``(I_m x H) diag(s_k) (O x I_b) diag(t)``: O mixes the blocks, H mixes inside each block, and the signs before
+each of them keep what the bases have in common (the same A, equal scalings) from adding up in one block. This
+is the randomised Hadamard transform (Ailon and Chazelle, 2009), stacked with fresh signs as in Fastfood
+(Le, Sarlos and Smola, 2013).
+
+Why copies, and not D' = D with some columns left out: a block of b rows then depends on b numbers and not
+on b d / D, so every row block of a packed q/k/v weight gets an update of full rank of its own. And why
+they need no padding: the first copy is square and orthogonal, so B has rank min(d, n r) whatever D is;
+columns beyond d repeat the first ones under their own lambda and gamma.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from randlora_pl.adapters.kernels.dropout import in_parts
+
+STRUCTURE = "hadamard/1"
+"""Name and version of the structure; part of the fingerprint, changed whenever an entry would change."""
+
+BLOCK = 64
+"""H is at least this large where d is: 64 x 64 products run near the speed of large ones."""
+
+_CACHE: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+
+class Piece(NamedTuple):
+    """Rows ``start`` to ``stop`` of B: ``number`` blocks of ``height`` rows, the first of them block ``first``."""
+
+    start: int
+    stop: int
+    first: int
+    number: int
+    height: int
+
+    def of_rows(self, matrix: Tensor) -> Tensor:
+        """A view of these rows of a matrix (D, columns) by block, (number, height, columns)."""
+        return matrix[self.start : self.stop].view(self.number, self.height, matrix.shape[1])
+
+    def of_columns(self, matrix: Tensor) -> Tensor:
+        """A view of these columns of a matrix (rows, D) by block, (number, rows, height)."""
+        return matrix[:, self.start : self.stop].view(matrix.shape[0], self.number, self.height).transpose(0, 1)
+
+
+def block_size(small: int) -> int:
+    """b: the smallest divisor of d of at least 64, so 64 for the usual widths; d itself where it is smaller."""
+    return next((size for size in range(min(BLOCK, small), small) if small % size == 0), small)
+
+
+def copies(large: int, small: int) -> int:
+    """Number of d x d copies that fill D rows."""
+    return -(-large // small)
+
+
+def transform(size: int) -> Tensor:
+    """An orthogonal matrix times sqrt(size), so that its entries have unit mean square; float64, symmetric.
+
+    The Walsh-Hadamard matrix for powers of two, times the Hartley matrix cos + sin (Bracewell, 1983) for the
+    odd rest of the size.
+    """
+    power = size & -size
+    odd = size // power
+    index = torch.arange(odd)
+    angle = (index[:, None] * index % odd).to(torch.float64) * (2 * math.pi / odd)
+    result = torch.cos(angle) + torch.sin(angle)
+    for _ in range(power.bit_length() - 1):
+        result = torch.cat([torch.cat([result, result], 1), torch.cat([result, -result], 1)])
+    return result
+
+
+def _constant(size: int, like: Tensor) -> Tensor:
+    """`transform` beside a tensor, made once."""
+    key = (size, like.dtype, like.device)
+    traced = (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or like.is_meta
+        or type(like) is not Tensor
+    )
+    if traced or key not in _CACHE:
+        with torch.inference_mode(False), torch.no_grad():
+            made = transform(size).to(like)
+        if traced or type(made) is not Tensor:
+            return made
+        _CACHE[key] = made
+    return _CACHE[key]
+
+
+class Hadamard:
+    """B (D, n r) of one layer.
+
+    Args:
+        signs: Random signs of the model, int8 (at least ``copies * d``, 2): s and t.
+        large: D.
+        small: d.
+        columns: n r.
+    """
+
+    def __init__(self, signs: Tensor, large: int, small: int, columns: int) -> None:
+        self.signs, self.turns = signs[:, 0], signs[:small, 1]
+        self.large, self.small, self.columns = int(large), int(small), columns
+        self.block = self.width = block_size(self.small)
+        self.blocks = self.small // self.block
+        self.inner = self.small
+
+    def pieces(self) -> list[Piece]:
+        """The copies from the top; the last one may end inside a block."""
+        result = []
+        for start in range(0, self.large, self.small):
+            number, rest = divmod(min(self.small, self.large - start), self.block)
+            stop = start + number * self.block
+            if number:
+                result.append(Piece(start, stop, 0, number, self.block))
+            if rest:
+                result.append(Piece(stop, stop + rest, number, 1, rest))
+        return result
+
+    def turned_blocks(self, piece: Piece, dtype: torch.dtype) -> Tensor:
+        """H diag(s) of each block of a piece, (count, height, b)."""
+        signs = self.signs[piece.start : piece.start + piece.number * self.block].to(dtype)
+        return _constant(self.block, signs)[: piece.height] * signs.view(piece.number, 1, self.block)
+
+    def mixed(self, stack: Tensor) -> Tensor:
+        """(O x I_b) diag(t) S, (m, b, ...), for S (n r, ...)."""
+        if len(stack) < self.small:
+            stack = pad(stack, (0, 0, 0, self.small - len(stack)))
+        elif len(stack) > self.small:  # column p of B is column p mod d
+            rest, stack = stack[self.small :], stack[: self.small].clone()
+            for part in torch.split(rest, self.small):
+                stack[: len(part)] += part
+        stack = stack * self.turns.to(stack.dtype)[:, None]
+        mixed = _constant(self.blocks, stack) @ stack.reshape(self.blocks, -1)
+        return mixed.view(self.blocks, self.block, -1)
+
+    def unmixed(self, mixed: Tensor) -> Tensor:
+        """The transpose of `mixed`: (m, b, ...) to (n r, ...)."""
+        stack = (_constant(self.blocks, mixed) @ mixed.flatten(1)).view(self.small, -1)
+        stack = stack * self.turns.to(stack.dtype)[:, None]
+        repeats = -(-self.columns // self.small)
+        return stack[: self.columns] if repeats == 1 else stack.repeat(repeats, 1)[: self.columns]
+
+    def add_to(self, weight: Tensor, stack: Tensor, transposed: bool) -> Tensor:
+        """Adds B S (D, d), or its transpose, to a weight, in place unless a compiler looks on; S is (n r, d)."""
+        mixed = self.mixed(stack).to(weight.dtype)
+        parts = []
+        for piece in self.pieces():
+            turned, part = self.turned_blocks(piece, weight.dtype), mixed[piece.first : piece.first + piece.number]
+            if torch.compiler.is_compiling():  # which cannot write to blocks of columns
+                parts.append(torch.bmm(turned, part).flatten(0, 1))
+            elif transposed:
+                columns = piece.of_columns(weight)
+                columns.baddbmm_(part.transpose(1, 2), turned.transpose(1, 2))
+            else:
+                piece.of_rows(weight).baddbmm_(turned, part)
+        if parts:
+            total = torch.cat(parts)
+            return weight + (total.T if transposed else total)
+        return weight
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """B itself, (D, n r): what the other methods never make."""
+        eye = torch.eye(self.columns, dtype=dtype, device=self.signs.device)
+        return self.add_to(eye.new_zeros(self.large, self.columns), eye, False)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """The blocks and signs of ``tokens @ B``, (T, m, b), for tokens (T, D); the rest is left to `unmixed`."""
+        result = tokens.new_empty(len(tokens), self.blocks, self.block)
+        turned = [(piece, self.turned_blocks(piece, tokens.dtype)) for piece in self.pieces()]
+        for part in in_parts(tokens):
+            some = tokens[part]
+            total = torch.bmm(turned[0][0].of_columns(some), turned[0][1])  # the first copy is never cut off
+            for piece, blocks in turned[1:]:
+                total[piece.first : piece.first + piece.number].baddbmm_(piece.of_columns(some), blocks)
+            result[part] = total.transpose(0, 1)
+        return result
+
+    def expand(self, mixed: Tensor, onto: Tensor | None = None) -> Tensor:
+        """The transpose of `project`: ``mixed`` (T, d), tokens times what `mixed` made of S transposed, to (T, D).
+
+        It is added to a tensor that is given, in place unless a compiler looks on.
+        """
+        blocks = mixed.view(len(mixed), self.blocks, self.block).transpose(0, 1)
+        turned = [(piece, self.turned_blocks(piece, mixed.dtype).mT) for piece in self.pieces()]
+        if torch.compiler.is_compiling():
+            parts = [torch.bmm(blocks[piece.first : piece.first + piece.number], each) for piece, each in turned]
+            result = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], 1)
+            return result if onto is None else onto + result
+        result = mixed.new_zeros(len(mixed), self.large) if onto is None else onto
+        for piece, each in turned:
+            piece.of_columns(result).baddbmm_(blocks[piece.first : piece.first + piece.number], each)
+        return result
+
+    def contract(self, projected: Tensor, others: Tensor) -> Tensor:
+        """``B^T (tokens^T others)``, (m, b, d) before `unmixed`, for projected tokens and others (T, d)."""
+        return (projected.flatten(1).T @ others).view(self.blocks, self.block, -1)
+
+    def reduce(self, gradient: Tensor) -> Tensor:
+        """``B^T G``, (m, b, d) before `unmixed`, for G (D, d)."""
+        first, *others = self.pieces()
+        result = torch.bmm(self.turned_blocks(first, gradient.dtype).transpose(1, 2), first.of_rows(gradient))
+        for piece in others:
+            turned = self.turned_blocks(piece, gradient.dtype).transpose(1, 2)
+            result[piece.first : piece.first + piece.number].baddbmm_(turned, piece.of_rows(gradient))
+        return result

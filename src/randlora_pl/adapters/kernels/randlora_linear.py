@@ -1,0 +1,242 @@
+"""The sum of scaled bases and the layer around it: B S built, multiplied and differentiated at the least cost.
+
+B (D, n r) holds the bases side by side, S (n r, d) the rows lambda_jk A_k gamma_j. The frozen weight W0 is
+(D, d), or (d, D) where it is wider than tall; T is the number of tokens, L (T, D) stands for whichever of the
+input and the output's gradient has the larger side, M (T, d) for the other one.
+
+- Forward, W0 + B S is built once and multiplied once. PEFT's two products through B and S cost T (D + d) n r,
+  which is less for few tokens only. Beside a frozen layer of its own (dropout on the update's input, a quantised
+  weight) a built B S takes a second product of T D d, and two products are less more often: see `cheapest_alone`.
+- Backward, the gradient of S is ``B^T (L^T M)`` or ``(L B)^T M``, whichever takes fewer operations, and
+  becomes those of lambda and gamma at once: neither S nor a gradient of the weight's size outlives the call.
+- Between the two passes a layer keeps M, or L, or the smaller L B, and W0 + B S only on demand.
+- Tokens whose gradient is zero are left out of the backward pass: above the last attention of a model that pools
+  one token, those are all the others.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from randlora_pl.adapters.kernels.basis_product import Form, Stored, effective, stacked, unstacked
+from randlora_pl.adapters.kernels.dropout import in_parts, masked
+from randlora_pl.adapters.kernels.hadamard import Hadamard
+
+_PROBES = 13  # no divisor of usual numbers of tokens, so that an image's first token is not met each time
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off: every product here has its dtype already."""
+    kind = tensor.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
+
+
+class SumOfBases(torch.autograd.Function):
+    """B S as a matrix of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, lambdas: Tensor, gammas: Tensor, a: Tensor, b: Tensor, form: Form) -> Tensor:
+        """Args: lambda (n, r), gamma (n, d), A (r, d), B (D, n, r) or signs. Returns (D, d), or (d, D)."""
+        ctx.save_for_backward(lambdas, gammas, a, b)  # a and b are views of the shared tensors
+        ctx.form = form
+        with without_autocast(lambdas):
+            result = torch.zeros(form.shape, dtype=form.dtype, device=lambdas.device)
+            return form.basis(b, lambdas).add_to(result, stacked(lambdas, gammas, a, form.peft), form.transposed)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Reduces the (D, d) gradient to those of lambda and gamma at once."""
+        lambdas, gammas, a, b = ctx.saved_tensors
+        form = ctx.form
+        with without_autocast(lambdas):
+            gradient = gradients[0].to(form.dtype)
+            basis = form.basis(b, lambdas)
+            stack = basis.reduce(gradient.T if form.transposed else gradient).to(lambdas.dtype)
+            return *unstacked(basis.unmixed(stack), lambdas, gammas, a, form.peft), None, None, None
+
+
+class AdaptedProduct(torch.autograd.Function):
+    """``x (W0 + B S)^T + bias`` for a frozen W0; ``x (B S)^T`` without; ``x W0^T + m(x) (B S)^T + bias`` with a mask.
+
+    m sets entries to zero. Its part is added to outputs and gradients in place, some tokens after others: memory of the
+    size of a layer's wide side is new to a process each time, and on a CPU takes as long as a tenth of a product.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        lambdas: Tensor,
+        gammas: Tensor,
+        a: Tensor,
+        b: Tensor,
+        form: Form,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Args: x (..., in), W0 (out, in), bias (out), lambda (n, r), gamma (n, d), A (r, d), B or signs, mask as x."""
+        need_x, need_sum = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:5])
+        output, built, projected = product(x, weight, bias, lambdas, gammas, a, b, form, need_sum, mask)
+        ctx.projected, ctx.alone = projected is not None, weight is None or mask is not None
+        ctx.save_for_backward(
+            (x if projected is None else projected) if need_sum else None,
+            built if need_x else None,
+            weight if need_x and (built is None or mask is not None) else None,
+            mask if need_x or (need_sum and projected is None) else None,
+            lambdas, gammas, a, b,
+        )  # fmt: skip
+        ctx.form, ctx.shape = form, x.shape
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of x, bias, lambda and gamma."""
+        need_x, _, need_bias, *need_sum = ctx.needs_input_grad[:5]
+        kept, built, weight, mask, lambdas, gammas, a, b = ctx.saved_tensors
+        form = ctx.form
+        out_features, in_features = form.shape
+        grad_x = grad_lambdas = grad_gammas = None
+        with without_autocast(gradient):
+            gradient = gradient.reshape(-1, out_features)
+            kept = kept if kept is None or ctx.projected else kept.reshape(-1, in_features)
+            mask = None if mask is None else mask.reshape(-1, in_features)
+            tokens, rows = len(gradient), rows_that_count(gradient)
+            if rows is not None:
+                gradient = gradient[rows]
+                kept, mask = (None if each is None else each[rows] for each in (kept, mask))
+            basis = form.basis(b, lambdas)
+            choice = form.choose(basis, len(gradient), ctx.alone, any(need_sum))
+            projected = kept if ctx.projected else None
+            if not form.transposed and choice.project and (any(need_sum) or not choice.build):
+                projected = basis.project(gradient)
+            if need_x:
+                if built is None:
+                    stack = stacked(lambdas, gammas, a, form.peft)
+                    if choice.build:
+                        built = effective(None if ctx.alone else weight, basis, stack, form, gradient.dtype)
+                    else:
+                        mixed = basis.mixed(stack).to(gradient.dtype)
+                plain = None
+                if weight is not None and (built is None or mask is not None):
+                    plain = gradient @ weight.to(gradient.dtype)
+                if built is None:
+                    thin = None if form.transposed else projected
+                    grad_x = add_masked(plain, mask, partial(add_product, basis, mixed), gradient, thin)
+                else:
+                    grad_x = add_masked(plain, mask, partial(add_matmul, built), gradient)
+            if any(need_sum):
+                kept = kept if ctx.projected else masked(kept, mask)
+                many, few = (kept, gradient) if form.transposed else (gradient, kept)
+                if choice.project or projected is not None:
+                    stack = basis.contract(basis.project(many) if projected is None else projected, few)
+                else:
+                    stack = basis.reduce((many.T @ few).to(form.dtype))
+                stack = basis.unmixed(stack.to(lambdas.dtype))
+                grad_lambdas, grad_gammas = unstacked(stack, lambdas, gammas, a, form.peft)
+            grad_bias = gradient.sum(0) if need_bias else None
+        if grad_x is not None:
+            whole = grad_x if rows is None else grad_x.new_zeros(tokens, in_features).index_copy_(0, rows, grad_x)
+            grad_x = whole.view(ctx.shape)
+        return grad_x, None, grad_bias, grad_lambdas, grad_gammas, None, None, None, None
+
+
+def rows_that_count(gradient: Tensor) -> Tensor | None:
+    """Places of the rows that are not zero, (u), where they are the smaller part; None for all rows.
+
+    Looking costs a GPU more than it would gain, since the host would wait for it; on a CPU a few rows tell first.
+    """
+    plain = type(gradient) is Tensor and gradient.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not plain or len(gradient) < _PROBES or 2 * int(gradient[:: len(gradient) // _PROBES].any(1).sum()) > _PROBES:
+        return None
+    rows = gradient.any(1).nonzero()[:, 0]
+    return rows if 2 * len(rows) <= len(gradient) else None
+
+
+class Product(NamedTuple):
+    """A layer's output, B S or W0 + B S where that is to be kept, and m(x) B where training keeps it instead of x."""
+
+    output: Tensor
+    built: Tensor | None
+    projected: Tensor | None
+
+
+def product(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    lambdas: Tensor,
+    gammas: Tensor,
+    a: Tensor,
+    b: Tensor,
+    form: Form,
+    train: bool = False,
+    mask: Tensor | None = None,
+) -> Product:
+    """The layer's output by the cheaper form; ``train`` says whether lambda or gamma will need a gradient."""
+    large, out_features = form.large, form.shape[0]
+    alone = weight is None or mask is not None
+    with without_autocast(x):
+        tokens = x.reshape(-1, x.shape[-1])
+        mask = None if mask is None else mask.reshape(tokens.shape)
+        basis = form.basis(b, lambdas)
+        choice = form.choose(basis, len(tokens), alone, train)
+        stack = stacked(lambdas, gammas, a, form.peft)
+        early = form.transposed and (not choice.build or (train and choice.project and basis.inner < large))
+        projected = None
+        if early:
+            if mask is None:
+                projected = basis.project(tokens)
+            else:
+                projected = torch.cat([basis.project(masked(tokens[part], mask[part])) for part in in_parts(tokens)])
+        built = effective(None if alone else weight, basis, stack, form, x.dtype) if choice.build else None
+        bias = None if bias is None else bias.to(x.dtype)
+        plain = None
+        if weight is not None and (built is None or mask is not None):
+            plain = F.linear(tokens, weight.to(x.dtype), bias)
+        if built is None:
+            tokens = tokens if early else masked(tokens, mask)
+            output = add_product(basis, basis.mixed(stack).to(x.dtype), plain, tokens, projected)
+        elif plain is None:
+            output = F.linear(tokens, built, bias)
+        else:
+            output = add_matmul(built.T, plain, masked(tokens, mask))
+    output = output.view(*x.shape[:-1], out_features)
+    if built is None:
+        return Product(output, None, projected if train and basis.inner < large else None)
+    return Product(output, built if form.keeps(basis, len(tokens)) else None, projected)
+
+
+def add_product(
+    basis: "Stored | Hadamard", mixed: Tensor, result: Tensor | None, tokens: Tensor, projected: Tensor | None = None
+) -> Tensor:
+    """``tokens B S`` where ``tokens B`` is at hand, else ``tokens (B S)^T``, in two thin products.
+
+    It is added in place to a result that is given; ``mixed`` is what the basis made of S.
+    """
+    stack = mixed.reshape(basis.inner, -1)
+    if projected is None:
+        return basis.expand(tokens @ stack.T, result)
+    return add_matmul(stack, result, projected.flatten(1))
+
+
+def add_matmul(matrix: Tensor, result: Tensor | None, rows: Tensor) -> Tensor:
+    """``rows @ matrix``, added in place to a result that is given."""
+    return rows @ matrix if result is None else result.addmm_(rows, matrix)
+
+
+def add_masked(result: Tensor | None, mask: Tensor | None, add: Callable[..., Tensor], *rows: Tensor | None) -> Tensor:
+    """``add(result, *rows)``; with a mask that of some rows after others, with zeros where the mask is, in place."""
+    if mask is None or result is None:
+        return add(result, *rows)
+    for part in in_parts(result):
+        result[part] += add(None, *(None if each is None else each[part] for each in rows)).masked_fill_(mask[part], 0)
+    return result

@@ -1,0 +1,1 @@
+"""Layers with an update: linear, convolution, packed attention, quantized; access to their weights."""

@@ -1,0 +1,1 @@
+"""The methods, one file each, by the rank of their update."""

@@ -1,0 +1,1 @@
+"""Updates of a chosen rank: LoRA, DoRA, VeRA, NoLA."""

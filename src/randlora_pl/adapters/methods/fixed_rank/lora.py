@@ -1,0 +1,69 @@
+"""LoRA: a trained low-rank update (Hu et al., 2022), the baseline of every table of the paper."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, check_dropout, trainable
+from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+
+
+class LoRA(Adapter):
+    """LoRA: delta = scaling * B A with trained B (out, r) and A (r, in).
+
+    Args:
+        rank: Rank r; a number, or patterns of layer names with a number each.
+        alpha: The update is scaled by alpha / r (Table 8: 1 / r). A number or patterns, as ``rank``.
+        rslora: Scale by alpha / sqrt(r) instead (rsLoRA, Kalajdzievski, 2023).
+        dropout: Dropout on the input of the adapter's path.
+        qkv: ``packed`` (one 3d x d matrix, the paper) or ``split`` (three d x d).
+        match: Choose the rank nearest to another method's parameter count, for example ``randlora:6``.
+        seed: Selects the initial A; the run's seed where it is left out.
+    """
+
+    def __init__(
+        self,
+        rank: int | dict[str, int] = 32,
+        alpha: float | dict[str, float] = 1.0,
+        rslora: bool = False,
+        dropout: float = 0.0,
+        qkv: Literal["packed", "split"] = "packed",
+        match: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(qkv=qkv, match=match, seed=seed)
+        self.rank, self.alpha, self.rslora, self.dropout = rank, alpha, rslora, check_dropout(dropout)
+
+    def rank_of(self, shape: WeightShape) -> int:
+        """The rank of one layer."""
+        return self.check_rank(shape, self.of(self.rank, shape, 32))
+
+    def count(self, shape: WeightShape) -> int:
+        """r (out + in)."""
+        return self.rank_of(shape) * (shape.out_features + shape.in_features)
+
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "LoRADelta":
+        """The update of one weight, with A (r, in) and B (out, r)."""
+        return LoRADelta(self, shape, weight)
+
+
+class LoRADelta(FactoredDelta):
+    """scaling * B A of one weight; A starts Kaiming-uniform as in the reference, B at zero."""
+
+    def __init__(self, adapter: LoRA, shape: WeightShape, weight: Tensor) -> None:
+        super().__init__(adapter.dropout)
+        rank = adapter.rank_of(shape)
+        self.scaling = adapter.of(adapter.alpha, shape, 1.0) / (math.sqrt(rank) if adapter.rslora else rank)
+        self.A = trainable(weight, rank, shape.in_features)
+        self.B = trainable(weight, shape.out_features, rank, fill=0.0)
+        start = draw(
+            adapter.key, f"lora/{shape.layer}", 1, rank, shape.in_features, Distribution("uniform"), weight.device
+        )
+        with torch.no_grad():  # kaiming_uniform_(a=sqrt(5)) is uniform on +-1/sqrt(in)
+            self.A.copy_(start[0] * (1 / math.sqrt(3 * shape.in_features)))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """B scaled, (out, r), and A, (r, in)."""
+        return self.B * self.scaling, self.A

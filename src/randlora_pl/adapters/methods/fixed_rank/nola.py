@@ -1,0 +1,87 @@
+"""NoLA: low-rank factors that are trained combinations of random ones (Koohpayegani et al., 2024)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, check_dropout, trainable
+from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+from randlora_pl.utils.errors import UserError
+
+
+class NoLA(Adapter):
+    """NoLA: delta = scaling * (sum_i beta_i B_i) (sum_i alpha_i A_i), 2 n trained numbers for each weight.
+
+    Args:
+        rank: Rank r of the random factors (Table 8: 1). A number or patterns of layer names.
+        num_bases: Number n of random factors on each side (Table 8: 1024).
+        alpha: The update is scaled by alpha / r (Table 8: 1 / r). A number or patterns, as ``rank``.
+        init: ``zero`` starts one coefficient vector at 1/n and the other at zero, so that the model is
+            unchanged at first; ``official`` starts both at 1/n as the official RandLoRA code does.
+        dropout: Dropout on the input of the adapter's path.
+        qkv: ``packed`` (one 3d x d matrix, the paper) or ``split`` (three d x d).
+        match: Choose the number of bases nearest to another method's parameter count, for example ``lora:1``.
+        seed: Selects the random factors; the run's seed where it is left out.
+    """
+
+    def __init__(
+        self,
+        rank: int | dict[str, int] = 1,
+        num_bases: int = 1024,
+        alpha: float | dict[str, float] = 1.0,
+        init: Literal["zero", "official"] = "zero",
+        dropout: float = 0.0,
+        qkv: Literal["packed", "split"] = "packed",
+        match: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(qkv=qkv, match=match, seed=seed)
+        if num_bases <= 0:
+            raise UserError(f"NoLA: num_bases is {num_bases}; give a positive whole number.")
+        if init not in ("zero", "official"):
+            raise UserError(f"NoLA: init is {init!r}; choose zero or official.")
+        self.rank, self.num_bases, self.alpha = rank, num_bases, alpha
+        self.init, self.dropout = init, check_dropout(dropout)
+
+    def rank_of(self, shape: WeightShape) -> int:
+        """The rank of one layer."""
+        return self.check_rank(shape, self.of(self.rank, shape, 1))
+
+    def count(self, shape: WeightShape) -> int:
+        """2 n."""
+        return 2 * self.num_bases
+
+    def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases:
+        """n factors A_i (r, in) and B_i (out, r) at the largest sizes, entries of unit standard deviation."""
+        rank = max(self.rank_of(shape) for shape in shapes)
+        columns = max(shape.in_features for shape in shapes)
+        rows = max(shape.out_features for shape in shapes)
+        uniform = Distribution("uniform")
+        a = draw(self.key, "A", self.num_bases, rank, columns, uniform, device)
+        return Bases(self.key, a, draw(self.key, "B", self.num_bases, rows, rank, uniform, device))
+
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "NoLADelta":
+        """The update of one weight, with the coefficients alpha (n) and beta (n)."""
+        assert bases is not None
+        return NoLADelta(self, shape, weight, bases)
+
+
+class NoLADelta(FactoredDelta):
+    """scaling * (sum_i beta_i B_i) (sum_i alpha_i A_i) of one weight."""
+
+    def __init__(self, adapter: NoLA, shape: WeightShape, weight: Tensor, bases: Bases) -> None:
+        super().__init__(adapter.dropout)
+        self.rank = adapter.rank_of(shape)
+        self.scaling = adapter.of(adapter.alpha, shape, 1.0) / self.rank
+        start = 1 / adapter.num_bases
+        self.alphas = trainable(weight, adapter.num_bases, fill=start)
+        self.betas = trainable(weight, adapter.num_bases, fill=start if adapter.init == "official" else 0.0)
+        self.bases = bases
+        self.out_features, self.in_features = shape.out_features, shape.in_features
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The two combinations, (out, r) and (r, in); the first carries the scaling."""
+        b = self.bases.B[: self.out_features, :, : self.rank].to(self.betas.dtype)
+        a = self.bases.A[:, : self.rank, : self.in_features].to(self.alphas.dtype)
+        return torch.einsum("onr,n->or", b, self.betas * self.scaling), torch.einsum("nri,n->ri", a, self.alphas)

@@ -1,0 +1,102 @@
+"""VeRA: trained vectors around one frozen pair of random matrices (Kopiczko et al., 2024)."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, check_dropout, like, trainable
+from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+
+
+class VeRA(Adapter):
+    """VeRA: delta = scaling * diag(b) B diag(d) A with frozen, shared A and B, and trained vectors b and d.
+
+    Args:
+        rank: Rank r of the random pair; may exceed the layer's sides. A number or patterns of layer names.
+        alpha: The update is scaled by alpha / r (Table 8: 1 / r; the official code of the paper's time
+            has 10 / r). A number or patterns, as ``rank``.
+        d_initial: Initial value of d; b starts at zero.
+        dropout: Dropout on the input of the adapter's path.
+        qkv: ``packed`` (one 3d x d matrix, the paper) or ``split`` (three d x d).
+        match: Choose the rank nearest to another method's parameter count, for example ``lora:1``.
+        seed: Selects A and B; the run's seed where it is left out.
+    """
+
+    def __init__(
+        self,
+        rank: int | dict[str, int] = 256,
+        alpha: float | dict[str, float] = 1.0,
+        d_initial: float = 0.1,
+        dropout: float = 0.0,
+        qkv: Literal["packed", "split"] = "packed",
+        match: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(qkv=qkv, match=match, seed=seed)
+        self.rank, self.alpha, self.d_initial, self.dropout = rank, alpha, d_initial, check_dropout(dropout)
+
+    def rank_of(self, shape: WeightShape) -> int:
+        """The rank of one layer."""
+        return self.check_rank(shape, self.of(self.rank, shape, 256), at_most_small=False)
+
+    def count(self, shape: WeightShape) -> int:
+        """out + r."""
+        return shape.out_features + self.rank_of(shape)
+
+    def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases:
+        """A (r, in) and B (out, r) at the largest sizes of the model, entries of unit standard deviation."""
+        rank = max(self.rank_of(shape) for shape in shapes)
+        columns = max(shape.in_features for shape in shapes)
+        rows = max(shape.out_features for shape in shapes)
+        uniform = Distribution("uniform")
+        a = draw(self.key, "A", 1, rank, columns, uniform, device)
+        return Bases(self.key, a, draw(self.key, "B", 1, rows, rank, uniform, device))
+
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "VeRADelta":
+        """The update of one weight, with b (out) and d (r)."""
+        assert bases is not None
+        return VeRADelta(self, shape, weight, bases)
+
+
+class VeRADelta(FactoredDelta):
+    """scaling * diag(b) B diag(d) A of one weight."""
+
+    def __init__(self, adapter: VeRA, shape: WeightShape, weight: Tensor, bases: Bases) -> None:
+        super().__init__(adapter.dropout)
+        self.rank = adapter.rank_of(shape)
+        self.scaling = adapter.of(adapter.alpha, shape, 1.0) / self.rank
+        self.b = trainable(weight, shape.out_features, fill=0.0)
+        self.d = trainable(weight, self.rank, fill=adapter.d_initial)
+        self.bases = bases
+        self.out_features, self.in_features = shape.out_features, shape.in_features
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """diag(b) B scaled, (out, r), and diag(d) A, (r, in)."""
+        b = self.bases.B[: self.out_features, 0, : self.rank].to(self.b.dtype)
+        a = self.bases.A[0, : self.rank, : self.in_features].to(self.b.dtype)
+        return (self.b * self.scaling)[:, None] * b, self.d[:, None] * a
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Scales tokens instead of A and B, which are frozen and so need no gradient, or builds W0 + P Q if cheaper."""
+        tokens, out_and_in = x.numel() // x.shape[-1], sum(weight.shape)
+        built = (tokens + 3 * self.rank) * weight.numel()
+        if self.keep is not False and not self.drops and built < 2 * tokens * self.rank * out_and_in:
+            return super().linear(x, weight, bias)
+        up, scale = self._thin(x)
+        return torch.addcmul(F.linear(x, weight, bias), up, scale)
+
+    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        """The two thin products, (..., in) to (..., out)."""
+        up, scale = self._thin(x)
+        return up * scale
+
+    def _thin(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``drop(x) A^T diag(d) B^T``, (..., out), and b with the scaling, (out)."""
+        a = self.bases.A[0, : self.rank, : self.in_features]
+        b = self.bases.B[: self.out_features, 0, : self.rank]
+        hidden = F.linear(self.dropped(x), like(a, x))
+        up = F.linear(hidden * like(self.d, hidden), like(b, hidden))
+        return up, like(self.b * self.scaling, up)

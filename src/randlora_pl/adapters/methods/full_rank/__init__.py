@@ -1,0 +1,1 @@
+"""Updates of full rank with few trained parameters: RandLoRA."""

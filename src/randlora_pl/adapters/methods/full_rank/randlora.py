@@ -1,0 +1,242 @@
+"""RandLoRA: full-rank updates from scaled random bases (equation 4 of the paper).
+
+    delta W = alpha/r * sum_j B_j diag(lambda_j) A diag(gamma_j)
+
+B_j (D, r) and one shared A (r, d) are random and frozen, lambda_j (r) and gamma_j (d) train. D is the
+larger side of the weight and d the smaller one; a weight that is wider than tall is the transpose.
+
+With dense bases the update has rank min(d, n r). With a ternary A it has not: a column of A that is
+zero is a column of the update that no lambda or gamma can reach, so the rank is at most the number of
+non-zero columns of A (for r = 6 and d = 768, 700 are expected at s = 6, 278 at the square root of 768),
+contrary to section C.6 of the paper, which asks only whether rows coincide. ``dense_a=True`` keeps A
+uniform beside ternary B_j and restores the full rank (a square layer at s = 200 may still lose the one
+or two rows where every B_j is zero). A binary A of two or three rows has so few kinds of
+columns that the rank may fall a little short of d as well; from rank 4 on it does not in practice.
+Hadamard bases have full rank by construction, for each d x d block of rows too (see `hadamard`); their A is
+always uniform.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from randlora_pl.adapters.base import (
+    Adapter,
+    DeltaWeight,
+    FactoredDelta,
+    WeightShape,
+    check_dropout,
+    compute_dtype,
+    trainable,
+)
+from randlora_pl.adapters.kernels.basis_product import Form
+from randlora_pl.adapters.kernels.dropout import drop_mask, keep_scaling
+from randlora_pl.adapters.kernels.hadamard import STRUCTURE, Hadamard, copies
+from randlora_pl.adapters.kernels.randlora_linear import AdaptedProduct, SumOfBases, product
+from randlora_pl.adapters.random_bases import Bases, Distribution, check_sparsity, draw
+from randlora_pl.utils.errors import UserError
+
+Pairing = Literal["equation", "peft"]
+BasisName = Literal["uniform", "normal", "binary", "ternary", "hadamard"]
+
+
+class RandLoRA(Adapter):
+    """RandLoRA: random low-rank bases, summed to a full-rank update by trained diagonal scalings.
+
+    Args:
+        rank: Rank r of each basis; fewer parameters the higher it is. A number, or patterns of layer
+            names with a number each (``{".*mlp.*": 4}``; other layers take the default).
+        alpha: The update is scaled by alpha / r (Table 8: 10 / r). A number or patterns, as ``rank``.
+        num_bases: Number n of bases: ``ceil`` for d/r rounded up, ``floor+1`` as the official code, or
+            a number.
+        basis: Distribution of the bases, each of unit standard deviation (Table 3); ``hadamard`` makes them of
+            signs and small transforms, orthogonal, never stored, and faster than any other.
+        sparsity: For ``ternary``: s, with +1 and -1 of probability 1/s each; ``sqrt`` is the square
+            root of the largest D.
+        dense_a: Keep the shared A uniform beside ternary B_j, so that the update keeps its full rank.
+        init: Which factor starts at zero; the other is constant: ``gamma`` (lambda = 1/max(n, r), as the
+            official code: the first update has full rank) or ``lambda`` (gamma = 1/max(n, d), as PEFT:
+            the first update has rank r).
+        dropout: Dropout on the input of the adapter's path.
+        pairing: ``equation`` pairs column (j, k) of B with row (j, k) of the scaled A, as equation 4;
+            ``peft`` keeps the column order of PEFT and of the official code.
+        variant: ``full``; ``a`` sums the bases before the product (rank r, own A_j); ``b`` has half the
+            bases, so half the rank (Table 2).
+        matched_rank: For variant ``a``: its number of bases is set to meet the parameters of a full
+            RandLoRA of this rank.
+        memory: Whether a layer keeps its adapted weight from the forward to the backward pass: ``fast`` does,
+            ``low`` builds it again, ``auto`` builds it again where that adds less than a twentieth to the time.
+        qkv: ``packed`` (one 3d x d matrix, the paper) or ``split`` (three d x d).
+        match: Choose the rank nearest to another method's parameter count, for example ``lora:32``.
+        seed: Selects the random bases; the run's seed where it is left out.
+    """
+
+    def __init__(
+        self,
+        rank: int | dict[str, int] = 6,
+        alpha: float | dict[str, float] = 10.0,
+        num_bases: int | Literal["ceil", "floor+1"] = "ceil",
+        basis: BasisName = "uniform",
+        sparsity: int | Literal["sqrt"] = 6,
+        dense_a: bool = False,
+        init: Literal["gamma", "lambda"] = "gamma",
+        dropout: float = 0.0,
+        pairing: Pairing = "equation",
+        variant: Literal["full", "a", "b"] = "full",
+        matched_rank: int = 6,
+        memory: Literal["auto", "low", "fast"] = "auto",
+        qkv: Literal["packed", "split"] = "packed",
+        match: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(qkv=qkv, match=match, seed=seed)
+        choices = {
+            "basis": (basis, ("uniform", "normal", "binary", "ternary", "hadamard")),
+            "init": (init, ("gamma", "lambda")),
+            "pairing": (pairing, ("equation", "peft")),
+            "variant": (variant, ("full", "a", "b")),
+            "memory": (memory, ("auto", "low", "fast")),
+        }
+        for option, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise UserError(f"RandLoRA: {option} is {value!r}; choose one of {', '.join(allowed)}.")
+        if not (num_bases in ("ceil", "floor+1") or (isinstance(num_bases, int) and num_bases > 0)):
+            raise UserError(f"RandLoRA: num_bases is {num_bases!r}; give ceil, floor+1 or a positive whole number.")
+        self.rank, self.alpha, self.num_bases = rank, alpha, num_bases
+        if matched_rank <= 0:
+            raise UserError(f"RandLoRA: matched_rank is {matched_rank}; give a positive whole number.")
+        self.basis, self.sparsity, self.dense_a, self.init = basis, check_sparsity(sparsity), dense_a, init
+        self.dropout, self.pairing = check_dropout(dropout), pairing
+        self.variant, self.matched_rank, self.memory = variant, matched_rank, memory
+
+    def identity(self) -> dict[str, Any]:
+        """``describe`` without ``memory``, which changes speed only."""
+        described = super().identity()
+        described["options"].pop("memory")
+        return described
+
+    def rank_of(self, shape: WeightShape) -> int:
+        """The rank r of the bases of one layer."""
+        return self.check_rank(shape, self.of(self.rank, shape, 6))
+
+    def bases_of(self, shape: WeightShape) -> int:
+        """The number n of bases of one layer."""
+        rank, small = self.rank_of(shape), shape.small
+        if isinstance(self.num_bases, int):
+            return self.num_bases
+        if self.variant == "a":
+            full = -(-small // self.matched_rank) * (self.matched_rank + small)
+            return max(1, round(full / (rank + small)))
+        covered = 2 * rank if self.variant == "b" else rank
+        return small // covered + 1 if self.num_bases == "floor+1" else -(-small // covered)
+
+    def count(self, shape: WeightShape) -> int:
+        """n (r + d)."""
+        return self.bases_of(shape) * (self.rank_of(shape) + shape.small)
+
+    def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases:
+        """One A (r, d) and n bases B_j (D, r) at the largest r, d, D and n of the model."""
+        large = max(shape.large for shape in shapes)
+        small = max(shape.small for shape in shapes)
+        rank = max(self.rank_of(shape) for shape in shapes)
+        count = max(self.bases_of(shape) for shape in shapes)
+        if self.basis == "hadamard":
+            rows = max(copies(shape.large, shape.small) * shape.small for shape in shapes)
+            a = draw(self.key, "A", count if self.variant == "a" else 1, rank, small, Distribution("uniform"), device)
+            b = draw(self.key, "signs", 2, rows, 1, Distribution("binary"), device)
+            return Bases(self.key, a, b, signs=True, structure=STRUCTURE)
+        distribution = Distribution.make(self.basis, self.sparsity, large)
+        a_distribution = Distribution("uniform") if self.dense_a else distribution
+        a = draw(self.key, "A", count if self.variant == "a" else 1, rank, small, a_distribution, device)
+        b = draw(self.key, "B", count, large, rank, distribution, device)
+        return Bases(self.key, a, b, signs=self.basis in ("binary", "ternary"))
+
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> DeltaWeight:
+        """The update of one weight, with lambda (n, r) and gamma (n, d)."""
+        assert bases is not None
+        kind = SummedRandLoRADelta if self.variant == "a" else RandLoRADelta
+        return kind(self, shape, weight, bases)
+
+
+class _RandLoRATensors(DeltaWeight):
+    """Lambda, gamma and the shared bases of one layer."""
+
+    def __init__(self, adapter: RandLoRA, shape: WeightShape, weight: Tensor, bases: Bases) -> None:
+        super().__init__(adapter.dropout)
+        rank, count = adapter.rank_of(shape), adapter.bases_of(shape)
+        starts = {"lambda": 1 / max(count, rank), "gamma": 1 / max(count, shape.small)} | {adapter.init: 0.0}
+        self.lambdas = trainable(weight, count, rank, fill=starts["lambda"])
+        self.gammas = trainable(weight, count, shape.small, fill=starts["gamma"])
+        self.bases = bases
+        self.large, self.small, self.rank, self.count = shape.large, shape.small, rank, count
+        self.transposed = shape.out_features < shape.in_features
+        self.pairing = adapter.pairing
+        self.scaling = adapter.of(adapter.alpha, shape, 10.0) / rank
+        self.structured = adapter.basis == "hadamard"
+        self.keep = {"low": False, "fast": True}.get(adapter.memory)
+
+    def scaled_lambdas(self) -> Tensor:
+        """Lambda (n, r) with the scalings of the update and of the stored bases."""
+        scaling: float = self.scaling * self.bases.scale
+        return self.lambdas * scaling
+
+
+class RandLoRADelta(_RandLoRATensors):
+    """The update of equation 4 for one weight; trains ``lambdas`` (n, r) and ``gammas`` (n, d)."""
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Lambda with all scalings (n, r), gamma (n, d), A (r, d), and B (D, n, r) or the signs it is made of."""
+        a = self.bases.A[0, : self.rank, : self.small].to(self.lambdas.dtype)
+        b = self.bases.B[..., 0] if self.structured else self.bases.B[: self.large, : self.count, : self.rank]
+        return self.scaled_lambdas(), self.gammas, a, b
+
+    def form(self) -> Form:
+        """What the sum is besides its tensors."""
+        dtype = compute_dtype(self.lambdas)
+        return Form(self.structured, dtype, self.pairing == "peft", self.large, self.small, self.transposed, self.keep)
+
+    def delta(self) -> Tensor:
+        """scale * sum_j B_j diag(lambda_j) A diag(gamma_j), (out, in)."""
+        result: Tensor = SumOfBases.apply(*self.tensors(), self.form())  # type: ignore[no-untyped-call]
+        return result
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """One product with W0 + delta, whose backward pass never holds a gradient of the weight's size for long."""
+        if torch.is_grad_enabled() and weight.requires_grad:
+            return super().linear(x, weight, bias)
+        if self.drops:
+            return self._product(x, weight, bias, drop_mask(x, self.dropout))
+        return self._product(x, weight, bias)
+
+    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        """One product with delta, or two through its bases where that takes fewer operations."""
+        return self._product(self.dropped(x), None, None)
+
+    def _product(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        x = x.to(compute_dtype(x))
+        lambdas, gammas, a, b = self.tensors()
+        if mask is not None:
+            lambdas = lambdas * keep_scaling(x, self.dropout)
+        if not torch.is_grad_enabled():
+            return product(x, weight, bias, lambdas, gammas, a, b, self.form(), mask=mask).output
+        result: Tensor = AdaptedProduct.apply(x, weight, bias, lambdas, gammas, a, b, self.form(), mask)  # type: ignore[no-untyped-call]
+        return result
+
+
+class SummedRandLoRADelta(_RandLoRATensors, FactoredDelta):
+    """RandLoRA-a of Table 2, (sum_j B_j diag(lambda_j)) (sum_j A_j diag(gamma_j)): rank r at any n."""
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The two sums, turned where the weight is wider than tall."""
+        dtype = self.lambdas.dtype
+        if self.structured:
+            b = Hadamard(self.bases.B[..., 0], self.large, self.small, self.lambdas.numel()).matrix(dtype)
+            b = b.view(self.large, *self.lambdas.shape)
+        else:
+            b = self.bases.B[: self.large, : self.count, : self.rank].to(dtype)
+        a = self.bases.A[: self.count, : self.rank, : self.small].to(dtype)
+        left = torch.einsum("Dnr,nr->Dr", b, self.scaled_lambdas())
+        right = torch.einsum("nrd,nd->rd", a, self.gammas)
+        return (right.T, left.T) if self.transposed else (left, right)

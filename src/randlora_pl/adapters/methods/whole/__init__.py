@@ -1,0 +1,1 @@
+"""Training of existing tensors instead of an update: full fine-tuning, BitFit, linear probe."""

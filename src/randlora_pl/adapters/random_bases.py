@@ -1,0 +1,249 @@
+"""Random bases that travel: every entry is a pure function of (seed, tensor, j, row, column).
+
+An entry does not depend on the size that was allocated, on the device, on the thread count or on the
+version of PyTorch: Philox words (:mod:`randlora_pl.utils.rng`) become numbers through integer arithmetic and
+correctly rounded IEEE operations only (+, -, *, /, each a kernel of its own, so that no compiler can fuse
+them; PyTorch's own logarithm and square root differ between builds in the last bit). Each distribution is
+scaled to unit standard deviation by its own analytic variance, as the official code does by the empirical
+one (protocol: "entries scaled to unit std").
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.rng import philox, stream
+
+GENERATOR = "philox4x32-10/1"
+"""Name and version of the generator; stored with every adapter, changed whenever a bit would change."""
+
+STORED = "stored"
+"""In the place of the generator where an adapter brings bases along that no seed of ours gives."""
+
+BasisName = Literal["uniform", "normal", "binary", "ternary"]
+_CHUNK = 1 << 21  # counters drawn at once: bounds the int64 temporaries to some 200 MB
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How a 32-bit word becomes an entry of unit standard deviation.
+
+    Attributes:
+        basis: ``uniform`` on +-sqrt(3), ``normal``, ``binary`` (+-1) or ``ternary`` (+-sqrt(s/2) with
+            probability 1/s each, else 0: equation of the paper's section C.6).
+        threshold: For ``ternary``: +1 and -1 take this many of the 2**32 words each.
+    """
+
+    basis: BasisName
+    threshold: int = 0
+
+    @classmethod
+    def make(cls, basis: BasisName, sparsity: int | Literal["sqrt"], largest: int) -> "Distribution":
+        """Resolves ``sparsity``; ``"sqrt"`` is the square root of ``largest``, the largest D of the model.
+
+        Raises:
+            UserError: If the sparsity is out of range or not a known word.
+        """
+        if basis != "ternary":
+            return cls(basis)
+        if sparsity == "sqrt":
+            return cls(basis, math.isqrt((1 << 64) // largest))
+        return cls(basis, (1 << 32) // check_sparsity(sparsity))
+
+    def __call__(self, words: Tensor) -> Tensor:
+        """Entries of unit variance (float32) for uniform 32-bit words (int64, any shape)."""
+        if self.basis == "uniform":
+            # The odd integers from -(2**24 - 1) to 2**24 - 1 are exact in float32; their variance is (4**24 - 1) / 3.
+            odd = (words >> 8) * 2 + (1 - (1 << 24))
+            return odd.to(torch.float32) * (1 / math.sqrt(((1 << 48) - 1) / 3))
+        if self.basis == "normal":
+            return _normal_quantile(words).to(torch.float32)
+        if self.basis == "binary":
+            return ((words >> 31) * 2 - 1).to(torch.float32)
+        signs = (words >= (1 << 32) - self.threshold).to(torch.float32) - (words < self.threshold).to(torch.float32)
+        return signs * (1 / math.sqrt(2 * self.threshold / (1 << 32)))
+
+
+def check_sparsity(sparsity: Any) -> Any:
+    """The sparsity s of ternary bases.
+
+    Raises:
+        UserError: If it is neither ``"sqrt"`` nor a whole number from 2 to a million.
+    """
+    if sparsity != "sqrt" and (not isinstance(sparsity, int) or not 2 <= sparsity <= 1_000_000):
+        raise UserError(f"sparsity is {sparsity!r}: give a whole number from 2 to 1,000,000, or 'sqrt'.")
+    return sparsity
+
+
+@torch.no_grad()
+def draw(
+    seed: int, tensor: str, count: int, rows: int, columns: int, distribution: Distribution, device: torch.device
+) -> Tensor:
+    """Random matrices, entry by entry a function of (seed, tensor, j, row, column).
+
+    Args:
+        seed: The user's seed.
+        tensor: Name of the tensor, for example ``"A"``.
+        count: Number of matrices.
+        rows: Rows of each matrix.
+        columns: Columns of each matrix.
+        distribution: What the entries are drawn from.
+        device: Where to draw; ``meta`` allocates nothing.
+
+    Returns:
+        float32 tensor of shape (count, rows, columns).
+    """
+    if device.type == "meta":
+        return torch.empty(count, rows, columns, dtype=torch.float32, device=device)
+    blocks = -(-columns // 4)  # one Philox call gives the entries of four neighbouring columns
+    block = torch.arange(blocks, device=device)
+    row = torch.arange(rows, device=device)[:, None]
+    name = torch.tensor(stream(tensor), device=device)
+    result = torch.empty(count, rows, columns, dtype=torch.float32, device=device)
+    step = max(1, _CHUNK // (rows * blocks))
+    for start in range(0, count, step):
+        j = torch.arange(start, min(start + step, count), device=device)[:, None, None]
+        lanes = torch.stack(philox(seed, (block, row, j, name)), dim=-1)
+        result[start : start + step] = distribution(lanes.flatten(-2)[..., :columns])
+    return result
+
+
+class Bases(nn.Module):
+    """The frozen random tensors that every layer of a model shares: stored once, in no checkpoint.
+
+    Layers hold the same module, so that ``.to()``, ``deepcopy`` and pickling keep one copy. A change of
+    dtype (``model.bfloat16()``) leaves them in float32: rounded bases would be other bases.
+
+    Args:
+        seed: What they were drawn with.
+        a: (count_a, r, d).
+        b: (count_b, D, r).
+        signs: Whether the entries of ``b`` are -1, 0 and 1 times one number: they are stored in 8 bits then.
+        structure: Name of what ``b`` is made into, empty where it is the bases themselves.
+        stored: Whether they come from a file instead of the seed.
+
+    Attributes:
+        A: (count_a, r, d): the factor on the smaller (or input) side.
+        B: (D, count_b, r): stored with the rows first, so that the flattened slice of a layer,
+            ``B[:D].flatten(1)``, is a view.
+        scale: What the entries of B are to be multiplied by.
+        fingerprint: SHA-256 of generator, seed, shapes and bits; empty on the meta device.
+    """
+
+    A: Tensor
+    B: Tensor
+    scale: float = 1.0
+
+    def __init__(
+        self, seed: int, a: Tensor, b: Tensor, signs: bool = False, structure: str = "", stored: bool = False
+    ) -> None:
+        super().__init__()
+        self.fingerprint = "" if a.is_meta else fingerprint(seed, a, b, structure=structure, stored=stored)
+        if signs:
+            self.scale = 1.0 if b.is_meta else b.abs().max().item()
+            b = b.sign().to(torch.int8)
+        self.register_buffer("A", a, persistent=False)
+        b = b.permute(1, 0, 2).clone(memory_format=torch.contiguous_format)  # `contiguous` may keep odd strides of 1
+        self.register_buffer("B", b, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        bits = (self.A, self.B)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.A, self.B = (
+            moved if moved.dtype == kept.dtype else kept.to(moved.device)
+            for moved, kept in zip((self.A, self.B), bits, strict=True)
+        )
+        return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """``A`` and ``B`` (count_b, D, r) for a file, in the smallest dtype that keeps every bit."""
+        together = {"A": self.A, "B": self.B.permute(1, 0, 2) * self.scale}
+        return {name: _smallest(tensor.detach().cpu()) for name, tensor in together.items()}
+
+    def extra_repr(self) -> str:
+        """Shapes and the first digits of the fingerprint."""
+        return f"A={tuple(self.A.shape)}, B={tuple(self.B.shape)}, fingerprint={self.fingerprint[:12]}"
+
+
+def _smallest(tensor: Tensor) -> Tensor:
+    half = (tensor.to(dtype) for dtype in (torch.bfloat16, torch.float16))
+    return next((small for small in half if torch.equal(small.to(tensor.dtype), tensor)), tensor)
+
+
+def fingerprint(seed: int, *tensors: Tensor, structure: str = "", stored: bool = False) -> str:
+    """SHA-256 of the generator's and structure's names, the seed and the little-endian float32 bits of the tensors.
+
+    For stored bases no generator and no seed counts.
+    """
+    source = STORED if stored else f"{GENERATOR}:{structure}:{seed}" if structure else f"{GENERATOR}:{seed}"
+    digest = hashlib.sha256(source.encode())
+    for tensor in tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    """Horner's rule, highest power first, each operation rounded on its own."""
+    result = torch.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        result = result * x
+        result = result + coefficient
+    return result
+
+
+def _log(x: Tensor) -> Tensor:
+    """Natural logarithm in float64 from exact operations: the platform's own differs in the last bit."""
+    mantissa, exponent = torch.frexp(x)
+    z = (mantissa - 1) / (mantissa + 1)
+    series = _polynomial(z * z, tuple(2.0 / power for power in range(37, 0, -2)))
+    return series * z + exponent.to(torch.float64) * math.log(2)
+
+
+def _square_root(x: Tensor) -> Tensor:
+    """Square root by Heron's rule, to within an ulp for x in [0.5, 30]."""
+    root = 1 + x * 0.25
+    for _ in range(6):
+        root = (root + x / root) * 0.5
+    return root
+
+
+# Coefficients of the normal quantile PPND16 (Wichura, algorithm AS 241, Applied Statistics 37, 1988),
+# highest power first: numerator and denominator for the centre, the shoulders and the tails.
+_CENTRE = (
+    (2509.0809287301226727, 33430.575583588128105, 67265.770927008700853, 45921.953931549871457,
+     13731.693765509461125, 1971.5909503065514427, 133.14166789178437745, 3.387132872796366608),
+    (5226.495278852545925, 28729.085735721942674, 39307.89580009271061, 21213.794301586595867,
+     5394.1960214247511077, 687.1870074920579083, 42.313330701600911252, 1.0),
+)  # fmt: skip
+_SHOULDER = (
+    (7.7454501427834140764e-4, 0.0227238449892691845833, 0.24178072517745061177, 1.27045825245236838258,
+     3.64784832476320460504, 5.7694972214606914055, 4.6303378461565452959, 1.42343711074968357734),
+    (1.05075007164441684324e-9, 5.475938084995344946e-4, 0.0151986665636164571966, 0.14810397642748007459,
+     0.68976733498510000455, 1.6763848301838038494, 2.05319162663775882187, 1.0),
+)  # fmt: skip
+_TAIL = (
+    (2.01033439929228813265e-7, 2.71155556874348757815e-5, 0.0012426609473880784386, 0.026532189526576123093,
+     0.29656057182850489123, 1.7848265399172913358, 5.4637849111641143699, 6.6579046435011037772),
+    (2.04426310338993978564e-15, 1.4215117583164458887e-7, 1.8463183175100546818e-5, 7.868691311456132591e-4,
+     0.0148753612908506148525, 0.13692988092273580531, 0.59983220655588793769, 1.0),
+)  # fmt: skip
+
+
+def _normal_quantile(words: Tensor) -> Tensor:
+    """Standard normal deviates in float64 by inversion of (word + 1/2) / 2**32."""
+    p = (words.to(torch.float64) + 0.5) / float(1 << 32)
+    q = p - 0.5
+    r = 0.180625 - q * q
+    centre = _polynomial(r, _CENTRE[0]) / _polynomial(r, _CENTRE[1]) * q
+    r = _square_root(-_log(torch.minimum(p, 1 - p)))
+    shoulder = _polynomial(r - 1.6, _SHOULDER[0]) / _polynomial(r - 1.6, _SHOULDER[1])
+    tail = _polynomial(r - 5.0, _TAIL[0]) / _polynomial(r - 5.0, _TAIL[1])
+    outer = torch.where(r <= 5.0, shoulder, tail) * torch.sign(q)
+    return torch.where(q.abs() <= 0.425, centre, outer)

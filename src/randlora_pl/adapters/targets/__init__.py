@@ -1,0 +1,1 @@
+"""Selection of the weights of a model that receive an update."""

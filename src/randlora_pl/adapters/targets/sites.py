@@ -1,0 +1,107 @@
+"""The weights of a model that can take an update: their names, shapes, and roles in a block."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from randlora_pl.adapters.base import WeightShape, matches
+from randlora_pl.adapters.layers.qkv_rows import row_blocks
+from randlora_pl.adapters.layers.weight_access import is_conv1d, out_and_in
+
+# Field names of a block's weights in open_clip, timm, torchvision, PyTorch and transformers; the first role that fits
+# counts.
+_ATTENTION = r"(?:\w*attn\w*|\w*[Aa]ttention\w*|xca|token_mixer|factoratt\w*)"
+_ROLES = {
+    "qkv": r"in_proj|qkv|qkv_proj|Wqkv|c_attn",
+    "q": r"q|q_proj|q_lin|query|query_proj|to_q|wq",
+    "k": r"k|k_proj|k_lin|key|key_proj|to_k|wk",
+    "v": r"v|v_proj|v_lin|value|value_proj|to_v|wv",
+    "kv": r"kv|kv_proj|to_kv",
+    "qk": r"qk",
+    "o": rf"{_ATTENTION}\.(?:out_proj|out_lin|proj|o_proj|o|c_proj|output\.dense)",
+    "fc1": r"c_fc|fc1|linear1|lin1|intermediate\.dense|up_proj|gate_up_proj|mlp\.0|wi|wi_0|wi_1",
+    "fc2": r"mlp\.c_proj|fc2|linear2|lin2|output\.dense|down_proj|mlp\.3|(?:DenseReluDense|mlp|expert_\d+)\.wo",
+    "gate": r"gate_proj",
+}
+_ASIDE = r"(?:meta_mlp|\w*rel_pos\w*)\..+|routing_fn"
+"""Small networks that turn coordinates into a bias of attention, with the layer names of a block's MLP, or that mix
+the kernels of a convolution (CondConv)."""
+CONV = "conv"
+"""Kind of a convolution's site, and the alias of those of the blocks."""
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "qkv": ("qkv", "q", "k", "v", "kv", "qk"),
+    "attn": ("qkv", "q", "k", "v", "kv", "qk", "o"),
+    "mlp": ("fc1", "fc2"),
+    "all": tuple(_ROLES),
+    CONV: (),
+} | {role: (role,) for role in ("q", "k", "v", "kv", "o", "fc1", "fc2", "gate")}
+"""Roles of each alias; ``all`` and ``conv`` take layers of the blocks that have no role, too. The role
+``qk`` (ConViT packs the two) needs no alias, since its layers have that name."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One weight, or one row block of it, that can take an update.
+
+    Attributes:
+        shape: The name under which the update is known, and its size.
+        path: Path of the module that owns the weight.
+        kind: ``linear``, ``conv``, or ``q``, ``k``, ``v`` or ``qkv`` of a packed weight.
+        role: What it does in a block (``qkv q k v kv qk o fc1 fc2 gate``), empty if unknown.
+        block: Name of the row block, None for the whole weight.
+        rows: First and last row + 1 of the block.
+        turned: Whether the module stores its weight as (in, out).
+    """
+
+    shape: WeightShape
+    path: str
+    kind: str
+    role: str = ""
+    block: str | None = None
+    rows: tuple[int, int] | None = None
+    turned: bool = False
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """Every weight that can be adapted: linear layers, convolutions and attention weights, packed and block by block.
+
+    A convolution's weight (out, in / groups, height, width) counts as a matrix (out, in / groups * height * width).
+    """
+    return [site for path, module in model.named_modules() for site in _sites_of(model, path, module)]
+
+
+def _sites_of(model: nn.Module, path: str, module: nn.Module) -> Iterator[Site]:
+    if type(module) is nn.MultiheadAttention:
+        if module.in_proj_weight is not None:
+            name, columns = f"{path}.in_proj".lstrip("."), module.in_proj_weight.shape[1]
+            yield from _packed(path, name, columns, row_blocks(model, path), False)
+    elif shape := out_and_in(module):
+        if isinstance(module, nn.Conv2d):
+            yield Site(WeightShape(path, *shape), path, CONV)
+            return
+        own = not is_aside(path)
+        role = next((role for role, names in _ROLES.items() if own and matches(names, path)), "")
+        turned = is_conv1d(module)
+        if is_packed_linear(path) and (blocks := row_blocks(model, path)):
+            yield from _packed(path, path, shape[1], blocks, turned)
+        else:
+            yield Site(WeightShape(path, *shape), path, "linear", role, turned=turned)
+
+
+def is_packed_linear(path: str) -> bool:
+    """Return True if a linear layer of this name is one for q, k and v together."""
+    return matches(_ROLES["qkv"], path)
+
+
+def is_aside(path: str) -> bool:
+    """Return True if a layer belongs to a small network beside a block's own layers: it has no role, and no default."""
+    return matches(_ASIDE, path)
+
+
+def _packed(path: str, name: str, columns: int, blocks: dict[str, tuple[int, int]], turned: bool) -> Iterator[Site]:
+    yield Site(WeightShape(name, blocks["v"][1], columns), path, "qkv", "qkv", turned=turned)
+    for block, rows in blocks.items():
+        shape = WeightShape(f"{path}.{block}".lstrip("."), rows[1] - rows[0], columns)
+        yield Site(shape, path, block, block, block, rows, turned)

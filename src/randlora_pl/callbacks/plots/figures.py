@@ -1,0 +1,233 @@
+"""Pictures of the test: confusion matrix, some predictions and the surest mistakes, in TensorBoard and as PNG files."""
+
+import io
+import logging
+from bisect import bisect, insort
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Any
+from unicodedata import east_asian_width
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from randlora_pl.callbacks.plots.surest import Surest
+from randlora_pl.utils import rng
+from randlora_pl.utils.files.run_files import run_folder, write_bytes, write_text
+from randlora_pl.utils.text.csv_text import csv_text
+from randlora_pl.utils.text.printable import for_figure
+
+log = logging.getLogger("randlora_pl")
+
+MOST_CLASSES = 200
+"""Above this a confusion matrix is unreadable and large."""
+LABELLED = 40
+"""Up to this many classes have their names at the axes."""
+NUMBERED = 20
+"""Up to this many classes have the counts in the cells."""
+MOST_LETTERS = 24
+MOST_COUNTED = 1_000
+"""Above this a confusion matrix is not even counted: it has the square of this many cells."""
+FOLDER = "figures"
+
+
+def confusion_figure(counts: Tensor, classnames: list[str]) -> Figure:
+    """Rows are true classes, columns predictions, each row as shares of one.
+
+    Args:
+        counts: (classes, classes) int64.
+        classnames: Name of each class.
+    """
+    size = max(4.0, min(14.0, 0.35 * len(classnames) + 2))
+    figure = Figure(figsize=(size, size))
+    axes = figure.add_axes((0.25, 0.25, 0.7, 0.7))
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues")
+    axes.set_title("color: share of the true class, white 0 %, dark 100 %", fontsize=7)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(classnames) <= LABELLED:
+        names = [for_figure(short(name)) for name in classnames]
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    if len(classnames) <= NUMBERED:
+        for row, column in counts.nonzero().tolist():
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=color, fontsize=8)
+    return figure
+
+
+def short(name: str) -> str:
+    """Return a class name as it fits into a picture: on one line, and not too long."""
+    line = " ".join(name.split())
+    ends = list(accumulate(2 if east_asian_width(letter) in "WF" else 1 for letter in line))  # Chinese is twice as wide
+    if not ends or ends[-1] <= MOST_LETTERS:
+        return line
+    return line[: bisect(ends, MOST_LETTERS - 1)] + "…"
+
+
+def samples_figure(
+    images: Sequence[Tensor], truth: list[str], predicted: list[str], probability: Sequence[float], heading: str = ""
+) -> Figure:
+    """A grid of images with the prediction above each; wrong ones in red with the true class.
+
+    Args:
+        images: (3, H, W) each, on [0, 1].
+        truth: True class of each.
+        predicted: Predicted class of each.
+        probability: Probability of the predicted class.
+        heading: A line above all.
+    """
+    columns = max(2 if heading else 1, min(4, len(images)))
+    rows = -(-len(images) // columns)
+    top = 0.25 if heading else 0.0
+    figure = Figure(figsize=(2.4 * 1.1 * columns, 2.4 * (1.35 * rows + top)))  # as the axes: squares are square
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all: sixteen take a second to draw
+    axes.axis("off")
+    axes.set_xlim(0, 1.1 * columns)
+    axes.set_ylim(1.35 * rows, -top)
+    if heading:
+        axes.text(0.05, -top / 2, heading, va="center", fontsize=10)
+    for place, (image, true, guess, share) in enumerate(zip(images, truth, predicted, probability, strict=True)):
+        left, top = 1.1 * (place % columns) + 0.05, 1.35 * (place // columns) + 0.3
+        height, width = image.shape[1:]
+        axes.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + height / width, top))
+        right = true == guess
+        title = f"{short(guess)} {share:.0%}" + ("" if right else f"\n(is {short(true)})")
+        color = "black" if right else "firebrick"
+        axes.text(left + 0.5, top - 0.04, for_figure(title), color=color, ha="center", fontsize=9)
+    axes.set_aspect("auto")
+    return figure
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """A figure as an image, (height, width, 3)."""
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+class Figures(Callback):
+    """Draws the confusion matrix, sample predictions and the surest mistakes of the test after the training.
+
+    The confusion matrix is also written as CSV.
+
+    Args:
+        samples: Test images shown with their predictions, and mistakes; 0 for none.
+    """
+
+    def __init__(self, samples: int = 16) -> None:
+        self.samples = samples
+        self._counts: Tensor | None = None
+        self._turns: Counter[int] = Counter()  # test images of each class so far
+        self._shown: list[tuple[tuple[int, int], int, Tensor, int, int, float]] = []
+        self._surest = Surest(samples)
+
+    def _wanted(self, task: Any) -> bool:
+        return bool(task.test_name == "test")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts from nothing."""
+        self._counts, self._shown, self._surest = None, [], Surest(self.samples)
+        self._turns.clear()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Counts the predictions of one batch, and keeps some images of all classes and the surest mistakes."""
+        if not self._wanted(pl_module) or not isinstance(outputs, dict) or "logits" not in outputs:
+            return
+        counts = outputs["weight"] > 0
+        places = counts.nonzero()[:, 0]
+        logits, labels = outputs["logits"][places].float(), outputs["label"][places]
+        classes = logits.shape[1]
+        guesses = logits.argmax(1)
+        if classes <= MOST_COUNTED:
+            pairs = torch.bincount(labels * classes + guesses, minlength=classes * classes).reshape(classes, classes)
+            self._counts = pairs if self._counts is None else self._counts + pairs
+        if "image" not in batch or not self.samples:  # texts
+            return
+        self._surest.add(batch["image"], outputs["index"], outputs["label"], outputs["logits"], counts)
+        index, shares = outputs["index"][places].cpu(), logits.softmax(1).amax(1)
+        words = rng.words(0, "shown", index)  # those of a folder come class by class
+        for place, label in enumerate(labels.tolist()):
+            self._turns[label] += 1
+            key = self._turns[label], int(words[place])
+            if len(self._shown) < self.samples or key < self._shown[-1][0]:
+                image = batch["image"][places[place]].detach()
+                image = image.to("cpu", torch.float32, copy=True)  # a view would keep the whole batch
+                kept = (key, int(index[place]), image, label, int(guesses[place]), float(shares[place]))
+                insort(self._shown, kept, key=lambda one: one[:2])
+                del self._shown[self.samples :]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws and saves."""
+        task: Any = pl_module
+        if not self._wanted(task):
+            return
+        counts: Any = None if self._counts is None else pl_module.all_gather(self._counts)
+        surest = self._surest.gathered()
+        if not trainer.is_global_zero:
+            return
+        names = task.classnames if counts is not None or self._shown else []
+        figures: dict[str, Callable[[], Figure]] = {}
+        if counts is not None:
+            counts = (counts.sum(0) if counts.dim() > 2 else counts).cpu()
+            rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
+            write_text(run_folder(trainer) / FOLDER / "confusion.csv", csv_text([["true/predicted", *names], *rows]))
+            if len(names) <= MOST_CLASSES:
+                figures["confusion"] = partial(confusion_figure, counts, names)
+        if self._shown:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            in_order = sorted((shown[1:] for shown in self._shown), key=lambda shown: shown[0])
+            _, images, *numbers, shares = zip(*in_order, strict=True)
+            truth, guesses = ([names[number] for number in column] for column in numbers)
+            figures["predictions"] = partial(samples_figure, _shown(images, data.frame), truth, guesses, shares)
+            mistakes = surest.mistakes
+            figures["mistakes"] = partial(
+                samples_figure,
+                _shown([mistake.image for mistake in mistakes], data.frame),
+                [names[mistake.label] for mistake in mistakes],
+                [names[mistake.guess] for mistake in mistakes],
+                [mistake.probability for mistake in mistakes],
+                surest.in_words(),
+            )
+        self._write(trainer, figures)
+
+    @staticmethod
+    def _write(trainer: Trainer, figures: dict[str, Callable[[], Figure]]) -> None:
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        folder = run_folder(trainer) / FOLDER
+        for name, make in figures.items():
+            try:
+                image = pixels(make())
+            except Exception as error:  # matplotlib's are of many kinds, and none is worth the end of a run
+                reason = str(error).strip().partition("\n")[0]
+                log.warning("the figure %s could not be drawn: %s: %s", name, type(error).__name__, reason)
+                continue
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, "PNG")
+            write_bytes(folder / f"{name}.png", png.getbuffer())
+            for board in boards:
+                board.experiment.add_image(f"test/{name}", image, trainer.global_step, dataformats="HWC")
+
+
+def _shown(images: Sequence[Tensor], frame: Any) -> list[Tensor]:
+    """Return images with colours on [0, 1] again."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (frame.mean, frame.std))
+    return [(image * std + mean).clamp(0, 1) for image in images]

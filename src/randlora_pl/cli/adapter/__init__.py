@@ -1,0 +1,1 @@
+"""`adapter`: inspect, compare, merge, export and import adapter files."""

@@ -1,0 +1,105 @@
+"""``adapter add``: weighted sums of the updates of several adapters on one base model."""
+
+import argparse
+import math
+from pathlib import Path
+
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.config.adapter_config import check_adapter
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.rank_or_error import check_wish
+
+PAGE = """\
+The base model plus a weighted sum of the updates of several adapters (task arithmetic), of any methods, ranks and
+seeds; they must have been trained on the same base model. Updates are added up exactly and rounded once.
+
+  randlora-pl adapter add A B --weights 0.5 0.5 --output sum.safetensors
+  randlora-pl adapter add A B --as lora --rank 16 --output SUM
+
+  --output PATH    Where to write
+  --weights W ...  One number for each adapter, also negative (default: 1 for each)
+  --as FORM        merged (default): weights for open_clip or timm, as adapter merge writes them
+                   lora: a LoRA adapter, by truncated singular value decomposition of each sum
+  --rank K         lora: rank of every layer; or
+  --error E        lora: the smallest rank of each layer that leaves at most this relative error (Frobenius)
+  --head N         Whose head and class names go with the sum: 1 (default) is the first adapter
+  --overwrite      Replace what is there
+  --pretrained FILE  The base model's weights file, where this machine does not know it
+"""
+
+
+def parse(args: list[str]) -> argparse.Namespace:
+    """The options of ``adapter add``.
+
+    Raises:
+        UserError: An unknown, missing or impossible option.
+    """
+    parser = Parser("adapter add")
+    parser.add_argument("adapters", type=Path, nargs="+")
+    parser.add_argument("--weights", type=float, nargs="+")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--as", dest="form", choices=("merged", "lora"), default="merged")
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--error", type=float)
+    parser.add_argument("--head", type=int, default=1)
+    parser.add_weights()
+    parser.add_argument("--overwrite", action="store_true")
+    options = parser.parse_args(args)
+    count = len(options.adapters)
+    options.weights = options.weights or [1.0] * count
+    if len(options.weights) != count:
+        raise UserError(f"adapter add: {len(options.weights)} --weights for {count} adapters; give one for each.")
+    if not all(map(math.isfinite, options.weights)):
+        raise UserError(f"adapter add: --weights are {options.weights}; give plain numbers.")
+    if not 1 <= options.head <= count:
+        raise UserError(f"adapter add: --head is {options.head}; give a number from 1 to {count}, the adapter's place.")
+    if options.form == "merged" and (options.rank is not None or options.error is not None):
+        raise UserError("adapter add: --rank and --error belong to --as lora.")
+    if options.form != "merged":
+        check_wish(options.rank, options.error)
+    return options
+
+
+def add_verb(args: list[str]) -> int:
+    """Check what was typed, add up, write and compare."""
+    options = parse(args)
+    for path in options.adapters:
+        check_adapter(path)
+    from randlora_pl.cli.fit import quieten
+
+    quieten()
+    from randlora_pl.adapters import read_adapter
+    from randlora_pl.cli.adapter.export_lora import print_converted
+    from randlora_pl.cli.adapter.merge import print_written
+    from randlora_pl.interop.base_model import load_base, refuse_texts, same_base
+    from randlora_pl.interop.low_rank import label, write_lora
+    from randlora_pl.interop.merge.vision import added, check_output, write
+    from randlora_pl.interop.updates import updates, weighted_sum
+    from randlora_pl.utils.files.atomic_output import refuse_inputs
+
+    if options.form == "merged":
+        check_output(options.output, options.adapters, options.overwrite)
+    else:
+        refuse_inputs([options.output], options.adapters)
+        if options.output.exists() and not options.overwrite:
+            raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
+    files = [read_adapter(path) for path in options.adapters]
+    for file in files:
+        refuse_texts(file, "have their updates added up")
+    same_base(files)
+    first = files[options.head - 1]
+    base = load_base(first)
+    total = weighted_sum([updates(base, file) for file in files], options.weights)
+    for file, weight in zip(files, options.weights, strict=True):
+        print(f"{weight:g} x {file.path} ({file.adapter.method()})")
+    if options.form == "merged":
+        print_written(write(options.output, added(base, first, total), options.overwrite))
+        return 0
+    origin = {
+        "adapters": [label(file) for file in files],
+        "methods": [file.adapter.method() for file in files],
+        "weights": options.weights,
+    }
+    made = write_lora(options.output, base, total, files, first, rank=options.rank, error=options.error, origin=origin)
+    print_converted(options.output, made, first)
+    return 0

@@ -1,0 +1,93 @@
+"""``adapter diff``: what two adapters differ in."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.cli.adapter.info import described, stay_offline
+from randlora_pl.cli.adapter.layer_table import layer_table
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.tables import entry
+from randlora_pl.config.adapter_config import check_adapter
+from randlora_pl.utils.errors import UserError
+
+PAGE = """\
+What two adapters differ in: method, options, base model, targets, classes, training; and for each layer the norm of
+the difference of their updates and the cosine between them, where base model and shapes are the same. Nothing is
+downloaded.
+
+  randlora-pl adapter diff A B
+
+  --layers    A row for each layer instead of one for each kind of layer (means)
+  --json      For programs; with every layer
+  --pretrained FILE  The base model's weights file, where this machine does not know it
+"""
+
+_COLUMNS = {"norm_1": "norm of A", "norm_2": "norm of B", "difference": "norm of A - B", "cosine": "cosine"}
+_OWN = ("path", "file_bytes")
+
+
+def diff_verb(args: list[str]) -> int:
+    """Compares two adapters."""
+    parser = Parser("adapter diff")
+    parser.add_argument("adapters", type=Path, nargs=2)
+    parser.add_argument("--layers", action="store_true")
+    parser.add_weights()
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(args)
+    for path in options.adapters:
+        check_adapter(path)
+    stay_offline()
+    from randlora_pl.adapters import read_adapter
+    from randlora_pl.interop.base_model import same_base
+    from randlora_pl.interop.summary import compared, facts
+    from randlora_pl.interop.updates import layer_updates
+
+    files = [read_adapter(path) for path in options.adapters]
+    one, two = (facts(file) for file in files)
+    why, rows = "", []
+    try:
+        same_base(files)
+        rows = compared(layer_updates(files[0]), layer_updates(files[1]))
+        if not rows:
+            why = "no layer of one has the name and shape of a layer of the other"
+    except UserError as error:
+        why = str(error)
+    changed = {key: [one[key], two[key]] for key in one if one[key] != two[key] and key not in _OWN}
+    if options.json:
+        print(json.dumps({"differences": changed, "layers": rows, "missing": [why] if why else []}, indent=2))
+        return 0
+    print(entry("A", str(files[0].path), 0, 16))
+    print(entry("B", str(files[1].path), 0, 16))
+    print_differences(one, two)
+    if rows:
+        left_out = len(files[0].layers.keys() | files[1].layers.keys()) - len(rows)
+        print()
+        print(layer_table(rows, _COLUMNS, options.layers))
+        if left_out:
+            print(f"{left_out} layers of only one of them, or of other shapes, are left out")
+        if all(row["difference"] == 0 for row in rows) and not left_out:
+            print("the updates are the same, bit for bit")
+    if why:
+        print(f"updates not compared: {why}")
+    return 0
+
+
+def print_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> None:
+    """Facts that differ, option by option, each with both values."""
+    sides = [_flat(known) for known in (one, two)]
+    keys = [key for key in {**sides[0], **sides[1]} if sides[0].get(key) != sides[1].get(key)]
+    if not keys:
+        print("method, options, base model, seed, targets, classes and training are the same")
+    for key in keys:
+        print(entry(key, f"A: {sides[0].get(key, '-')}", 0, 16))
+        print(entry("", f"B: {sides[1].get(key, '-')}", 0, 16))
+
+
+def _flat(known: Mapping[str, Any]) -> dict[str, str]:
+    """The facts in words, each option of the method and each figure of the training by itself."""
+    words = described({**known, "options": {}, "training": {}})
+    words.pop("adapter")
+    words |= {f"option {key}": str(value) for key, value in known["options"].items()}
+    return words | {f"training {key}": str(value) for key, value in known["training"].items()}

@@ -1,0 +1,83 @@
+"""``adapter export``: an adapter in the form of another system, each form in a module of its own."""
+
+import argparse
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.config.adapter_config import check_adapter
+from randlora_pl.utils.errors import UserError, near
+
+PAGE = """\
+An adapter in the form of another system. What is written is read again and compared before it gets its name.
+
+  randlora-pl adapter export ADAPTER --to peft --output DIR
+  randlora-pl adapter export ADAPTER --to lora --error 0.05 --output DIR
+  randlora-pl adapter export ADAPTER --to onnx --output model.onnx
+
+  --to FORM        peft     a folder for PeftModel.from_pretrained: RandLoRA, LoRA, VeRA, DoRA on linear layers
+                   lora     a plain LoRA adapter, by truncated singular value decomposition of each update
+                   onnx     the merged model as an ONNX file with class names (pip install 'randlora-pl[onnx]')
+                   torch    the merged model as a torch.export program (.pt2)
+                   adapter  our own format again, in another dtype, as a folder or one .safetensors file
+  --output PATH    Where to write
+  --overwrite      Replace what is there
+  --pretrained FILE  The base model's weights file, where this machine does not know it
+
+  lora:            --rank K      Rank of every layer; or
+                   --error E     The smallest rank of each layer that leaves at most this relative error (Frobenius)
+  onnx, torch:     --part PART   classifier (default), image (features of the image tower), text (of token ids)
+  adapter:         --dtype TYPE  float32, bfloat16 or float16
+"""
+
+FORMS = {
+    "peft": "adapter.export_peft",
+    "lora": "adapter.export_lora",
+    "onnx": "adapter.export_onnx",
+    "torch": "adapter.export_onnx",
+    "adapter": "adapter.export_adapter",
+}
+"""The module of each form; its ``export`` takes the options."""
+
+_OPTIONS = {"rank": ("lora",), "error": ("lora",), "part": ("onnx", "torch"), "dtype": ("adapter",)}
+
+
+def parse(args: list[str]) -> argparse.Namespace:
+    """The options of ``adapter export``.
+
+    Raises:
+        UserError: An unknown, missing or impossible option, or one that the form does not have.
+    """
+    parser = Parser("adapter export")
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("--to", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_weights()
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--error", type=float)
+    parser.add_argument("--part", choices=("classifier", "image", "text"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    options = parser.parse_args(args)
+    if options.to not in FORMS:
+        raise UserError(
+            f"adapter export: --to is {options.to!r}.{near(options.to, FORMS)} Use one of {', '.join(FORMS)}."
+        )
+    for name, forms in _OPTIONS.items():
+        if getattr(options, name) is not None and options.to not in forms:
+            raise UserError(f"adapter export: --{name} belongs to --to {' or '.join(forms)}, not to --to {options.to}.")
+    return options
+
+
+def export_verb(args: list[str]) -> int:
+    """Check what was typed, and write the form that was asked for."""
+    options = parse(args)
+    if options.output.exists() and not options.overwrite:
+        raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
+    check_adapter(options.adapter)
+    from randlora_pl.utils.files.atomic_output import refuse_inputs
+
+    refuse_inputs([options.output], [options.adapter])
+    export: Callable[[argparse.Namespace], int] = import_module(f"randlora_pl.cli.{FORMS[options.to]}").export
+    return export(options)

@@ -1,0 +1,168 @@
+"""``adapter import``: an adapter of PEFT or of the official code as one of ours."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.files.documents import parse_json
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from randlora_pl.interop.base_model import Base
+    from randlora_pl.interop.foreign.adapter import Foreign
+
+PAGE = """\
+An adapter from elsewhere as one of ours, with the same outputs, compared with PEFT's where peft is installed.
+
+  randlora-pl adapter import DIR --from peft --model vit_base_patch16_224 --pretrained timm --output adapter
+  randlora-pl adapter import FILE --from official --model ViT-B-32 --pretrained openai --output adapter
+
+  --from SOURCE      peft      a folder of save_pretrained: RandLoRA (also without its bases), LoRA, DoRA, VeRA
+                     official  a checkpoint of the vision code of RandLoRA's authors
+  --model NAME       The base model, a name of timm or open_clip, or of a language model (see --task)
+  --pretrained TAG   Its weights: timm, a tag, a file, or random; of a language model a folder, or left out
+  --output PATH      Where to write, a folder or one .safetensors file
+  --overwrite        Replace what is there
+
+  --classnames FILE  One class a line: makes it an adapter that predicts; a text head has prompts "a photo of a {}."
+  --task TASK        LinearHeadTask (default where the adapter has a head), TextHeadTask, VisionLanguageTask, or
+                     CausalLMTask: a decoder of transformers (default where PEFT's config has task_type CAUSAL_LM)
+  --bases-dtype TYPE peft without bases: bfloat16 (default), or float16 if it was trained where PEFT had none
+  --alpha A          official: the updates are scaled by A / r (default 1; its file does not say)
+"""
+
+DECODER = "CausalLMTask"
+TASKS = ("LinearHeadTask", "TextHeadTask", "VisionLanguageTask", DECODER)
+
+
+def parse(args: list[str]) -> argparse.Namespace:
+    """The options of ``adapter import``.
+
+    Raises:
+        UserError: An unknown, missing or impossible option, or one that the source does not have.
+    """
+    parser = Parser("adapter import")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--from", dest="source", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--model")
+    parser.add_argument("--pretrained")
+    parser.add_argument("--classnames", type=Path)
+    parser.add_argument("--task", choices=TASKS)
+    parser.add_argument("--bases-dtype", "--bases_dtype", choices=("bfloat16", "float16"))
+    parser.add_argument("--alpha", type=float)
+    options = parser.parse_args(args)
+    sources = ("peft", "official")
+    if options.source not in sources:
+        raise UserError(
+            f"adapter import: --from is {options.source!r}.{near(options.source, sources)} Use peft or official."
+        )
+    for name, source in (("bases_dtype", "peft"), ("alpha", "official")):
+        if getattr(options, name) is not None and options.source != source:
+            raise UserError(f"adapter import: --{name.replace('_', '-')} belongs to --from {source}.")
+    if not options.path.exists():
+        raise UserError(f"{options.path} does not exist; give a folder of PEFT's, or a checkpoint file.")
+    if options.model is None:
+        raise UserError(
+            f"adapter import: --model is missing: name the base model of {options.path}.{_hint(options.path)}"
+        )
+    return options
+
+
+def _hint(path: Path) -> str:
+    """The base model that a PEFT config names."""
+    try:
+        name = parse_json((path / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return f" Its config says {name!r}." if name else ""
+
+
+def import_verb(args: list[str]) -> int:
+    """Check what was typed, carry the adapter over, compare, and write it."""
+    options = parse(args)
+    if options.output.exists() and not options.overwrite:
+        raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
+    from randlora_pl.cli.fit import quieten
+
+    quieten()
+    import torch
+
+    from randlora_pl.interop import base_model
+    from randlora_pl.interop.foreign import official
+    from randlora_pl.interop.imported_vision import Plan, check_base
+    from randlora_pl.interop.peft import files as peft_files
+    from randlora_pl.interop.peft import import_ as peft_import
+
+    adapter = peft_files.read(options.path) if options.source == "peft" else None
+    trained = {} if adapter is None else adapter.task.get("arguments", {})  # of an adapter that was exported here
+    written = adapter is not None and adapter.config.get("task_type") == "CAUSAL_LM" and options.task is None
+    decoder: Any = None
+    if options.task == DECODER or written:
+        from randlora_pl.interop.imported_language import Imported
+
+        decoder = Imported.of(options.model, options.pretrained, trained)
+        base = decoder.base
+    else:
+        base = base_model.named(options.model, options.pretrained, trained.get("seed", 0), trained.get("img_size"))
+    if adapter is not None:
+        check_base(adapter, base)
+        dtype = getattr(torch, options.bases_dtype or "bfloat16")
+        foreign = peft_import.translate(adapter, base.model, dtype)
+    else:
+        foreign = official.translate(options.path, base.model, 1.0 if options.alpha is None else options.alpha)
+    if owned := foreign.owned(base.model):
+        raise UserError(
+            f"{options.path}: {next(iter(owned))} was trained as a whole, which no task here has. Import it in Python: "
+            "save_adapter(import_peft(PATH, model), OUTPUT)"
+        )
+    classnames = _lines(options.classnames) if options.classnames else []
+    plan = decoder or Plan.make(foreign, base, adapter, options.task, classnames)
+    ours = base.copy().model
+    print(foreign.inject(ours))
+    print(_compared(options, foreign, ours, base))
+    path = decoder.save(foreign, options.output) if decoder else plan.save(ours, options.output)
+    size = path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
+    print(
+        f"{options.output}: {size:,} bytes"
+        + (f", a {DECODER}" if decoder else f", a {plan.task} of {len(plan.classnames)} classes" if plan.task else "")
+    )
+    print(plan.next(options.output))
+    return 0
+
+
+def _compared(options: argparse.Namespace, foreign: "Foreign", ours: "Module", base: "Base") -> str:
+    """The outcome of the comparison with PEFT."""
+    from randlora_pl.interop.peft.verify import Classifier, difference, installed
+
+    if options.source == "official":
+        return f"Not compared: the official code is not at hand. Scaled by {foreign.adapter.alpha:g} / r."  # type: ignore[attr-defined]
+    if not installed():
+        return "Not compared: peft is not installed (pip install peft)."
+    weights = [tensor for tensor in foreign.extra.values() if tensor.dim() == 2]
+    biases = [tensor for tensor in foreign.extra.values() if tensor.dim() == 1]
+    classifier = Classifier(weights[0], biases[0] if biases else None) if weights else None
+    try:
+        found = difference(ours, base, options.path, classifier)
+        return f"Largest difference to PEFT's outputs: {found.in_words()}"
+    except UserError as error:
+        raise UserError(f"{options.path} cannot be imported: {error}.") from None
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a file of class names.
+
+    Raises:
+        UserError: It cannot be read, or names fewer than two classes.
+    """
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classnames {file} cannot be read ({error}).") from None
+    if len(names) < 2:
+        raise UserError(f"--classnames {file} names {len(names)} classes; give one a line, two or more.")
+    return names

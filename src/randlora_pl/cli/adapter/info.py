@@ -1,0 +1,146 @@
+"""``adapter info``: what an adapter is, and how much each of its updates changes."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.cli.adapter.layer_table import layer_table
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.tables import entry
+from randlora_pl.config.adapter_config import check_adapter
+from randlora_pl.utils.text.printable import printable
+
+PAGE = """\
+What an adapter is: method, base model, classes, training; and for each layer the rank, stable rank, effective rank and
+norm of its update beside those of the base model's weight. Nothing is downloaded: where the base model is not on this
+machine, what the file alone tells is printed.
+
+  randlora-pl adapter info ADAPTER
+  randlora-pl adapter info ADAPTER --json
+
+  --layers    A row for each layer instead of one for each kind of layer (means)
+  --json      Everything, for programs; with every layer
+  --pretrained FILE  The base model's weights file, where this machine does not know it
+
+rank              singular values above float32's rounding (max(out, in) * 1.2e-7 of the largest)
+stable rank       ||D||_F^2 / ||D||_2^2
+effective rank    exp of the entropy of the singular values' shares (Roy and Vetterli, 2007)
+norm              Frobenius norm; ratio: to the norm of the base model's weight
+"""
+
+_COLUMNS = {
+    "rank": "rank",
+    "stable_rank": "stable rank",
+    "base_stable_rank": "base's",
+    "effective_rank": "effective rank",
+    "base_effective_rank": "base's",
+    "norm": "norm",
+    "base_norm": "base's",
+    "ratio": "ratio",
+}
+
+
+def info_verb(args: list[str]) -> int:
+    """Reads the adapter, and the base model where it is at hand."""
+    parser = Parser("adapter info")
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("--layers", action="store_true")
+    parser.add_weights()
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(args)
+    check_adapter(options.adapter)
+    stay_offline()
+    from randlora_pl.adapters import read_adapter
+    from randlora_pl.interop.summary import facts, layers
+
+    file = read_adapter(options.adapter)
+    known = facts(file)
+    if not options.json:
+        print_facts(known)
+    rows, missing = layers(file)
+    if options.json:
+        print(json.dumps(known | {"layers": rows, "missing": missing}, indent=2))
+        return 0
+    if known["fingerprint"] and not any(reason.startswith("updates:") for reason in missing):
+        print(entry("checked", "the random bases are those of that fingerprint", 0, 16))
+    if rows:
+        print()
+        print(layer_table(rows, _COLUMNS, options.layers))
+    for reason in missing:
+        print(f"not shown, {printable(reason)}")
+    return 0
+
+
+def stay_offline() -> None:
+    """Looking at a file must not download a model; what is in the cache is found."""
+    from randlora_pl.cli.fit import quieten
+
+    quieten()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def print_facts(known: Mapping[str, Any]) -> None:
+    """One line for each kind of fact, without those that the file says nothing of."""
+    for name, text in described(known).items():
+        print(entry(name, text, 0, 16))
+
+
+def described(known: Mapping[str, Any]) -> dict[str, str]:
+    """The facts of an adapter in words."""
+    from randlora_pl.models import ImageSpec
+
+    base = known["base_model"]
+    named = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
+    extra = [f"{key} {base[key]}" for key in ("image_size", "seed") if base.get(key) is not None]
+    digest = str(base.get("weights_sha256_sampled") or "unknown")[:12]
+    head = f" and {known['head_parameters']:,} of a head" if known["head_parameters"] else ""
+    head += f", {known['kept_numbers']:,} numbers kept without a gradient" if known["kept_numbers"] else ""
+    size = f"{known['tensor_bytes']:,} bytes of {', '.join(known['dtypes'])}, {known['file_bytes']:,} on the disk"
+    options = ", ".join(f"{key} {_short(value)}" for key, value in known["options"].items() if value is not None)
+    found = {
+        "adapter": f"{known['path']} (format {known['format_version']})",
+        "method": f"{known['method']}{': ' if options else ''}{options}",
+        "trained": f"{known['parameters']:,} parameters{head}, {size}",
+        "base model": ", ".join([named or "not named", *extra, f"weights {digest}"]),
+        "targets": f"{'default' if known['targets'] is None else _short(known['targets'])}: {known['adapted']} tensors",
+    }
+    if known["trained"]:
+        found["trained whole"] = _short(known["trained"])
+    if known["fingerprint"]:
+        found["random bases"] = f"seed {known['seed']}, {known['generator']}, fingerprint {known['fingerprint'][:12]}"
+    if known["task"]:
+        found["task"] = known["task"]
+    if known["classnames"]:
+        found["captions" if known["captions"] else "classes"] = _first(known["classnames"])
+    if known["templates"]:
+        found["prompts"] = _first(known["templates"])
+    if known["training"]:
+        figures = {key: value for key, value in known["training"].items() if key != "frame"}
+        if figures:
+            found["training"] = ", ".join(f"{key} {_short(value)}" for key, value in figures.items())
+        if frame := known["training"].get("frame"):
+            found["images"] = ImageSpec(**frame).in_words()
+    if known["made_from"]:
+        found["made from"] = ", ".join(f"{key} {_short(value)}" for key, value in known["made_from"].items())
+    return found
+
+
+def _first(names: list[str], count: int = 5) -> str:
+    more = ", ..." if len(names) > count else ""
+    return f"{len(names):,}: {', '.join(names[:count])}{more}"
+
+
+def _short(value: Any) -> str:
+    """A value on part of a line; a table of patterns by its size."""
+    if isinstance(value, dict) and value.keys() == {"method", "options"}:
+        inner = ", ".join(f"{key} {_short(each)}" for key, each in value["options"].items() if each is not None)
+        return f"{value['method']} ({inner})"
+    if isinstance(value, dict) and len(value) > 4:
+        return f"by {len(value)} patterns"
+    if isinstance(value, list) and len(value) > 4:
+        return f"{', '.join(map(str, value[:4]))}, ... ({len(value)})"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,93 @@
+"""``adapter merge``: weights for open_clip or timm, with the update in them."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.config.adapter_config import check_adapter
+from randlora_pl.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from randlora_pl.interop.merge.vision import Written
+
+PAGE = """\
+The whole model with the update in its weights, for open_clip or timm without this program: a plain state dict. What
+is written is loaded by the bare library and compared on random images before it gets its name.
+
+  randlora-pl adapter merge ADAPTER --output model.safetensors
+  randlora-pl adapter merge ADAPTER --scale 0.5 --output half.pt
+
+  --output FILE    .safetensors (class names, prompts and image size in its metadata) or .pt
+  --scale S        W0 + S (W - W0): between the base model (0) and the tuned one (1, default), or beyond (WiSE-FT)
+  --no-head        Without the linear head (timm) or the file of class embeddings (open_clip)
+  --overwrite      Replace what is there
+  --pretrained FILE  The base model's weights file, where this machine does not know it
+
+Of a language model --output is a folder, as transformers saves one, with its tokenizer.
+
+A CLIP model comes out whole, its text tower too; the class embeddings go to FILE.head.safetensors. A timm model comes
+out with its linear head as classifier. For the model tiny, which open_clip does not know, FILE.json describes it.
+"""
+
+
+def parse(args: list[str]) -> argparse.Namespace:
+    """The options of ``adapter merge``.
+
+    Raises:
+        UserError: An unknown, missing or impossible option.
+    """
+    parser = Parser("adapter merge")
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--no-head", "--no_head", dest="head", action="store_false")
+    parser.add_weights()
+    parser.add_argument("--overwrite", action="store_true")
+    options = parser.parse_args(args)
+    if not math.isfinite(options.scale):
+        raise UserError(f"--scale is {options.scale}: give a number, 0 for the base model, 1 for the tuned one.")
+    return options
+
+
+def merge_verb(args: list[str]) -> int:
+    """Check what was typed, merge, write and compare."""
+    options = parse(args)
+    check_adapter(options.adapter)
+    from randlora_pl.cli.fit import quieten
+
+    quieten()
+    from randlora_pl.adapters import read_adapter
+    from randlora_pl.interop.base_model import load_base
+    from randlora_pl.interop.merge.vision import check_output, merged, write
+
+    file = read_adapter(options.adapter)
+    if file.config.get("base_model", {}).get("library") == "transformers":
+        from randlora_pl.interop.merge.language import write_merged
+
+        kind, size, gap = write_merged(file, options.output, options.scale, options.overwrite)
+        print(f"{options.output}: {size:,} bytes, a folder for transformers")
+        print(f"largest difference of logits, loaded by transformers alone, on random tokens: {gap:.1e}")
+        print(f"  {kind}.from_pretrained({str(options.output)!r})")
+        return 0
+    check_output(options.output, [options.adapter], options.overwrite)
+    base = load_base(file)
+    written = write(options.output, merged(base, file, options.scale, options.head), options.overwrite)
+    which = {0.0: "the base model's weights, unchanged", 1.0: "the tuned weights"}
+    print(
+        f"scale {options.scale:g}: {which.get(options.scale, f'W0 + {options.scale:g} (W - W0) in every tuned tensor')}"
+    )
+    print_written(written)
+    return 0
+
+
+def print_written(written: "Written") -> None:
+    """Files, sizes, the largest difference, and how to load them."""
+    for file, size in written.sizes.items():
+        print(f"{file}: {size:,} bytes")
+    print(f"largest difference of outputs, loaded by the bare library, on random images: {written.difference:.1e}")
+    for note in written.notes:
+        print(note)
+    for line in written.load:
+        print(f"  {line}")

@@ -1,0 +1,60 @@
+"""``adapter pull``: an adapter from the Hugging Face Hub."""
+
+import argparse
+from pathlib import Path
+
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.language.catalog import TASKS, given_to
+from randlora_pl.utils.errors import UserError
+
+PAGE = """\
+An adapter from the Hugging Face Hub. It is checked before it gets its name; no file with code is fetched or run.
+
+  randlora-pl adapter pull USER/NAME --output DIR
+
+  --output DIR         Where to write
+  --revision NAME      A branch, tag or commit; by default main
+  --overwrite          Replace what is there
+
+Private repositories need hf auth login, or HF_TOKEN. HF_ENDPOINT names another server.
+"""
+
+
+def parse(args: list[str]) -> argparse.Namespace:
+    """The options of ``adapter pull``.
+
+    Raises:
+        UserError: An unknown, missing or impossible option.
+    """
+    parser = Parser("adapter pull")
+    parser.add_argument("repo")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--revision")
+    parser.add_argument("--overwrite", action="store_true")
+    options = parser.parse_args(args)
+    if options.output.exists() and not options.overwrite:
+        raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
+    if options.output.suffix == ".safetensors" or options.output.is_file():
+        raise UserError(f"--output is {options.output}: name a folder. One file: adapter export DIR --to adapter.")
+    return options
+
+
+def pull_verb(args: list[str]) -> int:
+    """Fetches and checks the adapter, and says what it is."""
+    options = parse(args)
+    from randlora_pl.interop.hub.transfer import check_repo, pull_adapter
+
+    check_repo(options.repo)
+    pulled = pull_adapter(options.repo, options.output, options.revision)
+    file, base = pulled.file, pulled.file.config.get("base_model", {})
+    model = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
+    classes = file.metadata.get("classnames") or []
+    what = f" for {len(classes):,} classes" if classes else ""
+    print(f"{options.output}: {file.adapter.method()} adapter of {model or 'a base model'}{what}")
+    print(f"{pulled.size:,} bytes, commit {pulled.commit[:12]} of {options.repo}")
+    if sha := base.get("sha256"):
+        print(f"its base model needs the weights file {base.get('pretrained')} (SHA-256 {sha})")
+    task = file.metadata.get("task")
+    predicts = f"predict --adapter {options.output} {given_to(task)} --output predictions.csv"
+    print(f"\nNext: randlora-pl {predicts if classes or task in TASKS else f'adapter info {options.output}'}")
+    return 0

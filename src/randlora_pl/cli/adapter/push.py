@@ -1,0 +1,102 @@
+"""``adapter push``: an adapter to the Hugging Face Hub, with a model card."""
+
+import argparse
+from pathlib import Path
+
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.config.adapter_config import check_adapter
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.printable import printable
+
+PAGE = """\
+An adapter to the Hugging Face Hub, with a model card: base model, classes, figures, how to use and train it.
+The figures and the config are those of the run folder that the adapter lies in. Paths of this machine are not sent.
+
+  randlora-pl adapter push RUN/adapter --repo USER/NAME --dry-run      show what would be sent, without a network
+  randlora-pl adapter push RUN/adapter --repo USER/NAME --card card.md     write the card to look at it and change it
+  randlora-pl adapter push RUN/adapter --repo USER/NAME --card card.md     the second time: send it
+
+  --repo USER/NAME     The repository; it is made if it is not there
+  --private            Make it private; refused where it is there already and is public
+  --revision BRANCH    A branch, made if it is not there; by default main
+  --licence SPDX       Licence of the adapter in the card, for example apache-2.0
+  --message TEXT       Message of the commit
+  --card FILE          Send this card. Where there is no such file yet, write the card there and send nothing
+  --dry-run            Show the files and the card, send and write nothing
+
+Log in first: hf auth login, or set HF_TOKEN. HF_ENDPOINT names another server.
+"""
+
+
+def parse(args: list[str]) -> argparse.Namespace:
+    """The options of ``adapter push``.
+
+    Raises:
+        UserError: An unknown, missing or impossible option.
+    """
+    parser = Parser("adapter push")
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("--repo", required=True)
+    parser.add_argument("--private", action="store_true")
+    parser.add_argument("--revision")
+    parser.add_argument("--licence", "--license")
+    parser.add_argument("--message", default="Add adapter")
+    parser.add_argument("--card", type=Path)
+    parser.add_argument("--dry-run", "--dry_run", action="store_true")
+    options = parser.parse_args(args)
+    if not options.message.strip():
+        raise UserError("--message is empty: say in a few words what changed.")
+    return options
+
+
+def push_verb(args: list[str]) -> int:
+    """Checks the adapter, writes or reads the card, and sends both."""
+    options = parse(args)
+    check_adapter(options.adapter)
+    from tempfile import TemporaryDirectory
+
+    from randlora_pl.cli.fit import quieten
+
+    quieten()
+    from randlora_pl.adapters import read_adapter
+    from randlora_pl.interop.hub.model_card import make_card
+    from randlora_pl.interop.hub.transfer import check_repo, push_folder, stage
+    from randlora_pl.utils.files.run_files import write_text
+
+    check_repo(options.repo)
+    file = read_adapter(options.adapter)
+    if options.card is not None and options.card.exists():
+        card = _read(options.card)
+    else:
+        card = make_card(file, options.repo, options.licence)
+        if options.card is not None and not options.dry_run:
+            if not options.card.absolute().parent.is_dir():
+                raise UserError(f"The folder {options.card.parent} does not exist; make it first.")
+            write_text(options.card, card)
+            print(f"{options.card}: the card, nothing is sent yet. Change it as you like; the same command sends it.")
+            return 0
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "files"
+        stage(options.adapter, folder, card)
+        sizes = {entry.name: entry.stat().st_size for entry in sorted(folder.iterdir())}
+        if options.dry_run:
+            print(f"would be sent to {options.repo}{f', branch {options.revision}' if options.revision else ''}:")
+            print("\n".join(f"  {name:22} {size:>13,} bytes" for name, size in sizes.items()))
+            print(f"\nREADME.md:\n\n{printable(card)}", end="")
+            return 0
+        address = push_folder(
+            folder, options.repo, private=options.private, revision=options.revision, message=options.message
+        )
+    print(f"{address}: {len(sizes)} files, {sum(sizes.values()):,} bytes")
+    if sha := file.config.get("base_model", {}).get("sha256"):
+        print(f"the weights of its base model are a file of yours, which is not sent (SHA-256 {sha})")
+    branch = f" --revision {options.revision}" if options.revision else ""
+    print(f"\nNext: randlora-pl adapter pull {options.repo}{branch} --output {options.repo.rpartition('/')[2]}")
+    return 0
+
+
+def _read(card: Path) -> str:
+    try:
+        return card.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{card} cannot be read as text ({type(error).__name__}); name another --card.") from error

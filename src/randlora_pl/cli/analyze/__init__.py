@@ -1,0 +1,1 @@
+"""`analyze`: spectra, representations, loss landscapes and forgetting."""

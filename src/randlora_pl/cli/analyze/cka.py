@@ -1,0 +1,160 @@
+"""``analyze cka``: how alike activations are to those of full fine-tuning."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from randlora_pl.cli.analyze.common import (
+    Run,
+    advised,
+    data_of,
+    labels_of,
+    open_run,
+    start,
+    task_of,
+    told,
+    whole_output,
+)
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.tables import table
+from randlora_pl.engine.run_folder import check_new
+from randlora_pl.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from randlora_pl.analysis.cka import Layer
+
+PAGE = """\
+How alike the activations of two models are: linear CKA of attention and MLP outputs in every block (Figure 4a).
+1: equal but for rotation and scale; 0: nothing in common.
+
+  randlora-pl analyze cka runs/full/TIME runs/lora/TIME runs/randlora/TIME
+  randlora-pl analyze cka FULL_A LORA_A FULL_B LORA_B           of two data sets: means over both
+
+  RUN RUN ...           Runs or adapters. The first of each data set is what its others are compared with; methods of
+                        the same name and rank are averaged over the data sets
+  --images N            Test images of each data set, chosen by --seed N (default 1024; 0 takes all)
+  --batch-size N        Images of a minibatch, at least 4 (default 256)
+  --dataset NAME        Images of this data set instead, for all runs; --root PATH: folder that holds the data
+  --device DEVICE       cpu, cuda, mps ... (default: what there is)
+  --output DIR          A new folder (default runs/analyze/cka/TIME)
+
+cka.csv has a row for each run, block and kind; cka.png and .svg the means. The estimate is unbiased over minibatches
+(HSIC_1 of Song et al., 2012; Nguyen et al., 2021). An image's activations are those of all of its tokens; the paper
+does not say what it takes, nor how many images.
+"""
+
+
+def cka_verb(args: list[str]) -> int:
+    """Compare the runs of each data set with the first of them, write and print.
+
+    Raises:
+        UserError: An option or a run is wrong, or a run has nothing to be compared with.
+    """
+    typed = _parse(args)
+    device = start(typed.device)
+    runs = [open_run(path) for path in typed.runs]
+    labels = dict(zip(typed.runs, labels_of_groups(runs, typed.dataset), strict=True))
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(typed.dataset or run.dataset, []).append(run)
+    for name, members in groups.items():
+        if len(members) < 2:
+            raise UserError(f"{members[0].path} is the only run on {name}: CKA compares two of one data set.")
+    from randlora_pl.analysis.cka_figure import cka_figure, mean_over_data_sets
+    from randlora_pl.analysis.figures import write_figure
+    from randlora_pl.bench.report import write_csv, write_json
+
+    rows: list[dict[str, Any]] = []
+    curves: dict[str, list[dict[Layer, float]]] = {}
+    counts = []
+    for name, (first, *others) in groups.items():
+        with advised(typed.batch_size):
+            count, found = _compare(first, others, typed, device)
+        counts.append(f"{count:,} test images of {name}")
+        for run in others:
+            values = found[str(run.path)]
+            curves.setdefault(labels[run.path], []).append(values)
+            fixed = {"data_set": name, "reference": str(first.path), "run": str(run.path), "method": labels[run.path]}
+            rows += [fixed | {"block": block + 1, "kind": kind, "cka": v} for (block, kind), v in values.items()]
+    for label, each in curves.items():
+        if any(one.keys() != each[0].keys() for one in each):
+            raise UserError(f"{label}: its runs are of models of different depth, whose layers have no mean.")
+    mean = {label: mean_over_data_sets(each) for label, each in curves.items()}
+    references = list(dict.fromkeys(labels[members[0].path] for members in groups.values()))
+    with whole_output(typed.output, "cka") as folder:
+        write_csv(rows, folder / "cka.csv")
+        write_json(
+            {"images": counts, "seed": typed.seed, "batch_size": typed.batch_size, "rows": rows}, folder / "cka.json"
+        )
+        write_figure(cka_figure(mean, " / ".join(references), "; ".join(counts)), folder, "cka")
+    _print(mean, " / ".join(references), counts)
+    told(folder)
+    return 0
+
+
+def labels_of_groups(runs: list[Run], dataset: str | None) -> list[str]:
+    """Labels that tell the runs of one data set apart, and are the same for the same method on others."""
+    found: dict[int, str] = {}
+    names = [dataset or run.dataset for run in runs]
+    for name in dict.fromkeys(names):
+        places = [place for place, other in enumerate(names) if other == name]
+        found |= dict(zip(places, labels_of([runs[place] for place in places]), strict=True))
+    return [found[place] for place in range(len(runs))]
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = Parser("analyze cka")
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", "--batch_size", type=int, default=256)
+    parser.add_argument("--dataset")
+    parser.add_argument("--root")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--output")
+    typed = parser.parse_intermixed_args(args)
+    if len(typed.runs) < 2:
+        raise UserError("analyze cka: give two runs or more, the one to compare with first.")
+    if typed.images < 0 or 0 < typed.images < 4:
+        raise UserError(f"--images is {typed.images}: give at least 4, or 0 for all.")
+    if typed.batch_size < 4:
+        raise UserError(f"--batch-size is {typed.batch_size}: the unbiased estimate needs at least 4 images.")
+    check_new(typed.output)
+    return typed
+
+
+def _compare(first: Run, others: list[Run], typed: argparse.Namespace, device: Any) -> tuple[int, dict[str, Any]]:
+    """CKA of some runs of one data set with the first: number of images, and values by layer for each path."""
+    from randlora_pl.analysis.cka import compare
+    from randlora_pl.analysis.images import batches, some_of
+    from randlora_pl.cli.data.check import counting
+
+    reference = task_of(first, device)
+    data = data_of(first, reference.image_spec, typed.dataset, typed.root, typed.batch_size)
+    data.prepare_data()
+    data.setup("test")
+    samples = some_of(data.samples("test"), typed.images or None, typed.seed)
+    tasks = {str(run.path): task_of(run, device) for run in others}
+    for name, task in tasks.items():
+        if task.image_spec != reference.image_spec:
+            raise UserError(f"{name} takes images of another kind than {first.path}: they cannot be compared.")
+    with counting(True, f"{data.row.name}: {{task.completed:,}} of {len(samples):,} images") as tick:
+
+        def images() -> Any:
+            for batch, _ in batches(data, samples, typed.batch_size, device):
+                yield batch
+                tick(len(batch))
+
+        return len(samples), compare(reference.model, {name: task.model for name, task in tasks.items()}, images())
+
+
+def _print(mean: dict[str, dict["Layer", float]], reference: str, counts: list[str]) -> None:
+    blocks = sorted({place[0] for values in mean.values() for place in values})
+    print(f"CKA with {reference} on {'; '.join(counts)}:\n")
+    header = ["block", *(f"{label}, {kind}" for label in mean for kind in ("attention", "mlp"))]
+    rows = [
+        [block + 1, *(f"{values[block, kind]:.4f}" if (block, kind) in values else "" for values in mean.values()
+                      for kind in ("attention", "mlp"))]
+        for block in blocks
+    ]  # fmt: skip
+    print(table(header, rows))

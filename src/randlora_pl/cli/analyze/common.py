@@ -1,0 +1,206 @@
+"""What the verbs of ``analyze`` share: runs and their data, labels, the folder of what they write."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from randlora_pl.config.adapter_config import config_beside, data_beside
+from randlora_pl.engine.run_folder import ADAPTER, CONFIG, output_folder
+from randlora_pl.utils.errors import UnreadableImageError, UserError
+
+if TYPE_CHECKING:
+    from randlora_pl.adapters import AdapterFile
+    from randlora_pl.data import ImageData
+    from randlora_pl.tasks import ImageTask
+
+_DATA = ("dataset", "root", "shots", "fraction", "train_split", "templates", "classnames", "on_error")
+"""Options of a run's data that say which images and classes they are; how they were trained on does not matter."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, or an adapter without one.
+
+    Attributes:
+        path: What was typed.
+        file: The adapter.
+        data: Options of `ImageData` that give what it was trained on; empty where nobody knows.
+    """
+
+    path: Path
+    file: "AdapterFile"
+    data: dict[str, Any]
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set that it was trained on.
+
+        Raises:
+            UserError: The adapter does not say.
+        """
+        if "dataset" not in self.data:
+            raise UserError(f"{self.path} does not say what it was trained on; name the data set: --dataset NAME")
+        return str(self.data["dataset"])
+
+
+def open_run(path: Path) -> Run:
+    """Reads the adapter of a run folder, or an adapter folder or file, and what it was trained on.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
+    from randlora_pl.adapters import read_adapter
+
+    adapter = path / ADAPTER if (path / ADAPTER).is_dir() else path
+    if not path.exists():
+        raise UserError(f"{path} does not exist; a run folder is ROOT/NAME/TIME, an adapter RUN/{ADAPTER}.")
+    if (path / CONFIG).is_file() and adapter == path:
+        raise UserError(f"{path} has no adapter yet; go on with: randlora-pl fit --resume {path}")
+    file = read_adapter(adapter)
+    folder = adapter.resolve().parent
+    if beside := config_beside(adapter):
+        config = data_beside(beside)
+        known = config.get("data", {}) | {"seed": config.get("seed_everything", 0)}
+    else:
+        known = dict(file.metadata.get("training", {}))
+    data = {name: known[name] for name in (*_DATA, "seed") if known.get(name) is not None}
+    if (folder / "shots.json").is_file() and {"shots", "fraction"} & data.keys():
+        data["shots_file"] = str(folder / "shots.json")
+    return Run(path, file, data if "dataset" in data else {})
+
+
+def labels_of(runs: Sequence[Run]) -> list[str]:
+    """Method and rank of each run; where that is the same for two, with what was typed."""
+    from randlora_pl.callbacks.summary import describe
+
+    plain = [describe(run.file.adapter) for run in runs]
+    return [
+        f"{label} ({run.path})" if plain.count(label) > 1 else label for label, run in zip(plain, runs, strict=True)
+    ]
+
+
+def parameters(run: Run) -> int:
+    """Trained numbers in an adapter, a head not counted."""
+    return sum(tensor.numel() for tensor in run.file.tensors.values())
+
+
+def task_of(run: Run, device: Any) -> "ImageTask":
+    """The task of a run, merged, in eval mode.
+
+    Raises:
+        UserError: The adapter was written by no task, or its base model is another one.
+    """
+    from randlora_pl.tasks import load_task
+
+    task = load_task(run.file.path)
+    task.to(device)
+    task.prepare_evaluation()
+    return task
+
+
+def data_of(run: Run, spec: Any, dataset: str | None = None, root: str | None = None, batch: int = 256) -> "ImageData":
+    """The data that a run was trained on, or others, prepared as its model wants them; not set up yet.
+
+    Args:
+        run: The run.
+        spec: What its model expects of an image.
+        dataset: Another data set.
+        root: Another folder that holds the data.
+        batch: Images at a time.
+
+    Raises:
+        UserError: Nobody knows the data set, or there is none of that name.
+    """
+    from randlora_pl.data import ImageData
+    from randlora_pl.data.unlabelled import frame_of
+
+    frame = frame_of(run.file.metadata, spec)
+    options = dict(run.data) if dataset in (None, run.data.get("dataset")) else {"dataset": dataset}
+    options |= {"dataset": dataset or run.dataset} | ({} if root is None else {"root": root})
+    return ImageData(
+        **options, eval_batch_size=batch, cache_images=False,
+        image_size=frame.size, mean=frame.mean, std=frame.std, interpolation=frame.interpolation, resize=frame.resize,
+    )  # fmt: skip
+
+
+def start(device: str) -> Any:
+    """Quietens the libraries and picks the device.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    from randlora_pl.cli.fit import quieten
+    from randlora_pl.cli.predict.images import pick_device
+    from randlora_pl.utils.text.console import log_to_terminal
+
+    quieten()
+    log_to_terminal()
+    return pick_device(device)
+
+
+@contextmanager
+def advised(batch: int) -> Iterator[None]:
+    """Says what to do where memory runs out or an image cannot be read.
+
+    Args:
+        batch: Images at a time.
+
+    Raises:
+        UserError: One of the two.
+    """
+    from randlora_pl.engine.error_messages import out_of_memory
+
+    try:
+        yield
+    except UnreadableImageError as error:
+        raise UserError(error.what, "Replace it, or take another data set.", error.where) from error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"out of memory; try --batch-size {max(1, batch // 2)}") from error
+
+
+def new_output(output: str | None, verb: str) -> Path:
+    """A new folder: the one that was typed, or ``runs/analyze/VERB/TIME``.
+
+    Raises:
+        UserError: It exists, or cannot be made.
+    """
+    if output is not None:
+        return output_folder(output, verb)
+    from randlora_pl.engine.run_folder import new_folder
+
+    return new_folder(Path("runs") / "analyze", verb, "--output")
+
+
+@contextmanager
+def whole_output(output: str | None, verb: str) -> Iterator[Path]:
+    """A new folder as by `new_output`; it is gone where not all of it could be written.
+
+    Raises:
+        OSError: It could not.
+    """
+    folder = new_output(output, verb)
+    try:
+        yield folder
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def told(folder: Path, following: str = "") -> None:
+    """Says what was written and, where there is one, the next command."""
+    sizes = []
+    for file in sorted(folder.iterdir()):
+        with suppress(OSError):
+            sizes.append(f"{file.name} ({_size(file.stat().st_size)})")
+    print(f"\nWritten: {folder}/: {', '.join(sizes)}")
+    if following:
+        print(f"Next: randlora-pl {following}")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(1, round(count / 1e3))} kB"

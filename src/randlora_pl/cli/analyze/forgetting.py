@@ -1,0 +1,172 @@
+"""``analyze forgetting``: zero-shot accuracy on other data sets before and after tuning."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from randlora_pl.cli.analyze.common import Run, advised, labels_of, new_output, open_run, parameters, start, told
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.tables import table
+from randlora_pl.cli.data.check import counting
+from randlora_pl.engine.run_folder import check_new
+from randlora_pl.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from randlora_pl.analysis.forgetting import Forgetting
+    from randlora_pl.data import ImageData
+
+PAGE = """\
+What a tuned CLIP has forgotten: its zero-shot accuracy on other data sets, before and after tuning.
+
+  randlora-pl analyze forgetting runs/lora/TIME runs/randlora/TIME --datasets fashion_mnist cifar10
+
+  RUN ...               Runs or adapters of VisionLanguageTask or TextHeadTask; other heads name no new classes
+  --datasets NAME ...   Data sets, as in randlora-pl datasets; that of the training may be among them
+  --root PATH           Folder that holds them (default: the user's data folder)
+  --images N            Test images of each, chosen by --seed N (default 0: all of them)
+  --batch-size N        Images at a time (default 256)
+  --device DEVICE       cpu, cuda, mps ... (default: what there is)
+  --output DIR          A new folder (default runs/analyze/forgetting/TIME)
+
+Prompts are those that the run evaluates with: its caption, or each data set's templates averaged. "before" is the base
+model with the same prompts; the mean leaves out the data set that a run was trained on. forgetting.csv has a row for
+each run and data set.
+"""
+
+
+def forgetting_verb(args: list[str]) -> int:
+    """Test each run and its base model on each data set, write and print.
+
+    Raises:
+        UserError: An option, a run or a data set is wrong.
+    """
+    typed = _parse(args)
+    device = start(typed.device)
+    from randlora_pl.analysis.forgetting import check_task
+    from randlora_pl.bench.report import write_csv, write_json
+
+    runs = [open_run(path) for path in typed.runs]
+    for run in runs:
+        check_task(run.file)
+    found: dict[str, list[Forgetting]] = {}
+    rows: list[dict[str, Any]] = []
+    folder: Path | None = None
+    tested = _tested(runs, typed, device)
+    for label, run in zip(labels_of(runs), runs, strict=True):
+        with advised(typed.batch_size):
+            results = found[label] = next(tested)
+        about = {
+            "run": str(run.path),
+            "method": label,
+            "parameters": parameters(run),
+            "trained_on": run.data.get("dataset"),
+        }
+        rows += [about | vars(one) | {"change": one.change} for one in results]
+        folder = folder or new_output(typed.output, "forgetting")  # every finished run is kept
+        write_csv(rows, folder / "forgetting.csv")
+        write_json(rows, folder / "forgetting.json")
+    assert folder is not None
+    header = ["method", *(f"{name}: before, after" for name in typed.datasets), "mean change elsewhere"]
+    cells = []
+    for (label, results), run in zip(found.items(), runs, strict=True):
+        elsewhere = [one.change for one in results if one.dataset != run.data.get("dataset")]
+        mean = f"{sum(elsewhere) / len(elsewhere):+.2f}" if elsewhere else ""
+        figures = (f"{one.before:.2f}, {one.after:.2f} ({one.change:+.2f})" for one in results)
+        cells.append([label, *figures, mean])
+    print("Zero-shot accuracy in percent of the test images, points in brackets:\n")
+    print(table(header, cells))
+    told(folder)
+    return 0
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    from randlora_pl.data.catalog.registry import default_root, find, how_to_get, present
+    from randlora_pl.data.locations import root_of
+
+    parser = Parser("analyze forgetting")
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--datasets", nargs="+", required=True)
+    parser.add_argument("--root")
+    parser.add_argument("--images", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", "--batch_size", type=int, default=256)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--output")
+    typed = parser.parse_intermixed_args(args)
+    if typed.batch_size < 1 or typed.images < 0:
+        wrong = "--batch-size" if typed.batch_size < 1 else "--images"
+        raise UserError(f"{wrong} must be a positive whole number (--images 0 takes all).")
+    root = default_root() if typed.root is None else root_of(typed.root)
+    typed.datasets = list(dict.fromkeys(typed.datasets))
+    for name in typed.datasets:
+        row = find(name)
+        if row.captions:
+            raise UserError(f"{name}: captions are no classes; name data sets with classes.")
+        if row.own and typed.root is None:
+            raise UserError(f"The data set {name!r} needs --root: {row.source} ({row.layout})")
+        if not present(row, root):
+            raise UserError(how_to_get(row, root))
+    check_new(typed.output)
+    return typed
+
+
+def _tested(runs: list[Run], typed: argparse.Namespace, device: Any) -> "Iterator[list[Forgetting]]":
+    """The results of each run, one for each data set; a base model is tested once for the same prompts."""
+    from randlora_pl.adapters import merge
+    from randlora_pl.analysis.forgetting import Forgetting, accuracy, prompts_of
+    from randlora_pl.analysis.images import batches, some_of
+    from randlora_pl.interop.base_model import base_name, load_base
+    from randlora_pl.interop.updates import adapted
+    from randlora_pl.models import encode_prompts, load_tokenizer
+
+    known: dict[Any, tuple[float, int]] = {}
+    sets: dict[Any, ImageData] = {}
+    for run in runs:
+        base = load_base(run.file)
+        tuned = adapted(base, run.file)
+        merge(tuned.part)
+        base.model.to(device)
+        tuned.model.to(device)
+        name = run.file.config["base_model"]["name"]
+        tokenizer, spec = load_tokenizer(name), _spec(run)
+        results = []
+        for dataset in typed.datasets:
+            if (dataset, spec) not in sets:
+                sets[dataset, spec] = _data(dataset, spec, typed)
+            data = sets[dataset, spec]
+            samples = some_of(data.samples("test"), typed.images or None, typed.seed)
+            prompts = prompts_of(run.file, data.templates)
+            key = (base_name(run.file), dataset, tuple(prompts))
+            models = {"after": tuned.model} if key in known else {"before": base.model, "after": tuned.model}
+            with counting(
+                True, f"{run.path}, {dataset}: {{task.completed:,}} of {len(models) * len(samples):,} images"
+            ) as tick:
+                for when, model in models.items():
+                    classes = encode_prompts(model, tokenizer, data.classnames, prompts, device)
+                    measured = accuracy(model, classes, batches(data, samples, typed.batch_size, device), tick)
+                    known[key if when == "before" else (key, run.path)] = measured
+            (before, count), (after, _) = known[key], known[key, run.path]
+            results.append(Forgetting(dataset, count, data.num_classes, before, after))
+        yield results
+
+
+def _spec(run: Run) -> Any:
+    """How the images of the run were prepared."""
+    from randlora_pl.data.unlabelled import frame_of
+    from randlora_pl.models import clip_image_spec
+
+    base = run.file.config["base_model"]
+    tag = "random" if base.get("sha256") else base["pretrained"]  # a file says nothing more than none
+    return frame_of(run.file.metadata, clip_image_spec(base["name"], tag, base.get("image_size")))
+
+
+def _data(dataset: str, spec: Any, typed: argparse.Namespace) -> "ImageData":
+    from randlora_pl.data import ImageData
+
+    data = ImageData(
+        dataset=dataset, root=typed.root, eval_batch_size=typed.batch_size, cache_images=False,
+        image_size=spec.size, mean=spec.mean, std=spec.std, interpolation=spec.interpolation, resize=spec.resize,
+    )  # fmt: skip
+    data.setup("test")
+    return data

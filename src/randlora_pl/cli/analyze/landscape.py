@@ -1,0 +1,258 @@
+"""``analyze landscape``: the loss on the plane through three runs, a grid that goes on where it was killed."""
+
+import argparse
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from randlora_pl.cli.analyze.common import Run, advised, data_of, labels_of, new_output, open_run, start, task_of, told
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.data.check import counting
+from randlora_pl.engine.run_folder import check_new
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.text.formatting import duration
+
+if TYPE_CHECKING:
+    from randlora_pl.analysis.landscape_figures import Landscape
+
+FILE = "landscape.json"
+AGREE = 1e-4
+"""How far the loss at a corner may be from the run's own."""
+
+_FIXED = ("positions", "grid", "margin", "share", "seed", "dataset", "root")
+"""What a grid depends on beside the runs."""
+_FOUND = ("labels", "losses", "images", "trained_on", "data_set")
+"""What is known once the first row is begun, and needed to draw."""
+
+PAGE = """\
+The loss on the plane through three trained models: contours, and a page to turn it around in (Figures 4b and 5).
+Each point of a grid gets the weights a1 RUN1 + a2 RUN2 + a3 RUN3, a1 + a2 + a3 = 1, updates merged and heads included.
+
+  randlora-pl analyze landscape runs/lora/TIME runs/randlora/TIME runs/full/TIME
+  randlora-pl analyze landscape --resume DIR       goes on after Ctrl-C or a crash; draws a finished one again
+
+  RUN RUN RUN           Three runs or adapters of one base model and one data set
+  --positions NAME      paper: they lie at (0,0), (1,0) and (0.5,1) (default); equilateral: the third at (0.5,0.866)
+  --grid N              Points along each side of the square (default 25)
+  --margin M            The square goes from -M to 1 + M (default 0.7, which has the paper's positions on the grid)
+  --share S             Share of the training images that the loss is taken on, the same for all points (default 0.05)
+  --seed N              Chooses them (default 0)
+  --dataset NAME        Data set, where the first run's is not the one; --root PATH: folder that holds the data
+  --batch-size N        Images at a time (default 256)
+  --device DEVICE       cpu, cuda, mps ... (default: what there is)
+  --output DIR          A new folder (default runs/analyze/landscape/TIME)
+
+landscape.json has every loss, as it is; the pictures cut off 20 % above the shallowest of the three minima. The dashed
+line is the path on the grid whose highest point is lowest. landscape.html needs pip install 'randlora-pl[plots]'
+"""
+
+
+def landscape_verb(args: list[str]) -> int:
+    """Compute the missing rows of a grid, and draw it.
+
+    Raises:
+        UserError: An option or a run is wrong, or the runs do not lie on one plane.
+    """
+    typed = _parse(args)
+    device = start(typed.device)
+    folder: Path | None = typed.resume
+    state = _read(folder) if folder is not None else _settings(typed)
+    runs = [open_run(Path(path)) for path in state["runs"]]
+    prints = [_fingerprint(run) for run in runs]
+    if state.setdefault("fingerprints", prints) != prints:
+        raise UserError(
+            f"an adapter of {folder} was changed since; start anew: randlora-pl analyze landscape RUN RUN RUN"
+        )
+    if None in state["rows"]:
+        with advised(typed.batch_size):
+            folder = _compute(runs, state, folder, typed, device)
+    assert folder is not None
+    _draw(_landscape(state), folder, state)
+    return 0
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = Parser("analyze landscape")
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--positions", choices=("paper", "equilateral"))
+    parser.add_argument("--grid", type=int)
+    parser.add_argument("--margin", type=float)
+    parser.add_argument("--share", type=float)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--dataset")
+    parser.add_argument("--root")
+    parser.add_argument("--batch-size", "--batch_size", type=int, default=256)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--output")
+    typed = parser.parse_intermixed_args(args)
+    if typed.batch_size < 1:
+        raise UserError(f"--batch-size is {typed.batch_size}: give a positive whole number.")
+    if typed.resume is not None:
+        given = [f"--{name}" for name in (*_FIXED, "output") if getattr(typed, name) is not None]
+        if typed.runs or given:
+            what = given[0] if given else "a run"
+            raise UserError(f"--resume goes on with what {typed.resume}/{FILE} says: leave out {what}.")
+        return typed
+    if len(typed.runs) != 3:
+        raise UserError(f"analyze landscape: three runs make a plane, {len(typed.runs)} were given.")
+    check_new(typed.output)
+    for name, value in (("positions", "paper"), ("grid", 25), ("margin", 0.7), ("share", 0.05), ("seed", 0)):
+        if getattr(typed, name) is None:
+            setattr(typed, name, value)
+    if typed.grid < 3:
+        raise UserError(f"--grid is {typed.grid}: give at least 3 points along each side.")
+    if not 0 <= typed.margin <= 100:
+        raise UserError(f"--margin is {typed.margin}: give a number from 0 to 100.")
+    if not 0 < typed.share <= 1:
+        raise UserError(f"--share is {typed.share}: give a share above 0 and up to 1.")
+    return typed
+
+
+def _settings(typed: argparse.Namespace) -> dict[str, Any]:
+    """What a grid depends on, with all rows missing."""
+    settings = {name: getattr(typed, name) for name in _FIXED}
+    return {"runs": [str(path) for path in typed.runs], **settings, "rows": [None] * typed.grid}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """A grid that was begun.
+
+    Raises:
+        UserError: There is none, or its file is damaged.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(f"{folder} holds no landscape: it has no {FILE}. One is begun with three runs.")
+    try:
+        state = dict(parse_json(file.read_text(encoding="utf-8")))
+        rows = state["rows"]
+        if len(rows) != state["grid"] or len(state["runs"]) != 3:
+            raise ValueError("rows are missing")
+        if any(row is not None and len(row) != state["grid"] for row in rows):
+            raise ValueError("points of a row are missing")
+        needed = {*_FIXED, *(() if None in rows else _FOUND)}
+        if lacking := sorted(needed - state.keys()):
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is cut off or damaged ({error}); begin anew with three runs.") from error
+    return state
+
+
+def _fingerprint(run: Run) -> str:
+    """Changes with every tensor and option of an adapter."""
+    sums = run.file.config.get("sha256") or {name: float(t.double().sum()) for name, t in run.file.tensors.items()}
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+def _compute(
+    runs: list[Run], state: dict[str, Any], folder: Path | None, typed: argparse.Namespace, device: Any
+) -> Path:
+    """Fills the missing rows; each is in the file before the next begins."""
+    from randlora_pl.analysis.images import batches, classes_of, share_of
+    from randlora_pl.analysis.landscape import POSITIONS, Grid, Plane, loss
+    from randlora_pl.bench.report import write_json
+    from randlora_pl.interop.base_model import same_base
+
+    same_base([run.file for run in runs])
+    tasks = [task_of(run, device) for run in runs]
+    carrier = tasks[0]
+    data = data_of(runs[0], carrier.image_spec, state["dataset"], state["root"], typed.batch_size)
+    data.prepare_data()
+    data.setup("fit")
+    for run, task in zip(runs, tasks, strict=True):
+        if type(task) is not type(carrier):
+            what = f"{runs[0].path} by {type(carrier).__name__}, {run.path} by {type(task).__name__}"
+            raise UserError(f"the runs were trained by different tasks ({what}), so that they have no loss in common.")
+        classes_of(data, task.classnames)
+    chosen = share_of(data.samples("train"), state["share"], state["seed"])
+    kept = list(batches(data, chosen, typed.batch_size, device))
+    own = [loss(task, kept) for task in tasks]
+    corners = POSITIONS[state["positions"]]
+    plane = Plane.through(tasks, corners)
+    at_corners = []
+    for corner in corners:
+        plane.go(*corner)
+        at_corners.append(loss(carrier, kept))
+    apart = max(abs(one - other) for one, other in zip(own, at_corners, strict=True))
+    if not apart <= AGREE:
+        raise UserError(
+            f"the plane's corners have the losses {at_corners}, the runs themselves {own}: they do not fit."
+        )
+    facts = {
+        "labels": labels_of(runs), "images": len(chosen), "trained_on": len(data.samples("train")),
+        "data_set": data.row.name, "losses": own, "corners_differ_by": apart, "distances": plane.distances(),
+    }  # fmt: skip
+    if "losses" in state and max(abs(a - b) for a, b in zip(state["losses"], own, strict=True)) > AGREE:
+        raise UserError(
+            f"the runs' losses are {own} now and were {state['losses']}: the data have changed; begin anew."
+        )
+    state |= {name: value for name, value in facts.items() if name not in state}
+    print(
+        f"Loss on {len(chosen):,} of {len(data.samples('train')):,} training images of {data.row.name}: "
+        + ", ".join(f"{label} {value:.4f}" for label, value in zip(state["labels"], own, strict=True))
+    )
+    print(f"The plane's corners differ from the runs' own losses by {apart:.1e} at most")
+    folder = folder or new_output(typed.output, "landscape")
+    write_json(state, folder / FILE)
+    values = Grid(state["grid"], state["margin"]).values
+    missing = [number for number, row in enumerate(state["rows"]) if row is None]
+    try:
+        with counting(True, "{task.completed} of {task.total} rows", len(missing)) as tick:
+            for done, number in enumerate(missing):
+                begun = time.perf_counter()
+                row = []
+                for x in values:
+                    plane.go(x, values[number])
+                    row.append(loss(carrier, kept))
+                state["rows"][number] = [value if value < float("inf") else None for value in row]
+                write_json(state, folder / FILE)
+                if not done:
+                    took = time.perf_counter() - begun
+                    every = duration(took * len(missing))
+                    print(f"A row of {len(values)} points took {duration(took, 1)}: about {every} in all")
+                tick(1)
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"go on with: randlora-pl analyze landscape --resume {folder}") from stop
+    return folder
+
+
+def _landscape(state: dict[str, Any]) -> "Landscape":
+    from randlora_pl.analysis.landscape import POSITIONS, Grid
+    from randlora_pl.analysis.landscape_figures import Landscape
+
+    heights = [[float("inf") if value is None else value for value in row] for row in state["rows"]]
+    one, two, three = state["labels"]
+    first, second, third = state["losses"]
+    about = f"{state['images']:,} of {state['trained_on']:,} training images of {state['data_set']}"
+    return Landscape(
+        (one, two, three), POSITIONS[state["positions"]], (first, second, third),
+        Grid(state["grid"], state["margin"]), heights, about,
+    )  # fmt: skip
+
+
+def _draw(landscape: "Landscape", folder: Path, state: dict[str, Any]) -> None:
+    from randlora_pl.analysis.figures import write_figure
+    from randlora_pl.analysis.landscape_figures import contour_figure, write_page
+    from randlora_pl.bench.report import write_json
+
+    barriers = landscape.barriers()
+    write_json(state | {"values": landscape.values, "barriers": barriers}, folder / FILE)
+    write_figure(contour_figure(landscape), folder, "landscape")
+    following = ""
+    try:
+        write_page(landscape, folder / "landscape.html")
+    except ImportError:
+        print("\nlandscape.html is left out, it needs plotly: pip install 'randlora-pl[plots]'")
+        following = f"analyze landscape --resume {folder}"
+    print("\nBarrier between two models on the path where it is lowest, above the higher of their losses:")
+    for pair, height in barriers.items():
+        print(f"  {pair}: {height:.4f}")
+    if not landscape.on_grid:
+        print(
+            "The models are no points of this grid, so that barriers are rough (--grid 25 --positions paper has them)."
+        )
+    told(folder, following)

@@ -1,0 +1,70 @@
+"""``analyze spectrum``: rank and singular values of updates."""
+
+from pathlib import Path
+
+from randlora_pl.cli.analyze.common import labels_of, open_run, parameters, start, told, whole_output
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.tables import table
+from randlora_pl.engine.run_folder import check_new
+from randlora_pl.utils.errors import UserError, errors_in
+
+PAGE = """\
+Rank, stable rank, effective rank and singular values of the update of every layer, for several adapters side by side.
+Table 2 of the paper holds that accuracy follows the rank of the updates at equal numbers of parameters.
+
+  randlora-pl analyze spectrum runs/lora/TIME runs/randlora/TIME
+  randlora-pl analyze spectrum ADAPTER ADAPTER --output DIR
+
+  RUN ...          Run folders or adapters. Full fine-tuning counts, too: its update is trained less untrained weights
+  --output DIR     A new folder (default runs/analyze/spectrum/TIME)
+
+spectrum.csv has a row for each adapter and layer, spectrum.json the singular values as well, spectrum.png and .svg the
+curves. A singular value counts for the rank above max(out, in) * 1.2e-7 of the largest: what is smaller is rounding.
+Stable rank: sum of squares / largest square. Effective rank: exp of the entropy of the singular values over their sum.
+During a training: fit --spectrum.every_n_steps N
+"""
+
+
+def spectrum_verb(args: list[str]) -> int:
+    """Read the adapters, take the spectra, write and print.
+
+    Raises:
+        UserError: An option or an adapter is wrong.
+    """
+    parser = Parser("analyze spectrum")
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--output")
+    typed = parser.parse_intermixed_args(args)
+    check_new(typed.output)
+    start("cpu")
+    from randlora_pl.analysis.figures import write_figure
+    from randlora_pl.analysis.spectrum import common_layers, layer_spectrum, matrix_updates, means, spectrum_figure
+    from randlora_pl.bench.report import write_csv, write_json
+
+    runs = [open_run(path) for path in typed.runs]
+    found = {}
+    for label, run in zip(labels_of(runs), runs, strict=True):
+        updates = matrix_updates(run.file)
+        if not updates:
+            raise UserError(f"{run.path} changes no matrix of a layer ({label}), so that there is no spectrum to take.")
+        with errors_in(run.path):
+            found[label] = [layer_spectrum(layer, update) for layer, update in updates.items()]
+    shared = common_layers(list(found.values()))
+    rows, cells, content = [], [], []
+    for (label, layers), run in zip(found.items(), runs, strict=True):
+        rows += [{"adapter": label} | one.as_row() for one in layers]
+        mean = means([one for one in layers if one.layer in shared])
+        facts = {"adapter": label, "path": str(run.path), "parameters": parameters(run), "mean": mean}
+        content.append(facts | {"layers": [o.as_row() | {"singular_values": o.values.tolist()} for o in layers]})
+        count = sum(one.layer in shared for one in layers)
+        ranks = [f"{mean[key]:.1f}" for key in ("rank", "full_rank", "stable_rank", "effective_rank")]
+        cells.append([label, f"{parameters(run):,}", f"{count} of {len(layers)}", *ranks, f"{mean['norm']:.3f}"])
+    with whole_output(typed.output, "spectrum") as folder:
+        write_csv(rows, folder / "spectrum.csv")
+        write_json(content, folder / "spectrum.json")
+        write_figure(spectrum_figure(found), folder, "spectrum")
+    header = ("adapter", "parameters", "layers", "rank", "of", "stable rank", "effective rank", "norm")
+    print(f"Means over the {len(shared)} layers that all of them change:\n")
+    print(table(header, cells))
+    told(folder)
+    return 0

@@ -1,0 +1,1 @@
+"""`bench`: speed and memory of input pipeline, training steps and sweeps."""

@@ -1,0 +1,94 @@
+"""``bench answers``: a decoder's answers in batches, and one by one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from randlora_pl.cli.bench.common import JSON, TABLE, command, in_folder, parser_of, place, prepare
+from randlora_pl.cli.bench.steps import overrides_of
+from randlora_pl.cli.common.tables import table
+from randlora_pl.cli.data.check import counting
+from randlora_pl.utils.errors import UserError
+
+Figures = dict[int, list[float]]
+
+
+def answers_verb(args: list[str]) -> int:
+    """Answers a second of a decoder with random weights, for batches of several sizes.
+
+    Raises:
+        UserError: An option is wrong.
+    """
+    parser = parser_of("answers", 3)
+    parser.add_argument("--model", default="Qwen/Qwen2-0.5B-Instruct")
+    parser.add_argument("--overrides", default="{}")
+    parser.add_argument("--batch-sizes", "--batch_sizes", nargs="+", type=int)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--beams", type=int, default=4)
+    parser.add_argument("--new-tokens", "--new_tokens", type=int, default=32)
+    typed = parser.parse_args(args)
+    facts = prepare(typed, ["batch_sizes", "samples", "beams", "new_tokens"])
+    import torch
+
+    from randlora_pl.bench.answers import Answers, speedups
+    from randlora_pl.bench.report import markdown, significant, write_json, write_text
+    from randlora_pl.bench.timing import Spread, in_turns
+    from randlora_pl.language.models.generate import Decoding
+
+    for size in typed.batch_sizes or ():
+        if size > typed.samples:
+            raise UserError(f"--batch-sizes is {size}, and there are {typed.samples} prompts: raise --samples")
+    sizes = typed.batch_sizes = sorted({1, *(typed.batch_sizes or [min(16, typed.samples)])})
+    overrides = overrides_of(typed.overrides)
+    dtype = torch.float32 if typed.precision == "32" else torch.bfloat16
+    decoding = Decoding(typed.beams, typed.new_tokens)
+    answers = Answers(typed.model, typed.samples, decoding, overrides, typed.device, dtype)
+    how = "greedy" if typed.beams == 1 else f"{typed.beams} beams"
+    what = f"{typed.model}, {typed.samples} prompts, {typed.new_tokens} new tokens, {how}"
+    what += f", {str(dtype).removeprefix('torch.')}"
+    what += "".join(f", {name} {value}" for name, value in overrides.items())
+    title = f"{what}, on {place(facts, typed.device)}"
+    print(f"{title}; random weights")
+    options = {name: value for name, value in vars(typed).items() if name != "output"}
+    about = {"command": command("answers", args), "machine": facts, "setup": options}
+
+    def work(keep: Callable[[Figures], None]) -> Figures:
+        def sized(figures: dict[str, list[float]]) -> Figures:
+            return {int(name): list(found) for name, found in figures.items()}
+
+        cases = {str(size): (lambda size=size: answers.seconds(size)) for size in sizes}
+        total = (typed.rounds + 1) * len(sizes)
+        with counting(True, "{task.completed} of {task.total} measurements", total) as tick:
+            found = in_turns(
+                cases,
+                typed.rounds,
+                lambda _: tick(1),
+                to_and_fro=True,
+                after_round=lambda figures: keep(sized(figures)),
+            )
+        return sized(found)
+
+    def note(seconds: Figures, folder: Path) -> None:
+        cases = [
+            {"batch_size": size, "seconds": taken, "speedup": speedups(seconds)[size], "equal": answers.equal(size)}
+            for size, taken in seconds.items()
+        ]
+        write_json(about | {"cases": cases}, folder / JSON)
+
+    def finish(seconds: Figures, folder: Path) -> None:
+        note(seconds, folder)
+        header = ["prompts at a time", "answers/s", "times one by one", "same answers"]
+        rows = []
+        for size, taken in seconds.items():
+            speed, gain = Spread.of([typed.samples / one for one in taken]), Spread.of(speedups(seconds)[size])
+            cells = [
+                f"{significant(each.median)} ({significant(each.low)}..{significant(each.high)})"
+                for each in (speed, gain)
+            ]
+            rows.append(
+                [str(size), cells[0], cells[1] if size > 1 else "", f"{answers.equal(size)} of {typed.samples}"]
+            )
+        write_text(markdown(title, header, rows, command("answers", args)), folder / TABLE)
+        print(f"\n{table(header, rows)}")
+
+    in_folder(typed.output, "answers", work, note, finish)
+    return 0

@@ -1,0 +1,92 @@
+"""``bench data``: how fast the input pipeline is on this machine."""
+
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.tables import table
+from randlora_pl.cli.data.check import checked_root, counting
+from randlora_pl.data.catalog.registry import find, how_to_get, present
+from randlora_pl.utils.errors import UserError
+
+
+def data_verb(args: list[str]) -> int:
+    """Images a second of each stage of the input pipeline, beside the plain torchvision pipeline.
+
+    Raises:
+        UserError: An option is wrong, or the data are missing.
+    """
+    parser = Parser("bench data", "bench")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("--root", "--data.root")
+    parser.add_argument("--image-size", "--image_size", type=int, default=224)
+    parser.add_argument("--batch-size", "--batch_size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    typed = parser.parse_args(args)
+    row = find(typed.name)
+    if row.captions:
+        raise UserError(f"bench data measures data sets with classes; {row.name} has captions")
+    for name in ("image_size", "batch_size", "workers", "images", "rounds"):
+        if getattr(typed, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(typed, name)}: give a positive whole number")
+    from randlora_pl.bench.timing import batches_ahead
+
+    least = (batches_ahead(typed.workers) + 2) * typed.batch_size
+    if typed.images < least:
+        raise UserError(
+            f"--images {typed.images} is too few to measure {typed.workers} workers with batches of "
+            f"{typed.batch_size}; give {least} or more"
+        )
+    if typed.output is not None and typed.output.exists():
+        raise UserError(f"{typed.output} exists; give another --output, nothing is overwritten.")
+    if typed.output is not None and not typed.output.parent.is_dir():
+        folder = typed.output.parent
+        raise UserError(f"The folder {folder} does not exist; make it first: mkdir -p {folder}")
+    root = checked_root(typed, [row], "bench data")
+    if not present(row, root):
+        raise UserError(how_to_get(row, root))
+    from randlora_pl.cli.fit import quieten
+    from randlora_pl.utils.text.console import log_to_terminal
+
+    quieten()
+    log_to_terminal()
+    from randlora_pl.bench.pipeline import PLAIN, cases
+    from randlora_pl.bench.timing import Spread, in_turns, machine, ratios
+    from randlora_pl.data.module import ImageData
+
+    data = ImageData(
+        dataset=row.name, root=str(root), batch_size=typed.batch_size, image_size=typed.image_size,
+        steps=typed.images // typed.batch_size, cache_images=False, num_workers=typed.workers,
+    )  # fmt: skip
+    data.setup("fit")
+    measured = cases(data, typed.workers)
+    facts = machine()
+    print(
+        f"{row.name}: {typed.rounds} rounds of {data.plan.total_draws if data.plan else 0:,} images at "
+        f"{typed.image_size} pixels, in turns; {facts['processor']}, {facts['cores']} cores"
+    )
+    total = (typed.rounds + 1) * len(measured)
+    with counting(True, "{task.completed} of {task.total} measurements", total) as tick:
+        figures = in_turns({case.name: case.run for case in measured}, typed.rounds, lambda _: tick(1))
+    rows: list[tuple[str, ...]] = []
+    report: dict[str, dict[str, Any]] = {}
+    for case in measured:
+        speed, ratio = Spread.of(figures[case.name]), ratios(figures[case.name], figures[PLAIN])
+        rows.append((case.name, f"{speed:,.0f}", f"{ratio:.2f}" if case.whole else "", case.what))
+        report[case.name] = {"images_per_second": figures[case.name]}
+        if case.whole:
+            report[case.name]["times_plain"] = ratio.median
+    print(table(("stage", "images/s, median (least .. most)", "times plain", "what is counted"), rows))
+    if typed.output is not None:
+        from randlora_pl.bench.report import write_json
+
+        options = {name: value for name, value in vars(typed).items() if name not in ("name", "root", "output")}
+        try:
+            write_json({"dataset": row.name, "options": options, "machine": facts, "stages": report}, typed.output)
+        except OSError as error:
+            raise UserError(f"{typed.output} cannot be written: {error.strerror}") from error
+        print(f"\nFigures: {typed.output}")
+    return 0

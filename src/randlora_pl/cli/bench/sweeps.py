@@ -1,0 +1,118 @@
+"""``bench adapters``: how the cost of adapted layers grows."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from randlora_pl.cli.bench.common import (
+    JSON,
+    PICTURE,
+    PRECISIONS,
+    TABLE,
+    command,
+    in_folder,
+    parser_of,
+    place,
+    prepare,
+)
+from randlora_pl.cli.common.tables import table
+from randlora_pl.cli.data.check import counting
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.formatting import duration
+
+if TYPE_CHECKING:
+    from randlora_pl.bench.sweeps import Reading
+
+_OPTIONS = {"width": "widths", "tokens": "tokens", "rank": "ranks", "depth": "depths"}
+_NOTE = (
+    "Cells: milliseconds of a forward and a backward pass (median of {rounds} rounds in turns), relative to full "
+    "fine-tuning, memory kept for the backward pass (on a GPU: the allocator's peak)."
+)
+
+
+def adapters_verb(args: list[str]) -> int:
+    """Forward and backward passes of adapted linear layers against width, tokens, number of bases and depth.
+
+    Raises:
+        UserError: An option is wrong.
+    """
+    parser = parser_of("adapters", 3)
+    parser.add_argument("--sweeps", nargs="+")
+    for option in _OPTIONS.values():
+        parser.add_argument(f"--{option}", nargs="+", type=int)
+    parser.add_argument("--methods", nargs="+")
+    typed = parser.parse_args(args)
+    facts = prepare(typed, list(_OPTIONS.values()))
+    from randlora_pl.bench.flops import Gemm
+    from randlora_pl.bench.methods import chosen
+    from randlora_pl.bench.report import (
+        curves,
+        markdown,
+        sweep_cells,
+        write_csv,
+        write_figure,
+        write_json,
+        write_text,
+    )
+    from randlora_pl.bench.steps import measure, ticks
+    from randlora_pl.bench.sweeps import DEFAULTS, Point, Reading, cases, estimated_seconds, methods_at, readings
+    from randlora_pl.bench.train import dtype_of
+    from randlora_pl.utils.errors import near
+
+    for name in typed.sweeps or ():
+        if name not in DEFAULTS:
+            raise UserError(f"--sweeps: there is no {name!r}.{near(name, DEFAULTS)} Known: {' '.join(DEFAULTS)}")
+    names = chosen(typed.methods)
+    sweeps = {
+        name: getattr(typed, option) or DEFAULTS[name]
+        for name, option in _OPTIONS.items()
+        if name in (typed.sweeps or DEFAULTS)
+    }
+    for rank in sweeps.get("rank", ()):
+        if rank > Point().width:
+            raise UserError(f"--ranks: {rank} is larger than the width of the layers, {Point().width}")
+    points = readings(sweeps)
+    import torch
+
+    device = torch.device(typed.device)
+    gemm = Gemm(device, dtype_of(typed.precision))
+    rate, where = gemm.rate(), place(facts, typed.device)
+    middle = ", ".join(f"{name} {value:,}" for name, value in vars(Point()).items())
+    what = f"Square linear layers around {middle}, {PRECISIONS[typed.precision]}"
+    print(f"{what}\non {where}: {rate / 1e9:,.0f} GFLOP/s at best")
+    estimate = estimated_seconds(points, len(names), typed.rounds, rate)
+    print(f"{len(points)} points, {len(names)} methods, {typed.rounds} rounds: about {duration(estimate)}")
+    typed_command = command("adapters", args)
+    about = {"command": typed_command, "machine": facts, "gemm_flops_per_second": rate}
+
+    def work(keep: Callable[[list[Reading]], None]) -> list[Reading]:
+        found: list[Reading] = []
+        total = sum(ticks(len(methods_at(sweep, names)), typed.rounds) for sweep, _ in points)
+        with counting(True, "{task.completed} of {task.total} measurements", total) as tick:
+            for sweep, point in points:
+                here = methods_at(sweep, names)
+                made, missing = cases(point, here, device, typed.precision)
+                measured = measure(made, gemm, typed.rounds, lambda _: tick(1)) + missing
+                found.append(Reading(sweep, point, sorted(measured, key=lambda one: names.index(one.name))))
+                keep(list(found))
+        return found
+
+    def note(results: list["Reading"], folder: Path) -> None:
+        rows = [row for reading in results for row in reading.as_rows()]
+        write_json(about | {"rows": rows}, folder / JSON)
+        write_csv(rows, folder / "bench.csv")
+
+    def finish(results: list["Reading"], folder: Path) -> None:
+        note(results, folder)
+        text, shown = [], []
+        for sweep in dict.fromkeys(reading.sweep for reading in results):
+            header, rows = sweep_cells(results, sweep)
+            text.append(markdown(f"{what}, on {where}: {sweep}", header, rows, typed_command))
+            shown.append(table(header, rows))
+        remark = _NOTE.format(rounds=typed.rounds)
+        write_text("\n".join([*text, remark + "\n"]), folder / TABLE)
+        write_figure(curves(f"{what}\non {where}", results), folder / PICTURE)
+        print("\n" + "\n\n".join([*shown, remark]))
+
+    in_folder(typed.output, "adapters", work, note, finish)
+    return 0

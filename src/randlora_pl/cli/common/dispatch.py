@@ -1,0 +1,41 @@
+"""Verbs that have verbs of their own."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from randlora_pl.utils.errors import UserError, near
+
+
+def dispatch(group: str, verbs: Mapping[str, str], page: str, args: list[str]) -> int:
+    """Runs a verb of a group, or explains the group or the verb.
+
+    Args:
+        group: Name of the group, as it is typed.
+        verbs: ``module:function`` of each verb; the module has its PAGE, and is imported when the verb is typed.
+        page: The help page of the group.
+        args: What was typed behind the group's name.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: There is no such verb.
+    """
+    asked = {"--help", "-h"} & set(args)
+    if not args or args[0] in asked:
+        print(page, end="")
+        return 0
+    verb, *rest = args
+    if verb not in verbs:
+        raise UserError(
+            f"There is no verb {group} {verb}.{near(verb, verbs)} "
+            f"Use one of {', '.join(verbs)}; see: randlora-pl {group} --help"
+        )
+    module, _, name = verbs[verb].partition(":")
+    there: Any = import_module(f"randlora_pl.cli.{module}")
+    if asked or not rest:
+        print(there.PAGE, end="")
+        return 0
+    function: Callable[[list[str]], int] = getattr(there, name)
+    return function(rest)

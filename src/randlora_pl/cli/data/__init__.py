@@ -1,0 +1,1 @@
+"""`data`: download, check and show datasets."""

@@ -1,0 +1,168 @@
+"""``data get``: fetch data sets, or say which file to put where."""
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.data.catalog.registry import CATALOG, Row, default_root, find, get_command, how_to_get, present
+from randlora_pl.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from randlora_pl.data.check import Report
+    from randlora_pl.data.download.http import Tick
+    from randlora_pl.data.download.install import Watch
+
+
+def get_verb(args: list[str]) -> int:
+    """Fetch data sets, check them, and print one table.
+
+    Returns:
+        0 where all that was asked for is there and as expected, else 1; with ``--all`` those that only a person can
+        get do not count.
+    """
+    parser = Parser("data get", "data")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--root", "--data.root")
+    parser.add_argument("--keep", action="store_true")
+    typed = parser.parse_args(args)
+    if typed.all == bool(typed.names):
+        both = "names data sets and --all" if typed.all else "no data set is named"
+        raise UserError(f"data get: {both}. Use: randlora-pl data get NAME ..., or --all")
+    rows = [find(name) for name in dict.fromkeys(typed.names)] or [row for row in CATALOG.values() if row.layout]
+    if typed.names and (own := [row.name for row in rows if row.own]):
+        raise UserError(f"data get: {own[0]} is your own images, there is nothing to fetch. See: randlora-pl datasets")
+    root = default_root() if typed.root is None else Path(typed.root).expanduser()
+    if root.exists() and not root.is_dir():
+        raise UserError(f"--root {root} is a file; give the folder that is to hold the data sets")
+    try:
+        return _get([row for row in rows if not row.own], root, typed.keep, typed.all)
+    except KeyboardInterrupt as stop:
+        again = "--all" if typed.all else " ".join(typed.names)
+        where = "" if typed.root is None else f" --root {shlex.quote(typed.root)}"
+        raise type(stop)(f"what has come is kept; go on: randlora-pl data get {again}{where}") from None
+
+
+def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
+    """One data set after the other, whatever becomes of those before; returns the exit code."""
+    from randlora_pl.cli.data.check import print_reports
+    from randlora_pl.data.download.install import by_hand, downloads
+
+    reports, got, failed, helpless = [], [], [], []
+    for row in rows:
+        if not row.layout:
+            builtin = f"{row.name}: built in, there is nothing to get"
+            print(builtin if present(row, root) else how_to_get(row, root))
+            continue
+        there = _check(row, root, 0) if present(row, root) else None
+        if there and there.problems:
+            print(f"{row.name}: in {root}, but off: {there.problems[0].what}")
+        if there and not there.problems:
+            print(f"{row.name}: complete already in {root}")
+            _tidy(row, root, keep)
+        elif by_hand(row, root):
+            helpless.append(row)
+        else:
+            try:
+                report = _fetch(row, root)
+            except UserError as error:
+                failed.append(row)
+                print(f"randlora-pl: error: {error}", file=sys.stderr)
+                continue
+            reports.append(report)
+            if report.problems:
+                failed.append(row)
+            else:
+                got.append(row)
+                _tidy(row, root, keep)
+    if reports:
+        print()
+        print_reports(reports)
+    for row in helpless:
+        print(f"\n{row.name} cannot be fetched by a command; licence: {row.licence}")
+        if row.files:
+            with suppress(OSError):
+                downloads(row, root).mkdir(parents=True, exist_ok=True)
+        for line in [*by_hand(row, root), f"then: {get_command(row, root)}"]:
+            print(f"  {line}")
+    if failed:
+        print(f"\nNot got: {', '.join(row.name for row in failed)}; to try again: the same command")
+    if got:
+        where = "" if root == default_root() else f" --data.root {shlex.quote(str(root))}"
+        print(f"\nNext: randlora-pl fit --config clip_vitb32 --data.dataset {got[0].name}{where}")
+    return 1 if failed or (helpless and not everything) else 0
+
+
+def _check(row: Row, root: Path, sample: int) -> "Report":
+    """The check of a data set, without the warnings of the libraries that it needs."""
+    from randlora_pl.cli.fit import quieten
+    from randlora_pl.utils.text.console import log_to_terminal
+
+    quieten()
+    log_to_terminal()
+    from randlora_pl.data.check import check
+
+    return check(row, root, sample)
+
+
+def _fetch(row: Row, root: Path) -> "Report":
+    """Fetches one data set and checks it, with lines that say so.
+
+    Raises:
+        UserError: It cannot be had.
+    """
+    from randlora_pl.cli.data.check import SAMPLE
+    from randlora_pl.data.download.http import length, megabytes
+    from randlora_pl.data.download.install import downloads, get
+
+    home = downloads(row, root)
+    print(f"{row.name}: {row.title}; licence: {row.licence}")
+    absent = [file for file in row.files if not (home / file.name).exists()]
+    sizes: list[int] = []
+    for file in absent:
+        size = length(file.urls)
+        if size is None:  # offline, or a server that does not tell: no use in waiting for the others
+            break
+        sizes.append(size)
+    total = f", {megabytes(sum(sizes))}" if absent and len(sizes) == len(absent) else ""
+    count = "1 file" if len(row.files) == 1 else f"{len(row.files)} files"
+    print(f"  {count}, {len(absent)} to download{total}: to {home}, unpacked into {root}", flush=True)
+    get(row, root, _watch())
+    return _check(row, root, SAMPLE)
+
+
+def _tidy(row: Row, root: Path, keep: bool) -> None:
+    """Removes what was downloaded, now that it is unpacked."""
+    from randlora_pl.data.download.install import downloads, tidy
+
+    if not keep:
+        tidy(row, root)
+    left = [file.name for file in row.files if (downloads(row, root) / file.name).exists()]
+    if left:
+        print(f"  no longer needed: {', '.join(left)} in {downloads(row, root)}")
+
+
+def _watch() -> "Watch":
+    """Lines for what is done, and on a terminal a bar for what is being done."""
+    from randlora_pl.data.download.install import Watch
+
+    class Printed(Watch):
+        def say(self, text: str) -> None:
+            print(f"  {text}", flush=True)
+
+    class Bars(Printed):
+        @contextmanager
+        def progress(self, text: str) -> "Iterator[Tick]":
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("  {task.description}"), BarColumn(20), DownloadColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+                task = progress.add_task(text, total=None)
+                yield lambda done, total: progress.update(task, completed=done, total=total)
+
+    return Bars() if sys.stderr.isatty() else Printed()

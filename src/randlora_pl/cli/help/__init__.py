@@ -1,0 +1,1 @@
+"""Help pages; nothing here imports the command that it describes."""

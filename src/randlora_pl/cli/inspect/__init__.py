@@ -1,0 +1,1 @@
+"""Quick commands that list models, datasets, adapters and configs without PyTorch."""

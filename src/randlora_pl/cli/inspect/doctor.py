@@ -1,0 +1,229 @@
+"""``doctor``: what is installed, found and reachable, and the command that mends what is not."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import urllib.error
+import urllib.request
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from randlora_pl import __version__
+from randlora_pl.cli.common.tables import entry
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.documents import parse_json
+
+PACKAGES = (
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "open_clip_torch",
+    "timm",
+    "torchvision",
+    "jsonargparse",
+    "tensorboard",
+)
+OPTIONAL = {
+    "wandb": ("--run.logger wandb", "wandb"),
+    "datasets": ("--data.dataset hf", "hf"),
+    "pyarrow": ("tables as Parquet files", "parquet"),
+    "transformers": ("--model CausalLMTask and TextClassificationTask", "language"),
+    "bitsandbytes": ("--model.quantize, on a GPU", "quantize"),
+    "onnxruntime": ("adapter export --to onnx", "onnx"),
+}
+"""Package: what it is for, and the extra that brings it."""
+
+_TIMEOUT = 3.0
+
+
+def doctor_verb(args: list[str]) -> int:
+    """Print one section after the other; nothing is changed."""
+    if args:
+        raise UserError(f"doctor takes no options, got {' '.join(args)}. See: randlora-pl doctor --help")
+    for title, section in (
+        ("Versions", versions),
+        ("Devices", devices),
+        ("Data sets", datasets),
+        ("Network", network),
+        ("Weights", weights),
+        ("Folders", folders),
+    ):
+        print(title)
+        try:
+            found = section()
+        except Exception as error:
+            found = {"BROKEN": f"{type(error).__name__}: {error}; reinstall what it names"}
+        for name, text in found.items():
+            print(entry(name, text, column=28))
+        print()
+    return 0
+
+
+def versions() -> dict[str, str]:
+    """Installed packages, and what to install for the optional ones."""
+    found = {"randlora-pl": __version__, "python": f"{platform.python_version()} on {platform.platform()}"}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = f"MISSING: pip install {package}"
+    for package, (use, extra) in OPTIONAL.items():
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = f"not installed; for {use}: pip install 'randlora-pl[{extra}]'"
+    return found
+
+
+def devices() -> dict[str, str]:
+    """Accelerators with their memory, and the CPU."""
+    import torch
+
+    found = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used by PyTorch"}
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        found[f"cuda:{number}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if torch.backends.mps.is_available():
+        found["mps"] = "Apple GPU"
+    if len(found) == 1:
+        kind = "no accelerator is seen"
+        build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
+        found["accelerator"] = f"{kind} (PyTorch {torch.__version__}, {build}); runs use the CPU"
+    return found
+
+
+def datasets() -> dict[str, str]:
+    """Which data sets are on this machine, and how to get the others."""
+    from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, place, present
+
+    root = default_root()
+    found = {}
+    for row in CATALOG.values():
+        if row.own:
+            continue
+        held = place(row, root)
+        if row.package and not present(row, root):
+            found[row.name] = f"missing: {get_command(row, root)}"
+        elif held is None:
+            found[row.name] = "built in"
+        elif held.exists():
+            found[row.name] = f"found: {held}"
+        else:
+            found[row.name] = f"missing: randlora-pl data get {row.name}{'' if row.download else ' (tells how)'}"
+    return found | _texts(root) | {"your own": "--data.dataset folder --data.root PATH; of texts csv or jsonl"}
+
+
+def _texts(root: Path) -> dict[str, str]:
+    """Which data sets of texts are on this machine, and what tells where they are from."""
+    from randlora_pl.language.catalog import DATASETS, LABELLED
+    from randlora_pl.language.dataset_sizes import OWN_TEXTS
+    from randlora_pl.language.datasets.availability import absent
+
+    names = [name for name in DATASETS | LABELLED if name not in OWN_TEXTS]
+    return {
+        name: f"missing: randlora-pl datasets {name} (tells how)" if absent(name, root) else f"found below {root}"
+        for name in names
+    }
+
+
+def hub() -> str:
+    """Address of the model hub."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def network() -> dict[str, str]:
+    """Whether the model hub answers."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES"):
+        return {hub(): "OFFLINE: HF_HUB_OFFLINE is set; only weights that are cached or in a file can be used"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(hub(), method="HEAD"), timeout=_TIMEOUT):
+            return {hub(): "reachable"}
+    except urllib.error.HTTPError as error:  # it answers, if only with a refusal
+        return {hub(): f"answers with {error.code}; if downloads fail, see HTTPS_PROXY and HF_ENDPOINT"}
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return {hub(): f"OFFLINE ({reason}): only cached weights or a file (--model.pretrained FILE) work"}
+
+
+def weights() -> dict[str, str]:
+    """Which of the catalog's weights are cached, and those of the language models."""
+    from randlora_pl.models.catalog import MODELS
+
+    found = {row.name: ", ".join(_tag_state(row.library, row.name, tag) for tag in row.tags) for row in MODELS}
+    return found | _language_models()
+
+
+def _language_models() -> dict[str, str]:
+    """Which language models are cached, and what else they need; transformers itself is not imported."""
+    from randlora_pl.language.catalog import KNOWN
+
+    found = {}
+    for name, known in KNOWN.items():
+        gate = f"; gated: accept its licence at https://huggingface.co/{name}, then hf auth login"
+        here = any(map(_whole, _snapshots(name)))
+        found[name] = "cached" if here else "not cached" + (gate if known.gated else "")
+    if importlib.util.find_spec("transformers") is None:
+        found["language models"] = f"need transformers: pip install 'randlora-pl[{OPTIONAL['transformers'][1]}]'"
+    return found
+
+
+def _whole(snapshot: Path) -> bool:
+    """Whether all weights of a language model are in a folder, in one file or in all that an index names."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = snapshot / f"{name}.index.json"
+        if (snapshot / name).is_file():
+            return True
+        if index.is_file():
+            try:
+                parts = parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()
+                return all((snapshot / part).is_file() for part in parts)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # cut off
+                return False
+    return False
+
+
+def _tag_state(library: str, name: str, tag: str) -> str:
+    if name == "tiny":
+        return f"{tag}: shipped"
+    return f"{tag}: {'cached' if cached(library, name, tag) else 'not cached'}"
+
+
+def cached(library: str, name: str, tag: str) -> bool:
+    """Whether weights lie in the hub's cache.
+
+    Args:
+        library: ``open_clip`` or ``timm``.
+        name: Architecture.
+        tag: Tag of the weights.
+    """
+    if library == "timm":
+        repository = f"timm/{name}.{tag}"
+    else:
+        from open_clip.pretrained import get_pretrained_cfg
+
+        repository = str(get_pretrained_cfg(name, tag).get("hf_hub", "")).rstrip("/")
+    return bool(repository) and any(any(folder.iterdir()) for folder in _snapshots(repository))
+
+
+def _snapshots(repository: str) -> list[Path]:
+    """The folders of the hub's cache that hold a version of a repository."""
+    from huggingface_hub import constants
+
+    held = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
+    return [folder for folder in held.glob("*") if folder.is_dir()]
+
+
+def folders() -> dict[str, str]:
+    """Where things are kept, and the room that is left."""
+    from huggingface_hub import constants
+
+    from randlora_pl.data.catalog.registry import default_root
+    from randlora_pl.utils.files.cache_folder import cache_folder
+
+    here = {"data sets": default_root(), "weights": Path(constants.HF_HUB_CACHE), "text heads": cache_folder()}
+    found = {name: str(folder) for name, folder in here.items()}
+    free = shutil.disk_usage(Path.cwd()).free
+    writable = os.access(Path.cwd(), os.W_OK)
+    runs = f"{Path.cwd() / 'runs'}, {free / 2**30:.0f} GiB free"
+    return found | {"runs": runs if writable else f"{Path.cwd()} cannot be written: use --run.root FOLDER"}

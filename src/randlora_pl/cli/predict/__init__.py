@@ -1,0 +1,1 @@
+"""`predict`: classes of images or texts, and answers to prompts."""

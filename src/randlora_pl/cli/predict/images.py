@@ -1,0 +1,188 @@
+"""``predict``: classes of images, from adapter files alone, in one pass for several of them; texts are elsewhere."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.cli.help.pages import page
+from randlora_pl.cli.predict.arguments import MAX_PIXELS, parse
+from randlora_pl.cli.predict.csv_table import Predictions
+from randlora_pl.config.adapter_config import adapter_config
+from randlora_pl.language.catalog import TASKS
+from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
+from randlora_pl.utils.files.cache_folder import whole_file
+from randlora_pl.utils.text.printable import printable
+
+_HELD = 1 << 28
+"""Bytes of images that wait until every adapter has had its turn: a switch takes as long as 25 images (tiny CLIP)."""
+
+
+def predict_verb(args: list[str]) -> int:
+    """Check what was typed, load the adapters, classify or answer, write the CSV file."""
+    if not args:
+        print(page("predict"), end="")
+        return 0
+    options = parse(args)
+    for folder in options.adapters.values():
+        _check_kind(folder, adapter_config(folder)["model"]["class_path"], bool(options.texts))
+    output = None if options.output == "-" else Path(options.output)
+    if output is not None and output.exists() and not options.overwrite:
+        raise UserError(f"{output} exists; give another --output, or --overwrite to replace it.")
+    if output is not None and output.exists() and not output.is_file():
+        raise UserError(f"--output: {output} is a folder or a device; name a file.")
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"The folder {output.parent} does not exist; make it first: mkdir -p {output.parent}")
+    if output is None:
+        text = _found(options).csv()
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+        return 0
+    found = None
+    try:
+        with whole_file(output) as file:  # before the work, which may take hours
+            found = _found(options)
+            file.write(found.csv().encode())
+    except OSError as error:
+        if found is None:
+            raise
+        raise UserError(_kept_elsewhere(found.csv().encode(), output, error)) from error
+    print(f"{output}: {found.summary(options.weights)}")
+    return 0
+
+
+def _found(options: argparse.Namespace) -> Predictions:
+    if options.texts:
+        from randlora_pl.cli.predict.texts import answer
+
+        return answer(options)
+    return classify(options)
+
+
+def _kept_elsewhere(content: bytes, output: Path, error: OSError) -> str:
+    """Writes predictions to the folder of temporary files, and says so."""
+    what = f"{output} cannot be written: {error.strerror or error}"
+    try:
+        with tempfile.NamedTemporaryFile(prefix="predictions-", suffix=".csv", delete=False) as file:
+            file.write(content)
+    except OSError:
+        return f"{what}. Make room, and predict again"
+    return f"{what}. The predictions are in {file.name}"
+
+
+def _check_kind(folder: Path, task: str, texts: bool) -> None:
+    """Refuses images for a language model, and texts for a model of images.
+
+    Raises:
+        UserError: With the option to take.
+    """
+    if texts and task not in TASKS:
+        raise UserError(f"{folder} belongs to a model of images: give it --images PATH instead of --texts.")
+    if not texts and task in TASKS:
+        raise UserError(f"{folder} belongs to a language model: give it --texts FILE instead of --images.")
+
+
+def classify(options: argparse.Namespace) -> Predictions:
+    """The best classes of each image by each adapter, with their probabilities.
+
+    Images are decoded once for each way in which adapters want them prepared, as a rule one. Some wait until every
+    adapter has had its turn, merged: a switch costs more than a small batch.
+
+    Raises:
+        UserError: An adapter or an image does not load, the device is not there, or memory runs out.
+    """
+    from randlora_pl.cli.fit import quieten
+    from randlora_pl.engine.error_messages import out_of_memory
+
+    quieten()
+    import torch
+
+    from randlora_pl.adapters import read_adapter
+    from randlora_pl.data import open_images
+    from randlora_pl.data.images.decode import trust_the_limit
+    from randlora_pl.data.unlabelled import frame_of
+    from randlora_pl.tasks import load_tasks, weighted_task
+
+    device = pick_device(options.device)
+    files = {name: read_adapter(path) for name, path in options.adapters.items()}
+    tasks = load_tasks(files)
+    if options.weights is not None:
+        tasks = {next(iter(tasks)): weighted_task(tasks, options.weights)}
+    frames = [frame_of(files[name].metadata, task.image_spec) for name, task in tasks.items()]
+    skip = options.on_error == "skip"
+    batch_size = options.batch_size or 64
+    most = options.max_pixels or MAX_PIXELS
+    trust_the_limit()
+    opened = {frame: open_images(options.images, frame, batch_size, skip=skip, most_pixels=most) for frame in frames}
+    loaders, images = [loader for loader, _ in opened.values()], opened[frames[0]][1]
+    found = Predictions.of_classes(
+        list(tasks),
+        "images",
+        ["image"],
+        [[str(image)] for image in images],
+        max(min(options.top_k or 5, len(task.classnames)) for task in tasks.values()),
+    )
+    turns = list(zip(tasks, tasks.values(), [list(opened).index(frame) for frame in frames], strict=True))
+    try:
+        for task in tasks.values():
+            task.to(device)
+            task.prepare_evaluation()
+        with torch.inference_mode():
+            for held in _together(zip(*loaders, strict=True), _HELD if len(turns) > 1 else 0):
+                for name, task, form in turns:
+                    for batch in (batches[form] for batches in held):
+                        shares = task.class_logits(batch["image"].to(device)).float().softmax(1).cpu()
+                        known = batch["readable"]
+                        found.add_classes(name, batch["index"][known].tolist(), task.classnames, shares[known])
+                turns.reverse()  # the last adapter is in the model already
+    except UnreadableImageError as error:
+        larger = "allow it by --max-pixels N, " if isinstance(error, TooLargeImageError) else ""
+        hint = f"Leave it out of --images, {larger}or go on without it: --on-error skip"
+        raise UserError(error.what, hint, error.where) from error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"out of memory; try --batch-size {max(1, batch_size // 2)}") from error
+    if skipped := len(loaders[0].skipped):
+        found.note += f"; unreadable and left out: {skipped:,}"
+    return found
+
+
+def _together(batches: Iterator[tuple[dict[str, Any], ...]], limit: int) -> Iterator[list[tuple[dict[str, Any], ...]]]:
+    """Batches in groups of at least ``limit`` bytes of images."""
+    held: list[tuple[dict[str, Any], ...]] = []
+    size = 0
+    for forms in batches:
+        held.append(forms)
+        size += sum(batch["image"].nbytes for batch in forms)
+        if size >= limit:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def pick_device(name: str) -> Any:
+    """A device of this machine; ``auto`` takes the fastest there is.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    import torch
+
+    there = ["cuda"] if torch.cuda.is_available() else []
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    there += ["cpu"]
+    if name == "auto":
+        return torch.device(there[0])
+    if name.partition(":")[0] not in there:
+        raise UserError(f"--device {name} is not on this machine; there is {', '.join(there)}.")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name} is no device: give cpu, cuda, cuda:1 and so on.") from error
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        raise UserError(f"--device {name} is not on this machine; the last one is {device.type}:{count - 1}.")
+    return device

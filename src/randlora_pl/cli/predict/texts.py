@@ -1,0 +1,170 @@
+"""``predict --texts``: what decoders write after prompts, and classes or scores of texts, from adapter files alone."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from randlora_pl.cli.predict.csv_table import Predictions
+from randlora_pl.cli.predict.images import pick_device
+from randlora_pl.language.data.prediction_inputs import (
+    PROMPTS,
+    SENTENCES,
+    Given,
+    prompt_of,
+    read_given,
+    sentences_of,
+    shown,
+)
+from randlora_pl.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from randlora_pl.adapters import AdapterFile
+
+_BATCH = {"CausalLMTask": 16, "TextClassificationTask": 64}
+"""Texts at a time, as in a test."""
+_MAX_LENGTH = 128
+"""Most tokens of a text where an adapter does not say what it was trained with."""
+
+
+def answer(options: argparse.Namespace) -> Predictions:
+    """What each adapter says of each text; one after the other, each with a base model of its own.
+
+    Everything that is given is read and checked before the first model is.
+
+    Raises:
+        UserError: A text or an adapter does not load, they do not go together, the device is not there, or memory runs
+            out.
+    """
+    from randlora_pl.cli.fit import quieten
+    from randlora_pl.engine.error_messages import out_of_memory
+    from randlora_pl.language.models.hub_errors import need_transformers
+
+    need_transformers()
+    quieten()
+    from randlora_pl.adapters import read_adapter
+    from randlora_pl.utils.text.console import log_to_terminal
+
+    log_to_terminal()  # says how many texts are cut
+    options.device = pick_device(options.device)
+    files = {name: read_adapter(path) for name, path in options.adapters.items()}
+    kinds = {(file.metadata["task"], bool(file.metadata["classnames"])) for file in files.values()}
+    if len(kinds) > 1:
+        raise UserError(f"{', '.join(files)} do not say the same: some write, tell classes, or scores. Predict apart.")
+    ((kind, classes),) = kinds
+    decoder = kind == "CausalLMTask"
+    _check_options(options, decoder, classes)
+    options.batch_size = options.batch_size or _BATCH[kind]
+    given = [each for source in options.texts for each in read_given(source, PROMPTS if decoder else SENTENCES)]
+    try:
+        return _written(options, files, given) if decoder else _classified(options, files, given, classes)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        half = f"--batch-size {options.batch_size // 2}" if options.batch_size > 1 else "--precision bf16"
+        raise UserError(f"out of memory; try {half}") from error
+
+
+def _check_options(options: argparse.Namespace, decoder: bool, classes: bool) -> None:
+    """Refuses what is for another kind of model.
+
+    Raises:
+        UserError: With the option.
+    """
+    for name, typed, fits in (
+        ("max_new_tokens", "--max-new-tokens is for models that write", decoder),
+        ("beams", "--beams is for models that write", decoder),
+        ("top_k", "--top-k is for models that tell classes", classes),
+    ):
+        if getattr(options, name) is not None and not fits:
+            raise UserError(f"{typed}, and {next(iter(options.adapters.values()))} is none: leave it out.")
+
+
+def _written(options: argparse.Namespace, files: "dict[str, AdapterFile]", given: list[Given]) -> Predictions:
+    """Answers of decoders."""
+    from randlora_pl.language.tasks.generated import paragraph
+
+    datasets = {name: str(file.metadata.get("training", {}).get("dataset", "")) for name, file in files.items()}
+    prompts = {name: [prompt_of(each, dataset) for each in given] for name, dataset in datasets.items()}
+    asked = [[shown(each)] for each in given]
+    found = Predictions(list(files), "prompts", ["prompt"], asked, ["written"], "")
+    typed = {"max_new_tokens": options.max_new_tokens, "num_beams": options.beams}
+    how = {name: value for name, value in typed.items() if value is not None}
+    notes = set()
+    for name, file in files.items():
+        task = _ready(file, options, how)
+        described = datasets[name] == "e2e"
+        with _precision(options):
+            texts = task.write(prompts[name], options.batch_size, separate=described)
+        for place, text in enumerate(texts):
+            found.add(name, place, [paragraph(text) if described else text])
+        notes.add(f"at most {task.max_new_tokens} tokens after each")
+        del task  # before the next one is loaded
+    found.note = " or ".join(sorted(notes))
+    return found
+
+
+def _classified(
+    options: argparse.Namespace, files: "dict[str, AdapterFile]", given: list[Given], classes: bool
+) -> Predictions:
+    """Classes and their probabilities, or scores.
+
+    Raises:
+        UserError: Single texts and pairs are mixed, or the adapter was trained on the others.
+    """
+    from randlora_pl.language.models.classifier import most_tokens
+    from randlora_pl.tasks.evaluation import check_numbers
+
+    sentences = [sentences_of(each) for each in given]
+    for each, texts in zip(given, sentences, strict=True):
+        if len(texts) != len(sentences[0]):
+            raise UserError(f"{each.where}: single texts and pairs are mixed; predict for each alone.")
+    pairs = len(sentences[0]) > 1
+    columns = ["text_a", "text_b"] if pairs else ["text"]
+    for file in files.values():
+        trained = file.metadata.get("training", {}).get("pairs", pairs)
+        if trained != pairs:
+            what, names = ("pairs", "text_a and text_b") if trained else ("single texts", "text")
+            raise UserError(f"{file.path} was trained on {what}: give records with {names}, as in its training.")
+    if classes:
+        count = max(min(options.top_k or 5, len(file.metadata["classnames"])) for file in files.values())
+        found = Predictions.of_classes(list(files), "texts", columns, sentences, count)
+    else:
+        found = Predictions(list(files), "texts", columns, sentences, ["score"], "a score of each")
+    for name, file in files.items():
+        task = _ready(file, options, {})
+        length = int(file.metadata.get("training", {}).get("max_length", _MAX_LENGTH))
+        length = min(length, most_tokens(task.model) or length)
+        with _precision(options):
+            shares = task.classify(sentences, length, options.batch_size).float().cpu()
+        if classes:
+            found.add_classes(name, range(len(given)), task.classnames, shares)
+        else:
+            check_numbers(shares, name)
+            for place, score in enumerate(shares[:, 0].tolist()):
+                found.add(name, place, [f"{score:.6f}"])
+        del task
+    return found
+
+
+def _ready(file: "AdapterFile", options: argparse.Namespace, how: dict[str, Any]) -> Any:
+    """The task of an adapter on the device, merged; quantised as in its training where there is a GPU.
+
+    Raises:
+        UserError: Its base model cannot be had, or is another one.
+    """
+    from randlora_pl.language.tasks.restore import plain_task, unquantised_task
+    from randlora_pl.tasks.restore import make_ready
+
+    if options.weights_files:
+        how = {**how, "pretrained": str(options.weights_files[-1])}
+    if options.precision == "bf16" and file.adapter.method() != "FullFineTuning":  # which leaves nothing frozen to cast
+        how = {**how, "frozen_dtype": "bfloat16"}
+    task = (plain_task if options.device.type == "cuda" else unquantised_task)(file, **how)
+    make_ready(task, file)
+    return task.to(options.device)
+
+
+def _precision(options: argparse.Namespace) -> Any:
+    """The arithmetic of a training with ``bf16-mixed``, or float32."""
+    import torch
+
+    return torch.autocast(options.device.type, torch.bfloat16, enabled=options.precision == "bf16")

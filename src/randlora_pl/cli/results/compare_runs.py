@@ -1,0 +1,187 @@
+"""``compare``: configs and results of runs side by side."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.tables import table
+from randlora_pl.config.compose import flatten, normalise
+from randlora_pl.engine.run_folder import CONFIG, check_run
+from randlora_pl.utils.errors import UserError, first_line
+from randlora_pl.utils.files.documents import parse_json, parse_yaml
+
+PAGE = """\
+Runs side by side: what differs in their configs, and their results, parameters, time and memory.
+
+  randlora-pl compare runs/quickstart/TIME runs/quickstart/TIME
+  randlora-pl compare runs/sweeps/NAME/cells/* --json
+
+  RUN RUN ...      Folders of runs; damaged and unfinished ones are told, and shown as far as they go
+  --json           Everything for another program: all options, all figures
+"""
+
+FIRST = (
+    *("test/acc", "zeroshot/acc", "val/acc", "best/val/acc", "test/loss", "steps", "learning_rate"),
+    *("trainable_parameters", "adapter_parameters", "total_parameters", "adapter_bytes", "checkpoint_bytes"),
+    *("fit_seconds", "images_per_second", "peak_memory_bytes", "device", "precision", "version", "git_commit"),
+)
+"""Results that are shown even where they are equal, in this order."""
+
+_OPTIONS = ("model", "model.name", "model.pretrained", "model.adapter", "data.dataset", "data.shots", "seed_everything")
+"""Options worth naming where all runs agree."""
+
+
+def compare_runs_verb(args: list[str]) -> int:
+    """``compare RUN RUN ... [--json]``.
+
+    Raises:
+        UserError: Fewer than two runs, or one that is no run.
+    """
+    parser = Parser("compare")
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(args)
+    folders: list[Path] = options.runs
+    if len(folders) < 2:
+        raise UserError("compare: give two runs or more, such as runs/quickstart/TIME. See: randlora-pl compare --help")
+    same = [folder for n, folder in enumerate(folders) if folder.resolve() in {f.resolve() for f in folders[:n]}]
+    if same:
+        raise UserError(f"compare: {same[0]} is there twice.")
+    problems: list[str] = []
+    names = _short_names(folders)
+    configs = [_config(folder, problems) for folder in folders]
+    results = [_results(folder, problems) for folder in folders]
+    if options.json:
+        runs = [
+            {"run": str(folder), "finished": figures.get("finished") is True, "config": config, "results": figures}
+            for folder, config, figures in zip(folders, configs, results, strict=True)
+        ]
+        print(json.dumps({"runs": runs, "problems": problems}, indent=2, default=str))
+        return 0
+    for problem in problems:
+        print(f"randlora-pl: warning: {problem}", file=sys.stderr)
+    print("\n".join([*_shown_configs(names, configs), "", *_shown_results(names, results)]))
+    return 0
+
+
+def _config(folder: Path, problems: list[str]) -> dict[str, Any]:
+    """The options of a run by short names; empty where its config cannot be read.
+
+    Raises:
+        UserError: It is no run folder at all.
+    """
+    import yaml
+
+    if not (folder / CONFIG).is_file():
+        if not (folder / "results.json").is_file():
+            check_run(folder)
+        problems.append(f"{folder} has no {CONFIG}")
+        return {}
+    try:
+        check_run(folder)
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        content = parse_yaml((folder / CONFIG).read_text(encoding="utf-8"))
+        return flatten(normalise(content)) if content else {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, UserError, TypeError, AttributeError) as error:
+        problems.append(f"{folder / CONFIG} cannot be read ({first_line(error)}); its options are not shown")
+        return {}
+
+
+def _results(folder: Path, problems: list[str]) -> dict[str, Any]:
+    file = folder / "results.json"
+    try:
+        figures = parse_json(file.read_text(encoding="utf-8"))
+        if not isinstance(figures, dict):
+            raise ValueError("no mapping")
+    except FileNotFoundError:
+        problems.append(f"{folder} has no results yet")
+        return {}
+    except (OSError, ValueError) as error:
+        problems.append(f"{file} is cut off or damaged ({error}); its results are not shown")
+        return {}
+    if figures.get("finished") is not True:
+        problems.append(f"{folder} is not finished. Go on: randlora-pl fit --resume {folder}")
+    return figures
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _shown_configs(names: Sequence[str], configs: Sequence[dict[str, Any]]) -> list[str]:
+    known = [config for config in configs if config]
+    keys = list(dict.fromkeys(key for config in known for key in config))
+    differ = [key for key in keys if len({_text(config.get(key, "")) for config in known}) > 1]
+    rows = [[key, *(_text(config.get(key, "")) if config else "?" for config in configs)] for key in differ]
+    lines = [table(["option", *names], rows)] if rows else ["No option differs."]
+    same = len(keys) - len(differ)
+    told = ", ".join(
+        f"{key} {_text(known[0][key])}" for key in _OPTIONS if known and key in known[0] and key not in differ
+    )
+    return [*lines, f"The same in all: {same} options{f', among them {told}' if told else ''}."]
+
+
+def _shown_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> list[str]:
+    """Accuracies in percent and the other figures; the difference where there are two runs."""
+    keys = list(dict.fromkeys(key for figures in results for key in figures))
+    shown = [key for key in FIRST if key in keys]
+    others = [key for key in keys if key not in shown and _is_number(key, results)]
+    shown += [key for key in others if len({_text(figures.get(key, "")) for figures in results}) > 1]
+    pair = len(results) == 2
+    rows = []
+    for key in shown:
+        values = [figures.get(key) for figures in results]
+        row = [_title(key), *(_figure(key, value) for value in values)]
+        rows.append(row + [_difference(key, values)] * pair)
+    return [table(["result", *names, *["difference"] * pair], rows)] if rows else ["No results."]
+
+
+def _is_number(key: str, results: Sequence[dict[str, Any]]) -> bool:
+    told_above = key.startswith(("adapter/", "base/", "data/", "version/")) or key == "seed"
+    return not told_above and any(_numeric(figures.get(key)) for figures in results)
+
+
+def _numeric(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _title(key: str) -> str:
+    return (
+        f"{key}, %" if key.endswith("/acc") else f"{key.removesuffix('_bytes')}, MB" if key.endswith("_bytes") else key
+    )
+
+
+def _figure(key: str, value: Any) -> str:
+    if not _numeric(value):
+        return "" if value is None else _text(value)[:10] if key == "git_commit" else _text(value)
+    if key.endswith("/acc"):
+        return f"{100 * value:.2f}"
+    if key.endswith("_bytes"):
+        return f"{value / 1e6:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _difference(key: str, values: Sequence[Any]) -> str:
+    """The second less the first, for what is measured; nothing for words."""
+    if not all(map(_numeric, values)):
+        return ""
+    change = values[1] - values[0]
+    text = _figure(key, change)
+    return f"+{text}" if change > 0 else text
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str) and value.startswith("randlora_pl."):
+        return value.rpartition(".")[2]  # a class, by its name
+    return "null" if value is None else str(value)

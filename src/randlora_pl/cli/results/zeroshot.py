@@ -1,0 +1,196 @@
+"""``zeroshot``: an untrained CLIP on test images, beside the published figures."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.tables import table
+from randlora_pl.cli.data.check import counting
+from randlora_pl.data.catalog.registry import PAPER, Row, default_root, find, how_to_get, may_be_read, present
+from randlora_pl.data.locations import root_of
+from randlora_pl.utils.errors import UnreadableImageError, UserError
+
+if TYPE_CHECKING:
+    from randlora_pl.experiments.zeroshot import ZeroShot
+    from randlora_pl.models import LoadedClip
+
+ALL = "all"
+
+
+def zeroshot_verb(args: list[str]) -> int:
+    """Test the model on each data set, print one table, and keep ``zeroshot.json`` in a run folder.
+
+    Returns:
+        0, or 1 where a data set of ``all`` could not be tested.
+
+    Raises:
+        UserError: An option is wrong, the model does not load, or a data set that was named is missing or damaged.
+    """
+    typed = _parse(args)
+    rows, absent, root = _chosen(typed)
+    from randlora_pl.cli.fit import quieten
+    from randlora_pl.cli.predict.images import pick_device
+    from randlora_pl.utils.text.console import log_to_terminal
+
+    quieten()
+    log_to_terminal()
+    device = pick_device(typed.device)
+    clip = _load(typed)
+    clip.model.to(device)
+    found: dict[str, ZeroShot] = {}
+    failed: dict[str, str] = {}
+    folder: Path | None = None
+    for row in rows:
+        try:
+            found[row.name] = _test(clip, row, root, typed.batch, device)
+        except UserError as error:
+            if typed.dataset != ALL:
+                raise
+            failed[row.name] = str(error)
+        except KeyboardInterrupt as stop:
+            raise type(stop)(f"what was finished is in {folder}" if folder else "") from stop
+        folder = folder or _folder(typed.root_of_runs)
+        _write(folder, clip, found, failed, absent)
+    _print(clip, found, failed, [find(name) for name in absent], root)
+    print(f"\nFigures: {folder}/zeroshot.json")
+    return 1 if failed else 0
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = Parser("zeroshot")
+    parser.add_argument("--model.name", dest="name", default="tiny")
+    parser.add_argument("--model.pretrained", dest="pretrained")
+    parser.add_argument("--data.dataset", dest="dataset", default="digits")
+    parser.add_argument("--data.root", dest="root")
+    parser.add_argument("--data.eval_batch_size", dest="batch", type=int, default=256)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--run.root", dest="root_of_runs", type=Path, default=Path("runs"))
+    typed = parser.parse_args(args)
+    if typed.batch < 1:
+        raise UserError(f"--data.eval_batch_size is {typed.batch}: give a positive whole number.")
+    return typed
+
+
+def _chosen(typed: argparse.Namespace) -> tuple[list[Row], list[str], Path]:
+    """The data sets to test, the names of those that are not on this machine, and where they lie."""
+    names = PAPER if typed.dataset == ALL else (typed.dataset,)
+    rows = [find(name) for name in names]
+    if typed.root is None and rows[0].own:
+        raise UserError(f"The data set {rows[0].name!r} needs --data.root: {rows[0].source} ({rows[0].layout})")
+    if rows[0].captions:
+        use = f"randlora-pl test --data.dataset {rows[0].name} --data.root {typed.root}"
+        raise UserError(f"{rows[0].title}: captions are no classes; for recall without training: {use}")
+    root = default_root() if typed.root is None else root_of(typed.root)
+    if typed.root is not None and not root.exists() and not may_be_read(rows[0], root):
+        raise UserError(f"--data.root {root} does not exist")
+    there = [row for row in rows if present(row, root)]
+    if not there:
+        if typed.dataset == ALL:
+            raise UserError(f"None of the paper's {len(PAPER)} data sets is in {root}; see: randlora-pl doctor")
+        raise UserError(how_to_get(rows[0], root))
+    return there, [row.name for row in rows if row not in there], root
+
+
+def _load(typed: argparse.Namespace) -> "LoadedClip":
+    """The model with its tokenizer.
+
+    Raises:
+        UserError: There is no such model, no weights were named, or they do not load.
+    """
+    from open_clip.pretrained import list_pretrained_tags_by_model
+
+    from randlora_pl.models import load_clip
+    from randlora_pl.models.clip_source import resolve
+
+    source = resolve(typed.name, typed.pretrained)
+    if source.kind == "random" and typed.pretrained is None:
+        tags = list_pretrained_tags_by_model(source.name)
+        some = f"{', '.join(tags[:4])}{' ...' if len(tags) > 4 else ''}" if tags else "a file"
+        raise UserError(f"zeroshot: {source.name} needs trained weights: --model.pretrained with {some}, or random")
+    clip = load_clip(typed.name, typed.pretrained)
+    _ = clip.tokenizer  # its files may be missing: better told now than after the first images
+    return clip
+
+
+def _test(clip: "LoadedClip", row: Row, root: Path, batch: int, device: Any) -> "ZeroShot":
+    """One data set.
+
+    Raises:
+        UserError: It is damaged, or memory runs out.
+    """
+    from randlora_pl.engine.error_messages import memory_advice, out_of_memory
+    from randlora_pl.experiments.zeroshot import evaluate, prepare
+
+    try:
+        data = prepare(clip, row.name, root, batch)
+        with counting(True, f"{row.name}: {{task.completed:,}} of {len(data.samples('test')):,} images") as tick:
+            return evaluate(clip, data, device, tick)
+    except UnreadableImageError as error:
+        hint = f"Look for more: randlora-pl data check {row.name} --root {root} --every-image"
+        raise UserError(error.what, hint, error.where) from error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(memory_advice(1, 1, "test", batch)) from error
+
+
+def _folder(root: Path) -> Path:
+    from randlora_pl.engine.run_folder import new_folder
+
+    return new_folder(root, "zeroshot")
+
+
+def _write(
+    folder: Path, clip: "LoadedClip", found: dict[str, "ZeroShot"], failed: dict[str, str], absent: Sequence[str]
+) -> None:
+    """Everything so far, after each data set: an interrupted command leaves what it has finished."""
+    from randlora_pl.experiments.published import SOURCE
+    from randlora_pl.experiments.zeroshot import SINGLE
+    from randlora_pl.utils.files.run_files import write_text
+
+    content = {
+        "model": clip.identity.as_dict(),
+        "single_prompt": SINGLE,
+        "published_source": SOURCE,
+        "unit": "percent of the test images",
+        "datasets": {name: one.as_dict() for name, one in found.items()},
+        "failed": failed,
+        "missing": list(absent),
+    }
+    write_text(folder / "zeroshot.json", json.dumps(content, indent=1) + "\n")
+
+
+def _print(
+    clip: "LoadedClip", found: dict[str, "ZeroShot"], failed: dict[str, str], absent: Sequence[Row], root: Path
+) -> None:
+    """The table, and below it what it lacks."""
+    from randlora_pl.experiments.published import OTHER_SPLIT, SOURCE
+    from randlora_pl.experiments.zeroshot import SINGLE
+
+    known = any(one.published is not None for one in found.values())
+    header = ["data set", "images", "classes", "templates", "averaged %", f"{SINGLE!r} %"]
+    rows = []
+    for name, one in found.items():
+        images = f"{one.images:,}" if one.expected in (None, one.images) else f"{one.images:,} of {one.expected:,}"
+        cells = [name, images, one.classes, one.templates, f"{one.ensemble:.2f}", f"{one.single:.2f}"]
+        if known:
+            cells += ["", ""] if one.published is None else [f"{one.published:.2f}", f"{one.difference:+.2f}"]
+        rows.append(cells)
+    identity = clip.identity
+    print(f"{identity.name} ({identity.pretrained}), untrained, on the test images:\n")
+    if rows:
+        print(table([*header, "published %", "difference"] if known else header, rows))
+    if known:
+        print(f"\nPublished: {SOURCE}.")
+        other = [name for name in OTHER_SPLIT if name in found]
+        if other:
+            print(f"Of other test images, drawn at random there: {', '.join(other)}.")
+    for name, message in failed.items():
+        print(f"\n{name} could not be tested: {message}")
+    if absent:
+        print(f"\nMissing in {root}: {', '.join(row.name for row in absent)}")
+        below = "" if root == default_root() else f" --root {root}"
+        print(f"How to get them: randlora-pl data check --all --fast{below}")

@@ -1,0 +1,1 @@
+"""`sweep` and `tune`."""

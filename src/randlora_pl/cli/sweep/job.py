@@ -1,0 +1,270 @@
+"""A sweep that was asked for: read, checked, cut down to what this command is about."""
+
+import argparse
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.inspect.config import config_folder, find_config
+from randlora_pl.config.compose import Tree, read_config
+from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, present
+from randlora_pl.data.locations import root_of
+from randlora_pl.experiments.sweep.cell_runner import composer
+from randlora_pl.experiments.sweep.description import Description
+from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
+from randlora_pl.experiments.sweep.plan import Cell, only, plan, shard
+from randlora_pl.experiments.sweep.provenance import read_provenance
+from randlora_pl.experiments.sweep.texts import is_text
+from randlora_pl.parallel.launch import launched
+from randlora_pl.utils.errors import UserError, errors_in
+
+
+@dataclass
+class Job:
+    """A sweep that was asked for.
+
+    Attributes:
+        description: The sweep.
+        cells: Every cell of it.
+        chosen: The cells that this command is about.
+        folder: Where it goes.
+        same: The command that was typed, to go on with.
+        absent: Labels of data sets that are not here.
+        sources: How to get those: commands, or what is missing and where it is from.
+    """
+
+    description: Description
+    cells: list[Cell]
+    chosen: list[Cell]
+    folder: SweepFolder
+    same: str
+    absent: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+
+
+def parser_of(verb: str) -> Parser:
+    """The options that ``sweep`` and ``tune`` share."""
+    parser = Parser(verb)
+    parser.add_argument("config")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--only", nargs="+", action="extend", default=[])
+    parser.add_argument("--retry-failed", action="store_true")
+    parser.add_argument("--max-hours", type=float)
+    parser.add_argument("--skip-missing", action="store_true")
+    parser.add_argument("--data.root", dest="root")
+    parser.add_argument("--jobs", type=int, default=1)
+    return parser
+
+
+def check_typed(typed: Any) -> None:
+    """Refuses impossible numbers, and a start by torchrun or srun.
+
+    Raises:
+        UserError: Says which.
+    """
+    if typed.jobs < 1:
+        raise UserError(f"--jobs is {typed.jobs}: give a positive whole number.")
+    if typed.max_hours is not None and not typed.max_hours > 0:
+        raise UserError(f"--max-hours is {typed.max_hours}: give a positive number of hours.")
+    job = launched()
+    if job is not None:
+        raise UserError("a cell runs in one process: start this without torchrun or srun, with --jobs N.")
+
+
+def told_by(config: str) -> tuple[Path, Description]:
+    """The file of a config and the sweep in it.
+
+    Raises:
+        UserError: It cannot be read, or is no sweep.
+    """
+    file = find_config(config)
+    content = read_config(file)
+    with errors_in(file):
+        return file, Description.of(_with_provenance(content, file))
+
+
+def _with_provenance(content: Tree, file: Path) -> Tree:
+    """The content of a config with that of the file that ``tuned`` names: beside it, or a shipped one."""
+    named = content.get("tuned")
+    if not isinstance(named, str):
+        return content
+    places = [file.parent / named, config_folder() / "sweeps" / named]
+    return content | {"tuned": read_provenance(next((place for place in places if place.is_file()), places[0]))}
+
+
+def job_of(typed: Any, same: str) -> Job:
+    """The job that the options of ``sweep`` ask for.
+
+    Raises:
+        UserError: Something in the config, or an option, is wrong.
+    """
+    file, description = told_by(typed.config)
+    with errors_in(file):
+        cells = plan(description, composer(typed.root))
+    path = Path("runs") / "sweeps" / file.stem if typed.output is None else typed.output
+    job = Job(description, cells, cells, SweepFolder(path), same)
+    choose(job, typed.only, typed.shard, typed.skip_missing, typed.dry_run)
+    return job
+
+
+def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: bool, dry: bool = False) -> None:
+    """Chooses the cells that a command is about, and asks for their data sets.
+
+    Args:
+        job: The job.
+        choices: Words of ``--only``.
+        part: Value of ``--shard``.
+        skip_missing: Whether to leave out data sets that are not here.
+        dry: Whether nothing will run, so that none is needed.
+
+    Raises:
+        UserError: Nothing is left, or a data set is missing; one message names all of them.
+    """
+    job.chosen = shard(only(job.chosen, choices), part)
+    job.absent, job.sources = _absent(job.chosen)
+    if job.absent and not skip_missing and not dry:
+        count = "1 data set is" if len(job.absent) == 1 else f"{len(job.absent)} data sets are"
+        raise UserError(
+            f"{count} not on this machine: {', '.join(job.absent)}. Leave them out with --skip-missing, or get them:",
+            "; ".join(job.sources),
+        )
+    if skip_missing:
+        job.chosen = [cell for cell in job.chosen if cell.labels.dataset not in job.absent]
+    if not job.chosen:
+        raise UserError("no cell is left: --only, --shard and --skip-missing leave out all of them.")
+
+
+def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
+    """Data sets that are not here, and the commands that get them."""
+    absent: list[str] = []
+    commands: list[str] = []
+    by_root: dict[Path, list[str]] = {}
+    for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
+        if is_text(cell.tree):
+            continue
+        row = CATALOG[cell.flat["data.dataset"]]
+        given = cell.tree.get("data", {}).get("root")
+        root = default_root() if given is None else root_of(str(given))
+        if present(row, root):
+            continue
+        absent.append(label)
+        if row.own:
+            commands.append(f"{label} should be {root}")
+        elif row.package:
+            commands.append(get_command(row, root))
+        else:
+            by_root.setdefault(root, []).append(row.name)
+    for root, names in by_root.items():
+        place = "" if root == default_root() else f" --root {shlex.quote(str(root))}"
+        commands.append(f"randlora-pl data get {' '.join(names)}{place}")
+    texts = _absent_texts([cell for cell in cells if is_text(cell.tree)])
+    return absent + list(texts), commands + _by_source(texts.values())
+
+
+def _absent_texts(cells: Sequence[Cell]) -> dict[str, UserError]:
+    """Data sets of texts that are not here, and what is missing of each; the first thing that is."""
+    missing: dict[str, UserError] = {}
+    for cell in {(*cell.labels[1:3], cell.untrained): cell for cell in cells}.values():
+        from randlora_pl.language.datasets.availability import absent
+
+        data = cell.tree["data"]
+        root = default_root() if data.get("root") is None else Path(data["root"]).expanduser()
+        if error := absent(data["dataset"], root, data.get("tests"), not cell.untrained):
+            missing.setdefault(cell.labels.dataset, error)
+    return missing
+
+
+def _by_source(missing: Iterable[UserError]) -> list[str]:
+    """What is missing of data sets of texts, those from one place together: the place is told once."""
+    found: dict[str, list[str]] = {}
+    for error in missing:
+        found.setdefault(error.hint, []).append(error.what)
+    return [f"{'; '.join(dict.fromkeys(whats))}. {source}" for source, whats in found.items()]
+
+
+def begin(job: Job) -> None:
+    """Tries what can be tried without weights and images, and makes the folder.
+
+    Raises:
+        UserError: An option of a cell is impossible, or the folder holds another sweep.
+    """
+    job.folder.check(job.cells)
+    from randlora_pl.cli.fit import quieten
+
+    quieten()
+    from randlora_pl.experiments.sweep.expand import counts
+
+    cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
+    for (model, method), cell in {(cell.labels.model, cell.labels.method): cell for cell in cells}.items():
+        with errors_in(f"models.{model} with methods.{method}"):
+            counts(cell.tree, forward=False)
+    check_data(cells)
+    job.folder.open(job.description, job.cells)
+    if job.absent:
+        print(f"not on this machine, and so left out: {', '.join(job.absent)}")
+
+
+def check_data(cells: Iterable[Cell]) -> None:
+    """Tries the options of the data.
+
+    Raises:
+        UserError: One is impossible.
+    """
+    from randlora_pl.experiments.sweep.expand import data_of
+
+    for (model, dataset), cell in {(cell.labels.model, cell.labels.dataset): cell for cell in cells}.items():
+        with errors_in(f"models.{model} with datasets.{dataset}"):
+            data_of(cell.tree)
+
+
+def summary(job: Job) -> str:
+    """How far a sweep is, in a few words."""
+    states = [job.folder.state(cell) for cell in job.chosen]
+    failed = f", {states.count(FAILED)} failed" if FAILED in states else ""
+    return f"{states.count(DONE)} of {len(states)} cells are done{failed} in {job.folder.path}"
+
+
+def end(job: Job, following: str, stopped: str = "", elsewhere: int = 0) -> int:
+    """Says how far a sweep is and what comes next.
+
+    Args:
+        job: The sweep.
+        following: The next command once all is done.
+        stopped: Why it stopped before.
+        elsewhere: Cells that other processes are running.
+
+    Returns:
+        0, or 1 where cells have failed.
+    """
+    failed = [cell for cell in job.chosen if job.folder.state(cell) == FAILED]
+    print(f"\n{summary(job)}" + (f"; {elsewhere} are run by other processes" if elsewhere else ""))
+    for cell in failed[:5]:
+        print(f"  failed: {cell.labels}: {job.folder.failure(cell).get('reason')}")
+    if len(failed) > 5:
+        print(f"  and {len(failed) - 5} more, each with its failed.json in {job.folder.path}/cells")
+    if stopped:
+        print(f"Stopped, because {stopped}. Go on with: {job.same}")
+    elif failed:
+        print(f"Try those again: {job.same}{'' if '--retry-failed' in job.same else ' --retry-failed'}")
+    else:
+        print(f"Next: {following}")
+    return 1 if failed else 0
+
+
+def place_of(job: Job) -> str:
+    """The folder as a word of a command."""
+    return shlex.quote(str(job.folder.path))
+
+
+def words_of(verb: str, args: list[str], job: Job) -> list[str]:
+    """The command of one of several processes: as typed, without what says how many, into the same folder."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--jobs", "--launcher", "--output"):
+        parser.add_argument(option)
+    parser.add_argument("--slurm", nargs="+")
+    _, rest = parser.parse_known_args(args)
+    return [verb, *rest, "--output", str(job.folder.path.resolve())]

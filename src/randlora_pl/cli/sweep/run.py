@@ -1,0 +1,186 @@
+"""The cells of a sweep at work: in this process, in several, or as a list of what they will take."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from randlora_pl.cli.common.tables import table
+from randlora_pl.cli.sweep.job import Job, check_data, summary
+from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN
+from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.utils.errors import UserError, errors_in
+from randlora_pl.utils.text.formatting import duration
+
+if TYPE_CHECKING:
+    from randlora_pl.experiments.sweep.estimate import Estimate, Estimator
+    from randlora_pl.experiments.sweep.loop import Outcome
+    from randlora_pl.experiments.sweep.progress import Progress
+
+Rounds = Callable[[], list[Cell]]
+"""Which cells to run as far as is known; what it gives grows once the first of them are done."""
+
+
+def dry_run(job: Job) -> int:
+    """Prints the cells with their state and what they are expected to take."""
+    from randlora_pl.cli.fit import quieten
+
+    quieten()
+    from randlora_pl.experiments.sweep.estimate import COUNTED, MEASURED
+
+    check_data(job.chosen)
+    estimator = estimator_of(job)
+    rows, seconds, sources, unknown = [], 0.0, set(), 0
+    for cell in job.chosen:
+        state = job.folder.state(cell)
+        done = job.folder.results(cell)
+        took, memory, source = done.get("cell_seconds"), done.get("peak_memory_bytes"), ""
+        if state != DONE:
+            state = state if job.folder.worker(cell) is None else "running"
+            found = _estimate(estimator, cell)
+            took, memory, source = found.seconds, found.bytes, found.source
+            seconds, unknown = seconds + (took or 0.0), unknown + (took is None)
+            sources.add(source)
+        shown = (duration(took) if took else "?", f"{memory / 2**20:,.0f} MiB" if memory else "?", source)
+        rows.append([cell.hash, *cell.labels, state, *shown])
+    print(table(["cell", "model", "data set", "budget", "method", "seed", "state", "time", "memory", "from"], rows))
+    states = [row[6] for row in rows]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    print(f"\n{len(rows)} cell{'s' * (len(rows) != 1)}: {counts}")
+    if seconds or unknown:
+        more = f", and {unknown} cells of which nothing is known" if unknown else ""
+        print(f"Expected for what is left: {duration(seconds)} in one process{more}")
+    if MEASURED in sources:
+        print("measured: from finished cells of this sweep that are alike, by their optimizer steps and test samples")
+    if COUNTED in sources:
+        print(
+            "counted: roughly, from parameters and floating point operations at 30 % of the speed of a large matrix\n"
+            "         product on this CPU, texts with their usual number of tokens; memory is weights, gradients and\n"
+            "         AdamW's moments, without activations"
+        )
+    if job.absent:
+        print(f"Not on this machine: {', '.join(job.absent)}. Get them:")
+        print("\n".join(f"  {source}" for source in job.sources))
+    return 0
+
+
+def _estimate(estimator: "Estimator", cell: Cell) -> "Estimate":
+    with errors_in(f"models.{cell.labels.model} with methods.{cell.labels.method}"):
+        try:
+            return estimator(cell)
+        except (TypeError, ValueError) as error:  # such as steps that are a list
+            raise UserError(f"an option has a value of another kind ({error}).") from error
+
+
+def estimator_of(job: Job) -> "Estimator":
+    """Estimates the cells of a sweep."""
+    import torch
+
+    from randlora_pl.bench.flops import Gemm
+    from randlora_pl.experiments.sweep.estimate import Estimator
+
+    estimator = Estimator(job.folder, job.cells, Gemm(torch.device("cpu"), torch.float32, 1024).rate)
+    estimator.refresh()
+    return estimator
+
+
+def work(
+    job: Job, retry_failed: bool, max_hours: float | None, rounds: Rounds | None = None, test: bool = True
+) -> "Outcome":
+    """Runs the cells in this process.
+
+    Args:
+        job: What to run.
+        retry_failed: Whether to run failed cells again.
+        max_hours: When to stop.
+        rounds: The cells, where some depend on others; by default all that were chosen.
+        test: Whether cells are tested.
+
+    Raises:
+        UserError: The disk is full.
+        KeyboardInterrupt: With what is done and how to go on.
+    """
+    from randlora_pl.engine.error_messages import full_disk
+    from randlora_pl.experiments.sweep.cell_runner import Runner
+    from randlora_pl.experiments.sweep.launch import end_with_parent
+    from randlora_pl.experiments.sweep.loop import Loop
+    from randlora_pl.experiments.sweep.progress import Progress
+    from randlora_pl.utils.reuse import keeping
+    from randlora_pl.utils.text.console import log_to_terminal
+
+    end_with_parent()
+    log_to_terminal()
+    estimator = estimator_of(job)
+    progress = Progress(job.folder, job.chosen, estimator)
+    loop = Loop(
+        job.folder, job.chosen, Runner(test), progress, lambda error: bool(full_disk(error)), retry_failed,
+        deadline=None if max_hours is None else time.monotonic() + 3600 * max_hours,
+        seconds=lambda cell: (found.seconds or 0.0) if (found := estimator.measured(cell)) else 0.0,
+        keep_adapters=test and job.description.keep_adapters, wait=rounds is not None,
+    )  # fmt: skip
+    try:
+        with progress.shown(), keeping():
+            outcome = loop.work()
+            while rounds is not None and not outcome.stopped and len(rounds()) > len(job.chosen):
+                job.chosen = loop.cells = progress.cells = rounds()
+                outcome = loop.work()
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"{summary(job)}; go on with: {job.same}") from None
+    except UserError as error:
+        if full_disk(error):
+            raise UserError(f"{full_disk(error)}. {summary(job)}; make room, then: {job.same}") from error
+        raise
+    return outcome
+
+
+def spawn(job: Job, words: Sequence[str], jobs: int, rounds: Rounds | None = None) -> str:
+    """Runs the cells in several processes of this machine, and shows how far they are.
+
+    Args:
+        job: What to run.
+        words: The command of each process.
+        jobs: How many.
+        rounds: As for `work`.
+
+    Returns:
+        Why it stopped before all was done; empty where it did not.
+
+    Raises:
+        KeyboardInterrupt: With what is done and how to go on.
+    """
+    from randlora_pl.experiments.sweep.launch import local
+    from randlora_pl.experiments.sweep.progress import Progress
+
+    estimator = estimator_of(job)
+    progress = Progress(job.folder, job.chosen, estimator, jobs=jobs)
+    told = {cell.hash for cell in job.chosen if job.folder.state(cell) != OPEN}
+
+    def look() -> None:
+        job.chosen = progress.cells = job.chosen if rounds is None else rounds()
+        progress.scan()
+        fresh = [cell for cell in job.chosen if cell.hash not in told and job.folder.state(cell) != OPEN]
+        if fresh:
+            estimator.refresh()
+        for cell in fresh:
+            told.add(cell.hash)
+            progress.tell(cell, _what(progress, cell))
+
+    try:
+        with progress.shown():
+            codes = local(words, job.folder.path, jobs, look)
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"{summary(job)}; go on with: {job.same}") from None
+    if not any(job.folder.state(cell) == OPEN for cell in job.chosen):
+        return ""
+    lost = [code for code in codes if code not in (0, 1)]
+    return (
+        f"{len(lost)} of {len(codes)} processes ended early (see {job.folder.path}/logs)" if lost else "the time is up"
+    )
+
+
+def _what(progress: "Progress", cell: Cell) -> str:
+    from randlora_pl.experiments.sweep.progress import accuracy
+
+    folder = progress.folder
+    if folder.state(cell) == FAILED:
+        return f"failed: {folder.failure(cell).get('reason')}"
+    return f"{accuracy(folder, cell)} in {duration(folder.results(cell).get('cell_seconds', 0.0))}"

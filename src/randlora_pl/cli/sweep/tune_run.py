@@ -1,0 +1,134 @@
+"""``tune --config NAME ...``: the learning rate of a single run, with the options of ``fit``."""
+
+import argparse
+import copy
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.fit import DEFAULTS, quieten
+from randlora_pl.cli.sweep.job import Job, check_typed, choose, words_of
+from randlora_pl.cli.sweep.run import dry_run
+from randlora_pl.cli.sweep.tune import Tuning
+from randlora_pl.config.compose import Command, Tree, compose, merge, normalise, parse_value
+from randlora_pl.config.validate import check_names, on_texts
+from randlora_pl.experiments.sweep.cell_runner import check, composer, method_layers, nested
+from randlora_pl.experiments.sweep.description import Description, budget
+from randlora_pl.experiments.sweep.folder import SweepFolder
+from randlora_pl.experiments.sweep.plan import Composer
+from randlora_pl.utils.errors import UserError
+
+RATES = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0]
+"""What may be tried; the search begins at the method's own rate and goes towards better ones."""
+
+
+def tune_run(args: list[str]) -> int:
+    """Search the learning rate of a run, and say how to start the run with it.
+
+    Returns:
+        0, or 1 where no rate worked.
+
+    Raises:
+        UserError: An option is wrong, or a data set is missing or keeps no validation samples.
+    """
+    parser = Parser("tune")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--retry-failed", action="store_true")
+    parser.add_argument("--max-hours", type=float)
+    parser.add_argument("--jobs", type=int, default=1)
+    typed, words = parser.parse_known_args(args)
+    check_typed(typed)
+    command = compose("fit", words, copy.deepcopy(DEFAULTS))
+    if command.folders:
+        raise UserError("--resume does not go with tune: a finished search is found by itself.")
+    check_names(command)
+    quieten()
+    tree = tree_of(command)
+    description = described(tree, command.named)
+    path = typed.output or Path("runs") / "tune" / Path(command.named[-1]).stem
+    found = _search(typed, tree, description, path, f"randlora-pl tune {shlex.join(args)}")
+    if typed.dry_run:
+        return dry_run(found.job)
+    found.run(typed, words_of("tune", args, found.job), None)
+    if found.stopped:
+        return 0
+    if found.without():
+        return 1
+    ((method, chosen),) = found.search.chosen(found.job.folder).items()
+    ((name, rate),) = chosen.items()
+    print(f"Best {name} of {method}: {rate:g}")
+    print(f"Next: randlora-pl fit {shlex.join(words)} --model.{name} {rate:g}")
+    return 0
+
+
+def tree_of(command: Command) -> Tree:
+    """The config of a run with what was typed in it."""
+    tree = command.config
+    for name, text in command.values.items():
+        tree = merge(tree, normalise(nested({name: parse_value(text)})))
+    return tree
+
+
+def described(tree: Tree, configs: list[str]) -> Description:
+    """The search of a run as a sweep of one model, one method and one data set.
+
+    Args:
+        tree: The run's config.
+        configs: Names of the configs, for the record.
+
+    Raises:
+        UserError: An option is impossible.
+    """
+    from randlora_pl.experiments.sweep.expand import data_of, task_of
+
+    task = task_of(check(tree))
+    if task is None:
+        raise UserError("tune --config searches for tasks of this program; write a sweep for another one.")
+    method = task.adapter.method()
+    name = "head_learning_rate" if method == "LinearProbe" else "learning_rate"
+    data = dict(tree.get("data", {}))
+    shots, share = data.pop("shots", None), data.pop("fraction", None)
+    known = data_of(check(tree))  # of images or of texts
+    dataset = str(known.row.name if hasattr(known, "row") else known.dataset)
+    seed = int(tree.get("seed_everything") or 0)
+    monitor = tree.get("checkpoint", {}).get("monitor")
+    loss = on_texts(str(tree["model"]["class_path"]).rpartition(".")[2])
+    return Description.of({
+        "models": {str(tree["model"]["init_args"].get("name", "model")): {"config": [Path(c).stem for c in configs]}},
+        "methods": {method: {"adapter": method, name: float(getattr(task, name))}},
+        "datasets": {dataset: data | {"dataset": dataset}},
+        "budgets": [budget(shots) if shots else budget(float(share)) if share else "100%"],
+        "seeds": [seed],
+        "tune": {
+            "learning_rates": RATES,
+            "climb": True,
+            "seeds": [other for other in range(3) if other != seed][:2],
+            "monitor": monitor or ("val/loss" if loss else "val/acc"),
+        },
+    })  # fmt: skip
+
+
+def _search(typed: argparse.Namespace, tree: Tree, description: Description, path: Path, same: str) -> Tuning:
+    from randlora_pl.experiments.sweep.tuning import Search
+
+    search = Search.of(description, _composer(tree))
+    folder = SweepFolder(path, "tune.yaml")
+    job = Job(description, search.all_cells(), search.first(folder), folder, same)
+    choose(job, [], None, False, typed.dry_run)
+    job.folder.check(job.cells)
+    return Tuning(job, search)
+
+
+def _composer(tree: Tree) -> Composer:
+    """Puts the config of a candidate together: that of the run, with another rate."""
+
+    def pair(model: Tree, method: Tree, options: Tree, untrained: bool) -> Tree:
+        found: Any = tree
+        for layer in [nested(options), *method_layers(method)]:
+            found = merge(found, normalise(layer))
+        return check(found)
+
+    return replace(composer(), pair=pair)

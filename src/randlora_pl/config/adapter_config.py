@@ -1,0 +1,147 @@
+"""What an adapter says of its model, and the config beside it of its data: files from anywhere, where nothing is code.
+
+A whole config (``--config``, ``--run``, ``--resume``) can name any class with any arguments, so that reading it can run
+code. An adapter has names of this program's own classes, and plain values.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.config.compose import CLASS_KEYS, Tree, parse_value, read_config
+from randlora_pl.config.validate import adapters, tasks
+from randlora_pl.engine.run_folder import ADAPTER, CONFIG
+from randlora_pl.utils.adapter_schema import check_description
+from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files.weights_files import find_weights
+
+
+def check_adapter(folder: Path) -> Path:
+    """The file that describes an adapter: what can be refused before PyTorch is imported.
+
+    Raises:
+        UserError: There is none.
+    """
+    file = folder if folder.is_file() else folder / "adapter_config.json"
+    if not file.is_file():
+        inside = [name for name in (ADAPTER, "adapter-best") if (folder / name).is_dir()]
+        hint = f" Did you mean {folder / inside[0]}?" if inside else " A run keeps it in RUN/adapter."
+        raise UserError(f"{folder} is no adapter folder: it has no {file.name}.{hint}")
+    return file
+
+
+def adapter_config(folder: Path) -> Tree:
+    """The model part of a config, and how images are prepared, from an adapter that a task has written.
+
+    Its classes are looked up among this program's, before anything is imported.
+
+    Raises:
+        UserError: It is no such folder, or names a class of another program.
+    """
+    file = check_adapter(folder)
+    try:
+        content = _metadata(file) if file == folder else parse_json(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read ({type(error).__name__}: {error}); copy it again.") from error
+    except (KeyError, TypeError):
+        raise UserError(f"{file} is no adapter file: its metadata has no description.") from None
+    try:
+        metadata = content["metadata"]
+        task, arguments = metadata["task"], metadata["arguments"]
+        check_description(content, file)
+        adapter = _as_class(content, file)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} says nothing of a task ({type(error).__name__}: {error}).") from error
+    _check_known("task", task, tasks(), file)
+    _check_no_class(arguments, file)
+    arguments = {name: value for name, value in arguments.items() if name != "seed"}
+    if weights := find_weights(content.get("base_model", {}), folder):
+        arguments["pretrained"] = weights
+    frame = metadata.get("training", {}).get("frame", {})
+    data = {name: frame[name] for name in ("mean", "std", "interpolation", "resize") if name in frame}
+    model = {"class_path": task, "init_args": arguments | {"adapter": adapter}}
+    return {"model": model} | ({"data": data} if data else {})
+
+
+def _metadata(file: Path) -> Any:
+    """The description that one ``.safetensors`` file carries, read without PyTorch: length, JSON header, tensors."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > min(file.stat().st_size, 100_000_000):  # the format's own limit
+            raise ValueError("no safetensors file")
+        header = parse_json(stream.read(length))
+    return parse_json(header["__metadata__"]["adapter_config"])
+
+
+def _as_class(description: Any, file: Path) -> Any:
+    """``{"method": ..., "options": ...}`` of a file as ``class_path`` and ``init_args``."""
+    if not (isinstance(description, dict) and "method" in description):
+        _check_no_class(description, file)
+        return description
+    _check_known("method", description["method"], adapters(), file)
+    options = {name: _as_class(value, file) for name, value in description["options"].items()}
+    return {"class_path": description["method"]} | ({"init_args": options} if options else {})
+
+
+def _check_known(what: str, name: str, known: Iterable[str], file: Path) -> None:
+    if name not in known:
+        raise UserError(
+            f"{file}: this program has no {what} {name!r}.{near(name, known)} Known: {', '.join(known)}. It was "
+            "written by another version, is damaged, or was changed."
+        )
+
+
+def _check_no_class(value: Any, file: Path) -> None:
+    """Refuse class names, also in dotted keys and in texts that the parser of options would read as YAML.
+
+    Raises:
+        UserError: There is one.
+    """
+    if isinstance(value, str):
+        read = parse_value(value)
+        value = read if isinstance(read, dict | list) else ()
+    if isinstance(value, dict) and CLASS_KEYS & {part for key in value for part in str(key).split(".")}:
+        raise UserError(f"{file} names a class among its options, which an adapter never does: it was changed.")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_no_class(part, file)
+
+
+def config_beside(adapter: Path) -> Path | None:
+    """Return the config of the run that an adapter folder or file lies in; None where there is none."""
+    file = adapter.resolve().parent / CONFIG
+    return file if file.is_file() else None
+
+
+def data_beside(file: Path) -> Tree:
+    """Return the data options of a config and its seed, which selects the images; all other parts are left out.
+
+    Args:
+        file: The config, see `config_beside`.
+
+    Raises:
+        UserError: The file is not a config, or a data option is anything but a plain value or a list of such.
+    """
+    tree = read_config(file)
+    data = tree.get("data")
+    wrong = None if data is None else "data" if not isinstance(data, dict) else _not_plain(data)
+    if wrong is not None:
+        raise UserError(
+            f"{file}: {wrong} is not a plain value. Beside an adapter only plain data options are read; if you trust "
+            f"all of the file, pass it: --config {file}"
+        )
+    found: Tree = {"data": data} if data else {}
+    return found | ({"seed_everything": tree["seed_everything"]} if _plain(tree.get("seed_everything")) else {})
+
+
+def _not_plain(data: dict[Any, Any]) -> str | None:
+    """Name of the first option that is not a plain value; None if all are."""
+    for name, value in data.items():
+        plain = value is None or all(map(_plain, value if isinstance(value, list) else [value]))
+        if not (plain and isinstance(name, str) and name.isidentifier() and name not in CLASS_KEYS):
+            return f"data.{name}"
+    return None
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)

@@ -1,0 +1,170 @@
+"""Classes and their options, read from the source text: PyTorch takes seconds to import, this takes none."""
+
+import ast
+import importlib.util
+import re
+import textwrap
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.utils.class_paths import exported, public_path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One argument of a constructor.
+
+    Attributes:
+        name: Name of the argument.
+        kind: Its annotation, as written.
+        default: Its default, as written; None where the argument is required.
+        help: Its lines of the docstring, joined.
+    """
+
+    name: str
+    kind: str
+    default: str | None
+    help: str
+
+
+@dataclass(frozen=True)
+class ClassSource:
+    """A class as its source text describes it.
+
+    Attributes:
+        name: Name of the class.
+        module: Dotted path of the package that exports it, else of its module.
+        summary: First line of its docstring.
+        bases: Names of its base classes.
+        options: Arguments of its constructor by name, those of base classes included where it passes them on.
+        constants: Constants among its own class attributes, by name.
+    """
+
+    name: str
+    module: str
+    summary: str
+    bases: tuple[str, ...]
+    options: dict[str, Option] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
+
+
+def _argument_help(docstring: str) -> dict[str, str]:
+    """The ``Args:`` (or ``Attributes:``) section of a Google docstring, one joined line for each name."""
+    section = re.search(r"^(?:Args|Attributes):\n((?:[ \t]+.*\n?|\n)+)", docstring, re.MULTILINE)
+    if not section:
+        return {}
+    found: dict[str, str] = {}
+    name = ""
+    for line in textwrap.dedent(section[1]).splitlines():
+        start = re.match(r"(\w+)(?: \(.*?\))?: *(.*)", line)
+        if start:
+            name = start[1]
+            found[name] = start[2]
+        elif name and line.strip():
+            found[name] += " " + line.strip()
+    return found
+
+
+def _options(function: ast.FunctionDef, docs: dict[str, str]) -> dict[str, Option]:
+    arguments = function.args
+    positional = [*arguments.posonlyargs, *arguments.args][1:]  # without self
+    defaults: list[ast.expr | None] = [None] * len(positional)
+    if arguments.defaults:
+        defaults[-len(arguments.defaults) :] = arguments.defaults[-len(positional) :]
+    pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    return {
+        argument.arg: Option(
+            argument.arg,
+            ast.unparse(argument.annotation) if argument.annotation else "",
+            None if default is None else ast.unparse(default),
+            docs.get(argument.arg, ""),
+        )
+        for argument, default in pairs
+    }
+
+
+def _constants(node: ast.ClassDef) -> dict[str, Any]:
+    return {
+        item.targets[0].id: item.value.value
+        for item in node.body
+        if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name)
+        if isinstance(item.value, ast.Constant)
+    }
+
+
+def _read(file: Path, module: str) -> dict[str, tuple[ClassSource, bool]]:
+    """The classes of one file, each with whether its constructor passes further options to its base."""
+    found: dict[str, tuple[ClassSource, bool]] = {}
+    text = file.read_text(encoding="utf-8")
+    for node in ast.parse(text).body if "\nclass " in text else ():
+        if not isinstance(node, ast.ClassDef):
+            continue
+        docstring = ast.get_docstring(node) or ""
+        init = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
+        source = ClassSource(
+            node.name,
+            public_path(f"{module}.{node.name}").rpartition(".")[0],
+            docstring.partition("\n")[0],
+            tuple(ast.unparse(base).rpartition(".")[2] for base in node.bases),
+            _options(init, _argument_help(docstring)) if init else {},
+            _constants(node),
+        )
+        found[node.name] = (source, init is None or init.args.kwarg is not None)
+    return found
+
+
+@cache
+def read_classes(package: str) -> dict[str, ClassSource]:
+    """Return the classes of a package of this project, for example ``adapters``, and of its subfolders, by name.
+
+    Args:
+        package: Name of a folder below ``randlora_pl``.
+    """
+    raw: dict[str, tuple[ClassSource, bool]] = {}
+    for file in sorted((PACKAGE / package).rglob("*.py")):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        raw |= _read(file, ".".join(["randlora_pl", *parts]))
+
+    def complete(name: str) -> dict[str, Option]:
+        source, passes_on = raw[name]
+        inherited: dict[str, Option] = {}
+        if passes_on:
+            for base in source.bases:
+                inherited |= complete(base) if base in raw else {}
+        return source.options | {key: value for key, value in inherited.items() if key not in source.options}
+
+    return {name: replace(source, options=complete(name)) for name, (source, _) in raw.items()}
+
+
+def subclasses(package: str, base: str) -> dict[str, ClassSource]:
+    """The public classes of a package that derive from ``base``, directly or not, and that nothing derives from.
+
+    Args:
+        package: Name of a folder below ``randlora_pl``.
+        base: Name of the base class.
+    """
+    classes = read_classes(package)
+
+    def derives(name: str) -> bool:
+        return any(parent == base or (parent in classes and derives(parent)) for parent in classes[name].bases)
+
+    public = exported(package)
+    return {
+        name: source
+        for name, source in classes.items()
+        if derives(name) and not name.startswith("_") and (not public or name in public)
+    }
+
+
+@cache
+def trainer_options() -> frozenset[str]:
+    """Names of the Lightning trainer's options, from its source text."""
+    spec = importlib.util.find_spec("lightning")
+    if spec is None or not spec.submodule_search_locations:
+        return frozenset()
+    file = Path(spec.submodule_search_locations[0]) / "pytorch" / "trainer" / "trainer.py"
+    return frozenset(_read(file, "")["Trainer"][0].options) if file.is_file() else frozenset()

@@ -1,0 +1,260 @@
+"""From the words that were typed to one config and the options that beat it, checked before heavy imports.
+
+Plain LightningCLI takes eight seconds to answer a typing error, keeps the old method's rank when the
+adapter's class changes, and lets a checkpoint override what the user typed. Here the config files are
+merged first, a new adapter class starts from its own defaults, and names are checked against the source text.
+"""
+
+import copy
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from randlora_pl.cli.inspect.config import find_config
+from randlora_pl.utils.class_paths import public_path, with_public_paths
+from randlora_pl.utils.errors import UserError, brief, errors_in
+from randlora_pl.utils.files.documents import parse_yaml
+
+Tree = dict[str, Any]
+
+FOLDER_OPTIONS = {"fit": ("resume",), "validate": ("run", "adapter"), "test": ("run", "adapter")}
+"""Options that name a folder and belong to no config, by verb."""
+
+CLASSES = ("model", "model.adapter", "model.adapter.inner")
+"""Options whose value is a class, each an argument of the one before."""
+CLASS_KEYS = frozenset({"class_path", "init_args", "dict_kwargs"})
+"""Keys by which a config builds an object of any class."""
+_GROUPS = ("data", "trainer", "run", "checkpoint", "gradient_flow", "spectrum")
+
+
+@dataclass
+class Command:
+    """What was typed, sorted.
+
+    Attributes:
+        verb: ``fit``, ``validate`` or ``test``.
+        config: All config files, merged.
+        typed: The other options, as typed; they beat the config.
+        values: The same options by short name (``model.adapter.rank``).
+        folders: Values of the options that name a folder (``resume``, ``run``, ``adapter``).
+        named: Where each config came from, in order.
+    """
+
+    verb: str
+    config: Tree = field(default_factory=dict)
+    typed: list[str] = field(default_factory=list)
+    values: dict[str, str] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
+    named: list[str] = field(default_factory=list)
+
+    def flat(self) -> dict[str, Any]:
+        """The config by short names, with what was typed on top."""
+        result = flatten(self.config)
+        for key, text in self.values.items():
+            if key in CLASSES[1:] and _last(result.get(key)) != _last(text):
+                result = {name: value for name, value in result.items() if not name.startswith(f"{key}.")}
+            result[key] = parse_value(text)
+        return result
+
+
+def parse_value(text: str) -> Any:
+    """A typed value as YAML reads it; text that is no YAML stays text."""
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError:
+        return text
+
+
+def read_config(file: Path) -> Tree:
+    """One config file.
+
+    Raises:
+        UserError: The file is not readable, not YAML, or not a mapping.
+    """
+    try:
+        content = parse_yaml(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{file}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict | None):
+        raise UserError(f"{file} is no config: expected `key: value` lines such as `data: {{dataset: digits}}`.")
+    return content or {}
+
+
+def merge(old: Any, new: Any, key: str = "") -> Any:
+    """``new`` over ``old``: mappings merge, everything else is replaced; a new class starts afresh.
+
+    The model is the exception: another task keeps the name, the adapter and so on.
+
+    Args:
+        old: What was there, with class names in ``class_path``.
+        new: What beats it.
+        key: Dotted place of the two, for the exception.
+    """
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    changes = "class_path" in new and "class_path" in old and _last(new["class_path"]) != _last(old["class_path"])
+    if changes and key != "model":
+        return new
+    return old | {name: merge(old.get(name), value, f"{key}.{name}".strip(".")) for name, value in new.items()}
+
+
+def _last(class_path: Any) -> str:
+    return str(class_path).rpartition(".")[2].lower()
+
+
+def normalise(tree: Tree) -> Tree:
+    """The same config with every class as ``{class_path: NAME, init_args: {...}}``, and no empty sections.
+
+    Class paths become the public ones, also those of earlier versions.
+
+    Raises:
+        UserError: A section or a class is something else.
+    """
+    tree = {key: with_public_paths(value) for key, value in _mapping("a config", tree).items() if value is not None}
+    for group in _GROUPS:
+        if group in tree:
+            _mapping(group, tree[group])
+    if "model" in tree:
+        tree["model"] = _as_class(CLASSES, tree["model"])
+    return tree
+
+
+def _as_class(options: Sequence[str], value: Any) -> Tree:
+    """The value of the first option as a class; the others name those among its arguments."""
+    option, *inner = options
+    node = {"class_path": value} if isinstance(value, str) else dict(_mapping(option, value, "a class or "))
+    if not isinstance(node.get("class_path", ""), str):
+        raise UserError(f"{option} is {brief(node['class_path'])}: give the name of a class.")
+    arguments = dict(_mapping(f"init_args of {option}", node.pop("init_args", None) or {}))
+    for name in set(node) - {"class_path", "dict_kwargs"}:  # as on the command line, where init_args is left out
+        arguments[name] = node.pop(name)
+    name = inner[0].rpartition(".")[2] if inner else ""
+    if name in arguments and arguments[name] is None:
+        del arguments[name]
+    if name in arguments:
+        arguments[name] = _as_class(inner, arguments[name])
+    return node | ({"init_args": arguments} if arguments else {})
+
+
+def _mapping(what: str, value: Any, other: str = "") -> Tree:
+    if not isinstance(value, dict):
+        raise UserError(f"{what} is {brief(value)}: expected {other}options such as {{name: value}}.")
+    for key in value:
+        if not isinstance(key, str):
+            raise UserError(f"{what} has the key {brief(key)}, which is not the name of an option.")
+    return value
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """A config by short names: ``init_args`` left out, a class under its option's own name."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict) and ("class_path" in node or "init_args" in node):
+            if "class_path" in node:
+                flat[prefix] = node["class_path"]
+            arguments = node.get("init_args") or {}
+            if not isinstance(arguments, dict):  # the parser says what is wrong
+                flat[f"{prefix}.init_args"] = arguments
+                return
+            for name, value in arguments.items():
+                walk(f"{prefix}.{name}", value)
+        else:
+            flat[prefix] = node
+
+    for group, content in tree.items():
+        if group == "model" or not isinstance(content, dict):
+            walk(group, content)
+        else:
+            for name, value in content.items():
+                walk(f"{group}.{name}", value)
+    return flat
+
+
+def short_name(option: str) -> str:
+    """``--model.init_args.adapter`` as ``model.adapter``."""
+    parts = [part for part in option.lstrip("-").rstrip("+").split(".") if part not in ("init_args", "class_path")]
+    return ".".join(parts)
+
+
+def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
+    """Sort the words behind a verb and read the config files.
+
+    Args:
+        verb: ``fit``, ``validate`` or ``test``.
+        args: The words behind it.
+        defaults: What the first config file is merged into.
+
+    Raises:
+        UserError: A word that is no option, a missing value, an unreadable file.
+    """
+    command = Command(verb, config=normalise(copy.deepcopy(defaults)))
+    words = list(args)
+    folder_options = FOLDER_OPTIONS[verb]
+    while words:
+        word = words.pop(0)
+        option, equals, value = word.partition("=")
+        if not is_option(word):
+            raise UserError(f"{brief(word)} is not an option.{_hint(word)} See: randlora-pl {verb} --help")
+        own = option in ("-c", "--config") or option[2:] in folder_options
+        if not equals and words and not is_option(words[0]):
+            value, equals = words.pop(0), "="
+        if not own:
+            if option == "--trainer.callbacks" and re.fullmatch(r"[\w.]+", value):
+                option += "+"  # one more callback, as in jsonargparse's --trainer.callbacks+=NAME
+            value = public_path(value)
+            command.typed += [option, value] if equals else [option]
+            if equals:
+                command.values[short_name(option)] = value
+            continue
+        if not equals:
+            what = "a name or a file" if "c" in option[:3] else "a folder"
+            raise UserError(f"{option} needs {what} behind it.")
+        if option in ("-c", "--config"):
+            file = find_config(value)
+            tree = read_config(file)
+            with errors_in(file):
+                command.config = merge(command.config, normalise(tree))
+            command.named.append(str(file))
+        else:
+            command.folders[option[2:]] = Path(value)
+    _take_classes(command)
+    return command
+
+
+def is_option(word: str) -> bool:
+    """Whether a word is an option; a negative number is none."""
+    return re.match(r"--?[A-Za-z]", word) is not None
+
+
+def _hint(word: str) -> str:
+    try:
+        find_config(word)
+    except UserError:
+        return ""
+    return f" Did you mean --config {word}?"
+
+
+def _take_classes(command: Command) -> None:
+    """Puts typed classes into the config; one that differs from the config's drops the options of the old one."""
+    for option in CLASSES:
+        text = command.values.get(option)
+        if text is None:
+            continue
+        value = parse_value(text)
+        tree: Any = value
+        for name in reversed(option.split(".")):
+            tree = {name: tree}
+        command.config = merge(command.config, normalise(tree)) if value is not None else command.config
+        if not isinstance(value, str):  # a mapping, which is in the config now; anything else was refused
+            del command.values[option]
+            place = next(n for n, word in enumerate(command.typed) if is_option(word) and short_name(word) == option)
+            del command.typed[place : place + 2]

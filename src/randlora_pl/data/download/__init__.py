@@ -1,0 +1,1 @@
+"""Downloads, safe unpacking, and installation of datasets."""

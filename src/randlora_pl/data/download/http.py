@@ -1,0 +1,270 @@
+"""Downloads that go on where they broke off, and are kept only if they are what the source says they are.
+
+What has come lies in ``NAME.part``, and what it is the beginning of in ``NAME.origin``; a file ``NAME`` is whole.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from randlora_pl import __version__
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.documents import parse_json
+
+TIMEOUT = 15.0
+"""Seconds without a byte after which a connection counts as dropped."""
+
+RETRIES = 5
+"""Attempts in a row that may bring nothing new, once a source has answered."""
+
+PAUSE = 1.0
+"""Seconds before the first of these attempts; doubled for each further one."""
+
+Tick = Callable[[int, int | None], None]
+"""Told (bytes done, bytes in the whole or None where nobody knows)."""
+
+_AGENT = f"randlora-pl/{__version__}"
+_CHUNK = 1 << 18
+_PASSING = (408, 429, 500, 502, 503, 504)  # a server that may answer the next time
+
+
+class _DroppedError(Exception):
+    """The connection broke; another attempt may go on."""
+
+
+class _SilentError(_DroppedError):
+    """Nobody answers."""
+
+
+class _RefusedError(Exception):
+    """This source does not give the file; another one may."""
+
+
+def download(urls: Sequence[str], target: Path, checksum: str = "", tick: Tick = lambda done, total: None) -> str:
+    """Fetch a file from the first of several sources that has it.
+
+    Args:
+        urls: The sources, in the order in which to ask them; one that a part has come from is asked first.
+        target: Where to put it; it is there only once it is whole and right.
+        checksum: ``md5:HEX`` or ``sha256:HEX``, or empty.
+        tick: Told the progress.
+
+    Returns:
+        The source that gave it.
+
+    Raises:
+        UserError: No source gives it, or what they give is wrong, or it does not fit the disk.
+    """
+    part = _Part(target)
+    complaints = []
+    for url in sorted(urls, key=lambda url: url != part.origin.get("url")):
+        try:
+            pieced = _fetch(url, part, checksum, tick)
+            wrong = mismatch(part.path, checksum)
+            if wrong and pieced:  # the beginning may have been another file's
+                part.remove()
+                _fetch(url, part, checksum, tick)
+                wrong = mismatch(part.path, checksum)
+            if wrong:
+                part.remove()
+                raise _RefusedError(f"what {host(url)} gives is not the file: {wrong}")
+        except _RefusedError as error:
+            complaints.append(str(error))
+            continue
+        part.path.replace(target)
+        return url
+    raise UserError("; ".join(dict.fromkeys(complaints)))
+
+
+def mismatch(path: Path, checksum: str, tick: Tick = lambda done, total: None) -> str:
+    """What is wrong with a file, or an empty string where it has the checksum or none is known."""
+    kind, _, expected = checksum.partition(":")
+    if not expected:
+        return ""
+    digest, done, total = hashlib.new(kind, usedforsecurity=False), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            tick(done, total)
+    return "" if digest.hexdigest() == expected else f"its {kind} is {digest.hexdigest()}, expected {expected}"
+
+
+def length(urls: Sequence[str]) -> int | None:
+    """Bytes of a file, by the word of its first source; None where it does not say."""
+    try:
+        request = Request(urls[0], headers={"User-Agent": _AGENT}, method="HEAD")
+        with urlopen(request, timeout=TIMEOUT / 3) as answer:
+            return _number(answer.headers.get("Content-Length"))
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+
+
+def fetched(target: Path) -> bool:
+    """Whether a file was downloaded by us, rather than put there by a person."""
+    return _Part(target).note.exists()
+
+
+def forget(target: Path) -> None:
+    """Removes a file and whatever belongs to it."""
+    _Part(target).remove()
+    target.unlink(missing_ok=True)
+
+
+def host(url: str) -> str:
+    """The server of a URL, for messages."""
+    return urlsplit(url).netloc
+
+
+class _Part:
+    """What has come of a file so far."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.path = target.with_name(f"{target.name}.part")
+        self.note = target.with_name(f"{target.name}.origin")
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """``url`` and ``validator`` (the server's name for this version of the file) of what has come."""
+        with contextlib.suppress(OSError, ValueError):
+            noted = parse_json(self.note.read_text(encoding="utf-8"))
+            if isinstance(noted, dict):
+                return noted
+        return {}
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+
+def _fetch(url: str, part: _Part, checksum: str, tick: Tick) -> bool:
+    """Attempts until the file is whole; returns whether it was put together from several answers.
+
+    Raises:
+        _RefusedError: The source does not give it.
+    """
+    first, vain = part.size, 0
+    while True:
+        before = part.size
+        try:
+            return _attempt(url, part, bool(checksum), tick)
+        except _DroppedError as error:
+            if isinstance(error, _SilentError) and before <= first:  # offline: say so at once
+                raise _RefusedError(f"{host(url)} cannot be reached ({error})") from error
+            vain = 0 if part.size > before else vain + 1
+            if vain > RETRIES:
+                raise _RefusedError(f"{host(url)} broke off {RETRIES} times in a row ({error})") from error
+            time.sleep(PAUSE * 2 ** max(0, vain - 1))
+
+
+def _attempt(url: str, part: _Part, checked: bool, tick: Tick) -> bool:
+    """One request, for the rest of the file where something of this version of it has come; whether that was used."""
+    origin = part.origin
+    validator = origin.get("validator") or ""
+    have = part.size if origin.get("url") == url and (validator or checked) else 0
+    headers = {"User-Agent": _AGENT, "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if validator:  # another version of the file is then sent whole
+            headers["If-Range"] = validator
+    try:
+        answer = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
+    except HTTPError as error:
+        error.close()
+        if error.code == 416 and have:  # there is no such rest
+            if (error.headers.get("Content-Range") or "").rpartition("/")[2] != str(have):
+                part.remove()
+                raise _DroppedError("the file has changed") from error
+            return True
+        if error.code in _PASSING:
+            raise _DroppedError(f"it answers {error.code} {error.reason}") from error
+        raise _RefusedError(f"{host(url)} answers {error.code} {error.reason}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        raise _SilentError(str(reason)) from error
+    with answer:
+        have, total = _agreed(answer, have, part, url)
+        if total is not None and total - have > (free := shutil.disk_usage(part.path.parent).free):
+            raise UserError(
+                f"{part.target.name} needs {megabytes(total - have)}, but {part.path.parent} has {megabytes(free)} free"
+            )
+        _receive(answer, have, total, part, url, tick)
+        return have > 0
+
+
+def _agreed(answer: Any, have: int, part: _Part, url: str) -> tuple[int, int | None]:
+    """(bytes that an answer leaves out because they are here, bytes of the whole file if known).
+
+    Raises:
+        _DroppedError: It is another part than was asked for.
+        _RefusedError: It is not the file.
+    """
+    announced = _number(answer.headers.get("Content-Length"))
+    packed = answer.headers.get("Content-Encoding", "identity").lower()
+    # some servers call each .tar.gz so, and send it as it is
+    if packed not in ("", "identity") and not part.target.name.lower().endswith((".gz", ".tgz")):
+        raise _RefusedError(f"{host(url)} sends the file packed once more ({packed}), though it was asked not to")
+    if answer.status == 206:
+        sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+        if not have or sent is None or int(sent[1]) != have:
+            part.remove()
+            raise _DroppedError("it sent another part than was asked for")
+        total = _number(sent[2])
+        return have, have + announced if total is None and announced is not None else total
+    if answer.headers.get_content_type() == "text/html":  # a login page, or a farewell
+        raise _RefusedError(f"{host(url)} sends a web page instead of the file")
+    return 0, announced
+
+
+def _receive(answer: Any, have: int, total: int | None, part: _Part, url: str, tick: Tick) -> None:
+    """Writes what comes, and compares its length."""
+    tag = answer.headers.get("ETag") or ""
+    validator = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified") or ""
+    try:
+        with part.path.open("ab" if have else "wb") as file:
+            part.note.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
+            tick(have, total)
+            while chunk := _next(answer):
+                file.write(chunk)
+                have += len(chunk)
+                tick(have, total)
+    except OSError as error:
+        kept = f"what has come stays in {part.path.name}, and is gone on with"
+        raise UserError(f"{part.path} cannot be written ({error.strerror or error}); {kept}") from error
+    if total is not None and have < total:
+        raise _DroppedError(f"{total - have:,} bytes were lacking")
+
+
+def _next(answer: Any) -> bytes:
+    """The next bytes of an answer, none at its end."""
+    try:
+        return bytes(answer.read(_CHUNK))
+    except (OSError, http.client.HTTPException) as error:
+        raise _DroppedError(str(error) or type(error).__name__) from error
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def megabytes(count: int) -> str:
+    """A size in bytes as people read it, for example ``1.2 GB``."""
+    for unit, digits in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if count >= 10**digits:
+            return f"{count / 10**digits:.1f} {unit}"
+    return f"{count} bytes"

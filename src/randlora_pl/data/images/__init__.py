@@ -1,0 +1,1 @@
+"""Image decoding, transforms, augmentation and the shared cache of decoded images."""

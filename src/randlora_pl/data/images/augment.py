@@ -1,0 +1,101 @@
+"""RandAugment, MixUp and CutMix of torchvision, as functions of the seed and the draw number.
+
+An image's RandAugment depends on its own draw. MixUp and CutMix blend the images of one micro-batch on one device, each
+with its neighbour; the strength depends on the first draw of the micro-batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from randlora_pl.utils import rng
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to training images beside the random crop and the flip; by default nothing.
+
+    Attributes:
+        randaugment: Strength of RandAugment, 0 to 30; None for none.
+        mixup: Both parameters of the beta distribution of MixUp's shares; None for no MixUp.
+        cutmix: The same of CutMix. With both, each micro-batch takes either with probability 1/2.
+    """
+
+    randaugment: int | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
+
+    @property
+    def mixes(self) -> bool:
+        """Return True if images are blended, so that labels become shares of classes."""
+        return self.mixup is not None or self.cutmix is not None
+
+    def in_words(self) -> list[str]:
+        """Return what is on, one entry each."""
+        pairs = (("RandAugment", self.randaugment), ("MixUp", self.mixup), ("CutMix", self.cutmix))
+        return [f"{name} {value:g}" for name, value in pairs if value is not None]
+
+    def changed(self, planes: Tensor, draw: int, seed: int) -> Tensor:
+        """Return an image after two random operations (RandAugment), if that is on.
+
+        Args:
+            planes: uint8 (1 or 3, height, width).
+            draw: Its draw number.
+            seed: The user's seed.
+        """
+        if self.randaugment is None:
+            return planes
+        transform = v2.RandAugment(magnitude=self.randaugment, interpolation=InterpolationMode.BILINEAR)
+        with rng.seeded(int(rng.words(seed, "randaugment", torch.tensor(draw)))):
+            after: Tensor = transform(planes)
+        return after
+
+    def mixing(self, draws: Tensor, weights: Tensor, seed: int, classes: int) -> dict[str, Any]:
+        """Return how a micro-batch is to be blended, as the entry ``mix`` of its batch for `mixed`; empty for not.
+
+        Args:
+            draws: int64 (b,), its draw numbers.
+            weights: float32 (b,); images of weight 0, which fill a batch or were unreadable, are blended with none.
+            seed: The user's seed.
+            classes: Number of classes.
+        """
+        choices = [("mixup", self.mixup), ("cutmix", self.cutmix)]
+        choices = [(kind, alpha) for kind, alpha in choices if alpha is not None]
+        if not choices:
+            return {}
+        kind, alpha = choices[int(rng.integers(seed, "mix", draws[0], len(choices), part=1))]
+        word = int(rng.words(seed, "mix", draws[0]))
+        rows = torch.nonzero(weights > 0)[:, 0].tolist()
+        return {"mix": {"kind": kind, "alpha": alpha, "seed": word, "classes": classes, "rows": rows}}
+
+
+PLAIN = Augment()
+
+
+def mixed(batch: dict[str, Any], mix: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the blended entries of a batch, on its device.
+
+    An image brings its weight along: with shares s and 1 - s, weights u and v and labels y and z, the loss becomes
+    s u CE(y) + (1 - s) v CE(z).
+
+    Args:
+        batch: ``image`` (b, 3, H, W) float32, ``label`` (b,) int64 and ``weight`` (b,) float32.
+        mix: From `Augment.mixing`.
+
+    Returns:
+        ``image`` and ``weight``, and ``target`` (b, classes) float32: the share of each class, 1 in sum.
+    """
+    images, weights = batch["image"].clone(), batch["weight"].clone()
+    targets = F.one_hot(batch["label"], mix["classes"]).float()
+    if mix["rows"]:
+        rows = torch.tensor(mix["rows"], device=images.device)
+        transform = (v2.MixUp if mix["kind"] == "mixup" else v2.CutMix)(alpha=mix["alpha"])
+        with rng.seeded(mix["seed"]):
+            images[rows], shares = transform(images[rows], targets[rows] * weights[rows, None])
+        weights[rows] = shares.sum(1)
+        targets[rows] = shares / weights[rows, None]
+    return {"image": images, "weight": weights, "target": targets}

@@ -1,0 +1,333 @@
+"""Where the pixels come from: an array in memory, or image files decoded when asked for."""
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
+from randlora_pl.utils.files.plain_files import read_plain
+
+SUFFIXES = frozenset(
+    {
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif",
+        ".tiff", ".webp", ".avif",
+    }
+)  # fmt: skip
+"""Suffixes taken for image files, compared in lower case."""
+
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""Pillow's names of the formats with these suffixes, the only ones that are opened: it would start other programs for
+some of the rest, such as PostScript."""
+
+MOST_BYTES = 2**30
+"""Largest image file that is read."""
+
+MOST_PIXELS = 178_956_970
+"""Largest image that is decoded, width x height: 512 MiB in memory."""
+
+SKIP = "Replace it, or go on without it: --data.on_error skip"
+"""The hint about an unreadable image; commands without that option give another."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation."""
+
+
+class _TooLargeError(ValueError):
+    pass
+
+
+class Images(Protocol):
+    """A numbered collection of images."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
+        """Image ``index`` as a (height, width, channels) array of 0..255 with 1 or 3 channels.
+
+        ``short`` allows a smaller copy: pixels that its shorter side still needs; 0 asks for the full size.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call image ``index`` in a message."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images of one size that are in memory already.
+
+    Attributes:
+        array: uint8 of shape (n, height, width, channels).
+        title: The data set's name, for messages.
+    """
+
+    array: NDArray[np.uint8]
+    title: str
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
+        """Image ``index``, as it is."""
+        image: NDArray[np.uint8] = self.array[index]
+        return image
+
+    def name(self, index: int) -> str:
+        """The data set and the number."""
+        return f"{self.title} {index}"
+
+
+@dataclass(frozen=True)
+class PathsBelow(Sequence[Path]):
+    """Paths made when asked for: a million of them at once take seconds and a gigabyte.
+
+    Attributes:
+        home: The folder that they are relative to.
+        names: Relative paths with forward slashes.
+    """
+
+    home: Path
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, place: int) -> Path: ...
+    @overload
+    def __getitem__(self, place: slice) -> "PathsBelow": ...
+    def __getitem__(self, place: int | slice) -> "Path | PathsBelow":
+        """The path at a place."""
+        if isinstance(place, slice):
+            return PathsBelow(self.home, self.names[place])
+        return self.home / self.names[place]
+
+
+def absent(home: Path, names: Sequence[str]) -> list[int]:
+    """Places of the names that are no files.
+
+    Each folder is listed once; only about what a listing lacks is the file system asked, which may not distinguish
+    capitals or accents as a listing does.
+
+    Args:
+        home: The folder that the names are relative to.
+        names: Paths with forward slashes, relative or absolute.
+    """
+    there: dict[str, frozenset[str]] = {}
+    missing = []
+    for place, name in enumerate(names):
+        folder, _, file = name.rpartition("/")
+        if folder not in there:
+            there[folder] = _file_names(home / (folder or ("/" if name.startswith("/") else "")))
+        if file not in there[folder] and not _is_file(home / name):
+            missing.append(place)
+    return missing
+
+
+def _file_names(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))  # noqa: PTH208 (a million Path objects are slow)
+    except (OSError, ValueError):  # a null byte
+        return frozenset()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # its name is too long, or its folder may not be looked into
+        return False
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Image files, decoded at each call.
+
+    Attributes:
+        paths: The files.
+        most_pixels: Of an image, width x height.
+    """
+
+    paths: Sequence[Path]
+    most_pixels: int = MOST_PIXELS
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
+        """Image ``index`` decoded to RGB (see `decode`).
+
+        Raises:
+            UserError: The file is missing, truncated or no image; it is named.
+        """
+        return decode(self.paths[index], short, most_pixels=self.most_pixels)
+
+    def name(self, index: int) -> str:
+        """The file's path."""
+        return str(self.paths[index])
+
+
+@dataclass(frozen=True)
+class BoxImages:
+    """Parts of image files, decoded at each call.
+
+    Attributes:
+        paths: The file of each part.
+        boxes: int64 (n, 4): left, upper, right and lower edge, the last two outside.
+    """
+
+    paths: Sequence[Path]
+    boxes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
+        """Part ``index`` in RGB, in full size.
+
+        Raises:
+            UserError: The file is missing, truncated or no image, or the part lies outside; it is named.
+        """
+        left, upper, right, lower = self.boxes[index].tolist()
+        whole = decode(self.paths[index], upright=False)  # boxes count the pixels as they are stored
+        part = whole[upper:lower, left:right]
+        if not part.size:
+            size = f"{whole.shape[1]} x {whole.shape[0]} pixels"
+            raise UserError(f"The box {left},{upper},{right},{lower} lies outside {self.paths[index]} ({size})")
+        return part.copy()  # not a view that keeps the whole image in memory
+
+    def name(self, index: int) -> str:
+        """The file's path and the box."""
+        return f"{self.paths[index]} {tuple(self.boxes[index].tolist())}"
+
+
+def decode(
+    path: Path | str,
+    short: int = 0,
+    content: bytes | None = None,
+    upright: bool = True,
+    formats: Sequence[str] = FORMATS,
+    most_pixels: int = MOST_PIXELS,
+) -> NDArray[np.uint8]:
+    """An image file as (height, width, 3) RGB, upright according to its EXIF orientation.
+
+    Transparent images are laid on white, 16-bit grey is scaled to 8 bits (unless no value is above 255), the first
+    frame of an animation is taken.
+
+    Args:
+        path: The file, or with ``content`` its name for messages.
+        short: Pixels that the shorter side needs: a JPEG that has at least twice as many is decoded at 1/2, 1/4 or
+            1/8 of its size, which takes a fraction of the time; 0 decodes in full size.
+        content: The file's bytes, where they have been read already.
+        upright: Turn the image as its EXIF orientation says.
+        formats: Pillow's names of the formats that are taken.
+        most_pixels: Width x height that an image may have. Pillow has a limit of its own (see `trust_the_limit`).
+
+    Raises:
+        UserError: The file cannot be read as an image, or is too large.
+    """
+    try:
+        content = read_plain(path, MOST_BYTES) if content is None else content
+        if not content:
+            raise ValueError("it is empty")
+        with Image.open(io.BytesIO(content), formats=known(formats)) as opened:
+            if opened.width * opened.height > most_pixels:
+                raise _TooLargeError(_too_large(opened.size, most_pixels))
+            if short:
+                whole = opened.size
+                opened.draft(opened.mode, (short, short))
+            turn = _turn(opened) if upright else None
+            plain = turn is None and (not short or opened.size == whole)
+            if plain and (quick := _quick_jpeg(opened, content)) is not None:
+                return quick
+            image: Image.Image = opened if turn is None else opened.transpose(turn)
+            if image.mode.startswith("I;16") or image.mode == "I":  # Pillow would clip these at 255
+                grey = np.asarray(image)
+                grey = grey >> 8 if grey.max(initial=0) > 255 else grey  # 8 bits in a 16-bit file stay visible
+                return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers of unknown range; convert it to 8 or 16 bits")
+            if image.has_transparency_data:
+                over = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
+            return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        kind = TooLargeImageError if isinstance(error, _TooLargeError) else UnreadableImageError
+        raise kind(f"The image {path} cannot be read: {_reason(error)}.", SKIP, str(path)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be decoded, without a full stop."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is no image in one of the formats {', '.join(known(FORMATS))}"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more pixels than the {MOST_PIXELS:,} that are allowed"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory to decode it"
+    return (str(getattr(error, "strerror", None) or error) or type(error).__name__).rstrip(".")
+
+
+def _too_large(size: tuple[int, int], most: int) -> str:
+    width, height = size
+    return f"it has {width} x {height} = {width * height:,} pixels, and {most:,} are allowed"
+
+
+def known(formats: Sequence[str]) -> tuple[str, ...]:
+    """Those of some formats that Pillow was built with."""
+    Image.init()
+    return tuple(name for name in formats if name in Image.OPEN)
+
+
+def trust_the_limit() -> None:
+    """Has Pillow leave the judgement of an image's size to `decode`, in this process from now on."""
+    Image.MAX_IMAGE_PIXELS = None
+
+
+def _turn(opened: Image.Image) -> Image.Transpose | None:
+    """How to turn an image upright; None: not at all.
+
+    `ImageOps.exif_transpose` would write the whole EXIF block anew, which fails at odd tags that nobody needs.
+    """
+    try:
+        return _TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged EXIF block: the pixels are what counts
+        return None
+
+
+def _quick_jpeg(opened: Image.Image, content: bytes) -> NDArray[np.uint8] | None:
+    """An ordinary JPEG in full size by torchvision's decoder, the same pixels in two thirds of Pillow's time.
+
+    None where Pillow should do it: other formats, CMYK, and files without an end, which torchvision would fill up
+    with grey.
+    """
+    if opened.format != "JPEG" or opened.mode not in ("RGB", "L") or not content.endswith(b"\xff\xd9"):
+        return None
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    try:
+        planes = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError:  # damaged, or torchvision was built without a decoder
+        return None
+    pixels: NDArray[np.uint8] = planes.permute(1, 2, 0).contiguous().numpy()
+    return pixels
+
+
+def is_image(path: Path) -> bool:
+    """Whether a path looks like an image file: a common suffix, and not hidden."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")

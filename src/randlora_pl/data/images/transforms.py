@@ -1,0 +1,285 @@
+"""Training and evaluation transforms: pure functions of the images, a seed and draw numbers (protocol of the paper).
+
+Images are uint8 tensors of (height, width, channels) and any size; batches are float32 (b, 3, size, size).
+Resizing is torchvision's v2 kernel, antialiased on uint8, within one or two grey levels of Pillow's.
+
+A batch is made in two steps: the workers' (`train_pixels`, `eval_pixels`) gives uint8, a quarter of the bytes to
+hand over, and `finish` does the rest wherever the batch is by then: in the worker, or on the device.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as v2
+
+from randlora_pl.data.images.augment import mixed
+from randlora_pl.data.images.frame import Frame
+from randlora_pl.data.images.padding import Box, clear_padding, crop_place, split_crop, whole_box
+from randlora_pl.utils import rng
+
+Change = Callable[[int, Tensor], Tensor]
+"""What else is done to an image, from its place in the batch and uint8 (channels, height, width)."""
+
+RATIO = (3 / 4, 4 / 3)
+"""Aspect ratios of training crops."""
+
+_ATTEMPTS = 10  # crops tried before the centre is taken, as torchvision's RandomResizedCrop does
+
+
+def crop_boxes(
+    seed: int,
+    draws: Tensor,
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    scale: tuple[float, float],
+    pad: bool = False,
+) -> NDArray[np.int64]:
+    """Random crop boxes: a uniform share of the area, a log-uniform aspect ratio in `RATIO`, a uniform place.
+
+    Up to ten (share, ratio) pairs are tried; if none fits, the largest centred box of an allowed ratio is taken.
+
+    Args:
+        seed: The user's seed.
+        draws: int64 (b,), draw numbers.
+        heights: (b,), in pixels.
+        widths: (b,), in pixels.
+        scale: Least and greatest share of the area.
+        pad: Crop the square around each image instead (see `padding`).
+
+    Returns:
+        (b, 4): top, left, height, width. NumPy, because PyTorch would wake its thread pool for these few numbers.
+    """
+    words = rng.words(seed, "crop", draws[:, None] * 32 + torch.arange(2 * _ATTEMPTS + 2))
+    uniform = words.numpy() / 2.0**32
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    tall, wide = heights, widths  # of the images
+    if pad:
+        heights = widths = np.maximum(heights, widths)
+    area = (heights * widths)[:, None] * (scale[0] + (scale[1] - scale[0]) * uniform[:, :_ATTEMPTS])
+    ratio = np.exp(low + (high - low) * uniform[:, _ATTEMPTS : 2 * _ATTEMPTS])
+    tried_w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    tried_h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (tried_w > 0) & (tried_h > 0) & (tried_w <= widths[:, None]) & (tried_h <= heights[:, None])
+    first = np.arange(len(fits)), fits.argmax(1)
+    some = fits.any(1)
+    w = np.where(some, tried_w[first], np.minimum(widths, np.rint(heights * RATIO[1]).astype(np.int64)))
+    h = np.where(some, tried_h[first], np.minimum(heights, np.rint(widths / RATIO[0]).astype(np.int64)))
+    top = np.where(some, crop_place(uniform[:, -2], h, tall, heights), (heights - h) // 2)
+    left = np.where(some, crop_place(uniform[:, -1], w, wide, widths), (widths - w) // 2)
+    return np.stack((top, left, h, w), 1)
+
+
+def flips(seed: int, draws: Tensor) -> Tensor:
+    """Which draws are mirrored, each with probability 1/2: bool (b,)."""
+    return rng.words(seed, "flip", draws) < 2**31
+
+
+def pixels_needed(frame: Frame, scale: tuple[float, float] | None) -> int:
+    """Pixels of an image's shorter side below which `Images.load` may not shrink it.
+
+    For training, no crop gets fewer than the frame has. For evaluation, where figures are compared with published
+    ones, the resizing still halves the image at least, so that the decoder's own filter hardly counts. A padded image
+    would do with fewer: its longer side is what becomes the frame's.
+
+    Args:
+        frame: Its size.
+        scale: Least and greatest share of the area that a training crop takes; None: evaluation.
+    """
+    return 2 * frame.size if scale is None else math.ceil(frame.size / math.sqrt(scale[0] * RATIO[0]))
+
+
+def train_pixels(
+    images: Sequence[Tensor],
+    draws: Tensor,
+    seed: int,
+    frame: Frame,
+    scale: tuple[float, float],
+    flip: bool,
+    late: bool,
+    change: Change | None = None,
+) -> dict[str, Any]:
+    """Random resized crops, and which of them to mirror (protocol 2.6).
+
+    Args:
+        images: b images, uint8 (height, width, 1 or 3), all with the same number of channels.
+        draws: int64 (b,), draw numbers; they and the seed decide everything.
+        seed: The user's seed.
+        frame: Size, mean, standard deviation and interpolation.
+        scale: Least and greatest share of the area that a crop takes.
+        flip: Whether to mirror half of the images.
+        late: Leave cropping to `finish`; all images must have one size.
+        change: What is done to each crop; not with ``late``.
+
+    Returns:
+        ``image`` uint8 (b, channels, size, size), ``mirror`` bool (b,), and of padded images ``inside``, top, left,
+        height and width of each in its frame; with ``late`` ``image`` is uncropped and ``crop`` lists the same of the
+        crops (no tensors: they stay on the CPU).
+    """
+    sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
+    boxes = crop_boxes(seed, draws, sizes[:, 0], sizes[:, 1], scale, frame.resize == "pad")
+    planes = [image.permute(2, 0, 1) for image in images]
+    mirror = flips(seed, draws) if flip else torch.zeros(len(images), dtype=torch.bool)
+    if late:
+        return {"image": torch.stack(planes), "crop": boxes.tolist(), "mirror": mirror}
+    return {**_crops(planes, boxes.tolist(), frame, change), "mirror": mirror}
+
+
+def eval_pixels(images: Sequence[Tensor], frame: Frame, late: bool) -> dict[str, Any]:
+    """The shorter side resized to the frame, the centre cropped (protocol 2.6); or all of it, padded.
+
+    Args:
+        images: b images, uint8 (height, width, 1 or 3), all with the same number of channels.
+        frame: Size, mean, standard deviation and interpolation.
+        late: Leave this to `finish`; all images must have one size.
+
+    Returns:
+        ``image`` uint8 (b, channels, size, size), and of padded images ``inside``; with ``late`` as they were.
+    """
+    planes = [image.permute(2, 0, 1) for image in images]
+    if late:
+        return {"image": torch.stack(planes)}
+    if frame.resize == "pad":
+        return _padded(planes, frame)
+    return {"image": torch.stack([_centre(plane, frame) for plane in planes])}
+
+
+def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
+    """Crops what is uncropped, mirrors, normalises and blends, on the batch's device.
+
+    Args:
+        batch: With the entries of `train_pixels` (and of `Augment.mixing`) or `eval_pixels`; a float ``image`` is left
+            as it is.
+        frame: Size, mean, standard deviation and interpolation.
+
+    Returns:
+        The batch with ``image`` float32 (b, 3, size, size), without the entries that say how; where images are blended,
+        with ``target`` (see `mixed`).
+    """
+    image: Tensor = batch["image"]
+    if image.is_floating_point():
+        return batch
+    batch = dict(batch)
+    boxes, mirror, mix = (batch.pop(name, None) for name in ("crop", "mirror", "mix"))
+    if boxes is not None:
+        batch |= _crops(image, boxes, frame)
+    elif image.shape[-2:] != (frame.size, frame.size):
+        batch |= _padded(image, frame) if frame.resize == "pad" else {"image": _centre(image, frame)}
+    inside = batch.pop("inside", None)
+    batch["image"] = normalise(batch["image"], frame, mirror)
+    if inside is not None:
+        clear_padding(batch["image"], inside, mirror)
+    return batch if mix is None else batch | mixed(batch, mix)
+
+
+def train_batch(
+    images: Sequence[Tensor], draws: Tensor, seed: int, frame: Frame, scale: tuple[float, float], flip: bool
+) -> Tensor:
+    """Both steps of a training batch: float32 (b, 3, size, size); see `train_pixels`."""
+    batch: Tensor = finish(train_pixels(images, draws, seed, frame, scale, flip, late=False), frame)["image"]
+    return batch
+
+
+def eval_batch(images: Sequence[Tensor], frame: Frame) -> Tensor:
+    """Both steps of an evaluation batch: float32 (b, 3, size, size); see `eval_pixels`."""
+    batch: Tensor = finish(eval_pixels(images, frame, late=False), frame)["image"]
+    return batch
+
+
+def _crops(
+    planes: Sequence[Tensor] | Tensor, boxes: Sequence[Sequence[int]], frame: Frame, change: Change | None = None
+) -> dict[str, Any]:
+    """b uint8 (c, h, w), each cropped to its box and resized, as ``image`` and ``inside`` (see `train_pixels`)."""
+    if frame.resize == "pad":
+        parts = [
+            split_crop(plane.shape[1], plane.shape[2], box, frame.size)
+            for plane, box in zip(planes, boxes, strict=True)
+        ]
+        return _placed(planes, [source for source, _ in parts], [target for _, target in parts], frame, change)
+    batch = _empty((len(planes), planes[0].shape[0], frame.size, frame.size), torch.uint8, planes[0].device)
+    for place, (plane, (top, left, h, w)) in enumerate(zip(planes, boxes, strict=True)):
+        crop = _resize(plane[:, top : top + h, left : left + w], frame.size, frame.size, frame.interpolation)
+        batch[place] = crop if change is None else change(place, crop)
+    return {"image": batch}
+
+
+def _padded(planes: Sequence[Tensor] | Tensor, frame: Frame) -> dict[str, Any]:
+    """b uint8 (c, h, w) to ``image`` and ``inside`` (see `eval_pixels`): whole images."""
+    sources = [(0, 0, plane.shape[1], plane.shape[2]) for plane in planes]
+    return _placed(planes, sources, [whole_box(h, w, frame.size) for _, _, h, w in sources], frame)
+
+
+def _placed(
+    planes: Sequence[Tensor] | Tensor,
+    sources: Sequence[Box],
+    targets: Sequence[Box],
+    frame: Frame,
+    change: Change | None = None,
+) -> dict[str, Any]:
+    """Parts of images, resized, at their places in black frames; `clear_padding` colours the rest."""
+    batch = torch.zeros((len(planes), planes[0].shape[0], frame.size, frame.size), dtype=torch.uint8)
+    batch = batch.to(planes[0].device)
+    for place, (plane, source, target) in enumerate(zip(planes, sources, targets, strict=True)):
+        (top, left, h, w), (upper, first, tall, wide) = source, target
+        part = _resize(plane[:, top : top + h, left : left + w], tall, wide, frame.interpolation)
+        part = part if change is None else change(place, part)
+        batch[place, :, upper : upper + tall, first : first + wide] = part
+    return {"image": batch, "inside": [list(target) for target in targets]}
+
+
+def _centre(planes: Tensor, frame: Frame) -> Tensor:
+    """uint8 (..., c, h, w) to uint8 (..., c, size, size)."""
+    size = frame.size
+    height, width = planes.shape[-2:]
+    short = min(height, width)
+    h, w = size * height // short, size * width // short
+    top, left = round((h - size) / 2), round((w - size) / 2)
+    return _resize(planes, h, w, frame.interpolation)[..., top : top + size, left : left + size]
+
+
+def _resize(planes: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    """uint8 (..., c, h, w) to uint8 (..., c, height, width)."""
+    resized: Tensor = v2.resize_image(planes, [height, width], InterpolationMode(interpolation), antialias=True)
+    return resized
+
+
+def normalise(batch: Tensor, frame: Frame, mirror: Tensor | None = None) -> Tensor:
+    """uint8 (b, 1 or 3, h, w) to float32 (b, 3, h, w), grey repeated in the three channels.
+
+    Args:
+        batch: The images.
+        frame: Mean and standard deviation.
+        mirror: bool (b,), which images to mirror; None: none.
+    """
+    scale, shift = (values.view(3, 1, 1) for values in _scale_and_shift(frame))
+    if batch.device.type != "cpu":
+        if mirror is not None:
+            batch = torch.where(mirror.view(-1, 1, 1, 1), batch.flip(-1), batch)
+        colours = batch.to(torch.float32).expand(-1, 3, -1, -1).contiguous()
+        return colours.mul_(scale.to(batch.device)).sub_(shift.to(batch.device))
+    # NumPy, an image at a time: each stays in the processor's cache, and PyTorch's threads, which here would wait for
+    # each other among busy worker processes, stay asleep.
+    whole = _empty((len(batch), 3, *batch.shape[2:]), torch.float32, batch.device)
+    turned = [False] * len(batch) if mirror is None else mirror.tolist()
+    for pixels, colours, turn in zip(batch.numpy(), whole.numpy(), turned, strict=True):
+        np.multiply(pixels[..., ::-1] if turn else pixels, scale.numpy(), out=colours)
+        np.subtract(colours, shift.numpy(), out=colours)
+    return whole
+
+
+def _scale_and_shift(frame: Frame) -> tuple[Tensor, Tensor]:
+    """1 / (255 std) and mean / std, float32 (3,)."""
+    mean, std = torch.tensor(frame.mean), torch.tensor(frame.std)
+    return 1 / (255 * std), mean / std
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory of any content; on the CPU NumPy's, which asks for huge pages: with small ones half the time is lost."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(shape, dtype=str(dtype).removeprefix("torch.")))

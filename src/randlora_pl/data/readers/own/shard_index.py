@@ -1,0 +1,213 @@
+"""Which tar shards a root names, and the index of what is in them, made once and stored."""
+
+import logging
+import os
+import re
+import time
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from randlora_pl.data.locations import bare, expanded, is_command, is_pattern, is_url, listed, spelled
+from randlora_pl.data.readers import listing_cache as listing
+from randlora_pl.data.readers.dispatch import SPLITS, numbers_of
+from randlora_pl.data.readers.own import tar_files as tars
+from randlora_pl.data.readers.own.folder import ALIASES
+from randlora_pl.data.string_array import Strings
+from randlora_pl.utils.errors import UserError
+
+EXPECTED = "expected a folder of .tar files, a pattern such as train-{000..099}.tar, or a text file that lists them"
+
+_SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
+_READERS = 8
+_PROGRESS_S = 10
+
+log = logging.getLogger("randlora_pl")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the shards are.
+
+    Attributes:
+        title: The root as it was typed.
+        by_split: Shards of each split, paths or URLs.
+        beside: Folder of the files that go with them; None where there can be none.
+    """
+
+    title: str
+    by_split: dict[str, list[str]]
+    beside: Path | None
+
+    def lines(self, names: Sequence[str]) -> list[str]:
+        """The lines of the first of some files that lies beside the shards; none where there is none.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        for path in [] if self.beside is None else [self.beside / name for name in names]:
+            if path.is_file():
+                try:
+                    text = path.read_text(encoding="utf-8-sig")
+                except (OSError, UnicodeDecodeError) as error:
+                    raise UserError(f"{path} cannot be read: {error}") from error
+                return [line.strip() for line in text.splitlines() if line.strip()]
+        return []
+
+
+def find(root: Path) -> Places:
+    """The shards that a root names.
+
+    Raises:
+        UserError: There are none, one is missing, or their splits are not to be told.
+    """
+    title = spelled(root)
+    beside: Path | None
+    if root.is_dir():
+        found, beside = _in_folder(root), root
+    elif root.is_file() and root.suffix != ".tar":
+        found, beside = listed(root), root.parent
+    elif root.is_file() or is_url(title) or is_pattern(title) or is_command(title):
+        found = [str(root)] if root.is_file() else expanded(title)
+        beside = None if is_url(found[0]) else Path(found[0]).parent
+    else:
+        raise UserError(f"{root} does not exist: {EXPECTED}. Set it with --data.root")
+    for place in found:
+        if re.search(r"\.(tar\.\w+|tgz)$", bare(place)):
+            raise UserError(f"{place} is compressed, so that nothing in it can be read by itself: uncompress it first")
+        if not is_url(place) and not Path(place).is_file():
+            raise UserError(f"The shard {place} does not exist or is no file ({len(found):,} are named by {title})")
+    twice = len(found) - len(set(found))
+    if twice:
+        raise UserError(f"{title} names {twice:,} shards more than once")
+    by_split: dict[str, list[str]] = {}
+    names = {place: PurePosixPath(bare(place)) for place in found}
+    several = len({name.parent.name for name in names.values()}) > 1
+    for place, name in names.items():
+        # the one folder of all is no split: it may happen to be called test
+        below = os.path.relpath(place, root) if beside == root else str(name) if several else name.name
+        by_split.setdefault(split_of(below), []).append(place)
+    if by_split.keys() == {""}:
+        return Places(title, {"train": by_split[""]}, beside)
+    if "" in by_split:
+        raise UserError(
+            f"{by_split[''][0]} says no split, other shards of {title} do: call it train-..., val-... or test-..."
+        )
+    return Places(title, {split: by_split[split] for split in SPLITS if split in by_split}, beside)
+
+
+def _in_folder(root: Path) -> list[str]:
+    """The .tar files in a folder and in those of its sub-folders that are named after splits."""
+    parts = [root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in _SPLIT_OF)]
+    files = sorted(
+        path for part in parts for path in part.iterdir() if not path.name.startswith(".") and path.is_file()
+    )
+    tar = [str(path) for path in files if path.suffix == ".tar"]
+    if not tar:
+        packed = [path for path in files if re.search(r"\.(tar\.\w+|tgz)$", path.name)]
+        if packed:
+            return [str(packed[0])]
+        raise UserError(f"{root} holds no .tar files: {EXPECTED}")
+    return tar
+
+
+def split_of(shard: str) -> str:
+    """The split that a shard's name or its folder's says; empty where neither does."""
+    path = PurePosixPath(shard.replace("\\", "/"))
+    for word in (*re.findall("[a-z]+", path.stem.lower()), path.parent.name.lower()):
+        if word in _SPLIT_OF:
+            return _SPLIT_OF[word]
+    return ""
+
+
+def index(places: Places, split: str) -> listing.Found:
+    """The index of a split, made if it is not stored.
+
+    Columns ``shard``, ``offset``, ``length``, ``label`` (a number in the text ``labels``) and ``numbers``; texts
+    ``members``, ``labels``, and ``keys`` where they are not the members.
+
+    Raises:
+        UserError: A shard cannot be indexed, or samples of two have the same key.
+    """
+    paths = places.by_split[split]
+
+    def make(watch: listing.Watch) -> listing.Found:
+        for path, state in zip(paths, _states(paths), strict=True):
+            if is_url(path):
+                watch.add(path, state)
+                watch.settled &= tars.marked(state)
+            else:
+                watch(path)
+        return _index(places, paths, by_key=split == "train")
+
+    absolute = [path if is_url(path) else os.path.abspath(path) for path in paths]  # noqa: PTH100 (links stay)
+    title = places.title if is_url(places.title) else os.path.abspath(places.title)  # noqa: PTH100
+    return listing.stored(("webdataset", title, split), absolute, make, _states, least=1)
+
+
+def _states(paths: Sequence[str]) -> list[tuple[int, int, int]]:
+    with ThreadPoolExecutor(_READERS) as threads:
+        return list(threads.map(lambda path: tars.state(path) if is_url(path) else listing.stamp(path), paths))
+
+
+def _index(places: Places, paths: Sequence[str], by_key: bool) -> listing.Found:
+    members: list[str] = []
+    shard: list[int] = []
+    offset: list[int] = []
+    length: list[int] = []
+    label: list[int] = []
+    numbers: dict[str, int] = {}
+    remarks: list[str] = []
+    told = time.monotonic()
+    with ThreadPoolExecutor(_READERS) as threads:
+        for number, (samples, remark) in enumerate(threads.map(tars.scan, paths)):
+            remarks += [remark] if remark else []
+            for sample in samples:
+                members.append(sample.member)
+                shard.append(number)
+                offset.append(sample.offset)
+                length.append(sample.length)
+                label.append(numbers.setdefault(unicodedata.normalize("NFC", sample.label), len(numbers)))
+            if time.monotonic() - told > _PROGRESS_S:
+                told = time.monotonic()
+                log.info("%s: looked into %s of %s shards", places.title, f"{number + 1:,}", f"{len(paths):,}")
+    if not members:
+        raise UserError(f"The shards of {places.title} hold no samples, the first is {paths[0]}")
+    keys = _keys(members, shard, paths)
+    order = np.asarray(sorted(range(len(keys)), key=keys.__getitem__) if by_key else range(len(keys)), dtype=np.int64)
+    ordered = [keys[place] for place in order.tolist()]
+    columns = {
+        name: np.asarray(column, dtype=np.int64)[order]
+        for name, column in (("shard", shard), ("offset", offset), ("length", length), ("label", label))
+    }
+    texts = {"members": Strings.of([members[place] for place in order.tolist()]), "labels": Strings.of(list(numbers))}
+    if keys is not members:
+        texts["keys"] = Strings.of(ordered)
+    more = f" (and {len(remarks) - 1} more shards)" if len(remarks) > 1 else ""
+    notes = (remarks[0] + more,) if remarks else ()
+    return listing.Found(columns | {"numbers": numbers_of(ordered)}, texts, notes)
+
+
+def _keys(members: list[str], shard: list[int], paths: Sequence[str]) -> list[str]:
+    """The key of each sample (see `shards`).
+
+    Raises:
+        UserError: Two samples cannot be told apart.
+    """
+    seen: set[str] = set()
+    shared = {name for name in members if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
+    if not shared and "".join(members).isascii():
+        return members
+    stems = [PurePosixPath(bare(path).replace("\\", "/")).stem for path in paths]
+    keys = [f"{stems[part]}/{name}" if name in shared else name for name, part in zip(members, shard, strict=True)]
+    keys = [unicodedata.normalize("NFC", key) for key in keys]
+    first: dict[str, int] = {}
+    for key, part in zip(keys, shard, strict=True):
+        if key in first:
+            raise UserError(f"{paths[first[key]]} and {paths[part]} both hold {key!r}: give the shards different names")
+        first[key] = part
+    return keys

@@ -1,0 +1,64 @@
+"""A user's own table of image files with classes: the columns ``path,label[,split]``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.images.decode import FileImages, PathsBelow
+from randlora_pl.data.readers.dispatch import Samples, in_key_order
+from randlora_pl.data.readers.own.labels import class_order, numbered, serving
+from randlora_pl.data.readers.own.table_columns import Table, read_table
+from randlora_pl.utils.errors import UserError
+
+COLUMNS = {
+    "path": ("path", "image", "file", "filename", "file_name"),
+    "label": ("label", "class"),
+    "split": ("split",),
+}
+"""What each column may be called."""
+
+
+def table(row: Row, root: Path, split: str) -> Samples | None:
+    """The rows of one split of a table of images; without a column of splits all of them are ``train``.
+
+    Paths are relative to the file or absolute. The classes are the labels of the train split, in `class_order`.
+    Without ``test``, ``val`` serves as ``test``, as it does in folders.
+
+    Raises:
+        UserError: The file, a column or an image is missing, a row is wrong, or an image is listed twice.
+    """
+    del row
+    found = read_table(root, COLUMNS, "path,label[,split]")
+    labels, parts = found.filled("label"), found.splits()
+    images = found.images("path")
+    _refuse_twice(found, images, labels, parts)
+    source = serving(split, list(dict.fromkeys(parts)), root)
+    if source is None:
+        return None
+    classes = class_order((label for label, part in zip(labels, parts, strict=True) if part == "train"), root)
+    here = [place for place, part in enumerate(parts) if part == source]
+    names = [images[place] for place in here]
+    numbers = numbered([labels[place] for place in here], classes, lambda place: found.where(here[place]))
+    return in_key_order(FileImages(PathsBelow(root.parent, names)), numbers, names, classes)
+
+
+def _refuse_twice(found: Table, images: Sequence[str], labels: Sequence[str], parts: Sequence[str]) -> None:
+    """Refuses an image that is listed again: it would count twice, or be trained on and tested with.
+
+    Raises:
+        UserError: There is one.
+    """
+    if len(set(images)) == len(images):
+        return
+    first: dict[str, int] = {}
+    for place, image in enumerate(images):
+        before = first.setdefault(image, place)
+        if before != place:
+            if parts[before] != parts[place]:
+                how = f"in the splits {parts[before]!r} and {parts[place]!r}; keep it in one"
+            elif labels[before] != labels[place]:
+                how = f"as {labels[before]!r} and {labels[place]!r}; an image has one class"
+            else:
+                how = "and would count twice; delete one line"
+            what = f"the image {image} is in {found.place(before)} already"
+            raise UserError(f"{found.where(place)}: {what}, {how}")

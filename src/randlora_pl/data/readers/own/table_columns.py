@@ -1,0 +1,230 @@
+"""Columns of a table file (CSV, TSV or Parquet) as text, each row with its place for messages."""
+
+import csv
+import os
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.data.images.decode import absent
+from randlora_pl.data.readers.own.labels import SPLIT_OF
+from randlora_pl.utils.errors import UserError, near
+
+KINDS = (".csv", ".tsv", ".txt", ".parquet")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Some columns of a file.
+
+    Attributes:
+        path: The file.
+        columns: The cells of each column that was asked for and is there, stripped of blanks at both ends.
+        places: Where each row is in the file: line numbers from 1, for Parquet row numbers from 1.
+        unit: ``line`` or ``row``.
+    """
+
+    path: Path
+    columns: dict[str, list[str]]
+    places: Sequence[int]
+    unit: str = "line"
+
+    def where(self, row: int) -> str:
+        """The file and the place of a row, to begin a message with."""
+        return f"{self.path}, {self.place(row)}"
+
+    def place(self, row: int) -> str:
+        """The place of a row in the file."""
+        return f"{self.unit} {self.places[row]}"
+
+    def images(self, column: str) -> list[str]:
+        """The image files of a column, relative to the table's folder where they are below it, with forward slashes.
+
+        One image has one name, however it and the table's folder are written. The folders are listed once, so that a
+        million files are no million questions to the file system.
+
+        Raises:
+            UserError: A cell is empty, or a file does not exist.
+        """
+        found = [posixpath.normpath(cell.replace("\\", "/")) for cell in self.filled(column)]
+        found = _named_once(self.path.parent, found)
+        missing = absent(self.path.parent, found)
+        if missing:
+            first = missing[0]
+            kind = "image files do not exist" if len(missing) > 1 else "image file does not exist"
+            raise UserError(
+                f"{self.path}: {len(missing)} {kind}, the first: {self.place(first)}: {self.path.parent / found[first]}"
+            )
+        return found
+
+    def filled(self, column: str) -> list[str]:
+        """The cells of a column.
+
+        Raises:
+            UserError: One of them is empty.
+        """
+        cells = self.columns[column]
+        if not all(cells):
+            raise UserError(f"{self.where(cells.index(''))}: the {column} is empty")
+        return cells
+
+    def splits(self) -> list[str]:
+        """``train``, ``val`` or ``test`` for each row; ``train`` throughout where the file has no such column.
+
+        Raises:
+            UserError: A cell is another word.
+        """
+        if "split" not in self.columns:
+            return ["train"] * len(self.places)
+        parts = [SPLIT_OF.get(cell.lower(), "") for cell in self.columns["split"]]
+        if not all(parts):
+            row = parts.index("")
+            cell = self.columns["split"][row]
+            raise UserError(
+                f"{self.where(row)}: unknown split {cell!r}; expected train, val or test.{near(cell, SPLIT_OF)}"
+            )
+        return parts
+
+
+def _named_once(home: Path, names: Sequence[str]) -> list[str]:
+    """Normalised names, those of files below a folder relative to it; a file elsewhere keeps its first name.
+
+    Args:
+        home: The folder.
+        names: Relative to it, absolute, or beginning with ``..``.
+    """
+    real = _real(home)
+    ways = (os.path.abspath(home), home.absolute())  # noqa: PTH100 (links stay)
+    bases = [f"{base.rstrip('/')}/" for base in (real, *(Path(way).as_posix() for way in ways if _real(way) == real))]
+    folders: dict[str, str] = {}
+    first: dict[str, str] = {}
+
+    def proper(name: str) -> str:
+        for base in bases:
+            if name.startswith(base):
+                return name.removeprefix(base)
+        folder, _, file = name.rpartition("/")
+        if folder not in folders:
+            folders[folder] = _real(posixpath.join(real, folder or "/")).rstrip("/")
+        there = f"{folders[folder]}/{file}"
+        return there.removeprefix(bases[0]) if there.startswith(bases[0]) else first.setdefault(there, name)
+
+    rooted = os.path.isabs  # of Windows, too
+    return [proper(name) if name.startswith(("/", "../")) or rooted(name) else name for name in names]
+
+
+def _real(folder: str | Path) -> str:
+    """A folder without links and ``..``; as it is where there can be none such."""
+    try:
+        return Path(os.path.realpath(folder)).as_posix()
+    except (OSError, ValueError):  # a null byte
+        return str(folder)
+
+
+def read_table(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
+    """The wanted columns of a file.
+
+    Args:
+        path: The file; its suffix says what it is. The header of a text file shows whether commas, semicolons or tabs
+            separate its cells.
+        wanted: Names that each column may have, compared in lower case. ``split`` may be missing, the others not.
+        form: The header as it should be, for messages.
+
+    Raises:
+        UserError: The file is missing, damaged or empty, a column is missing or ambiguous, or a line has too few or
+            too many cells.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(
+            f"The table {path} {what}: expected a CSV, TSV or Parquet file with the columns {form}. "
+            "Set it with --data.root FILE.csv"
+        )
+    if path.suffix.lower() not in KINDS:
+        raise UserError(f"The table {path} is no {', '.join(KINDS)} file: save it as CSV with the columns {form}")
+    table = _parquet(path, wanted, form) if path.suffix.lower() == ".parquet" else _text(path, wanted, form)
+    if not table.places:
+        raise UserError(f"{path} holds nothing below its header; expected the columns {form}")
+    return table
+
+
+def _choose(where: str, header: Sequence[str], wanted: Mapping[str, Sequence[str]], form: str) -> dict[str, int]:
+    """The number of each wanted column.
+
+    Raises:
+        UserError: One is missing, or two may be meant.
+    """
+    lowered = [name.strip().lower() for name in header]
+    chosen = {}
+    for column, names in wanted.items():
+        found = [number for number, name in enumerate(lowered) if name in names]
+        if len(found) > 1:
+            both = " and ".join(repr(header[number].strip()) for number in found)
+            raise UserError(f"{where}: the columns {both} may both be the {column}; rename one. Expected {form}")
+        if found:
+            chosen[column] = found[0]
+        elif column != "split":
+            raise UserError(
+                f"{where}: no column {column!r} among {', '.join(name.strip() for name in header) or 'none'}."
+                f"{near(column, [name.strip() for name in header])} Expected {form}"
+            )
+    return chosen
+
+
+def _text(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
+    reader = None
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            first = stream.readline()
+            stream.seek(0)
+            reader = csv.reader(stream, delimiter=max(",;\t", key=first.count), strict=True)
+            header = next(reader, [])
+            chosen = _choose(f"{path}, line 1", header, wanted, form)
+            cells: dict[str, list[str]] = {column: [] for column in chosen}
+            picked = [(cells[column].append, number) for column, number in chosen.items()]
+            places: list[int] = []
+            for line in reader:
+                if not any(map(str.strip, line)):  # spreadsheets leave lines of separators
+                    continue
+                if len(line) != len(header):
+                    names = ",".join(name.strip() for name in header)
+                    where = f"{path}, line {reader.line_num}"
+                    raise UserError(f"{where}: expected {len(header)} fields ({names}); quote commas")
+                for append, number in picked:
+                    append(line[number].strip())
+                places.append(reader.line_num)
+    except UnicodeDecodeError as error:
+        raise UserError(f"The table {path} cannot be read: {error}. Save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
+        where = "" if reader is None else f", line {reader.line_num}"
+        raise UserError(f"The table {path}{where} cannot be read: {error}; check the quotation marks") from error
+    return Table(path, cells, places)
+
+
+def _parquet(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
+    try:
+        from pyarrow import parquet, types
+    except ImportError as error:
+        raise UserError(f'{path} needs the package pyarrow: pip install "randlora-pl[parquet]"') from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            chosen = _choose(str(path), schema.names, wanted, form)
+            for column, number in chosen.items():
+                kind = schema.field(number).type
+                if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
+                    raise UserError(
+                        f"{path}: the column {schema.names[number]!r} holds {kind}, expected the {column} as text. "
+                        "A folder of Parquet files with the images inside: --data.dataset hf --data.root FOLDER"
+                    )
+            read = file.read([schema.names[number] for number in chosen.values()])
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise UserError(f"The table {path} cannot be read: {error}") from error
+    cells = {column: [_cell(value) for value in read[number].to_pylist()] for number, column in enumerate(chosen)}
+    return Table(path, cells, range(1, read.num_rows + 1), "row")
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value).strip()

@@ -1,0 +1,200 @@
+"""Images in tar shards (WebDataset), read by an index that is made once: which bytes of which shard, and the label.
+
+Draws are functions of numbered samples, so that subsets, splits, resuming and ranks work as for any other data set;
+each process reads the bytes of its own draws and nothing else.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.images.decode import decode
+from randlora_pl.data.readers import listing_cache as listing
+from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers.own import tar_files as tars
+from randlora_pl.data.readers.own.shard_index import Places, find, index
+from randlora_pl.data.string_array import Strings
+from randlora_pl.utils.errors import UserError, near
+
+NAMES = "classnames.txt"
+TEMPLATES = ("templates.txt", "zeroshot_classification_templates.txt")
+MOST_CLASSES = 1_000_000
+
+log = logging.getLogger("randlora_pl")
+
+
+@dataclass
+class ShardImages:
+    """Images inside tar files, decoded at each call.
+
+    Attributes:
+        shards: The files: paths or URLs.
+        shard: int64 (n,), the file of each image.
+        offset: int64 (n,), where its bytes begin.
+        length: int64 (n,), how many they are.
+        members: Its name in the file.
+    """
+
+    shards: Sequence[str]
+    shard: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    members: Strings
+    _parts: tars.Parts = field(default_factory=tars.Parts)
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
+        """Image ``index`` decoded to RGB (see `decode`).
+
+        Raises:
+            UserError: The shard cannot be read, or there is no image at this place; both are named.
+        """
+        shard = self.shards[self.shard[index]]
+        content = self._parts.read(shard, int(self.offset[index]), int(self.length[index]))
+        return decode(self.name(index), short, content)
+
+    def name(self, index: int) -> str:
+        """``SHARD:MEMBER``."""
+        return f"{self.shards[self.shard[index]]}:{self.members[index]}"
+
+
+def shards(row: Row, root: Path, split: str) -> Samples | None:
+    """The samples of one split.
+
+    Splits are sub-folders (``train/``, ``val/``, ``test/``) or words in the names of the shards (``val-000.tar``).
+    Labels are numbers or names; the names of the classes are in ``classnames.txt`` beside the shards, or are the
+    labels themselves, sorted. A sample's key is the name of its image in the shard, so that it does not depend on
+    where the shards lie or how they are cut; where several shards use a name, the shard's own is put before it.
+    Training samples are in the order of their keys, others in that of the shards, so that reading is sequential.
+
+    Raises:
+        UserError: Shards are missing or damaged, or labels are wrong.
+    """
+    del row
+    places = find(root)
+    test_is_val = "test" not in places.by_split and "val" in places.by_split
+    own = "val" if test_is_val and split == "test" else "" if test_is_val and split == "val" else split
+    if own not in places.by_split:
+        if split == "train":
+            raise _no_train(places)
+        return None
+    if own != split:
+        log.warning("%s has no test shards: its val shards are used for testing", places.title)
+    names, templates = places.lines((NAMES,)), places.lines(TEMPLATES)
+    said = "train" if "train" in places.by_split else own  # which split's labels are the classes
+    if said != "train" and not names:
+        raise _no_train(places, f", and no {NAMES} that would do for testing")
+    found = index(places, own)
+    classes, by_name = _classes(places, said, found if said == own else index(places, said), names)
+    labels = _labels(places, own, found, classes, by_name)
+    if split == "train":
+        _complain(places, labels, classes)
+    for note in found.notes:
+        log.warning("%s", note)
+    shard, offset, length = (found.columns[name] for name in ("shard", "offset", "length"))
+    images = ShardImages(places.by_split[own], shard, offset, length, found.texts["members"])
+    keys = found.texts.get("keys", found.texts["members"])
+    prompts = tuple(template.replace("{c}", "{}") for template in templates)  # {c}: as in clip-benchmark's files
+    for template in prompts:
+        if template.count("{}") != 1:
+            raise UserError(
+                f"{places.beside}: the template {template!r} must have {{}} once, where the class name goes"
+            )
+    samples = Samples(images, np.arange(len(labels)), labels, keys, tuple(classes), templates=prompts)
+    return samples.numbered(found.columns["numbers"])
+
+
+def index_all(root: Path) -> None:
+    """Makes the index of every split, for other processes to find."""
+    places = find(root)
+    for split in places.by_split:
+        index(places, split)
+
+
+def nameless(classes: Sequence[str]) -> bool:
+    """Whether nothing but numbers is known of the classes."""
+    return len(classes) > 0 and all(re.fullmatch(r"class \d+", name) for name in classes)
+
+
+def _no_train(places: Places, more: str = "") -> UserError:
+    there = ", ".join(places.by_split)
+    return UserError(
+        f"{places.title} has no train shards, only {there}{more}: call them train-..., or put them into train/"
+    )
+
+
+def _classes(
+    places: Places, split: str, found: listing.Found, names: Sequence[str]
+) -> tuple[list[str], dict[str, int] | None]:
+    """(class names, label of each name that the shards use; None where they use numbers).
+
+    Raises:
+        UserError: The labels of the split are not of one kind, or not those of ``classnames.txt``.
+    """
+    said = list(found.texts["labels"])
+    numeric = [text for text in said if _number(text) is not None]
+    if numeric and len(numeric) < len(said):
+        other = next(text for text in said if _number(text) is None)
+        raise UserError(f"{places.title}: some labels are numbers ({numeric[0]}), others are names ({other!r})")
+    if numeric:
+        highest = max(numeric, key=int)
+        top = int(highest)
+        if top >= MOST_CLASSES:
+            raise UserError(f"{_first(places, split, found, highest)}: the label {highest} cannot be a class number")
+        return list(names) or [f"class {number}" for number in range(top + 1)], None
+    classes = list(names) if set(said) <= set(names) else sorted(said)
+    if names and len(classes) != len(names):
+        strange = next(text for text in classes if text not in names)
+        raise UserError(
+            f"{places.title}: {NAMES} names {len(names)} classes, but not {strange!r}, which is a label of the "
+            f"shards.{near(strange, names)}"
+        )
+    return list(names) or classes, {name: number for number, name in enumerate(classes)}
+
+
+def _labels(
+    places: Places, split: str, found: listing.Found, classes: Sequence[str], by_name: dict[str, int] | None
+) -> NDArray[np.int64]:
+    """The label of each sample.
+
+    Raises:
+        UserError: One is none of the classes; the shard and the image are named.
+    """
+    labels = []
+    for text in found.texts["labels"]:
+        label = _number(text) if by_name is None else by_name.get(text)
+        if label is None or not 0 <= label < len(classes):
+            least = f"a number from 0 to {len(classes) - 1}" if by_name is None else "a class of the train shards"
+            hint = near(text, by_name or ())
+            raise UserError(f"{_first(places, split, found, text)}: the label {text!r} is not {least}.{hint}")
+        labels.append(label)
+    return np.asarray(labels, dtype=np.int64)[found.columns["label"]]
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
+
+
+def _first(places: Places, split: str, found: listing.Found, label: str) -> str:
+    """The first image with a label, for messages."""
+    number = list(found.texts["labels"]).index(label)
+    place = int(np.argmax(found.columns["label"] == number))
+    return f"{places.by_split[split][found.columns['shard'][place]]}:{found.texts['members'][place]}"
+
+
+def _complain(places: Places, labels: NDArray[np.int64], classes: Sequence[str]) -> None:
+    """Warns where classes have no training images, as where some of the shards are not there."""
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+    if len(empty):
+        log.warning(
+            "%s: %d of %d classes have no training images, the first: %r (label %d)",
+            places.title, len(empty), len(classes), classes[empty[0]], empty[0],
+        )  # fmt: skip

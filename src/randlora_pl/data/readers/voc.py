@@ -1,0 +1,78 @@
+"""Pascal VOC 2007 as single-label classification: each annotated box is an image."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.images.decode import BoxImages
+from randlora_pl.data.readers.common import lines
+from randlora_pl.data.readers.dispatch import Samples, in_key_order, missing
+from randlora_pl.utils.errors import UserError
+
+
+def boxes(row: Row, root: Path, split: str, *, known: tuple[str, ...]) -> Samples:
+    """Every box of the images of one split, those marked difficult too, cut out without a margin.
+
+    Args:
+        row: The data set.
+        root: Folder that holds the data sets.
+        split: ``train``, ``val`` or ``test``.
+        known: The annotations' names of the classes, by label.
+
+    Raises:
+        UserError: Lists, annotations or images are missing or damaged.
+    """
+    home = root / "VOCdevkit" / "VOC2007"
+    label_of = {name: label for label, name in enumerate(known)}
+    paths: list[Path] = []
+    corners: list[tuple[int, int, int, int]] = []
+    labels: list[int] = []
+    keys: list[str] = []
+    seen: set[str] = set()
+    path = home / "ImageSets" / "Main" / f"{split}.txt"
+    there = {image.stem for image in (home / "JPEGImages").glob("*.jpg")}
+    for number, line in lines(row, root, path):
+        image = line.split()[0]
+        if image in seen:
+            raise UserError(f"{path}, line {number}: {image} is listed twice")
+        seen.add(image)
+        if image not in there:
+            raise missing(row, root, f"{path}, line {number}: there is no {home / 'JPEGImages' / image}.jpg")
+        for place, (name, corner) in enumerate(_objects(row, root, home / "Annotations" / f"{image}.xml")):
+            if name not in label_of:
+                raise UserError(f"{home / 'Annotations' / image}.xml: {name!r} is none of the {len(known)} classes")
+            paths.append(home / "JPEGImages" / f"{image}.jpg")
+            corners.append(corner)
+            labels.append(label_of[name])
+            keys.append(f"{image}/{place:03d}")
+    images = BoxImages(paths, np.asarray(corners, dtype=np.int64).reshape(-1, 4))
+    return in_key_order(images, labels, keys, row.classnames)
+
+
+def _objects(row: Row, root: Path, path: Path) -> list[tuple[str, tuple[int, int, int, int]]]:
+    """(class, (left, upper, right, lower)) of each object in an annotation; its parts have boxes of their own.
+
+    Corners are pixels that count from 1 and belong to the box; the result counts from 0 and ends before the last.
+    """
+    try:
+        found = []
+        for thing in ElementTree.parse(path).getroot().findall("object"):
+            name, box = thing.findtext("name"), thing.find("bndbox")
+            if name is None or box is None:
+                raise ValueError("an object has no name or no bndbox")
+            # by name: not all annotations have the corners in the same order
+            left, upper, right, lower = (
+                int(float(box.findtext(side) or "none")) for side in ("xmin", "ymin", "xmax", "ymax")
+            )
+            if right < left or lower < upper:
+                raise ValueError(f"the box {left},{upper},{right},{lower} is empty")
+            found.append((name.strip(), (max(left, 1) - 1, max(upper, 1) - 1, right, lower)))
+        if not found:
+            raise ValueError("no object is annotated")
+        return found
+    except FileNotFoundError as error:
+        raise missing(row, root, f"there is no {path}") from error
+    except (ElementTree.ParseError, ValueError, OSError) as error:
+        raise UserError(f"The annotation {path} cannot be read: {error}") from error

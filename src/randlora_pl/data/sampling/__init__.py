@@ -1,0 +1,1 @@
+"""Splits, few-shot subsets, and the numbered draws of a run."""

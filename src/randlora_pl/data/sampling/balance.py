@@ -1,0 +1,90 @@
+"""Classes of very different sizes: weights of their losses, or draws that take every class equally often."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from randlora_pl.utils import rng
+
+
+def in_words(balance: str | None) -> str:
+    """Return what the start page says of it, behind a comma; empty for None."""
+    words = {"weights": ", losses weighted by class", "sampler": ", classes drawn equally often"}
+    return words[balance] if balance else ""
+
+
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """Return the weight of each class: inverse to its frequency, with mean 1 over the samples.
+
+    Args:
+        labels: int64 (samples,), classes of the training samples.
+        classes: Number of classes; those without samples have weight 0.
+
+    Returns:
+        float32 (classes,).
+    """
+    counts = torch.bincount(labels, minlength=classes)
+    share = len(labels) / (counts > 0).sum()
+    return torch.where(counts > 0, share / counts.clamp(min=1), 0.0).float()
+
+
+@lru_cache(maxsize=4096)
+def _order(seed: int, label: int, size: int, epoch: int) -> Tensor:
+    """Return the order in which a class's samples are drawn: the draws of a run ask for few classes and epochs."""
+    return rng.permutation(seed, f"order of class {label}", size, part=epoch)
+
+
+@dataclass(frozen=True)
+class ClassDraws:
+    """Numbered draws in which all classes that have samples come equally often.
+
+    Attributes:
+        places: int64 (samples,), places of the samples, those of one class together.
+        starts: int64 (classes,), where each class begins in ``places``; classes without samples are left out.
+        counts: int64 (classes,), samples of each class.
+    """
+
+    places: Tensor
+    starts: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor) -> "ClassDraws":
+        """Group samples by class.
+
+        Args:
+            labels: int64 (samples,), the class of each.
+        """
+        counts = torch.unique(labels, return_counts=True)[1]
+        return cls(torch.argsort(labels, stable=True), counts.cumsum(0) - counts, counts)
+
+    def samples(self, seed: int, draws: Tensor, sampling: str) -> Tensor:
+        """Return the sample of each draw, a pure function of the seed and the draw number.
+
+        Args:
+            seed: Seed of the order.
+            draws: int64 draw numbers of any shape.
+            sampling: ``with_replacement``: each draw takes a random class and a random sample of it. ``epochs``: all
+                classes come in turn, in a new order each round, and a class's samples are used up before any is
+                repeated.
+        """
+        if sampling == "with_replacement":
+            labels = rng.integers(seed, "class", draws, len(self.counts))
+            chosen = (rng.words(seed, "order", draws) * self.counts[labels]) >> 32
+            return self.places[self.starts[labels] + chosen]
+        rounds = torch.div(draws, len(self.counts), rounding_mode="floor")
+        samples = torch.empty_like(draws)
+        for number in torch.unique(rounds).tolist():
+            here = rounds == number
+            turns = rng.permutation(seed, "class", len(self.counts), part=number)
+            turn = turns[draws[here] % len(self.counts)].tolist()
+            samples[here] = torch.tensor([self._sample(seed, label, number) for label in turn])
+        return samples
+
+    def _sample(self, seed: int, label: int, number: int) -> int:
+        """Return the sample of a class in a round; a class is drawn once in each round."""
+        size = int(self.counts[label])
+        epoch, turn = divmod(number, size)
+        return int(self.places[self.starts[label] + _order(seed, label, size, epoch)[turn]])

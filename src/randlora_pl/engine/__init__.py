@@ -1,0 +1,1 @@
+"""One run, callable without the command line: Lightning CLI, stages, run folder, errors, summary."""

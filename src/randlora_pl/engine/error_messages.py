@@ -1,0 +1,183 @@
+"""From the libraries' exceptions to one or two lines that a user can act on."""
+
+import errno
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from randlora_pl.utils.errors import UserError, shortened
+
+_WRAPPERS = ("Does not validate", "Parser key", "Problem with given class_path", "Not a valid subclass")
+_NOISE = ("Expected a <class 'NoneType'>", "Expected a path but", "Given value", "Subtypes:", "Errors:")
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "dict": "a mapping such as {pattern: value}",
+    "list": "a list such as [a,b]",
+    "tuple": "a list such as [0.5,1]",
+    "collections.abc.Iterable": "a list",
+    "NoneType": "nothing",
+}
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and its explicit causes, the outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def cause(error: BaseException) -> BaseException:
+    """The exception that matters: the first `UserError`, else the innermost one that is no wrapper."""
+    links = list(chain(error))
+    user = next((link for link in links if isinstance(link, UserError)), None)
+    if user is not None:
+        return user
+    plain = [link for link in links if not str(link).lstrip("- ").startswith(_WRAPPERS)]
+    return plain[0] if plain else links[-1]
+
+
+def parse_message(message: str) -> str:
+    """The short form of an error message of jsonargparse.
+
+    Args:
+        message: Its own message: nested, with every alternative that did not fit.
+
+    Returns:
+        One line: the option, what was expected and what was given.
+    """
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    option = "--" + ".".join(_without_repeats(keys)) if keys else ""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    useful = [line for line in lines if line and not line.startswith((*_WRAPPERS, *_NOISE))]
+    types = [_KINDS.get(name, name) for name in re.findall(r"Expected an? <class '([^']+)'>", message)]
+    literals = re.findall(r"[^', ]+", ",".join(re.findall(r"Literal\[([^\]]*)\]", message)))
+    types = [name for name in dict.fromkeys(types) if name != "nothing"]
+    types += [f"one of {', '.join(dict.fromkeys(literals))}"] if literals else []
+    given = re.findall(r"(?:Given|Got) value: (?:NestedArg\(.*val='(?=.*'\)))?(.*?)(?:'\))?$", message, re.MULTILINE)
+    if types:
+        value = given[0] if given else ""
+        return f"{option}: expected {' or '.join(types)}{f', not {value}' if value else ''}"
+    first = useful[0] if useful else message.splitlines()[0]
+    if first.startswith("Subclass types expect"):
+        got = re.findall(r"Got value: (.*)", message)
+        first = (
+            f"expected the name of a class, or {{class_path: NAME, init_args: {{...}}}}, not {got[0] if got else ''}"
+        )
+    return f"{option}: {first}" if option and not first.startswith(option) else first
+
+
+def _without_repeats(keys: list[str]) -> list[str]:
+    return [key for key, before in zip(keys, ["", *keys[:-1]], strict=True) if key != before]
+
+
+def parse_error(message: str, error: BaseException | None) -> UserError:
+    """The `UserError` for a failure of the parser."""
+    inner = cause(error) if error is not None else None
+    return inner if isinstance(inner, UserError) else UserError(parse_message(message))
+
+
+def build_error(error: Exception) -> UserError:
+    """The `UserError` for an exception raised while objects were built."""
+    inner = cause(error)
+    if isinstance(inner, UserError):
+        return inner
+    if trouble := file_trouble(inner):
+        return UserError(trouble)
+    first = str(inner).strip().splitlines()
+    return UserError(first[0] if first else type(inner).__name__)
+
+
+def complaint_of_lightning(error: Exception) -> bool:
+    """Whether Lightning itself raised an exception about how it is set up."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = bool(frames) and "lightning" in Path(frames[-1].filename).parts
+    return (own and isinstance(error, ValueError)) or type(error).__name__ == "MisconfigurationException"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a GPU or on the host."""
+    names = {type(link).__name__ for link in chain(error)}
+    return bool(names & {"OutOfMemoryError", "MemoryError"}) or (
+        isinstance(error, RuntimeError)
+        and re.search(r"out of memory|can't allocate memory", str(error), re.IGNORECASE) is not None
+    )
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether an exception says that another process of the job has ended, or did not answer in time."""
+    pattern = r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out|socket"
+    return any(
+        isinstance(link, RuntimeError) and re.search(pattern, str(link), re.IGNORECASE) is not None
+        for link in chain(error)
+    )
+
+
+def lost_worker(error: BaseException) -> str:
+    """How a process that prepares batches has ended, in PyTorch's words; empty for any other exception."""
+    pattern = r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is )?(exited unexpectedly|killed by signal: [^.]+)"
+    found = (re.search(pattern, str(link)) for link in chain(error) if isinstance(link, RuntimeError))
+    return next((match[1] for match in found if match), "")
+
+
+def full_disk(error: BaseException) -> str:
+    """What could not be written because there is no room for it; empty for any other exception."""
+    for link in chain(error):
+        full = isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if full or re.search(r"No space left on device|Disk quota exceeded|StorageFull|File too large", str(link)):
+            name = getattr(link, "filename", None)
+            why = "the file would be larger than is allowed" if "too large" in str(link) else "the disk is full"
+            return f"{name or 'a file'} cannot be written: {why}"
+    return ""
+
+
+def file_trouble(error: BaseException) -> str:
+    """Which file cannot be read or written, and why; empty for an exception that is not about a file."""
+    if full := full_disk(error):
+        return f"{full}. Make room there, or name another place"
+    for link in chain(error):
+        if not isinstance(link, OSError) or isinstance(link, ConnectionError | ChildProcessError | TimeoutError):
+            continue
+        if link.filename is not None and link.strerror:
+            name = shortened(str(link.filename), 160)
+            return f"{name}: {link.strerror}. Name another place, or change what may be done there"
+    return ""
+
+
+def trouble_of_machine(error: BaseException) -> str:
+    """What is wrong with a file or with the memory, whichever command met it; empty for any other exception."""
+    if trouble := file_trouble(error):
+        return trouble
+    if out_of_memory(error):
+        return (
+            f"out of memory: {shortened(str(error).partition(chr(10))[0], 300) or 'this machine has too little of it'}"
+        )
+    return ""
+
+
+def memory_advice(batch_size: int, accumulate: int, stage: str, eval_batch_size: int) -> str:
+    """Which batch and accumulation to try.
+
+    Args:
+        batch_size: Images of a micro-batch.
+        accumulate: Micro-batches of an optimizer step.
+        stage: ``fit``, ``validate`` or ``test``.
+        eval_batch_size: Images of an evaluation batch.
+    """
+    if stage != "fit":
+        return f"out of memory; try --data.eval_batch_size {max(1, eval_batch_size // 2)}"
+    if batch_size == 1:
+        return (
+            "out of memory with one image at a time; try --model.gradient_checkpointing true, "
+            "--trainer.precision bf16-mixed or a smaller model"
+        )
+    half = batch_size // 2
+    same = " for the same effective batch" if batch_size % 2 == 0 else ""
+    return (
+        f"out of memory; try --data.batch_size {half} --trainer.accumulate_grad_batches {2 * accumulate}{same}, "
+        "or --model.gradient_checkpointing true"
+    )

@@ -1,0 +1,249 @@
+"""The LightningCLI of the heavy verbs: one task, one data module, one trainer, one run folder."""
+
+import json
+import re
+from importlib import import_module
+from inspect import signature
+from itertools import count
+from pathlib import Path
+from typing import Any, NoReturn, Union, get_args
+
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from randlora_pl.callbacks import (
+    AdapterCheckpoint,
+    Figures,
+    GradientFlow,
+    NonFiniteLoss,
+    Patience,
+    PeakMemory,
+    PerClass,
+    ProgressBar,
+    StartSummary,
+    StepNumbers,
+    Termination,
+    Throughput,
+    UpdateSpectrum,
+    ValidationSchedule,
+    WrittenAnswers,
+)
+from randlora_pl.config.compose import Command, Tree
+from randlora_pl.config.validate import tasks
+from randlora_pl.engine.error_messages import build_error, parse_error
+from randlora_pl.engine.run_folder import missing_folders, new_folder, planned_name, remove_folder
+from randlora_pl.parallel.devices import with_devices, with_strategy
+from randlora_pl.parallel.strategy import TIMEOUT
+from randlora_pl.tasks import AdaptationTask
+from randlora_pl.tasks.trainer import SETTINGS
+from randlora_pl.utils.errors import UserError, near
+
+LOGGERS = ("tensorboard", "csv", "wandb", "none")
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises a `UserError` instead of printing the usage; parsers of classes inside report to the outer one."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise parse_error(message, ex) from ex
+
+
+def with_defaults(tree: Tree) -> Tree:
+    """The config with every option of the adapter written out.
+
+    What is left out would otherwise come from the task's default adapter, even for another class.
+    """
+    adapter = tree["model"].get("init_args", {}).get("adapter")
+    if not isinstance(adapter, dict):
+        return tree
+    module, _, name = adapter["class_path"].rpartition(".")
+    try:
+        kind = getattr(import_module(module or "randlora_pl.adapters"), name)
+        options = {p.name: p.default for p in signature(kind).parameters.values() if p.default is not p.empty}
+    except (ImportError, AttributeError, TypeError, ValueError):  # the last two: it is not a class, or a built-in one
+        return tree  # the parser says what is wrong
+    adapter["init_args"] = options = options | (adapter.get("init_args") or {})
+    if "inner" in options:  # DoRA's is LoRA by default, so that its options can be typed without its name
+        options["inner"] = {"class_path": "randlora_pl.adapters.LoRA"} | (options["inner"] or {})
+    return tree
+
+
+def as_text(tree: Tree) -> str:
+    """A config for the parser, which reads YAML: JSON would write letters beyond 16 bits as two halves."""
+    return re.sub("[^ -~]", lambda letter: f"\\U{ord(letter[0]):08x}", json.dumps(tree, ensure_ascii=False))
+
+
+def _whole_numbers_first(parser: LightningArgumentParser) -> None:
+    """Lets ``--trainer.limit_test_batches 1`` be one batch whatever was imported before.
+
+    ``typing`` remembers ``Optional[Union[float, int]]`` of any other package and hands it out for Lightning's
+    ``Optional[Union[int, float]]``; the parser takes the first type that fits, and 1.0 are all batches.
+    """
+    for action in parser._actions:
+        kinds = get_args(getattr(action, "_typehint", None))
+        if float in kinds and int in kinds:
+            action._typehint = Union[(int, *(kind for kind in kinds if kind is not int))]  # type: ignore[attr-defined]
+
+
+def data_class_of(command: Command) -> type[LightningDataModule]:
+    """The class of the data that the command's task takes; imports both."""
+    name = str(command.flat()["model"])
+    source = tasks().get(name)
+    module = source.module if source else name.rpartition(".")[0]
+    try:
+        task = getattr(import_module(module), name.rpartition(".")[2])
+    except (ImportError, AttributeError, ValueError):
+        task = AdaptationTask  # the parser says what is wrong
+    package, _, kind = getattr(task, "data_module", AdaptationTask.data_module).rpartition(".")
+    found: type[LightningDataModule] = getattr(import_module(package), kind)
+    return found
+
+
+def _validation(config: dict[str, Any], callbacks: list[Callback]) -> list[Callback]:
+    """Return what validates and ends a training where nothing else is typed.
+
+    Args:
+        config: Options of the trainer.
+        callbacks: With the run's `AdapterCheckpoint`.
+    """
+    kept = next(callback for callback in callbacks if isinstance(callback, AdapterCheckpoint))
+    found: list[Callback] = []
+    if config["val_check_interval"] is None and config["check_val_every_n_epoch"] == 1:
+        found.append(ValidationSchedule())
+    if kept.patience is not None:
+        found.append(Patience(kept.monitor, kept.mode, kept.patience))
+    return found
+
+
+class App(LightningCLI):
+    """Builds what one command describes.
+
+    Args:
+        command: The command, with its names checked.
+        folder: The folder of a run that is continued; None makes a new one.
+        place: Where the new one goes, instead of ``--run.root``, ``--run.name`` and the time.
+
+    Attributes:
+        folder: The run folder.
+        created: Whether this process made it.
+    """
+
+    def __init__(self, command: Command, folder: Path | None = None, place: Path | None = None) -> None:
+        self.command, self.created, self._place = command, folder is None, place
+        self.folder = folder or Path()
+        self._made: list[Path] = []
+        super().__init__(
+            AdaptationTask,
+            data_class_of(command),
+            save_config_callback=None,  # the run folder gets the resolved config
+            trainer_defaults=SETTINGS,
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={"prog": f"randlora-pl {command.verb}", "description": ""},
+            subclass_mode_model=True,
+            args=["--config", as_text(with_defaults(command.config)), *command.typed],
+            run=False,
+            auto_configure_optimizers=False,  # the task makes its own, over what trains
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The application's own options, and one seed for all."""
+        parser.add_argument("--run.name", type=str | None, default=None, help="Name of the run.")
+        parser.add_argument("--run.root", type=str, default="runs", help="Folder of all runs.")
+        loggers = str | list[str]
+        parser.add_argument(
+            "--run.logger", type=loggers, default="tensorboard", help="tensorboard, csv, wandb or none."
+        )
+        parser.add_argument(
+            "--run.timeout", type=float, default=TIMEOUT, help="Seconds that a process waits for the others."
+        )
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to start the training from.")
+        parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(GradientFlow, "gradient_flow")
+        parser.add_lightning_class_args(UpdateSpectrum, "spectrum")
+        parser.link_arguments("seed_everything", "model.init_args.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+        _whole_numbers_first(parser)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the words given, whatever the command line of the process is."""
+        self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Builds everything; whatever goes wrong is told in a line."""
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except Exception as error:
+            raise build_error(error) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Makes the run folder and a trainer that keeps everything in it."""
+        run = self.config.run
+        if self.created and self._place is not None:
+            self.folder = self._place
+        elif self.created:
+            name = run.name or planned_name(self.command.flat())
+            name += "" if self.command.verb == "fit" else f"-{self.command.verb}"
+            self._made = missing_folders(Path(run.root) / name)
+            self.folder = new_folder(Path(run.root), name)
+        try:
+            given = self.config_init.trainer.logger
+            logger = self._loggers(run.logger) if given is None or given is True else given
+            return super().instantiate_trainer(default_root_dir=str(self.folder), logger=logger, **kwargs)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        own: list[Callback] = [PerClass(), Figures(), WrittenAnswers()]
+        if self.command.verb == "fit":
+            own += [*_validation(config, callbacks), StartSummary(), PeakMemory(), Throughput()]
+            own += [NonFiniteLoss(), Termination(), StepNumbers()]
+        else:
+            callbacks = []  # checkpoint, gradient_flow and spectrum belong to a training
+        users = config.get("callbacks") or []
+        replaced = any(isinstance(callback, AnyProgressBar) for callback in users)
+        if config["enable_progress_bar"] is not False and not replaced:
+            own.append(ProgressBar())
+        config = with_strategy(with_devices(config), self.config_init.run.timeout)
+        return super()._instantiate_trainer(config, [*own, *callbacks])
+
+    def _loggers(self, names: str | list[str]) -> list[Logger]:
+        made: list[Logger] = []
+        for name in [names] if isinstance(names, str) else names:
+            if name == "tensorboard":
+                made.append(TensorBoardLogger(self.folder, name="", version="tensorboard"))
+            elif name == "csv":
+                made.append(CSVLogger(self.folder, name="", version=self._free("csv")))
+            elif name == "wandb":
+                from lightning.pytorch.loggers import WandbLogger
+
+                made.append(WandbLogger(save_dir=self.folder, name=self.folder.name, project="randlora-pl"))
+            elif name != "none":
+                raise UserError(f"run.logger is {name!r}.{near(name, LOGGERS)} Known: {', '.join(LOGGERS)}")
+        return made
+
+    def _free(self, name: str) -> str:
+        """A folder name that is not taken: the CSV logger would empty that of the run that is resumed."""
+        names = (name if number == 1 else f"{name}_{number}" for number in count(1))
+        return next(free for free in names if not (self.folder / free).exists())
+
+    def discard(self) -> None:
+        """Removes a folder that this process made and that holds nothing worth keeping yet; the first process does.
+
+        Once training has begun the folder stays: it can be resumed, from its beginning if there is no checkpoint.
+        """
+        trainer = getattr(self, "trainer", None)
+        if trainer is not None and trainer.global_step > 0:
+            return
+        if self.created and self.folder != Path() and getattr(rank_zero_only, "rank", 0) == 0:
+            remove_folder(self.folder, self._made)

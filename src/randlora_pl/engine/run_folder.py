@@ -1,0 +1,284 @@
+"""Run folders: where they lie, what they are called, and when two configs belong to the same run."""
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.config.compose import Command, Tree, flatten, normalise
+from randlora_pl.parallel.launch import agree
+from randlora_pl.utils.class_paths import public_path
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.documents import parse_json
+
+CONFIG = "config.yaml"
+CHECKSUM = "# SHA-256 of the lines below: "
+LAST = "checkpoints/last.ckpt"
+ADAPTER, BEST = "adapter", "adapter-best"
+RESULTS = "results.json"
+_ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"
+"""Tells the processes that Lightning starts for further devices which folder the first one made."""
+
+_FIXED = (
+    "model", "model.name", "model.pretrained", "model.img_size", "model.targets", "data.dataset",
+    "model.tokenizer", "model.config_overrides",
+)  # fmt: skip
+
+
+def planned_name(flat: dict[str, Any]) -> str:
+    """A run's default name: data set, model and adapter.
+
+    Args:
+        flat: The config by short names.
+    """
+    words = (
+        str(flat.get("data.dataset", "digits")),
+        Path(str(flat.get("model.name", "tiny"))).name,
+        str(flat.get("model.adapter", "")).rpartition(".")[2],
+    )
+    return "_".join(re.sub(r"[^a-z0-9.]+", "-", word.lower()).strip("-.") for word in words if word)
+
+
+def new_folder(root: Path, name: str, option: str = "--run.root") -> Path:
+    """Makes ``root/name/TIME``; a second run in the same second gets its own.
+
+    Args:
+        root: Folder of all runs.
+        name: Name of the run.
+        option: What chooses another root, for the message.
+
+    Raises:
+        UserError: The folder cannot be made.
+    """
+    given = os.environ.get(_ENVIRONMENT)
+    if given and int(os.environ.get("LOCAL_RANK", "0")):
+        return Path(given)
+    return Path(agree("folder", lambda: str(_make_folder(root, name, option))))
+
+
+def _make_folder(root: Path, name: str, option: str) -> Path:
+    if re.search(r"[/\\]|^\.*$", name):
+        raise UserError(f"run.name is {name!r}: give a plain name without slashes; --run.root says where it goes.")
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for number in range(1, 100):
+        folder = root / name / (stamp if number == 1 else f"{stamp}_{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"The run folder {folder} cannot be made ({error.strerror}); see {option}.") from error
+        os.environ[_ENVIRONMENT] = str(folder)
+        return folder
+    raise UserError(f"{root / name} has a hundred runs of this second; give another --run.name.")
+
+
+def output_folder(output: str | None, name: str) -> Path:
+    """A new folder for figures: the one that was asked for, or ``runs/name/TIME``.
+
+    Args:
+        output: What the user typed behind ``--output``.
+        name: Name of the folder of all such figures.
+
+    Raises:
+        UserError: It exists, or cannot be made.
+    """
+    if output is None:
+        return new_folder(Path("runs"), name, "--output")
+    check_new(output)
+    try:
+        Path(output).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{output} cannot be made ({error.strerror}); name another --output.") from error
+    return Path(output)
+
+
+def check_new(output: str | None) -> None:
+    """Refuses a folder that exists.
+
+    Raises:
+        UserError: It does.
+    """
+    if output is not None and Path(output).exists():
+        raise UserError(f"{output} exists; name a new folder, nothing is overwritten.")
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """Which of a folder and those above it do not exist, the innermost first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def remove_folder(folder: Path, made: Iterable[Path] = ()) -> None:
+    """Removes a run folder without a checkpoint or an adapter.
+
+    Args:
+        folder: The run folder.
+        made: Folders above it that were made for it, the innermost first; they go too if they are empty.
+    """
+    if (folder / LAST).exists() or (folder / ADAPTER).exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    os.environ.pop(_ENVIRONMENT, None)
+    for parent in made:
+        try:
+            parent.rmdir()
+        except OSError:
+            return
+
+
+def check_run(folder: Path) -> Path:
+    """The config of a run folder.
+
+    Raises:
+        UserError: It is no run folder, or its config is not as it was written.
+    """
+    if not (folder / CONFIG).is_file():
+        found = sorted(folder.glob(f"*/{CONFIG}")) or sorted(folder.glob(f"*/*/{CONFIG}"))
+        hint = f" Its newest run: {found[-1].parent}" if found else " A run folder is ROOT/NAME/TIME, see runs/."
+        raise UserError(f"{folder} is no run folder: it has no {CONFIG}.{hint}")
+    file = folder / CONFIG
+    text = file.read_text(encoding="utf-8", errors="replace")
+    sums = [line.removeprefix(CHECKSUM) for line in text.split("\n") if line.startswith(CHECKSUM)]
+    if sums and sums[0] != checksum(without_head(text)):
+        raise UserError(
+            f"{file} is cut off or damaged, or was edited: copy it again, or delete the line with its checksum to take "
+            "it as it is. What shall change can be typed behind --resume."
+        )
+    return file
+
+
+def tested_adapter(run: Path) -> Path:
+    """Return the adapter of a run that its ``fit`` tested: the last one, or the best of its validations."""
+    try:
+        name = parse_json((run / RESULTS).read_text(encoding="utf-8"))["tested"]
+    except (OSError, ValueError, TypeError, KeyError):  # of an older version, not finished, or damaged
+        name = ADAPTER
+    best = run / BEST
+    return best if name == BEST and best.is_dir() else run / ADAPTER
+
+
+def checksum(text: str) -> str:
+    """SHA-256 of a text, in hexadecimal digits."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def without_head(text: str) -> str:
+    """A config without the lines of comments above it."""
+    lines = text.split("\n")
+    while lines and lines[0].startswith("#"):
+        del lines[0]
+    return "\n".join(lines)
+
+
+def newest_unfinished(root: Path, name: str) -> Path | None:
+    """The newest unfinished run of a name, None where all are finished: what ``--resume auto`` goes on with.
+
+    Args:
+        root: Folder of all runs.
+        name: Name of the run.
+    """
+    for folder in sorted((file.parent for file in (root / name).glob(f"*/{CONFIG}")), reverse=True):
+        results = folder / RESULTS
+        try:
+            if not (results.is_file() and parse_json(results.read_text(encoding="utf-8")).get("finished")):
+                return folder
+        except (ValueError, AttributeError):
+            return folder  # damaged: the resumed run says so
+    return None
+
+
+def keep_older(file: Path) -> None:
+    """Copies a file that is about to be written again to the first free ``NAME.1``, ``NAME.2`` ..."""
+    for number in range(1, 1000):
+        older = file.with_name(f"{file.name}.{number}")
+        if not older.exists():
+            part = older.with_name(f".{older.name}.part")
+            shutil.copyfile(file, part)
+            part.replace(older)
+            return
+
+
+def architecture(flat: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint depends on: task, base model, targets, data set, and every option of the adapter.
+
+    Args:
+        flat: A config by short names.
+    """
+    fixed = {key: flat[key] for key in _FIXED if key in flat}
+    fixed |= {key: value for key, value in flat.items() if key.startswith("model.adapter")}
+    classes = ("model", "model.adapter", "model.adapter.inner")
+    return {key: _class_name(value) if key in classes else value for key, value in fixed.items()}
+
+
+def _class_name(path: Any) -> str:
+    return str(path).rpartition(".")[2]
+
+
+def check_architecture(command: Command, saved: Tree, source: Path) -> None:
+    """Refuses to use saved weights for something else.
+
+    Args:
+        command: The command; its config is the saved one with what was typed on top.
+        saved: The config that the weights were trained with.
+        source: Where they are.
+
+    Raises:
+        UserError: Something that the weights depend on differs; says both values.
+    """
+    theirs, ours = architecture(flatten(normalise(saved))), architecture(command.flat())
+    clashes = [f"--{key} is {ours[key]}, there it is {theirs[key]}" for key in ours if _differ(key, ours, theirs)]
+    if clashes:
+        raise UserError(f"{source} holds another model: {'; '.join(clashes[:3])}. Leave it out, or start a new run.")
+
+
+def _differ(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    if key not in theirs or ours[key] == theirs[key]:
+        return False
+    classes = isinstance(ours[key], str) and isinstance(theirs[key], str)
+    return not (classes and ours[key].lower() == theirs[key].lower())
+
+
+def resolved_config(tree: Tree, model: dict[str, Any]) -> Tree:
+    """A parsed config with derived values filled in, usable as ``--config`` again.
+
+    Args:
+        tree: The parsed config as plain values.
+        model: Constructor arguments of the task that were derived.
+    """
+    tree = normalise(tree)
+    options = dict(tree["model"]["init_args"]) | {name: plain(value) for name, value in model.items()}
+    options.pop("seed", None)  # seed_everything feeds it
+    tree["model"] = tree["model"] | {"init_args": options}
+    tree["data"] = {key: value for key, value in tree["data"].items() if key != "seed"}
+    if tree.get("ckpt_path"):  # a run that is killed early starts from it again, from wherever it is resumed
+        tree["ckpt_path"] = str(Path(tree["ckpt_path"]).resolve())
+    return {key: value for key, value in tree.items() if key != "config" and (key, value) != ("ckpt_path", None)}
+
+
+def without_seed(adapter: Any, given: Any) -> Any:
+    """A copy of an adapter whose seed is left to the run, unless it was given.
+
+    Args:
+        adapter: The adapter; of DoRA the inner method counts.
+        given: Its part of the parsed config.
+    """
+    options = (given or {}).get("init_args") or {}
+    inner = getattr(adapter, "inner", None)
+    if inner is not None:
+        return adapter.replace(inner=without_seed(inner, options.get("inner")))
+    return adapter if adapter.trains_base or options.get("seed") is not None else adapter.replace(seed=None)
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML: adapters as class and options, tuples as lists."""
+    if hasattr(value, "describe") and hasattr(value, "method"):
+        options = {name: plain(getattr(value, name)) for name in value.options()}
+        path = public_path(f"{type(value).__module__}.{type(value).__qualname__}")
+        return {"class_path": path} | ({"init_args": options} if options else {})
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return value

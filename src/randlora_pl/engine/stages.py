@@ -1,0 +1,316 @@
+"""The stages of a run: test before, training, test after, results."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from filelock import SoftFileLease
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from randlora_pl.adapters import load_adapter, read_adapter
+from randlora_pl.callbacks import AdapterCheckpoint, HeldLock, Patience, PeakMemory, PerClass, Throughput, ZeroShot
+from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
+from randlora_pl.callbacks.checkpoint_file import check_checkpoint
+from randlora_pl.engine.lightning_cli import App
+from randlora_pl.engine.run_folder import (
+    CHECKSUM,
+    CONFIG,
+    LAST,
+    checksum,
+    keep_older,
+    resolved_config,
+    without_head,
+    without_seed,
+)
+from randlora_pl.engine.summary import end_page, figures_in_words
+from randlora_pl.language.dataset_sizes import OWN_TEXTS
+from randlora_pl.parallel.strategy import AdapterDDP
+from randlora_pl.tasks.evaluation import check_numbers
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import remove_leftovers, write_text
+from randlora_pl.utils.run_results import data_figures, environment, model_figures, read_results, write_results
+from randlora_pl.utils.text.console import say
+
+Kind = TypeVar("Kind", bound=Callback)
+
+
+class _ResolvedConfig(Callback):
+    """Writes the config once every derived value is known, and the few-shot sample.
+
+    That of a resumed run changes only once the checkpoint, its optimizer and its place in the data are accepted;
+    otherwise a refused option would stay in the config, and every later resume would be refused too.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.app.created:
+            self._write(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.app.created:
+            self._write(trainer)
+            if trainer.is_global_zero:
+                say(f"resumed after step {trainer.global_step:,}")
+
+    def _write(self, trainer: Trainer) -> None:
+        write_config(self.app)
+        if trainer.is_global_zero:
+            self.app.datamodule.write_index(self.app.folder)
+
+
+class _LoadAdapter(Callback):
+    """Puts a saved adapter into the model before it is evaluated."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._load(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._load(pl_module)
+
+    def _load(self, task: Any) -> None:
+        file = load_adapter(task.model, self.folder)
+        if file.extra:
+            theirs = file.config.get("metadata", {}).get("classnames")
+            if theirs != task.classnames:
+                raise UserError(f"{self.folder} has a head for {len(theirs or [])} other classes than this data set's.")
+            task.load_head(file.extra)
+
+
+def write_config(app: App) -> None:
+    """Writes the resolved config of a run; it can be used again as ``--config``. An older, different one is kept."""
+    if not app.trainer.is_global_zero:
+        return
+    tree = yaml.safe_load(app.parser.dump(app.config, skip_none=False))
+    model = app.model.resolved()
+    if "adapter" in model:  # the run's seed feeds it again
+        model["adapter"] = without_seed(model["adapter"], tree["model"]["init_args"].get("adapter"))
+    file = app.folder / CONFIG
+    text = yaml.safe_dump(resolved_config(tree, model), sort_keys=False, allow_unicode=True)
+    if not app.created and file.is_file():
+        if without_head(file.read_text(encoding="utf-8")) == text:
+            return
+        keep_older(file)
+    head = f"# The resolved config of this run; use it again with: randlora-pl fit --config {file}\n"
+    write_text(file, f"{head}{CHECKSUM}{checksum(text)}\n{text}")
+
+
+def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True) -> None:
+    """Zero-shot test, training, test; everything goes to the run folder and the end is printed.
+
+    Args:
+        app: The run.
+        lock: The lock of its folder.
+        zero_shot: Whether the untrained model is tested before.
+        test: Whether the test images are read at all.
+
+    Raises:
+        UserError: The run that was to be continued is finished.
+    """
+    trainer, task, data, folder = app.trainer, app.model, app.datamodule, app.folder
+    before = read_results(folder)
+    if before.get("finished"):
+        raise UserError(f"{folder} is finished. Test it again with: randlora-pl test --run {folder}")
+    if test:
+        data.check_test()
+    start = checkpoint_of(app)
+    names = [Path(name).name for name in app.command.named]
+    configs = names if app.created else [*before.get("config", []), *names[1:]]  # the first is the run's own
+    if app.created:
+        _write(app, {"config": configs})
+        write_config(app)
+    else:
+        if trainer.is_global_zero:
+            remove_leftovers(folder)
+        data.reuse_index(folder)
+    if zero_shot and test and task.zero_shot and not any(key.startswith("zeroshot/") for key in before):
+        task.test_name = "zeroshot"
+        switch = ZeroShot()
+        callbacks_of(trainer).append(switch)
+        figures = _evaluated(app, trainer.test)
+        callbacks_of(trainer).remove(switch)
+        task.test_name = "test"
+        if trainer.received_sigterm:  # during its last batch, where Lightning does not look
+            raise SIGTERMException
+        _write(app, figures)
+        if trainer.is_global_zero and figures:
+            say(f"zero-shot: {figures_in_words(figures, 'zeroshot')}")
+    callbacks_of(trainer).insert(0, HeldLock(lock, folder))
+    callbacks_of(trainer).append(_ResolvedConfig(app))
+    trainer.fit(task, data, ckpt_path=start, weights_only=True)
+    finished = is_finished(app)
+    tested = _tested(app) if test else {}
+    _write(app, tested | fit_figures(app) | {"config": configs, "finished": finished})
+    if trainer.is_global_zero:
+        say(*end_page(folder, data.unit, testable=bool(tested) or not test))
+
+
+def is_finished(app: App) -> bool:
+    """Whether the training reached its last step, or was ended early on purpose; running out of time is neither."""
+    trainer = app.trainer
+    if trainer.global_step >= app.model.total_steps():
+        return True
+    late = (c.time_remaining() for c in callbacks_of(trainer) if isinstance(c, Timer))
+    return trainer.should_stop and not any(left is not None and left <= 0 for left in late)
+
+
+def _tested(app: App) -> dict[str, Any]:
+    """The figures of the test: of the last weights, or of those of the best validation, which stay in the model."""
+    kept = _callback(app.trainer, AdapterCheckpoint)
+    best = kept.test == "best" and kept.best is not None
+    _write(app, {"tested": BEST if best else ADAPTER})  # also the last: an earlier part of the run may have said best
+    if best:
+        callbacks_of(app.trainer).append(_LoadAdapter(app.folder / BEST))
+    elif kept.test == "best" and app.trainer.is_global_zero:
+        say("No validation ran, so that no adapter is known to be the best: the test takes the last one.")
+    return _evaluated(app, app.trainer.test)
+
+
+def _evaluated(app: App, run: Callable[..., Any]) -> dict[str, Any]:
+    """The metrics of a test or a validation, and facts of its classes; empty where nothing was evaluated."""
+    found = run(app.model, app.datamodule, verbose=False)
+    return {**found[0], **_callback(app.trainer, PerClass).facts} if found else {}
+
+
+def _check_losses(figures: dict[str, Any], adapter: Path | None) -> None:
+    """Refuse figures of outputs that are not numbers.
+
+    Raises:
+        UserError: A loss is infinite or not a number.
+    """
+    losses = torch.tensor([value for name, value in figures.items() if name.endswith("/loss")])
+    if adapter is not None:
+        check_numbers(losses, adapter)
+    elif not losses.isfinite().all():
+        raise UserError(
+            "The outputs of the untrained model are not finite: its weights are damaged, or too large for the "
+            "precision. Get them again, or try --trainer.precision 32."
+        )
+
+
+def checkpoint_of(app: App) -> str | None:
+    """Where the training starts from: the resumed run's last checkpoint, or ``--ckpt_path``.
+
+    Raises:
+        UserError: There is no such file, or it is cut off or damaged.
+    """
+    last = app.folder / LAST
+    file = last if not app.created and last.is_file() else app.config.ckpt_path and Path(app.config.ckpt_path)
+    if not file:
+        return None
+    if not file.is_file():
+        raise UserError(f"There is no checkpoint {file} (--ckpt_path); a run keeps its own in RUN/{LAST}.")
+    check_checkpoint(file)
+    return str(file)
+
+
+def fit_figures(app: App) -> dict[str, Any]:
+    """Counts, times, memory and versions of a finished training."""
+    trainer, data = app.trainer, app.datamodule
+    throughput = _callback(trainer, Throughput)
+    speed = throughput.per_second
+    kept = _callback(trainer, AdapterCheckpoint)
+    sizes = {"checkpoint_bytes": app.folder / LAST, "adapter_bytes": app.folder / ADAPTER / "adapter.safetensors"}
+    return {
+        **kept.validated,
+        **({f"best/{kept.monitor}": kept.best, "best/step": kept.best_step} if kept.best is not None else {}),
+        **_ended_early(app),
+        **{name: file.stat().st_size for name, file in sizes.items() if file.is_file()},
+        **model_figures(app.model),
+        **data_figures(data),
+        "steps": trainer.global_step,
+        "effective_batch": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
+        "batch_size": data.batch_size,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "devices": trainer.world_size,
+        **(trainer.strategy.figures() if isinstance(trainer.strategy, AdapterDDP) else {}),
+        "device": str(app.model.device.type),
+        "precision": str(trainer.precision),
+        "fit_seconds": round(throughput.seconds, 3),
+        f"{data.unit}_per_second": round(speed * trainer.world_size, 2) if speed else None,
+        "peak_memory_bytes": _callback(trainer, PeakMemory).peak,
+        **environment(),
+    }
+
+
+def _ended_early(app: App) -> dict[str, Any]:
+    """Whether patience ended the training before its last step, and why; empty for a run without patience."""
+    patience = next((callback for callback in callbacks_of(app.trainer) if isinstance(callback, Patience)), None)
+    if patience is None:
+        return {}
+    early = patience.exhausted and app.trainer.global_step < app.model.total_steps()
+    return {"stopped_early": patience.reason if early else None}
+
+
+def evaluate(app: App, adapter: Path | None) -> None:
+    """``test`` and ``validate``: the figures of an adapter, or of the untrained model, in a run folder of their own.
+
+    Raises:
+        UserError: There is nothing to evaluate.
+    """
+    trainer, task, data = app.trainer, app.model, app.datamodule
+    if adapter is not None:
+        task.saved = read_adapter(adapter)
+        callbacks_of(trainer).append(_LoadAdapter(adapter))
+    run = trainer.test if app.command.verb == "test" else trainer.validate
+    write_config(app)
+    figures = _evaluated(app, run)
+    _check_losses(figures, adapter)
+    if not figures:
+        option = f"--trainer.limit_{'test' if app.command.verb == 'test' else 'val'}_batches"
+        limit = getattr(trainer, option.rpartition(".")[2])
+        why = f"{option} is {limit}" if limit == 0 else f"the data set keeps no {data.unit} for it"
+        why += " (see --data.train_split)" if limit != 0 and data.unit == "images" else ""
+        more = "" if limit == 0 or data.unit == "images" else _samples_for_it(app)
+        raise UserError(f"{app.command.verb} evaluated nothing: {why}.{more}")
+    write_config(app)
+    facts = {"adapter": str(adapter) if adapter else None, **model_figures(task), **data_figures(data), **environment()}
+    _write(app, figures | facts)
+    if trainer.is_global_zero:
+        name = "test" if app.command.verb == "test" else "val"
+        what = f"adapter {adapter}" if adapter else "untrained model"
+        say(
+            f"{what} on {data.summary()['dataset']}: {figures_in_words(figures, name)}",
+            f"results: {app.folder / 'results.json'}",
+        )
+
+
+def _samples_for_it(app: App) -> str:
+    """Where texts to evaluate on come from: a file of the user's own, or what the training sets aside."""
+    verb, data = app.command.verb, app.datamodule
+    ways = []
+    if data.dataset in OWN_TEXTS:
+        folder = data.root.parent if data.root.is_file() else data.root
+        name = f"{'test' if verb == 'test' else 'val'}.{data.dataset}"
+        ways.append(f"add {folder / name}" + (f" and give --data.root {folder}" if folder != data.root else ""))
+    if verb == "validate":
+        ways.append("set training samples aside in fit by --data.validation N")
+    elif app.command.folders:
+        option, place = next(iter(app.command.folders.items()))
+        ways.append(f"take those of the validation: randlora-pl validate --{option} {shlex.quote(str(place))}")
+    text = ", or ".join(ways)
+    return f" {text[:1].upper()}{text[1:]}"
+
+
+def _write(app: App, figures: dict[str, Any]) -> None:
+    if app.trainer.is_global_zero:
+        write_results(app.folder, figures)
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """The trainer's callbacks, in its own list."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
+
+
+def _callback(trainer: Trainer, kind: type[Kind]) -> Kind:
+    return next(callback for callback in callbacks_of(trainer) if isinstance(callback, kind))

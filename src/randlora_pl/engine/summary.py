@@ -1,0 +1,99 @@
+"""What is printed at the end of a training: figures, places, next commands."""
+
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
+from randlora_pl.utils.run_results import read_results
+from randlora_pl.utils.text.formatting import duration
+
+_PLAIN = {"loss": 4, "BLEU": 2, "NIST": 2, "METEOR": 2, "ROUGE-L": 2, "CIDEr": 2}
+"""Digits of the figures that are no shares of one."""
+_UNEQUAL = 2
+"""Classes are unequal where the largest has this many times the test samples of the smallest."""
+
+
+def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[Any]:
+    """What is printed at the end of a training: figures, places, next commands.
+
+    Args:
+        folder: The run folder.
+        unit: What a sample is: ``images`` or ``samples`` of text.
+        testable: Whether there is anything to test.
+    """
+    results = read_results(folder)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    speed = results[f"{unit}_per_second"]
+    adapter = results.get("tested", ADAPTER)
+    tested = figures_in_words(results, "test")
+    rows = {
+        "test": tested + (f" ({BEST}, step {results['best/step']:,})" if tested and adapter == BEST else ""),
+        "zero-shot": figures_in_words(results, "zeroshot"),
+        "stopped early": _stopped(results),
+        "parameters": f"{results['trainable_parameters']:,} trained of {results['total_parameters']:,}",
+        "time": f"{duration(results['fit_seconds'], 1)} for {results['steps']:,} steps"
+        + (f", {speed:,.0f} {unit}/s" if speed else ""),
+        "exchanged": _exchanged(results),
+        "peak memory": f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB ({results['device']})",
+        "everything": f"{folder}: {', '.join(_listed(folder))}",
+    }
+    for name, text in rows.items():
+        if text:
+            table.add_row(name, text)
+    place = shlex.quote(str(folder))
+    earlier = results.get("best/step", results["steps"]) != results["steps"]
+    other = f"\n  randlora-pl test --adapter {place}/{BEST if adapter == ADAPTER else ADAPTER}" if earlier else ""
+    tests = f"\n  randlora-pl test --run {place}{other}" if testable else ""
+    goes_on = "" if results["finished"] else f"\n  randlora-pl fit --resume {place}"
+    board = f"\n  tensorboard --logdir {place}" if (folder / "tensorboard").is_dir() else ""
+    given = "--images PATH" if unit == "images" else "--texts FILE"
+    use = f"predict --adapter {place}/{adapter} {given} --output predictions.csv"
+    if unit != "images":
+        use += f"\n  randlora-pl adapter merge {place}/{adapter} --output FOLDER"
+    following = f"\nNext:{goes_on}\n  randlora-pl {use}{tests}{board}"
+    return ["", table, following]
+
+
+def _listed(folder: Path) -> list[str]:
+    """Return what is in a folder, without hidden files: the run's lock is still held."""
+    return sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+
+
+def _stopped(results: Any) -> str:
+    """``at step 40 of 100: val/acc did not improve in 3 validations``; empty for a whole run."""
+    reason = results.get("stopped_early")
+    return f"at step {results['steps']:,} of {results['data/steps']:,}: {reason}" if reason else ""
+
+
+def _exchanged(results: Any) -> str:
+    """``0.6 MB of gradients a step among 8 devices``; empty for one device, or another strategy."""
+    size = results.get("exchange/bytes_per_step")
+    return f"{size / 1e6:.2f} MB of gradients a step among {results['devices']} devices" if size else ""
+
+
+def figures_in_words(results: Any, name: str) -> str:
+    """``accuracy 93.3 %, loss 0.21`` from the keys behind one prefix."""
+    words = {"acc": "accuracy", "unfound": "without an answer", "balanced_accuracy": "balanced accuracy"}
+    hidden = {"score", "macro_f1", *(() if _unequal(results, name) else ("balanced_accuracy",))}
+    shown = []
+    for key, value in results.items():
+        prefix, _, short = key.partition("/")
+        left_out = short in hidden or short.startswith("unfound/")  # the score is one of the others
+        if prefix == name and isinstance(value, float) and math.isfinite(value) and not left_out:
+            short = short.removeprefix("acc/")  # one of several tests
+            digits = _PLAIN.get(short)
+            text = f"{100 * value:.2f} %" if digits is None else f"{value:.{digits}f}"
+            shown.append(f"{words.get(short, short)} {text}")
+    return ", ".join(sorted(shown, key=lambda text: text.startswith("loss")))
+
+
+def _unequal(results: Any, name: str) -> bool:
+    """Return True if the classes of a test differ so much in size that accuracy hides the small ones."""
+    smallest, largest = (results.get(f"{name}/{end}_class", 0) for end in ("smallest", "largest"))
+    return bool(largest >= _UNEQUAL * max(1, smallest))

@@ -1,0 +1,186 @@
+"""From a sweep to the document of its report."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from matplotlib import rc_context
+
+from randlora_pl.experiments.paper import SOURCE
+from randlora_pl.experiments.report.collect import FINISHED, Run, Sweep
+from randlora_pl.experiments.report.document import Cell, Document, Picture, Section, Table, many
+from randlora_pl.experiments.report.plots import budget_picture, parameter_picture
+from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.sections.accuracy import IDLE, accuracy_table, average_table
+from randlora_pl.experiments.report.sections.cost import cost_table
+from randlora_pl.experiments.report.sections.pairwise_tests import LEVEL, Versus, comparisons, leading, versus_table
+from randlora_pl.experiments.report.sections.paper_comparison import RELATIVE, Beside, Footnotes, of_data_sets
+from randlora_pl.experiments.report.sections.per_dataset import by_test
+from randlora_pl.experiments.report.sections.ranks import rank_table
+from randlora_pl.experiments.report.sections.rates import Rates, rate_table
+
+_TOLD = 8
+"""Comparisons that are told in sentences at the start; the table has all."""
+
+
+def build(sweep: Sweep) -> Document:
+    """The report of a sweep: what it shows in short, tables, figures, what is missing, footnotes."""
+    results, notes = Results(by_test(sweep)), Footnotes()
+    beside, whole = Beside(sweep.plan), Results(sweep)
+    models = [model for model in sweep.plan.models if any(run.key.model == model for run in sweep.finished)]
+    rates = Rates(whole)
+    fair = {model: rates.one_rule(model) for model in models}
+    averages = [average_table(results, beside, notes, model, fair[model]) for model in models]
+    cells = [accuracy_table(results, beside, notes, model, fair[model]) for model in models]
+    costs = [table for model in models if (table := cost_table(whole, beside, notes, model))]
+    found = comparisons(results, rates)
+    chosen = rate_table(rates)
+    ranks = rank_table(results)
+    contests = [versus_table(found)] * bool(found) + [table for table in [ranks] if table]
+    sections = [
+        Section("short", "In short", points=[*_counts(sweep), *_idle(results), *_verdicts(results, found)]),
+        Section("rates", "Learning rates", parts=[chosen] if chosen else []),
+        Section("averages", "Averages", _about_paper(beside, results), [], [*averages]),
+        Section("figures", "Figures", [], [], _pictures(results, beside, models)),
+        Section("cells", "Every data set", _reading(sweep, all(fair.values())), [], [*cells]),
+        Section("versus", "Method against method", parts=[*contests]),
+        Section("cost", "Parameters, time and memory", parts=[*costs]),
+        Section("missing", "Runs without a result", parts=_missing(sweep)),
+        Section("unread", "What could not be read", points=[*sweep.warnings, *beside.problems]),
+    ]
+    _tell_apart([part for section in sections for part in section.parts])
+    lead = f"A sweep of {many(len(models), 'model')}, {many(len(sweep.plan.datasets), 'data set')}, "
+    lead += f"{many(len(sweep.plan.methods), 'method')} and {many(len(sweep.plan.seeds), 'seed')}."
+    return Document(
+        sweep.plan.title or sweep.folder.resolve().name,
+        lead,
+        [section for section in sections if section.text or section.points or section.parts],
+        [(note.number, note.text, note.source) for note in notes.all],
+    )
+
+
+def _tell_apart(parts: Sequence[Table | Picture]) -> None:
+    """Numbers parts of the same name, which are files and anchors: of labels that differ in punctuation only."""
+    names: Counter[str] = Counter()
+    for part in parts:
+        names[part.name] += 1
+        if names[part.name] > 1:
+            part.name += f"-{names[part.name]}"
+
+
+def _counts(sweep: Sweep) -> list[str]:
+    states = Counter(run.state for run in sweep.runs)
+    rest = "".join(f", {count} {state}" for state, count in states.items() if state != FINISHED)
+    devices = sorted({run.device for run in sweep.finished if run.device})
+    versions = sorted({f"{run.facts.get('version', '')}" for run in sweep.finished} - {""})
+    commits = sorted({str(run.facts["git_commit"])[:10] for run in sweep.finished if run.facts.get("git_commit")})
+    lines = [f"{states[FINISHED]} of {many(len(sweep.runs), 'run')} finished{rest}."]
+    if devices or versions:
+        line = [f"device {', '.join(devices)}"] * bool(devices) + [f"randlora-pl {', '.join(versions)}"] * bool(
+            versions
+        )
+        made = [f"commit {', '.join(commits)}"] * bool(commits)
+        lines.append(f"Run on: {'; '.join(line + made)}.")
+    if len(sweep.plan.seeds) < 2:
+        lines.append("One seed: there are no confidence intervals, and small differences mean nothing.")
+    return lines
+
+
+def _about_paper(beside: Beside, results: Results) -> list[str]:
+    plan = beside.plan
+    if not plan.paper and plan.figure is None:
+        return []
+    if not beside.tables:
+        return [f"The paper gives Figure {plan.figure} as a drawing only; there is no number to set beside ours."]
+    of = f", which Figure {plan.figure} draws" if plan.figure else ""
+    tables = f"Table{'s' * (len(beside.tables) > 1)} {', '.join(here.number for here in beside.tables)}"
+    lines = [
+        f"Below ours stands the paper's value and the difference, ours minus the paper's: {tables} of {SOURCE}{of}."
+    ]
+    if any(map(of_data_sets, beside.tables)):
+        lines.append(
+            "Below an average of ours stands the mean of the paper's cells over the same data sets; there is none "
+            "where the paper lacks one of them or has no such method."
+        )
+    for here in beside.tables:
+        if here.number == RELATIVE:
+            lines.append(f"Table {RELATIVE} has no accuracies: it stands beside times and memory.")
+        elif not of_data_sets(here):
+            texts = any(run.facts.get("base/library") == "transformers" for run in results.sweep.finished)
+            every, all_of_them = ("eight tests", "eight") if texts else ("22 data sets", "22")
+            lines.append(
+                f"Table {here.number} has averages over all {every} only, so that they stand beside averages "
+                f"of ours over all {all_of_them}."
+            )
+    return [" ".join(lines)]
+
+
+def _idle(results: Results) -> list[str]:
+    """Cells that are no different from the untrained model."""
+    cells = list(dict.fromkeys(run.key for run in results.sweep.finished if not results.plan.untrained(run.key.method)))
+    idle = Counter(key.method for key in cells if results.idle(key))
+    if not idle:
+        return []
+    who = ", ".join(f"{method} ({count})" for method, count in idle.items())
+    return [f"{sum(idle.values())} of {many(len(cells), 'trained cell')} {IDLE}, as far as their intervals say: {who}."]
+
+
+def _verdicts(results: Results, found: Sequence[Versus]) -> list[str]:
+    """What can be said of pairs of methods, and what cannot."""
+    reasons = [
+        "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
+        if one.untuned
+        else one.lacking
+        for one in found
+        if one.obstacle
+    ]
+    pairs = many(len(found), "pair")
+    lines = [f"No verdict for {count} of {pairs} of methods: {reason}." for reason, count in Counter(reasons).items()]
+    judged = [one for one in found if one.p is not None]
+    if judged:
+        better = sum(one.verdict.endswith("better") for one in judged)
+        lines.append(
+            f"A difference (adjusted p < {LEVEL:g}) in {better} of the {many(len(judged), 'pair')} with a verdict."
+        )
+    return [*lines, *[one.told() for one in leading(results, list(found))[:_TOLD]]]
+
+
+def _reading(sweep: Sweep, fair: bool) -> list[str]:
+    bold = (
+        "Bold: the best of a budget and what is within 0.1 points of it, as in the paper; it is no verdict."
+        if fair
+        else "No value is in bold: the learning rates were not all chosen by one rule."
+    )
+    seeds = f"Seed{'s' * (len(sweep.plan.seeds) > 1)} {', '.join(map(str, sweep.plan.seeds))}"
+    return [
+        f"{seeds}. Intervals are Student's t over seeds: they tell how much the seeds differ, not the data sets. "
+        f"A value without an interval is of one seed. {bold} A cell {IDLE} where its interval has the accuracy of the "
+        "untrained model in it. Nothing is filled in: a cell without a finished run says why."
+    ]
+
+
+def _pictures(results: Results, beside: Beside, models: list[str]) -> list[Table | Picture]:
+    families: dict[str, list[str]] = {}
+    for model in models:
+        families.setdefault(results.family(model), []).append(model)
+    with rc_context({"text.parse_math": False}):  # a dollar sign in a label is one, not a formula
+        drawn = [parameter_picture(results, family, names) for family, names in families.items()]
+        drawn += [budget_picture(results, beside, model) for model in models]
+    return [picture for picture in drawn if picture]
+
+
+def _missing(sweep: Sweep) -> list[Table | Picture]:
+    """Every run without a result, those of one cell and reason in one row."""
+    grouped: dict[tuple[str, ...], list[Run]] = {}
+    for run in sweep.runs:
+        if run.accuracy is None:
+            grouped.setdefault((*run.key, run.told), []).append(run)
+    if not grouped:
+        return []
+    rows = []
+    for (model, dataset, budget, method, told), runs in grouped.items():
+        seeds = ", ".join(str(run.seed) for run in runs if run.seed is not None)
+        folders = ", ".join(run.cell for run in runs if run.cell)
+        rows.append([Cell(text) for text in (method, budget, dataset, model, seeds, told, folders)])
+    header = [Cell(title) for title in ("Method", "Data", "Data set", "Model", "Seeds", "State", "Folder in cells/")]
+    count = sum(map(len, grouped.values()))
+    return [Table("missing-runs", f"{many(count, 'run')} without a result", header, rows, left=len(header))]

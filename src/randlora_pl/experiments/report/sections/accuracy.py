@@ -1,0 +1,229 @@
+"""Tables of accuracies: every cell, with its interval and the paper's value, and the averages of each budget."""
+
+import re
+from collections.abc import Sequence
+
+from randlora_pl.experiments.paper import PaperCell
+from randlora_pl.experiments.report.collect import FINISHED
+from randlora_pl.experiments.report.document import Cell, Table, many
+from randlora_pl.experiments.report.plan import ZERO_SHOT, Key
+from randlora_pl.experiments.report.results import Average, Results
+from randlora_pl.experiments.report.sections.paper_comparison import Beside, Footnotes, PaperAverage
+from randlora_pl.experiments.report.statistics import Estimate
+
+NEAR = 0.1
+"""Accuracies within so many points of the best are set in bold with it, as in the paper's tables."""
+IDLE = "did not train"
+"""Mark of a cell whose interval has the accuracy of the untrained model in it."""
+_LONGEST = 60
+"""Letters of an identifier: names of files must end somewhere."""
+_SHORT = 24
+"""Letters of a reason that fit into a cell; the tooltip and the list of missing runs have all of it."""
+
+
+def accuracy_table(results: Results, beside: Beside, footnotes: Footnotes, model: str, fair: bool) -> Table:
+    """The layout of Tables 11 to 14: budgets and methods down, data sets across.
+
+    Args:
+        results: Of the sweep.
+        beside: Finds the paper's numbers.
+        footnotes: Counts the notes.
+        model: Which model.
+        fair: Whether all rates were chosen by one rule; else no value is set in bold.
+    """
+    plan = results.plan
+    budgets = results.budgets(model)
+    every = [Key(model, d, b, m) for d in plan.datasets for b in budgets for m in plan.methods]
+    datasets = list(dict.fromkeys(key.dataset for key in every if results.runs(key)))
+    shown = {dataset: _printed(beside, [key for key in every if key.dataset == dataset]) for dataset in datasets}
+    marks = footnotes.caption(
+        cell for cells in shown.values() for cell in cells
+    )  # first, so that they are counted first
+    rows: list[list[Cell]] = []
+    groups, below = [], []
+    for budget in budgets:
+        lines = {m: [Key(model, d, budget, m) for d in datasets] for m in plan.methods}
+        lines = {m: keys for m, keys in lines.items() if any(map(results.runs, keys))}
+        shared, left_out = results.common(model, [budget])
+        averages = {m: results.average(model, budget, m, tuple(shared)) for m in lines}
+        best = [_best([results.estimate(keys[n]) for keys in lines.values()], fair) for n in range(len(datasets))]
+        top = _best([average.estimate if average else None for average in averages.values()], fair)
+        groups.append(len(rows))
+        for method, keys in lines.items():
+            overall = beside.average(model, budget, method, shared)
+            printed = [*_printed(beside, keys), *(overall.cells if overall else ())]
+            name = Cell(method, notes=footnotes.row(printed))
+            cells = [accuracy_cell(results, beside, key, best[n]) for n, key in enumerate(keys)]
+            why = _why(results, model, budget, method)
+            average = average_cell(averages[method], overall, top, footnotes, why)
+            head = [name, Cell(budget, sort=plan.budgets.index(budget)), count_cell(results.parameters(model, method))]
+            rows.append([*head, *cells, average])
+        below += left_out_line(budget, left_out)
+    titles = [Cell(dataset, notes=footnotes.column(shown[dataset])) for dataset in datasets]
+    return Table(
+        f"accuracy-{identifier(model)}",
+        f"{model}: test accuracy in percent, mean ± half of the 95 % confidence interval over seeds",
+        [Cell("Method"), Cell("Data"), Cell("Trained parameters"), *titles, Cell("Average")],
+        rows,
+        groups,
+        marks,
+        below,
+        left=2,
+    )
+
+
+def average_table(results: Results, beside: Beside, footnotes: Footnotes, model: str, fair: bool) -> Table:
+    """Methods down, budgets across: the averages over the data sets that every compared method has.
+
+    Args:
+        results: Of the sweep.
+        beside: Finds the paper's numbers.
+        footnotes: Counts the notes.
+        model: Which model.
+        fair: Whether all rates were chosen by one rule; else no value is set in bold.
+    """
+    budgets = results.budgets(model)
+    shared = {budget: tuple(results.common(model, [budget])[0]) for budget in budgets}
+    columns: list[list[Cell]] = []
+    methods = [m for m in results.plan.methods if any(_cells(results, model, b, m) for b in budgets)]
+    printed = {(m, b): beside.average(model, b, m, shared[b]) for m in methods for b in budgets}
+    marks = footnotes.caption(cell for paper in printed.values() if paper for cell in paper.cells)
+    of_method = {m: [cell for b in budgets if (paper := printed[m, b]) for cell in paper.cells] for m in methods}
+    names = {method: Cell(method, notes=footnotes.row(cells)) for method, cells in of_method.items()}
+    for budget in budgets:
+        averages = [results.average(model, budget, method, shared[budget]) for method in methods]
+        top = _best([average.estimate if average else None for average in averages], fair)
+        column = []
+        for method, average in zip(methods, averages, strict=True):
+            other = (budget == ZERO_SHOT) != results.plan.untrained(method)
+            why = _why(results, model, budget, method)
+            column.append(Cell("") if other else average_cell(average, printed[method, budget], top, footnotes, why))
+        columns.append(column)
+    rows = [
+        [names[method], count_cell(results.parameters(model, method)), *cells]
+        for method, *cells in zip(methods, *columns, strict=True)
+    ]
+    header = [Cell(b, below=f"{many(len(shared[b]), 'data set')}") for b in budgets]
+    return Table(
+        f"averages-{identifier(model)}",
+        f"{model}: accuracy averaged over the data sets that every compared method has",
+        [Cell("Method"), Cell("Trained parameters"), *header],
+        rows,
+        [],
+        marks,
+        [line for budget in budgets for line in left_out_line(budget, results.common(model, [budget])[1])],
+    )
+
+
+def accuracy_cell(results: Results, beside: Beside, key: Key, best: float | None) -> Cell:
+    """A cell with its interval, each seed's value in its tooltip, and the paper's value below."""
+    estimate, runs, paper = results.estimate(key), results.runs(key), beside.cell(key)
+    spread = f" ± {paper.std:g}" if paper and paper.std is not None else ""
+    printed = f"paper {percent(paper.value)}{spread}" if paper else ""
+    states = [f"seed {run.seed if run.seed is not None else '?'}: {_value(run.accuracy) or run.told}" for run in runs]
+    title = "; ".join([" ".join(key), *states])
+    if estimate is None:
+        told = results.why_missing(key) if runs else ""
+        return Cell(_cut(told), printed, title if runs else "", None, missing=True)
+    short = sum(run.state == FINISHED for run in runs) < len(runs)
+    partly = f"{len(estimate.values)} of {len(runs)} seeds" if short else ""
+    if estimate.half is None:
+        title += "; one seed: no interval"
+    idle = IDLE if results.idle(key) else ""
+    below = _below([idle, partly], printed, estimate.mean, paper.value if paper else None)
+    return Cell(estimate_text(estimate), below, title, estimate.mean, _is(estimate, best))
+
+
+def average_cell(
+    average: Average | None, paper: PaperAverage | None, best: float | None, notes: Footnotes, why: str
+) -> Cell:
+    """An average, the paper's below it, in its tooltip what was averaged; or why there is none."""
+    printed = f"paper {percent(paper.value) if len(paper.cells) == 1 else f'{paper.value:.1f}'}" if paper else ""
+    marks = notes.average(paper) if paper else ()
+    if average is None:
+        return Cell(_cut(why), printed, why, missing=True, notes=marks)
+    estimate = average.estimate
+    told = [f"over {', '.join(average.datasets)}"]
+    if estimate.half is None:
+        told.append("fewer than two seeds on all of them: no interval")
+    else:
+        told += [f"seed {seed}: {_value(value)}" for seed, value in zip(average.seeds, estimate.values, strict=True)]
+    unused = set(average.all_seeds) - set(average.seeds)
+    some = bool(unused) and estimate.half is not None
+    if some:
+        told.append(f"seeds that not every data set has are left out: {', '.join(map(str, sorted(unused)))}")
+    partly = f"{len(average.seeds)} of {len(average.all_seeds)} seeds" if some else ""
+    below = _below([partly], printed, estimate.mean, paper.value if paper else None)
+    return Cell(estimate_text(estimate), below, "; ".join(told), estimate.mean, _is(estimate, best), notes=marks)
+
+
+def percent(value: float) -> str:
+    """A printed number with one decimal, or all that it has."""
+    return f"{value:.1f}" if value == round(value, 1) else f"{value:g}"
+
+
+def signed(difference: float) -> str:
+    """``+1.3``, never ``-0.0``."""
+    return f"{round(difference, 1) + 0.0:+.1f}"
+
+
+def count_cell(count: int | None) -> Cell:
+    """A number of parameters."""
+    return Cell("" if count is None else f"{count:,}", sort=count)
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """``84.3 ± 0.5``, or the mean alone of one seed."""
+    return f"{estimate.mean:.1f}" + ("" if estimate.half is None else f" ± {estimate.half:.1f}")
+
+
+def left_out_line(budget: str, left_out: dict[str, list[str]]) -> list[str]:
+    """Says which data sets are in no average of a budget, and because of whom."""
+    if not left_out:
+        return []
+    told = "; ".join(f"{dataset} (no finished run of {', '.join(methods)})" for dataset, methods in left_out.items())
+    return [f"{budget}: the averages leave out {told}."]
+
+
+def identifier(label: str) -> str:
+    """A label as part of a name of files and anchors; `build` tells those of equal labels apart."""
+    return re.sub(r"[\W_]+", "-", label.lower()).strip("-")[:_LONGEST] or "unnamed"
+
+
+def _cells(results: Results, model: str, budget: str, method: str) -> list[Key]:
+    return [key for d in results.plan.datasets if results.runs(key := Key(model, d, budget, method))]
+
+
+def _why(results: Results, model: str, budget: str, method: str) -> str:
+    """Why a method has no average, if it has none."""
+    cells = _cells(results, model, budget, method)
+    if any(map(results.finished, cells)):
+        return "no data set in common"
+    return " / ".join(dict.fromkeys(map(results.why_missing, cells))) or "not run"
+
+
+def _best(estimates: Sequence[Estimate | None], fair: bool) -> float | None:
+    """The best mean, where there is something to compare and it may be."""
+    means = [estimate.mean for estimate in estimates if estimate]
+    return max(means) if fair and len(means) > 1 else None
+
+
+def _is(estimate: Estimate, best: float | None) -> bool:
+    return best is not None and estimate.mean >= best - NEAR
+
+
+def _below(marks: Sequence[str], printed: str, ours: float, paper: float | None) -> str:
+    """The second line of a cell: its marks, such as how many seeds; the paper's value and the difference."""
+    return " · ".join(filter(None, [*marks, "" if paper is None else f"{printed} ({signed(ours - paper)})"]))
+
+
+def _printed(beside: Beside, keys: Sequence[Key]) -> list[PaperCell]:
+    return [cell for key in keys if (cell := beside.cell(key))]
+
+
+def _value(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHORT + 8 else text[: _SHORT + 7].rstrip() + "…"

@@ -1,0 +1,126 @@
+"""Parameters, time and memory of each method, in the layout of Table 10."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import chain
+from statistics import fmean
+
+from randlora_pl.experiments.paper import PaperCell
+from randlora_pl.experiments.report.collect import Run
+from randlora_pl.experiments.report.document import Cell, Table
+from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.sections.accuracy import count_cell, identifier
+from randlora_pl.experiments.report.sections.paper_comparison import Beside, Footnotes
+
+_REFERENCES = ("FullFineTuning", "LoRA")
+"""What times and memory are percents of: as in Table 10 full fine-tuning, LoRA where that was not run."""
+
+RESIDENT = (
+    "Memory on a CPU is the largest resident set of the process, the program and the data included. On Linux it is "
+    "counted anew for each cell, which still has what earlier cells of the process left behind; elsewhere a later cell "
+    "cannot show less than an earlier one."
+)
+ALLOCATED = "Memory on a GPU is the most that PyTorch's allocator has handed out during the training."
+
+
+def cost_table(results: Results, beside: Beside, footnotes: Footnotes, model: str) -> Table | None:
+    """Cost of each method of a model; None where no run has a figure of it.
+
+    Percents are means over the cells (data set, budget, seed) that the method and the reference both have on the same
+    device, each divided by the reference's figure of the same cell.
+
+    Args:
+        results: Of the sweep.
+        beside: Finds the paper's numbers.
+        footnotes: Counts the notes.
+        model: Which model.
+    """
+    runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in results.sweep.finished:
+        if run.key.model == model and run.number("fit_seconds"):
+            runs[run.key.method, run.device].append(run)
+    if not runs:
+        return None
+    devices = sorted({device for _, device in runs})
+    shares = any(beside.parameters(model, method) for method in results.plan.methods)
+    rows, shown, below = [], [], []
+    for device in devices:
+        reference = _reference(results, [m for m in results.plan.methods if (m, device) in runs])
+        base = runs.get((reference or "", device), [])
+        for method in results.plan.methods:
+            if not (here := runs.get((method, device), [])):
+                continue
+            paper = [cell for cell in beside.cost(model, method) if cell]
+            shown += paper
+            time, memory = beside.cost(model, method)
+            rows.append([
+                Cell(method, notes=footnotes.row(paper)),
+                Cell(device or "not told"),
+                count_cell(results.parameters(model, method)),
+                *([_share(results, beside, model, method)] if shares else []),
+                _relative(here, base, "fit_seconds", time),
+                _relative(here, base, "peak_memory_bytes", memory),
+                _mean([run.number("fit_seconds") for run in here], "{:,.1f}"),
+                _mean([run.per_second for run in here], "{:,.0f}"),
+                _mean([1e-9 * (run.number("peak_memory_bytes") or 0) for run in here], "{:,.2f}"),
+                Cell(f"{len(here)}", sort=len(here)),
+            ])  # fmt: skip
+        named = f"On {device}, percents" if len(devices) > 1 else "Percents"
+        below.append(
+            f"{named} are of {reference}, in the same data set, budget and seed."
+            if reference
+            else f"{named} are missing: neither full fine-tuning nor LoRA was run."
+        )
+    below += [RESIDENT] if "cpu" in devices else []
+    below += [ALLOCATED] if any(device != "cpu" for device in devices) else []
+    unit = "Images" if any(run.number("images_per_second") for run in chain(*runs.values())) else "Texts"
+    header = ["Method", "Device", "Trained parameters", *["% of all"] * shares, "Training time, %", "Memory, %"]
+    header += ["Seconds a run", f"{unit} a second", "Peak memory, GB", "Runs"]
+    return Table(
+        f"cost-{identifier(model)}",
+        f"{model}: parameters, time and memory",
+        [Cell(title, notes=footnotes.column(shown) if title == "Memory, %" else ()) for title in header],
+        rows,
+        [],
+        footnotes.caption(shown),
+        below,
+        left=2,
+    )
+
+
+def _reference(results: Results, methods: list[str]) -> str | None:
+    for kind in _REFERENCES:
+        for method in methods:
+            if results.kind(method) == kind:
+                return method
+    return None
+
+
+def _relative(runs: list[Run], base: list[Run], name: str, paper: PaperCell | None) -> Cell:
+    """Percent of the reference, and the paper's below."""
+    printed = f"paper {paper.value:g}" if paper else ""
+    of = {(run.key.dataset, run.key.budget, run.seed): run.number(name) for run in base}
+    pairs = [(run.number(name), of.get((run.key.dataset, run.key.budget, run.seed))) for run in runs]
+    ratios = [100 * ours / theirs for ours, theirs in pairs if ours and theirs]
+    if not ratios:
+        told = "no reference" if any(ours for ours, _ in pairs) else "not measured"
+        return Cell(told, printed, missing=True)
+    mean = fmean(ratios)
+    title = f"mean of {len(ratios)} cells, from {min(ratios):.0f} to {max(ratios):.0f}"
+    return Cell(f"{mean:.0f}", f"{printed} ({mean - paper.value:+.0f})" if paper else "", title, mean)
+
+
+def _share(results: Results, beside: Beside, model: str, method: str) -> Cell:
+    """Trained of all parameters in percent, and what the paper prints."""
+    share, printed = results.share(model, method), beside.parameters(model, method)
+    below = f"paper {printed}" if printed else ""
+    return Cell("", below) if share is None else Cell(f"{share:.2g}", below, sort=share)
+
+
+def _mean(found: Sequence[float | None], form: str) -> Cell:
+    values = [value for value in found if value]
+    if not values:
+        return Cell("not measured", missing=True)
+    mean = fmean(values)
+    title = f"mean of {len(values)} runs, from {form.format(min(values))} to {form.format(max(values))}"
+    return Cell(form.format(mean), title=title, sort=mean)

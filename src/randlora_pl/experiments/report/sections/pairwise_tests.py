@@ -1,0 +1,205 @@
+"""Method against method: one difference for each pair with its interval, and a verdict where one can be given."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+from statistics import fmean
+
+from randlora_pl.experiments.report.document import Cell, Table, many
+from randlora_pl.experiments.report.plan import Key
+from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.sections.rates import Rates
+from randlora_pl.experiments.report.statistics import Estimate, holm, sign_flip_test
+
+EQUAL = 1.1
+"""Up to this ratio two numbers of trained parameters count as equal."""
+COMPARABLE = 1.5
+"""Up to this ratio a pair is told at the start of the report: the paper's own matches are up to 35 % off."""
+SEEDS = 5
+"""Fewer common seeds give no verdict."""
+DATASETS = 6
+"""Fewer data sets cannot give p < 0.05, since the signs of n differences have 2**n patterns."""
+LEVEL = 0.05
+
+RULE = (
+    "A difference is paired by data set, budget and seed, and averaged in each data set; its interval is the 95 % "
+    "confidence interval of Student's t over data sets. p is of a two-sided sign-flip test over data sets, "
+    "adjusted by Holm for the number of pairs that were tested. A pair has a verdict where both learning rates were "
+    f"chosen by one rule, all compared cells have at least {SEEDS} common seeds, and there are at least {DATASETS} "
+    f"data sets: one of them is better where the adjusted p is below {LEVEL:g}. Trained parameters are called equal "
+    f"up to a factor of {EQUAL:g}."
+)
+
+
+@dataclass(frozen=True)
+class Versus:
+    """One pair of methods.
+
+    Attributes:
+        model: The model.
+        first: One method, a RandLoRA where one of the two is.
+        second: The other.
+        ratio: Trained parameters of the first, divided by those of the second.
+        seeds: Common seeds of the cell with the fewest.
+        cells: Differences of each data set and budget in points, one for each common seed.
+        untuned: Why the rates are not comparable; empty where they are.
+        p: Adjusted; None where nothing was tested.
+    """
+
+    model: str
+    first: str
+    second: str
+    ratio: float
+    seeds: int
+    cells: dict[tuple[str, str], Estimate]
+    untuned: str = ""
+    p: float | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Whether both train equally many parameters."""
+        return max(self.ratio, 1 / self.ratio) <= EQUAL
+
+    @property
+    def comparable(self) -> bool:
+        """Whether both train about equally many."""
+        return max(self.ratio, 1 / self.ratio) <= COMPARABLE
+
+    @property
+    def by_dataset(self) -> dict[str, float]:
+        """Mean difference of each data set over its budgets."""
+        found: dict[str, list[float]] = {}
+        for (dataset, _), difference in self.cells.items():
+            found.setdefault(dataset, []).append(difference.mean)
+        return {dataset: fmean(values) for dataset, values in found.items()}
+
+    @property
+    def difference(self) -> Estimate:
+        """Points, over data sets."""
+        return Estimate(tuple(self.by_dataset.values()))
+
+    @property
+    def lacking(self) -> str:
+        """Runs that a verdict needs and that are not there; empty if there are enough."""
+        if self.seeds < SEEDS:
+            return f"{many(self.seeds, 'seed')}, {SEEDS} are needed"
+        if len(self.by_dataset) < DATASETS:
+            return f"{many(len(self.by_dataset), 'data set')}, {DATASETS} are needed"
+        return ""
+
+    @property
+    def obstacle(self) -> str:
+        """Why there is no verdict; empty where there is one."""
+        if self.untuned:
+            return f"not tuned: {self.untuned}"
+        return f"no verdict: {self.lacking}" if self.lacking else ""
+
+    @property
+    def verdict(self) -> str:
+        """Which is better, that no difference was found, or why neither can be said."""
+        if self.p is None:
+            return self.obstacle
+        better = self.first if self.difference.mean > 0 else self.second
+        return f"{better} is better" if self.p < LEVEL else "no difference found"
+
+    def told(self) -> str:
+        """In one sentence."""
+        size = "equally many trained parameters" if self.equal else f"{self.ratio:.2f} times its trained parameters"
+        start = f"{self.model}: {self.first} against {self.second} ({size}): "
+        if self.untuned:
+            return f"{start}{self.verdict}."
+        half = self.difference.half
+        spread = "" if half is None else f" ± {half:.1f}"
+        shown = f"{self.difference.mean:+.1f}{spread} points over {many(len(self.by_dataset), 'data set')}"
+        return f"{start}{shown}; {self.verdict}{'' if self.p is None else f' (p = {self.p:.2g})'}."
+
+
+def comparisons(results: Results, rates: Rates) -> list[Versus]:
+    """Every pair of trained methods of each model, tested together.
+
+    Those of a RandLoRA with another method of about its size come first.
+    """
+    found = [one for model in results.plan.models for one in _of_model(results, rates, model)]
+    tested = [one for one in found if not one.obstacle]
+    values = holm([sign_flip_test(one.difference.values) for one in tested])
+    adjusted = {id(one): p for one, p in zip(tested, values, strict=True)}
+    judged = [replace(one, p=adjusted.get(id(one))) for one in found]
+    return sorted(judged, key=lambda one: (not one.comparable, *_order(results, one)))
+
+
+def _order(results: Results, one: Versus) -> tuple[bool, bool]:
+    return not _is_randlora(results, one.first), _is_randlora(results, one.second)
+
+
+def leading(results: Results, found: list[Versus]) -> list[Versus]:
+    """The pairs that a report begins with: a RandLoRA with another method of about its size."""
+    return [one for one in found if one.comparable and _order(results, one) == (False, False)]
+
+
+def _of_model(results: Results, rates: Rates, model: str) -> Iterator[Versus]:
+    methods = [method for method in results.plan.methods if not results.plan.untrained(method)]
+    for one, other in combinations(methods, 2):
+        first, second = (
+            (other, one) if not _is_randlora(results, one) and _is_randlora(results, other) else (one, other)
+        )
+        sizes = [results.parameters(model, method) for method in (first, second)]
+        if all(sizes) and (cells := _cells(results, model, first, second)):
+            ratio = (sizes[0] or 0) / (sizes[1] or 1)
+            seeds = min(len(difference.values) for difference in cells.values())
+            yield Versus(model, first, second, ratio, seeds, cells, rates.untuned(model, (first, second)))
+
+
+def _is_randlora(results: Results, method: str) -> bool:
+    """By the adapter that the runs name, not by the label: LoRA may be ``matched to RandLoRA-6``."""
+    return results.kind(method).lower().startswith("randlora")
+
+
+def _cells(results: Results, model: str, first: str, second: str) -> dict[tuple[str, str], Estimate]:
+    """Differences of every cell that both have, seed by seed."""
+    found = {}
+    for dataset in results.plan.datasets:
+        for budget in results.trained_budgets(model):
+            ours = results.by_seed(Key(model, dataset, budget, first))
+            theirs = results.by_seed(Key(model, dataset, budget, second))
+            if seeds := sorted(ours.keys() & theirs.keys()):
+                found[dataset, budget] = Estimate(tuple(ours[seed] - theirs[seed] for seed in seeds))
+    return found
+
+
+def versus_table(found: list[Versus]) -> Table:
+    """The pairs as a table; the tooltip of a difference has every cell with its interval over seeds.
+
+    Args:
+        found: What `comparisons` found, at least one.
+    """
+    rows = []
+    for one in found:
+        each = "; ".join(f"{' '.join(place)} {_shown(difference)}" for place, difference in one.cells.items())
+        rows.append([
+            Cell(one.first),
+            Cell(one.second),
+            Cell(one.model),
+            Cell(one.verdict),
+            Cell(f"{one.ratio:.2f}" + (" equal" if one.equal else ""), sort=one.ratio),
+            Cell(_shown(one.difference), "", each, one.difference.mean),
+            Cell(f"{len(one.by_dataset)}", sort=len(one.by_dataset)),
+            Cell(f"{one.seeds}", sort=one.seeds),
+            Cell("" if one.p is None else f"{one.p:.2g}", sort=one.p),
+        ])  # fmt: skip
+    header = [
+        "Method",
+        "against",
+        "Model",
+        "Verdict",
+        "Parameter ratio",
+        "Mean difference, points",
+        "Data sets",
+        "Seeds",
+    ]
+    titles = [Cell(title) for title in [*header, "p, adjusted"]]
+    return Table("versus-pairs", "One verdict for each pair of methods", titles, rows, below=[RULE], left=4)
+
+
+def _shown(difference: Estimate) -> str:
+    spread = "" if difference.half is None else f" ± {difference.half:.2f}"
+    return f"{difference.mean:+.2f}{spread}"

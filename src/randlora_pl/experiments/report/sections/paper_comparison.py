@@ -1,0 +1,203 @@
+"""The paper's numbers that belong beside ours, and the footnotes that they need."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from randlora_pl.experiments.paper import PaperCell, PaperTable, column_of, notes, table
+from randlora_pl.experiments.paper.paper import AVERAGE, is_whole, plain
+from randlora_pl.experiments.report.plan import Key, Plan
+from randlora_pl.utils.errors import UserError
+
+RELATIVE = "10"
+"""The table of times and memory."""
+_TIME, _MEMORY = "training time (% of reference)", "memory (% of reference)"
+_RANKS = ("11", "12", "13")
+"""Tables whose RandLoRA is the one that Table 10 names without its rank."""
+
+
+@dataclass(frozen=True)
+class PaperAverage:
+    """A number to stand beside an average of ours.
+
+    Attributes:
+        value: Percent.
+        cells: The printed numbers that it comes from.
+        printed: The printed average, if it is over the same data sets.
+    """
+
+    value: float
+    cells: tuple[PaperCell, ...]
+    printed: PaperCell | None = None
+
+
+class Beside:
+    """Finds the paper's numbers by our labels.
+
+    Args:
+        plan: The sweep's plan; its ``paper`` names the tables.
+
+    Attributes:
+        problems: Tables that are named and not there.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.problems: list[str] = []
+        self.tables: list[PaperTable] = []
+        for number in plan.paper:
+            try:
+                self.tables.append(table(number))
+            except UserError as error:
+                self.problems.append(str(error))
+
+    def cell(self, key: Key) -> PaperCell | None:
+        """The printed number of a cell."""
+        column = column_of(self.plan.paper_name(key.dataset))
+        for here in self.tables if column else ():
+            model, method = self._labels(here, key.model, key.method)
+            budgets = {plain(label): label for label in here.budgets}
+            found = here.cell(model, method, budgets.get(plain(key.budget), key.budget), column or "")
+            if found:
+                return found
+        return None
+
+    def average(self, model: str, budget: str, method: str, datasets: Sequence[str]) -> PaperAverage | None:
+        """The mean of the printed numbers of the same data sets, None where the paper lacks one of them.
+
+        Where a table has averages over all data sets, or all tests, only: that, None for any others.
+        """
+        cells = [self.cell(Key(model, dataset, budget, method)) for dataset in datasets]
+        found = tuple(cell for cell in cells if cell is not None)
+        if found and len(found) == len(cells):
+            printed = self._printed(found)
+            return PaperAverage(fmean(cell.value for cell in found), found, printed)
+        if not is_whole(column_of(self.plan.paper_name(dataset)) for dataset in datasets):
+            return None
+        for here in self.tables:
+            if not of_data_sets(here):
+                name, label = self._labels(here, model, method)
+                rows = [c for c in here.cells if c.model == name and _at(c, budget) and plain(label) in _names(c)]
+                if len(rows) == 1:  # a method with several columns must be named with one of them
+                    return PaperAverage(rows[0].value, (rows[0],))
+        return None
+
+    def parameters(self, model: str, method: str) -> str:
+        """The printed parameters of a method, such as ``1.18 %`` or ``0.7M``; empty where no table has them."""
+        for here in self.tables:
+            name, label = self._labels(here, model, method)
+            for budget in here.budgets:
+                if printed := here.parameters(name, label, budget):
+                    return printed if printed.endswith("M") else f"{printed} %"
+        return ""
+
+    def cost(self, model: str, method: str) -> tuple[PaperCell | None, PaperCell | None]:
+        """Time and memory of Table 10, percent of full fine-tuning; only where the sweep names the paper at all."""
+        if not self.plan.paper:
+            return None, None
+        here = table(RELATIVE)
+        name, label = self._labels(here, model, method)
+        for other in map(table, _RANKS):
+            there, ranked = self._labels(other, model, method)
+            if there == name and ranked in other.methods(there) and ranked.startswith("RandLoRA"):
+                label = "RandLoRA"
+        return here.cell(name, label, "", _TIME), here.cell(name, label, "", _MEMORY)
+
+    def _printed(self, cells: Sequence[PaperCell]) -> PaperCell | None:
+        first = cells[0]
+        here = next(found for found in self.tables if found.number == first.table)
+        everything = {column for column in here.columns if column != AVERAGE}
+        if {cell.column for cell in cells} != everything:
+            return None
+        return here.cell(first.model, first.method, first.budget, AVERAGE)
+
+    def _labels(self, here: PaperTable, model: str, method: str) -> tuple[str, str]:
+        """Our labels as this table spells them; ours where it has none that is the same but for punctuation.
+
+        A method that the paper calls by several names may be labelled with one and have another as its ``paper_name``.
+        """
+        named, told = self.plan.paper_name(method, model), self.plan.paper_name(model)
+        models = {plain(label): label for label in here.models}
+        told = models.get(plain(told), told)
+        methods = {plain(label): label for label in here.methods(told)}
+        return told, methods.get(plain(named)) or (methods.get(plain(method), named) if of_data_sets(here) else named)
+
+
+def of_data_sets(here: PaperTable) -> bool:
+    """Whether a table tells its data sets apart."""
+    return any(column_of(column) for column in here.columns)
+
+
+def _names(cell: PaperCell) -> set[str]:
+    """What a row of Tables 2, 3 and 6 may be called: ``RandLoRA ternary``, or with its column, or with its size."""
+    return {plain(cell.method), plain(f"{cell.method} {cell.column}"), plain(f"{cell.method} {_size(cell)}")}
+
+
+def _size(cell: PaperCell) -> str:
+    """Table 6 tells the size of the adapter with the data: ``efficient 15k``."""
+    return cell.budget.rpartition(" ")[0]
+
+
+def _at(cell: PaperCell, budget: str) -> bool:
+    return cell.budget.rpartition(" ")[2] == budget
+
+
+@dataclass(frozen=True)
+class Footnote:
+    """One footnote of the report.
+
+    Attributes:
+        number: As printed.
+        text: What it says.
+        source: Where that is from.
+    """
+
+    number: int
+    text: str
+    source: str
+
+
+class Footnotes:
+    """Numbers the notes in the order in which they are first needed."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, str], int] = {}
+
+    @property
+    def all(self) -> list[Footnote]:
+        """Every note that was needed."""
+        return [Footnote(number, *content) for content, number in self._numbers.items()]
+
+    def add(self, text: str, source: str) -> int:
+        """The number of a note."""
+        return self._numbers.setdefault((text, source), len(self._numbers) + 1)
+
+    def caption(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
+        """Notes about whole tables that some shown numbers are from."""
+        return self._of(cells, lambda method, column: not method and not column)
+
+    def row(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
+        """Notes about the method of some shown numbers."""
+        return self._of(cells, lambda method, column: bool(method) and not column)
+
+    def column(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
+        """Notes about the data set, or the column, of some shown numbers."""
+        return self._of(cells, lambda method, column: bool(column))
+
+    def average(self, found: PaperAverage) -> tuple[int, ...]:
+        """A note where the printed average is not the mean of the printed cells."""
+        if found.printed is None or abs(found.printed.value - found.value) <= 0.05 + 1e-9:
+            return ()
+        cell = found.printed
+        return (
+            self.add(
+                f"Printed average of {cell.method}, {cell.budget}: {cell.value:g}; the mean of its printed cells is "
+                f"{found.value:.2f}, which is used here.",
+                f"Table {cell.table}, recomputed",
+            ),
+        )
+
+    def _of(self, cells: Iterable[PaperCell], where: Callable[[str, str], bool]) -> tuple[int, ...]:
+        shown = list(cells)
+        touched = [n for n in notes() if where(n.method, n.column) and any(map(n.touches, shown))]
+        return tuple(sorted(self.add(note.text, note.source) for note in touched))

@@ -1,0 +1,189 @@
+"""What a cell's config describes, built without weights: refuses what cannot run, and counts."""
+
+import math
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from randlora_pl.adapters import inject
+from randlora_pl.adapters.io.save_load import make_adapter
+from randlora_pl.bench.flops import counter
+from randlora_pl.experiments.comparison import EXPLAINED, made
+from randlora_pl.experiments.sweep.description import Tree
+from randlora_pl.experiments.sweep.texts import is_text, text_steps
+from randlora_pl.language.tasks.base import LanguageTask
+from randlora_pl.language.tasks.meta import meta_backbone, operations_per_token, usual_targets
+from randlora_pl.language.tasks.restore import TASKS as LANGUAGE
+from randlora_pl.models import ImageTower, clip_image_spec, library_of, meta_clip, meta_vit, vit_image_spec
+from randlora_pl.tasks import ImageTask, LinearHeadTask, VisionLanguageTask
+from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.restore import TASKS as VISION
+from randlora_pl.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a model costs.
+
+    Attributes:
+        trainable: Parameters that train, a head left out.
+        total: All parameters of the backbone with its adapter.
+        image: Floating point operations of one image's forward pass through the frozen model.
+        text: Those of one caption; 0 where no text tower trains.
+        token: Those of one token of a language model; 0 for images.
+    """
+
+    trainable: int
+    total: int
+    image: int = 0
+    text: int = 0
+    token: int = 0
+
+
+def task_of(tree: Tree) -> AdaptationTask | None:
+    """The task that a config describes; None for a class outside this project.
+
+    Raises:
+        UserError: An option is impossible.
+    """
+    model = tree["model"]
+    arguments = dict(model.get("init_args") or {})
+    kind = _kind(tree)
+    described = _described(arguments.pop("adapter"))
+    if kind is None or described is None:
+        return None
+    adapter = make_adapter(described["method"], described["options"], "model.adapter", EXPLAINED)
+    task: AdaptationTask = made(kind, arguments | {"adapter": adapter}, "model")
+    return task
+
+
+def data_of(tree: Tree) -> Any:
+    """The data module that a config describes; nothing is read.
+
+    Raises:
+        UserError: An option is impossible.
+    """
+    package, _, name = getattr(_kind(tree), "data_module", AdaptationTask.data_module).rpartition(".")
+    return made(getattr(import_module(package), name), dict(tree.get("data", {})), "data")
+
+
+def _kind(tree: Tree) -> type[AdaptationTask] | None:
+    kinds: dict[str, type[AdaptationTask]] = {**VISION, **LANGUAGE}
+    return kinds.get(_short(tree["model"]))
+
+
+def counts(tree: Tree, forward: bool = True) -> Counts | None:
+    """Counts on the meta device; None for a class outside this project, or a model whose shape nobody knows here.
+
+    Args:
+        tree: A cell's config.
+        forward: Whether to count operations, too.
+
+    Raises:
+        UserError: The adapter does not fit the model, or trains nothing.
+    """
+    task = task_of(tree)
+    if task is None:
+        return None
+    if isinstance(task, LanguageTask):
+        return _text_counts(task)
+    assert isinstance(task, ImageTask)
+    size = getattr(task, "img_size", None)
+    clip = library_of(task.name) == "open_clip"
+    model = meta_clip(task.name) if clip else meta_vit(task.name, size)
+    both = isinstance(task, VisionLanguageTask)
+    if clip and not both:
+        model = ImageTower(model)
+    image = text = 0
+    if forward:
+        pixels = clip_image_spec(task.name, "random", size).size if clip else vit_image_spec(task.name, size).size
+        image, text = _operations(model, both, pixels)
+    inject(model, task.adapter, task.targets)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if not trainable and not isinstance(task, LinearHeadTask):
+        raise UserError(f"{task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
+    return Counts(trainable, sum(parameter.numel() for parameter in model.parameters()), image, text)
+
+
+def _text_counts(task: LanguageTask) -> Counts | None:
+    model = meta_backbone(task)
+    if model is None:
+        return None
+    token = operations_per_token(model)
+    inject(model, task.adapter, usual_targets(task, model))
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return Counts(trainable, sum(parameter.numel() for parameter in model.parameters()), token=token)
+
+
+def _operations(model: Any, both: bool, pixels: int) -> tuple[int, int]:
+    images = torch.empty(1, 3, pixels, pixels, device="meta")
+    with torch.no_grad():
+        with counter() as flops:
+            (model.encode_image if both else model)(images)
+        image = flops.get_total_flops()
+        if not both:
+            return image, 0
+        lengths = (getattr(part, "context_length", None) for part in (model, getattr(model, "text", None)))
+        length = next((found for found in lengths if isinstance(found, int)), 77)
+        with counter() as flops:
+            model.encode_text(torch.zeros(1, length, dtype=torch.int64, device="meta"))
+        return image, flops.get_total_flops()
+
+
+def _short(node: Any) -> str:
+    return str(node["class_path"] if isinstance(node, dict) else node).rpartition(".")[2]
+
+
+def _described(node: Any) -> dict[str, Any] | None:
+    """``{class_path, init_args}`` as the method and options that `make_adapter` takes."""
+    name = str(node["class_path"] if isinstance(node, dict) else node)
+    if "." in name and not name.startswith("randlora_pl."):
+        return None
+    options = dict(node.get("init_args") or {}) if isinstance(node, dict) else {}
+    if "inner" in options:
+        options["inner"] = _described({"class_path": "LoRA"} | options["inner"]) or {}
+    return {"method": _short(name), "options": options}
+
+
+def steps(tree: Tree, classes: int | None, train: int | None) -> int | None:
+    """Optimizer steps of a cell from the counts of its data set; None where nobody knows them.
+
+    Args:
+        tree: Its config.
+        classes: Classes of its data set.
+        train: Training images of its data set.
+    """
+    from randlora_pl.data.module import FEW_SHOT_EPOCHS
+    from randlora_pl.data.sampling.schedule import total_draws
+
+    data = tree.get("data", {})
+    limit = tree.get("trainer", {}).get("max_steps", -1)
+    planned: int | None
+    if is_text(tree):
+        planned = text_steps(tree, window(tree))
+        if planned is None:
+            return None
+    elif data.get("steps"):
+        planned = int(data["steps"])
+    else:
+        row = data_of(tree).row
+        images = None if train is None else train
+        if data.get("shots"):
+            images = None if classes is None else min(int(data["shots"]) * classes, train or 10**12)
+        elif data.get("fraction") and train is not None:
+            images = round(float(data["fraction"]) * train)
+        if not images:
+            return None
+        few = bool(data.get("shots"))
+        epochs = data.get("epochs") or (FEW_SHOT_EPOCHS if few else row.epochs)
+        least = int(data.get("min_batches_per_epoch", 10)) if few or row.own else 0
+        planned = math.ceil(total_draws(images, int(epochs), window(tree), least) / window(tree))
+    return planned if limit is None or int(limit) < 0 else min(planned, int(limit))
+
+
+def window(tree: Tree) -> int:
+    """Images of an optimizer step."""
+    accumulated = int(tree.get("trainer", {}).get("accumulate_grad_batches", 1) or 1)
+    return int(tree.get("data", {}).get("batch_size", 128)) * accumulated

@@ -1,0 +1,1 @@
+"""Adapters written by other programs."""

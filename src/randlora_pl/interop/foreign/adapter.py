@@ -1,0 +1,154 @@
+"""Adapters that come from elsewhere: method, options, tensors by layer, and bases that no seed of ours gives."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters import Adapter, InjectionReport, adapted_layers, inject
+from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.inject import make_deltas
+from randlora_pl.adapters.kept import base_buffers
+from randlora_pl.adapters.operations import use_bases
+from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.targets.select import select
+from randlora_pl.adapters.targets.sites import CONV, Site, find_sites
+from randlora_pl.interop.patterns import exact_pattern
+from randlora_pl.interop.peft.convolutions import plain_convolution
+from randlora_pl.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """An adapter in our terms.
+
+    Attributes:
+        source: Where it was read, for messages.
+        adapter: The method and its options.
+        layers: Tensors of each layer, by our names of both.
+        bases: Random bases, where the method has any.
+        extra: Tensors of no layer: a head.
+    """
+
+    source: str
+    adapter: Adapter
+    layers: dict[str, dict[str, Tensor]]
+    bases: Bases | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> list[str]:
+        """Exactly its layers."""
+        return [f"^{exact_pattern(self.layers)}"]
+
+    def check(self, model: nn.Module) -> None:
+        """Whether it fits a base model.
+
+        Raises:
+            UserError: A layer is not adapted as here, or a tensor has another shape. The model is unchanged.
+        """
+        sites = select(model, self.targets, False)
+        for site, delta in make_deltas(self.adapter, sites, model)[0].items():
+            self._check_shapes(site.shape.layer, delta)
+            drawn = getattr(delta, "bases", None)
+            if self.bases is None or not isinstance(drawn, Bases):
+                continue
+            have, want = ((tuple(each.A.shape), tuple(each.B.shape)) for each in (self.bases, drawn))
+            if any(mine < needed for mine, needed in zip(have[0] + have[1], want[0] + want[1], strict=True)):
+                raise UserError(f"{self.source}: its bases are too small for this model: {have}, {want} are needed.")
+
+    def _check_shapes(self, layer: str, delta: DeltaWeight) -> None:
+        wanted = {name: tuple(parameter.shape) for name, parameter in delta.named_parameters()}
+        found = {name: tuple(tensor.shape) for name, tensor in self.layers[layer].items()}
+        if wrong := [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]:
+            name = wrong[0]
+            raise UserError(
+                f"{self.source}: {name} of {layer} has shape {found.get(name)}, this model needs {wanted.get(name)}; "
+                "it belongs to another model, or is damaged."
+            )
+
+    def owned(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's own tensors that came along, of modules that trained as a whole, by name.
+
+        Raises:
+            UserError: One has another shape, or its module is not what it was.
+        """
+        own: dict[str, Tensor] = {**dict(model.named_parameters()), **base_buffers(model)}
+        for name, tensor in self.extra.items():
+            if name in own and own[name].shape != tensor.shape:
+                here, there = tuple(own[name].shape), tuple(tensor.shape)
+                raise UserError(
+                    f"{self.source}: {name} has shape {there}, in this model {here}; build it as it was trained."
+                )
+            module = name.rpartition(".")[0]
+            if name not in own and any(other.startswith(f"{module}.") for other in own):
+                raise UserError(f"{self.source}: {name} was trained as a whole, and this model has none.")
+        return {name: own[name] for name in self.extra if name in own}
+
+    def inject(self, model: nn.Module) -> InjectionReport:
+        """Puts it into a base model, in place."""
+        self.check(model)
+        owned = self.owned(model)
+        parameters = [name for name, tensor in owned.items() if isinstance(tensor, nn.Parameter)]
+        trained = [f"^{exact_pattern(parameters)}"] if parameters else None
+        report = inject(model, self.adapter, self.targets, trained)
+        self.fill(model)
+        with torch.no_grad():
+            for name, tensor in owned.items():
+                tensor.copy_(self.extra[name])
+        return report
+
+    def fill(self, model: nn.Module) -> None:
+        """Gives its values to a model that has its method and layers already."""
+        if self.bases is not None:
+            use_bases(model, self.bases)
+        with torch.no_grad():
+            for path, layer in adapted_layers(model).items():
+                name = path if layer.weight_name == "weight" else f"{path}.in_proj".lstrip(".")
+                if layer.delta is None:
+                    continue
+                for tensor, parameter in layer.delta.named_parameters():
+                    parameter.copy_(self.layers[name][tensor])
+
+
+def site_of(sites: Mapping[str, Site], model: nn.Module, layer: str, source: str) -> Site:
+    """The place of a layer in a model.
+
+    Raises:
+        UserError: It has no such layer, or one that takes no update.
+    """
+    if layer in sites:
+        return sites[layer]
+    try:
+        kind = type(model.get_submodule(layer)).__name__
+    except AttributeError:
+        raise UserError(
+            f"{source}: its target {layer} does not exist in this model ({type(model).__name__}); its layers are named "
+            f"as {next(iter(sites), 'nothing')!r}. Choose the model that it was trained on."
+        ) from None
+    raise UserError(
+        f"{source}: its target {layer} is a {kind}; only updates of linear layers, and LoRA of plain convolutions, can "
+        "be imported."
+    )
+
+
+def sites_by_name(model: nn.Module) -> dict[str, Site]:
+    """The linear and attention layers that take an update as a whole, by name."""
+    return {site.shape.layer: site for site in find_sites(model) if site.block is None and site.kind != CONV}
+
+
+def convolutions_by_name(model: nn.Module) -> dict[str, Site]:
+    """The convolutions that a LoRA of PEFT can be carried over to, by name."""
+    sites = [site for site in find_sites(model) if site.kind == CONV]
+    return {site.shape.layer: site for site in sites if plain_convolution(model.get_submodule(site.path))}
+
+
+def per_layer(values: Mapping[str, float]) -> float | dict[str, float]:
+    """One number, or patterns of layer names with a number each."""
+    groups: dict[float, list[str]] = {}
+    for layer, value in values.items():
+        groups.setdefault(value, []).append(layer)
+    if len(groups) == 1:
+        return next(iter(groups))
+    return {f"^{exact_pattern(layers)}": value for value, layers in groups.items()}

@@ -1,0 +1,204 @@
+"""Adapters on the Hugging Face Hub: files up and down, and its errors in one line."""
+
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from randlora_pl import __version__
+from randlora_pl.adapters import AdapterFile, read_adapter
+from randlora_pl.adapters.io import container
+from randlora_pl.adapters.io.container import BASES, CONFIG, TENSORS, Contents
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import move, part_folder
+from randlora_pl.utils.files.weights_files import without_places
+
+CARD = "README.md"
+_LOGIN = "hf auth login, or set HF_TOKEN"
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What came from the Hub.
+
+    Attributes:
+        file: The adapter, checked.
+        commit: Which commit of the repository it is.
+        size: Bytes of its files.
+    """
+
+    file: AdapterFile
+    commit: str
+    size: int
+
+
+def check_repo(repo: str) -> str:
+    """The name of a repository.
+
+    Raises:
+        UserError: It is not USER/NAME.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo) or len(repo) > 96:
+        hint = re.sub(r"^https?://[^/]+/", "", repo).strip("/")
+        near = f" Did you mean {hint}?" if "://" in repo and hint.count("/") == 1 else ""
+        raise UserError(f"{repo!r} is no repository of the Hub: give USER/NAME.{near}")
+    return repo
+
+
+def stage(path: Path, folder: Path, card: str) -> None:
+    """Writes what is sent: the adapter as a folder, without this machine's paths in its description, and the card.
+
+    Args:
+        path: The adapter, a folder or one file.
+        folder: Where to write; it must not exist.
+        card: The text of ``README.md``.
+    """
+    contents = container.read(path)
+    container.write(folder, Contents(without_places(contents.config), contents.tensors, contents.bases))
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def push_folder(
+    folder: Path, repo: str, *, private: bool = False, revision: str | None = None, message: str = "Add adapter"
+) -> str:
+    """Sends the files of a folder as one commit; the repository and the branch are made where they are not there.
+
+    Args:
+        folder: Holds files alone.
+        repo: USER/NAME.
+        private: Make a new repository that only its owner sees.
+        revision: A branch; by default the main one.
+        message: Of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: The Hub cannot be reached or refuses, or the repository is public and should be private.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    files = sorted(file for file in folder.iterdir())
+    with _explained(repo, revision):
+        api = _api()
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        info = api.model_info(repo, revision=revision)
+        if private and not info.private:
+            raise UserError(f"{repo} is there already and is public: nothing was sent. Change that in its settings.")
+        there = {sibling.rfilename for sibling in info.siblings or []}
+        operations: list[Any] = [CommitOperationAdd(file.name, str(file)) for file in files]
+        if BASES in there - {file.name for file in files}:  # of an older adapter
+            operations.append(CommitOperationDelete(BASES))
+        return str(api.create_commit(repo, operations, commit_message=message, revision=revision).commit_url)
+
+
+def pull_adapter(repo: str, path: Path, revision: str | None = None) -> Pulled:
+    """Fetches an adapter, and checks it before it gets its name. Only files without code are fetched.
+
+    Args:
+        repo: USER/NAME.
+        path: The folder to write; an older one is replaced.
+        revision: A branch, tag or commit; by default the main branch.
+
+    Raises:
+        UserError: The Hub cannot be reached or refuses, there is no adapter, or it is damaged. Nothing is left then.
+    """
+    with part_folder(path) as part:
+        folder = part / "adapter"
+        with _explained(repo, revision):
+            api = _api()
+            info = api.model_info(repo, revision=revision)
+            there = {sibling.rfilename for sibling in info.siblings or []}
+            _check_files(repo, there)
+            commit = str(info.sha)
+            for name in sorted({CONFIG, TENSORS, BASES, CARD} & there):
+                api.hf_hub_download(repo, name, revision=commit, local_dir=folder)
+        shutil.rmtree(folder / ".cache", ignore_errors=True)
+        read_adapter(folder, repo)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        move(folder, path)
+    return Pulled(read_adapter(path), commit, size)
+
+
+def _check_files(repo: str, names: set[str]) -> None:
+    if {CONFIG, TENSORS} <= names:
+        return
+    if "adapter_model.safetensors" in names:
+        raise UserError(
+            f"{repo} is a PEFT adapter: hf download {repo} --local-dir DIR, then "
+            "randlora-pl adapter import DIR --from peft --output ADAPTER"
+        )
+    listed = ", ".join(sorted(names)[:6]) or "nothing"
+    raise UserError(f"{repo} holds no adapter of randlora-pl, which is {CONFIG} and {TENSORS}; it holds {listed}.")
+
+
+def _api() -> Any:
+    import huggingface_hub
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    return huggingface_hub.HfApi(library_name="randlora-pl", library_version=__version__)
+
+
+@contextmanager
+def _explained(repo: str, revision: str | None) -> Iterator[None]:
+    """Turns errors of the Hub and of the network into one line each; others stay as they are."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on the card, which its page shows as well
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        text = _explanation(error, repo, revision)
+        if text is None:
+            raise
+        raise UserError(text) from error
+
+
+def _explanation(error: Exception, repo: str, revision: str | None) -> str | None:
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
+
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    hub = constants.ENDPOINT
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo} has no branch, tag or commit {revision or 'main'!r}; see {hub}/{repo}/tree/main"
+    if isinstance(error, ValueError) and "README.md" in str(error):
+        return f"{hub} refuses the card ({_line(str(error))}): change it with --licence or --card."
+    answered = next((link for link in chain if isinstance(link, HfHubHTTPError)), None)
+    if answered is not None:
+        status = answered.response.status_code
+        if status == 401 and get_token() is not None and "Repository" not in str(answered):
+            return f"{hub} does not accept the token (401): it is mistyped or expired. Log in again: {_LOGIN}"
+        if status in (401, 404):
+            login = "" if get_token() is not None else f" You are not logged in: {_LOGIN}"
+            return f"{hub} has no model {repo} ({status}), or it is private and not shared with you.{login}"
+        if status == 403:
+            return f"{hub} does not let you do that with {repo} (403): use a token that may write, and your own name."
+        return f"{hub} refuses ({status}): {_line(answered.server_message or str(answered))}"
+    if any(isinstance(link, OfflineModeIsEnabled) for link in chain):
+        return "HF_HUB_OFFLINE is set, so the Hub is not asked: unset it for adapter push and adapter pull."
+    kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    if kinds & {"TransportError", "ConnectionError", "TimeoutError"}:  # of httpx, requests, sockets
+        what = _line(str(chain[-1]))
+        more = " HF_HUB_DISABLE_XET=1 sends files without Xet, which this server may not have." if "xet" in what else ""
+        return f"{hub} cannot be reached ({what}): is there a network? HF_ENDPOINT names another.{more}"
+    if isinstance(error, OSError) and error.errno is None:  # of the client, not of the disk
+        return f"{hub} does not answer as the Hub does: {_line(str(error))}"
+    return None
+
+
+def _line(text: str) -> str:
+    """The text of an error without its line breaks, short enough for a message."""
+    return " ".join(text.split())[:200].rstrip(".")

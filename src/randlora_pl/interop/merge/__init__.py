@@ -1,0 +1,1 @@
+"""Merged models in the format of open_clip, timm or transformers."""

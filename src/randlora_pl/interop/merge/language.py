@@ -1,0 +1,97 @@
+"""A merged model as transformers saves one: a folder that it loads by itself, checked before it gets its name."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters import AdapterFile, unload
+from randlora_pl.adapters.inject import inject
+from randlora_pl.adapters.io.base_hash import hash_weights
+from randlora_pl.adapters.io.save_load import place_adapter
+from randlora_pl.interop.library_model import LOST, change, difference, lost
+from randlora_pl.interop.updates import interpolated
+from randlora_pl.language.tasks.restore import unquantised_task
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import move, part_folder, refuse_inputs
+
+TOLERANCE = 1e-4
+"""The largest difference of logits that passes, relative to the largest logit."""
+_TOKENS = 24
+
+
+def write_merged(
+    file: AdapterFile, output: Path, scale: float = 1.0, overwrite: bool = False
+) -> tuple[str, int, float]:
+    """Writes weights, configuration and tokenizer of the merged model; nothing is left of what does not pass.
+
+    Args:
+        file: The adapter.
+        output: A new folder.
+        scale: W0 + scale (W - W0).
+        overwrite: Whether an older folder is replaced.
+
+    Returns:
+        The class of transformers that loads it, bytes of the folder, and the largest difference between the logits of
+        what was written, loaded by transformers alone, and those of the adapted model, on random tokens.
+
+    Raises:
+        UserError: The folder exists, the base model is another one, the outputs differ, or the disk does not take it.
+    """
+    refuse_inputs([output], [file.path])
+    if output.exists() and not (overwrite and (output / "config.json").is_file()):
+        raise UserError(f"{output} exists; give another --output, or --overwrite to replace a model's folder.")
+    task = unquantised_task(file, gradient_checkpointing=False)
+    model: Any = task.build()
+    task.load_head(file.extra)
+    whole_model = task.completed(model)
+    plain = logits(whole_model)
+    before = {name: value.clone() for name, value in model.state_dict().items()} if scale != 1 else {}
+    wanted, here = file.config.get("base_model", {}).get("weights_sha256_sampled"), hash_weights(model)
+    if wanted and wanted != here:
+        raise UserError(f"{file.path} was trained on other weights ({wanted[:12]}) than {task.name} has ({here[:12]}).")
+    inject(model, file.adapter, file.targets)
+    place_adapter(model, file)
+    whole_model.eval()  # new updates train, and their dropout would be taken for a difference
+    expected = logits(whole_model)
+    unload(model)
+    if before:
+        model.load_state_dict(
+            {name: interpolated(before[name], value, scale) for name, value in model.state_dict().items()}
+        )
+        expected = logits(whole_model)
+    import transformers
+
+    with part_folder(output) as part:
+        whole_model.save_pretrained(part)
+        task.vocabulary.save_pretrained(part)
+        found = logits(getattr(transformers, task.auto).from_pretrained(part, dtype=model.dtype).eval())
+        relative, absolute = difference(found, expected)
+        if relative > TOLERANCE:
+            raise UserError(
+                f"the logits of the merged model differ from the adapted one's by {relative:.1e} of the largest, more "
+                f"than {TOLERANCE:.0e}: nothing was written. Please report this with the adapter's configuration."
+            )
+        if (share := lost(found, expected, plain)) > LOST:
+            raise UserError(
+                f"the adapter changes the logits by {change(expected, plain):.1e} only, and {share:.0%} of that would "
+                "be lost in the rounding of merged weights: nothing was written."
+            )
+        size = sum(each.stat().st_size for each in part.rglob("*") if each.is_file())
+        whole = part / output.name
+        whole.mkdir()
+        for each in list(part.iterdir()):
+            if each != whole:
+                shutil.move(each, whole / each.name)
+        move(whole, output)
+    return task.auto, size, absolute
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> list[Tensor]:
+    """What a model makes of fixed random tokens: (2, tokens, vocabulary), or (2, classes)."""
+    config: Any = model.config
+    ids = torch.randint(0, int(config.vocab_size), (2, _TOKENS), generator=torch.Generator().manual_seed(0))
+    return [model(input_ids=ids).logits.float()]

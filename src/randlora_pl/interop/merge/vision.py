@@ -1,0 +1,326 @@
+"""Merged weights that open_clip and timm load by themselves, checked in the bare library before they get their name."""
+
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from randlora_pl.adapters import AdapterFile, unload
+from randlora_pl.data.unlabelled import frame_of
+from randlora_pl.interop.base_model import Base, base_name, beside
+from randlora_pl.interop.library_model import LOST, ROUNDING, Bare, change, config_file, difference, lost, outputs
+from randlora_pl.interop.updates import State, adapted, interpolated
+from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import move, part_folder, refuse_inputs
+
+TOLERANCE = 1e-4
+"""The largest difference of outputs that passes, relative to the largest output."""
+
+SUFFIXES = (".safetensors", ".pt")
+_MADE_BY = "randlora-pl"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written, and how to use it.
+
+    Attributes:
+        sizes: Bytes of each file.
+        difference: Largest absolute difference between the outputs of the bare library's model and the expected ones.
+        load: Lines of Python that load the weights with the library alone.
+        notes: What a user should know besides.
+    """
+
+    sizes: dict[Path, int]
+    difference: float
+    load: list[str]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Weights to be written.
+
+    Attributes:
+        file: The adapter whose classes and head go with them.
+        model: The library's model with the merged weights.
+        expected: Its outputs (`bare.outputs`), from before the updates were merged where that is possible.
+        plain: Those of the base model.
+        text_changed: Whether its text tower is another one than the base model's.
+        with_head: Whether the head is written, too.
+        facts: More for the file's metadata.
+    """
+
+    file: AdapterFile
+    model: nn.Module
+    expected: list[Tensor]
+    plain: list[Tensor]
+    text_changed: bool
+    with_head: bool = True
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def bare(self) -> Bare:
+        """How the library builds the model, for timm with the linear head as its classifier."""
+        identity = self.file.config["base_model"]
+        plain = Bare.of(identity)
+        seen = asdict(frame_of(self.file.metadata, plain.image))  # what it was trained on, if that is another
+        plain = replace(plain, image=ImageSpec(**seen))
+        if plain.classifier and self.head is not None:
+            plain.options["num_classes"] = len(self.head)
+        elif plain.classifier and (own := self.model.state_dict().get(f"{plain.classifier}.weight")) is not None:
+            plain.options["num_classes"] = len(own)  # trained beside the adapter
+        return plain
+
+    @property
+    def classnames(self) -> list[str]:
+        """Names of the classes; none where an adapter was saved without a task, or trained on captions."""
+        return [] if self.file.metadata.get("captions") else list(self.file.metadata.get("classnames", []))
+
+    @property
+    def templates(self) -> list[str]:
+        """The prompts whose embeddings are averaged for each class; none with a linear head."""
+        metadata = self.file.metadata
+        arguments = metadata.get("arguments", {})
+        if metadata.get("task") == "VisionLanguageTask" and arguments.get("eval_prompts") != "ensemble":
+            if "caption" not in arguments:
+                raise UserError(f"{self.file.path} is damaged, or was changed: metadata.arguments.caption is missing.")
+            return [arguments["caption"]]
+        return [] if metadata.get("task") == "LinearHeadTask" else list(metadata.get("templates", []))
+
+    @property
+    def logit_scale(self) -> float:
+        """What the similarities of a CLIP model are multiplied by."""
+        raw = self.model.state_dict()["logit_scale"].float()
+        exp = self.file.metadata.get("arguments", {}).get("logit_scale", "exp") == "exp"
+        return float(raw.exp() if exp else raw)
+
+    @cached_property
+    def head(self) -> Tensor | None:
+        """What features are multiplied by for class logits, (classes, features), those of CLIP at unit length.
+
+        Saved class embeddings are taken where the text tower is the base's; otherwise they are encoded again. None
+        where there are no classes, or it was not asked for.
+        """
+        if not self.with_head or not self.classnames:
+            return None
+        if "head" in self.file.extra and not (self.templates and self.text_changed):
+            return self.file.extra["head"].float()
+        if not self.templates:
+            return None
+        tokenizer = load_tokenizer(self.file.config["base_model"]["name"])
+        return self.logit_scale * encode_prompts(self.model, tokenizer, self.classnames, self.templates, "cpu")
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the head is a part of the library's model."""
+        return bool(self.bare.options.get("num_classes"))
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a reader of the safetensors file should know, as text and JSON."""
+        known = {
+            "format": "pt",
+            "made_by": _MADE_BY,
+            "base": base_name(self.file),
+            "image": json.dumps(asdict(self.bare.image)),
+        }
+        if self.classnames:
+            known["classnames"] = json.dumps(self.classnames)
+        if self.classnames and self.templates:
+            known |= {"templates": json.dumps(self.templates), "logit_scale": repr(self.logit_scale)}
+        return known | dict(self.facts)
+
+    def contents(self, path: Path) -> dict[Path, bytes]:
+        """The bytes of each file, the weights first."""
+        state = {name: tensor.detach().contiguous() for name, tensor in self.model.state_dict().items()}
+        if self.head is not None and self.classifies:
+            state[f"{self.bare.classifier}.weight"] = self.head
+            state[f"{self.bare.classifier}.bias"] = self.head.new_zeros(len(self.head))  # ours has none
+        files = {path: _bytes(state, self.metadata, path.suffix)}
+        if self.bare.config is not None:
+            files[config_file(path)] = self.bare.config_text().encode()
+        if self.head is not None and not self.classifies:
+            files[head_file(path)] = _bytes({"head": self.head}, self.metadata)
+        return files
+
+
+def merged(base: Base, file: AdapterFile, scale: float = 1.0, with_head: bool = True) -> Merged:
+    """The base model with an adapter in its weights, W0 + scale (W - W0).
+
+    Every tensor that the adapter changes takes part, biases and norms of methods that train them included; scale 0
+    gives the base model bit for bit, 1 the tuned one. What trained whole beside the adapter is there as it is.
+    """
+    made = adapted(base, file)
+    expected = outputs(made.model, _size(file)) if scale == 1 else None
+    unload(made.part)
+    plain = base.model.state_dict()
+    state = {key: interpolated(plain[key], value, scale) for key, value in made.model.state_dict().items()}
+    state |= beside(file, base.part)
+    facts = {"method": file.adapter.method(), "scale": repr(scale)}
+    return with_state(base, made.model, state, file, expected, with_head, facts)
+
+
+def added(base: Base, file: AdapterFile, total: State, with_head: bool = True) -> Merged:
+    """The base model plus a sum of updates, rounded once; ``file`` is the adapter whose head goes with it."""
+    plain = base.model.state_dict()
+    state = {
+        key: (value.double() + total[key]).to(value.dtype) if key in total else value for key, value in plain.items()
+    } | beside(file, base.part)
+    return with_state(base, base.copy().model, state, file, None, with_head, {"method": "sum of adapters"})
+
+
+def with_state(
+    base: Base,
+    model: nn.Module,
+    state: State,
+    file: AdapterFile,
+    expected: list[Tensor] | None,
+    with_head: bool,
+    facts: Mapping[str, str],
+) -> Merged:
+    """Puts weights into a model of the library.
+
+    Raises:
+        UserError: A weight is not finite.
+    """
+    plain = base.model.state_dict()
+    for key, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all() and plain[key].isfinite().all():
+            raise UserError(f"{key} would not be finite (NaN or infinity): a training diverged; nothing was written.")
+    model.load_state_dict(state)
+    text = any(not key.startswith("visual.") and not torch.equal(value, plain[key]) for key, value in state.items())
+    size = _size(file)
+    return Merged(file, model, expected or outputs(model, size), outputs(base.model, size), text, with_head, facts)
+
+
+def _size(file: AdapterFile) -> int:
+    return Bare.of(file.config["base_model"]).image.size
+
+
+def head_file(path: Path) -> Path:
+    """Where the head of a weights file goes, if the weights have no place for it."""
+    return path.with_suffix(".head.safetensors")
+
+
+def _made_here(file: Path) -> bool:
+    """Whether a file is a head that was written beside weights."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return (tensors.metadata() or {}).get("made_by") == _MADE_BY
+    except (SafetensorError, OSError):
+        return False
+
+
+def _is_of_tiny(file: Path) -> bool:
+    """Whether a file is the configuration that was written beside weights of the one model that open_clip has not."""
+    tiny = Bare.of({"library": "open_clip", "name": "tiny", "pretrained": "random"})
+    return file.is_file() and file.read_bytes() == tiny.config_text().encode()
+
+
+def check_output(path: Path, inputs: Sequence[Path], overwrite: bool) -> None:
+    """Refuses to write weights over anything that should stay.
+
+    Raises:
+        UserError: Another ending than .safetensors or .pt, one of the adapters, or a file that is there.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"--output is {path}: give a file that ends in {' or '.join(SUFFIXES)}.")
+    refuse_inputs([path, head_file(path)], inputs)
+    _refuse_existing([path], overwrite)
+
+
+def _refuse_existing(files: Iterable[Path], overwrite: bool) -> None:
+    for file in files:
+        if file.is_dir():
+            raise UserError(f"--output: {file} is a folder; give another name for the file.")
+        if file.exists() and not overwrite:
+            raise UserError(f"{file} exists; give another --output, or --overwrite to replace it.")
+
+
+def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
+    """Writes merged weights under a temporary name, loads them in the bare library, compares, and renames.
+
+    Raises:
+        UserError: The outputs differ by more than `TOLERANCE`, a file is there, or the disk does not take them; nothing
+            is left then.
+    """
+    contents = merged.contents(path)
+    beside = {head_file(path): _made_here, config_file(path): _is_of_tiny}
+    left_over = [file for file, ours in beside.items() if file not in contents and ours(file)]
+    _refuse_existing([*contents, *left_over], overwrite)
+    expected, plain = merged.expected, merged.plain
+    if merged.head is not None and merged.classifies:
+        expected, plain = ([F.linear(features, merged.head)] for features, *_ in (expected, plain))
+    with part_folder(path) as part:
+        for file, content in contents.items():
+            _write(part / file.name, content)
+        found = outputs(merged.bare.load(part / path.name), _size(merged.file))
+        relative, absolute = difference(found, expected)
+        if relative > TOLERANCE:
+            hint = "Try --no-head, and please" if merged.classifies else "Please"
+            raise UserError(
+                f"the outputs of the merged model differ from the adapted one's by {relative:.1e} of the largest, more "
+                f"than {TOLERANCE:.0e}: nothing was written. {hint} report this with the adapter's configuration."
+            )
+        if (share := lost(found, expected, plain)) > LOST:
+            raise UserError(
+                f"the adapter changes the outputs by {change(expected, plain):.1e} only, and {share:.0%} of that would "
+                "be lost in the rounding of merged weights: nothing was written. Keep the adapter, or train for longer."
+            )
+        for file in left_over:
+            file.unlink()  # would be taken for the head or the model of the new weights
+        for file in reversed(contents):  # the weights last
+            move(part / file.name, file)
+    sizes = {file: len(content) for file, content in contents.items()}
+    return Written(sizes, absolute, merged.bare.lines(path), _notes(path, merged))
+
+
+def _notes(path: Path, merged: Merged) -> list[str]:
+    notes = [f"images: {merged.bare.image.in_words()}"]
+    if difference(merged.expected, merged.plain)[0] <= ROUNDING and merged.facts.get("scale") != "0.0":
+        by = f"by {made:.1e}, which is rounding" if (made := change(merged.expected, merged.plain)) else "not at all"
+        notes.append(f"the adapter changes these outputs {by}: no loss of it would show in the comparison")
+    if merged.head is None:
+        return notes
+    if merged.classifies:
+        notes.append(f"outputs: logits of {len(merged.head)} classes; the linear head is in it, with a bias of 0")
+        if path.suffix == ".pt":
+            notes.append("class names: a .pt file has no place for them; a .safetensors file has, in its metadata")
+        return notes
+    features = (
+        "F.normalize(model.encode_image(images), dim=-1)" if merged.bare.library == "open_clip" else "model(images)"
+    )
+    if merged.bare.config is not None and merged.templates:
+        notes.append("prompts: open_clip has no tokenizer for this model; the head has the class embeddings")
+    return [*notes, f"logits: {features} @ head.T, with the head and the class names of {head_file(path)}"]
+
+
+def _bytes(state: State, metadata: dict[str, str], suffix: str = SUFFIXES[0]) -> bytes:
+    if suffix != SUFFIXES[0]:
+        stream = io.BytesIO()
+        torch.save(state, stream)
+        return stream.getvalue()
+    seen: set[int] = set()
+    for name, tensor in state.items():  # safetensors stores no memory twice
+        if tensor.data_ptr() in seen:
+            state[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    return save(state, metadata)
+
+
+def _write(file: Path, content: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())  # a power cut must not find a file renamed and empty

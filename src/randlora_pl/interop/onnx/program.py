@@ -1,0 +1,248 @@
+"""A trained model as one plain module without adapters, from pixels or token ids to an answer.
+
+The pixels are RGB in 0..1; mean and standard deviation are inside the module, so that whoever runs it elsewhere only
+resizes, crops and divides by 255.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from randlora_pl import __version__
+from randlora_pl.adapters import read_adapter, unload
+from randlora_pl.data.images.frame import Frame
+from randlora_pl.data.unlabelled import frame_of
+from randlora_pl.interop.base_model import refuse_texts
+from randlora_pl.models import ImageTower, load_clip
+from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
+from randlora_pl.tasks.image import ImageTask
+from randlora_pl.utils.errors import UserError
+
+PARTS = ("classifier", "image", "text")
+FORMAT_VERSION = 1
+"""Of the facts in exported files; raise it when a name or its meaning changes."""
+
+
+class ImageEncoder(nn.Module):
+    """Pixels to the features of an image tower.
+
+    Args:
+        tower: Normalised images to features.
+        frame: Mean and standard deviation of each channel.
+        unit: Whether features have unit length, as CLIP compares them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, tower: nn.Module, frame: Frame, unit: bool) -> None:
+        super().__init__()
+        self.tower, self.unit = tower, unit
+        self.register_buffer("mean", torch.tensor(frame.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(frame.std).view(3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(n, 3, H, W) in 0..1 to (n, features)."""
+        features: Tensor = self.tower((pixels - self.mean) / self.std)
+        return F.normalize(features, dim=-1) if self.unit else features
+
+
+class Classifier(nn.Module):
+    """Pixels to logits and probabilities of all classes.
+
+    Args:
+        encoder: Pixels to features.
+        head: (classes, features), scaled class embeddings or the weight of a linear head.
+    """
+
+    head: Tensor
+
+    def __init__(self, encoder: ImageEncoder, head: Tensor) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("head", head.detach().clone())
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, 3, H, W) in 0..1 to (n, classes) twice."""
+        logits = F.linear(self.encoder(pixels), self.head)
+        return logits, logits.softmax(1)
+
+
+class TextEncoder(nn.Module):
+    """Token ids to text features of unit length.
+
+    Args:
+        clip: Has ``encode_text``.
+    """
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        self.clip: Any = clip
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(n, context length) int64 to (n, features)."""
+        return F.normalize(self.clip.encode_text(tokens), dim=-1)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A module and what belongs to it.
+
+    Attributes:
+        module: In eval mode, on the CPU, in float32; nothing of it trains.
+        input: Name of its one input, ``pixels`` or ``tokens``.
+        outputs: Names of its outputs, in order.
+        examples: A number n and a seed to an input of n samples.
+        facts: What a user elsewhere needs to know, JSON values.
+    """
+
+    module: nn.Module
+    input: str
+    outputs: tuple[str, ...]
+    examples: Callable[[int, int], Tensor]
+    facts: dict[str, Any]
+
+
+def load_program(path: Path, part: str = "classifier") -> Program:
+    """The merged model of an adapter that a task has saved.
+
+    Args:
+        path: The adapter folder, or one file.
+        part: One of `PARTS`: the whole classifier, or the features of one tower.
+
+    Raises:
+        UserError: The adapter has no task or class names, or the model has no such part.
+    """
+    file = read_adapter(path)
+    metadata = file.metadata
+    refuse_texts(file, "become programs")
+    if not metadata.get("task") or not metadata.get("classnames"):
+        raise UserError(
+            f"{path} has no class names, so there is no classifier to export: no training run of ours saved it. "
+            f"The merged weights alone: randlora-pl adapter merge {path} --output FILE"
+        )
+    if part == "text" and metadata["task"] == LinearHeadTask.__name__:
+        raise UserError(f"{path} has no text tower: it was trained with a linear head. Use --part classifier or image.")
+    task = load_task(path, gradient_checkpointing=False)
+    return make_program(task, part, frame_of(metadata, task.image_spec))
+
+
+def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None = None) -> Program:
+    """One part of a task as a plain module. The task's adapter is merged and unloaded, for good.
+
+    Args:
+        task: With its classes, built.
+        part: One of `PARTS`.
+        frame: How images were prepared; by default as the backbone expects.
+
+    Raises:
+        UserError: The model has no such part.
+    """
+    task.eval()
+    frame = frame or Frame.of(task.image_spec)
+    facts = _facts(task, part)
+    with torch.no_grad():
+        if part == "text":
+            return _text(task, facts)
+        head = _head(task)
+        unload(task.model)
+        unit = not isinstance(task, LinearHeadTask) or task.is_clip
+        tower = ImageTower(task.model) if isinstance(task, VisionLanguageTask) else task.model
+        encoder = ImageEncoder(tower, frame, unit)
+    module, outputs = (encoder, ("features",)) if part == "image" else (Classifier(encoder, head), _ANSWERS)
+
+    def examples(count: int, seed: int) -> Tensor:
+        return torch.rand(count, 3, frame.size, frame.size, generator=torch.Generator().manual_seed(seed))
+
+    if part == "image" and unit:
+        facts["output"] += " of unit length"
+    facts |= {
+        "input": f"pixels: float32 (n, 3, {frame.size}, {frame.size}), RGB in 0..1",
+        "preprocessing": f"{_preprocessing(frame)}; mean and std are subtracted and divided inside",
+        "image_size": frame.size,
+        "interpolation": frame.interpolation,
+        "resize": frame.resize,
+        "mean": list(frame.mean),
+        "std": list(frame.std),
+    }
+    return Program(_frozen(module), "pixels", outputs, examples, facts)
+
+
+def _preprocessing(frame: Frame) -> str:
+    """Return how an image becomes pixels in 0..1."""
+    how, square = f"{frame.size} pixels ({frame.interpolation}, antialiased)", f"{frame.size} x {frame.size}"
+    if frame.resize == "pad":
+        return f"resize the longer side to {how}, divide by 255, lay it in the middle of {square} pixels of color mean"
+    return f"resize the shorter side to {how}, crop {square} from the centre, divide by 255"
+
+
+_ANSWERS = ("logits", "probabilities")
+
+
+def _head(task: ImageTask) -> Tensor:
+    """What features are multiplied by to give logits, (classes, features)."""
+    if isinstance(task, VisionLanguageTask):
+        return task.scale() * task.class_features()
+    if isinstance(task, TextHeadTask):
+        return task.head
+    assert isinstance(task, LinearHeadTask)
+    return task.head.weight
+
+
+def _text(task: ImageTask, facts: dict[str, Any]) -> Program:
+    """The text tower: the trained one, or for a frozen head the one that the head was made with."""
+    if isinstance(task, VisionLanguageTask):
+        clip: Any = unload(task.model)
+        tokenizer = task.tokenizer
+    elif isinstance(task, TextHeadTask):
+        loaded = load_clip(task.name, task.pretrained, seed=task.seed)
+        clip, tokenizer = loaded.model, loaded.tokenizer
+    else:
+        raise UserError(f"{type(task).__name__} has no text tower. Use the part classifier or image.")
+    del clip.visual
+    prompts = [text.replace("{}", name) for name in task.classnames for text in facts["prompts"]]
+    context = int(tokenizer(prompts[:1]).shape[1])
+
+    def examples(count: int, seed: int) -> Tensor:
+        tokens: Tensor = tokenizer([prompts[(seed + place) % len(prompts)] for place in range(count)])
+        return tokens
+
+    facts |= {
+        "input": f"tokens: int64 (n, {context}), ids of the model's tokenizer",
+        "preprocessing": f"randlora_pl.models.load_tokenizer({task.name!r})(texts)"
+        + (f", which is open_clip.get_tokenizer({task.name!r})(texts)" if task.name != "tiny" else ""),
+        "context_length": context,
+    }
+    return Program(_frozen(TextEncoder(clip)), "tokens", ("features",), examples, facts)
+
+
+def _facts(task: ImageTask, part: str) -> dict[str, Any]:
+    """What a file says about itself, whatever the part."""
+    outputs = {
+        "classifier": f"logits and probabilities: float32 (n, {len(task.classnames)}), in the order of classnames",
+        "image": "features: float32 (n, features)",
+        "text": "features: float32 (n, features) of unit length",
+    }
+    prompts: Sequence[str] = () if isinstance(task, LinearHeadTask) else task.templates
+    if isinstance(task, VisionLanguageTask) and task.eval_prompts == "caption" and not task.retrieval:
+        prompts = [task.caption]
+    return {
+        "format_version": FORMAT_VERSION,
+        "randlora_pl_version": __version__,
+        "part": part,
+        "output": outputs[part],
+        "classnames": task.classnames,
+        "prompts": list(prompts),
+        "task": type(task).__name__,
+        "base_model": task.identity.as_dict(),
+        "adapter": task.adapter.describe(),
+    }
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Exchange of adapters with PEFT."""

@@ -1,0 +1,106 @@
+"""What the keys of a PEFT config mean for the outputs: read, harmless, or refused. None is passed over."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypedDict
+
+from randlora_pl.interop.peft.files import PeftAdapter
+from randlora_pl.utils.adapter_schema import misfit
+from randlora_pl.utils.errors import UserError, brief
+
+_HARMLESS = {  # where it comes from, how it started or is to be trained
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
+    *("task_type", "init_weights", "runtime_config", "ensure_weight_tying", "megatron_core", "qalora_group_size"),
+    *("eva_config", "loftq_config", "corda_config", "lora_ga_config"),
+    "fan_in_fan_out",  # for transformers' Conv1D, which is known without it; PEFT sets it by the layer's class as well
+}
+_TARGETS = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"}
+_READ = {
+    "RANDLORA": {
+        *("r", "randlora_alpha", "randlora_dropout", "projection_prng_key", "save_projection", "sparse", "very_sparse"),
+    },
+    "VERA": {"r", "vera_dropout", "d_initial", "projection_prng_key", "save_projection"},
+    "LORA": {
+        *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
+        *("init_lora_weights", "target_parameters"),
+    },
+}
+METHODS = {"RANDLORA": "RandLoRA", "LORA": "LoRA and DoRA", "VERA": "VeRA"}
+
+
+class _Kinds(TypedDict, total=False):
+    """What the keys that are read as more than a number or a switch may hold."""
+
+    rank_pattern: dict[str, int] | None
+    alpha_pattern: dict[str, float] | None
+    modules_to_save: list[str] | None
+    target_modules: list[str] | str | None
+    target_parameters: list[str] | None
+
+
+def _check_kinds(config: dict[str, Any], path: Path) -> None:
+    """Refuse values of other kinds, ranks below 1, and patterns that are not regular expressions.
+
+    Raises:
+        UserError: Names the first.
+    """
+    wrong = misfit(config, _Kinds)
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    if wrong is None and (low := next((pattern for pattern, rank in ranks.items() if rank < 1), None)) is not None:
+        wrong = f"rank_pattern.{low} is {brief(ranks[low])}"
+    for pattern in () if wrong else (*ranks, *alphas):
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError):
+            wrong = f"the pattern {brief(pattern)} is not a regular expression"
+    if wrong is not None:
+        raise UserError(f"{path}: {wrong} in its config; copy it again.")
+
+
+def check_config(adapter: PeftAdapter) -> str:
+    """The method of a PEFT adapter, once everything in its config is known to be carried over.
+
+    Raises:
+        UserError: The method, or an option that changes the outputs, is not known here.
+    """
+    config, path = adapter.config, adapter.path
+    method = str(config["peft_type"]).upper()
+    if method not in METHODS:
+        raise UserError(f"{path} is a {method} adapter; {', '.join(METHODS.values())} can be imported.")
+    _check_kinds(config, path)
+    if type(config.get("r")) is not int or config["r"] < 1:
+        raise UserError(
+            f"{path}: r is {brief(config.get('r'))} in its config, not a positive whole number; copy it again."
+        )
+    for name, value in config.items():
+        if name in _HARMLESS | _TARGETS | _READ[method] or not value or (name == "bias" and value == "none"):
+            continue
+        raise UserError(
+            f"{path}: its config has {name}: {brief(value)}, which changes the outputs and has no counterpart here. "
+            "Merge it with PEFT instead: model.merge_and_unload()"
+        )
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, str) and start not in ("gaussian", "orthogonal", "eva"):
+        raise UserError(
+            f"{path}: init_lora_weights {start!r} changes the base weights. Write it as a plain LoRA first: "
+            "model.save_pretrained(DIR, path_initial_model_for_weight_conversion=START)"
+        )
+    return method
+
+
+def option(adapter: PeftAdapter, name: str, kind: Callable[[Any], Any], default: Any) -> Any:
+    """A value of the config.
+
+    Raises:
+        UserError: It is not of this kind.
+    """
+    value = adapter.config.get(name)
+    try:
+        found = default if value is None else kind(value)
+        if not math.isfinite(found):
+            raise ValueError
+        return found
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{adapter.path}: {name} is {brief(value)} in its config; copy it again.") from None

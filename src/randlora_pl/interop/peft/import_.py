@@ -1,0 +1,294 @@
+"""From a PEFT adapter to one of ours, with the same outputs.
+
+The tensors of the file name the layers, whatever the targets in the config; those are compared with them.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters import DoRA, LoRA, RandLoRA, VeRA
+from randlora_pl.adapters.base import WeightShape
+from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.targets.sites import Site
+from randlora_pl.interop.foreign.adapter import Foreign, convolutions_by_name, per_layer, site_of, sites_by_name
+from randlora_pl.interop.peft.bases import draw_randlora, draw_vera, peft_count
+from randlora_pl.interop.peft.config import check_config, option
+from randlora_pl.interop.peft.files import PeftAdapter, read
+from randlora_pl.utils.errors import UserError
+
+_NAMES = {
+    "RANDLORA": ("randlora_lambda", "randlora_gamma"),
+    "VERA": ("vera_lambda_b", "vera_lambda_d"),
+    "LORA": ("lora_A.weight", "lora_B.weight"),
+}
+_MAGNITUDE = "lora_magnitude_vector"
+
+
+def import_peft(
+    path: str | os.PathLike[str], model: nn.Module, *, bases_dtype: torch.dtype = torch.bfloat16
+) -> nn.Module:
+    """Puts a PEFT adapter into its base model as one of ours, in place.
+
+    Args:
+        path: The folder that ``save_pretrained`` wrote: RandLoRA, LoRA, DoRA or VeRA on linear layers.
+        model: The base model, of any library, with the layer names that PEFT saw.
+        bases_dtype: What PEFT drew the bases of a RandLoRA adapter in that has none in its file; float16 where it
+            was trained without bfloat16 (see `draw_randlora`).
+
+    Returns:
+        The model, ready for `save_adapter`, training or merging.
+
+    Raises:
+        UserError: The adapter cannot be carried over exactly, or does not fit. The model is unchanged then.
+    """
+    translate(read(path), model, bases_dtype).inject(model)
+    return model
+
+
+def translate(adapter: PeftAdapter, model: nn.Module, bases_dtype: torch.dtype = torch.bfloat16) -> Foreign:
+    """A PEFT adapter in our terms, checked against the model that it is for.
+
+    Raises:
+        UserError: As for `import_peft`.
+    """
+    method, source = check_config(adapter), str(adapter.path)
+    tensors, extra = _split_head(adapter)
+    by_layer, shared = _by_layer(tensors, method, source)
+    sites = {name: _site(adapter, model, name) for name in by_layer}
+    _check_targets(adapter, model, set(by_layer))
+    layers = {site.shape.layer: by_layer[name] for name, site in sites.items()}
+    shapes = {site.shape.layer: site.shape for site in sites.values()}
+    parts = (adapter, layers, shapes)
+    if method == "RANDLORA":
+        foreign = _randlora(*parts, shared, bases_dtype)
+    elif method == "VERA":
+        foreign = _vera(*parts, shared)
+    else:
+        foreign = _lora(*parts, {site.shape.layer: name for name, site in sites.items()})
+    foreign.extra.update(extra)
+    foreign.check(model)
+    return foreign
+
+
+def _split_head(adapter: PeftAdapter) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors of the updates, and those of whole modules that were trained beside them."""
+    saved = adapter.config.get("modules_to_save") or []
+    extra = {
+        name: tensor
+        for name, tensor in adapter.tensors.items()
+        if any(re.match(rf"(?:.*\.)?{re.escape(module)}\.", name) for module in saved)
+    }
+    return {name: tensor for name, tensor in adapter.tensors.items() if name not in extra}, extra
+
+
+def _by_layer(
+    tensors: Mapping[str, Tensor], method: str, source: str
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, list[Tensor]]]:
+    """Tensors of each layer by PEFT's short names, and every copy of the bases that layers share.
+
+    Raises:
+        UserError: One is missing, or is none of the method.
+    """
+    prefix = method.lower()
+    shared: dict[str, list[Tensor]] = {f"{prefix}_A": [], f"{prefix}_B": []} if method != "LORA" else {}
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if (short := name.rpartition(".")[2]) in shared:
+            shared[short].append(tensor)
+            continue
+        known = re.fullmatch(rf"(.*)\.({'|'.join(map(re.escape, _NAMES[method]))}|{_MAGNITUDE}(?:\.weight)?)", name)
+        if known is None or (".base_layer." in known[1]):
+            raise UserError(
+                f"{source}: the tensor {name} belongs to no update of a linear layer, and would be lost. Merge it with "
+                "PEFT instead: model.merge_and_unload()"
+            )
+        layers.setdefault(known[1], {})[known[2].removesuffix(".weight")] = tensor.float()
+    if not layers:
+        raise UserError(f"{source} has no tensors of {method}; copy it again.")
+    return layers, shared
+
+
+def _site(adapter: PeftAdapter, model: nn.Module, name: str) -> Site:
+    """The place of a layer of PEFT's; the packed weight of attention is one only as ``target_parameters``."""
+    sites, source = sites_by_name(model), str(adapter.path)
+    if adapter.config.get("peft_type") == "LORA" and not adapter.config.get("use_dora"):
+        sites |= convolutions_by_name(model)
+    parameters = adapter.config.get("target_parameters") or []
+    if f"{name}.in_proj" in sites:
+        if not any(f".{name}.in_proj_weight".endswith(f".{parameter}") for parameter in parameters):
+            raise UserError(
+                f"{source}: PEFT's LoRA of {name} (nn.MultiheadAttention) is no update of its weights: the output "
+                "projection's part acts twice. Merge it with PEFT instead: model.merge_and_unload()"
+            )
+        return sites[f"{name}.in_proj"]
+    return site_of(sites, model, name, source)
+
+
+def _check_targets(adapter: PeftAdapter, model: nn.Module, layers: set[str]) -> None:
+    """Complains about layers that the config names and the file has not.
+
+    Raises:
+        UserError: Some are missing.
+    """
+    config = adapter.config
+    targets = config.get("target_modules") or []
+    if targets == "all-linear" or any(
+        config.get(key) is not None for key in ("layers_to_transform", "exclude_modules")
+    ):
+        return
+    saved = config.get("modules_to_save") or []
+
+    def meant(name: str) -> bool:
+        if any(re.match(rf"(?:^|.*\.){re.escape(module)}(?:$|\..*)", name) for module in saved):
+            return False
+        if isinstance(targets, str):
+            return re.fullmatch(targets, name) is not None
+        return any(name == target or name.endswith(f".{target}") for target in targets)
+
+    try:
+        missing = [name for name, _ in model.named_modules() if meant(name) and name not in layers]
+    except (re.error, TypeError):
+        raise UserError(f"{adapter.path}: target_modules is {targets!r} in its config; copy it again.") from None
+    if missing:
+        raise UserError(
+            f"{adapter.path}: {len(missing)} layers that its config names have no tensors in it ({missing[0]} ...); it "
+            "is damaged, or belongs to another model."
+        )
+
+
+def _randlora(
+    adapter: PeftAdapter,
+    layers: dict[str, dict[str, Tensor]],
+    shapes: dict[str, WeightShape],
+    shared: dict[str, list[Tensor]],
+    dtype: torch.dtype,
+) -> Foreign:
+    rank, key = int(adapter.config["r"]), option(adapter, "projection_prng_key", int, 0)
+    config = adapter.config
+    ours = {
+        layer: {
+            "lambdas": _of(own, "randlora_lambda", layer, adapter).T,
+            "gammas": _of(own, "randlora_gamma", layer, adapter),
+        }
+        for layer, own in layers.items()
+    }
+    for layer, own in ours.items():
+        if len(own["gammas"]) != (count := peft_count(shapes[layer].small, rank)):
+            raise UserError(f"{adapter.path}: {layer} has {len(own['gammas'])} bases, {count} go with its size and r.")
+    if (pair := _pair(shared, adapter)) is None:
+        sparse, very_sparse = bool(config.get("sparse")), bool(config.get("very_sparse"))
+        pair = draw_randlora(key, rank, list(shapes.values()), sparse=sparse, very_sparse=very_sparse, dtype=dtype)
+    a, b = (tensor.float() for tensor in pair)
+    if a.dim() != 3 or b.dim() != 3 or a.shape[1] != 1:
+        raise UserError(f"{adapter.path}: its bases have shapes {tuple(a.shape)} and {tuple(b.shape)}; copy it again.")
+    small, large = (max(getattr(shape, side) for shape in shapes.values()) for side in ("small", "large"))
+    a, b = a[..., :small], b[:large, : peft_count(small, rank)]  # PEFT has more than any layer takes
+    method = RandLoRA(
+        rank,
+        alpha=option(adapter, "randlora_alpha", float, 640.0),
+        dropout=option(adapter, "randlora_dropout", float, 0.0),
+        init="lambda",
+        pairing="peft",
+        seed=key,
+    )
+    return Foreign(
+        str(adapter.path), method, ours, Bases(key, a.permute(1, 0, 2).contiguous(), b.permute(1, 0, 2), stored=True)
+    )
+
+
+def _vera(
+    adapter: PeftAdapter,
+    layers: dict[str, dict[str, Tensor]],
+    shapes: dict[str, WeightShape],
+    shared: dict[str, list[Tensor]],
+) -> Foreign:
+    """VeRA; PEFT has no scaling, so alpha is the rank."""
+    rank, key = int(adapter.config["r"]), option(adapter, "projection_prng_key", int, 0)
+    ours = {
+        layer: {"b": _of(own, "vera_lambda_b", layer, adapter), "d": _of(own, "vera_lambda_d", layer, adapter)}
+        for layer, own in layers.items()
+    }
+    a, b = (tensor.float() for tensor in _pair(shared, adapter) or draw_vera(key, rank, list(shapes.values())))
+    method = VeRA(
+        rank,
+        alpha=float(rank),
+        d_initial=option(adapter, "d_initial", float, 0.1),
+        dropout=option(adapter, "vera_dropout", float, 0.0),
+        seed=key,
+    )
+    return Foreign(str(adapter.path), method, ours, Bases(key, a[None], b[None], stored=True))
+
+
+def _lora(
+    adapter: PeftAdapter,
+    layers: dict[str, dict[str, Tensor]],
+    shapes: dict[str, WeightShape],
+    names: dict[str, str],
+) -> Foreign:
+    """LoRA and DoRA; ranks are those of the tensors, alphas those that PEFT's patterns give."""
+    config = adapter.config
+    use_dora = bool(config.get("use_dora"))
+    ours: dict[str, dict[str, Tensor]] = {}
+    ranks: dict[str, float] = {}
+    alphas: dict[str, float] = {}
+    for layer, own in layers.items():
+        a, b = (_of(own, name, layer, adapter).flatten(1) for name in ("lora_A", "lora_B"))  # of convolutions, too
+        ours[layer] = {"A": a, "B": b}
+        if use_dora:
+            magnitude = _of(own, _MAGNITUDE, layer, adapter)
+            ours[layer] = {"inner.A": a, "inner.B": b, "magnitude": magnitude}
+        elif _MAGNITUDE in own:
+            raise UserError(
+                f"{adapter.path}: {layer} has magnitudes, but use_dora is off in its config; copy it again."
+            )
+        name = f"{names[layer]}.in_proj_weight" if layer == f"{names[layer]}.in_proj" else names[layer]
+        rank, alphas[layer] = (
+            _pattern(config, "rank_pattern", name, config["r"]),
+            _pattern(config, "alpha_pattern", name, option(adapter, "lora_alpha", float, 8.0)),
+        )
+        if len(a) != rank:
+            raise UserError(f"{adapter.path}: lora_A of {layer} has {len(a)} rows, r is {rank} in its config.")
+        ranks[layer] = rank
+    inner = LoRA(
+        per_layer(ranks),  # type: ignore[arg-type]
+        alpha=per_layer(alphas),
+        rslora=bool(config.get("use_rslora")),
+        dropout=option(adapter, "lora_dropout", float, 0.0),
+    )
+    return Foreign(str(adapter.path), DoRA(inner) if use_dora else inner, ours)
+
+
+def _pattern(config: Mapping[str, Any], key: str, name: str, default: Any) -> Any:
+    """The value of the first of PEFT's patterns that fits the end of a layer's name."""
+    patterns = config.get(key) or {}
+    return next((value for p, value in patterns.items() if re.match(rf"(?:.*\.)?(?:{p})$", name)), default)
+
+
+def _of(own: Mapping[str, Tensor], name: str, layer: str, adapter: PeftAdapter) -> Tensor:
+    if name not in own:
+        raise UserError(f"{adapter.path}: {name} of {layer} is missing; it is damaged, copy it again.")
+    return own[name]
+
+
+def _pair(shared: dict[str, list[Tensor]], adapter: PeftAdapter) -> tuple[Tensor, Tensor] | None:
+    """A and B, of which a file may have one copy or many; None where the seed is to give them.
+
+    Raises:
+        UserError: They are missing, or the copies differ.
+    """
+    if not any(shared.values()):
+        if adapter.config.get("save_projection", True):
+            raise UserError(f"{adapter.path}: its bases are missing, and save_projection says they are there.")
+        return None
+    if missing := [name for name, copies in shared.items() if not copies]:
+        raise UserError(f"{adapter.path}: {missing[0]} is missing; it is damaged, copy it again.")
+    for name, (first, *others) in shared.items():
+        if not all(torch.equal(first, other) for other in others):
+            raise UserError(f"{adapter.path}: its copies of {name} differ; it is damaged.")
+    a, b = (copies[0] for copies in shared.values())
+    return a, b

@@ -1,0 +1,223 @@
+"""Each method in PEFT's form: keys of its config, and tensors by the base model's names.
+
+Scalings that PEFT's config cannot say are multiplied into lambda, b or B.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from randlora_pl.adapters import AdapterFile, DoRA, LoRA, RandLoRA, VeRA
+from randlora_pl.adapters.base import WeightShape
+from randlora_pl.interop.patterns import exact_pattern
+from randlora_pl.interop.peft.bases import arrange, peft_count, sides
+from randlora_pl.utils.errors import UserError
+
+T = TypeVar("T", int, float)
+Form = tuple[dict[str, Any], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One adapted weight of a file.
+
+    Attributes:
+        shape: The layer's name and size.
+        path: The module that owns the weight.
+        block: The block of a packed weight (q, k or v), None for a whole weight.
+        packed: Whether the weight is the packed one of ``nn.MultiheadAttention``.
+        tensors: What was trained, by the update's own names, float32.
+    """
+
+    shape: WeightShape
+    path: str
+    block: str | None
+    packed: bool
+    tensors: dict[str, Tensor]
+
+
+def randlora_form(file: AdapterFile, adapter: RandLoRA, parts: list[Part]) -> Form:
+    """PEFT has one alpha, so lambda takes what differs, and as many bases as cover the smaller side.
+
+    Raises:
+        UserError: PEFT has no such bases.
+    """
+    shapes = [part.shape for part in parts]
+    bases = file.bases or adapter.bases(shapes, torch.device("cpu"))
+    a, b = arrange(adapter, shapes, bases)
+    rank = adapter.rank_of(shapes[0])
+    alphas = [float(adapter.of(adapter.alpha, shape, 10.0)) for shape in shapes]
+    alpha = _common_value([value for value in alphas if value] or [1.0])
+    tensors = {"randlora_A": a, "randlora_B": b}
+    for part, own in zip(parts, alphas, strict=True):
+        count = peft_count(part.shape.small, rank)
+        lambdas, gammas = (_filled(part.tensors[name], count) for name in ("lambdas", "gammas"))
+        tensors[f"{part.path}.randlora_lambda"] = lambdas.T * (own / alpha)
+        tensors[f"{part.path}.randlora_gamma"] = gammas
+    config = {
+        "peft_type": "RANDLORA",
+        "r": rank,
+        "target_modules": exact_pattern(part.path for part in parts),
+        "randlora_alpha": _number(alpha),
+        "randlora_dropout": adapter.dropout,
+        "projection_prng_key": adapter.key,
+        "save_projection": True,
+        "sparse": False,
+        "very_sparse": False,
+        "init_weights": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+    }
+    return config, tensors
+
+
+def _filled(tensor: Tensor, rows: int) -> Tensor:
+    """With rows of zeros for bases that PEFT has and we have not."""
+    return torch.cat([tensor, tensor.new_zeros(rows - len(tensor), tensor.shape[1])])
+
+
+def vera_form(file: AdapterFile, adapter: VeRA, parts: list[Part]) -> Form:
+    """PEFT has one rank, which zeros in d lower for a layer, and no scaling, which b takes."""
+    shapes = [part.shape for part in parts]
+    rank, (rows, columns) = max(adapter.rank_of(shape) for shape in shapes), sides(shapes)
+    bases = file.bases or adapter.bases(shapes, torch.device("cpu"))
+    tensors = {"vera_A": bases.A[0, :rank, :columns], "vera_B": bases.B[:rows, 0, :rank]}
+    for part in parts:
+        scaling = float(adapter.of(adapter.alpha, part.shape, 1.0)) / adapter.rank_of(part.shape)
+        d = part.tensors["d"]
+        tensors[f"{part.path}.vera_lambda_b"] = part.tensors["b"] * scaling
+        tensors[f"{part.path}.vera_lambda_d"] = torch.cat([d, d.new_zeros(rank - len(d))])
+    config = {
+        "peft_type": "VERA",
+        "r": rank,
+        "target_modules": exact_pattern(part.path for part in parts),
+        "vera_dropout": adapter.dropout,
+        "d_initial": adapter.d_initial,
+        "projection_prng_key": adapter.key,
+        "save_projection": True,
+        "init_weights": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+    }
+    return config, tensors
+
+
+def lora_form(adapter: LoRA | DoRA, parts: list[Part]) -> Form:
+    """LoRA and DoRA; weights of ``nn.MultiheadAttention`` as ``target_parameters``, blocks as one larger rank.
+
+    Args:
+        adapter: LoRA, or DoRA around it.
+        parts: The adapted weights.
+
+    Raises:
+        UserError: PEFT has no such LoRA.
+    """
+    inner = adapter.inner if isinstance(adapter, DoRA) else adapter
+    assert isinstance(inner, LoRA)
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    modules: list[str] = []
+    parameters: list[str] = []
+    for path, a, b, alpha, packed in _factors(inner, parts):
+        tensors[f"{path}.lora_A.weight"], tensors[f"{path}.lora_B.weight"] = a, b
+        name = f"{path}.in_proj_weight" if packed else path  # what PEFT's patterns are matched with
+        ranks[name], alphas[name] = len(a), alpha
+        (parameters if packed else modules).append(name)
+    if isinstance(adapter, DoRA):
+        tensors |= {f"{part.path}.lora_magnitude_vector": part.tensors["magnitude"] for part in parts}
+    if parameters and inner.dropout:
+        raise UserError("PEFT has no dropout for weights of nn.MultiheadAttention; set dropout to 0")
+    rank, alpha = _common_value(ranks.values()), _common_value(alphas.values())
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": _number(alpha),
+        "lora_dropout": inner.dropout,
+        "use_rslora": inner.rslora,
+        "use_dora": isinstance(adapter, DoRA),
+        "rank_pattern": _patterns(ranks, rank),
+        "alpha_pattern": {name: _number(value) for name, value in _patterns(alphas, alpha).items()},
+        "target_modules": exact_pattern(modules) if modules else [],
+        "target_parameters": parameters or None,
+        "init_lora_weights": True,
+        "exclude_modules": None,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+    }
+    return config, tensors
+
+
+def _factors(inner: LoRA, parts: list[Part]) -> Iterator[tuple[str, Tensor, Tensor, float, bool]]:
+    """Path, A, B, alpha and whether it is packed attention, for each whole weight.
+
+    The blocks q, k and v of one weight become one LoRA of their ranks together: their A below one another, their B
+    on the diagonal.
+    """
+    by_path: dict[str, list[Part]] = {}
+    for part in parts:
+        by_path.setdefault(part.path, []).append(part)
+    for path, (first, *others) in by_path.items():
+        a, b = _of(first, "A"), _of(first, "B")
+        if first.block is None:
+            yield path, a, b, float(inner.of(inner.alpha, first.shape, 1.0)), first.packed
+            continue
+        a = torch.cat([a, *(_of(part, "A") for part in others)])
+        rows, column, scaling = _rows(by_path[path]), 0, _scaling(inner, first.shape) or 1.0
+        b = a.new_zeros(rows["v"].stop, len(a))
+        for part in (first, *others):
+            own = _of(part, "B") * (_scaling(inner, part.shape) / scaling)
+            b[rows[str(part.block)], column : column + own.shape[1]] = own
+            column += own.shape[1]
+        yield path, a, b, scaling * (math.sqrt(len(a)) if inner.rslora else len(a)), first.packed
+
+
+def _rows(parts: list[Part]) -> dict[str, slice]:
+    """The rows of q, k and v in one fused weight, from the blocks of it that are adapted.
+
+    Raises:
+        UserError: A block is not, and nothing says how many rows it has.
+    """
+    sizes = {str(part.block): part.shape.out_features for part in parts}
+    if len(sizes) < 3:
+        width = parts[0].shape.in_features
+        if any(size != width for size in sizes.values()):  # grouped-query attention
+            raise UserError(
+                f"{parts[0].path} is adapted in {' and '.join(sizes)} alone, whose rows only its model knows"
+            )
+        sizes = dict.fromkeys("qkv", width)
+    middle = sizes["q"] + sizes["k"]
+    return {"q": slice(0, sizes["q"]), "k": slice(sizes["q"], middle), "v": slice(middle, middle + sizes["v"])}
+
+
+def _of(part: Part, name: str) -> Tensor:
+    """A or B of LoRA, also inside DoRA."""
+    return part.tensors[name] if name in part.tensors else part.tensors[f"inner.{name}"]
+
+
+def _scaling(inner: LoRA, shape: WeightShape) -> float:
+    rank = inner.rank_of(shape)
+    return float(inner.of(inner.alpha, shape, 1.0)) / (math.sqrt(rank) if inner.rslora else rank)
+
+
+def _patterns(values: Mapping[str, T], common: T) -> dict[str, T]:
+    """PEFT's patterns for the layers whose value is another than the common one."""
+    layers: dict[T, list[str]] = {}
+    for path, value in values.items():
+        if value != common:
+            layers.setdefault(value, []).append(path)
+    return {f"^{exact_pattern(paths)}": value for value, paths in layers.items()}
+
+
+def _common_value(values: Iterable[T]) -> T:
+    return Counter(values).most_common(1)[0][0]
+
+
+def _number(value: float) -> float:
+    """A whole number as one, which is what PEFT's configs ask for."""
+    return int(value) if value == int(value) else value

@@ -1,0 +1,112 @@
+"""What is known by name without a network: data sets of texts, and the shapes of the paper's models."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from randlora_pl.utils.errors import UserError, near
+
+TASKS = ("CausalLMTask", "TextClassificationTask")
+"""Names of the language tasks."""
+
+
+DATASETS = {
+    "commonsense_15k": "15,000 questions with their answers to learn, and eight tests of commonsense reasoning",
+    "commonsense_170k": "170,000 questions with their answers to learn, and the same eight tests",
+    "e2e": "descriptions of restaurants to write from their facts, scored by BLEU, NIST, METEOR, ROUGE-L and CIDEr",
+    "jsonl": "your own prompts and completions",
+}
+
+OWN_LABELLED = {
+    "csv": "your own labelled texts: train.csv, val.csv and test.csv with columns text (or text_a, text_b) and label",
+    "jsonl": "your own labelled texts: the same as JSON lines, in train.jsonl, val.jsonl and test.jsonl",
+}
+LABELLED = {
+    "sst2": "GLUE: sentiment of sentences on films, accuracy",
+    "mrpc": "GLUE: whether two sentences say the same, accuracy",
+    "cola": "GLUE: whether a sentence is good English, Matthews correlation",
+    "qnli": "GLUE: whether a sentence answers a question, accuracy",
+    "rte": "GLUE: whether one sentence follows from another, accuracy",
+    "stsb": "GLUE: how alike two sentences are (0 to 5), Pearson correlation",
+    **OWN_LABELLED,
+}
+
+
+def given_to(task: str | None) -> str:
+    """What a command to predict gives an adapter of a task."""
+    return "--texts FILE" if task in TASKS else "--images PATH"
+
+
+def check_dataset(name: str) -> None:
+    """Refuses an unknown data set of prompts and completions.
+
+    Raises:
+        UserError: With near names.
+    """
+    _check(name, DATASETS, "a language task")
+
+
+def check_labelled(name: str) -> None:
+    """Refuses an unknown data set of labelled texts.
+
+    Raises:
+        UserError: With near names.
+    """
+    _check(name, LABELLED, "TextClassificationTask")
+
+
+def _check(name: str, known: Mapping[str, str], task: str) -> None:
+    if name not in known:
+        raise UserError(f"--data.dataset {name!r} is unknown.{near(name, known)} Known to {task}: {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model's configuration, as its publishers state it.
+
+    Attributes:
+        kind: `model_type` of transformers.
+        parameters: Parameters of the model, an output layer that is the table of embeddings counted once.
+        config: Shipped configuration that uses it.
+        licence: Licence of the weights as their publishers state it; their own page decides.
+        shape: What differs from the defaults of that kind's configuration class.
+    """
+
+    kind: str
+    parameters: int
+    config: str
+    licence: str
+    shape: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the weights are for those alone who accepted the licence on the model's page."""
+        return self.licence.endswith("gated")
+
+
+_QWEN2 = {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}
+_QWEN2 |= {"num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}
+_LLAMA3 = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+_LLAMA3 |= {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192}
+_PHI3 = {"vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32}
+_PHI3 |= {"num_attention_heads": 32, "num_key_value_heads": 32, "sliding_window": 2047}
+_ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+
+KNOWN: dict[str, Known] = {
+    "Qwen/Qwen2-0.5B-Instruct": Known("qwen2", 494_032_768, "commonsense_qwen2", "Apache-2.0", _QWEN2),
+    "microsoft/Phi-3-mini-4k-instruct": Known("phi3", 3_821_079_552, "commonsense_phi3", "MIT", _PHI3),
+    "meta-llama/Meta-Llama-3-8B": Known(
+        "llama", 8_030_261_248, "commonsense_llama3", "Llama 3 licence, gated", _LLAMA3
+    ),
+    "openai-community/gpt2-medium": Known(
+        "gpt2", 354_823_168, "e2e_gpt2_medium", "MIT", {"n_embd": 1024, "n_layer": 24, "n_head": 16}
+    ),
+    "FacebookAI/roberta-base": Known("roberta", 124_645_632, "glue_roberta_base", "MIT", _ROBERTA),
+    "FacebookAI/roberta-large": Known(
+        "roberta",
+        355_359_744,
+        "glue_roberta_large",
+        "MIT",
+        _ROBERTA | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+    ),
+}

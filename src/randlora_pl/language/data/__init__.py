@@ -1,0 +1,1 @@
+"""DataModules and batches of texts."""

@@ -1,0 +1,117 @@
+"""What data modules of texts share: encoded once, then handed over in numbered batches."""
+
+from typing import Any
+
+from torch import Tensor
+
+from randlora_pl.data.base import PlannedData
+from randlora_pl.data.loading.loader import Loader
+from randlora_pl.data.sampling.schedule import total_draws
+from randlora_pl.language.data.batches import EvalBatches, Samples, TrainBatches
+from randlora_pl.language.models.tokenization import pad_id
+from randlora_pl.utils.errors import UserError
+
+
+class TokenData(PlannedData):
+    """Base of the data modules of texts. Subclasses read and encode.
+
+    Args:
+        options: See `PlannedData`.
+
+    Attributes:
+        usual_epochs: Times that the training samples are gone through where nothing is said.
+        pad: Number to pad with, after `setup`.
+    """
+
+    usual_epochs = 3
+    dataset: str
+
+    def __init__(self, *options: Any) -> None:
+        super().__init__(*options)
+        self._tokenizer: Any = None
+        self._held: dict[str, Samples] = {}  # encoded samples by split
+        self.pad = 0
+        self._digest = ""  # of the training texts
+        self._tests_read = False  # or looked for in vain
+
+    # -- what a subclass gives
+
+    def read(self, learns: bool, tests: bool) -> None:
+        """Reads and encodes the training and validation samples, those of the test, or both.
+
+        Raises:
+            UserError: They are missing or wrong.
+        """
+        raise NotImplementedError
+
+    # -- what Lightning calls
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and encodes what the stage needs, and plans the draws.
+
+        Raises:
+            UserError: The data are missing or wrong, or there is no tokenizer.
+        """
+        task = None if self.trainer is None else self.trainer.lightning_module
+        self._tokenizer = getattr(task, "vocabulary", self._tokenizer)
+        if self._tokenizer is None:
+            raise UserError("texts need the tokenizer of a language task: use --model CausalLMTask.")
+        if not self._held:
+            self.pad = pad_id(self._tokenizer)  # once, as it may have something to say
+        learns = stage in ("fit", "validate", None) and "train" not in self._held
+        tests = stage in ("test", "predict", None) and "test" not in self._held
+        if learns or tests:
+            self.read(learns, tests)
+        if stage in ("fit", None):
+            self._plan(len(self._held["train"]), self._draws(), self._labels())
+
+    def train_dataloader(self) -> Loader:
+        """Training batches of this rank, from the trainer's optimizer step on."""
+        schedule = self._schedule()
+        labels = self._labels()
+        weights = None if labels is None else self._class_weights(labels, int(labels.max()) + 1)
+        batches = TrainBatches(self._held["train"], schedule, weights)
+        return Loader(batches, self._start(len(schedule)), self.num_workers or 0, self.skipped)
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Validation batches of this rank; none where no samples were set aside."""
+        return self._eval("val")
+
+    def test_dataloader(self) -> Loader | list[Loader]:
+        """Test batches of this rank, the longest first; ``index`` says which sample each is."""
+        return self._eval("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The planned draws and the samples, so that a resumed run notices when it continues another plan."""
+        return {} if self.plan is None else super().state_dict() | {"samples": self._digest}
+
+    # -- for subclasses
+
+    def _labels(self) -> Tensor | None:
+        """Classes (samples,) of the training samples, where they have any."""
+        return None
+
+    def run_facts(self) -> dict[str, Any]:
+        """Steps and draws of the planned run; empty where none is planned."""
+        if self.plan is None:
+            return {}
+        facts = {"steps": self.plan.steps, "draws": self.plan.total_draws, "window": self.plan.window}
+        return facts | {"sampling": self.sampling} | ({"balance": self.balance} if self.balance else {})
+
+    def samples_in_words(self, facts: dict[str, Any]) -> str:
+        """``1,000 train, 50 val, 90 test samples``, and that there are none to test where they were looked for."""
+        splits = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
+        none = self._tests_read and "test" not in facts
+        return f"{splits} samples" + (f"; none to test (no test.{self.dataset} in --data.root)" if none else "")
+
+    def _draws(self) -> int:
+        if self.steps is not None:
+            return self.steps * self.window
+        return total_draws(len(self._held["train"]), self.epochs or self.usual_epochs, self.window)
+
+    def _eval(self, split: str) -> Loader | list[Loader]:
+        if split not in self._held:
+            return []
+        held = self._held[split]
+        batches = EvalBatches(held, self._eval_schedule(len(held)), held.by_length())
+        return Loader(batches, 0, self.num_workers or 0, self.skipped)

@@ -1,0 +1,148 @@
+"""Encoded texts, and numbered batches of them: what a `Loader` hands over for training, validation and tests."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from randlora_pl.data.loading.loader import Batch
+from randlora_pl.data.sampling.schedule import EvalSchedule, TrainSchedule
+from randlora_pl.language.models.generate import learned_columns
+from randlora_pl.language.models.tokenization import IGNORED, Encoded, collate
+
+MULTIPLE = 8
+"""Batches are padded to a multiple of this, as in the paper's scripts."""
+
+
+class Samples:
+    """Encoded samples in flat arrays: hundreds of thousands of Python lists would take gigabytes.
+
+    Args:
+        columns: The numbers of each sample, by name; ``input_ids`` is one of them.
+
+    Attributes:
+        lengths: int64 (samples,), tokens of each.
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[Sequence[int]]]) -> None:
+        self.lengths = np.array([len(row) for row in columns["input_ids"]], np.int64)
+        self._ends = np.cumsum([0, *self.lengths])
+        self._columns = {name: np.fromiter(chain.from_iterable(rows), np.int32) for name, rows in columns.items()}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def total(self) -> int:
+        """Tokens of all samples."""
+        return int(self._ends[-1])
+
+    def by_length(self) -> list[int]:
+        """Their places, the longest first, so that memory runs out at once or not at all."""
+        order: list[int] = np.argsort(-self.lengths, kind="stable").tolist()
+        return order
+
+    def batch(self, places: Sequence[int]) -> Batch:
+        """Some of them, padded."""
+        raise NotImplementedError
+
+    def window(self, places: Tensor) -> Batch:
+        """What each micro-batch must know of all samples of its optimizer step, at places (samples,)."""
+        return {}
+
+    def _row(self, number: int) -> dict[str, list[int]]:
+        here = slice(self._ends[number], self._ends[number + 1])
+        return {name: values[here].tolist() for name, values in self._columns.items()}
+
+
+class Tokens(Samples):
+    """Prompts with their completions.
+
+    Args:
+        encoded: The samples.
+        pad: Number to pad with.
+
+    Attributes:
+        counted: int64 (samples,), tokens of each that are learned; the first of a text is predicted by nothing.
+    """
+
+    def __init__(self, encoded: Iterable[Encoded], pad: int) -> None:
+        samples = list(encoded)
+        super().__init__({"input_ids": [s.input_ids for s in samples], "labels": [s.labels for s in samples]})
+        self._columns["labels"][self._ends[:-1]] = IGNORED  # the padding before a text would predict its first token
+        counts = [sum(label != IGNORED for label in sample.labels[1:]) for sample in samples]
+        self.counted = torch.tensor(counts, dtype=torch.int64)
+        self.pad = pad
+
+    def __getitem__(self, number: int) -> Encoded:
+        return Encoded(**self._row(number), full_length=int(self.lengths[number]))
+
+    def batch(self, places: Sequence[int]) -> Batch:
+        """Padded on the left: ``input_ids``, ``attention_mask``, ``labels`` (b, length) int64, ``columns``.
+
+        For the last see `learned_columns`.
+        """
+        texts = collate([self[place] for place in places], self.pad, "left", MULTIPLE)
+        return {**texts, "columns": learned_columns(texts["labels"])}
+
+    def window(self, places: Tensor) -> Batch:
+        """``window_samples`` and ``window_tokens``: samples and learned tokens of all ranks and micro-batches."""
+        return {"window_samples": len(places), "window_tokens": int(self.counted[places].sum())}
+
+
+@dataclass(frozen=True)
+class TrainBatches:
+    """Training batches of one rank: a dictionary for each micro-batch.
+
+    What `Samples.batch` and `Samples.window` give, ``weight`` (b,) float32, ``draw`` and ``index`` (b,) int64;
+    ``micro`` and ``micros``: place in the window and micro-batches of it. The window's mean loss over samples is the
+    sum of weight x loss (see `MicroBatch`); ``class_weights`` are in it, too.
+    """
+
+    samples: Samples
+    schedule: TrainSchedule
+    class_weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.schedule)
+
+    def __getitem__(self, number: int) -> Batch:
+        micro = self.schedule[number]
+        plan = self.schedule.plan
+        places = plan.samples(micro.draws)
+        batch = self.samples.batch(places.tolist())
+        return {
+            **batch,
+            **self.samples.window(plan.samples(micro.window)),
+            "weight": micro.weighted(batch["labels"], self.class_weights),
+            "draw": micro.draws,
+            "index": places,
+            "micro": micro.micro,
+            "micros": micro.micros,
+        }
+
+
+@dataclass(frozen=True)
+class EvalBatches:
+    """Evaluation batches of one rank: what `Samples.batch` gives, ``weight`` (0 for padding) and ``index``.
+
+    Args:
+        samples: The samples.
+        schedule: Which of them are in which batch.
+        order: The place of each in the order of evaluation; neighbours of one length need little padding.
+    """
+
+    samples: Samples
+    schedule: EvalSchedule
+    order: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.schedule)
+
+    def __getitem__(self, number: int) -> Batch:
+        places, weights = self.schedule[number]
+        samples = [self.order[place] for place in places.tolist()]
+        return {**self.samples.batch(samples), "weight": weights, "index": torch.tensor(samples)}

@@ -1,0 +1,120 @@
+"""Texts that a user hands over to be answered or classified: lines, JSON records, or rows of a CSV file."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from randlora_pl.language.datasets.own_files import TEXTS, csv_rows
+from randlora_pl.language.datasets.prompt_template import Template
+from randlora_pl.language.datasets.text_files import decoded, lines_of, read_lines, read_records
+from randlora_pl.utils.errors import UserError
+
+PROMPTS = ("prompt", "instruction", "input")
+"""Fields of a decoder's records; an instruction and its input are those of the commonsense files."""
+SENTENCES = tuple(dict.fromkeys(name for names in TEXTS for name in names))
+"""Fields of a classifier's records."""
+STANDARD_INPUT = "-"
+_LINE = "line"
+
+
+@dataclass(frozen=True)
+class Given:
+    """One text: where it stands, and its fields; those of a plain line are the line alone."""
+
+    where: str
+    fields: dict[str, str]
+
+
+def read_given(source: str, names: Sequence[str]) -> list[Given]:
+    """The texts of one file in its order; empty lines are left out.
+
+    Args:
+        source: A .txt file with a text a line, a .jsonl or .json file of records, a .csv file with a header, or
+            `STANDARD_INPUT`, which is read as lines.
+        names: The fields to take, `PROMPTS` or `SENTENCES`; the others, such as labels, are left out.
+
+    Raises:
+        UserError: It is missing, empty, of another kind, or a line is wrong; file and line are told.
+    """
+    path = Path(source)
+    if source == STANDARD_INPUT:
+        source = "standard input"
+        rows = _plain(lines_of(decoded(sys.stdin.buffer.read(), source)))
+    elif not path.is_file():
+        what = "is a folder: name its files" if path.is_dir() else "does not exist"
+        raise UserError(f"--texts: {path} {what}.")
+    elif path.suffix.lower() == ".txt":
+        rows = _plain(read_lines(path))
+    elif path.suffix.lower() in (".jsonl", ".json"):
+        rows = read_records(path, (), optional=names)
+    elif path.suffix.lower() == ".csv":
+        rows = [(line, {name: row[name] for name in names if name in row}) for line, row in csv_rows(path)]
+    else:
+        raise UserError(
+            f"--texts: {path} is no .txt, .jsonl or .csv file; rename it, or give lines by: --texts - < {path}"
+        )
+    if not rows:
+        raise UserError(f"{source} holds no text.")
+    return [Given(f"{source}, line {line}", fields) for line, fields in rows]
+
+
+def _plain(lines: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    return [(number, {_LINE: line}) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def shown(given: Given) -> str:
+    """A decoder's text as the user gave it, for the file of answers."""
+    fields = given.fields
+    asked = fields.get("instruction", fields.get(_LINE, "")) + (f"\n\n{more}" if (more := fields.get("input")) else "")
+    return fields.get("prompt", asked)
+
+
+def prompt_of(given: Given, dataset: str) -> str:
+    """What a decoder is given, exactly as in its training.
+
+    A field ``prompt`` is the prompt. An instruction has the template of the commonsense files around it. A plain line
+    is what the data set of the training has: an instruction, what stands before ``||`` (E2E), or a prompt.
+
+    Args:
+        given: The user's text.
+        dataset: What the decoder was trained on; empty where that is not known.
+
+    Raises:
+        UserError: It has no such field, the field is empty, or the decoder knows no instructions.
+    """
+    fields, taught = given.fields, dataset.startswith("commonsense")
+    if "prompt" in fields:
+        text = fields["prompt"]
+    elif "instruction" in fields:
+        if not taught:
+            raise UserError(
+                f"{given.where}: 'instruction' is for models that were trained on the commonsense files, with their "
+                "template; give 'prompt'."
+            )
+        text = fields["instruction"]
+    elif _LINE in fields:
+        text = fields[_LINE]
+        if dataset == "e2e":
+            text = text.partition("||")[0].strip()
+    else:
+        raise UserError(f"{given.where}: there is no 'prompt'.")
+    if not text.strip():
+        raise UserError(f"{given.where}: the prompt is empty. Fill it, or delete the record.")
+    return Template().prompt(text, fields.get("input", "")) if taught and "prompt" not in fields else text
+
+
+def sentences_of(given: Given) -> tuple[str, ...]:
+    """A classifier's text, or pair of texts.
+
+    Raises:
+        UserError: There is none, or it is empty.
+    """
+    fields = given.fields
+    names = next((names for names in ((_LINE,), *TEXTS) if all(name in fields for name in names)), None)
+    if names is None:
+        raise UserError(f"{given.where}: there is no 'text' (or 'text_a' and 'text_b').")
+    for name in names:
+        if not fields[name].strip():
+            raise UserError(f"{given.where}: {name!r} is empty. Fill it, or delete the record.")
+    return tuple(fields[name].strip() for name in names)

@@ -1,0 +1,38 @@
+"""Whether the texts of a data set are on this machine, by the names of their files alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from randlora_pl.language.dataset_sizes import OWN_TEXTS
+from randlora_pl.language.datasets import commonsense, e2e, glue
+from randlora_pl.language.datasets.text_files import first_file
+from randlora_pl.utils.errors import UserError
+
+
+def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains: bool = True) -> UserError | None:
+    """What is missing of a data set and where it is from; None where all of it is there.
+
+    Args:
+        dataset: Its name.
+        root: The folder of the data.
+        tests: The commonsense tests that are asked for, None for all.
+        trains: Whether training samples are needed.
+    """
+    try:
+        if dataset in glue.TASKS:
+            lacking = [glue.missing(root, dataset, "train")] * trains + [glue.missing(root, dataset, "validation")]
+            return next((UserError(f"{each} does not exist", glue.GET) for each in lacking if each), None)
+        if dataset in OWN_TEXTS:
+            name = f"train.{dataset}"
+            own = "your own texts, see docs/prompts.md and docs/labelled_texts.md"
+            first_file(root.parent if root.is_file() else root, (root.name if root.is_file() else name,), name, own)
+        elif dataset == "e2e":
+            for name in ("train.txt", "valid.txt", "test.txt"):
+                first_file(root, (name,), e2e.TREE, e2e.SOURCE)
+        else:
+            wanted = [f"ft-training_set/{dataset}.json"] * trains
+            for name in [*wanted, *(f"dataset/{test}/test.json" for test in tests or commonsense.TASKS)]:
+                first_file(root, (name.partition("/")[2], name), commonsense.TREE, commonsense.SOURCE)
+    except UserError as error:
+        return error
+    return None

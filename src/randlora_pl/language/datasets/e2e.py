@@ -1,0 +1,70 @@
+"""The E2E challenge as text: one line ``meaning representation || reference`` for each reference (paper: B.2)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from randlora_pl.language.datasets.text_files import first_file, read_lines
+from randlora_pl.utils.errors import UserError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, Split] = ("train", "validation")
+"""Those that are read line by line; see `grouped` for the test."""
+
+TREE = "train.txt, valid.txt and test.txt with lines 'meaning representation || reference'"
+SOURCE = (
+    "https://github.com/tuetschek/e2e-dataset, its tables written as such lines, "
+    "or examples/NLG/data/e2e of https://github.com/microsoft/LoRA"
+)
+
+
+@dataclass(frozen=True)
+class Description:
+    """One line.
+
+    Attributes:
+        meaning: The meaning representation, such as ``name : Aromi | type : pub``.
+        reference: What a person wrote for it.
+    """
+
+    meaning: str
+    reference: str
+
+    @property
+    def completion(self) -> str:
+        """What a model learns to write: the reference after a space, as GPT-2 tokenises words within a text."""
+        return f" {self.reference}"
+
+
+def read_e2e(root: Path, split: Split) -> list[Description]:
+    """The lines of one split in their order; empty lines are left out.
+
+    Raises:
+        UserError: The file is missing (expected tree and source are told) or a line is wrong (file and line).
+    """
+    name = {"train": "train", "validation": "valid", "test": "test"}[split]
+    path = first_file(root, (f"{name}.txt",), TREE, SOURCE)
+    found = []
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        parts = [part.strip() for part in line.split("||")]
+        if len(parts) != 2 or not all(parts):
+            what = f"expected 'meaning representation || reference' with one '||', not {line.strip()[:60]!r}"
+            raise UserError(f"{path}, line {number}: {what}. Mend the line, or get the file again")
+        found.append(Description(*parts))
+    if not found:
+        raise UserError(f"{path} holds no line. Get the file again")
+    return found
+
+
+def grouped(descriptions: Iterable[Description]) -> dict[str, list[str]]:
+    """The references of each meaning representation, in the order of their first lines.
+
+    A text is generated once for each and scored against all of its references, wherever their lines are.
+    """
+    groups: dict[str, list[str]] = {}
+    for description in descriptions:
+        groups.setdefault(description.meaning, []).append(description.reference)
+    return groups

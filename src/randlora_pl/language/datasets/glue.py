@@ -1,0 +1,256 @@
+r"""The six GLUE tasks of the paper (Table 4) from GLUE's TSV folders, or from ``datasets`` saved on disk.
+
+The TSV files quote nothing: a field may hold any number of ``"``, so they are split at tabs alone. They differ in their
+columns, CoLA's have no header but in the test file, and MRPC comes as ``msr_paraphrase_train.txt`` with the validation
+pairs named in ``dev_ids.tsv``, or already divided into ``train.tsv`` and ``dev.tsv``.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from randlora_pl.language.datasets.glue_disk import is_saved, missing_split, read_saved
+from randlora_pl.language.datasets.text_files import read_lines
+from randlora_pl.utils.errors import UserError, near
+
+SOURCE = (
+    "https://gluebenchmark.com/tasks (MRPC: the msr_paraphrase files of Microsoft's paraphrase corpus and GLUE's "
+    'dev_ids.tsv), or datasets.load_dataset("nyu-mll/glue", NAME).save_to_disk("ROOT/NAME")'
+)
+GET = f"Get the files: {SOURCE}"
+
+Split = Literal["train", "validation"]
+Metric = Literal["acc", "matthews", "pearson"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: What ``datasets`` calls it.
+        title: What GLUE calls it: its folder.
+        texts: Columns of the one or two sentences in the TSV files.
+        label: Column of the label.
+        labels: Names in the files, in the order of the class numbers; empty where the label is a score.
+        names: What the class numbers mean.
+        saved: Columns of the sentences in ``datasets``.
+        metric: What the paper reports.
+    """
+
+    name: str
+    title: str
+    texts: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
+    saved: tuple[str, ...]
+    metric: Metric
+
+
+_ENTAILMENT = ("entailment", "not_entailment")
+_PAIR = ("sentence1", "sentence2")
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("sst2", "SST-2", ("sentence",), "label", ("0", "1"), ("negative", "positive"), ("sentence",), "acc"),
+        Task(
+            "mrpc",
+            "MRPC",
+            ("#1 String", "#2 String"),
+            "Quality",
+            ("0", "1"),
+            ("not_equivalent", "equivalent"),
+            _PAIR,
+            "acc",
+        ),
+        Task(
+            "cola",
+            "CoLA",
+            ("sentence",),
+            "label",
+            ("0", "1"),
+            ("unacceptable", "acceptable"),
+            ("sentence",),
+            "matthews",
+        ),
+        Task(
+            "qnli",
+            "QNLI",
+            ("question", "sentence"),
+            "label",
+            _ENTAILMENT,
+            _ENTAILMENT,
+            ("question", "sentence"),
+            "acc",
+        ),
+        Task("rte", "RTE", _PAIR, "label", _ENTAILMENT, _ENTAILMENT, _PAIR, "acc"),
+        Task("stsb", "STS-B", _PAIR, "score", (), (), _PAIR, "pearson"),
+    )
+}
+
+COLA_COLUMNS = ("source", "label", "original_label", "sentence")
+"""CoLA's training and validation files have no header."""
+
+_TSV: dict[Split, str] = {"train": "train.tsv", "validation": "dev.tsv"}
+_MICROSOFT, _LISTED = "msr_paraphrase_train.txt", "dev_ids.tsv"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The labelled examples of one split.
+
+    Attributes:
+        sentences: One or two texts each.
+        labels: Class numbers (int), or scores in 0..5 (float) of STS-B.
+        names: What the class numbers mean; empty for scores.
+    """
+
+    sentences: list[tuple[str, ...]]
+    labels: list[int] | list[float]
+    names: tuple[str, ...]
+
+
+def read_glue(root: Path, name: str, split: Split) -> Examples:
+    """One split of one task, in the order of the file; GLUE keeps the labels of its test sets secret.
+
+    Args:
+        root: Folder that holds GLUE's folders (``SST-2`` ...) or those of ``datasets`` (``sst2`` ...).
+        name: ``sst2``, ``mrpc``, ``cola``, ``qnli``, ``rte`` or ``stsb``; GLUE's own spelling is understood.
+        split: ``train`` or ``validation``.
+
+    Raises:
+        UserError: There is no such task, files are missing (expected tree and source are told) or a line is wrong
+            (file and line).
+    """
+    spelled = {key: task for task in TASKS.values() for key in (task.name, task.title.lower())}
+    if name.lower() not in spelled:
+        raise UserError(f"There is no GLUE task {name!r}.{near(name, TASKS)} There are {', '.join(TASKS)}")
+    task = spelled[name.lower()]
+    home = _home(root, task)
+    if is_saved(home):
+        sentences, values = read_saved(home, split, task.saved, len(task.labels))
+        return Examples(sentences, values, task.names)
+    sentences, labels = [], []
+    for where, texts, label in _rows(home, task, split):
+        sentences.append(texts)
+        labels.append(_label(where, task, label))
+    return Examples(sentences, labels, task.names)
+
+
+def missing(root: Path, name: str, split: Split) -> Path | None:
+    """The file or folder that a split of a task lacks, by the names of files alone; None where all are there.
+
+    Args:
+        root: See `read_glue`.
+        name: ``sst2`` ...
+        split: ``train`` or ``validation``.
+    """
+    home = _home(root, TASKS[name])
+    if not home.is_dir():
+        return home
+    if is_saved(home):
+        return missing_split(home, split)
+    if name == "mrpc" and (home / _MICROSOFT).is_file() and not (home / _TSV[split]).is_file():
+        wanted = home / _LISTED
+    else:
+        wanted = home / _TSV[split]
+    return None if wanted.is_file() else wanted
+
+
+def _home(root: Path, task: Task) -> Path:
+    """The folder of a task: one that ``datasets`` wrote, else the first that is there, else where GLUE's should be."""
+    folders = (root / task.title, root / task.name)
+    return next((each for wanted in (is_saved, Path.is_dir) for each in folders if wanted(each)), folders[0])
+
+
+def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Place, sentences and label of each line.
+
+    Raises:
+        UserError: A file is missing or a line is wrong.
+    """
+    path = home / _TSV[split]
+    columns = (*task.texts, task.label)
+    if path.is_file():
+        fixed = COLA_COLUMNS if task.name == "cola" else None
+        for where, (*texts, label) in _table(path, columns, fixed):
+            yield where, tuple(texts), label
+    elif task.name == "mrpc" and (home / _MICROSOFT).is_file():
+        yield from _paraphrases(home, columns, split)
+    else:
+        tree = f"{task.title}/train.tsv and {task.title}/dev.tsv"
+        if task.name == "mrpc":
+            tree += f", or MRPC/{_MICROSOFT} and MRPC/{_LISTED}"
+        tree += f", or the folder {task.name} of save_to_disk or of Parquet files"
+        raise UserError(f"{path} does not exist. Expected below --data.root: {tree}", GET)
+
+
+def _paraphrases(home: Path, columns: Sequence[str], split: Split) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """MRPC as Microsoft publishes it: GLUE validates with the pairs of ``dev_ids.tsv`` and trains on the others.
+
+    Raises:
+        UserError: ``dev_ids.tsv`` is missing or does not fit, or a line is wrong.
+    """
+    listed = home / _LISTED
+    if not listed.is_file():
+        raise UserError(f"{listed} does not exist: it names the validation pairs of MRPC", GET)
+    validation = {tuple(line.split("\t")[:2]) for line in read_lines(listed)}
+    found = 0
+    path = home / _MICROSOFT
+    for where, (*texts, label, first, second) in _table(path, (*columns, "#1 ID", "#2 ID"), None):
+        chosen = (first, second) in validation
+        found += chosen
+        if chosen == (split == "validation"):
+            yield where, tuple(texts), label
+    if not found:
+        raise UserError(f"{listed} names no pair of {path}", GET)
+
+
+def _table(path: Path, columns: Sequence[str], fixed: Sequence[str] | None) -> Iterator[tuple[str, list[str]]]:
+    """Place and wanted fields of each line.
+
+    Args:
+        path: A file of fields between tabs.
+        columns: Those that are wanted, in this order.
+        fixed: All columns of a file without a header.
+
+    Raises:
+        UserError: The header lacks a column, or a line has too few or too many fields.
+    """
+    lines = read_lines(path)
+    header = list(fixed) if fixed else lines[0].split("\t") if lines else []
+    if absent := [column for column in columns if column not in header]:
+        there = ", ".join(header)[:120] or "nothing"
+        raise UserError(f"{path}, line 1: the header lacks {', '.join(absent)} (there is {there}). Get the file again")
+    places = [header.index(column) for column in columns]
+    start = 0 if fixed else 1
+    for number, line in enumerate(lines[start:], start + 1):
+        fields = line.split("\t")
+        if len(fields) != len(header):
+            what = f"{len(fields)} fields between tabs where {len(header)} are expected ({', '.join(header)})"
+            raise UserError(f"{path}, line {number}: {what}. Mend the line, or get the file again")
+        yield f"{path}, line {number}", [fields[place].strip() for place in places]
+    if len(lines) <= start:
+        raise UserError(f"{path} holds no example. Get the file again")
+
+
+def _label(where: str, task: Task, text: str) -> float:
+    """The class number or the score.
+
+    Raises:
+        UserError: It is none.
+    """
+    if task.labels:
+        if text in task.labels:
+            return task.labels.index(text)
+        raise UserError(f"{where}: the label {text[:40]!r} is none of {', '.join(task.labels)}. Mend the line")
+    try:
+        score = float(text)
+    except ValueError:
+        score = float("nan")
+    if not 0 <= score <= 5:
+        raise UserError(f"{where}: the score {text[:40]!r} is no number from 0 to 5. Mend the line")
+    return score

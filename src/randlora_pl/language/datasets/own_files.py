@@ -1,0 +1,178 @@
+"""A user's own labelled texts: CSV files with a header, or JSON lines."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from randlora_pl.language.datasets.glue import Examples
+from randlora_pl.language.datasets.text_files import read_records, read_text
+from randlora_pl.utils.errors import UserError, near
+
+TEXTS = (("text",), ("text_a", "text_b"))
+COLUMNS = "columns text (or text_a and text_b) and label"
+_TREE = "{0} with " + COLUMNS + "; val{1} and test{1} alike, as you like"
+_MOST_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One labelled text of a file: where it stands, one or two texts, the label as written."""
+
+    where: str
+    texts: tuple[str, ...]
+    label: str
+
+
+def own_files(root: Path, suffix: str) -> dict[str, Path]:
+    """The files of a folder by split, or one file to train on alone.
+
+    Args:
+        root: The folder, or the file.
+        suffix: ``.csv`` or ``.jsonl``.
+
+    Raises:
+        UserError: There is nothing to train on.
+    """
+    if root.is_file():
+        return {"train": root}
+    files = {split: root / f"{split}{suffix}" for split in ("train", "val", "test")}
+    if not files["train"].is_file():
+        tree = _TREE.format(files["train"].name, suffix)
+        raise UserError(f"{files['train']} does not exist. Expected below --data.root: {tree}")
+    return {split: file for split, file in files.items() if file.is_file()}
+
+
+def read_own(file: Path) -> list[Labelled]:
+    """The labelled texts of one file, in its order.
+
+    Raises:
+        UserError: It is empty, or a line is wrong; file and line are told.
+    """
+    rows = csv_rows(file) if file.suffix.lower() in (".csv", ".tsv") else _json_rows(file)
+    found: list[Labelled] = []
+    for line, fields in rows:
+        where = f"{file}, line {line}"
+        names = next((names for names in TEXTS if all(name in fields for name in names)), None)
+        if names is None or "label" not in fields:
+            raise UserError(f"{where}: expected {COLUMNS}; there is {', '.join(fields) or 'nothing'}.")
+        texts = tuple(fields[name].strip() for name in names)
+        for name, text in zip((*names, "label"), (*texts, fields["label"].strip()), strict=True):
+            if not text:
+                raise UserError(f"{where}: {name!r} is empty. Fill it, or delete the record")
+        if found and len(texts) != len(found[0].texts):
+            raise UserError(f"{where}: single texts and pairs are mixed; give each record the same columns.")
+        found.append(Labelled(where, texts, fields["label"].strip()))
+    if not found:
+        raise UserError(f"{file} holds no record. Expected: {COLUMNS}")
+    return found
+
+
+def _json_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+    return read_records(file, ("label",), optional=[name for names in TEXTS for name in names], numbers=("label",))
+
+
+def csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+    """Fields by the header's names, with the line on which each record ends.
+
+    Raises:
+        UserError: There is no header, or a record has another number of fields.
+    """
+    text = read_text(file)
+    _check_commas(file, text.partition("\n")[0])
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[tuple[int, dict[str, str]]] = []
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        for fields in reader:
+            if not fields:  # an empty line
+                continue
+            if len(fields) != len(header):
+                what = f"{len(fields)} fields where the header has {len(header)} ({', '.join(header)[:120]})"
+                raise UserError(f"{file}, line {reader.line_num}: {what}. Put texts with commas in double quotes")
+            rows.append((reader.line_num, dict(zip(header, fields, strict=True))))
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num}: no valid CSV: {error}. Mend the file") from error
+    return rows
+
+
+def _check_commas(file: Path, header: str) -> None:
+    """Refuses a table whose columns stand between semicolons, as spreadsheets of some countries write it, or tabs.
+
+    Raises:
+        UserError: Says what was found.
+    """
+    names = {mark: [name.strip() for name in next(csv.reader([header], delimiter=mark), [])] for mark in ",;\t"}
+    known = any(name in names[","] for name in ("label", *TEXTS[0], *TEXTS[1]))
+    for mark, called in ((";", "semicolons"), ("\t", "tabs")):
+        if not known and len(names[mark]) > len(names[","]):
+            raise UserError(
+                f"{file}, line 1: there are {called} between the columns ({', '.join(names[mark])[:120]}); expected "
+                "are commas. Save the table with commas, and texts that hold commas in double quotes"
+            )
+
+
+def class_names(rows: Sequence[Labelled], file: Path) -> list[str]:
+    """The classes of training texts: numbers by size, names by the alphabet.
+
+    Raises:
+        UserError: There is only one, or they look like scores.
+    """
+    names = {row.label for row in rows}
+    numbers = {name: _number(name) for name in names}
+    if all(map(math.isfinite, numbers.values())):
+        broken = next((row for row in rows if not numbers[row.label].is_integer()), None)
+        if broken is not None:
+            raise UserError(
+                f"{broken.where}: the label {broken.label} looks like a score: --data.scores true predicts such "
+                "numbers. Classes are names or whole numbers."
+            )
+        ordered = sorted(names, key=lambda name: (numbers[name], name))
+    else:
+        ordered = sorted(names)
+    if len(ordered) < 2:
+        raise UserError(f"{file}: there is only the class {ordered[0]!r}; a classifier needs two or more.")
+    if len(ordered) > _MOST_CLASSES:
+        raise UserError(
+            f"{file}: there are {len(ordered):,} different labels, such as {ordered[0]!r}: these are no classes. For "
+            "numbers to predict: --data.scores true"
+        )
+    return ordered
+
+
+def class_numbers(rows: Sequence[Labelled], classes: Sequence[str]) -> Examples:
+    """Texts with the numbers of their classes.
+
+    Raises:
+        UserError: A label is none of them.
+    """
+    places = {name: place for place, name in enumerate(classes)}
+    for row in rows:
+        if row.label not in places:
+            known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+            raise UserError(
+                f"{row.where}: the label {row.label[:40]!r} is none of the training classes.{near(row.label, classes)} "
+                f"There are {known}"
+            )
+    return Examples([row.texts for row in rows], [places[row.label] for row in rows], tuple(classes))
+
+
+def scores(rows: Sequence[Labelled]) -> Examples:
+    """Texts with scores.
+
+    Raises:
+        UserError: A label is no finite number.
+    """
+    for row in rows:
+        if not math.isfinite(_number(row.label)):
+            raise UserError(f"{row.where}: the score {row.label[:40]!r} is no number; for classes: --data.scores false")
+    return Examples([row.texts for row in rows], [_number(row.label) for row in rows], ())
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

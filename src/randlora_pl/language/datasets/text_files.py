@@ -1,0 +1,206 @@
+"""Reading text and JSON files of a user so that every fault is told with file and line."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.plain_files import read_plain
+
+
+def first_file(root: Path, names: Sequence[str], tree: str, source: str) -> Path:
+    """The first of the files below a folder that exists.
+
+    Args:
+        root: The user's data folder.
+        names: Relative paths, the usual one first.
+        tree: What the folder should hold, for the message.
+        source: Where to get the files, for the message.
+
+    Raises:
+        UserError: None of them is there, or cannot be looked for; expected tree and source are told.
+    """
+    try:
+        for name in names:
+            if (root / name).is_file():
+                return root / name
+        missing = root if not root.is_dir() else root / names[0]
+        what = "is no file" if missing.is_dir() else "is no folder" if missing.exists() else "does not exist"
+    except OSError as error:  # no permission, or too long a name
+        missing, what = root, f"cannot be read ({error.strerror or error})"
+    raise UserError(f"{missing} {what}. Expected below --data.root: {tree}", f"Get the files: {source}")
+
+
+def read_text(path: Path) -> str:
+    """The whole file as UTF-8, without a byte order mark.
+
+    Raises:
+        UserError: It cannot be read or is no UTF-8; the line is told.
+    """
+    try:
+        data = read_plain(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}). Make it readable, or get it again"
+        ) from error
+    return decoded(data, path)
+
+
+def decoded(data: bytes, source: object) -> str:
+    """Bytes as UTF-8, without a byte order mark.
+
+    Args:
+        data: All of a file.
+        source: What to call it in a message.
+
+    Raises:
+        UserError: They are no UTF-8; the line is told.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{source}, line {line}: this is not UTF-8 text. Convert the file, or get it again") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file without their ends (see `lines_of`).
+
+    Raises:
+        UserError: See `read_text`.
+    """
+    return lines_of(read_text(path))
+
+
+def lines_of(text: str) -> list[str]:
+    r"""The lines of a text without their ends.
+
+    Only ``\n`` ends a line: `str.splitlines` would also split at the separators (U+2028, U+0085, form feed) that
+    sentences from the web contain. A carriage return before it belongs to the end.
+    """
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def read_records(
+    path: Path, fields: Sequence[str], optional: Sequence[str] = (), numbers: Sequence[str] = ()
+) -> list[tuple[int, dict[str, str]]]:
+    """The objects of a JSON array, or of a file with one object a line, whose named fields are text.
+
+    Args:
+        path: The file.
+        fields: Fields that every object must have; others are left out.
+        optional: Fields that it may have.
+        numbers: Those of them that may be numbers; they come as text, too.
+
+    Returns:
+        The line (from 1) on which each object starts, and its fields; nothing where there is no object.
+
+    Raises:
+        UserError: The file is no such JSON, or an object lacks a field; file and line are told.
+    """
+    text = read_text(path)
+    values = _array(path, text) if text.lstrip().startswith("[") else _one_a_line(path, text)
+    records = []
+    for line, value in values:
+        there = [field for field in (*fields, *optional) if isinstance(value, dict) and field in value]
+        if not isinstance(value, dict):
+            what = f"expected an object with the fields {', '.join(fields or optional)}"
+        elif absent := [field for field in fields if field not in value]:
+            what = f"the record lacks {', '.join(map(repr, absent))}; each needs {', '.join(fields)}"
+        elif wrong := [field for field in there if not _is_text(value[field], field in numbers)]:
+            what = f"{wrong[0]!r} must be text, not {json.dumps(value[wrong[0]])[:40]}"
+        elif broken := [f for f in there if not str(value[f]).isascii() and _HALF.search(value[f])]:
+            what = f"{broken[0]!r} holds half a character (a lone surrogate such as \\ud83d)"
+        else:
+            records.append((line, {field: str(value[field]) for field in there}))
+            continue
+        raise UserError(f"{path}, line {line}: {what}. Mend the record, or get the file again")
+    return records
+
+
+def _is_text(value: Any, or_number: bool) -> bool:
+    return isinstance(value, str) or (or_number and isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _array(path: Path, text: str) -> list[tuple[int, Any]]:
+    """Each value of a JSON array with the line on which it starts.
+
+    The array is decoded value by value: `json.loads` would not say where a record that lacks a field is.
+
+    Raises:
+        UserError: It is no valid JSON; file and line are told.
+    """
+    decode = json.JSONDecoder().raw_decode
+    values: list[tuple[int, Any]] = []
+    line, counted = 1, 0
+    place = _after_space(text, text.index("[") + 1)
+    try:
+        closed = text.startswith("]", place)
+        while not closed:
+            value, end = decode(text, place)
+            line += text.count("\n", counted, place)
+            counted = place
+            values.append((line, value))
+            place = _after_space(text, end)
+            closed = text.startswith("]", place)
+            if not closed:
+                if not text.startswith(",", place):
+                    raise json.JSONDecodeError("Expecting ',' or ']'", text, place)
+                place = _after_space(text, place + 1)
+        place = _after_space(text, place + 1)
+        if place < len(text):
+            raise json.JSONDecodeError("Nothing may follow the array", text, place)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(path, error, text.count("\n", 0, place) + 1) from error
+    return values
+
+
+def _one_a_line(path: Path, text: str) -> list[tuple[int, Any]]:
+    """Each value of a file with one a line, with its line; empty lines are left out.
+
+    Raises:
+        UserError: A line is no valid JSON; file and line are told.
+    """
+    values = []
+    for line, record in enumerate(text.split("\n"), 1):
+        if record.strip():
+            try:
+                values.append((line, json.loads(record)))
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, json.JSONDecodeError):
+                    error.lineno = line
+                raise _invalid(path, error, line) from error
+    return values
+
+
+def _invalid(path: Path, error: ValueError | RecursionError, start: int) -> UserError:
+    """What to say of broken JSON.
+
+    Args:
+        path: The file.
+        error: What the decoder said.
+        start: Line on which the record starts: a quote that does not close shows itself far below.
+    """
+    if isinstance(error, RecursionError):
+        return UserError(f"{path}, line {start}: no valid JSON: nested too deeply. Mend it, or get the file again")
+    if not isinstance(error, json.JSONDecodeError):  # a number of more digits than Python reads
+        return UserError(f"{path}, line {start}: no valid JSON: {str(error)[:60]}. Mend it, or get the file again")
+    inside = f" (in the record that starts on line {start})" if start < error.lineno else ""
+    return UserError(f"{path}, line {error.lineno}{inside}: no valid JSON: {error.msg}. Mend it, or get the file again")
+
+
+_HALF = re.compile(r"[\ud800-\udfff]")
+"""JSON can write half of a character from outside of the basic plane; no tokenizer takes it."""
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _after_space(text: str, place: int) -> int:
+    """The next place that holds no white space of JSON."""
+    found = _SPACE.match(text, place)
+    return found.end() if found else place

@@ -1,0 +1,100 @@
+"""METEOR 1.5 (Denkowski and Lavie, 2014) through its own program, which pycocoevalcap brings along.
+
+The program holds its word lists, synonyms and paraphrases, so nothing is downloaded; it needs Java. nltk's METEOR is an
+older definition with other weights and wants WordNet's files: its figures cannot be put beside published ones.
+pycocoevalcap's own caller waits for ever where the program ends early, so it is called from here.
+"""
+
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from randlora_pl.language.metrics.ptb_tokens import words
+
+OPTIONS = ("-", "-", "-stdio", "-l", "en", "-norm")
+"""Sentences come through a pipe, are English and are normalised, as in COCO's evaluation."""
+
+
+def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float | None, str]:
+    """METEOR of the corpus in 0..1, as COCO's evaluation calls it (all four kinds of matches).
+
+    Args:
+        texts: The generated texts.
+        references: The references of each.
+
+    Returns:
+        The score and an empty text, or ``None`` and why there is none with what to do.
+    """
+    if shutil.which("java") is None:
+        return None, "METEOR needs Java: install a Java runtime, such as the package default-jre-headless"
+    program = _program()
+    if program is None:
+        return None, 'METEOR needs the program in pycocoevalcap: pip install "randlora-pl[meteor]"'
+    try:
+        return _score(program, texts, references), ""
+    except (OSError, ValueError) as error:  # the pipe breaks, or an answer is no number
+        return None, f"METEOR's program failed ({error}): try `java -version`; it needs 2 GB of memory"
+
+
+def _program() -> Path | None:
+    """The program in the package, which is not imported: that would load more than is needed."""
+    package = importlib.util.find_spec("pycocoevalcap")
+    for folder in package.submodule_search_locations or () if package else ():
+        found = Path(folder) / "meteor" / "meteor-1.5.jar"
+        if found.is_file():
+            return found
+    return None
+
+
+def _score(program: Path, texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """The score of the corpus.
+
+    Each ``SCORE`` line is answered by the counts of one text; ``EVAL`` with all of them by a line for each text and
+    one for the corpus.
+
+    Raises:
+        OSError: The program cannot be started or ends early.
+        ValueError: An answer is no number.
+    """
+    command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(program), *OPTIONS]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
+    ) as running:
+        try:
+            counts = [
+                _answer(running, " ||| ".join(["SCORE", *map(_line, group), _line(text)]))
+                for text, group in zip(texts, references, strict=True)
+            ]
+            _answer(running, " ||| ".join(["EVAL", *counts]))
+            for _ in texts[1:]:
+                _read(running)
+            return float(_read(running))
+        finally:
+            running.kill()
+
+
+def _line(text: str) -> str:
+    """The words of a sentence; bars would separate, and an empty line would be no sentence."""
+    return " ".join(words(text)).replace("|", " ").strip() or "."
+
+
+def _answer(running: "subprocess.Popen[str]", line: str) -> str:
+    """What the program answers to a line."""
+    if running.stdin is not None:
+        running.stdin.write(f"{line}\n")
+        running.stdin.flush()
+    return _read(running)
+
+
+def _read(running: "subprocess.Popen[str]") -> str:
+    """The next line of the program.
+
+    Raises:
+        OSError: It has ended.
+    """
+    line = running.stdout.readline() if running.stdout is not None else ""
+    if not line:
+        raise OSError("it ended early")
+    return line.strip()

@@ -1,0 +1,1 @@
+"""Language models from transformers: loading, tokenization, generation, default targets."""

@@ -1,0 +1,155 @@
+"""Encoders of transformers with a classification head, taken apart into what is frozen and what trains as a whole."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters.random_bases import Distribution, draw
+from randlora_pl.language.models.hub_errors import reached
+from randlora_pl.language.models.loading import RANDOM, check_vocabulary, model_config, possible, try_out
+from randlora_pl.language.models.tokenization import pad_id
+from randlora_pl.models.init_context import seeded
+from randlora_pl.utils.errors import UserError
+
+
+def load_classifier(
+    name: str,
+    pretrained: str | None,
+    tokenizer: Any,
+    classnames: Sequence[str],
+    *,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+) -> Any:
+    """A sequence classifier in eval mode on the CPU, float32.
+
+    What the files lack of the head starts at N(0, initializer_range^2), biases at 0, from the seed alone; a head of
+    other classes is left out.
+
+    Args:
+        name: See `model_config`.
+        pretrained: See `model_config`.
+        tokenizer: Its tokenizer; a model with random weights takes its special tokens.
+        classnames: Name of each class; empty for one score.
+        seed: Seed of the head, and of random weights.
+        overrides: See `model_config`.
+
+    Raises:
+        UserError: The model cannot be had, has no classification head, lacks weights of its encoder, or its vocabulary
+            is smaller than the tokenizer's.
+    """
+    config = model_config(name, pretrained, overrides)
+    from transformers import AutoModelForSequenceClassification, logging
+
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        raise UserError(f"transformers has no {config.model_type} for classification: give an encoder (--model.name).")
+    check_vocabulary(tokenizer, config, name)
+    config.num_labels = max(1, len(classnames))
+    if classnames:
+        config.id2label = dict(enumerate(classnames))
+        config.label2id = {label: number for number, label in config.id2label.items()}
+    config.problem_type = "single_label_classification" if classnames else "regression"
+    if pretrained == RANDOM:
+        for token in ("bos_token_id", "eos_token_id"):
+            setattr(config, token, getattr(tokenizer, token))
+        config.pad_token_id = pad_id(tokenizer)
+        with seeded(seed), possible(overrides, config=config):
+            model = AutoModelForSequenceClassification.from_config(config)
+            if overrides:
+                try_out(model)
+        absent = set(model.state_dict())
+        missing: list[str] = []
+    else:
+        if config.pad_token_id is None:
+            config.pad_token_id = pad_id(tokenizer)
+        source = pretrained or name
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()  # that the head is new is as it should be
+        try:
+            with reached(source, "--model.pretrained" if pretrained else "--model.name"), seeded(seed):
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+                )
+        finally:
+            logging.set_verbosity(level)
+        other = {each if isinstance(each, str) else each[0] for each in info["mismatched_keys"]}
+        absent = set(info["missing_keys"]) | other
+        missing = sorted(key for key in absent if key.startswith(f"{model.base_model_prefix}."))
+    if missing:
+        raise UserError(
+            f"{name} lacks {len(missing)} tensors of its encoder, {missing[0]} first: these weights are no whole "
+            f"{config.model_type} encoder. Give others (--model.name, --model.pretrained)."
+        )
+    _start(split(model)[1], absent, seed, float(getattr(config, "initializer_range", 0.02)))
+    return model.eval()
+
+
+def split(model: Any) -> tuple[nn.Module, nn.ModuleDict]:
+    """The encoder of a classifier, and its head: all beside the encoder that has weights, and the dropout of BERT."""
+    encoder: nn.Module = getattr(model, model.base_model_prefix)
+    head = {name: child for name, child in model.named_children() if child is not encoder}
+    return encoder, nn.ModuleDict(
+        {
+            name: child
+            for name, child in head.items()
+            if isinstance(child, nn.Dropout) or next(child.parameters(), None) is not None
+        }
+    )
+
+
+def _start(head: nn.ModuleDict, absent: set[str], seed: int, deviation: float) -> None:
+    """Initial values of the head's tensors that no file has given."""
+    with torch.no_grad():
+        for name, value in head.named_parameters():
+            if name not in absent:
+                continue
+            if value.dim() > 1:
+                rows = draw(
+                    seed, f"head/{name}", 1, len(value), value[0].numel(), Distribution("normal"), torch.device("cpu")
+                )
+                value.copy_(deviation * rows[0].reshape(value.shape))
+            else:
+                value.fill_(1.0 if name.endswith("weight") else 0.0)  # of a norm
+
+
+def set_dropout(head: nn.Module, share: float) -> None:
+    """Sets every dropout of the head."""
+    for module in head.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+
+
+def most_tokens(encoder: nn.Module) -> int | None:
+    """The most tokens that learned positions allow, None where there are none; RoBERTa's begin behind the padding."""
+    for name, module in encoder.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
+
+
+def takes_segments(config: Any) -> bool:
+    """Whether an encoder tells the two sentences of a pair apart by ``token_type_ids``."""
+    return int(getattr(config, "type_vocab_size", 0) or 0) > 1
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Modules in eval mode and without gradients; their modes come back."""
+    modes = [(module, module.training) for whole in modules for module in whole.modules()]
+    for whole in modules:
+        whole.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def inputs_of(batch: Mapping[str, Any], segments: bool) -> dict[str, Tensor]:
+    """What a classifier takes of a batch."""
+    names = ("input_ids", "attention_mask", *(("token_type_ids",) if segments else ()))
+    return {name: batch[name] for name in names if name in batch}

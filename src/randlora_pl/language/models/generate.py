@@ -1,0 +1,305 @@
+"""Answers of a decoder: texts written in batches with a cache of keys and values, or the likeliest of some options."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from randlora_pl.language.models.tokenization import IGNORED, Encoded, collate
+from randlora_pl.utils.errors import UserError
+
+_POSITIONS = ("wpe", "embed_positions", "position_embeddings", "positions_embed")
+"""What modules of learned positions are called, and CodeGen's table of rotary ones; others have none that could end."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How texts are written; none of it is random.
+
+    Attributes:
+        num_beams: Beams of the search, 1 for greedy.
+        max_new_tokens: Most tokens of a text.
+        length_penalty: Exponent of the length by which a beam's log-likelihood is divided.
+        no_repeat_ngram: No sequence of so many tokens is written twice; 0 for no such rule. The prompt does not count:
+            a name that stands in it may be written.
+    """
+
+    num_beams: int = 1
+    max_new_tokens: int = 32
+    length_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+
+
+def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], decoding: Decoding, pad: int) -> list[str]:
+    """What a model writes after prompts.
+
+    Args:
+        model: A decoder of transformers.
+        tokenizer: Its tokenizer.
+        batch: ``input_ids`` and ``attention_mask`` (b, length), padded on the left.
+        decoding: How.
+        pad: Number to pad with.
+
+    Returns:
+        b texts, without the prompts and special tokens.
+
+    Raises:
+        UserError: The prompts leave too few of the model's positions.
+    """
+    written = write_tokens(model, batch, decoding, pad, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    texts: list[str] = tokenizer.batch_decode(written, skip_special_tokens=True)
+    return texts
+
+
+@torch.no_grad()
+def write_tokens(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    decoding: Decoding,
+    pad: int,
+    eos: int | None = None,
+    bos: int | None = None,
+    share: bool = True,
+) -> Tensor:
+    """The tokens behind `write_texts`, (b, up to max_new_tokens), padded on the right.
+
+    Args:
+        model: A decoder of transformers.
+        batch: See `write_texts`.
+        decoding: How.
+        pad: Number to pad with.
+        eos: The token that ends a text, if there is one.
+        bos: The token that begins one, if there is one.
+        share: Whether a prompt is read once for all of its beams; transformers by itself reads it for each.
+
+    Raises:
+        UserError: See `write_texts`.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList, NoRepeatNGramLogitsProcessor
+
+    how = GenerationConfig(
+        do_sample=False,
+        use_cache=True,
+        num_beams=decoding.num_beams,
+        max_new_tokens=decoding.max_new_tokens,
+        length_penalty=decoding.length_penalty if decoding.num_beams > 1 else None,  # else transformers warns
+        eos_token_id=eos,
+        bos_token_id=bos,
+        pad_token_id=pad,
+    )
+    start = batch["input_ids"].shape[1]
+    rules = LogitsProcessorList()
+    if decoding.no_repeat_ngram:
+        rule = NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram)
+        rules.append(lambda ids, scores: rule(ids[:, start:], scores))
+    check_positions(model, batch["attention_mask"], decoding.max_new_tokens)
+    generate: Any = model.generate
+    prompts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    read = _read(model, **prompts, beams=how.num_beams) if share and how.num_beams > 1 else {}
+    with _without_its_own_rules(model):
+        ids: Tensor = generate(**prompts, **read, generation_config=how, logits_processor=rules)
+    return ids[:, start:]
+
+
+def _read(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, beams: int) -> dict[str, Any]:
+    """Keys and values of all tokens of the prompts but the last, for each beam.
+
+    Nothing for prompts of one token, where rotary angles follow the length of the text (NTK's dynamic scaling), and
+    where a model keeps anything else, such as the states of linear attention or convolutions (Mamba, LFM2), which
+    transformers cannot repeat: it then reads the prompts by itself.
+    """
+    from transformers import DynamicCache, GenerationMixin
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    ids, mask = input_ids[:, :-1], attention_mask[:, :-1]
+    if not ids.shape[1] or any(getattr(module, "rope_type", None) == "dynamic" for module in model.modules()):
+        return {}
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    found = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1)
+    takes = signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    name = "cache" if "cache" in takes else "past_key_values"  # as it was called before
+    cache: Any = getattr(found, name, None)
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    if type(cache) is not DynamicCache or any(type(layer) not in plain for layer in cache.layers):
+        return {}
+    cache.batch_repeat_interleave(beams)
+    return {name: cache}
+
+
+@contextmanager
+def _without_its_own_rules(model: Any) -> Iterator[None]:
+    """Takes away what a model's files say of generation, such as a penalty of repetitions.
+
+    `generate` fills whatever a given configuration leaves open from there.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def table_of_positions(model: Any) -> int | None:
+    """How many positions a model's table has, learned (GPT-2) or not (CodeGen); None where it has no table."""
+    modules = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    tables = [*modules, *(name for name, _ in model.named_buffers())]
+    if not any(name.rpartition(".")[2] in _POSITIONS for name in tables):
+        return None
+    most: int | None = getattr(model.config, "max_position_embeddings", None)
+    return most
+
+
+def check_positions(model: Any, mask: Tensor, more: int = 0) -> None:
+    """Refuses texts that are longer than a model's table of positions, which would end in an index error.
+
+    Args:
+        model: A decoder of transformers.
+        mask: 1 at tokens, 0 at padding, (b, length).
+        more: Tokens that will follow.
+
+    Raises:
+        UserError: With the longest text and the number of positions.
+    """
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is None or mask.shape[1] + more <= most or (longest := int(mask.sum(1).max()) + more) <= most:
+        return
+    if table_of_positions(model):
+        new = f" ({more} of them new: --model.max_new_tokens)" if more else ""
+        raise UserError(
+            f"A text has {longest:,} tokens{new}, and {model.config.model_type} has {most:,} positions: lower "
+            "--data.cutoff, or shorten the prompts of the tests."
+        )
+
+
+def check_prompts(model: Any, prompts: Sequence[Sequence[int]], more: int) -> None:
+    """Refuses prompts that nothing can be written after, all of them at once.
+
+    Args:
+        model: A decoder of transformers.
+        prompts: Tokens of each.
+        more: Tokens that will follow.
+
+    Raises:
+        UserError: With the number of them.
+    """
+    if not all(prompts):
+        raise UserError(
+            f"{sum(not each for each in prompts):,} of {len(prompts):,} prompts are no token to the tokenizer."
+        )
+    most = table_of_positions(model)
+    long = [] if most is None else [len(each) for each in prompts if len(each) + more > most]
+    if long:
+        raise UserError(
+            f"{len(long):,} of {len(prompts):,} prompts are too long: the longest has {max(long):,} tokens, "
+            f"{more} more are to follow, and {model.config.model_type} has {most:,} positions. Shorten them, or lower "
+            "--max-new-tokens."
+        )
+
+
+def learned_columns(labels: Tensor) -> int:
+    """Last columns of (b, length) labels that hold all those of the loss: without the prompts, where they are masked.
+
+    The vocabulary is so large that the logits of the other columns are most of the work of a short completion.
+    """
+    columns = (labels[:, 1:] != IGNORED).any(0).nonzero()
+    return labels.shape[1] - 1 - int(columns[0]) if len(columns) else 1
+
+
+def token_losses(
+    model: nn.Module, batch: dict[str, Any], columns: int, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of every next token.
+
+    Positions are counted from the first token that is no padding, so that a sample's loss does not depend on the
+    others of its batch.
+
+    Args:
+        model: A decoder of transformers.
+        batch: ``input_ids``, ``attention_mask`` and ``labels`` (b, length).
+        columns: How many of the last labels to look at (`learned_columns`).
+        smoothing: Label smoothing.
+
+    Returns:
+        Losses (b, columns), 0 where the label is ignored; whether the likeliest token is the right one; and which
+        count, both bool (b, columns).
+
+    Raises:
+        UserError: A sample is longer than the model's positions.
+    """
+    mask = batch["attention_mask"]
+    check_positions(model, mask)
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    out = model(
+        input_ids=batch["input_ids"],
+        attention_mask=mask,
+        position_ids=places,
+        use_cache=False,
+        logits_to_keep=columns + 1,
+    )
+    logits, labels = out.logits[:, :-1].float(), batch["labels"][:, -columns:]
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
+    )
+    return losses.view_as(labels), logits.detach().argmax(-1) == labels, labels != IGNORED
+
+
+@torch.no_grad()
+def choose_options(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
+    pad: int,
+    device: torch.device,
+) -> list[int]:
+    """The likeliest option after each prompt: the one whose tokens have the greatest mean log-likelihood.
+
+    The mean, because options of a question may differ in length.
+
+    Args:
+        model: A decoder of transformers.
+        prompts: Tokens of each prompt.
+        options: Tokens of the options of each.
+        pad: Number to pad with.
+        device: Where the model is.
+
+    Returns:
+        The place of the chosen option for each prompt; of equals the first.
+
+    Raises:
+        UserError: A prompt has no tokens or no options, an option has no tokens, or a likelihood is no number.
+    """
+    if not all(prompts) or not all(some and all(some) for some in options):
+        raise UserError(
+            "A prompt or one of its options has no tokens, and so no likelihood: give the model's own tokenizer "
+            "(--model.tokenizer), or take --model.evaluation generate."
+        )
+    rows = [
+        Encoded([*prompt, *option], [*[IGNORED] * len(prompt), *option], len(prompt) + len(option))
+        for prompt, some in zip(prompts, options, strict=True)
+        for option in some
+    ]
+    scores: list[float] = []
+    for start in range(0, len(rows), max(len(prompts), 1)):  # as much memory as for one option of each
+        batch = collate(rows[start : start + len(prompts)], pad)
+        columns = learned_columns(batch["labels"])
+        losses, _, counted = token_losses(model, {name: value.to(device) for name, value in batch.items()}, columns)
+        scores += (losses.sum(1) / counted.sum(1).clamp(min=1)).tolist()
+    chosen, start = [], 0
+    for some in options:
+        own = scores[start : start + len(some)]
+        if any(map(math.isnan, own)):
+            raise UserError(
+                "the model's likelihoods are not numbers (NaN): the training diverged, or its precision is too low."
+            )
+        chosen.append(own.index(min(own)))
+        start += len(some)
+    return chosen

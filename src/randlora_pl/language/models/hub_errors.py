@@ -1,0 +1,67 @@
+"""What transformers says when something cannot be had, in one line with what to do."""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from randlora_pl.language.catalog import KNOWN
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.log_filters import one_line_of_tries
+
+INSTALL = "pip install 'randlora-pl[language]'"
+
+
+def need_transformers() -> None:
+    """Complains where the extra is not installed.
+
+    Raises:
+        UserError: With the command that installs it.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(f"Language models need the package transformers: {INSTALL}")
+
+
+@contextmanager
+def reached(source: str, option: str) -> Iterator[None]:
+    """Turns what goes wrong while a model, configuration or tokenizer is looked for into a `UserError`.
+
+    Args:
+        source: The name or folder that was asked for.
+        option: What chose it.
+
+    Raises:
+        UserError: It is gated, it is nowhere, or what is there cannot be read.
+    """
+    need_transformers()
+    try:
+        with one_line_of_tries():
+            yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # besides OSError, ValueError and KeyError, tokenizers raises plain exceptions
+        chain: list[BaseException] = [error]
+        while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
+            chain.append(inner)
+        if any("gated" in str(link).lower() or type(link).__name__ == "GatedRepoError" for link in chain):
+            raise UserError(f"{source} {_gated(source)}") from error
+        gated = f"\nIt {_gated(source)}" if source in KNOWN and KNOWN[source].gated else ""
+        raise UserError(
+            f"{source} cannot be had ({option}): {_reason(error)}. Give a folder with its files, a name "
+            f"of the Hugging Face Hub with a network, or --model.pretrained random.{gated}"
+        ) from error
+
+
+def _gated(source: str) -> str:
+    return (
+        f"is gated: accept its licence at https://huggingface.co/{source}, then log in with `hf auth login` or set "
+        "HF_TOKEN."
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's text, or all of it where that line only announces the others."""
+    text = str(error).strip() or type(error).__name__
+    announces = text.partition("\n")[0].endswith(":")
+    return (" ".join(text.split()) if announces else text).splitlines()[0][:200].rstrip(".")

@@ -1,0 +1,249 @@
+"""Language models of transformers: pretrained by name or folder, or with random weights."""
+
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from randlora_pl.language.catalog import KNOWN
+from randlora_pl.language.models.hub_errors import need_transformers, reached
+from randlora_pl.models.init_context import seeded
+from randlora_pl.utils.errors import UserError, first_line, near
+
+Quantize = Literal["4bit", "8bit"]
+
+RANDOM = "random"
+_OVERRIDES = "--model.config_overrides"
+
+
+def model_config(
+    name: str, pretrained: str | None, overrides: Mapping[str, Any] | None, option: str = _OVERRIDES
+) -> Any:
+    """The configuration of a model.
+
+    Args:
+        name: A name of the Hub, a folder, or for random weights also a model type of transformers such as ``qwen2``.
+        pretrained: ``random``, a folder with the weights, or None for those of the name.
+        overrides: What a model with random weights has instead, for example ``{num_hidden_layers: 2}``.
+        option: How the user gives these.
+
+    Raises:
+        UserError: There is no such model, it is out of reach, or it has no such option.
+    """
+    need_transformers()
+    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar for each file that is read; downloads have their own
+
+    if pretrained != RANDOM:
+        if overrides:
+            raise UserError("--model.config_overrides goes with --model.pretrained random; other weights have shapes.")
+        with reached(pretrained or name, "--model.pretrained" if pretrained else "--model.name"):
+            return AutoConfig.from_pretrained(pretrained or name)
+    if name in KNOWN:
+        config = AutoConfig.for_model(KNOWN[name].kind, **KNOWN[name].shape)
+    elif name in CONFIG_MAPPING:
+        config = AutoConfig.for_model(name)
+    else:
+        with reached(name, "--model.name"):
+            config = AutoConfig.from_pretrained(name)
+    known = config.to_dict()
+    for key in overrides or {}:
+        if key not in known and key not in config.attribute_map:
+            raise UserError(f"{option}: {config.model_type} has no {key!r}.{near(key, known)}")
+    values = known | dict(overrides or {})
+    if "layer_types" in known and "layer_types" not in (overrides or {}):  # one for each layer
+        values.pop("layer_types")
+    for token in ("bos_token_id", "eos_token_id", "pad_token_id"):  # of a larger vocabulary; a tokenizer gives others
+        if isinstance(values.get(token), int) and values[token] >= values.get("vocab_size", math.inf):
+            values[token] = None
+    values.pop("model_type")
+    with possible(overrides, option):
+        return AutoConfig.for_model(config.model_type, **values)
+
+
+@contextmanager
+def possible(overrides: Mapping[str, Any] | None, option: str = _OVERRIDES, config: Any = None) -> Iterator[None]:
+    """Tells options of a configuration that make no model in a line.
+
+    Args:
+        overrides: The options.
+        option: How the user gives them.
+        config: The configuration with them, where there is one: numbers in it that do not fit are named.
+
+    Raises:
+        UserError: With the reason; errors without overrides pass.
+    """
+    try:
+        yield
+    except Exception as error:  # of transformers, huggingface_hub and PyTorch
+        if not overrides or isinstance(error, MemoryError):
+            raise
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if config is not None and (fault := _fault_of_heads(config)):
+            reason = f"{fault} ({reason})"
+        raise UserError(f"{option} {dict(overrides)} makes no model: {reason}") from error
+
+
+def _fault_of_heads(config: Any) -> str:
+    """What does not fit among a configuration's sizes of attention heads; empty where nothing is known to."""
+    width, heads, shared, size = (
+        getattr(config, name, None)
+        for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    if not (isinstance(width, int) and isinstance(heads, int) and heads > 0):
+        return ""
+    if not size and width % heads:
+        return f"hidden_size {width} is no multiple of num_attention_heads {heads}"
+    if shared and heads % shared:
+        return f"num_attention_heads {heads} is no multiple of num_key_value_heads {shared}"
+    if not size and width // heads % 2 and getattr(config, "rope_parameters", getattr(config, "rope_theta", None)):
+        return f"hidden_size / num_attention_heads is {width // heads}, but must be even for rotary positions"
+    return ""
+
+
+@torch.no_grad()
+def try_out(model: nn.Module) -> None:
+    """Runs a new model once: some shapes, such as heads of an odd size, fail no sooner."""
+    model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.int64), attention_mask=torch.ones(1, 2, dtype=torch.int64))
+
+
+def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
+    """Refuses a tokenizer of more tokens than a model has.
+
+    Raises:
+        UserError: With both numbers.
+    """
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"The tokenizer has {len(tokenizer):,} tokens and {name} only {config.vocab_size:,}: give the model's own "
+            "(--model.tokenizer), or for random weights --model.config_overrides '{vocab_size: N}'."
+        )
+
+
+def _refuse_encoder(config: Any, name: str) -> None:
+    """Refuses BERT, RoBERTa and their kin, which transformers builds as decoders that read ahead.
+
+    Raises:
+        UserError: With what takes them.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    if config.model_type in ENCODERS and not getattr(config, "is_decoder", True) and not config.is_encoder_decoder:
+        raise UserError(
+            f"{name} is an encoder ({config.model_type}), which sees the text behind each token and so learns to write "
+            "nothing: give a decoder (--model.name), or for classes --model TextClassificationTask."
+        )
+
+
+def load_causal(
+    name: str,
+    pretrained: str | None,
+    tokenizer: Any,
+    *,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    quantize: Quantize | None = None,
+) -> nn.Module:
+    """A decoder with its output layer, in eval mode on the CPU.
+
+    Args:
+        name: See `model_config`.
+        pretrained: See `model_config`.
+        tokenizer: Its tokenizer; a model with random weights takes its special tokens.
+        seed: Seed of random weights.
+        overrides: See `model_config`.
+        dtype: Of all weights.
+        quantize: Keeps the linear layers' weights in 4 or 8 bits (bitsandbytes, needs a GPU).
+
+    Raises:
+        UserError: The model cannot be had, its vocabulary is smaller than the tokenizer's, or bitsandbytes is missing.
+    """
+    config = model_config(name, pretrained, overrides)
+    _refuse_encoder(config, name)
+    check_vocabulary(tokenizer, config, name)
+    from transformers import AutoModelForCausalLM
+
+    model: Any
+    if pretrained == RANDOM:
+        if quantize:
+            raise UserError("--model.quantize needs pretrained weights; leave it out with --model.pretrained random.")
+        for token in ("bos_token_id", "eos_token_id", "pad_token_id"):  # a smaller vocabulary may not have its own
+            setattr(config, token, getattr(tokenizer, token))
+        with seeded(seed), possible(overrides, config=config):
+            model = AutoModelForCausalLM.from_config(config).to(dtype)
+            if overrides:
+                try_out(model)
+    else:
+        source = pretrained or name
+        with reached(source, "--model.pretrained" if pretrained else "--model.name"):
+            model, found = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **_quantization(quantize, dtype)
+            )
+        if missing := sorted(found["missing_keys"]):
+            raise UserError(
+                f"{source} lacks {len(missing)} tensors of {type(model).__name__}, such as {missing[0]}: they would be "
+                "random. Give a folder or a name with the weights of a decoder."
+            )
+    model.eval()
+    return model  # type: ignore[no-any-return]
+
+
+def _quantization(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments for `from_pretrained`.
+
+    Raises:
+        UserError: bitsandbytes or the GPU that it needs is missing.
+    """
+    if quantize is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"--model.quantize {quantize} needs bitsandbytes: pip install bitsandbytes")
+    if not torch.cuda.is_available():
+        raise UserError(f"--model.quantize {quantize} needs a CUDA device, and there is none: leave it out.")
+    from transformers import BitsAndBytesConfig
+
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    return {"quantization_config": BitsAndBytesConfig(**(four if quantize == "4bit" else {"load_in_8bit": True}))}
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Recomputes each block's activations in the backward pass, without the reentrant kind of PyTorch.
+
+    That one gives no gradient where a block's input needs none, as after a frozen embedding.
+
+    Raises:
+        UserError: The model cannot.
+    """
+    switch: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        switch({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(
+            f"{type(model).__name__} cannot recompute its activations: use --model.gradient_checkpointing false and a "
+            "smaller --data.batch_size."
+        ) from error
+
+
+def set_checkpointing_mode(model: nn.Module, mode: bool) -> None:
+    """Marks the blocks that recompute as training, which is what they look at; their layers stay as they are.
+
+    Args:
+        model: The model.
+        mode: Whether it trains.
+    """
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = mode
+
+
+def identity_name(name: str) -> str:
+    """A model's name without the place of a folder, which is nobody's business."""
+    return Path(name).name if Path(name).is_dir() else name

@@ -1,0 +1,261 @@
+"""From a prompt and its completion to token numbers with the labels of the loss, cut, padded and batched."""
+
+import logging
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from randlora_pl.utils.errors import UserError
+
+IGNORED = -100
+"""The label of a token that takes no part in the loss; what cross-entropy leaves out by default."""
+
+_AT_ONCE = 1000
+"""Samples that a tokenizer gets at a time; each call of one costs more than a short text."""
+
+Side = Literal["left", "right"]
+
+log = logging.getLogger("randlora_pl")
+
+
+class Sample(NamedTuple):
+    """What a model is given and what it should write; the completion follows the prompt without a space between."""
+
+    prompt: str
+    completion: str
+
+
+class Encoded(NamedTuple):
+    """The tokens of one sample.
+
+    Attributes:
+        input_ids: Token numbers.
+        labels: The same, or `IGNORED` where the loss does not look.
+        full_length: Tokens before the cutoff.
+    """
+
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+    full_length: int
+
+
+@dataclass
+class Lengths:
+    """What the cutoff did to a set of samples.
+
+    Attributes:
+        cutoff: Most tokens of a sample.
+        samples: How many samples there were.
+        cut: How many were longer.
+        dropped: How many were left out, as nothing that is learned was left of them.
+        longest: Tokens of the longest.
+    """
+
+    cutoff: int
+    samples: int = 0
+    cut: int = 0
+    dropped: int = 0
+    longest: int = 0
+
+    def __str__(self) -> str:
+        said = f"{self.cut:,} of {self.samples:,} samples are longer than {self.cutoff} tokens and are cut"
+        said += f" (the longest has {self.longest:,})" if self.cut else ""
+        return said + (f"; {self.dropped:,} of them lost all that is learned and are left out" if self.dropped else "")
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The number to pad with: the tokenizer's own, or that of the end of text where it has none (said in the log).
+
+    Padding is told apart by masks and not by its number, so an end of text in a sample still counts.
+
+    Raises:
+        UserError: The tokenizer has neither.
+    """
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "The tokenizer has neither a padding token nor an end of text: set eos_token in its tokenizer_config.json"
+        )
+    log.info("The tokenizer has no padding token: padding with its end of text %r, masked", tokenizer.eos_token)
+    return int(tokenizer.eos_token_id)
+
+
+def encode_prompt(tokenizer: Any, prompt: str, separate: bool = False) -> list[int]:
+    """The tokens of a prompt as `encode` makes them, for generation; never cut.
+
+    A start of text is set where the tokenizer sets one by itself.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        prompt: The text.
+        separate: Whether an end of text closes it.
+    """
+    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return [*_start(tokenizer), *ids, *([tokenizer.eos_token_id] if separate else [])]
+
+
+def _start(tokenizer: Any) -> list[int]:
+    """The start of text, where the tokenizer sets one by itself."""
+    start: list[int] = tokenizer("")["input_ids"][:1]
+    return start if start == [tokenizer.bos_token_id] else []
+
+
+def encode(
+    tokenizer: Any,
+    sample: Sample | tuple[str, str],
+    cutoff: int = 256,
+    mask_prompt: bool = False,
+    separate: bool = False,
+) -> Encoded:
+    """Tokens and labels of one sample: prompt, completion, end of text.
+
+    Prompt and completion are tokenised apart, so that a model is asked with exactly the tokens that it was trained on,
+    and no token is half prompt.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        sample: Prompt and completion.
+        cutoff: Most tokens; what is longer loses its end, and with it the end of text, as in the released scripts.
+        mask_prompt: Whether only the completion and the end of text are learned; by default the whole text is.
+        separate: Whether an end of text stands between prompt and completion too (E2E with GPT-2).
+
+    Raises:
+        UserError: The tokenizer knows no end of text.
+    """
+    return next(_encoded(tokenizer, [sample], cutoff, mask_prompt, separate))
+
+
+def _encoded(
+    tokenizer: Any, samples: Iterable[Sample | tuple[str, str]], cutoff: int, mask_prompt: bool, separate: bool
+) -> Iterator[Encoded]:
+    """What `encode` gives for each sample, many at a time."""
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise UserError("The tokenizer has no end of text: set eos_token in its tokenizer_config.json")
+    start, between = _start(tokenizer), [end] if separate else []
+    left = iter(samples)
+    while some := list(islice(left, _AT_ONCE)):
+        parts = (tokenizer(list(part), add_special_tokens=False)["input_ids"] for part in zip(*some, strict=True))
+        for prompt, completion in zip(*parts, strict=True):
+            given = [*start, *prompt, *between]
+            ids = [*given, *completion, end]
+            labels = [*([IGNORED] * len(given) if mask_prompt else given), *completion, end]
+            yield Encoded(ids[:cutoff], labels[:cutoff], len(ids))
+
+
+def encode_all(
+    tokenizer: Any,
+    samples: Iterable[Sample | tuple[str, str]],
+    cutoff: int = 256,
+    mask_prompt: bool = False,
+    separate: bool = False,
+) -> tuple[list[Encoded], Lengths]:
+    """All samples in their order (see `encode`) as arrays, and what the cutoff did to them.
+
+    Lists would take several times as much memory. A sample of which no label is left, as its prompt alone fills the
+    cutoff, is left out: a batch of such samples would have no loss.
+    """
+    kept, lengths = [], Lengths(cutoff)
+    for encoded in _encoded(tokenizer, samples, cutoff, mask_prompt, separate):
+        lengths.samples += 1
+        lengths.cut += encoded.full_length > cutoff
+        lengths.longest = max(lengths.longest, encoded.full_length)
+        # The first token is predicted by nothing: its label alone is no loss either.
+        if all(label == IGNORED for label in encoded.labels[1:]):
+            lengths.dropped += 1
+        else:
+            kept.append(Encoded(array("i", encoded.input_ids), array("i", encoded.labels), encoded.full_length))
+    if lengths.cut:
+        log.warning("%s", lengths)
+    return kept, lengths
+
+
+def collate(
+    encoded: Sequence[Encoded | tuple[Sequence[int], Sequence[int]]], pad: int, side: Side = "left", multiple: int = 8
+) -> dict[str, Tensor]:
+    """A batch.
+
+    Args:
+        encoded: Tokens and labels of each sample.
+        pad: Number to pad with (see `pad_id`).
+        side: Where the padding is; left, as generation needs it.
+        multiple: The length is rounded up to a multiple of this, which GPUs multiply faster.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` (1 at tokens, 0 at padding) and ``labels`` (`IGNORED` at padding), int64 of
+        shape (batch, length).
+    """
+    length = -(-max(len(sample[0]) for sample in encoded) // multiple) * multiple
+    batch = {
+        "input_ids": torch.full((len(encoded), length), pad),
+        "attention_mask": torch.zeros(len(encoded), length, dtype=torch.int64),
+        "labels": torch.full((len(encoded), length), IGNORED),
+    }
+    for row, sample in enumerate(encoded):
+        ids, labels = sample[0], sample[1]
+        here = slice(length - len(ids), length) if side == "left" else slice(0, len(ids))
+        batch["input_ids"][row, here] = torch.tensor(ids, dtype=torch.int64)
+        batch["attention_mask"][row, here] = 1
+        batch["labels"][row, here] = torch.tensor(labels, dtype=torch.int64)
+    return batch
+
+
+def encode_sentences(
+    tokenizer: Any, sentences: Sequence[Sequence[str]], cutoff: int = 128
+) -> tuple[list[Mapping[str, list[int]]], Lengths]:
+    """The tokens of single sentences or pairs for an encoder, with its special tokens; pairs lose from the longer one.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        sentences: One or two texts each.
+        cutoff: Most tokens, special ones included.
+
+    Returns:
+        For each what the tokenizer gives (``input_ids`` and more), and what the cutoff did.
+    """
+    kept: list[Mapping[str, list[int]]] = []
+    lengths = Lengths(cutoff)
+    for _, group in groupby(sentences, len):  # all at once: one by one takes five times as long
+        texts = list(group)
+        found = tokenizer(*map(list, zip(*texts, strict=True)))
+        for place, own in enumerate(texts):
+            whole = {name: values[place] for name, values in found.items()}
+            size = len(whole["input_ids"])
+            lengths.samples += 1
+            lengths.longest = max(lengths.longest, size)
+            lengths.cut += size > cutoff
+            kept.append(whole if size <= cutoff else dict(tokenizer(*own, truncation=True, max_length=cutoff)))
+    if lengths.cut:
+        log.warning("%s", lengths)
+    return kept, lengths
+
+
+def collate_sentences(
+    tokenizer: Any, encoded: Sequence[Mapping[str, list[int]]], labels: Sequence[float], pad: int, multiple: int = 8
+) -> dict[str, Tensor]:
+    """A batch for an encoder, padded on the right.
+
+    Args:
+        tokenizer: The one that encoded; says how other inputs than the tokens are padded.
+        encoded: See `encode_sentences`.
+        labels: Class numbers (int) or scores (float).
+        pad: Number to pad with (see `pad_id`).
+        multiple: The length is rounded up to a multiple of this.
+
+    Returns:
+        The tokenizer's inputs, int64 of shape (batch, length), and ``labels``, int64 or float32 of shape (batch,).
+    """
+    length = -(-max(len(sample["input_ids"]) for sample in encoded) // multiple) * multiple
+    fill = {"input_ids": pad, "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
+    batch = {
+        name: torch.tensor([[*row[name], *[fill.get(name, 0)] * (length - len(row[name]))] for row in encoded])
+        for name in encoded[0]
+    }
+    whole = all(isinstance(label, int) for label in labels)
+    return {**batch, "labels": torch.tensor(labels, dtype=torch.int64 if whole else torch.float32)}

@@ -1,0 +1,297 @@
+"""Fine-tuning of decoders on prompts and completions (section 5.4 and appendix B.2 of the paper)."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from randlora_pl.adapters import Adapter, RandLoRA
+from randlora_pl.language.models.classifier import evaluating
+from randlora_pl.language.models.generate import (
+    Decoding,
+    check_positions,
+    check_prompts,
+    choose_options,
+    token_losses,
+    write_texts,
+)
+from randlora_pl.language.models.loading import Quantize, load_causal
+from randlora_pl.language.models.targets import known_targets
+from randlora_pl.language.models.tokenization import IGNORED, collate, encode_prompt, pad_id
+from randlora_pl.language.tasks.base import LanguageTask
+from randlora_pl.language.tasks.generated import cleaned, corpus_scores, gathered
+from randlora_pl.tasks.defaults import check_option
+from randlora_pl.utils.errors import UserError
+
+
+class CausalLMTask(LanguageTask):
+    """Fine-tunes a decoder of transformers to write completions.
+
+    The loss of an optimizer step is the mean over its learned tokens, or over its samples, exactly: also with gradient
+    accumulation, on several devices, and where samples are of different lengths.
+
+    Args:
+        name: A model of the Hugging Face Hub, or a folder.
+        pretrained: A folder with other weights, or ``random``. Left out: the weights of the name.
+        tokenizer: A name, a folder, a tokenizer.json, or ``bytes`` (a token for each byte). Left out: the model's own,
+            and ``bytes`` with random weights.
+        config_overrides: What a model with random weights has instead, for example ``{num_hidden_layers: 2}``.
+        quantize: ``4bit`` or ``8bit`` keeps the frozen weights so (bitsandbytes, needs a GPU).
+        adapter: The method and its options.
+        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
+            fc2 attn mlp all``. Default: what the paper adapts in this family of models (q, k, v, and the MLP's up and
+            down projections; q, v and both of the MLP in GPT-2), or every linear layer of the blocks.
+        learning_rate: Peak learning rate. Default: 1e-4, 1e-2 for VeRA, as in the paper's scripts.
+        schedule: After the warm-up: a ``linear`` or ``cosine`` decay.
+        warmup_steps: Optimizer steps of linear warm-up.
+        final_lr_fraction: Where the schedule ends, as a fraction of the learning rate.
+        weight_decay: Decay of AdamW.
+        decay_vectors: Whether biases, norms and scalars decay too.
+        adam_eps: What AdamW adds to the root of the second moment.
+        max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
+        loss_average: ``tokens`` weighs every learned token of an optimizer step alike, ``samples`` every sample.
+        label_smoothing: Share of each label that is spread over the vocabulary.
+        evaluation: Answers of the tests: ``generate`` writes them, ``likelihood`` takes the likeliest option.
+        num_beams: Beams of the search, 1 for greedy (4 in the paper's scripts).
+        max_new_tokens: Most tokens of an answer.
+        length_penalty: Exponent of the length by which a beam's log-likelihood is divided.
+        no_repeat_ngram: No sequence of so many tokens is written twice; 0 for no such rule.
+        gradient_checkpointing: Recompute activations instead of keeping them.
+        frozen_dtype: ``bfloat16`` loads the model in half the memory; what trains stays float32. Needs
+            ``--trainer.precision bf16-mixed``.
+        torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor.
+        seed: Selects bases, initial values and dropout, and random weights.
+
+    Attributes:
+        written: What the model wrote in the last test, and how it was graded, a record for each question.
+    """
+
+    data_module = "randlora_pl.language.TextData"
+    auto = "AutoModelForCausalLM"
+
+    def __init__(
+        self,
+        name: str = "Qwen/Qwen2-0.5B-Instruct",
+        pretrained: str | None = None,
+        tokenizer: str | None = None,
+        config_overrides: dict[str, Any] | None = None,
+        quantize: Quantize | None = None,
+        adapter: Adapter = RandLoRA(rank=10),  # noqa: B008 - adapters are descriptions and are never changed
+        targets: list[str] | None = None,
+        learning_rate: float | None = None,
+        schedule: Literal["linear", "cosine"] = "linear",
+        warmup_steps: int = 0,
+        final_lr_fraction: float = 0.0,
+        weight_decay: float = 0.0,
+        decay_vectors: bool = True,
+        adam_eps: float = 1e-8,
+        max_grad_norm: float | None = 1.0,
+        loss_average: Literal["tokens", "samples"] = "tokens",
+        label_smoothing: float = 0.0,
+        evaluation: Literal["generate", "likelihood"] = "generate",
+        num_beams: int = 1,
+        max_new_tokens: int = 32,
+        length_penalty: float = 1.0,
+        no_repeat_ngram: int = 0,
+        gradient_checkpointing: bool = False,
+        frozen_dtype: Literal["float32", "bfloat16"] = "float32",
+        torch_compile: bool | str = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            name=name, pretrained=pretrained, tokenizer=tokenizer, config_overrides=config_overrides, adapter=adapter,
+            targets=targets, learning_rate=learning_rate, weight_decay=weight_decay, decay_vectors=decay_vectors,
+            warmup_steps=warmup_steps, final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
+            gradient_checkpointing=gradient_checkpointing, frozen_dtype=frozen_dtype, torch_compile=torch_compile,
+            seed=seed,
+        )  # fmt: skip
+        check_option("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "a number from 0 to below 1")
+        check_option("adam_eps", adam_eps, adam_eps > 0, "a positive number")
+        check_option("num_beams", num_beams, num_beams > 0, "a positive number")
+        check_option("max_new_tokens", max_new_tokens, max_new_tokens > 0, "a positive number")
+        check_option("no_repeat_ngram", no_repeat_ngram, no_repeat_ngram >= 0, "0 or a positive number")
+        self.quantize = quantize
+        self.schedule, self.loss_average, self.label_smoothing = schedule, loss_average, label_smoothing
+        self.evaluation, self.adam_eps = evaluation, adam_eps
+        self.num_beams, self.max_new_tokens = num_beams, max_new_tokens
+        self.length_penalty, self.no_repeat_ngram = length_penalty, no_repeat_ngram
+        self.written: list[dict[str, Any]] = []
+        self._texts: dict[int, str] = {}
+
+    def load(self) -> nn.Module:
+        """The decoder."""
+        model = load_causal(
+            self.name,
+            self.pretrained,
+            self.vocabulary,
+            seed=self.seed,
+            overrides=self.config_overrides,
+            dtype=getattr(torch, self.frozen_dtype),
+            quantize=self.quantize,
+        )
+        if self.targets is None and not self.adapter.trains_base:
+            self.targets = known_targets(str(getattr(model.config, "model_type", "")))
+        return model
+
+    def setup(self, stage: str) -> None:
+        """Makes the running figures, those of the tests by their names.
+
+        Raises:
+            UserError: There are questions without options to choose from, which is told before a training.
+        """
+        names = ["val/loss", "val/acc"]
+        items = getattr(getattr(self.trainer, "datamodule", None), "items", [])
+        if self.evaluation == "likelihood" and not all(item.options for item in items):
+            raise UserError("--model.evaluation likelihood needs questions with options: take generate here.")
+        if stage == "test":
+            graded = dict.fromkeys(item.task for item in items if not item.references)
+            names = [f"{kind}/{task}" for task in graded for kind in ("acc", "unfound")]
+            self.written, self._texts = [], {}
+        self.metrics = nn.ModuleDict({_key(name): MeanMetric() for name in names})
+        self.metrics.to(self.device)
+
+    # Training
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """Groups of what trains, with AdamW's epsilon."""
+        return [{**group, "eps": self.adam_eps} for group in super().optimizer_groups()]
+
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Mean loss (b,) over the learned tokens of each sample, and the share of them that is the likeliest."""
+        smoothing = self.label_smoothing if self.training else 0.0
+        losses, right, counted = token_losses(self.model, batch, batch["columns"], smoothing)
+        count = counted.sum(1).clamp(min=1)
+        loss: Tensor = losses.sum(1) / count
+        return loss, (right & counted).sum(1) / count
+
+    def loss_weights(self, batch: dict[str, Any]) -> Tensor:
+        """Weights (b,) that make the sum over all micro-batches and devices the mean over tokens or samples."""
+        weight: Tensor = batch["weight"]
+        if self.loss_average == "samples":
+            return weight
+        share: Tensor = _learned(batch) * (batch["window_samples"] / batch["window_tokens"])
+        return weight * share
+
+    # Evaluation
+
+    def prepare_evaluation(self) -> None:
+        """Merges the adapter, but into no quantised weights."""
+        if self.quantize is None:
+            super().prepare_evaluation()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Loss and accuracy of the next token, over all tokens or samples of the validation."""
+        losses, right = self.sample_losses(batch)
+        weight = (batch["weight"] > 0).float()
+        weight = weight if self.loss_average == "samples" else weight * _learned(batch)
+        for name, values in (("val/loss", losses), ("val/acc", right)):
+            metric = self._metric(name)
+            metric.update(values, weight)
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Answers questions and grades the answers, each question once."""
+        numbers = batch["index"].tolist()
+        items = [self._data.items[number] for number in numbers]
+        texts = [cleaned(item, text) for item, text in zip(items, self.answers(batch, items), strict=True)]
+        for number, item, text, counts in zip(numbers, items, texts, (batch["weight"] > 0).tolist(), strict=True):
+            if counts:
+                self._texts[number] = text
+            if counts and not item.references:
+                right, found = item.grade(text)
+                self._metric(f"acc/{item.task}").update(float(right))
+                self._metric(f"unfound/{item.task}").update(float(not found))
+        return {"index": batch["index"], "texts": texts}
+
+    def answers(self, batch: dict[str, Any], items: list[Any]) -> list[str]:
+        """What the model writes after each prompt, or the option that it finds likeliest.
+
+        Raises:
+            UserError: An answer might not fit into the model.
+        """
+        pad = self._data.pad
+        if self.evaluation == "generate":
+            return write_texts(self.model, self.vocabulary, batch, self._decoding, pad)
+        prompts = [encode_prompt(self.vocabulary, item.prompt) for item in items]
+        options = [
+            [self.vocabulary(text, add_special_tokens=False)["input_ids"] for text in item.completions]
+            for item in items
+        ]
+        chosen = choose_options(self.model, prompts, options, pad, self.device)
+        return [item.options[number] for item, number in zip(items, chosen, strict=True)]
+
+    def write(self, prompts: Sequence[str], batch_size: int = 16, separate: bool = False) -> list[str]:
+        """What the model writes after prompts, in their order; the same as in a test.
+
+        Args:
+            prompts: What it is given; never cut, and each read once, however often it is there.
+            batch_size: How many at a time.
+            separate: Whether an end of text closes each, as in a training on E2E.
+
+        Raises:
+            UserError: A prompt has no token, or one is too long for the model's positions.
+        """
+        tokens = {prompt: encode_prompt(self.vocabulary, prompt, separate) for prompt in prompts}
+        check_prompts(self.model, [tokens[prompt] for prompt in prompts], self.max_new_tokens)
+        order = sorted(tokens, key=lambda prompt: -len(tokens[prompt]))  # neighbours of one length need little padding
+        pad = pad_id(self.vocabulary)
+        texts: dict[str, str] = {}
+        with evaluating(self.model):
+            for start in range(0, len(order), batch_size):
+                some = order[start : start + batch_size]
+                batch = collate([(tokens[prompt], tokens[prompt]) for prompt in some], pad)
+                here = {name: value.to(self.device) for name, value in batch.items()}
+                written = write_texts(self.model, self.vocabulary, here, self._decoding, pad)
+                texts |= dict(zip(some, written, strict=True))
+        return [texts[prompt] for prompt in prompts]
+
+    @property
+    def _decoding(self) -> Decoding:
+        return Decoding(self.num_beams, self.max_new_tokens, self.length_penalty, self.no_repeat_ngram)
+
+    def on_test_epoch_end(self) -> None:
+        """Accuracy and the rate of texts without an answer of each test, and their unweighted means (Table 15).
+
+        Texts with references have scores of the corpus instead, which one process computes from those of all.
+        """
+        items, texts = self._data.items, gathered(self._texts)
+        self.written = [items[number].record(text) for number, text in texts.items()]
+        scores = corpus_scores(items, texts) if self.trainer.is_global_zero else {}
+        scores = self.trainer.strategy.broadcast(scores)
+        self.log_dict({f"{self.test_name}/{name}": value for name, value in scores.items()})
+        found = {name.replace("|", "/"): metric.compute() for name, metric in self.metrics.items()}  # type: ignore[operator]
+        for kind in ("acc", "unfound"):
+            own = {name: value for name, value in found.items() if name.startswith(f"{kind}/")}
+            if own:
+                self.log(f"{self.test_name}/{kind}", torch.stack(list(own.values())).mean())
+            if len(own) > 1:
+                self.log_dict({f"{self.test_name}/{name}": value for name, value in own.items()})
+        super().on_test_epoch_end()
+
+    def on_fit_start(self) -> None:
+        """Refuses samples that are longer than the model, before one of them is met."""
+        lengths = getattr(self._data, "lengths", None)
+        if lengths is not None:
+            check_positions(self.model, torch.ones(1, min(lengths.longest, lengths.cutoff), dtype=torch.int64))
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _metric(self, name: str) -> MeanMetric:
+        metric = self.metrics[_key(name)]
+        assert isinstance(metric, MeanMetric)
+        return metric
+
+
+def _key(name: str) -> str:
+    """A figure's name as the name of a module, which may hold no point."""
+    return name.replace("/", "|")
+
+
+def _learned(batch: dict[str, Any]) -> Tensor:
+    """Learned tokens (b,) of each sample."""
+    labels: Tensor = batch["labels"]
+    return (labels[:, 1:] != IGNORED).sum(1)

@@ -1,0 +1,277 @@
+"""Classification of texts with encoders: GLUE with RoBERTa (appendix B.1 of the paper)."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters import Adapter, RandLoRA
+from randlora_pl.language.datasets.glue import Metric
+from randlora_pl.language.metrics.glue_metrics import Predictions, grades
+from randlora_pl.language.models.classifier import (
+    evaluating,
+    inputs_of,
+    load_classifier,
+    most_tokens,
+    set_dropout,
+    split,
+    takes_segments,
+)
+from randlora_pl.language.models.targets import known_targets
+from randlora_pl.language.models.tokenization import collate_sentences, encode_sentences, pad_id
+from randlora_pl.language.tasks.base import LanguageTask
+from randlora_pl.tasks.defaults import check_option
+from randlora_pl.tasks.optim import parameter_groups
+from randlora_pl.utils.errors import UserError
+
+
+class TextClassificationTask(LanguageTask):
+    """Fine-tunes an encoder of transformers to tell classes of texts, or to score them.
+
+    The encoder is frozen beside its adapter; the classification head trains as a whole, at the same learning rate, and
+    is part of the adapter's file.
+
+    Args:
+        name: A model of the Hugging Face Hub, or a folder: RoBERTa, BERT, and whatever transformers has a sequence
+            classifier of.
+        pretrained: A folder with other weights, or ``random``. Left out: the weights of the name.
+        tokenizer: A name, a folder, a tokenizer.json, or ``bytes`` (a token for each byte). Left out: the model's own,
+            and ``bytes`` with random weights.
+        config_overrides: What a model with random weights has instead, for example ``{num_hidden_layers: 2}``.
+        adapter: The method and its options.
+        targets: What it attaches to: regular expressions over layer names of the encoder or the aliases ``qkv q k v
+            kv o fc1 fc2 attn mlp all``. Default: the paper's for this kind of model (all dense layers of RoBERTa), or
+            q, k, v and the MLP's projections, or every linear layer of the blocks.
+        learning_rate: Peak learning rate, of the head too. Default: 1e-4, 1e-2 for VeRA, as in the paper's scripts.
+        schedule: After the warm-up: a ``linear`` or ``cosine`` decay.
+        warmup_fraction: Share of the optimizer steps that are linear warm-up.
+        final_lr_fraction: Where the schedule ends, as a fraction of the learning rate.
+        weight_decay: Decay of AdamW.
+        decay_vectors: Whether biases, norms and scalars decay too.
+        max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
+        head_dropout: Dropout of the head; the frozen encoder has none.
+        gradient_checkpointing: Recompute activations instead of keeping them.
+        frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory; what trains stays float32. Needs
+            ``--trainer.precision bf16-mixed``.
+        torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor.
+        seed: Selects bases, the head, initial values and dropout, and random weights.
+
+    Attributes:
+        head: The classification head.
+        metric: The grade that counts.
+    """
+
+    data_module = "randlora_pl.language.LabelledTexts"
+    auto = "AutoModelForSequenceClassification"
+
+    def __init__(
+        self,
+        name: str = "FacebookAI/roberta-base",
+        pretrained: str | None = None,
+        tokenizer: str | None = None,
+        config_overrides: dict[str, Any] | None = None,
+        adapter: Adapter = RandLoRA(rank=64),  # noqa: B008 - adapters are descriptions and are never changed
+        targets: list[str] | None = None,
+        learning_rate: float | None = None,
+        schedule: Literal["linear", "cosine"] = "linear",
+        warmup_fraction: float = 0.06,
+        final_lr_fraction: float = 0.0,
+        weight_decay: float = 0.0,
+        decay_vectors: bool = True,
+        max_grad_norm: float | None = 1.0,
+        head_dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
+        frozen_dtype: Literal["float32", "bfloat16"] = "float32",
+        torch_compile: bool | str = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            name=name, pretrained=pretrained, tokenizer=tokenizer, config_overrides=config_overrides, adapter=adapter,
+            targets=targets, learning_rate=learning_rate, weight_decay=weight_decay, decay_vectors=decay_vectors,
+            warmup_steps=0, final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
+            gradient_checkpointing=gradient_checkpointing, frozen_dtype=frozen_dtype, torch_compile=torch_compile,
+            seed=seed,
+        )  # fmt: skip
+        check_option("warmup_fraction", warmup_fraction, 0 <= warmup_fraction < 1, "a number from 0 to below 1")
+        check_option("head_dropout", head_dropout, 0 <= head_dropout < 1, "a number from 0 to below 1")
+        self.schedule, self.warmup_fraction, self.head_dropout = schedule, warmup_fraction, head_dropout
+        self.metric: Metric | None = None
+        self.head: nn.ModuleDict
+
+    # Building
+
+    def set_classes(self, classnames: Sequence[str], metric: Metric | None = None) -> None:
+        """Names the classes; Lightning's `setup` takes them from the data module.
+
+        Args:
+            classnames: Name of each class; empty for scores.
+            metric: The grade that counts; by default accuracy, Pearson's correlation for scores.
+
+        Raises:
+            UserError: There is only one, or the task was built for others.
+        """
+        if self.backbone is not None and list(classnames) != self.classnames:
+            raise UserError(
+                f"the task was built for {_classes(self.classnames)}, the data have {_classes(classnames)}; make a "
+                "new task."
+            )
+        if len(classnames) == 1:
+            raise UserError(f"there is only the class {classnames[0]!r}; a classifier needs two or more.")
+        self.classnames = list(classnames)
+        self.metric = metric or ("acc" if classnames else "pearson")
+
+    def setup(self, stage: str) -> None:
+        """Takes the classes from the data module, and starts the grades anew.
+
+        Raises:
+            UserError: There are none, or the task was built for others.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            self.set_classes(data.classnames, data.metric)
+        if self.metric is None:
+            raise UserError("the task needs a data module, or set_classes(classnames) first.")
+        self.metrics = nn.ModuleDict({split: Predictions() for split in ("val", "test")})
+        self.metrics.to(self.device)
+
+    @cached_property
+    def vocabulary(self) -> Any:
+        """The tokenizer; that of bytes sets its end of text around and between sentences."""
+        return self.own_tokenizer(sentences=True)
+
+    def load(self) -> nn.Module:
+        """The encoder; makes the head beside it.
+
+        Raises:
+            UserError: There are no classes yet, the model cannot be had, or texts are longer than its positions.
+        """
+        if self.metric is None:
+            raise UserError("the task needs its classes before it is built: set_classes(classnames).")
+        whole = load_classifier(
+            self.name,
+            self.pretrained,
+            self.vocabulary,
+            self.classnames,
+            seed=self.seed,
+            overrides=self.config_overrides,
+        )
+        encoder, self.head = split(whole)
+        set_dropout(self.head, self.head_dropout)
+        self._whole = (whole,)  # not as a module of its own: its parts are, encoder and head
+        if self.targets is None and not self.adapter.trains_base:
+            self.targets = known_targets(str(whole.config.model_type))
+        most = most_tokens(encoder)
+        data: Any = getattr(self._trainer, "datamodule", None)
+        if most is not None and data is not None and data.longest > most:
+            raise UserError(
+                f"{self.name} takes {most} tokens at most: --data.max_length {most} (it is {data.max_length})."
+            )
+        return encoder
+
+    def completed(self, backbone: nn.Module) -> Any:
+        """The classifier as transformers has it: encoder, adapter and head."""
+        return self._whole[0]
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """The head's tensors by their names in the classifier."""
+        return dict(self.head.state_dict(keep_vars=True))
+
+    # Training
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """The encoder's groups and the head's, at one learning rate."""
+        return super().optimizer_groups() + parameter_groups(
+            self.head.parameters(), self.learning_rate, self.weight_decay, self.decay_vectors
+        )
+
+    def configure_optimizers(self) -> Any:
+        """As of all tasks; the warm-up is a share of the steps."""
+        self.warmup_steps = math.ceil(self.warmup_fraction * self.total_steps())
+        return super().configure_optimizers()
+
+    def class_logits(self, batch: dict[str, Any]) -> Tensor:
+        """Logits (b, classes) float32, or scores (b, 1)."""
+        whole = self.completed(self.model)
+        logits: Tensor = whole(**inputs_of(batch, takes_segments(whole.config))).logits
+        return logits.float()
+
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Cross-entropy, and whether the class is right; of scores the squared error alone."""
+        return self._losses(self.class_logits(batch), batch["labels"])
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.classnames:
+            return nn.functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels
+        return (logits[:, 0] - labels) ** 2, None
+
+    # Evaluation
+
+    def _evaluate(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
+        logits, counts, labels = self.class_logits(batch), batch["weight"] > 0, batch["labels"]
+        predicted = logits.argmax(1) if self.classnames else logits[:, 0]
+        metric = self.metrics[split]
+        assert isinstance(metric, Predictions)
+        metric.update(predicted[counts], labels[counts], self._losses(logits, labels)[0][counts])
+        found = {"label": labels, "index": batch["index"], "weight": batch["weight"]}
+        return found | ({"logits": logits} if self.classnames else {})
+
+    def _grade(self, split: str, name: str) -> None:
+        """Logs the grades of the whole set, the one that counts first and once more as ``score``, and the loss."""
+        metric = self.metrics[split]
+        assert isinstance(metric, Predictions) and self.metric is not None
+        found = metric.compute()
+        metric.reset()
+        own = grades(self.metric, found["predicted"], found["labels"])
+        for key, value in {**own, "score": own[self.metric], "loss": found["loss"]}.items():
+            self.log(f"{name}/{key}", value, prog_bar=key == self.metric)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Takes the predictions of a batch."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Takes the predictions of a batch."""
+        return self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Grades all predictions."""
+        self._grade("val", "val")
+        super().on_validation_epoch_end()
+
+    def on_test_epoch_end(self) -> None:
+        """Grades all predictions."""
+        self._grade("test", self.test_name)
+        super().on_test_epoch_end()
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Probability of each class, (b, classes); or scores, (b, 1)."""
+        logits = self.class_logits(batch)
+        return logits.softmax(1) if self.classnames else logits
+
+    def classify(self, texts: Sequence[str | Sequence[str]], max_length: int = 128, batch_size: int = 64) -> Tensor:
+        """Probabilities (n, classes), or scores (n, 1), of texts or pairs of texts.
+
+        Args:
+            texts: Single texts, or pairs, as the task was trained on.
+            max_length: Most tokens of each.
+            batch_size: How many at a time.
+        """
+        sentences = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        encoded, _ = encode_sentences(self.vocabulary, sentences, max_length)
+        order = sorted(range(len(encoded)), key=lambda place: -len(encoded[place]["input_ids"]))
+        pad, parts = pad_id(self.vocabulary), []
+        with evaluating(self.model, self.head):
+            for start in range(0, len(encoded), batch_size):
+                some = [encoded[place] for place in order[start : start + batch_size]]
+                batch = collate_sentences(self.vocabulary, some, [0] * len(some), pad)
+                parts.append(self.predict_step({name: value.to(self.device) for name, value in batch.items()}, 0))
+        if not parts:
+            return torch.empty(0, max(1, len(self.classnames)))
+        return torch.cat(parts)[torch.tensor(order).argsort().to(self.device)]
+
+
+def _classes(names: Sequence[str]) -> str:
+    return f"{len(names)} classes {list(names[:3])}" if names else "scores"

@@ -1,0 +1,59 @@
+"""A task's backbone on the meta device: names, shapes and counts without weights or a network."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from randlora_pl.language.catalog import KNOWN
+from randlora_pl.language.models.classifier import split
+from randlora_pl.language.models.loading import RANDOM, model_config
+from randlora_pl.language.models.targets import known_targets
+from randlora_pl.language.tasks.base import LanguageTask
+from randlora_pl.language.tasks.classification import TextClassificationTask
+
+
+def meta_backbone(task: LanguageTask) -> nn.Module | None:
+    """The backbone of a language task without values and head; None for a model that only the network knows.
+
+    Args:
+        task: A language task; its backbone need not be built.
+
+    Raises:
+        UserError: The extra is missing, or an option of the model is wrong.
+    """
+    source = task.pretrained or task.name
+    own = task.pretrained == RANDOM or Path(source).is_dir()
+    if not own and source not in KNOWN:
+        return None
+    if own:
+        config = model_config(task.name, task.pretrained, task.config_overrides)
+    else:
+        config = model_config(source, RANDOM, None)
+    import transformers
+
+    with torch.device("meta"):
+        model: Any = getattr(transformers, task.auto).from_config(config)
+    backbone: nn.Module = split(model)[0] if isinstance(task, TextClassificationTask) else model
+    return backbone
+
+
+def usual_targets(task: LanguageTask, model: Any) -> list[str] | None:
+    """What a task attaches its adapter to: as given, or the paper's targets for this kind of model."""
+    if task.targets is not None or task.adapter.trains_base:
+        return task.targets
+    return known_targets(str(model.config.model_type))
+
+
+def operations_per_token(model: Any) -> int:
+    """Floating point operations of one token's forward pass: two for each weight that multiplies it.
+
+    The table of embeddings multiplies nothing, unless it is the output layer as well; attention among the tokens is
+    left out, which for texts this short is a few percent.
+    """
+    total = sum(parameter.numel() for parameter in model.parameters())
+    table = model.get_input_embeddings().weight
+    output = getattr(model, "lm_head", None)
+    shared = output is not None and output.weight is table
+    return int(2 * (total if shared else total - table.numel()))

@@ -1,0 +1,183 @@
+"""What the JSON description of an adapter must look like, so that everything else may rely on it."""
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from randlora_pl.utils.errors import UserError, brief
+
+_LARGEST = 2**63 - 1
+
+
+class Frame(TypedDict):
+    """How the images of the training were prepared."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"]
+    resize: NotRequired[Literal["crop", "pad"]]
+
+
+class Training(TypedDict):
+    """Figures of a training, and how its images were prepared."""
+
+    frame: NotRequired[Frame]
+
+
+class Metadata(TypedDict, total=False):
+    """What an adapter may carry along; anything else may be there as well."""
+
+    arguments: dict[str, Any]
+    classnames: list[str]
+    templates: list[str]
+    captions: bool
+    training: Training
+    made_from: dict[str, Any]
+
+
+class TaskMetadata(TypedDict):
+    """What an adapter that a task has saved carries along."""
+
+    task: str
+    arguments: dict[str, Any]
+    classnames: list[str]
+    templates: list[str]
+
+
+class BaseModel(TypedDict, total=False):
+    """Which base model it is (`ModelIdentity`), with a hash of some values of its weights."""
+
+    library: str
+    name: str
+    pretrained: str
+    image_size: int | None
+    seed: int | None
+    sha256: str | None
+    weights_sha256_sampled: str | None
+
+
+class Description(TypedDict):
+    """`adapter_config.json`."""
+
+    format_version: int
+    method: str
+    options: dict[str, Any]
+    generator: NotRequired[str | None]
+    seed: NotRequired[int | None]
+    fingerprint: NotRequired[str | None]
+    targets: NotRequired[list[str] | None]
+    layers: NotRequired[dict[str, list[int]]]
+    trained: NotRequired[list[str] | None]
+    kept: NotRequired[list[str]]
+    base_model: NotRequired[BaseModel]
+    metadata: NotRequired[Metadata]
+
+
+def check_description(config: Mapping[str, Any], source: object) -> None:
+    """Refuses a description that something is missing from, or whose values are of other kinds.
+
+    Args:
+        config: From JSON.
+        source: Where it was read, for the message.
+
+    Raises:
+        UserError: Names the first value that does not fit.
+    """
+    wrong = misfit(config, Description)
+    if wrong is None and "task" in (metadata := config.get("metadata", {})):
+        wrong = misfit(metadata, TaskMetadata, "metadata") or _half_character(metadata)
+    if wrong is not None:
+        raise UserError(f"{source} is damaged, or was changed: {wrong}; copy it again, or save it again.")
+
+
+def _half_character(metadata: TaskMetadata) -> str | None:
+    """The name of a text that no file and no terminal can hold; bytes of a file name that is not UTF-8 can be written.
+
+    Args:
+        metadata: Its lists are lists of texts.
+    """
+    for name, texts in (("classnames", metadata["classnames"]), ("templates", metadata["templates"])):
+        for text in texts:
+            try:
+                text.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError:
+                return _is(f"metadata.{name}", text)
+    return None
+
+
+WRITTEN = "it was written by another version, is damaged, or was changed"
+
+
+def check_arguments(
+    function: Callable[..., Any], values: Mapping[str, Any], source: object, hint: str = WRITTEN
+) -> None:
+    """Refuses arguments from a file that a function has no parameters for, or that are of other types.
+
+    Args:
+        function: A constructor.
+        values: From JSON or YAML.
+        source: Where they were read, for the message.
+        hint: The end of the message.
+
+    Raises:
+        UserError: Names the first one that does not fit.
+    """
+    hints = get_type_hints(function)
+    name = next((name for name in values if name not in hints), None)
+    wrong = f"{name} is unknown" if name is not None else None
+    wrong = wrong or next(
+        (found for name, value in values.items() if (found := misfit(value, hints[name], name))), None
+    )
+    if wrong is not None:
+        raise UserError(f"{source}: {wrong}; {hint}.")
+
+
+def misfit(value: Any, hint: Any, name: str = "") -> str | None:
+    """What is wrong with a JSON value as an annotation describes it; None where it fits.
+
+    Args:
+        value: From JSON.
+        hint: A type, a union, a literal, a list, tuple or dictionary of such, or a typed dictionary, which may have
+            further keys.
+        name: What the value is called.
+    """
+    kind, inner = get_origin(hint), get_args(hint)
+    prefix = f"{name}." if name else ""
+    if hint is Any:
+        return None
+    if kind in (Union, types.UnionType):
+        return None if any(misfit(value, each) is None for each in inner) else _is(name, value)
+    if kind is NotRequired:
+        return misfit(value, inner[0], name)
+    if is_typeddict(hint):
+        if not isinstance(value, dict):
+            return _is(name, value)
+        if missing := sorted(hint.__required_keys__ - value.keys()):
+            return f"{prefix}{missing[0]} is missing"
+        parts = [(value[key], each, prefix + key) for key, each in get_type_hints(hint).items() if key in value]
+    elif kind is Literal:
+        return None if value in inner and type(value) in {type(each) for each in inner} else _is(name, value)
+    elif kind is dict:
+        if not isinstance(value, dict):
+            return _is(name, value)
+        parts = [(each, inner[1], f"{prefix}{key}") for key, each in value.items()]
+    elif kind is tuple:
+        if not isinstance(value, list | tuple) or len(value) != len(inner):
+            return _is(name, value)
+        parts = [(each, part, name) for each, part in zip(value, inner, strict=True)]
+    elif kind is list:
+        if not isinstance(value, list):
+            return _is(name, value)
+        parts = [(each, inner[0], f"{name}[{place}]") for place, each in enumerate(value)]
+    else:
+        if isinstance(value, int) and abs(value) > _LARGEST:  # float() and torch would overflow
+            return _is(name, value)
+        known: Any = {float: (int, float), type(None): type(None)}.get(hint, hint)
+        fits = isinstance(value, known) and (hint is bool or not isinstance(value, bool))
+        return None if fits else _is(name, value)
+    return next((found for part in parts if (found := misfit(*part))), None)
+
+
+def _is(name: str, value: Any) -> str:
+    return f"{name} is {brief(value, 40)}"

@@ -1,0 +1,188 @@
+"""What an adapter is on the disk: folders and single files hold the same, and any change is noticed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from randlora_pl.adapters.io import container
+from randlora_pl.adapters.io.container import BASES, CONFIG, TENSORS, Contents, changed, checksums, read, write
+from randlora_pl.utils.errors import UserError
+
+
+def contents(bases: bool = True) -> Contents:
+    tensors = {"b.lambdas": torch.arange(6.0).view(2, 3), "a.scale": torch.tensor(2.5), "none": torch.empty(0, 4)}
+    tensors["a.half"] = torch.randn(3, 2).bfloat16()
+    config: dict[str, Any] = {"format_version": 2, "method": "RandLoRA", "name": "ümläut", "shapes": (1, 2), "x": 0.1}
+    return Contents(config, tensors, {"A": torch.randn(1, 2, 3)} if bases else {})
+
+
+def assert_same(found: Contents, wanted: Contents) -> None:
+    assert {k: v for k, v in found.config.items() if k != "sha256"} == json.loads(json.dumps(wanted.config))
+    for name in ("tensors", "bases"):
+        ours, theirs = getattr(found, name), getattr(wanted, name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype for key in ours)
+
+
+@pytest.mark.parametrize("name", ["adapter", "adapter.safetensors"])
+@pytest.mark.parametrize("bases", [True, False])
+def test_what_is_written_comes_back(name: str, bases: bool, tmp_path: Path) -> None:
+    path = tmp_path / "new" / name
+    wanted = contents(bases)
+    write(path, wanted)
+    found = read(path)
+    assert_same(found, wanted)
+    assert changed(found) == []
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [name], "nothing temporary is left"
+    if path.is_dir():
+        assert {entry.name for entry in path.iterdir()} == {TENSORS, CONFIG} | ({BASES} if bases else set())
+
+
+def test_a_folder_and_a_file_have_the_same_contents_and_checksums(tmp_path: Path) -> None:
+    wanted = contents()
+    write(tmp_path / "folder", wanted)
+    write(tmp_path / "one.safetensors", wanted)
+    folder, one = read(tmp_path / "folder"), read(tmp_path / "one.safetensors")
+    assert_same(folder, wanted)
+    assert_same(one, wanted)
+    assert folder.config == one.config
+    assert folder.config["sha256"].keys() == {CONFIG, *wanted.tensors, "bases.A"}
+
+
+def test_one_file_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
+    write(tmp_path / "one.safetensors", contents())
+    with safe_open(tmp_path / "one.safetensors", framework="pt") as file:
+        assert file.metadata()["format"] == "pt"
+        assert set(file.keys()) == {*contents().tensors, "bases.A"}
+
+
+@given(st.integers(0, 3), st.integers(0, 5))
+def test_the_checksum_of_a_tensor_is_of_its_bits_shape_and_dtype(which: int, place: int) -> None:
+    torch.manual_seed(0)
+    whole = contents()
+    sums = checksums(whole)
+    variants: list[Tensor] = [
+        whole.tensors["b.lambdas"].view(3, 2),
+        whole.tensors["b.lambdas"].view(torch.int32),
+        whole.tensors["b.lambdas"].double(),
+        whole.tensors["b.lambdas"].clone(),
+    ]
+    variants[3].view(-1)[place] += 1e-3
+    other = checksums(Contents(whole.config, whole.tensors | {"b.lambdas": variants[which]}, whole.bases))
+    assert {name for name in sums if sums[name] != other[name]} == {"b.lambdas"}
+
+
+def test_a_tensor_that_is_no_contiguous_block_is_written_as_it_looks(tmp_path: Path) -> None:
+    turned = torch.arange(6.0).view(2, 3).T
+    write(tmp_path / "a", Contents({}, {"t": turned}))
+    found = read(tmp_path / "a")
+    assert torch.equal(found.tensors["t"], turned) and changed(found) == []
+
+
+@pytest.mark.parametrize("name", ["adapter", "adapter.safetensors"])
+def test_every_change_is_named(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    write(path, contents())
+    if path.is_dir():
+        tensors = load_file(path / TENSORS)
+        tensors["b.lambdas"][0, 0] += 1
+        tensors["more"] = torch.zeros(1)
+        del tensors["a.half"]
+        save_file(tensors, path / TENSORS)
+        assert changed(read(path)) == ["a.half", "b.lambdas", "more"]
+        config = json.loads((path / CONFIG).read_text())
+        (path / CONFIG).write_text(json.dumps(config | {"method": "LoRA"}))
+        assert changed(read(path)) == ["a.half", CONFIG, "b.lambdas", "more"]
+        (path / BASES).unlink()
+        assert "bases.A" in changed(read(path))
+    else:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(path)
+        tensors["bases.A"][0] += 1
+        save_file(tensors, path, metadata=metadata)
+        assert changed(read(path)) == ["bases.A"]
+
+
+@pytest.mark.parametrize("sums", [7, "0" * 64, ["a"], {"a.scale": 3}, {}])
+def test_checksums_that_are_none(sums: Any, tmp_path: Path) -> None:
+    write(tmp_path / "a", contents())
+    config = json.loads((tmp_path / "a" / CONFIG).read_text())
+    (tmp_path / "a" / CONFIG).write_text(json.dumps(config | {"sha256": sums}))
+    assert changed(read(tmp_path / "a"))
+
+
+def test_an_older_adapter_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("adapter", "adapter.safetensors"):
+        write(tmp_path / name, contents())
+        write(tmp_path / name, contents(bases=False))
+        assert read(tmp_path / name).bases == {}
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="nothing"):
+        write(tmp_path / "model.safetensors", contents())
+    (tmp_path / "text.safetensors").write_text("text")
+    with pytest.raises(UserError, match="safetensors"):
+        write(tmp_path / "text.safetensors", contents())
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    with pytest.raises(UserError, match="holds other things than an adapter"):
+        write(tmp_path / "photos", contents())
+    assert sorted(entry.name for entry in (tmp_path / "photos").iterdir()) == ["cat.jpg"]
+    assert not [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["adapter", "adapter.safetensors"])
+def test_a_write_that_fails_leaves_the_older_adapter(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / name, contents())
+    before = read(tmp_path / name)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(container, "save_file", full)
+    with pytest.raises(OSError, match="device") as caught:
+        write(tmp_path / name, contents(bases=False))
+    assert caught.value.filename == str(tmp_path / name)
+    assert read(tmp_path / name).config == before.config
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["adapter", "adapter.safetensors"])
+def test_others_may_read_what_the_umask_lets_them(name: str, tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        write(tmp_path / name, contents())
+    finally:
+        os.umask(mask)
+    files = list((tmp_path / name).iterdir()) if (tmp_path / name).is_dir() else [tmp_path / name]
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o640}
+
+
+def test_what_is_no_adapter(tmp_path: Path) -> None:
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    with pytest.raises(UserError, match="run/adapter"):
+        read(tmp_path / "run")
+    with pytest.raises(UserError, match="RUN/adapter"):
+        read(tmp_path / "nowhere")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="description"):
+        read(tmp_path / "model.safetensors")
+    (tmp_path / "cat.jpg").write_bytes(b"\xff\xd8" * 50)
+    with pytest.raises(UserError, match=r"cat.jpg"):
+        read(tmp_path / "cat.jpg")
+    save_file({"w": torch.zeros(2)}, tmp_path / "list.safetensors", metadata={"adapter_config": "[1]"})
+    with pytest.raises(UserError, match="JSON"):
+        read(tmp_path / "list.safetensors")

@@ -1,0 +1,568 @@
+"""Adapter folders: what is written comes back, and whatever does not fit is named before a model is touched."""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from randlora_pl.adapters import (
+    BitFit,
+    DoRA,
+    LoRA,
+    RandLoRA,
+    VeRA,
+    disabled,
+    inject,
+    load_adapter,
+    merge,
+    read_adapter,
+    save_adapter,
+    trainable_parameters,
+    unmerge,
+)
+from randlora_pl.adapters.io import container
+from randlora_pl.adapters.io.save_load import DTYPES, copy_adapter, place_adapter
+from randlora_pl.adapters.operations import use_bases
+from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.models import meta_clip
+from randlora_pl.utils.errors import UserError
+from tests.adapters import zoo
+from tests.adapters.cases import (
+    KINDS,
+    METHODS,
+    WHOLE,
+    One,
+    adapt,
+    assert_close,
+    bases_of,
+    inputs,
+    randomise,
+)
+from tests.support.products import in_one_item
+
+Config = dict[str, Any]
+
+
+def base() -> nn.Module:
+    """The same weights at every call."""
+    torch.manual_seed(5)
+    return zoo.small_vit()
+
+
+def adapted(adapter: Any = None) -> nn.Module:
+    model = base()
+    inject(model, RandLoRA(4, seed=3) if adapter is None else adapter)
+    randomise(model)
+    return model
+
+
+def adapted_from(folder: Path) -> nn.Module:
+    model = base()
+    load_adapter(model, folder)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An adapter folder of `adapted`."""
+    return save_adapter(adapted(), tmp_path / "adapter", base_model={"library": "timm", "name": "small"})
+
+
+def edit(folder: Path, change: Callable[[Config], Any]) -> None:
+    """By hand, so without the checksum."""
+    config = json.loads((folder / container.CONFIG).read_text())
+    config.pop("sha256", None)
+    change(config)
+    (folder / container.CONFIG).write_text(json.dumps(config))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(folder / container.TENSORS)
+    change(tensors)
+    save_file(tensors, folder / container.TENSORS)
+    edit(folder, lambda config: None)
+
+
+def assert_refused(folder: Path, message: str, model: nn.Module | None = None) -> None:
+    """Loading says why not, in one or two lines, and leaves the model as it was."""
+    model = base() if model is None else model
+    before = [(type(module), sorted(vars(module))) for module in model.modules()]
+    frozen = [parameter.requires_grad for parameter in model.parameters()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match=message) as caught:
+        load_adapter(model, folder)
+    assert len(str(caught.value)) < 900
+    assert [(type(module), sorted(vars(module))) for module in model.modules()] == before
+    assert [parameter.requires_grad for parameter in model.parameters()] == frozen
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("kind", ["linear-in>out", "mha-qkvo", "mha-split", "mha-only-v", "timm-split"])
+@in_one_item("method", METHODS)
+def test_a_saved_adapter_comes_back(method: str, kind: str, tmp_path: Path) -> None:
+    model = KINDS[kind].build()
+    fresh = KINDS[kind].build()
+    fresh.load_state_dict(model.state_dict())
+    report = adapt(model, method, kind)
+    randomise(model)
+    x = inputs(model)
+    folder = save_adapter(model, tmp_path / "adapter")
+    file = load_adapter(fresh, folder)
+    assert torch.equal(fresh(x), model(x))
+    assert file.adapter.describe() == report.adapter.describe()
+    assert file.targets == report.targets
+    assert trainable_parameters(fresh).keys() == trainable_parameters(model).keys() == file.tensors.keys()
+    assert fresh.adapter_report.fingerprint == report.fingerprint  # type: ignore[union-attr]
+    # Saving again writes the same bytes.
+    again = save_adapter(fresh, tmp_path / "again")
+    for name in (container.TENSORS, container.CONFIG):
+        assert (folder / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_what_a_folder_says(folder: Path) -> None:
+    config = json.loads((folder / container.CONFIG).read_text())
+    bases = bases_of(adapted())[0]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([container.CONFIG, container.TENSORS])
+    assert config["format_version"] == 3
+    assert config["method"] == "RandLoRA"
+    assert config["options"] == RandLoRA(4, seed=3).options()
+    assert (config["generator"], config["seed"]) == ("philox4x32-10/1", 3)
+    assert config["fingerprint"] == bases.fingerprint
+    assert config["targets"] is None
+    assert config["layers"]["blocks.1.mlp.fc2"] == [24, 96]
+    assert len(config["layers"]) == 6
+    assert (config["base_model"]["library"], config["base_model"]["name"]) == ("timm", "small")
+    assert len(config["base_model"]["weights_sha256_sampled"]) == 64
+    tensors = load_file(folder / container.TENSORS)
+    assert tensors.keys() == trainable_parameters(adapted()).keys()
+    assert sum(tensor.numel() for tensor in tensors.values()) == 6 * 6 * (4 + 24)  # no bases, no frozen weights
+
+
+def test_a_head_and_metadata_travel_along(tmp_path: Path) -> None:
+    head = torch.randn(3, 24)
+    saved = save_adapter(
+        adapted(),
+        tmp_path / "deep" / "er" / "adapter",
+        extra={"head.weight": head},
+        metadata={"classnames": ["a", "b"]},
+    )
+    file = read_adapter(saved)
+    assert torch.equal(file.extra["head.weight"], head)
+    assert "head.weight" not in file.tensors
+    assert file.config["metadata"] == {"classnames": ["a", "b"]}
+    assert load_adapter(base(), saved).extra.keys() == {"head.weight"}
+
+
+def test_merged_models_save_and_load(tmp_path: Path) -> None:
+    model = adapted()
+    x = zoo.images()
+    expected = model(x)
+    merge(model)
+    saved = save_adapter(model, tmp_path / "adapter")
+    fresh = base()
+    load_adapter(fresh, saved)
+    assert torch.equal(fresh(x), expected)
+    # Loading into a merged model changes what is merged.
+    other = adapted()
+    randomise(other)
+    merge(other)
+    assert (other(x) - expected).abs().max() > 1e-2
+    load_adapter(other, saved)
+    assert not other(x).requires_grad  # still merged
+    assert_close(other(x), expected)
+    with disabled(other):
+        assert_close(other(x), base()(x))
+    unmerge(other)
+    assert torch.equal(other(x), expected)
+
+
+def test_an_adapter_reloads_where_the_same_one_is(folder: Path) -> None:
+    model = adapted()
+    randomise(model)
+    x = zoo.images()
+    before = model(x)
+    load_adapter(model, folder)
+    assert not torch.equal(model(x), before)
+    saved = load_file(folder / container.TENSORS)
+    assert all(torch.equal(value, saved[name]) for name, value in trainable_parameters(model).items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_base_may_have_another_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = base().bfloat16().float()  # values that both can hold
+    inject(model, RandLoRA(4))
+    randomise(model)
+    saved = save_adapter(model, tmp_path / "adapter")
+    other = base().bfloat16().to(dtype)
+    load_adapter(other, saved)
+    x = zoo.images()
+    assert_close(other(x.to(dtype)).float(), model(x), 0.05 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_a_dora_around_randlora_with_patterns_comes_back(tmp_path: Path) -> None:
+    patterns = RandLoRA({".*mlp.*": 3, ".*attn.*": 5}, alpha={".*attn.*": 3.0}, qkv="split", seed=9)
+    model = adapted(DoRA(patterns))
+    saved = save_adapter(model, tmp_path / "adapter")
+    fresh = base()
+    load_adapter(fresh, saved)
+    x = zoo.images()
+    assert torch.equal(fresh(x), model(x))
+
+
+def test_a_file_from_before_an_option_loads_with_its_default(folder: Path) -> None:
+    edit(folder, lambda config: config["options"].pop("memory"))
+    model = base()
+    assert load_adapter(model, folder).adapter.options() == RandLoRA(4, seed=3).options()
+    assert torch.equal(model(x := zoo.images()), adapted_from(folder)(x))
+
+
+@pytest.mark.parametrize("options", [{"basis": "hadamard"}, {"basis": "ternary", "dense_a": True}])
+def test_bases_that_are_not_stored_as_numbers_are_checked_too(options: dict[str, Any], tmp_path: Path) -> None:
+    model = adapted(RandLoRA(5, seed=3, memory="low", **options))
+    saved = save_adapter(model, tmp_path / "adapter")
+    config = json.loads((saved / container.CONFIG).read_text())
+    assert config["options"]["basis"] == options["basis"]
+    assert config["fingerprint"] == bases_of(model)[0].fingerprint
+    assert torch.equal(adapted_from(saved)(x := zoo.images()), model(x))
+    edit(saved, lambda config: config["options"].update(seed=4))
+    assert_refused(saved, "its random bases are .* seed 4 gives .* here")
+
+
+# Writing
+
+
+def test_a_model_without_an_adapter_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the model has no adapter"):
+        save_adapter(base(), tmp_path / "adapter")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_adapter_is_replaced_whole(folder: Path) -> None:
+    save_adapter(adapted(LoRA(2)), folder)
+    assert read_adapter(folder).adapter.describe() == LoRA(2).describe()
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+
+
+def test_a_failed_save_keeps_the_older_adapter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(container, "save_file", full)
+    with pytest.raises(OSError, match="space"):
+        save_adapter(adapted(LoRA(2)), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+    monkeypatch.undo()
+    with pytest.raises(TypeError, match="JSON"):
+        save_adapter(adapted(LoRA(2)), folder, metadata={"when": object()})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    save_adapter(adapted(LoRA(2)), folder)
+    assert read_adapter(folder).adapter.method() == "LoRA"
+
+
+@pytest.mark.parametrize("thing", ["a file inside", "a folder inside", "a file"])
+def test_nothing_else_is_overwritten(thing: str, tmp_path: Path) -> None:
+    target = tmp_path / "precious"
+    if thing == "a file":
+        target.write_text("thesis")
+    else:
+        target.mkdir()
+        other = target / "thesis"
+        other.write_text("thesis") if thing == "a file inside" else other.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="precious"):
+        save_adapter(adapted(), target)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_and_a_relative_path_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert save_adapter(adapted(), "empty") == tmp_path / "empty"
+    assert read_adapter("empty").adapter.method() == "RandLoRA"
+
+
+# Folders that cannot be read
+
+
+@pytest.mark.parametrize("missing", [container.CONFIG, container.TENSORS, None])
+def test_a_folder_without_an_adapter(folder: Path, missing: str | None) -> None:
+    (folder / missing).unlink() if missing else shutil.rmtree(folder)
+    assert_refused(folder, r"adapter is no adapter folder: it needs adapter_config.json and adapter.safetensors")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.99])
+def test_truncated_tensors(folder: Path, share: float) -> None:
+    path = folder / container.TENSORS
+    os.truncate(path, int(path.stat().st_size * share))
+    assert_refused(folder, r"adapter.safetensors cannot be read .*truncated or damaged; copy it again")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"format_version": 2}', '{"format_version": 2, "method": "LoRA"}', "\xff\x00"]
+)
+def test_a_config_that_cannot_be_read(folder: Path, text: str) -> None:
+    (folder / container.CONFIG).write_text(text, encoding="latin-1")
+    assert_refused(folder, r"adapter_config.json cannot be read .*save it again|was changed: \w+ is missing; copy it")
+
+
+CONFIGS: dict[str, tuple[Callable[[Config], Any], str]] = {
+    "a later format": (lambda c: c.update(format_version=4), "has format 4, this version reads up to 3: update"),
+    "the first format": (lambda c: c.update(format_version=1, sha256="f" * 64), "has format 1, .* no longer read"),
+    "no number of a format": (lambda c: c.update(format_version="new"), "format_version is 'new'; copy it again"),
+    "an unknown method": (lambda c: c.update(method="QLoRA"), "method 'QLoRA' is unknown; this version knows RandLoRA"),
+    "an unknown option": (lambda c: c["options"].update(depth=3), "RandLoRA does not take these options .*'depth'"),
+    "an impossible option": (lambda c: c["options"].update(basis="round"), "basis is 'round'; choose one of"),
+    "options that are none": (lambda c: c.update(options=7), "options is 7; copy it again"),
+    "an inner method without a name": (
+        lambda c: c.update(method="DoRA", options={"inner": {}}),
+        "DoRA does not take these options",
+    ),
+    "no inner method": (lambda c: c.update(method="DoRA", options={"inner": None}), "DoRA does not take these options"),
+    "another seed": (lambda c: c["options"].update(seed=4), "its random bases are .* seed 4 gives .* here"),
+    "another fingerprint": (lambda c: c.update(fingerprint="0" * 64), "its random bases are 000000000000 by philox"),
+    "another generator": (lambda c: c.update(generator="mt19937"), "by mt19937, seed 3 gives .* by philox4x32"),
+    "another base": (
+        lambda c: c["base_model"].update(weights_sha256_sampled="f" * 64),
+        r"it was trained on other weights \(timm small ffffffffffff, this model \w{12}\)",
+    ),
+    "other layers": (
+        lambda c: c["layers"].update({"blocks.2.mlp.fc1": [96, 24]}),
+        r"layer blocks.2.mlp.fc1 is \[96, 24\]",
+    ),
+    "other sizes": (
+        lambda c: c["layers"].update({"blocks.1.mlp.fc1": [48, 24]}),
+        r"layer blocks.1.mlp.fc1 is \[48, 24\] there and \[96, 24\] here",
+    ),
+    "other targets": (lambda c: c.update(targets=["blocks.9"]), "target 'blocks.9' matches no layer"),
+    "another rank": (lambda c: c["options"].update(rank=6), "its random bases|has shape"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_config_that_does_not_fit(folder: Path, case: str) -> None:
+    change, message = CONFIGS[case]
+    edit(folder, change)
+    assert_refused(folder, message)
+
+
+LAMBDAS = "blocks.0.attn.qkv.delta.lambdas"
+TENSORS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
+    "missing": (lambda t: t.pop(LAMBDAS), rf"1 missing tensors \({LAMBDAS}\)"),
+    "unexpected": (lambda t: t.update(more=torch.zeros(1)), r"1 unexpected tensors \(more\)"),
+    "another shape": (
+        lambda t: t.update({LAMBDAS: torch.zeros(6, 5)}),
+        rf"{LAMBDAS} has shape \(6, 5\) there and \(6, 4\) here",
+    ),
+    "several": (lambda t: [t.pop(name) for name in list(t)[:5]], r"5 missing tensors \(.*, .*, .* \.\.\.\)"),
+}
+
+
+@pytest.mark.parametrize("already", [False, True])
+@pytest.mark.parametrize("case", TENSORS)
+def test_tensors_that_do_not_fit(folder: Path, case: str, already: bool) -> None:
+    change, message = TENSORS[case]
+    edit_tensors(folder, change)
+    assert_refused(folder, message, adapted() if already else None)
+
+
+@pytest.mark.parametrize("method", ["bitfit", "full"])
+@pytest.mark.parametrize("case", ["missing", "unexpected"])
+def test_tensors_of_the_model_itself_that_do_not_fit(method: str, case: str, tmp_path: Path) -> None:
+    saved = save_adapter(adapted(METHODS[method](1, "packed")), tmp_path / "adapter")
+    change = {"missing": lambda t: t.pop("norm.bias"), "unexpected": lambda t: t.update(more=torch.zeros(1))}[case]
+    edit_tensors(saved, change)
+    assert_refused(saved, f"1 {case} tensors")
+
+
+# Models that do not fit
+
+
+def test_another_base_model(folder: Path) -> None:
+    assert_refused(folder, "it was trained on other weights", zoo.small_vit())
+    narrow = One(24, 24)
+    assert_refused(
+        folder, "it was trained on other weights .*; layer blocks.0.attn.qkv is .* there and None here", narrow
+    )
+
+
+def test_another_base_model_under_an_adapter(folder: Path) -> None:
+    other = zoo.small_vit()
+    inject(other, RandLoRA(4, seed=3))
+    assert_refused(folder, "it was trained on other weights", other)
+
+
+@pytest.mark.parametrize("adapter", [RandLoRA(4, seed=4), RandLoRA(4), LoRA(4), BitFit()])
+def test_another_adapter_in_place(folder: Path, adapter: Any) -> None:
+    assert_refused(folder, r"holds .*'RandLoRA'.*, the model has .*: unload\(model\) first", adapted(adapter))
+
+
+def test_the_same_adapter_on_other_targets_in_place(folder: Path) -> None:
+    model = base()
+    inject(model, RandLoRA(4, seed=3), ["mlp"])
+    assert_refused(folder, "unexpected tensors", model)
+
+
+def test_another_fingerprint_under_the_same_adapter(folder: Path) -> None:
+    edit(folder, lambda config: config.update(fingerprint="0" * 64))
+    assert_refused(folder, "its random bases are 000000000000", adapted())
+
+
+def test_every_problem_is_named_at_once(folder: Path) -> None:
+    edit(folder, lambda config: config.update(fingerprint="0" * 64))
+    edit(folder, lambda config: config["base_model"].update(weights_sha256_sampled="f" * 64))
+    edit_tensors(folder, lambda tensors: tensors.pop(LAMBDAS))
+    assert_refused(folder, "other weights.*; its random bases.*; 1 missing tensors")
+
+
+@in_one_item("method", [method for method in METHODS if method not in WHOLE])
+def test_only_what_trains_is_stored(method: str, tmp_path: Path) -> None:
+    model = zoo.small_clip()
+    report = inject(model, METHODS[method](4, "packed"))
+    saved = save_adapter(model, tmp_path / "adapter")
+    tensors = load_file(saved / container.TENSORS)
+    assert sum(tensor.numel() for tensor in tensors.values()) == report.trainable
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+
+
+def test_others_may_read_both_files_alike(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    inject(model, RandLoRA(rank=2))
+    save_adapter(model, tmp_path / "adapter")
+    assert len({path.stat().st_mode for path in (tmp_path / "adapter").iterdir()}) == 1
+
+
+# One file, other dtypes, stored bases
+
+
+@in_one_item("method", METHODS)
+def test_one_file_holds_what_the_folder_holds(method: str, tmp_path: Path) -> None:
+    model = base()
+    inject(model, METHODS[method](2, "packed"))
+    randomise(model)
+    extra = {"head": torch.randn(3, 4)}
+    folder = save_adapter(model, tmp_path / "adapter", extra=extra, metadata={"classnames": ["a"]})
+    one = save_adapter(model, tmp_path / "adapter.safetensors", extra=extra, metadata={"classnames": ["a"]})
+    left, right = read_adapter(folder), read_adapter(one)
+    assert left.config == right.config and one.is_file()
+    assert all(torch.equal(left.tensors[name], right.tensors[name]) for name in left.tensors)
+    assert torch.equal(right.extra["head"], extra["head"]) and right.metadata == {"classnames": ["a"]}
+    fresh, x = base(), torch.randn(2, 3, 16, 16)
+    load_adapter(fresh, one)
+    assert torch.equal(fresh(x), model(x))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["adapter", "adapter.safetensors"])
+def test_half_precision_files(dtype: str, name: str, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "half" / name
+    size = copy_adapter(folder, path, DTYPES[dtype])
+    assert size == sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
+    whole, half = read_adapter(folder), read_adapter(path)
+    for key, tensor in whole.tensors.items():
+        assert half.tensors[key].dtype == DTYPES[dtype]
+        assert torch.equal(half.tensors[key], tensor.to(DTYPES[dtype]))
+    model = adapted_from(path)
+    assert {parameter.dtype for parameter in trainable_parameters(model).values()} == {torch.float32}
+    x = torch.randn(2, 3, 16, 16)
+    assert_close(model(x), adapted()(x), 0.1)
+    again = read_adapter(save_adapter(adapted(), tmp_path / "saved", dtype=DTYPES[dtype]))
+    assert all(torch.equal(again.tensors[key], half.tensors[key]) for key in half.tensors)
+
+
+def test_bytes_of_the_papers_vit_b32(tmp_path: Path) -> None:
+    """RandLoRA-6 of both towers: 5,170,320 parameters, at most 1.02 times their bytes, half of that in bfloat16."""
+    model = meta_clip("ViT-B-32")
+    report = inject(model, RandLoRA(6))
+    model.to_empty(device="cpu")
+    for parameter in trainable_parameters(model).values():
+        parameter.data.zero_()
+    report.fingerprint = "0" * 64
+    folder = save_adapter(model, tmp_path / "adapter", metadata={"classnames": [f"class {n}" for n in range(100)]})
+    whole = sum(file.stat().st_size for file in folder.iterdir())
+    assert report.trainable == 5_170_320
+    assert 4 * 5_170_320 < whole <= 1.02 * 4 * 5_170_320
+    half = save_adapter(model, tmp_path / "half.safetensors", dtype=torch.bfloat16)
+    assert 2 * 5_170_320 < half.stat().st_size <= 1.02 * 2 * 5_170_320
+
+
+def with_stored_bases(adapter: Any = None) -> nn.Module:
+    model = adapted(adapter)
+    drawn = bases_of(model)[0]
+    (_, rank, small), (large, count, _) = drawn.A.shape, drawn.B.shape
+    use_bases(
+        model, Bases(0, torch.randn(1, rank, small).bfloat16().float(), torch.randn(count, large, rank), stored=True)
+    )
+    return model
+
+
+@pytest.mark.parametrize("name", ["adapter", "adapter.safetensors"])
+@pytest.mark.parametrize("adapter", [RandLoRA(4, seed=3), VeRA(5, seed=3), DoRA(RandLoRA(4, seed=3))])
+def test_bases_that_no_seed_gives_come_along(adapter: Any, name: str, tmp_path: Path) -> None:
+    model = with_stored_bases(adapter)
+    path = save_adapter(model, tmp_path / name)
+    file = read_adapter(path)
+    assert file.bases is not None and file.config["generator"] == "stored"
+    x = torch.randn(2, 3, 16, 16)
+    fresh = adapted_from(path)
+    assert torch.equal(fresh(x), model(x))
+    assert len({id(found) for found in bases_of(fresh)}) == 1
+    same = adapted(adapter)  # with the drawn bases, in place
+    load_adapter(same, path)
+    assert torch.equal(same(x), model(x))
+    again = save_adapter(fresh, tmp_path / "again.safetensors")
+    assert read_adapter(again).config == file.config
+    assert len(container.read(path).bases) == 2 and container.read(path).bases["A"].dtype == torch.bfloat16
+
+
+def test_stored_bases_that_are_missing_damaged_or_too_small(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    path = save_adapter(with_stored_bases(), tmp_path / "adapter")
+    bases = load_file(path / container.BASES)
+    changed = {"A": bases["A"].clone(), "B": bases["B"]}
+    changed["A"][0, 0, 0] += 1
+    save_file(changed, path / container.BASES)
+    assert_refused(path, r"is damaged, or was changed after it was saved \(bases.A\)")
+    edit(path, lambda config: None)
+    assert_refused(path, "its stored bases are .*, it was trained with .*; copy it again")
+    (path / container.BASES).unlink()
+    assert_refused(path, "needs the bases A and B in bases.safetensors, which no seed gives")
+    narrow = Bases(0, bases["A"].float()[..., 1:].contiguous(), bases["B"], stored=True)
+    save_file({"A": narrow.A, "B": bases["B"]}, path / container.BASES)
+    edit(path, lambda config: config.update(fingerprint=narrow.fingerprint))
+    assert_refused(path, r"its bases A \(1, 4, 23\) .* are too small")
+    assert_refused(path, r"its bases A \(1, 4, 23\) .* are too small", adapted())
+
+
+def test_all_problems_are_counted(folder: Path) -> None:
+    edit(folder, lambda config: config["layers"].update({f"blocks.{n}.mlp.fc1": [9, 9] for n in range(20, 30)}))
+    assert_refused(folder, "layer blocks.25.mlp.fc1 .*; and 4 more")
+
+
+def test_a_file_whose_default_meant_other_layers_keeps_its_own(tmp_path: Path) -> None:
+    """As an adapter of an older version, where a default or ``all`` took less; but only in its own base model."""
+    base = zoo.small_vit()
+    model = copy.deepcopy(base)
+    inject(model, LoRA(2), [r"blocks\.0\..*"])
+    randomise(model)
+    file = replace(read_adapter(save_adapter(model, tmp_path / "a")), targets=None)
+    again = copy.deepcopy(base)
+    place_adapter(again, file)
+    image = zoo.images()
+    assert torch.equal(again(image), model(image))
+    with pytest.raises(UserError, match=r"blocks.1"):
+        place_adapter(zoo.small_vit(), file)

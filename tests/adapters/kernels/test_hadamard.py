@@ -1,0 +1,238 @@
+"""Structured bases: products of small matrices stand for the matrix of the definition, which has full rank."""
+
+import math
+import tempfile
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from randlora_pl.adapters import RandLoRA, delta_weights, inject, trainable_parameters
+from randlora_pl.adapters.base import WeightShape
+from randlora_pl.adapters.kernels import dropout, hadamard
+from randlora_pl.adapters.kernels.hadamard import Hadamard, block_size, copies, transform
+from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta
+from randlora_pl.adapters.random_bases import Distribution, draw
+from tests.adapters import reference
+from tests.adapters.cases import One
+from tests.support.products import in_one_item
+
+# D, d and n r: square, cut off in a copy and in a block, several blocks, odd widths, more and fewer columns than d.
+SIZES = [
+    (12, 12, 12),
+    (36, 12, 15),
+    (13, 12, 12),
+    (128, 128, 128),
+    (384, 128, 130),
+    (300, 128, 128),
+    (390, 130, 64),
+    (200, 192, 400),
+    (269, 67, 70),
+    (7, 1, 3),
+]
+sizes = in_one_item(("large", "small", "columns"), SIZES)
+
+
+def signs(large: int, small: int, seed: int = 0) -> Tensor:
+    drawn = draw(seed, "signs", 2, copies(large, small) * small, 1, Distribution("binary"), torch.device("cpu"))
+    return drawn[..., 0].T.to(torch.int8)
+
+
+def structured(large: int, small: int, columns: int) -> tuple[Hadamard, Tensor]:
+    """Structured bases and the matrix (D, n r) that they stand for, written out entry by entry."""
+    here = signs(large, small)
+    matrix = reference.hadamard(here.tolist(), large, small, columns)
+    return Hadamard(here, large, small, columns), torch.tensor(matrix, dtype=torch.float64)
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    assert actual.shape == expected.shape
+    assert torch.allclose(actual, expected, rtol=1e-11, atol=1e-11)
+
+
+def randomised(in_features: int, out_features: int, **options: object) -> Tensor:
+    """The update of one float64 layer with normal lambdas and gammas."""
+    model = One(in_features, out_features).double()
+    inject(model, RandLoRA(basis="hadamard", **options), ["fc"])  # type: ignore[arg-type]
+    for value in trainable_parameters(model).values():
+        nn.init.normal_(value)
+    return delta_weights(model)["fc"]
+
+
+def rank(matrix: Tensor) -> int:
+    return int(torch.linalg.matrix_rank(matrix))
+
+
+# The matrix
+
+
+@in_one_item("size", [1, 2, 3, 4, 7, 12, 20, 36, 64, 67, 96])
+def test_transforms_are_orthogonal_with_entries_of_unit_mean_square(size: int) -> None:
+    matrix = transform(size)
+    close(matrix, matrix.T)
+    close(matrix @ matrix, size * torch.eye(size, dtype=torch.float64))
+    expected = [[reference.orthogonal_entry(size, i, j) for j in range(size)] for i in range(size)]
+    close(matrix, torch.tensor(expected, dtype=torch.float64))
+    if size & (size - 1) == 0:
+        assert matrix.abs().unique().tolist() == [1.0]
+
+
+def test_blocks_have_64_rows_at_the_usual_widths() -> None:
+    widths = (64, 128, 192, 384, 512, 768, 1024, 1152, 1280, 1408, 1664, 4096, 5120)
+    assert {block_size(width) for width in widths} == {64}
+    odd = {1: 1, 12: 12, 63: 63, 65: 65, 67: 67, 100: 100, 130: 65, 538: 269}
+    assert {width: block_size(width) for width in odd} == odd
+
+
+@sizes
+def test_the_matrix_is_the_definition_entry_by_entry(large: int, small: int, columns: int) -> None:
+    bases, expected = structured(large, small, columns)
+    close(bases.matrix(torch.float64), expected)
+
+
+@sizes
+def test_every_product_is_that_of_the_matrix(
+    large: int, small: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases, b = structured(large, small, columns)
+    generator = torch.Generator().manual_seed(1)
+    tokens, others = (torch.randn(11, n, generator=generator, dtype=torch.float64) for n in (large, small))
+    stack = torch.randn(columns, small, generator=generator, dtype=torch.float64)
+    weight = torch.randn(large, small, generator=generator, dtype=torch.float64)
+    close(bases.add_to(weight.clone(), stack, False), weight + b @ stack)
+    close(bases.add_to(weight.T.clone(), stack, True), (weight + b @ stack).T)
+    close(bases.unmixed(bases.reduce(weight)), b.T @ weight)
+    for step in (512, 4, 11):
+        monkeypatch.setattr(dropout, "AT_ONCE", step)
+        close(bases.unmixed(bases.contract(bases.project(tokens), others)), (tokens @ b).T @ others)
+    mixed = bases.mixed(stack).flatten(0, 1)
+    close(bases.project(tokens).flatten(1) @ mixed, tokens @ b @ stack)
+    expected = others @ (b @ stack).T
+    close(bases.expand(others @ mixed.T), expected)
+    close(bases.expand(others @ mixed.T, torch.ones_like(expected)), 1 + expected)
+    close(bases.unmixed(bases.contract(bases.project(tokens[:0]), others[:0])), torch.zeros_like(stack))
+
+
+@pytest.mark.parametrize(("large", "small"), [(128, 128), (384, 128), (390, 130), (36, 12)])
+def test_columns_are_orthogonal_and_rows_of_one_copy_too(large: int, small: int) -> None:
+    b = Hadamard(signs(large, small), large, small, small).matrix(torch.float64)
+    close(b.T @ b, large * torch.eye(small, dtype=torch.float64))
+    for copy in b.split(small):
+        close(copy @ copy.T, small * torch.eye(small, dtype=torch.float64))
+    assert b.square().mean().item() == pytest.approx(1)
+
+
+def test_rows_of_different_copies_are_nearly_orthogonal() -> None:
+    b = Hadamard(signs(3072, 768), 3072, 768, 768).matrix(torch.float64)
+    cosines = (b @ b.T / 768).fill_diagonal_(0)
+    assert cosines.abs().max() < 0.75  # one in a million of 8 standard deviations would be 1: parallel rows
+    assert cosines.square().sum(1).sqrt().max() < 2  # three copies, each orthonormal
+
+
+# Rank
+
+
+@sizes
+def test_the_update_has_the_rank_of_its_columns(large: int, small: int, columns: int) -> None:
+    for r in {min(small, 5), 1, small}:
+        update = randomised(small, large, rank=r, num_bases=max(1, columns // r))
+        assert rank(update) == min(small, r * max(1, columns // r))
+        assert rank(randomised(large, small, rank=r)) == small
+
+
+@pytest.mark.parametrize("r", [5, 6, 8])  # 5 does not divide 768: 770 columns
+def test_each_of_q_k_and_v_gets_an_update_of_full_rank(r: int) -> None:
+    update = randomised(768, 2304, rank=r)
+    assert [rank(block) for block in (update, *update.split(768))] == [768] * 4
+    # So does every head: a structure that left out columns of one larger transform would give 21 of 64 here.
+    assert {rank(head) for head in update.split(64)} == {64}
+
+
+def test_the_rank_of_an_update_of_half_the_bases() -> None:
+    assert rank(randomised(96, 128, rank=6, variant="b")) == 48
+    assert rank(randomised(96, 128, rank=6, variant="a")) == 6
+
+
+# Sharing
+
+
+def test_a_layer_is_the_same_beside_larger_ones_and_another_with_another_seed() -> None:
+    updates = []
+    for layers, seed in (({"one": (12, 36)}, 0), ({"one": (12, 36), "two": (60, 20)}, 0), ({"one": (12, 36)}, 1)):
+        model = nn.ModuleDict({name: nn.Linear(*shape) for name, shape in layers.items()})
+        inject(model, RandLoRA(5, basis="hadamard", seed=seed), [".*"])
+        delta = model["one"].delta
+        assert isinstance(delta, RandLoRADelta)
+        with torch.no_grad():
+            delta.gammas.fill_(1.0)
+        updates.append(delta_weights(model)["one"])
+    assert torch.equal(updates[0], updates[1])
+    assert (updates[0] - updates[2]).abs().max() > 0.1
+
+
+def test_what_is_stored_of_the_bases_is_two_signs_for_a_row() -> None:
+    shapes = [WeightShape("fc1", 3072, 768), WeightShape("fc2", 768, 3072), WeightShape("odd", 800, 500)]
+    shared = RandLoRA(6, basis="hadamard").bases(shapes, torch.device("cpu"))
+    assert (shared.B.dtype, shared.B.numel()) == (torch.int8, 2 * 3072)
+    assert shared.B.unique().tolist() == [-1, 1]
+    assert shared.scale == 1
+    assert math.isclose(shared.B.float().mean().item(), 0, abs_tol=0.1)
+
+
+def test_what_the_bases_have_in_common_does_not_gather_in_one_block() -> None:
+    """Equal gammas for all j, a rank that divides the block: without signs t all energy were in the first 64 rows."""
+    model = One(256, 256).double()
+    inject(model, RandLoRA(8, basis="hadamard"), ["fc"])
+    lambdas, gammas = (dict(model.named_parameters())[f"fc.delta.{name}"] for name in ("lambdas", "gammas"))
+    nn.init.ones_(lambdas)
+    with torch.no_grad():
+        gammas.copy_(
+            torch.randn(256, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).expand_as(gammas)
+        )
+    energy = delta_weights(model)["fc"].square().view(4, 64, 256).mean((1, 2))
+    assert (energy / energy.mean()).min() > 0.5
+
+
+def test_one_structured_layer_trains_in_parallel() -> None:
+    """A single int8 tensor in DDP's bucket must have plain strides."""
+    with tempfile.NamedTemporaryFile() as meeting:
+        dist.init_process_group("gloo", init_method=f"file://{meeting.name}-ddp", rank=0, world_size=1)
+        try:
+            model = One(24, 60)
+            inject(model, RandLoRA(5, basis="hadamard"), ["fc"])
+            parallel = nn.parallel.DistributedDataParallel(model)
+            parallel(torch.randn(3, 24)).sum().backward()
+        finally:
+            dist.destroy_process_group()
+    assert all(value.grad is not None for value in trainable_parameters(model).values())
+
+
+def test_the_fingerprint_tells_the_structure() -> None:
+    shapes = [WeightShape("fc", 24, 16)]
+    shared = RandLoRA(4, basis="hadamard", seed=3).bases(shapes, torch.device("cpu"))
+    assert hadamard.STRUCTURE == "hadamard/1"
+    assert shared.fingerprint == "ebbd5fea04082705c166688130f39a59c6ef59e5b42b4106d82912452c9da5db"
+    plain = shared.B.permute(1, 0, 2).float()
+    assert shared.fingerprint != type(shared)(3, shared.A, plain, signs=True).fingerprint
+
+
+def test_golden_entries_of_the_structure() -> None:
+    """A change of these orphans every adapter that exists: then change STRUCTURE too."""
+    b = Hadamard(signs(300, 192, seed=2024), 300, 192, 192).matrix(torch.float64)
+    position = torch.arange(b.numel(), dtype=torch.float64).view_as(b)
+    assert (b * torch.cos(position)).sum().item() == pytest.approx(52.537319033193526, rel=1e-9)
+
+
+def test_no_tracer_leaves_its_tensors_behind() -> None:
+    hadamard._CACHE.clear()
+    Hadamard(torch.ones(12, 2, dtype=torch.int8), 12, 12, 12).matrix(torch.float64)
+    with FakeTensorMode():  # also where a real tensor is kept already
+        Hadamard(torch.ones(12, 2, dtype=torch.int8), 12, 12, 12).matrix(torch.float64)
+    Hadamard(torch.ones(12, 2, dtype=torch.int8, device="meta"), 12, 12, 12).matrix(torch.float64)
+    assert all(type(tensor) is Tensor and not tensor.is_meta for tensor in hadamard._CACHE.values())
+    with torch.inference_mode():
+        Hadamard(signs(12, 12), 12, 12, 12).matrix(torch.float64)
+    assert not any(tensor.is_inference() for tensor in hadamard._CACHE.values())
+    assert hadamard._CACHE

@@ -1,0 +1,277 @@
+"""Quantised layers: an update beside a forward that is not ours, of a stand-in and of bitsandbytes if that is there."""
+
+import copy
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from randlora_pl.adapters import (
+    Adapter,
+    AdapterSet,
+    DoRA,
+    LoRA,
+    RandLoRA,
+    VeRA,
+    adapted_layers,
+    delta_weights,
+    disabled,
+    inject,
+    load_adapter,
+    merge,
+    save_adapter,
+    trainable_parameters,
+    unload,
+)
+from randlora_pl.adapters.operations import detach
+from randlora_pl.utils.errors import UserError
+from tests.adapters.cases import METHODS, WHOLE, One, assert_close, bases_of, optimizer_steps, randomise
+from tests.support.products import in_one_item
+
+ADDING = [method for method in METHODS if method not in WHOLE]
+
+
+class Eighths(nn.Linear):
+    """A linear layer whose weight is whole eighths in eight bits, flat, so that nothing but itself can use it."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__(plain.in_features, plain.out_features, plain.bias is not None)
+        self.load_state_dict(plain.state_dict())
+        packed = (plain.weight.detach() * 8).round().clamp(-127, 127).to(torch.int8)
+        self.weight = nn.Parameter(packed.flatten(), requires_grad=False)
+
+    def unpacked(self, dtype: torch.dtype) -> Tensor:
+        return self.weight.view(self.out_features, self.in_features).to(dtype) / 8
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.unpacked(input.dtype), self.bias.to(input.dtype))
+
+
+def pair(in_features: int = 20, out_features: int = 12, dtype: torch.dtype = torch.float32) -> tuple[One, One]:
+    """A layer whose weight is whole eighths, and the same one quantised."""
+    plain = One(in_features, out_features)
+    with torch.no_grad():
+        plain.fc.weight.copy_((plain.fc.weight * 40).round() / 8)
+    quantised = One(in_features, out_features)
+    quantised.fc = Eighths(plain.fc)
+    return plain.to(dtype), quantised
+
+
+def both(method: str, in_features: int = 20, out_features: int = 12) -> tuple[One, One]:
+    """The two with one adapter, its tensors random."""
+    plain, quantised = pair(in_features, out_features)
+    for model in (plain, quantised):
+        inject(model, METHODS[method](4, "packed"), ["fc"])
+    randomise(plain)
+    with torch.no_grad():
+        own = trainable_parameters(plain)
+        for name, parameter in trainable_parameters(quantised).items():
+            parameter.copy_(own[name])
+    return plain, quantised
+
+
+@in_one_item("sizes", [(20, 12), (12, 20)])
+@in_one_item("method", ADDING)
+def test_a_quantised_layer_is_the_plain_one_with_an_update(method: str, sizes: tuple[int, int]) -> None:
+    plain, quantised = both(method, *sizes)
+    for tokens in (1, 60):
+        results = []
+        for model in (plain, quantised):
+            x = torch.linspace(-1, 1, tokens * sizes[0]).view(tokens, -1).requires_grad_()
+            output = model(x)
+            values = [x, *trainable_parameters(model).values()]
+            results.append((output, *torch.autograd.grad(output.square().sum(), values)))
+            with torch.no_grad():
+                assert_close(model(x), output, 1e-5)
+        for first, second in zip(*results, strict=True):
+            assert_close(second, first, 1e-4)
+    assert_close(*(delta_weights(model)["fc"] for model in (quantised, plain)), 1e-5)
+
+
+@in_one_item("method", ADDING)
+def test_dropout_acts_on_the_input_of_the_update(method: str) -> None:
+    plain, quantised = both(method)
+    for model in (plain, quantised):
+        for module in model.modules():
+            if hasattr(module, "dropout"):
+                module.dropout = 0.5
+    if method.startswith("dora"):  # whose inner method drops
+        for model in (plain, quantised):
+            model.fc.delta.dropout = 0.0  # type: ignore[union-attr]
+    outputs = []
+    for model in (plain, quantised):
+        torch.manual_seed(3)
+        outputs.append(model(torch.ones(9, 20)))
+    assert_close(outputs[1], outputs[0], 1e-5)
+    assert not torch.allclose(outputs[0], plain.eval()(torch.ones(9, 20)), atol=1e-3)
+
+
+@in_one_item("method", ADDING)
+def test_the_packed_weight_keeps_every_bit_while_the_update_trains(method: str) -> None:
+    _, quantised = pair()
+    before = copy.deepcopy(quantised.fc.weight)
+    inject(quantised, METHODS[method](4, "packed"), ["fc"])
+    assert all(optimizer_steps(quantised, 2).values())
+    assert quantised.fc.weight.dtype == torch.int8
+    assert torch.equal(quantised.fc.weight, before)
+    assert set(quantised.state_dict()) == {"fc.weight", "fc.bias", *trainable_parameters(quantised)}
+
+
+def test_no_method_that_adds_reads_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, quantised = both("randlora")
+    calls: list[int] = []
+    real = Eighths.forward
+    monkeypatch.setattr(Eighths, "forward", lambda self, x: calls.append(len(x)) or real(self, x))
+    quantised(torch.randn(7, 20)).sum().backward()
+    assert calls == [7]
+
+
+def test_disabled_detached_copied_and_checkpointed() -> None:
+    plain, quantised = pair()
+    x = torch.randn(5, 20)
+    expected = quantised(x)
+    assert_close(expected, plain(x), 1e-6)
+    inject(quantised, RandLoRA(4), ["fc"])
+    randomise(quantised)
+    assert isinstance(quantised.fc, Eighths)
+    adapted = quantised(x)
+    for twin in (copy.deepcopy(quantised), pickle.loads(pickle.dumps(quantised))):
+        assert torch.equal(twin(x), adapted)
+        assert len(bases_of(twin)) == 1
+        randomise(twin)
+        assert not torch.equal(twin(x), adapted)
+    with disabled(quantised):
+        assert torch.equal(quantised(x), expected)
+    values = list(trainable_parameters(quantised).values())
+    gradients = [
+        torch.autograd.grad(run(x).square().sum(), values)
+        for run in (quantised, lambda value: checkpoint(quantised, value, use_reentrant=False))
+    ]
+    assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
+    detach(quantised)
+    assert type(quantised.fc) is Eighths
+    assert torch.equal(quantised(x), expected)
+
+
+@pytest.mark.parametrize("action", [merge, unload])
+def test_merging_is_refused_and_changes_nothing(action: Any) -> None:
+    _, quantised = both("lora")
+    model = nn.ModuleDict({"first": One(8, 8), "second": quantised})
+    detach(quantised)
+    inject(model, LoRA(2), [".*"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match=r"second.fc"):
+        action(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(layer.merged for layer in adapted_layers(model).values())
+    with pytest.raises(UserError, match="quantised"):
+        quantised.fc.merge()  # type: ignore[operator]
+
+
+def test_blocks_of_a_quantised_weight() -> None:
+    from tests.adapters.cases import FewHeads
+
+    plain = FewHeads()
+    with torch.no_grad():
+        plain.qkv_proj.weight.copy_((plain.qkv_proj.weight * 40).round() / 8)
+    quantised = FewHeads()
+    quantised.qkv_proj = Eighths(plain.qkv_proj)
+    for model in (plain, quantised):
+        inject(model, DoRA(LoRA(3, alpha=3.0)), ["q", "v"])
+    values = zip(trainable_parameters(plain).values(), trainable_parameters(quantised).values(), strict=True)
+    with torch.no_grad():
+        for first, second in values:
+            assert torch.allclose(first, second, atol=1e-5)  # magnitudes from the weight that the layer multiplies with
+            first.add_(torch.randn_like(first))
+            second.copy_(first)
+    x = torch.randn(4, 3, 16)
+    assert_close(quantised(x), plain(x), 1e-5)
+    first, second = (delta_weights(model) for model in (plain, quantised))
+    assert first.keys() == second.keys() == {"qkv_proj.q", "qkv_proj.v"}
+    for name, delta in first.items():
+        assert_close(second[name], delta, 1e-5)
+
+
+def test_an_adapter_goes_from_the_quantised_model_into_the_plain_one(tmp_path: Path) -> None:
+    plain, quantised = pair()
+    inject(quantised, RandLoRA(4), ["fc"])
+    randomise(quantised)
+    save_adapter(quantised, tmp_path / "adapter")
+    load_adapter(plain, tmp_path / "adapter")
+    x = torch.randn(5, 20)
+    assert_close(plain(x), quantised(x), 1e-5)
+    merge(plain)
+    assert_close(plain(x), quantised(x), 1e-5)
+    _, again = pair()
+    again.load_state_dict({name: value for name, value in quantised.state_dict().items() if "delta" not in name})
+    adapters = AdapterSet(again)
+    adapters.load("one", tmp_path / "adapter")
+    adapters.use({"one": 0.5})
+    expected = (plain(x) + F.linear(x, again.fc.base_weight, again.fc.bias)) / 2  # type: ignore[arg-type]
+    assert_close(again(x), expected, 1e-5)
+
+
+def test_a_forward_of_its_own_around_a_plain_weight_is_still_refused() -> None:
+    class Own(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * 2
+
+    with pytest.raises(UserError, match="forward"):
+        inject(nn.ModuleDict({"fc": Own(4, 4)}), LoRA(2), ["fc"])
+
+
+# bitsandbytes, which runs on a CPU too
+
+
+def bnb(kind: str) -> tuple[nn.Module, nn.Module]:
+    """A layer of bitsandbytes, quantised, and a plain one with the weight that it multiplies with."""
+    library = pytest.importorskip(
+        "bitsandbytes", reason="bitsandbytes, the optional extra for 4 and 8 bits, is missing"
+    )
+    plain, quantised = One(64, 96), One(64, 96)
+    if kind == "4-bit":
+        layer = library.nn.Linear4bit(64, 96, compute_dtype=torch.float32, quant_type="nf4")
+    else:
+        layer = library.nn.Linear8bitLt(64, 96, has_fp16_weights=False)
+    layer.load_state_dict(plain.fc.state_dict(), strict=False)
+    quantised.fc = layer.to("cpu")
+    quantised(torch.randn(2, 64))
+    return plain, quantised
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["4-bit", "8-bit"])
+@pytest.mark.parametrize(
+    "adapter",
+    [RandLoRA(4), LoRA(4, alpha=4.0), VeRA(8, alpha=8.0), DoRA(LoRA(4, alpha=4.0)), RandLoRA(4, basis="hadamard")],
+    ids=["randlora", "lora", "vera", "dora", "hadamard"],
+)
+def test_layers_of_bitsandbytes(adapter: Adapter, kind: str) -> None:
+    plain, quantised = bnb(kind)
+    x = torch.randn(10, 64)
+    weight = quantised.fc.weight
+    frozen, bits = quantised(x).detach(), weight.detach().clone()
+    dtype = getattr(quantised.fc, "compute_dtype", None)
+    inject(quantised, adapter, ["fc"])
+    assert getattr(quantised.fc, "compute_dtype", None) == dtype
+    assert_close(quantised(x), frozen, 1e-6)
+    base: Any = quantised.fc.base_weight  # type: ignore[union-attr]
+    assert base.shape == (96, 64)
+    assert_close(base, plain.fc.weight, 0.25)
+    moved = optimizer_steps(quantised, 3)
+    assert all(moved.values())
+    assert quantised.fc.weight is weight and torch.equal(weight, bits)
+    randomise(quantised)
+    twin = copy.deepcopy(quantised)
+    assert_close(twin(x), quantised(x), 1e-6)
+    assert_close(quantised(x) - frozen, x @ delta_weights(quantised)["fc"].T, 2e-2 if kind == "8-bit" else 1e-4)
+    with disabled(quantised):
+        assert_close(quantised(x), frozen, 1e-6)
+    with warnings.catch_warnings(), pytest.raises(UserError, match=r"\(Linear\dbit\w*\)"):
+        merge(quantised)

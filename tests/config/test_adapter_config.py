@@ -1,0 +1,111 @@
+"""An adapter is data: no file of it, and no config beside it, makes the program import or build anything else."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from randlora_pl.adapters import LoRA
+from randlora_pl.cli.analyze.common import open_run
+from randlora_pl.cli.fit import prepare
+from randlora_pl.config.adapter_config import adapter_config, data_beside
+from randlora_pl.utils.errors import UserError
+from tests.support.cli import Run
+
+CODE = """
+from pathlib import Path
+from lightning.pytorch import Callback
+Path("RAN").touch()
+class Evil(Callback):
+    pass
+"""
+
+
+@pytest.fixture
+def evil(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module `evil` that can be imported; importing it makes the file returned."""
+    (tmp_path / "evil.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path / "RAN"
+
+
+def test_config_beside_an_adapter_runs_no_code(run: Run, finished: Path, evil: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "adapter", tmp_path / "run" / "adapter")
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    config["trainer"]["callbacks"] = [{"class_path": "evil.Evil"}]
+    config["model"] = {"class_path": "evil.Evil"}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    limit = ("--trainer.limit_test_batches", "1", "--trainer.enable_progress_bar", "false")
+    result = run("test", "--adapter", "run/adapter", *limit, "--run.root", "runs")
+    assert result.code == 0, result.err
+    assert not evil.exists()
+
+
+def test_config_beside_an_adapter_gives_plain_data_options_and_the_seed(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    data = {"dataset": "digits", "shots": 2, "mean": [0.1, 0.2, 0.3], "templates": None}
+    file.write_text(yaml.safe_dump({"data": data, "seed_everything": 5, "trainer": {"max_steps": 1}, "run": {}}))
+    assert data_beside(file) == {"data": data, "seed_everything": 5}
+    evils: list[Any] = [{"class_path": "x.Y"}, {"dataset": {"class_path": "x.Y"}}, {"root": [["x"]]}, {"a.b": 1}, "x"]
+    for evil in evils:
+        file.write_text(yaml.safe_dump({"data": evil}))
+        with pytest.raises(UserError, match="plain"):
+            data_beside(file)
+
+
+def test_analyses_read_no_more_of_a_config(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "config.yaml").write_text("data: {dataset: digits, root: {class_path: x.Y}}")
+    with pytest.raises(UserError, match="plain"):
+        open_run(run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config["metadata"].update(task="evil.Evil"),
+        lambda config: config.update(method="evil.Evil"),
+        lambda config: config.update(method="DoRA", options={"inner": {"method": "evil.Evil", "options": {}}}),
+        lambda config: config.update(method="DoRA", options={"inner": {"class_path": "evil.Evil"}}),
+        lambda config: config["metadata"]["arguments"].update({"adapter.class_path": "evil.Evil"}),
+        lambda config: config["metadata"]["arguments"].update(config_overrides="a: {class_path: evil.Evil}"),
+        lambda config: config["metadata"]["arguments"].update(config_overrides={"a": "{class_path: evil.Evil}"}),
+    ],
+)
+def test_adapter_names_no_class_of_another_program(
+    refused: Callable[..., str], evil: Path, tmp_path: Path, change: Callable[[Any], None]
+) -> None:
+    metadata = {"task": "TextHeadTask", "arguments": {"name": "tiny"}, "classnames": [], "templates": []}
+    content = LoRA(rank=3).describe() | {"format_version": 2, "metadata": metadata}
+    change(content)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    assert "changed" in refused("test", "--adapter", ".", "--config", "quickstart")
+    assert not evil.exists()
+
+
+def test_whole_configs_are_trusted(evil: Path, tmp_path: Path, finished: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("trainer: {callbacks: [{class_path: evil.Evil}]}")
+    command = prepare("test", ["--adapter", str(finished / "adapter"), "--config", "mine.yaml"])
+    assert command.config["trainer"]["callbacks"]
+
+
+def test_adapter_folders_say_which_task_they_need(tmp_path: Path) -> None:
+    metadata = {"task": "TextHeadTask", "arguments": {"name": "tiny", "seed": 4}, "classnames": [], "templates": []}
+    content = LoRA(rank=3).describe() | {"format_version": 2, "metadata": metadata}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    model = adapter_config(tmp_path)["model"]
+    assert model["class_path"] == "TextHeadTask"
+    assert model["init_args"]["name"] == "tiny" and "seed" not in model["init_args"]
+    assert model["init_args"]["adapter"]["init_args"]["rank"] == 3
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content), encoding="utf-16")
+    assert adapter_config(tmp_path)["model"] == model
+    for text, word in (("{}", "task"), ("[]", "task"), ("{", "cannot be read")):
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(UserError, match=word):
+            adapter_config(tmp_path)
+    with pytest.raises(UserError, match="is no adapter folder"):
+        adapter_config(tmp_path / "nowhere")

@@ -1,0 +1,50 @@
+import inspect
+
+from randlora_pl import adapters, tasks
+from randlora_pl.config.class_index import read_classes, subclasses, trainer_options
+from randlora_pl.data import ImageData
+
+
+def test_options_read_from_the_source_are_those_of_the_class() -> None:
+    for package, base, module in (("adapters", "Adapter", adapters), ("tasks", "LightningModule", tasks)):
+        found = subclasses(package, base)
+        assert found
+        for name, source in found.items():
+            signature = inspect.signature(getattr(module, name))
+            assert list(source.options) == list(signature.parameters), name
+    assert list(read_classes("data")["ImageData"].options) == list(inspect.signature(ImageData).parameters)
+
+
+def test_every_adapter_is_found_and_every_option_explained() -> None:
+    found = subclasses("adapters", "Adapter")
+    expected = {"RandLoRA", "LoRA", "VeRA", "NoLA", "DoRA", "FullFineTuning", "LinearProbe", "BitFit"}
+    assert set(found) == expected
+    for source in found.values():
+        assert source.summary
+        assert all(option.help for option in source.options.values()), source.name
+
+
+def test_help_and_default_belong_to_the_option() -> None:
+    rank = read_classes("adapters")["RandLoRA"].options["rank"]
+    assert rank.default == "6"
+    assert "dict[str, int]" in rank.kind
+    assert rank.help.startswith("Rank r of each basis")
+
+
+def test_attributes_do_not_replace_the_explanation_of_an_argument() -> None:
+    classnames = read_classes("data")["ImageData"].options["classnames"]
+    assert classnames.help.startswith("File with class names")
+
+
+def test_classes_of_subfolders_and_public_paths() -> None:
+    classes = read_classes("data")
+    assert (
+        classes["HubImages"].module.startswith("randlora_pl.data.")
+        and classes["ImageData"].module == "randlora_pl.data"
+    )
+
+
+def test_trainer_options_come_from_lightning() -> None:
+    from lightning.pytorch import Trainer
+
+    assert trainer_options() == set(inspect.signature(Trainer).parameters)

@@ -1,0 +1,53 @@
+from collections.abc import Callable
+from pathlib import Path
+
+from randlora_pl.cli.fit import DEFAULTS
+from randlora_pl.config.compose import compose
+from randlora_pl.config.validate import check_names
+from tests.support.products import in_one_item
+
+
+@in_one_item(
+    ("words", "hint"),
+    [
+        ("--data.datset digits", "Did you mean --data.dataset"),
+        ("--data.dataset digts", "Did you mean 'digits'"),
+        ("--model.adaptr LoRA", "Did you mean --model.adapter"),
+        ("--model.adapter Lora2", "'LoRA'"),
+        ("--model.adapter.rnk 4", "--model.adapter.rank"),
+        ("--model.init_args.adapter.init_args.rnk 4", "--model.adapter.rank"),
+        ("--model.adapter DoRA --model.adapter.inner LoRA --model.adapter.inner.rnk 4", "--model.adapter.inner.rank"),
+        ("--model VisionTask", "'VisionLanguageTask'"),
+        ("--rank 4", "Did you mean --model.adapter.rank"),
+        ("--shots 4", "Did you mean --data.shots"),
+        ("--seed 4", "Did you mean --seed_everything"),
+        ("--data.seed 4", "Did you mean --seed_everything"),
+        ("--trainer.max_epoch 4", "--trainer.max_epochs"),
+        ("--checkpoint.every 4", "--checkpoint.every_n_steps"),
+        ("--modle.name tiny", "--model.name"),
+        ("--resum folder", "Unknown option --resum"),
+        ("--model.label_smoothing 0.1", "needs a softmax over all classes: --model LinearHeadTask or TextHeadTask."),
+        ("--model.adapter LoRA --model.adapter.num_bases 4", "Unknown option --model.adapter.num_bases"),
+    ],
+)
+def test_wrong_names_get_near_ones(refused: Callable[..., str], words: str, hint: str) -> None:
+    assert hint in refused("fit", "--config", "quickstart", *words.split())
+
+
+def test_wrong_keys_name_their_file(refused: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {datset: digits}")
+    message = refused("fit", "--config", "quickstart", "--config", str(file))
+    assert "data.datset" in message and "mine.yaml" in message
+    file.write_text("model: {init_args: {adapter: {class_path: LoRA, init_args: {rnk: 3}}}}")
+    assert "model.adapter.rnk" in refused("fit", "--config", str(file))
+
+
+def test_classes_are_spelled_right_and_foreign_ones_left_alone() -> None:
+    command = compose("fit", ["--model", "textheadtask", "--model.adapter=lora"], DEFAULTS)
+    check_names(command)
+    assert command.typed == ["--model", "TextHeadTask", "--model.adapter", "LoRA"]
+    for name in ("my.package.Adapter", "my.package.LoRA"):
+        foreign = compose("fit", ["--model.adapter", name, "--model.adapter.any", "1"], DEFAULTS)
+        check_names(foreign)
+        assert foreign.values["model.adapter"] == name

@@ -1,0 +1,197 @@
+import importlib.machinery
+import importlib.util
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.data.catalog import registry as catalog
+from randlora_pl.data.catalog import templates as prompts
+from randlora_pl.data.catalog.registry import CATALOG, FASHION_UNSEEN, PAPER, ROWS, Row, find
+from randlora_pl.utils.errors import UserError
+from tests.support.products import in_one_item
+
+
+def test_listing_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, randlora_pl.data.catalog.registry; "
+        "print([m for m in ('torch', 'numpy', 'lightning', 'PIL') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@in_one_item("row", ROWS)
+def test_row_is_complete(row: Row) -> None:
+    assert row.title and row.licence and row.source and row.epochs > 0
+    assert all(template.count("{}") == 1 for template in row.templates) and row.templates
+    assert len(set(row.classnames)) == len(row.classnames) or row.name == "imagenet"
+    assert row.own == (row.classes is None)
+    assert row.own or set(row.counts) == {"train", "val", "test"}
+    module, _, function = row.reader.rpartition(":")
+    assert callable(getattr(import_module(module or "randlora_pl.data.readers.dispatch"), function))
+    assert not (row.files and row.by_hand) and bool(row.files or row.by_hand) == bool(row.layout and not row.own)
+    assert all("{root}" in "".join(row.by_hand) and "{}" not in line for line in row.by_hand)
+    for file in row.files:
+        kind, _, digest = file.checksum.partition(":")
+        assert len(digest) == {"md5": 32, "sha256": 64, "": 0}[kind] and set(digest) <= set("0123456789abcdef")
+        assert all(url.startswith("http") and url.endswith(f"/{file.name}") for url in file.urls)
+        assert file.urls or file.page
+
+
+@in_one_item(
+    ("name", "classes", "templates", "first"),
+    [
+        ("digits", 10, 2, "zero"),
+        ("cars", 196, 8, ""),
+        ("dtd", 47, 8, "banded"),
+        ("eurosat", 10, 3, "annual crop land"),
+        ("gtsrb", 43, 3, "red and white circle 20 kph speed limit"),
+        ("mnist", 10, 1, "0"),
+        ("resisc45", 45, 18, "airplane"),
+        ("sun397", 397, 2, ""),
+        ("svhn", 10, 1, "0"),
+        ("cifar10", 10, 18, "airplane"),
+        ("cifar100", 100, 18, "apple"),
+        ("imagenet", 1000, 80, "tench"),
+        ("stl10", 10, 2, "airplane"),
+        ("food101", 101, 1, "apple pie"),
+        ("caltech101", 101, 34, "Faces"),
+        ("caltech256", 257, 34, ""),
+        ("fgvcaircraft", 100, 2, ""),
+        ("flowers102", 102, 1, "pink primrose"),
+        ("oxfordpets", 37, 1, "Abyssinian"),
+        ("cub200", 200, 1, ""),
+        ("pascalvoc", 20, 1, "aeroplane"),
+        ("country211", 211, 5, "Andorra"),
+        ("ucf101", 101, 48, ""),
+    ],
+)
+def test_classes_and_templates(name: str, classes: int, templates: int, first: str) -> None:
+    row = find(name)
+    assert (row.classes, len(set(row.templates)), len(row.templates)) == (classes, templates, templates)
+    assert next(iter(row.classnames), "") == first
+
+
+# Table 7 of the paper: train, val, test, epochs; but for Caltech 101, whose train figure there is train and val
+TABLE_7 = {
+    "cars": (7330, 814, 8041, 35),
+    "dtd": (3384, 376, 1880, 76),
+    "eurosat": (21600, 2700, 2700, 12),
+    "gtsrb": (23976, 2664, 12630, 11),
+    "mnist": (55000, 5000, 10000, 5),
+    "resisc45": (17010, 1890, 6300, 15),
+    "sun397": (17865, 1985, 19850, 14),
+    "svhn": (68257, 5000, 26032, 4),
+    "cifar10": (45000, 5000, 10000, 5),
+    "cifar100": (45000, 5000, 10000, 6),
+    "imagenet": (1276167, 5000, 50000, 10),
+    "stl10": (4500, 500, 8000, 4),
+    "food101": (70750, 5000, 25250, 15),
+    "caltech101": (6941 - 694, 694, 1736, 10),
+    "caltech256": (22037, 2448, 6122, 8),
+    "fgvcaircraft": (3334, 3333, 3333, 60),
+    "flowers102": (1020, 1020, 6149, 40),
+    "oxfordpets": (3312, 368, 3669, 5),
+    "cub200": (5395, 599, 5794, 20),
+    "pascalvoc": (7844, 7818, 14976, 10),
+    "country211": (31650, 10550, 21100, 15),
+    "ucf101": (7639, 1898, 3783, 20),
+}
+
+
+def test_counts_and_epochs_are_table_7s() -> None:
+    assert tuple(TABLE_7) == PAPER
+    for name, expected in TABLE_7.items():
+        row = find(name)
+        assert (row.counts["train"], row.counts["val"], row.counts["test"], row.epochs) == expected, name
+
+
+def test_only_digits_and_signs_are_not_flipped() -> None:
+    assert {name for name in PAPER if not find(name).flip} == {"mnist", "svhn", "gtsrb"}
+
+
+def find_origin(package: str) -> str:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    return spec.origin
+
+
+def test_imagenet_rows_names_are_open_clips() -> None:
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+
+    row = find("imagenet")
+    assert row.classnames == tuple(IMAGENET_CLASSNAMES)
+    assert row.templates == tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+    synsets = Path(find_origin("timm")).parent / "data" / "_info" / "imagenet_synsets.txt"
+    assert list(row.options["known"]) == synsets.read_text().split() == sorted(row.options["known"])
+    twice = {name for name in row.classnames if row.classnames.count(name) > 1}
+    assert twice == {"missile", "sunglasses"}  # two synsets each, in CLIP's own list too
+
+
+def test_catalog_survives_without_open_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert prompts._imagenet() == ((), prompts.PHOTO)
+    (tmp_path / "open_clip").mkdir()
+    (tmp_path / "open_clip" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.PathFinder.find_spec(name, None))
+    assert prompts._imagenet() == ((), prompts.PHOTO)  # a version that has moved its file
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+
+
+def test_checksums_are_torchvisions() -> None:
+    from torchvision import datasets
+    from torchvision.datasets import voc
+
+    known = {md5 for kind in (datasets.MNIST, datasets.FashionMNIST) for _, md5 in kind.resources}
+    known |= {kind.tgz_md5 for kind in (datasets.CIFAR10, datasets.CIFAR100, datasets.STL10)}
+    known |= {md5 for _, _, md5 in datasets.SVHN.split_list.values()}
+    known |= {kind._MD5 for kind in (datasets.Food101, datasets.DTD, datasets.Country211)}
+    known |= {md5 for _, md5 in (*datasets.OxfordIIITPet._RESOURCES, *datasets.Flowers102._file_dict.values())}
+    known |= {voc.DATASET_YEAR_DICT[part]["md5"] for part in ("2007", "2007-test")}
+    kinds = (datasets.GTSRB, datasets.EuroSAT, datasets.Caltech101, datasets.Caltech256, datasets.SUN397)
+    texts = "".join(Path(inspect.getfile(kind)).read_text() for kind in kinds)  # written into their functions
+    elsewhere = {"cub200": 1, "fgvcaircraft": 1, "resisc45": 3, "sun397": 1, "ucf101": 2}
+    for row in ROWS:
+        sums = [file.checksum.partition(":")[2] for file in row.files]
+        unknown = [digest for digest in sums if not digest or (digest not in known and digest not in texts)]
+        assert len(unknown) == elsewhere.get(row.name, 0), row.name
+
+
+def test_class_names_are_torchvisions() -> None:
+    from torchvision.datasets import FashionMNIST
+
+    assert list(find("fashion_mnist").classnames) == FashionMNIST.classes
+    unseen = ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+    assert find("fashion_mnist_unseen").classnames == unseen
+    assert tuple(FashionMNIST.classes[label] for label in FASHION_UNSEEN) == unseen
+
+
+def test_unknown_name_suggests() -> None:
+    with pytest.raises(UserError, match="'cifar01'"):
+        find("cifar01")
+
+
+def test_names_are_unique() -> None:
+    assert len(CATALOG) == len(ROWS)
+
+
+def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RANDLORA_DATA", str(tmp_path))
+    assert catalog.default_root() == tmp_path
+    monkeypatch.delenv("RANDLORA_DATA")
+    assert catalog.default_root().name == "datasets"
+
+
+def test_package_loads_lazily() -> None:
+    import randlora_pl.data as data
+    from randlora_pl.data.module import ImageData
+
+    assert data.ImageData is ImageData
+    with pytest.raises(AttributeError, match="nothing_here"):
+        _ = data.nothing_here

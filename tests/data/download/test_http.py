@@ -1,0 +1,234 @@
+"""Downloads from a server on this machine."""
+
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from randlora_pl.data.download import http as fetch
+from randlora_pl.data.download.http import download, length, megabytes
+from randlora_pl.utils.errors import UserError
+from tests.data.download.server import Server, md5, serving
+
+CONTENT = np.random.default_rng(0).bytes(1_000_000)
+OTHER = np.random.default_rng(1).bytes(900_000)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(fetch, "PAUSE", 0.001)
+    with serving() as served:
+        served.files["a.bin"] = CONTENT
+        yield served
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    return tmp_path / "in" / "a.bin"
+
+
+def interrupted(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch, after: int = 400_000) -> None:
+    """A download that was stopped when so much had come."""
+
+    def stop(done: int, total: int | None) -> None:
+        if done >= after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fetch, "_CHUNK", 100_000)
+        with pytest.raises(KeyboardInterrupt):
+            download([f"{server.url}/a.bin"], target, md5(CONTENT), stop)
+    assert not target.exists() and target.with_name("a.bin.part").stat().st_size >= after - 100_000
+
+
+def nothing_left(target: Path) -> bool:
+    return not list(target.parent.iterdir())
+
+
+def test_a_file_comes_whole_and_the_progress_is_told(server: Server, target: Path) -> None:
+    told: list[tuple[int, int | None]] = []
+    source = download([f"{server.url}/a.bin"], target, md5(CONTENT), lambda done, total: told.append((done, total)))
+    assert source == f"{server.url}/a.bin" and target.read_bytes() == CONTENT
+    assert told[0] == (0, 1_000_000) and told[-1] == (1_000_000, 1_000_000)
+    assert fetch.fetched(target) and not target.with_name("a.bin.part").exists()
+    fetch.forget(target)
+    assert nothing_left(target)
+
+
+def test_dropped_connections_are_taken_up_again(server: Server, target: Path) -> None:
+    server.drops = [300_000, 0, 1, 250_000]
+    download([f"{server.url}/a.bin"], target, md5(CONTENT))
+    assert target.read_bytes() == CONTENT
+    parts = [f"bytes={done}-" for done in (300_000, 300_000, 300_001, 550_001)]
+    assert server.ranges_asked() == ["", *parts]
+
+
+def test_an_interrupted_download_goes_on(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(server, target, monkeypatch)
+    have = target.with_name("a.bin.part").stat().st_size
+    download([f"{server.url}/a.bin"], target, md5(CONTENT))
+    assert server.ranges_asked() == ["", f"bytes={have}-"] and target.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+def test_a_changed_file_starts_anew(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch, checksum: bool
+) -> None:
+    interrupted(server, target, monkeypatch)
+    server.files["a.bin"] = OTHER
+    download([f"{server.url}/a.bin"], target, md5(OTHER) if checksum else "")
+    assert target.read_bytes() == OTHER
+
+
+def test_without_versions_a_changed_file_is_noticed_by_its_checksum(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.tags = False
+    interrupted(server, target, monkeypatch)
+    server.files["a.bin"] = OTHER
+    download([f"{server.url}/a.bin"], target, md5(OTHER))
+    assert target.read_bytes() == OTHER and server.ranges_asked()[-1] == ""
+
+
+def test_a_file_that_changes_while_it_is_fetched_starts_anew(server: Server, target: Path) -> None:
+    server.weak, server.drops = True, [300_000]
+    server.files["a.bin"], server.changes["a.bin"] = OTHER, CONTENT
+    download([f"{server.url}/a.bin"], target, md5(CONTENT))
+    assert target.read_bytes() == CONTENT and server.ranges_asked() == ["", "bytes=300000-", ""]
+
+
+def test_a_part_of_a_whole_of_unknown_length_is_not_taken_for_its_rest(server: Server, target: Path) -> None:
+    server.totals, server.drops = False, [300_000, 200_000]
+    download([f"{server.url}/a.bin"], target)
+    assert target.read_bytes() == CONTENT and len(server.asked) == 3
+
+
+def test_packed_answers(server: Server, target: Path) -> None:
+    server.encoding = "gzip"
+    with pytest.raises(UserError, match=r"127.0.0.1:\d+"):
+        download([f"{server.url}/a.bin"], target)
+    server.encoding = "x-gzip"  # what Apache says of a .tgz that it sends as it is
+    server.files["a.tgz"] = CONTENT
+    download([f"{server.url}/a.tgz"], target.with_name("a.tgz"))
+    assert target.with_name("a.tgz").read_bytes() == CONTENT
+
+
+def test_without_versions_and_checksum_nothing_is_resumed(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.tags = False
+    interrupted(server, target, monkeypatch)
+    download([f"{server.url}/a.bin"], target)
+    assert target.read_bytes() == CONTENT and server.ranges_asked() == ["", ""]
+
+
+def test_a_server_without_ranges_starts_anew(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(server, target, monkeypatch)
+    server.ranges = False
+    download([f"{server.url}/a.bin"], target, md5(CONTENT))
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_part_that_is_whole_or_too_long(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for content in (CONTENT, CONTENT + b"more"):
+        interrupted(server, target, monkeypatch)
+        target.with_name("a.bin.part").write_bytes(content)
+        download([f"{server.url}/a.bin"], target, md5(CONTENT))
+        assert target.read_bytes() == CONTENT
+        fetch.forget(target)
+
+
+@pytest.mark.parametrize("kind", ["md5", "sha256"])
+def test_a_wrong_checksum_is_refused_and_leaves_nothing(server: Server, target: Path, kind: str) -> None:
+    with pytest.raises(UserError, match=f"is not the file: its {kind} is .*, expected 00$"):
+        download([f"{server.url}/a.bin"], target, f"{kind}:00")
+    assert nothing_left(target)
+
+
+def test_mirrors_are_asked_in_turn(server: Server, target: Path) -> None:
+    server.files["old/a.bin"] = OTHER
+    urls = ["http://127.0.0.1:1/a.bin", f"{server.url}/gone/a.bin", f"{server.url}/old/a.bin", f"{server.url}/a.bin"]
+    assert download(urls, target, md5(CONTENT)) == urls[-1]
+    assert target.read_bytes() == CONTENT
+
+
+def test_the_mirror_that_was_begun_with_is_asked_first(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(server, target, monkeypatch)
+    server.files["first/a.bin"] = CONTENT
+    download([f"{server.url}/first/a.bin", f"{server.url}/a.bin"], target, md5(CONTENT))
+    assert [path for _, path, _ in server.asked] == ["a.bin", "a.bin"]
+
+
+def test_a_file_that_is_not_there(server: Server, target: Path) -> None:
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:\d+"):
+        download([f"{server.url}/b.bin"], target)
+    assert nothing_left(target)
+
+
+def test_a_busy_server_is_asked_again(server: Server, target: Path) -> None:
+    server.statuses = [503, 429, 500]
+    download([f"{server.url}/a.bin"], target, md5(CONTENT))
+    assert target.read_bytes() == CONTENT
+    server.statuses = [503] * 20
+    with pytest.raises(UserError, match="503"):
+        download([f"{server.url}/a.bin"], target)
+
+
+def test_a_web_page_is_no_archive(server: Server, target: Path) -> None:
+    server.kind = "text/html; charset=utf-8"
+    with pytest.raises(UserError, match="sends"):
+        download([f"{server.url}/a.bin"], target)
+    assert nothing_left(target)
+
+
+def test_a_file_shorter_than_announced_is_refused(server: Server, target: Path) -> None:
+    server.lie, server.ranges = 10, False
+    with pytest.raises(UserError, match="10"):
+        download([f"{server.url}/a.bin"], target)
+    assert not target.exists()
+
+
+def test_offline_is_told_within_seconds(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_name(*words: object, **options: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    interrupted(server, target, monkeypatch)  # even where something has come
+    monkeypatch.setattr(fetch, "PAUSE", 60.0)
+    monkeypatch.setattr(socket, "getaddrinfo", no_name)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"data\.example"):
+        download(["https://data.example/a.bin"], target, md5(CONTENT))
+    assert time.monotonic() - start < 2
+    assert length(["https://data.example/a.bin"]) is None
+
+
+def test_a_full_disk_is_told_before_the_download(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 5_000))  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"1\.0"):
+        download([f"{server.url}/a.bin"], target)
+    assert nothing_left(target)
+
+
+def test_a_disk_that_fills_up_keeps_what_has_come(target: Path, server: Server) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    target.with_name("a.bin.part").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="written"):
+        download([f"{server.url}/a.bin"], target)
+
+
+def test_sizes(server: Server) -> None:
+    assert length([f"{server.url}/a.bin"]) == 1_000_000 and length([f"{server.url}/b"]) is None
+    assert [megabytes(count) for count in (999, 1_000, 170_498_071, 37 * 10**9)] == [
+        "999 bytes",
+        "1.0 kB",
+        "170.5 MB",
+        "37.0 GB",
+    ]

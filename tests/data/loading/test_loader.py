@@ -1,0 +1,174 @@
+import logging
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.images.decode import ArrayImages
+from randlora_pl.data.images.frame import Frame
+from randlora_pl.data.images.shared_cache import CachedImages
+from randlora_pl.data.images.transforms import finish, train_batch
+from randlora_pl.data.loading.image_batches import EvalBatches, Late, TrainBatches
+from randlora_pl.data.loading.loader import Batch, Loader
+from randlora_pl.data.readers.dispatch import Samples, in_key_order
+from randlora_pl.data.readers.own.folder import folder
+from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
+from randlora_pl.data.validate import SAMPLING
+from randlora_pl.utils.errors import UserError
+from tests.data.conftest import Tree
+
+FRAME = Frame(12)
+
+
+def samples_of(count: int = 23) -> Samples:
+    array = np.random.default_rng(0).integers(0, 256, (count, 9, 9, 1), dtype=np.uint8)
+    labels = np.arange(count, dtype=np.int64) % 4
+    return in_key_order(ArrayImages(array, "test"), labels, [f"{number:03d}" for number in range(count)], "abcd")
+
+
+def train(samples: Samples, sampling: str = "with_replacement", batch: int = 4, accumulate: int = 2) -> TrainBatches:
+    plan = DrawPlan(len(samples), 50, batch * accumulate, 5, sampling)
+    return TrainBatches(samples, TrainSchedule(plan, batch, accumulate), FRAME, (0.5, 1.0), True)
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        a.keys() == b.keys() and all(torch.equal(torch.as_tensor(a[key]), torch.as_tensor(b[key])) for key in a)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_training_batch_holds_what_it_says() -> None:
+    samples = samples_of()
+    batches = train(samples)
+    assert len(batches) == 13
+    for number in (0, 1, 12):
+        batch = batches[number]
+        draws = batch["draw"]
+        assert torch.equal(batch["index"], batches.schedule.plan.samples(draws))
+        assert batch["label"].tolist() == samples.labels[batch["index"]].tolist()
+        images = [torch.from_numpy(samples.images.load(row)) for row in samples.rows[batch["index"]].tolist()]
+        assert torch.equal(batch["image"], train_batch(images, draws, 5, FRAME, (0.5, 1.0), True))
+        window = batches.schedule.plan.samples(batches.schedule.plan.window_draws(number // 2))
+        labels = samples.labels[window].tolist()
+        assert batch["window_classes"].tolist() == sorted(set(labels))
+        assert batch["window_counts"].tolist() == [labels.count(label) for label in sorted(set(labels))]
+    assert (batches[0]["micro"], batches[1]["micro"], batches[0]["micros"]) == (0, 1, 2)
+    assert (len(batches[12]["draw"]), batches[12]["micros"]) == (2, 1)  # 50 = 6 x 8 + 2
+    kinds = {key: value.dtype for key, value in batches[0].items() if isinstance(value, torch.Tensor)}
+    assert kinds == {
+        **dict.fromkeys(("image", "weight"), torch.float32),
+        **dict.fromkeys(("label", "draw", "index", "window_classes", "window_counts"), torch.int64),
+    }
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_restart_is_bit_identical(num_workers: int, sampling: str) -> None:
+    batches = train(samples_of(), sampling)
+    undisturbed = list(Loader(batches))
+    for start in (0, 6, 12, 13):
+        loader = Loader(batches, start, num_workers)
+        assert len(loader) == 13
+        assert same(list(loader), undisturbed[start:])
+        if num_workers:
+            loader._iterator._shutdown_workers()
+            loader._iterator = None
+
+
+def test_loader_can_be_gone_through_again_with_workers() -> None:
+    loader = Loader(EvalBatches(samples_of(), EvalSchedule(23, 5), FRAME), num_workers=1)
+    assert same(list(loader), list(loader))
+
+
+def test_loader_leaves_the_global_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    list(Loader(train(samples_of())))
+    list(Loader(train(samples_of()), num_workers=1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_loader_counts_as_resumable() -> None:
+    loader = Loader(train(samples_of()))
+    loader.load_state_dict(loader.state_dict())
+    assert loader.state_dict() == {}
+
+
+def test_evaluation_covers_the_split_on_two_ranks() -> None:
+    samples = samples_of()
+    found = [batch for rank in (0, 1) for batch in Loader(EvalBatches(samples, EvalSchedule(23, 5, 2, rank), FRAME))]
+    index, weight, label = (torch.cat([batch[key] for batch in found]) for key in ("index", "weight", "label"))
+    assert sorted(index[weight == 1].tolist()) == list(range(23)) and set(weight.tolist()) == {0.0, 1.0}
+    assert label.tolist() == samples.labels[index].tolist()
+    (alone,) = Loader(EvalBatches(samples, EvalSchedule(23, 23), FRAME))
+    assert torch.equal(torch.cat([batch["image"] for batch in found]), alone["image"][index])
+
+
+@pytest.fixture
+def damaged(tree: Tree) -> Samples:
+    root = tree(cat=3, dog=3)
+    path = root / "cat" / "001.png"
+    path.write_bytes(path.read_bytes()[:200])
+    samples = folder(find("folder"), root, "train")
+    assert samples is not None
+    return samples
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_image_stops_with_its_name(damaged: Samples, num_workers: int) -> None:
+    for batches in (EvalBatches(damaged, EvalSchedule(6, 2), FRAME), train(damaged)):
+        with pytest.raises(UserError) as caught:
+            list(Loader(batches, num_workers=num_workers))
+        assert "cat/001.png" in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_skipped_images_weigh_nothing_and_are_counted(
+    damaged: Samples, num_workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    skipped: dict[str, str] = {}
+    evaluation = EvalBatches(damaged, EvalSchedule(6, 2), FRAME, skip=True)
+    training = train(damaged)
+    training = TrainBatches(damaged, training.schedule, FRAME, (0.5, 1.0), True, skip=True)
+    with caplog.at_level(logging.WARNING, "randlora_pl"):
+        found = list(Loader(evaluation, 0, num_workers, skipped))
+        drawn = list(Loader(training, 0, num_workers, skipped))
+    assert [batch["weight"].tolist() for batch in found] == [[1, 0], [1, 1], [1, 1]]
+    for batch in drawn:
+        assert "bad" not in batch and batch["image"].isfinite().all()
+        for place, index in enumerate(batch["index"].tolist()):
+            assert (batch["weight"][place] == 0) == (index == 1)
+            assert (batch["image"][place].abs() < 0.01).all() == (index == 1)
+    ((name, reason),) = skipped.items()
+    assert Path(name).name == "001.png" and "truncated" in reason
+    assert len(caplog.messages) == 1 and "skipped the unreadable image" in caplog.text
+
+
+@pytest.mark.parametrize("late", ["colours", "crops"])
+def test_what_is_left_to_the_device_comes_to_the_same(late: Late) -> None:
+    samples = samples_of()
+    evaluation = EvalBatches(samples, EvalSchedule(len(samples), 10), FRAME)
+    for whole in (train(samples), evaluation):
+        batches = replace(whole, late=late)
+        for number in range(len(batches)):
+            sent = batches[number]
+            assert sent["image"].dtype == torch.uint8
+            assert sent["image"].shape[-1] == (9 if late == "crops" else 12)
+            assert same([finish(sent, FRAME)], [whole[number]])
+
+
+def test_finished_batches_are_left_alone() -> None:
+    batch = train(samples_of())[0]
+    assert finish(batch, FRAME) is batch
+
+
+def test_batches_travel_to_spawned_workers(tree: Tree) -> None:
+    """macOS and Windows start workers from a pickle, not from a copy of the process."""
+    samples = folder(find("folder"), tree(cat=3, dog=3), "train")
+    assert samples is not None
+    batches = train(replace(samples, images=CachedImages(samples.images, samples.rows)))
+    assert same([pickle.loads(pickle.dumps(batches))[0]], [batches[0]])

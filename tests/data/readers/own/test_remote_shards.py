@@ -1,0 +1,216 @@
+"""Shards behind URLs, from a server of this machine."""
+
+import copy
+import os
+import pickle
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.data import ImageData
+from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.images.frame import Frame
+from randlora_pl.data.loading.image_batches import EvalBatches
+from randlora_pl.data.loading.loader import Loader
+from randlora_pl.data.locations import root_of
+from randlora_pl.data.readers.dispatch import Samples, read
+from randlora_pl.data.readers.own import tar_files as tars
+from randlora_pl.data.sampling.schedule import EvalSchedule
+from randlora_pl.utils.errors import UserError
+from tests.data.readers.own.tars import write_shards, write_tar
+
+ROW = find("webdataset")
+
+
+@dataclass
+class Server:
+    """What the server was asked for, and how it answers."""
+
+    url: str = ""
+    asked: list[str] = field(default_factory=list)
+    paths: set[str] = field(default_factory=set)
+    ranges: bool = True
+    marks: bool = True
+    failing: int = 0
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Python's own, with ranges and a mark that tells whether a file has changed."""
+
+    def __init__(self, server: Server, *args: object, **options: object) -> None:
+        self.answers = server
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        self.answers.asked.append(self.headers.get("Range", "all"))
+        self.answers.paths.add(self.path)
+        if self.answers.failing:
+            self.answers.failing -= 1
+            self.send_error(503)
+            return
+        path = Path(self.translate_path(self.path))
+        if not (span and self.answers.ranges and path.is_file()):
+            super().do_GET()
+            return
+        content = path.read_bytes()
+        part = content[int(span[1]) : int(span[2]) + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {span[1]}-{int(span[1]) + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if self.answers.marks or keyword != "Last-Modified":
+            super().send_header(keyword, value)
+
+    def end_headers(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if path.is_file():
+            self.send_header("Accept-Ranges", "bytes" if self.answers.ranges else "none")
+            if self.answers.marks:
+                self.send_header("ETag", str(path.stat().st_mtime_ns))
+        super().end_headers()
+
+
+@pytest.fixture
+def server(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Server]:
+    monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(tars.time, "sleep", lambda seconds: None)
+    told = Server()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, told, directory=str(tmp_path))) as http:
+        told.url = f"http://127.0.0.1:{http.server_port}"
+        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread.start()
+        yield told
+        http.shutdown()
+        thread.join()
+
+
+def must(root: Path | str, split: str = "train") -> Samples:
+    samples = read(ROW, root if isinstance(root, Path) else Path(root), split)
+    assert samples is not None
+    return samples
+
+
+def pixels(samples: Samples) -> list[bytes]:
+    return [samples.images.load(row).tobytes() for row in samples.rows.tolist()]
+
+
+def test_images_are_read_by_range(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(tmp_path, 12, each=4)
+    expected = must(tmp_path)
+    root = f"{server.url}/train-{{000000..000002}}.tar"
+    samples = must(root)
+    assert samples.keys == expected.keys and samples.labels.tolist() == expected.labels.tolist()
+    server.asked.clear()
+    assert pixels(samples) == pixels(expected)
+    assert len(server.asked) == 12 and all(asked.startswith("bytes=") for asked in server.asked)
+    assert samples.images.name(5) == f"{server.url}/train-000001.tar:000005.png"
+    server.asked.clear()
+    monkeypatch.setattr(tars, "scan", None)  # the index is stored, however small
+    assert must(root).keys == expected.keys and not server.asked
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loaders_have_their_own_connections(server: Server, tmp_path: Path, workers: int) -> None:
+    write_shards(tmp_path, 12, each=4)
+    (tmp_path / "list.txt").write_text(f"train-000000.tar\n{server.url}/train-{{000001..000002}}.tar\n")
+    samples = must(tmp_path / "list.txt")
+    assert len(pixels(samples)) == 12  # this process has connections before it forks
+    here, there = (
+        list(Loader(EvalBatches(each, EvalSchedule(12, 5), Frame(8)), 0, workers)) for each in (must(tmp_path), samples)
+    )
+    assert all(bool((one["image"] == other["image"]).all()) for one, other in zip(here, there, strict=True))
+
+
+def test_a_changed_shard_is_indexed_anew(server: Server, tmp_path: Path) -> None:
+    (path,) = write_shards(tmp_path, 4)
+    assert len(must(f"{server.url}/train-000000.tar")) == 4
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes().replace(b"000003.png", b"zzzzzz.png").replace(b"000003.cls", b"zzzzzz.cls"))
+    os.utime(path, ns=(1, 1))
+    assert path.stat().st_size == size
+    with pytest.raises(UserError, match="damaged"):  # the checksums of the headers are the old ones
+        must(f"{server.url}/train-000000.tar")
+    write_tar(path, ("a.png", b""), ("a.cls", "0"))
+    assert list(must(f"{server.url}/train-000000.tar").keys) == ["a.png"]
+
+
+def test_without_marks_no_index_is_kept(server: Server, tmp_path: Path) -> None:
+    """Another shard of the same size could not be told from the first."""
+    server.marks = False
+    for labels in ("01", "10"):
+        write_tar(tmp_path / "0.tar", ("a.png", b""), ("a.cls", labels[0]), ("b.png", b""), ("b.cls", labels[1]))
+        assert must(f"{server.url}/0.tar").labels.tolist() == [int(label) for label in labels]
+
+
+def test_what_follows_an_end_mark_is_not_lost(server: Server, tmp_path: Path) -> None:
+    (path,) = write_shards(tmp_path, 4)
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(UserError, match=r"has an end mark at byte .*, but goes on at byte"):
+        must(f"{server.url}/train-000000.tar")
+
+
+def test_urls_are_asked_for_as_they_are_typed(server: Server, tmp_path: Path) -> None:
+    write_shards(tmp_path, 4)
+    write_shards(tmp_path, 2, prefix="test-")
+    typed = f"{server.url}/{{train,test}}-000000.tar?sig=a//train/b"
+    root = root_of(typed)
+    for each in (root, pickle.loads(pickle.dumps(root)), copy.deepcopy(root)):
+        assert str(each) == typed and not each.exists() and len(must(each)) == 4 and len(must(each, "test")) == 2
+    assert pixels(must(root)) and server.paths == {f"/{split}-000000.tar?sig=a//train/b" for split in ("train", "test")}
+    write_tar(tmp_path / "train-000001.tar", ("000000.png", b""), ("000000.cls", "0"))
+    samples = must(root_of(f"{server.url}/train-{{000000..000001}}.tar?sig=a/b.c"))
+    assert list(samples.keys)[:2] == ["000001.png", "000002.png"] and samples.keys[-1] == "train-000001/000000.png"
+
+
+def test_a_broken_connection_is_tried_again(server: Server, tmp_path: Path) -> None:
+    write_shards(tmp_path, 4)
+    samples = must(f"{server.url}/train-000000.tar")
+    server.failing = 2
+    assert len(samples.images.load(0))
+    server.failing = 3
+    with pytest.raises(UserError, match=r"train-000000.tar"):
+        samples.images.load(0)
+
+
+def test_a_server_without_ranges(server: Server, tmp_path: Path) -> None:
+    write_shards(tmp_path, 4)
+    samples = must(f"{server.url}/train-000000.tar")
+    server.ranges = False
+    with pytest.raises(UserError, match="sends"):
+        samples.images.load(0)
+
+
+def test_missing_shards_and_servers(server: Server, tmp_path: Path) -> None:
+    write_shards(tmp_path, 4)
+    with pytest.raises(UserError, match=r"train-000001.tar"):
+        must(f"{server.url}/train-{{000000..000001}}.tar")
+    with pytest.raises(UserError, match=r"http://127.0.0.1:9/a.tar"):
+        must("http://127.0.0.1:9/a.tar")
+
+
+def test_the_data_module_takes_urls(server: Server, tmp_path: Path) -> None:
+    write_shards(tmp_path, 30)
+    data = ImageData(dataset="webdataset", root=f"{server.url}/train-{{000000..000004}}.tar", shots=2, num_workers=0)
+    data.prepare_data()
+    data.setup()
+    assert len(data.samples("train")) == 6 and len(next(iter(data.test_dataloader()))["label"]) == 6
+
+
+def test_a_data_module_keeps_the_url_as_it_was_typed() -> None:
+    url = "https://host/a//b.tar?sig=c//d"
+    assert str(ImageData(dataset="webdataset", root=url).root) == url

@@ -1,0 +1,235 @@
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from randlora_pl.data import ImageData
+from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.images.decode import absent
+from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers.own.table import table
+from randlora_pl.utils.errors import UserError
+from tests.data.conftest import save_image
+from tests.support.products import in_one_item
+
+
+def write(folder: Path, text: str, name: str = "photos.csv", images: int = 4, encoding: str = "utf-8") -> Path:
+    for number in range(images):
+        save_image(folder / "images" / f"{number}.png", number)
+    (folder / name).write_text(text, encoding=encoding)
+    return folder / name
+
+
+def parquet(folder: Path, name: str = "photos.parquet", images: int = 4, **columns: object) -> Path:
+    arrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    from pyarrow import parquet
+
+    path = write(folder, "", name, images)
+    parquet.write_table(arrow.table(columns), path)
+    return path
+
+
+def read(path: Path, split: str = "train") -> Samples | None:
+    return table(find("table"), path, split)
+
+
+def must(path: Path, split: str = "train") -> Samples:
+    samples = read(path, split)
+    assert samples is not None
+    return samples
+
+
+SPLITS = "path,label,split\nimages/1.png,dog,train\nimages/0.png,cat,train\nimages/2.png,dog,validation\n"
+
+
+def test_columns_of_a_csv_file(tmp_path: Path) -> None:
+    path = write(tmp_path, SPLITS + "images/3.png,cat,Testing\n")
+    train = must(path)
+    assert train.classes == ("cat", "dog") and train.labels.tolist() == [0, 1]
+    assert train.keys == ["images/0.png", "images/1.png"]
+    assert train.images.name(int(train.rows[1])) == str(tmp_path / "images/1.png")
+    assert train.images.load(int(train.rows[0])).shape == (16, 20, 3)
+    assert must(path, "val").labels.tolist() == [1] and must(path, "test").keys == ["images/3.png"]
+    assert pickle.loads(pickle.dumps(train)).keys == train.keys
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "encoding"),
+    [
+        ("a.csv", "path,label\r\nimages/0.png,cat\r\nimages/1.png,dog\r\n", "utf-8-sig"),
+        ("a.csv", "path;label\nimages/0.png;cat\nimages/1.png;dog\n", "utf-8"),
+        ("a.tsv", "path\tlabel\nimages/0.png\tcat\nimages/1.png\tdog\n", "utf-8"),
+        ("a.CSV", '"Label"," Image "\n"cat","images/0.png"\n\n"dog","images/1.png"\n,\n', "utf-8"),
+        ("a.txt", "file_name,class,note\n./images/0.png, cat ,\nimages/../images/1.png,dog,x\n", "utf-8"),
+        ("a.csv", "filename,label\nimages\\0.png,cat\n.\\images\\1.png,dog\n", "utf-8"),
+    ],
+)
+def test_what_spreadsheets_make_of_a_table(tmp_path: Path, name: str, text: str, encoding: str) -> None:
+    samples = must(write(tmp_path, text, name, encoding=encoding))
+    assert (samples.classes, samples.labels.tolist()) == (("cat", "dog"), [0, 1])
+    assert samples.keys == ["images/0.png", "images/1.png"]
+
+
+def test_absolute_paths(tmp_path: Path) -> None:
+    outside = save_image(tmp_path / "elsewhere" / "x.png")
+    path = write(tmp_path / "home", f"path,label\n{tmp_path}/home/images/0.png,cat\n{outside},dog\n")
+    samples = must(path)
+    assert samples.keys == [str(outside), "images/0.png"]  # what is below the table has the same name everywhere
+    assert samples.images.load(0).shape == (16, 20, 3)
+
+
+def test_names_do_not_depend_on_how_the_root_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "home", f"path,label\n{tmp_path}/home/images/0.png,cat\n../home/images/1.png,dog\n")
+    (tmp_path / "sub/deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    (tmp_path / "away").symlink_to(tmp_path / "sub/deep")
+    monkeypatch.chdir(tmp_path)
+    roots = ["home/photos.csv", "sub/../home/photos.csv", "link/photos.csv", "away/../../home/photos.csv", path]
+    for root in map(Path, roots):
+        samples = must(root)
+        assert samples.keys == ["images/0.png", "images/1.png"]
+        assert samples.images.load(1).shape == (16, 20, 3)
+    path.write_text(f"path,label\n{tmp_path}/link/images/0.png,cat\n../link/images/1.png,dog\n")
+    assert must(path).keys == ["images/0.png", "images/1.png"]
+    (tmp_path / "home").rename(tmp_path / "moved")
+    (tmp_path / "moved/images").rename(tmp_path / "images")
+    (tmp_path / "moved/photos.csv").write_text("path,label\n../images/0.png,cat\n../images/1.png,dog\n")
+    assert must(Path("moved/photos.csv")).keys == ["../images/0.png", "../images/1.png"]  # wherever both folders lie
+
+
+@pytest.mark.parametrize("other", ["{home}/images/0.png", "../home/images/0.png", "{home}/../link/images/0.png"])
+@in_one_item("root", ["home/photos.csv", "link/photos.csv", "sub/../home/photos.csv"])
+def test_an_image_under_two_names_is_listed_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, other: str
+) -> None:
+    path = write(tmp_path / "home", "")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to(path.parent)
+    path.write_text(f"path,label,split\nimages/0.png,a,train\n{other.format(home=path.parent)},a,test\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"images/0.png"):
+        read(Path(root))
+    save_image(tmp_path / "else/0.png")
+    path.write_text(f"path,label,split\n../else/0.png,a,train\n{tmp_path}/else/0.png,a,test\n")
+    with pytest.raises(UserError, match=r"../else/0.png"):
+        read(Path(root))
+
+
+def test_parquet_holds_the_same(tmp_path: Path) -> None:
+    names = [f"images/{number}.png" for number in range(3)]
+    path = parquet(tmp_path, path=names, label=["b", "a", "b"], split=["train", "train", "test"])
+    assert must(path).classes == ("a", "b") and must(path, "test").labels.tolist() == [1]
+    path = parquet(tmp_path, path=names, label=[10, 9, 10])
+    assert must(path).classes == ("9", "10") and must(path).labels.tolist() == [1, 0, 1]
+
+
+def test_parquet_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = parquet(tmp_path, path=["images/0.png", "images/9.png"], label=["a", "b"])
+    with pytest.raises(UserError, match=r"images/9.png"):
+        read(path)
+    with pytest.raises(UserError, match="label"):
+        read(parquet(tmp_path, path=["images/0.png", "images/1.png"], label=["a", None]))
+    with pytest.raises(UserError, match="'label'"):
+        read(parquet(tmp_path, path=["images/0.png"], lable=["a"]))
+    with pytest.raises(UserError, match=r"--data.dataset"):
+        read(parquet(tmp_path, image=[{"bytes": b"x", "path": "a.png"}], label=[0]))
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match="cannot be read"):
+        read(path)
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r'"randlora-pl\[parquet\]"'):
+        read(path)
+
+
+def test_whole_numbers_are_in_the_order_of_their_values(tmp_path: Path) -> None:
+    lines = "".join(f"images/{place}.png,{label}\n" for place, label in enumerate(("10", "9", "100", "9")))
+    samples = must(write(tmp_path, "path,label\n" + lines))
+    assert samples.classes == ("9", "10", "100") and samples.labels.tolist() == [1, 0, 2, 0]
+    samples = must(write(tmp_path, "path,label\n" + lines.replace("\n", ".0\n")))  # pandas, where a label lacks
+    assert samples.classes == ("9.0", "10.0", "100.0") and samples.labels.tolist() == [1, 0, 2, 0]
+    with pytest.raises(UserError, match=r"'7.0'"):
+        read(write(tmp_path, "path,label\nimages/0.png,7\nimages/1.png,7.0\n"))
+    with pytest.raises(UserError, match="'07'"):
+        read(write(tmp_path, "path,label\nimages/0.png,7\nimages/1.png,07\n"))
+
+
+def test_classes_are_those_of_the_train_split(tmp_path: Path) -> None:
+    path = write(tmp_path, SPLITS + "images/3.png,catt,test\n")
+    with pytest.raises(UserError, match="'catt'"):
+        read(path, "test")
+
+
+def test_a_lone_validation_split_is_for_testing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path, SPLITS)
+    assert must(path, "test").keys == ["images/2.png"] and read(path, "val") is None
+    assert "its val split is used for testing" in caplog.text
+
+
+def test_without_splits_some_are_set_aside(tmp_path: Path) -> None:
+    lines = "".join(f"images/{number}.png,{'ab'[number % 2]}\n" for number in range(50))
+    data = ImageData(dataset="table", root=str(write(tmp_path, "path,label\n" + lines, images=50)))
+    data.setup()
+    assert [len(data.samples(split)) for split in ("train", "val", "test")] == [36, 4, 10]
+    assert np.bincount(data.samples("test").labels).tolist() == [5, 5]
+
+
+@in_one_item(
+    ("text", "message"),
+    [
+        ("", "line 1: no column 'path' among none"),
+        ("pathh,label\nimages/0.png,a\n", r"no column 'path' among pathh, label. Did you mean 'pathh'\?"),
+        ("path,lable\nimages/0.png,a\n", r"no column 'label'.*Expected path,label\[,split\]"),
+        ("path,file,label\nimages/0.png,x,a\n", "'path' and 'file' may both be the path; rename one"),
+        ("images/0.png,cat\nimages/1.png,dog\n", "line 1: no column 'path' among images/0.png, cat"),
+        ("path,label\n", "holds nothing below its header"),
+        ("path,label\nimages/0.png,\n", "line 2: the label is empty"),
+        ("path,label\n\n ,cat\n", "line 3: the path is empty"),
+        ("path,label\nimages/0.png,cat,dog\n", r"line 2: expected 2 fields \(path,label\); quote commas"),
+        ('path,label\nimages/0.png,"cat\nimages/1.png,dog\n', "unexpected end of data; check the quotation marks"),
+        ("path,label,split\nimages/0.png,a,tran\n", r"line 2: unknown split 'tran'.* Did you mean 'train'"),
+        ("path,label,split\nimages/0.png,a,\n", "line 2: unknown split ''"),
+        ("path,label,split\nimages/0.png,a,test\n", "has no train split among test"),
+        ("path,label\nimages/8.png,a\nimages/0.png,b\nnowhere/0.png,c\n", "2 image files .*: line 2: .*images/8.png"),
+        ("path,label\nimages/0.png,a\nimages/1.png,b\n./images/0.png,a\n", "line 4: .* in line 2 already, and would"),
+        ("path,label\nimages/0.png,a\nimages/0.png,b\n", "line 3: .* in line 2 already, as 'a' and 'b'"),
+        ("path,label\n" + 5000 * "x" + ",a\n", "1 image file does not exist, the first: line 2"),
+        ("path,label\n" + 5000 * "x" + "/0.png,a\n", "1 image file does not exist, the first: line 2"),
+        ("path,label\n../im\0ages/0.png,a\n", "1 image file does not exist, the first: line 2"),
+        (SPLITS + "images/0.png,cat,test\n", "line 5: .* in line 3 already, in the splits 'train' and 'test'"),
+    ],
+)
+def test_wrong_lines_are_numbered(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(write(tmp_path, text), "train")
+
+
+def test_wrong_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--data.root"):
+        read(tmp_path / "nowhere.csv")
+    with pytest.raises(UserError, match="is a folder"):
+        read(tmp_path)
+    with pytest.raises(UserError, match="CSV"):
+        read(write(tmp_path, "", "a.xlsx"))
+    with pytest.raises(UserError, match="UTF-8"):
+        read(write(tmp_path, "path,label\nimages/0.png,caf\u00e9\n", encoding="latin-1"))
+
+
+def test_each_folder_is_listed_once_and_no_file_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "path,label\n" + "".join(f"images/{number}.png,a\n" for number in range(30)), images=30)
+    listed: list[str] = []
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda place: listed.append(str(place)) or listdir(place))
+    asked: list[Path] = []
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda self: asked.append(self) or is_file(self))
+    assert len(must(path)) == 30
+    assert listed == [str(tmp_path / "images")] and asked == [path]
+
+
+def test_absent_files(tmp_path: Path) -> None:
+    save_image(tmp_path / "a" / "0.png")
+    save_image(tmp_path / "1.png")
+    names = ["a/0.png", "1.png", "a/1.png", "b/0.png", str(tmp_path / "1.png"), "/2.png"]
+    assert absent(tmp_path, names) == [2, 3, 5]

@@ -1,0 +1,91 @@
+"""Classes of different size: weights of the losses, and draws of all classes equally often."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from randlora_pl.data import ImageData
+from randlora_pl.data.sampling.balance import ClassDraws, class_weights
+from randlora_pl.data.sampling.schedule import DrawPlan, TrainSchedule
+from tests.data.conftest import Tree
+
+sizes = st.lists(st.integers(0, 9), min_size=2, max_size=6).filter(any)
+
+
+def labels_of(counts: list[int]) -> torch.Tensor:
+    """Labels of so many samples of each class, mixed."""
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(len(labels)))]
+
+
+@given(sizes)
+def test_weights_have_mean_one_and_give_every_class_the_same_share(counts: list[int]) -> None:
+    labels = labels_of(counts)
+    weights = class_weights(labels, len(counts))
+    assert weights[labels].mean().item() == pytest.approx(1)
+    shares = [weights[labels][labels == label].sum().item() for label in range(len(counts)) if counts[label]]
+    assert shares == pytest.approx([len(labels) / len(shares)] * len(shares))
+    assert all(weights[label] == 0 for label, count in enumerate(counts) if not count)
+
+
+@settings(max_examples=40)
+@given(sizes, st.integers(0, 2**40), st.integers(1, 9))
+def test_turns_take_every_class_once_and_use_up_its_samples(counts: list[int], seed: int, rounds: int) -> None:
+    labels = labels_of(counts)
+    there = torch.unique(labels)
+    draws = torch.arange(rounds * len(there))
+    drawn = ClassDraws.of(labels).samples(seed, draws, "epochs")
+    for one in labels[drawn].view(rounds, -1):
+        assert one.sort().values.tolist() == there.tolist()
+    for label in there.tolist():
+        own = drawn[labels[drawn] == label].tolist()
+        size = counts[label]
+        assert all(len(set(own[at : at + size])) == len(own[at : at + size]) for at in range(0, len(own), size))
+    assert torch.equal(ClassDraws.of(labels).samples(seed, draws.flip(0), "epochs"), drawn.flip(0))
+
+
+def test_draws_with_replacement_are_uniform_over_classes_and_within_them() -> None:
+    labels = labels_of([1, 4, 0, 15])
+    drawn = ClassDraws.of(labels).samples(3, torch.arange(60_000), "with_replacement")
+    counts = torch.bincount(drawn, minlength=20)
+    expected = torch.tensor([60_000 / 3 / size for size in (1, 4, 1, 15)])[labels]
+    chi2 = ((counts - expected) ** 2 / expected).sum().item()
+    assert chi2 < 43.8  # 99.9 % quantile of chi-squared with 19 degrees of freedom
+
+
+@pytest.mark.parametrize("sampling", ["with_replacement", "epochs"])
+def test_ranks_and_micro_batches_share_the_draws_of_a_window(sampling: str) -> None:
+    plan = DrawPlan(20, 90, 24, 1, sampling, ClassDraws.of(labels_of([1, 4, 15])))
+
+    def union(step: int, batch: int, accumulate: int, world: int) -> list[int]:
+        found: list[int] = []
+        for rank in range(world):
+            schedule = TrainSchedule(plan, batch, accumulate, world, rank)
+            for number in range(step * accumulate, min((step + 1) * accumulate, len(schedule))):
+                found += plan.samples(schedule[number].draws[schedule[number].weights > 0]).tolist()
+        return sorted(found)
+
+    for step in range(plan.steps):
+        assert union(step, 24, 1, 1) == union(step, 6, 4, 1) == union(step, 6, 2, 2) == union(step, 8, 1, 3)
+
+
+def test_weights_are_in_the_batches(tree: Tree) -> None:
+    root = str(tree(cat=40, dog=5))
+    plain, weighted = (
+        ImageData(dataset="folder", root=root, steps=3, batch_size=8, image_size=8, balance=balance)
+        for balance in (None, "weights")
+    )
+    for data in (plain, weighted):
+        data.setup("fit")
+    expected = class_weights(torch.from_numpy(weighted.samples("train").labels), 2)
+    for one, other in zip(plain.train_dataloader(), weighted.train_dataloader(), strict=True):
+        assert torch.equal(one["index"], other["index"])
+        torch.testing.assert_close(other["weight"], one["weight"] * expected[one["label"]])
+    assert "weighted" in weighted.in_words(weighted.summary())["data"]
+    assert weighted.state_dict()["balance"] == "weights"
+    drawn = ImageData(dataset="folder", root=root, steps=30, batch_size=8, image_size=8, balance="sampler")
+    drawn.setup("fit")
+    assert drawn.plan is not None
+    shares = torch.bincount(torch.from_numpy(drawn.samples("train").labels)[drawn.plan.samples(torch.arange(240))])
+    assert abs(shares[0] - 120) < 40

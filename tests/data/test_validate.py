@@ -1,0 +1,72 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from randlora_pl.data import ImageData
+from randlora_pl.data.validate import read_templates
+from randlora_pl.utils.errors import UserError
+from tests.support.products import in_one_item
+
+
+@in_one_item(
+    ("options", "message"),
+    [
+        ({"dataset": "digit"}, "Did you mean 'digits'"),
+        ({"dataset": "folder"}, r"'folder' needs --data.root: --data.root FOLDER \(CLASS/IMAGE"),
+        ({"dataset": "pairs", "root": "a.csv", "shots": 2}, "captions have none: use --data.fraction"),
+        ({"shots": 0}, "--data.shots is 0, but must be at least 1"),
+        ({"shots": -3}, "--data.shots is -3"),
+        ({"shots": 4, "fraction": 0.5}, "exclude each other"),
+        ({"fraction": 0.0}, "must lie between 0 and 1"),
+        ({"fraction": 1.0}, "leave it out to use all images"),
+        ({"train_split": "ful"}, "Did you mean 'full'"),
+        ({"batch_size": 0}, "--data.batch_size is 0"),
+        ({"eval_batch_size": 0}, "--data.eval_batch_size is 0"),
+        ({"epochs": 0}, "--data.epochs is 0"),
+        ({"steps": 0}, "--data.steps is 0"),
+        ({"steps": 5, "epochs": 5}, "--data.epochs 5 and --data.steps 5 exclude each other"),
+        ({"min_batches_per_epoch": -1}, "must be at least 0"),
+        ({"num_workers": -1}, "--data.num_workers is -1"),
+        ({"resize": "padd"}, "Did you mean 'pad'"),
+        ({"num_workers": 5000}, "--data.num_workers is 5000"),
+        ({"randaugment": 31}, "from 0 to 30"),
+        ({"mixup": 0.0}, "--data.mixup is 0.0"),
+        ({"dataset": "pairs", "root": "a.csv", "cutmix": 1.0}, "captions have none"),
+        ({"balance": "weight"}, "Did you mean 'weights'"),
+        ({"dataset": "pairs", "root": "a.csv", "balance": "sampler"}, "captions have none"),
+        ({"sampling": "epoch"}, "--data.sampling 'epoch' is unknown. Did you mean 'epochs'"),
+        ({"crop_scale": (0.0, 1.0)}, "0 < least <= greatest <= 1"),
+        ({"crop_scale": (0.8, 0.5)}, "0 < least <= greatest <= 1"),
+        ({"crop_scale": (0.8, 1.5)}, "0 < least <= greatest <= 1"),
+        ({"image_size": 0}, "--data.image_size is 0"),
+        ({"mean": (0.5,)}, "--data.mean has 1 values"),
+        ({"std": (0.5, 0.5, 0.0)}, "3 values above 0"),
+        ({"interpolation": "bicubik"}, "Did you mean 'bicubic'"),
+        ({"on_error": "stop"}, "Known: raise, skip"),
+        ({"templates": "prompts.txt"}, r"prompts.txt does not exist \(--data.templates\)"),
+        ({"templates": []}, "--data.templates is empty"),
+        ({"templates": ["a photo"]}, "must have {} once"),
+        ({"templates": ["a {} {}"]}, "must have {} once"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        ImageData(**options)
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_prompts_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a photo of a {}.\n\n  a caf\u00e9 called {} \n", encoding="utf-8-sig")
+    assert ImageData(templates=str(path)).templates == ["a photo of a {}.", "a caf\u00e9 called {}"]
+    assert read_templates("a {}") == ["a {}"] and read_templates(None) is None
+    path.write_text("a photo of a {}.\na photo\n")
+    with pytest.raises(UserError, match=r"prompts.txt"):
+        read_templates(str(path))
+    path.write_text("\n")
+    with pytest.raises(UserError, match="empty"):
+        read_templates(str(path))
+    path.write_bytes(b"caf\xe9 {}")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_templates(str(path))

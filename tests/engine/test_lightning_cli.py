@@ -1,0 +1,235 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from randlora_pl.adapters import LoRA, RandLoRA, VeRA, inject
+from randlora_pl.cli.fit import prepare
+from randlora_pl.cli.inspect.config import config_names
+from randlora_pl.engine.lightning_cli import App, Parser, _whole_numbers_first
+from randlora_pl.engine.stages import write_config
+from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
+from randlora_pl.tasks import TextHeadTask, VisionLanguageTask
+from tests.support.products import in_one_item
+
+BASES = [name for name in config_names() if "/" not in name and not name.startswith("compare_")]  # those are no fit
+FRAGMENTS = [name for name in config_names() if "/" in name and not name.startswith("sweeps/")]
+COUNTS = {
+    "clip_vitb32": 5_170_320,
+    "clip_vitl14": 12_192_768,
+    "clip_vith14": 23_519_664,
+    "clip_vision_vitb32": 3_566_592,
+    "clip_vision_vitl14": 9_510_912,
+    "dinov2_vitb14": 3_566_592,
+}
+
+Build = Callable[..., App]
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """The app of a command, with its run folder in an empty place."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> App:
+        monkeypatch.delenv("RANDLORA_PL_RUN_FOLDER", raising=False)
+        return App(prepare("fit", ["--trainer.accelerator", "cpu", *words]))
+
+    return call
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_every_config_builds(build: Build, name: str) -> None:
+    app = build("--config", name)
+    assert app.folder.is_dir()
+    window = {"commonsense": 16, "glue": 64, "e2e": 8}.get(name.partition("_")[0], 128)
+    assert app.trainer.accumulate_grad_batches * app.datamodule.batch_size == window or name == "quickstart"
+
+
+@pytest.mark.parametrize("name", FRAGMENTS)
+def test_every_fragment_builds_on_a_config(build: Build, name: str) -> None:
+    kind, _, short = name.rpartition("/")
+    recipe = "commonsense_qwen2" if short.startswith("commonsense") else "clip_vitb32"
+    app = build("--config", recipe if kind == "recipes" else "quickstart", "--config", name)
+    names = {"full": "fullfinetuning", "linear_probe": "linearprobe"}
+    expected = "randlora" if kind == "recipes" else names.get(short, short)
+    assert app.model.adapter.method().lower() == expected
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
+def test_every_model_is_counted_on_the_meta_device(build: Build, name: str, count: int) -> None:
+    task = build("--config", name).model
+    model = meta_clip(task.name) if library_of(task.name) == "open_clip" else meta_vit(task.name, task.img_size)
+    if isinstance(task, TextHeadTask):
+        model = ImageTower(model)
+    assert inject(model, task.adapter, task.targets).trainable == count
+
+
+def test_official_recipe_counts_one_basis_more(build: Build) -> None:
+    task = build("--config", "clip_vitb32", "--config", "official").model
+    assert isinstance(task, VisionLanguageTask) and task.logit_scale == "raw"
+    assert inject(meta_clip(task.name), task.adapter, task.targets).trainable == 5_198_184
+
+
+@pytest.mark.parametrize(("recipe", "epochs", "frozen"), [("paper", 3, "bfloat16"), ("official", 1, "float32")])
+def test_recipes_of_commonsense_differ_in_epochs(build: Build, recipe: str, epochs: int, frozen: str) -> None:
+    app = build("--config", "commonsense_phi3", "--config", f"recipes/commonsense_{recipe}")
+    assert app.datamodule.epochs == epochs
+    assert app.model.frozen_dtype == frozen
+    assert app.model.adapter.rank == 20
+
+
+def test_another_adapter_has_its_own_defaults(build: Build) -> None:
+    adapter = build("--config", "quickstart", "--model.adapter", "VeRA").model.adapter
+    assert isinstance(adapter, VeRA)
+    assert adapter.options() == VeRA(seed=0).options()
+    adapter = build("--config", "official", "--model.adapter", "LoRA", "--model.adapter.rank", "3").model.adapter
+    assert isinstance(adapter, LoRA)
+    assert adapter.options() == LoRA(rank=3, seed=0).options()
+
+
+def test_options_reach_the_adapter(build: Build) -> None:
+    words = ["--model.adapter.rank", '{".*mlp.*": 4}', "--model.adapter.match", "lora:32", "--model.targets", "[mlp]"]
+    task = build("--config", "quickstart", *words).model
+    assert isinstance(task.adapter, RandLoRA)
+    assert task.adapter.rank == {".*mlp.*": 4} and task.adapter.match == "lora:32" and task.targets == ["mlp"]
+
+
+def test_inner_method_of_dora(build: Build) -> None:
+    inner = build("--config", "quickstart", "--model.adapter", "DoRA", "--model.adapter.inner.rank", "3").model.adapter
+    assert isinstance(inner.inner, LoRA) and inner.rank == 3
+    words = ["--model.adapter", "dora", "--model.adapter.inner", "randlora", "--model.adapter.inner.seed", "7"]
+    app = build("--config", "quickstart", *words)
+    assert isinstance(app.model.adapter.inner, RandLoRA)
+    write_config(app)
+    assert "seed: 7" in (app.folder / "config.yaml").read_text()
+
+
+def test_old_class_paths_are_read_and_public_ones_written(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text(
+        "trainer: {callbacks: [{class_path: randlora_pl.callbacks.zero_shot.ZeroShot}, {class_path: "
+        "lightning.pytorch.callbacks.DeviceStatsMonitor}]}\n"
+        "model: {class_path: randlora_pl.tasks.text_head.TextHeadTask, init_args: {name: tiny, pretrained: random, "
+        "adapter: {class_path: randlora_pl.adapters.methods.fixed_rank.dora.DoRA, init_args: {inner: "
+        "{class_path: randlora_pl.adapters.methods.fixed_rank.vera.VeRA}}}}}\n"
+    )
+    app = build("--config", str(tmp_path / "old.yaml"))
+    write_config(app)
+    assert re.findall(r"class_path: (\S+)", (app.folder / "config.yaml").read_text()) == [
+        "randlora_pl.callbacks.ZeroShot",
+        "lightning.pytorch.callbacks.DeviceStatsMonitor",
+        "randlora_pl.tasks.TextHeadTask",
+        "randlora_pl.adapters.DoRA",
+        "randlora_pl.adapters.VeRA",
+    ]
+    word = "--trainer.callbacks+=randlora_pl.callbacks.zero_shot.ZeroShot"
+    assert word.replace("zero_shot.", "") == "=".join(prepare("fit", ["--config", "quickstart", word]).typed)
+
+
+def test_one_seed_feeds_model_data_and_bases(build: Build) -> None:
+    app = build("--config", "quickstart", "--seed_everything", "5")
+    assert app.model.seed == app.datamodule.seed == app.model.adapter.seed == 5
+    app = build("--config", "quickstart", "--seed_everything", "5", "--model.adapter.seed", "7")
+    assert (app.model.seed, app.model.adapter.seed) == (5, 7)
+
+
+def test_loggers_are_chosen_by_name(build: Build) -> None:
+    app = build("--config", "quickstart", "--run.logger", "[tensorboard,csv]")
+    assert [type(logger) for logger in app.trainer.loggers] == [TensorBoardLogger, CSVLogger]
+    assert all(Path(str(logger.log_dir)).parent == app.folder for logger in app.trainer.loggers)
+    assert build("--config", "quickstart", "--run.logger", "none").trainer.loggers == []
+
+
+def test_only_the_first_process_removes_the_folder(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = build("--config", "quickstart")
+    with monkeypatch.context() as patched:
+        patched.setattr(rank_zero_only, "rank", 1)
+        app.discard()
+    assert app.folder.is_dir()
+    app.discard()
+    assert not Path("runs").exists()
+
+
+def test_callbacks_of_the_user_come_on_top(build: Build) -> None:
+    words = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
+    names = [type(c).__name__ for c in build("--config", "quickstart", *words).trainer.callbacks]
+    assert "EarlyStopping" in names and names.count("AdapterCheckpoint") == names.count("ProgressBar") == 1
+
+
+@in_one_item(
+    ("words", "message"),
+    [
+        ("--model.learning_rate foo", "--model.learning_rate: expected a number, not foo"),
+        ("--model.adapter.rank abc", "--model.adapter.rank: expected a whole number"),
+        ("--model.adapter.rank -1", "rank is -1"),
+        ("--model.adapter.basis foo", "expected one of uniform, normal, binary, ternary, hadamard, not foo"),
+        ("--model.logit_scale foo", "expected one of exp, raw, not foo"),
+        ("--model.name ViT-B-33", "Did you mean 'ViT-B-32'"),
+        ("--model.adapter.dropout 2", "dropout is 2"),
+        ("--data.shots -3", "--data.shots is -3"),
+        ("--data.batch_size 1.5", "--data.batch_size: expected a whole number, not 1.5"),
+        ("--data.crop_scale 3", "--data.crop_scale: expected a list"),
+        ("--data.dataset folder", "needs --data.root"),
+        ("--trainer.precision 31", "--trainer.precision: expected one of"),
+        ("--trainer.accelerator gpuu", "gpuu"),
+        ("--trainer.max_epochs", "expected one argument"),
+        ("--trainer.callbacks foo", "--trainer.callbacks"),
+        ("--run.logger tensorbord", "Did you mean 'tensorboard'"),
+        ("--run.name a/b", "without slashes"),
+        ("--seed_everything -1", "--seed_everything is -1"),
+        ("--model.adapter 8", "model.adapter is 8"),
+        ("--checkpoint.every_n_steps 0", "positive number of steps"),
+        ("--gradient_flow.action shout", "--gradient_flow.action: expected one of warn, raise, off"),
+    ],
+)
+def test_wrong_values_are_told_in_a_line(refused: Callable[..., str], words: str, message: str) -> None:
+    assert message in refused("fit", "--config", "quickstart", *words.split())
+
+
+def test_help_of_classes_is_printed(run: Callable[..., object], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run("fit", "--model.adapter.help", "RandLoRA")
+    assert stop.value.code == 0
+    assert "Rank r of each basis" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run("fit", "--help-all")
+    assert "--trainer.precision" in capsys.readouterr().out
+
+
+def test_printed_config_is_a_config(
+    run: Callable[..., object], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit):
+        run("fit", "--config", "quickstart", "--model.adapter", "LoRA", "--print_config")
+    file = tmp_path / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert isinstance(App(prepare("fit", ["--config", str(file)])).model.adapter, LoRA)
+    assert torch.get_num_threads() >= 1
+
+
+@pytest.mark.parametrize("kinds", [float | int | None, int | float, Optional[Union[float, int]]])  # noqa: UP007, UP045
+def test_whole_numbers_stay_whole(kinds: Any) -> None:
+    """Whatever order ``typing`` gives: 1 test batch is one, 1.0 are all."""
+    parser = Parser(exit_on_error=False)
+    parser.add_argument("--limit", type=kinds)
+    _whole_numbers_first(parser)
+    for word, value in (("1", 1), ("1.0", 1.0), ("0.5", 0.5)):
+        found = parser.parse_args([f"--limit={word}"]).limit
+        assert found == value and type(found) is type(value)
+
+
+def test_one_test_batch_is_one_batch(build: Build) -> None:
+    found = build("--config", "quickstart", "--trainer.limit_test_batches", "1").config.trainer.limit_test_batches
+    assert found == 1 and isinstance(found, int)
+
+
+def test_letters_beyond_16_bits_reach_the_parser(build: Build, tmp_path: Path) -> None:
+    name = "\U0001f600\u2028\x85 \\U0001f600é"
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"data": {"dataset": "digits", "templates": [f"{name} {{}}"]}}))
+    assert build("--config", "c.yaml").datamodule.templates == [f"{name} {{}}"]

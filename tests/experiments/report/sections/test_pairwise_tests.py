@@ -1,0 +1,186 @@
+"""Rates and how they were chosen, and the verdict of each pair of methods."""
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from randlora_pl.experiments.report.collect import Sweep, read_sweep
+from randlora_pl.experiments.report.files import write_report
+from randlora_pl.experiments.report.markdown import markdown
+from randlora_pl.experiments.report.plan import Key
+from randlora_pl.experiments.report.render import build
+from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.sections.accuracy import accuracy_table
+from randlora_pl.experiments.report.sections.pairwise_tests import Versus, comparisons
+from randlora_pl.experiments.report.sections.paper_comparison import Beside, Footnotes
+from randlora_pl.experiments.report.sections.rates import Rates, rate_table
+from tests.experiments.report.sweeps import METHODS, description, write_sweep
+
+B32 = "CLIP-ViT-B/32"
+DATASETS = ["a", "b", "c", "d", "e", "f", "g"]
+RATED = {name: METHODS[name] | {"learning_rate": 0.01} for name in ("LoRA-32", "RandLoRA-6")}
+
+
+def provenance(methods: dict[str, Any] = RATED, **changes: Any) -> dict[str, Any]:
+    """What `tune` writes of methods that have their chosen rate."""
+    entries = {n: {"method": facts, "chosen": {"learning_rate": 0.01}, "tried": []} for n, facts in methods.items()}
+    search = {"finished": True, "split": "val", "monitor": "val/acc", "seeds": [0], "budgets": ["1-shot"]}
+    return search | {"models": {B32: {}}, "datasets": ["a"], "methods": entries} | changes
+
+
+def swept(folder: Path, more: Callable[[dict[str, Any]], dict[str, Any]] = lambda labels: {}, **changes: Any) -> Sweep:
+    content = {"paper": None, "models": {B32: {}}, "datasets": DATASETS, "budgets": [1], "seeds": [1, 2, 3, 4, 5]}
+    content |= {"methods": RATED, "tuned": provenance()} | changes
+    return read_sweep(write_sweep(folder, description(**content), more=more))
+
+
+def pair_of(sweep: Sweep) -> Versus:
+    results = Results(sweep)
+    (found,) = comparisons(results, Rates(results))
+    return found
+
+
+def better_by(points: dict[str, float]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Accuracies in which RandLoRA is so much better on a data set, whatever the seed."""
+
+    def figures(labels: dict[str, Any]) -> dict[str, Any]:
+        gain = points.get(labels["dataset"], 0.0) if labels["method"] == "RandLoRA-6" else 0.0
+        return {"test/acc": 0.5 + labels["seed"] / 1000 + gain / 100}
+
+    return figures
+
+
+def test_a_method_that_is_better_on_every_data_set_has_a_verdict(tmp_path: Path) -> None:
+    gains = {name: 1.0 + n for n, name in enumerate(DATASETS)}
+    found = pair_of(swept(tmp_path, better_by(gains)))
+    assert (found.first, found.second) == ("RandLoRA-6", "LoRA-32")
+    assert found.by_dataset == pytest.approx(gains) and found.seeds == 5
+    assert found.difference.mean == pytest.approx(fmean(gains.values()))
+    assert found.p == pytest.approx(2 / 2**7) and found.verdict == "RandLoRA-6 is better"
+    assert "RandLoRA-6 is better (p = 0.016)" in found.told()
+
+
+def test_no_difference_is_found_where_data_sets_disagree(tmp_path: Path) -> None:
+    found = pair_of(swept(tmp_path, better_by({name: (-1.0) ** n for n, name in enumerate(DATASETS)})))
+    assert found.p == pytest.approx(1.0) and found.verdict == "no difference found"
+
+
+OTHER_RATE = RATED | {"LoRA-32": METHODS["LoRA-32"] | {"learning_rate": 0.02}}
+OTHER_RANK = RATED | {"LoRA-32": RATED["LoRA-32"] | {"rank": 16}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seeds": [1, 2, 3]}, "no verdict: 3 seeds, 5 are needed"),
+        ({"datasets": DATASETS[:5]}, "no verdict: 5 data sets, 6 are needed"),
+        ({"tuned": None}, "not tuned: RandLoRA-6 typed, LoRA-32 typed"),
+        ({"tuned": provenance({"LoRA-32": RATED["LoRA-32"]})}, "not tuned: RandLoRA-6 typed, LoRA-32 validation"),
+        ({"tuned": provenance(finished=False)}, "not tuned: RandLoRA-6 typed, LoRA-32 typed"),
+        ({"tuned": provenance(models={"x": {"config": "x"}})}, "not tuned: RandLoRA-6 typed, LoRA-32 typed"),
+        ({"methods": OTHER_RATE}, "not tuned: RandLoRA-6 validation, LoRA-32 typed"),
+        ({"methods": OTHER_RANK}, "not tuned: RandLoRA-6 validation, LoRA-32 typed"),
+        ({"methods": {name: METHODS[name] for name in RATED}}, "not tuned: RandLoRA-6 default, LoRA-32 default"),
+    ],
+)
+def test_why_there_is_no_verdict(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    found = pair_of(swept(tmp_path, better_by(dict.fromkeys(DATASETS, 25.0)), **changes))
+    assert found.p is None and found.verdict == said
+
+
+@pytest.mark.parametrize("changes", [{"seeds": [1, 2, 3]}, {"tuned": None}])
+def test_no_report_calls_an_untuned_rate_better(tmp_path: Path, changes: dict[str, Any]) -> None:
+    text = markdown(build(swept(tmp_path, better_by({"a": 25.0}), datasets=["a"], **changes)))
+    short = text.partition("## Learning rates")[0]
+    assert "better" not in short and ("+25.0" in short) == ("seeds" in changes)
+    why = (
+        "3 seeds, 5 are needed"
+        if "seeds" in changes
+        else "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
+    )
+    assert f"No verdict for 1 of 1 pair of methods: {why}." in short
+    assert ("| **" in text) == ("seeds" in changes), "bold is for rates of one rule"
+
+
+def test_pairs_are_adjusted_together(tmp_path: Path) -> None:
+    methods = RATED | {"VeRA-256": METHODS["VeRA-256"] | {"learning_rate": 0.01}}
+    results = Results(
+        swept(tmp_path, better_by(dict.fromkeys(DATASETS, 2.0)), methods=methods, tuned=provenance(methods))
+    )
+    found = {(one.first, one.second): one.p for one in comparisons(results, Rates(results))}
+    assert (
+        found.pop(("LoRA-32", "VeRA-256")) == 1.0
+        if ("LoRA-32", "VeRA-256") in found
+        else found.pop(("VeRA-256", "LoRA-32"))
+    )
+    assert list(found.values()) == pytest.approx([3 * 2 / 2**7, 3 * 2 / 2**7])
+
+
+def test_rates_of_the_papers_tables_are_one_rule(tmp_path: Path) -> None:
+    methods = {name: METHODS[name] for name in ("LoRA-32", "RandLoRA-6")} | {"full": {"learning_rate": 3e-5}}
+
+    def figures(labels: dict[str, Any]) -> dict[str, Any]:
+        rate = {"LoRA-32": 1e-3, "RandLoRA-6": 1e-3}.get(labels["method"], 3e-5)
+        kind = {"full": {"method": "FullFineTuning", "trainable_parameters": 10}}.get(labels["method"], {})
+        return {"learning_rate": rate} | kind
+
+    results = Results(swept(tmp_path, figures, methods=methods, paper={"table": 11}, tuned=None))
+    rates = Rates(results)
+    assert not rates.untuned(B32, ["LoRA-32", "RandLoRA-6"]) and not rates.one_rule(B32)
+    assert rates.untuned(B32, ["LoRA-32", "full"]) == "LoRA-32 paper, full typed"
+    table = rate_table(rates)
+    assert table is not None
+    rows = [[cell.text for cell in row] for row in table.rows]
+    assert ["RandLoRA-6", B32, "paper", "everywhere", "0.001"] in rows
+    assert ["full", B32, "typed", "everywhere", "3e-05"] in rows
+
+
+def test_several_rates_of_a_method_are_shown_with_their_places(tmp_path: Path) -> None:
+    more = lambda labels: {"learning_rate": 0.01 if labels["dataset"] == "a" else 0.1}  # noqa: E731
+    results = Results(swept(tmp_path, more, methods={"LoRA-32": METHODS["LoRA-32"]}, tuned=None, datasets=["a", "b"]))
+    table = rate_table(Rates(results))
+    assert table is not None
+    assert [[cell.text for cell in row][2:] for row in table.rows] == [
+        ["default", "a 1-shot", "0.01"],
+        ["default", "b 1-shot", "0.1"],
+    ]
+
+
+def test_a_cell_that_is_no_better_than_the_untrained_model_did_not_train(tmp_path: Path) -> None:
+    def figures(labels: dict[str, Any]) -> dict[str, Any]:
+        accuracy = {
+            "zero-shot": 0.222,
+            "LoRA-32": 0.22 + 0.004 * labels["seed"],
+            "RandLoRA-6": 0.5 + 0.01 * labels["seed"],
+        }
+        return {"test/acc": accuracy[labels["method"]]}
+
+    sweep = swept(tmp_path, figures, datasets=["a"], seeds=[1, 2, 3], tuned=None)
+    results = Results(sweep)
+    assert results.idle(Key(B32, "a", "1-shot", "LoRA-32")) and not results.idle(Key(B32, "a", "1-shot", "RandLoRA-6"))
+    assert not results.idle(Key(B32, "a", "zero-shot", "zero-shot"))
+    table = accuracy_table(results, Beside(sweep.plan), Footnotes(), B32, False)
+    assert [row[3].below for row in table.rows] == ["", "did not train", ""]
+    assert "1 of 2 trained cells did not train, as far as their intervals say: LoRA-32 (1)." in markdown(build(sweep))
+
+
+def test_a_report_is_made_again_from_its_cells(tmp_path: Path) -> None:
+    methods = RATED | {"probe": {"config": "linear_probe", "head_learning_rate": 0.5}}
+
+    def figures(labels: dict[str, Any]) -> dict[str, Any]:
+        probe = {
+            "method": "LinearProbe",
+            "trainable_parameters": 1280,
+            "head_learning_rate": 0.5,
+            "learning_rate": 1e-3,
+        }
+        return probe if labels["method"] == "probe" else {"learning_rate": 0.01, "spectrum/rank": [4.0, 8.0]}
+
+    sweep = swept(tmp_path / "sweep", figures, methods=methods, datasets=["a", "b"])
+    write_report(sweep, tmp_path / "report")
+    first = {path: path.read_bytes() for path in ((tmp_path / "report" / name) for name in ("report.md", "cells.csv"))}
+    write_report(read_sweep(tmp_path / "report"), tmp_path / "report", overwrite=True)
+    assert {path: path.read_bytes() for path in first} == first, "but for the summary, which has more digits"

@@ -1,0 +1,157 @@
+"""Cells are ordinary runs, whatever ran before them in the same process."""
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from randlora_pl.cli.main import main
+from randlora_pl.experiments.sweep.cell_runner import Runner, nested
+from randlora_pl.experiments.sweep.folder import SweepFolder
+from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.models import load_clip
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.reuse import keeping
+from randlora_pl.utils.run_results import read_results
+from tests.experiments.sweep.grids import GRID, cells_of
+from tests.support.products import marked
+from tests.tasks.small import two_blocks
+
+METHODS = {
+    "RandLoRA-6": {"adapter": "RandLoRA", "rank": 6},
+    "full": {"adapter": "FullFineTuning"},
+    "probe": {"config": "linear_probe"},
+    "text head": {"adapter": "LoRA", "rank": 2, "task": "TextHeadTask"},
+    "zero-shot": None,
+}
+
+
+@pytest.fixture(autouse=True)
+def _small_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path / "cache"))
+    with two_blocks():
+        yield
+
+
+def run(cell: Cell, folder: SweepFolder, runner: Runner | None = None) -> Path:
+    place = folder.begin(cell)
+    (runner or Runner())(cell, place)
+    return place
+
+
+def test_options_with_dots() -> None:
+    assert nested({"data.steps": 5, "data": {"shots": 1}, "a": {"b.c": 2}}) == {
+        "data": {"steps": 5, "shots": 1},
+        "a": {"b": {"c": 2}},
+    }
+
+
+@pytest.mark.slow
+def test_cells_one_after_the_other_are_bit_for_bit_those_alone(tmp_path: Path) -> None:
+    cells = cells_of(methods=METHODS)
+    with keeping():
+        row = {cell.labels.method: run(cell, SweepFolder(tmp_path / "row")) for cell in cells}
+    for cell in cells:
+        alone = run(cell, SweepFolder(tmp_path / "alone" / cell.hash))
+        figures, expected = read_results(row[cell.labels.method]), read_results(alone)
+        assert figures["finished"] is True and figures["device"] == "cpu" and figures["cell_seconds"] > 0
+        for key in ("test/acc", "test/loss", "trainable_parameters", "base/weights_hash"):
+            assert figures[key] == expected[key], (cell.labels, key)
+        if not cell.untrained:
+            one, other = (place / "adapter" / "adapter.safetensors" for place in (row[cell.labels.method], alone))
+            assert one.read_bytes() == other.read_bytes(), cell.labels
+
+
+def test_a_cell_is_the_run_that_fit_makes_of_its_config(tmp_path: Path) -> None:
+    cell = cells_of()[0]
+    place = run(cell, SweepFolder(tmp_path / "sweep"))
+    os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
+    words = ("--trainer.enable_progress_bar", "false", "--run.root", str(tmp_path / "runs"))
+    assert main(["fit", "--config", str(place / "config.yaml"), *words]) == 0
+    (fitted,) = (tmp_path / "runs").glob("*/*")
+    os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
+    name = "adapter/adapter.safetensors"
+    assert (place / name).read_bytes() == (fitted / name).read_bytes()
+    assert read_results(place)["test/acc"] == read_results(fitted)["test/acc"]
+    assert main(["test", "--run", str(place), "--run.root", str(tmp_path / "tests")]) == 0
+
+
+class _StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("damage",), marked(zip([False, True]), lambda row: row[0] in (False,)))
+def test_a_broken_off_cell_ends_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bool
+) -> None:
+    from randlora_pl.tasks import VisionLanguageTask
+
+    cell = cells_of(set=GRID["set"] | {"data.steps": 4, "checkpoint.every_n_steps": 1})[0]
+    whole = run(cell, SweepFolder(tmp_path / "whole"))
+    folder = SweepFolder(tmp_path / "broken")
+    step = VisionLanguageTask.training_step
+    seen: list[int] = []
+
+    def broken(self: VisionLanguageTask, batch: dict[str, torch.Tensor], number: int) -> torch.Tensor:
+        seen.append(number)
+        if len(seen) == 3:
+            raise _StopError
+        return step(self, batch, number)
+
+    monkeypatch.setattr(VisionLanguageTask, "training_step", broken)
+    with pytest.raises(_StopError):
+        run(cell, folder)
+    last = folder.place(cell) / "checkpoints" / "last.ckpt"
+    assert last.is_file()
+    if damage:
+        last.write_bytes(last.read_bytes()[:-100])
+    run(cell, folder)
+    assert seen == [0, 1, 2, *((0, 1) if damage else ()), 2, 3]
+    name = "adapter/adapter.safetensors"
+    assert (whole / name).read_bytes() == (folder.place(cell) / name).read_bytes()
+    assert read_results(folder.place(cell))["test/acc"] == read_results(whole)["test/acc"]
+
+
+def test_nothing_is_printed_and_the_log_has_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    place = run(cells_of()[0], SweepFolder(tmp_path))
+    assert capfd.readouterr().out == ""
+    assert "parameters" in (place / "run.log").read_text()
+
+
+def test_a_search_does_not_test(tmp_path: Path) -> None:
+    cell = cells_of(set=GRID["set"] | {"trainer.limit_val_batches": 1})[0]
+    place = run(cell, SweepFolder(tmp_path), Runner(test=False))
+    figures = read_results(place)
+    assert figures["finished"] and "val/acc" in figures and not [key for key in figures if key.startswith("test/")]
+
+
+def alive() -> int:
+    """Bytes of the weights of all CLIP models that are in memory."""
+    modules: list[Any] = [thing for thing in gc.get_objects() if type(thing).__name__ == "CLIP"]
+    return sum(parameter.nbytes for module in modules for parameter in module.parameters())
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_cells(tmp_path: Path) -> None:
+    cells = cells_of(seeds=[1, 2, 3, 4], methods={"full": {"adapter": "FullFineTuning"}, "LoRA": {"adapter": "LoRA"}})
+    weights = []
+    gc.collect()
+    before = alive()
+    with keeping():
+        for cell in cells:
+            run(cell, SweepFolder(tmp_path))
+            weights.append(alive() - before)
+    kept = sum(p.nbytes for p in load_clip("tiny", "random").model.parameters())
+    assert weights == [kept] * len(cells), "the model that is kept, and no other, is alive after each cell"
+
+
+def test_what_goes_wrong_in_a_cell_is_told_in_words(tmp_path: Path) -> None:
+    methods = {"LoRA": {"adapter": "LoRA", "learning_rate": 1e30}}
+    (cell,) = cells_of(methods=methods, set=GRID["set"] | {"data.steps": 9})
+    with pytest.raises(UserError, match="the loss is nan"):
+        run(cell, SweepFolder(tmp_path))

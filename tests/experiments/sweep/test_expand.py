@@ -1,0 +1,77 @@
+from typing import Any
+
+import pytest
+import torch
+
+from randlora_pl.bench.flops import counter
+from randlora_pl.experiments.sweep.expand import counts, data_of, steps, window
+from randlora_pl.models import load_clip
+from randlora_pl.utils.errors import UserError
+from tests.experiments.sweep.grids import GRID, cells_of
+from tests.support.products import in_one_item
+
+
+def one(**changes: Any) -> Any:
+    return cells_of(**({"methods": {"x": {"adapter": "LoRA", "rank": 4}}} | changes))[0].tree
+
+
+def test_counts_are_those_of_the_model() -> None:
+    found = counts(one())
+    model: Any = load_clip("tiny", "random").model
+    assert found is not None
+    assert found.total - found.trainable == sum(p.numel() for p in model.parameters())
+    with torch.no_grad(), counter() as flops:
+        model.encode_image(torch.zeros(1, 3, 32, 32))
+    assert found.image == flops.get_total_flops() > 1e7
+    with torch.no_grad(), counter() as flops:
+        model.encode_text(torch.zeros(1, 16, dtype=torch.int64))
+    assert found.text == flops.get_total_flops()
+
+
+def test_a_linear_probe_trains_its_head_alone() -> None:
+    found = counts(one(methods={"x": {"config": "linear_probe"}}))
+    assert found is not None and found.trainable == 0 and found.text == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"methods": {"x": {"adapter": "LoRA", "rank": 9999}}}, "rank 9999 is larger"),
+        ({"methods": {"x": {"adapter": "LinearProbe"}}}, "give it task: LinearHeadTask"),
+        ({"methods": {"x": {"adapter": "LoRA", "set": {"model.learning_rate": -1}}}}, "learning_rate is -1"),
+        (
+            {"methods": {"x": {"adapter": "LoRA", "set": {"model.learning_rate": "fast"}}}},
+            "does not take these options",
+        ),
+    ],
+)
+def test_impossible_models_are_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        counts(one(**change), forward=False)
+
+
+def test_impossible_data_are_refused() -> None:
+    with pytest.raises(UserError, match="batch_size"):
+        data_of(one(set=GRID["set"] | {"data.batch_size": 0}))
+
+
+@in_one_item(
+    ("budget", "options"),
+    [(2, {}), (16, {}), ("50%", {}), ("100%", {}), ("100%", {"data.epochs": 3}), (2, {"data.steps": 7}),
+     (4, {"trainer.accumulate_grad_batches": 2}), (4, {"trainer.max_steps": 3})],
+)  # fmt: skip
+def test_steps_are_those_of_the_run(budget: Any, options: dict[str, Any]) -> None:
+    base = {key: value for key, value in GRID["set"].items() if key != "data.steps"}
+    tree = one(budgets=[budget], set=base | options)
+    accumulated = tree["trainer"].get("accumulate_grad_batches", 1)
+    data = data_of(tree | {"data": tree["data"] | {"batch_size": 4 * accumulated}})
+    data.setup("fit")
+    assert data.plan is not None
+    exact = min(data.plan.steps, tree["trainer"].get("max_steps", data.plan.steps))
+    assert steps(tree, 10, 1294) == pytest.approx(exact, abs=0.01 * exact), "the catalog rounds shares in its own way"
+    assert window(tree) == 4 * accumulated
+
+
+def test_steps_nobody_knows() -> None:
+    base = {key: value for key, value in GRID["set"].items() if key != "data.steps"}
+    assert steps(one(budgets=["100%"], set=base), None, None) is None

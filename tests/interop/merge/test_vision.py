@@ -1,0 +1,319 @@
+"""Merged weights in bare open_clip and timm: same tensors as by hand, same features, same class logits."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from randlora_pl.adapters import LinearProbe, merge, read_adapter
+from randlora_pl.interop.base_model import load_base
+from randlora_pl.interop.library_model import difference
+from randlora_pl.interop.merge import vision as module
+from randlora_pl.interop.merge.vision import added, check_output, merged, write
+from randlora_pl.interop.updates import updates, weighted_sum
+from randlora_pl.tasks import AdaptationTask
+from randlora_pl.utils.errors import UserError
+from tests.interop.adapters import MORE, rounded, saved
+from tests.support.products import marked
+from tests.tasks.small import CLASSES, KINDS, TEMPLATES, built, images
+
+
+def written(path: Path, output: Path, scale: float = 1.0, **options: Any) -> module.Written:
+    file = read_adapter(path)
+    return write(output, merged(load_base(file), file, scale, **options))
+
+
+def bare_tiny(output: Path) -> Any:
+    """As the printed lines say; the name is the file's, unique to the test's folder."""
+    open_clip.add_model_config(output.with_suffix(".json"))
+    return open_clip.create_model(output.stem, pretrained=str(output)).eval()
+
+
+@torch.no_grad()
+def bare_logits(model: Any, output: Path, batch: Tensor) -> Tensor:
+    head = load_file(output.with_suffix(".head.safetensors"))["head"]
+    return F.normalize(model.encode_image(batch), dim=-1) @ head.T
+
+
+@torch.no_grad()
+def logits_of(task: AdaptationTask, size: int | None = None) -> Tensor:
+    task.prepare_evaluation()
+    return task.class_logits(images(3, task.image_spec.size))
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [*(("text head", method) for method in MORE), *((kind, "full") for kind in KINDS)]
+)
+def test_bare_open_clip_gives_the_same_logits(kind: str, method: str, tmp_path: Path) -> None:
+    task = saved(tmp_path / "a", kind, method)
+    output = tmp_path / f"{kind.replace(' ', '-')}-{method}.safetensors"
+    result = written(tmp_path / "a", output)
+    assert set(result.sizes) == {output, output.with_suffix(".json"), output.with_suffix(".head.safetensors")}
+    assert all(file.stat().st_size == size for file, size in result.sizes.items())
+    found = bare_logits(bare_tiny(output), output, images(3))
+    torch.testing.assert_close(found, logits_of(task), rtol=1e-4, atol=1e-4)
+    merge(task.model)
+    state = load_file(output)
+    for name, value in task.model.state_dict().items():
+        if name in state:
+            assert torch.equal(state[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("method", "suffix"),
+    marked(
+        [("randlora", ".pt"), ("dora", ".safetensors"), ("full", ".pt"), ("bitfit", ".safetensors")],
+        lambda row: row[0] in ("randlora", "bitfit"),
+    ),
+)
+def test_scale_interpolates_every_tuned_tensor(method: str, suffix: str, tmp_path: Path) -> None:
+    saved(tmp_path / "a", "vision-language", method)
+    base = load_base(read_adapter(tmp_path / "a")).model.state_dict()
+    states = {}
+    for scale in (0.0, 0.3, 1.0):
+        output = tmp_path / f"s{int(10 * scale)}{suffix}"
+        written(tmp_path / "a", output, scale)
+        states[scale] = load_file(output) if suffix == ".safetensors" else torch.load(output, weights_only=True)
+        assert states[scale].keys() == base.keys()
+    changed = 0
+    for name, plain in base.items():
+        tuned = states[1.0][name]
+        assert torch.equal(states[0.0][name], plain)
+        by_hand = plain.double() + 0.3 * (tuned.double() - plain.double())
+        torch.testing.assert_close(states[0.3][name].double(), by_hand, rtol=0, atol=1e-7)
+        changed += not torch.equal(tuned, plain)
+    assert changed == len(updates(load_base(read_adapter(tmp_path / "a")), read_adapter(tmp_path / "a")))
+
+
+@pytest.mark.parametrize(("options", "more"), [({"img_size": 48}, {"img_size": 48}), ({}, {})])
+def test_bare_timm_gives_the_classifier(options: dict[str, Any], more: dict[str, Any], tmp_path: Path) -> None:
+    task = saved(tmp_path / "a", "linear head", "randlora", name="test_vit.r160_in1k", pretrained="random", **options)
+    output = tmp_path / "vit.safetensors"
+    result = written(tmp_path / "a", output)
+    assert list(result.sizes) == [output]
+    model = timm.create_model("test_vit.r160_in1k", num_classes=4, checkpoint_path=str(output), **more).eval()
+    with torch.no_grad():
+        found = model(images(3, task.image_spec.size))
+    torch.testing.assert_close(found, logits_of(task), rtol=1e-4, atol=1e-4)
+    features = tmp_path / "features.pt"
+    written(tmp_path / "a", features, with_head=False)
+    model = timm.create_model("test_vit.r160_in1k", num_classes=0, checkpoint_path=str(features), **more).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(images(3, task.image_spec.size)), task.model(images(3, task.image_spec.size)))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("vit_small_patch14_dinov2.lvd142m", 28), ("test_vit2", 160), ("test_vit3", 160), ("test_convnext", 160)],
+)
+def test_lines_that_are_printed_load_it(name: str, size: int, tmp_path: Path) -> None:
+    """CLS token at another image size than timm's, pooling by mean with a norm, by attention, a deep head."""
+    task = saved(tmp_path / "a", "linear head", adapter=LinearProbe(), name=name, pretrained="random", img_size=size)
+    result = written(tmp_path / "a", tmp_path / "m.safetensors")
+    place: dict[str, Any] = {}
+    exec("\n".join(result.load), place)
+    with torch.no_grad():
+        found = place["model"].eval()(images(3, size))
+    torch.testing.assert_close(found, logits_of(task), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "said"), marked([("ViT-S-32-alt", False), ("tiny", True)], lambda row: row[1]))
+def test_open_clip_is_told_of_images_that_are_not_as_usual(name: str, said: bool, tmp_path: Path) -> None:
+    task = saved(tmp_path / "a", name=name)
+    result = written(tmp_path / "a", tmp_path / f"told-{name}.safetensors", with_head=False)
+    place: dict[str, Any] = {}
+    exec("\n".join(result.load), place)
+    told = place["model"].visual.preprocess_cfg
+    assert ("force_preprocess_cfg" in result.load[-1]) == said
+    for key in ("mean", "std", "interpolation"):
+        assert told[key] == getattr(task.image_spec, key)
+
+
+def test_zero_shot_in_bare_open_clip(tmp_path: Path) -> None:
+    """The library's own tokenizer, prompts and scale of the metadata: our logits, without our head."""
+    task = saved(tmp_path / "a", name="ViT-S-32-alt")
+    output = tmp_path / "clip.safetensors"
+    result = written(tmp_path / "a", output)
+    assert output.with_suffix(".json") not in result.sizes
+    with safe_open(output, framework="pt") as file:
+        known = file.metadata()
+    assert json.loads(known["classnames"]) == CLASSES and json.loads(known["templates"]) == TEMPLATES
+    place: dict[str, Any] = {}
+    exec("\n".join(result.load), place)
+    model, tokenizer = place["model"].eval(), open_clip.get_tokenizer("ViT-S-32-alt")
+    rows = []
+    with torch.no_grad():
+        for name in json.loads(known["classnames"]):
+            prompts = tokenizer([template.format(name) for template in json.loads(known["templates"])])
+            rows.append(F.normalize(F.normalize(model.encode_text(prompts), dim=-1).mean(0), dim=-1))
+        batch = images(3, json.loads(known["image"])["size"])
+        found = float(known["logit_scale"]) * F.normalize(model.encode_image(batch), dim=-1) @ torch.stack(rows).T
+    torch.testing.assert_close(found, logits_of(task), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"logit_scale": "raw"}, {"eval_prompts": "ensemble"}, {"caption": "{}!"}])
+def test_class_embeddings_of_a_tuned_text_tower(options: dict[str, Any], tmp_path: Path) -> None:
+    task = saved(tmp_path / "a", "vision-language", **options)
+    output = tmp_path / f"vl-{next(iter(options))}.safetensors"
+    written(tmp_path / "a", output)
+    found = bare_logits(bare_tiny(output), output, images(3))
+    torch.testing.assert_close(found, logits_of(task), rtol=1e-4, atol=1e-4)
+
+
+def test_one_file_in_bfloat16(tmp_path: Path) -> None:
+    saved(tmp_path / "a", "linear head")
+    rounded(tmp_path / "a", tmp_path / "half.safetensors")
+    fine, coarse = tmp_path / "fine.safetensors", tmp_path / "coarse.safetensors"
+    written(tmp_path / "a", fine)
+    written(tmp_path / "half.safetensors", coarse)
+    states = load_file(fine), load_file(coarse)
+    assert all(torch.allclose(states[0][name], states[1][name], atol=0.05) for name in states[0])
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert all(value.dtype == torch.float32 for value in load_file(coarse.with_suffix(".head.safetensors")).values())
+
+
+def test_sum_is_rounded_once(tmp_path: Path) -> None:
+    methods = {"randlora": 0.5, "dora": -1.0, "full": 0.25}
+    for method in methods:
+        saved(tmp_path / method, "vision-language", method)
+    files = [read_adapter(tmp_path / method) for method in methods]
+    base = load_base(files[0])
+    parts = [updates(base, file) for file in files]
+    output = tmp_path / "sum.safetensors"
+    write(output, added(base, files[0], weighted_sum(parts, list(methods.values()))))
+    state = load_file(output)
+    for name, plain in base.model.state_dict().items():
+        by_hand = plain.double()
+        for part, weight in zip(parts, methods.values(), strict=True):
+            if name in part:
+                by_hand = by_hand + weight * part[name].double()
+        torch.testing.assert_close(state[name], by_hand.to(plain.dtype), rtol=1e-6, atol=0)
+
+
+# What is refused, and what is left then
+
+
+def test_outputs_that_differ_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path / "a")
+    before = sorted(tmp_path.rglob("*"))
+    file = read_adapter(tmp_path / "a")
+    made = merged(load_base(file), file)
+    made.expected[0][0, 0] += 1
+    with pytest.raises(UserError, match="nothing"):
+        write(tmp_path / "m.safetensors", made)
+    monkeypatch.setattr(module, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    made = merged(load_base(file), file)
+    with pytest.raises(UserError, match="device"):
+        write(tmp_path / "m.safetensors", made)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="written"):
+        write(tmp_path / "a" / "adapter.safetensors" / "m.safetensors", made)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    for method, message in (("full", "would not be finite"), ("lora", "is not finite")):
+        task = saved(tmp_path / "a", method=method)
+        with torch.no_grad():
+            next(p for p in task.parameters() if p.requires_grad).view(-1)[0] = float("nan")
+        task.save(tmp_path / "a")
+        file = read_adapter(tmp_path / "a")
+        with pytest.raises(UserError, match=message):
+            merged(load_base(file), file)
+
+
+def test_other_files_stay(tmp_path: Path) -> None:
+    saved(tmp_path / "a")
+    one = rounded(tmp_path / "a", tmp_path / "one.safetensors").path
+    file = read_adapter(tmp_path / "a")
+    made = merged(load_base(file), file)
+    (tmp_path / "m.json").write_text("mine")
+    with pytest.raises(UserError, match=r"m\.json exists"):
+        write(tmp_path / "m.safetensors", made)
+    assert (tmp_path / "m.json").read_text() == "mine" and not (tmp_path / "m.safetensors").exists()
+    write(tmp_path / "m.safetensors", made, overwrite=True)
+    for output, message in (
+        ("m.safetensors", "exists"),
+        ("m.bin", "ends in"),
+        ("one.safetensors", "would replace"),
+        ("a/x.pt", "would replace"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_output(tmp_path / output, [one, tmp_path / "a"], overwrite=output != "m.safetensors")
+
+
+def test_the_head_of_older_weights_goes_with_them(tmp_path: Path) -> None:
+    """Weights that were written without a head must not lie beside the head of others."""
+    saved(tmp_path / "a")
+    output, head = tmp_path / "m.safetensors", tmp_path / "m.head.safetensors"
+    written(tmp_path / "a", output)
+    output.unlink()
+    file = read_adapter(tmp_path / "a")
+    made = merged(load_base(file), file, with_head=False)
+    (tmp_path / "m.json").unlink()
+    with pytest.raises(UserError, match=r"m\.head\.safetensors exists"):
+        write(output, made)
+    assert head.is_file() and not output.exists()
+    write(output, made, overwrite=True)
+    assert output.is_file() and not head.exists()
+    save_file({"head": torch.ones(2)}, head)  # no file of ours
+    write(output, made, overwrite=True)
+    assert head.is_file()
+
+
+def test_differences_of_outputs() -> None:
+    one, two = [torch.tensor([1.0, 4.0])], [torch.tensor([1.5, 5.0])]
+    assert difference(one, two) == (0.2, 1.0)
+    assert difference([torch.tensor([float("nan")])], [torch.zeros(1)]) == (float("inf"), float("inf"))
+
+
+def test_tied_tensors_are_written_twice() -> None:
+    layer = nn.Linear(2, 2)
+    content = module._bytes({"a": layer.weight.detach(), "b": layer.weight.detach()}, {})
+    assert b'"a"' in content and b'"b"' in content
+
+
+def test_the_config_of_an_older_model_goes_with_it(tmp_path: Path) -> None:
+    saved(tmp_path / "tiny")
+    output = tmp_path / "m.safetensors"
+    written(tmp_path / "tiny", output)
+    assert (tmp_path / "m.json").is_file()
+    saved(tmp_path / "vit", "linear head", name="test_vit")
+    file = read_adapter(tmp_path / "vit")
+    write(output, merged(load_base(file), file), overwrite=True)
+    assert not (tmp_path / "m.json").exists() and not (tmp_path / "m.head.safetensors").exists()
+    (tmp_path / "m.json").write_text("{}")  # no file of ours
+    write(output, merged(load_base(file), file), overwrite=True)
+    assert (tmp_path / "m.json").is_file()
+
+
+def test_an_update_that_is_lost_is_refused(tmp_path: Path) -> None:
+    """As a part of the outputs a small update is nothing: the base model's weights would pass for the tuned ones."""
+    saved(tmp_path / "a")
+    file = read_adapter(tmp_path / "a")
+    made = merged(load_base(file), file)
+    small = [base + 5e-5 * (tuned - base) for tuned, base in zip(made.expected, made.plain, strict=True)]
+    made.model.load_state_dict(load_base(file).model.state_dict())
+    assert difference(made.plain, small)[0] < module.TOLERANCE
+    with pytest.raises(UserError, match="100%"):
+        write(tmp_path / "m.safetensors", replace(made, expected=small))
+    assert not list(tmp_path.glob("m.*"))
+
+
+def test_an_adapter_that_changes_nothing_says_so(tmp_path: Path) -> None:
+    built("text head").save(tmp_path / "a")
+    file = read_adapter(tmp_path / "a")
+    notes = write(tmp_path / "m.safetensors", merged(load_base(file), file)).notes
+    assert [note for note in notes if "no loss of it would show" in note] == [notes[1]]
+    saved(tmp_path / "b")
+    file = read_adapter(tmp_path / "b")
+    assert "no loss of it" not in str(write(tmp_path / "n.safetensors", merged(load_base(file), file)).notes)

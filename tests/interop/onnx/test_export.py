@@ -1,0 +1,197 @@
+"""Exported files against the modules that they were made from, and what cannot be exported."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters import LoRA, RandLoRA
+from randlora_pl.interop.onnx import export as onnx
+from randlora_pl.interop.onnx.export import FACTS, export_onnx, export_torch
+from randlora_pl.interop.onnx.program import Program, make_program
+from randlora_pl.tasks import LinearHeadTask, VisionLanguageTask
+from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.utils.errors import UserError
+from tests.interop.onnx.test_program import trained
+from tests.support.products import marked
+
+KINDS = [("linear head, timm", "classifier"), ("both towers", "text")]
+
+Export = Callable[[Program, Path], onnx.Exported]
+EXPORTS = pytest.mark.parametrize("export", [export_onnx, export_torch])
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(12, 5)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.inner(pixels.flatten(1)).softmax(1)
+
+
+class Branching(Small):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels if pixels.sum() > 0 else -pixels
+
+
+class Odd(Small):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.ops.randlora_pl_tests.odd(pixels)  # type: ignore[no-any-return]
+
+
+@torch.library.custom_op("randlora_pl_tests::odd", mutates_args=())
+def odd(x: Tensor) -> Tensor:
+    return x * 2 + 1
+
+
+@odd.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def program_of(module: nn.Module) -> Program:
+    def examples(count: int, seed: int) -> Tensor:
+        return torch.rand(count, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
+
+    facts = {"classnames": ["ä", "b"], "part": "image", "image_size": 2}
+    return Program(module.eval().requires_grad_(False), "pixels", ("features",), examples, facts)
+
+
+def answers(file: Path, example: Tensor) -> list[Tensor]:
+    """What a file of either kind gives, by nothing but its own library."""
+    if file.suffix == ".pt2":
+        found: Any = torch.export.load(file).module()(example)
+        return list(found) if isinstance(found, tuple) else [found]
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(value) for value in session.run(None, {session.get_inputs()[0].name: example.numpy()})]
+
+
+@EXPORTS
+def test_any_batch_facts_and_no_paths(tmp_path: Path, export: Export) -> None:
+    program = program_of(Small())
+    file = tmp_path / "deep" / ("model.onnx" if export is export_onnx else "model.pt2")
+    written = export(program, file)
+    assert written.files == (file,) and written.size == file.stat().st_size and written.difference < 1e-5
+    assert [entry.name for entry in file.parent.iterdir()] == [file.name]
+    for batch in (1, 2, 5, 64):
+        example = program.examples(batch, batch)
+        torch.testing.assert_close(answers(file, example)[0], program.module(example))
+    if export is export_onnx:
+        session = onnxruntime.InferenceSession(str(file))
+        told = session.get_modelmeta().custom_metadata_map
+        facts = {name: value if name == "part" else json.loads(value) for name, value in told.items()}
+        assert session.get_inputs()[0].shape == ["batch", 3, 2, 2]
+    else:
+        extra = {FACTS: ""}
+        torch.export.load(file, extra_files=extra)
+        facts = json.loads(extra[FACTS])
+    assert facts == program.facts
+    assert str(Path(__file__).parent).encode() not in file.read_bytes()  # traces of where the code lay
+
+
+@pytest.mark.parametrize(("kind", "part"), marked(KINDS, lambda row: row[1] == "text"))
+def test_real_models(tmp_path: Path, kind: str, part: str) -> None:
+    program = make_program(trained(kind), part)
+    assert export_onnx(program, tmp_path / "m.onnx").difference < 1e-4
+    assert export_torch(program, tmp_path / "m.pt2").difference < 1e-4
+    example = program.examples(5, 9)
+    expected = program.module(example)
+    for file in ("m.onnx", "m.pt2"):
+        for ours, theirs in zip(
+            expected if isinstance(expected, tuple) else [expected], answers(tmp_path / file, example), strict=True
+        ):
+            torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow  # half a minute each
+@pytest.mark.parametrize("name, task", [
+    ("ViT-B-32", VisionLanguageTask), ("vit_tiny_patch16_224", LinearHeadTask),
+    ("vit_small_patch14_dinov2", LinearHeadTask),
+])  # fmt: skip
+def test_large_models(tmp_path: Path, name: str, task: type[AdaptationTask]) -> None:
+    made = task(name=name, pretrained="random", adapter=RandLoRA(rank=6) if name == "ViT-B-32" else LoRA(rank=2))
+    made.set_classes(["cat", "dog"], ["a {}"])
+    made.configure_model()
+    program = make_program(made)
+    assert export_onnx(program, tmp_path / "m.onnx").difference < 1e-4
+    assert export_torch(program, tmp_path / "m.pt2").difference < 1e-4
+
+
+def test_large_weights_go_to_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "LARGEST_FILE", 100)
+    program = program_of(nn.Sequential(nn.Flatten(), nn.Linear(12, 3000)))  # small ones stay inside in any case
+    file = tmp_path / "m.onnx"
+    written = export_onnx(program, file)
+    assert written.files == (file, tmp_path / "m.onnx.data") == tuple(sorted(tmp_path.iterdir()))
+    assert written.files[1].stat().st_size >= 4 * 12 * 3000 and written.size == sum(
+        f.stat().st_size for f in written.files
+    )
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for part in written.files:
+        part.rename(moved / part.name)
+    example = program.examples(2, 3)
+    torch.testing.assert_close(answers(moved / "m.onnx", example)[0], program.module(example))
+
+
+@EXPORTS
+def test_what_cannot_be_exported(tmp_path: Path, export: Export, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "deep" / ("m.onnx" if export is export_onnx else "m.pt2")
+    with pytest.raises(UserError, match="PyTorch"):
+        export(program_of(Branching()), file)
+    assert not list(tmp_path.iterdir())
+    if export is export_onnx:
+        with pytest.raises(UserError, match="--to"):
+            export(program_of(Odd()), file)
+        assert not list(tmp_path.iterdir())
+    else:
+        assert export(program_of(Odd()), file).difference == 0
+    assert capfd.readouterr() == ("", "")
+
+
+@EXPORTS
+def test_other_numbers_are_refused(tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that computes something else never gets its name, and an older one stays."""
+    suffix = "onnx" if export is export_onnx else "pt2"
+    file, program = tmp_path / f"m.{suffix}", program_of(Small())
+    file.write_bytes(b"older")
+    monkeypatch.setattr(onnx, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match="PyTorch"):
+        export(program, file)
+    assert [entry.name for entry in tmp_path.iterdir()] == [file.name] and file.read_bytes() == b"older"
+    monkeypatch.setattr(onnx, "TOLERANCE", 1e-4)
+    with torch.no_grad():
+        program.module.inner.weight.fill_(float("nan"))  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="difference nan"):
+        export(program, file)
+
+
+def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "onnx" in name else find(name))
+    with pytest.raises(UserError, match=r"'randlora-pl\[onnx\]'"):
+        export_onnx(program_of(Small()), tmp_path / "m.onnx")
+    assert export_torch(program_of(Small()), tmp_path / "m.pt2").size > 0
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="written"):
+        export_torch(program_of(Small()), tmp_path / "file" / "m.pt2")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_weights_beside_an_older_file_go_with_it(tmp_path: Path) -> None:
+    data = tmp_path / "m.onnx.data"
+    data.write_bytes(b"of another program")
+    export_onnx(program_of(nn.Flatten()), tmp_path / "m.onnx")
+    assert data.exists(), "nothing was replaced"
+    export_onnx(program_of(nn.Flatten()), tmp_path / "m.onnx")
+    assert not data.exists()

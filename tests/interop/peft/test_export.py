@@ -1,0 +1,226 @@
+"""What is exported to PEFT, what is refused, and that nothing wrong ever gets its final name."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import nn
+
+from randlora_pl.adapters import (
+    Adapter,
+    BitFit,
+    DoRA,
+    LoRA,
+    NoLA,
+    RandLoRA,
+    VeRA,
+    inject,
+    read_adapter,
+    save_adapter,
+)  # fmt: skip
+from randlora_pl.interop.peft import export as peft_export
+from randlora_pl.interop.peft import verify as peft_check
+from randlora_pl.interop.peft.export import export_peft, to_peft
+from randlora_pl.utils.errors import UserError
+from tests.adapters.cases import SelfAttention, assert_close, randomise
+from tests.adapters.zoo import captions, images, small_clip, small_vit
+from tests.support.products import in_one_item
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def saved(base: nn.Module, adapter: Adapter, targets: list[str] | None, path: Path, **base_model: Any) -> nn.Module:
+    model = copy.deepcopy(base)
+    inject(model, adapter, targets)
+    randomise(model, 0.5)
+    save_adapter(model, path, base_model=base_model)
+    return model.eval()
+
+
+PROVEN: dict[str, Adapter] = {  # layers of one smaller side each
+    "equation": RandLoRA(5),
+    "equation, r divides": RandLoRA(4),
+    "hadamard": RandLoRA(5, basis="hadamard"),
+    "hadamard, peft": RandLoRA(5, basis="hadamard", pairing="peft"),
+    "variant b": RandLoRA(5, variant="b"),
+    "few bases": RandLoRA(5, num_bases=2, pairing="peft"),
+    "floor+1 where r does not divide": RandLoRA(5, num_bases="floor+1"),
+    "ternary": RandLoRA(5, basis="ternary", dense_a=True),
+    "binary, dropout": RandLoRA(5, basis="binary", dropout=0.1),
+    "lora, q apart": LoRA(3, alpha=2, qkv="split"),
+    "lora, alpha 0": LoRA(3, alpha={r".*\.q": 0.0, ".*": 2.0}, qkv="split"),
+    "lora, ranks of q k v": LoRA({r".*\.k": 2, ".*": 3}, alpha={r".*\.q": 5.0}, qkv="split", rslora=True),
+}
+
+
+@in_one_item("name", PROVEN)
+def test_forms_that_are_not_peft_s_own(name: str, tmp_path: Path) -> None:
+    base = small_vit()
+    ours = saved(base, PROVEN[name], None, tmp_path / "ours")
+    export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
+    theirs = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft")
+    x = images().double()  # large random updates make attention sharp, and rounding large
+    assert_close(theirs.double().get_base_model()(x), ours.double()(x), 2e-6)
+
+
+@in_one_item(
+    ("adapter", "targets", "message"),
+    [
+        (NoLA(3, num_bases=8), None, "a method that PEFT does not have. Use --to lora --rank K .*adapter merge"),
+        (BitFit(), None, "a method that PEFT does not have. Use `randlora-pl adapter merge`"),
+        (DoRA(RandLoRA(4)), None, "PEFT's DoRA goes around LoRA only, this one goes around RandLoRA"),
+        (RandLoRA(4, qkv="split"), None, "blocks.0.attn.qkv.q is a block of a packed weight"),
+        (VeRA(4), ["v"], "blocks.0.attn.qkv.v is a block of a packed weight"),
+        (RandLoRA(4, variant="a"), None, "variant a is a product of two sums"),
+        (RandLoRA(4, num_bases="floor+1", pairing="peft"), None, "it has 7 bases of rank 4, and PEFT makes 6"),
+    ],
+)
+def test_refused(adapter: Adapter, targets: list[str] | None, message: str, tmp_path: Path) -> None:
+    base = small_vit()
+    saved(base, adapter, targets, tmp_path / "ours")
+    for model in (base, None):
+        with pytest.raises(UserError, match=message):
+            export_peft(tmp_path / "ours", tmp_path / "peft", model=model)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["ours"]
+
+
+@pytest.mark.parametrize("method", [RandLoRA(4), VeRA(4), DoRA(LoRA(2))])
+def test_packed_attention_is_for_lora_only(method: Adapter, tmp_path: Path) -> None:
+    base = small_clip()
+    saved(base, method, ["visual:qkv"], tmp_path / "ours")
+    with pytest.raises(UserError, match=r"blocks.0.attn.in_proj"):
+        export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
+
+
+@pytest.mark.parametrize("qkv", ["packed", "split"])
+def test_lora_of_packed_attention(qkv: Any, tmp_path: Path) -> None:
+    base = small_clip()
+    ours: Any = saved(base, LoRA(3, alpha=2, qkv=qkv), None, tmp_path / "ours")
+    export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
+    theirs: Any = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft").get_base_model()
+    x, text = images(), captions()
+    assert_close(theirs.encode_image(x), ours.encode_image(x), 1e-5)
+    assert_close(theirs.encode_text(text), ours.encode_text(text), 1e-5)
+
+
+def test_a_projection_that_attention_only_reads(tmp_path: Path) -> None:
+    base = SelfAttention(12)
+    saved(base, LoRA(2), ["attn.out_proj"], tmp_path / "ours")
+    with pytest.raises(UserError, match=r"nn.MultiheadAttention"):
+        export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
+    with pytest.raises(UserError, match=r"nn.MultiheadAttention"):
+        export_peft(tmp_path / "ours", tmp_path / "peft")
+    assert not (tmp_path / "peft").exists()
+
+
+def test_nothing_else_is_adapted(tmp_path: Path) -> None:
+    """The text tower's names end the image tower's, and ``patch_embed.proj`` ends as ``attn.proj`` does."""
+    base = small_clip()
+    saved(base, LoRA(2), ["text:mlp"], tmp_path / "text")
+    export_peft(tmp_path / "text", tmp_path / "peft", model=base)
+    names = set(load_file(tmp_path / "peft" / "adapter_model.safetensors"))
+    theirs = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft")
+    adapted = {name for name, module in theirs.named_modules() if hasattr(module, "lora_A")}
+    assert adapted == {name.rpartition(".lora_")[0] for name in names}
+    assert not any("visual" in name for name in adapted)
+    vit = small_vit()
+    saved(vit, RandLoRA(4, pairing="peft"), ["o"], tmp_path / "vit")
+    export_peft(tmp_path / "vit", tmp_path / "vit-peft", model=vit)
+    # PEFT matches parameters by the end of their name and cannot tell the towers apart.
+    saved(base, LoRA(2), ["text:qkv"], tmp_path / "packed")
+    with pytest.raises(UserError, match=r"visual.transformer.resblocks.0.attn"):
+        export_peft(tmp_path / "packed", tmp_path / "packed-peft", model=base)
+    assert not (tmp_path / "packed-peft").exists()
+
+
+def test_a_wrong_file_never_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = small_vit()
+    saved(base, RandLoRA(5, pairing="peft"), None, tmp_path / "ours")
+
+    def wrong(*args: Any) -> Any:
+        adapter = to_peft(*args)
+        adapter.tensors["randlora_A"] = adapter.tensors["randlora_A"] * 1.001
+        return adapter
+
+    monkeypatch.setattr(peft_export, "to_peft", wrong)
+    with pytest.raises(UserError, match="PEFT"):
+        export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["ours"]
+
+
+def test_without_peft_or_a_model_it_is_written_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = small_vit()
+    saved(base, RandLoRA(5, pairing="peft", alpha=7.5, seed=4), None, tmp_path / "ours")
+    done = export_peft(tmp_path / "ours", tmp_path / "one")
+    assert (done.difference, done.why) == (None, "the adapter does not name its base model")
+    monkeypatch.setattr(peft_export, "installed", lambda: False)
+    done = export_peft(tmp_path / "ours", tmp_path / "two", model=base)
+    assert (done.difference, done.why) == (None, "peft is not installed")
+    assert peft_check.installed()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    config = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
+    assert (config["randlora_alpha"], config["projection_prng_key"], config["r"]) == (7.5, 4, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_file_is_tiny(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Bases once: PEFT itself writes them with every layer."""
+    model = copy.deepcopy(small_vit())
+    inject(model, RandLoRA(5, pairing="peft"))
+    save_adapter(model, tmp_path / "ours", dtype=dtype)
+    done = to_peft(read_adapter(tmp_path / "ours"))
+    bases = {name: tensor for name, tensor in done.tensors.items() if "." not in name}
+    assert {name: tuple(tensor.shape) for name, tensor in bases.items()} == {
+        "randlora_A": (5, 1, 96), "randlora_B": (96, 20, 5),
+    }  # fmt: skip
+
+
+def test_the_folder_of_something_else_stays(tmp_path: Path) -> None:
+    base = small_vit()
+    saved(base, LoRA(2), None, tmp_path / "ours")
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="PEFT"):
+        export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
+    assert (tmp_path / "peft" / "thesis.tex").read_text() == "x"
+    (tmp_path / "peft" / "thesis.tex").unlink()
+    export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
+    export_peft(tmp_path / "ours", tmp_path / "peft", model=base)  # its own output is replaced
+
+
+WHERE: list[tuple[dict[str, Any], str | None]] = [
+    ({"library": "timm", "name": "vit_tiny_patch16_224.augreg_in21k", "pretrained": "augreg_in21k"},
+     "timm/vit_tiny_patch16_224.augreg_in21k"),
+    ({"library": "open_clip", "name": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}, "ViT-B-32/laion2b_s34b_b79k"),
+    ({"library": "open_clip", "name": "ViT-B-32", "pretrained": "/w.pt", "sha256": "00"}, None),
+    ({"library": "timm", "name": "vit_tiny_patch16_224", "pretrained": "random", "seed": 0}, None),
+    ({}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("base", "name"), WHERE)
+def test_the_base_model_s_name(base: dict[str, Any], name: str | None) -> None:
+    assert peft_export.base_name(base) == name
+
+
+def test_lora_of_plain_convolutions_goes_to_peft_and_others_are_refused(tmp_path: Path) -> None:
+    base = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4))
+    ours, x = saved(base, LoRA(3, alpha=2), ["0"], tmp_path / "ours"), torch.randn(2, 3, 12, 12)
+    export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
+    theirs = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft")
+    assert_close(theirs.get_base_model()(x), ours(x))
+    assert not torch.allclose(ours(x), base(x), atol=1e-3)
+    for adapter, target in ((LoRA(3), "2"), (DoRA(LoRA(3)), "0"), (RandLoRA(4, pairing="peft"), "0")):
+        saved(base, adapter, [target], tmp_path / "other")
+        with pytest.raises(UserError, match="convolution"):
+            export_peft(tmp_path / "other", tmp_path / "none", model=base)
+    assert not (tmp_path / "none").exists()

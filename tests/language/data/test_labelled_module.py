@@ -1,0 +1,217 @@
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from randlora_pl.language.data.labelled_module import LabelledTexts
+from randlora_pl.language.data.sentence_batches import Sentences
+from randlora_pl.language.datasets import text_files
+from randlora_pl.language.datasets.glue import TASKS, read_glue
+from randlora_pl.utils.errors import UserError
+from tests.language.classify import labelled, reviews, write_csv, write_reviews, write_scores
+from tests.language.files import write_glue
+from tests.language.tokenizers import sentence_tokenizer
+
+
+class Given(LabelledTexts):
+    """With a tokenizer, and without a task."""
+
+    _given = sentence_tokenizer()
+
+    def setup(self, stage: str | None = None) -> None:
+        self._tokenizer = self._given
+        super().setup(stage)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_glue_is_trained_on_whole_and_tested_on_its_validation_set(name: str, tmp_path: Path) -> None:
+    write_glue(tmp_path)
+    data = Given(dataset=name, root=str(tmp_path))
+    data.setup("fit")
+    assert data.val_dataloader() == []
+    data.setup("test")
+    (batch,) = list(data.test_dataloader())
+    expected = read_glue(tmp_path, name, "validation")
+    order = batch["index"].tolist()
+    assert batch["labels"].tolist() == pytest.approx([expected.labels[place] for place in order])
+    assert batch["labels"].dtype == (torch.float32 if name == "stsb" else torch.int64)
+    alone = [data._given(*expected.sentences[place])["input_ids"] for place in order]
+    assert [row[: len(ids)].tolist() for row, ids in zip(batch["input_ids"], alone, strict=True)] == alone
+    assert batch["attention_mask"].sum(1).tolist() == list(map(len, alone))
+    assert data.classnames == list(expected.names) and data.metric == TASKS[name].metric
+    facts = data.summary()
+    assert facts["train"] == len(read_glue(tmp_path, name, "train").labels) and facts["test"] == len(expected.labels)
+
+
+def test_validation_is_set_aside_alike_for_every_seed(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "one.csv", reviews())
+    held = []
+    for seed in (0, 1):
+        data = Given(dataset="csv", root=str(file), validation=17, seed=seed, batch_size=8)
+        data.setup("fit")
+        data.setup("test")
+        assert len(data._held["train"]) == len(reviews()) - 17 and data.test_dataloader() == []
+        held.append([data._held["val"][place]["input_ids"] for place in range(17)])
+    assert held[0] == held[1]
+
+
+def test_own_files_train_validate_and_test(tmp_path: Path) -> None:
+    write_reviews(tmp_path)
+    data = Given(dataset="csv", root=str(tmp_path), batch_size=8)
+    data.setup("fit")
+    data.setup("test")
+    assert data.classnames == ["negative", "positive"]
+    assert [len(data._held[split]) for split in ("train", "val", "test")] == [131, 20, 41]
+    assert data.plan is not None and data.plan.total_draws == 1310  # ten epochs
+    seen = torch.cat([batch["labels"] for batch in data.train_dataloader()])
+    labels = torch.tensor([int(name == "positive") for _, name in reviews()[61:]])
+    assert seen.bincount().tolist() == (10 * labels.bincount()).tolist()
+
+
+def test_own_texts_of_unequal_classes_are_remarked_upon(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = write_csv(tmp_path / "one.csv", [(f"text {n}", "rare" if n < 3 else "usual") for n in range(60)])
+    data = Given(dataset="csv", root=str(file), validation=0, steps=1)
+    with caplog.at_level(logging.WARNING, "randlora_pl"):
+        data.setup("fit")
+    assert [line for line in caplog.messages if "57 training samples" in line and "--data.balance weights" in line]
+
+
+@pytest.mark.parametrize("name", ["csv", "rte"])
+def test_a_fit_reads_each_file_once_and_keeps_no_texts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_reviews(tmp_path)
+    write_glue(tmp_path)
+    read: list[str] = []
+    whole = text_files.read_plain
+    monkeypatch.setattr(text_files, "read_plain", lambda path: read.append(path.stem) or whole(path))  # type: ignore[func-returns-value]
+    once, data = (Given(dataset=name, root=str(tmp_path), batch_size=8, steps=1) for _ in range(2))
+    data.check_test()
+    data.setup("fit")
+    assert data._checked is None
+    data.setup("test")
+    assert sorted(read) == (["test", "train", "val"] if name == "csv" else ["dev", "train"])
+    once.setup("fit")
+    once.setup("test")
+    assert once.summary() == data.summary() and once.state_dict() == data.state_dict()
+
+
+def test_the_start_page_says_how_many_samples_are_tested(tmp_path: Path) -> None:
+    write_reviews(tmp_path)
+    for there, told in ((True, ", 41 test samples"), (False, " samples; none to test (no test.csv in --data.root)")):
+        if not there:
+            (tmp_path / "test.csv").unlink()
+        data = Given(dataset="csv", root=str(tmp_path), steps=1)
+        data.check_test()
+        data.setup("fit")
+        assert data.in_words(data.summary())["data"] == f"csv: 2 classes (negative, positive), 131 train, 20 val{told}"
+
+
+def test_pairs_have_scores_and_segments(tmp_path: Path) -> None:
+    write_scores(tmp_path)
+    data = Given(dataset="jsonl", root=str(tmp_path), scores=True, steps=1, batch_size=4)
+    data.setup(None)
+    (batch,) = list(data.train_dataloader())
+    assert batch["labels"].dtype == torch.float32 and data.classnames == []
+    assert batch["token_type_ids"].max() == 1
+
+
+def test_long_texts_are_cut_counted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [("the task " * 20, "a"), ("the", "b"), ("the task " * 30, "a")]
+    write_csv(tmp_path / "train.csv", rows)
+    write_csv(tmp_path / "test.csv", rows[:2])
+    data = Given(dataset="csv", root=str(tmp_path), max_length=10, batch_size=2)
+    with caplog.at_level(logging.WARNING, "randlora_pl"):
+        data.setup("fit")
+        data.setup("test")
+    facts = data.summary()
+    assert (facts["cut_train"], facts["cut_test"], facts["longest"], data.longest) == (2, 1, 62, 10)
+    assert "2 of 3 samples are longer than 10 tokens" in caplog.text
+    assert "2 of 3 samples are longer than 10 tokens" in data.in_words(facts)["max length"]
+
+
+def test_samples_come_back_from_the_flat_arrays() -> None:
+    tokenizer: Any = sentence_tokenizer()
+    encoded = [dict(tokenizer(*texts)) for texts in (("the task", "a"), ("a pub type price", "the"), ("the", "the"))]
+    held = Sentences(encoded, [1, 0, 2], True, tokenizer, 0)
+    assert [held[place] for place in range(3)] == encoded
+    assert held.by_length() == np.argsort([-len(row["input_ids"]) for row in encoded], kind="stable").tolist()
+    assert held.total == sum(len(row["input_ids"]) for row in encoded)
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    write_reviews(tmp_path)
+    write_csv(tmp_path / "test.csv", [("a fine film", "positve")])
+    data = Given(dataset="csv", root=str(tmp_path))
+    with pytest.raises(UserError, match="'positive'"):
+        data.setup("test")
+    write_csv(tmp_path / "test.csv", [("a fine film", "b", "positive")], ("text_a", "text_b", "label"))
+    with pytest.raises(UserError, match="single"):
+        data.setup("test")
+    (tmp_path / "train.csv").write_text("")
+    with pytest.raises(UserError, match=r"train.csv"):
+        data.setup("fit")
+    with pytest.raises(UserError, match=r"--data.root"):
+        Given(dataset="sst2", root=str(tmp_path)).setup("fit")
+    for options, message in (
+        ({"dataset": "sst"}, "Did you mean 'sst2'"),
+        ({"dataset": "csv"}, "needs --data.root"),
+        ({"dataset": "rte", "scores": True}, "leave it out"),
+        ({"validation": -1}, "must be at least 0"),
+        ({"max_length": 2}, "must be at least 4"),
+    ):
+        with pytest.raises(UserError, match=message):
+            LabelledTexts(**options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="nothing"):
+        Given(dataset="csv", root=str(write_csv(tmp_path / "few.csv", [("a", "x"), ("b", "y")])), validation=2).setup()
+    with pytest.raises(UserError, match="tokenizer"):
+        labelled(tmp_path).setup("fit")
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_or_is_refused(tmp_path: Path) -> None:
+    write_reviews(tmp_path)
+    tokenizer = sentence_tokenizer()
+    tokenizer.pad_token = None
+    data = Given(dataset="csv", root=str(tmp_path), batch_size=8, steps=1)
+    data._given = tokenizer
+    with pytest.raises(UserError, match="neither"):
+        data.setup("fit")
+    tokenizer.eos_token = "[SEP]"
+    data.setup("fit")
+    (batch,) = list(data.train_dataloader())
+    padding = batch["input_ids"][batch["attention_mask"] == 0]
+    assert len(padding) and set(padding.tolist()) == {tokenizer.eos_token_id}
+
+
+def test_a_trainer_s_task_gives_the_tokenizer(tmp_path: Path) -> None:
+    data = labelled(write_reviews(tmp_path))
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        lightning_module=SimpleNamespace(vocabulary=sentence_tokenizer()), accumulate_grad_batches=1, world_size=1
+    )
+    data.setup("fit")
+    assert data.plan is not None and data.plan.steps == 3
+
+
+def test_classes_of_different_size_are_balanced(tmp_path: Path) -> None:
+    some = [(text, name) for number, (text, name) in enumerate(reviews()) if name == "positive" or number % 5 == 0]
+    file = write_csv(tmp_path / "one.csv", some)
+    labels = torch.tensor([int(name == "positive") for _, name in some])
+    weighted, drawn = (
+        Given(dataset="csv", root=str(file), batch_size=8, steps=40, balance=balance)
+        for balance in ("weights", "sampler")
+    )
+    for data in (weighted, drawn):
+        data.setup("fit")
+    total = torch.zeros(2)
+    for batch in drawn.train_dataloader():
+        total += batch["labels"].bincount(minlength=2)
+    assert total.tolist() == [160, 160]
+    batch = next(iter(weighted.train_dataloader()))
+    expected = len(labels) / 2 / labels.bincount() / 8
+    torch.testing.assert_close(batch["weight"], expected[batch["labels"]].float())
+    with pytest.raises(UserError, match="scores"):
+        Given(dataset="stsb", balance="weights")

@@ -1,0 +1,105 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from randlora_pl.language.datasets.commonsense import TASKS, Question, read_test, read_training
+from randlora_pl.language.datasets.sources import set_aside
+from randlora_pl.utils.errors import UserError
+from tests.language.files import LETTERS, record, write_commonsense
+from tests.support.products import in_one_item
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_all_files_are_read_flat_and_as_the_repository_has_them(tmp_path: Path, nested: bool) -> None:
+    write_commonsense(tmp_path, 6, nested)
+    train = read_training(tmp_path)
+    assert train == [Question(**record(task, number)) for number in range(6) for task in LETTERS]
+    assert read_training(tmp_path, "commonsense_170k") == train * 2
+    for task in TASKS:
+        assert read_test(tmp_path, task) == [Question(**record(task, number)) for number in range(6)]
+
+
+@in_one_item("task", TASKS)
+def test_options_are_those_that_the_question_offers(task: str) -> None:
+    question = Question(**record(task, 1))
+    assert question.options(TASKS[task]) == LETTERS[task]
+    completions = [question.completion(option) for option in question.options(TASKS[task])]
+    assert completions == [f"the correct answer is {option}" for option in LETTERS[task]]
+    assert question.completion(question.answer) == question.output
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    ["no format", "Answer format: yes/no", "Answer format: answer1/answer1/answer2", "Answer format: answer1/answer3"],
+)
+def test_a_format_that_cannot_be_right_is_not_believed(instruction: str) -> None:
+    question = Question(instruction, "", "it is answer2", "answer2")
+    assert question.options(TASKS["openbookqa"]) == TASKS["openbookqa"].answers
+
+
+def test_only_the_last_mention_of_the_answer_is_exchanged() -> None:
+    question = Question("?", "", "true or false: it is true.", "true")
+    assert question.completion("false") == "true or false: it is false."
+    assert Question("?", "", "yes", "true").completion("false") == "false"
+
+
+def test_missing_files_tell_the_tree_and_where_to_get_them(tmp_path: Path) -> None:
+    for read in (lambda: read_training(tmp_path), lambda: read_test(tmp_path, "piqa")):
+        with pytest.raises(UserError, match=r"NAME/test\.json[\s\S]*LLM-Adapters"):
+            read()
+    with pytest.raises(UserError, match="'ARC-easy'"):
+        read_test(tmp_path, "ARC-easy")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"answer": "maybe"}, "the answer 'maybe' is none of true, false"),
+        ({"output": " "}, "'output' is empty"),
+        ({"input": None}, "'input' must be text, not null"),
+        ({"answer": True}, "'answer' must be text, not true"),
+    ],
+)
+def test_a_wrong_record_is_told_with_its_line(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    (tmp_path / "boolq").mkdir()
+    path = tmp_path / "boolq" / "test.json"
+    path.write_text(json.dumps([record("boolq", 0), record("boolq", 1) | change], indent=4))
+    with pytest.raises(UserError) as error:
+        read_test(tmp_path, "boolq")
+    assert str(error.value).startswith(f"{path}, line 8: {said}")
+
+
+def test_an_empty_file_is_to_be_got_again(tmp_path: Path) -> None:
+    (tmp_path / "commonsense_15k.json").write_text("[]")
+    with pytest.raises(UserError, match=r"commonsense_15k\.json"):
+        read_training(tmp_path)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 60), st.data())
+def test_a_split_divides_and_depends_on_the_seed_alone(count: int, data: st.DataObject) -> None:
+    size = data.draw(st.integers(0, count - 1))
+    questions = [Question(f"question {number}", "", "a", "a") for number in range(count)]
+    train, validation = set_aside(questions, size, 7)
+    assert len(validation) == size
+    assert sorted(train + validation, key=questions.index) == questions
+    assert train == [question for question in questions if question not in validation]
+    assert set_aside(questions, size, 7) == (train, validation)
+
+
+def test_other_seeds_validate_with_others() -> None:
+    questions = [Question(f"question {number}", "", "a", "a") for number in range(2000)]
+    _, first = set_aside(questions, None)
+    _, second = set_aside(questions, None, seed=43)
+    assert len(set_aside(questions[:500], None)[1]) == 50
+    assert len(first) == 120
+    assert first != second
+    assert first != questions[:120]
+
+
+def test_a_split_without_training_samples_is_refused() -> None:
+    with pytest.raises(UserError, match="nothing"):
+        set_aside([Question("", "", "", "")] * 3, 3)

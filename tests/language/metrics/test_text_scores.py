@@ -1,0 +1,190 @@
+"""The scores against nltk, pycocoevalcap, sacrebleu's command and the slow definitions."""
+
+import importlib.util
+import math
+import shutil
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from randlora_pl.language.metrics import meteor
+from randlora_pl.language.metrics import text_scores as generation
+from randlora_pl.language.metrics.ptb_tokens import words
+from randlora_pl.language.metrics.text_scores import bleu, cider, generation_scores, nist, rouge_l
+
+TEXTS = [
+    "The Vaults is an expensive pub near Café Adriatic with a 5 star rating .",
+    "Aromi is a family-friendly coffee shop in the riverside area, it isn't cheap.",
+    "A pub called Cocum serves food for less than £20.",
+]
+REFERENCES = [
+    [
+        "The Vaults pub near Café Adriatic has a 5 star rating. Prices start at £30.",
+        "Close to Café Adriatic, The Vaults is a pub with 5 stars and high prices.",
+    ],
+    ["Aromi is a coffee shop in the riverside area that is not family-friendly."],
+    [
+        "Cocum is a pub with cheap food.",
+        "There is a pub Cocum where a meal costs less than £20 .",
+        "Cocum serves food for less than £20.",
+    ],
+]
+WORD = st.sampled_from(["a", "b", "c", "d", "e"])
+SENTENCE = st.lists(WORD, min_size=1, max_size=9).map(" ".join)
+
+
+def slow_nist(texts: list[str], references: list[list[str]], order: int = 5) -> float:
+    """NIST word by word as Doddington (2002) states it: equations 2 and 3."""
+    everything = [reference.split() for group in references for reference in group]
+
+    def occurrences(gram: list[str]) -> int:
+        spots = range(max(map(len, everything)) + 1)
+        return sum(line[spot : spot + len(gram)] == gram for line in everything for spot in spots if spot < len(line))
+
+    def information(gram: list[str]) -> float:
+        before = occurrences(gram[:-1]) if len(gram) > 1 else sum(map(len, everything))
+        return math.log2(before / occurrences(gram))
+
+    total = 0.0
+    for n in range(1, order + 1):
+        gain = count = 0.0
+        for text, group in zip(texts, references, strict=True):
+            tokens = text.split()
+            grams = [tokens[spot : spot + n] for spot in range(len(tokens) - n + 1)]
+            count += len(grams)
+            lines = [reference.split() for reference in group]
+            most = {
+                tuple(gram): max(
+                    sum(line[spot : spot + n] == gram for spot in range(len(line) - n + 1)) for line in lines
+                )
+                for gram in grams
+            }
+            for gram in grams:  # each gram of the text is matched until the richest reference has no more of it
+                if most[tuple(gram)] > 0:
+                    most[tuple(gram)] -= 1
+                    gain += information(gram)
+        total += gain / count if count else 0.0
+    length = sum(len(text.split()) for text in texts)
+    expected = sum(Fraction(sum(len(line.split()) for line in group), len(group)) for group in references)
+    ratio = min(1.0, float(length / expected))
+    beta = math.log(0.5) / math.log(1.5) ** 2
+    return total * math.exp(beta * math.log(ratio) ** 2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(SENTENCE, st.lists(SENTENCE, min_size=1, max_size=3)), min_size=1, max_size=4))
+def test_nist_is_that_of_the_slow_definition(pairs: list[tuple[str, list[str]]]) -> None:
+    texts, references = [text for text, _ in pairs], [group for _, group in pairs]
+    assert nist(texts, references) == pytest.approx(slow_nist(texts, references), abs=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(SENTENCE, SENTENCE), min_size=1, max_size=5))
+def test_nist_with_one_reference_is_that_of_nltk(pairs: list[tuple[str, str]]) -> None:
+    scorer = pytest.importorskip("nltk.translate.nist_score")
+    texts, references = [text for text, _ in pairs], [[reference] for _, reference in pairs]
+    longest = max(len(text.split()) for text in texts)  # nltk divides by 0 where no text has n words
+    expected = scorer.corpus_nist(
+        [[group[0].split()] for group in references], [t.split() for t in texts], min(5, longest)
+    )
+    assert nist(texts, references) == pytest.approx(expected, abs=1e-9)
+
+
+def test_nist_takes_the_tokens_of_mteval_in_lower_case() -> None:
+    assert nist(["The pub, it's £30."], [["the PUB , it's £30 ."]]) == pytest.approx(math.log2(6))  # six tokens
+    assert nist([""], [["a"]]) == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(SENTENCE, st.lists(SENTENCE, min_size=1, max_size=3)), min_size=2, max_size=5))
+def test_rouge_l_and_cider_are_those_of_coco(pairs: list[tuple[str, list[str]]]) -> None:
+    rouge = pytest.importorskip("pycocoevalcap.rouge.rouge")
+    coco_cider = pytest.importorskip("pycocoevalcap.cider.cider")
+    known = {place: group for place, (_, group) in enumerate(pairs)}
+    own = {place: [text] for place, (text, _) in enumerate(pairs)}
+    texts, references = [text for text, _ in pairs], [group for _, group in pairs]
+    assert rouge_l(texts, references) == pytest.approx(float(rouge.Rouge().compute_score(known, own)[0]), abs=1e-9)
+    assert cider(texts, references) == pytest.approx(float(coco_cider.Cider().compute_score(known, own)[0]), abs=1e-9)
+
+
+def test_rouge_l_and_cider_of_true_sentences_are_those_of_coco() -> None:
+    rouge = pytest.importorskip("pycocoevalcap.rouge.rouge")
+    coco_cider = pytest.importorskip("pycocoevalcap.cider.cider")
+    known = {place: [" ".join(words(text)) for text in group] for place, group in enumerate(REFERENCES)}
+    own = {place: [" ".join(words(text))] for place, text in enumerate(TEXTS)}
+    assert rouge_l(TEXTS, REFERENCES) == pytest.approx(float(rouge.Rouge().compute_score(known, own)[0]))
+    assert cider(TEXTS, REFERENCES) == pytest.approx(float(coco_cider.Cider().compute_score(known, own)[0]))
+
+
+def test_bleu_is_that_of_the_definition() -> None:
+    """Papineni et al. (2002) word by word, with the closest length of a reference."""
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    tokenize = Tokenizer13a()
+    hypotheses = [tokenize(text.lower()).split() for text in TEXTS]
+    groups = [[tokenize(text.lower()).split() for text in group] for group in REFERENCES]
+    logs = 0.0
+    for n in range(1, 5):
+        right = count = 0
+        for text, group in zip(hypotheses, groups, strict=True):
+            grams = [Counter(tuple(line[i : i + n]) for i in range(len(line) - n + 1)) for line in (text, *group)]
+            right += sum(min(c, max(known[g] for known in grams[1:])) for g, c in grams[0].items())
+            count += sum(grams[0].values())
+        logs += math.log(right / count) / 4
+    length = sum(map(len, hypotheses))
+    closest = sum(
+        min((abs(len(line) - len(text)), len(line)) for line in group)[1]
+        for text, group in zip(hypotheses, groups, strict=True)
+    )
+    assert bleu(TEXTS, REFERENCES) == pytest.approx(100 * math.exp(logs) * min(1.0, math.exp(1 - closest / length)))
+
+
+def test_a_reference_repeated_is_perfect() -> None:
+    texts = [group[-1] for group in REFERENCES]
+    assert bleu(texts, REFERENCES) == pytest.approx(100)
+    assert rouge_l(texts, REFERENCES) == pytest.approx(1)
+    assert rouge_l(["b"], [["a"]]) == cider(["b", "c"], [["a"], ["d"]]) == 0
+
+
+def test_all_scores_are_given_and_meteor_or_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meteor.shutil, "which", lambda _: None)
+    found = generation_scores(TEXTS, REFERENCES)
+    assert list(found) == ["BLEU", "NIST", "METEOR missing", "ROUGE-L", "CIDEr"]
+    assert "install a Java runtime" in str(found["METEOR missing"])
+    assert found["BLEU"] == bleu(TEXTS, REFERENCES)
+    assert found["ROUGE-L"] == 100 * rouge_l(TEXTS, REFERENCES)
+    monkeypatch.setattr(generation, "meteor", lambda *_: (0.25, ""))
+    assert generation_scores(TEXTS, REFERENCES)["METEOR"] == 25
+    for texts, references in (([], []), (["a"], []), (["a"], [[]])):
+        with pytest.raises(ValueError, match="references"):
+            generation_scores(texts, references)
+
+
+@pytest.mark.slow
+def test_meteor_is_that_of_its_program() -> None:
+    if shutil.which("java") is None or importlib.util.find_spec("pycocoevalcap") is None:
+        pytest.skip("METEOR needs Java and pycocoevalcap")
+    # A stem, a synonym and an empty text; bars would end a sentence in the program's protocol.
+    texts = ["the welcome pub |||", "inexpensive food", ""]
+    found, said = meteor.meteor(texts, [["a zebra", "The welcomed pub!"], ["Cheap food."], ["pub"]])
+    assert said == ""
+    assert found is not None
+    assert 0.5 < found < 0.95
+
+
+@pytest.mark.parametrize("does", ["exit 1", "read line", "echo nothing; read line; echo nothing"])
+def test_a_program_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str) -> None:
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\n{does}\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setattr(meteor, "_program", lambda: tmp_path / "meteor.jar")
+    found, said = meteor.meteor(["a"], [["a"]])
+    assert found is None
+    assert "METEOR's program failed" in said
+    monkeypatch.setattr(meteor, "_program", lambda: None)
+    assert "pip install" in meteor.meteor(["a"], [["a"]])[1]

@@ -1,0 +1,152 @@
+"""The paper's parameter counts on models of true size, made of their configs without storage."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from randlora_pl.adapters import Adapter, LoRA, RandLoRA, inject
+from randlora_pl.adapters.targets.select import select
+from randlora_pl.cli.inspect.config import find_config
+from randlora_pl.language.catalog import KNOWN
+from randlora_pl.language.models.loading import model_config
+from randlora_pl.language.models.targets import TARGETS, known_targets
+from tests.support.products import marked
+
+transformers = pytest.importorskip("transformers", reason="transformers, of the extra `language`, is missing")
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2-0.5b": (
+        "qwen2",
+        {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+         "num_key_value_heads": 2, "vocab_size": 151936},
+    ),
+    "llama3-8b": (
+        "llama",
+        {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+         "num_key_value_heads": 8, "vocab_size": 128256},
+    ),
+    "phi3-mini": (
+        "phi3",
+        {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32,
+         "num_key_value_heads": 32, "vocab_size": 32064},
+    ),
+    "roberta-base": ("roberta", {}),
+    "roberta-large": (
+        "roberta",
+        {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+    ),
+    "gpt2-medium": ("gpt2", {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
+}  # fmt: skip
+HEADS = {"roberta": "AutoModelForSequenceClassification"}
+
+
+def on_meta(name: str, **options: Any) -> nn.Module:
+    """A model of true size without storage."""
+    family, sizes = CONFIGS[name]
+    config = transformers.AutoConfig.for_model(family, **(sizes | options))
+    kind = getattr(transformers, HEADS.get(family, "AutoModelForCausalLM"))
+    with torch.device("meta"):
+        model: nn.Module = kind.from_config(config)
+    return model
+
+
+# The issue's figures; in millions where it has them so.
+COUNTS: list[tuple[str, Adapter, int | str]] = [
+    ("qwen2-0.5b", LoRA(16), "5.90M"),
+    ("qwen2-0.5b", RandLoRA(10), "5.96M"),
+    ("qwen2-0.5b", RandLoRA(5), "11.84M"),
+    ("llama3-8b", LoRA(16), "28.3M"),
+    ("llama3-8b", LoRA(32), "56.6M"),
+    ("llama3-8b", LoRA(64), "113.2M"),
+    ("llama3-8b", RandLoRA(60), "28.8M"),
+    ("llama3-8b", RandLoRA(30), "56.6M"),
+    ("llama3-8b", RandLoRA(15), "112.7M"),
+    ("phi3-mini", LoRA(16), "22.0M"),
+    ("phi3-mini", LoRA(32), "44.0M"),
+    ("phi3-mini", LoRA(64), "88.1M"),
+    ("phi3-mini", RandLoRA(40), "23.0M"),
+    ("phi3-mini", RandLoRA(20), "45.7M"),
+    ("phi3-mini", RandLoRA(10), "91.1M"),
+    ("roberta-base", LoRA(4), "0.66M"),
+    ("roberta-base", RandLoRA(64), "0.72M"),
+    ("roberta-large", RandLoRA(100), 1_780_416),
+    ("gpt2-medium", RandLoRA(20), 5_211_648),
+    ("gpt2-medium", LoRA(16), 5_505_024),
+]
+
+
+BY_DEFAULT = ("5.96M", "88.1M", "0.72M", 5_211_648)
+"""Counts of which every family but the largest has one."""
+
+
+@pytest.mark.parametrize(("name", "adapter", "count"), marked(COUNTS, lambda row: row[2] in BY_DEFAULT))
+def test_the_paper_s_counts(name: str, adapter: Adapter, count: int | str) -> None:
+    report = inject(on_meta(name), adapter, known_targets(CONFIGS[name][0]))
+    if isinstance(count, int):
+        assert report.trainable == count
+    else:
+        decimals = len(count.partition(".")[2]) - 1
+        assert f"{report.trainable / 1e6:.{decimals}f}M" == count
+
+
+def test_models_have_their_published_sizes() -> None:
+    sizes = {name: sum(parameter.numel() for parameter in on_meta(name).parameters()) for name in CONFIGS}
+    assert sizes["llama3-8b"] == 8_030_261_248
+    assert sizes["phi3-mini"] == 3_821_079_552
+    assert round(sizes["qwen2-0.5b"] / 1e6) == 630  # 494 with the tied embeddings of its published config
+    assert sizes["gpt2-medium"] == 354_823_168
+
+
+def layers(name: str, targets: list[str] | None) -> list[str]:
+    """What targets name in a model of one block."""
+    count = "n_layer" if CONFIGS[name][0] == "gpt2" else "num_hidden_layers"
+    found = [site.shape.layer for site in select(on_meta(name, **{count: 1}), targets, False)]
+    return [layer.partition(".0.")[2] or layer for layer in found]
+
+
+ATTENTION = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+SELF = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
+LAYERS = {
+    "qwen2-0.5b": [*ATTENTION, "mlp.up_proj", "mlp.down_proj"],
+    "llama3-8b": [*ATTENTION, "mlp.up_proj", "mlp.down_proj"],
+    "phi3-mini": ["self_attn.qkv_proj", "mlp.gate_up_proj", "mlp.down_proj"],
+    "roberta-base": [*SELF, "intermediate.dense", "output.dense"],
+    "gpt2-medium": ["attn.c_attn.q", "attn.c_attn.v", "mlp.c_fc", "mlp.c_proj"],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_layers_of_each_family(name: str) -> None:
+    family = CONFIGS[name][0]
+    chosen = layers(name, known_targets(family))
+    assert sorted(chosen) == sorted(LAYERS[name])
+    if family not in ("roberta", "gpt2"):
+        assert chosen == layers(name, None)  # the program's own default
+
+
+def test_other_readings_of_the_targets() -> None:
+    """What the figures would be with layers more or less."""
+    head = [*TARGETS["roberta"], r"classifier\.dense"]
+    assert inject(on_meta("roberta-base"), RandLoRA(64), head).trainable == 718_848 + 9_984
+    down = inject(on_meta("phi3-mini"), LoRA(32), ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"][-1:])
+    assert down.trainable == 32 * 32 * (3072 + 8192)
+    assert "mlp.gate_proj" in layers("llama3-8b", ["gate"])
+    whole = inject(on_meta("gpt2-medium"), LoRA(16), ["qkv", "mlp"])
+    assert whole.trainable == 24 * 16 * (1024 + 3072 + 2 * (1024 + 4096))
+
+
+def test_a_family_that_the_paper_does_not_have_is_not_known() -> None:
+    assert known_targets("mistral") is None
+    assert {config[0] for config in CONFIGS.values()} == TARGETS.keys()
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_models_have_the_parameters_that_are_listed(name: str) -> None:
+    known = KNOWN[name]
+    auto = transformers.AutoModel if known.kind == "roberta" else transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(model_config(name, "random", None))
+    assert sum(parameter.numel() for parameter in model.parameters()) == known.parameters
+    assert name in find_config(known.config).read_text()

@@ -1,0 +1,189 @@
+"""Decoders train, and what an optimizer step learns does not depend on how it is cut up."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from randlora_pl.adapters import LoRA, RandLoRA, VeRA
+from randlora_pl.language.tasks.causal_lm import CausalLMTask
+from randlora_pl.utils.errors import UserError
+from tests.language.small import WORDS, fit, make, texts, trained
+
+
+def moved(task: CausalLMTask, other: CausalLMTask, start: CausalLMTask) -> tuple[float, float]:
+    """How far training moved, and how far two trainings are apart."""
+    ends, others, begins = (torch.cat([v.flatten() for v in trained(t).values()]) for t in (task, other, start))
+    return float((ends - begins).norm()), float((ends - others).norm())
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Samples of 3 to 13 tokens."""
+    folder = tmp_path_factory.mktemp("uneven")
+    rows = [{"prompt": " ".join(WORDS[: 1 + n % 7]), "completion": " old" * (1 + n % 5)} for n in range(41)]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.mark.parametrize("average", ["tokens", "samples"])
+def test_accumulated_training_equals_undivided_training(average: Any, uneven: Path, tokenizer: Path) -> None:
+    """12 samples a window of different lengths, and a shorter last window: 4 micro-batches of 3 against one of 12."""
+    options = {"mask_prompt": False, "steps": None, "epochs": 1, "validation": 0}
+    whole, split, start = (make(tokenizer, loss_average=average) for _ in range(3))
+    fit(whole, texts(uneven, batch_size=12, **options))
+    fit(split, texts(uneven, batch_size=3, **options), accumulate_grad_batches=4)
+    fit(start, texts(uneven, batch_size=12, **options), max_steps=0)
+    far, apart = moved(whole, split, start)
+    assert apart < 2e-3 * far
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_tokens(toy: Path, tokenizer: Path) -> None:
+    """Against plain cross-entropy over all learned tokens of two micro-batches, and over samples of each."""
+    rows = [{"prompt": "red", "completion": " old tall wet mild loud"}, {"prompt": "dry blue", "completion": " new"}]
+    folder = tokenizer.parent / "uneven"
+    folder.mkdir(exist_ok=True)
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    losses: dict[str, list[Tensor]] = {}
+
+    class Keep(L.Callback):
+        def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Tensor) -> None:
+            losses.setdefault(pl_module.loss_average, []).append(loss.detach())
+
+    expected: dict[str, Tensor] = {}
+    for average in ("tokens", "samples"):
+        task = make(tokenizer, loss_average=average)  # type: ignore[arg-type]
+        data = texts(folder, batch_size=1, steps=1, validation=0)
+        fit(task, data, accumulate_grad_batches=2, callbacks=[Keep()], max_steps=1)
+        fresh = make(tokenizer)
+        fresh.configure_model()
+        each = []
+        for row in rows:
+            prompt = fresh.vocabulary(row["prompt"])["input_ids"]
+            learned = [*fresh.vocabulary(row["completion"])["input_ids"], fresh.vocabulary.eos_token_id]
+            with torch.no_grad():
+                logits = fresh.model(torch.tensor([[*prompt, *learned]])).logits[0, len(prompt) - 1 : -1]
+            each.append(torch.nn.functional.cross_entropy(logits, torch.tensor(learned), reduction="none"))
+        per_sample = torch.stack([loss.mean() for loss in each]).mean()
+        expected[average] = torch.cat(each).mean() if average == "tokens" else per_sample
+    assert expected["tokens"] != pytest.approx(float(expected["samples"]), rel=1e-3)
+    for average, wanted in expected.items():  # Lightning divides each by the number of micro-batches
+        assert float(sum(losses[average])) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_validation_has_no_label_smoothing(toy: Path, tokenizer: Path) -> None:
+    from randlora_pl.language.data.batches import Tokens
+    from randlora_pl.language.models.generate import learned_columns
+    from randlora_pl.language.models.tokenization import collate, encode
+
+    task = make(tokenizer, label_smoothing=0.5)
+    task.configure_model()
+    batch: dict[str, Any] = collate([Tokens([encode(task.vocabulary, ("red old", " tall"))], 0)[0]], 0)
+    batch["columns"] = learned_columns(batch["labels"])
+    smooth = float(task.train().sample_losses(batch)[0].detach())
+    plain = float(task.eval().sample_losses(batch)[0].detach())
+    task.label_smoothing = 0.0
+    assert plain == pytest.approx(float(task.train().sample_losses(batch)[0].detach())) != pytest.approx(smooth)
+
+
+def test_a_samples_loss_does_not_depend_on_its_batch(tokenizer: Path) -> None:
+    """Left padding moves neither positions nor attention, also where positions are embedded (GPT-2)."""
+    from randlora_pl.language.data.batches import Tokens
+    from randlora_pl.language.models.generate import learned_columns, token_losses
+    from randlora_pl.language.models.tokenization import collate, encode
+
+    for kind, targets in (("qwen2", None), ("gpt2", ["lm_head"])):
+        task = make(tokenizer, kind, targets=targets, overrides={"tie_word_embeddings": False})
+        task.configure_model()
+        pairs = [("red old", " tall"), ("dry " * 15, " new wet")]
+        tokens = Tokens((encode(task.vocabulary, pair) for pair in pairs), 0)
+        samples = [tokens[number] for number in range(len(pairs))]
+        batch = collate(samples, 0)
+        together = token_losses(task.model, batch, learned_columns(batch["labels"]))[0].sum(1)
+        for number, sample in enumerate(samples):
+            alone = collate([sample], 0, multiple=1)
+            loss = token_losses(task.model, alone, learned_columns(alone["labels"]))[0].sum()
+            assert float(loss.detach()) == pytest.approx(float(together[number].detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_resumed_run_ends_with_the_same_bits(step: int, toy: Path, tokenizer: Path, tmp_path: Path) -> None:
+    class SaveAt(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.global_step == step and not (tmp_path / "middle.ckpt").exists():
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    adapter = RandLoRA(rank=8, dropout=0.2)
+    whole, resumed = make(tokenizer, adapter=adapter), make(tokenizer, adapter=adapter)
+    fit(whole, texts(toy, steps=5), callbacks=[SaveAt()], accumulate_grad_batches=2)
+    torch.manual_seed(123)  # another process has another state
+    trainer = fit(resumed, texts(toy, steps=5), tmp_path / "middle.ckpt", accumulate_grad_batches=2)
+    assert trainer.global_step == 5
+    assert all(torch.equal(value, trained(resumed)[name]) for name, value in trained(whole).items())
+
+
+def test_recomputed_activations_give_the_same_weights(toy: Path, tokenizer: Path) -> None:
+    """Blocks must take themselves for training to recompute; frozen embeddings must not cut the gradient."""
+    plain, again = make(tokenizer), make(tokenizer, gradient_checkpointing=True)
+    fit(plain, texts(toy))
+    fit(again, texts(toy))
+    calls: list[int] = []
+    block: Any = again.model.model.layers[0]  # type: ignore[union-attr]
+    inner = block._gradient_checkpointing_func
+    block._gradient_checkpointing_func = lambda *args, **kwargs: calls.append(1) or inner(*args, **kwargs)
+    again.train()
+    ids = torch.ones(1, 4, dtype=torch.int64)
+    again.model(input_ids=ids, attention_mask=ids, use_cache=False).logits.sum().backward()
+    assert calls and not any(m.training for m in block.self_attn.modules() if type(m) is torch.nn.Linear)
+    for name, value in trained(plain).items():
+        torch.testing.assert_close(trained(again)[name], value, rtol=1e-4, atol=1e-6)
+    again.eval()
+    assert not block.training
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_rate_falls_to_its_end_after_the_warm_up(schedule: Any, toy: Path, tokenizer: Path) -> None:
+    rates: list[float] = []
+
+    class Keep(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    task = make(tokenizer, schedule=schedule, warmup_steps=2, learning_rate=0.3)
+    fit(task, texts(toy, steps=6), callbacks=[Keep()])
+    middle = {"linear": [0.3, 0.225, 0.15, 0.075], "cosine": [0.3, 0.256066, 0.15, 0.043934]}
+    assert rates == pytest.approx([0.1, 0.2, *middle[schedule]], rel=1e-4)
+
+
+def test_learning_rates_are_those_of_the_scripts(tokenizer: Path) -> None:
+    rates = {
+        type(a): make(tokenizer, adapter=a, learning_rate=None).learning_rate for a in (RandLoRA(), LoRA(), VeRA())
+    }
+    assert rates == {RandLoRA: 1e-4, LoRA: 1e-4, VeRA: 1e-2}
+
+
+def test_a_vocabulary_that_is_too_small_is_told(tokenizer: Path) -> None:
+    with pytest.raises(UserError, match="qwen2"):
+        make(tokenizer, overrides={"vocab_size": 5}).configure_model()
+
+
+def test_an_encoder_is_refused() -> None:
+    """RoBERTa as a decoder sees the tokens that it is to learn."""
+    task = CausalLMTask(name="roberta", pretrained="random", config_overrides={"num_hidden_layers": 1})
+    with pytest.raises(UserError, match="TextClassificationTask"):
+        task.load()
+
+
+def test_a_tokenizer_that_nobody_typed_is_missed_by_the_name_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for option, typed in (
+        ("name", {}),
+        ("pretrained", {"pretrained": "no/such"}),
+        ("tokenizer", {"tokenizer": "no/a"}),
+    ):
+        with pytest.raises(UserError, match=rf"cannot be had \(--model\.{option}\)"):
+            _ = CausalLMTask(name="no/name", **typed).vocabulary

@@ -1,0 +1,80 @@
+"""Descriptions of adapters that something is missing from, or whose values are of other kinds."""
+
+from typing import Any
+
+import pytest
+
+from randlora_pl.utils.adapter_schema import check_arguments, check_description
+from randlora_pl.utils.errors import UserError
+from tests.support.products import in_one_item
+
+FRAME = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [1, 0.5, 0.5], "interpolation": "bicubic"}
+
+
+def whole() -> dict[str, Any]:
+    return {
+        "format_version": 2,
+        "method": "LoRA",
+        "options": {"rank": 2},
+        "seed": None,
+        "targets": ["mlp"],
+        "layers": {"fc1": [4, 4]},
+        "base_model": {"library": "timm", "name": "x", "image_size": 32},
+        "metadata": {
+            "task": "TextHeadTask", "arguments": {}, "classnames": ["a", "b"], "templates": [], "note": 7,
+            "training": {"frame": dict(FRAME), "step": 3},
+        },
+    }  # fmt: skip
+
+
+@in_one_item(
+    ("path", "value", "message"),
+    [
+        ("method", None, "method is None"),
+        ("options", [1], r"options is \[1\]"),
+        ("seed", True, "seed is True"),
+        ("targets", "mlp", "targets is 'mlp'"),
+        ("targets", [3], r"targets is \[3\]"),
+        ("layers", {"fc1": [4, "x"]}, r"layers.fc1\[1\] is 'x'"),
+        ("base_model", None, "base_model is None"),
+        ("base_model.name", 7, "base_model.name is 7"),
+        ("metadata", "x", "metadata is 'x'"),
+        ("metadata.classnames", 7, "metadata.classnames is 7"),
+        ("metadata.classnames", ["a", 7], r"metadata.classnames\[1\] is 7"),
+        ("metadata.training", None, "metadata.training is None"),
+        ("metadata.training.frame", 7, "metadata.training.frame is 7"),
+        ("metadata.training.frame.mean", [1, 2], r"frame.mean is \[1, 2\]"),
+        ("metadata.training.frame.interpolation", "x", "frame.interpolation is 'x'"),
+        ("method", ..., "method is missing"),
+        ("metadata.classnames", ..., "metadata.classnames is missing"),
+        ("metadata.arguments", ..., "metadata.arguments is missing"),
+        ("metadata.training.frame.size", ..., "metadata.training.frame.size is missing"),
+    ],
+)
+def test_the_first_value_that_does_not_fit_is_named(path: str, value: Any, message: str) -> None:
+    config = whole()
+    check_description(config, "adapter")
+    *above, last = path.split(".")
+    holder = config
+    for name in above:
+        holder = holder[name]
+    if value is ...:
+        del holder[last]
+    else:
+        holder[last] = value
+    with pytest.raises(UserError, match=f"adapter is damaged, or was changed: .*{message}; copy it again"):
+        check_description(config, "adapter")
+
+
+def test_without_a_task_little_is_needed() -> None:
+    check_description({"format_version": 2, "method": "LoRA", "options": {}, "metadata": {"classnames": ["a"]}}, "a")
+
+
+def test_arguments_of_a_function() -> None:
+    def function(rank: int, rate: float | None = None) -> None: ...
+
+    check_arguments(function, {"rank": 3, "rate": 1}, "a")
+    with pytest.raises(UserError, match="'x'"):
+        check_arguments(function, {"rank": 3, "rate": "x"}, "a")
+    with pytest.raises(UserError, match="unknown"):
+        check_arguments(function, {"depth": 3}, "a")

@@ -1,0 +1,96 @@
+"""Saved configs name classes by public paths, and paths of commit ab6b629 are read as those."""
+
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import randlora_pl
+from randlora_pl.utils.class_paths import exported, public_path, with_public_paths
+
+ROOMS = ("adapters", "callbacks", "data", "language", "tasks")
+OLD = {
+    "adapters.base": "Adapter DeltaWeight",
+    "adapters.dora": "DoRA",
+    "adapters.lora": "LoRA",
+    "adapters.nola": "NoLA",
+    "adapters.randlora": "RandLoRA",
+    "adapters.vera": "VeRA",
+    "adapters.whole": "BitFit FullFineTuning LinearProbe",
+    "callbacks.answers": "WrittenAnswers",
+    "callbacks.checkpoint": "AdapterCheckpoint",
+    "callbacks.figures": "Figures",
+    "callbacks.gradient_flow": "GradientFlow",
+    "callbacks.memory": "PeakMemory",
+    "callbacks.nonfinite": "NonFiniteLoss",
+    "callbacks.progress": "ProgressBar",
+    "callbacks.spectrum": "UpdateSpectrum",
+    "callbacks.summary": "StartSummary",
+    "callbacks.termination": "Termination",
+    "callbacks.throughput": "Throughput",
+    "callbacks.zero_shot": "ZeroShot",
+    "data.module": "ImageData",
+    "language.causal": "CausalLMTask",
+    "language.classification": "TextClassificationTask",
+    "language.data": "TextData",
+    "language.labelled": "LabelledTexts",
+    "tasks.linear_head": "LinearHeadTask",
+    "tasks.text_head": "TextHeadTask",
+    "tasks.vision_language": "VisionLanguageTask",
+}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_exported_class_has_the_path_of_its_room(room: str) -> None:
+    package = import_module(f"randlora_pl.{room}")
+    assert exported(room) == set(package.__all__)
+    for name in package.__all__:
+        value = getattr(package, name)
+        if inspect.isclass(value):
+            assert public_path(f"{value.__module__}.{name}") == f"randlora_pl.{room}.{name}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_an_exported_class_shares_its_name_with_no_other_of_the_room(room: str) -> None:
+    """A path is looked up by the name, whatever the module."""
+    files = (Path(randlora_pl.__file__).parent / room).rglob("*.py")
+    defined = [name for file in files for name in re.findall(r"^class (\w+)", file.read_text(), re.MULTILINE)]
+    for name in exported(room):
+        assert defined.count(name) == inspect.isclass(getattr(import_module(f"randlora_pl.{room}"), name)), name
+
+
+def test_old_paths_are_read_as_public_ones() -> None:
+    for module, names in OLD.items():
+        for name in names.split():
+            path = public_path(f"randlora_pl.{module}.{name}")
+            assert path == f"randlora_pl.{module.partition('.')[0]}.{name}"
+            assert inspect.isclass(getattr(import_module(path.rpartition(".")[0]), name))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("RandLoRA", "mine.RandLoRA", "mine.randlora_pl.adapters.RandLoRA", "lightning.pytorch.callbacks.Timer", ""),
+        *(
+            "randlora_pl",
+            "randlora_pl.adapters",
+            "randlora_pl.adapters.methods.full_rank.randlora.Mine",
+            "randlora_pl.gone.Mine",
+        ),
+        *(
+            "randlora_pl.adapters.RandLoRA",
+            "randlora_pl./adapters.RandLoRA",
+            "randlora_pl.adapters.methods.fixed_rank.lora.LoRA adapted",
+        ),
+    ],
+)
+def test_other_texts_stay(path: str) -> None:
+    assert public_path(path) == path
+
+
+def test_every_class_of_a_config() -> None:
+    old = {"a": [{"class_path": "randlora_pl.callbacks.memory.PeakMemory", "init_args": {"n": 1}}, "mine.LoRA", None]}
+    new = {"a": [{"class_path": "randlora_pl.callbacks.PeakMemory", "init_args": {"n": 1}}, "mine.LoRA", None]}
+    assert with_public_paths(old) == new
