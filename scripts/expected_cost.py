@@ -15,8 +15,8 @@ from typing import NamedTuple
 import yaml
 
 from randlora_pl.adapters import FullFineTuning, LoRA, RandLoRA, inject
-from randlora_pl.cli.inspect.config import find_config
 from randlora_pl.cli.sweep.job import told_by
+from randlora_pl.config.shipped import find_config
 from randlora_pl.experiments.paper.paper import table
 from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.estimate import Estimator, memory_of, planned_steps

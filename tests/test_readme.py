@@ -19,8 +19,8 @@ import yaml
 from PIL import Image
 from timm.models import vision_transformer
 
-from randlora_pl.cli.inspect.config import find_config
 from randlora_pl.cli.main import main
+from randlora_pl.config.shipped import find_config
 from randlora_pl.data.catalog.registry import find
 from tests.data.conftest import cifar_root  # noqa: F401  (a fixture)
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from randlora_pl.bench.methods import chosen
-from randlora_pl.cli.inspect.config import find_config
 from randlora_pl.cli.main import main
+from randlora_pl.config.shipped import find_config
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")

@@ -1,8 +1,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from randlora_pl.cli.fit import DEFAULTS
-from randlora_pl.config.compose import compose
+from randlora_pl.config.compose import DEFAULTS, compose
 from randlora_pl.config.validate import check_names
 from tests.support.products import in_one_item
 

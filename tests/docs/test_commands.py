@@ -5,10 +5,10 @@ from importlib import import_module
 
 from randlora_pl.cli.adapter import verbs as adapter
 from randlora_pl.cli.analyze import verbs as analyze
-from randlora_pl.cli.fit import prepare
 from randlora_pl.cli.help.pages import page as help_page
 from randlora_pl.cli.main import VERBS
 from randlora_pl.config.validate import tasks
+from randlora_pl.engine.session import prepare
 from tests.docs.pages import PAGES, commands_of, shown
 from tests.support.products import in_one_item
 

@@ -45,7 +45,9 @@ def test_other_messages_are_in_the_program(message: str) -> None:
 
 
 def test_the_advice_on_memory() -> None:
-    pattern = next(message for message in TOLD if "memory" in message).removeprefix("randlora-pl: error: ")
+    pattern = next(message for message in TOLD if "error: out of memory" in message).removeprefix(
+        "randlora-pl: error: "
+    )
     assert re.fullmatch(re.escape(pattern).replace("…", r"\d+"), memory_advice(128, 1, "fit", 256))
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from randlora_pl.adapters import LoRA, RandLoRA, inject
 from randlora_pl.adapters.io.save_load import METHODS
-from randlora_pl.cli.inspect.config import find_config
 from randlora_pl.cli.main import main
 from randlora_pl.cli.sweep.job import told_by
+from randlora_pl.config.shipped import find_config
 from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.estimate import planned_steps
 from randlora_pl.experiments.sweep.plan import plan

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.adapters import DoRA, RandLoRA
-from randlora_pl.cli.fit import DEFAULTS
-from randlora_pl.config.compose import compose
+from randlora_pl.config.compose import DEFAULTS, compose
 from randlora_pl.engine import run_folder as runs
 from randlora_pl.utils.errors import UserError
 

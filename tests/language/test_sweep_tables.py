@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from randlora_pl.adapters import VeRA, inject
-from randlora_pl.cli.inspect.config import find_config
 from randlora_pl.cli.sweep.job import told_by
+from randlora_pl.config.shipped import find_config
 from randlora_pl.experiments.paper import notes, table
 from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.expand import counts

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.cli.fit import _resume_by_itself, prepare
-from randlora_pl.cli.inspect.config import config_folder, scripts
+from randlora_pl.config.shipped import config_folder, scripts
+from randlora_pl.engine.session import _resume_by_itself, prepare
 from tests.support.cli import Run
 
 WORDS = ["--config", "quickstart", "--data.steps", "3"]

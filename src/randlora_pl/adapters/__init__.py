@@ -3,7 +3,8 @@
 from randlora_pl.adapters.adapter_set import AdapterSet
 from randlora_pl.adapters.base import Adapter, DeltaWeight
 from randlora_pl.adapters.inject import InjectionReport, inject
-from randlora_pl.adapters.io.save_load import AdapterFile, load_adapter, read_adapter, save_adapter
+from randlora_pl.adapters.io.adapter_file import AdapterFile
+from randlora_pl.adapters.io.save_load import load_adapter, read_adapter, save_adapter
 from randlora_pl.adapters.methods.fixed_rank.dora import DoRA
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
 from randlora_pl.adapters.methods.fixed_rank.nola import NoLA

@@ -28,7 +28,7 @@ VERBS = {
     "adapter": "adapter.verbs:adapter_verb",
     "analyze": "analyze.verbs:analyze_verb",
     "serve": "serve:serve_verb",
-    "data": "data.check:data_verb",
+    "data": "data.verbs:data_verb",
     "bench": "bench.verbs:bench_verb",
     "datasets": "inspect.catalogs:datasets_verb",
     "models": "inspect.catalogs:models_verb",
@@ -153,7 +153,7 @@ def _config_hint(word: str) -> str:
     """Someone who types ``randlora-pl quickstart`` or leaves out the verb means ``fit``."""
     if word.startswith("-"):
         return " The verb comes first: randlora-pl fit ..."
-    from randlora_pl.cli.inspect.config import config_names
+    from randlora_pl.config.shipped import config_names
 
     return f" Did you mean: fit --config {word}?" if word in config_names() else ""
 

@@ -74,8 +74,8 @@ def serve_verb(args: list[str]) -> int:
     if missing:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install 'randlora-pl[serve]'")
     check_port(options.host, options.port)
-    from randlora_pl.cli.fit import quieten
-    from randlora_pl.cli.predict.images import pick_device
+    from randlora_pl.cli.common.devices import pick_device
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     from randlora_pl.adapters import read_adapter

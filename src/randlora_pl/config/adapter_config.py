@@ -10,10 +10,10 @@ from typing import Any
 
 from randlora_pl.config.compose import CLASS_KEYS, Tree, parse_value, read_config
 from randlora_pl.config.validate import adapters, tasks
-from randlora_pl.engine.run_folder import ADAPTER, CONFIG
 from randlora_pl.utils.adapter_schema import check_description
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
 from randlora_pl.utils.files.weights_files import find_weights
 
 

@@ -10,14 +10,18 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from randlora_pl.cli.inspect.config import find_config
+from randlora_pl.config.shipped import find_config
 from randlora_pl.utils.class_paths import public_path, with_public_paths
 from randlora_pl.utils.errors import UserError, brief, errors_in
 from randlora_pl.utils.files.documents import parse_yaml
+
+if TYPE_CHECKING:
+    pass
+
 
 Tree = dict[str, Any]
 
@@ -258,3 +262,6 @@ def _take_classes(command: Command) -> None:
             del command.values[option]
             place = next(n for n, word in enumerate(command.typed) if is_option(word) and short_name(word) == option)
             del command.typed[place : place + 2]
+
+
+DEFAULTS: Tree = {"model": {"class_path": "VisionLanguageTask", "init_args": {"adapter": "RandLoRA"}}}

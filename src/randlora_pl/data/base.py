@@ -32,8 +32,8 @@ class PlannedData(LightningDataModule):
         sampling: ``with_replacement`` or ``epochs``, see `DrawPlan`.
         seed: Selects the order.
         num_workers: Processes that prepare batches; None chooses.
-        balance: ``weights`` or ``sampler`` where classes differ in size, see `randlora_pl.data.sampling.balance`; None for no
-            correction.
+        balance: ``weights`` or ``sampler`` where classes differ in size, see
+            `randlora_pl.data.sampling.balance`; None for no correction.
 
     Attributes:
         unit: What a sample is called.

@@ -14,12 +14,9 @@ from randlora_pl.parallel.launch import agree
 from randlora_pl.utils.class_paths import public_path
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files.run_files import ADAPTER, BEST, CONFIG, LAST, RESULTS
 
-CONFIG = "config.yaml"
 CHECKSUM = "# SHA-256 of the lines below: "
-LAST = "checkpoints/last.ckpt"
-ADAPTER, BEST = "adapter", "adapter-best"
-RESULTS = "results.json"
 _ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"
 """Tells the processes that Lightning starts for further devices which folder the first one made."""
 

@@ -17,22 +17,13 @@ from randlora_pl.callbacks import AdapterCheckpoint, HeldLock, Patience, PeakMem
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.callbacks.checkpoint_file import check_checkpoint
 from randlora_pl.engine.lightning_cli import App
-from randlora_pl.engine.run_folder import (
-    CHECKSUM,
-    CONFIG,
-    LAST,
-    checksum,
-    keep_older,
-    resolved_config,
-    without_head,
-    without_seed,
-)
+from randlora_pl.engine.run_folder import CHECKSUM, checksum, keep_older, resolved_config, without_head, without_seed
 from randlora_pl.engine.summary import end_page, figures_in_words
 from randlora_pl.language.dataset_sizes import OWN_TEXTS
 from randlora_pl.parallel.strategy import AdapterDDP
 from randlora_pl.tasks.evaluation import check_numbers
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import remove_leftovers, write_text
+from randlora_pl.utils.files.run_files import CONFIG, LAST, remove_leftovers, write_text
 from randlora_pl.utils.run_results import data_figures, environment, model_figures, read_results, write_results
 from randlora_pl.utils.text.console import say
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.trained import trained_tensors
-from randlora_pl.interop import library_model as bare
+from randlora_pl.interop.compare_outputs import logits, outputs
 from randlora_pl.models import ImageTower, ModelIdentity, library_of, load_clip, load_vit
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import find_weights, without_places
@@ -37,12 +37,10 @@ class Base:
         return copy.deepcopy(self)
 
     def outputs(self, model: nn.Module) -> list[Tensor] | None:
-        """What such a model, adapted or not, makes of fixed random inputs (`bare.outputs`); of tokens, logits."""
+        """Return what such a model, adapted or not, makes of fixed random images, or the logits of fixed tokens."""
         if self.writes:
-            from randlora_pl.interop.merge.language import logits  # here, because it brings transformers
-
             return logits(model)
-        return None if self.image_size is None else bare.outputs(model, self.image_size)
+        return None if self.image_size is None else outputs(model, self.image_size)
 
     @property
     def writes(self) -> bool:

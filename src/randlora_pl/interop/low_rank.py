@@ -18,7 +18,8 @@ from randlora_pl.adapters.spectrum import LowRank, truncated
 from randlora_pl.adapters.targets.select import select
 from randlora_pl.adapters.targets.sites import Site, find_sites
 from randlora_pl.interop.base_model import Base, beside
-from randlora_pl.interop.library_model import LOST, Bare, difference, lost, outputs
+from randlora_pl.interop.compare_outputs import LOST, difference, lost, outputs
+from randlora_pl.interop.library_model import Bare
 from randlora_pl.interop.merge.vision import TOLERANCE, added
 from randlora_pl.interop.updates import State, adapted, rows_of, weight_key
 from randlora_pl.utils.errors import UserError

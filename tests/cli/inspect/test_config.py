@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.cli.inspect.config import config_folder, config_names, find_config, headline
+from randlora_pl.config.shipped import config_folder, config_names, find_config, headline
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
 

@@ -126,5 +126,6 @@ def test_compare_needs_no_pytorch() -> None:
     import subprocess
     import sys
 
-    code = "import sys; import randlora_pl.cli.results.compare_runs, randlora_pl.cli.results.report; print('torch' in sys.modules)"
+    verbs = "randlora_pl.cli.results.compare_runs, randlora_pl.cli.results.report"
+    code = f"import sys; import {verbs}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

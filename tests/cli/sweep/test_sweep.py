@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from randlora_pl.cli.inspect.config import config_names
 from randlora_pl.cli.main import main
 from randlora_pl.cli.sweep.job import told_by
+from randlora_pl.config.shipped import config_names
 from randlora_pl.experiments.sweep import cell_runner as cli_cells
 from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.plan import Cell, plan

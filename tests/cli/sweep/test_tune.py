@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_pl.cli.inspect.config import config_names, find_config
 from randlora_pl.cli.sweep import tune_run
 from randlora_pl.cli.sweep.job import told_by
+from randlora_pl.config.shipped import config_names, find_config
 from randlora_pl.data import ImageData
 from randlora_pl.data.images.decode import ArrayImages
 from randlora_pl.experiments.choice import best_of, climb

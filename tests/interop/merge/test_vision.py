@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import LinearProbe, merge, read_adapter
 from randlora_pl.interop.base_model import load_base
-from randlora_pl.interop.library_model import difference
+from randlora_pl.interop.compare_outputs import difference
 from randlora_pl.interop.merge import vision as module
 from randlora_pl.interop.merge.vision import added, check_output, merged, write
 from randlora_pl.interop.updates import updates, weighted_sum

@@ -8,7 +8,7 @@ from torch import nn
 
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA, inject
 from randlora_pl.adapters.targets.select import select
-from randlora_pl.cli.inspect.config import find_config
+from randlora_pl.config.shipped import find_config
 from randlora_pl.language.catalog import KNOWN
 from randlora_pl.language.models.loading import model_config
 from randlora_pl.language.models.targets import TARGETS, known_targets

@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertForMaskedLM
 
 from randlora_pl.adapters import LinearProbe, RandLoRA, VeRA, inject
-from randlora_pl.cli.inspect.config import find_config
+from randlora_pl.config.shipped import find_config
 from randlora_pl.language.datasets.own_files import read_own
 from randlora_pl.language.models.classifier import split
 from randlora_pl.language.models.loading import model_config

@@ -1,11 +1,13 @@
 from pathlib import Path
 
+from lightning.pytorch import Trainer
+
 from randlora_pl.utils.files.run_files import run_folder, write_text
-from tests.callbacks.conftest import Fit
 
 
-def test_folder_is_the_root_of_the_trainer(fit: Fit, tmp_path: Path) -> None:
-    assert run_folder(fit()[0]) == tmp_path
+def test_folder_is_the_root_of_the_trainer(tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_checkpointing=False)
+    assert run_folder(trainer) == tmp_path
 
 
 def test_text_replaces_an_older_file_at_once(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from randlora_pl.adapters.trained import choose_beside, chosen_tensors, trained_
 from randlora_pl.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from randlora_pl.adapters.io.save_load import AdapterFile
+    from randlora_pl.adapters.io.adapter_file import AdapterFile
 
 _log = logging.getLogger(__name__)
 Shapes = dict[str, tuple[int, ...]]

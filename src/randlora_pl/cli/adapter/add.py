@@ -65,7 +65,7 @@ def add_verb(args: list[str]) -> int:
     options = parse(args)
     for path in options.adapters:
         check_adapter(path)
-    from randlora_pl.cli.fit import quieten
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     from randlora_pl.adapters import read_adapter

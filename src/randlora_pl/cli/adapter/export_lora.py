@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def export(options: argparse.Namespace) -> int:
     """Truncates the singular value decomposition of each update."""
     check_wish(options.rank, options.error)
-    from randlora_pl.cli.fit import quieten
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     from randlora_pl.adapters import read_adapter

@@ -32,7 +32,7 @@ def export(options: argparse.Namespace) -> int:
         raise UserError(f"{options.output} is a folder; name a file.")
     if options.to == "onnx":
         check_packages()  # before PyTorch is imported
-    from randlora_pl.cli.fit import quieten
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     from randlora_pl.interop.onnx.export import FACTS, export_onnx, export_torch

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def export(options: argparse.Namespace) -> int:
     """Writes the folder, compares PEFT's outputs with ours, and says how to load it."""
-    from randlora_pl.cli.fit import quieten
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     from randlora_pl.interop.peft.export import export_peft

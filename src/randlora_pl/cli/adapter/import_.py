@@ -87,7 +87,7 @@ def import_verb(args: list[str]) -> int:
     options = parse(args)
     if options.output.exists() and not options.overwrite:
         raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
-    from randlora_pl.cli.fit import quieten
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     import torch

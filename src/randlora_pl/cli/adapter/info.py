@@ -75,7 +75,7 @@ def info_verb(args: list[str]) -> int:
 
 def stay_offline() -> None:
     """Looking at a file must not download a model; what is in the cache is found."""
-    from randlora_pl.cli.fit import quieten
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     os.environ["HF_HUB_OFFLINE"] = "1"

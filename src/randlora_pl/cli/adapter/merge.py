@@ -55,7 +55,7 @@ def merge_verb(args: list[str]) -> int:
     """Check what was typed, merge, write and compare."""
     options = parse(args)
     check_adapter(options.adapter)
-    from randlora_pl.cli.fit import quieten
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     from randlora_pl.adapters import read_adapter

@@ -55,7 +55,7 @@ def push_verb(args: list[str]) -> int:
     check_adapter(options.adapter)
     from tempfile import TemporaryDirectory
 
-    from randlora_pl.cli.fit import quieten
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     from randlora_pl.adapters import read_adapter

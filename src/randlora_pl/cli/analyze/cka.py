@@ -127,7 +127,7 @@ def _compare(first: Run, others: list[Run], typed: argparse.Namespace, device: A
     """CKA of some runs of one data set with the first: number of images, and values by layer for each path."""
     from randlora_pl.analysis.cka import compare
     from randlora_pl.analysis.images import batches, some_of
-    from randlora_pl.cli.data.check import counting
+    from randlora_pl.cli.common.progress import counting
 
     reference = task_of(first, device)
     data = data_of(first, reference.image_spec, typed.dataset, typed.root, typed.batch_size)

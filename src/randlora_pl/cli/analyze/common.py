@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.config.adapter_config import config_beside, data_beside
-from randlora_pl.engine.run_folder import ADAPTER, CONFIG, output_folder
+from randlora_pl.engine.run_folder import output_folder
 from randlora_pl.utils.errors import UnreadableImageError, UserError
+from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
 
 if TYPE_CHECKING:
     from randlora_pl.adapters import AdapterFile
@@ -132,9 +133,9 @@ def start(device: str) -> Any:
     Raises:
         UserError: There is no such device.
     """
-    from randlora_pl.cli.fit import quieten
-    from randlora_pl.cli.predict.images import pick_device
+    from randlora_pl.cli.common.devices import pick_device
     from randlora_pl.utils.text.console import log_to_terminal
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     log_to_terminal()

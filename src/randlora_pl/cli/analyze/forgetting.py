@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.analyze.common import Run, advised, labels_of, new_output, open_run, parameters, start, told
 from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
-from randlora_pl.cli.data.check import counting
 from randlora_pl.engine.run_folder import check_new
 from randlora_pl.utils.errors import UserError
 

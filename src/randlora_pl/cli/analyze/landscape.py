@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.analyze.common import Run, advised, data_of, labels_of, new_output, open_run, start, task_of, told
 from randlora_pl.cli.common.arguments import Parser
-from randlora_pl.cli.data.check import counting
+from randlora_pl.cli.common.progress import counting
 from randlora_pl.engine.run_folder import check_new
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json

@@ -132,7 +132,7 @@ def _fit(
     from randlora_pl.adapters.base import WeightShape
     from randlora_pl.adapters.budget import match_budget
     from randlora_pl.analysis.represent import represent
-    from randlora_pl.cli.data.check import counting
+    from randlora_pl.cli.common.progress import counting
 
     shapes = [WeightShape(layer, *update.shape) for layer, update in updates.items()]
     fits: dict[int, list[LayerFit]] = {}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from randlora_pl.cli.bench.common import JSON, TABLE, command, in_folder, parser_of, place, prepare
 from randlora_pl.cli.bench.steps import overrides_of
+from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
-from randlora_pl.cli.data.check import counting
 from randlora_pl.utils.errors import UserError
 
 Figures = dict[int, list[float]]

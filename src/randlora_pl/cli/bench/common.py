@@ -55,8 +55,8 @@ def prepare(typed: argparse.Namespace, positive: Sequence[str]) -> dict[str, Any
             if number < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {number}: give a positive whole number")
     check_new(typed.output)
-    from randlora_pl.cli.fit import quieten
     from randlora_pl.utils.text.console import log_to_terminal
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     log_to_terminal()

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
-from randlora_pl.cli.data.check import checked_root, counting
+from randlora_pl.cli.data.report import checked_root
 from randlora_pl.data.catalog.registry import find, how_to_get, present
 from randlora_pl.utils.errors import UserError
 
@@ -48,8 +49,8 @@ def data_verb(args: list[str]) -> int:
     root = checked_root(typed, [row], "bench data")
     if not present(row, root):
         raise UserError(how_to_get(row, root))
-    from randlora_pl.cli.fit import quieten
     from randlora_pl.utils.text.console import log_to_terminal
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     log_to_terminal()

@@ -15,8 +15,8 @@ from randlora_pl.cli.bench.common import (
     place,
     prepare,
 )
+from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
-from randlora_pl.cli.data.check import counting
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_yaml
 from randlora_pl.utils.text.formatting import duration

@@ -49,7 +49,7 @@ def get_verb(args: list[str]) -> int:
 
 def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
     """One data set after the other, whatever becomes of those before; returns the exit code."""
-    from randlora_pl.cli.data.check import print_reports
+    from randlora_pl.cli.data.report import print_reports
     from randlora_pl.data.download.install import by_hand, downloads
 
     reports, got, failed, helpless = [], [], [], []
@@ -99,8 +99,8 @@ def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
 
 def _check(row: Row, root: Path, sample: int) -> "Report":
     """The check of a data set, without the warnings of the libraries that it needs."""
-    from randlora_pl.cli.fit import quieten
     from randlora_pl.utils.text.console import log_to_terminal
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     log_to_terminal()
@@ -115,7 +115,7 @@ def _fetch(row: Row, root: Path) -> "Report":
     Raises:
         UserError: It cannot be had.
     """
-    from randlora_pl.cli.data.check import SAMPLE
+    from randlora_pl.cli.data.report import SAMPLE
     from randlora_pl.data.download.http import length, megabytes
     from randlora_pl.data.download.install import downloads, get
 

@@ -2,13 +2,13 @@
 
 import re
 
-from randlora_pl.cli.adapter.verbs import PAGE as ADAPTER
-from randlora_pl.cli.analyze.verbs import PAGE as ANALYZE
 from randlora_pl.cli.common.tables import entry
-from randlora_pl.cli.results.compare_runs import PAGE as COMPARE
-from randlora_pl.cli.results.report import PAGE as REPORT
-from randlora_pl.cli.sweep.sweep import PAGE as SWEEP
-from randlora_pl.cli.sweep.tune import PAGE as TUNE
+from randlora_pl.cli.help.adapter import PAGE as ADAPTER
+from randlora_pl.cli.help.analyze import PAGE as ANALYZE
+from randlora_pl.cli.help.compare_runs import PAGE as COMPARE
+from randlora_pl.cli.help.report import PAGE as REPORT
+from randlora_pl.cli.help.sweep import PAGE as SWEEP
+from randlora_pl.cli.help.tune import PAGE as TUNE
 from randlora_pl.config.class_index import Option, read_classes
 from randlora_pl.config.validate import CALLBACK_GROUPS, RUN_OPTIONS, adapters, data_class, tasks
 from randlora_pl.language.catalog import DATASETS, LABELLED

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.help.pages import page
 from randlora_pl.cli.predict.arguments import MAX_PIXELS, parse
 from randlora_pl.cli.predict.csv_table import Predictions
@@ -92,8 +93,8 @@ def classify(options: argparse.Namespace) -> Predictions:
     Raises:
         UserError: An adapter or an image does not load, the device is not there, or memory runs out.
     """
-    from randlora_pl.cli.fit import quieten
     from randlora_pl.engine.error_messages import out_of_memory
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     import torch
@@ -161,28 +162,3 @@ def _together(batches: Iterator[tuple[dict[str, Any], ...]], limit: int) -> Iter
             held, size = [], 0
     if held:
         yield held
-
-
-def pick_device(name: str) -> Any:
-    """A device of this machine; ``auto`` takes the fastest there is.
-
-    Raises:
-        UserError: There is no such device.
-    """
-    import torch
-
-    there = ["cuda"] if torch.cuda.is_available() else []
-    there += ["mps"] if torch.backends.mps.is_available() else []
-    there += ["cpu"]
-    if name == "auto":
-        return torch.device(there[0])
-    if name.partition(":")[0] not in there:
-        raise UserError(f"--device {name} is not on this machine; there is {', '.join(there)}.")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name} is no device: give cpu, cuda, cuda:1 and so on.") from error
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if (device.index or 0) >= count:
-        raise UserError(f"--device {name} is not on this machine; the last one is {device.type}:{count - 1}.")
-    return device

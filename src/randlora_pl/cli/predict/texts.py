@@ -3,8 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.predict.csv_table import Predictions
-from randlora_pl.cli.predict.images import pick_device
 from randlora_pl.language.data.prediction_inputs import (
     PROMPTS,
     SENTENCES,
@@ -34,9 +34,9 @@ def answer(options: argparse.Namespace) -> Predictions:
         UserError: A text or an adapter does not load, they do not go together, the device is not there, or memory runs
             out.
     """
-    from randlora_pl.cli.fit import quieten
     from randlora_pl.engine.error_messages import out_of_memory
     from randlora_pl.language.models.hub_errors import need_transformers
+    from randlora_pl.utils.text.log_filters import quieten
 
     need_transformers()
     quieten()

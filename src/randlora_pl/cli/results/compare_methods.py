@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from randlora_pl.cli.common.arguments import Parser
-from randlora_pl.cli.inspect.config import find_config
 from randlora_pl.config.compose import read_config
+from randlora_pl.config.shipped import find_config
 from randlora_pl.engine.run_folder import output_folder
 from randlora_pl.utils.errors import Terminated, UserError
 
@@ -25,8 +25,8 @@ def compare_verb(args: list[str]) -> int:
     if typed.tune and typed.seeds:
         raise UserError("--tune takes the seeds of its own, tuning_seeds: leave out --seeds.")
     file = find_config(typed.config)
-    from randlora_pl.cli.fit import quieten
     from randlora_pl.utils.text.console import log_to_terminal
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     log_to_terminal()

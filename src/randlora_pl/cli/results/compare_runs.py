@@ -9,19 +9,10 @@ from typing import Any
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.common.tables import table
 from randlora_pl.config.compose import flatten, normalise
-from randlora_pl.engine.run_folder import CONFIG, check_run
+from randlora_pl.engine.run_folder import check_run
 from randlora_pl.utils.errors import UserError, first_line
 from randlora_pl.utils.files.documents import parse_json, parse_yaml
-
-PAGE = """\
-Runs side by side: what differs in their configs, and their results, parameters, time and memory.
-
-  randlora-pl compare runs/quickstart/TIME runs/quickstart/TIME
-  randlora-pl compare runs/sweeps/NAME/cells/* --json
-
-  RUN RUN ...      Folders of runs; damaged and unfinished ones are told, and shown as far as they go
-  --json           Everything for another program: all options, all figures
-"""
+from randlora_pl.utils.files.run_files import CONFIG
 
 FIRST = (
     *("test/acc", "zeroshot/acc", "val/acc", "best/val/acc", "test/loss", "steps", "learning_rate"),

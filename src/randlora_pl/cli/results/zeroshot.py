@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
-from randlora_pl.cli.data.check import counting
 from randlora_pl.data.catalog.registry import PAPER, Row, default_root, find, how_to_get, may_be_read, present
 from randlora_pl.data.locations import root_of
 from randlora_pl.utils.errors import UnreadableImageError, UserError
@@ -31,9 +31,9 @@ def zeroshot_verb(args: list[str]) -> int:
     """
     typed = _parse(args)
     rows, absent, root = _chosen(typed)
-    from randlora_pl.cli.fit import quieten
-    from randlora_pl.cli.predict.images import pick_device
+    from randlora_pl.cli.common.devices import pick_device
     from randlora_pl.utils.text.console import log_to_terminal
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     log_to_terminal()

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.common.arguments import Parser
-from randlora_pl.cli.inspect.config import config_folder, find_config
 from randlora_pl.config.compose import Tree, read_config
+from randlora_pl.config.shipped import config_folder, find_config
 from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, present
 from randlora_pl.data.locations import root_of
 from randlora_pl.experiments.sweep.cell_runner import composer
@@ -193,7 +193,7 @@ def begin(job: Job) -> None:
         UserError: An option of a cell is impossible, or the folder holds another sweep.
     """
     job.folder.check(job.cells)
-    from randlora_pl.cli.fit import quieten
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     from randlora_pl.experiments.sweep.expand import counts

@@ -22,7 +22,7 @@ Rounds = Callable[[], list[Cell]]
 
 def dry_run(job: Job) -> int:
     """Prints the cells with their state and what they are expected to take."""
-    from randlora_pl.cli.fit import quieten
+    from randlora_pl.utils.text.log_filters import quieten
 
     quieten()
     from randlora_pl.experiments.sweep.estimate import COUNTED, MEASURED

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.common.arguments import Parser
-from randlora_pl.cli.fit import DEFAULTS, quieten
 from randlora_pl.cli.sweep.job import Job, check_typed, choose, words_of
 from randlora_pl.cli.sweep.run import dry_run
-from randlora_pl.cli.sweep.tune import Tuning
-from randlora_pl.config.compose import Command, Tree, compose, merge, normalise, parse_value
+from randlora_pl.cli.sweep.tuning import Tuning
+from randlora_pl.config.compose import DEFAULTS, Command, Tree, compose, merge, normalise, parse_value
 from randlora_pl.config.validate import check_names, on_texts
 from randlora_pl.experiments.sweep.cell_runner import check, composer, method_layers, nested
 from randlora_pl.experiments.sweep.description import Description, budget
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Composer
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.log_filters import quieten
 
 RATES = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0]
 """What may be tried; the search begins at the method's own rate and goes towards better ones."""

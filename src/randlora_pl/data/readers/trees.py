@@ -2,8 +2,8 @@
 
 EuroSAT and Caltech have no split of their own. EuroSAT's, 270 validation and 270 test images of each class, and the
 test images of Caltech 101 are written down in ``indices``. Those of Caltech 256, whose file names were not at hand,
-are `randlora_pl.data.sampling.splits`' draw, which depends on nothing but the file names and how many there are of each class:
-everyone with the complete data set has the same.
+are the draw of `randlora_pl.data.sampling.splits`, which depends on nothing but the file names and how many there are
+of each class: everyone with the complete data set has the same.
 """
 
 import json

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from randlora_pl.experiments.report.plan import FILE, ZERO_SHOT, Key, Plan, budget_order, read_plan
+from randlora_pl.experiments.report.runs import Run
 from randlora_pl.experiments.sweep.locks import holder
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
@@ -20,61 +21,6 @@ SCORE = "test/score"
 """What counts where that is not the accuracy: a correlation, from -1 to 1."""
 RATES = ("learning_rate", "head_learning_rate")
 _LABELS = ("model", "dataset", "budget", "method")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One seed of one cell.
-
-    Attributes:
-        key: Model, data set, budget, method.
-        seed: None for a cell that has no seed because it was never run.
-        state: One of the states above.
-        reason: Why it has no accuracy, in one line; empty where the state says all.
-        cell: Name of its folder, empty where there is none.
-        family: Model family, if the cell names one.
-        accuracy: Test accuracy in percent.
-        zeroshot: Accuracy of the untrained model in percent, where the run measured it.
-        facts: The other figures of its ``results.json``.
-        typed: Learning rates that its config has.
-    """
-
-    key: Key
-    seed: int | None
-    state: str
-    reason: str = ""
-    cell: str = ""
-    family: str = ""
-    accuracy: float | None = None
-    zeroshot: float | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    typed: dict[str, Any] = field(default_factory=dict)
-
-    def number(self, name: str) -> float | None:
-        """A figure of ``results.json`` as a number, of one over training steps the last.
-
-        None where it is missing, zero (not measured), not finite or none.
-        """
-        value = self.facts.get(name)
-        value = value[-1] if isinstance(value, list) and value else value
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            return None
-        return float(value) or None
-
-    @property
-    def per_second(self) -> float | None:
-        """Images or texts that it trained on in a second."""
-        return self.number("images_per_second") or self.number("samples_per_second")
-
-    @property
-    def device(self) -> str:
-        """Where it ran, ``cpu`` or ``cuda`` or a name."""
-        return str(self.facts.get("device") or "")
-
-    @property
-    def told(self) -> str:
-        """Its state as a cell of a table says it."""
-        return f"{self.state}: {self.reason}" if self.reason else self.state
 
 
 @dataclass

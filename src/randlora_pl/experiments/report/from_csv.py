@@ -4,9 +4,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.experiments.report.collect import Run
 from randlora_pl.experiments.report.plan import Key
-from randlora_pl.experiments.report.sections.per_dataset import PREFIX
+from randlora_pl.experiments.report.runs import PREFIX, Run
 from randlora_pl.utils.errors import UserError
 
 CELLS = "cells.csv"

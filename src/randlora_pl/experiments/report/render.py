@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from matplotlib import rc_context
 
 from randlora_pl.experiments.paper import SOURCE
-from randlora_pl.experiments.report.collect import FINISHED, Run, Sweep
+from randlora_pl.experiments.report.collect import FINISHED, Sweep
 from randlora_pl.experiments.report.document import Cell, Document, Picture, Section, Table, many
 from randlora_pl.experiments.report.plots import budget_picture, parameter_picture
 from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.runs import Run
 from randlora_pl.experiments.report.sections.accuracy import IDLE, accuracy_table, average_table
 from randlora_pl.experiments.report.sections.cost import cost_table
 from randlora_pl.experiments.report.sections.pairwise_tests import LEVEL, Versus, comparisons, leading, versus_table

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
 
-from randlora_pl.experiments.report.collect import FAILED, NOT_RUN, Run, Sweep
+from randlora_pl.experiments.report.collect import FAILED, NOT_RUN, Sweep
 from randlora_pl.experiments.report.plan import ZERO_SHOT, Key
+from randlora_pl.experiments.report.runs import Run
 from randlora_pl.experiments.report.statistics import Estimate
 
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from randlora_pl.experiments.report.collect import Sweep
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.runs import PREFIX
 from randlora_pl.experiments.report.sections.paper_comparison import Beside
-from randlora_pl.experiments.report.sections.per_dataset import PREFIX, by_test, tests_of
+from randlora_pl.experiments.report.sections.per_dataset import by_test, tests_of
 from randlora_pl.experiments.report.sections.rates import Rates
 from randlora_pl.experiments.report.statistics import Estimate
 from randlora_pl.utils.text.csv_text import csv_text

@@ -10,9 +10,8 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.cli.fit import DEFAULTS
-from randlora_pl.cli.inspect.config import find_config
-from randlora_pl.config.compose import Command, Tree, flatten, merge, normalise, read_config
+from randlora_pl.config.compose import DEFAULTS, Command, Tree, flatten, merge, normalise, read_config
+from randlora_pl.config.shipped import find_config
 from randlora_pl.config.validate import check_names, on_texts
 from randlora_pl.engine.run_lock import FILE, locked
 from randlora_pl.experiments.sweep.description import METHOD
@@ -129,8 +128,8 @@ class Runner:
             gc.collect()  # Lightning's objects refer to each other, and each holds a model
 
     def _run(self, cell: Cell, folder: Path, start: float) -> None:
-        from randlora_pl.cli.fit import guarded
         from randlora_pl.engine.lightning_cli import App
+        from randlora_pl.engine.session import guarded
         from randlora_pl.engine.stages import evaluate, fit
         from randlora_pl.utils.run_results import write_results
 
@@ -158,7 +157,8 @@ class Runner:
     def _resumable(cell: Cell, folder: Path) -> bool:
         """Whether a broken-off cell has a checkpoint to go on from; else its folder is emptied."""
         from randlora_pl.callbacks.checkpoint_file import check_checkpoint
-        from randlora_pl.engine.run_folder import LAST, check_run
+        from randlora_pl.engine.run_folder import check_run
+        from randlora_pl.utils.files.run_files import LAST
 
         with suppress(UserError):
             if not cell.untrained and (folder / LAST).is_file():

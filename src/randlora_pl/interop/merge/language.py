@@ -4,14 +4,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from randlora_pl.adapters import AdapterFile, unload
 from randlora_pl.adapters.inject import inject
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.io.save_load import place_adapter
-from randlora_pl.interop.library_model import LOST, change, difference, lost
+from randlora_pl.interop.compare_outputs import LOST, change, difference, logits, lost
 from randlora_pl.interop.updates import interpolated
 from randlora_pl.language.tasks.restore import unquantised_task
 from randlora_pl.utils.errors import UserError
@@ -19,7 +16,6 @@ from randlora_pl.utils.files.atomic_output import move, part_folder, refuse_inpu
 
 TOLERANCE = 1e-4
 """The largest difference of logits that passes, relative to the largest logit."""
-_TOKENS = 24
 
 
 def write_merged(
@@ -87,11 +83,3 @@ def write_merged(
                 shutil.move(each, whole / each.name)
         move(whole, output)
     return task.auto, size, absolute
-
-
-@torch.no_grad()
-def logits(model: nn.Module) -> list[Tensor]:
-    """What a model makes of fixed random tokens: (2, tokens, vocabulary), or (2, classes)."""
-    config: Any = model.config
-    ids = torch.randint(0, int(config.vocab_size), (2, _TOKENS), generator=torch.Generator().manual_seed(0))
-    return [model(input_ids=ids).logits.float()]

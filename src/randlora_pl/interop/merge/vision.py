@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from randlora_pl.adapters import AdapterFile, unload
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import Base, base_name, beside
-from randlora_pl.interop.library_model import LOST, ROUNDING, Bare, change, config_file, difference, lost, outputs
+from randlora_pl.interop.compare_outputs import LOST, ROUNDING, change, difference, lost, outputs
+from randlora_pl.interop.library_model import Bare, config_file
 from randlora_pl.interop.updates import State, adapted, interpolated
 from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
 from randlora_pl.utils.errors import UserError
@@ -54,7 +55,7 @@ class Merged:
     Attributes:
         file: The adapter whose classes and head go with them.
         model: The library's model with the merged weights.
-        expected: Its outputs (`bare.outputs`), from before the updates were merged where that is possible.
+        expected: Its outputs (`compare_outputs.outputs`), from before the updates were merged where that is possible.
         plain: Those of the base model.
         text_changed: Whether its text tower is another one than the base model's.
         with_head: Whether the head is written, too.

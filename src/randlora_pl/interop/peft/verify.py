@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import unload
 from randlora_pl.interop.base_model import Base
-from randlora_pl.interop.library_model import LOST
+from randlora_pl.interop.compare_outputs import LOST
 from randlora_pl.interop.peft.files import TENSORS
 from randlora_pl.utils.errors import UserError, first_line
 

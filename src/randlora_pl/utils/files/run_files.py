@@ -4,11 +4,13 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning.pytorch import Trainer
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
-def run_folder(trainer: Trainer) -> Path:
+def run_folder(trainer: "Trainer") -> Path:
     """Where everything about this run is kept."""
     return Path(trainer.default_root_dir)
 
@@ -69,3 +71,15 @@ def remove_leftovers(folder: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)
+
+
+CONFIG = "config.yaml"
+
+
+LAST = "checkpoints/last.ckpt"
+
+
+ADAPTER, BEST = "adapter", "adapter-best"
+
+
+RESULTS = "results.json"

@@ -6,9 +6,9 @@ from itertools import chain
 from statistics import fmean
 
 from randlora_pl.experiments.paper import PaperCell
-from randlora_pl.experiments.report.collect import Run
 from randlora_pl.experiments.report.document import Cell, Table
 from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.runs import Run
 from randlora_pl.experiments.report.sections.accuracy import count_cell, identifier
 from randlora_pl.experiments.report.sections.paper_comparison import Beside, Footnotes
 

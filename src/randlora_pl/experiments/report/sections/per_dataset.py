@@ -3,10 +3,9 @@
 from collections import Counter
 from dataclasses import replace
 
-from randlora_pl.experiments.report.collect import Run, Sweep
+from randlora_pl.experiments.report.collect import Sweep
+from randlora_pl.experiments.report.runs import PREFIX, Run
 from randlora_pl.language.datasets.commonsense import TASKS
-
-PREFIX = "test/acc/"
 
 
 def tests_of(sweep: Sweep) -> dict[str, list[str]]:

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from randlora_pl.experiments.paper.rates import paper_rates
-from randlora_pl.experiments.report.collect import Run
 from randlora_pl.experiments.report.document import Cell, Table
 from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.runs import Run
 from randlora_pl.experiments.sweep.provenance import chosen_for, rule_of
 
 PAPER, VALIDATION, TYPED, DEFAULT = "paper", "validation", "typed", "default"

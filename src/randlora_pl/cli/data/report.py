@@ -1,0 +1,89 @@
+"""Report of a dataset check."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from randlora_pl.cli.common.tables import table
+from randlora_pl.data.catalog.registry import Row, default_root, may_be_read
+from randlora_pl.data.locations import root_of
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.printable import printable
+
+if TYPE_CHECKING:
+    from randlora_pl.data.check import Report
+
+
+SAMPLE = 8
+"""Images of each split that a check decodes."""
+
+
+_HEADER = ("data set", "split", "images", "expected", "fewest of a class", "most of a class", "decoded", "")
+
+
+def print_reports(reports: Sequence["Report"], every: bool = False) -> int:
+    """Prints a table of what was found, and what is off.
+
+    Args:
+        reports: What was found.
+        every: Whether all images were to be decoded.
+
+    Returns:
+        The exit code: 1 where something is off or missing.
+    """
+    rows = []
+    for report in reports:
+        for number, part in enumerate(report.splits):
+            wrong = part.expected is not None and part.images != part.expected
+            rows.append((
+                "" if number else report.name, part.split, f"{part.images:,}",
+                None if part.expected is None else f"{part.expected:,}",
+                _per_class(part.fewest), _per_class(part.most), f"{part.decoded:,}", "OFF" if wrong else "",
+            ))  # fmt: skip
+    if rows:
+        print(table(_HEADER, rows))
+        print()
+    missing = [report for report in reports if report.missing]
+    off = [report for report in reports if report.problems and not report.missing]
+    for report in off:
+        print(f"{report.name} is off:")
+        for problem in report.problems:
+            print("  " + printable(str(problem)).replace("\n", "\n  "))
+        print()
+    for report in missing:
+        print(*(printable(str(problem)) for problem in report.problems))
+    images, decoded = (sum(getattr(p, key) for r in reports for p in r.splits) for key in ("images", "decoded"))
+    if decoded < images and not every:
+        print(f"{decoded:,} of {images:,} images were decoded; --every-image decodes all")
+    sets = "1 data set" if len(reports) == 1 else f"{len(reports)} data sets"
+    print(f"{sets}: {len(reports) - len(missing) - len(off)} as expected, {len(off)} off, {len(missing)} missing")
+    return 1 if off or missing else 0
+
+
+def _per_class(count: tuple[str, int] | None) -> str:
+    if count is None:
+        return ""
+    name, images = count
+    short = name if len(name) <= 26 else f"{name[:12]}...{name[-11:]}"  # long names differ at their ends
+    return f"{images:,} ({short})"
+
+
+def checked_root(typed: argparse.Namespace, rows: Sequence[Row], verb: str) -> Path:
+    """The folder of the data sets.
+
+    Raises:
+        UserError: It is needed but was not given, or is not there.
+    """
+    if typed.root is None:
+        for row in rows:
+            if row.own:
+                where = row.source.replace("--data.root", "--root")
+                raise UserError(f"The data set {row.name!r} needs a root: randlora-pl {verb} {row.name} {where}")
+        return default_root()
+    root = root_of(typed.root)
+    if not root.exists() and not any(may_be_read(row, root) for row in rows):
+        if rows[0].own:
+            raise UserError(f"--root {root} does not exist; expected {rows[0].layout}")
+        raise UserError(f"--root {root} does not exist; it is the folder that holds {rows[0].layout or 'the data'}")
+    return root

@@ -1,0 +1,11 @@
+"""Help page of ``compare_runs``."""
+
+PAGE = """\
+Runs side by side: what differs in their configs, and their results, parameters, time and memory.
+
+  randlora-pl compare runs/quickstart/TIME runs/quickstart/TIME
+  randlora-pl compare runs/sweeps/NAME/cells/* --json
+
+  RUN RUN ...      Folders of runs; damaged and unfinished ones are told, and shown as far as they go
+  --json           Everything for another program: all options, all figures
+"""

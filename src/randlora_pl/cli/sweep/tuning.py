@@ -1,0 +1,175 @@
+"""A search of learning rates from the command line."""
+
+import io
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from randlora_pl.cli.sweep.job import (
+    Job,
+    begin,
+    choose,
+    place_of,
+    summary,
+)
+from randlora_pl.cli.sweep.run import spawn, work
+from randlora_pl.config.shipped import config_names
+from randlora_pl.experiments.sweep.cell_runner import composer
+from randlora_pl.experiments.sweep.description import Description
+from randlora_pl.experiments.sweep.folder import SweepFolder
+from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.provenance import FILE
+from randlora_pl.experiments.sweep.texts import is_text
+from randlora_pl.language.catalog import LABELLED
+from randlora_pl.language.dataset_sizes import OWN_TEXTS
+from randlora_pl.utils.errors import UserError, errors_in
+from randlora_pl.utils.files.cache_folder import write_whole
+
+if TYPE_CHECKING:
+    from randlora_pl.experiments.sweep.tuning import Search
+
+
+@dataclass
+class Tuning:
+    """A search that was asked for.
+
+    Attributes:
+        job: Its cells.
+        search: Which of them there are.
+        stopped: Why it stopped before the end, empty where it did not.
+    """
+
+    job: Job
+    search: "Search"
+    stopped: str = ""
+
+    def rounds(self) -> list[Cell]:
+        """The cells of both rounds, as far as is known by now."""
+        return self.search.first(self.job.folder) + self.search.second(self.job.folder)
+
+    def without(self) -> list[str]:
+        """Methods that have no candidate that worked."""
+        return [method for method in self.search.names if method not in self.search.chosen(self.job.folder)]
+
+    def run(self, typed: Any, words: list[str], head: str | None) -> Path:
+        """Searches, and writes and prints what was found.
+
+        Args:
+            typed: ``jobs``, ``retry_failed`` and ``max_hours``.
+            words: The command of each of several processes.
+            head: The comments of a config with the best that is to be written; None for no config.
+
+        Returns:
+            The config with the best, or the table where there is none.
+
+        Raises:
+            UserError: A data set keeps no validation samples, or the folder holds another search.
+        """
+        job, search, folder = self.job, self.search, self.job.folder
+        _check_validation(job.chosen)
+        begin(job)
+        if typed.jobs > 1:
+            self.stopped = spawn(job, words, typed.jobs, self.rounds)
+        else:
+            self.stopped = work(job, typed.retry_failed, typed.max_hours, self.rounds, test=False).stopped
+        from randlora_pl.experiments.sweep.tuning_files import as_json, config_text, markdown
+        from randlora_pl.utils.run_results import environment
+
+        made = {name: value for name, value in environment().items() if name in ("version", "git_commit")}
+        report = search.report(folder, {"command": job.same} | made)
+        files = {FILE: as_json(report), "tuning.md": markdown(report)}
+        if head is not None:
+            files["tuned.yaml"] = config_text(search.tuned(folder), head)
+        for name, text in files.items():
+            write_whole(folder.path / name, lambda stream, text=text: stream.write(text.encode("utf-8")))  # type: ignore[misc]
+            (folder.path / name).chmod(0o644)
+        print(f"\n{markdown(report)}")
+        if edges := search.edges(folder):
+            print(f"Best at the end of what was tried, so that a better rate may lie beyond: {', '.join(edges)}")
+        if flat := search.flat(folder):
+            print(f"All rates did equally well, which says nothing: {', '.join(flat)}. Train for more steps.")
+        first, *others = reversed(files)
+        print(f"Written: {folder.path / first}, {' and '.join(others)} beside it; {summary(job)}")
+        if self.stopped:
+            print(f"Stopped, because {self.stopped}. Go on with: {job.same}")
+        elif without := self.without():
+            kept = "" if head is None else "; the config keeps what it had"
+            print(f"No candidate worked for: {', '.join(without)}{kept}. See {place_of(job)}/cells")
+        return folder.path / first
+
+
+def search_of(typed: Any, file: Path, description: Description, path: Path, same: str) -> Tuning:
+    """The search that the options ask for; nothing is run.
+
+    Args:
+        typed: ``only``, ``root``, ``skip_missing`` and ``dry_run``.
+        file: The config, for messages.
+        description: What it says.
+        path: The folder of the search.
+        same: The command that was typed, to go on with.
+
+    Raises:
+        UserError: There is nothing to try, something in it is wrong, or a data set is missing.
+    """
+    _check_rates(file, description)
+    from randlora_pl.utils.text.log_filters import quieten
+
+    quieten()
+    from randlora_pl.experiments.sweep.tuning import Search
+
+    with errors_in(file):
+        search = Search.of(description, composer(typed.root))
+        search.restrict([word for word in typed.only if word.startswith("method=")])
+    folder = SweepFolder(path, "tune.yaml")
+    job = Job(description, search.all_cells(), search.first(folder), folder, same)
+    choose(
+        job, [word for word in typed.only if not word.startswith("method=")], None, typed.skip_missing, typed.dry_run
+    )
+    search.keep({(cell.labels.model, cell.labels.dataset) for cell in job.chosen})
+    job.chosen = search.first(folder)
+    job.folder.check(job.cells)
+    return Tuning(job, search)
+
+
+def comments(file: Path) -> str:
+    """The lines of comments in a config."""
+    return "".join(line for line in file.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
+
+
+def _check_rates(file: Path, description: Description) -> None:
+    """Whether there is anything to try, as most shipped sweeps, which nobody edits in place, say nothing of it.
+
+    Raises:
+        UserError: There is not; of a shipped sweep with what to copy and what to add.
+    """
+    name = next((name for name, known in config_names().items() if known == file), None)
+    if description.tune.get("learning_rates") or name is None:
+        return
+    texts = any(facts.get("dataset") in LABELLED for facts in description.datasets.values())
+    held = ", set: {data.validation: 200}, monitor: val/score" if texts else ""  # GLUE's scripts hold nothing out
+    raise UserError(
+        f"{name} gives no learning rates to try. Copy it: randlora-pl config cp {name} mine.yaml\n"
+        f"and add a line such as: tune: {{learning_rates: [1e-4, 1e-3, 1e-2]{held}}}; then: randlora-pl tune mine.yaml"
+    )
+
+
+def _check_validation(cells: list[Cell]) -> None:
+    """Whether every data set keeps samples to validate with.
+
+    Raises:
+        UserError: One does not.
+    """
+    from randlora_pl.experiments.sweep.expand import data_of
+
+    for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
+        data = data_of(cell.tree)
+        if is_text(cell.tree):  # which need a tokenizer to be read
+            if data.validation == 0 and data.dataset not in OWN_TEXTS:
+                raise UserError(f"datasets.{label}: nothing is held out; put data.validation: N into tune.set.")
+            continue
+        with redirect_stderr(io.StringIO()):  # what it remarks is an error here
+            data.setup("validate")
+            loader = data.val_dataloader()
+        if isinstance(loader, list) or not len(data.samples("val")):  # a list: no loader at all
+            raise UserError(f"datasets.{label}: no validation images are kept out of training, and tuning needs them.")
