@@ -257,6 +257,22 @@ def test_settings_that_lightning_refuses_are_told_in_a_line(refused: Callable[..
     assert "`val_check_interval` (99)" in refused("fit", *SMALL, "--trainer.val_check_interval", "99")
 
 
+def test_outputs_that_are_not_finite_are_no_figures(
+    run: Run, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, spoilt = VisionLanguageTask.class_logits, ["zeroshot", "val"]
+
+    def class_logits(task: VisionLanguageTask, images: torch.Tensor) -> torch.Tensor:
+        return logits(task, images) * (math.nan if task.test_name in spoilt else 1)
+
+    monkeypatch.setattr(VisionLanguageTask, "class_logits", class_logits)
+    assert "untrained model are not finite" in refused("fit", *SMALL)
+    spoilt[:] = ["test"]
+    assert "untrained model are not finite" in refused("test", *SMALL)
+    page = run("fit", *SMALL, "--trainer.limit_val_batches", "0")
+    assert page.code == 0 and "loss not finite" in page.out
+
+
 def test_missing_data_leave_nothing_behind(refused: Callable[..., str]) -> None:
     words = ("--data.dataset", "mnist", "--data.root", "nowhere")
     assert "nowhere" in refused("fit", "--config", "quickstart", "--trainer.accelerator", "cpu", *words)

@@ -132,6 +132,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
         task.test_name = "test"
         if trainer.received_sigterm:  # during its last batch, where Lightning does not look
             raise SIGTERMException
+        _check_losses(figures, None)
         _write(app, figures)
         if trainer.is_global_zero and figures:
             say(f"zero-shot: {figures_in_words(figures, 'zeroshot')}")

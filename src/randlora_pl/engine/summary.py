@@ -84,6 +84,9 @@ def figures_in_words(results: Any, name: str) -> str:
     shown = []
     for key, value in results.items():
         prefix, _, short = key.partition("/")
+        if key == f"{name}/loss" and not math.isfinite(value):
+            shown.append("loss not finite: the weights or alpha are too large")
+            continue
         left_out = short in hidden or short.startswith("unfound/")  # the score is one of the others
         if prefix == name and isinstance(value, float) and math.isfinite(value) and not left_out:
             short = short.removeprefix("acc/")  # one of several tests
