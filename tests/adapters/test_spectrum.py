@@ -12,7 +12,7 @@ from torch import Tensor
 
 from randlora_pl.adapters.spectrum import spectrum, truncated
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.rank_or_error import check_wish
+from randlora_pl.utils.rank_or_error import check_rank_or_error
 from tests.support.products import in_one_item
 
 
@@ -128,4 +128,4 @@ def test_no_error_takes_every_singular_value() -> None:
 )
 def test_impossible_wishes(wish: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_wish(wish.get("rank"), wish.get("error"))
+        check_rank_or_error(wish.get("rank"), wish.get("error"))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.utils.adapter_schema import check_arguments, check_description
+from randlora_pl.utils.adapter_schema import check_adapter_schema, check_arguments
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
@@ -53,7 +53,7 @@ def whole() -> dict[str, Any]:
 )
 def test_the_first_value_that_does_not_fit_is_named(path: str, value: Any, message: str) -> None:
     config = whole()
-    check_description(config, "adapter")
+    check_adapter_schema(config, "adapter")
     *above, last = path.split(".")
     holder = config
     for name in above:
@@ -63,11 +63,11 @@ def test_the_first_value_that_does_not_fit_is_named(path: str, value: Any, messa
     else:
         holder[last] = value
     with pytest.raises(UserError, match=f"adapter is damaged, or was changed: .*{message}; copy it again"):
-        check_description(config, "adapter")
+        check_adapter_schema(config, "adapter")
 
 
 def test_without_a_task_little_is_needed() -> None:
-    check_description({"format_version": 2, "method": "LoRA", "options": {}, "metadata": {"classnames": ["a"]}}, "a")
+    check_adapter_schema({"format_version": 2, "method": "LoRA", "options": {}, "metadata": {"classnames": ["a"]}}, "a")
 
 
 def test_arguments_of_a_function() -> None:

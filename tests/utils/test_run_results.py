@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.utils.run_results import environment, flat, git_commit, model_figures, read_results, write_results
+from randlora_pl.utils.run_results import environment, flat, git_commit, model_results, read_results, write_results
 from tests.tasks.small import built
 
 
@@ -35,7 +35,7 @@ def test_nested_values_get_flat_keys() -> None:
 @pytest.mark.parametrize(("kind", "head"), [("vision-language", 0), ("linear head", 4 * 128)])
 def test_counts_say_what_belongs_to_the_head(kind: str, head: int) -> None:
     task = built(kind, "lora")
-    figures = model_figures(task)
+    figures = model_results(task)
     assert figures["trainable_parameters"] == figures["adapter_parameters"] + head
     assert figures["adapter_parameters"] == task.report.trainable
     assert figures["adapter/rank"] == 2 and figures["base/name"] == "tiny"

@@ -185,7 +185,7 @@ def use_bases(model: nn.Module, bases: Bases) -> None:
     holders = with_bases(model.modules())
     if not holders:
         raise UserError(f"{report_of(model).adapter.method()} has no random bases that others could replace.")
-    if problem := too_small(bases, holders):
+    if problem := basis_size_error(bases, holders):
         raise UserError(f"{problem}.")
     own: dict[torch.device, Bases] = {}  # not the given ones, which would move with this model
     for holder in holders:
@@ -202,7 +202,7 @@ def with_bases(modules: Iterable[nn.Module]) -> list[nn.Module]:
     return [module for module in modules if isinstance(getattr(module, "bases", None), Bases)]
 
 
-def too_small(bases: Bases, holders: Iterable[nn.Module]) -> str:
+def basis_size_error(bases: Bases, holders: Iterable[nn.Module]) -> str:
     """What keeps bases from taking the place of those that some modules hold; empty where nothing does."""
     for drawn in {id(each): each for each in (holder.bases for holder in holders) if isinstance(each, Bases)}.values():
         have, want = ((*each.A.shape, *each.B.shape) for each in (bases, drawn))

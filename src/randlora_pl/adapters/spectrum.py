@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.rank_or_error import check_wish
+from randlora_pl.utils.rank_or_error import check_rank_or_error
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def truncated(matrix: Tensor, rank: int | None = None, error: float | None = Non
         UserError: The matrix has an entry that is not finite, or not exactly one of rank and error is given in its
             range: a positive whole number, or 0 <= error < 1.
     """
-    check_wish(rank, error)
+    check_rank_or_error(rank, error)
     u, values, v = torch.linalg.svd(_checked(matrix, name), full_matrices=False)
     squares = (values / values[0]).square() if values[0] > 0 else torch.zeros_like(values)
     # What ranks 0, 1, ... leave, summed from the smallest value up.

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from randlora_pl.utils.files.run_files import run_folder, write_text
-from randlora_pl.utils.text.console import say
+from randlora_pl.utils.text.console import print_above_progress
 
 FILE = "answers.jsonl"
 
@@ -25,4 +25,4 @@ class WrittenAnswers(Callback):
         if written and trainer.is_global_zero:
             file = run_folder(trainer) / FILE
             write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in written))
-            say(f"answers: {file} ({len(written):,})")
+            print_above_progress(f"answers: {file} ({len(written):,})")

@@ -8,7 +8,7 @@ from rich.table import Table
 from randlora_pl.callbacks.validation import validations
 from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.run_results import planned
-from randlora_pl.utils.text.console import say
+from randlora_pl.utils.text.console import print_above_progress
 
 MOST_ROWS = 15
 _BYTES = 4  # trained tensors are float32
@@ -126,12 +126,12 @@ class StartSummary(Callback):
         for name, text in facts(trainer, task, data).items():
             table.add_row(name, text)
         remarks = "".join(f"\n{note}" for note in report.notes)
-        say(f"\n{describe(report.adapter)}{remarks}")
+        print_above_progress(f"\n{describe(report.adapter)}{remarks}")
         if report.rows:
-            say(layer_table(report))
+            print_above_progress(layer_table(report))
         if report.coverage:
-            say(f"adapted: {report.coverage}")
-        say(table, "")
+            print_above_progress(f"adapted: {report.coverage}")
+        print_above_progress(table, "")
 
 
 def describe(adapter: Any) -> str:

@@ -11,8 +11,8 @@ from importlib import import_module
 from randlora_pl import __version__
 from randlora_pl.parallel.launch import process_rank, said_by_the_first
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, near, shortened
-from randlora_pl.utils.signals import sigterm_is_told
-from randlora_pl.utils.text.printable import print_any_name, printable
+from randlora_pl.utils.signals import raise_on_sigterm
+from randlora_pl.utils.text.printable import escape_unprintable_output, printable
 
 VERBS = {
     "fit": "fit:fit_verb",
@@ -84,9 +84,9 @@ def main(args: Sequence[str] | None = None) -> int:
         after Ctrl-C, 143 after SIGTERM.
     """
     words = list(sys.argv[1:] if args is None else args)
-    print_any_name()
+    escape_unprintable_output()
     try:
-        with sigterm_is_told():
+        with raise_on_sigterm():
             return _run(words)
     except UserError as error:
         if os.environ.get("RANDLORA_PL_TRACEBACK"):

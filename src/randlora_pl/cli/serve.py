@@ -75,9 +75,9 @@ def serve_verb(args: list[str]) -> int:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install 'randlora-pl[serve]'")
     check_port(options.host, options.port)
     from randlora_pl.cli.common.devices import pick_device
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.serving.app import serve
     from randlora_pl.serving.images import Limits

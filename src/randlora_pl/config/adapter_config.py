@@ -10,7 +10,7 @@ from typing import Any
 
 from randlora_pl.config.compose import CLASS_KEYS, Tree, parse_value, read_config
 from randlora_pl.config.validate import adapters, tasks
-from randlora_pl.utils.adapter_schema import check_description
+from randlora_pl.utils.adapter_schema import check_adapter_schema
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
@@ -49,7 +49,7 @@ def adapter_config(folder: Path) -> Tree:
     try:
         metadata = content["metadata"]
         task, arguments = metadata["task"], metadata["arguments"]
-        check_description(content, file)
+        check_adapter_schema(content, file)
         adapter = _as_class(content, file)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} says nothing of a task ({type(error).__name__}: {error}).") from error

@@ -28,7 +28,7 @@ from randlora_pl.data.sampling import splits
 from randlora_pl.data.sampling.balance import in_words
 from randlora_pl.data.sampling.schedule import total_draws
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.reuse import kept
+from randlora_pl.utils.reuse import cached
 
 log = logging.getLogger("randlora_pl")
 
@@ -192,7 +192,7 @@ class ImageData(PlannedData):
         if self._splits is None:
             row, root = self.row, self.root  # without this module, which holds more
             make = lambda: splits.Splits(lambda split: read(row, root, split))  # noqa: E731
-            self._splits = kept("splits", (row.name, root), make)
+            self._splits = cached("splits", (row.name, root), make)
             own_test = stage in ("test", "predict") and self._splits.own_test
             first = self._splits.test if own_test else self._splits.full
             self.classnames = class_names(self.row, first.classes, self.classnames_file)

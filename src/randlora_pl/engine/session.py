@@ -28,7 +28,7 @@ from randlora_pl.utils.files.run_files import ADAPTER, CONFIG, LAST
 
 if TYPE_CHECKING:
     from randlora_pl.engine.lightning_cli import App
-from randlora_pl.utils.text.log_filters import quieten
+from randlora_pl.utils.text.log_filters import silence_library_warnings
 
 
 def prepare(verb: str, args: list[str]) -> Command:
@@ -116,7 +116,7 @@ def start(command: Command, folder: Path | None) -> "App":
     Raises:
         UserError: Something that was typed does not fit.
     """
-    quieten()
+    silence_library_warnings()
     if "--help-all" in command.typed:
         command.typed = ["--help"]
     from randlora_pl.utils.text.console import log_to_terminal

@@ -24,8 +24,8 @@ from randlora_pl.parallel.strategy import AdapterDDP
 from randlora_pl.tasks.evaluation import check_numbers
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import CONFIG, LAST, remove_leftovers, write_text
-from randlora_pl.utils.run_results import data_figures, environment, model_figures, read_results, write_results
-from randlora_pl.utils.text.console import say
+from randlora_pl.utils.run_results import data_results, environment, model_results, read_results, write_results
+from randlora_pl.utils.text.console import print_above_progress
 
 Kind = TypeVar("Kind", bound=Callback)
 
@@ -48,7 +48,7 @@ class _ResolvedConfig(Callback):
         if not self.app.created:
             self._write(trainer)
             if trainer.is_global_zero:
-                say(f"resumed after step {trainer.global_step:,}")
+                print_above_progress(f"resumed after step {trainer.global_step:,}")
 
     def _write(self, trainer: Trainer) -> None:
         write_config(self.app)
@@ -135,7 +135,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
         _check_losses(figures, None)
         _write(app, figures)
         if trainer.is_global_zero and figures:
-            say(f"zero-shot: {figures_in_words(figures, 'zeroshot')}")
+            print_above_progress(f"zero-shot: {figures_in_words(figures, 'zeroshot')}")
     callbacks_of(trainer).insert(0, HeldLock(lock, folder))
     callbacks_of(trainer).append(_ResolvedConfig(app))
     trainer.fit(task, data, ckpt_path=start, weights_only=True)
@@ -143,7 +143,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     tested = _tested(app) if test else {}
     _write(app, tested | fit_figures(app) | {"config": configs, "finished": finished})
     if trainer.is_global_zero:
-        say(*end_page(folder, data.unit, testable=bool(tested) or not test))
+        print_above_progress(*end_page(folder, data.unit, testable=bool(tested) or not test))
 
 
 def is_finished(app: App) -> bool:
@@ -163,7 +163,9 @@ def _tested(app: App) -> dict[str, Any]:
     if best:
         callbacks_of(app.trainer).append(_LoadAdapter(app.folder / BEST))
     elif kept.test == "best" and app.trainer.is_global_zero:
-        say("No validation ran, so that no adapter is known to be the best: the test takes the last one.")
+        print_above_progress(
+            "No validation ran, so that no adapter is known to be the best: the test takes the last one."
+        )
     return _evaluated(app, app.trainer.test)
 
 
@@ -217,8 +219,8 @@ def fit_figures(app: App) -> dict[str, Any]:
         **({f"best/{kept.monitor}": kept.best, "best/step": kept.best_step} if kept.best is not None else {}),
         **_ended_early(app),
         **{name: file.stat().st_size for name, file in sizes.items() if file.is_file()},
-        **model_figures(app.model),
-        **data_figures(data),
+        **model_results(app.model),
+        **data_results(data),
         "steps": trainer.global_step,
         "effective_batch": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         "batch_size": data.batch_size,
@@ -265,12 +267,12 @@ def evaluate(app: App, adapter: Path | None) -> None:
         more = "" if limit == 0 or data.unit == "images" else _samples_for_it(app)
         raise UserError(f"{app.command.verb} evaluated nothing: {why}.{more}")
     write_config(app)
-    facts = {"adapter": str(adapter) if adapter else None, **model_figures(task), **data_figures(data), **environment()}
+    facts = {"adapter": str(adapter) if adapter else None, **model_results(task), **data_results(data), **environment()}
     _write(app, figures | facts)
     if trainer.is_global_zero:
         name = "test" if app.command.verb == "test" else "val"
         what = f"adapter {adapter}" if adapter else "untrained model"
-        say(
+        print_above_progress(
             f"{what} on {data.summary()['dataset']}: {figures_in_words(figures, name)}",
             f"results: {app.folder / 'results.json'}",
         )

@@ -13,7 +13,7 @@ from randlora_pl.adapters.trained import trained_tensors
 from randlora_pl.interop.compare_outputs import logits, outputs
 from randlora_pl.models import ImageTower, ModelIdentity, library_of, load_clip, load_vit
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.weights_files import find_weights, without_places
+from randlora_pl.utils.files.weights_files import find_weights, without_local_paths
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def same_base(files: Sequence[AdapterFile]) -> None:
     """
     first, *others = files
     for other in others:
-        one, two = ({**without_places(file.config).get("base_model", {})} for file in (first, other))
+        one, two = ({**without_local_paths(file.config).get("base_model", {})} for file in (first, other))
         hashes = [base.pop("weights_sha256_sampled", None) for base in (one, two)]
         if hashes[0] != hashes[1] and (one != two or not one):
             raise UserError(

@@ -24,7 +24,7 @@ from randlora_pl.interop.merge.vision import TOLERANCE, added
 from randlora_pl.interop.updates import State, adapted, rows_of, weight_key
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import part_folder
-from randlora_pl.utils.files.weights_files import without_places
+from randlora_pl.utils.files.weights_files import without_local_paths
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _adapter(low: Mapping[Site, LowRank], qkv: Any, seed: int) -> LoRA:
 
 def _description(first: AdapterFile, targets: list[str] | None, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What `save_adapter` takes besides the model: base model, head, and metadata with the new targets."""
-    config = without_places(first.config)
+    config = without_local_paths(first.config)
     metadata = config.get("metadata", {})
     if "arguments" in metadata:
         metadata["arguments"] = {**metadata["arguments"], "targets": targets}

@@ -20,7 +20,7 @@ from randlora_pl.models.tiny import build_tiny, tiny_tokenizer
 from randlora_pl.models.weights import changed, load_strictly, read_weights
 from randlora_pl.utils.errors import UserError, first_line
 from randlora_pl.utils.files.weights_files import remember
-from randlora_pl.utils.reuse import kept, pristine
+from randlora_pl.utils.reuse import cached, cached_copy
 
 _log = logging.getLogger("randlora_pl")
 Tokenizer = Callable[[list[str]], Tensor]
@@ -49,7 +49,7 @@ class LoadedClip:
         Raises:
             UserError: The tokenizer's files are not on this machine and cannot be downloaded.
         """
-        return kept("tokenizer", self.identity.name, lambda: load_tokenizer(self.identity.name))
+        return cached("tokenizer", self.identity.name, lambda: load_tokenizer(self.identity.name))
 
 
 class ImageTower(nn.Module):
@@ -120,7 +120,7 @@ def load_clip(
         _log.warning(note)
     drawn = seed if source.kind == "random" else None
     key = (source.kind, source.name, source.pretrained, changed(source.pretrained), drawn, force_image_size)
-    return pristine("clip", key, lambda: _load(source, seed, force_image_size))
+    return cached_copy("clip", key, lambda: _load(source, seed, force_image_size))
 
 
 def _load(source: Source, seed: int, force_image_size: int | None) -> LoadedClip:

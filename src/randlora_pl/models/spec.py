@@ -25,7 +25,7 @@ class ImageSpec:
     interpolation: str
     resize: str = "crop"
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """All of it on part of a line."""
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
         padded = ", padded with the mean colour" if self.resize == "pad" else ""

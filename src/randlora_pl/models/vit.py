@@ -15,7 +15,7 @@ from randlora_pl.models.spec import ImageSpec, ModelIdentity
 from randlora_pl.models.weights import changed, mismatch, read_weights
 from randlora_pl.utils.errors import UserError, first_line, near
 from randlora_pl.utils.files.weights_files import looks_like_file, remember
-from randlora_pl.utils.reuse import pristine
+from randlora_pl.utils.reuse import cached_copy
 
 _DINOV2_SIZE = 224  # the paper's; timm's configurations say 518
 
@@ -72,7 +72,7 @@ def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None =
     name, pretrained, is_file = _resolve(name, pretrained or "random")
     drawn = seed if pretrained == "random" else None
     key = (name, pretrained, changed(pretrained), drawn, img_size)
-    return pristine("vit", key, lambda: _load(name, pretrained, is_file, img_size, seed))
+    return cached_copy("vit", key, lambda: _load(name, pretrained, is_file, img_size, seed))
 
 
 def _load(name: str, pretrained: str, is_file: bool, img_size: int | None, seed: int) -> LoadedVit:

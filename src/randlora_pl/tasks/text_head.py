@@ -10,7 +10,7 @@ from randlora_pl.models import ImageTower, cached_text_head, clip_image_spec, lo
 from randlora_pl.tasks.defaults import check_smoothing
 from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.losses import class_losses, normalize, similarities
-from randlora_pl.utils.reuse import kept
+from randlora_pl.utils.reuse import cached
 
 
 class TextHeadTask(ImageTask):
@@ -88,7 +88,7 @@ class TextHeadTask(ImageTask):
             return (scale * head).cpu()
 
         key = (clip.identity, tuple(self.classnames), tuple(self.templates), str(device))
-        head = kept("head", key, make)
+        head = cached("head", key, make)
         self.register_buffer("head", head.clone(), persistent=False)
         return tower
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from randlora_pl.utils.text.log_filters import ignore_remarks
+from randlora_pl.utils.text.log_filters import filter_library_warnings
 
 SETTINGS: dict[str, Any] = {
     "max_epochs": 1,  # the data module plans the draws of a whole run as one epoch
@@ -28,6 +28,6 @@ def make_trainer(**options: Any) -> Trainer:
         options: Of Lightning's Trainer; they win. ``enable_progress_bar=True`` shows a bar, ``logger=CSVLogger(DIR)``
             keeps the curves, ``callbacks=[AdapterCheckpoint()]`` with ``default_root_dir=DIR`` the adapter.
     """
-    ignore_remarks()
+    filter_library_warnings()
     silent = {"logger": False, "enable_progress_bar": False, "devices": 1}
     return Trainer(**(SETTINGS | silent | options))

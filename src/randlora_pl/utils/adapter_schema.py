@@ -57,7 +57,7 @@ class BaseModel(TypedDict, total=False):
     weights_sha256_sampled: str | None
 
 
-class Description(TypedDict):
+class AdapterSchema(TypedDict):
     """`adapter_config.json`."""
 
     format_version: int
@@ -74,7 +74,7 @@ class Description(TypedDict):
     metadata: NotRequired[Metadata]
 
 
-def check_description(config: Mapping[str, Any], source: object) -> None:
+def check_adapter_schema(config: Mapping[str, Any], source: object) -> None:
     """Refuses a description that something is missing from, or whose values are of other kinds.
 
     Args:
@@ -84,7 +84,7 @@ def check_description(config: Mapping[str, Any], source: object) -> None:
     Raises:
         UserError: Names the first value that does not fit.
     """
-    wrong = misfit(config, Description)
+    wrong = misfit(config, AdapterSchema)
     if wrong is None and "task" in (metadata := config.get("metadata", {})):
         wrong = misfit(metadata, TaskMetadata, "metadata") or _half_character(metadata)
     if wrong is not None:
@@ -106,11 +106,11 @@ def _half_character(metadata: TaskMetadata) -> str | None:
     return None
 
 
-WRITTEN = "it was written by another version, is damaged, or was changed"
+OTHER_VERSION = "it was written by another version, is damaged, or was changed"
 
 
 def check_arguments(
-    function: Callable[..., Any], values: Mapping[str, Any], source: object, hint: str = WRITTEN
+    function: Callable[..., Any], values: Mapping[str, Any], source: object, hint: str = OTHER_VERSION
 ) -> None:
     """Refuses arguments from a file that a function has no parameters for, or that are of other types.
 

@@ -3,7 +3,7 @@
 from randlora_pl.utils.errors import UserError
 
 
-def check_wish(rank: int | None, error: float | None) -> None:
+def check_rank_or_error(rank: int | None, error: float | None) -> None:
     """Complains unless exactly one of a rank and an error is given, and possible.
 
     Raises:

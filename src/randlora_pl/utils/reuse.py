@@ -16,7 +16,7 @@ _kept: dict[str, tuple[Hashable, Any]] | None = None
 
 
 @contextmanager
-def keeping() -> Iterator[None]:
+def caching() -> Iterator[None]:
     """Within it `kept` and `pristine` keep what they make."""
     global _kept
     before, _kept = _kept, {} if _kept is None else _kept
@@ -26,7 +26,7 @@ def keeping() -> Iterator[None]:
         _kept = before
 
 
-def kept(kind: str, key: Hashable, make: Callable[[], Value]) -> Value:
+def cached(kind: str, key: Hashable, make: Callable[[], Value]) -> Value:
     """What ``make`` makes, the same object for the same key while nothing else of its kind is asked for.
 
     Args:
@@ -43,6 +43,6 @@ def kept(kind: str, key: Hashable, make: Callable[[], Value]) -> Value:
     return value
 
 
-def pristine(kind: str, key: Hashable, make: Callable[[], Value]) -> Value:
+def cached_copy(kind: str, key: Hashable, make: Callable[[], Value]) -> Value:
     """A copy of what ``make`` makes, bit for bit, that may be changed at will."""
-    return make() if _kept is None else copy.deepcopy(kept(kind, key, make))
+    return make() if _kept is None else copy.deepcopy(cached(kind, key, make))

@@ -47,7 +47,7 @@ def write_results(folder: Path, figures: dict[str, Any]) -> Path:
     return folder / FILE
 
 
-def model_figures(task: Any) -> dict[str, Any]:
+def model_results(task: Any) -> dict[str, Any]:
     """Counts and identity of a task whose model is built.
 
     ``trainable_parameters`` counts everything that trains, a linear head included, ``adapter_parameters`` the
@@ -79,7 +79,7 @@ def flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def data_figures(data: Any) -> dict[str, Any]:
+def data_results(data: Any) -> dict[str, Any]:
     """Facts about the data under ``data/``."""
     return flat("data", planned(data))
 

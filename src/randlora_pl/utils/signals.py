@@ -12,7 +12,7 @@ from randlora_pl.utils.errors import Terminated
 
 
 @contextmanager
-def sigterm_is_told() -> Iterator[None]:
+def raise_on_sigterm() -> Iterator[None]:
     """Raise `Terminated` at SIGTERM, unless a training, a server or the caller of `main` handles it.
 
     Lightning calls the handler that it finds after its own; only the installed one raises, so that a training saves its

@@ -117,7 +117,7 @@ def test_tokens_without_a_gradient_are_left_out(
     x = torch.randn(8, 10, shape[0], dtype=torch.float64, requires_grad=True)
     upper = torch.randn(8, 10, shape[1], dtype=torch.float64)
     upper[:, {"first": slice(1, None), "none": slice(None), "most": slice(7, None), "all": slice(0)}[counts]] = 0
-    rows = sums.rows_that_count(upper.flatten(0, 1))
+    rows = sums.nonzero_rows(upper.flatten(0, 1))
     assert (rows is None) == (counts in ("most", "all"))
     assert rows is None or rows.tolist() == ([] if counts == "none" else list(range(0, 80, 10)))
     values = [x, model.fc.bias, *trainable_parameters(model).values()]

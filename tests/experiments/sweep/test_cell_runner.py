@@ -15,7 +15,7 @@ from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell
 from randlora_pl.models import load_clip
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.reuse import keeping
+from randlora_pl.utils.reuse import caching
 from randlora_pl.utils.run_results import read_results
 from tests.experiments.sweep.grids import GRID, cells_of
 from tests.support.products import marked
@@ -54,7 +54,7 @@ def test_options_with_dots() -> None:
 @pytest.mark.slow
 def test_cells_one_after_the_other_are_bit_for_bit_those_alone(tmp_path: Path) -> None:
     cells = cells_of(methods=METHODS)
-    with keeping():
+    with caching():
         row = {cell.labels.method: run(cell, SweepFolder(tmp_path / "row")) for cell in cells}
     for cell in cells:
         alone = run(cell, SweepFolder(tmp_path / "alone" / cell.hash))
@@ -142,7 +142,7 @@ def test_memory_stays_flat_over_cells(tmp_path: Path) -> None:
     weights = []
     gc.collect()
     before = alive()
-    with keeping():
+    with caching():
         for cell in cells:
             run(cell, SweepFolder(tmp_path))
             weights.append(alive() - before)

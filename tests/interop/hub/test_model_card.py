@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 
 from randlora_pl.adapters import DoRA, LoRA, inject, read_adapter, save_adapter
-from randlora_pl.interop.hub.model_card import hub_id, make_card, portable, without_places
+from randlora_pl.interop.hub.model_card import hub_id, make_card, portable, without_local_paths
 from randlora_pl.utils.errors import UserError
 
 NAMES = ["a `cat`", "dog | wolf", "cow\n# no heading"]
@@ -148,9 +148,9 @@ def test_portable() -> None:
 def test_without_places_changes_no_tags() -> None:
     for tag in ("random", "laion2b_s34b_b79k", None):
         config = {"base_model": {"pretrained": tag}, "metadata": {"arguments": {"pretrained": tag}}}
-        assert without_places(config) == config
+        assert without_local_paths(config) == config
     config = {"base_model": {"pretrained": "C:\\Users\\ann\\w.pt"}}
-    assert without_places(config) == {"base_model": {"pretrained": "w.pt"}}
+    assert without_local_paths(config) == {"base_model": {"pretrained": "w.pt"}}
     assert config["base_model"]["pretrained"].startswith("C:")  # the original stays
 
 

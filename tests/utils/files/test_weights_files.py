@@ -14,7 +14,14 @@ from randlora_pl.interop.base_model import load_base
 from randlora_pl.models import load_clip
 from randlora_pl.tasks import load_task
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.weights_files import GIVEN, file_sha256, find_weights, give, remember, without_places
+from randlora_pl.utils.files.weights_files import (
+    WEIGHTS_VARIABLE,
+    file_sha256,
+    find_weights,
+    register_weights,
+    remember,
+    without_local_paths,
+)
 from tests.interop.adapters import saved
 
 
@@ -22,7 +29,7 @@ from tests.interop.adapters import saved
 def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A weights file in a folder whose name is nobody else's business, on a machine that knows no other."""
     monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv(GIVEN, raising=False)
+    monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
     monkeypatch.setattr("randlora_pl.utils.files.weights_files._here", {})
     monkeypatch.setattr(os, "environ", os.environ.copy())
     folder = tmp_path / "ann's own"
@@ -71,7 +78,7 @@ def test_another_machine_asks_for_it(private: Path, tmp_path: Path, monkeypatch:
     images = torch.rand(2, 3, 32, 32)
     for place in (moved, moved.parent):  # the file, or a folder of files
         forget(tmp_path / "cache", monkeypatch)
-        give([place])
+        register_weights([place])
         with torch.no_grad():
             torch.testing.assert_close(load_task(tmp_path / "a").class_logits(images), task.class_logits(images))
 
@@ -81,12 +88,12 @@ def test_other_weights_are_refused_although_they_were_given(private: Path, tmp_p
     other = tmp_path / "other.pt"
     torch.save(load_clip("tiny", "random", seed=4).model.state_dict(), other)
     forget_here = {"pretrained": "w.pt", "sha256": "0" * 64, "name": "tiny"}
-    give([other])
+    register_weights([other])
     assert find_weights(forget_here, "a") == str(other)
-    give([tmp_path / "other.pt", private])
+    register_weights([tmp_path / "other.pt", private])
     assert find_weights(read_adapter(tmp_path / "a").config["base_model"], "a") == str(private), "by its hash"
     with pytest.raises(UserError, match="--pretrained"):
-        give([tmp_path / "missing.pt"])
+        register_weights([tmp_path / "missing.pt"])
 
 
 def test_bases_without_a_file_need_none() -> None:
@@ -102,4 +109,4 @@ def test_a_cache_that_cannot_be_written_is_no_mistake(private: Path, tmp_path: P
 
 def test_a_name_without_an_ending_is_a_file_where_there_is_a_hash() -> None:
     config = {"base_model": {"pretrained": "/home/ann/epoch5", "sha256": "0" * 64}}
-    assert json.loads(json.dumps(without_places(config)))["base_model"]["pretrained"] == "epoch5"
+    assert json.loads(json.dumps(without_local_paths(config)))["base_model"]["pretrained"] == "epoch5"

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from randlora_pl.utils.text.console import log_to_file, log_to_terminal, say
+from randlora_pl.utils.text.console import log_to_file, log_to_terminal, print_above_progress
 
 
 def test_log_gets_what_was_printed_and_what_was_warned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -14,12 +14,12 @@ def test_log_gets_what_was_printed_and_what_was_warned(tmp_path: Path, capsys: p
     table = Table(box=None, show_header=False)
     table.add_row("left", "right")
     with log_to_file(tmp_path / "run.log"):
-        say("a command " + "x" * 200, table)
+        print_above_progress("a command " + "x" * 200, table)
         logging.getLogger("randlora_pl").warning("a remark")
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.warn("a warning", stacklevel=1)
-    say("after")
+    print_above_progress("after")
     shown, text = capsys.readouterr(), (tmp_path / "run.log").read_text()
     for words in ("x" * 200, "left", "right"):
         assert words in shown.out and words in text
@@ -37,7 +37,7 @@ def test_a_notebook_is_told_once_and_the_log_as_well(
     assert Console().is_jupyter
     log_to_terminal()
     with log_to_file(tmp_path / "run.log"):
-        say("accuracy 99 %")
+        print_above_progress("accuracy 99 %")
     assert capsys.readouterr().out == "accuracy 99 %\n"
     assert "accuracy 99 %" in (tmp_path / "run.log").read_text()
 
@@ -53,7 +53,7 @@ def test_handlers_are_not_piled_up() -> None:
 def test_full_disk_does_not_fill_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     log_to_terminal()
     with log_to_file(Path("/dev/full")):
-        say("a command")
+        print_above_progress("a command")
         logging.getLogger("randlora_pl").warning("a remark")
     shown = capsys.readouterr()
     assert "a command" in shown.out and shown.err == "randlora-pl: a remark\n"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from randlora_pl.utils.text.log_filters import ignore_remarks
+from randlora_pl.utils.text.log_filters import filter_library_warnings
 
 LIGHTNING = ("lightning.pytorch", "lightning.fabric")
 
@@ -30,7 +30,7 @@ def test_remarks_are_hidden_and_warnings_are_not(remark: str, caplog: pytest.Log
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         warnings.warn(remark, stacklevel=1)
-        ignore_remarks()
+        filter_library_warnings()
         warnings.warn(remark, stacklevel=1)
         warnings.warn_explicit("Corrupt EXIF data.", UserWarning, "TiffImagePlugin.py", 1, "PIL.TiffImagePlugin")
         warnings.warn("the loss is strange", stacklevel=1)

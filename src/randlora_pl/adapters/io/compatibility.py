@@ -13,7 +13,7 @@ from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.io.state import adapter_state
 from randlora_pl.adapters.kept import base_buffers, update_buffers
 from randlora_pl.adapters.methods.whole.full import Whole
-from randlora_pl.adapters.operations import too_small, with_bases
+from randlora_pl.adapters.operations import basis_size_error, with_bases
 from randlora_pl.adapters.random_bases import GENERATOR
 from randlora_pl.adapters.targets.sites import Site, find_sites
 from randlora_pl.adapters.trained import choose_beside, chosen_tensors, trained_tensors
@@ -121,7 +121,7 @@ def _base_problem(file: "AdapterFile", here: str) -> list[str]:
 
 def _bases_problem(file: "AdapterFile", here: str, modules: Iterable[nn.Module]) -> list[str]:
     if file.bases is not None:  # they come along, whatever the seed gives
-        problem = too_small(file.bases, with_bases(modules))
+        problem = basis_size_error(file.bases, with_bases(modules))
         return [problem] if problem else []
     there, generator = file.config.get("fingerprint"), file.config.get("generator")
     if generator == GENERATOR and there == here:

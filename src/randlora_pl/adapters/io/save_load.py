@@ -30,9 +30,9 @@ from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
 from randlora_pl.adapters.methods.whole.full import BitFit, FullFineTuning, LinearProbe, Whole
 from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, use_bases
 from randlora_pl.adapters.random_bases import STORED, Bases
-from randlora_pl.utils.adapter_schema import WRITTEN, check_arguments, check_description
+from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_adapter_schema, check_arguments
 from randlora_pl.utils.errors import UserError, brief
-from randlora_pl.utils.files.weights_files import without_places
+from randlora_pl.utils.files.weights_files import without_local_paths
 
 FORMAT_VERSION, OLDEST_FORMAT = 3, 2
 """2: checksums by tensor, one file, stored bases, a dtype; 3: kept buffers, and tensors of the model that train beside
@@ -104,7 +104,7 @@ def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> 
     read_adapter(source)
     contents = container.read(source)
     tensors = {name: cast(tensor, dtype) for name, tensor in contents.tensors.items()}
-    container.write(path.absolute(), Contents(without_places(contents.config), tensors, contents.bases))
+    container.write(path.absolute(), Contents(without_local_paths(contents.config), tensors, contents.bases))
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
 
 
@@ -137,7 +137,7 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
             f"{path} is damaged, or was changed after it was saved ({what}): copy it again, or delete "
             f'"sha256" in its {CONFIG} to take it as it is.'
         )
-    check_description(config, path)
+    check_adapter_schema(config, path)
     adapter = make_adapter(config["method"], config["options"], path)
     shapes = config.get("layers", {})
     if not isinstance(adapter, Whole) and (not shapes or {len(shape) for shape in shapes.values()} != {2}):
@@ -172,7 +172,7 @@ def _stored_bases(path: Path, contents: Contents) -> Bases | None:
     return bases
 
 
-def make_adapter(method: str, options: Mapping[str, Any], source: object, hint: str = WRITTEN) -> Adapter:
+def make_adapter(method: str, options: Mapping[str, Any], source: object, hint: str = OTHER_VERSION) -> Adapter:
     """An adapter from its name and JSON options.
 
     Args:

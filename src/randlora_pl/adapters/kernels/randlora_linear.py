@@ -109,7 +109,7 @@ class AdaptedProduct(torch.autograd.Function):
             gradient = gradient.reshape(-1, out_features)
             kept = kept if kept is None or ctx.projected else kept.reshape(-1, in_features)
             mask = None if mask is None else mask.reshape(-1, in_features)
-            tokens, rows = len(gradient), rows_that_count(gradient)
+            tokens, rows = len(gradient), nonzero_rows(gradient)
             if rows is not None:
                 gradient = gradient[rows]
                 kept, mask = (None if each is None else each[rows] for each in (kept, mask))
@@ -149,7 +149,7 @@ class AdaptedProduct(torch.autograd.Function):
         return grad_x, None, grad_bias, grad_lambdas, grad_gammas, None, None, None, None
 
 
-def rows_that_count(gradient: Tensor) -> Tensor | None:
+def nonzero_rows(gradient: Tensor) -> Tensor | None:
     """Places of the rows that are not zero, (u), where they are the smaller part; None for all rows.
 
     Looking costs a GPU more than it would gain, since the host would wait for it; on a CPU a few rows tell first.

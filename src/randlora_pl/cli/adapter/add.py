@@ -7,7 +7,7 @@ from pathlib import Path
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.rank_or_error import check_wish
+from randlora_pl.utils.rank_or_error import check_rank_or_error
 
 PAGE = """\
 The base model plus a weighted sum of the updates of several adapters (task arithmetic), of any methods, ranks and
@@ -56,7 +56,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     if options.form == "merged" and (options.rank is not None or options.error is not None):
         raise UserError("adapter add: --rank and --error belong to --as lora.")
     if options.form != "merged":
-        check_wish(options.rank, options.error)
+        check_rank_or_error(options.rank, options.error)
     return options
 
 
@@ -65,9 +65,9 @@ def add_verb(args: list[str]) -> int:
     options = parse(args)
     for path in options.adapters:
         check_adapter(path)
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.cli.adapter.export_lora import print_converted
     from randlora_pl.cli.adapter.merge import print_written

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from randlora_pl.cli.adapter.layer_table import layer_table
 from randlora_pl.language.catalog import given_to
-from randlora_pl.utils.rank_or_error import check_wish
+from randlora_pl.utils.rank_or_error import check_rank_or_error
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 def export(options: argparse.Namespace) -> int:
     """Truncates the singular value decomposition of each update."""
-    check_wish(options.rank, options.error)
-    from randlora_pl.utils.text.log_filters import quieten
+    check_rank_or_error(options.rank, options.error)
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.interop.base_model import load_base, refuse_texts
     from randlora_pl.interop.low_rank import label, write_lora

@@ -32,9 +32,9 @@ def export(options: argparse.Namespace) -> int:
         raise UserError(f"{options.output} is a folder; name a file.")
     if options.to == "onnx":
         check_packages()  # before PyTorch is imported
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     from randlora_pl.interop.onnx.export import FACTS, export_onnx, export_torch
     from randlora_pl.interop.onnx.program import load_program
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 def export(options: argparse.Namespace) -> int:
     """Writes the folder, compares PEFT's outputs with ours, and says how to load it."""
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     from randlora_pl.interop.peft.export import export_peft
     from randlora_pl.interop.peft.files import CONFIG, HEAD, TASK
 

@@ -87,9 +87,9 @@ def import_verb(args: list[str]) -> int:
     options = parse(args)
     if options.output.exists() and not options.overwrite:
         raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     import torch
 
     from randlora_pl.interop import base_model

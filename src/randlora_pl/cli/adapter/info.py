@@ -75,9 +75,9 @@ def info_verb(args: list[str]) -> int:
 
 def stay_offline() -> None:
     """Looking at a file must not download a model; what is in the cache is found."""
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
@@ -121,7 +121,7 @@ def described(known: Mapping[str, Any]) -> dict[str, str]:
         if figures:
             found["training"] = ", ".join(f"{key} {_short(value)}" for key, value in figures.items())
         if frame := known["training"].get("frame"):
-            found["images"] = ImageSpec(**frame).in_words()
+            found["images"] = ImageSpec(**frame).summary()
     if known["made_from"]:
         found["made from"] = ", ".join(f"{key} {_short(value)}" for key, value in known["made_from"].items())
     return found

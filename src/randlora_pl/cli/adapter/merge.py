@@ -55,9 +55,9 @@ def merge_verb(args: list[str]) -> int:
     """Check what was typed, merge, write and compare."""
     options = parse(args)
     check_adapter(options.adapter)
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.interop.base_model import load_base
     from randlora_pl.interop.merge.vision import check_output, merged, write

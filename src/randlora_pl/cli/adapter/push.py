@@ -55,9 +55,9 @@ def push_verb(args: list[str]) -> int:
     check_adapter(options.adapter)
     from tempfile import TemporaryDirectory
 
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.interop.hub.model_card import make_card
     from randlora_pl.interop.hub.transfer import check_repo, push_folder, stage

@@ -135,9 +135,9 @@ def start(device: str) -> Any:
     """
     from randlora_pl.cli.common.devices import pick_device
     from randlora_pl.utils.text.console import log_to_terminal
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     log_to_terminal()
     return pick_device(device)
 

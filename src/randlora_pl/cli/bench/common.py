@@ -56,9 +56,9 @@ def prepare(typed: argparse.Namespace, positive: Sequence[str]) -> dict[str, Any
                 raise UserError(f"--{name.replace('_', '-')} is {number}: give a positive whole number")
     check_new(typed.output)
     from randlora_pl.utils.text.console import log_to_terminal
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     log_to_terminal()
     import torch
 

@@ -50,9 +50,9 @@ def data_verb(args: list[str]) -> int:
     if not present(row, root):
         raise UserError(how_to_get(row, root))
     from randlora_pl.utils.text.console import log_to_terminal
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     log_to_terminal()
     from randlora_pl.bench.pipeline import PLAIN, cases
     from randlora_pl.bench.timing import Spread, in_turns, machine, ratios

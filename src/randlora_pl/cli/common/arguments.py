@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from randlora_pl.utils.errors import UserError, near
-from randlora_pl.utils.files.weights_files import give
+from randlora_pl.utils.files.weights_files import register_weights
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         """The options; a weights file among them is given to `find_weights`."""
         parsed = super().parse_args(args, namespace)
         if files := getattr(parsed, "weights_files", None):
-            give(files)
+            register_weights(files)
         return parsed
 
     def error(self, message: str) -> NoReturn:

@@ -41,9 +41,9 @@ def check_verb(args: list[str]) -> int:
     chosen = [find(name) for name in typed.names] or [row for row in CATALOG.values() if not row.own]
     root = checked_root(typed, chosen, "data check")
     from randlora_pl.utils.text.console import log_to_terminal
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     log_to_terminal()
     from randlora_pl.data.check import check
 
@@ -71,9 +71,9 @@ def show_verb(args: list[str]) -> int:
     if not present(row, root):
         raise UserError(how_to_get(row, root))
     from randlora_pl.utils.text.console import log_to_terminal
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     log_to_terminal()
     from randlora_pl.data.contact_sheet import Sheet
 

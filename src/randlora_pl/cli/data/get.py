@@ -100,9 +100,9 @@ def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
 def _check(row: Row, root: Path, sample: int) -> "Report":
     """The check of a data set, without the warnings of the libraries that it needs."""
     from randlora_pl.utils.text.console import log_to_terminal
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     log_to_terminal()
     from randlora_pl.data.check import check
 

@@ -94,9 +94,9 @@ def classify(options: argparse.Namespace) -> Predictions:
         UserError: An adapter or an image does not load, the device is not there, or memory runs out.
     """
     from randlora_pl.engine.error_messages import out_of_memory
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     import torch
 
     from randlora_pl.adapters import read_adapter

@@ -36,10 +36,10 @@ def answer(options: argparse.Namespace) -> Predictions:
     """
     from randlora_pl.engine.error_messages import out_of_memory
     from randlora_pl.language.models.hub_errors import need_transformers
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
     need_transformers()
-    quieten()
+    silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.utils.text.console import log_to_terminal
 

@@ -26,9 +26,9 @@ def compare_verb(args: list[str]) -> int:
         raise UserError("--tune takes the seeds of its own, tuning_seeds: leave out --seeds.")
     file = find_config(typed.config)
     from randlora_pl.utils.text.console import log_to_terminal
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     log_to_terminal()
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 

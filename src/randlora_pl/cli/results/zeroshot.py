@@ -33,9 +33,9 @@ def zeroshot_verb(args: list[str]) -> int:
     rows, absent, root = _chosen(typed)
     from randlora_pl.cli.common.devices import pick_device
     from randlora_pl.utils.text.console import log_to_terminal
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     log_to_terminal()
     device = pick_device(typed.device)
     clip = _load(typed)

@@ -193,9 +193,9 @@ def begin(job: Job) -> None:
         UserError: An option of a cell is impossible, or the folder holds another sweep.
     """
     job.folder.check(job.cells)
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     from randlora_pl.experiments.sweep.expand import counts
 
     cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]

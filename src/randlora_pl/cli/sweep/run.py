@@ -22,9 +22,9 @@ Rounds = Callable[[], list[Cell]]
 
 def dry_run(job: Job) -> int:
     """Prints the cells with their state and what they are expected to take."""
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     from randlora_pl.experiments.sweep.estimate import COUNTED, MEASURED
 
     check_data(job.chosen)
@@ -104,7 +104,7 @@ def work(
     from randlora_pl.experiments.sweep.launch import end_with_parent
     from randlora_pl.experiments.sweep.loop import Loop
     from randlora_pl.experiments.sweep.progress import Progress
-    from randlora_pl.utils.reuse import keeping
+    from randlora_pl.utils.reuse import caching
     from randlora_pl.utils.text.console import log_to_terminal
 
     end_with_parent()
@@ -118,7 +118,7 @@ def work(
         keep_adapters=test and job.description.keep_adapters, wait=rounds is not None,
     )  # fmt: skip
     try:
-        with progress.shown(), keeping():
+        with progress.shown(), caching():
             outcome = loop.work()
             while rounds is not None and not outcome.stopped and len(rounds()) > len(job.chosen):
                 job.chosen = loop.cells = progress.cells = rounds()

@@ -18,7 +18,7 @@ from randlora_pl.experiments.sweep.description import Description, budget
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Composer
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.text.log_filters import quieten
+from randlora_pl.utils.text.log_filters import silence_library_warnings
 
 RATES = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0]
 """What may be tried; the search begins at the method's own rate and goes towards better ones."""
@@ -45,7 +45,7 @@ def tune_run(args: list[str]) -> int:
     if command.folders:
         raise UserError("--resume does not go with tune: a finished search is found by itself.")
     check_names(command)
-    quieten()
+    silence_library_warnings()
     tree = tree_of(command)
     description = described(tree, command.named)
     path = typed.output or Path("runs") / "tune" / Path(command.named[-1]).stem

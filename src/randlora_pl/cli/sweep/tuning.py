@@ -113,9 +113,9 @@ def search_of(typed: Any, file: Path, description: Description, path: Path, same
         UserError: There is nothing to try, something in it is wrong, or a data set is missing.
     """
     _check_rates(file, description)
-    from randlora_pl.utils.text.log_filters import quieten
+    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    quieten()
+    silence_library_warnings()
     from randlora_pl.experiments.sweep.tuning import Search
 
     with errors_in(file):

@@ -12,7 +12,7 @@ from randlora_pl.adapters import AdapterFile
 from randlora_pl.utils.class_paths import with_public_paths
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_yaml
-from randlora_pl.utils.files.weights_files import file_name, looks_like_file, without_places
+from randlora_pl.utils.files.weights_files import file_name, looks_like_file, without_local_paths
 
 _CLASSES = 200  # names of more are in the description
 _PLACE = "PATH"
@@ -153,7 +153,7 @@ def _header(file: AdapterFile, licence: str | None, base: str | None) -> str:
 
 
 def _about(file: AdapterFile, config: Mapping[str, Any]) -> str:
-    metadata, base = file.metadata, without_places(file.config).get("base_model", {})
+    metadata, base = file.metadata, without_local_paths(file.config).get("base_model", {})
     names = metadata.get("classnames") or []
     data = config.get("data", {}).get("dataset")
     count = sum(tensor.numel() for tensor in file.tensors.values())
@@ -237,7 +237,7 @@ def _reproduce(file: AdapterFile, config: Mapping[str, Any]) -> str:
         tree["trainer"] = {key: value for key, value in tree.get("trainer", {}).items() if value is not None}
         what = "Save this as `config.yaml`."
     elif file.metadata.get("task"):
-        settings = without_places(file.config)["metadata"]["arguments"] | {
+        settings = without_local_paths(file.config)["metadata"]["arguments"] | {
             "adapter": _as_class(file.adapter.describe())
         }
         seed = settings.pop("seed", 0)  # the command line takes one seed for everything

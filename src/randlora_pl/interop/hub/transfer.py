@@ -16,7 +16,7 @@ from randlora_pl.adapters.io import container
 from randlora_pl.adapters.io.container import BASES, CONFIG, TENSORS, Contents
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import move, part_folder
-from randlora_pl.utils.files.weights_files import without_places
+from randlora_pl.utils.files.weights_files import without_local_paths
 
 CARD = "README.md"
 _LOGIN = "hf auth login, or set HF_TOKEN"
@@ -59,7 +59,7 @@ def stage(path: Path, folder: Path, card: str) -> None:
         card: The text of ``README.md``.
     """
     contents = container.read(path)
-    container.write(folder, Contents(without_places(contents.config), contents.tensors, contents.bases))
+    container.write(folder, Contents(without_local_paths(contents.config), contents.tensors, contents.bases))
     (folder / CARD).write_text(card, encoding="utf-8")
 
 

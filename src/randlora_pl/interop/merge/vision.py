@@ -288,7 +288,7 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
 
 
 def _notes(path: Path, merged: Merged) -> list[str]:
-    notes = [f"images: {merged.bare.image.in_words()}"]
+    notes = [f"images: {merged.bare.image.summary()}"]
     if difference(merged.expected, merged.plain)[0] <= ROUNDING and merged.facts.get("scale") != "0.0":
         by = f"by {made:.1e}, which is rounding" if (made := change(merged.expected, merged.plain)) else "not at all"
         notes.append(f"the adapter changes these outputs {by}: no loss of it would show in the comparison")

@@ -22,7 +22,7 @@ from randlora_pl.interop.peft.tensors import Part, lora_form, randlora_form, ver
 from randlora_pl.interop.peft.verify import Classifier, Difference, difference, installed
 from randlora_pl.models import ModelIdentity
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.weights_files import without_places
+from randlora_pl.utils.files.weights_files import without_local_paths
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def to_peft(file: AdapterFile, attention: set[str] | None = None, model: nn.Modu
         modules, own = modules_to_save(file, parts, model)
     except UserError as error:
         raise refusal(file, error.what, error.hint) from None
-    known = without_places(file.config)
+    known = without_local_paths(file.config)
     task = {name: value for name, value in known.get("metadata", {}).items() if name != "training"}
     task["base_model"] = known.get("base_model", {})
     config = {**_common(file), **config, "modules_to_save": modules or None}

@@ -8,7 +8,7 @@ import torch
 
 from randlora_pl.language.catalog import KNOWN
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.text.log_filters import one_line_of_tries
+from randlora_pl.utils.text.log_filters import collapse_hub_retries
 
 INSTALL = "pip install 'randlora-pl[language]'"
 
@@ -36,7 +36,7 @@ def reached(source: str, option: str) -> Iterator[None]:
     """
     need_transformers()
     try:
-        with one_line_of_tries():
+        with collapse_hub_retries():
             yield
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise

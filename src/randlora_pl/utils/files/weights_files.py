@@ -16,7 +16,7 @@ from typing import Any
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.cache_folder import cache_folder, write_whole
 
-GIVEN = "RANDLORA_PL_WEIGHTS"
+WEIGHTS_VARIABLE = "RANDLORA_PL_WEIGHTS"
 """Environment variable: weights files, or folders of them, as in PATH; what ``--pretrained`` sets."""
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy")
@@ -70,7 +70,7 @@ def _noted(digest: str) -> Path | None:
         return _here.get(digest)
 
 
-def give(files: list[Path]) -> None:
+def register_weights(files: list[Path]) -> None:
     """Has `find_weights` look at these files, or in these folders, in this process and those that it starts.
 
     Raises:
@@ -79,7 +79,7 @@ def give(files: list[Path]) -> None:
     for file in files:
         if not file.exists():
             raise UserError(f"--pretrained: {file} does not exist; give the weights file of the base model.")
-    os.environ[GIVEN] = os.pathsep.join(str(file.absolute()) for file in files)
+    os.environ[WEIGHTS_VARIABLE] = os.pathsep.join(str(file.absolute()) for file in files)
 
 
 def find_weights(base: Mapping[str, Any], source: object) -> str | None:
@@ -96,7 +96,7 @@ def find_weights(base: Mapping[str, Any], source: object) -> str | None:
     Raises:
         UserError: There is none here; says which one and how to give it.
     """
-    given = [Path(word).expanduser() for word in os.environ.get(GIVEN, "").split(os.pathsep) if word]
+    given = [Path(word).expanduser() for word in os.environ.get(WEIGHTS_VARIABLE, "").split(os.pathsep) if word]
     name, digest = str(base.get("pretrained")), base.get("sha256")
     if not digest:
         alone = len(given) == 1 and given[0].is_file() and name != "random"
@@ -112,7 +112,7 @@ def find_weights(base: Mapping[str, Any], source: object) -> str | None:
     unknown = f"are others in {here[0]} now" if here else "is not known on this machine"
     raise UserError(
         f"{source}: the weights of its base model {base.get('name')} are the file {plain} (SHA-256 "
-        f"{str(digest)[:12]}...), which {unknown}: give it by --pretrained FILE, or {GIVEN}=FILE."
+        f"{str(digest)[:12]}...), which {unknown}: give it by --pretrained FILE, or {WEIGHTS_VARIABLE}=FILE."
     )
 
 
@@ -121,7 +121,7 @@ def file_name(path: str) -> str:
     return re.split(r"[/\\]", path)[-1]
 
 
-def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+def without_local_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """An adapter's description with the weights file of its base model by name only, for others to read."""
     copy: dict[str, Any] = json.loads(json.dumps(config))
     base, metadata = copy.get("base_model"), copy.get("metadata")

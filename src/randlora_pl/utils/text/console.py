@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from randlora_pl.utils.text.log_filters import ignore_remarks
+from randlora_pl.utils.text.log_filters import filter_library_warnings
 from randlora_pl.utils.text.printable import printable
 
 _log = logging.getLogger("randlora_pl")
@@ -18,7 +18,7 @@ _PRINTED = "printed"
 _WIDTH = 120
 
 
-def say(*what: RenderableType) -> None:
+def print_above_progress(*what: RenderableType) -> None:
     """Print text or rich tables; the log gets the same without colours."""
     plain = io.StringIO()
     settings: dict[str, Any] = {"force_jupyter": False}  # in a notebook rich would leave the streams alone
@@ -69,7 +69,7 @@ def log_to_terminal() -> None:
         _log.addHandler(handler)
     _log.setLevel(logging.INFO)
     _log.propagate = False
-    ignore_remarks()
+    filter_library_warnings()
 
 
 @contextmanager

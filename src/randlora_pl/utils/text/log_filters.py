@@ -22,7 +22,7 @@ _REMARKS = (
 _MODULES = (r"PIL\.",)  # damaged EXIF tags; images have a limit of their own
 
 
-def ignore_remarks() -> None:
+def filter_library_warnings() -> None:
     """Hides these remarks, and what Lightning says below a warning, in this process from now on."""
     for text in _REMARKS:
         warnings.filterwarnings("ignore", text)
@@ -36,7 +36,7 @@ _TRIES = re.compile(r"thrown while requesting|Retrying in |Rate limited")
 
 
 @contextmanager
-def one_line_of_tries() -> Iterator[None]:
+def collapse_hub_retries() -> Iterator[None]:
     """Says once that the Hugging Face Hub does not answer, where huggingface_hub has two lines for each of its tries.
 
     They come from one logger, and a filter of another does not see them.
@@ -63,11 +63,11 @@ def one_line_of_tries() -> Iterator[None]:
         library.removeFilter(hold)
 
 
-def quieten() -> None:
+def silence_library_warnings() -> None:
     """Before PyTorch is imported: no remarks that a user can do nothing about, and threads that wait calmly.
 
     By default OpenMP's threads spin while they wait for each other. Where anything else runs on the same
     cores, that made a training ten times slower (2 cores, 2 threads).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    ignore_remarks()
+    filter_library_warnings()

@@ -39,7 +39,7 @@ def for_cell(text: str) -> str:
     return f"'{text}" if formula else text
 
 
-def print_any_name() -> None:
+def escape_unprintable_output() -> None:
     """Has the standard streams spell out what their encoding lacks, where printing it would end the program."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's has not
