@@ -164,18 +164,18 @@ def test_a_kill_while_unpacking_leaves_nothing_half_made(
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from randlora_pl.data.getting import get, unpack
+from randlora_pl.data.download import archives, install
 from randlora_pl.data.catalog.registry import find
-add, calls = unpack._Meter.add, []
+add, calls = archives._Meter.add, []
 def dying(self, count):
     calls.append(count)
     if len(calls) == 20:
         os.kill(os.getpid(), signal.SIGKILL)
     add(self, count)
-unpack._Meter.add = dying
+archives._Meter.add = dying
 row = find("eurosat")
 row = replace(row, files=(replace(row.files[0], checksum={md5(server.files["eurosat/EuroSAT.zip"])!r}),))
-get.get(row, Path({str(tmp_path / "sets")!r}))
+install.get(row, Path({str(tmp_path / "sets")!r}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr

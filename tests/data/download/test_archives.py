@@ -1,8 +1,10 @@
 """Archives, good and hostile."""
 
+import errno
 import gzip
 import io
 import lzma
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -90,19 +92,26 @@ OUTSIDE = [
 
 @in_one_item("name", OUTSIDE)
 @in_one_item("suffix", ["tar", "tar.gz", "zip"])
-def test_paths_out_of_the_folder_are_refused(tmp_path: Path, name: str, suffix: str) -> None:
+def test_nothing_lands_outside_the_folder(tmp_path: Path, name: str, suffix: str) -> None:
     path = pack(tmp_path, suffix, {"set/a": b"a", name: b"evil"})
-    with pytest.raises(UserError, match="refused"):
-        unpack(path, tmp_path / "way/down/out")
-    assert not [found for found in tmp_path.rglob("*") if "evil" in found.name or found.name == "x"]
-    assert not Path("/evil").exists()
+    out = tmp_path / "way/down/out"
+    if name.startswith("../") or "/../.." in name:
+        with pytest.raises(UserError, match="refused"):
+            unpack(path, out)
+    else:
+        unpack(path, out)
+    assert not [
+        found
+        for found in (*tmp_path.rglob("*"), Path("/evil"))
+        if found.exists() and "evil" in found.name and out not in found.parents
+    ]
 
 
 def test_a_null_byte_hides_nothing(tmp_path: Path) -> None:
     path = zipped(tmp_path / "archive.zip", {"set/a.jpg0../../evil": b"x"})
     path.write_bytes(path.read_bytes().replace(b"a.jpg0", b"a.jpg\0"))
-    with pytest.raises(UserError, match="leads"):
-        unpack(path, tmp_path / "out")
+    unpack(path, tmp_path / "out")
+    assert held(tmp_path / "out") == {"set/a.jpg": b"x"}
 
 
 @in_one_item(
@@ -110,9 +119,10 @@ def test_a_null_byte_hides_nothing(tmp_path: Path) -> None:
     [
         (tarfile.SYMTYPE, "a link"),
         (tarfile.LNKTYPE, "a link"),
-        (tarfile.CHRTYPE, "a device"),
-        (tarfile.BLKTYPE, "a device"),
-        (tarfile.FIFOTYPE, "a device"),
+        (tarfile.CHRTYPE, "a special file"),
+        (tarfile.BLKTYPE, "a special file"),
+        (tarfile.FIFOTYPE, "a special file"),
+        (tarfile.GNUTYPE_SPARSE, "a link, a sparse file"),
     ],
 )
 def test_links_and_devices_in_tars_are_refused(tmp_path: Path, kind: bytes, word: str) -> None:
@@ -124,10 +134,10 @@ def test_links_and_devices_in_tars_are_refused(tmp_path: Path, kind: bytes, word
     assert not (tmp_path / "out/set/way-out").exists()
 
 
-@pytest.mark.parametrize(("mode", "word"), [(stat.S_IFLNK | 0o777, "a link"), (stat.S_IFIFO | 0o644, "a device")])
-def test_links_and_devices_in_zips_are_refused(tmp_path: Path, mode: int, word: str) -> None:
+@pytest.mark.parametrize("mode", [stat.S_IFLNK | 0o777, stat.S_IFIFO | 0o644])
+def test_links_and_devices_in_zips_are_refused(tmp_path: Path, mode: int) -> None:
     path = zipped(tmp_path / "archive.zip", {"way-out": b"/etc"}, mode)
-    with pytest.raises(UserError, match=f"'way-out' is {word}"):
+    with pytest.raises(UserError, match="'way-out' is a link or a device"):
         unpack(path, tmp_path / "out")
 
 
@@ -181,9 +191,7 @@ def test_sizes_in_headers_are_not_believed(
 ) -> None:
     path = tmp_path / ("a.tar" if pack is bytes else "a.tar.gz")
     path.write_bytes(pack(header(0, tarfile.REGTYPE) + header(size, kind) + bytes(40_000)))
-    with pytest.raises(
-        UserError, match=r"was refused: (a header in it claims|what it holds is)|unexpected end of data"
-    ):
+    with pytest.raises(UserError, match=r"was refused|is damaged"):
         unpack(path, tmp_path / "out")
 
 
@@ -209,7 +217,7 @@ def test_tars_that_are_not_whole(tmp_path: Path, suffix: str) -> None:
     for damaged, why in (
         (plain[:second], "it has no end mark"),
         (plain[:second] + b"rubbish" + plain[second + 7 :], "it has no end mark"),
-        (plain[:second] + bytes(512) + plain[second + 512 :], "it goes on after a block of zeros"),
+        (plain[:second] + bytes(512) + plain[second + 512 :], "it has no end mark"),
         (plain[:second] + bytes(8192) + plain[second + 8192 :], "it goes on after its end mark"),
         (plain + plain, "it goes on after its end mark"),
     ):
@@ -260,10 +268,14 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
         unpack(path, tmp_path / "out")
 
 
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("needs /dev/full")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/a").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="unpacked"):
-        unpack(tar(tmp_path / "archive.tar", {"a": NOISE}), tmp_path / "out")
+@pytest.mark.parametrize("suffix", ["tar", "zip"])
+def test_a_full_disk(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = pack(tmp_path, suffix, {"a": NOISE})
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tarfile, "copyfileobj", full)
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        unpack(path, tmp_path / "out")
