@@ -90,6 +90,7 @@ def test_weights_that_overflow_give_no_figures(
         limit = f"--trainer.limit_{verb.removesuffix('idate')}_batches"
         assert "not finite" in refused(verb, "--adapter", "adapter", "--data.dataset", "digits", limit, "1")
     assert "finite" in refused("adapter", "merge", "adapter", "--output", "m.safetensors")
+    assert "finite" in refused("adapter", "export", "adapter", "--to", "torch", "--output", "m.pt2")
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, torch.bool])
@@ -98,19 +99,20 @@ def test_weights_are_real_numbers(refused: Callable[..., str], adapter: Path, dt
     assert str(dtype) in refused("adapter", "info", "adapter")
 
 
+@pytest.mark.parametrize("name", [container.CONFIG, container.TENSORS])
 def test_an_adapter_that_may_not_be_read_is_named_and_not_the_output(
-    refused: Callable[..., str], adapter: Path, monkeypatch: pytest.MonkeyPatch
+    refused: Callable[..., str], adapter: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    plain = Path.read_bytes
+    plain = Path.open
 
-    def read_bytes(file: Path) -> bytes:
-        if file.name == container.CONFIG:
+    def locked(file: Path, *args: Any, **options: Any) -> Any:
+        if file.name == name:
             raise PermissionError(13, "Permission denied", str(file))
-        return plain(file)
+        return plain(file, *args, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(Path, "open", locked)
     message = refused("adapter", "export", "adapter", "--to", "adapter", "--output", "copy")
-    assert "adapter_config.json: Permission denied" in message and "copy" not in message
+    assert f"{name}: Permission denied" in message and "copy" not in message
 
 
 def test_adapters_are_not_much_larger_than_their_model() -> None:

@@ -147,6 +147,7 @@ def _where(path: Path) -> str:
 
 def _config_of_file(path: Path) -> bytes | None:
     """The description in a file's metadata; None where there is none."""
+    _check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
@@ -165,12 +166,24 @@ def _parsed(text: bytes, source: Path) -> dict[str, Any]:
     return config
 
 
+def _check_readable(file: Path) -> None:
+    """Have the system say why a file cannot be opened: safetensors calls it absent, whatever the reason.
+
+    Raises:
+        OSError: With the reason.
+    """
+    with file.open("rb"):
+        pass
+
+
 def load_tensors(file: Path, name: Path | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU; messages call it by its path, or by a name.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: It is truncated or damaged.
+        OSError: It cannot be opened.
     """
+    _check_readable(file)
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from randlora_pl.interop.onnx.packages import check_packages
 from randlora_pl.interop.onnx.program import Program
+from randlora_pl.tasks.evaluation import check_numbers
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import move, part_folder
 
@@ -139,6 +140,7 @@ def _compared(program: Program, run: Callable[[Tensor], tuple[Tensor, ...]], whe
         example = program.examples(batch, seed)
         with torch.no_grad():
             expected = _as_tuple(program.module(example))
+        check_numbers(expected[0], "the adapter")
         for name, ours, theirs in zip(program.outputs, expected, run(example), strict=True):
             difference = float((ours - theirs).abs().max()) / max(1.0, float(ours.abs().max()))
             if not difference <= TOLERANCE:  # NaN as well
