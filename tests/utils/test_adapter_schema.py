@@ -62,7 +62,7 @@ def test_the_first_value_that_does_not_fit_is_named(path: str, value: Any, messa
         del holder[last]
     else:
         holder[last] = value
-    with pytest.raises(UserError, match=f"adapter is damaged, or was changed: .*{message}; copy it again"):
+    with pytest.raises(UserError, match=f"adapter is damaged or was changed: .*{message}. Copy it again"):
         check_adapter_schema(config, "adapter")
 
 

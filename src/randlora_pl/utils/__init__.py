@@ -1,1 +1,1 @@
-"""Helpers without a subject of their own: errors, files, logs, random numbers, text for people."""
+"""Helpers that every package uses: errors, files, logs, random numbers, text output."""

@@ -1,4 +1,4 @@
-"""What the JSON description of an adapter must look like, so that everything else may rely on it."""
+"""JSON schema of adapter files, checked on reading so that later code can rely on it."""
 
 import types
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ _LARGEST = 2**63 - 1
 
 
 class Frame(TypedDict):
-    """How the images of the training were prepared."""
+    """Preprocessing of the training images."""
 
     size: int
     mean: tuple[float, float, float]
@@ -20,13 +20,13 @@ class Frame(TypedDict):
 
 
 class Training(TypedDict):
-    """Figures of a training, and how its images were prepared."""
+    """Metrics of a training run, and the preprocessing of its images."""
 
     frame: NotRequired[Frame]
 
 
 class Metadata(TypedDict, total=False):
-    """What an adapter may carry along; anything else may be there as well."""
+    """Optional metadata of an adapter; further keys are allowed."""
 
     arguments: dict[str, Any]
     classnames: list[str]
@@ -37,7 +37,7 @@ class Metadata(TypedDict, total=False):
 
 
 class TaskMetadata(TypedDict):
-    """What an adapter that a task has saved carries along."""
+    """Required metadata of an adapter that a task has saved."""
 
     task: str
     arguments: dict[str, Any]
@@ -46,7 +46,7 @@ class TaskMetadata(TypedDict):
 
 
 class BaseModel(TypedDict, total=False):
-    """Which base model it is (`ModelIdentity`), with a hash of some values of its weights."""
+    """Identity of the base model (`ModelIdentity`), with a hash of sampled weights."""
 
     library: str
     name: str
@@ -58,7 +58,7 @@ class BaseModel(TypedDict, total=False):
 
 
 class AdapterSchema(TypedDict):
-    """`adapter_config.json`."""
+    """Content of ``adapter_config.json``."""
 
     format_version: int
     method: str
@@ -75,27 +75,26 @@ class AdapterSchema(TypedDict):
 
 
 def check_adapter_schema(config: Mapping[str, Any], source: object) -> None:
-    """Refuses a description that something is missing from, or whose values are of other kinds.
+    """Raise an error if a key is missing or a value has the wrong type.
 
     Args:
-        config: From JSON.
-        source: Where it was read, for the message.
+        config: Content of ``adapter_config.json``.
+        source: Path of the adapter, for the message.
 
     Raises:
-        UserError: Names the first value that does not fit.
+        UserError: A value does not fit; the message names the first one.
     """
     wrong = misfit(config, AdapterSchema)
     if wrong is None and "task" in (metadata := config.get("metadata", {})):
         wrong = misfit(metadata, TaskMetadata, "metadata") or _half_character(metadata)
     if wrong is not None:
-        raise UserError(f"{source} is damaged, or was changed: {wrong}; copy it again, or save it again.")
+        raise UserError(f"{source} is damaged or was changed: {wrong}. Copy it again, or save it again.")
 
 
 def _half_character(metadata: TaskMetadata) -> str | None:
-    """The name of a text that no file and no terminal can hold; bytes of a file name that is not UTF-8 can be written.
+    """Return the key of a text that cannot be encoded, or None.
 
-    Args:
-        metadata: Its lists are lists of texts.
+    Undecodable bytes of a file name (surrogate escapes) are allowed.
     """
     for name, texts in (("classnames", metadata["classnames"]), ("templates", metadata["templates"])):
         for text in texts:
@@ -107,21 +106,22 @@ def _half_character(metadata: TaskMetadata) -> str | None:
 
 
 OTHER_VERSION = "it was written by another version, is damaged, or was changed"
+"""Default end of the messages of `check_arguments`."""
 
 
 def check_arguments(
     function: Callable[..., Any], values: Mapping[str, Any], source: object, hint: str = OTHER_VERSION
 ) -> None:
-    """Refuses arguments from a file that a function has no parameters for, or that are of other types.
+    """Raise an error if an argument from a file is unknown to a function or has the wrong type.
 
     Args:
-        function: A constructor.
-        values: From JSON or YAML.
-        source: Where they were read, for the message.
-        hint: The end of the message.
+        function: A function or constructor with annotated parameters.
+        values: Arguments by name, from JSON or YAML.
+        source: File that the values were read from, for the message.
+        hint: End of the message.
 
     Raises:
-        UserError: Names the first one that does not fit.
+        UserError: An argument does not fit; the message names the first one.
     """
     hints = get_type_hints(function)
     name = next((name for name in values if name not in hints), None)
@@ -134,13 +134,12 @@ def check_arguments(
 
 
 def misfit(value: Any, hint: Any, name: str = "") -> str | None:
-    """What is wrong with a JSON value as an annotation describes it; None where it fits.
+    """Return the first mismatch between a JSON value and a type annotation, or None.
 
     Args:
-        value: From JSON.
-        hint: A type, a union, a literal, a list, tuple or dictionary of such, or a typed dictionary, which may have
-            further keys.
-        name: What the value is called.
+        value: JSON value.
+        hint: A type, union, literal, list, tuple, dictionary, or typed dictionary (further keys are allowed).
+        name: Name of the value in the message.
     """
     kind, inner = get_origin(hint), get_args(hint)
     prefix = f"{name}." if name else ""
@@ -169,7 +168,7 @@ def misfit(value: Any, hint: Any, name: str = "") -> str | None:
     elif kind is list:
         if not isinstance(value, list):
             return _is(name, value)
-        parts = [(each, inner[0], f"{name}[{place}]") for place, each in enumerate(value)]
+        parts = [(each, inner[0], f"{name}[{index}]") for index, each in enumerate(value)]
     else:
         if isinstance(value, int) and abs(value) > _LARGEST:  # float() and torch would overflow
             return _is(name, value)

@@ -14,7 +14,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def public_path(path: str) -> str:
-    """Return the shortest path that exports a class of this project; any other text as it is.
+    """Return the shortest path that exports a class of this project; return any other text unchanged.
 
     Args:
         path: Dotted path of the class, in its module of this version or of an earlier one.

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: the command line prints them in one or two lines and exits with 2."""
+"""Errors that the user can fix: the command line prints them in one or two lines and exits with code 2."""
 
 import contextlib
 import difflib
@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 class UserError(Exception):
     """A mistake of the user, printed in one or two lines without a traceback.
 
-    The parts stay apart, also when a worker process sends the error to another: no code has to read the text.
+    The parts are separate attributes, also after pickling, so that no code has to parse the message.
 
     Args:
-        what: The fault, and usually its place.
-        hint: The remedy, with the command. It has a line of its own unless ``what`` ends a sentence.
-        where: The file, option or entry at fault; printed unless ``what`` has it.
+        what: Description of the mistake, usually with its location.
+        hint: Fix, with the command. It is printed on its own line unless ``what`` ends a sentence.
+        where: File, option or entry with the mistake; printed unless ``what`` contains it.
     """
 
     def __init__(self, what: str, hint: str = "", where: str = "") -> None:
@@ -28,44 +28,44 @@ class UserError(Exception):
         gap = " " if text.endswith((".", "?", "!")) else "\n"
         return f"{text}{gap}{self.hint}" if self.hint else text
 
-    def within(self, place: object) -> "UserError":
-        """Return the error with a place in front, unless it is there already."""
-        what = self.what if self.where == str(place) else f"{place}: {self.what}"
-        return type(self)(what, self.hint, self.where or str(place))
+    def within(self, location: object) -> "UserError":
+        """Return the error with a location in front, unless it has this location already."""
+        what = self.what if self.where == str(location) else f"{location}: {self.what}"
+        return type(self)(what, self.hint, self.where or str(location))
 
 
 @contextlib.contextmanager
-def errors_in(place: object) -> Iterator[None]:
-    """Put a place, such as a file or an entry of a config, in front of a `UserError`."""
+def errors_in(location: object) -> Iterator[None]:
+    """Put a location, such as a file or a config entry, in front of each `UserError` of the block."""
     try:
         yield
     except UserError as error:
-        raise error.within(place) from error
+        raise error.within(location) from error
 
 
 class UnreadableImageError(UserError):
-    """An image cannot be decoded."""
+    """Error for an image that cannot be decoded."""
 
 
 class TooLargeImageError(UnreadableImageError):
-    """An image has more pixels than are allowed."""
+    """Error for an image with more pixels than allowed."""
 
 
 class LostProcessError(Exception):
-    """Another process of a run has ended or does not answer; says which, and how to go on. Exit code 1."""
+    """Error for a lost process of a distributed run, with the command to resume in the message. Exit code 1."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a batch system sends it: told like Ctrl-C, exit code 143."""
+    """Exception for SIGTERM, which batch systems send; handled like Ctrl-C, exit code 143."""
 
 
 def near(word: str, choices: Iterable[str], count: int = 3) -> str:
-    """A suggestion such as `` Did you mean 'digits'?``, or an empty string where nothing is near.
+    """Return a suggestion such as `` Did you mean 'digits'?``, or an empty string if no choice is similar.
 
     Args:
-        word: What the user typed.
-        choices: What would have been accepted.
-        count: The most suggestions to make.
+        word: Word that the user typed.
+        choices: Accepted words.
+        count: Maximum number of suggestions.
     """
     lowered = {choice.lower(): choice for choice in choices}
     found = [lowered[match] for match in difflib.get_close_matches(word.lower()[:100], lowered, count, 0.5)]
@@ -73,11 +73,11 @@ def near(word: str, choices: Iterable[str], count: int = 3) -> str:
 
 
 def brief(value: object, longest: int = 80) -> str:
-    """A value as Python writes it, cut in the middle where it is long: a message must not hold all of a file.
+    """Return the ``repr`` of a value, shortened so that a message does not contain a whole file.
 
     Args:
-        value: What the user gave.
-        longest: Characters of the result.
+        value: Value that the user gave.
+        longest: Maximum number of characters.
     """
     try:
         text = repr(value)
@@ -87,12 +87,12 @@ def brief(value: object, longest: int = 80) -> str:
 
 
 def shortened(text: str, longest: int) -> str:
-    """A text cut in the middle where it has more than this many characters."""
+    """Return a text of at most this many characters, with ``...`` in the place of its middle."""
     end = longest // 4
     return text if len(text) <= longest else f"{text[: longest - end - 5]} ... {text[len(text) - end :]}"
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a library's error, with the next one if a colon announces it."""
+    """Return the first line of a library's error, and the second one if the first ends with a colon."""
     first, *others = (str(error).strip() or type(error).__name__).splitlines()
     return (f"{first} {others[0].strip()}" if others and first.endswith(":") else first)[:160]

@@ -1,19 +1,19 @@
-"""How closely an update is to be approximated: by a rank, or by an error."""
+"""Options of a low-rank approximation: a rank or an error."""
 
 from randlora_pl.utils.errors import UserError
 
 
 def check_rank_or_error(rank: int | None, error: float | None) -> None:
-    """Complains unless exactly one of a rank and an error is given, and possible.
+    """Raise an error unless exactly one of rank and error is given, in its range.
 
     Raises:
-        UserError: As said.
+        UserError: Both or neither are given, or the value is out of range.
     """
     if (rank is None) == (error is None):
         raise UserError(
-            "give either --rank K or --error E (relative, in the Frobenius norm), for example --error 0.05."
+            "Pass either --rank K or --error E (relative, in the Frobenius norm), for example --error 0.05."
         )
     if rank is not None and rank < 1:
-        raise UserError(f"--rank is {rank}: give a positive whole number.")
+        raise UserError(f"--rank is {rank}. Pass a positive integer.")
     if error is not None and not 0 <= error < 1:
-        raise UserError(f"--error is {error}: give a relative error of at least 0 and below 1, for example 0.05.")
+        raise UserError(f"--error is {error}. Pass a relative error of at least 0 and below 1, for example 0.05.")

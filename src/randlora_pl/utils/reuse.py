@@ -1,8 +1,8 @@
-"""What one process needs again and again, kept between runs: base models, tokenizers, text heads.
+"""In-process cache of base models, tokenizers and text heads, for several runs in one process.
 
-Off by default, because it costs the memory of one more base model. Only the last of each kind is kept, so that memory
-stays flat however many runs follow. Language models are not kept: a second copy of 8 billion parameters takes 16 GB,
-and reading them again a small part of what their runs take.
+Off by default, because it costs the memory of one more base model. Only the last value of each kind is cached, so that
+memory does not grow with the number of runs. Language models are not cached: a second copy of 8 billion parameters
+takes 16 GB, and loading is a small part of their run time.
 """
 
 import copy
@@ -17,7 +17,7 @@ _kept: dict[str, tuple[Hashable, Any]] | None = None
 
 @contextmanager
 def caching() -> Iterator[None]:
-    """Within it `kept` and `pristine` keep what they make."""
+    """Enable `cached` and `cached_copy` inside the block."""
     global _kept
     before, _kept = _kept, {} if _kept is None else _kept
     try:
@@ -27,22 +27,22 @@ def caching() -> Iterator[None]:
 
 
 def cached(kind: str, key: Hashable, make: Callable[[], Value]) -> Value:
-    """What ``make`` makes, the same object for the same key while nothing else of its kind is asked for.
+    """Return the value of ``make``: the same object for the same key, until another key of this kind is requested.
 
     Args:
-        kind: Names what is kept; one value of each kind is.
-        key: Everything that decides the value.
-        make: Makes it. Nobody may change what it makes.
+        kind: Name of the cache entry; one value per kind is cached.
+        key: Everything that determines the value.
+        make: Function that builds the value. Callers must not modify the value.
     """
     if _kept is None:
         return make()
     if kind not in _kept or _kept[kind][0] != key:
-        _kept.pop(kind, None)  # before the new one takes its memory
+        _kept.pop(kind, None)  # free the old value before the new one is built
         _kept[kind] = (key, make())
     value: Value = _kept[kind][1]
     return value
 
 
 def cached_copy(kind: str, key: Hashable, make: Callable[[], Value]) -> Value:
-    """A copy of what ``make`` makes, bit for bit, that may be changed at will."""
+    """Return a deep copy of the cached value of ``make``, which the caller may modify."""
     return make() if _kept is None else copy.deepcopy(cached(kind, key, make))

@@ -3,7 +3,7 @@
 Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in plain
 64-bit integer tensor arithmetic that never overflows, so that a seed gives the same bits on a CPU
 and on a GPU, in every PyTorch version, for every tensor size and in every order of evaluation.
-Nothing here touches PyTorch's global generator, but `seeded`, which puts it back.
+Only `seeded` changes PyTorch's global generator, and restores it.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ _ROUNDS = 10
 
 
 def _multiply(value: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a 32 x 32 bit product, in two 16-bit halves to stay below 2**63."""
+    """Return the high and low 32 bits of a 32 x 32 bit product, computed in 16-bit halves to stay below 2**63."""
     low_half = (value & 0xFFFF) * multiplier
     high_half = (value >> 16) * multiplier + (low_half >> 16)
     return high_half >> 16, ((high_half & 0xFFFF) << 16) | (low_half & 0xFFFF)
 
 
 def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox-4x32 with 10 rounds.
+    """Compute Philox-4x32 with 10 rounds.
 
     Args:
         seed: The key; its lowest 64 bits are used.
@@ -47,18 +47,18 @@ def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[T
 
 
 def stream(name: str) -> int:
-    """A 32-bit stream number from a name, so that uses of one seed do not share random numbers."""
+    """Return a 32-bit stream number for a name, so that different uses of one seed get different random numbers."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
 
 
 def words(seed: int, name: str, index: Tensor, part: int = 0) -> Tensor:
-    """One uniform 32-bit word for each index.
+    """Return one uniform 32-bit word per index.
 
     Args:
-        seed: The user's seed.
-        name: What the numbers are for, for example ``"order"``.
+        seed: Seed of the run.
+        name: Name of the stream, for example ``"order"``.
         index: int64 tensor of any shape with values in [0, 2**63).
-        part: Distinguishes several independent words for one index, in [0, 2**32).
+        part: Number of the word, in [0, 2**32), if one index needs several independent words.
 
     Returns:
         int64 tensor of the shape of ``index``, uniform on [0, 2**32).
@@ -68,12 +68,12 @@ def words(seed: int, name: str, index: Tensor, part: int = 0) -> Tensor:
 
 
 def integers(seed: int, name: str, index: Tensor, high: int, part: int = 0) -> Tensor:
-    """Uniform integers on [0, high) by multiply and shift; ``high`` is at most 2**31."""
+    """Return uniform integers on [0, high) by multiply and shift; ``high`` is at most 2**31."""
     return (words(seed, name, index, part) * high) >> 32
 
 
 def permutation(seed: int, name: str, size: int, part: int = 0) -> Tensor:
-    """A permutation of ``range(size)``: the stable order of one 62-bit random key for each element."""
+    """Return a permutation of ``range(size)``: the stable order of one 62-bit random key per element."""
     pieces = [torch.empty(0, dtype=torch.int64)]
     for start in range(0, size, 1 << 14):  # small pieces stay in the processor's cache
         index = torch.arange(start, min(start + (1 << 14), size))
@@ -83,13 +83,13 @@ def permutation(seed: int, name: str, size: int, part: int = 0) -> Tensor:
 
 @contextmanager
 def seeded(word: int) -> Iterator[None]:
-    """Let code that draws from PyTorch's global CPU generator draw from one with this seed instead.
+    """Seed PyTorch's global CPU generator inside the block, and restore it afterwards.
 
-    Afterwards the generator is as before; those of other devices are left alone. One thread computes: sums that several
-    threads share may differ in their last bits, and so would batches made in this process and in a worker.
+    Generators of other devices are not changed. The block runs with one thread: multi-threaded sums may differ in their
+    last bits, so batches of this process and of a worker would differ, too.
 
     Args:
-        word: The seed, as a rule of `words`.
+        word: Seed, usually from `words`.
     """
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):

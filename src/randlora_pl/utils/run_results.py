@@ -1,4 +1,4 @@
-"""``results.json``: every figure of a run under a flat key, with what it takes to repeat it."""
+"""``results.json``: all metrics of a run under flat keys, with the facts needed to reproduce it."""
 
 import json
 import platform
@@ -23,7 +23,7 @@ _PACKAGES = (
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """The figures of a run so far; empty where there are none.
+    """Return the results of a run so far; empty if the file does not exist.
 
     Raises:
         UserError: The file is cut off or damaged.
@@ -36,11 +36,11 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def write_results(folder: Path, figures: dict[str, Any]) -> Path:
-    """Adds figures to those of a run, in one atomic write.
+    """Add results to the file of a run, in one atomic write.
 
     Args:
-        folder: Folder of the run.
-        figures: JSON values by flat key; they beat older ones of the same name.
+        folder: Run folder.
+        figures: JSON values by flat key; they replace older values of the same key.
     """
     text = json.dumps(read_results(folder) | figures, indent=2)
     write_text(folder / FILE, text + "\n")
@@ -48,10 +48,10 @@ def write_results(folder: Path, figures: dict[str, Any]) -> Path:
 
 
 def model_results(task: Any) -> dict[str, Any]:
-    """Counts and identity of a task whose model is built.
+    """Return parameter counts, identity and options of a task whose model is built.
 
-    ``trainable_parameters`` counts everything that trains, a linear head included, ``adapter_parameters`` the
-    adapter alone. ``total_parameters`` counts the backbone with its adapter, and the head.
+    ``trainable_parameters`` includes a linear head, ``adapter_parameters`` does not. ``total_parameters`` counts the
+    backbone, its adapter and the head.
     """
     module: LightningModule = task
     report = task.report
@@ -72,7 +72,7 @@ def model_results(task: Any) -> dict[str, Any]:
 
 
 def flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Nested values under one key each, ``prefix/name`` and ``prefix/name/inner``."""
+    """Return nested values under flat keys, ``prefix/name`` and ``prefix/name/inner``."""
     result: dict[str, Any] = {}
     for name, value in values.items():
         result |= flat(f"{prefix}/{name}", value) if isinstance(value, dict) else {f"{prefix}/{name}": value}
@@ -80,12 +80,12 @@ def flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def data_results(data: Any) -> dict[str, Any]:
-    """Facts about the data under ``data/``."""
+    """Return the facts about the data, with keys under ``data/``."""
     return flat("data", planned(data))
 
 
 def planned(data: Any) -> dict[str, Any]:
-    """Facts about the data, with no more steps than the trainer is allowed (``--trainer.max_steps``)."""
+    """Return the facts about the data, with the steps limited to ``--trainer.max_steps``."""
     facts = dict(data.summary())
     limit = data.trainer.max_steps if data.trainer is not None else -1
     if 0 <= limit < facts.get("steps", 0):
@@ -94,7 +94,7 @@ def planned(data: Any) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and git commit."""
+    """Return package versions, machine and git commit."""
     versions = {"version": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -110,10 +110,10 @@ def environment() -> dict[str, Any]:
 
 
 def git_commit(folder: Path) -> dict[str, Any]:
-    """Commit of the checkout that the package runs from, and whether it was changed; empty outside one."""
+    """Return the git commit of the package's checkout and whether it has changes; empty outside a checkout."""
     try:
         commit = _git(folder, "rev-parse", "HEAD")
-        tracked = _git(folder, "ls-files", "--error-unmatch", str(folder / "results.py"))
+        tracked = _git(folder, "ls-files", "--error-unmatch", str(folder / Path(__file__).name))
         changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return {}

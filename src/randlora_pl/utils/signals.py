@@ -1,4 +1,4 @@
-"""SIGTERM outside a training: told in a line, with what a verb says of its work, like Ctrl-C."""
+"""SIGTERM outside training, handled like Ctrl-C: one line, with the command's own remark about its work."""
 
 import os
 import signal
@@ -13,10 +13,10 @@ from randlora_pl.utils.errors import Terminated
 
 @contextmanager
 def raise_on_sigterm() -> Iterator[None]:
-    """Raise `Terminated` at SIGTERM, unless a training, a server or the caller of `main` handles it.
+    """Raise `Terminated` on SIGTERM, unless training, a server or the caller of `main` handles the signal.
 
-    Lightning calls the handler that it finds after its own; only the installed one raises, so that a training saves its
-    step first.
+    Lightning calls the previous handler after its own. This handler raises only while it is the installed one, so that
+    training saves its step first.
     """
     main_thread = threading.current_thread() is threading.main_thread()
     if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -25,15 +25,15 @@ def raise_on_sigterm() -> Iterator[None]:
     own = os.getpid()
 
     def terminated(number: int, frame: Any) -> None:
-        if os.getpid() != own:  # a process that was forked from this one
+        if os.getpid() != own:  # forked child process
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
         elif signal.getsignal(signal.SIGTERM) is terminated:
             raise Terminated
 
     def again(lost: "sys.UnraisableHookArgs") -> None:
-        if issubclass(lost.exc_type, Terminated):  # it came within a callback of a weak reference, which drops errors
-            threading.Timer(0.01, os.kill, (own, signal.SIGTERM)).start()  # once the callback and this hook are over
+        if issubclass(lost.exc_type, Terminated):  # raised in a weak reference's callback, which drops exceptions
+            threading.Timer(0.01, os.kill, (own, signal.SIGTERM)).start()  # send it again after this hook
         else:
             before(lost)
 

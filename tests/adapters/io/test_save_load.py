@@ -536,7 +536,7 @@ def test_stored_bases_that_are_missing_damaged_or_too_small(tmp_path: Path) -> N
     changed = {"A": bases["A"].clone(), "B": bases["B"]}
     changed["A"][0, 0, 0] += 1
     save_file(changed, path / container.BASES)
-    assert_refused(path, r"is damaged, or was changed after it was saved \(bases.A\)")
+    assert_refused(path, r"is damaged or was changed after it was saved \(bases.A\)")
     edit(path, lambda config: None)
     assert_refused(path, "its stored bases are .*, it was trained with .*; copy it again")
     (path / container.BASES).unlink()

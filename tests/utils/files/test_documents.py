@@ -45,7 +45,7 @@ def test_json_is_refused_with_one_kind_of_error() -> None:
         ("a: !!int ''", "Error"),
         ("? [a]\n: b", "unhashable"),
         ("a: !!python/object/apply:os.system [ls]", "constructor"),
-        ("a: 1\na: 2", "twice"),
+        ("a: 1\na: 2", "duplicate"),
     ],
 )
 def test_yaml_is_refused_with_one_kind_of_error_and_at_once(text: str, word: str) -> None:

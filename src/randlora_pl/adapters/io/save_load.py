@@ -134,21 +134,21 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
     if damaged := container.changed(contents):
         what = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
         raise UserError(
-            f"{path} is damaged, or was changed after it was saved ({what}): copy it again, or delete "
+            f"{path} is damaged or was changed after it was saved ({what}): copy it again, or delete "
             f'"sha256" in its {CONFIG} to take it as it is.'
         )
     check_adapter_schema(config, path)
     adapter = make_adapter(config["method"], config["options"], path)
     shapes = config.get("layers", {})
     if not isinstance(adapter, Whole) and (not shapes or {len(shape) for shape in shapes.values()} != {2}):
-        raise UserError(f"{path} is damaged, or was changed: its layers have no names and shapes; copy it again.")
+        raise UserError(f"{path} is damaged or was changed: its layers have no names and shapes; copy it again.")
     if odd := [name for name, shape in shapes.items() if min(shape, default=1) < 1 or math.prod(shape) > LARGEST]:
-        raise UserError(f"{path} is damaged, or was changed: layer {odd[0]} is {brief(shapes[odd[0]])}; copy it again.")
+        raise UserError(f"{path} is damaged or was changed: layer {odd[0]} is {brief(shapes[odd[0]])}; copy it again.")
     if absent := [name for name in config.get("kept", []) if name not in contents.tensors]:
-        raise UserError(f"{path} is damaged, or was changed: it keeps {absent[0]} and does not hold it; copy it again.")
+        raise UserError(f"{path} is damaged or was changed: it keeps {absent[0]} and does not hold it; copy it again.")
     trained = {name: value for name, value in contents.tensors.items() if name not in config.get("kept", [])}
     if odd := [name for name, value in trained.items() if not value.is_floating_point()]:
-        raise UserError(f"{path} is damaged, or was changed: {odd[0]} is {trained[odd[0]].dtype}; copy it again.")
+        raise UserError(f"{path} is damaged or was changed: {odd[0]} is {trained[odd[0]].dtype}; copy it again.")
     extra = {name.removeprefix(EXTRA): value for name, value in contents.tensors.items() if name.startswith(EXTRA)}
     own = {name: value for name, value in contents.tensors.items() if not name.startswith(EXTRA)}
     return AdapterFile(file, adapter, config.get("targets"), own, extra, config, _stored_bases(path, contents))

@@ -95,7 +95,7 @@ class Merged:
         arguments = metadata.get("arguments", {})
         if metadata.get("task") == "VisionLanguageTask" and arguments.get("eval_prompts") != "ensemble":
             if "caption" not in arguments:
-                raise UserError(f"{self.file.path} is damaged, or was changed: metadata.arguments.caption is missing.")
+                raise UserError(f"{self.file.path} is damaged or was changed: metadata.arguments.caption is missing.")
             return [arguments["caption"]]
         return [] if metadata.get("task") == "LinearHeadTask" else list(metadata.get("templates", []))
 

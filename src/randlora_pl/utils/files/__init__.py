@@ -1,1 +1,1 @@
-"""Files: atomic output, parsing within limits, the cache folder, files of a run."""
+"""File helpers: atomic output, parsing within limits, the cache folder, files of a run."""

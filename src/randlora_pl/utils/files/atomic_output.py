@@ -1,4 +1,4 @@
-"""A place to write into until everything is there and checked."""
+"""Atomic output: write into a temporary folder, then move the finished files."""
 
 import os
 import shutil
@@ -11,43 +11,43 @@ from randlora_pl.utils.errors import UserError
 
 @contextmanager
 def part_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside a path; what is not moved out of it is gone afterwards.
+    """Create a temporary folder beside a path, and delete it with its remaining files at the end of the block.
 
-    Folders above the path are made, and removed again where nothing has come to stay in them.
+    Missing parent folders are created, and removed again if they are still empty.
 
     Args:
-        path: The final name, of a file or a folder.
+        path: Final path of the file or folder.
 
     Raises:
-        UserError: The folder cannot be made, or inside the disk is full or may not be written.
+        UserError: The folder cannot be created or written, for example because the disk is full.
     """
     path = path.absolute()
-    made = [place for place in path.parents if not place.exists()]
+    created = [parent for parent in path.parents if not parent.exists()]
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}); name another --output.") from error
+        raise UserError(f"{path} cannot be written ({error.strerror or error}). Set another --output.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        for place in made:
-            if place.exists() and not any(place.iterdir()):
-                place.rmdir()
+        for parent in created:
+            if parent.exists() and not any(parent.iterdir()):
+                parent.rmdir()
 
 
 def move(source: Path, path: Path) -> None:
-    """Gives a finished file or folder its final name; an older one of that name is replaced.
+    """Move a finished file or folder to its final path and replace an older one.
 
     Args:
-        source: In the `part_folder` of the path.
-        path: The final name.
+        source: File or folder inside the `part_folder` of the path.
+        path: Final path.
     """
     if not path.is_dir() or path.is_symlink():
         source.replace(path)
         return
-    old = source.with_name(f"{source.name}.old")  # goes with the temporary folder
+    old = source.with_name(f"{source.name}.old")  # deleted with the temporary folder
     path.rename(old)
     try:
         source.rename(path)
@@ -57,12 +57,12 @@ def move(source: Path, path: Path) -> None:
 
 
 def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
-    """Refuses to replace an adapter by what is made of it.
+    """Raise an error if an output would overwrite an input adapter.
 
     Raises:
-        UserError: An output is an input, or within one.
+        UserError: An output is an input, or a parent folder of one.
     """
     for file in outputs:
         for source in inputs:
             if source.resolve() in (file.resolve(), *file.resolve().parents):
-                raise UserError(f"--output {file} would replace the adapter {source}; give another --output.")
+                raise UserError(f"--output {file} would replace the adapter {source}. Set another --output.")

@@ -1,4 +1,4 @@
-"""Where computed files are kept, and how they are written."""
+"""Folder of cached files, and atomic writing."""
 
 import os
 import tempfile
@@ -11,20 +11,20 @@ import platformdirs
 
 
 def cache_folder() -> Path:
-    """Where computed files are kept: ``$RANDLORA_PL_CACHE`` or the system's folder for user caches."""
+    """Return the folder of cached files: ``$RANDLORA_PL_CACHE``, or the system's user cache folder."""
     override = os.environ.get("RANDLORA_PL_CACHE")
     return Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("randlora-pl"))
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file under a temporary name and renames it: other processes never see half of it.
+    """Write a file under a temporary name and rename it, so that other processes never read an incomplete file.
 
     Args:
-        path: The file; its folder is made.
-        write: Writes the content.
+        path: Path of the file; its folder is created.
+        write: Function that writes the content to the stream.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     with whole_file(path) as stream:
         write(stream)
@@ -32,24 +32,24 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for writing under a temporary name, and renames it when the block has ended well.
+    """Open a file for writing under a temporary name, and rename it if the block ends without an error.
 
-    That it can be written at all shows before the block begins.
+    A folder that is not writable raises before the block begins.
 
     Args:
-        path: The file; its folder is made. An older file stays until it is replaced.
+        path: Path of the file; its folder is created. An older file stays until it is replaced.
 
     Raises:
-        OSError: It cannot be written; the error names the file.
+        OSError: The file cannot be written; the error names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = ""
     try:
-        prefix = f".{path.name[:100]}.part-"  # by which what a killed run leaves is found again
+        prefix = f".{path.name[:100]}.part-"  # leftovers of killed runs are found by this prefix
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix)
         with os.fdopen(handle, "wb") as stream:
             yield stream
-        Path(temporary).chmod(0o666 & ~umask())  # temporary files can be read by their owner only
+        Path(temporary).chmod(0o666 & ~umask())  # mkstemp gives access to the owner only
         Path(temporary).replace(path)
     except OSError as error:
         if not temporary or error.filename in (None, temporary):
@@ -57,12 +57,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
     finally:
         if temporary:
-            with suppress(OSError):  # it has its name, or cannot be removed either
+            with suppress(OSError):  # already renamed, or not removable
                 Path(temporary).unlink(missing_ok=True)
 
 
 def umask() -> int:
-    """The permissions that new files do not get."""
+    """Return the process's file mode creation mask."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask

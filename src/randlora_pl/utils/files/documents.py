@@ -1,6 +1,6 @@
-"""JSON and YAML from anywhere: parsed within limits, so that no document overflows the stack, the memory or the day.
+"""Parsers for untrusted JSON and YAML, with limits on size, depth and time.
 
-Whatever is wrong with a document, there is one exception to catch: `ValueError` for JSON, `yaml.YAMLError` for YAML.
+Every invalid document raises one exception type: `ValueError` for JSON, `yaml.YAMLError` for YAML.
 """
 
 import json
@@ -10,20 +10,20 @@ from typing import Any
 import yaml
 
 DEEPEST = 100
-"""Levels of nesting; a config has about ten."""
+"""Maximum levels of nesting; a config has about ten."""
 
 LARGEST = 1 << 18
-"""Characters of a YAML document (a config has some thousands), also once its aliases are written out."""
+"""Maximum characters of a YAML document, before and after its aliases are expanded; a config has a few thousand."""
 
 LONGEST_NUMBER = 100
-"""Characters of a whole number in YAML."""
+"""Maximum digits of an integer in YAML."""
 
 
 def parse_json(text: str | bytes) -> Any:
     """Parse a JSON document.
 
     Raises:
-        ValueError: It is not JSON, or nested too deeply.
+        ValueError: The text is not JSON, or is nested too deeply.
     """
     try:
         value = json.loads(text)
@@ -42,10 +42,10 @@ def _parts(value: dict[str, Any] | list[Any]) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse a YAML document with floats such as ``1e-3``, dates as texts, and each key once in a mapping.
+    """Parse a YAML document; ``1e-3`` is a float, a date is a string, duplicate keys are errors.
 
     Raises:
-        yaml.YAMLError: It is not YAML, has Python objects in it, or is larger or deeper than any config.
+        yaml.YAMLError: The text is not YAML, contains Python objects, or is too large or nested too deeply.
     """
     if len(text) > LARGEST:
         raise yaml.YAMLError(f"it has {len(text):,} characters, more than {LARGEST:,}")
@@ -58,31 +58,31 @@ def parse_yaml(text: str) -> Any:
         raise
     except RecursionError:
         raise yaml.YAMLError(f"it is nested deeper than {DEEPEST} levels") from None
-    except Exception as error:  # of PyYAML's constructors at tagged values such as `!!bool maybe`
+    except Exception as error:  # PyYAML's constructors, for tagged values such as `!!bool maybe`
         raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with limits, without dates, and with the floats that it takes for strings."""
+    """PyYAML's safe loader with limits, without dates, and with floats such as ``1e-3``."""
 
     def get_single_node(self) -> yaml.Node | None:
-        """Compose the document's nodes, which are few, and refuse those that many values would be made of."""
+        """Compose the document's nodes and reject aliases that would expand to too many values."""
         node = super().get_single_node()
         if node is not None:
             _measure(node, {})
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuses a key that is there twice, of which PyYAML would take the last without a word."""
+        """Construct a mapping and reject duplicate keys, of which PyYAML silently uses the last."""
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise _refusal(f"{key.value!r} is there twice", key)
+                raise _refusal(f"duplicate key {key.value!r}", key)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_constructors = {  # nothing but what JSON has, too
+_Loader.yaml_constructors = {  # only the types of JSON
     tag: make
     for tag, make in _Loader.yaml_constructors.items()
     if tag is None or not tag.endswith((":binary", ":set", ":omap", ":pairs", ":timestamp"))
@@ -92,21 +92,21 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$|^[-+]?(?:\d+\.\d*|\.\d+)$|^[-+]?\.(?:inf|nan)$"),
     list("-+0123456789."),
 )
-_Loader.yaml_implicit_resolvers = {  # a date is a name here, as on the command line
+_Loader.yaml_implicit_resolvers = {  # a date is a string, as on the command line
     start: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
     for start, known in _Loader.yaml_implicit_resolvers.items()
 }
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """Size and depth of a node with its aliases written out.
+    """Return the size and depth of a node with its aliases expanded.
 
     Args:
-        node: The node.
-        known: Both by node; None for the nodes that contain this one.
+        node: Node to measure.
+        known: Results by node id; None for the nodes that contain this one.
 
     Raises:
-        yaml.YAMLError: It is too large, too deep, or contains itself.
+        yaml.YAMLError: The node is too large, too deep, or contains itself.
     """
     if id(node) in known:
         found = known[id(node)]
@@ -124,7 +124,7 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple
             inner_size, inner_depth = _measure(inner, known)
             size, depth = size + inner_size, max(depth, inner_depth)
     if size > LARGEST:
-        raise _refusal(f"its aliases stand for more than {LARGEST:,} characters", node)
+        raise _refusal(f"its aliases expand to more than {LARGEST:,} characters", node)
     if depth >= DEEPEST:
         raise _refusal(f"it is nested deeper than {DEEPEST} levels", node)
     known[id(node)] = size, depth + 1

@@ -1,7 +1,7 @@
-"""Reading files that a user's folders hold: plain files only, and not without bound.
+"""Bounded reading of regular files from user folders.
 
-A folder may hold a named pipe, which is waited for without end, or a link to a device such as ``/dev/zero``, which
-never ends.
+A folder may contain a named pipe, which blocks forever, or a link to a device such as ``/dev/zero``, which never
+ends.
 """
 
 import errno
@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 MOST_BYTES = 2**32
-"""Largest text or table that is read: it is held in memory."""
+"""Maximum size of a text or table in bytes, because it is read into memory."""
 
 
 def open_plain(path: Path | str, most: int | None = None) -> BinaryIO:
-    """Open a plain file for reading.
+    """Open a regular file for reading.
 
     Args:
-        path: The file, or a link to one.
-        most: Bytes that it may have; None: any number.
+        path: Path of the file, or of a link to one.
+        most: Maximum size in bytes; None for no limit.
 
     Raises:
-        OSError: It cannot be opened, is a pipe, a device or a folder, or is too large.
+        OSError: The file cannot be opened, is a pipe, a device or a folder, or is too large.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    number = os.open(path, flags)  # a pipe is opened at once, and nothing is read from it
+    number = os.open(path, flags)  # O_NONBLOCK: opening a pipe returns at once
     try:
         state = os.fstat(number)
         if not stat.S_ISREG(state.st_mode):
@@ -40,14 +40,14 @@ def open_plain(path: Path | str, most: int | None = None) -> BinaryIO:
 
 
 def read_plain(path: Path | str, most: int = MOST_BYTES) -> bytes:
-    """Return the bytes of a plain file.
+    """Return the bytes of a regular file.
 
     Args:
-        path: The file, or a link to one.
-        most: Bytes that it may have.
+        path: Path of the file, or of a link to one.
+        most: Maximum size in bytes.
 
     Raises:
-        OSError: As for `open_plain`.
+        OSError: See `open_plain`.
     """
     with open_plain(path, most) as stream:
         return stream.read(most)

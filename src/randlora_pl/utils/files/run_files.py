@@ -1,4 +1,4 @@
-"""The folder of a run: Lightning's ``default_root_dir``. Files in it appear whole or not at all."""
+"""Run folder (Lightning's ``default_root_dir``) and atomic writing of its files."""
 
 import os
 import shutil
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 
 def run_folder(trainer: "Trainer") -> Path:
-    """Where everything about this run is kept."""
+    """Return the folder with all files of this run."""
     return Path(trainer.default_root_dir)
 
 
 def write_bytes(file: Path, content: bytes | memoryview) -> None:
     """Write a file under a temporary name beside it, then rename it.
 
-    It is on the disk before it is renamed, so that not even a power cut leaves half of it under its final name.
+    The content is synced to disk before the rename, so that a power failure never leaves an incomplete file.
 
     Args:
-        file: The file; an older one is replaced at once. Its folder is made.
-        content: Its bytes.
+        file: Path of the file; its folder is created, an older file is replaced atomically.
+        content: Bytes of the file.
 
     Raises:
-        OSError: It cannot be written, for example because the disk is full; the older file stays.
+        OSError: The file cannot be written, for example because the disk is full; the older file stays.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
@@ -36,30 +36,30 @@ def write_bytes(file: Path, content: bytes | memoryview) -> None:
             os.fsync(stream.fileno())
         part.replace(file)
     except BaseException as error:
-        with suppress(OSError):  # a file system that cannot be written
-            part.unlink(missing_ok=True)  # a full disk needs the room
+        with suppress(OSError):  # read-only file system
+            part.unlink(missing_ok=True)  # frees space on a full disk
         if isinstance(error, OSError) and error.filename in (None, str(part)):
             error.filename = str(file)
         raise
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file as `write_bytes` does.
+    """Write a text file in UTF-8 with `write_bytes`.
 
     Args:
-        file: The file.
-        text: Its content.
+        file: Path of the file.
+        text: Content of the file.
     """
     write_bytes(file, text.encode("utf-8"))
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files and folders of a run that was killed while it wrote.
+    """Remove temporary files and folders of a run that was killed while writing.
 
-    An adapter folder that was about to be replaced gets its name back where the new one has not come.
+    An adapter folder that was being replaced gets its name back if the new one is missing.
 
     Args:
-        folder: The run folder; no other process may be writing in it.
+        folder: Run folder; no other process may write to it.
     """
     for old in folder.glob(".*.old-*"):
         final = folder / old.name[1:].partition(".old-")[0]

@@ -1,7 +1,7 @@
-"""Weights files of base models: adapters say their name and hash, and this finds them on the machine at hand.
+"""Lookup of base models' weights files on this machine, by the name and hash that adapters store.
 
-Where a file lies is nobody else's business and is wrong on the next machine, so no adapter says it. The cache knows
-where each file lay when it was last read, by its hash.
+Adapters do not store local paths, which are private and not portable. The cache stores the last known path of each
+file by its hash.
 """
 
 import hashlib
@@ -17,18 +17,18 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.cache_folder import cache_folder, write_whole
 
 WEIGHTS_VARIABLE = "RANDLORA_PL_WEIGHTS"
-"""Environment variable: weights files, or folders of them, as in PATH; what ``--pretrained`` sets."""
+"""Environment variable with weights files or folders, separated as in PATH; ``--pretrained`` sets it."""
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy")
 
 
 def looks_like_file(value: str) -> bool:
-    """Whether ``value`` means a path and not a tag: it exists, has a folder in it, or a weights suffix."""
+    """Return True if a value is a path and not a tag: it exists, contains a folder, or has a weights suffix."""
     return "/" in value or "\\" in value or value.lower().endswith(_SUFFIXES) or Path(value).is_file()
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal; calculated once for a file that is not written again."""
+    """Return the SHA-256 of a file in hexadecimal, cached until the file changes."""
     file = Path(path).expanduser().absolute()
     return _sha256(file, file.stat().st_mtime_ns, file.stat().st_size)
 
@@ -40,10 +40,10 @@ def _sha256(file: Path, time: int, size: int) -> str:
 
 
 def remember(path: str | Path) -> str:
-    """Notes in the cache where a weights file lies.
+    """Store the path of a weights file in the cache.
 
     Returns:
-        Its SHA-256.
+        SHA-256 of the file.
     """
     file = Path(path).expanduser().absolute()
     digest = file_sha256(file)
@@ -51,7 +51,7 @@ def remember(path: str | Path) -> str:
     try:
         if not _note(digest).is_file() or _noted(digest) != file:
             write_whole(_note(digest), lambda stream: stream.write(os.fsencode(file)))
-    except OSError:  # a cache that cannot be written costs an option later
+    except OSError:  # without a cache, the user has to pass --pretrained later
         pass
     return digest
 
@@ -66,35 +66,35 @@ def _note(digest: str) -> Path:
 def _noted(digest: str) -> Path | None:
     try:
         return Path(os.fsdecode(_note(digest).read_bytes()))
-    except (OSError, ValueError):  # a hash with a null byte in it
+    except (OSError, ValueError):  # ValueError: the hash contains a null byte
         return _here.get(digest)
 
 
 def register_weights(files: list[Path]) -> None:
-    """Has `find_weights` look at these files, or in these folders, in this process and those that it starts.
+    """Let `find_weights` search these files or folders, in this process and its child processes.
 
     Raises:
-        UserError: One does not exist.
+        UserError: A file does not exist.
     """
     for file in files:
         if not file.exists():
-            raise UserError(f"--pretrained: {file} does not exist; give the weights file of the base model.")
+            raise UserError(f"--pretrained: {file} does not exist. Pass the weights file of the base model.")
     os.environ[WEIGHTS_VARIABLE] = os.pathsep.join(str(file.absolute()) for file in files)
 
 
 def find_weights(base: Mapping[str, Any], source: object) -> str | None:
-    """The weights file of a base model on this machine.
+    """Return the path of a base model's weights file on this machine.
 
     Args:
-        base: ``base_model`` of an adapter's description.
-        source: The adapter, for the message.
+        base: ``base_model`` of ``adapter_config.json``.
+        source: Path of the adapter, for the message.
 
     Returns:
-        Its path; None where the base model has no file and none was given, so that name and tag say enough. A file
-        that was given need not have the hash: whether the weights fit is checked once they are read.
+        Path of the file; None if the base model is defined by name and tag and the user gave no file. A file that the
+        user gave may have another hash: the weights themselves are compared after they are loaded.
 
     Raises:
-        UserError: There is none here; says which one and how to give it.
+        UserError: The file is not on this machine; the message names it and the option.
     """
     given = [Path(word).expanduser() for word in os.environ.get(WEIGHTS_VARIABLE, "").split(os.pathsep) if word]
     name, digest = str(base.get("pretrained")), base.get("sha256")
@@ -102,27 +102,27 @@ def find_weights(base: Mapping[str, Any], source: object) -> str | None:
         alone = len(given) == 1 and given[0].is_file() and name != "random"
         return str(given[0]) if alone else None
     plain = file_name(name)
-    files = [file for file in (place / plain if place.is_dir() else place for place in given) if file.is_file()]
+    files = [file for file in (path / plain if path.is_dir() else path for path in given) if file.is_file()]
     here = [file for file in (*files, _noted(str(digest)), Path(name).expanduser()) if file and file.is_file()]
     for file in here:
         if file_sha256(file) == digest:
             return str(file)
     if files:
         return str(files[0])
-    unknown = f"are others in {here[0]} now" if here else "is not known on this machine"
+    unknown = f"has other content in {here[0]} now" if here else "is not known on this machine"
     raise UserError(
         f"{source}: the weights of its base model {base.get('name')} are the file {plain} (SHA-256 "
-        f"{str(digest)[:12]}...), which {unknown}: give it by --pretrained FILE, or {WEIGHTS_VARIABLE}=FILE."
+        f"{str(digest)[:12]}...), which {unknown}. Pass --pretrained FILE, or set {WEIGHTS_VARIABLE}=FILE."
     )
 
 
 def file_name(path: str) -> str:
-    """The last part of a path of any system."""
+    """Return the last part of a POSIX or Windows path."""
     return re.split(r"[/\\]", path)[-1]
 
 
 def without_local_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """An adapter's description with the weights file of its base model by name only, for others to read."""
+    """Return a copy of ``adapter_config.json`` without local paths: the weights file is reduced to its name."""
     copy: dict[str, Any] = json.loads(json.dumps(config))
     base, metadata = copy.get("base_model"), copy.get("metadata")
     known = isinstance(base, dict) and bool(base.get("sha256"))

@@ -1,1 +1,1 @@
-"""Text for people: the terminal, tables, sizes and durations."""
+"""Text output: terminal, logs, CSV, sizes and durations."""

@@ -1,4 +1,4 @@
-"""What a run says: on the terminal, and in the ``run.log`` of its folder."""
+"""Output of a run: on the terminal, and in ``run.log`` of its folder."""
 
 import io
 import logging
@@ -19,19 +19,19 @@ _WIDTH = 120
 
 
 def print_above_progress(*what: RenderableType) -> None:
-    """Print text or rich tables; the log gets the same without colours."""
+    """Print text or rich tables, and log them without colors."""
     plain = io.StringIO()
-    settings: dict[str, Any] = {"force_jupyter": False}  # in a notebook rich would leave the streams alone
+    settings: dict[str, Any] = {"force_jupyter": False}  # in a notebook rich would bypass the streams
     terminal = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, **settings)
     for console in (terminal, Console(file=plain, width=_WIDTH, no_color=True, **settings)):
-        for item in what:  # text is not broken, so that commands in it can be copied
+        for item in what:  # no line breaks in text, so that commands can be copied
             shown = printable(item) if isinstance(item, str) else item
             console.print(shown, highlight=False, markup=False, soft_wrap=isinstance(item, str))
     _log.info("\n%s", plain.getvalue().rstrip("\n"), extra={_PRINTED: True})
 
 
 class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
-    """Remarks of the application on stderr; what `say` has printed is not repeated."""
+    """Handler for the application's log on stderr; records of `print_above_progress` are skipped."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not hasattr(record, _PRINTED):
@@ -40,29 +40,29 @@ class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 class _Plain(logging.Formatter):
-    """One remark, fit for a terminal whatever names are in it."""
+    """Formatter that escapes control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The remark."""
+        """Return the record as printable text."""
         return printable(super().format(record))
 
 
 class _RunLog(logging.FileHandler):
-    """A log that gives way where the disk is full: something that matters more fails then, too, and is told."""
+    """File handler that ignores a full disk; the failing checkpoint reports it."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Says nothing of what could not be written."""
+        """Ignore OSError."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
     def close(self) -> None:
-        """Writes what is left, if there is room."""
+        """Flush and close the file; ignore OSError."""
         with suppress(OSError):
             super().close()
 
 
 def log_to_terminal() -> None:
-    """Show remarks of the application, and only warnings of Lightning."""
+    """Show the application's log, and only warnings from Lightning."""
     if not any(isinstance(handler, _Terminal) for handler in _log.handlers):
         handler = _Terminal(sys.stderr)
         handler.setFormatter(_Plain("randlora-pl: %(message)s"))
@@ -74,7 +74,7 @@ def log_to_terminal() -> None:
 
 @contextmanager
 def log_to_file(file: Path) -> Iterator[None]:
-    """Append everything that the application and Lightning say to a file."""
+    """Append the logs of the application and of Lightning to a file."""
     handler = _RunLog(file, encoding="utf-8", delay=True, errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [_log, logging.getLogger("lightning.pytorch"), logging.getLogger("py.warnings")]

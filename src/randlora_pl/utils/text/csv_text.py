@@ -7,12 +7,12 @@ from randlora_pl.utils.text.printable import for_cell
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    r"""Return rows as CSV, each ended by a line feed.
+    r"""Return rows as CSV text with line feeds.
 
-    No cell is a formula for a spreadsheet, and bytes of names that are not UTF-8 are spelled out (``\udcff``).
+    Cells that look like spreadsheet formulas are escaped, and so are bytes that are not UTF-8 (``\udcff``).
 
     Args:
-        rows: The cells of each line, the names of the columns first.
+        rows: Cells of each row; the first row has the column names.
     """
     lines: list[str] = []
     csv.writer(_Lines(lines)).writerows([for_cell(c) if isinstance(c, str) else c for c in row] for row in rows)
@@ -20,10 +20,10 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 
 
 class _Lines:
-    r"""Takes the lines of a `csv.writer` and ends them by ``\n``.
+    r"""Stream for a `csv.writer` that ends lines with ``\n``.
 
-    Told to end them so itself, the writer of Python 3.11 leaves a text with a lone carriage return without quotes, and
-    whoever reads the file takes that for the end of the line.
+    With ``lineterminator="\n"``, the writer of Python 3.11 does not quote a lone carriage return, which readers
+    treat as the end of the line.
     """
 
     def __init__(self, lines: list[str]) -> None:

@@ -1,12 +1,12 @@
-"""How long something took or will take, in words."""
+"""Formatting of durations."""
 
 
 def duration(seconds: float, digits: int = 0) -> str:
-    """``18 s``, ``3 min``, ``2 h 05 min``, ``31 h`` or ``1,200 days``: what is long is told less exactly.
+    """Return a duration as text: ``18 s``, ``3 min``, ``2 h 05 min``, ``31 h`` or ``1,200 days``.
 
     Args:
-        seconds: How many.
-        digits: Decimals of what is told in seconds, below a minute and a half.
+        seconds: Duration in seconds.
+        digits: Decimals of durations below 90 seconds.
     """
     if seconds < 90:
         return f"{seconds:.{digits}f} s"

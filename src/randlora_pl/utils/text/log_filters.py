@@ -1,4 +1,4 @@
-"""Remarks of other libraries that a user can do nothing about."""
+"""Filters for third-party warnings that the user cannot act on."""
 
 import logging
 import os
@@ -6,25 +6,20 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
-
-
-_REMARKS = (
+_WARNINGS = (
     ".*does not have many workers.*",
-    ".*across ranks is zero.*",  # there is nothing to validate on, which the start summary says
+    ".*across ranks is zero.*",  # no validation data; the start summary reports it
     ".*number of training batches.*",
-    ".*in eval mode at the start of training.*",  # what is frozen stays in eval mode
+    ".*in eval mode at the start of training.*",  # frozen modules stay in eval mode
     ".*isinstance.treespec, LeafSpec.*",
 )
-_MODULES = (r"PIL\.",)  # damaged EXIF tags; images have a limit of their own
+_MODULES = (r"PIL\.",)  # damaged EXIF tags; image sizes are limited elsewhere
 
 
 def filter_library_warnings() -> None:
-    """Hides these remarks, and what Lightning says below a warning, in this process from now on."""
-    for text in _REMARKS:
+    """Hide these warnings, and Lightning's logs below warning level, for the rest of the process."""
+    for text in _WARNINGS:
         warnings.filterwarnings("ignore", text)
     for module in _MODULES:
         warnings.filterwarnings("ignore", module=module)
@@ -37,21 +32,21 @@ _TRIES = re.compile(r"thrown while requesting|Retrying in |Rate limited")
 
 @contextmanager
 def collapse_hub_retries() -> Iterator[None]:
-    """Says once that the Hugging Face Hub does not answer, where huggingface_hub has two lines for each of its tries.
+    """Log one message if the Hugging Face Hub is unreachable, instead of two per retry of huggingface_hub.
 
-    They come from one logger, and a filter of another does not see them.
+    The filter is on the logger that emits the messages, because filters of parent loggers do not apply to them.
     """
-    told = False
+    reported = False
 
     def hold(record: logging.LogRecord) -> bool:
-        nonlocal told
+        nonlocal reported
         if not _TRIES.search(record.getMessage()):
             return True
-        if not told:
-            told = True
+        if not reported:
+            reported = True
             logging.getLogger("randlora_pl").warning(
-                "The Hugging Face Hub does not answer; trying a few times more. On a machine without a network, "
-                "HF_HUB_OFFLINE=1 saves the tries."
+                "The Hugging Face Hub does not answer; retrying. On a machine without a network, set HF_HUB_OFFLINE=1 "
+                "to skip the retries."
             )
         return False
 
@@ -64,10 +59,10 @@ def collapse_hub_retries() -> Iterator[None]:
 
 
 def silence_library_warnings() -> None:
-    """Before PyTorch is imported: no remarks that a user can do nothing about, and threads that wait calmly.
+    """Silence warnings that the user cannot act on, and set passive OpenMP waiting; call before importing PyTorch.
 
-    By default OpenMP's threads spin while they wait for each other. Where anything else runs on the same
-    cores, that made a training ten times slower (2 cores, 2 threads).
+    By default OpenMP threads spin while they wait for each other. With another load on the same cores, training took
+    ten times as long (2 cores, 2 threads).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     filter_library_warnings()

@@ -1,19 +1,19 @@
-r"""Texts from files made fit to print: what a terminal or a figure would take for a command is spelled out."""
+r"""Escaping of text from files for terminals, plots and spreadsheets."""
 
 import re
 import sys
 
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but tab and newline, marks that turn the direction of writing, and bytes that are not UTF-8."""
+"""Control characters except tab and newline, bidirectional marks, and bytes that are not UTF-8."""
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def printable(text: str) -> str:
-    r"""Return a text with its control characters spelled out, such as ``\x1b``; tabs and newlines stay.
+    r"""Return a text with escaped control characters, such as ``\x1b``; tabs and newlines stay.
 
     Args:
-        text: It may hold bytes that are not UTF-8, as Python reads them from file names.
+        text: Text; it may contain bytes that are not UTF-8 (surrogate escapes of file names).
     """
     return _COMMANDS.sub(_spelled, text)
 
@@ -25,22 +25,22 @@ def _spelled(match: re.Match[str]) -> str:
 
 
 def for_figure(text: str) -> str:
-    """Return a text that matplotlib draws as it is: a dollar sign begins no formula."""
+    """Return a text that matplotlib draws literally: dollar signs are escaped."""
     return printable(text).replace("$", r"\$")
 
 
 def for_cell(text: str) -> str:
-    """Return a cell of a table that no spreadsheet takes for a formula: one that begins like it gets an apostrophe.
+    """Return a table cell that no spreadsheet evaluates: text that starts like a formula gets an apostrophe.
 
     Args:
-        text: A number stays as it is.
+        text: Text of the cell; numbers are not changed.
     """
     formula = text.lstrip().startswith(("=", "+", "-", "@")) and not _NUMBER.fullmatch(text)
     return f"'{text}" if formula else text
 
 
 def escape_unprintable_output() -> None:
-    """Has the standard streams spell out what their encoding lacks, where printing it would end the program."""
+    """Let the standard streams escape characters that their encoding lacks instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's has not
+        if hasattr(stream, "reconfigure"):  # streams of notebooks lack it
             stream.reconfigure(errors="backslashreplace")
