@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from randlora_pl.parallel.devices import with_devices, with_strategy
-from randlora_pl.parallel.launch import Launch, agree, launched, process_rank
+from randlora_pl.parallel.launch import Launch, broadcast_decision, launched, process_rank
 from randlora_pl.parallel.strategy import AdapterDDP
 from randlora_pl.utils.errors import UserError
 from tests.support.products import marked
@@ -33,7 +33,7 @@ def use(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
 def test_a_typed_command_belongs_to_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, {})
     assert launched() is None and process_rank() == 0
-    assert agree("folder", lambda: "here") == "here"
+    assert broadcast_decision("folder", lambda: "here") == "here"
 
 
 def test_torchrun_and_slurm_say_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,9 @@ def test_a_gpu_that_is_not_there_is_told_in_a_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     for asked in ("gpu", "cuda"):
-        with pytest.raises(UserError, match=f"accelerator is {asked}, but PyTorch finds no GPU: .*randlora-pl doctor"):
+        with pytest.raises(
+            UserError, match=f"accelerator is {asked}, but PyTorch finds no GPU\\. .*randlora-pl doctor"
+        ):
             with_devices({"accelerator": asked})
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     assert with_devices({"accelerator": "gpu"}) == {"accelerator": "gpu"}
@@ -108,7 +110,7 @@ def test_a_timeout_that_is_none_is_refused() -> None:
 ASK = """
 import sys
 from randlora_pl.utils.errors import UserError
-from randlora_pl.parallel.launch import agree, process_rank, said_by_the_first
+from randlora_pl.parallel.launch import broadcast_decision, process_rank, reported_by_rank_zero
 
 def decide():
     if sys.argv[1] == "refuse":
@@ -116,9 +118,10 @@ def decide():
     return f"decided by {process_rank()}"
 
 try:
-    print(agree("a", decide), "|", agree("b", decide), "|", agree("a", lambda: f"again by {process_rank()}"))
+    print(broadcast_decision("a", decide), "|", broadcast_decision("b", decide), end=" | ")
+    print(broadcast_decision("a", lambda: f"again by {process_rank()}"))
 except UserError as error:
-    print("refused", error, said_by_the_first("no"), said_by_the_first("another"))
+    print("refused", error, reported_by_rank_zero("no"), reported_by_rank_zero("another"))
 """
 
 

@@ -173,7 +173,7 @@ def test_a_fit_with_two_devices_and_its_test_with_one(run: Run, tmp_path: Path) 
 
 def test_lightnings_fsdp_is_one_line(refused: Callable[..., str]) -> None:
     said = refused("fit", *SMALL, "--trainer.devices", "2", "--trainer.strategy", "fsdp")
-    assert "--trainer.strategy fsdp does not fit a frozen model with adapters: use --trainer.strategy fsdp2" in said
+    assert "--trainer.strategy fsdp does not fit a frozen model with adapters. Use --trainer.strategy fsdp2" in said
 
 
 @pytest.mark.slow

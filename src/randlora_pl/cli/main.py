@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from randlora_pl import __version__
-from randlora_pl.parallel.launch import process_rank, said_by_the_first
+from randlora_pl.parallel.launch import process_rank, reported_by_rank_zero
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, near, shortened
 from randlora_pl.utils.signals import raise_on_sigterm
 from randlora_pl.utils.text.printable import escape_unprintable_output, printable
@@ -124,7 +124,7 @@ def _tell(mistake: str) -> None:
     line = "\n".join(shortened(part, LONGEST_LINE) for part in f"randlora-pl: error: {printable(mistake)}".split("\n"))
     if rank == 0:
         print(line, file=sys.stderr, flush=True)
-    if not said_by_the_first(mistake) and rank:
+    if not reported_by_rank_zero(mistake) and rank:
         print(f"{line} (process {rank})", file=sys.stderr)
 
 

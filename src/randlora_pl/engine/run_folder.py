@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.config.compose import Command, Tree, flatten, normalise
-from randlora_pl.parallel.launch import agree
+from randlora_pl.parallel.launch import broadcast_decision
 from randlora_pl.utils.class_paths import public_path
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
@@ -54,7 +54,7 @@ def new_folder(root: Path, name: str, option: str = "--run.root") -> Path:
     given = os.environ.get(_ENVIRONMENT)
     if given and int(os.environ.get("LOCAL_RANK", "0")):
         return Path(given)
-    return Path(agree("folder", lambda: str(_make_folder(root, name, option))))
+    return Path(broadcast_decision("folder", lambda: str(_make_folder(root, name, option))))
 
 
 def _make_folder(root: Path, name: str, option: str) -> Path:

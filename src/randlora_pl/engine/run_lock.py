@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
-from randlora_pl.parallel.launch import agree, process_rank
+from randlora_pl.parallel.launch import broadcast_decision, process_rank
 from randlora_pl.utils.errors import UserError
 
 FILE = ".lock"
@@ -40,7 +40,7 @@ def locked(folder: Path) -> Iterator[SoftFileLease]:
         UserError: Another process works in the folder, or the folder cannot be written.
     """
     lease = SoftFileLease(folder / FILE, lease_duration=LEASE, heartbeat_interval=BEAT)
-    agree("lock", lambda: "" if process_rank() else _take(lease, folder))
+    broadcast_decision("lock", lambda: "" if process_rank() else _take(lease, folder))
     try:
         yield lease
     finally:

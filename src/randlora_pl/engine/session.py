@@ -22,7 +22,7 @@ from randlora_pl.engine.error_messages import (
     out_of_memory,
 )
 from randlora_pl.engine.run_folder import check_architecture, check_run, newest_unfinished, planned_name, tested_adapter
-from randlora_pl.parallel.launch import agree
+from randlora_pl.parallel.launch import broadcast_decision
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError
 from randlora_pl.utils.files.run_files import ADAPTER, CONFIG, LAST
 
@@ -81,7 +81,7 @@ def _resume_by_itself(args: list[str]) -> list[str]:
     del words[place : place + (1 if "=" in words[place] else 2)]
     flat = compose("fit", words, copy.deepcopy(DEFAULTS)).flat()
     root, name = Path(str(flat.get("run.root", "runs"))), str(flat.get("run.name") or planned_name(flat))
-    found = agree("resume", lambda: str(newest_unfinished(root, name) or ""))
+    found = broadcast_decision("resume", lambda: str(newest_unfinished(root, name) or ""))
     return ["--resume", found] if found else words
 
 

@@ -1,4 +1,4 @@
-"""Several processes: how they were started, what they agree on, and what they exchange while they train.
+"""Multiprocess training: launch detection, device and strategy options, sharding, and gradient exchange.
 
-Empty on purpose: `launch` is read before PyTorch is imported.
+Empty on purpose: `launch` is imported before PyTorch.
 """

@@ -1,4 +1,4 @@
-"""Options of the trainer that follow from how the processes were started."""
+"""Trainer options that follow from how the processes were started."""
 
 import logging
 from typing import Any
@@ -13,26 +13,26 @@ from randlora_pl.parallel.strategy import AdapterDDP
 from randlora_pl.utils.errors import UserError
 
 SHARDED = "fsdp2"
-"""Name of `AdapterFSDP` on the command line."""
+"""Name of `AdapterFSDP` in ``--trainer.strategy``."""
 _log = logging.getLogger("randlora_pl")
 
 
 def with_devices(config: dict[str, Any]) -> dict[str, Any]:
-    """The trainer's options with devices and machines as torchrun or SLURM started them, unless they were typed.
+    """Return trainer options with the devices and machines of torchrun or SLURM, unless the user set them.
 
     Args:
         config: Options of the trainer.
 
     Raises:
-        UserError: A GPU was asked for and there is none; or other numbers were typed: every process would train on
-            its own.
+        UserError: A GPU is requested but not available, or the user set other numbers than the launcher: every process
+            would train on its own.
     """
     asked = config.get("accelerator")
     if asked in ("gpu", "cuda") and not (
         torch.cuda.is_available() or (asked == "gpu" and torch.backends.mps.is_available())
     ):
         raise UserError(
-            f"--trainer.accelerator is {asked}, but PyTorch finds no GPU: leave it out, or see: randlora-pl doctor"
+            f"--trainer.accelerator is {asked}, but PyTorch finds no GPU. Remove the option, or run: randlora-pl doctor"
         )
     job = launched()
     if job is None:
@@ -46,22 +46,22 @@ def with_devices(config: dict[str, Any]) -> dict[str, Any]:
         elif str(counted) != str(value):
             raise UserError(
                 f"--trainer.{option} is {given}, but {job.per_node} processes were started on each of {job.nodes} "
-                "machines: leave it out, or start others."
+                "machines. Remove the option, or start a matching number of processes."
             )
     return config
 
 
 def with_strategy(config: dict[str, Any], timeout: float) -> dict[str, Any]:
-    """The trainer's options with `AdapterDDP` where Lightning would choose its DDP, or `AdapterFSDP` for ``fsdp2``.
+    """Return trainer options with `AdapterDDP` where Lightning would choose its DDP, or `AdapterFSDP` for ``fsdp2``.
 
-    Every other strategy that was named wins.
+    Any other strategy set by the user is kept.
 
     Args:
         config: Options of the trainer.
         timeout: Seconds that a process waits for the others.
 
     Raises:
-        UserError: The timeout is not positive; or Lightning's FSDP was named, or ``fsdp2`` where it cannot be started.
+        UserError: The timeout is not positive, the strategy is Lightning's FSDP, or ``fsdp2`` cannot be started here.
     """
     if not timeout > 0:
         raise UserError(f"--run.timeout is {timeout:g}: give a positive number of seconds.")
@@ -69,8 +69,8 @@ def with_strategy(config: dict[str, Any], timeout: float) -> dict[str, Any]:
     if isinstance(named, FSDPStrategy) or (isinstance(named, str) and named != SHARDED and "fsdp" in named.lower()):
         what = named if isinstance(named, str) else type(named).__name__
         raise UserError(
-            f"--trainer.strategy {what} does not fit a frozen model with adapters: use --trainer.strategy {SHARDED}, "
-            "which shards the frozen weights and keeps what trains whole."
+            f"--trainer.strategy {what} does not fit a frozen model with adapters. Use --trainer.strategy {SHARDED}, "
+            "which shards the frozen weights and replicates trainable parameters."
         )
     if named not in (None, "auto", SHARDED):
         return config
@@ -78,7 +78,7 @@ def with_strategy(config: dict[str, Any], timeout: float) -> dict[str, Any]:
     chosen = Trainer(
         **asked, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
     ).strategy
-    # notebooks fork their processes
+    # Notebooks fork their processes and keep Lightning's strategy.
     plain = type(chosen) is DDPStrategy and chosen._start_method == "popen"
     if named != SHARDED:
         return config | {"strategy": AdapterDDP(timeout)} if plain else config
@@ -88,6 +88,6 @@ def with_strategy(config: dict[str, Any], timeout: float) -> dict[str, Any]:
         _log.warning(f"--trainer.strategy {SHARDED}: there is one device, so nothing is sharded.")
         return config | {"strategy": "auto"}
     raise UserError(
-        f"--trainer.strategy {SHARDED} cannot be started here ({type(chosen).__name__}): start the command in a "
+        f"--trainer.strategy {SHARDED} cannot be started here ({type(chosen).__name__}). Start the command in a "
         "terminal or with torchrun, on several GPUs or with --trainer.accelerator cpu --trainer.devices 2."
     )

@@ -1,4 +1,4 @@
-"""What the processes exchange while they train: gradients, by a communication hook that counts, and statistics."""
+"""Communication during training: an all-reduce hook that counts gradient bytes, and broadcasts of statistics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 @dataclass
 class Exchange:
-    """Gradients that one process has handed to the all-reduce.
+    """Gradients that one process has passed to the all-reduce.
 
     Attributes:
-        bytes: All of them; a ring of n processes sends 2 (n - 1) / n times as much over each link.
+        bytes: Total bytes; a ring of n processes sends 2 (n - 1) / n times as much over each link.
         messages: Number of all-reduces.
-        steps: Optimizer steps that they belong to.
+        steps: Optimizer steps with these all-reduces.
     """
 
     bytes: int = 0
@@ -26,17 +26,17 @@ class Exchange:
 
     @property
     def bytes_per_step(self) -> int | None:
-        """Bytes of one optimizer step; None before the first."""
+        """Bytes per optimizer step, or None before the first step."""
         return round(self.bytes / self.steps) if self.steps else None
 
     def figures(self) -> dict[str, Any]:
-        """What ``results.json`` says of it."""
+        """Return the entries for ``results.json``."""
         messages = round(self.messages / self.steps, 2) if self.steps else None
         return {"exchange/bytes_per_step": self.bytes_per_step, "exchange/messages_per_step": messages}
 
 
 def counted_mean(exchange: Exchange, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """The mean over all processes, as DistributedDataParallel takes it without a hook, and a count of the bytes."""
+    """Average gradients over all processes like DistributedDataParallel without a hook, and count the bytes."""
     gradient = bucket.buffer()
     exchange.bytes += gradient.numel() * gradient.element_size()
     exchange.messages += 1
@@ -45,7 +45,7 @@ def counted_mean(exchange: Exchange, bucket: dist.GradBucket) -> torch.futures.F
 
 @torch.no_grad()
 def share(tensors: Sequence[Tensor]) -> None:
-    """Gives every process the values of process 0, in one broadcast for each dtype."""
+    """Copy the tensors of rank 0 to every process, with one broadcast per dtype."""
     for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
         own = [tensor for tensor in tensors if tensor.dtype == dtype]
         flat = torch.cat([tensor.reshape(-1) for tensor in own])

@@ -1,4 +1,4 @@
-"""How this process was started: alone, by torchrun, by SLURM's srun, or by Lightning for one more device."""
+"""Detection of the launcher: none, torchrun, SLURM's srun, or Lightning starting one more process."""
 
 import json
 import os
@@ -14,19 +14,19 @@ from randlora_pl.utils.errors import UserError
 _PATIENCE = timedelta(minutes=10)
 _MOMENT = timedelta(seconds=3)
 _asked: Counter[str] = Counter()
-_stores: list[Any] = []  # kept open: the process group shares the server of the first process
+_stores: list[Any] = []  # kept open: the process group shares the server of rank 0
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A job whose processes were started from outside.
+    """Job whose processes were started by a launcher.
 
     Attributes:
-        rank: Number of this process in the job.
-        world: Processes of the job.
-        nodes: Machines.
-        per_node: Processes of a machine; each has one device.
-        attempt: How often torchrun has restarted them.
+        rank: Global rank of this process.
+        world: Number of processes.
+        nodes: Number of machines.
+        per_node: Processes per machine, one device each.
+        attempt: Number of restarts by torchrun.
     """
 
     rank: int
@@ -37,10 +37,10 @@ class Launch:
 
 
 def launched() -> Launch | None:
-    """The job that this process belongs to; None where the command was typed, or Lightning starts the others.
+    """Return the job of this process, or None if the user or Lightning started it.
 
     Raises:
-        UserError: The machines have different numbers of processes, which Lightning cannot do.
+        UserError: The machines have different numbers of processes, which Lightning does not support.
     """
     found = os.environ
     if "TORCHELASTIC_RUN_ID" in found:  # first: torchrun can run inside SLURM
@@ -53,25 +53,27 @@ def launched() -> Launch | None:
     else:
         return None
     if job.nodes * job.per_node != job.world:
-        raise UserError(f"{job.world} processes on {job.nodes} machines: start as many on each, one for each device.")
+        raise UserError(
+            f"{job.world} processes on {job.nodes} machines: start the same number on each, one per device."
+        )
     return job if job.world > 1 else None
 
 
 def process_rank() -> int:
-    """Number of this process among those that would say the same, as far as the environment tells."""
+    """Return the rank of this process among processes that report the same errors, from environment variables."""
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)
 
 
-def agree(what: str, decide: Callable[[], str]) -> str:
-    """What the first process decides; the others are told. Alone it is just decided.
+def broadcast_decision(what: str, decide: Callable[[], str]) -> str:
+    """Return rank 0's decision in every process; without a job, just call ``decide``.
 
     Args:
-        what: Name of the question; all processes ask the same ones in the same order.
-        decide: Asked of the first process only, because it may look at files that it is about to write.
+        what: Name of the decision; all processes request the same decisions in the same order.
+        decide: Called on rank 0 only, because it may check files that rank 0 is about to write.
 
     Raises:
-        UserError: The first process raised it.
+        UserError: Rank 0 raised it.
     """
     job = launched()
     if job is None:
@@ -92,13 +94,13 @@ def agree(what: str, decide: Callable[[], str]) -> str:
     return str(found["answer"])
 
 
-def said_by_the_first(message: str) -> bool:
-    """Whether another process of the job has a mistake to report that the first one reports too.
+def reported_by_rank_zero(message: str) -> bool:
+    """Return True if rank 0 has reported the same error message.
 
-    The first process leaves the message in the store, and stays a moment so that the others find it there.
+    Rank 0 writes the message to the store and waits a few seconds so that the others can read it.
 
     Args:
-        message: What this process has to say; the first one has said it.
+        message: Error message of this process; rank 0 has already printed it.
     """
     rank = process_rank()
     try:
@@ -106,7 +108,7 @@ def said_by_the_first(message: str) -> bool:
     except UserError:
         return False
     if job is None:
-        if rank:  # Lightning's first process ends the others
+        if rank:  # Lightning's rank 0 ends the others
             time.sleep(_MOMENT.total_seconds())
         return False
     key = "mistake"
@@ -118,16 +120,16 @@ def said_by_the_first(message: str) -> bool:
             return False
         store.wait([key], _MOMENT)
         return bool(store.get(key).decode() == message)
-    except RuntimeError:  # nobody there, or nothing left in time
+    except RuntimeError:  # no store, or no message in time
         return False
 
 
 def store_of(job: Launch, timeout: timedelta = _PATIENCE) -> Any:
-    """The store through which the processes find each other; torchrun keeps it, or else the first process.
+    """Return the store for rendezvous; torchrun or rank 0 hosts it.
 
     Args:
         job: The job; each attempt has its own keys.
-        timeout: How long to wait for the others.
+        timeout: Maximum wait for the other processes.
     """
     if _stores:
         return _stores[0]

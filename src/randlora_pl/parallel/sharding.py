@@ -1,4 +1,4 @@
-"""FSDP2 for a backbone that does not fit one device: its frozen blocks are sharded, what trains is replicated."""
+"""FSDP2 for a backbone larger than one device: frozen blocks are sharded, trainable parameters replicated."""
 
 import inspect
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from randlora_pl.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Shards:
-    """What is sharded of a model.
+    """Sharded weights of a model.
 
     Attributes:
-        blocks: Number of blocks; each is gathered when it runs, and freed again.
+        blocks: Number of blocks; each is gathered when it runs, then freed.
         bytes: Bytes of their frozen weights.
-        device_bytes: Bytes of them that this device keeps.
+        device_bytes: Bytes kept on this device.
     """
 
     blocks: int
@@ -33,68 +33,70 @@ class Shards:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Shards":
-        """What is sharded of a model that `shard` has been applied to."""
+        """Measure a model after `shard`."""
         weights: list[Any] = [p for p in model.parameters() if hasattr(p, "to_local")]
         sizes = _bytes(weights), _bytes([weight.to_local() for weight in weights])
         return cls(len(repeated_blocks(model)), *sizes)
 
     def __str__(self) -> str:
-        """One line for a summary."""
+        """Return one line for the run summary."""
         here, whole = (f"{count / 1e6:,.1f} MB" for count in (self.device_bytes, self.bytes))
         return f"frozen weights of {self.blocks} blocks: {here} of {whole} on each device"
 
 
 class AdapterFSDP(AdapterDDP):
-    """`AdapterDDP` for a backbone that does not fit one device.
+    """`AdapterDDP` for a backbone larger than one device.
 
-    Each block's frozen weights are sharded by FSDP2: gathered before the block runs, forward and backward, and freed
-    after it. The rest of the model (embeddings, projections, heads, bases) and everything that trains is on
-    each device; FSDP2 is told to ignore it, and DistributedDataParallel exchanges the gradients as it does
-    without sharding. Nothing is written of the shards: checkpoints and adapters are those of `AdapterDDP`.
+    FSDP2 shards each block's frozen weights: it gathers them before the block runs, forward and backward, and frees
+    them afterwards. The rest of the model (embeddings, projections, heads, bases) and all trainable parameters are
+    replicated; FSDP2 ignores them, and DistributedDataParallel exchanges their gradients as without sharding. Shards
+    are not saved: checkpoints and adapters are identical to `AdapterDDP`'s.
 
     Args:
-        timeout: Seconds that a process waits for the others.
+        timeout: Seconds to wait for other processes.
 
     Attributes:
-        exchange: Gradients that were exchanged so far; gathered weights are not counted.
-        shards: What is sharded, once the model is built.
+        exchange: Gradients exchanged so far; gathered weights are not counted.
+        shards: Sharded weights, after the model is built.
     """
 
     shards: Shards | None = None
 
     def setup(self, trainer: Trainer) -> None:
-        """Shards the model at the first run, and wraps it for a training.
+        """Shard the model at the first run, and wrap it for training.
 
         Raises:
             UserError: There is nothing to shard, or PyTorch is too old.
         """
-        # A tensor that FSDP2 makes in inference mode cannot take part in the training that follows.
+        # A tensor that FSDP2 creates in inference mode cannot be used in later training.
         for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
             loop.inference_mode = False
         trainer.predict_loop.inference_mode = False
         super().setup(trainer)
 
     def model_to_device(self) -> None:
-        """Moves and shards one block after the other, then moves the rest: the whole never has to fit the device."""
+        """Move and shard one block at a time, then move the rest: the whole model never has to fit the device."""
         task: Any = self.lightning_module
         if task.torch_compile:
             raise UserError(
-                "--trainer.strategy fsdp2 and --model.torch_compile exclude each other: compiled blocks keep matrices "
-                "of full size for the backward pass. Leave one of them out."
+                "--trainer.strategy fsdp2 and --model.torch_compile exclude each other, because compiled blocks keep "
+                "matrices of full size for the backward pass. Remove one of them."
             )
-        if not any(hasattr(parameter, "to_local") for parameter in task.model.parameters()):  # else by an earlier run
+        if not any(
+            hasattr(parameter, "to_local") for parameter in task.model.parameters()
+        ):  # else sharded by an earlier run
             world: Any = torch.distributed.group.WORLD  # it has the timeout
             shard(task.model, DeviceMesh.from_group(world, self.root_device.type))
         self.shards = Shards.of(task.model)
         super().model_to_device()
 
     def figures(self) -> dict[str, Any]:
-        """What ``results.json`` says of the exchange and of the shards."""
+        """Return the entries for ``results.json``: exchange and shards."""
         shards = {f"sharded/{name}": value for name, value in vars(self.shards).items()} if self.shards else {}
         return super().figures() | shards
 
     def teardown(self) -> None:
-        """Leaves the model where it is: shards do not belong on the host, and the next run needs them here."""
+        """Keep the model on the device: shards do not belong on the host, and the next run needs them here."""
         if isinstance(self.model, DistributedDataParallel):
             self.model = self.lightning_module
         assert self.cluster_environment is not None and self.accelerator is not None
@@ -104,11 +106,11 @@ class AdapterFSDP(AdapterDDP):
 
 
 def shard(model: nn.Module, mesh: Any) -> None:
-    """Shards the frozen weights of a backbone's blocks, in place.
+    """Shard the frozen weights of a backbone's blocks in place.
 
     Args:
-        model: The backbone with its adapter; on the host, or wherever it fits.
-        mesh: The devices, a one-dimensional `DeviceMesh`.
+        model: The backbone with its adapter; on the host or on a device.
+        mesh: One-dimensional `DeviceMesh` of the devices.
 
     Raises:
         UserError: There is nothing to shard, or PyTorch is too old.
@@ -121,15 +123,15 @@ def shard(model: nn.Module, mesh: Any) -> None:
         why = "all of its weights train" if blocks else "it has no repeated blocks"
         raise UserError(
             f"--trainer.strategy fsdp2 finds no frozen block to shard in {type(model).__name__}: {why}. "
-            "Leave --trainer.strategy out; each device then holds the whole model."
+            "Remove --trainer.strategy; each device then holds the whole model."
         )
     for module in model.modules():
         if isinstance(module, DeltaWeight):
-            module.keep = False  # a weight of full size that waits for the backward pass would undo the sharding
+            module.keep = False  # keeping full-size weights for the backward pass would undo the sharding
     for block in blocks.values():
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
     sharded = {parameter for block in blocks.values() for parameter in block.parameters()} - trained
-    # The model itself manages no weight, but runs ahead: the next block is gathered while one computes.
+    # The root manages no weights, but prefetches: the next block is gathered while one computes.
     fully_shard(model, mesh=mesh, reshard_after_forward=True, ignored_params=set(model.parameters()) - sharded)
     for name in forward_methods(model):
         forward_method(model, name)
@@ -140,16 +142,16 @@ def _bytes(tensors: list[Any]) -> int:
 
 
 def _fsdp2() -> tuple[Any, Any]:
-    """``fully_shard`` and ``register_fsdp_forward_method``.
+    """Return ``fully_shard`` and ``register_fsdp_forward_method``.
 
     Raises:
-        UserError: This PyTorch has not got them, or cannot leave out what trains.
+        UserError: This PyTorch lacks them, or cannot ignore trainable parameters.
     """
     library: Any = torch.distributed.fsdp
     fully_shard = getattr(library, "fully_shard", None)
     if fully_shard is None or "ignored_params" not in inspect.signature(fully_shard).parameters:
         raise UserError(
             f"--trainer.strategy fsdp2 needs PyTorch 2.7 or newer, this is {torch.__version__}: "
-            "pip install --upgrade torch torchvision, or leave the option out."
+            "pip install --upgrade torch torchvision, or remove the option."
         )
     return fully_shard, library.register_fsdp_forward_method

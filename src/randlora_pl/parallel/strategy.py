@@ -1,4 +1,4 @@
-"""DistributedDataParallel for a model of which little trains: only that little is exchanged, and it is counted."""
+"""DistributedDataParallel for adapters: exchange only the few trainable parameters, and count the bytes."""
 
 import inspect
 from collections.abc import Callable
@@ -16,24 +16,23 @@ from randlora_pl.parallel.launch import launched, store_of
 from randlora_pl.utils.errors import UserError
 
 TIMEOUT = 600.0
-"""Seconds that a process waits for the others before it takes them for lost."""
+"""Seconds to wait for other processes before the run fails."""
 
 
 class AdapterDDP(DDPStrategy):
-    """Lightning's DDP, without what an adapter does not need.
+    """Lightning's DDP without the parts an adapter does not need.
 
-    Every parameter that trains gets a gradient in the last micro-batch of a window, so that unused ones need not
-    be looked for. Graphs are not static: earlier micro-batches leave the text tower out, and the last window may
-    have fewer of them. Frozen weights and bases are made by every process for itself, from the same files and
-    seeds; so is what trains, and a checksum of it all takes the place of the broadcast at the start. Running statistics
-    of layers that train are those of process 0 after each optimizer step, so that every process evaluates and saves
-    the same model.
+    Every trainable parameter gets a gradient in the last micro-batch of an optimizer step, so unused parameters need
+    not be searched for. Graphs are not static: earlier micro-batches skip the text tower, and the last optimizer step
+    may have fewer micro-batches. Every process builds frozen weights, bases and trainable parameters from the same
+    files and seeds; comparing one checksum replaces the broadcast at the start. Running statistics of trained layers
+    are copied from rank 0 after each optimizer step, so that every process evaluates and saves the same model.
 
     Args:
-        timeout: Seconds that a process waits for the others.
+        timeout: Seconds to wait for other processes.
 
     Attributes:
-        exchange: What was exchanged so far.
+        exchange: Gradients exchanged so far.
     """
 
     def __init__(self, timeout: float = TIMEOUT) -> None:
@@ -45,10 +44,10 @@ class AdapterDDP(DDPStrategy):
         self._statistics: list[Tensor] | None = None
 
     def setup_distributed(self) -> None:
-        """Finds the other processes, also after torchrun has restarted them.
+        """Connect to the other processes, also after a restart by torchrun.
 
-        torchrun keeps one store for all attempts (seen in PyTorch 2.13): gloo would find the addresses of the
-        processes that have ended in it, and give up.
+        torchrun keeps one store for all attempts (seen in PyTorch 2.13): gloo would find the addresses of ended
+        processes in it and fail.
         """
         job = launched()
         if job is not None and job.attempt > 0 and not torch.distributed.is_initialized():
@@ -63,10 +62,10 @@ class AdapterDDP(DDPStrategy):
         super().setup_distributed()
 
     def configure_ddp(self) -> None:
-        """Compares what the processes start from, then wraps the model.
+        """Compare the initial weights of all processes, then wrap the model.
 
         Raises:
-            UserError: They do not start from the same weights.
+            UserError: Processes start from different weights.
         """
         fingerprint: Callable[[], str] = self.lightning_module.fingerprint  # type: ignore[union-attr, assignment]
         theirs: list[Any] = [None] * self.world_size
@@ -74,7 +73,7 @@ class AdapterDDP(DDPStrategy):
         differ = [str(rank) for rank, other in enumerate(theirs) if other != theirs[0]]
         if differ:
             raise UserError(
-                f"process {', '.join(differ)} of {self.world_size} starts from other weights than process 0: compare "
+                f"process {', '.join(differ)} of {self.world_size} starts from other weights than process 0. Compare "
                 "the weights files, checkpoints and versions of the machines (randlora-pl doctor)."
             )
         self._statistics = None
@@ -85,11 +84,11 @@ class AdapterDDP(DDPStrategy):
         self.model.register_comm_hook(self.exchange, counted_mean)
 
     def figures(self) -> dict[str, Any]:
-        """What ``results.json`` says of it."""
+        """Return the entries for ``results.json``."""
         return self.exchange.figures()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
-        """One optimizer step, of which the exchange is a part; then the statistics of process 0 for all."""
+        """Run one optimizer step including the exchange, then copy rank 0's statistics to all processes."""
         self.exchange.steps += 1
         result = super().optimizer_step(*args, **kwargs)
         if self._statistics is None:
