@@ -75,9 +75,7 @@ def resume(folder: Path) -> Ended:
 def test_damaged_checkpoint_is_refused_and_deleting_it_helps(folder: Path, undisturbed: Path) -> None:
     flip(folder / LAST, 8 * 1_000_000)
     before = Path(shutil.copytree(folder, folder.parents[2] / "before"))
-    refused(
-        resume(folder), "last.ckpt is cut off or damaged (bad checksum of ", "or delete it: without it fit --resume"
-    )
+    refused(resume(folder), "last.ckpt is cut off or damaged (bad checksum of ", "or delete it; fit --resume")
     assert same(folder, before)
     (folder / LAST).unlink()
     assert resume(folder).code == 0

@@ -1,4 +1,4 @@
-"""Callbacks of a run: what it prints, measures, checks and keeps. About a page each."""
+"""Callbacks of a run: printed summaries, measurements, checks, checkpoints and plots."""
 
 from randlora_pl.callbacks.answers import WrittenAnswers
 from randlora_pl.callbacks.checkpoint import AdapterCheckpoint

@@ -1,4 +1,4 @@
-"""Keeps what a model wrote in a test."""
+"""Callback that saves the text generated in a test."""
 
 import json
 from typing import Any
@@ -12,14 +12,14 @@ FILE = "answers.jsonl"
 
 
 class WrittenAnswers(Callback):
-    """Writes ``answers.jsonl`` to the run folder after a test whose task kept records of it (``written``).
+    """Write ``answers.jsonl`` to the run folder after a test whose task keeps generated text (``written``).
 
-    A line for each question, in the order of the tests, whatever the number of processes. Each says the test, the
-    prompt, what was written, the answer found in it and the right one; or the references that it was scored against.
+    One line per question, in the order of the tests, for any number of processes. Each line has the test, the prompt,
+    the generated text, and either the parsed and the correct answer or the references it was scored against.
     """
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the file, and says where it is."""
+        """Write the file and print its path."""
         task: Any = pl_module
         written = getattr(task, "written", [])
         if written and trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""Checkpoints of what trains: the last one for resuming, the best one by validation, and the adapter folders."""
+"""Checkpoints of trainable parameters: the last for resuming, the best by validation, and the adapter folders."""
 
 import math
 from dataclasses import asdict
@@ -20,25 +20,25 @@ _TRAINED_ON = (
     *("dataset", "train", "shots", "fraction", "train_split", "steps", "draws", "window", "seed"),
     *("pairs", "max_length"),  # of labelled texts
 )
-"""Facts of the data that an adapter keeps: the same whether a run was resumed or not."""
+"""Facts about the training data that an adapter stores; resuming does not change them."""
 
 
 def is_finite(module: LightningModule) -> bool:
-    """Whether every trainable tensor is free of infinities and NaNs."""
+    """Return True if every trainable tensor is free of infinities and NaNs."""
     return all(bool(torch.isfinite(p).all()) for p in module.parameters() if p.requires_grad)
 
 
 class AdapterCheckpoint(Callback):
-    """Writes ``checkpoints/last.ckpt``, ``adapter`` and, where validation runs, ``adapter-best``.
+    """Write ``checkpoints/last.ckpt``, ``adapter`` and, with validation, ``adapter-best``.
 
-    A checkpoint holds what trains, the optimizer and the place in the run; the frozen model is not in it.
+    A checkpoint has the trainable parameters, the optimizer and the loop state, without the frozen model.
 
     Args:
-        every_n_steps: Optimizer steps between two checkpoints. A resumed run repeats at most so many.
-        monitor: Figure of the validation that decides which adapter is the best.
-        mode: ``max`` or ``min``: what the best figure is.
-        patience: End the training after this many validations without a better figure; ``null`` for no early end.
-        test: Which adapter `fit` tests at its end, the ``last`` or the ``best`` (default last, with patience best).
+        every_n_steps: Optimizer steps between two checkpoints. A resumed run repeats at most this many.
+        monitor: Validation metric that selects the best adapter.
+        mode: ``max`` or ``min``: direction of the metric.
+        patience: Stop the training after this many validations without improvement; ``null`` disables it.
+        test: Adapter that `fit` tests at its end: ``last`` (default) or ``best`` (default with patience).
     """
 
     def __init__(
@@ -50,66 +50,66 @@ class AdapterCheckpoint(Callback):
         test: str | None = None,
     ) -> None:
         if every_n_steps < 1:
-            raise UserError(f"checkpoint.every_n_steps is {every_n_steps}: give a positive number of steps.")
+            raise UserError(f"checkpoint.every_n_steps is {every_n_steps}. Set a positive number of steps.")
         if mode not in ("max", "min"):
-            raise UserError(f"checkpoint.mode is {mode!r}: choose max or min.")
+            raise UserError(f"checkpoint.mode is {mode!r}. Set max or min.")
         if patience is not None and patience < 1:
-            raise UserError(f"checkpoint.patience is {patience}: give a positive number of validations, or null.")
+            raise UserError(f"checkpoint.patience is {patience}. Set a positive number of validations, or null.")
         if test not in ("last", "best", None):
-            raise UserError(f"checkpoint.test is {test!r}: choose last or best.")
+            raise UserError(f"checkpoint.test is {test!r}. Set last or best.")
         self.every_n_steps, self.monitor, self.mode, self.patience = every_n_steps, monitor, mode, patience
         self.test = test or ("last" if patience is None else "best")
         self.best: float | None = None
         self.best_step = 0
         self.validated: dict[str, float] = {}
         self._seen_step = -1
-        self._whole_window = False  # whether the last batch ended in an optimizer step
-        self._validates = False  # whether the validation of this step has begun and not ended
+        self._whole_window = False  # True if the last batch ended an optimizer step
+        self._validates = False  # True while the validation of this step runs
 
     def state_dict(self) -> dict[str, Any]:
-        """The best figure so far, and those of the last validation."""
+        """Return the best metric and the metrics of the last validation."""
         return {"best": self.best, "best_step": self.best_step, "validated": self.validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the figures of the resumed run."""
+        """Restore the metrics of the resumed run."""
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
         self.validated = dict(state_dict["validated"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Has Lightning write and read checkpoints as `CheckpointFile` does, unless the user has chosen a plugin."""
+        """Use `CheckpointFile` for Lightning's checkpoints, unless the user has set a plugin."""
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFile()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the best figure of a checkpoint whose adapter is not here: that of another run (``--ckpt_path``)."""
+        """Reset the best metric of another run's checkpoint (``--ckpt_path``), whose best adapter is not here."""
         if not (run_folder(trainer) / BEST).is_dir():
             self.best, self.best_step = None, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A checkpoint of the starting point would say nothing new."""
+        """Skip a checkpoint of the starting point, which has nothing new."""
         self._seen_step = trainer.global_step
         self._whole_window = trainer.global_step > 0  # a resumed run may begin with a validation
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves right after an optimizer step, never between two micro-batches of one; at SIGTERM at once."""
+        """Save right after an optimizer step, never between its micro-batches; on SIGTERM at once."""
         step = trainer.global_step
         self._whole_window, self._seen_step = step != self._seen_step, step
-        if not self._whole_window or validation_is_due(trainer, batch_idx):  # which saves, too
+        if not self._whole_window or validation_is_due(trainer, batch_idx):  # the validation saves as well
             return
         if step % self.every_n_steps == 0 or trainer.received_sigterm:
             self._save_last(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A validation may take long: what was trained is kept before it."""
+        """Save before a validation, which may take long."""
         if self._whole_window and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._validates = True
             self._save_last(trainer, pl_module)
             self._validates = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Says in Lightning's terms that a validation has begun; a resumed run would take it for done otherwise."""
+        """Mark validation as started in the loop state, so that a resumed run repeats it."""
         if self._validates:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             done = progress["total"]["completed"]
@@ -117,15 +117,15 @@ class AdapterCheckpoint(Callback):
             progress["current"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the adapter if its figure is the best so far, and a checkpoint that knows of this validation."""
+        """Save the adapter if its metric is the best so far, then a checkpoint that includes this validation."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self.validated = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         if self.monitor not in self.validated:
             hint = near(self.monitor, self.validated)
             raise UserError(
-                f"checkpoint.monitor is {self.monitor!r}, which no validation gives.{hint} "
-                f"Figures: {', '.join(self.validated)}"
+                f"checkpoint.monitor is {self.monitor!r}, which no validation logs.{hint} "
+                f"Metrics: {', '.join(self.validated)}"
             )
         figure = self.validated[self.monitor]
         sign = 1 if self.mode == "max" else -1
@@ -136,20 +136,20 @@ class AdapterCheckpoint(Callback):
             self._save_last(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the end of the run; where it stopped early, the older checkpoint stays.
+        """Save the end of the run; after an early stop, keep the older checkpoint.
 
-        By now Lightning takes its one epoch for completed, so a resumed run would not go on from here.
+        Lightning has marked its only epoch as completed, so a run resumed from here would not continue.
         """
         task: Any = pl_module
         if trainer.global_step >= task.total_steps():
             self._save_last(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last weights as an adapter folder, also where a resumed run had nothing left to train."""
+        """Save the last weights as an adapter folder, also if a resumed run had nothing left to train."""
         self._save_adapter(trainer, pl_module, ADAPTER, {"step": trainer.global_step})
 
     def _save_last(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not is_finite(pl_module):  # the older checkpoint is worth more
+        if not is_finite(pl_module):  # keep the older, finite checkpoint
             return
         trainer.save_checkpoint(run_folder(trainer) / LAST)
 
@@ -160,9 +160,9 @@ class AdapterCheckpoint(Callback):
 
 
 def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether a validation follows the training batch ``batch_idx``."""
+    """Return True if a validation follows the training batch ``batch_idx``."""
     every = trainer.val_check_batch
-    if not sum(trainer.num_val_batches) or every is None:  # None: seconds count
+    if not sum(trainer.num_val_batches) or every is None:  # None: the interval is in seconds
         return False
     if math.isinf(every):
         return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
@@ -170,13 +170,13 @@ def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
 
 
 def save_adapter_of(trainer: Trainer, pl_module: LightningModule, folder: Path, summary: dict[str, Any]) -> None:
-    """Writes the adapter folder of a task, with what it was trained on and how images were prepared for it.
+    """Write the adapter folder of a task, with facts about its training data and its image preprocessing.
 
     Args:
-        trainer: With the data module of the training.
+        trainer: Trainer with the data module of the training.
         pl_module: A task of `randlora_pl.tasks`.
-        folder: Where to write.
-        summary: Figures of the training, kept in the folder's metadata.
+        folder: Output folder.
+        summary: Training results for the folder's metadata.
     """
     save: Any = pl_module.save
     data: Any = trainer.datamodule  # type: ignore[attr-defined]

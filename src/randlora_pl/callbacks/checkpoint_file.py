@@ -1,4 +1,4 @@
-"""The checkpoint file: written whole beside its final name, and checked for damage before it is read."""
+"""Checkpoint files: written atomically, and verified before they are read."""
 
 import io
 import zipfile
@@ -13,56 +13,56 @@ from randlora_pl.utils.files.run_files import write_bytes
 
 
 class CheckpointFile(TorchCheckpointIO):
-    """Writes a checkpoint beside its final name.
+    """Checkpoint IO that writes beside the final name.
 
-    Lightning's own takes the system's folder for temporary files, which may be small or on another disk, and where
-    what a killed run leaves is never found again.
+    Lightning writes to the system's temporary folder, which may be small or on another disk, and files left there by
+    a killed run are never cleaned up.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, *args: Any, **more: Any) -> None:
-        """Writes the file; an older one is replaced at once.
+        """Write the file atomically over an older one.
 
         Args:
-            checkpoint: What to write.
-            path: A local path.
-            args: Nothing that a local file needs.
+            checkpoint: Checkpoint to write.
+            path: Local path.
+            args: Ignored for local files.
             more: As ``args``.
 
         Raises:
-            OSError: It cannot be written; the older file stays.
+            OSError: The file cannot be written; the older file is kept.
         """
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_bytes(Path(path), buffer.getbuffer())
 
     def load_checkpoint(self, path: str | Path, *args: Any, **more: Any) -> dict[str, Any]:
-        """Reads the file.
+        """Read the file.
 
         Args:
-            path: A local path.
-            args: As Lightning gives them.
+            path: Local path.
+            args: Passed on to Lightning.
             more: As ``args``.
 
         Raises:
-            UserError: It is damaged, or was written by something else.
+            UserError: The file is damaged or not a checkpoint.
         """
         check_checkpoint(Path(path))
         try:
             return super().load_checkpoint(path, *args, **more)
-        except Exception as error:  # a damaged header: many kinds, of PyTorch's reader and of pickle
+        except Exception as error:  # damaged headers raise many types, from PyTorch and pickle
             raise UserError(damaged(Path(path), str(error).splitlines()[0] if str(error) else "")) from error
 
 
 def check_checkpoint(file: Path) -> None:
-    """Compares every part of a checkpoint with its checksum, which PyTorch writes and does not look at.
+    """Verify the checksum of every part of a checkpoint; PyTorch writes them but does not check them.
 
-    Reading a checkpoint of 1 GB takes half a second longer.
+    This adds half a second for a checkpoint of 1 GB.
 
     Args:
         file: The checkpoint.
 
     Raises:
-        UserError: It is cut off or damaged, or no checkpoint at all.
+        UserError: The file is truncated, damaged or not a checkpoint.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -74,8 +74,8 @@ def check_checkpoint(file: Path) -> None:
 
 
 def damaged(file: Path, why: str) -> str:
-    """What to do about a checkpoint that cannot be read."""
+    """Return an error message for an unreadable checkpoint."""
     return (
-        f"The checkpoint {file} is cut off or damaged{f' ({why})' if why else ''}. Put a copy of it there, or delete "
-        "it: without it fit --resume starts the training of its run anew."
+        f"The checkpoint {file} is cut off or damaged{f' ({why})' if why else ''}. Restore a copy of it, or delete "
+        "it; fit --resume then restarts the training from step 0."
     )

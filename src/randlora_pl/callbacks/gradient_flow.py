@@ -1,4 +1,4 @@
-"""The gradient-flow alarm: a tensor that is declared trainable and gets no gradient is named."""
+"""Gradient-flow check: report trainable tensors that get no gradient."""
 
 import logging
 from typing import Literal
@@ -10,30 +10,30 @@ from randlora_pl.utils.errors import UserError
 
 _log = logging.getLogger("randlora_pl")
 STEPS = 2
-"""Of two factors whose product starts at zero, the second has a gradient from the second step on."""
+"""Of two factors whose product starts at zero, the second factor gets a gradient from the second step on."""
 
 
 class GradientFlow(Callback):
-    """After the second optimizer step, names every trainable tensor that never had a non-zero gradient.
+    """Report every trainable tensor without a non-zero gradient in the first two optimizer steps.
 
     Args:
-        action: ``warn`` says so in the log and goes on, ``raise`` stops the run, ``off`` does not look.
+        action: ``warn`` logs a warning, ``raise`` stops the run, ``off`` disables the check.
     """
 
     def __init__(self, action: Literal["warn", "raise", "off"] = "warn") -> None:
         if action not in ("warn", "raise", "off"):
-            raise UserError(f"gradient_flow.action is {action!r}: choose warn, raise or off.")
+            raise UserError(f"gradient_flow.action is {action!r}. Set warn, raise or off.")
         self.action = action
         self.silent: list[str] = []
         self._seen: set[str] = set()
         self._steps = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A resumed run was looked at before."""
+        """Skip a resumed run, which was checked before."""
         self._steps = STEPS if self.action == "off" or trainer.global_step else 0
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Notes which tensors have a gradient, and judges at the second step."""
+        """Record tensors that have a gradient, and report at the second step."""
         if self._steps >= STEPS:
             return
         trained = {name: value for name, value in pl_module.named_parameters() if value.requires_grad}
@@ -47,5 +47,5 @@ class GradientFlow(Callback):
         names = ", ".join(self.silent[:5]) + (" ..." if len(self.silent) > 5 else "")
         text = f"{len(self.silent)} of {len(trained)} trainable tensors had no gradient in {STEPS} steps: {names}"
         if self.action == "raise":
-            raise UserError(f"{text}. They are declared trainable and never move; see --model.targets.")
+            raise UserError(f"{text}. They are trainable but are never updated. Check --model.targets.")
         _log.warning("%s", text)

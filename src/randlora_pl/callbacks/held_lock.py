@@ -1,4 +1,4 @@
-"""The lock of a run folder must be held until the training ends."""
+"""Check that the lock of a run folder is held until the training ends."""
 
 import shlex
 from pathlib import Path
@@ -11,13 +11,13 @@ from randlora_pl.utils.errors import LostProcessError
 
 
 class HeldLock(Callback):
-    """Ends a training whose lock was lost: another process may be training in its folder.
+    """End a training that lost its lock, because another process may train in its folder.
 
-    That happens to a process that was stopped, or cut off from the disk, for longer than its lease.
+    A process loses the lock when it is suspended or loses the disk for longer than its lease.
 
     Args:
-        lease: The lock.
-        folder: The run folder.
+        lease: Lock of the run folder.
+        folder: Run folder.
     """
 
     def __init__(self, lease: SoftFileLease, folder: Path) -> None:
@@ -26,13 +26,13 @@ class HeldLock(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stands before `AdapterCheckpoint`, so that nothing is written any more.
+        """Check the lock before `AdapterCheckpoint` runs, so that nothing more is written.
 
         Raises:
             LostProcessError: The lock is lost.
         """
         if lost := self._lease.compromise:
-            resume = f"go on with: randlora-pl fit --resume {shlex.quote(str(self._folder))}"
+            resume = f"resume with: randlora-pl fit --resume {shlex.quote(str(self._folder))}"
             raise LostProcessError(
-                f"the lock of its folder ({lost.reason}): see if another one trains there, or {resume}"
+                f"the lock of its folder ({lost.reason}): check whether another process trains there, or {resume}"
             )

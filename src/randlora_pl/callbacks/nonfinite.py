@@ -1,4 +1,4 @@
-"""A loss that is infinite or not a number ends the run before the weights are spoilt."""
+"""Stop the run at an infinite or NaN loss, before the weights are damaged."""
 
 from typing import NoReturn
 
@@ -12,35 +12,35 @@ from randlora_pl.utils.files.run_files import run_folder
 
 
 class NonFiniteLoss(Callback):
-    """Stops at the first loss that is not finite and keeps the last good adapter."""
+    """Callback that stops at the first non-finite loss and keeps the last good adapter."""
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Looks at the loss before it touches the weights.
+        """Check the loss before the backward pass.
 
         Raises:
-            UserError: The loss is not finite: says where the last good adapter is and what to lower.
+            UserError: The loss is not finite; the message has the last good adapter and options to lower.
         """
         spoilt = here = not bool(torch.isfinite(loss))
-        if trainer.world_size > 1:  # the others would wait for ever for a process that stops alone
+        if trainer.world_size > 1:  # otherwise the other processes would wait forever
             spoilt = trainer.strategy.reduce_boolean_decision(spoilt, all=False)
         if spoilt:
             what = str(float(loss.detach())) if here else "not finite on one of the devices"
             self._stop(trainer, pl_module, f"the loss is {what} at step {trainer.global_step + 1}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at the weights after the very last step, which no loss follows.
+        """Check the weights after the last step, which no loss follows.
 
         Raises:
-            UserError: As above.
+            UserError: The weights are not finite.
         """
         if not is_finite(pl_module):
             self._stop(trainer, pl_module, f"the weights are not finite after the last step {trainer.global_step}")
 
     def _stop(self, trainer: Trainer, pl_module: LightningModule, what: str) -> NoReturn:
-        if not trainer.is_global_zero:  # the first process says it
+        if not trainer.is_global_zero:  # rank 0 reports it
             raise SystemExit(2)
         kept = self._keep(trainer, pl_module)
-        rate = float(getattr(pl_module, "learning_rate", 0.0))  # the peak, which the option sets
+        rate = float(getattr(pl_module, "learning_rate", 0.0))  # the peak rate, as set by the option
         where = f"The weights before it are in {kept}." if kept else "No earlier weights are finite; nothing is kept."
         advice = f"Lower --model.learning_rate (now {rate:.2g}, try {rate / 3:.1g}) or --model.adapter.alpha"
         raise UserError(
@@ -50,7 +50,7 @@ class NonFiniteLoss(Callback):
 
     @staticmethod
     def _keep(trainer: Trainer, pl_module: LightningModule) -> str | None:
-        """Saves the current weights if they are finite, else those of the last checkpoint."""
+        """Save the current weights if they are finite, else the weights of the last checkpoint."""
         folder, last, step = run_folder(trainer) / ADAPTER, run_folder(trainer) / LAST, trainer.global_step
         if not is_finite(pl_module):
             if not last.is_file():

@@ -1,4 +1,4 @@
-"""The progress bar: one bar for the training, which is a single Lightning epoch here."""
+"""Progress bar of the training, which is a single Lightning epoch."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich bar that says `training` and leaves out the logger's version."""
+    """Lightning's rich bar, labeled `Training` and without the logger's version."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=1, leave=True)
@@ -16,7 +16,7 @@ class ProgressBar(RichProgressBar):
         return "Training"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The figures beside the bar."""
+        """Return the metrics shown beside the bar."""
         items: dict[str, Any] = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
         return items

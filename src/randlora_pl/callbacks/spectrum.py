@@ -1,4 +1,4 @@
-"""The rank of the updates while they are trained: what Table 2 of the paper is about, over time."""
+"""Rank of the updates during training (compare Table 2 of the paper)."""
 
 import logging
 from typing import Any
@@ -19,44 +19,44 @@ FIGURES = ("rank", "stable_rank", "effective_rank", "norm")
 
 
 class UpdateSpectrum(Callback):
-    """Logs rank, stable rank, effective rank and norm of the updates, means over layers, as ``spectrum/...``.
+    """Log rank, stable rank, effective rank and norm of the updates, averaged over layers, as ``spectrum/...``.
 
-    They go to the loggers, and as lists with ``spectrum/steps`` to ``results.json``. Each time takes a singular value
-    decomposition of every layer.
+    The values are logged, and written as lists with ``spectrum/steps`` to ``results.json``. Each measurement takes a
+    singular value decomposition of every layer.
 
     Args:
-        every_n_steps: Optimizer steps between two spectra, the last step has one as well; 0 takes none.
+        every_n_steps: Optimizer steps between two spectra; the last step is always measured. 0 disables it.
     """
 
     def __init__(self, every_n_steps: int = 0) -> None:
         if isinstance(every_n_steps, bool) or every_n_steps < 0:
-            raise UserError(f"spectrum.every_n_steps is {every_n_steps}: give a number of steps, 0 for none.")
+            raise UserError(f"spectrum.every_n_steps is {every_n_steps}. Set a number of steps, or 0 for none.")
         self.every_n_steps = every_n_steps
         self.history: dict[str, list[float]] = {name: [] for name in ("steps", *FIGURES)}
         self._start: dict[str, Tensor] = {}
         self._last = -1
-        self._off = False  # where there is nothing to compare with
+        self._off = False  # True if the initial weights are unknown
 
     def state_dict(self) -> dict[str, Any]:
-        """The figures so far."""
+        """Return the values so far."""
         return {"history": {name: list(values) for name, values in self.history.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the figures of the resumed run."""
+        """Restore the values of the resumed run."""
         self.history = {name: list(state_dict["history"][name]) for name in self.history}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the weights that a method without updates starts from; takes a spectrum that a checkpoint was before.
+        """Keep the initial weights for methods without updates; measure if the checkpoint precedes a due spectrum.
 
         Raises:
-            UserError: The weights are sharded, so that no process has a whole update.
+            UserError: The weights are sharded, so no process has a complete update.
         """
         task: Any = pl_module
         step = self._last = trainer.global_step
         if not self.every_n_steps:
             return
         if any(hasattr(parameter, "full_tensor") for parameter in pl_module.parameters()):
-            raise UserError("spectrum.every_n_steps needs whole weights; leave it out with --trainer.strategy fsdp2.")
+            raise UserError("spectrum.every_n_steps needs complete weights. Remove it, or --trainer.strategy fsdp2.")
         if task.report.adapter.trains_base and step:
             _log.warning("no spectra of the updates: a resumed run does not have the weights that it started from")
             self._off = True
@@ -68,14 +68,14 @@ class UpdateSpectrum(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Takes the spectra after every so many optimizer steps."""
+        """Measure every ``every_n_steps`` optimizer steps."""
         step = trainer.global_step
         if self.every_n_steps and step != self._last and step % self.every_n_steps == 0:
             self._take(trainer, pl_module)
         self._last = step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the spectra of what was trained in the end."""
+        """Measure the final updates."""
         if self.every_n_steps and trainer.global_step and trainer.global_step not in self.history["steps"]:
             self._take(trainer, pl_module)
 
@@ -87,17 +87,17 @@ class UpdateSpectrum(Callback):
         self.history["steps"].append(trainer.global_step)
         for name, value in means.items():
             self.history[name].append(round(value, 4))
-        for logger in trainer.loggers:  # the module's own log leaves out steps
+        for logger in trainer.loggers:  # the module's own log skips steps
             logger.log_metrics({f"spectrum/{name}": value for name, value in means.items()}, step=trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the figures to the run's results."""
+        """Write the values to the run's results."""
         if trainer.is_global_zero and self.history["steps"]:
             write_results(run_folder(trainer), {f"spectrum/{name}": values for name, values in self.history.items()})
 
 
 def _matrices(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of linear and attention layers that train, (out, in)."""
+    """Return the trainable weights of linear and attention layers, (out, in)."""
     found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         packed = isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None
@@ -109,7 +109,7 @@ def _matrices(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _spectra(task: Any, start: dict[str, Tensor]) -> list[Spectrum]:
-    """Of every update; none where one is not finite, which other callbacks tell."""
+    """Return the spectrum of every update; empty if one is not finite, which other callbacks report."""
     trained = _matrices(task.model)
     updates = {name: trained[name] - before for name, before in start.items()} if start else delta_weights(task.model)
     finite = all(bool(update.isfinite().all()) for update in updates.values())

@@ -1,4 +1,4 @@
-"""The steps of curves: the optimizer steps done so far, as in results and checkpoints; Lightning's are one less."""
+"""Step numbers of curves: completed optimizer steps, as in results and checkpoints; Lightning's are one less."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from torch.optim import Optimizer
 
 
 class StepNumbers(Callback):
-    """Logs learning rates, and the number of the optimizer step, which loggers take for that of all metrics with it."""
+    """Log learning rates, and the optimizer step that loggers use for all metrics logged with it."""
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Logs the rates of the step that follows."""
+        """Log the learning rates of the coming step."""
         name = f"lr-{type(optimizer).__name__}"
         for number, group in enumerate(optimizer.param_groups, 1):
             pl_module.log(f"{name}/pg{number}" if len(optimizer.param_groups) > 1 else name, float(group["lr"]))
@@ -18,10 +18,10 @@ class StepNumbers(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Numbers the metrics of a training step."""
+        """Log the step of training metrics."""
         pl_module.log("step", float(trainer.global_step))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Numbers those of a validation within a training."""
+        """Log the step of validation metrics during training."""
         if trainer.state.fn == "fit":
             pl_module.log("step", float(trainer.global_step), sync_dist=True)

@@ -1,4 +1,4 @@
-"""The start summary: on one page what will be trained, for how long, and where it goes."""
+"""Start summary: one page with model, data, trainable parameters, steps and run folder."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from randlora_pl.utils.run_results import planned
 from randlora_pl.utils.text.console import print_above_progress
 
 MOST_ROWS = 15
-_BYTES = 4  # trained tensors are float32
+_BYTES = 4  # trainable parameters are float32
 
 
 def layer_table(report: Any) -> Table:
-    """The adapted layers, those of one kind in one row.
+    """Return a table of the adapted layers, grouped by kind.
 
     Args:
-        report: The `InjectionReport` of the model.
+        report: `InjectionReport` of the model.
     """
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title, side in (("adapted layer", "left"), ("kind", "left"), ("out x in", "right")):
@@ -35,12 +35,12 @@ def layer_table(report: Any) -> Table:
 
 
 def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
-    """What the summary says beside the layers.
+    """Return the summary's rows beside the layers.
 
     Args:
-        trainer: With its task and data set up.
-        task: The task, with its model built.
-        data: The data module, set up for ``fit``.
+        trainer: Trainer with its task and data set up.
+        task: Task with its model built.
+        data: Data module set up for ``fit``.
     """
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
     total = sum(p.numel() for p in task.parameters())
@@ -54,8 +54,8 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     head_rate = getattr(task, "head_learning_rate", None)
     smoothing = getattr(task, "label_smoothing", 0.0)
     shards = getattr(trainer.strategy, "shards", None)
-    again = getattr(task.report.adapter, "memory", "low") != "low"  # that option of RandLoRA
-    low = ", adapted ones built again in the backward pass (memory low)" if again else ""
+    again = getattr(task.report.adapter, "memory", "low") != "low"  # RandLoRA's option memory
+    low = ", adapted ones rebuilt in the backward pass (memory low)" if again else ""
     place = str(task.device) if trainer.num_devices == 1 else f"{trainer.num_devices} devices"
     return {
         "model": f"{identity.name}, {identity.pretrained} weights{size} ({type(task).__name__})",
@@ -75,14 +75,14 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
 
 
 def parts_of(task: Any) -> str:
-    """What of the trained parameters is the adapter's, and what a head's; empty where there is no head."""
+    """Return the split of trainable parameters into adapter and head, or "" without a head."""
     adapter = task.report.trainable
     head = sum(p.numel() for p in task.parameters() if p.requires_grad) - adapter
     return f": adapter {adapter:,}, head {head:,}" if head else ""
 
 
 def _validated(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
-    """How often the run is validated, and on how much; a reason where the interval never ends; else nothing."""
+    """Return the number and size of validations, a reason if there are none, or an empty dict."""
     count = validations(trainer, task, data)
     if count is None or not (data.held_out and trainer.limit_val_batches):
         return {}
@@ -97,17 +97,17 @@ def _size(count: int) -> str:
 
 
 class StartSummary(Callback):
-    """Prints one page before the first test or the training, once."""
+    """Print one page once, before the first test or the training."""
 
     def __init__(self) -> None:
         self._printed = False
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the test of the untrained model, if there is one; the training is planned already then."""
+        """Print before the zero-shot test, when the training is already planned."""
         self._print(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the training."""
+        """Print before the training."""
         self._print(trainer, pl_module)
 
     def _print(self, trainer: Trainer, task: LightningModule) -> None:
@@ -116,7 +116,7 @@ class StartSummary(Callback):
         self._printed = True
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if data.plan is None:
-            data.setup("fit")  # in every process: they meet there
+            data.setup("fit")  # on every rank: setup synchronizes them
         if not trainer.is_global_zero:
             return
         report: Any = task.report
@@ -135,10 +135,10 @@ class StartSummary(Callback):
 
 
 def describe(adapter: Any) -> str:
-    """The method, its rank, and the options that differ from its own defaults.
+    """Return the method, its rank, and its non-default options.
 
     Args:
-        adapter: An adapter of `randlora_pl.adapters`.
+        adapter: Adapter of `randlora_pl.adapters`.
     """
     if hasattr(adapter, "inner"):
         return f"{adapter.method()} of {describe(adapter.inner)}"

@@ -1,4 +1,4 @@
-"""SIGTERM, as batch systems send it before they kill: the optimizer step at hand is finished and saved."""
+"""SIGTERM handling, as sent by batch systems: finish and save the current optimizer step."""
 
 import signal
 import threading
@@ -9,19 +9,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Termination(Callback):
-    """Keeps SIGTERM back until the end of an optimizer step, where a checkpoint can be written.
+    """Delay SIGTERM until the end of an optimizer step, when a checkpoint can be written.
 
-    Lightning ends a training after the micro-batch, and the gradient of a step that is not finished cannot be saved.
-    Runs of several processes are left as they are: the signal comes to each at another time.
+    Lightning ends a training after the current micro-batch, but the gradients of an unfinished step cannot be saved.
+    Runs with several processes are not changed: the signal reaches each process at a different time.
     """
 
     def __init__(self) -> None:
-        self._within = False  # an optimizer step
+        self._within = False  # True within an optimizer step
         self._kept: Callable[[], None] | None = None
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stands before Lightning's own handler, which Lightning removes at the end of the run with this one."""
+        """Wrap Lightning's handler; Lightning removes both at the end of the run."""
         self._within, self._kept, self._step = False, None, trainer.global_step
         theirs: Any = signal.getsignal(signal.SIGTERM)
         if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread() or not callable(theirs):
@@ -36,13 +36,13 @@ class Termination(Callback):
         signal.signal(signal.SIGTERM, handler)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """From here on the step must be finished."""
+        """Start to delay the signal until the step is finished."""
         self._within = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Hands over what came during the step; `AdapterCheckpoint`, which comes later, saves and Lightning ends."""
+        """Pass on a signal received during the step; `AdapterCheckpoint` then saves and Lightning ends."""
         if trainer.global_step == self._step:
             return
         self._step, self._within = trainer.global_step, False

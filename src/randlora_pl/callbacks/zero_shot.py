@@ -1,4 +1,4 @@
-"""The test before the training: the base model, whatever the adapter starts with."""
+"""Test of the base model before the training."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -9,21 +9,21 @@ from randlora_pl.adapters import disabled
 
 
 class ZeroShot(Callback):
-    """Switches the adapter off while a test runs; methods that train the base itself have nothing to switch off."""
+    """Disable the adapter during a test; methods that train the base weights have nothing to disable."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the weights are merged."""
+        """Disable the adapter before weights are merged."""
         task: Any = pl_module
         if not task.adapter.trains_base:
             self._stack.enter_context(disabled(task.model))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After they are restored."""
+        """Enable the adapter after weights are restored."""
         self._stack.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves the model as it was."""
+        """Restore the model."""
         self._stack.close()

@@ -37,6 +37,6 @@ def test_surest_mistakes_are_those_of_the_whole_set(parts: int) -> None:
 
 def test_headings_count() -> None:
     surest = Surest(4)
-    for wrong, words in ((0, "no mistake"), (1, "only"), (4, "all 4"), (1234, "4 surest of 1,234")):
+    for wrong, words in ((0, "no mistake"), (1, "only"), (4, "all 4"), (1234, "4 most confident of 1,234")):
         surest.wrong = wrong
-        assert words in surest.in_words()
+        assert words in surest.heading()

@@ -1,1 +1,1 @@
-"""Plots and tables of a test: confusion matrix, per-class metrics, surest mistakes."""
+"""Plots and tables of a test: confusion matrix, per-class metrics, most confident mistakes."""

@@ -1,4 +1,4 @@
-"""Pictures of the test: confusion matrix, some predictions and the surest mistakes, in TensorBoard and as PNG files."""
+"""Plots of the test in TensorBoard and as PNG: confusion matrix, sample predictions, most confident mistakes."""
 
 import io
 import logging
@@ -29,30 +29,30 @@ from randlora_pl.utils.text.printable import for_figure
 log = logging.getLogger("randlora_pl")
 
 MOST_CLASSES = 200
-"""Above this a confusion matrix is unreadable and large."""
+"""Maximum number of classes for a plotted confusion matrix; larger ones are unreadable."""
 LABELLED = 40
-"""Up to this many classes have their names at the axes."""
+"""Maximum number of classes with names at the axes."""
 NUMBERED = 20
-"""Up to this many classes have the counts in the cells."""
+"""Maximum number of classes with counts in the cells."""
 MOST_LETTERS = 24
 MOST_COUNTED = 1_000
-"""Above this a confusion matrix is not even counted: it has the square of this many cells."""
+"""Maximum number of classes for which a confusion matrix is counted; it has this number squared of cells."""
 FOLDER = "figures"
 
 
 def confusion_figure(counts: Tensor, classnames: list[str]) -> Figure:
-    """Rows are true classes, columns predictions, each row as shares of one.
+    """Plot a confusion matrix: rows are true classes, columns predictions, each row normalized to one.
 
     Args:
         counts: (classes, classes) int64.
-        classnames: Name of each class.
+        classnames: Class names.
     """
     size = max(4.0, min(14.0, 0.35 * len(classnames) + 2))
     figure = Figure(figsize=(size, size))
     axes = figure.add_axes((0.25, 0.25, 0.7, 0.7))
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues")
-    axes.set_title("color: share of the true class, white 0 %, dark 100 %", fontsize=7)
+    axes.set_title("color: fraction of the true class, white 0 %, dark 100 %", fontsize=7)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if len(classnames) <= LABELLED:
@@ -67,7 +67,7 @@ def confusion_figure(counts: Tensor, classnames: list[str]) -> Figure:
 
 
 def short(name: str) -> str:
-    """Return a class name as it fits into a picture: on one line, and not too long."""
+    """Return a class name for a plot: on one line, truncated."""
     line = " ".join(name.split())
     ends = list(accumulate(2 if east_asian_width(letter) in "WF" else 1 for letter in line))  # Chinese is twice as wide
     if not ends or ends[-1] <= MOST_LETTERS:
@@ -78,20 +78,20 @@ def short(name: str) -> str:
 def samples_figure(
     images: Sequence[Tensor], truth: list[str], predicted: list[str], probability: Sequence[float], heading: str = ""
 ) -> Figure:
-    """A grid of images with the prediction above each; wrong ones in red with the true class.
+    """Plot a grid of images with the prediction above each; wrong ones in red with the true class.
 
     Args:
-        images: (3, H, W) each, on [0, 1].
-        truth: True class of each.
-        predicted: Predicted class of each.
-        probability: Probability of the predicted class.
-        heading: A line above all.
+        images: Images, (3, H, W) each, in [0, 1].
+        truth: True class names.
+        predicted: Predicted class names.
+        probability: Probability of each prediction.
+        heading: Line above the grid.
     """
     columns = max(2 if heading else 1, min(4, len(images)))
     rows = -(-len(images) // columns)
     top = 0.25 if heading else 0.0
-    figure = Figure(figsize=(2.4 * 1.1 * columns, 2.4 * (1.35 * rows + top)))  # as the axes: squares are square
-    axes = figure.add_axes((0, 0, 1, 1))  # one for all: sixteen take a second to draw
+    figure = Figure(figsize=(2.4 * 1.1 * columns, 2.4 * (1.35 * rows + top)))  # same aspect ratio as the axes
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all images: sixteen axes take a second to draw
     axes.axis("off")
     axes.set_xlim(0, 1.1 * columns)
     axes.set_ylim(1.35 * rows, -top)
@@ -110,19 +110,19 @@ def samples_figure(
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
-    """A figure as an image, (height, width, 3)."""
+    """Render a figure as an image, (height, width, 3)."""
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 class Figures(Callback):
-    """Draws the confusion matrix, sample predictions and the surest mistakes of the test after the training.
+    """Plot the confusion matrix, sample predictions and the most confident mistakes of the test after training.
 
     The confusion matrix is also written as CSV.
 
     Args:
-        samples: Test images shown with their predictions, and mistakes; 0 for none.
+        samples: Number of sample predictions and of mistakes shown; 0 disables both.
     """
 
     def __init__(self, samples: int = 16) -> None:
@@ -136,7 +136,7 @@ class Figures(Callback):
         return bool(task.test_name == "test")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts from nothing."""
+        """Reset the counts and images."""
         self._counts, self._shown, self._surest = None, [], Surest(self.samples)
         self._turns.clear()
 
@@ -149,7 +149,7 @@ class Figures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Counts the predictions of one batch, and keeps some images of all classes and the surest mistakes."""
+        """Count the predictions of one batch, and keep sample images of all classes and the most confident mistakes."""
         if not self._wanted(pl_module) or not isinstance(outputs, dict) or "logits" not in outputs:
             return
         counts = outputs["weight"] > 0
@@ -164,7 +164,7 @@ class Figures(Callback):
             return
         self._surest.add(batch["image"], outputs["index"], outputs["label"], outputs["logits"], counts)
         index, shares = outputs["index"][places].cpu(), logits.softmax(1).amax(1)
-        words = rng.words(0, "shown", index)  # those of a folder come class by class
+        words = rng.words(0, "shown", index)  # image folders are ordered by class
         for place, label in enumerate(labels.tolist()):
             self._turns[label] += 1
             key = self._turns[label], int(words[place])
@@ -176,7 +176,7 @@ class Figures(Callback):
                 del self._shown[self.samples :]
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws and saves."""
+        """Draw and save the plots."""
         task: Any = pl_module
         if not self._wanted(task):
             return
@@ -205,7 +205,7 @@ class Figures(Callback):
                 [names[mistake.label] for mistake in mistakes],
                 [names[mistake.guess] for mistake in mistakes],
                 [mistake.probability for mistake in mistakes],
-                surest.in_words(),
+                surest.heading(),
             )
         self._write(trainer, figures)
 
@@ -216,9 +216,9 @@ class Figures(Callback):
         for name, make in figures.items():
             try:
                 image = pixels(make())
-            except Exception as error:  # matplotlib's are of many kinds, and none is worth the end of a run
+            except Exception as error:  # a failed plot must not end the run
                 reason = str(error).strip().partition("\n")[0]
-                log.warning("the figure %s could not be drawn: %s: %s", name, type(error).__name__, reason)
+                log.warning("the plot %s could not be drawn: %s: %s", name, type(error).__name__, reason)
                 continue
             png = io.BytesIO()
             Image.fromarray(image).save(png, "PNG")
@@ -228,6 +228,6 @@ class Figures(Callback):
 
 
 def _shown(images: Sequence[Tensor], frame: Any) -> list[Tensor]:
-    """Return images with colours on [0, 1] again."""
+    """Return images with denormalized colors in [0, 1]."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (frame.mean, frame.std))
     return [(image * std + mean).clamp(0, 1) for image in images]

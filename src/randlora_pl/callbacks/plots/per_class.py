@@ -1,4 +1,4 @@
-"""Precision, recall and F1 of each class in a test."""
+"""Precision, recall and F1 per class in a test."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ FILE = "test_per_class.csv"
 
 
 class PerClass(Callback):
-    """Writes ``test_per_class.csv``, and logs the means over the classes, of tests that give class logits.
+    """Write ``test_per_class.csv`` and log class means for tests with class logits.
 
     The counts are summed over all devices.
 
     Attributes:
-        facts: Balanced accuracy, macro F1, and the samples of the smallest and of the largest class in the last test,
-            by key of ``results.json``.
+        facts: Balanced accuracy, macro F1, and the number of samples of the smallest and largest class in the last
+            test, by key of ``results.json``.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class PerClass(Callback):
         self._scores: MulticlassStatScores | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts from nothing."""
+        """Reset the counts."""
         self._scores, self.facts = None, {}
 
     def on_test_batch_end(
@@ -40,7 +40,7 @@ class PerClass(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Counts the predictions of the samples that count (weight above zero)."""
+        """Count the predictions of samples with a weight above zero."""
         if not isinstance(outputs, dict) or "logits" not in outputs:
             return
         logits, counts = outputs["logits"], outputs["weight"] > 0
@@ -51,7 +51,7 @@ class PerClass(Callback):
             self._scores.update(logits[counts].argmax(1), outputs["label"][counts])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the means over the classes; after a test of the trained model writes the table, too."""
+        """Log the class means; after a test of the trained model also write the table."""
         if self._scores is None:
             return
         task: Any = pl_module
@@ -69,10 +69,10 @@ class PerClass(Callback):
 
 
 def class_table(scores: Tensor) -> Tensor:
-    """Return samples, precision, recall and F1 of each class, (classes, 4) float64.
+    """Return samples, precision, recall and F1 per class, (classes, 4) float64.
 
-    What is not defined is NaN: the recall of a class without samples, the precision of one that was never predicted,
-    the F1 of one that is neither.
+    Undefined values are NaN: the recall of a class without samples, the precision of a class that was never
+    predicted, the F1 of a class with neither.
 
     Args:
         scores: True positives, false positives, true negatives, false negatives and samples, (classes, 5).
@@ -84,10 +84,10 @@ def class_table(scores: Tensor) -> Tensor:
 
 
 def means(table: Tensor) -> dict[str, float]:
-    """Return balanced accuracy (the mean recall) and macro F1, over the classes for which they are defined.
+    """Return balanced accuracy (mean recall) and macro F1 over the classes where they are defined.
 
     Args:
-        table: From `class_table`.
+        table: Result of `class_table`.
     """
     return {"balanced_accuracy": float(table[:, 2].nanmean()), "macro_f1": float(table[:, 3].nanmean())}
 

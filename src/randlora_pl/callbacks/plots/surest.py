@@ -1,4 +1,4 @@
-"""The surest mistakes of a test: wrong predictions of the highest probabilities."""
+"""Most confident mistakes of a test: wrong predictions with the highest probabilities."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong prediction.
+    """Wrong prediction.
 
     Attributes:
-        probability: Of the predicted class.
-        index: Place of the image in the test set.
-        label: Its true class.
-        guess: The predicted class.
-        image: (3, H, W) float32 on the CPU, as the model saw it.
+        probability: Probability of the predicted class.
+        index: Index of the image in the test set.
+        label: True class.
+        guess: Predicted class.
+        image: Model input, (3, H, W) float32 on the CPU.
     """
 
     probability: float
@@ -28,20 +28,20 @@ class Mistake:
 
     @property
     def rank(self) -> tuple[float, int]:
-        """What mistakes are ordered by, the surest first; equally sure ones by their places."""
+        """Sort key: highest probability first, then smallest index."""
         return -self.probability, self.index
 
 
 class Surest:
-    """Keeps the surest mistakes, whatever the order and the sizes of batches.
+    """Most confident mistakes, independent of the order and sizes of batches.
 
     Args:
-        most: Mistakes that are kept.
+        most: Number of mistakes to keep.
 
     Attributes:
-        mistakes: The surest so far, in order.
-        wrong: Mistakes so far.
-        seen: Predictions so far.
+        mistakes: Most confident mistakes so far, in order.
+        wrong: Number of mistakes so far.
+        seen: Number of predictions so far.
     """
 
     def __init__(self, most: int) -> None:
@@ -50,14 +50,14 @@ class Surest:
         self.wrong = self.seen = 0
 
     def add(self, images: Tensor, index: Tensor, labels: Tensor, logits: Tensor, counts: Tensor) -> None:
-        """Take the predictions of a batch.
+        """Add the predictions of a batch.
 
         Args:
-            images: (b, 3, H, W).
-            index: (b,) places in the test set.
-            labels: (b,) true classes.
-            logits: (b, classes).
-            counts: (b,) bool, False for what only fills the batch.
+            images: Model inputs, (b, 3, H, W).
+            index: Indices in the test set, (b,).
+            labels: True classes, (b,).
+            logits: Logits, (b, classes).
+            counts: (b,) bool, False for padding of the batch.
         """
         probabilities, guesses = logits.float().softmax(1).nan_to_num(0.0).max(1)
         wrong = (counts & (guesses != labels)).nonzero()[:, 0]
@@ -68,17 +68,17 @@ class Surest:
             numbers = int(index[place]), int(labels[place]), int(guesses[place])
             self._keep([Mistake(float(probabilities[place]), *numbers, image)])
 
-    def in_words(self) -> str:
-        """Return a heading: how many mistakes there are, and how many are kept."""
+    def heading(self) -> str:
+        """Return a heading with the numbers of mistakes found and kept."""
         among = f"among {self.seen:,} test images"
         if self.wrong <= 1:
             return f"{'the only mistake' if self.wrong else 'no mistake'} {among}"
         if self.wrong <= self.most:
-            return f"all {self.wrong} mistakes {among}, the surest first"
-        return f"the {self.most} surest of {self.wrong:,} mistakes {among}"
+            return f"all {self.wrong} mistakes {among}, most confident first"
+        return f"the {self.most} most confident of {self.wrong:,} mistakes {among}"
 
     def gathered(self) -> "Surest":
-        """Return the surest mistakes of all processes; every one of them must call it."""
+        """Return the mistakes of all processes; every process must call it."""
         parts: list[Any] = [self]
         if dist.is_available() and dist.is_initialized():
             parts = [None] * dist.get_world_size()
