@@ -13,7 +13,6 @@ from randlora_pl.adapters.io.save_load import METHODS
 from randlora_pl.cli.main import main
 from randlora_pl.cli.sweep.job import told_by
 from randlora_pl.config.shipped import find_config
-from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.estimate import planned_steps
 from randlora_pl.experiments.sweep.plan import plan
 from randlora_pl.experiments.sweep.provenance import chosen_for
@@ -107,7 +106,7 @@ TEXTS = ("table1", "table3_llama", "table4", "table6", "table10_llama", "table15
 def test_expected_steps_of_language_models(name: str) -> None:
     """The columns that need no operation counted: runs, cells and optimizer steps of a seed."""
     _, description = told_by(name)
-    cells = plan(replace(description, seeds=description.seeds[:1]), composer())
+    cells = plan(replace(description, seeds=description.seeds[:1]))
     trained = [cell for cell in cells if not cell.untrained]
     runs = len(trained) * len(description.seeds) + len(cells) - len(trained)
     steps = sum(planned_steps(cell) or 0 for cell in trained)

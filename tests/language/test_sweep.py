@@ -13,7 +13,6 @@ import yaml
 
 from randlora_pl.bench.flops import counter
 from randlora_pl.config.validate import on_texts, tasks
-from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.description import Description, budget
 from randlora_pl.experiments.sweep.estimate import COUNTED, Estimator
 from randlora_pl.experiments.sweep.expand import counts, data_of, steps
@@ -66,7 +65,7 @@ GRID: dict[str, Any] = {
 
 
 def cells_of(**changes: Any) -> list[Cell]:
-    return plan(Description.of(GRID | changes), composer())
+    return plan(Description.of(GRID | changes))
 
 
 def written(folder: Path, **changes: Any) -> Path:

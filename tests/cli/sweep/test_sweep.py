@@ -17,7 +17,6 @@ from randlora_pl.cli.main import main
 from randlora_pl.cli.sweep.job import told_by
 from randlora_pl.config.shipped import config_names
 from randlora_pl.experiments.sweep import cell_runner as cli_cells
-from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.plan import Cell, plan
 from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import GRID, cells_of, written
@@ -249,7 +248,7 @@ def test_the_papers_tables_and_figures_are_shipped() -> None:
 def test_the_shipped_sweeps_say_how_many_runs_they_are(name: str) -> None:
     """Every name and option in them is right, too."""
     file, description = told_by(name)
-    cells = plan(description, composer())
+    cells = plan(description)
     head = " ".join(line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("#"))
     told = re.search(r"([\d,]+) runs", head)
     assert told and int(told[1].replace(",", "")) == len(cells) == len({cell.hash for cell in cells})
@@ -259,7 +258,7 @@ def test_figure_3_is_made_of_the_cells_of_three_tables() -> None:
     hashes = {}
     for name in ("figure3", "table11", "table12", "table13"):
         _, description = told_by(name)
-        hashes[name] = {cell.hash for cell in plan(description, composer())}
+        hashes[name] = {cell.hash for cell in plan(description)}
     assert hashes.pop("figure3") == set().union(*hashes.values())
 
 

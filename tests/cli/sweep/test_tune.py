@@ -17,7 +17,6 @@ from randlora_pl.config.shipped import config_names, find_config
 from randlora_pl.data import ImageData
 from randlora_pl.data.images.decode import ArrayImages
 from randlora_pl.experiments.choice import best_of, climb
-from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.provenance import chosen_for
@@ -35,7 +34,7 @@ LONG = GRID["set"] | {"data.steps": 3}
 
 
 def search_of(**changes: Any) -> Search:
-    return Search.of(Description.of(GRID | {"tune": TUNE} | changes), composer())
+    return Search.of(Description.of(GRID | {"tune": TUNE} | changes))
 
 
 def scored(search: Search, folder: SweepFolder, figure: Callable[..., float | None]) -> None:
@@ -277,7 +276,7 @@ def test_a_shipped_sweep_without_rates_says_what_to_copy_and_add(
     assert run("config", "cp", f"sweeps/{name}", "mine.yaml").code == 0
     with Path("mine.yaml").open("a") as copy:
         copy.write(told.partition("as: ")[2].partition("; then")[0])
-    search = Search.of(told_by("mine.yaml")[1], composer())
+    search = Search.of(told_by("mine.yaml")[1])
     assert search.candidates["LoRA-4" if name == "table4" else "LoRA-32"] == [(1e-4,), (1e-3,), (1e-2,)]
     held = {cell.flat.get("data.validation") for cell in search.first(SweepFolder(tmp_path))}
     assert held == ({200} if name == "table4" else {None})
@@ -286,7 +285,7 @@ def test_a_shipped_sweep_without_rates_says_what_to_copy_and_add(
 def test_the_offline_sweep_can_be_tuned() -> None:
     assert "sweeps/offline" in config_names() and find_config("offline").parent.name == "sweeps"
     _, description = told_by("offline")
-    search = Search.of(description, composer())
+    search = Search.of(description)
     assert set(search.names) == {label for label in description.methods if label != "zero-shot"}
     for method, names in search.names.items():
         tried = [values[0] for values in search.candidates[method]]

@@ -5,7 +5,6 @@ from typing import Any
 
 import yaml
 
-from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.plan import Cell, plan
 
@@ -25,7 +24,7 @@ GRID: dict[str, Any] = {
 
 
 def cells_of(**changes: Any) -> list[Cell]:
-    return plan(Description.of(GRID | changes), composer())
+    return plan(Description.of(GRID | changes))
 
 
 def written(folder: Path, name: str = "small.yaml", **changes: Any) -> Path:

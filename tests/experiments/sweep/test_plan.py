@@ -154,7 +154,7 @@ def test_only_some_cells() -> None:
         ({"datasets": {"d": {"dataset": "digits", "shot": 1}}}, "datasets.d: Unknown option --data.shot"),
         ({"set": {"data.step": 1}}, "Unknown option --data.step. Did you mean --data.steps"),
         ({"set": {"trainer.devices": 2}}, "a cell runs on one device"),
-        ({"models": {"a": {"config": ["quickstart", "linear_probe"]}}, "methods": ZERO}, "leave out zero-shot"),
+        ({"models": {"a": {"config": ["quickstart", "linear_probe"]}}, "methods": ZERO}, "zero-shot needs a text head"),
     ],
 )
 def test_unknown_names_are_told_with_their_place(change: dict[str, Any], said: str) -> None:

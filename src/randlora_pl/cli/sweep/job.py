@@ -3,7 +3,7 @@
 import argparse
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from randlora_pl.config.compose import Tree, read_config
 from randlora_pl.config.shipped import config_folder, find_config
 from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, present
 from randlora_pl.data.locations import root_of
-from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, only, plan, shard
@@ -104,7 +103,7 @@ def job_of(typed: Any, same: str) -> Job:
     """
     file, description = told_by(typed.config)
     with errors_in(file):
-        cells = plan(description, composer(typed.root))
+        cells = plan(replace(description, root=typed.root))
     path = Path("runs") / "sweeps" / file.stem if typed.output is None else typed.output
     job = Job(description, cells, cells, SweepFolder(path), same)
     choose(job, typed.only, typed.shard, typed.skip_missing, typed.dry_run)

@@ -5,7 +5,6 @@ import copy
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.sweep.job import Job, check_typed, choose, words_of
@@ -13,10 +12,9 @@ from randlora_pl.cli.sweep.run import dry_run
 from randlora_pl.cli.sweep.tuning import Tuning
 from randlora_pl.config.compose import DEFAULTS, Command, Tree, compose, merge, normalise, parse_value
 from randlora_pl.config.validate import check_names, on_texts
-from randlora_pl.experiments.sweep.cell_runner import check, composer, method_layers, nested
 from randlora_pl.experiments.sweep.description import Description, budget
 from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.plan import Composer
+from randlora_pl.experiments.sweep.trial_config import check, nested
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.log_filters import silence_library_warnings
 
@@ -114,21 +112,10 @@ def described(tree: Tree, configs: list[str]) -> Description:
 def _search(typed: argparse.Namespace, tree: Tree, description: Description, path: Path, same: str) -> Tuning:
     from randlora_pl.experiments.sweep.tuning import Search
 
-    search = Search.of(description, _composer(tree))
+    (name,) = description.models  # each candidate is the config of the run, with another rate
+    search = Search.of(replace(description, models={name: {"config": tree}}))
     folder = SweepFolder(path, "tune.yaml")
     job = Job(description, search.all_cells(), search.first(folder), folder, same)
     choose(job, [], None, False, typed.dry_run)
     job.folder.check(job.cells)
     return Tuning(job, search)
-
-
-def _composer(tree: Tree) -> Composer:
-    """Puts the config of a candidate together: that of the run, with another rate."""
-
-    def pair(model: Tree, method: Tree, options: Tree, untrained: bool) -> Tree:
-        found: Any = tree
-        for layer in [nested(options), *method_layers(method)]:
-            found = merge(found, normalise(layer))
-        return check(found)
-
-    return replace(composer(), pair=pair)

@@ -2,7 +2,7 @@
 
 import io
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from randlora_pl.cli.sweep.job import (
 )
 from randlora_pl.cli.sweep.run import spawn, work
 from randlora_pl.config.shipped import config_names
-from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell
@@ -119,7 +118,7 @@ def search_of(typed: Any, file: Path, description: Description, path: Path, same
     from randlora_pl.experiments.sweep.tuning import Search
 
     with errors_in(file):
-        search = Search.of(description, composer(typed.root))
+        search = Search.of(replace(description, root=typed.root))
         search.restrict([word for word in typed.only if word.startswith("method=")])
     folder = SweepFolder(path, "tune.yaml")
     job = Job(description, search.all_cells(), search.first(folder), folder, same)

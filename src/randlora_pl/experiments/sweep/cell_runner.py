@@ -8,92 +8,12 @@ import time
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from contextvars import copy_context
 from pathlib import Path
-from typing import Any
 
-from randlora_pl.config.compose import DEFAULTS, Command, Tree, flatten, merge, normalise, read_config
-from randlora_pl.config.shipped import find_config
-from randlora_pl.config.validate import check_names, on_texts
+from randlora_pl.config.compose import Command, merge
+from randlora_pl.config.validate import check_names
 from randlora_pl.engine.run_lock import FILE, locked
-from randlora_pl.experiments.sweep.description import METHOD
-from randlora_pl.experiments.sweep.plan import Cell, Composer
+from randlora_pl.experiments.sweep.plan import Cell
 from randlora_pl.utils.errors import UserError
-
-UNTRAINED = {"model": {"init_args": {"adapter": {"class_path": "FullFineTuning"}}}}
-"""The adapter of a model that is only tested: it adds nothing to the layers."""
-UNTRAINED_TEXT = {"model": {"init_args": {"adapter": {"class_path": "LoRA", "init_args": {"rank": 1}}}}}
-"""That of a language model, whose frozen weights may be in half precision: an update that is zero."""
-HEADS = ("LinearHeadTask", "TextClassificationTask")
-"""Tasks whose head begins with random or zero weights."""
-
-
-def composer(root: str | None = None) -> Composer:
-    """Puts the configs of cells together as `fit` does.
-
-    Args:
-        root: Folder of the data sets, instead of the configs'.
-    """
-
-    def pair(model: Tree, method: Tree, options: Tree, untrained: bool) -> Tree:
-        place = {} if root is None else {"data": {"root": root}}
-        layers = [
-            *_configs(model["config"]),
-            nested(options),
-            nested(model.get("set", {})),
-            *method_layers(method),
-            place,
-        ]
-        tree = normalise(copy.deepcopy(DEFAULTS))
-        for layer in layers:
-            tree = merge(tree, normalise(layer))
-        tree = check(tree)
-        if not untrained:
-            return tree
-        task = tree["model"]["class_path"].rpartition(".")[2]
-        if task in HEADS:
-            raise UserError("a linear head that nobody has trained says nothing: leave out zero-shot for this model.")
-        return check(merge(tree, UNTRAINED_TEXT if on_texts(task) else UNTRAINED))
-
-    return Composer(pair, lambda tree, more: merge(tree, normalise(more)), check, flatten)
-
-
-def check(tree: Tree) -> Tree:
-    """The config with every class spelled right.
-
-    Raises:
-        UserError: An unknown name.
-    """
-    command = Command("fit", config=copy.deepcopy(tree))
-    check_names(command)
-    return command.config
-
-
-def nested(options: Tree) -> Tree:
-    """Options such as ``{data.steps: 5}`` as ``{data: {steps: 5}}``; both may be mixed."""
-    tree: Tree = {}
-    for key, value in options.items():
-        node: Any = nested(value) if isinstance(value, dict) else value
-        for name in reversed(str(key).split(".")):
-            node = {name: node}
-        tree = merge(tree, node)
-    return tree
-
-
-def _configs(names: str | list[str]) -> list[Tree]:
-    return [read_config(find_config(name)) for name in ([names] if isinstance(names, str) else names)]
-
-
-def method_layers(facts: Tree) -> list[Tree]:
-    """What a method lays over a model's config."""
-    model: Tree = {key: facts[key] for key in ("learning_rate", "head_learning_rate") if key in facts}
-    if "task" in facts:
-        model["class_path"] = facts["task"]
-    options = {key: value for key, value in facts.items() if key not in METHOD}
-    adapter = ({"class_path": facts["adapter"]} if "adapter" in facts else {}) | options
-    if isinstance(options.get("inner"), dict) and "adapter" in options["inner"]:
-        inner = dict(options["inner"])
-        adapter["inner"] = {"class_path": inner.pop("adapter")} | inner
-    model |= {"adapter": adapter} if adapter else {}
-    return [*_configs(facts.get("config") or []), {"model": model} if model else {}, nested(facts.get("set", {}))]
 
 
 class Runner:

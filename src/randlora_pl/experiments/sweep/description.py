@@ -48,6 +48,7 @@ class Description:
         tune: What a search tries: ``learning_rates``, ``alphas``, ``seeds``, ``datasets``, ``budgets``, ``climb``,
             ``monitor``, ``set``.
         tuned: How the learning rates were chosen: the content of the provenance file that the file names.
+        root: Folder of the datasets that was typed; None leaves it to the configs.
     """
 
     models: dict[str, Tree]
@@ -61,6 +62,7 @@ class Description:
     keep_adapters: bool = True
     tune: Tree = field(default_factory=dict)
     tuned: Tree = field(default_factory=dict)
+    root: str | None = None
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Description":

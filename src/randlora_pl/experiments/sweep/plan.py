@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
 
+from randlora_pl.config.compose import flatten, merge, normalise
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, Description, Tree, is_zero_shot
+from randlora_pl.experiments.sweep.trial_config import check, trial_config
 from randlora_pl.language.dataset_sizes import OWN_TEXTS
 from randlora_pl.utils.errors import UserError, errors_in, near
 
@@ -64,31 +66,13 @@ class Cell:
         return self.labels.budget == ZERO_SHOT
 
 
-@dataclass(frozen=True)
-class Composer:
-    """How configs are put together; the command line gives the functions that `fit` uses.
-
-    Attributes:
-        pair: The config of a model with a method (label, facts), its names checked.
-        overlay: A config with others over it.
-        check: Checks the names in a whole config.
-        flatten: A config by short names.
-    """
-
-    pair: Callable[[Tree, Tree, Tree, bool], Tree]
-    overlay: Callable[[Tree, Tree], Tree]
-    check: Callable[[Tree], Any]
-    flatten: Callable[[Tree], Tree]
-
-
-def plan(description: Description, composer: Composer, tuning: Tree | None = None) -> list[Cell]:
+def plan(description: Description, tuning: Tree | None = None) -> list[Cell]:
     """Every cell in the order in which they are run: models and data sets change least often, then seeds.
 
     An untrained model has one cell for each data set: nothing in it depends on a budget or a seed.
 
     Args:
         description: The sweep.
-        composer: Puts configs together.
         tuning: Options of the model for every cell of a search.
 
     Raises:
@@ -98,17 +82,17 @@ def plan(description: Description, composer: Composer, tuning: Tree | None = Non
     cells: dict[str, Cell] = {}
     checked: set[tuple[str, str]] = set()
     for model, facts in description.models.items():
-        trees = {label: _pair(description, composer, model, label) for label in methods_of(description, model)}
+        trees = {label: _pair(description, model, label) for label in methods_of(description, model)}
         for dataset in description.datasets:
             for seed, budget, method in _order(description, list(trees)):
                 data = {"data": description.data(dataset, budget), "seed_everything": seed}
-                tree = composer.overlay(_without_budget(trees[method]), data)
-                tree = composer.overlay(tree, tuning) if tuning else tree
+                tree = merge(_without_budget(trees[method]), normalise(data))
+                tree = merge(tree, normalise(tuning)) if tuning else tree
                 if (dataset, budget) not in checked:
                     checked.add((dataset, budget))
                     with errors_in(f"datasets.{dataset}"):
-                        composer.check(tree)
-                flat = essence(composer.flatten(tree))
+                        check(tree)
+                flat = essence(flatten(tree))
                 labels = Labels(model, dataset, budget, method, seed)
                 cell = Cell(labels, tree, flat, str(facts.get("family") or ""))
                 if cell.hash in cells:
@@ -129,11 +113,13 @@ def _order(description: Description, methods: list[str]) -> Iterable[tuple[int, 
     yield from product(description.seeds, description.budgets, trained)
 
 
-def _pair(description: Description, composer: Composer, model: str, method: str) -> Tree:
+def _pair(description: Description, model: str, method: str) -> Tree:
     facts = description.methods[method]
     with errors_in(f"models.{model} with methods.{method}"):
-        tree = composer.pair(description.models[model], facts, description.options, is_zero_shot(method))
-    flat = composer.flatten(tree)
+        tree = trial_config(
+            description.models[model], facts, description.options, description.root, is_zero_shot(method)
+        )
+    flat = flatten(tree)
     for option in ("trainer.devices", "trainer.num_nodes"):
         if flat.get(option, 1) not in (1, "1", "auto"):
             raise UserError(

@@ -16,10 +16,12 @@ from statistics import fmean
 from typing import Any
 
 from randlora_pl.adapters.io.save_load import METHODS
+from randlora_pl.config.compose import flatten
 from randlora_pl.experiments.choice import best_of, climb
 from randlora_pl.experiments.sweep.description import Description, Tree, budgets, is_zero_shot, whole_numbers
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
-from randlora_pl.experiments.sweep.plan import Cell, Composer, plan
+from randlora_pl.experiments.sweep.plan import Cell, plan
+from randlora_pl.experiments.sweep.trial_config import trial_config
 from randlora_pl.utils.errors import UserError, errors_in, near
 
 FINALISTS = 2
@@ -55,7 +57,7 @@ class Search:
     cells: dict[tuple[str, Values, int], list[Cell]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, description: Description, composer: Composer) -> "Search":
+    def of(cls, description: Description) -> "Search":
         """The search that the ``tune`` part of a description describes.
 
         Raises:
@@ -75,7 +77,7 @@ class Search:
             seeds=seeds,
             options=description.options | tune.get("set", {}),
         )
-        names = {m: _searched(small, composer, m, alphas) for m in small.methods if not is_zero_shot(m)}
+        names = {m: _searched(small, m, alphas) for m in small.methods if not is_zero_shot(m)}
         climbs = tune.get("climb", False)
         if not isinstance(climbs, bool):
             raise UserError(f"tune.climb is {climbs!r}: give true or false.")
@@ -86,15 +88,15 @@ class Search:
         for method, parts in names.items():
             found.candidates[method] = list(product(rates, *([alphas] if "alpha" in parts else [])))
             for values in found.candidates[method]:
-                found._add(small, composer, method, values)
+                found._add(small, method, values)
         return found
 
-    def _add(self, small: Description, composer: Composer, method: str, values: Values) -> None:
+    def _add(self, small: Description, method: str, values: Values) -> None:
         """The cells of one candidate."""
         tried = dict(zip(self.names[method], values, strict=True))
         label = f"{method} at {', '.join(f'{name} {value:g}' for name, value in tried.items())}"
         grid = replace(small, methods={label: small.methods[method] | tried})
-        for cell in plan(grid, composer, VALIDATED):
+        for cell in plan(grid, VALIDATED):
             cell = replace(cell, facts={"tunes": method, **tried})
             self.cells.setdefault((method, values, cell.labels.seed), []).append(cell)
 
@@ -257,13 +259,13 @@ class Search:
         return replace(self.description, methods=methods)
 
 
-def _searched(description: Description, composer: Composer, method: str, alphas: list[float]) -> tuple[str, ...]:
+def _searched(description: Description, method: str, alphas: list[float]) -> tuple[str, ...]:
     """What is searched for a method: a linear probe has only the rate of its head, and not all methods an alpha."""
     restricted = description.methods[method].get("models") or list(description.models)
     model = description.models[restricted[0] if isinstance(restricted, list) else restricted]
     with errors_in(f"methods.{method}"):
-        tree = composer.pair(model, description.methods[method], description.options, False)
-    name = str(composer.flatten(tree)["model.adapter"]).rpartition(".")[2]
+        tree = trial_config(model, description.methods[method], description.options, None, untrained=False)
+    name = str(flatten(tree)["model.adapter"]).rpartition(".")[2]
     rate = "head_learning_rate" if name == "LinearProbe" else "learning_rate"
     kind = METHODS.get(name)
     return (rate, "alpha") if alphas and kind and "alpha" in inspect.signature(kind).parameters else (rate,)

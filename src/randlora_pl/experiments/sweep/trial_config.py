@@ -1,0 +1,88 @@
+"""The config of a trial: a model's configs, then options, then what its method lays over them."""
+
+import copy
+from typing import Any
+
+from randlora_pl.config.compose import DEFAULTS, Command, Tree, merge, normalise, read_config
+from randlora_pl.config.shipped import find_config
+from randlora_pl.config.validate import check_names, on_texts
+from randlora_pl.experiments.sweep.description import METHOD
+from randlora_pl.utils.errors import UserError
+
+UNTRAINED = {"model": {"init_args": {"adapter": {"class_path": "FullFineTuning"}}}}
+"""The adapter of a model that is only tested: it adds nothing to the layers."""
+UNTRAINED_TEXT = {"model": {"init_args": {"adapter": {"class_path": "LoRA", "init_args": {"rank": 1}}}}}
+"""That of a language model, whose frozen weights may be in half precision: an update that is zero."""
+HEADS = ("LinearHeadTask", "TextClassificationTask")
+"""Tasks whose head begins with random or zero weights."""
+
+
+def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, untrained: bool) -> Tree:
+    """Return the config of a model with a method, with every class name checked.
+
+    Args:
+        model: Facts of the model: ``config`` (names of configs, or a config itself) and ``set``.
+        method: Facts of the method.
+        options: Options of all trials.
+        root: Folder of the datasets, which beats that of the configs; None leaves it.
+        untrained: Whether the model is tested as it is.
+
+    Raises:
+        UserError: A name is unknown, or the model cannot be tested without training.
+    """
+    place = {} if root is None else {"data": {"root": root}}
+    tree = normalise(copy.deepcopy(DEFAULTS))
+    layers = [*_configs(model["config"]), nested(options), nested(model.get("set", {})), *method_layers(method), place]
+    for layer in layers:
+        tree = merge(tree, normalise(layer))
+    tree = check(tree)
+    if not untrained:
+        return tree
+    task = tree["model"]["class_path"].rpartition(".")[2]
+    if task in HEADS:
+        raise UserError(
+            "zero-shot needs a text head.", hint="Leave out zero-shot for this model: its linear head is untrained."
+        )
+    return check(merge(tree, UNTRAINED_TEXT if on_texts(task) else UNTRAINED))
+
+
+def check(tree: Tree) -> Tree:
+    """The config with every class spelled right.
+
+    Raises:
+        UserError: An unknown name.
+    """
+    command = Command("fit", config=copy.deepcopy(tree))
+    check_names(command)
+    return command.config
+
+
+def nested(options: Tree) -> Tree:
+    """Options such as ``{data.steps: 5}`` as ``{data: {steps: 5}}``; both may be mixed."""
+    tree: Tree = {}
+    for key, value in options.items():
+        node: Any = nested(value) if isinstance(value, dict) else value
+        for name in reversed(str(key).split(".")):
+            node = {name: node}
+        tree = merge(tree, node)
+    return tree
+
+
+def _configs(given: str | list[str] | Tree) -> list[Tree]:
+    if isinstance(given, dict):
+        return [given]
+    return [read_config(find_config(name)) for name in ([given] if isinstance(given, str) else given)]
+
+
+def method_layers(facts: Tree) -> list[Tree]:
+    """What a method lays over a model's config."""
+    model: Tree = {key: facts[key] for key in ("learning_rate", "head_learning_rate") if key in facts}
+    if "task" in facts:
+        model["class_path"] = facts["task"]
+    options = {key: value for key, value in facts.items() if key not in METHOD}
+    adapter = ({"class_path": facts["adapter"]} if "adapter" in facts else {}) | options
+    if isinstance(options.get("inner"), dict) and "adapter" in options["inner"]:
+        inner = dict(options["inner"])
+        adapter["inner"] = {"class_path": inner.pop("adapter")} | inner
+    model |= {"adapter": adapter} if adapter else {}
+    return [*_configs(facts.get("config") or []), {"model": model} if model else {}, nested(facts.get("set", {}))]
