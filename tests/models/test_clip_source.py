@@ -66,7 +66,7 @@ def test_files_keep_the_name_and_say_what_is_assumed(tmp_path: Path, monkeypatch
     source = resolve("ViT-L-14", "w.pt")
     assert (source.kind, source.name, source.pretrained) == ("file", "ViT-L-14", str(tmp_path / "w.pt"))
     assert "used with plain GELU; weights trained otherwise need --model.name ViT-L-14-quickgelu" in source.notes[0]
-    assert "differ in image normalisation" in source.notes[1]  # laion2b_s32b_b82k has its own
+    assert "differ in image normalization" in source.notes[1]  # laion2b_s32b_b82k has its own
     assert (
         "used with QuickGELU; weights trained otherwise need --model.name ViT-B-16."
         in (resolve("ViT-B-16-quickgelu", "w.pt").notes[0])

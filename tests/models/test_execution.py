@@ -127,7 +127,7 @@ BLOCKS: dict[type[nn.Module], str] = {
     ("backend", "model", "compilers", "says"),
     [
         ("induktor", clip, True, "Did you mean 'inductor'"),
-        ("inductor", clip, False, "install g++"),
+        ("inductor", clip, False, "Install g\\+\\+"),
         ("eager", lambda: (nn.Linear(2, 2), torch.zeros(1)), True, "no repeated blocks in Linear"),
     ],
 )

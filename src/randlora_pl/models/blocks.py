@@ -1,4 +1,4 @@
-"""The repeated blocks of a backbone, which hold nearly all of its weights, and the methods that run them."""
+"""Repeated blocks of a backbone, which hold nearly all of its weights, and the methods that run them."""
 
 from torch import nn
 
@@ -6,10 +6,10 @@ _METHODS = ("encode_image", "encode_text")  # of open_clip, beside ``forward``
 
 
 def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The blocks of all towers by path, in the model's order; none of them lies inside another.
+    """Return the blocks of all towers by path, in model order; nested blocks are not included.
 
-    Blocks are the members of a list or sequence of two or more modules of one class that have modules of their
-    own: ``visual.transformer.resblocks.0`` of open_clip, ``blocks.0`` of timm, ``encoder.layer.0`` of transformers.
+    Blocks are the members of a list or sequence of at least two modules of one class that have child modules:
+    ``visual.transformer.resblocks.0`` of open_clip, ``blocks.0`` of timm, ``encoder.layer.0`` of transformers.
 
     Args:
         model: A model of open_clip or timm, or an ``ImageTower``.
@@ -17,19 +17,19 @@ def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         members = dict(module.named_children()) if isinstance(module, nn.ModuleList | nn.Sequential) else {}
-        whole = all(  # a linear layer with an adapter has a module of its own
+        whole = all(  # a linear layer with an adapter has a child module
             next(member.children(), None) is not None and not isinstance(member, nn.Linear)
             for member in members.values()
         )
         if len(members) > 1 and whole and len({type(member) for member in members.values()}) == 1:
             found |= {f"{path}.{name}".lstrip("."): member for name, member in members.items()}
-    # A stage of a hierarchical model looks like a block, but is as large as all of the blocks in it.
+    # A stage of a hierarchical model looks like a block, but contains blocks itself.
     stages = {path for path in found if any(other.startswith(f"{path}.") for other in found)}
     return {path: block for path, block in found.items() if path not in stages}
 
 
 def forward_methods(model: nn.Module) -> list[str]:
-    """Methods that run the blocks without a call of the model itself.
+    """Return the names of methods that run the blocks without calling the model's ``forward``.
 
     Args:
         model: A model of open_clip or timm, or an ``ImageTower``.

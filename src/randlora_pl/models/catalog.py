@@ -1,7 +1,7 @@
-"""Known base models, as rows for the `models` verb. Imports nothing heavy.
+"""Known base models, as rows for the `models` command. Imports nothing heavy.
 
-Any other name of open_clip or timm works too. Parameters are those of the whole base model (both
-towers of a CLIP model, no classifier for timm), checked against the built models in the tests.
+Any other name of open_clip or timm works, too. Parameter counts are for the whole base model (both towers of a CLIP
+model, no classifier for timm) and are compared with the built models in the tests.
 """
 
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ _TIMM_LICENCE = "Apache-2.0"
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One base model.
+    """Base model in the catalog.
 
     Attributes:
-        name: What goes to ``--model.name``.
+        name: Value for ``--model.name``.
         library: ``"open_clip"`` or ``"timm"``.
         tags: Some values for ``--model.pretrained``, the paper's first; ``random`` and files always work.
         config: Shipped configuration that uses it, or an empty string.
         parameters: Parameters of the base model.
         image_size: Height and width in pixels.
-        licence: Licence of the weights as their publishers state it; their own page decides.
+        licence: License of the weights as stated by their publishers, whose page is authoritative.
     """
 
     name: str

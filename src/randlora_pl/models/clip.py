@@ -28,13 +28,13 @@ Tokenizer = Callable[[list[str]], Tensor]
 
 @dataclass
 class LoadedClip:
-    """A CLIP model with what belongs to it.
+    """CLIP model with its image preprocessing, identity and tokenizer.
 
     Attributes:
-        model: Has ``visual``, ``encode_image``, ``encode_text`` and ``logit_scale``; on the CPU in fp32.
-        image: What it expects of an image.
-        identity: Which model it is.
-        embed_dim: Length of its image and text embeddings.
+        model: Module with ``visual``, ``encode_image``, ``encode_text`` and ``logit_scale``; on the CPU in fp32.
+        image: Image preprocessing.
+        identity: Identity of the model.
+        embed_dim: Size of the image and text embeddings.
     """
 
     model: nn.Module
@@ -44,7 +44,7 @@ class LoadedClip:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """A list of n strings to an int64 tensor (n, context length); made at first use.
+        """Tokenizer from a list of n strings to an int64 tensor (n, context length); loaded at first use.
 
         Raises:
             UserError: The tokenizer's files are not on this machine and cannot be downloaded.
@@ -53,10 +53,10 @@ class LoadedClip:
 
 
 class ImageTower(nn.Module):
-    """The image tower of a CLIP model alone; its parameters keep their names (``visual.transformer...``).
+    """Image tower of a CLIP model; parameters keep their names (``visual.transformer...``).
 
     Args:
-        model: A CLIP model; only its ``visual`` is kept.
+        model: CLIP model, of which only ``visual`` is used.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -67,30 +67,30 @@ class ImageTower(nn.Module):
         """Embed images.
 
         Args:
-            images: (n, 3, size, size), normalised as the model's `ImageSpec` says.
+            images: (n, 3, size, size), normalized with the model's `ImageSpec`.
 
         Returns:
-            (n, embed_dim), not normalised.
+            (n, embed_dim), not normalized.
         """
         output = self.visual(images)
         features: Tensor = output[0] if isinstance(output, tuple) else output  # CoCa also returns its tokens
         return features
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Switch gradient checkpointing of the tower."""
+        """Switch gradient checkpointing of the tower on or off."""
         self.visual.set_grad_checkpointing(enable)
 
 
 def clip_image_spec(name: str, pretrained: str | None = None, force_image_size: int | None = None) -> ImageSpec:
-    """What a CLIP model expects of an image, from the configurations alone.
+    """Return the image preprocessing of a CLIP model, from its configuration alone.
 
     Args:
         name: Architecture, as for `load_clip`.
         pretrained: Weights, as for `load_clip`.
-        force_image_size: Another height and width in pixels.
+        force_image_size: Height and width in pixels, if not the model's own.
 
     Raises:
-        UserError: As for `load_clip`, as far as no weights are needed.
+        UserError: See `load_clip`, except for errors of weights.
     """
     return image_spec(resolve(name, pretrained), force_image_size)
 
@@ -100,20 +100,20 @@ def load_clip(
 ) -> LoadedClip:
     """Build a CLIP model on the CPU in fp32.
 
-    OpenAI's and some other weights were trained with QuickGELU: a name whose activation does not fit
-    the tag is corrected (``ViT-B-32`` with ``openai`` becomes ``ViT-B-32-quickgelu``), with a line in
-    the log. For a file the name is taken as it is.
+    OpenAI's and some other weights were trained with QuickGELU. If the activation of a name does not fit the tag, the
+    name is corrected and logged (``ViT-B-32`` with ``openai`` becomes ``ViT-B-32-quickgelu``). With a file the name is
+    not changed.
 
     Args:
         name: A name of ``open_clip.list_models()``, or ``tiny``.
-        pretrained: A tag that open_clip knows for this architecture, a file (safetensors, or torch's own
-            format without code), or ``random``. None: the shipped weights of ``tiny``, else ``random``.
-        seed: Seed of random weights; they depend on nothing else.
-        force_image_size: Another height and width in pixels; position embeddings are resized.
+        pretrained: A tag of open_clip for this architecture, a file (safetensors, or torch's format without code), or
+            ``random``. None: the shipped weights of ``tiny``, else ``random``.
+        seed: Seed of random weights, which depend on nothing else.
+        force_image_size: Height and width in pixels, if not the model's own; position embeddings are resized.
 
     Raises:
-        UserError: Unknown name or tag; a file that is missing, damaged or of another architecture;
-            weights that cannot be downloaded; an image size that the patches do not divide.
+        UserError: Unknown name or tag; a file that is missing, damaged or of another architecture; weights that cannot
+            be downloaded; an image size that is not a multiple of the patch size.
     """
     source = resolve(name, pretrained)
     for note in source.notes:
@@ -124,16 +124,16 @@ def load_clip(
 
 
 def _load(source: Source, seed: int, force_image_size: int | None) -> LoadedClip:
-    """What `load_clip` loads, from what is known of it."""
+    """Load the model for `load_clip` from its resolved source."""
     image = image_spec(source, force_image_size)
     path = download(source) if source.kind == "tag" else source.pretrained
-    state = None if source.kind in ("random", "shipped") else read_weights(path)  # before the slower building
+    state = None if source.kind in ("random", "shipped") else read_weights(path)  # fails before the slower build
     with seeded(seed):
         model = _build(source, image.size, seed)
     if state is not None:
         load_strictly(model, _fitted(state, model, source), source.what)
     if source.timm_tower and image.size != image_size(source):
-        tower: Any = model.visual  # open_clip, too, resizes timm's towers after loading
+        tower: Any = model.visual  # open_clip also resizes timm's towers after loading
         check_size(source.name, image.size, patch_size(tower.trunk))
         with quiet():
             tower.set_input_size(image.size)
@@ -149,7 +149,7 @@ def _load(source: Source, seed: int, force_image_size: int | None) -> LoadedClip
 
 
 def meta_clip(name: str) -> nn.Module:
-    """Build a CLIP model on the meta device: shapes and counts of parameters without memory.
+    """Build a CLIP model on the meta device, for parameter shapes and counts without memory.
 
     Args:
         name: Architecture, as for `load_clip`.
@@ -163,13 +163,13 @@ def meta_clip(name: str) -> nn.Module:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of a CLIP model: a list of n strings to an int64 tensor (n, context length).
+    """Load the tokenizer of a CLIP model, from a list of n strings to an int64 tensor (n, context length).
 
     Args:
         name: Architecture, as for `load_clip`.
 
     Raises:
-        UserError: Unknown name, or files that are not on this machine and cannot be downloaded.
+        UserError: Unknown name, or files that are neither cached nor downloadable.
     """
     source = resolve(name, "random")
     if source.name == "tiny":
@@ -178,7 +178,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     try:
         with quiet():
             tokenizer = open_clip.get_tokenizer(source.name)
-    except Exception as error:  # transformers raises OSError, ImportError or ValueError by version
+    except Exception as error:  # OSError, ImportError or ValueError, depending on the version of transformers
         needed = source.config["text_cfg"].get("hf_tokenizer_name", "its tokenizer")
         raise UserError(
             f"{source.name} needs the tokenizer '{needed}' of Hugging Face, which cannot be loaded "
@@ -188,7 +188,7 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def _build(source: Source, size: int, seed: int, device: str = "cpu") -> nn.Module:
-    """The architecture with random weights; a timm tower is resized only after loading."""
+    """Build the architecture with random weights; a timm tower is resized after loading."""
     if source.name == "tiny":
         return build_tiny(source.pretrained if source.kind == "shipped" else "random", seed).to(device)
     try:
@@ -200,7 +200,7 @@ def _build(source: Source, size: int, seed: int, device: str = "cpu") -> nn.Modu
                 pretrained_image=False,
                 pretrained_text=False,
             )
-    except Exception as error:  # of timm and transformers: OSError, ImportError, RuntimeError ...
+    except Exception as error:  # timm and transformers raise OSError, ImportError, RuntimeError ...
         text = source.config["text_cfg"].get("hf_model_name")
         why = f"its text tower '{text}' needs files of Hugging Face: " if text else ""
         raise UserError(f"{source.name} cannot be built ({why}{first_line(error)}). Choose another model.") from error
@@ -208,7 +208,7 @@ def _build(source: Source, size: int, seed: int, device: str = "cpu") -> nn.Modu
 
 
 def _fitted(state: dict[str, Tensor], model: nn.Module, source: Source) -> dict[str, Tensor]:
-    """Bring older layouts and other image sizes to the model's form, as open_clip's own loading does."""
+    """Convert older layouts and other image sizes to the model's state dict, as open_clip's own loading does."""
     try:
         state = convert_state_dict(model, state)
         if not hasattr(model, "positional_embedding"):
@@ -219,7 +219,7 @@ def _fitted(state: dict[str, Tensor], model: nn.Module, source: Source) -> dict[
                 state[scalar] = state[scalar].reshape(target.shape)
         if isinstance(getattr(model, "logit_bias", None), Tensor) and "logit_scale" in state:
             state.setdefault("logit_bias", torch.zeros_like(state["logit_scale"]))
-        if "text.transformer.embeddings.position_ids" not in model.state_dict():  # transformers before 4.31 had it
+        if "text.transformer.embeddings.position_ids" not in model.state_dict():  # only before transformers 4.31
             state.pop("text.transformer.embeddings.position_ids", None)
         resize_pos_embed(state, model)
     except (RuntimeError, KeyError, IndexError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Which CLIP model is meant: names, tags, activation and image specification, all without weights."""
+"""Resolution of CLIP names and tags, with activation and image preprocessing, without loading weights."""
 
 import json
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ _QUICK = "-quickgelu"
 
 @dataclass(frozen=True)
 class Source:
-    """A model name and its weights after every check that needs no weights.
+    """Resolved model name and weights, checked as far as possible without the weights.
 
     Attributes:
         name: Architecture, after correction.
         pretrained: Tag, absolute path, or ``random``.
         kind: ``tag`` (to download), ``file``, ``shipped`` (in this package) or ``random``.
         config: open_clip's configuration of the architecture.
-        preprocess: What the weights expect of an image (``mean``, ``std``, ``interpolation``); for a tag
-            open_clip's whole entry, which also says where the weights are.
-        notes: What the user should know about the choice.
+        preprocess: Image preprocessing of the weights (``mean``, ``std``, ``interpolation``); for a tag the complete
+            entry of open_clip, with the location of the weights.
+        notes: Messages for the user about the choice.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Source:
 
     @property
     def what(self) -> str:
-        """The weights and the model in words, for messages."""
+        """Description of weights and model, for messages."""
         return f"weights '{self.pretrained}' for {self.name}"
 
     @property
     def timm_tower(self) -> bool:
-        """Whether timm provides the image tower."""
+        """True if timm provides the image tower."""
         return bool(self.config["vision_cfg"].get("timm_model_name"))
 
 
 def resolve(name: str, pretrained: str | None) -> Source:
-    """Check a name and its weights, and correct the activation to that of the weights.
+    """Check a name and its weights, and choose the name with the activation of the weights.
 
     Args:
         name: A name of ``open_clip.list_models()`` (``ViT-B/32`` is read as ``ViT-B-32``), or ``tiny``.
@@ -105,7 +105,7 @@ def _resolve_tiny(pretrained: str | None) -> Source:
 
 
 def _match_activation(name: str, tag: str, names: list[str]) -> tuple[str, dict[str, Any]]:
-    """The tag's entry, and the name of the twin with the activation that its weights were trained with."""
+    """Return the name with the activation of the tag's weights, and open_clip's entry of the tag."""
     found = get_pretrained_cfg(name, tag)
     plain = name.removesuffix(_QUICK)
     if found.get("quick_gelu") and not _config(name).get("quick_gelu") and name + _QUICK in names:
@@ -116,14 +116,14 @@ def _match_activation(name: str, tag: str, names: list[str]) -> tuple[str, dict[
 
 
 def _file_notes(name: str, names: list[str]) -> tuple[str, ...]:
-    """What a file does not say by itself: which activation and which image normalisation are assumed."""
+    """Return notes on the activation and the image normalization that are assumed for a weights file."""
     notes = []
     plain = name.removesuffix(_QUICK)
     if plain + _QUICK in names:
         used, other = ("QuickGELU", plain) if plain != name else ("plain GELU", name + _QUICK)
         notes.append(f"{name}: the file is used with {used}; weights trained otherwise need --model.name {other}.")
     if len(_preprocess_variants(name)) > 1:
-        notes.append(f"{name}: known weights differ in image normalisation; OpenAI's is used for the file.")
+        notes.append(f"{name}: known weights differ in image normalization; OpenAI's is used for the file.")
     return tuple(notes)
 
 
@@ -143,7 +143,7 @@ def _preprocess_variants(name: str) -> list[dict[str, Any]]:
 
 
 def _usual_preprocess(name: str) -> dict[str, Any]:
-    """What all known weights of an architecture agree on, else OpenAI's statistics."""
+    """Return the preprocessing that all known weights of an architecture share, else OpenAI's."""
     variants = _preprocess_variants(name)
     if len(variants) == 1:
         return variants[0]
@@ -151,10 +151,10 @@ def _usual_preprocess(name: str) -> dict[str, Any]:
 
 
 def image_size(source: Source) -> int:
-    """Height and width in pixels that an architecture is made for.
+    """Return the height and width of an architecture's images in pixels.
 
     Raises:
-        UserError: It is made for images that are not square.
+        UserError: The images are not square.
     """
     size = source.config["vision_cfg"].get("image_size", 224)
     sides = {size} if isinstance(size, int) else set(size)
@@ -164,14 +164,14 @@ def image_size(source: Source) -> int:
 
 
 def image_spec(source: Source, force_image_size: int | None = None) -> ImageSpec:
-    """What a model with certain weights expects of an image.
+    """Return the image preprocessing of a model with its weights.
 
     Args:
-        source: From `resolve`.
-        force_image_size: Another height and width in pixels.
+        source: Result of `resolve`.
+        force_image_size: Height and width in pixels, if not the model's own.
 
     Raises:
-        UserError: A size that the model's patches do not divide, or that a fixed model cannot take.
+        UserError: The size is not a multiple of the patch size, or the model has a fixed size.
     """
     usual = image_size(source)
     size = usual if force_image_size is None else force_image_size
@@ -185,18 +185,15 @@ def image_spec(source: Source, force_image_size: int | None = None) -> ImageSpec
 
 
 def download(source: Source) -> str:
-    """Fetch a tag's weights into the library's cache, or find them there.
-
-    Returns:
-        The path of the file.
+    """Return the path of a tag's weights in the library's cache; download them if they are missing.
 
     Raises:
-        UserError: Neither cached nor to be had; says where they are and how to give a file.
+        UserError: The weights are neither cached nor downloadable; the message has the URL and the option for a file.
     """
     try:
         with quiet():
             return str(download_pretrained(source.preprocess))
-    except Exception as error:  # huggingface_hub, its HTTP client and urllib each have their own
+    except Exception as error:  # huggingface_hub, its HTTP client and urllib raise different types
         where = source.preprocess.get("hf_hub", "").strip("/")
         url = f"https://huggingface.co/{where}" if where else source.preprocess.get("url", "")
         raise UserError(

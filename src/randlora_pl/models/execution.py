@@ -1,4 +1,4 @@
-"""How a backbone runs: the dtype of its frozen matrices, and blocks that are compiled."""
+"""Execution of a backbone: dtype of its frozen matrices, and compiled blocks."""
 
 import os
 import shutil
@@ -13,43 +13,43 @@ _VARIANTS = 64
 
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype) -> int:
-    """Keeps the frozen matrices of linear, attention and convolution layers in another dtype, in place.
+    """Cast the frozen matrices of linear, attention and convolution layers in place.
 
-    Autocast would cast them to it for every product anyway, again in each step. Embeddings, norms and biases, which
-    are added and not multiplied, stay as they are, and so does what trains.
+    Autocast would cast them for every product, again in each step. Embeddings, norms, biases and trainable parameters
+    keep their dtype.
 
     Args:
-        model: The backbone, with or without an adapter.
-        dtype: The dtype of the products, ``torch.bfloat16`` under autocast.
+        model: Backbone, with or without an adapter.
+        dtype: Dtype of the products, ``torch.bfloat16`` under autocast.
 
     Returns:
-        How many matrices there were.
+        Number of matrices that were cast.
     """
     count = 0
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.Conv2d):
             for parameter in module.parameters(recurse=False):
                 frozen = parameter.dim() > 1 and not parameter.requires_grad
-                if frozen and parameter.is_floating_point():  # quantised weights are packed integers
+                if frozen and parameter.is_floating_point():  # quantized weights are packed integers
                     parameter.data = parameter.data.to(dtype)
                     count += 1
     return count
 
 
 def compile_blocks(model: nn.Module, backend: str, device: torch.device) -> None:
-    """Lets ``torch.compile`` compile each repeated block, in place; names, references and hooks stay as they are.
+    """Compile each repeated block with ``torch.compile``, in place; names, references and hooks stay.
 
-    Blocks of one class share what is compiled, so that a deep model takes no longer than a shallow one. A compiled
-    block keeps for its backward pass what ``memory: low`` of RandLoRA would build again. Dynamo's limit of variants is
-    raised for the whole process.
+    Blocks of one class share the compiled code, so that compile time does not grow with depth. A compiled block keeps
+    for its backward pass the tensors that ``memory: low`` of RandLoRA would rebuild. Dynamo's recompile limit is raised
+    for the whole process.
 
     Args:
-        model: The backbone, with or without an adapter.
-        backend: A backend of ``torch.compile``, such as ``inductor``.
-        device: Where the model will run.
+        model: Backbone, with or without an adapter.
+        backend: Backend of ``torch.compile``, such as ``inductor``.
+        device: Device that the model will run on.
 
     Raises:
-        UserError: There is no such backend, no block, or no C++ compiler where one is needed.
+        UserError: The backend is unknown, the model has no repeated blocks, or a required C++ compiler is missing.
     """
     if backend not in torch.compiler.list_backends(exclude_tags=()):
         known = torch.compiler.list_backends()
@@ -59,17 +59,13 @@ def compile_blocks(model: nn.Module, backend: str, device: torch.device) -> None
         )
     compilers = (os.environ.get("CXX", ""), "g++", "clang++", "cl")
     if backend == "inductor" and device.type == "cpu" and not any(map(shutil.which, compilers)):
-        raise UserError(
-            "--model.torch_compile needs a C++ compiler on a CPU, and there is none: install g++, or leave it out."
-        )
+        raise UserError("--model.torch_compile needs a C++ compiler on a CPU. Install g++, or remove the option.")
     blocks = repeated_blocks(model)
     if not blocks:
-        raise UserError(
-            f"--model.torch_compile finds no repeated blocks in {type(model).__name__} to compile: leave it out."
-        )
-    import torch._dynamo.config as dynamo  # here, because it takes a second
+        raise UserError(f"--model.torch_compile finds no repeated blocks in {type(model).__name__}. Remove the option.")
+    import torch._dynamo.config as dynamo  # takes a second to import
 
-    # Towers of two widths, training and evaluation, a smaller last batch: more variants than the limit of 8.
+    # Two tower widths, training and evaluation, and a smaller last batch exceed the default limit of 8 variants.
     limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # before PyTorch 2.6
     setattr(dynamo, limit, max(_VARIANTS, getattr(dynamo, limit)))
     for block in blocks.values():

@@ -1,4 +1,4 @@
-"""Surroundings in which models are built: reproducible, quiet, or without memory."""
+"""Context managers for building models (seeded, silent), checks of image sizes, gradient checkpointing."""
 
 import logging
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from randlora_pl.utils.errors import UserError
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Make what is built inside a pure function of ``seed``: on the CPU, in fp32.
+    """Build models inside the block on the CPU, in fp32, as a pure function of ``seed``.
 
-    The caller's random state, default device and default precision are left as they were; GPU
-    generators are not touched, which ``torch.manual_seed`` would do.
+    The caller's random state, default device and default dtype are restored. Unlike with ``torch.manual_seed``, GPU
+    generators are not changed.
 
     Args:
         seed: Seed of PyTorch's CPU generator inside the block.
@@ -32,10 +32,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what open_clip writes to the root logger (every step of a build).
+    """Silence open_clip's messages on the root logger (one per step of a build).
 
-    ``logging.info`` also installs a root handler where there is none, which would print the
-    application's own lines a second time. Records of other loggers are not touched.
+    ``logging.info`` would also install a root handler if none exists, which would print the application's log twice.
+    Records of other loggers are not filtered.
     """
     root = logging.getLogger()
     handler = logging.NullHandler()
@@ -53,7 +53,7 @@ def _no_record(record: logging.LogRecord) -> bool:
 
 
 def check_size(name: str, size: int, patch: int) -> None:
-    """Refuse an image size that a model's patches do not divide.
+    """Raise an error if an image size is not a multiple of the patch size.
 
     Args:
         name: Name of the model, for the message.
@@ -61,20 +61,20 @@ def check_size(name: str, size: int, patch: int) -> None:
         patch: Height and width of a patch in pixels; 1 for models without patches.
 
     Raises:
-        UserError: The size is not positive, or no multiple of the patch; names the nearest sizes.
+        UserError: The size is not positive, or not a multiple of the patch size; the message has the nearest sizes.
     """
     if size < 1:
         raise UserError(f"{name}: the image size must be positive, not {size}.")
     if size % patch:
         low = max(1, size // patch) * patch
         raise UserError(
-            f"{name} cuts images into patches of {patch} pixels: {size} is no multiple. "
+            f"{name} cuts images into patches of {patch} pixels: {size} is not a multiple. "
             f"Nearest sizes: {low} and {low + patch}."
         )
 
 
 def patch_size(model: nn.Module) -> int:
-    """Height of a timm model's patches in pixels, 1 where it has none, or patches that overlap (PVT)."""
+    """Return the height of a timm model's patches in pixels; 1 for no patches or overlapping ones (PVT)."""
     embedding = getattr(model, "patch_embed", None)
     size, projection = getattr(embedding, "patch_size", 1), getattr(embedding, "proj", None)
     if isinstance(projection, nn.Conv2d) and projection.stride != projection.kernel_size:
@@ -90,7 +90,7 @@ def set_gradient_checkpointing(model: nn.Module, enable: bool = True) -> None:
         enable: On or off.
 
     Raises:
-        UserError: The model has no such switch, or the switch does nothing.
+        UserError: The model does not support it, or ignores the setting.
     """
     if _checkpointing(model) == enable:
         return
@@ -98,7 +98,7 @@ def set_gradient_checkpointing(model: nn.Module, enable: bool = True) -> None:
     if callable(switch):
         with quiet():
             switch(enable)
-    if _checkpointing(model) != enable:  # some towers only warn, others do nothing
+    if _checkpointing(model) != enable:  # some towers only warn, others ignore it
         raise UserError(
             f"{type(model).__name__} cannot switch gradient checkpointing {'on' if enable else 'off'}. "
             "Use --model.gradient_checkpointing false and a smaller --data.batch_size."

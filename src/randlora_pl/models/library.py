@@ -1,4 +1,4 @@
-"""Which library a model name belongs to."""
+"""Library of a model name."""
 
 from typing import Literal
 
@@ -6,13 +6,13 @@ from randlora_pl.utils.errors import UserError, near
 
 
 def library_of(name: str) -> Literal["open_clip", "timm"]:
-    """The library that knows a name; a tag after a dot belongs to timm's names.
+    """Return the library of a model name; timm's names may have a tag after a dot.
 
     Args:
         name: ``tiny``, a name of ``open_clip.list_models()`` or of ``timm.list_models()``.
 
     Raises:
-        UserError: Neither library knows it.
+        UserError: The name is in neither library.
     """
     import open_clip
     import timm

@@ -1,22 +1,21 @@
-"""What a model expects of an image, and which model it is. Imports nothing heavy."""
+"""Image preprocessing and identity of a model. Imports nothing heavy."""
 
 from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How an image must be prepared for a model.
+    """Image preprocessing of a model.
 
-    The protocol of the paper resizes the shorter side and crops the centre; libraries' other resize
-    modes (``squash`` of the SigLIP and some DFN weights) and timm's ``crop_pct`` are not followed.
-    Training may pad instead.
+    As in the paper, the shorter side is resized and the center is cropped. Other resize modes (``squash`` of the SigLIP
+    and some DFN weights) and timm's ``crop_pct`` are ignored. Training may pad instead.
 
     Attributes:
         size: Height and width in pixels.
         mean: Mean of each channel (red, green, blue) of images on [0, 1].
         std: Standard deviation of each channel of images on [0, 1].
         interpolation: ``"bicubic"`` or ``"bilinear"``.
-        resize: ``"crop"``, or ``"pad"``: the whole image on a square of the mean colour.
+        resize: ``"crop"``, or ``"pad"``: the whole image on a square of the mean color.
     """
 
     size: int
@@ -26,23 +25,23 @@ class ImageSpec:
     resize: str = "crop"
 
     def summary(self) -> str:
-        """All of it on part of a line."""
+        """Return a one-line description."""
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
-        padded = ", padded with the mean colour" if self.resize == "pad" else ""
+        padded = ", padded with the mean color" if self.resize == "pad" else ""
         return f"{self.size} pixels{padded}, {self.interpolation}, mean {mean}, std {std}"
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which base model it is: enough to build it again and to refuse an adapter of another one.
+    """Identity of a base model, sufficient to build it again and to reject adapters of other models.
 
     Attributes:
         library: ``"open_clip"``, ``"timm"`` or ``"transformers"``.
         name: Architecture, after correction (for instance ``ViT-B-32-quickgelu``).
         pretrained: A tag, the name of a file, or ``"random"``.
-        image_size: Height and width in pixels that the model was built for; only for images.
-        seed: Seed of the initialisation; only for random weights.
-        sha256: SHA-256 of the weights file; only for a file; finds it (`weights_files`).
+        image_size: Height and width in pixels that the model was built for; only for image models.
+        seed: Seed of the initialization; only for random weights.
+        sha256: SHA-256 of the weights file, by which `weights_files` finds it; only for a file.
     """
 
     library: str
@@ -53,5 +52,5 @@ class ModelIdentity:
     sha256: str | None = None
 
     def as_dict(self) -> dict[str, str | int]:
-        """The known fields, ready for JSON."""
+        """Return the fields that are not None, as JSON values."""
         return {key: value for key, value in asdict(self).items() if value is not None}

@@ -1,4 +1,4 @@
-"""Text embeddings of class prompts, and the frozen classification head made of them."""
+"""Text embeddings of class prompts, which form a frozen classification head."""
 
 import hashlib
 import json
@@ -19,16 +19,16 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.cache_folder import cache_folder, write_whole
 
 _log = logging.getLogger("randlora_pl")
-_FORMAT = "1"  # raise when the computation changes, so that old files are not found
+_FORMAT = "1"  # increase when the computation changes, so that old files are ignored
 Tokenizer = Callable[[list[str]], Tensor]
 
 
 def class_prompts(classnames: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Every template filled with every class name, class by class.
+    """Fill every template with every class name, class by class.
 
     Args:
         classnames: C names.
-        templates: T texts with ``{}`` where the name goes.
+        templates: T texts with ``{}`` for the name.
 
     Returns:
         C * T prompts.
@@ -52,24 +52,24 @@ def encode_prompts(
     device: torch.device | str,
     batch: int = 256,
 ) -> Tensor:
-    """Embed classes by their prompts: normalise each, average over the templates, normalise again.
+    """Embed classes by their prompts: normalize each embedding, average over the templates, normalize again.
 
-    The paper's vision-only protocol (section 5.2) and CLIP's prompt ensembling. Runs in eval mode,
-    without gradient, and without autocast unless weights are bfloat16; the modules' modes are restored.
+    The paper's vision-only protocol (section 5.2) and CLIP's prompt ensembling. Runs in eval mode, without gradients,
+    and without autocast unless weights are bfloat16; the modules' modes are restored.
 
     Args:
-        model: Has ``encode_text``; lives on ``device``.
-        tokenizer: A list of n strings to an int64 tensor (n, context length).
+        model: Model with ``encode_text``, on ``device``.
+        tokenizer: Function from n strings to an int64 tensor (n, context length).
         classnames: C names.
-        templates: T texts with ``{}`` where the name goes.
-        device: Where the tokens go.
-        batch: Prompts in one forward pass.
+        templates: T texts with ``{}`` for the name.
+        device: Device of the model.
+        batch: Prompts per forward pass.
 
     Returns:
         (C, embed_dim) in float32 on ``device``, rows of unit length.
 
     Raises:
-        UserError: As `class_prompts`.
+        UserError: See `class_prompts`.
     """
     prompts = class_prompts(classnames, templates)
     device = torch.device(device)
@@ -93,26 +93,26 @@ def cached_text_head(
     identity: ModelIdentity,
     batch: int = 256,
 ) -> Tensor:
-    """`encode_prompts`, kept on disk under a hash of everything that decides the result.
+    """Return the result of `encode_prompts`, cached on disk.
 
-    The key is the SHA-256 of the model's name, the bytes of every text weight, and the prompts. The file
-    also carries a digest of its content: one that is damaged or altered is computed again. The folder
-    is ``$RANDLORA_PL_CACHE`` or the system's folder for user caches.
+    The key is the SHA-256 of the model's name, the bytes of every text weight, and the prompts. The file also stores a
+    digest of its content; a damaged file is computed again. The folder is ``$RANDLORA_PL_CACHE``, or the system's user
+    cache folder.
 
     Args:
-        model: As for `encode_prompts`.
-        tokenizer: As for `encode_prompts`.
+        model: See `encode_prompts`.
+        tokenizer: See `encode_prompts`.
         classnames: C names.
-        templates: T texts with ``{}`` where the name goes.
-        device: Where the model is and the result goes.
-        identity: Which model it is.
-        batch: Prompts in one forward pass.
+        templates: T texts with ``{}`` for the name.
+        device: Device of the model and of the result.
+        identity: Identity of the model.
+        batch: Prompts per forward pass.
 
     Returns:
         (C, embed_dim) in float32 on ``device``, rows of unit length.
 
     Raises:
-        UserError: As `class_prompts`.
+        UserError: See `class_prompts`.
     """
     prompts = class_prompts(classnames, templates)
     key = _key(model, tokenizer, prompts, len(classnames), identity)
@@ -136,13 +136,13 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    """The tensor's memory as a NumPy array of bytes, without a copy where it is on the CPU."""
+    """Return the tensor's memory as a NumPy array of bytes, without a copy on the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _key(model: nn.Module, tokenizer: Tokenizer, prompts: list[str], classes: int, identity: ModelIdentity) -> str:
     digest = hashlib.sha256()
-    first = tokenizer(prompts[:1]).tolist()  # another tokenizer or context length shows here
+    first = tokenizer(prompts[:1]).tolist()  # changes with the tokenizer and the context length
     head = [_FORMAT, identity.library, identity.name, prompts, classes, first]
     digest.update(json.dumps(head, ensure_ascii=False).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -173,5 +173,5 @@ def _write(path: Path, key: str, head: Tensor) -> None:
     content = save({"head": head.contiguous()}, metadata=meta)
     try:
         write_whole(path, lambda stream: stream.write(content))
-    except OSError as error:  # a full or read-only disk must not stop a run that needs no cache
+    except OSError as error:  # the cache is optional, so a full or read-only disk must not stop the run
         _log.warning("The text head cannot be cached in %s (%s).", path.parent, error)

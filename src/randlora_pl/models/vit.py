@@ -1,4 +1,4 @@
-"""Vision models of timm (DINOv2, supervised ViTs, ...) without their classifier."""
+"""Vision models of timm (DINOv2, supervised ViTs, ...) without classifier."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ from randlora_pl.utils.errors import UserError, first_line, near
 from randlora_pl.utils.files.weights_files import looks_like_file, remember
 from randlora_pl.utils.reuse import cached_copy
 
-_DINOV2_SIZE = 224  # the paper's; timm's configurations say 518
+_DINOV2_SIZE = 224  # as in the paper; timm's configurations have 518
 
 
 @dataclass
 class LoadedVit:
-    """A timm model without classifier, with what belongs to it.
+    """Timm model without classifier, with its image preprocessing and identity.
 
     Attributes:
-        model: (n, 3, size, size) to (n, num_features); on the CPU in fp32. DINOv2: the normalised CLS token.
-        image: What it expects of an image.
-        identity: Which model it is.
-        num_features: Length of its features.
+        model: (n, 3, size, size) to (n, num_features); on the CPU in fp32. DINOv2: the normalized CLS token.
+        image: Image preprocessing.
+        identity: Identity of the model.
+        num_features: Size of the features.
     """
 
     model: nn.Module
@@ -38,7 +38,7 @@ class LoadedVit:
 
 
 def vit_image_spec(name: str, img_size: int | None = None) -> ImageSpec:
-    """What a timm model expects of an image, from its own configuration.
+    """Return the image preprocessing of a timm model, from its configuration.
 
     Args:
         name: A timm name, with or without a tag (``vit_base_patch14_dinov2.lvd142m``).
@@ -63,11 +63,11 @@ def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None =
         pretrained: ``timm`` (the weights that timm has for the name), a tag, a file (also one made at
             another image size: position embeddings are resized), or ``random`` (also None).
         img_size: Height and width in pixels; None: the configuration's, but 224 for DINOv2 (the paper's).
-        seed: Seed of random weights; they depend on nothing else.
+        seed: Seed of random weights, which depend on nothing else.
 
     Raises:
-        UserError: Unknown name or tag; a file that is missing, damaged or of another architecture;
-            weights that cannot be downloaded; an image size that the model cannot work with.
+        UserError: Unknown name or tag; a file that is missing, damaged or of another architecture; weights that cannot
+            be downloaded; an image size that the model does not support.
     """
     name, pretrained, is_file = _resolve(name, pretrained or "random")
     drawn = seed if pretrained == "random" else None
@@ -76,7 +76,7 @@ def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None =
 
 
 def _load(name: str, pretrained: str, is_file: bool, img_size: int | None, seed: int) -> LoadedVit:
-    """What `load_vit` loads, its name and weights resolved."""
+    """Load the model for `load_vit`, with resolved name and weights."""
     image = vit_image_spec(name, img_size)
     state = _without_classifier(read_weights(pretrained), name) if is_file else None
     with seeded(seed):
@@ -100,26 +100,26 @@ def _load(name: str, pretrained: str, is_file: bool, img_size: int | None, seed:
 
 
 def features_of(model: Any) -> int:
-    """Width of what a timm model without classifier gives: that before the classifier, which some heads widen."""
+    """Return the output size of a timm model without classifier, which some heads widen."""
     return int(getattr(model, "head_hidden_size", None) or model.num_features)
 
 
 def meta_vit(name: str, img_size: int | None = None) -> nn.Module:
-    """Build a timm model without classifier on the meta device: shapes and counts without memory.
+    """Build a timm model without classifier on the meta device, for parameter shapes and counts without memory.
 
     Args:
         name: A timm name, with or without a tag.
-        img_size: As for `load_vit`.
+        img_size: See `load_vit`.
 
     Raises:
-        UserError: Unknown name, or an image size that the patches do not divide.
+        UserError: Unknown name, or an image size that is not a multiple of the patch size.
     """
     with torch.device("meta"):
         return _build(name, vit_image_spec(name, img_size).size)
 
 
 def _check_runs(name: str, size: int) -> None:
-    """Refuse an image size that a model can be built for and cannot work with; a run on the meta device shows it.
+    """Raise an error if a model can be built for an image size but fails to run; tested on the meta device.
 
     Raises:
         UserError: The model fails at this size.
@@ -136,7 +136,7 @@ def _check_runs(name: str, size: int) -> None:
 
 
 def _resolve(name: str, pretrained: str) -> tuple[str, str, bool]:
-    """The name with the tag of its weights; ``random``, the tag or an absolute path; whether it is a file."""
+    """Return the name with its tag; ``random``, the tag or an absolute path; and True if that is a file."""
     config = _config(name)
     if pretrained == "random":
         return name, pretrained, False
@@ -148,7 +148,7 @@ def _resolve(name: str, pretrained: str) -> tuple[str, str, bool]:
         return f"{base}.{config.tag}", config.tag, False
     if pretrained in tags:
         if typed and typed != pretrained:
-            raise UserError(f"--model.name says '{typed}' but --model.pretrained says '{pretrained}': choose one.")
+            raise UserError(f"--model.name has the tag '{typed}' but --model.pretrained is '{pretrained}'. Choose one.")
         return f"{base}.{pretrained}", pretrained, False
     if looks_like_file(pretrained):
         return name, str(Path(pretrained).expanduser().absolute()), True
@@ -159,7 +159,7 @@ def _resolve(name: str, pretrained: str) -> tuple[str, str, bool]:
 
 
 def _config(name: str) -> Any:
-    """timm's configuration of a name with its tag."""
+    """Return timm's configuration of a name with its tag."""
     base, _, tag = name.partition(".")
     names = timm.list_models()
     if base not in names:
@@ -179,19 +179,19 @@ def _config(name: str) -> Any:
 def _build(name: str, size: int, pretrained: bool = False, state: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Create the model; timm's own loading resizes position embeddings and converts foreign layouts."""
     options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
-    if _config(name).fixed_input_size:  # others (convolutional) take any size and no such option
+    if _config(name).fixed_input_size:  # others (convolutional) accept any size and lack the option
         options["img_size"] = size
     if state is not None:  # without "classifier" timm loads strictly
         options["pretrained_cfg_overlay"] = {"state_dict": dict(state), "classifier": None}
     model: Any = timm.create_model(name, **options)
-    model.pretrained_cfg.pop("state_dict", None)  # else the model carries a second copy of its weights
+    model.pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
     check_size(name, size, patch_size(model))
     built: nn.Module = model
     return built
 
 
 def _without_classifier(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Drop the classification layer of a file; features do not need it."""
+    """Return the tensors of a file without the classification layer."""
     classifier = _config(name).classifier or ()
     layers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     drop = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}

@@ -1,4 +1,4 @@
-"""Weights files: read without running code, with errors that a user can act on."""
+"""Reading of weights files without running code, with errors that the user can act on."""
 
 import re
 import warnings
@@ -19,13 +19,13 @@ _SHOWN = 3
 
 
 def changed(path: str) -> int | None:
-    """When a weights file was last written, in nanoseconds; None where ``path`` is no file."""
+    """Return the modification time of a weights file in nanoseconds; None if ``path`` is not a file."""
     file = Path(path).expanduser()
     return file.stat().st_mtime_ns if file.is_file() else None
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict by safetensors or ``torch.load(weights_only=True)``, chosen by the file's content.
+    """Read a state dict with safetensors or ``torch.load(weights_only=True)``, depending on the file's content.
 
     A wrapping dict (``state_dict``, ``model`` ...) and the prefixes of DDP and torch.compile are removed.
 
@@ -33,10 +33,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         path: A safetensors file or one written by ``torch.save``.
 
     Returns:
-        Names and tensors, on the CPU.
+        Tensors by name, on the CPU.
 
     Raises:
-        UserError: No such file, a damaged file, one that holds code, or one without named tensors.
+        UserError: The file is missing, damaged, contains code, or has no named tensors.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -49,7 +49,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(t, Tensor) for t in content.values()):
         raise UserError(
-            f"'{path}' holds no plain set of named tensors. Save it by torch.save(model.state_dict(), PATH)."
+            f"'{path}' is not a plain dict of named tensors. Save it with torch.save(model.state_dict(), PATH)."
         )
     names = list(content)
     for prefix in _PREFIXES:
@@ -64,37 +64,37 @@ def _load(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors" or start[8:] == b"{":  # 8 bytes of length, then the JSON header
             return load_file(path)
-        with warnings.catch_warnings():  # torch warns about archives that it then refuses
+        with warnings.catch_warnings():  # torch warns about archives that it then rejects
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise UserError(f"'{path}' is no whole safetensors file ({error}). Download or copy it again.") from error
+        raise UserError(f"'{path}' is not a complete safetensors file ({error}). Download or copy it again.") from error
     except Exception as error:  # the restricted unpickler raises almost anything on a damaged file
         raise UserError(_refusal(path, str(error))) from error
 
 
 def _refusal(path: Path, message: str) -> str:
-    """Why ``torch.load(weights_only=True)`` refused a file, in the user's terms."""
+    """Return the message for a file that ``torch.load(weights_only=True)`` rejected."""
     if "TorchScript" in message:
         return (
-            f"'{path}' is a TorchScript archive, which holds code (OpenAI's first files are such). "
+            f"'{path}' is a TorchScript archive, which contains code (such as OpenAI's first files). "
             "Use the tag (--model.pretrained openai) or a .safetensors file of the same weights."
         )
     if found := re.search(r"GLOBAL ([\w.]+)", message):
         return (
-            f"'{path}' is refused: it holds Python objects ({found[1]}) that could run code when loaded. "
-            "Where you trust it, save only its tensors: torch.save(model.state_dict(), PATH)."
+            f"'{path}' is refused: it contains Python objects ({found[1]}) that could run code when loaded. "
+            "If you trust it, save only its tensors: torch.save(model.state_dict(), PATH)."
         )
-    return f"'{path}' is damaged or no weights file. Download or copy it again."
+    return f"'{path}' is damaged or not a weights file. Download or copy it again."
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load every tensor of a model, or refuse with the names that do not fit.
+    """Load every tensor of a model; raise an error with the names that do not fit.
 
     Args:
-        model: Receives the tensors; precision and device stay the model's.
-        state: Names and tensors.
-        what: The weights and the model in words, the beginning of the error message.
+        model: Model to load into; its dtype and device stay.
+        state: Tensors by name.
+        what: Description of weights and model, the beginning of the error message.
 
     Raises:
         UserError: Tensors are missing, unexpected or of another shape (at most three of each are named).
@@ -109,7 +109,7 @@ def mismatch(what: str, message: str) -> str:
     """Shorten PyTorch's ``load_state_dict`` error to at most three names of each kind.
 
     Args:
-        what: The weights and the model in words.
+        what: Description of weights and model.
         message: The text of the ``RuntimeError``.
     """
     kinds = {

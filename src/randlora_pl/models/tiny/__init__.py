@@ -1,7 +1,7 @@
-"""The shipped tiny CLIP: an open_clip architecture of four million parameters for 32 x 32 images.
+"""Shipped tiny CLIP: an open_clip architecture with four million parameters for 32 x 32 images.
 
-It starts a fine-tuning run without a network and within seconds. `MODEL_CARD.md`, beside this file, says
-what it was trained on, how well it does and how to train it again (`scripts/pretrain_tiny_clip.py`).
+Fine-tuning starts within seconds and without a network. `MODEL_CARD.md`, beside this file, documents its training
+data, its accuracy and how to pretrain it again (`scripts/pretrain_tiny_clip.py`).
 """
 
 import gzip
@@ -20,11 +20,11 @@ _FILES = resources.files(__name__)
 _CONFIG: dict[str, Any] = json.loads((_FILES / "config.json").read_text(encoding="utf-8"))
 
 TINY_IMAGE: dict[str, Any] = _CONFIG["preprocess_cfg"]
-"""What the model expects of an image: `size` in pixels, `mean`, `std`, `interpolation`."""
+"""Image preprocessing: `size` in pixels, `mean`, `std`, `interpolation`."""
 
 
 def build_tiny(pretrained: str = TINY_TAG, seed: int = 0) -> nn.Module:
-    """Build the tiny CLIP in fp32, without touching PyTorch's global generators.
+    """Build the tiny CLIP in fp32, without changing PyTorch's global generators.
 
     Args:
         pretrained: `"emoji-fashion"` for the shipped weights or `"random"`.
@@ -35,9 +35,9 @@ def build_tiny(pretrained: str = TINY_TAG, seed: int = 0) -> nn.Module:
         ids (n, 16), embeddings (n, 128).
 
     Raises:
-        UserError: `pretrained` is neither of the two.
+        UserError: `pretrained` is another value.
     """
-    from open_clip.model import CLIP  # open_clip takes seconds to import; `TINY_IMAGE` must not
+    from open_clip.model import CLIP  # takes seconds to import, and `TINY_IMAGE` does not need it
     from safetensors.torch import load_file
 
     if pretrained not in (TINY_TAG, "random"):
@@ -54,10 +54,10 @@ def build_tiny(pretrained: str = TINY_TAG, seed: int = 0) -> nn.Module:
 
 
 def tiny_tokenizer() -> Any:
-    """CLIP's byte-pair tokenizer with the vocabulary cut to the tiny model's size.
+    """Build CLIP's byte-pair tokenizer with a vocabulary of the tiny model's size.
 
-    The ids are, in this order: 256 bytes, 256 bytes at a word's end, the first merges of open_clip's own file, the
-    start and the end token. The end token keeps the largest id, which is what CLIP's text pooling looks for.
+    The ids are, in this order: 256 bytes, 256 bytes at the end of a word, the first merges of open_clip's file, the
+    start and the end token. The end token has the largest id, which CLIP's text pooling looks for.
 
     Returns:
         An `open_clip.tokenizer.SimpleTokenizer`: a list of strings to an int64 tensor (n, 16).
