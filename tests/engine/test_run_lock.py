@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from randlora_pl.callbacks import HeldLock
-from randlora_pl.engine import run_lock
 from randlora_pl.engine.run_lock import FILE, locked
 from randlora_pl.utils.errors import LostProcessError, UserError
+from randlora_pl.utils.files import lease as leases
 from tests.support.cli import SMALL, Run
+from tests.support.leases import of_another_host
 
 HOLD = "import sys, time; from pathlib import Path; from randlora_pl.engine.run_lock import locked\n" + (
     "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(99)"
@@ -25,17 +26,8 @@ HOLD = "import sys, time; from pathlib import Path; from randlora_pl.engine.run_
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_lock, "LEASE", 1.0)
-    monkeypatch.setattr(run_lock, "BEAT", 0.1)
-
-
-def of_another_host(folder: Path) -> Path:
-    """The lock of a process that cannot be looked up here."""
-    with locked(folder):
-        text = (folder / FILE).read_text()
-    lines = [f"host=elsewhere?pidns-{1:x}" if line.startswith("host=") else line for line in text.splitlines()]
-    (folder / FILE).write_text("\n".join(lines) + "\n")
-    return folder / FILE
+    monkeypatch.setattr(leases, "LEASE", 1.0)
+    monkeypatch.setattr(leases, "BEAT", 0.1)
 
 
 def test_a_second_process_is_refused_with_the_first_one_s_number_and_host(tmp_path: Path) -> None:
@@ -43,7 +35,7 @@ def test_a_second_process_is_refused_with_the_first_one_s_number_and_host(tmp_pa
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         monkey = pytest.MonkeyPatch()
-        monkey.setattr(run_lock, "LEASE", 60.0)  # the holder's
+        monkey.setattr(leases, "LEASE", 60.0)  # the holder's
         with pytest.raises(UserError, match=f"process {holder.pid} on .* is training"), locked(tmp_path):
             pass
         holder.send_signal(signal.SIGKILL)
@@ -61,7 +53,7 @@ def test_a_second_process_is_refused_with_the_first_one_s_number_and_host(tmp_pa
 def test_a_silent_owner_elsewhere_is_succeeded_after_its_lease(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    of_another_host(tmp_path)
+    of_another_host(tmp_path / FILE)
     start = time.monotonic()
     with locked(tmp_path):
         assert time.monotonic() - start >= 1
@@ -69,7 +61,7 @@ def test_a_silent_owner_elsewhere_is_succeeded_after_its_lease(
 
 
 def test_a_living_owner_elsewhere_is_not_succeeded(tmp_path: Path) -> None:
-    file, stop = of_another_host(tmp_path), threading.Event()
+    file, stop = of_another_host(tmp_path / FILE), threading.Event()
 
     def renew() -> None:
         while not stop.wait(0.1):
@@ -114,7 +106,7 @@ def test_a_training_that_lost_its_lock_ends(tmp_path: Path) -> None:
     with locked(tmp_path) as lease:
         callback = HeldLock(lease, tmp_path)
         callback.on_train_batch_end(nothing, nothing, nothing, nothing, 0)
-        other = of_another_host(Path(shutil.copytree(tmp_path, tmp_path / "other", ignore=lambda *_: [FILE])))
+        other = of_another_host(tmp_path / "other" / FILE)
         other.replace(tmp_path / FILE)
         until = time.monotonic() + 5
         while lease.compromise is None and time.monotonic() < until:

@@ -7,10 +7,10 @@ import pytest
 
 from randlora_pl.experiments.report.collect import Sweep, read_sweep
 from randlora_pl.experiments.report.plan import Key
-from randlora_pl.experiments.sweep import locks
-from randlora_pl.experiments.sweep.locks import acquire
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.lease import LEASE, acquired, lease_on
 from tests.experiments.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
+from tests.support.leases import of_another_host
 from tests.support.products import in_one_item
 
 LABELS = {"model": "CLIP-ViT-B/32", "dataset": "cars", "budget": "1-shot", "method": "LoRA-32", "seed": 1}
@@ -49,17 +49,17 @@ def test_states(tmp_path: Path) -> None:
     folder = one(tmp_path)
     failed = write_cell(folder, LABELS | {"seed": 2}, failed="two\nlines")
     assert states(read_sweep(folder)) == {1: "finished", 2: "failed: two lines", 3: "not run"}
-    (folder / "locks").mkdir()
     file = folder / "locks" / f"{failed.name}.lock"
-    file.touch()
+    of_another_host(file)
     assert states(read_sweep(folder))[2] == "running"  # it is being tried again
-    os.utime(file, (1e9, 1e9))  # the process was killed
+    of_another_host(file, age=LEASE + 1)  # the process was killed
     assert states(read_sweep(folder))[2] == "failed: two lines"
-    lock = acquire(file)  # and another one goes on
-    assert lock is not None and states(read_sweep(folder))[2] == "running"
-    lock.release()
-    dead = {"token": "0123", "machine": locks._machine(), "pid": os.getpid(), "started": "before"}
-    file.write_text(json.dumps(dead))  # killed just now, which this machine knows at once
+    file.unlink()
+    lease = lease_on(file)  # and another one goes on
+    assert acquired(lease) and states(read_sweep(folder))[2] == "running"
+    text = file.read_text()
+    lease.release()
+    file.write_text(text.replace(f"pid={os.getpid()}", f"pid={2**22 + 1}"))  # killed just now, which is known at once
     assert states(read_sweep(folder))[2] == "failed: two lines"
     write_cell(folder, LABELS | {"seed": 3}, figures={"zeroshot/acc": 0.3})
     assert states(read_sweep(folder))[3] == "unfinished"

@@ -1,3 +1,4 @@
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -6,11 +7,13 @@ import pytest
 
 from randlora_pl.experiments.sweep import loop as module
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN, SweepFolder
-from randlora_pl.experiments.sweep.locks import acquire
 from randlora_pl.experiments.sweep.loop import Loop
 from randlora_pl.experiments.sweep.plan import Cell
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files import lease as leases
+from randlora_pl.utils.files.lease import acquired, lease_on
 from tests.experiments.sweep.grids import cells_of
+from tests.support.leases import of_another_host
 
 CELLS = cells_of(seeds=[1, 2])
 
@@ -76,7 +79,7 @@ def test_what_ends_everything_leaves_the_cell_open(folder: SweepFolder, stop: Ba
 
     with pytest.raises(type(stop)):
         Loop(folder, CELLS, run, fatal=lambda error: "full" in str(error)).work()
-    assert folder.state(CELLS[0]) == OPEN and acquire(folder.lock(CELLS[0])) is not None
+    assert folder.state(CELLS[0]) == OPEN and acquired(lease_on(folder.lock(CELLS[0])))
 
 
 def test_time_that_is_up_begins_nothing(folder: SweepFolder) -> None:
@@ -86,24 +89,41 @@ def test_time_that_is_up_begins_nothing(folder: SweepFolder) -> None:
 
 
 def test_cells_of_others_are_left_to_them(folder: SweepFolder) -> None:
-    theirs = acquire(folder.lock(CELLS[0]))
-    assert theirs is not None
+    theirs = lease_on(folder.lock(CELLS[0]))
+    assert acquired(theirs)
     outcome = Loop(folder, CELLS, Fake()).work()
     assert outcome.elsewhere == 1 and len(outcome.done) == 3
     theirs.release()
     assert Loop(folder, CELLS, Fake()).work().done == CELLS[:1]
 
 
-def test_a_lock_that_says_nothing_is_somebodys(folder: SweepFolder) -> None:
+@pytest.mark.parametrize("age", [0, 100])
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_lock_without_an_owner_is_left_alone(
+    folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, age: int, wait: bool
+) -> None:
+    monkeypatch.setattr(leases, "LEASE", 3.0)
+    monkeypatch.setattr(module, "_PAUSE", 0.05)
     file = folder.lock(CELLS[0])
     file.parent.mkdir(parents=True)
     file.touch()
-    assert Loop(folder, CELLS, Fake()).work().elsewhere == 1  # instead of looking at it all the time
+    os.utime(file, (time.time() - age,) * 2)
+    assert Loop(folder, CELLS, Fake(), wait=wait).work().elsewhere == 1  # instead of looking at it all the time
+
+
+def test_a_dead_owner_elsewhere_is_succeeded_after_its_lease(
+    folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "LEASE", 3.0)
+    monkeypatch.setattr(module, "_PAUSE", 0.05)
+    of_another_host(folder.lock(CELLS[0]), age=100)
+    start = time.monotonic()
+    assert len(Loop(folder, CELLS, Fake()).work().done) == 4 and time.monotonic() - start >= 3
 
 
 def test_waiting_for_others(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = acquire(folder.lock(CELLS[0]))
-    assert theirs is not None
+    theirs = lease_on(folder.lock(CELLS[0]))
+    assert acquired(theirs)
     release: Callable[[float], None] = lambda seconds: theirs.release()  # noqa: E731
     monkeypatch.setattr(module.time, "sleep", release)
     assert len(Loop(folder, CELLS, Fake(), wait=True).work().done) == 4

@@ -7,9 +7,9 @@ from rich.console import Console
 
 from randlora_pl.experiments.sweep.estimate import Estimator
 from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.locks import acquire
 from randlora_pl.experiments.sweep.plan import Cell
 from randlora_pl.experiments.sweep.progress import Progress
+from randlora_pl.utils.files.lease import acquired, lease_on
 from tests.experiments.sweep.grids import cells_of
 
 CELLS = cells_of(seeds=[1, 2])
@@ -58,8 +58,8 @@ def test_a_live_table_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folder = SweepFolder(tmp_path)
     finish(folder, CELLS[0])
     folder.fail(CELLS[1], "no luck")
-    lock = acquire(folder.lock(CELLS[2]))
-    assert lock is not None
+    lease = lease_on(folder.lock(CELLS[2]))
+    assert acquired(lease)
     stream = Terminal()
     progress = progress_of(folder, stream)
     progress.estimator.refresh()
@@ -67,7 +67,7 @@ def test_a_live_table_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     progress.tell(CELLS[1], "failed: no luck")
     with progress.shown():
         pass
-    lock.release()
+    lease.release()
     assert "failed: no luck" in stream.getvalue()
     plain = io.StringIO()
     Console(file=plain, width=120).print(progress.page())

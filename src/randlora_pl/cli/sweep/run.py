@@ -35,7 +35,7 @@ def dry_run(job: Job) -> int:
         done = job.folder.results(cell)
         took, memory, source = done.get("cell_seconds"), done.get("peak_memory_bytes"), ""
         if state != DONE:
-            state = state if job.folder.worker(cell) is None else "running"
+            state = "running" if job.folder.worker(cell) else state
             found = _estimate(estimator, cell)
             took, memory, source = found.seconds, found.bytes, found.source
             seconds, unknown = seconds + (took or 0.0), unknown + (took is None)

@@ -8,9 +8,9 @@ from typing import Any
 
 from randlora_pl.experiments.report.plan import FILE, ZERO_SHOT, Key, Plan, budget_order, read_plan
 from randlora_pl.experiments.report.runs import Run
-from randlora_pl.experiments.sweep.locks import holder
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files.lease import holder
 
 FINISHED, FAILED, RUNNING, UNFINISHED, DAMAGED, NOT_RUN = (
     *("finished", "failed", "running", "unfinished", "damaged", "not run"),
@@ -152,7 +152,7 @@ def _state(folder: Path, place: Path, warn: Callable[[str], None]) -> tuple[str,
         return DAMAGED, "results.json is cut off or damaged", {}
     if figures.get("finished") is True:
         return FINISHED, "", figures
-    if holder(folder / "locks" / f"{place.name}.lock") is not None:
+    if holder(folder / "locks" / f"{place.name}.lock"):
         return RUNNING, "", figures
     try:
         failed = _read_json(place / "failed.json")

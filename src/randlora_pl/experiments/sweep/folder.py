@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 
 from randlora_pl.experiments.sweep.description import Description
-from randlora_pl.experiments.sweep.locks import holder
 from randlora_pl.experiments.sweep.plan import Cell, Labels
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.cache_folder import write_whole
 from randlora_pl.utils.files.documents import parse_json, parse_yaml
+from randlora_pl.utils.files.lease import holder
 
 DONE, FAILED, OPEN = "done", "failed", "open"
 
@@ -64,8 +64,8 @@ class SweepFolder:
         """``reason``, ``time`` and ``tries`` of a cell that failed; empty for any other."""
         return _read(self.place(cell) / "failed.json")
 
-    def worker(self, cell: Cell) -> dict[str, Any] | None:
-        """Who runs a cell just now."""
+    def worker(self, cell: Cell) -> str:
+        """Name the process that runs a cell; empty if none does."""
         return holder(self.lock(cell))
 
     def begin(self, cell: Cell) -> Path:

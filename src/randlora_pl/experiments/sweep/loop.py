@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import SoftFileLease
+
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
-from randlora_pl.experiments.sweep.locks import acquire
 from randlora_pl.experiments.sweep.plan import Cell
 from randlora_pl.utils.errors import LostProcessError, UserError
+from randlora_pl.utils.files import lease as leases
+from randlora_pl.utils.files.lease import acquired, lease_on
 
 _PAUSE = 1.0
 """Seconds between two looks at what other processes are doing."""
@@ -72,6 +75,7 @@ class Loop:
     seconds: Callable[[Cell], float] = lambda cell: 0.0
     keep_adapters: bool = True
     wait: bool = False
+    _leases: dict[str, SoftFileLease] = field(default_factory=dict)
 
     def work(self) -> Outcome:
         """Runs every cell that nobody has run and nobody is running, until there is none.
@@ -82,7 +86,7 @@ class Loop:
         """
         tries = {cell.hash: self.folder.failure(cell).get("tries", 0) for cell in self.cells}
         outcome = Outcome()
-        left = list(self.cells)
+        left, patience = list(self.cells), time.monotonic() + 2 * leases.LEASE
         while left:
             passed: list[Cell] = []
             for cell in left:
@@ -93,8 +97,11 @@ class Loop:
                     return outcome
                 if not self._one(cell, tries, outcome):
                     passed.append(cell)
-            if passed and all(self.folder.worker(cell) is not None for cell in passed):
-                if not self.wait:
+            if passed:
+                running = [bool(self.folder.worker(cell)) for cell in passed]
+                if any(running) or len(passed) < len(left):
+                    patience = time.monotonic() + 2 * leases.LEASE  # by then every dead owner has been succeeded
+                if (all(running) and not self.wait) or time.monotonic() > patience:
                     outcome.elsewhere = len(passed)
                     return outcome
                 time.sleep(_PAUSE)
@@ -109,17 +116,17 @@ class Loop:
 
     def _one(self, cell: Cell, tries: dict[str, int], outcome: Outcome) -> bool:
         """Runs a cell unless another process does; whether it is settled now."""
+        lease = self._leases.setdefault(cell.hash, lease_on(self.folder.lock(cell)))
         try:
-            lock = acquire(self.folder.lock(cell))
+            if not acquired(lease):
+                return False
         except OSError as error:
             raise UserError(f"{self.folder.path} cannot be written ({error.strerror or error}).") from error
-        if lock is None:
-            return False
         try:
             if not self._settled(cell, tries):  # another process may have ended it before the lock was taken
                 self._run(cell, outcome)
         finally:
-            lock.release()
+            lease.release()
         return True
 
     def _run(self, cell: Cell, outcome: Outcome) -> None:

@@ -48,7 +48,7 @@ class Progress(Watch):
         self.own: tuple[Cell, float] | None = None
         self._scanned = 0.0
         self._states: dict[str, str] = {}
-        self._running: list[tuple[Cell, dict[str, Any]]] = []
+        self._running: list[tuple[Cell, str]] = []
         self.live = Live(  # what cells print goes elsewhere
             console=self.console, get_renderable=self.page, refresh_per_second=2, redirect_stdout=False,
             redirect_stderr=False,
@@ -85,11 +85,7 @@ class Progress(Watch):
             if self._states.get(cell.hash) != DONE:
                 self._states[cell.hash] = self.folder.state(cell)
         open_cells = [cell for cell in self.cells if self._states[cell.hash] != DONE]
-        self._running = [
-            (cell, worker)
-            for cell in open_cells
-            if self.folder.lock(cell).exists() and (worker := self.folder.worker(cell)) is not None
-        ]
+        self._running = [(cell, worker) for cell in open_cells if (worker := self.folder.worker(cell))]
 
     def count(self) -> tuple[int, int, int]:
         """Cells that are done, failed, and left."""
@@ -111,7 +107,7 @@ class Progress(Watch):
         """Processes that run a cell just now, this one included."""
         return len(self._elsewhere()) + (self.own is not None)
 
-    def _elsewhere(self) -> list[tuple[Cell, dict[str, Any]]]:
+    def _elsewhere(self) -> list[tuple[Cell, str]]:
         return [pair for pair in self._running if self.own is None or pair[0].hash != self.own[0].hash]
 
     def time_left(self) -> str:
@@ -134,8 +130,7 @@ class Progress(Watch):
         if self.own is not None:
             cell, start = self.own
             rows.append(Text(f"> {cell.labels}, for {duration(time.monotonic() - start)}"))
-        elsewhere = self._elsewhere()[:_SHOWN]
-        rows += [Text(f"> {cell.labels}, on {who.get('host')} ({who.get('pid')})") for cell, who in elsewhere]
+        rows += [Text(f"> {cell.labels}, by {who}") for cell, who in self._elsewhere()[:_SHOWN]]
         rows += [Text(line, style="red" if ": failed: " in line else "dim") for line in self.lines]
         return Group(*rows)
 
