@@ -73,16 +73,16 @@ def test_corners_reproduce_the_runs_and_edges_their_mixtures(kind: str) -> None:
     carrier = models[0]
     plane = Plane(weights_of(carrier), states, POSITIONS["paper"])
     for corner, expected in zip(POSITIONS["paper"], own, strict=True):
-        plane.go(*corner)
+        plane.write_point(*corner)
         assert loss(carrier, batches) == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 3) for value in own}) == 3  # or this would show nothing
-    plane.go(0.2, 0.6)  # shares 0.5, -0.1 and 0.6
+    plane.write_point(0.2, 0.6)  # shares 0.5, -0.1 and 0.6
     middle = loss(carrier, batches)
     for name, value in weights_of(carrier).items():
         slow = 0.5 * states[0][name] - 0.1 * states[1][name] + 0.6 * states[2][name]
         torch.testing.assert_close(value, slow, atol=1e-5, rtol=1e-4)
     assert middle not in own
-    plane.go(*POSITIONS["paper"][1])  # and back
+    plane.write_point(*POSITIONS["paper"][1])  # and back
     assert loss(carrier, batches) == pytest.approx(own[1], abs=1e-5)
 
 
@@ -92,10 +92,10 @@ def test_a_plane_through_tasks_leaves_two_of_them_as_they_are() -> None:
     own = [own_loss(task, batches) for task in models]
     plane = Plane.through(models, POSITIONS["equilateral"])
     for point in ((0.3, 1.4), *POSITIONS["equilateral"]):
-        plane.go(*point)
+        plane.write_point(*point)
         assert [loss(task, batches) for task in models[1:]] == pytest.approx(own[1:], abs=1e-5)
     assert loss(models[0], batches) == pytest.approx(own[2], abs=1e-5)
-    plane.go(*POSITIONS["equilateral"][0])
+    plane.write_point(*POSITIONS["equilateral"][0])
     assert loss(models[0], batches) == pytest.approx(own[0], abs=1e-5)
 
 

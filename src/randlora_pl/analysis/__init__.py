@@ -1,1 +1,1 @@
-"""Analyses over adapter files: what updates are made of, what they do to activations, losses and other data sets."""
+"""Analyses of adapter files: spectra of updates, and effects on activations, losses and other datasets."""

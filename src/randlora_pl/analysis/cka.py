@@ -1,11 +1,11 @@
-"""How alike two models' activations are: linear centred kernel alignment, layer by layer (Figure 4a of the paper).
+"""Linear centered kernel alignment (CKA) of two models' activations by layer (Figure 4a of the paper).
 
     CKA = sum_i HSIC_1(K_i, L_i) / sqrt(sum_i HSIC_1(K_i, K_i) * sum_i HSIC_1(L_i, L_i))
 
 over minibatches i, with K = X X^T and L = Y Y^T of the activations of the same images (Kornblith et al., 2019;
 Nguyen et al., 2021, equation 3). HSIC_1 is the unbiased estimator of Song et al. (2012, equation 5), so that the
-result does not depend on the size of the batches but for noise. The paper says neither which kernel, nor how many
-images, nor what is done with the tokens: here an image's activations are those of all of its tokens, side by side.
+expected value does not depend on the batch size. The paper does not specify the kernel, the number of images, or the
+treatment of tokens. Here the activations of all tokens of an image are concatenated.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,23 +20,23 @@ from randlora_pl.models.blocks import repeated_blocks
 from randlora_pl.utils.errors import UserError
 
 FEWEST = 4
-"""Images that a batch needs: HSIC_1 divides by n (n - 3)."""
+"""Minimum batch size, because HSIC_1 divides by n (n - 3)."""
 KINDS = {"attention": ("attn", "self_attn", "attention"), "mlp": ("mlp", "ffn")}
-"""What is compared in each block, by the names that open_clip, timm and transformers give it."""
+"""Compared parts of each block, with their names in open_clip, timm and transformers."""
 
 Layer = tuple[int, str]
 """Number of the block, and ``attention`` or ``mlp``."""
 
 
 def gram(features: Tensor) -> Tensor:
-    """The linear kernel X X^T of activations (n, ...), (n, n) in float64."""
+    """Return the linear kernel X X^T (n, n) of activations (n, ...), in float64."""
     x = features.detach().flatten(1)
-    x = (x.cpu() if x.device.type == "mps" else x).double()  # which has no float64
+    x = (x.cpu() if x.device.type == "mps" else x).double()  # MPS has no float64
     return x @ x.T
 
 
 def hsic1(k: Tensor, m: Tensor) -> Tensor:
-    """The unbiased Hilbert-Schmidt independence criterion of two kernels (n, n), n >= 4; may be below zero."""
+    """Return the unbiased Hilbert-Schmidt independence criterion of two kernels (n, n), n >= 4; may be negative."""
     n = len(k)
     k, m = k - k.diag().diag(), m - m.diag().diag()
     whole = k.sum() * m.sum() / ((n - 1) * (n - 2))
@@ -48,33 +48,33 @@ class MinibatchCKA:
     """Sums of HSIC_1 over minibatches; `value` is their CKA.
 
     Attributes:
-        sums: Of (K, L), (K, K) and (L, L), float64.
+        sums: HSIC_1 of (K, L), (K, K) and (L, L), float64.
     """
 
     sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
 
     def update(self, k: Tensor, m: Tensor) -> None:
-        """Takes the kernels (n, n) of one minibatch of at least four images."""
+        """Add the kernels (n, n) of one minibatch of at least four images."""
         self.sums = self.sums + torch.stack([hsic1(k, m), hsic1(k, k), hsic1(m, m)]).cpu()
 
     @property
     def value(self) -> float:
-        """CKA, 1 where the activations differ by rotation and scale only; NaN where one of them is constant."""
+        """CKA: 1 if the activations differ by rotation and scale only, NaN if one of them is constant."""
         cross, one, other = self.sums.tolist()
         return float(cross / (one * other) ** 0.5) if one > 0 and other > 0 else float("nan")
 
 
 def vision_layers(model: nn.Module) -> dict[Layer, nn.Module]:
-    """Attention and MLP of every block of the image tower, in order.
+    """Return the attention and MLP layers of every block of the image tower, in order.
 
     Args:
         model: A model of open_clip or timm, or an image tower.
 
     Raises:
-        UserError: It has no such layers.
+        UserError: The model has no such layers.
     """
     blocks = repeated_blocks(model)
-    if any(path.startswith("visual.") for path in blocks):  # a CLIP: without its text tower
+    if any(path.startswith("visual.") for path in blocks):  # CLIP: exclude the text tower
         blocks = {path: block for path, block in blocks.items() if path.startswith("visual.")}
     found: dict[Layer, nn.Module] = {}
     for number, block in enumerate(blocks.values()):
@@ -83,24 +83,24 @@ def vision_layers(model: nn.Module) -> dict[Layer, nn.Module]:
             if layer is not None:
                 found[number, kind] = layer
     if not found:
-        raise UserError("the model has no blocks with attention and MLP layers to compare; CKA needs a transformer.")
+        raise UserError("the model has no blocks with attention and MLP layers. CKA needs a transformer.")
     return found
 
 
 @contextmanager
 def outputs(layers: Mapping[Layer, nn.Module]) -> Iterator[dict[Layer, Tensor]]:
-    """Within the block, what each layer gave last, images first: (b, ...)."""
+    """Record the last output of each layer inside the block, (b, ...)."""
     seen: dict[Layer, Tensor] = {}
 
-    def keep(place: Layer) -> Any:
+    def keep(name: Layer) -> Any:
         def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
             tensor: Tensor = output[0] if isinstance(output, tuple) else output
             batch_second = isinstance(layer, nn.MultiheadAttention) and not layer.batch_first
-            seen[place] = tensor.transpose(0, 1) if batch_second else tensor
+            seen[name] = tensor.transpose(0, 1) if batch_second else tensor
 
         return hook
 
-    handles = [layer.register_forward_hook(keep(place)) for place, layer in layers.items()]
+    handles = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
     try:
         yield seen
     finally:
@@ -110,25 +110,25 @@ def outputs(layers: Mapping[Layer, nn.Module]) -> Iterator[dict[Layer, Tensor]]:
 
 @torch.inference_mode()
 def compare(reference: nn.Module, others: Mapping[str, nn.Module], batches: Iterable[Tensor]) -> dict[str, Any]:
-    """CKA of every layer of some models with the same layer of a reference.
+    """Compute the CKA of each layer of several models with the same layer of a reference model.
 
     Args:
-        reference: What the others are compared with, in eval mode, merged or not.
-        others: By name; of the same architecture as far as the compared layers go.
-        batches: Images (b, 3, H, W) on the models' device; batches of fewer than four are left out.
+        reference: Reference model in eval mode, merged or not.
+        others: Models by name, with the same compared layers.
+        batches: Images (b, 3, H, W) on the models' device; batches of fewer than four images are skipped.
 
     Returns:
-        By name, a mapping of layers to CKA.
+        CKA by layer, by name of the model.
 
     Raises:
-        UserError: A model has other layers, or there was no batch of four images.
+        UserError: A model has other layers, or no batch had four images.
     """
     mine = vision_layers(reference)
     theirs = {name: vision_layers(model) for name, model in others.items()}
     for name, layers in theirs.items():
         if layers.keys() != mine.keys():
             raise UserError(f"{name} has {len(layers)} layers to compare, the reference has {len(mine)}.")
-    sums = {name: {place: MinibatchCKA() for place in mine} for name in others}
+    sums = {name: {layer: MinibatchCKA() for layer in mine} for name in others}
     count = 0
     for images in batches:
         if len(images) < FEWEST:
@@ -136,19 +136,19 @@ def compare(reference: nn.Module, others: Mapping[str, nn.Module], batches: Iter
         count += 1
         with outputs(mine) as seen:
             embed(reference, images)
-            kernels = {place: gram(tensor) for place, tensor in seen.items()}
+            kernels = {layer: gram(tensor) for layer, tensor in seen.items()}
         for name, model in others.items():
             with outputs(theirs[name]) as seen:
                 embed(model, images)
-                for place, tensor in seen.items():
-                    sums[name][place].update(kernels[place], gram(tensor))
+                for layer, tensor in seen.items():
+                    sums[name][layer].update(kernels[layer], gram(tensor))
     if not count:
-        raise UserError(f"CKA needs a batch of at least {FEWEST} images; take more of them.")
-    return {name: {place: one.value for place, one in layers.items()} for name, layers in sums.items()}
+        raise UserError(f"CKA needs a batch of at least {FEWEST} images. Use more images.")
+    return {name: {layer: one.value for layer, one in layers.items()} for name, layers in sums.items()}
 
 
 def embed(model: nn.Module, images: Tensor) -> Tensor:
-    """Embeddings of images by the image tower of a CLIP, or by the model itself."""
+    """Return the embeddings of images by a CLIP's image tower, or by the model itself."""
     encode = getattr(model, "encode_image", model)
     features: Tensor = encode(images)
     return features

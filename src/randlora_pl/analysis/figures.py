@@ -1,4 +1,4 @@
-"""What the pictures of all analyses share: colours by method, and writing them as PNG and SVG."""
+"""Helpers for the plots of all analyses: colors by method, and writing PNG and SVG."""
 
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,19 @@ from matplotlib.figure import Figure
 from randlora_pl.utils.files.cache_folder import write_whole
 from randlora_pl.utils.text.printable import for_figure
 
-_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#d62728", "#8c564b", "#e377c2", "#17becf")
+_COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#d62728", "#8c564b", "#e377c2", "#17becf")
 FULL = "#555555"
-"""Full fine-tuning, in every picture."""
+"""Color of full fine-tuning in every plot."""
 
 
-def colours(labels: list[str]) -> dict[str, str]:
-    """A colour for each label; full fine-tuning is always grey."""
-    free = iter(_COLOURS * (1 + len(labels) // len(_COLOURS)))
+def colors(labels: list[str]) -> dict[str, str]:
+    """Return a color per label; full fine-tuning is always gray."""
+    free = iter(_COLORS * (1 + len(labels) // len(_COLORS)))
     return {label: FULL if label.startswith("FullFineTuning") else next(free) for label in labels}
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """A figure in inches with a title."""
+    """Return a figure with a title; the size is in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(for_figure(title), fontsize=11)
@@ -30,17 +30,17 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def footnote(figure: Figure, text: str) -> None:
-    """A remark below everything."""
+    """Add a remark below the panels."""
     figure.supxlabel(for_figure(text), fontsize=8, color="#555555")
 
 
 def legend(figure: Figure, axes: Any, columns: int = 4) -> None:
-    """One legend for all panels, above them."""
+    """Add one legend for all panels, above them."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns, fontsize=9)
 
 
 def write_figure(figure: Figure, folder: Path, name: str) -> None:
-    """Writes ``NAME.png`` and ``NAME.svg``, the latter without a date, so that equal figures are equal files."""
+    """Write ``NAME.png`` and ``NAME.svg``, without a date, so that equal figures give equal files."""
     write_whole(folder / f"{name}.png", lambda stream: figure.savefig(stream, format="png", dpi=130))
     with rc_context({"svg.hashsalt": name}):
         metadata = {"Date": None}

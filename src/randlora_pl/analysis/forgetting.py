@@ -1,4 +1,4 @@
-"""What a tuned CLIP still knows: zero-shot accuracy on other data sets, before and after tuning."""
+"""Forgetting of a fine-tuned CLIP: zero-shot accuracy on other datasets, before and after fine-tuning."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from randlora_pl.adapters import AdapterFile
 from randlora_pl.utils.errors import UserError
 
 TASKS = ("VisionLanguageTask", "TextHeadTask")
-"""Tasks whose classifier is made of class names, so that it can be made for other classes."""
+"""Tasks whose classifier is computed from class names, so that it can be computed for other classes."""
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    """Accuracies of one adapter on one data set, in percent.
+    """Accuracy of one adapter on one dataset, in percent.
 
     Attributes:
-        dataset: Name of the data set.
-        images: Test images.
-        classes: Their classes.
-        before: Of the base model.
-        after: Of the tuned model, with class names put into the same prompts.
+        dataset: Name of the dataset.
+        images: Number of test images.
+        classes: Number of classes.
+        before: Accuracy of the base model.
+        after: Accuracy of the fine-tuned model, with the same prompts.
     """
 
     dataset: str
@@ -35,28 +35,28 @@ class Forgetting:
 
     @property
     def change(self) -> float:
-        """Points gained; below zero: forgotten."""
+        """Change in percentage points; negative values mean forgetting."""
         return self.after - self.before
 
 
 def check_task(file: AdapterFile) -> None:
-    """Refuses adapters without a text head.
+    """Raise an error for adapters without a text head.
 
     Raises:
-        UserError: It has none, or was written by no task.
+        UserError: The adapter has no text head, was trained on captions, or was not saved by a task.
     """
     task = file.metadata.get("task")
     if task not in TASKS:
         raise UserError(
-            f"{file.path} was trained by {task or 'no task'}: only a CLIP with a text head ({' or '.join(TASKS)}) can "
-            "name classes that it was not trained on."
+            f"{file.path} was trained by {task or 'no task'}. Zero-shot accuracy on other datasets needs a CLIP with a "
+            f"text head ({' or '.join(TASKS)})."
         )
     if file.metadata.get("captions"):
-        raise UserError(f"{file.path} was trained on captions; there is no prompt for class names in it.")
+        raise UserError(f"{file.path} was trained on captions and has no prompt for class names.")
 
 
 def prompts_of(file: AdapterFile, templates: list[str]) -> list[str]:
-    """The prompts that the adapter's task evaluates with: its caption, or a data set's templates to average."""
+    """Return the evaluation prompts of the adapter's task: its caption, or the dataset's templates to average."""
     arguments = dict(file.metadata["arguments"])
     captioned = file.metadata["task"] == "VisionLanguageTask" and arguments.get("eval_prompts", "caption") == "caption"
     return [str(arguments["caption"])] if captioned else templates
@@ -66,13 +66,13 @@ def prompts_of(file: AdapterFile, templates: list[str]) -> list[str]:
 def accuracy(
     model: Any, classes: Tensor, batches: Iterable[tuple[Tensor, Tensor]], tick: Callable[[int], None] = lambda _: None
 ) -> tuple[float, int]:
-    """Share of the images, in percent, whose embedding is nearest to that of their class, and how many there are.
+    """Return the zero-shot accuracy in percent and the number of images.
 
     Args:
-        model: Has ``encode_image``.
-        classes: Embeddings of the classes (C, e) of unit length.
+        model: Model with ``encode_image``.
+        classes: Embeddings of the classes (C, e), of unit length.
         batches: Images (b, 3, H, W) with labels (b,).
-        tick: Told how many images have just been tested.
+        tick: Progress callback, called with the number of images of each batch.
     """
     right = count = 0
     for images, labels in batches:

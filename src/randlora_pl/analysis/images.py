@@ -1,4 +1,4 @@
-"""A fixed choice of a data set's images, the same for every model that is looked at."""
+"""Selection of a dataset's images, identical for all models of an analysis."""
 
 from collections.abc import Iterator
 
@@ -17,14 +17,14 @@ from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 
 
-def share_of(samples: Samples, share: float, seed: int) -> Samples:
-    """A share of some samples, each class in proportion, by the seed and the samples' keys alone; at least one."""
-    total = max(1, round(share * len(samples)))
+def stratified_fraction(samples: Samples, fraction: float, seed: int) -> Samples:
+    """Return a stratified fraction of the samples, at least one; only seed and sample keys decide."""
+    total = max(1, round(fraction * len(samples)))
     return samples.subset(stratified(samples.labels, samples.numbers, total, seed, "analysis"))
 
 
-def some_of(samples: Samples, count: int | None, seed: int) -> Samples:
-    """So many samples in a random order, or all of them."""
+def random_samples(samples: Samples, count: int | None, seed: int) -> Samples:
+    """Return this many samples, or all, in random order."""
     order = rng.permutation(seed, "analysis/order", len(samples)).numpy()
     return samples.subset(order if count is None else np.asarray(order[:count]))
 
@@ -32,19 +32,19 @@ def some_of(samples: Samples, count: int | None, seed: int) -> Samples:
 def batches(
     data: ImageData, samples: Samples, size: int, device: torch.device | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (b, 3, H, W) as for a test, and labels (b,), in batches of nearly equal size.
+    """Yield images (b, 3, H, W) with test preprocessing and labels (b,), in batches of nearly equal size.
 
     Args:
-        data: The data set, after ``setup``.
-        samples: Samples of it.
-        size: The most images of a batch.
-        device: Where they go.
+        data: Data module, after ``setup``.
+        samples: Samples of its dataset.
+        size: Maximum batch size.
+        device: Device of the batches.
 
     Raises:
-        UserError: There are none, or an image cannot be read.
+        UserError: The samples are empty, or an image cannot be read.
     """
     if not len(samples):
-        raise UserError(f"{data.row.title}: there are no images of this kind.")
+        raise UserError(f"{data.row.title} has no images of this kind.")
     size = -(-len(samples) // -(-len(samples) // size))
     numbered = EvalBatches(samples, EvalSchedule(len(samples), size), data.frame, data.skip)
     workers = default_workers(isinstance(samples.images, ArrayImages), data.frame, 1)
@@ -53,16 +53,16 @@ def batches(
         yield batch["image"][good].to(device), batch["label"][good].to(device)
 
 
-def classes_of(data: ImageData, classnames: list[str]) -> None:
-    """Refuses data whose classes are not those of a model.
+def check_classes(data: ImageData, classnames: list[str]) -> None:
+    """Raise an error if the classes of the data differ from the classes of a model.
 
     Raises:
-        UserError: They differ, or are captions.
+        UserError: The classes differ, or the data has captions.
     """
     if data.row.captions:
-        raise UserError(f"{data.row.name}: captions are no classes; name a data set with classes: --dataset NAME")
+        raise UserError(f"{data.row.name} has captions, not classes. Set a dataset with classes: --dataset NAME")
     if data.classnames != classnames:
         raise UserError(
-            f"{data.row.name} has {len(data.classnames)} classes {data.classnames[:3]}..., the model was trained on "
-            f"{len(classnames)} others {classnames[:3]}...; name its own data set: --dataset NAME"
+            f"{data.row.name} has {len(data.classnames)} classes ({data.classnames[:3]} ...), but the model has "
+            f"{len(classnames)} others ({classnames[:3]} ...). Set its dataset: --dataset NAME"
         )

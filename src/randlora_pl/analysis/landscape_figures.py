@@ -1,4 +1,4 @@
-"""Pictures of a loss landscape: contours, and a page to turn it around in."""
+"""Plots of a loss landscape: contours, and an interactive 3D page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from randlora_pl.analysis.figures import colours, footnote, new_figure
+from randlora_pl.analysis.figures import colors, footnote, new_figure
 from randlora_pl.analysis.landscape import ABOVE, Grid, Point
 from randlora_pl.analysis.paths import Cell, low_path
 from randlora_pl.utils.files.cache_folder import write_whole
@@ -21,15 +21,15 @@ Heights = list[list[float]]
 
 @dataclass(frozen=True)
 class Landscape:
-    """A finished grid of losses.
+    """Losses on a grid in the plane of three models.
 
     Attributes:
         labels: Names of the three models.
-        corners: Where they lie.
-        losses: Their own losses.
-        grid: Where the loss was taken.
-        heights: Losses, a row for each y.
-        about: What the loss was taken on, in words.
+        corners: Positions of the three models.
+        losses: Losses of the three models.
+        grid: Points at which the loss was computed.
+        heights: Losses on the grid, one row per y.
+        about: Description of the data.
     """
 
     labels: tuple[str, str, str]
@@ -41,25 +41,25 @@ class Landscape:
 
     @property
     def top(self) -> float:
-        """What losses are cut off at: 20 % above the shallowest of the three minima."""
+        """Loss at which the plots are cut off: 20 % above the highest loss of the three models."""
         return ABOVE * max(self.losses)
 
     @property
     def clamped(self) -> NDArray[np.float64]:
-        """The losses up to `top`, (rows along y, columns along x)."""
+        """Losses clipped at `top`, (rows along y, columns along x)."""
         return np.minimum(np.array(self.heights, dtype=np.float64), self.top)
 
     def paths(self) -> dict[tuple[int, int], list[Cell]]:
-        """The path of the lowest barrier on the grid between each two of the models."""
+        """Return the path of the lowest barrier on the grid for each pair of models."""
         return {
             (i, j): low_path(self.heights, self.grid.nearest(self.corners[i]), self.grid.nearest(self.corners[j]))
             for i, j in ((0, 1), (1, 2), (0, 2))
         }
 
     def barriers(self) -> dict[str, float]:
-        """How far one must climb above the higher of two models to get from one to the other, at least 0.
+        """Return the loss barrier of each pair of models: the maximum on the path minus the higher loss, at least 0.
 
-        Along the grid, whose points need not be the models: there, their own losses count.
+        Grid points need not coincide with the models. At the ends, the models' own losses are used.
         """
         found = {}
         for (i, j), path in self.paths().items():
@@ -75,27 +75,27 @@ class Landscape:
 
     @property
     def on_grid(self) -> bool:
-        """Whether the models are points of the grid, near which barriers would otherwise be rough."""
+        """True if all models are grid points; otherwise barriers are rough near them."""
         return all(x in self.values and y in self.values for x, y in self.corners)
 
     def points(self, path: Sequence[Cell], i: int, j: int) -> tuple[list[float], list[float]]:
-        """A path as x and y, from model i itself to model j itself."""
+        """Return the x and y coordinates of a path that starts exactly at model i and ends at model j."""
         inner = [(self.values[column], self.values[row]) for row, column in path[1:-1]]
         x, y = zip(self.corners[i], *inner, self.corners[j], strict=True)
         return list(x), list(y)
 
     @property
     def values(self) -> list[float]:
-        """Coordinates of the grid, along x and along y."""
+        """Coordinates of the grid, equal for x and y."""
         return self.grid.values
 
 
 def contour_figure(landscape: Landscape) -> Figure:
-    """Contours of the loss with the three models and the lowest paths between them."""
+    """Plot the contours of the loss, the three models and the lowest paths between them."""
     figure = new_figure(8, 6.6, f"Loss on the plane through three models\n{landscape.about}")
     axes = figure.subplots()
     heights = landscape.clamped
-    lowest = min(float(heights.min()), *landscape.losses)  # a coarse grid may miss every minimum
+    lowest = min(float(heights.min()), *landscape.losses)  # a coarse grid may miss the minima
     levels = np.linspace(lowest, max(landscape.top, lowest + 1e-12), 22)
     filled = axes.contourf(landscape.values, landscape.values, heights, levels, cmap="viridis")
     axes.contour(landscape.values, landscape.values, heights, levels[:-1], colors="white", linewidths=0.4, alpha=0.6)
@@ -103,7 +103,7 @@ def contour_figure(landscape: Landscape) -> Figure:
     for (i, j), path in landscape.paths().items():
         axes.plot(*landscape.points(path, i, j), color="white", linestyle="--", linewidth=1.6)
     axes.plot([], [], color="white", linestyle="--", label="path of the lowest barrier")
-    styles = colours(list(landscape.labels))
+    styles = colors(list(landscape.labels))
     for label, corner, loss, marker in zip(landscape.labels, landscape.corners, landscape.losses, "osD", strict=True):
         axes.plot(
             *corner, marker, color=styles[label], markersize=10, markeredgecolor="white", linestyle="none",
@@ -120,7 +120,7 @@ def contour_figure(landscape: Landscape) -> Figure:
 
 
 def write_page(landscape: Landscape, file: Path) -> None:
-    """Writes an interactive page that needs nothing else, with plotly's program inside.
+    """Write a self-contained interactive page, with plotly's JavaScript included.
 
     Raises:
         ImportError: Plotly is not installed.
@@ -148,7 +148,7 @@ def write_page(landscape: Landscape, file: Path) -> None:
                 x=x, y=y, z=z, mode="lines", name="path of the lowest barrier", showlegend=(i, j) == (0, 1), **style
             )
         )
-    styles = colours(list(landscape.labels))
+    styles = colors(list(landscape.labels))
     for label, (x1, y1), loss in zip(landscape.labels, landscape.corners, landscape.losses, strict=True):
         marker = {"size": 7, "color": styles[label], "line": {"color": "white", "width": 2}}
         traces.append(

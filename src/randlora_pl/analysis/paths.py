@@ -1,4 +1,4 @@
-"""The path between two places of a height map whose highest point is as low as possible."""
+"""Minimax paths on a height map: the highest cell on the path is as low as possible."""
 
 import heapq
 import math
@@ -8,15 +8,15 @@ Cell = tuple[int, int]
 
 
 def low_path(heights: Sequence[Sequence[float]], start: Cell, end: Cell) -> list[Cell]:
-    """The shortest of the paths that climb least: of all paths from start to end the highest cell is lowest.
+    """Return the shortest path among those with the lowest maximum height.
 
     Args:
         heights: (rows, columns); infinity is allowed.
-        start: Row and column.
-        end: Row and column.
+        start: Row and column of the first cell.
+        end: Row and column of the last cell.
 
     Returns:
-        Neighbouring cells (diagonals count), start and end included.
+        Adjacent cells (also diagonally), with start and end.
     """
     climb = _search(heights, start, end, lambda cost, here, there: max(cost, _at(heights, there)))
     level = max(_at(heights, cell) for cell in climb)
@@ -34,7 +34,7 @@ def _at(heights: Sequence[Sequence[float]], cell: Cell) -> float:
 def _search(
     heights: Sequence[Sequence[float]], start: Cell, end: Cell, step: Callable[[float, Cell, Cell], float]
 ) -> list[Cell]:
-    """Dijkstra's algorithm (1959), for costs that never fall along a path."""
+    """Run Dijkstra's algorithm (1959) for costs that never decrease along a path."""
     rows, columns = len(heights), len(heights[0])
     best: dict[Cell, float] = {start: step(0.0, start, start) if start != end else 0.0}
     came: dict[Cell, Cell] = {}

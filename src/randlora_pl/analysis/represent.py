@@ -1,14 +1,14 @@
-"""How well adapters of one budget can express a given update (equations 6 to 8 of the paper).
+"""Best approximations of a given update by LoRA and RandLoRA (equations 6 to 8 of the paper).
 
-LoRA: the truncated singular value decomposition is the best there is (Eckart & Young, 1936), so that
+LoRA: the truncated singular value decomposition is optimal (Eckart & Young, 1936), so that
 
     ||W - B A||_F >= (sum_{i > k} sigma_i^2)^(1/2)                                                     (equation 8)
 
-The paper writes the sum without its square root, which makes it the square of the norm on the left.
+The paper omits the square root, so that its right-hand side is the square of the norm.
 
 RandLoRA: lambda and gamma of equation 4 are fitted to the update by alternating least squares. For fixed lambda each
-column of W is a least-squares problem of n unknowns, for fixed gamma the whole of W one of n r unknowns; both are
-solved exactly in float64, so that the error never grows. A local optimum is what this finds, not necessarily the best.
+column of W is a least-squares problem with n unknowns, for fixed gamma all of W is one with n r unknowns. Both are
+solved exactly in float64, so that the error never increases. The result is a local optimum.
 """
 
 import math
@@ -24,16 +24,16 @@ from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.spectrum import truncated
 
 RIDGE = 1e-12
-"""Added to normal equations, relative to their mean diagonal entry: they may be singular."""
+"""Ridge of the normal equations, which may be singular, relative to their mean diagonal entry."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fit of lambda (n, r) and gamma (n, d) to a matrix (D, d).
+    """Fit of lambda (n, r) and gamma (n, d) to a matrix (D, d).
 
     Attributes:
-        lambdas: Without any scaling, float64.
-        gammas: float64.
+        lambdas: Lambda without scaling, float64.
+        gammas: Gamma, float64.
         errors: ||W - sum||_F / ||W||_F at the start and after each sweep.
     """
 
@@ -43,23 +43,23 @@ class Fitted:
 
     @property
     def error(self) -> float:
-        """The last of the errors."""
+        """Error after the last sweep."""
         return self.errors[-1]
 
 
 @dataclass(frozen=True)
 class LayerFit:
-    """What two methods leave of one update, relative to its Frobenius norm.
+    """Errors of two methods on one update, relative to its Frobenius norm.
 
     Attributes:
         layer: Name of the layer.
         shape: (out, in).
-        lora: ||W - B A||_F / ||W||_F for the best B A: equation 8.
-        randlora: The same for the fitted sum of equation 4.
-        bound: n epsilon / ||W||_F of equation 7, epsilon being the largest error of a segment of the decomposition that
-            is fitted with its own bases (equation 6).
-        lora_parameters: Of this layer.
-        randlora_parameters: Of this layer.
+        lora: ||W - B A||_F / ||W||_F for the best B A (equation 8).
+        randlora: ||W - sum||_F / ||W||_F for the fitted sum of equation 4.
+        bound: n epsilon / ||W||_F of equation 7, where epsilon is the largest error of a segment of the decomposition,
+            each fitted with its own bases (equation 6).
+        lora_parameters: Trainable parameters of LoRA in this layer.
+        randlora_parameters: Trainable parameters of RandLoRA in this layer.
     """
 
     layer: str
@@ -72,7 +72,7 @@ class LayerFit:
 
 
 def combined(b: Tensor, a: Tensor, lambdas: Tensor, gammas: Tensor) -> Tensor:
-    """sum_j B_j diag(lambda_j) A diag(gamma_j), (D, d).
+    """Return sum_j B_j diag(lambda_j) A diag(gamma_j), (D, d).
 
     Args:
         b: (D, n, r).
@@ -85,14 +85,14 @@ def combined(b: Tensor, a: Tensor, lambdas: Tensor, gammas: Tensor) -> Tensor:
 
 
 def fit(w: Tensor, b: Tensor, a: Tensor, sweeps: int = 100, tolerance: float = 1e-4) -> Fitted:
-    """Fits lambda and gamma to a matrix by alternating least squares.
+    """Fit lambda and gamma to a matrix by alternating least squares.
 
     Args:
-        w: (D, d).
-        b: (D, n, r), the bases.
-        a: (r, d), the shared one.
-        sweeps: The most rounds over both.
-        tolerance: Ends once a round lowers the error by less than this share of it.
+        w: Matrix (D, d).
+        b: Bases (D, n, r).
+        a: Shared basis (r, d).
+        sweeps: Maximum number of sweeps over both.
+        tolerance: Relative decrease of the error per sweep below which the fit stops.
     """
     w, b, a = w.double(), b.double(), a.double()
     _, count, rank = b.shape
@@ -103,7 +103,7 @@ def fit(w: Tensor, b: Tensor, a: Tensor, sweeps: int = 100, tolerance: float = 1
     for _ in range(sweeps if norm > 0 else 0):
         gammas = _gammas(products, gram, a, lambdas)
         lambdas = _lambdas(products, gram, a, gammas)
-        size = lambdas.square().mean().sqrt()  # the product alone is determined: keep both of one order
+        size = lambdas.square().mean().sqrt()  # only the product is determined, so keep both on one scale
         lambdas, gammas = lambdas / size, gammas * size
         errors.append(float((w - combined(b, a, lambdas, gammas)).norm()) / norm)
         if errors[-2] - errors[-1] < tolerance * errors[-1]:
@@ -112,7 +112,7 @@ def fit(w: Tensor, b: Tensor, a: Tensor, sweeps: int = 100, tolerance: float = 1
 
 
 def _gammas(products: Tensor, gram: Tensor, a: Tensor, lambdas: Tensor) -> Tensor:
-    """The best gamma (n, d) for fixed lambda: W[:, c] = sum_j gamma_j[c] B_j (lambda_j * A[:, c]) for each column c.
+    """Solve W[:, c] = sum_j gamma_j[c] B_j (lambda_j * A[:, c]) for gamma (n, d), for each column c and fixed lambda.
 
     Args:
         products: B^T W, (n r, d).
@@ -126,7 +126,7 @@ def _gammas(products: Tensor, gram: Tensor, a: Tensor, lambdas: Tensor) -> Tenso
     scaled = lambdas[:, :, None] * a  # (n, r, d)
     right = (scaled * products.view(count, rank, width)).sum(1).T  # (d, n)
     found = torch.empty(count, width, dtype=a.dtype)
-    for start in range(0, width, 64):  # bounds the memory
+    for start in range(0, width, 64):  # limits the memory
         part = scaled[:, :, start : start + 64]
         half = torch.einsum("nrms,msc->cnrm", blocks, part)
         normal = torch.einsum("nrc,cnrm->cnm", part, half)
@@ -135,7 +135,7 @@ def _gammas(products: Tensor, gram: Tensor, a: Tensor, lambdas: Tensor) -> Tenso
 
 
 def _lambdas(products: Tensor, gram: Tensor, a: Tensor, gammas: Tensor) -> Tensor:
-    """The best lambda (n, r) for fixed gamma: W = sum_ji lambda_ji b_ji (A_i * gamma_j)^T."""
+    """Solve W = sum_ji lambda_ji b_ji (A_i * gamma_j)^T for lambda (n, r), for fixed gamma."""
     count, rank = len(gammas), len(a)
     rows = (a[None] * gammas[:, None]).flatten(0, 1)  # (n r, d)
     normal = gram * (rows @ rows.T)
@@ -143,7 +143,7 @@ def _lambdas(products: Tensor, gram: Tensor, a: Tensor, gammas: Tensor) -> Tenso
 
 
 def _solve(normal: Tensor, right: Tensor) -> Tensor:
-    """Solutions (b, k) of positive semidefinite systems (b, k, k)."""
+    """Return the solutions (b, k) of positive semidefinite systems (b, k, k)."""
     mean = normal.diagonal(dim1=1, dim2=2).mean(1)
     ridge = (RIDGE * mean).clamp_min(torch.finfo(normal.dtype).tiny)
     factor, info = torch.linalg.cholesky_ex(
@@ -157,13 +157,13 @@ def _solve(normal: Tensor, right: Tensor) -> Tensor:
 
 
 def segments(w: Tensor, b: Tensor, a: Tensor, sweeps: int = 10) -> list[float]:
-    """||U_j Sigma_j V_j^T - B_j Lambda_j A Gamma_j||_F for each of the n segments of the decomposition (equation 6).
+    """Return ||U_j Sigma_j V_j^T - B_j Lambda_j A Gamma_j||_F for each of the n segments of the SVD (equation 6).
 
     Args:
-        w: (D, d).
-        b: (D, n, r).
-        a: (r, d).
-        sweeps: Rounds of each fit.
+        w: Matrix (D, d).
+        b: Bases (D, n, r).
+        a: Shared basis (r, d).
+        sweeps: Maximum number of sweeps of each fit.
     """
     u, values, v = torch.linalg.svd(w.double(), full_matrices=False)
     rank = b.shape[2]
@@ -176,15 +176,15 @@ def segments(w: Tensor, b: Tensor, a: Tensor, sweeps: int = 10) -> list[float]:
 
 
 def represent(layer: str, update: Tensor, lora: LoRA, randlora: RandLoRA, bases: Bases, sweeps: int = 100) -> LayerFit:
-    """What the best LoRA and a fitted RandLoRA leave of one update.
+    """Return the errors of the best LoRA and of a fitted RandLoRA on one update.
 
     Args:
         layer: Name of the layer.
-        update: (out, in).
-        lora: Its rank counts.
-        randlora: Dense bases, full variant; its rank counts.
-        bases: Of ``randlora``, at least as large as this layer needs.
-        sweeps: The most rounds of the fit.
+        update: Matrix (out, in).
+        lora: Adapter that defines LoRA's rank.
+        randlora: Adapter that defines RandLoRA's rank; dense bases, full variant.
+        bases: Bases of ``randlora``, at least as large as this layer needs.
+        sweeps: Maximum number of sweeps of the fit.
     """
     shape = WeightShape(layer, *update.shape)
     w = update if shape.out_features >= shape.in_features else update.T
@@ -200,5 +200,5 @@ def represent(layer: str, update: Tensor, lora: LoRA, randlora: RandLoRA, bases:
 
 
 def mean_error(fits: list[LayerFit], which: str) -> float:
-    """Root of the mean squared relative error over layers, of ``lora`` or ``randlora``."""
+    """Return the root mean square of the relative errors over layers, of ``lora`` or ``randlora``."""
     return math.sqrt(sum(float(getattr(one, which)) ** 2 for one in fits) / max(1, len(fits)))

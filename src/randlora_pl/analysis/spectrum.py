@@ -1,4 +1,4 @@
-"""How much rank the updates of adapters have, layer by layer (what Table 2 of the paper is about)."""
+"""Ranks and singular values of adapters' updates by layer (compare Table 2 of the paper)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from randlora_pl.adapters import AdapterFile
 from randlora_pl.adapters.layers.weight_access import is_conv1d, out_and_in
 from randlora_pl.adapters.methods.whole.full import Whole
 from randlora_pl.adapters.spectrum import Spectrum, spectrum
-from randlora_pl.analysis.figures import FULL, colours, footnote, legend, new_figure
+from randlora_pl.analysis.figures import FULL, colors, footnote, legend, new_figure
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.updates import layer_updates
 from randlora_pl.utils.errors import errors_in
 from randlora_pl.utils.text.printable import for_figure
 
 SMALLEST = 1e-7
-"""Relative singular values below this are drawn at it: rounding of float32."""
+"""Lower limit of relative singular values in plots: below it is rounding of float32."""
 
 
 @dataclass(frozen=True)
 class LayerSpectrum:
-    """The update of one weight.
+    """Spectrum of the update of one weight.
 
     Attributes:
         layer: Name of the layer.
@@ -40,7 +40,7 @@ class LayerSpectrum:
     values: Tensor
 
     def as_row(self) -> dict[str, Any]:
-        """A row of a table, without the singular values."""
+        """Return a table row, without the singular values."""
         out_features, in_features = self.shape
         return {"layer": self.layer, "out": out_features, "in": in_features, "full_rank": len(self.values)} | vars(
             self.sizes
@@ -48,12 +48,12 @@ class LayerSpectrum:
 
 
 def matrix_updates(file: AdapterFile) -> dict[str, Tensor]:
-    """The update of every linear, convolution and attention weight that an adapter changes, (out, in), by layer name.
+    """Return the update (out, in) of each linear, convolution and attention weight of an adapter, by layer name.
 
-    Full fine-tuning changes embeddings, norms and biases, too, which are no matrices of a layer and left out.
+    Full fine-tuning also changes embeddings, norms and biases, which are not matrices of a layer and are left out.
 
     Raises:
-        UserError: The adapter cannot be read, or its base model is needed and cannot be had.
+        UserError: The adapter cannot be read, or its base model is required and not available.
     """
     found = layer_updates(file)
     if not isinstance(file.adapter, Whole):
@@ -70,10 +70,10 @@ def matrix_updates(file: AdapterFile) -> dict[str, Tensor]:
 
 
 def layer_spectrum(layer: str, update: Tensor) -> LayerSpectrum:
-    """The spectrum of one update (out, in).
+    """Return the spectrum of one update (out, in).
 
     Raises:
-        UserError: It is not finite; names the layer.
+        UserError: The update is not finite; the message has the layer.
     """
     with errors_in(layer):
         sizes = spectrum(update)
@@ -82,13 +82,13 @@ def layer_spectrum(layer: str, update: Tensor) -> LayerSpectrum:
 
 
 def common_layers(adapters: Sequence[Sequence[LayerSpectrum]]) -> list[str]:
-    """Names of the layers that every adapter changes, in order; those of the first where there are none."""
+    """Return the names of the layers that all adapters change, in order; if none, the layers of the first adapter."""
     shared = set.intersection(*({one.layer for one in layers} for layers in adapters))
     return [one.layer for one in adapters[0] if one.layer in shared] or [one.layer for one in adapters[0]]
 
 
 def means(layers: Sequence[LayerSpectrum]) -> dict[str, float]:
-    """Mean over layers of rank, stable and effective rank, the full rank, and the mean share of it."""
+    """Return means over layers: rank, stable rank, effective rank, norm, full rank, and rank divided by full rank."""
     count = max(1, len(layers))
     keys = ("rank", "stable_rank", "effective_rank", "norm")
     found = {key: sum(float(getattr(one.sizes, key)) for one in layers) / count for key in keys}
@@ -97,39 +97,39 @@ def means(layers: Sequence[LayerSpectrum]) -> dict[str, float]:
 
 
 def curve(layers: Sequence[LayerSpectrum], points: int = 200) -> tuple[Any, Any, Any, Any]:
-    """Singular values relative to the largest, along the share of the full rank: (shares, median, least, largest).
+    """Return relative singular values over layers: (index / full rank, median, minimum, maximum).
 
-    Layers of different width are put on one axis by interpolation; updates of zero have no curve.
+    Layers of different width are interpolated to one axis; zero updates are left out.
     """
-    shares = np.linspace(0, 1, points)
+    fractions = np.linspace(0, 1, points)
     rows = []
     for one in layers:
         if one.sizes.spectral_norm > 0:
             values = (one.values / one.values[0]).clamp_min(SMALLEST).numpy()
-            rows.append(np.interp(shares, np.linspace(0, 1, len(values)), values))
+            rows.append(np.interp(fractions, np.linspace(0, 1, len(values)), values))
     stacked = np.stack(rows or [np.full(points, np.nan)])
-    return shares, np.median(stacked, 0), stacked.min(0), stacked.max(0)
+    return fractions, np.median(stacked, 0), stacked.min(0), stacked.max(0)
 
 
 def spectrum_figure(adapters: Mapping[str, Sequence[LayerSpectrum]]) -> Figure:
-    """Singular value curves, and rank and effective rank by layer, of several adapters.
+    """Plot singular values, and rank and effective rank by layer, of several adapters.
 
     Args:
-        adapters: By label; the layers that all of them have are drawn.
+        adapters: Spectra of the layers, by label of the adapter; only common layers are drawn.
     """
     layers = common_layers(list(adapters.values()))
     figure = new_figure(14, 4.6, "")
     curves, ranks, effective = figure.subplots(1, 3)
-    for label, colour in colours(list(adapters)).items():
+    for label, color in colors(list(adapters)).items():
         mine = [one for one in adapters[label] if one.layer in layers]
-        shares, middle, low, high = curve(mine)
-        curves.plot(shares, middle, color=colour, label=for_figure(label))
-        curves.fill_between(shares, low, high, color=colour, alpha=0.15, linewidth=0)
-        places = [layers.index(one.layer) + 1 for one in mine]
-        size = 6 if colour == FULL else 3  # seen behind the others
-        style: dict[str, Any] = {"color": colour, "marker": "o", "markersize": size, "linewidth": 1}
-        ranks.plot(places, [one.sizes.rank / len(one.values) for one in mine], **style)
-        effective.plot(places, [one.sizes.effective_rank / len(one.values) for one in mine], **style)
+        fractions, middle, low, high = curve(mine)
+        curves.plot(fractions, middle, color=color, label=for_figure(label))
+        curves.fill_between(fractions, low, high, color=color, alpha=0.15, linewidth=0)
+        numbers = [layers.index(one.layer) + 1 for one in mine]
+        size = 6 if color == FULL else 3  # visible behind the other markers
+        style: dict[str, Any] = {"color": color, "marker": "o", "markersize": size, "linewidth": 1}
+        ranks.plot(numbers, [one.sizes.rank / len(one.values) for one in mine], **style)
+        effective.plot(numbers, [one.sizes.effective_rank / len(one.values) for one in mine], **style)
     curves.set(yscale="log", xlabel="index / full rank", ylabel="singular value / largest", ylim=(SMALLEST / 2, 2))
     curves.set_title("singular values: median and range over layers", fontsize=10)
     for axes, title in ((ranks, "rank / full rank"), (effective, "effective rank / full rank")):
@@ -139,6 +139,6 @@ def spectrum_figure(adapters: Mapping[str, Sequence[LayerSpectrum]]) -> Figure:
         axes.grid(alpha=0.3)
     legend(figure, curves)
     footnote(
-        figure, f"{len(layers)} layers that all of them change; effective rank: exp of the entropy of the spectrum"
+        figure, f"{len(layers)} layers that all adapters change; effective rank: exp of the entropy of the spectrum"
     )
     return figure

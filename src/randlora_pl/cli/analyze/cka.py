@@ -126,14 +126,14 @@ def _parse(args: list[str]) -> argparse.Namespace:
 def _compare(first: Run, others: list[Run], typed: argparse.Namespace, device: Any) -> tuple[int, dict[str, Any]]:
     """CKA of some runs of one data set with the first: number of images, and values by layer for each path."""
     from randlora_pl.analysis.cka import compare
-    from randlora_pl.analysis.images import batches, some_of
+    from randlora_pl.analysis.images import batches, random_samples
     from randlora_pl.cli.common.progress import counting
 
     reference = task_of(first, device)
     data = data_of(first, reference.image_spec, typed.dataset, typed.root, typed.batch_size)
     data.prepare_data()
     data.setup("test")
-    samples = some_of(data.samples("test"), typed.images or None, typed.seed)
+    samples = random_samples(data.samples("test"), typed.images or None, typed.seed)
     tasks = {str(run.path): task_of(run, device) for run in others}
     for name, task in tasks.items():
         if task.image_spec != reference.image_spec:

@@ -115,7 +115,7 @@ def _tested(runs: list[Run], typed: argparse.Namespace, device: Any) -> "Iterato
     """The results of each run, one for each data set; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge
     from randlora_pl.analysis.forgetting import Forgetting, accuracy, prompts_of
-    from randlora_pl.analysis.images import batches, some_of
+    from randlora_pl.analysis.images import batches, random_samples
     from randlora_pl.interop.base_model import base_name, load_base
     from randlora_pl.interop.updates import adapted
     from randlora_pl.models import encode_prompts, load_tokenizer
@@ -135,7 +135,7 @@ def _tested(runs: list[Run], typed: argparse.Namespace, device: Any) -> "Iterato
             if (dataset, spec) not in sets:
                 sets[dataset, spec] = _data(dataset, spec, typed)
             data = sets[dataset, spec]
-            samples = some_of(data.samples("test"), typed.images or None, typed.seed)
+            samples = random_samples(data.samples("test"), typed.images or None, typed.seed)
             prompts = prompts_of(run.file, data.templates)
             key = (base_name(run.file), dataset, tuple(prompts))
             models = {"after": tuned.model} if key in known else {"before": base.model, "after": tuned.model}

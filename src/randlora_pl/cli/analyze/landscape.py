@@ -152,7 +152,7 @@ def _compute(
     runs: list[Run], state: dict[str, Any], folder: Path | None, typed: argparse.Namespace, device: Any
 ) -> Path:
     """Fills the missing rows; each is in the file before the next begins."""
-    from randlora_pl.analysis.images import batches, classes_of, share_of
+    from randlora_pl.analysis.images import batches, check_classes, stratified_fraction
     from randlora_pl.analysis.landscape import POSITIONS, Grid, Plane, loss
     from randlora_pl.bench.report import write_json
     from randlora_pl.interop.base_model import same_base
@@ -167,15 +167,15 @@ def _compute(
         if type(task) is not type(carrier):
             what = f"{runs[0].path} by {type(carrier).__name__}, {run.path} by {type(task).__name__}"
             raise UserError(f"the runs were trained by different tasks ({what}), so that they have no loss in common.")
-        classes_of(data, task.classnames)
-    chosen = share_of(data.samples("train"), state["share"], state["seed"])
+        check_classes(data, task.classnames)
+    chosen = stratified_fraction(data.samples("train"), state["share"], state["seed"])
     kept = list(batches(data, chosen, typed.batch_size, device))
     own = [loss(task, kept) for task in tasks]
     corners = POSITIONS[state["positions"]]
     plane = Plane.through(tasks, corners)
     at_corners = []
     for corner in corners:
-        plane.go(*corner)
+        plane.write_point(*corner)
         at_corners.append(loss(carrier, kept))
     apart = max(abs(one - other) for one, other in zip(own, at_corners, strict=True))
     if not apart <= AGREE:
@@ -206,7 +206,7 @@ def _compute(
                 begun = time.perf_counter()
                 row = []
                 for x in values:
-                    plane.go(x, values[number])
+                    plane.write_point(x, values[number])
                     row.append(loss(carrier, kept))
                 state["rows"][number] = [value if value < float("inf") else None for value in row]
                 write_json(state, folder / FILE)
