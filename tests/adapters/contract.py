@@ -267,7 +267,7 @@ def bfloat16_weights_with_a_float32_adapter(method: str, kind: str) -> None:
     exact = plain.float()
     for layer, twin in zip(updated_layers(model), _twins(model, exact), strict=True):
         assert layer.delta is not None
-        twin.data.copy_(layer.turn(adapted_weight(layer.delta, layer.base_weight)))
+        twin.data.copy_(layer.swap_layout(adapted_weight(layer.delta, layer.base_weight)))
     assert_close(actual.float(), exact(x.float()), 0.04)
     actual.float().square().mean().backward()
     assert all(value.grad is not None and value.grad.any() for value in trainable_parameters(model).values())

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from randlora_pl.adapters import Adapter, BitFit, FullFineTuning, LoRA, RandLoRA, adapted_layers
-from randlora_pl.adapters.layers.adapted import whole
+from randlora_pl.adapters.layers.adapted import unsharded
 from randlora_pl.data import ImageData
 from randlora_pl.parallel.sharding import AdapterFSDP
 from randlora_pl.tasks import AdaptationTask
@@ -122,8 +122,8 @@ class Gathers:
 
 
 def gathered(task: AdaptationTask) -> dict[str, Tensor]:
-    """Copies of what does not train, whole."""
-    return {name: whole(p.detach()).clone() for name, p in task.named_parameters() if not p.requires_grad}
+    """Copies of what does not train, unsharded."""
+    return {name: unsharded(p.detach()).clone() for name, p in task.named_parameters() if not p.requires_grad}
 
 
 def run(kind: str, adapter: Adapter, options: dict[str, Any], within: bool = False) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from randlora_pl.adapters.layers.attach import attach
 from randlora_pl.adapters.layers.built import check_dropout_acts
 from randlora_pl.adapters.layers.qkv_rows import row_blocks
 from randlora_pl.adapters.layers.weight_access import weight_of
-from randlora_pl.adapters.methods.whole.full import Whole
+from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.targets.coverage import coverage
 from randlora_pl.adapters.targets.sites import Site
@@ -136,7 +136,7 @@ def inject(
     trained = [trained] if isinstance(trained, str) else trained
     beside = trained_tensors(model, trained)
     base_hash, buffers = hash_weights(model, beside), snapshot(model)
-    if isinstance(adapter, Whole):
+    if isinstance(adapter, BaseWeightMethod):
         report = _mark(model, adapter, targets, beside)
     else:
         selection = choose_beside(model, targets, adapter, beside)
@@ -213,7 +213,7 @@ def _by_layer(model: nn.Module, sites: list[Site], deltas: dict[Site, DeltaWeigh
     return updates
 
 
-def _mark(model: nn.Module, adapter: Whole, targets: list[str] | None, beside: Tensors) -> InjectionReport:
+def _mark(model: nn.Module, adapter: BaseWeightMethod, targets: list[str] | None, beside: Tensors) -> InjectionReport:
     """Marks the tensors that train, for the methods that add nothing."""
     if targets is not None:
         raise UserError(f"{adapter.method()} chooses its tensors itself; leave out the targets.")

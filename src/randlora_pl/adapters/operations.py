@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.inject import InjectionReport
-from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks, whole
+from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks, unsharded
 from randlora_pl.adapters.layers.attach import set_fast_paths
 from randlora_pl.adapters.layers.quantized import unmergeable
 from randlora_pl.adapters.random_bases import Bases
@@ -73,7 +73,7 @@ def merge(model: nn.Module) -> None:
             continue
         layer.merge()
         done.append(layer)
-        if not layer.adapted_weight.is_meta and not whole(torch.isfinite(layer.adapted_weight).all()):
+        if not layer.adapted_weight.is_meta and not unsharded(torch.isfinite(layer.adapted_weight).all()):
             for merged in done:
                 merged.unmerge()
             raise UserError(
@@ -170,7 +170,7 @@ def weight_updates(model: nn.Module) -> dict[str, Tensor]:
     Packed weights whose blocks are adapted apart are one tensor, zero where nothing is adapted.
     """
     return {
-        f"{path}.{layer.weight_name}".lstrip("."): layer.turn(layer.delta.change(layer.base_weight)).detach()
+        f"{path}.{layer.weight_name}".lstrip("."): layer.swap_layout(layer.delta.change(layer.base_weight)).detach()
         for path, layer in adapted_layers(model).items()
         if layer.delta is not None
     }

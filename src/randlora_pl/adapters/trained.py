@@ -10,14 +10,14 @@ from torch import nn
 from randlora_pl.adapters.base import Adapter, matches
 from randlora_pl.adapters.kept import update_modules
 from randlora_pl.adapters.layers.weight_access import out_and_in
-from randlora_pl.adapters.methods.whole.full import Whole
+from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.targets.select import Selection, choose
 from randlora_pl.utils.errors import UserError, near
 
 Tensors = dict[str, nn.Parameter]
 
 
-def chosen_tensors(model: nn.Module, adapter: Whole) -> Tensors:
+def chosen_tensors(model: nn.Module, adapter: BaseWeightMethod) -> Tensors:
     """The model's own tensors that a method trains, by name; tied ones once."""
     split = [(name.rpartition("."), parameter) for name, parameter in model.named_parameters()]
     return {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, LoRA, inject, read_adapter, save_adapter, trainable_parameters
 from randlora_pl.adapters.io.compatibility import tensor_prefix
-from randlora_pl.adapters.methods.whole.full import Whole
+from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.spectrum import LowRank, truncated
 from randlora_pl.adapters.targets.select import select
 from randlora_pl.adapters.targets.sites import Site, find_sites
@@ -136,7 +136,7 @@ def _layers_of(
         UserError: An update changes a tensor that is no weight of a linear or attention layer of this part.
     """
     updated = {key for key, delta in total.items() if bool((delta != 0).any())}
-    names = {name for file in files if not isinstance(file.adapter, Whole) for name in file.layers}
+    names = {name for file in files if not isinstance(file.adapter, BaseWeightMethod) for name in file.layers}
     sites = find_sites(part)
     named = [site for site in sites if site.shape.layer in names]
     whole = {site.path for site in named if not site.block}
@@ -158,7 +158,9 @@ def _layers_of(
         raise UserError(
             f"{first.path} changes no weight of its base model, so there is nothing to make a LoRA adapter of."
         )
-    same = not isinstance(first.adapter, Whole) and set(first.layers) == {site.shape.layer for site in chosen}
+    same = not isinstance(first.adapter, BaseWeightMethod) and set(first.layers) == {
+        site.shape.layer for site in chosen
+    }
     if same and select(part, first.targets, first.adapter.qkv == "split") == chosen:
         return chosen, first.targets, first.adapter.qkv
     return chosen, [_only(site.shape.layer) for site in chosen], "packed"

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile
-from randlora_pl.adapters.methods.whole.full import Whole
+from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.spectrum import spectrum
 from randlora_pl.adapters.targets.sites import find_sites
 from randlora_pl.adapters.trained import chosen_tensors
@@ -94,7 +94,7 @@ def base_weights(file: AdapterFile) -> State:
     base = load_base(file)
     part = base.part
     state = part.state_dict()
-    if isinstance(file.adapter, Whole):
+    if isinstance(file.adapter, BaseWeightMethod):
         return {name: value.detach() for name, value in chosen_tensors(part, file.adapter).items()}
     found = {}
     for site in find_sites(part):

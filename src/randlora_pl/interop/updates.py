@@ -9,7 +9,7 @@ from randlora_pl.adapters import AdapterFile, DoRA, load_adapter
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.io.state import adapter_state
 from randlora_pl.adapters.kept import update_buffers
-from randlora_pl.adapters.methods.whole.full import Whole
+from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.operations import delta_weights, weight_updates
 from randlora_pl.adapters.random_bases import GENERATOR
 from randlora_pl.adapters.targets.sites import Site
@@ -74,7 +74,7 @@ def weight_key(part: nn.Module, site: Site) -> str:
 
 def rows_of(weight: Tensor, site: Site) -> Tensor:
     """The rows (out, in) that a site stands for, from a tensor as its module stores it."""
-    weight = weight.T if site.turned else weight.flatten(1)
+    weight = weight.T if site.transposed else weight.flatten(1)
     return weight if site.rows is None else weight[slice(*site.rows)]
 
 
@@ -91,9 +91,9 @@ def layer_updates(file: AdapterFile) -> State:
     Raises:
         UserError: A tensor is missing, the random bases are other ones, or the base model is needed and cannot be had.
     """
-    if isinstance(file.adapter, Whole | DoRA):
+    if isinstance(file.adapter, BaseWeightMethod | DoRA):
         base = load_base(file)
-        if not isinstance(file.adapter, Whole):
+        if not isinstance(file.adapter, BaseWeightMethod):
             return delta_weights(adapted(base, file).part)
         return {name: update for name, update in updates(base, file).items() if name in file.layers}
     shapes = [WeightShape(name, shape[0], shape[1]) for name, shape in file.layers.items()]

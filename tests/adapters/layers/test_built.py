@@ -68,7 +68,7 @@ def test_dropout_is_of_the_input_of_the_update_alone() -> None:
     inject(model, LoRA(4, dropout=0.5), ["0"])
     randomise(model)
     layer, x = layer_of(model), torch.randn(1, 8, 400, 40)
-    change = layer.turn(layer.delta.delta())
+    change = layer.swap_layout(layer.delta.delta())
     assert torch.equal(model.eval()(x), F.conv2d(x, layer.weight + change, padding=1))
     set_train_mode(model)
     torch.manual_seed(1)
@@ -112,7 +112,7 @@ def test_a_subclass_computes_with_the_built_weight(kind: Any, tmp_path: Path) ->
     load_adapter(again := copy.deepcopy(plain), tmp_path / "a")
     assert torch.equal(again(x), expected)
     with torch.no_grad():
-        plain[0].weight.copy_(layer.turn(adapted_weight(layer.delta, layer.base_weight)))
+        plain[0].weight.copy_(layer.swap_layout(adapted_weight(layer.delta, layer.base_weight)))
     torch.testing.assert_close(expected, plain(x))
     merge(model)
     assert torch.equal(model(x), expected)

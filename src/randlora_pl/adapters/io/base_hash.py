@@ -8,7 +8,7 @@ from torch import nn
 
 from randlora_pl.adapters.kept import update_modules
 from randlora_pl.adapters.layers.adapted import AdaptedLayer
-from randlora_pl.adapters.layers.weight_access import is_quantised
+from randlora_pl.adapters.layers.weight_access import is_quantized
 
 _SAMPLES = 1024
 
@@ -24,7 +24,7 @@ def hash_weights(model: nn.Module, without: Collection[str] = ()) -> str:
         model: The model.
         without: Names of parameters that do not count.
     """
-    if any(is_quantised(module) for module in model.modules()):
+    if any(is_quantized(module) for module in model.modules()):
         return ""
     originals = {
         id(layer.adapted_weight): layer.frozen_weight

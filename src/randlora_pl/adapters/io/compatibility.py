@@ -12,7 +12,7 @@ from randlora_pl.adapters.inject import InjectionReport, make_deltas
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.io.state import adapter_state
 from randlora_pl.adapters.kept import base_buffers, update_buffers
-from randlora_pl.adapters.methods.whole.full import Whole
+from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.operations import basis_size_error, with_bases
 from randlora_pl.adapters.random_bases import GENERATOR
 from randlora_pl.adapters.targets.sites import Site, find_sites
@@ -49,7 +49,7 @@ def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
     except UserError as error:
         return [str(error)]
     found, statistics = _base_problem(file, hash_weights(model, beside)), _shapes(base_buffers(model))
-    if isinstance(file.adapter, Whole):
+    if isinstance(file.adapter, BaseWeightMethod):
         chosen = chosen_tensors(model, file.adapter)
         if chosen and file.config["format_version"] < 3 and any(_has_statistics(each) for each in model.modules()):
             _log.warning(
@@ -94,7 +94,7 @@ def targets_in(file: "AdapterFile", model: nn.Module) -> list[str] | None:
     Raises:
         UserError: What trains whole beside the adapter is not in the model.
     """
-    if isinstance(file.adapter, Whole):
+    if isinstance(file.adapter, BaseWeightMethod):
         return file.targets
     shapes = {s.shape.layer: (s.shape.out_features, s.shape.in_features) for s in find_sites(model)}
     there = file.config.get("base_model", {}).get("weights_sha256_sampled")

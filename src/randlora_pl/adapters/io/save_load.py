@@ -27,7 +27,7 @@ from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
 from randlora_pl.adapters.methods.fixed_rank.nola import NoLA
 from randlora_pl.adapters.methods.fixed_rank.vera import VeRA
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
-from randlora_pl.adapters.methods.whole.full import BitFit, FullFineTuning, LinearProbe, Whole
+from randlora_pl.adapters.methods.whole.full import BaseWeightMethod, BitFit, FullFineTuning, LinearProbe
 from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, use_bases
 from randlora_pl.adapters.random_bases import STORED, Bases
 from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_adapter_schema, check_arguments
@@ -140,7 +140,7 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
     check_adapter_schema(config, path)
     adapter = make_adapter(config["method"], config["options"], path)
     shapes = config.get("layers", {})
-    if not isinstance(adapter, Whole) and (not shapes or {len(shape) for shape in shapes.values()} != {2}):
+    if not isinstance(adapter, BaseWeightMethod) and (not shapes or {len(shape) for shape in shapes.values()} != {2}):
         raise UserError(f"{path} is damaged or was changed: its layers have no names and shapes; copy it again.")
     if odd := [name for name, shape in shapes.items() if min(shape, default=1) < 1 or math.prod(shape) > LARGEST]:
         raise UserError(f"{path} is damaged or was changed: layer {odd[0]} is {brief(shapes[odd[0]])}; copy it again.")

@@ -107,7 +107,7 @@ class Hadamard:
     """
 
     def __init__(self, signs: Tensor, large: int, small: int, columns: int) -> None:
-        self.signs, self.turns = signs[:, 0], signs[:small, 1]
+        self.signs, self.column_signs = signs[:, 0], signs[:small, 1]
         self.large, self.small, self.columns = int(large), int(small), columns
         self.block = self.width = block_size(self.small)
         self.blocks = self.small // self.block
@@ -125,7 +125,7 @@ class Hadamard:
                 result.append(Piece(stop, stop + rest, number, 1, rest))
         return result
 
-    def turned_blocks(self, piece: Piece, dtype: torch.dtype) -> Tensor:
+    def signed_blocks(self, piece: Piece, dtype: torch.dtype) -> Tensor:
         """H diag(s) of each block of a piece, (count, height, b)."""
         signs = self.signs[piece.start : piece.start + piece.number * self.block].to(dtype)
         return _constant(self.block, signs)[: piece.height] * signs.view(piece.number, 1, self.block)
@@ -138,14 +138,14 @@ class Hadamard:
             rest, stack = stack[self.small :], stack[: self.small].clone()
             for part in torch.split(rest, self.small):
                 stack[: len(part)] += part
-        stack = stack * self.turns.to(stack.dtype)[:, None]
+        stack = stack * self.column_signs.to(stack.dtype)[:, None]
         mixed = _constant(self.blocks, stack) @ stack.reshape(self.blocks, -1)
         return mixed.view(self.blocks, self.block, -1)
 
     def unmixed(self, mixed: Tensor) -> Tensor:
         """The transpose of `mixed`: (m, b, ...) to (n r, ...)."""
         stack = (_constant(self.blocks, mixed) @ mixed.flatten(1)).view(self.small, -1)
-        stack = stack * self.turns.to(stack.dtype)[:, None]
+        stack = stack * self.column_signs.to(stack.dtype)[:, None]
         repeats = -(-self.columns // self.small)
         return stack[: self.columns] if repeats == 1 else stack.repeat(repeats, 1)[: self.columns]
 
@@ -154,14 +154,14 @@ class Hadamard:
         mixed = self.mixed(stack).to(weight.dtype)
         parts = []
         for piece in self.pieces():
-            turned, part = self.turned_blocks(piece, weight.dtype), mixed[piece.first : piece.first + piece.number]
+            signed, part = self.signed_blocks(piece, weight.dtype), mixed[piece.first : piece.first + piece.number]
             if torch.compiler.is_compiling():  # which cannot write to blocks of columns
-                parts.append(torch.bmm(turned, part).flatten(0, 1))
+                parts.append(torch.bmm(signed, part).flatten(0, 1))
             elif transposed:
                 columns = piece.of_columns(weight)
-                columns.baddbmm_(part.transpose(1, 2), turned.transpose(1, 2))
+                columns.baddbmm_(part.transpose(1, 2), signed.transpose(1, 2))
             else:
-                piece.of_rows(weight).baddbmm_(turned, part)
+                piece.of_rows(weight).baddbmm_(signed, part)
         if parts:
             total = torch.cat(parts)
             return weight + (total.T if transposed else total)
@@ -175,11 +175,11 @@ class Hadamard:
     def project(self, tokens: Tensor) -> Tensor:
         """The blocks and signs of ``tokens @ B``, (T, m, b), for tokens (T, D); the rest is left to `unmixed`."""
         result = tokens.new_empty(len(tokens), self.blocks, self.block)
-        turned = [(piece, self.turned_blocks(piece, tokens.dtype)) for piece in self.pieces()]
+        signed = [(piece, self.signed_blocks(piece, tokens.dtype)) for piece in self.pieces()]
         for part in in_parts(tokens):
             some = tokens[part]
-            total = torch.bmm(turned[0][0].of_columns(some), turned[0][1])  # the first copy is never cut off
-            for piece, blocks in turned[1:]:
+            total = torch.bmm(signed[0][0].of_columns(some), signed[0][1])  # the first copy is never cut off
+            for piece, blocks in signed[1:]:
                 total[piece.first : piece.first + piece.number].baddbmm_(piece.of_columns(some), blocks)
             result[part] = total.transpose(0, 1)
         return result
@@ -190,13 +190,13 @@ class Hadamard:
         It is added to a tensor that is given, in place unless a compiler looks on.
         """
         blocks = mixed.view(len(mixed), self.blocks, self.block).transpose(0, 1)
-        turned = [(piece, self.turned_blocks(piece, mixed.dtype).mT) for piece in self.pieces()]
+        signed = [(piece, self.signed_blocks(piece, mixed.dtype).mT) for piece in self.pieces()]
         if torch.compiler.is_compiling():
-            parts = [torch.bmm(blocks[piece.first : piece.first + piece.number], each) for piece, each in turned]
+            parts = [torch.bmm(blocks[piece.first : piece.first + piece.number], each) for piece, each in signed]
             result = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], 1)
             return result if onto is None else onto + result
         result = mixed.new_zeros(len(mixed), self.large) if onto is None else onto
-        for piece, each in turned:
+        for piece, each in signed:
             piece.of_columns(result).baddbmm_(blocks[piece.first : piece.first + piece.number], each)
         return result
 
@@ -207,8 +207,8 @@ class Hadamard:
     def reduce(self, gradient: Tensor) -> Tensor:
         """``B^T G``, (m, b, d) before `unmixed`, for G (D, d)."""
         first, *others = self.pieces()
-        result = torch.bmm(self.turned_blocks(first, gradient.dtype).transpose(1, 2), first.of_rows(gradient))
+        result = torch.bmm(self.signed_blocks(first, gradient.dtype).transpose(1, 2), first.of_rows(gradient))
         for piece in others:
-            turned = self.turned_blocks(piece, gradient.dtype).transpose(1, 2)
-            result[piece.first : piece.first + piece.number].baddbmm_(turned, piece.of_rows(gradient))
+            signed = self.signed_blocks(piece, gradient.dtype).transpose(1, 2)
+            result[piece.first : piece.first + piece.number].baddbmm_(signed, piece.of_rows(gradient))
         return result

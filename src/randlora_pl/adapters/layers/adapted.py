@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters.base import DeltaWeight
 
 
-def whole(tensor: Tensor) -> Tensor:
+def unsharded(tensor: Tensor) -> Tensor:
     """A tensor that FSDP2 may have sharded, as a plain one; then all processes must ask for it at once."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
@@ -34,7 +34,7 @@ class AdaptedLayer(nn.Module):
     """What adapted layers share: one frozen weight, its update, and merging that can be undone bit for bit."""
 
     weight_name: ClassVar[str]
-    turned: ClassVar[bool] = False  # whether the weight is stored as (in, out)
+    transposed: ClassVar[bool] = False  # whether the weight is stored as (in, out)
     mergeable: ClassVar[bool] = True
     delta: DeltaWeight | None
     frozen_weight: Tensor | None  # W0 while merged, kept because a subtraction would not give it back exactly
@@ -67,11 +67,11 @@ class AdaptedLayer(nn.Module):
     @property
     def base_weight(self) -> Tensor:
         """W0, (out, in), also while merged."""
-        return self.turn(self.adapted_weight if self.frozen_weight is None else self.frozen_weight)
+        return self.swap_layout(self.adapted_weight if self.frozen_weight is None else self.frozen_weight)
 
-    def turn(self, matrix: Tensor) -> Tensor:
+    def swap_layout(self, matrix: Tensor) -> Tensor:
         """From (out, in) to what the weight is stored as, and back: the transpose, another shape, or nothing."""
-        return matrix.T if self.turned else matrix
+        return matrix.T if self.transposed else matrix
 
     @property
     def merged(self) -> bool:
@@ -83,7 +83,7 @@ class AdaptedLayer(nn.Module):
         """Writes the effective weight; does nothing when it is written already."""
         if self.delta is not None and not self.merged:
             weight = self.adapted_weight
-            merged = self.turn(self.delta.effective_weight(self.turn(whole(weight))))
+            merged = self.swap_layout(self.delta.effective_weight(self.swap_layout(unsharded(weight))))
             self.frozen_weight = weight.detach().clone()
             weight.copy_(sharded_like(merged, weight))
 
@@ -101,7 +101,7 @@ class AdaptedLayer(nn.Module):
     def adapted_linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's linear map, with the update unless it is disabled or merged."""
         weight = (
-            self.turn(self.adapted_weight) if self.enabled else whole(self.base_weight)
+            self.swap_layout(self.adapted_weight) if self.enabled else unsharded(self.base_weight)
         )  # W0 of a merged layer stays sharded
         if self.delta is None or not self.enabled or self.merged:
             return F.linear(x, weight, bias)
@@ -122,7 +122,7 @@ class AdaptedConv1D(AdaptedLayer):
     """transformers' ``Conv1D`` with an update of its weight, which is stored as (in, out)."""
 
     weight_name = "weight"
-    turned = True
+    transposed = True
     bias: Tensor
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.layers.adapted import AdaptedAttention, AdaptedConv1D, AdaptedLayer, AdaptedLinear
 from randlora_pl.adapters.layers.built import AdaptedConv2d, ReadLinear
 from randlora_pl.adapters.layers.quantized import adapted_class
-from randlora_pl.adapters.layers.weight_access import is_conv1d, is_quantised
+from randlora_pl.adapters.layers.weight_access import is_conv1d, is_quantized
 from randlora_pl.adapters.targets.obstacles import reader_of
 
 
@@ -36,7 +36,7 @@ def _adapted_kind(layer: nn.Module, read: bool) -> type[AdaptedLayer]:
         return AdaptedAttention
     if isinstance(layer, nn.Conv2d):
         return AdaptedConv2d
-    if is_quantised(layer):
+    if is_quantized(layer):
         return adapted_class(type(layer))
     if is_conv1d(layer):
         return AdaptedConv1D

@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight, like
-from randlora_pl.adapters.layers.adapted import AdaptedLayer, whole
+from randlora_pl.adapters.layers.adapted import AdaptedLayer, unsharded
 from randlora_pl.adapters.targets.obstacles import reader_of
 from randlora_pl.utils.errors import UserError
 
@@ -18,10 +18,10 @@ class BuiltWeight(AdaptedLayer):
     def acting_weight(self) -> Tensor:
         """The weight that acts now: adapted, or frozen where the update is disabled."""
         if not self.enabled:
-            return whole(self.adapted_weight if self.frozen_weight is None else self.frozen_weight)
+            return unsharded(self.adapted_weight if self.frozen_weight is None else self.frozen_weight)
         if self.delta is None or self.merged:
             return self.adapted_weight
-        return self.turn(self.delta.effective_weight(self.turn(whole(self.adapted_weight))))
+        return self.swap_layout(self.delta.effective_weight(self.swap_layout(unsharded(self.adapted_weight))))
 
 
 class AdaptedConv2d(BuiltWeight, nn.Conv2d):
@@ -32,7 +32,7 @@ class AdaptedConv2d(BuiltWeight, nn.Conv2d):
     built weight in place of its own one.
     """
 
-    def turn(self, matrix: Tensor) -> Tensor:
+    def swap_layout(self, matrix: Tensor) -> Tensor:
         """From four dimensions to (out, in), and back."""
         return matrix.view(self.adapted_weight.shape) if matrix.dim() == 2 else matrix.flatten(1)
 
@@ -44,7 +44,7 @@ class AdaptedConv2d(BuiltWeight, nn.Conv2d):
         weight = self.base_weight
 
         def product(x: Tensor, change: Tensor) -> Tensor:
-            return self._convolved(x, self.turn(like(change, x)), None)
+            return self._convolved(x, self.swap_layout(like(change, x)), None)
 
         return plain + like(self.delta.apart(input, weight, product), plain)
 

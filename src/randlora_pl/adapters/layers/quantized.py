@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from randlora_pl.adapters.layers.adapted import AdaptedLayer
-from randlora_pl.adapters.layers.weight_access import dequantised
+from randlora_pl.adapters.layers.weight_access import dequantized
 from randlora_pl.utils.errors import UserError
 
 
-class AdaptedQuantised(AdaptedLayer):
+class AdaptedQuantized(AdaptedLayer):
     """``x W0 + x (W - W0)`` where W0 is packed and never touched; the first product is the layer's own.
 
     Adapted layers are of classes that `adapted_class` makes of this one and theirs, since a forward of a library
@@ -22,7 +22,7 @@ class AdaptedQuantised(AdaptedLayer):
     @property
     def base_weight(self) -> Tensor:
         """W0, (out, in), computed anew at each call."""
-        return dequantised(self)
+        return dequantized(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
@@ -45,7 +45,7 @@ class AdaptedQuantised(AdaptedLayer):
         return (_empty, (self.plain_class,), *super().__reduce_ex__(protocol)[2:])
 
 
-_CLASSES: dict[type[nn.Module], type[AdaptedQuantised]] = {}
+_CLASSES: dict[type[nn.Module], type[AdaptedQuantized]] = {}
 
 
 def unmergeable(name: str) -> UserError:
@@ -56,10 +56,10 @@ def unmergeable(name: str) -> UserError:
     )
 
 
-def adapted_class(plain: type[nn.Module]) -> type[AdaptedQuantised]:
+def adapted_class(plain: type[nn.Module]) -> type[AdaptedQuantized]:
     """The class of an adapted layer of a quantised kind."""
     if plain not in _CLASSES:
-        _CLASSES[plain] = type(f"Adapted{plain.__name__}", (AdaptedQuantised, plain), {"__module__": __name__})
+        _CLASSES[plain] = type(f"Adapted{plain.__name__}", (AdaptedQuantized, plain), {"__module__": __name__})
     return _CLASSES[plain]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.kernels.randlora_linear import without_autocast
 
-_QUANTISED = ("Linear4bit", "Linear8bitLt")
+_QUANTIZED_CLASSES = ("Linear4bit", "Linear8bitLt")
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -23,12 +23,12 @@ def is_conv1d(module: nn.Module) -> bool:
     return named and weight is not None and bias is not None and weight.dim() == 2 and bias.shape == weight.shape[1:]
 
 
-def is_quantised(module: nn.Module) -> bool:
+def is_quantized(module: nn.Module) -> bool:
     """Whether a module is a linear layer whose weight is packed, so that only its own forward can use it."""
     if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
         return False
     weight = module._parameters.get("weight")
-    named = any(kind.__name__ in _QUANTISED for kind in type(module).__mro__)
+    named = any(kind.__name__ in _QUANTIZED_CLASSES for kind in type(module).__mro__)
     return weight is not None and (named or not weight.is_floating_point())
 
 
@@ -52,8 +52,8 @@ def weight_of(module: nn.Module, values: bool = True) -> Tensor:
         values: Whether the entries are needed. Without them a quantised weight costs nothing, and only shape and
             device are its own.
     """
-    if is_quantised(module):
-        return dequantised(module) if values else _only_shape(module)
+    if is_quantized(module):
+        return dequantized(module) if values else _only_shape(module)
     weight: Tensor = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight  # type: ignore[assignment]
     return weight.T if is_conv1d(module) else weight.flatten(1)
 
@@ -66,7 +66,7 @@ def _only_shape(module: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def dequantised(module: nn.Module) -> Tensor:
+def dequantized(module: nn.Module) -> Tensor:
     """The weight that a quantised layer's own forward multiplies with, (out, in): what it gives for the unit vectors.
 
     In the dtype that the layer computes in, as far as it says.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from randlora_pl.adapters.layers.weight_access import is_conv1d, is_quantised
+from randlora_pl.adapters.layers.weight_access import is_conv1d, is_quantized
 from randlora_pl.adapters.targets.sites import Site
 
 
@@ -30,7 +30,7 @@ def obstacle(model: nn.Module, site: Site, owners: dict[int, list[str]]) -> Obst
     if not is_packed(module):
         own = type(module)
         other = not isinstance(module, nn.Conv2d) and own.forward is not nn.Linear.forward
-        if other and not is_conv1d(module) and not is_quantised(module):
+        if other and not is_conv1d(module) and not is_quantized(module):
             return Obstacle(
                 "forward of its own", f"{layer} is a {own.__name__} with a forward of its own; an update would not act."
             )

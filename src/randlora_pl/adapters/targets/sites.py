@@ -52,7 +52,7 @@ class Site:
         role: What it does in a block (``qkv q k v kv qk o fc1 fc2 gate``), empty if unknown.
         block: Name of the row block, None for the whole weight.
         rows: First and last row + 1 of the block.
-        turned: Whether the module stores its weight as (in, out).
+        transposed: Whether the module stores its weight as (in, out).
     """
 
     shape: WeightShape
@@ -61,7 +61,7 @@ class Site:
     role: str = ""
     block: str | None = None
     rows: tuple[int, int] | None = None
-    turned: bool = False
+    transposed: bool = False
 
 
 def find_sites(model: nn.Module) -> list[Site]:
@@ -83,11 +83,11 @@ def _sites_of(model: nn.Module, path: str, module: nn.Module) -> Iterator[Site]:
             return
         own = not is_aside(path)
         role = next((role for role, names in _ROLES.items() if own and matches(names, path)), "")
-        turned = is_conv1d(module)
+        transposed = is_conv1d(module)
         if is_packed_linear(path) and (blocks := row_blocks(model, path)):
-            yield from _packed(path, path, shape[1], blocks, turned)
+            yield from _packed(path, path, shape[1], blocks, transposed)
         else:
-            yield Site(WeightShape(path, *shape), path, "linear", role, turned=turned)
+            yield Site(WeightShape(path, *shape), path, "linear", role, transposed=transposed)
 
 
 def is_packed_linear(path: str) -> bool:
@@ -100,8 +100,8 @@ def is_aside(path: str) -> bool:
     return matches(_ASIDE, path)
 
 
-def _packed(path: str, name: str, columns: int, blocks: dict[str, tuple[int, int]], turned: bool) -> Iterator[Site]:
-    yield Site(WeightShape(name, blocks["v"][1], columns), path, "qkv", "qkv", turned=turned)
+def _packed(path: str, name: str, columns: int, blocks: dict[str, tuple[int, int]], transposed: bool) -> Iterator[Site]:
+    yield Site(WeightShape(name, blocks["v"][1], columns), path, "qkv", "qkv", transposed=transposed)
     for block, rows in blocks.items():
         shape = WeightShape(f"{path}.{block}".lstrip("."), rows[1] - rows[0], columns)
-        yield Site(shape, path, block, block, block, rows, turned)
+        yield Site(shape, path, block, block, block, rows, transposed)

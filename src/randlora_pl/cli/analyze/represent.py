@@ -99,13 +99,13 @@ def _updates(run: Run, targets: list[str] | None) -> "dict[str, Tensor]":
     Raises:
         UserError: There is none, or a target fits no layer.
     """
-    from randlora_pl.adapters.methods.whole.full import Whole
+    from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
     from randlora_pl.adapters.targets.select import select
     from randlora_pl.analysis.spectrum import matrix_updates
     from randlora_pl.interop.base_model import load_base
 
     found = matrix_updates(run.file)
-    if isinstance(run.file.adapter, Whole):
+    if isinstance(run.file.adapter, BaseWeightMethod):
         sites = select(load_base(run.file).part_of(run.file), targets, False)
         wanted = [site.shape.layer for site in sites]
         found = {layer: found[layer] for layer in wanted if layer in found}

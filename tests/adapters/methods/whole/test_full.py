@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from randlora_pl.adapters import Adapter, BitFit, FullFineTuning, LinearProbe, disabled, inject, trainable_parameters
-from randlora_pl.adapters.methods.whole.full import Whole
+from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import SelfAttention, assert_close
 
@@ -72,4 +72,4 @@ def test_there_is_no_base_to_go_back_to_but_for_the_probe() -> None:
 
 def test_the_base_class_is_abstract() -> None:
     with pytest.raises(NotImplementedError):
-        Whole().selects(nn.Linear(1, 1), "weight")
+        BaseWeightMethod().selects(nn.Linear(1, 1), "weight")

@@ -5,7 +5,7 @@ from torch import nn
 from randlora_pl.adapters.base import Adapter
 
 
-class Whole(Adapter):
+class BaseWeightMethod(Adapter):
     """A method that adds nothing and marks tensors of the model as trainable."""
 
     trains_base = True
@@ -18,7 +18,7 @@ class Whole(Adapter):
         raise NotImplementedError
 
 
-class FullFineTuning(Whole):
+class FullFineTuning(BaseWeightMethod):
     """Full fine-tuning: every tensor of the model trains (Table 8: learning rate 1e-5)."""
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
@@ -26,7 +26,7 @@ class FullFineTuning(Whole):
         return True
 
 
-class BitFit(Whole):
+class BitFit(BaseWeightMethod):
     """BitFit: every bias of the model trains and nothing else (Ben Zaken et al., 2022)."""
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
@@ -34,7 +34,7 @@ class BitFit(Whole):
         return tensor.endswith("bias")
 
 
-class LinearProbe(Whole):
+class LinearProbe(BaseWeightMethod):
     """Linear probe: the model stays frozen, only the classification head trains."""
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
