@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from randlora_pl.experiments.comparison import Comparison
 
 from randlora_pl.cli.main import main
 from randlora_pl.config.compose import read_config
 from randlora_pl.config.shipped import find_config
 from randlora_pl.experiments import methods
-from randlora_pl.experiments.comparison import Comparison
 from randlora_pl.experiments.methods import (
     Cell,
     baselines,

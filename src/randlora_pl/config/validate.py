@@ -223,7 +223,7 @@ def _file_with(command: Command, key: str) -> Path | None:
 def _verb_of(file: Path) -> str:
     """The verb of a config that describes several runs; empty for a config of one."""
     tree = read_config(file)
-    return ("sweep" if {"models", "datasets"} & tree.keys() else "compare-methods --config") * ("methods" in tree)
+    return "sweep" * ("methods" in tree)
 
 
 def _suggest(group: str, rest: list[str], groups: Groups) -> str:

@@ -14,6 +14,7 @@ again, so the same command goes on after a crash, Ctrl-C or a reboot, and severa
   --output DIR          The sweep's folder (default runs/sweeps/NAME); cells of another grid in it are kept
   --dry-run             Only list the cells, with their state and the time and memory that they are expected to take
   --only KEY=VALUE ...  Some cells: model, dataset, budget, method or seed; several values with commas
+  --seeds N ...         Other seeds than the config's
   --shard I/N           Every N-th cell, beginning with the I-th: for machines that share no disk
   --retry-failed        Run cells again that failed before
   --max-hours H         Begin no cell that is not expected to end within this time

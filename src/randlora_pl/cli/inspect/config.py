@@ -23,7 +23,7 @@ def config_verb(args: list[str]) -> int:
             for name, file in names.items():
                 print(f"{name:{width}}  {headline(file)}")
             print("\nUse: randlora-pl fit --config NAME; several --config are merged, the later one wins.")
-            print("Those of sweeps/: randlora-pl sweep NAME; those that compare: compare-methods --config NAME.\n")
+            print("Those of sweeps/: randlora-pl sweep NAME.\n")
             for name, file in starters.items():
                 print(f"{name:{width}}  {headline(file)}")
             print("\nUse: randlora-pl config cp NAME, and what its first lines say.")

@@ -12,7 +12,7 @@ from randlora_pl.config.compose import Tree, read_config
 from randlora_pl.config.shipped import config_folder, find_config
 from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, present
 from randlora_pl.data.locations import root_of
-from randlora_pl.experiments.sweep.description import Description
+from randlora_pl.experiments.sweep.description import Description, whole_numbers
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, only, plan, shard
 from randlora_pl.experiments.sweep.provenance import read_provenance
@@ -102,6 +102,8 @@ def job_of(typed: Any, same: str) -> Job:
         UserError: Something in the config, or an option, is wrong.
     """
     file, description = told_by(typed.config)
+    if typed.seeds is not None:
+        description = replace(description, seeds=whole_numbers("--seeds", typed.seeds))
     with errors_in(file):
         cells = plan(replace(description, root=typed.root))
     path = Path("runs") / "sweeps" / file.stem if typed.output is None else typed.output

@@ -11,10 +11,19 @@ from randlora_pl.utils.errors import UserError
 
 
 def sweep_verb(args: list[str]) -> int:
+    """Run, or list, the cells of a sweep; see `run_sweep`."""
+    return run_sweep(args, f"randlora-pl sweep {shlex.join(args)}")[0]
+
+
+def run_sweep(args: list[str], same: str) -> tuple[int, Job | None]:
     """Run, or list, the cells of a sweep.
 
+    Args:
+        args: The options of ``sweep``.
+        same: The command that was typed, to go on with.
+
     Returns:
-        0, or 1 where cells failed.
+        0, or 1 if cells failed; and what was run in this call, None if nothing was.
 
     Raises:
         UserError: An option, or something in the config, is wrong; a data set is missing; the disk is full.
@@ -22,33 +31,33 @@ def sweep_verb(args: list[str]) -> int:
     """
     parser = parser_of("sweep")
     parser.add_argument("--shard")
+    parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
     parser.add_argument("--slurm", nargs="+", action="extend", default=[])
     parser.add_argument("--tune", action="store_true")
     typed = parser.parse_args(args)
     check_typed(typed)
-    same = f"randlora-pl sweep {shlex.join(args)}"
     if typed.tune:
         from randlora_pl.cli.sweep.tune_first import tune_first
 
         tuned = tune_first(typed, same)
         if tuned is None:
-            return 0
+            return 0, None
         typed, args = tuned
     if typed.slurm and typed.launcher != "slurm":
         raise UserError("--slurm goes with --launcher slurm.")
     job = job_of(typed, same)
     if typed.dry_run:
         job.folder.check(job.cells)
-        return dry_run(job)
+        return dry_run(job), None
     begin(job)
     if typed.launcher == "slurm":
-        return _submit(typed, args, job)
+        return _submit(typed, args, job), None
     following = f"randlora-pl report {place_of(job)}"
     if typed.jobs > 1:
-        return end(job, following, spawn(job, words_of("sweep", args, job), typed.jobs))
+        return end(job, following, spawn(job, words_of("sweep", args, job), typed.jobs)), job
     outcome = work(job, typed.retry_failed, typed.max_hours)
-    return end(job, following, outcome.stopped, outcome.elsewhere)
+    return end(job, following, outcome.stopped, outcome.elsewhere), job
 
 
 def _submit(typed: argparse.Namespace, args: list[str], job: Job) -> int:

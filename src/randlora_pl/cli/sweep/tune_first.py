@@ -27,8 +27,8 @@ def tune_first(typed: argparse.Namespace, same: str) -> tuple[argparse.Namespace
     Raises:
         UserError: As `search_of`; machines cannot share a search; the folder holds cells that were run without one.
     """
-    if typed.shard or typed.launcher == "slurm":
-        option = "--shard" if typed.shard else "--launcher slurm"
+    options = {"--shard": typed.shard, "--seeds": typed.seeds, "--launcher slurm": typed.launcher == "slurm"}
+    for option in filter(options.get, options):
         raise UserError(f"--tune does not go with {option}. Search first: randlora-pl tune {shlex.quote(typed.config)}")
     start = time.monotonic()
     file, description = told_by(typed.config)

@@ -19,12 +19,13 @@ def markdown(document: Document, figures: str = "figures") -> str:
             lines += [_escape(text), ""]
         lines += [f"- {_escape(point)}" for point in section.points] + [""] * bool(section.points)
         for part in section.parts:
-            lines += _table(part) if isinstance(part, Table) else _picture(part, figures)
+            lines += table_lines(part) if isinstance(part, Table) else _picture(part, figures)
     lines += [f"[^{number}]: {_escape(text)} ({_escape(source)})" for number, text, source in document.footnotes]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(table: Table) -> list[str]:
+def table_lines(table: Table) -> list[str]:
+    """Return a table with its caption and the sentences under it."""
     lines = [f"**{_escape(table.caption)}**{_marks(table.notes)}", ""]
     lines.append(_row(table.header))
     lines.append("|" + "|".join("---" if n < table.left else "---:" for n in range(len(table.header))) + "|")

@@ -1,5 +1,6 @@
 """What a cell's config describes, built without weights: refuses what cannot run, and counts."""
 
+import inspect
 import math
 from dataclasses import dataclass
 from importlib import import_module
@@ -10,7 +11,6 @@ import torch
 from randlora_pl.adapters import inject
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.bench.flops import counter
-from randlora_pl.experiments.comparison import EXPLAINED, made
 from randlora_pl.experiments.sweep.description import Tree
 from randlora_pl.experiments.sweep.texts import is_text, text_steps
 from randlora_pl.language.tasks.base import LanguageTask
@@ -20,7 +20,7 @@ from randlora_pl.models import ImageTower, clip_image_spec, library_of, meta_cli
 from randlora_pl.tasks import ImageTask, LinearHeadTask, VisionLanguageTask
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.restore import TASKS as VISION
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, errors_in, near
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def task_of(tree: Tree) -> AdaptationTask | None:
     described = _described(arguments.pop("adapter"))
     if kind is None or described is None:
         return None
-    adapter = make_adapter(described["method"], described["options"], "model.adapter", EXPLAINED)
-    task: AdaptationTask = made(kind, arguments | {"adapter": adapter}, "model")
+    adapter = make_adapter(described["method"], described["options"], "model.adapter", "see randlora-pl adapters NAME")
+    task: AdaptationTask = _made(kind, arguments | {"adapter": adapter}, "model")
     return task
 
 
@@ -66,7 +66,29 @@ def data_of(tree: Tree) -> Any:
         UserError: An option is impossible.
     """
     package, _, name = getattr(_kind(tree), "data_module", AdaptationTask.data_module).rpartition(".")
-    return made(getattr(import_module(package), name), dict(tree.get("data", {})), "data")
+    return _made(getattr(import_module(package), name), dict(tree.get("data", {})), "data")
+
+
+def _made(kind: Any, arguments: dict[str, Any], where: str) -> Any:
+    """Make an object of a class, or say in one line which argument it does not take.
+
+    Args:
+        kind: The class.
+        arguments: Its arguments by name.
+        where: The place that they come from, for messages.
+
+    Raises:
+        UserError: An argument is unknown or impossible.
+    """
+    known = inspect.signature(kind).parameters
+    for key in arguments:
+        if key not in known:
+            raise UserError(f"{where}: {kind.__name__} has no option {key!r}.{near(str(key), known)}")
+    try:
+        with errors_in(where):
+            return kind(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {kind.__name__} does not take these options ({error}).") from error
 
 
 def _kind(tree: Tree) -> type[AdaptationTask] | None:
