@@ -196,7 +196,7 @@ def test_what_is_downloaded_is_known() -> None:
 def test_compare_methods(quickstart: Path) -> None:
     (command,) = {c for c in COMMANDS if c.startswith("compare-methods") and "--tune" not in c}
     settings = yaml.safe_load(find_config("compare_methods").read_text())
-    settings["data"] |= {"steps": 1, "shots": 2}
+    settings |= {"budgets": [2], "set": {"data.steps": 1, "trainer.limit_val_batches": 0}}
     (quickstart / "short.yaml").write_text(yaml.safe_dump(settings))
     run(command, "--config", "short.yaml", "--seeds", "1", "--methods", "linear probe", "RandLoRA-6", "--output", "out")
     assert "RandLoRA-6" in (quickstart / "out" / "table.md").read_text()

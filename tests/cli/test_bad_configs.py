@@ -22,7 +22,7 @@ LONG = "x" * 10_000
         ("data: {classnames: !!set {a, b}}\n", "constructor"),
         ("data:\n  root: a\x07b\n", "line 2"),
         ("methods: {a: {}}\nmodels: {b: {}}\n", "sweep c.yaml"),
-        ("methods: {a: {}}\nseeds: [1]\n", "compare-methods --config c.yaml"),
+        ("methods: {a: {}}\nseeds: [1]\n", "sweep c.yaml"),
         ("help: 3\n", "Unknown key"),
         ("config: {}\n", "Unknown key"),
         ("print_config: true\n", "Unknown key"),

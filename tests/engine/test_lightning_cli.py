@@ -18,7 +18,7 @@ from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
 from randlora_pl.tasks import TextHeadTask, VisionLanguageTask
 from tests.support.products import in_one_item
 
-BASES = [name for name in config_names() if "/" not in name and not name.startswith("compare_")]  # those are no fit
+BASES = [name for name in config_names() if "/" not in name]
 FRAGMENTS = [name for name in config_names() if "/" in name and not name.startswith("sweeps/")]
 COUNTS = {
     "clip_vitb32": 5_170_320,

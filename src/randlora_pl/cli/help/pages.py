@@ -65,16 +65,19 @@ they can, one base model; the file then has a line for each image and adapter: i
   --max-pixels N        Largest image, width x height (default 50000000)
 """,
     "compare-methods": """\
-Every method on one few-shot data set over several seeds: mean and standard error, beside plain baselines.
+Every method on one few-shot data set over several seeds: a sweep, then a table of mean and standard error beside two
+classifiers of raw pixels. The same command goes on after Ctrl-C, and only prints the table once all is done.
 
   randlora-pl compare-methods                                 16 shots of the digits, 3 seeds
   randlora-pl compare-methods --methods RandLoRA-6 --seeds 4 5
 
-  --config FILE         The comparison to run (default compare_methods)
+  --config SWEEP        The sweep to run: a shipped one or a file (default compare_methods)
   --methods NAME ...    Some of its methods
-  --seeds N ...         Other seeds
-  --tune                Search the learning rates on the validation images instead, with seed 0
-  --output FOLDER       A new folder for the figures (default runs/compare-methods/TIME)
+  --seeds N ...         Other seeds than the config's
+  --tune                Search the learning rates on the validation images first, then run with the best
+  --output DIR          The sweep's folder (default runs/sweeps/NAME); the table is DIR/table.md
+
+and all other options of sweep, such as --jobs N and --dry-run: randlora-pl sweep --help
 """,
     "zeroshot": """\
 Test an untrained CLIP: prompts of the data set averaged, and the single prompt, beside the published figures.
