@@ -12,7 +12,6 @@ from randlora_pl.experiments.methods import baselines, method_tables
 from randlora_pl.experiments.report.collect import FINISHED, Sweep
 from randlora_pl.experiments.report.plan import Key, Plan
 from randlora_pl.experiments.report.runs import Run
-from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.expand import task_of
 from randlora_pl.experiments.sweep.plan import Cell, plan
 from randlora_pl.tasks import ImageTask
@@ -21,7 +20,7 @@ from tests.experiments.sweep.grids import cells_of
 
 def test_the_shipped_sweep_has_every_method_of_the_papers_vision_experiments() -> None:
     _, description = told_by("compare_methods")
-    trained = [cell for cell in plan(description, composer()) if not cell.untrained]
+    trained = [cell for cell in plan(description) if not cell.untrained]
     assert {cell.flat["model.adapter"].rpartition(".")[2] for cell in trained} == {
         "RandLoRA", "LoRA", "DoRA", "VeRA", "NoLA", "BitFit", "LinearProbe", "FullFineTuning",
     }  # fmt: skip
@@ -32,7 +31,7 @@ def test_the_shipped_sweep_has_every_method_of_the_papers_vision_experiments() -
 @pytest.mark.parametrize("name", ["compare_bases", "compare_bases_fashion"])
 def test_bases_are_compared_over_five_seeds_at_one_rate(name: str) -> None:
     _, description = told_by(name)
-    tasks = [task_of(cell.tree) for cell in plan(description, composer()) if cell.labels.seed == 1]
+    tasks = [task_of(cell.tree) for cell in plan(description) if cell.labels.seed == 1]
     assert all(isinstance(task, ImageTask) and task.learning_rate == 1e-3 for task in tasks)
     assert [task.adapter.options()["basis"] for task in tasks if task] == ["uniform", "hadamard"]
     assert len(description.seeds) == 5
