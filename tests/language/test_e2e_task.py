@@ -1,6 +1,7 @@
 """GPT-2 on E2E: what is learned and where it stands, what is written, and scores that belong to the whole corpus."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,14 +156,17 @@ def test_a_missing_meteor_is_said(root: Path, caplog: pytest.LogCaptureFixture) 
     assert len(task.written) == 5 and all(row["references"] for row in task.written)
 
 
+@pytest.mark.parametrize("package", ["sacrebleu", "pycocoevalcap"])
 def test_a_missing_scorer_is_told_before_anything_is_trained_or_written(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "sacrebleu", None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(CausalLMTask, "answers", lambda *_: pytest.fail("it wrote"))
-    with pytest.raises(UserError, match="need sacrebleu"):
+    with pytest.raises(UserError, match=f"need {package} .*e2e"):
         e2e(root).check_test()
-    with pytest.raises(UserError, match="need sacrebleu"):
+    with pytest.raises(UserError, match=f"need {package} .*e2e"):
         make_trainer(accelerator="cpu").test(gpt2(), e2e(root), verbose=False)
 
 

@@ -93,7 +93,7 @@ def test_a_fit_reads_each_file_once_and_asks_for_scorers_of_references_only(
     whole = text_files.read_plain
     monkeypatch.setattr(text_files, "read_plain", lambda path: read.append(path.name) or whole(path))  # type: ignore[func-returns-value]
     monkeypatch.setattr(
-        "randlora_pl.language.data.prompts_module.need_sacrebleu", lambda: pytest.fail("no text has references")
+        "randlora_pl.language.data.prompts_module.need_scorers", lambda: pytest.fail("no text has references")
     )
     made = data(tmp_path, steps=1, batch_size=1)
     made.check_test()

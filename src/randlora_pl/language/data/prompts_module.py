@@ -12,7 +12,7 @@ from randlora_pl.language.data.base import TokenData
 from randlora_pl.language.data.batches import Tokens
 from randlora_pl.language.datasets.commonsense import TASKS
 from randlora_pl.language.datasets.sources import Item, Texts, read_texts
-from randlora_pl.language.metrics.text_scores import need_sacrebleu
+from randlora_pl.language.metrics.text_scores import need_scorers
 from randlora_pl.language.models.tokenization import Encoded, Lengths, encode_all, encode_prompt
 from randlora_pl.utils.errors import UserError, near
 
@@ -106,7 +106,7 @@ class TextData(TokenData):
         if not self.items:
             self.items = read_texts(self.dataset, self.root, self.validation, self.tests, False, True).items
         if any(item.references for item in self.items):
-            need_sacrebleu()  # not only when everything has been written
+            need_scorers()  # not only when everything has been written
 
     # -- what the application asks for
 

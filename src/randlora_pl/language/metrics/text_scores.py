@@ -1,15 +1,16 @@
 """Scores of generated text against several references each: BLEU, NIST, METEOR, ROUGE-L and CIDEr, as E2E counts them.
 
 E2E's evaluation takes BLEU and NIST from NIST's program mteval (version 13a; its tokens, lower case) and the other
-three from COCO's evaluation of captions (see `words`). BLEU comes from sacrebleu and METEOR from METEOR 1.5 itself;
-the others are written here, since no kept library has them by these definitions, and are tested against nltk (NIST) and
-pycocoevalcap (ROUGE-L, CIDEr).
+three from COCO's evaluation of captions (see `words`). BLEU comes from sacrebleu, METEOR from METEOR 1.5, ROUGE-L and
+CIDEr from pycocoevalcap. NIST is written here: nltk takes the best reference for each order of n-grams, where mteval
+counts the n-grams of all references of a text, so the two agree with one reference only.
 """
 
+import importlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from types import ModuleType
+from collections.abc import Sequence
+from typing import Any
 
 from randlora_pl.language.metrics.meteor import meteor
 from randlora_pl.language.metrics.ptb_tokens import words
@@ -19,6 +20,11 @@ References = Sequence[Sequence[str]]
 """The references of each text."""
 
 Ngrams = Counter[tuple[str, ...]]
+
+_SCORERS = (
+    *("sacrebleu.metrics", "sacrebleu.tokenizers.tokenizer_13a"),
+    *("pycocoevalcap.rouge.rouge", "pycocoevalcap.cider.cider"),
+)
 
 
 def generation_scores(texts: Sequence[str], references: References) -> dict[str, float | str]:
@@ -34,7 +40,7 @@ def generation_scores(texts: Sequence[str], references: References) -> dict[str,
 
     Raises:
         ValueError: There is no text, or one has no reference.
-        UserError: The package sacrebleu is missing.
+        UserError: The package sacrebleu or pycocoevalcap is missing.
     """
     if not texts or len(texts) != len(references) or not all(references):
         raise ValueError(f"{len(texts)} texts for {len(references)} groups of references, each needs one or more")
@@ -53,7 +59,7 @@ def bleu(texts: Sequence[str], references: References) -> float:
     Raises:
         UserError: The package sacrebleu is missing.
     """
-    metrics = need_sacrebleu().metrics
+    metrics = _scorer("sacrebleu.metrics")
     # sacrebleu wants the first references of all texts, then the second ones; where a text has fewer, None.
     most = max(map(len, references))
     streams = [[group[place] if place < len(group) else None for group in references] for place in range(most)]
@@ -71,7 +77,7 @@ def nist(texts: Sequence[str], references: References, order: int = 5) -> float:
     Raises:
         UserError: The package sacrebleu is missing.
     """
-    tokenize = need_sacrebleu().tokenizers.tokenizer_13a.Tokenizer13a()
+    tokenize = _scorer("sacrebleu.tokenizers.tokenizer_13a").Tokenizer13a()
     known = [[tokenize(reference.lower()).split() for reference in group] for group in references]
     counts: Ngrams = Counter()
     for group in known:
@@ -99,55 +105,33 @@ def nist(texts: Sequence[str], references: References, order: int = 5) -> float:
     return penalty * sum(gain / count for gain, count in zip(gained, possible, strict=True) if count)
 
 
-def rouge_l(texts: Sequence[str], references: References, beta: float = 1.2) -> float:
-    """ROUGE-L as COCO defines it, mean over the texts in 0..1.
+def rouge_l(texts: Sequence[str], references: References) -> float:
+    """Compute ROUGE-L as COCO defines it, mean over the texts in 0..1.
 
-    The longest common subsequence gives a precision and a recall with each reference; the best of either are joined in
-    an F measure in which recall weighs ``beta`` squared.
+    Raises:
+        UserError: The package pycocoevalcap is missing.
     """
-    scores = []
-    for text, group in zip(texts, references, strict=True):
-        own = words(text)
-        precision = recall = 0.0
-        for reference in map(words, group):
-            common = _common(own, reference)
-            precision = max(precision, common / max(len(own), 1))
-            recall = max(recall, common / max(len(reference), 1))
-        both = recall + beta**2 * precision
-        scores.append((1 + beta**2) * precision * recall / both if both else 0.0)
-    return sum(scores) / len(scores)
+    return _coco(_scorer("pycocoevalcap.rouge.rouge").Rouge(), texts, references)
 
 
-def cider(texts: Sequence[str], references: References, order: int = 4, sigma: float = 6.0) -> float:
-    """CIDEr as COCO computes it (Vedantam et al., 2015; its variant D), mean over the texts in 0..10.
+def cider(texts: Sequence[str], references: References) -> float:
+    """Compute CIDEr as COCO does (Vedantam et al., 2015; its variant D), mean over the texts in 0..10.
 
-    The cosine of n-gram counts weighted by inverse document frequency, where a document is the references of one text;
-    counts of a text are clipped to the reference's and a difference in length is punished. With a single text every
-    weight is 0, and so is the score.
+    With a single text every inverse document frequency is 0, and so is the score.
+
+    Raises:
+        UserError: The package pycocoevalcap is missing.
     """
-    known = [[_ngrams(words(reference), order) for reference in group] for group in references]
-    documents: Counter[tuple[str, ...]] = Counter()
-    for group in known:
-        documents.update(set().union(*group))
-    idf = {ngram: math.log(len(known) / count) for ngram, count in documents.items()}
-    unseen = math.log(len(known))
+    return _coco(_scorer("pycocoevalcap.cider.cider").Cider(), texts, references)
 
-    def weighted(counts: Ngrams) -> list[dict[tuple[str, ...], float]]:
-        vectors: list[dict[tuple[str, ...], float]] = [{} for _ in range(order)]
-        for ngram, count in counts.items():
-            vectors[len(ngram) - 1][ngram] = count * idf.get(ngram, unseen)
-        return vectors
 
-    scores = []
-    for text, group in zip(texts, known, strict=True):
-        counts = _ngrams(words(text), order)
-        own, length = weighted(counts), _pairs(counts)
-        total = 0.0
-        for reference in group:
-            near = math.exp(-((length - _pairs(reference)) ** 2) / (2 * sigma**2))
-            total += near * sum(_cosine(*both) for both in zip(own, weighted(reference), strict=True)) / order
-        scores.append(10 * total / len(group))
-    return sum(scores) / len(scores)
+def _coco(scorer: Any, texts: Sequence[str], references: References) -> float:
+    """Compute a score of pycocoevalcap from texts in its tokens."""
+    own = {number: [" ".join(words(text))] for number, text in enumerate(texts)}
+    known = {number: [" ".join(words(text)) for text in group] for number, group in enumerate(references)}
+    if not any(map(any, known.values())):  # no reference has a word
+        return 0.0
+    return float(scorer.compute_score(known, own)[0])
 
 
 def _ngrams(tokens: Sequence[str], order: int) -> Ngrams:
@@ -156,38 +140,20 @@ def _ngrams(tokens: Sequence[str], order: int) -> Ngrams:
     return Counter(tuple(tokens[start : start + n]) for n in sizes for start in range(len(tokens) - n + 1))
 
 
-def _pairs(counts: Ngrams) -> int:
-    """COCO's length of a sentence: its number of bigrams."""
-    return sum(count for ngram, count in counts.items() if len(ngram) == 2)
-
-
-def _cosine(text: Mapping[tuple[str, ...], float], reference: Mapping[tuple[str, ...], float]) -> float:
-    """Cosine of two sparse vectors, the text's entries clipped to the reference's in the product."""
-    norm = math.hypot(*text.values()) * math.hypot(*reference.values())
-    product = sum(min(value, reference.get(key, 0.0)) * reference.get(key, 0.0) for key, value in text.items())
-    return product / norm if norm else 0.0
-
-
-def _common(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
-    row = [0] * (len(second) + 1)
-    for token in first:
-        diagonal = 0
-        for place, other in enumerate(second, 1):
-            diagonal, row[place] = row[place], diagonal + 1 if token == other else max(row[place], row[place - 1])
-    return row[-1]
-
-
-def need_sacrebleu() -> ModuleType:
-    """The package, with the two modules that are used.
+def need_scorers() -> None:
+    """Check that the packages of all scores but METEOR are installed.
 
     Raises:
-        UserError: It is missing.
+        UserError: One is missing.
     """
+    for module in _SCORERS:
+        _scorer(module)
+
+
+def _scorer(module: str) -> Any:
     try:
-        import sacrebleu
-        import sacrebleu.metrics
-        import sacrebleu.tokenizers.tokenizer_13a
+        return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f'BLEU and NIST need sacrebleu ({error}): pip install "randlora-pl[language]"') from error
-    return sacrebleu
+        raise UserError(
+            f'scores of E2E need {module.partition(".")[0]} ({error}): pip install "randlora-pl[e2e]"'
+        ) from error

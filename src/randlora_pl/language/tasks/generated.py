@@ -49,7 +49,7 @@ def corpus_scores(items: Sequence[Item], texts: Mapping[int, str]) -> dict[str, 
         texts: What was written for some of them, by number.
 
     Raises:
-        UserError: The package sacrebleu is missing.
+        UserError: The package sacrebleu or pycocoevalcap is missing.
     """
     scored = [(text, items[number].references) for number, text in texts.items() if items[number].references]
     if not scored:
