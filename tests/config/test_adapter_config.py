@@ -12,7 +12,7 @@ import yaml
 from randlora_pl.adapters import LoRA
 from randlora_pl.cli.analyze.common import open_run
 from randlora_pl.config.adapter_config import adapter_config, data_beside
-from randlora_pl.engine.session import prepare
+from randlora_pl.engine.command import prepare
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
 

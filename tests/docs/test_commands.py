@@ -8,7 +8,7 @@ from randlora_pl.cli.analyze import verbs as analyze
 from randlora_pl.cli.help.pages import page as help_page
 from randlora_pl.cli.main import VERBS
 from randlora_pl.config.validate import tasks
-from randlora_pl.engine.session import prepare
+from randlora_pl.engine.command import prepare
 from tests.docs.pages import PAGES, commands_of, shown
 from tests.support.products import in_one_item
 

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from randlora_pl.adapters import LoRA, RandLoRA, VeRA, inject
 from randlora_pl.config.shipped import config_names
+from randlora_pl.engine.command import prepare
 from randlora_pl.engine.lightning_cli import App, Parser, _whole_numbers_first
-from randlora_pl.engine.session import prepare
 from randlora_pl.engine.stages import write_config
 from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
 from randlora_pl.tasks import TextHeadTask, VisionLanguageTask

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.cli.main import main
-from randlora_pl.engine.session import prepare
+from randlora_pl.engine.command import prepare
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "many_devices.md").read_text(encoding="utf-8")

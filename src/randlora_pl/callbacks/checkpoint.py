@@ -9,11 +9,11 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from randlora_pl import __version__
 from randlora_pl.callbacks.checkpoint_file import CheckpointFile
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.run_results import planned
+from randlora_pl.utils.version import __version__
 
 LAST, ADAPTER, BEST = "checkpoints/last.ckpt", "adapter", "adapter-best"
 _TRAINED_ON = (

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from randlora_pl import __version__
 from randlora_pl.parallel.launch import process_rank, reported_by_rank_zero
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, near, shortened
 from randlora_pl.utils.signals import raise_on_sigterm
 from randlora_pl.utils.text.printable import escape_unprintable_output, printable
+from randlora_pl.utils.version import __version__
 
 VERBS = {
     "fit": "fit:fit_verb",

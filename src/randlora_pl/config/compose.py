@@ -265,3 +265,14 @@ def _take_classes(command: Command) -> None:
 
 
 DEFAULTS: Tree = {"model": {"class_path": "VisionLanguageTask", "init_args": {"adapter": "RandLoRA"}}}
+
+
+def nested(options: Tree) -> Tree:
+    """Options such as ``{data.steps: 5}`` as ``{data: {steps: 5}}``; both may be mixed."""
+    tree: Tree = {}
+    for key, value in options.items():
+        node: Any = nested(value) if isinstance(value, dict) else value
+        for name in reversed(str(key).split(".")):
+            node = {name: node}
+        tree = merge(tree, node)
+    return tree

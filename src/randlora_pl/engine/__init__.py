@@ -1,1 +1,12 @@
-"""One run, callable without the command line: Lightning CLI, stages, run folder, errors, summary."""
+"""One run, callable without the command line.
+
+```
+api.fit            a run from Python, with its results as an object
+session            run_fit, run_evaluation: lock, build, stages; every error becomes a message
+├─ command         the words that were typed, over the config of a run or an adapter
+├─ lightning_cli   LightningCLI: builds task, data, trainer and callbacks in a run folder
+└─ stages          zero-shot test, training, test, results; test of a saved adapter
+   └─ summary      the last lines that are printed
+run_folder, run_lock, error_messages
+```
+"""

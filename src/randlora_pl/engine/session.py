@@ -1,17 +1,15 @@
-"""One run: from a checked command to built objects, with every error in words."""
+"""One run from its words to its results; every error becomes a message."""
 
-import copy
 import shlex
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.config.adapter_config import adapter_config, config_beside, data_beside
-from randlora_pl.config.compose import DEFAULTS, FOLDER_OPTIONS, Command, compose, merge, normalise, read_config
-from randlora_pl.config.validate import check_names
+from randlora_pl.config.compose import Command
+from randlora_pl.engine.command import adapter_of, folders_in, prepare, resume_by_itself
 from randlora_pl.engine.error_messages import (
     build_error,
     complaint_of_lightning,
@@ -21,97 +19,62 @@ from randlora_pl.engine.error_messages import (
     memory_advice,
     out_of_memory,
 )
-from randlora_pl.engine.run_folder import check_architecture, check_run, newest_unfinished, planned_name, tested_adapter
-from randlora_pl.parallel.launch import broadcast_decision
+from randlora_pl.engine.run_folder import check_run
+from randlora_pl.engine.run_lock import locked
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError
-from randlora_pl.utils.files.run_files import ADAPTER, CONFIG, LAST
+from randlora_pl.utils.files.run_files import CONFIG, LAST
 
 if TYPE_CHECKING:
     from randlora_pl.engine.lightning_cli import App
 from randlora_pl.utils.text.log_filters import silence_library_warnings
 
 
-def prepare(verb: str, args: list[str]) -> Command:
-    """The checked command; what a run or an adapter folder says comes before everything that was typed.
+def run_fit(words: Sequence[str]) -> "App":
+    """Run ``fit``: zero-shot test, training, test, results.
 
-    The config of a run (``--run``, ``--resume``) is trusted whole; beside an adapter only data options are read.
+    Args:
+        words: The words of a command line behind ``fit``.
+
+    Returns:
+        The finished run.
 
     Raises:
-        UserError: See `compose` and `check_names`.
+        UserError: Something that was typed does not fit; so are the errors of `handle_run_errors`.
     """
-    folders = _folders(args, FOLDER_OPTIONS[verb])
-    _check_checkpoint_option(verb, args, folders)
-    defaults, words = copy.deepcopy(DEFAULTS), list(args)
-    typed_config = bool({"-c", "--config"} & {word.partition("=")[0] for word in args})
-    if "resume" in folders:
-        words = ["--config", str(check_run(folders["resume"])), *words]
-    elif "run" in folders:
-        words = ["--config", str(check_run(folders["run"])), *words]
-        if not (folders["run"] / ADAPTER).is_dir():
-            place = shlex.quote(str(folders["run"]))
-            raise UserError(f"{folders['run']} is not finished: randlora-pl fit --resume {place}")
-    beside = config_beside(folders["adapter"]) if "adapter" in folders and not typed_config else None
-    if beside is not None:
-        defaults = merge(defaults, data_beside(beside))
-    command = compose(verb, words, defaults)
-    if beside is not None:
-        command.named.append(str(beside))
-    if verb != "fit":
-        command.config.pop("ckpt_path", None)  # where the run's training started from
-    adapter = adapter_of(command)
-    if adapter is not None:  # the folder knows best what it needs
-        saved = adapter_config(adapter)
-        command.config = merge(command.config, normalise(saved))
-        check_architecture(command, saved, adapter)
-    elif "resume" in folders:
-        check_architecture(command, read_config(folders["resume"] / CONFIG), folders["resume"])
-    check_names(command)
-    return command
+    args = resume_by_itself(list(words))
+    folder = folders_in(args, ("resume",)).get("resume")
+    with ExitStack() as held:
+        if folder is not None:  # before anything of it is read, which another process may be writing
+            check_run(folder)
+            lock = held.enter_context(locked(folder))
+        app = start(prepare("fit", args), folder)
+        if folder is None:
+            lock = held.enter_context(locked(app.folder))
+        from randlora_pl.engine.stages import fit
+
+        with handle_run_errors(app):
+            fit(app, lock)
+    return app
 
 
-def _resume_by_itself(args: list[str]) -> list[str]:
-    """``--resume auto`` as the folder of the newest run of this name, if it is unfinished, or without it.
+def run_evaluation(verb: str, words: Sequence[str]) -> "App":
+    """Run ``validate`` or ``test``: metrics of an adapter, or of the pretrained model.
 
-    A job that is started again has the same command line, so that the run's own config holds all of it.
+    Args:
+        verb: ``validate`` or ``test``.
+        words: The words behind it.
     """
-    if _folders(args, ("resume",)).get("resume") != Path("auto"):
-        return args
-    words = list(args)
-    place = next(number for number, word in enumerate(words) if word.partition("=")[0] == "--resume")
-    del words[place : place + (1 if "=" in words[place] else 2)]
-    flat = compose("fit", words, copy.deepcopy(DEFAULTS)).flat()
-    root, name = Path(str(flat.get("run.root", "runs"))), str(flat.get("run.name") or planned_name(flat))
-    found = broadcast_decision("resume", lambda: str(newest_unfinished(root, name) or ""))
-    return ["--resume", found] if found else words
+    command = prepare(verb, list(words))
+    app = start(command, None)
+    from randlora_pl.engine.stages import evaluate
 
-
-def _check_checkpoint_option(verb: str, args: list[str], folders: dict[str, Path]) -> None:
-    if not any(word.partition("=")[0] == "--ckpt_path" for word in args):
-        return
-    if verb != "fit":
-        raise UserError(f"{verb} takes no --ckpt_path: name an adapter folder (--adapter) or a run (--run) instead.")
-    if "resume" in folders:
-        raise UserError("--resume goes on from the run's own checkpoint: leave out --ckpt_path, or leave out --resume.")
-
-
-def _folders(args: list[str], names: tuple[str, ...]) -> dict[str, Path]:
-    found = {}
-    for place, word in enumerate(args):
-        option, equals, value = word.partition("=")
-        if option.startswith("--") and option[2:] in names and (equals or place + 1 < len(args)):
-            found[option[2:]] = Path(value if equals else args[place + 1])
-    return found
-
-
-def adapter_of(command: Command) -> Path | None:
-    """The adapter folder that ``--adapter`` or ``--run`` names."""
-    if "adapter" in command.folders:
-        return command.folders["adapter"]
-    return tested_adapter(command.folders["run"]) if "run" in command.folders else None
+    with handle_run_errors(app):
+        evaluate(app, adapter_of(command))
+    return app
 
 
 def start(command: Command, folder: Path | None) -> "App":
-    """Imports the heavy libraries and builds task, data and trainer.
+    """Import the heavy libraries and build task, data and trainer.
 
     Raises:
         UserError: Something that was typed does not fit.
@@ -128,8 +91,8 @@ def start(command: Command, folder: Path | None) -> "App":
 
 
 @contextmanager
-def guarded(app: "App") -> Iterator[None]:
-    """Everything that can go wrong in a run, in words; and the log file of the run.
+def handle_run_errors(app: "App") -> Iterator[None]:
+    """Turn errors of a run into one-line messages, and write ``run.log``.
 
     Raises:
         UserError: Bad input, or memory ran out, or the disk is full.
@@ -141,7 +104,7 @@ def guarded(app: "App") -> Iterator[None]:
     from randlora_pl.utils.text.console import log_to_file
 
     try:
-        with log_to_file(app.folder / "run.log"), full_disk_is_told_once():
+        with log_to_file(app.folder / "run.log"), report_full_disk_once():
             yield
     except UserError:
         app.discard()
@@ -173,18 +136,18 @@ def guarded(app: "App") -> Iterator[None]:
 
 
 @contextmanager
-def full_disk_is_told_once() -> Iterator[None]:
-    """Without the traceback of TensorBoard's thread; what it met comes up in the training, too."""
-    told = threading.excepthook
-    threading.excepthook = lambda args: None if args.exc_value and full_disk(args.exc_value) else told(args)
+def report_full_disk_once() -> Iterator[None]:
+    """Hide the traceback of TensorBoard's thread for a full disk: the training meets it, too."""
+    usual = threading.excepthook
+    threading.excepthook = lambda args: None if args.exc_value and full_disk(args.exc_value) else usual(args)
     try:
         yield
     finally:
-        threading.excepthook = told
+        threading.excepthook = usual
 
 
 def _end_the_others(app: "App") -> None:
-    """Ends the processes that Lightning has started, which would wait for this one or repeat what it says."""
+    """End the processes that Lightning has started, which would wait for this one or repeat its message."""
     kill = getattr(app.trainer.strategy.launcher, "kill", None)
     if kill is not None:
         kill(signal.SIGTERM)

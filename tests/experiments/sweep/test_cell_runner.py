@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from randlora_pl.cli.main import main
+from randlora_pl.config.compose import nested
 from randlora_pl.experiments.sweep.cell_runner import Runner
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell
-from randlora_pl.experiments.sweep.trial_config import nested
 from randlora_pl.models import load_clip
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import caching

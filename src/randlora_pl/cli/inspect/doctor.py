@@ -9,10 +9,10 @@ import urllib.request
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from randlora_pl import __version__
 from randlora_pl.cli.common.tables import entry
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.version import __version__
 
 PACKAGES = (
     "torch",

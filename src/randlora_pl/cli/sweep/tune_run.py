@@ -10,11 +10,11 @@ from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.sweep.job import Job, check_typed, choose, words_of
 from randlora_pl.cli.sweep.run import dry_run
 from randlora_pl.cli.sweep.tuning import Tuning
-from randlora_pl.config.compose import DEFAULTS, Command, Tree, compose, merge, normalise, parse_value
+from randlora_pl.config.compose import DEFAULTS, Command, Tree, compose, merge, nested, normalise, parse_value
 from randlora_pl.config.validate import check_names, on_texts
 from randlora_pl.experiments.sweep.description import Description, budget
 from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.trial_config import check, nested
+from randlora_pl.experiments.sweep.trial_config import check
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.log_filters import silence_library_warnings
 

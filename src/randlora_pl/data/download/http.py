@@ -17,9 +17,9 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from randlora_pl import __version__
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.version import __version__
 
 TIMEOUT = 15.0
 """Seconds without a byte after which a connection counts as dropped."""

@@ -49,14 +49,14 @@ class Runner:
 
     def _run(self, cell: Cell, folder: Path, start: float) -> None:
         from randlora_pl.engine.lightning_cli import App
-        from randlora_pl.engine.session import guarded
+        from randlora_pl.engine.session import handle_run_errors
         from randlora_pl.engine.stages import evaluate, fit
         from randlora_pl.utils.run_results import write_results
 
         with locked(folder) as lock:
             again = self._resumable(cell, folder)
             app = App(self.command(cell), folder if again else None, folder)
-            with guarded(app):
+            with handle_run_errors(app):
                 if cell.untrained:
                     evaluate(app, None)
                     none = {"trainable_parameters": 0, "adapter_parameters": 0}  # though all of the model could train

@@ -1,9 +1,8 @@
 """The config of a trial: a model's configs, then options, then what its method lays over them."""
 
 import copy
-from typing import Any
 
-from randlora_pl.config.compose import DEFAULTS, Command, Tree, merge, normalise, read_config
+from randlora_pl.config.compose import DEFAULTS, Command, Tree, merge, nested, normalise, read_config
 from randlora_pl.config.shipped import find_config
 from randlora_pl.config.validate import check_names, on_texts
 from randlora_pl.experiments.sweep.description import METHOD
@@ -55,17 +54,6 @@ def check(tree: Tree) -> Tree:
     command = Command("fit", config=copy.deepcopy(tree))
     check_names(command)
     return command.config
-
-
-def nested(options: Tree) -> Tree:
-    """Options such as ``{data.steps: 5}`` as ``{data: {steps: 5}}``; both may be mixed."""
-    tree: Tree = {}
-    for key, value in options.items():
-        node: Any = nested(value) if isinstance(value, dict) else value
-        for name in reversed(str(key).split(".")):
-            node = {name: node}
-        tree = merge(tree, node)
-    return tree
 
 
 def _configs(given: str | list[str] | Tree) -> list[Tree]:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from randlora_pl import __version__
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.io import container
 from randlora_pl.adapters.io.container import BASES, CONFIG, TENSORS, Contents
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import move, part_folder
 from randlora_pl.utils.files.weights_files import without_local_paths
+from randlora_pl.utils.version import __version__
 
 CARD = "README.md"
 _LOGIN = "hf auth login, or set HF_TOKEN"

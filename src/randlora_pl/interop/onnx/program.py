@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl import __version__
 from randlora_pl.adapters import read_adapter, unload
 from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.unlabelled import frame_of
@@ -22,6 +21,7 @@ from randlora_pl.models import ImageTower, load_clip
 from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
 from randlora_pl.tasks.image import ImageTask
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.version import __version__
 
 PARTS = ("classifier", "image", "text")
 FORMAT_VERSION = 1

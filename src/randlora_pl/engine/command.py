@@ -1,0 +1,93 @@
+"""The checked command of a run: what was typed, over the config of a run or the data options beside an adapter."""
+
+import copy
+import shlex
+from pathlib import Path
+
+from randlora_pl.config.adapter_config import adapter_config, config_beside, data_beside
+from randlora_pl.config.compose import DEFAULTS, FOLDER_OPTIONS, Command, compose, merge, normalise, read_config
+from randlora_pl.config.validate import check_names
+from randlora_pl.engine.run_folder import check_architecture, check_run, newest_unfinished, planned_name, tested_adapter
+from randlora_pl.parallel.launch import broadcast_decision
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
+
+
+def prepare(verb: str, args: list[str]) -> Command:
+    """Return the checked command: what was typed, over what a run or adapter folder holds.
+
+    The config of a run (``--run``, ``--resume``) is trusted whole; beside an adapter only data options are read.
+
+    Raises:
+        UserError: See `compose` and `check_names`.
+    """
+    folders = folders_in(args, FOLDER_OPTIONS[verb])
+    _check_checkpoint_option(verb, args, folders)
+    defaults, words = copy.deepcopy(DEFAULTS), list(args)
+    typed_config = bool({"-c", "--config"} & {word.partition("=")[0] for word in args})
+    if "resume" in folders:
+        words = ["--config", str(check_run(folders["resume"])), *words]
+    elif "run" in folders:
+        words = ["--config", str(check_run(folders["run"])), *words]
+        if not (folders["run"] / ADAPTER).is_dir():
+            place = shlex.quote(str(folders["run"]))
+            raise UserError(f"{folders['run']} is not finished: randlora-pl fit --resume {place}")
+    beside = config_beside(folders["adapter"]) if "adapter" in folders and not typed_config else None
+    if beside is not None:
+        defaults = merge(defaults, data_beside(beside))
+    command = compose(verb, words, defaults)
+    if beside is not None:
+        command.named.append(str(beside))
+    if verb != "fit":
+        command.config.pop("ckpt_path", None)  # where the run's training started from
+    adapter = adapter_of(command)
+    if adapter is not None:  # the folder knows best what it needs
+        saved = adapter_config(adapter)
+        command.config = merge(command.config, normalise(saved))
+        check_architecture(command, saved, adapter)
+    elif "resume" in folders:
+        check_architecture(command, read_config(folders["resume"] / CONFIG), folders["resume"])
+    check_names(command)
+    return command
+
+
+def resume_by_itself(args: list[str]) -> list[str]:
+    """Replace ``--resume auto`` by the newest run of this name if it is unfinished, else remove it.
+
+    A job that is started again has the same command line, so that the run's own config holds all of it.
+    """
+    if folders_in(args, ("resume",)).get("resume") != Path("auto"):
+        return args
+    words = list(args)
+    place = next(number for number, word in enumerate(words) if word.partition("=")[0] == "--resume")
+    del words[place : place + (1 if "=" in words[place] else 2)]
+    flat = compose("fit", words, copy.deepcopy(DEFAULTS)).flat()
+    root, name = Path(str(flat.get("run.root", "runs"))), str(flat.get("run.name") or planned_name(flat))
+    found = broadcast_decision("resume", lambda: str(newest_unfinished(root, name) or ""))
+    return ["--resume", found] if found else words
+
+
+def _check_checkpoint_option(verb: str, args: list[str], folders: dict[str, Path]) -> None:
+    if not any(word.partition("=")[0] == "--ckpt_path" for word in args):
+        return
+    if verb != "fit":
+        raise UserError(f"{verb} takes no --ckpt_path: name an adapter folder (--adapter) or a run (--run) instead.")
+    if "resume" in folders:
+        raise UserError("--resume goes on from the run's own checkpoint: leave out --ckpt_path, or leave out --resume.")
+
+
+def folders_in(args: list[str], names: tuple[str, ...]) -> dict[str, Path]:
+    """Return the folders that options such as ``--resume FOLDER`` name, by option."""
+    found = {}
+    for index, word in enumerate(args):
+        option, equals, value = word.partition("=")
+        if option.startswith("--") and option[2:] in names and (equals or index + 1 < len(args)):
+            found[option[2:]] = Path(value if equals else args[index + 1])
+    return found
+
+
+def adapter_of(command: Command) -> Path | None:
+    """Return the adapter folder that ``--adapter`` or ``--run`` names."""
+    if "adapter" in command.folders:
+        return command.folders["adapter"]
+    return tested_adapter(command.folders["run"]) if "run" in command.folders else None
