@@ -1,0 +1,56 @@
+"""The structure of the source: no import circles, small folders and files, plain English."""
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+
+import networkx
+
+import randlora_pl
+
+PACKAGE = Path(randlora_pl.__file__).parent
+FILES = {
+    ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in sorted(PACKAGE.rglob("*.py"))
+}
+LONG = {"data/images/decode.py", "data/module.py", "data/readers/own/tar_files.py", "engine/stages.py",
+        "interop/merge/vision.py", "language/models/generate.py"}  # fmt: skip
+"""Files of more than 300 lines that have still to be split."""
+WORDS = r"told|tells?|nobody|whoever|somebody|dear|for want of|is no|are no|those of|that of|in words|in a line"
+FIRST = r"What|Whether|Of|That|Those|How|Which|Where"
+MOST_WORDS, MOST_FIRST = 0, 0
+"""Uses of these words, and first lines of docstrings that begin so, which may only become fewer."""
+
+
+def imports(name: str) -> set[str]:
+    """The modules of the package that a module imports, inside functions and for types, too."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("randlora_pl"):
+            found |= {inner if (inner := f"{node.module}.{alias.name}") in FILES else str(node.module)
+                      for alias in node.names}  # fmt: skip
+    return found
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = networkx.DiGraph((name, other) for name in FILES for other in imports(name))
+    assert [sorted(circle) for circle in networkx.strongly_connected_components(graph) if len(circle) > 1] == []
+
+
+def test_folders_and_files_are_small() -> None:
+    folders = Counter(file.parent for file in FILES.values() if file.name != "__init__.py")
+    assert {str(folder): count for folder, count in folders.items() if count > 16} == {}
+    long = {file.relative_to(PACKAGE).as_posix() for file in FILES.values() if len(file.read_text().splitlines()) > 300}
+    assert long <= LONG
+
+
+def test_the_english_is_plain() -> None:
+    words = first = 0
+    for file in FILES.values():
+        text = file.read_text(encoding="utf-8")
+        words += len(re.findall(rf"\b(?:{WORDS})\b", text, re.IGNORECASE))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                first += bool(re.match(rf"(?:{FIRST})\b", ast.get_docstring(node) or ""))
+    assert (words, first) <= (MOST_WORDS, MOST_FIRST) and first <= MOST_FIRST, (words, first)
