@@ -18,7 +18,6 @@ from randlora_pl.adapters import FullFineTuning, LoRA, RandLoRA, inject
 from randlora_pl.cli.sweep.job import told_by
 from randlora_pl.config.shipped import find_config
 from randlora_pl.experiments.paper.paper import table
-from randlora_pl.experiments.sweep.cell_runner import composer
 from randlora_pl.experiments.sweep.estimate import Estimator, memory_of, planned_steps
 from randlora_pl.experiments.sweep.expand import counts
 from randlora_pl.experiments.sweep.folder import SweepFolder
@@ -102,7 +101,7 @@ def factor(cell: Cell) -> float:
 def cells_of(name: str) -> tuple[list[Cell], int]:
     """The cells of a shipped sweep for its first seed, and its number of seeds."""
     _, description = told_by(name)
-    return plan(replace(description, seeds=description.seeds[:1]), composer(None)), len(description.seeds)
+    return plan(replace(description, seeds=description.seeds[:1])), len(description.seeds)
 
 
 def hours(cells: Iterable[Cell], share: float = SHARE) -> dict[str, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.config.shipped import config_folder, scripts
-from randlora_pl.engine.command import _resume_by_itself, prepare
+from randlora_pl.engine.command import resume_by_itself, prepare
 from tests.support.cli import Run
 
 WORDS = ["--config", "quickstart", "--data.steps", "3"]
@@ -56,7 +56,7 @@ def test_the_command_of_torchrun_is_one_of_ours(start: Start, tmp_path: Path) ->
         *("--nnodes", "2", "--node-rank", "1", "--nproc-per-node", "2", "--master-addr", "node0"),
         *("--master-port", "29500", "--max-restarts", "3"),
     ]
-    command = prepare(own[0], _resume_by_itself(own[1:]))
+    command = prepare(own[0], resume_by_itself(own[1:]))
     assert (command.verb, command.flat()["run.name"], command.flat()["data.steps"]) == ("fit", "mine", 3)
 
 
@@ -71,7 +71,7 @@ def test_the_command_of_slurm_is_one_of_ours(start: Start, tmp_path: Path) -> No
     assert process.wait(timeout=60) == 0
     words = arguments(tmp_path, "srun")
     own = words[words.index("randlora-pl") + 1 :]
-    command = prepare(own[0], _resume_by_itself(own[1:]))
+    command = prepare(own[0], resume_by_itself(own[1:]))
     assert (command.verb, command.flat()["run.name"]) == ("fit", "randlora-77")
     assert not (tmp_path / "scontrol.args").exists()
 
