@@ -78,12 +78,12 @@ def bad() -> dict[str, tuple[bytes, str, int, str]]:
     return {
         "empty": (b"", image, 400, "0 bytes"),
         "empty field": (*form(b""), 400, "0 bytes"),
-        "text": (b"this is no image", image, 415, "no image"),
-        "text in a form": (*form(b"this is no image"), 415, "no image"),
-        "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "image/svg+xml", 415, "no image"),
-        "ICO": (encode(colour, "ICO"), image, 415, "no image"),
-        "EPS": (encode(colour, "EPS"), image, 415, "no image"),  # Pillow would start Ghostscript
-        "AVIF": (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(99), image, 415, "no image"),
+        "text": (b"this is no image", image, 415, "not an image"),
+        "text in a form": (*form(b"this is no image"), 415, "not an image"),
+        "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "image/svg+xml", 415, "not an image"),
+        "ICO": (encode(colour, "ICO"), image, 415, "not an image"),
+        "EPS": (encode(colour, "EPS"), image, 415, "not an image"),  # Pillow would start Ghostscript
+        "AVIF": (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(99), image, 415, "not an image"),
         "cut JPEG": (jpeg[: len(jpeg) // 2], image, 422, "cannot be read"),
         "cut PNG": (encode(colour, "PNG")[:3000], image, 422, "cannot be read"),
         "cut header": (encode(colour, "PNG")[:20], image, 422, "header is damaged"),

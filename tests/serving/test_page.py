@@ -127,7 +127,7 @@ def test_images_are_dropped_one_after_another(page: Any, server: Running, digit:
 def test_errors_are_shown_and_the_next_image_works(page: Any, server: Running, digit: bytes) -> None:
     bad = pictures.bad()
     for content, name, part in (
-        (b"hello", "notes.txt", "notes.txt: this is no image"),
+        (b"hello", "notes.txt", "notes.txt: not an image"),
         (bad["cut JPEG"][0], "cut.jpg", "cut.jpg: The image that was sent cannot be read"),
         (bad["bomb of 200 megapixels"][0], "bomb.png", "bomb.png: the image has 20000 x 10000 = 200,000,000 pixels"),
         (bytes(2_100_000), "big.bin", "big.bin has 2.1 MB; at most 2 MB are allowed."),

@@ -1,1 +1,1 @@
-"""Serving an adapter over HTTP with LitServe: `uploads` reads images, `api` classifies them, `app` is the server."""
+"""HTTP serving of an adapter with LitServe: `uploads` reads images, `api` classifies them, `app` is the server."""

@@ -1,7 +1,7 @@
-"""Answers: what LitServe's workers do with uploads.
+"""Classification of uploads in LitServe's workers.
 
-LitServe gives all requests of a batch the error of one, so nothing that a client sends may raise in a worker:
-what cannot be decoded is answered with a response of its own.
+LitServe returns one request's error to all requests of its batch, so no client input may raise in a worker: an image
+that cannot be decoded gets its own response.
 """
 
 import logging
@@ -26,27 +26,27 @@ from randlora_pl.serving.uploads import Upload, read_upload
 from randlora_pl.utils.errors import UserError
 
 BATCH_PIXELS = 8_000_000
-"""Of the images that are decoded together with the one that has waited longest: so many take a fraction of a second."""
+"""Maximum pixels of the images decoded together with the oldest request; decoding them takes a fraction of a second."""
 
 IDLE_SECONDS = 0.1
-"""How long a worker asks for a request at a time: were it killed meanwhile, the queue would send it one more."""
+"""Timeout of one queue read: if a worker is killed during a read, the queue would give it one more request."""
 
 
 class PatientLoop(BatchedLoop):  # type: ignore[misc]  # LitServe has no types
-    """LitServe's batches, by waiting for the first request: its own loop asks for one a thousand times a second.
+    """LitServe's batching loop that blocks for the first request; LitServe itself polls a thousand times a second.
 
-    Large images take a second each to decode. They wait for small ones, but each batch has the oldest of all requests.
+    Large images take a second each to decode, so small ones go first, but each batch has the oldest request.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: list[tuple[Any, Any, float, Upload]] = []  # the oldest first
+        self._held: list[tuple[Any, Any, float, Upload]] = []  # oldest first
 
     def get_batch_requests(self, lit_api: LitAPI, request_queue: Any, transport: Any) -> tuple[list[Any], list[Any]]:
-        """Waits for a request, then for more of them until the batch is full or its time is over.
+        """Wait for a request, then for more until the batch is full or its time is over.
 
         Returns:
-            (queue, id, upload) of the requests to answer, and (queue, id) of those that have waited for too long.
+            (queue, id, upload) of the requests to answer, and (queue, id) of requests past their timeout.
         """
         end = time.monotonic()
         if not self._held:
@@ -68,14 +68,14 @@ class PatientLoop(BatchedLoop):  # type: ignore[misc]  # LitServe has no types
         return [(waiting[place][0], waiting[place][1], waiting[place][3]) for place in sorted(chosen)], late
 
     def _take(self, request_queue: Any, seconds: float, transport: Any) -> None:
-        """Takes a request, and has the HTTP process note which worker holds it (see `LossAwareTransport`)."""
+        """Take a request and report to the HTTP process which worker holds it (see `LossAwareTransport`)."""
         request = request_queue.get(timeout=seconds)
         self.put_response(transport, request[0], request[1], (), LitAPIStatus.START, LoopResponseType.REGULAR)
         self._held.append(request)
 
 
 def _together(pixels: Sequence[int]) -> set[int]:
-    """Which images are decoded in one batch: the first one, and the smallest others up to `BATCH_PIXELS`."""
+    """Return the images to decode in one batch: the first one, and the smallest others up to `BATCH_PIXELS`."""
     chosen, left = {0} if pixels else set(), BATCH_PIXELS
     for place in sorted(range(1, len(pixels)), key=lambda place: pixels[place]):
         left -= pixels[place]
@@ -85,16 +85,16 @@ def _together(pixels: Sequence[int]) -> set[int]:
     return chosen
 
 
-class Classifier(LitAPI):  # type: ignore[misc]
-    """An adapter with its model, in each worker.
+class ClassifierAPI(LitAPI):  # type: ignore[misc]
+    """Adapter with its model, in each worker.
 
     Args:
-        adapter: The adapter folder or file.
-        threads: Of PyTorch, in each worker on a CPU.
-        failures: Receives why the model cannot be built.
-        max_batch_size: Images of a batch at most.
+        adapter: Adapter folder or file.
+        threads: Threads of PyTorch in each CPU worker.
+        failures: Queue for errors of building the model.
+        max_batch_size: Maximum images in a batch.
         batch_timeout: Seconds to wait for a batch to fill.
-        most_pixels: Width x height that an image may have.
+        most_pixels: Maximum pixels (width x height) of an image.
     """
 
     def __init__(
@@ -111,13 +111,13 @@ class Classifier(LitAPI):  # type: ignore[misc]
         self.most_pixels = most_pixels
 
     def setup(self, device: str) -> None:
-        """Builds the model on a device and runs it once."""
+        """Build the model on a device and run it once."""
         end_with_parent()
         try:
             self._build(device)
         except UserError as error:
             self.failures.put(error)
-            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # which would print a traceback
+            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # LitServe would print a traceback
             raise
 
     def _build(self, device: str) -> None:
@@ -137,10 +137,10 @@ class Classifier(LitAPI):  # type: ignore[misc]
         self._shares(torch.zeros(1, 3, self.frame.size, self.frame.size))
 
     def _shares(self, images: Any) -> Any:
-        """(b, 3, size, size) to the probabilities (b, classes) on the CPU, as `predict` calculates them.
+        """Return the probabilities (b, classes) on the CPU for images (b, 3, size, size), as `predict` computes them.
 
         Raises:
-            UserError: They are not numbers.
+            UserError: Probabilities are not finite.
         """
         import torch
 
@@ -152,18 +152,18 @@ class Classifier(LitAPI):  # type: ignore[misc]
         return shares
 
     def decode_request(self, request: Annotated[Upload, Depends(read_upload)]) -> Upload:
-        """FastAPI reads the upload in the HTTP process because this annotation says so; here it is passed on."""
+        """Return the upload; FastAPI has read it in the HTTP process because of the annotation."""
         return request
 
     def predict(self, uploads: list[Upload]) -> list[Response]:
-        """An answer to each upload, whatever it holds."""
+        """Return one response per upload, for any content."""
         import torch
 
         from randlora_pl.data.unlabelled import read_image
 
         images: list[Any] = []
         answers: list[Response | None] = []
-        for upload in uploads:  # one at a time in full size
+        for upload in uploads:  # only one image in full size at a time
             try:
                 images.append(read_image(upload.content, "that was sent", self.frame, TAKEN, self.most_pixels))
                 answers.append(None)
@@ -187,15 +187,15 @@ class Classifier(LitAPI):  # type: ignore[misc]
         )
 
     def encode_response(self, output: Response) -> Response:
-        """The answer as it is."""
+        """Return the response unchanged."""
         return output
 
 
 def end_with_parent(*others: int) -> None:
-    """Has this process end when the one that started it is gone, even if that was killed.
+    """End this process when its parent is gone, even if the parent was killed.
 
     Args:
-        others: Process ids to end as well, which do not notice by themselves.
+        others: Process ids to kill as well, because they do not detect it themselves.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -205,7 +205,7 @@ def end_with_parent(*others: int) -> None:
         for process in others:
             try:
                 os.kill(process, 9)
-            except OSError:  # it has ended
+            except OSError:  # already ended
                 continue
         os._exit(1)
 

@@ -1,4 +1,4 @@
-"""The server: LitServe's, with a page, facts about the model, deadlines, and an orderly end."""
+"""LitServe's server with a page, model facts, deadlines, and an orderly shutdown."""
 
 import gc
 import logging
@@ -21,7 +21,7 @@ from litserve.utils import WorkerSetupStatus
 from starlette.routing import Route
 
 from randlora_pl.data.images.decode import trust_the_limit
-from randlora_pl.serving.api import Classifier, end_with_parent
+from randlora_pl.serving.api import ClassifierAPI, end_with_parent
 from randlora_pl.serving.connections import Connection
 from randlora_pl.serving.gate import Gate
 from randlora_pl.serving.images import Limits
@@ -30,34 +30,34 @@ from randlora_pl.serving.uploads import Deadline
 from randlora_pl.utils.errors import LostProcessError, Terminated
 
 QUEUE_SECONDS = 30.0
-"""How long a request may wait for a worker; then it is answered with 504."""
+"""Maximum wait of a request for a worker; after it the response is 504."""
 
 REQUESTS = 128
-"""Requests at a time; further ones are answered with 503. Each may hold one upload in memory."""
+"""Maximum concurrent requests, each with one upload in memory; further ones get 503."""
 
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
 _POLICY += "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
 
 
 class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
-    """LitServe's server.
+    """LitServe's server with this application's routes and limits.
 
     Args:
-        api: What classifies.
-        device: A device as PyTorch calls it.
-        workers: Processes that classify.
-        facts: What ``/health`` and ``/info`` say of the model.
-        limits: What an upload may cost.
-        ready: What to print once requests are answered.
-        hosts: Names that it may be called by (see `Gate`).
-        token: What requests must have; empty: nothing.
+        api: Classifier in the workers.
+        device: PyTorch device.
+        workers: Number of worker processes.
+        facts: Facts about the model for ``/health`` and ``/info``.
+        limits: Limits of an upload.
+        ready: Text to print when the server is ready.
+        hosts: Accepted host names (see `Gate`).
+        token: Required token; empty disables the check.
     """
 
     _transport: Any  # LitServe's, of messages from workers
 
     def __init__(
         self,
-        api: Classifier,
+        api: ClassifierAPI,
         device: Any,
         workers: int,
         facts: dict[str, Any],
@@ -74,12 +74,12 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
             timeout=QUEUE_SECONDS,
             model_metadata=facts,
             middlewares=[Deadline, (Gate, {"hosts": hosts, "token": token, "most": REQUESTS})],
-            disable_openapi_url=True,  # its page loads scripts from elsewhere
+            disable_openapi_url=True,  # its page loads third-party scripts
             restart_workers=True,
         )
         self.facts, self.ready, self.ending = facts, ready, False
         self.uvicorn_graceful_timeout = 5
-        self.monitor_internal = 0.5  # seconds between two looks at the workers
+        self.monitor_internal = 0.5  # seconds between checks of the workers
         self.helpers: list[int] = []
         self.app.state.limits = limits
         page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
@@ -95,29 +95,29 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
                 {"status": "ready" if ready else "a worker is starting", **shown}, 200 if ready else 503
             )
 
-        # Before LitServe's own routes of these names, which answer with a word.
+        # Placed before LitServe's routes of the same names, which return one word.
         self.app.router.routes[:0] = [Route("/", index), Route("/health", health)]
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """The time in which the HTTP process answers."""
+        """Run the HTTP process, from start to shutdown."""
         end_with_parent(*self.helpers)
         self._transport = LossAwareTransport(self._transport, self.response_buffer)
         async with super().lifespan(app):
             print(self.ready, flush=True)
             yield
 
-    def launch_inference_worker(self, lit_api: Classifier) -> Any:
-        """Starts the workers, which a Ctrl-C does not reach: this process ends them when all is answered."""
+    def launch_inference_worker(self, lit_api: ClassifierAPI) -> Any:
+        """Start the workers with Ctrl-C blocked: this process ends them after the last response."""
         self.helpers = [child.pid for child in multiprocessing.active_children() if child.pid]  # LitServe's queues
         with _unheard(signal.SIGINT):
             return super().launch_inference_worker(lit_api)
 
     def verify_worker_status(self) -> None:
-        """Waits until a worker has built its model; LitServe waits for ever where one is killed before.
+        """Wait until a worker has built its model; LitServe waits forever if one is killed before.
 
         Raises:
-            UserError: It cannot be built.
+            UserError: The model cannot be built.
             LostProcessError: A worker was lost.
         """
         while not any(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
@@ -128,8 +128,8 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
                 raise LostProcessError(f"a worker that was building the model (exit code {codes[0]}): out of memory?")
             time.sleep(0.05)
 
-    def launch_single_inference_worker(self, lit_api: Classifier, worker_id: int) -> Any:
-        """Starts a worker in the place of one that was lost; called in LitServe's watching thread."""
+    def launch_single_inference_worker(self, lit_api: ClassifierAPI, worker_id: int) -> Any:
+        """Restart a lost worker; called in LitServe's monitoring thread."""
         if self.ending:
             sys.exit()  # the thread
         print(f"Worker {worker_id} was lost; starting another one", file=sys.stderr, flush=True)
@@ -140,7 +140,7 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
 
 @contextmanager
 def _unheard(number: signal.Signals) -> Iterator[None]:
-    """Blocks a signal in this thread, and for good in the processes that it starts."""
+    """Block a signal in this thread and in the processes it starts."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -167,30 +167,30 @@ def serve(
     hosts: Collection[str],
     token: str,
 ) -> None:
-    """Answers requests until it is told to end; every process that it started has ended then.
+    """Serve requests until a signal; all started processes have ended when it returns.
 
     Args:
-        adapter: The adapter folder or file.
-        facts: What to tell of the model.
-        ready: What to print once requests are answered.
-        device: Where the model is.
-        limits: What an upload may cost.
-        host: Address to listen at.
-        port: Port to listen at.
-        workers: Processes that classify.
-        threads: Of PyTorch in each worker.
-        batch_size: Images of a batch at most.
+        adapter: Adapter folder or file.
+        facts: Facts about the model.
+        ready: Text to print when the server is ready.
+        device: PyTorch device of the model.
+        limits: Limits of an upload.
+        host: Address to listen on.
+        port: Port to listen on.
+        workers: Number of worker processes.
+        threads: Threads of PyTorch in each worker.
+        batch_size: Maximum images in a batch.
         batch_timeout: Seconds to wait for a batch to fill.
-        hosts: Names that it may be called by (see `Gate`).
-        token: What requests must have; empty: nothing.
+        hosts: Accepted host names (see `Gate`).
+        token: Required token; empty disables the check.
 
     Raises:
         UserError: The model cannot be built.
-        LostProcessError: A process that it cannot do without is gone.
-        KeyboardInterrupt: It was ended by Ctrl-C; `Terminated` by SIGTERM.
+        LostProcessError: A required process has ended.
+        KeyboardInterrupt: Ctrl-C ended it; `Terminated` after SIGTERM.
     """
     failures = multiprocessing.get_context("spawn").SimpleQueue()
-    api = Classifier(adapter, threads, failures, batch_size, batch_timeout, limits.pixels)
+    api = ClassifierAPI(adapter, threads, failures, batch_size, batch_timeout, limits.pixels)
     server = Server(api, device, workers, facts, limits, ready, hosts, token)
     before = set(multiprocessing.active_children())
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -198,7 +198,7 @@ def serve(
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal stopped
-        if os.getpid() != own or server.ending:  # a process forked from this one; or a second Ctrl-C
+        if os.getpid() != own or server.ending:  # a forked process, or a second Ctrl-C
             return
         server.ending = True
         logging.getLogger("litserve").setLevel(logging.CRITICAL)
@@ -209,7 +209,7 @@ def serve(
         signal.signal(number, stop)
     trust_the_limit()
     gc.collect()
-    gc.freeze()  # else the collector writes to all that is here, in each process forked from this one: 80 MB a copy
+    gc.freeze()  # else garbage collection copies pages in each forked process, 80 MB each
     try:
         server.run(
             host=host,
@@ -232,7 +232,7 @@ def serve(
 
 
 def _end(children: set[Any]) -> None:
-    """Ends processes, in 5 seconds at most."""
+    """End processes within 5 seconds."""
     for child in children:
         child.terminate()
     for child in children:

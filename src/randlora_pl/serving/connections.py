@@ -1,4 +1,4 @@
-"""Connections on which no request arrives: ended after some seconds, and the oldest first where there are many."""
+"""Limits for connections without a request: a timeout, and a maximum number."""
 
 import asyncio
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 HEADER_SECONDS = 10.0
-"""How long a client may take to send the headers of a request."""
+"""Maximum time for a client to send the headers of a request."""
 
 WAITING = 128
-"""Connections without a complete request at a time; a further one ends the oldest of them."""
+"""Maximum number of connections without a complete request; a further one closes the oldest."""
 
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
-_waiting: dict["Connection", asyncio.TimerHandle] = {}  # those of this process, the oldest first
+_waiting: dict["Connection", asyncio.TimerHandle] = {}  # of this process, oldest first
 
 
-class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # whichever uvicorn takes
-    """uvicorn's connection, with a limit of time until the headers of a request are there; uvicorn has none."""
+class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses the implementation
+    """uvicorn's connection with a timeout for request headers, which uvicorn lacks."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -26,25 +26,25 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # whichev
         self.app = self._begun
 
     def connection_made(self, transport: Any) -> None:
-        """Begins to wait, in the place of the oldest where too many wait."""
+        """Start the timeout; close the oldest waiting connection if too many wait."""
         super().connection_made(transport)
         if len(_waiting) >= WAITING:
             next(iter(_waiting))._close()
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Takes what the client sends; after an answer the next request begins with it."""
+        """Restart the timeout if data after a response begins a new request."""
         if not self._requests and self not in _waiting:
             self._wait()
         super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Waits no more."""
+        """Cancel the timeout."""
         self._stop_waiting()
         super().connection_lost(exc)
 
     async def _begun(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answers a request, whose headers are there."""
+        """Handle a request with complete headers."""
         self._stop_waiting()
         self._requests += 1
         try:

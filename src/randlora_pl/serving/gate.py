@@ -1,7 +1,7 @@
-"""Who is answered: requests for a host that the server is bound to, with its token if there is one, and not too many.
+"""Access control: check the host name, the token and the number of requests.
 
-A page from elsewhere can have a browser send requests to this machine under a name of its own (DNS rebinding), but
-not under the names of the server.
+A web page from another site can make a browser send requests to this machine under its own host name (DNS rebinding),
+but not under the server's names.
 """
 
 import hmac
@@ -13,18 +13,18 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 OPEN = ("/", "/health")
-"""Answered without a token: the page, which asks for it, and whether the server is ready, but not what it serves."""
+"""Paths without a token: the page, which asks for the token, and the ready state without model facts."""
 
 
 class Gate:
-    """Refuses requests before anything of their bodies is read.
+    """Refuse requests before their bodies are read.
 
     Args:
-        app: What answers.
-        hosts: Names that the server may be called by, in lower case; at ``*`` it is bound to all addresses, and any
-            address is taken.
-        token: What ``Authorization: Bearer`` must hold; empty: nothing.
-        most: Requests at a time.
+        app: Wrapped application.
+        hosts: Accepted host names in lower case; with ``*`` the server is bound to all addresses, and any IP address is
+            accepted.
+        token: Required ``Authorization: Bearer`` token; empty disables the check.
+        most: Maximum concurrent requests.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str], token: str, most: int) -> None:
@@ -32,7 +32,7 @@ class Gate:
         self.running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or answers with 401, 421 or 503."""
+        """Pass a request on, or respond with 401, 421 or 503."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -49,7 +49,7 @@ class Gate:
         headers = Headers(scope=scope)
         close = {"Connection": "close"}  # a body may follow
         if not self._is_ours(headers.get("host", "")):
-            what = "this server has another name; --allow-host NAME of serve allows one"
+            what = "host name not allowed; add it with serve --allow-host NAME"
             return JSONResponse({"detail": what}, 421, close)
         kind, _, given = headers.get("authorization", "").partition(" ")
         known = kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token)

@@ -1,4 +1,4 @@
-"""Which uploads are taken: judged by the image's header, before a pixel is decoded."""
+"""Checks of uploaded images by their header, before any pixel is decoded."""
 
 import io
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from randlora_pl.data.images.decode import FORMATS, known
 from randlora_pl.utils.errors import first_line
 
 TAKEN = tuple(name for name in FORMATS if name != "AVIF")
-"""No AVIF: 1.5 kB declared as 64 x 64 pixels, with a stream of 9000 x 9000 inside, were decoded without complaint."""
+"""Accepted formats, without AVIF: a 1.5 kB file declared as 64 x 64 pixels was decoded to 9000 x 9000."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an upload may cost.
+    """Limits of an upload.
 
     Attributes:
-        upload_bytes: Of the body of a request.
-        pixels: Of an image, width x height.
+        upload_bytes: Maximum bytes of a request body.
+        pixels: Maximum pixels of an image, width x height.
     """
 
     upload_bytes: int
@@ -26,10 +26,10 @@ class Limits:
 
 
 class RefusedError(Exception):
-    """An upload that is not taken.
+    """Rejected upload.
 
     Attributes:
-        status: The HTTP status to answer with, 4xx.
+        status: HTTP status of the response, 4xx.
     """
 
     def __init__(self, status: int, reason: str) -> None:
@@ -38,17 +38,17 @@ class RefusedError(Exception):
 
 
 def check_header(content: bytes, limits: Limits) -> int:
-    """Refuses what is no image or declares too many pixels; Pillow reads the header and decodes nothing here.
+    """Check the image format and the declared size; Pillow reads the header and decodes nothing.
 
     Args:
-        content: The file's bytes.
-        limits: What is allowed.
+        content: Bytes of the file.
+        limits: Allowed sizes.
 
     Returns:
-        Its pixels, width x height.
+        Pixels of the image, width x height.
 
     Raises:
-        RefusedError: With 400, 413, 415 or 422.
+        RefusedError: The upload is refused, with status 400, 413, 415 or 422.
     """
     if not content:
         raise RefusedError(400, "the image is empty (0 bytes)")
@@ -56,10 +56,10 @@ def check_header(content: bytes, limits: Limits) -> int:
         with Image.open(io.BytesIO(content), formats=known(TAKEN)) as opened:
             width, height = opened.size
     except UnidentifiedImageError:
-        raise RefusedError(415, f"this is no image in one of the formats {', '.join(known(TAKEN))}") from None
+        raise RefusedError(415, f"not an image in one of the formats {', '.join(known(TAKEN))}") from None
     except Exception as error:  # ValueError for a text chunk that unpacks to megabytes, struct.error and more
         raise RefusedError(422, f"the image's header is damaged: {first_line(error)}") from None
     if width * height > limits.pixels:
         size = f"{width} x {height} = {width * height:,} pixels"
-        raise RefusedError(413, f"the image has {size}, and {limits.pixels:,} are allowed; make it smaller")
+        raise RefusedError(413, f"the image has {size}; the limit is {limits.pixels:,}. Resize it")
     return width * height

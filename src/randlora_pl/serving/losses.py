@@ -1,7 +1,7 @@
-"""Answers to the requests that a lost worker held.
+"""Responses to requests held by a lost worker.
 
-The process that starts workers sees that one is gone, but the requests wait in the HTTP process: LitServe itself would
-let them wait for ever.
+The process that starts workers detects the loss, but the requests wait in the HTTP process; LitServe would let them
+wait forever.
 """
 
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from litserve.transport.base import MessageTransport
 from litserve.utils import LitAPIStatus
 
 RETRY_SECONDS = 5
-"""After which a client should ask again: about the time in which a worker builds its model."""
+"""Retry-After of a lost request: about the time in which a worker builds its model."""
 
 
 class LossAwareTransport(MessageTransport):  # type: ignore[misc]  # LitServe has no types
-    """LitServe's messages from workers to the HTTP process, among which a bare number is that of a lost worker.
+    """LitServe's messages from workers to the HTTP process; a bare number is the id of a lost worker.
 
-    All are in one queue, so that a loss is read after the last message of the worker that was lost.
+    One queue has them all, so a loss is read after the last message of the lost worker.
 
     Args:
-        transport: LitServe's.
+        transport: LitServe's transport.
         waiting: Requests without an answer, by id.
     """
 
@@ -33,7 +33,7 @@ class LossAwareTransport(MessageTransport):  # type: ignore[misc]  # LitServe ha
         self.transport.send(item, consumer_id)
 
     async def areceive(self, *args: Any, **options: Any) -> Any:
-        """Return the next message of a worker, or None if none has come."""
+        """Return the next message of a worker, or None if there is none."""
         message = await self.transport.areceive(*args, **options)
         if not isinstance(message, int):
             return message
@@ -46,5 +46,5 @@ class LossAwareTransport(MessageTransport):  # type: ignore[misc]  # LitServe ha
         return None
 
     def close(self, **options: Any) -> None:
-        """End the waiting for messages."""
+        """Close the transport."""
         self.transport.close(**options)

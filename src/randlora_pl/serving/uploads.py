@@ -1,4 +1,4 @@
-"""How a request's image is read in the HTTP process: bounded in size and in time, and judged before it is passed on."""
+"""Uploads in the HTTP process: read with limits on size and time, and checked before classification."""
 
 import asyncio
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from randlora_pl.serving.images import Limits, RefusedError, check_header
 
 FIELD = "image"
-"""The form's field that holds the image."""
+"""Form field with the image."""
 
 READ_SECONDS = 60.0
-"""How long a client may take to send an upload."""
+"""Maximum time for a client to send an upload."""
 
 ANSWER_SECONDS = 45.0
-"""How long an answer may take from then on."""
+"""Maximum time from the complete upload to the response."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What a request asks for.
+    """Image and options of a request.
 
     Attributes:
-        content: The image file's bytes.
-        top_k: How many classes to answer with.
-        pixels: Of the image, width x height.
+        content: Bytes of the image file.
+        top_k: Number of classes in the response.
+        pixels: Pixels of the image, width x height.
     """
 
     content: bytes
@@ -38,10 +38,10 @@ class Upload:
 
 
 async def read_upload(request: Request) -> Upload:
-    """The image of a request: the field of a form, or the body itself.
+    """Read the image of a request, from a form field or the body.
 
     Raises:
-        HTTPException: 4xx with one line that says what is wrong.
+        HTTPException: 4xx with a one-line reason.
     """
     limits: Limits = request.app.state.limits
     top_k = _top_k(request.query_params.get("top_k", "5"))
@@ -52,14 +52,14 @@ async def read_upload(request: Request) -> Upload:
         raise _refusal(415, f"send the image as {ways}")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limits.upload_bytes:
-        if int(declared) <= 2 * limits.upload_bytes:  # a client that is still sending would miss the answer
+        if int(declared) <= 2 * limits.upload_bytes:  # a client that is still sending would miss the response
             await _discard(request)
         raise _too_large(limits)
     bounded = Request(request.scope, _bounded(request.receive, limits))
     try:
         content = await (_field(bounded) if form else bounded.body())
     except ClientDisconnect:
-        raise HTTPException(400, "the connection was closed") from None  # nobody reads this
+        raise HTTPException(400, "the connection was closed") from None  # the client is gone
     deadline: asyncio.Timeout = request.scope["deadline"]
     deadline.reschedule(asyncio.get_running_loop().time() + ANSWER_SECONDS)
     try:
@@ -70,20 +70,20 @@ async def read_upload(request: Request) -> Upload:
 
 
 async def _discard(request: Request) -> None:
-    """Reads a body and keeps nothing of it."""
+    """Read a body and discard it."""
     try:
         async for _ in request.stream():
             pass
     except ClientDisconnect:
-        raise HTTPException(400, "the connection was closed") from None  # nobody reads this
+        raise HTTPException(400, "the connection was closed") from None  # the client is gone
 
 
 async def _field(request: Request) -> bytes:
-    """The content of the form's field."""
+    """Return the content of the form's field."""
     async with request.form(max_files=1, max_fields=10) as form:
         value = form.get(FIELD)
         if not isinstance(value, UploadFile):
-            what = "holds text, no file" if FIELD in form else "is missing"
+            what = "holds text, not a file" if FIELD in form else "is missing"
             raise HTTPException(400, f"the form's field {FIELD!r} {what}; for example: curl -F {FIELD}=@photo.jpg")
         return await value.read()
 
@@ -95,7 +95,7 @@ def _top_k(text: str) -> int:
 
 
 def _bounded(receive: Receive, limits: Limits) -> Receive:
-    """The messages of a body, until there are more bytes than allowed: a body sent in chunks declares no length."""
+    """Wrap ``receive`` to raise after too many bytes; a body sent in chunks declares no length."""
     total = 0
 
     async def read() -> Message:
@@ -114,24 +114,24 @@ def _too_large(limits: Limits) -> HTTPException:
 
 
 def _refusal(status: int, reason: str) -> HTTPException:
-    """An answer before the body was read to its end, which therefore closes the connection."""
+    """Return an error response that closes the connection, because the body was not read completely."""
     return HTTPException(status, reason, {"Connection": "close"})
 
 
 class Deadline:
-    """Ends requests that take too long: sent too slowly, or in the hands of a worker that is gone.
+    """Time limit of requests: for slow clients and lost workers.
 
-    LitServe itself would wait for ever. `read_upload` moves the deadline once it has the image.
+    LitServe itself would wait forever. `read_upload` moves the deadline when it has the image.
 
     Args:
-        app: What answers.
+        app: Wrapped application.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, and answers with 408 or 504 where the time is over."""
+        """Pass a request on, and respond with 408 or 504 after the deadline."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

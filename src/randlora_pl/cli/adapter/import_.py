@@ -137,7 +137,7 @@ def import_verb(args: list[str]) -> int:
 
 def _compared(options: argparse.Namespace, foreign: "Foreign", ours: "Module", base: "Base") -> str:
     """The outcome of the comparison with PEFT."""
-    from randlora_pl.interop.peft.verify import Classifier, difference, installed
+    from randlora_pl.interop.peft.verify import LogitsOnly, difference, installed
 
     if options.source == "official":
         return f"Not compared: the official code is not at hand. Scaled by {foreign.adapter.alpha:g} / r."  # type: ignore[attr-defined]
@@ -145,7 +145,7 @@ def _compared(options: argparse.Namespace, foreign: "Foreign", ours: "Module", b
         return "Not compared: peft is not installed (pip install peft)."
     weights = [tensor for tensor in foreign.extra.values() if tensor.dim() == 2]
     biases = [tensor for tensor in foreign.extra.values() if tensor.dim() == 1]
-    classifier = Classifier(weights[0], biases[0] if biases else None) if weights else None
+    classifier = LogitsOnly(weights[0], biases[0] if biases else None) if weights else None
     try:
         found = difference(ours, base, options.path, classifier)
         return f"Largest difference to PEFT's outputs: {found.in_words()}"

@@ -52,7 +52,7 @@ class ImageEncoder(nn.Module):
         return F.normalize(features, dim=-1) if self.unit else features
 
 
-class Classifier(nn.Module):
+class ExportedClassifier(nn.Module):
     """Pixels to logits and probabilities of all classes.
 
     Args:
@@ -154,7 +154,7 @@ def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None 
         unit = not isinstance(task, LinearHeadTask) or task.is_clip
         tower = ImageTower(task.model) if isinstance(task, VisionLanguageTask) else task.model
         encoder = ImageEncoder(tower, frame, unit)
-    module, outputs = (encoder, ("features",)) if part == "image" else (Classifier(encoder, head), _ANSWERS)
+    module, outputs = (encoder, ("features",)) if part == "image" else (ExportedClassifier(encoder, head), _ANSWERS)
 
     def examples(count: int, seed: int) -> Tensor:
         return torch.rand(count, 3, frame.size, frame.size, generator=torch.Generator().manual_seed(seed))

@@ -19,7 +19,7 @@ from randlora_pl.interop.peft.convolutions import with_kernels
 from randlora_pl.interop.peft.files import PeftAdapter, written
 from randlora_pl.interop.peft.modules import modules_to_save
 from randlora_pl.interop.peft.tensors import Part, lora_form, randlora_form, vera_form
-from randlora_pl.interop.peft.verify import Classifier, Difference, difference, installed
+from randlora_pl.interop.peft.verify import Difference, LogitsOnly, difference, installed
 from randlora_pl.models import ModelIdentity
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import without_local_paths
@@ -86,7 +86,7 @@ def export_peft(
         made = base.copy()
         load_adapter(made.part, path)
         try:
-            found = difference(made.model, base, part, Classifier(file.extra["head"]) if name else None)
+            found = difference(made.model, base, part, LogitsOnly(file.extra["head"]) if name else None)
         except UserError as error:
             raise refusal(file, error.what, error.hint) from None
         return Exported(found, "", name, bool(adapter.head), identity)

@@ -27,7 +27,7 @@ def installed() -> bool:
 
 
 @dataclass(frozen=True)
-class Classifier:
+class LogitsOnly:
     """A classifier that PEFT's file has and our model has not: weight (classes, features), bias (classes) or None."""
 
     weight: Tensor
@@ -72,7 +72,7 @@ class Difference(NamedTuple):
 
 
 @torch.no_grad()
-def difference(ours: nn.Module, base: Base, folder: Path, classifier: Classifier | None = None) -> Difference:
+def difference(ours: nn.Module, base: Base, folder: Path, classifier: LogitsOnly | None = None) -> Difference:
     """The largest difference between our outputs and PEFT's; of the merged weights where no inputs are known.
 
     Args:
@@ -104,7 +104,7 @@ def difference(ours: nn.Module, base: Base, folder: Path, classifier: Classifier
     return first
 
 
-def _theirs(base: Base, folder: Path, classifier: Classifier | None) -> Any:
+def _theirs(base: Base, folder: Path, classifier: LogitsOnly | None) -> Any:
     """The base model with PEFT's adapter.
 
     Raises:
@@ -129,7 +129,7 @@ Triple = tuple[Tensor, Tensor, Tensor]
 """Ours, PEFT's and the base model's."""
 
 
-def _outputs(ours: nn.Module, theirs: Any, plain: nn.Module, base: Base, classifier: Classifier | None) -> list[Triple]:
+def _outputs(ours: nn.Module, theirs: Any, plain: nn.Module, base: Base, classifier: LogitsOnly | None) -> list[Triple]:
     found = [base.outputs(model) or [] for model in (ours, theirs.get_base_model(), plain)]
     if classifier is not None:
         found[0], found[2] = ([classifier(features) for features in own] for own in (found[0], found[2]))
