@@ -107,7 +107,7 @@ def test_rows_of_a_fused_weight(run: Run, refused: Refused, tmp_path: Path) -> N
     same(logits(theirs), logits(task.model))
     moved(RandLoRA(rank=8), tmp_path / "randlora", "gpt2", overrides={"vocab_size": 260})
     said = refused("adapter", "export", str(tmp_path / "randlora"), "--to", "peft", "--output", str(tmp_path / "no"))
-    assert "transformer.h.0.attn.c_attn.q is a block of a packed weight, and PEFT adapts whole weights" in said
+    assert "transformer.h.0.attn.c_attn.q is a block of a packed weight, but PEFT adapts whole weights" in said
     assert not (tmp_path / "no").exists()
 
 

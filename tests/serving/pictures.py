@@ -89,7 +89,7 @@ def bad() -> dict[str, tuple[bytes, str, int, str]]:
         "cut header": (encode(colour, "PNG")[:20], image, 422, "header is damaged"),
         "damaged PNG": (png(100, 100, data=b"short"), image, 422, "cannot be read"),
         "floats": (encode(Image.new("F", (9, 9)), "TIFF"), image, 422, "floating-point"),
-        "bomb of 200 megapixels": (bomb, image, 413, "20000 x 10000 = 200,000,000 pixels, and 4,000,000"),
+        "bomb of 200 megapixels": (bomb, image, 413, "20000 x 10000 = 200,000,000 pixels; the limit is 4,000,000"),
         "bomb in a form": (*form(bomb), 413, "200,000,000 pixels"),
         "bomb of a header": (png(60_000, 60_000), image, 413, "3,600,000,000 pixels"),
         "bomb of a GIF": (bytes(gif), image, 413, "200,000,000 pixels"),

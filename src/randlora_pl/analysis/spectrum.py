@@ -60,7 +60,7 @@ def matrix_updates(file: AdapterFile) -> dict[str, Tensor]:
         return found
     base = load_base(file)
     updates: dict[str, Tensor] = {}
-    for path, module in base.part_of(file).named_modules():
+    for path, module in base.submodule_for(file).named_modules():
         packed = isinstance(module, nn.MultiheadAttention)
         if packed and (key := f"{path}.in_proj_weight") in found:
             updates[f"{path}.in_proj"] = found[key]

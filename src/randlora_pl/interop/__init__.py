@@ -1,1 +1,1 @@
-"""Adapters elsewhere: merged weights, PEFT, the official code, plain LoRA, ONNX, hubs."""
+"""Exchange with other programs: merged weights, PEFT, the official code, plain LoRA, ONNX, hubs."""

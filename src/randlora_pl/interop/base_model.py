@@ -1,4 +1,4 @@
-"""The base model of an adapter, as its library builds it."""
+"""Base model of an adapter, as built by its library."""
 
 import copy
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from randlora_pl.utils.files.weights_files import find_weights, without_local_pa
 
 @dataclass(frozen=True)
 class Base:
-    """A base model.
+    """Base model of an adapter.
 
     Attributes:
-        model: The whole model, without an adapter, in eval mode on the CPU.
-        part: What an adapter is attached to: the model, or its image tower. Both name their tensors alike.
-        identity: Which model it is; None for a model that a user gave.
-        image_size: Height and width of its images in pixels; None where its inputs are unknown.
+        model: Complete model without an adapter, in eval mode on the CPU.
+        part: Module with the adapter: the model or its image tower. Both use the same tensor names.
+        identity: Identity of the model; None for a model from the user.
+        image_size: Height and width of its images in pixels; None if its inputs are unknown.
     """
 
     model: nn.Module
@@ -33,60 +33,60 @@ class Base:
     image_size: int | None = None
 
     def copy(self) -> "Base":
-        """Another one, with weights of its own."""
+        """Return a copy with its own weights."""
         return copy.deepcopy(self)
 
     def outputs(self, model: nn.Module) -> list[Tensor] | None:
-        """Return what such a model, adapted or not, makes of fixed random images, or the logits of fixed tokens."""
+        """Return the model's outputs for fixed random images or tokens; ``model`` may have an adapter."""
         if self.writes:
             return logits(model)
         return None if self.image_size is None else outputs(model, self.image_size)
 
     @property
     def writes(self) -> bool:
-        """Whether it is a decoder of transformers."""
+        """True for a decoder of transformers."""
         whole: Any = self.model
         known = self.identity is not None and self.identity.library == "transformers"
         return known and bool(getattr(whole, "can_generate", bool)())
 
-    def part_of(self, file: AdapterFile) -> nn.Module:
-        """What another adapter of the same weights was attached to."""
+    def submodule_for(self, file: AdapterFile) -> nn.Module:
+        """Return the submodule that another adapter of the same weights was attached to."""
         return _part(self.model, file)
 
 
 def refuse_texts(file: AdapterFile, what: str) -> None:
-    """Refuses an adapter of a language model for what only those of image models can.
+    """Raise for an adapter of a language model where only image models are supported.
 
     Args:
-        file: The adapter.
-        what: What only image models do.
+        file: Adapter.
+        what: Verb phrase for the operation, used in the message.
 
     Raises:
-        UserError: With the command that writes its merged weights.
+        UserError: The adapter belongs to a language model; the message has the command for merged weights.
     """
     if file.config.get("base_model", {}).get("library") == "transformers":
         raise UserError(
-            f"{file.path} belongs to a language model, and only image models {what}. The merged weights: "
+            f"{file.path} belongs to a language model, and only image models {what}. For merged weights, run: "
             f"randlora-pl adapter merge {file.path} --output FOLDER"
         )
 
 
-def given(model: nn.Module) -> Base:
-    """A model in memory, which stays as it is."""
+def wrap_model(model: nn.Module) -> Base:
+    """Wrap a model in memory; it is not changed."""
     return Base(model, model)
 
 
 def named(name: str, pretrained: str | None, seed: int = 0, size: int | None = None) -> Base:
-    """A model of open_clip or timm.
+    """Build a model of open_clip or timm.
 
     Args:
-        name: Its name there.
-        pretrained: A tag, a file, or ``random``.
+        name: Model name of the library.
+        pretrained: Tag, weights file, or ``random``.
         seed: Seed of random weights.
         size: Height and width of its images in pixels.
 
     Raises:
-        UserError: There is no such model, or its weights are not to be had.
+        UserError: The model is unknown, or its weights are not available.
     """
     if library_of(name) == "timm":
         vit = load_vit(name, pretrained, img_size=size, seed=seed)
@@ -99,15 +99,15 @@ def named(name: str, pretrained: str | None, seed: int = 0, size: int | None = N
 
 
 def load_base(file: AdapterFile) -> Base:
-    """The base model that an adapter names.
+    """Build the base model of an adapter.
 
     Raises:
-        UserError: It names none that open_clip or timm builds, or the weights are not to be had.
+        UserError: Neither open_clip nor timm builds the base model, or its weights are not available.
     """
     base = file.config.get("base_model", {})
     library, name, pretrained = (base.get(key) for key in ("library", "name", "pretrained"))
     if library == "transformers" and "task" in file.metadata:
-        from randlora_pl.language.tasks.restore import base_model  # here, because it brings transformers
+        from randlora_pl.language.tasks.restore import base_model  # imported here, because it loads transformers
 
         model = base_model(file)
         return Base(
@@ -116,7 +116,7 @@ def load_base(file: AdapterFile) -> Base:
     if library not in ("open_clip", "timm") or not name or not pretrained:
         what = f"{library} {name}" if library else "no base model"
         raise UserError(
-            f"{file.path} names {what}, which neither open_clip nor timm builds: build it in Python and call "
+            f"{file.path} names {what}, which neither open_clip nor timm builds. Build it in Python and call "
             "load_adapter(model, path)."
         )
     pretrained = find_weights(base, file.path) or pretrained
@@ -129,7 +129,7 @@ def load_base(file: AdapterFile) -> Base:
 
 
 def _add_classifier(model: Any, file: AdapterFile) -> None:
-    """Give a timm model a classifier where one trained beside the adapter; its values come with the adapter."""
+    """Add a classifier to a timm model if the adapter has a trained one; the adapter has its values."""
     name = getattr(model, "default_cfg", {}).get("classifier")
     weight = file.tensors.get(f"{name}.weight")
     if file.trained and weight is not None:
@@ -137,15 +137,15 @@ def _add_classifier(model: Any, file: AdapterFile) -> None:
 
 
 def beside(file: AdapterFile, model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that trained whole beside an adapter, by their keys in its base model's state dict."""
+    """Return the tensors trained completely beside an adapter, by key in its base model's state dict."""
     return {name: file.tensors[name] for name in trained_tensors(model, file.trained)}
 
 
 def _part(model: nn.Module, file: AdapterFile) -> nn.Module:
-    """The model or its image tower, whichever has the hash that was saved.
+    """Return the model or its image tower, whichever matches the saved hash.
 
     Raises:
-        UserError: Neither has.
+        UserError: Neither matches.
     """
     wanted = file.config.get("base_model", {}).get("weights_sha256_sampled")
     whole = hash_weights(model, trained_tensors(model, file.trained))
@@ -155,16 +155,16 @@ def _part(model: nn.Module, file: AdapterFile) -> nn.Module:
     if tower is not None and hash_weights(tower, trained_tensors(tower, file.trained)) == wanted:
         return tower
     raise UserError(
-        f"{file.path} was trained on other weights: {base_name(file)}; what has that name here is {whole[:12]}. "
-        "Put the weights back that it was trained on."
+        f"{file.path} was trained on other weights: {base_name(file)}; weights with this name here are {whole[:12]}. "
+        "Restore the original weights."
     )
 
 
 def same_base(files: Sequence[AdapterFile]) -> None:
-    """Refuses adapters that do not belong to one base model.
+    """Check that all adapters belong to one base model.
 
     Raises:
-        UserError: With the names of two that differ.
+        UserError: Two base models differ; the message names them.
     """
     first, *others = files
     for other in others:
@@ -173,12 +173,12 @@ def same_base(files: Sequence[AdapterFile]) -> None:
         if hashes[0] != hashes[1] and (one != two or not one):
             raise UserError(
                 f"{first.path} and {other.path} were trained on different base models: "
-                f"{base_name(first)} and {base_name(other)}. Only updates of one base model go together."
+                f"{base_name(first)} and {base_name(other)}. Only updates of one base model can be combined."
             )
 
 
 def base_name(file: AdapterFile) -> str:
-    """Library, name, tag and the beginning of the hash, in words."""
+    """Return library, name, tag and the start of the weights' hash."""
     base = file.config.get("base_model", {})
     words = [str(base[key]) for key in ("library", "name", "pretrained") if base.get(key)]
     return " ".join([*words, f"(weights {str(base.get('weights_sha256_sampled') or 'unknown')[:12]})"])

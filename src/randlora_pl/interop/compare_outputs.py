@@ -1,4 +1,4 @@
-"""Outputs of two models on the same inputs, and how far they differ."""
+"""Comparison of two models' outputs on the same inputs."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ _IMAGES = 4
 
 @torch.no_grad()
 def outputs(model: nn.Module, size: int) -> list[Tensor]:
-    """What a model makes of random images, the same at every call, and of random tokens where it reads text.
+    """Return outputs for fixed random images, and for random tokens if the model has a text tower.
 
     Args:
-        model: open_clip's or timm's.
+        model: Model of open_clip or timm.
         size: Height and width of the images in pixels.
     """
     generator = torch.Generator().manual_seed(0)
@@ -29,12 +29,12 @@ def outputs(model: nn.Module, size: int) -> list[Tensor]:
 
 
 def difference(found: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
-    """The largest difference of two lists of outputs relative to the largest expected value of each, and absolute.
+    """Return the largest relative difference (to each output's largest expected value) and the largest absolute one.
 
-    Infinite where one found is not finite.
+    Both are infinite if ``found`` has a non-finite value.
 
     Raises:
-        UserError: One expected is not finite.
+        UserError: ``expected`` has a non-finite value.
     """
     relative = absolute = 0.0
     for one, two in zip(found, expected, strict=True):
@@ -48,30 +48,30 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> tuple[float, floa
 
 
 LOST = 0.1
-"""The largest part of what an adapter changes in the outputs that may be lost on the way."""
+"""Largest fraction of an adapter's change of the outputs that a conversion may lose."""
 
 
 ROUNDING = 1e-6
-"""Changes below this part of the largest output cannot be told from rounding in float32."""
+"""Changes below this fraction of the largest output count as float32 rounding."""
 
 
 def change(tuned: list[Tensor], plain: list[Tensor]) -> float:
-    """The largest difference that an adapter makes to the outputs of its base model; 0 where it makes none."""
+    """Return the largest absolute change that an adapter makes to the base model's outputs."""
     return max(float((one.float() - two.float()).abs().max()) for one, two in zip(tuned, plain, strict=True))
 
 
 def lost(found: list[Tensor], expected: list[Tensor], plain: list[Tensor]) -> float:
-    """Which part of an adapter's change of the outputs is missing, or is another one.
+    """Return the largest fraction of an adapter's change of the outputs that is lost or replaced.
 
-    Relative to the outputs themselves a small update is nothing, so that its loss would pass for rounding.
+    Relative to the outputs, the loss of a small update would look like rounding.
 
     Args:
-        found: Outputs of what was written.
+        found: Outputs of the written model.
         expected: Outputs of the adapted model.
         plain: Outputs of the base model.
 
     Returns:
-        The largest part of all outputs; 0 where an adapter changes nothing that can be told from rounding.
+        Maximum over all outputs; 0 if the adapter's change is within rounding.
     """
     parts = [
         change([one], [two]) / changed
@@ -86,7 +86,7 @@ _TOKENS = 24
 
 @torch.no_grad()
 def logits(model: nn.Module) -> list[Tensor]:
-    """What a model makes of fixed random tokens: (2, tokens, vocabulary), or (2, classes)."""
+    """Return the model's logits for fixed random tokens: (2, tokens, vocabulary), or (2, classes)."""
     config: Any = model.config
     ids = torch.randint(0, int(config.vocab_size), (2, _TOKENS), generator=torch.Generator().manual_seed(0))
     return [model(input_ids=ids).logits.float()]

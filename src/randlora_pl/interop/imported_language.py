@@ -1,4 +1,4 @@
-"""A decoder with an adapter from elsewhere, as a task of ours that is tested, trained on and merged like any other."""
+"""Imported adapters of decoders, as a task that can be tested, trained and merged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,35 +6,35 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.interop.base_model import Base
-from randlora_pl.interop.foreign.adapter import Foreign
+from randlora_pl.interop.foreign.adapter import ExternalAdapter
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Imported:
-    """What such an adapter becomes.
+class ImportedDecoder:
+    """Base model and task arguments of an imported adapter.
 
     Attributes:
-        base: Its base model.
-        arguments: Of the task's constructor, besides the adapter and its targets.
+        base: Base model.
+        arguments: Arguments of the task's constructor, besides the adapter and its targets.
     """
 
     base: Base
     arguments: dict[str, Any]
 
     @classmethod
-    def of(cls, name: str, pretrained: str | None, saved: Mapping[str, Any]) -> "Imported":
-        """Builds the base model.
+    def of(cls, name: str, pretrained: str | None, saved: Mapping[str, Any]) -> "ImportedDecoder":
+        """Build the base model.
 
         Args:
-            name: A name of the Hub, or a folder.
-            pretrained: A folder with its weights, or ``random``.
-            saved: Arguments of the task that it was exported from; empty for others.
+            name: Hub id or folder.
+            pretrained: Folder with its weights, or ``random``.
+            saved: Arguments of the task it was exported from; empty if unknown.
 
         Raises:
-            UserError: The model cannot be had, or the arguments are not those of the task.
+            UserError: The model is not available, or the arguments do not belong to the task.
         """
         check_arguments(CausalLMTask.__init__, dict(saved), "task.json")
         given = {"name": name, "pretrained": pretrained, "quantize": None}
@@ -43,23 +43,25 @@ class Imported:
         model = task.build()
         return cls(Base(model, model, task.identity), arguments)
 
-    def save(self, foreign: Foreign, path: Path) -> Path:
-        """Writes the adapter.
+    def save(self, foreign: ExternalAdapter, path: Path) -> Path:
+        """Save the adapter.
 
         Args:
-            foreign: The adapter.
-            path: A folder, or one file.
+            foreign: Imported adapter.
+            path: Output folder or file.
 
         Raises:
-            UserError: It has tensors beside its updates, for which this task has no place.
+            UserError: It has tensors beside its updates, which this task cannot store.
         """
         if foreign.extra:
-            raise UserError(f"{foreign.source}: {next(iter(foreign.extra))} is no update, and a decoder has no head.")
+            raise UserError(
+                f"{foreign.source}: {next(iter(foreign.extra))} is not an update, and a decoder has no head."
+            )
         task = CausalLMTask(**{**self.arguments, "adapter": foreign.adapter, "targets": foreign.targets})
         task.configure_model()
         foreign.fill(task.model)
         return task.save(path)
 
     def next(self, path: Path) -> str:
-        """The next command."""
+        """Return the next command to run."""
         return f"Next: randlora-pl predict --adapter {path} --texts FILE"

@@ -1,4 +1,4 @@
-"""What an adapter from elsewhere becomes: one that predicts, where it has a head or class names, or the bare update."""
+"""Imported adapters of image models: a task if there is a head or class names, else the update alone."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import save_adapter
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.interop.base_model import Base
-from randlora_pl.interop.foreign.adapter import Foreign
+from randlora_pl.interop.foreign.adapter import ExternalAdapter
 from randlora_pl.interop.peft.files import TASK, PeftAdapter
 from randlora_pl.models import ImageTower
 from randlora_pl.tasks.restore import TASKS
@@ -18,25 +18,25 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import find_weights
 
 TEMPLATES = ["a photo of a {}."]
-"""Prompts of a text head that came without any."""
+"""Prompts of an imported text head without prompts."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How an adapter is saved.
+class ImportPlan:
+    """Plan for saving an imported adapter.
 
     Attributes:
-        foreign: The adapter.
-        base: Its base model.
-        task: The task that it becomes, empty for the bare update.
-        classnames: Names of the classes of that task.
-        head: The tensors of that task's head, where it has one.
-        arguments: Of the task's constructor, besides the base model, the adapter and its targets.
+        foreign: Imported adapter.
+        base: Base model.
+        task: Name of the resulting task; empty for the update alone.
+        classnames: Class names of the task.
+        head: Tensors of the task's head, if any.
+        arguments: Arguments of the task's constructor, besides the base model, the adapter and its targets.
         templates: Prompts of a text head.
-        note: What a user must know about what was left as it was.
+        note: Note for the user about tensors that were not converted.
     """
 
-    foreign: Foreign
+    foreign: ExternalAdapter
     base: Base
     task: str = ""
     classnames: list[str] = field(default_factory=list)
@@ -47,12 +47,12 @@ class Plan:
 
     @classmethod
     def make(
-        cls, foreign: Foreign, base: Base, adapter: PeftAdapter | None, task: str | None, classnames: list[str]
-    ) -> "Plan":
-        """Chooses the task: as asked, that of the head, or that of the towers where there are class names.
+        cls, foreign: ExternalAdapter, base: Base, adapter: PeftAdapter | None, task: str | None, classnames: list[str]
+    ) -> "ImportPlan":
+        """Choose the task: as requested, by the saved head, or by the adapted towers if there are class names.
 
         Raises:
-            UserError: The task that was asked for does not go with the model, the head or the class names.
+            UserError: The requested task does not fit the model, the head or the class names.
         """
         head, saved = (adapter.head, adapter.task) if adapter is not None else ({}, {})
         kept, classnames = saved.get("task", ""), classnames or list(saved.get("classnames", []))
@@ -71,24 +71,24 @@ class Plan:
         if task != "LinearHeadTask" and not clip:
             raise UserError(f"--task {task} needs a CLIP model with a text tower; this one has none.")
         if task == "LinearHeadTask" and "head" not in head:
-            raise UserError("--task LinearHeadTask needs a head, and the adapter has none that it could be." + note)
+            raise UserError("--task LinearHeadTask needs a head, and the adapter has none that fits." + note)
         if task == "LinearHeadTask" and not classnames:
             classnames = [f"class {number}" for number in range(len(head["head"]))]
         if "head" in head and len(head["head"]) != len(classnames):
             raise UserError(f"the head has {len(head['head'])} classes, and there are {len(classnames)} class names.")
         if len(classnames) < 2:
-            raise UserError(f"--task {task} needs the names of its classes: --classnames FILE, one a line.")
+            raise UserError(f"--task {task} needs class names. Add --classnames FILE, with one name per line.")
         if task != kept:
             return cls(foreign, base, task, classnames, note=note)
         arguments = dict(saved.get("arguments", {}))
         return cls(foreign, base, task, classnames, head, arguments, saved.get("templates", TEMPLATES), note)
 
     def save(self, ours: nn.Module, path: Path) -> Path:
-        """Writes the adapter.
+        """Save the adapter.
 
         Args:
-            ours: The base model with the adapter.
-            path: A folder, or one file.
+            ours: Base model with the adapter.
+            path: Output folder or file.
         """
         identity = self.base.identity
         assert identity is not None
@@ -111,7 +111,7 @@ class Plan:
         return written
 
     def next(self, path: Path) -> str:
-        """The next command."""
+        """Return the next command to run."""
         if self.task:
             return f"Next: randlora-pl predict --adapter {path} --images FOLDER"
         merge = f"randlora-pl adapter merge {path} --output FILE"
@@ -119,10 +119,10 @@ class Plan:
 
 
 def check_base(adapter: PeftAdapter, base: Base) -> None:
-    """Refuses a base model with other weights than those that an adapter says it was trained on; PEFT's own say none.
+    """Check the weights' hash stored with the adapter against the base model; PEFT's own adapters have none.
 
     Raises:
-        UserError: Neither the model nor its image tower has their hash.
+        UserError: Neither the model nor its image tower matches the hash.
     """
     named = adapter.task.get("base_model") or {}
     wanted = named.get("weights_sha256_sampled")
@@ -130,19 +130,22 @@ def check_base(adapter: PeftAdapter, base: Base) -> None:
     if wanted and wanted not in (found := [hash_weights(part) for part in parts]):
         words = " ".join(str(named[key]) for key in ("name", "pretrained", "seed") if named.get(key) is not None)
         raise UserError(
-            f"{adapter.path} was trained on other weights ({words}, {str(wanted)[:12]}) than those of --model and "
-            f"--pretrained ({found[0][:12]}); name its own base model."
+            f"{adapter.path} was trained on other weights ({words}, {str(wanted)[:12]}) than --model and "
+            f"--pretrained ({found[0][:12]}). Use its own base model."
         )
 
 
 def _linear_head(extra: dict[str, Tensor]) -> tuple[Tensor | None, str]:
-    """The weight of a head that LinearHeadTask can have, which is one without bias; else None and why."""
+    """Return the weight of a head that fits LinearHeadTask (one without bias), or None and the reason."""
     weights = {name: tensor for name, tensor in extra.items() if name.endswith("weight") and tensor.dim() == 2}
     biases = [tensor for name, tensor in extra.items() if name.endswith("bias")]
     if not extra:
         return None, ""
     if len(weights) != 1 or len(extra) != 1 + len(biases):
-        return None, f"Trained as a whole and kept as extra tensors: {', '.join(extra)}.\n"
+        return None, f"Trained completely and kept as extra tensors: {', '.join(extra)}.\n"
     if any(bool(torch.count_nonzero(bias)) for bias in biases):
-        return None, f"The head has a bias, which LinearHeadTask has not; kept as extra tensors: {', '.join(extra)}.\n"
+        return (
+            None,
+            f"The head has a bias, which LinearHeadTask does not support; kept as extra tensors: {', '.join(extra)}.\n",
+        )
     return next(iter(weights.values())).float(), ""

@@ -1,4 +1,4 @@
-"""How open_clip and timm build a model and load its weights with no code of ours, and what it then computes."""
+"""Models built and loaded by open_clip and timm alone, without this project's code."""
 
 import json
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ from randlora_pl.models.init_context import quiet
 
 
 @dataclass(frozen=True)
-class Bare:
-    """A model as its library builds it.
+class LibraryModel:
+    """Recipe of a model built by its library.
 
     Attributes:
         library: ``open_clip`` or ``timm``.
-        name: The library's name of it.
-        image: What it expects of an image.
+        name: Model name of the library.
+        image: Expected image format.
         options: Further arguments of the library's ``create_model``.
-        config: open_clip's configuration of a model that it has no name for, such as ``tiny``.
-        classifier: Name of timm's classification layer, empty where there is no single one.
+        config: open_clip configuration of a model without a name there, such as ``tiny``.
+        classifier: Name of timm's classification layer; empty if there is not exactly one.
     """
 
     library: str
@@ -39,11 +39,11 @@ class Bare:
     classifier: str = ""
 
     @classmethod
-    def of(cls, identity: Mapping[str, Any]) -> "Bare":
-        """The model of an identity (`ModelIdentity.as_dict`), for timm without a classifier."""
+    def of(cls, identity: Mapping[str, Any]) -> "LibraryModel":
+        """Return the recipe for an identity (`ModelIdentity.as_dict`); for timm without a classifier."""
         name, size = identity["name"], identity.get("image_size")
         if identity["library"] == "open_clip":
-            tag = "random" if identity.get("sha256") else identity["pretrained"]  # a file says nothing more than none
+            tag = "random" if identity.get("sha256") else identity["pretrained"]  # a file has no further options
             source = resolve(name, tag)
             options = {} if size in (None, image_size(source)) else {"force_image_size": size}
             image = clip_image_spec(name, tag, size)
@@ -57,7 +57,7 @@ class Bare:
         return cls("timm", name, image, options, None, classifier)
 
     def load(self, path: Path) -> nn.Module:
-        """Builds the model and loads every tensor of a file strictly, by the library's own functions."""
+        """Build the model and load every tensor of a file strictly, with the library's own functions."""
         with quiet():
             if self.library == "timm":
                 model: nn.Module = timm.create_model(self.name, checkpoint_path=str(path), **self.options)
@@ -69,7 +69,7 @@ class Bare:
         return model.eval()
 
     def lines(self, path: Path) -> list[str]:
-        """The same in Python, for a user; the model knows what it expects of an image (``visual.preprocess_cfg``)."""
+        """Return Python code that does the same; the model stores its image format (``visual.preprocess_cfg``)."""
         options = self.options | self._frame()
         more = "".join(f", {name}={value!r}" for name, value in options.items())
         if self.library == "timm":
@@ -86,20 +86,20 @@ class Bare:
         ]
 
     def _frame(self) -> dict[str, Any]:
-        """What open_clip must be told of images: of a file it takes its defaults, whatever the tag of the base has."""
+        """Return open_clip's preprocessing options; for a weights file it uses its defaults, not the tag's values."""
         if self.library == "timm":
             return {}
         usual = PreprocessCfg()
-        told: dict[str, Any] = {name: getattr(self.image, name) for name in ("mean", "std", "interpolation")}
-        if self.image.resize == "pad":  # open_clip pads with a grey only: that of the mean colour
-            told |= {"resize_mode": "longest", "fill_color": round(255 * sum(self.image.mean) / 3)}
-        return {"force_preprocess_cfg": told} if any(getattr(usual, n) != value for n, value in told.items()) else {}
+        options: dict[str, Any] = {name: getattr(self.image, name) for name in ("mean", "std", "interpolation")}
+        if self.image.resize == "pad":  # open_clip pads with gray only: use the mean color
+            options |= {"resize_mode": "longest", "fill_color": round(255 * sum(self.image.mean) / 3)}
+        return {"force_preprocess_cfg": options} if any(getattr(usual, n) != v for n, v in options.items()) else {}
 
     def config_text(self) -> str:
-        """The configuration for ``open_clip.add_model_config``, JSON; only where open_clip has none."""
+        """Return the JSON configuration for ``open_clip.add_model_config``; only if open_clip has none."""
         return json.dumps(self.config, indent=2) + "\n"
 
 
 def config_file(path: Path) -> Path:
-    """Where the configuration of a weights file goes; its name without the ending is the model's name."""
+    """Return the path of a weights file's configuration; its stem is the model's name."""
     return path.with_suffix(".json")

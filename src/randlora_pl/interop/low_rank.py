@@ -1,4 +1,4 @@
-"""Updates of any kind as a LoRA adapter: the best approximation of each by one of low rank."""
+"""Low-rank approximation of any updates as a LoRA adapter."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from randlora_pl.adapters.targets.select import select
 from randlora_pl.adapters.targets.sites import Site, find_sites
 from randlora_pl.interop.base_model import Base, beside
 from randlora_pl.interop.compare_outputs import LOST, difference, lost, outputs
-from randlora_pl.interop.library_model import Bare
+from randlora_pl.interop.library_model import LibraryModel
 from randlora_pl.interop.merge.vision import TOLERANCE, added
 from randlora_pl.interop.updates import State, adapted, rows_of, weight_key
 from randlora_pl.utils.errors import UserError
@@ -29,7 +29,7 @@ from randlora_pl.utils.files.weights_files import without_local_paths
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a LoRA adapter that was made of an update: its shape, rank, relative error and the update's norm."""
+    """Layer of a converted LoRA adapter: shape, rank, relative error and the norm of its update."""
 
     layer: str
     shape: tuple[int, int]
@@ -40,14 +40,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written.
+    """Result of a conversion.
 
     Attributes:
-        layers: Each layer, in the model's order.
-        parameters: Trained parameters of the adapter.
-        size: Bytes on the disk.
-        difference: Largest absolute difference of outputs on random images, the exact sum of updates against this.
-        relative: The same relative to the largest output.
+        layers: Layers in the model's order.
+        parameters: Trainable parameters of the adapter.
+        size: Bytes on disk.
+        difference: Largest absolute difference of outputs on random images from the exact sum of updates.
+        relative: Difference relative to the largest output.
     """
 
     layers: list[Layer]
@@ -58,7 +58,7 @@ class Converted:
 
     @property
     def error(self) -> float:
-        """Relative error of all layers together, in the Frobenius norm."""
+        """Relative error over all layers in the Frobenius norm."""
         whole = sum(layer.norm**2 for layer in self.layers)
         return float((sum((layer.error * layer.norm) ** 2 for layer in self.layers) / whole) ** 0.5) if whole else 0.0
 
@@ -74,23 +74,23 @@ def write_lora(
     error: float | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Converted:
-    """Writes updates as a LoRA adapter in our own format, and compares it before it gets its name.
+    """Write updates as a LoRA adapter in this project's format, and verify it before it gets its final name.
 
     Args:
-        path: A folder, or a file whose name ends in ``.safetensors``.
-        base: The base model.
-        total: The updates by key of the base model's state dict, as `updates` and `weighted_sum` give them.
-        files: The adapters that they come from; they say which rows of a packed weight are adapted.
-        first: The one whose head, class names and task go with it.
+        path: Output folder, or a file that ends in ``.safetensors``.
+        base: Base model.
+        total: Updates by key of the base model's state dict, from `updates` or `weighted_sum`.
+        files: Source adapters; they define the adapted rows of packed weights.
+        first: Adapter whose head, class names and task are kept.
         rank: Rank of every layer, at most the smaller side of each.
-        error: Instead: the smallest rank of each layer whose relative error (Frobenius) is at most this.
-        origin: Kept in the metadata: what it was made from.
+        error: Alternative to ``rank``: maximum relative error (Frobenius), met with the smallest rank per layer.
+        origin: Provenance for the metadata.
 
     Raises:
-        UserError: An update changes a tensor that LoRA has no place for, or the outputs differ from what was meant.
+        UserError: LoRA cannot represent an updated tensor, or the outputs of the written adapter differ.
     """
     made = base.copy()
-    made = Base(made.model, made.part_of(first))
+    made = Base(made.model, made.submodule_for(first))
     sites, targets, qkv = _layers_of(made.part, total, files, first)
     low = {
         site: truncated(_rows(total, made.part, site), rank, error, f"the update of {site.shape.layer}")
@@ -104,7 +104,7 @@ def write_lora(
         for site, factors in low.items():
             parameters[f"{tensor_prefix(site)}B"].copy_(factors.left)
             parameters[f"{tensor_prefix(site)}A"].copy_(factors.right)
-    size = Bare.of(first.config["base_model"]).image.size
+    size = LibraryModel.of(first.config["base_model"]).image.size
     relative, absolute = difference(outputs(made.model, size), added(base, first, total, with_head=False).expected)
     _save_checked(path, made, base, size, _description(first, targets, origin or {}))
     return Converted(
@@ -117,7 +117,7 @@ def write_lora(
 
 
 def label(file: AdapterFile) -> str:
-    """An adapter's name and the beginning of its checksum: where it lies on this machine is nobody's business."""
+    """Return an adapter's name and the start of its checksum; the local path is not included."""
     sums = json.dumps(file.config.get("sha256"), sort_keys=True)
     return f"{file.path.absolute().name} (SHA-256 {hashlib.sha256(sums.encode()).hexdigest()[:12]})"
 
@@ -130,10 +130,10 @@ def _layer(site: Site, factors: LowRank, update: Tensor) -> Layer:
 def _layers_of(
     part: nn.Module, total: State, files: Sequence[AdapterFile], first: AdapterFile
 ) -> tuple[list[Site], list[str] | None, str]:
-    """Which weights get a LoRA update, and the targets and ``qkv`` that name them.
+    """Return the sites that get a LoRA update, and the ``targets`` and ``qkv`` that select them.
 
     Raises:
-        UserError: An update changes a tensor that is no weight of a linear or attention layer of this part.
+        UserError: An update changes a tensor outside the linear and attention layers of this part.
     """
     updated = {key for key, delta in total.items() if bool((delta != 0).any())}
     names = {name for file in files if not isinstance(file.adapter, BaseWeightMethod) for name in file.layers}
@@ -146,7 +146,7 @@ def _layers_of(
     if elsewhere := set(outside) - part.state_dict().keys():
         raise UserError(
             f"{first.path} belongs to the image tower alone, and {len(elsewhere)} updated tensors are elsewhere "
-            f"({min(elsewhere)} ...): take the head of an adapter of the whole model (--head), or --as merged."
+            f"({min(elsewhere)} ...): use the head of an adapter of the whole model (--head), or --as merged."
         )
     if outside:
         raise UserError(
@@ -155,9 +155,7 @@ def _layers_of(
             "Write merged weights instead: adapter merge, or adapter add --as merged."
         )
     if not chosen:
-        raise UserError(
-            f"{first.path} changes no weight of its base model, so there is nothing to make a LoRA adapter of."
-        )
+        raise UserError(f"{first.path} changes no weight of its base model, so nothing can be converted.")
     same = not isinstance(first.adapter, BaseWeightMethod) and set(first.layers) == {
         site.shape.layer for site in chosen
     }
@@ -167,12 +165,12 @@ def _layers_of(
 
 
 def _only(layer: str) -> str:
-    """A pattern that fits one layer's whole name and no name that ends so."""
+    """Return a pattern that matches one layer's complete name only."""
     return f"^{re.escape(layer)}"
 
 
 def _rows(total: State, part: nn.Module, site: Site) -> Tensor:
-    """A site's update, (out, in): all of its weight's, or its block of rows; zeros where none of the updates has it."""
+    """Return a site's update, (out, in), its block of a packed weight, or zeros without an update."""
     update = total.get(weight_key(part, site))
     if update is None:
         return torch.zeros(site.shape.out_features, site.shape.in_features)
@@ -180,7 +178,7 @@ def _rows(total: State, part: nn.Module, site: Site) -> Tensor:
 
 
 def _adapter(low: Mapping[Site, LowRank], qkv: Any, seed: int) -> LoRA:
-    """LoRA with a scaling of 1 in every layer: alpha is the rank."""
+    """Build LoRA with a scaling of 1 in every layer: alpha is the rank."""
     ranks = {_only(site.shape.layer): factors.rank for site, factors in low.items()}
     if len(set(ranks.values())) == 1:
         rank = next(iter(ranks.values()))
@@ -189,32 +187,32 @@ def _adapter(low: Mapping[Site, LowRank], qkv: Any, seed: int) -> LoRA:
 
 
 def _description(first: AdapterFile, targets: list[str] | None, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What `save_adapter` takes besides the model: base model, head, and metadata with the new targets."""
+    """Return the other arguments of `save_adapter`: base model, head, and metadata with the new targets."""
     config = without_local_paths(first.config)
     metadata = config.get("metadata", {})
     if "arguments" in metadata:
         metadata["arguments"] = {**metadata["arguments"], "targets": targets}
-    if "training" in metadata:  # its figures were measured with another adapter
+    if "training" in metadata:  # its metrics were measured with another adapter
         metadata["training"] = {key: value for key, value in metadata["training"].items() if key == "frame"}
     named = {k: v for k, v in config.get("base_model", {}).items() if k != "weights_sha256_sampled"}
     return {"base_model": named, "extra": first.extra, "metadata": {**metadata, "made_from": dict(origin)}}
 
 
 def _save_checked(path: Path, made: Base, base: Base, size: int, description: dict[str, Any]) -> None:
-    """Writes under another name, loads that into the base model, compares, and writes under the final name."""
+    """Write under a temporary name, load that into the base model, compare, then write under the final name."""
     with part_folder(path) as part:
         save_adapter(made.part, part / path.name, **description)
         again = adapted(base, read_adapter(part / path.name))
         found, expected = outputs(again.model, size), outputs(made.model, size)
         relative, _ = difference(found, expected)
-        share = lost(found, expected, outputs(base.model, size))
-        if relative > TOLERANCE or share > LOST:
+        fraction = lost(found, expected, outputs(base.model, size))
+        if relative > TOLERANCE or fraction > LOST:
             raise UserError(
-                f"the LoRA adapter, read again, differs by {relative:.1e} of the largest output, {share:.0%} of what "
-                f"it changes, more than {TOLERANCE:.0e} or {LOST:.0%}: nothing was written. "
+                f"the LoRA adapter, read again, differs by {relative:.1e} of the largest output, {fraction:.0%} of "
+                f"what it changes, more than {TOLERANCE:.0e} or {LOST:.0%}: nothing was written. "
                 "Please report this with the adapter's configuration."
             )
     try:
-        save_adapter(made.part, path, **description)  # which replaces nothing but an adapter
+        save_adapter(made.part, path, **description)  # replaces only an adapter
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}); nothing is left of it.") from error
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); no files remain.") from error

@@ -1,14 +1,14 @@
-"""Regular expressions that fit exactly the given layer names, short for layers that differ in their number only."""
+"""Short regular expressions that match exactly the given layer names."""
 
 import re
 from collections.abc import Iterable
 
 
 def exact_pattern(names: Iterable[str]) -> str:
-    r"""A regular expression whose full matches are these names and no others.
+    r"""Return a regular expression whose full matches are exactly these names.
 
     Example:
-        ``blocks.0.fc1 blocks.1.fc1 blocks.0.fc2 blocks.1.fc2`` become ``blocks\.(?:0|1)(?:\.fc1|\.fc2)``.
+        ``blocks.0.fc1 blocks.1.fc1 blocks.0.fc2 blocks.1.fc2`` give ``blocks\.(?:0|1)(?:\.fc1|\.fc2)``.
     """
     numbers: dict[tuple[str, str], list[str]] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""What an adapter is, in figures: from its file, and from its base model where that is at hand."""
+"""Numeric summary of an adapter, from its file and, if available, its base model."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from randlora_pl.utils.errors import UserError
 
 
 def facts(file: AdapterFile) -> dict[str, Any]:
-    """Everything that the file says, JSON values."""
+    """Return everything in the file as JSON values."""
     config, metadata = file.config, file.metadata
     files = [file.path] if file.path.is_file() else sorted(file.path.iterdir())
     return {
@@ -45,11 +45,11 @@ def facts(file: AdapterFile) -> dict[str, Any]:
 
 
 def layers(file: AdapterFile) -> tuple[list[dict[str, Any]], list[str]]:
-    """Spectrum and norm of each update and of the weight it belongs to, and why something is missing.
+    """Return spectrum and norm of each update and of its base weight, and reasons for missing values.
 
     Each layer has ``layer``, ``shape``, ``rank``, ``stable_rank``, ``effective_rank``, ``norm``, ``base_norm``,
-    ``base_stable_rank``, ``base_effective_rank`` and ``ratio`` (norm / base_norm); None where it is unknown, and ranks
-    for matrices only.
+    ``base_stable_rank``, ``base_effective_rank`` and ``ratio`` (norm / base_norm); None if unknown. Ranks exist for
+    matrices only.
     """
     missing: list[str] = []
     updates: State | None = None
@@ -79,17 +79,17 @@ def _sizes(matrix: Tensor | None, prefix: str) -> dict[str, Any]:
     names = ("rank", "stable_rank", "effective_rank", "norm")
     if matrix is None:
         return {prefix + name: None for name in names}
-    if matrix.dim() != 2:  # biases, norms, the convolution of the patches
+    if matrix.dim() != 2:  # biases, norms, the patch convolution
         return {prefix + name: None for name in names} | {prefix + "norm": float(matrix.double().norm())}
     found = spectrum(matrix)
     return {prefix + name: getattr(found, name) for name in names}
 
 
 def base_weights(file: AdapterFile) -> State:
-    """The base model's weight of every adapted layer, by layer name.
+    """Return the base model's weight of every adapted layer, by layer name.
 
     Raises:
-        UserError: The base model cannot be had, or is another one.
+        UserError: The base model is not available or differs.
     """
     base = load_base(file)
     part = base.part
@@ -104,9 +104,9 @@ def base_weights(file: AdapterFile) -> State:
 
 
 def compared(one: State, two: State) -> list[dict[str, Any]]:
-    """For each layer of both: the norms of the updates, of their difference, and the cosine between them.
+    """Return, per common layer, the norms of both updates, of their difference, and their cosine.
 
-    The cosine is <D1, D2> / (||D1|| ||D2||) of the matrices as vectors; None where one is zero.
+    The cosine is <D1, D2> / (||D1|| ||D2||) of the matrices as vectors; None if one is zero.
     """
     rows = []
     for name in one:

@@ -1,4 +1,4 @@
-"""What an adapter adds to which tensor of its base model: with the model, or from the adapter's file alone."""
+"""Updates of an adapter to its base model's tensors: with the model, or from the adapter's file alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -20,37 +20,37 @@ State = dict[str, Tensor]
 
 
 def adapted(base: Base, file: AdapterFile) -> Base:
-    """A copy of the base model with the adapter in place, not merged.
+    """Return a copy of the base model with the adapter in place, not merged.
 
     Raises:
         UserError: The adapter does not fit.
     """
     made = base.copy()
-    part = made.part_of(file)
+    part = made.submodule_for(file)
     load_adapter(part, file.path)
     return Base(made.model, part.eval())
 
 
 def updates(base: Base, file: AdapterFile) -> State:
-    """The update of every tensor that an adapter changes, by its key in the base model's state dict, float32.
+    """Return the update of every tensor that an adapter changes, by key in the base model's state dict, float32.
 
-    Effective weight minus frozen weight; of the model's own tensors and statistics, trained minus untrained. Modules
-    that trained beside the adapter (`beside`) are no updates: their base may have been a fresh head.
+    Effective weight minus frozen weight; for the model's own tensors and statistics, trained minus pretrained. Modules
+    trained beside the adapter (`beside`) are excluded: their base may have been a fresh head.
 
     Raises:
         UserError: The adapter does not fit.
     """
     part = adapted(base, file).part
-    before, state = base.part_of(file).state_dict(), adapter_state(part)
+    before, state = base.submodule_for(file).state_dict(), adapter_state(part)
     whole = beside(file, part)
     own = {name: value for name, value in {**state.own, **state.kept}.items() if name in before and name not in whole}
     return weight_updates(part) | {name: value.detach() - before[name] for name, value in own.items()}
 
 
 def weighted_sum(parts: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> State:
-    """sum_i w_i delta_i by key, summed in float64 (task arithmetic, Ilharco et al., 2023, equation of section 2).
+    """Return sum_i w_i delta_i by key, summed in float64 (task arithmetic, Ilharco et al., 2023, section 2).
 
-    A key that only some have counts as zero for the others.
+    Missing keys count as zero.
     """
     total: State = {}
     for part, weight in zip(parts, weights, strict=True):
@@ -60,20 +60,20 @@ def weighted_sum(parts: Sequence[Mapping[str, Tensor]], weights: Sequence[float]
 
 
 def interpolated(base: Tensor, tuned: Tensor, scale: float) -> Tensor:
-    """W0 + s (W - W0) (WiSE-FT, Wortsman et al., 2022, equation 1), both ends bit for bit."""
+    """Return W0 + s (W - W0) (WiSE-FT, Wortsman et al., 2022, equation 1), exact at both ends."""
     if scale in (0, 1) or not base.is_floating_point():
         return base if scale == 0 else tuned
     return (base.double() + scale * (tuned.double() - base.double())).to(base.dtype)
 
 
 def weight_key(part: nn.Module, site: Site) -> str:
-    """The state-dict key of a site's weight."""
+    """Return the state-dict key of a site's weight."""
     name = "in_proj_weight" if isinstance(part.get_submodule(site.path), nn.MultiheadAttention) else "weight"
     return f"{site.path}.{name}".lstrip(".")
 
 
 def rows_of(weight: Tensor, site: Site) -> Tensor:
-    """The rows (out, in) that a site stands for, from a tensor as its module stores it."""
+    """Return the rows (out, in) of a site, from a tensor in its module's layout."""
     weight = weight.T if site.transposed else weight.flatten(1)
     return weight if site.rows is None else weight[slice(*site.rows)]
 
@@ -83,13 +83,13 @@ def rows_of(weight: Tensor, site: Site) -> Tensor:
 
 @torch.no_grad()
 def layer_updates(file: AdapterFile) -> State:
-    """The update of every adapted weight by layer name, as `delta_weights` gives it, from the file alone if possible.
+    """Return the update of every adapted weight by layer name, from the file alone if possible.
 
     A sum of random bases or a product of trained factors needs shapes and a seed only. DoRA scales the base's rows,
-    and methods that train the model's own tensors store them whole: these load the base model.
+    and methods that train the model's own tensors store complete tensors: these load the base model.
 
     Raises:
-        UserError: A tensor is missing, the random bases are other ones, or the base model is needed and cannot be had.
+        UserError: A tensor is missing, the random bases differ, or a required base model is not available.
     """
     if isinstance(file.adapter, BaseWeightMethod | DoRA):
         base = load_base(file)
@@ -118,7 +118,7 @@ def layer_updates(file: AdapterFile) -> State:
 
 
 def _tensors_of(file: AdapterFile, layer: str) -> State:
-    """The trained tensors of one layer: below its path, its attention layer's, or a block of a packed weight."""
+    """Return the trained tensors of one layer: below its path, its attention layer's, or a block of a packed weight."""
     for prefix in _prefixes(layer):
         if own := {n.removeprefix(prefix): t for n, t in file.tensors.items() if n.startswith(prefix)}:
             return own

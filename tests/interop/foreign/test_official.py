@@ -126,9 +126,9 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
             import_official(file, model)
         assert set(model.state_dict()) == names
 
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         import_official(tmp_path / "nothing", small_vit())
-    refused({"weight": torch.zeros(2)}, "is no checkpoint of the official RandLoRA code")
+    refused({"weight": torch.zeros(2)}, "is not a checkpoint of the official RandLoRA code")
     refused(torch.zeros(2), "holds a Tensor, not the state of a model")
     refused(small_vit(), "holds more than tensors .* could run code")
     refused(checkpoint(CLIP, 4), "its target .* does not exist in this model")
@@ -147,12 +147,12 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
 @in_one_item(
     ("change", "message"),
     [
-        ({"lambda": 3}, r"w_loramat_B is no matrix of numbers"),
-        ({"lambda": torch.zeros(3)}, r"w_loramat_B is no matrix of numbers"),
-        ({"gamma": None}, r"w_loramat_A is no matrix of numbers"),
-        ({"basis": ("a", "b")}, "its basis is no pair of tensors"),
-        ({"basis": (None, None)}, "its basis is no pair of tensors"),
-        ({(1, 2): 3, "basis": None}, "is no checkpoint of the official RandLoRA code"),
+        ({"lambda": 3}, r"w_loramat_B is not a matrix of numbers"),
+        ({"lambda": torch.zeros(3)}, r"w_loramat_B is not a matrix of numbers"),
+        ({"gamma": None}, r"w_loramat_A is not a matrix of numbers"),
+        ({"basis": ("a", "b")}, "its basis is not a pair"),
+        ({"basis": (None, None)}, "its basis is not a pair"),
+        ({(1, 2): 3, "basis": None}, "is not a checkpoint of the official RandLoRA code"),
     ],
 )
 def test_entries_that_are_no_tensors(change: dict[Any, Any], message: str, tmp_path: Path) -> None:

@@ -73,9 +73,9 @@ WIDE, SMALL = WeightShape("a", 20, 12), WeightShape("b", 6, 18)
     ("adapter", "shapes", "message"),
     [
         (RandLoRA(3, variant="a"), [WIDE], "variant a is a product of two sums"),
-        (RandLoRA({"a": 3, "b": 2}), [WIDE, SMALL], "its layers have ranks 2 and 3, and PEFT's RandLoRA has one"),
+        (RandLoRA({"a": 3, "b": 2}), [WIDE, SMALL], "its layers have ranks 2 and 3; PEFT's RandLoRA has one"),
         (RandLoRA(3), [WIDE, SMALL], "its layers have 2 and 4 bases, and pairing: equation permutes all of them alike"),
-        (RandLoRA(3, num_bases="floor+1"), [WIDE], "it has 5 bases of rank 3, and PEFT makes 4"),
+        (RandLoRA(3, num_bases="floor+1"), [WIDE], "it has 5 bases of rank 3; PEFT makes 4"),
         (
             RandLoRA(3, num_bases=1, pairing="peft"),
             [WIDE, SMALL],

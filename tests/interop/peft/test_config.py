@@ -44,6 +44,6 @@ def test_numbers_that_are_none(value: Any) -> None:
 
 
 def test_a_comparison_says_which_difference_counts() -> None:
-    assert "float64" not in Difference(1e-7, 0.5, 1.0).in_words()
-    words = Difference(1.7, 0.5, 1.0, exact=1.6e-9).in_words()
+    assert "float64" not in Difference(1e-7, 0.5, 1.0).summary()
+    words = Difference(1.7, 0.5, 1.0, exact=1.6e-9).summary()
     assert words.startswith("1.6e-09 in float64") and "1.7e+00 in float32" in words

@@ -74,13 +74,13 @@ def test_forms_that_are_not_peft_s_own(name: str, tmp_path: Path) -> None:
 @in_one_item(
     ("adapter", "targets", "message"),
     [
-        (NoLA(3, num_bases=8), None, "a method that PEFT does not have. Use --to lora --rank K .*adapter merge"),
-        (BitFit(), None, "a method that PEFT does not have. Use `randlora-pl adapter merge`"),
-        (DoRA(RandLoRA(4)), None, "PEFT's DoRA goes around LoRA only, this one goes around RandLoRA"),
+        (NoLA(3, num_bases=8), None, "PEFT does not have this method. Use --to lora --rank K .*adapter merge"),
+        (BitFit(), None, "PEFT does not have this method. Use `randlora-pl adapter merge`"),
+        (DoRA(RandLoRA(4)), None, "PEFT's DoRA wraps LoRA only, this one wraps RandLoRA"),
         (RandLoRA(4, qkv="split"), None, "blocks.0.attn.qkv.q is a block of a packed weight"),
         (VeRA(4), ["v"], "blocks.0.attn.qkv.v is a block of a packed weight"),
         (RandLoRA(4, variant="a"), None, "variant a is a product of two sums"),
-        (RandLoRA(4, num_bases="floor+1", pairing="peft"), None, "it has 7 bases of rank 4, and PEFT makes 6"),
+        (RandLoRA(4, num_bases="floor+1", pairing="peft"), None, "it has 7 bases of rank 4; PEFT makes 6"),
     ],
 )
 def test_refused(adapter: Adapter, targets: list[str] | None, message: str, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ DAMAGED: list[tuple[Any, Callable[[dict[str, Tensor]], Any], str]] = [
     (
         LoraConfig(target_modules=["qkv"]),
         lambda t: t.update({f"{BLOCK}lora_embedding_A": torch.zeros(8, 24)}),
-        "the tensor blocks.0.attn.qkv.lora_embedding_A belongs to no update",
+        "the tensor blocks.0.attn.qkv.lora_embedding_A does not belong to an update",
     ),
     (
         RandLoraConfig(r=5, target_modules=["qkv"]),
@@ -123,7 +123,7 @@ DAMAGED: list[tuple[Any, Callable[[dict[str, Tensor]], Any], str]] = [
     (
         RandLoraConfig(r=5, target_modules=["qkv"]),
         lambda t: [t.pop(name) for name in list(t) if name.endswith(("randlora_A", "randlora_B"))],
-        "its bases are missing, and save_projection says",
+        "its bases are missing, although save_projection",
     ),
     (
         RandLoraConfig(r=5, target_modules=["qkv"]),
@@ -133,7 +133,7 @@ DAMAGED: list[tuple[Any, Callable[[dict[str, Tensor]], Any], str]] = [
     (
         RandLoraConfig(r=5, target_modules=["qkv"]),
         lambda t: t.update({f"{BLOCK}randlora_gamma": torch.zeros(6, 24)}),
-        "blocks.0.attn.qkv has 6 bases, 5 go with its size and r",
+        "blocks.0.attn.qkv has 6 bases; its size and r require 5",
     ),
     (VeraConfig(r=5, target_modules=["qkv"]), lambda t: t.pop("base_model.vera_B"), "vera_B is missing"),
     (
@@ -152,7 +152,7 @@ def test_damaged_tensors(config: Any, change: Callable[[dict[str, Tensor]], Any]
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
-    refused(tmp_path, "is no PEFT adapter: it has no adapter_config.json")
+    refused(tmp_path, "is not a PEFT adapter: it has no adapter_config.json")
     peft_folder(LoraConfig(target_modules=["qkv"]), tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     content = file.read_bytes()
@@ -202,7 +202,7 @@ def test_convolutions_come_over_where_peft_s_are_plain(tmp_path: Path) -> None:
 def test_attention_by_its_module_acts_twice(tmp_path: Path) -> None:
     base = SelfAttention(12)
     peft_folder(LoraConfig(target_modules=["attn"]), tmp_path, base)
-    refused(tmp_path, r"(belongs to no update|the output projection's part acts twice)", base)
+    refused(tmp_path, r"(does not belong to an update|the output projection's part acts twice)", base)
 
 
 def test_attention_by_its_parameter(tmp_path: Path) -> None:

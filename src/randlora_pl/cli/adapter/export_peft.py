@@ -24,7 +24,7 @@ def export(options: argparse.Namespace) -> int:
     if done.difference is None:
         print(f"{options.output}: {size:,} bytes, not compared with PEFT ({done.why})")
     else:
-        print(f"{options.output}: {size:,} bytes; largest difference to PEFT's outputs {done.difference.in_words()}")
+        print(f"{options.output}: {size:,} bytes; largest difference to PEFT's outputs {done.difference.summary()}")
     if shared:
         print("PEFT warns of missing keys for each layer when it loads this: there the bases are in the file once.")
     if done.classifier:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from randlora_pl.interop.base_model import Base
-    from randlora_pl.interop.foreign.adapter import Foreign
+    from randlora_pl.interop.foreign.adapter import ExternalAdapter
 
 PAGE = """\
 An adapter from elsewhere as one of ours, with the same outputs, compared with PEFT's where peft is installed.
@@ -94,7 +94,7 @@ def import_verb(args: list[str]) -> int:
 
     from randlora_pl.interop import base_model
     from randlora_pl.interop.foreign import official
-    from randlora_pl.interop.imported_vision import Plan, check_base
+    from randlora_pl.interop.imported_vision import ImportPlan, check_base
     from randlora_pl.interop.peft import files as peft_files
     from randlora_pl.interop.peft import import_ as peft_import
 
@@ -103,9 +103,9 @@ def import_verb(args: list[str]) -> int:
     written = adapter is not None and adapter.config.get("task_type") == "CAUSAL_LM" and options.task is None
     decoder: Any = None
     if options.task == DECODER or written:
-        from randlora_pl.interop.imported_language import Imported
+        from randlora_pl.interop.imported_language import ImportedDecoder
 
-        decoder = Imported.of(options.model, options.pretrained, trained)
+        decoder = ImportedDecoder.of(options.model, options.pretrained, trained)
         base = decoder.base
     else:
         base = base_model.named(options.model, options.pretrained, trained.get("seed", 0), trained.get("img_size"))
@@ -121,7 +121,7 @@ def import_verb(args: list[str]) -> int:
             "save_adapter(import_peft(PATH, model), OUTPUT)"
         )
     classnames = _lines(options.classnames) if options.classnames else []
-    plan = decoder or Plan.make(foreign, base, adapter, options.task, classnames)
+    plan = decoder or ImportPlan.make(foreign, base, adapter, options.task, classnames)
     ours = base.copy().model
     print(foreign.inject(ours))
     print(_compared(options, foreign, ours, base))
@@ -135,7 +135,7 @@ def import_verb(args: list[str]) -> int:
     return 0
 
 
-def _compared(options: argparse.Namespace, foreign: "Foreign", ours: "Module", base: "Base") -> str:
+def _compared(options: argparse.Namespace, foreign: "ExternalAdapter", ours: "Module", base: "Base") -> str:
     """The outcome of the comparison with PEFT."""
     from randlora_pl.interop.peft.verify import LogitsOnly, difference, installed
 
@@ -148,7 +148,7 @@ def _compared(options: argparse.Namespace, foreign: "Foreign", ours: "Module", b
     classifier = LogitsOnly(weights[0], biases[0] if biases else None) if weights else None
     try:
         found = difference(ours, base, options.path, classifier)
-        return f"Largest difference to PEFT's outputs: {found.in_words()}"
+        return f"Largest difference to PEFT's outputs: {found.summary()}"
     except UserError as error:
         raise UserError(f"{options.path} cannot be imported: {error}.") from None
 

@@ -106,7 +106,7 @@ def _updates(run: Run, targets: list[str] | None) -> "dict[str, Tensor]":
 
     found = matrix_updates(run.file)
     if isinstance(run.file.adapter, BaseWeightMethod):
-        sites = select(load_base(run.file).part_of(run.file), targets, False)
+        sites = select(load_base(run.file).submodule_for(run.file), targets, False)
         wanted = [site.shape.layer for site in sites]
         found = {layer: found[layer] for layer in wanted if layer in found}
     elif targets:

@@ -1,4 +1,4 @@
-"""Adapters that come from elsewhere: method, options, tensors by layer, and bases that no seed of ours gives."""
+"""Imported adapters: method, options, tensors by layer, and bases that are not drawn from our seeds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,15 +20,15 @@ from randlora_pl.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """An adapter in our terms.
+class ExternalAdapter:
+    """Imported adapter with this project's names and shapes.
 
     Attributes:
-        source: Where it was read, for messages.
-        adapter: The method and its options.
-        layers: Tensors of each layer, by our names of both.
-        bases: Random bases, where the method has any.
-        extra: Tensors of no layer: a head.
+        source: Path of the file, for messages.
+        adapter: Method and its options.
+        layers: Tensors of each layer, by our layer and tensor names.
+        bases: Random bases, if the method has any.
+        extra: Tensors outside the layers, such as a head.
     """
 
     source: str
@@ -39,14 +39,14 @@ class Foreign:
 
     @property
     def targets(self) -> list[str]:
-        """Exactly its layers."""
+        """Pattern that matches exactly its layers."""
         return [f"^{exact_pattern(self.layers)}"]
 
     def check(self, model: nn.Module) -> None:
-        """Whether it fits a base model.
+        """Check that the adapter fits a base model.
 
         Raises:
-            UserError: A layer is not adapted as here, or a tensor has another shape. The model is unchanged.
+            UserError: A layer is adapted differently, or a tensor has a different shape. The model is not changed.
         """
         sites = select(model, self.targets, False)
         for site, delta in make_deltas(self.adapter, sites, model)[0].items():
@@ -69,17 +69,17 @@ class Foreign:
             )
 
     def owned(self, model: nn.Module) -> dict[str, Tensor]:
-        """The model's own tensors that came along, of modules that trained as a whole, by name.
+        """Return the model's own tensors for the imported, completely trained modules, by name.
 
         Raises:
-            UserError: One has another shape, or its module is not what it was.
+            UserError: A tensor has a different shape or its module does not exist.
         """
         own: dict[str, Tensor] = {**dict(model.named_parameters()), **base_buffers(model)}
         for name, tensor in self.extra.items():
             if name in own and own[name].shape != tensor.shape:
                 here, there = tuple(own[name].shape), tuple(tensor.shape)
                 raise UserError(
-                    f"{self.source}: {name} has shape {there}, in this model {here}; build it as it was trained."
+                    f"{self.source}: {name} has shape {there}, in this model {here}. Build the model as it was trained."
                 )
             module = name.rpartition(".")[0]
             if name not in own and any(other.startswith(f"{module}.") for other in own):
@@ -87,7 +87,7 @@ class Foreign:
         return {name: own[name] for name in self.extra if name in own}
 
     def inject(self, model: nn.Module) -> InjectionReport:
-        """Puts it into a base model, in place."""
+        """Add the adapter to a base model in place."""
         self.check(model)
         owned = self.owned(model)
         parameters = [name for name, tensor in owned.items() if isinstance(tensor, nn.Parameter)]
@@ -100,7 +100,7 @@ class Foreign:
         return report
 
     def fill(self, model: nn.Module) -> None:
-        """Gives its values to a model that has its method and layers already."""
+        """Copy the values into a model that already has the method and layers."""
         if self.bases is not None:
             use_bases(model, self.bases)
         with torch.no_grad():
@@ -113,10 +113,10 @@ class Foreign:
 
 
 def site_of(sites: Mapping[str, Site], model: nn.Module, layer: str, source: str) -> Site:
-    """The place of a layer in a model.
+    """Return the site of a layer in a model.
 
     Raises:
-        UserError: It has no such layer, or one that takes no update.
+        UserError: The layer does not exist or cannot be adapted.
     """
     if layer in sites:
         return sites[layer]
@@ -125,7 +125,7 @@ def site_of(sites: Mapping[str, Site], model: nn.Module, layer: str, source: str
     except AttributeError:
         raise UserError(
             f"{source}: its target {layer} does not exist in this model ({type(model).__name__}); its layers are named "
-            f"as {next(iter(sites), 'nothing')!r}. Choose the model that it was trained on."
+            f"like {next(iter(sites), 'nothing')!r}. Use the model that it was trained on."
         ) from None
     raise UserError(
         f"{source}: its target {layer} is a {kind}; only updates of linear layers, and LoRA of plain convolutions, can "
@@ -134,18 +134,18 @@ def site_of(sites: Mapping[str, Site], model: nn.Module, layer: str, source: str
 
 
 def sites_by_name(model: nn.Module) -> dict[str, Site]:
-    """The linear and attention layers that take an update as a whole, by name."""
+    """Return the linear and attention layers that take one update for the whole weight, by name."""
     return {site.shape.layer: site for site in find_sites(model) if site.block is None and site.kind != CONV}
 
 
 def convolutions_by_name(model: nn.Module) -> dict[str, Site]:
-    """The convolutions that a LoRA of PEFT can be carried over to, by name."""
+    """Return the convolutions that PEFT's LoRA supports, by name."""
     sites = [site for site in find_sites(model) if site.kind == CONV]
     return {site.shape.layer: site for site in sites if plain_convolution(model.get_submodule(site.path))}
 
 
 def per_layer(values: Mapping[str, float]) -> float | dict[str, float]:
-    """One number, or patterns of layer names with a number each."""
+    """Return one number, or patterns of layer names with one number each."""
     groups: dict[float, list[str]] = {}
     for layer, value in values.items():
         groups.setdefault(value, []).append(layer)

@@ -1,9 +1,9 @@
-"""Vision checkpoints of RandLoRA's official code: a file of torch's with the state of what trains.
+"""Vision checkpoints of RandLoRA's official code: PyTorch files with the state of trainable parameters.
 
-For each adapted weight it has ``<weight>_w_loramat_B`` (n, r), our lambda, and ``<weight>_w_loramat_A`` (n, d), our
-gamma; beside them ``basis``, the pair B (count, D, r) and A (1, r, d) at the largest sizes, and ``seed``. There are
-d // r + 1 bases, one more than in PEFT where r divides d; columns and rows are paired as in PEFT. The file says
-nothing of the scaling: the code's default is 1 / r.
+Each adapted weight has ``<weight>_w_loramat_B`` (n, r), our lambda, and ``<weight>_w_loramat_A`` (n, d), our gamma.
+The file also has ``basis``, the pair B (count, D, r) and A (1, r, d) at the largest sizes, and ``seed``. There are
+d // r + 1 bases, one more than in PEFT if r divides d; columns and rows are paired as in PEFT. The file does not have
+the scaling: the code's default is 1 / r.
 """
 
 import os
@@ -19,32 +19,32 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.interop.foreign.adapter import Foreign, sites_by_name
+from randlora_pl.interop.foreign.adapter import ExternalAdapter, sites_by_name
 from randlora_pl.utils.errors import UserError
 
 _LAMBDA, _GAMMA = "w_loramat_B", "w_loramat_A"
 
 
 def import_official(path: str | os.PathLike[str], model: nn.Module, *, alpha: float = 1.0) -> nn.Module:
-    """Puts a checkpoint of the official vision code into its base model, in place.
+    """Load a checkpoint of the official vision code into its base model in place.
 
     Args:
-        path: A file that ``torch.save`` wrote; nothing in it is run.
-        model: The open_clip or timm model that it was trained on, or its image tower.
-        alpha: The updates are scaled by alpha / r. The file does not say; the code's default is 1.
+        path: File written by ``torch.save``; no code in it is run.
+        model: open_clip or timm model that it was trained on, or its image tower.
+        alpha: Numerator of the scaling alpha / r. The file does not have it; the code's default is 1.
 
     Returns:
-        The model, ready for `save_adapter`, training or merging.
+        Model, ready for `save_adapter`, training or merging.
 
     Raises:
-        UserError: The file is another, or does not fit. The model is unchanged then.
+        UserError: The file is not such a checkpoint or does not fit; the model is not changed.
     """
     translate(path, model, alpha).inject(model)
     return model
 
 
-def translate(path: str | os.PathLike[str], model: nn.Module, alpha: float = 1.0) -> Foreign:
-    """An official checkpoint in our terms, checked against the model that it is for.
+def translate(path: str | os.PathLike[str], model: nn.Module, alpha: float = 1.0) -> ExternalAdapter:
+    """Convert an official checkpoint, and check it against its model.
 
     Raises:
         UserError: As for `import_official`.
@@ -52,7 +52,7 @@ def translate(path: str | os.PathLike[str], model: nn.Module, alpha: float = 1.0
     state, sites = _read(Path(path)), sites_by_name(model)
     pairs = {name.removesuffix(_LAMBDA): name for name in state if name.endswith(_LAMBDA)}
     if not pairs or not isinstance(state.get("basis"), tuple | list) or len(state["basis"]) != 2:
-        raise UserError(f"{path} is no checkpoint of the official RandLoRA code: it needs *_{_LAMBDA} and basis.")
+        raise UserError(f"{path} is not a checkpoint of the official RandLoRA code: it needs *_{_LAMBDA} and basis.")
     layers: dict[str, dict[str, Tensor]] = {}
     for weight, name in pairs.items():
         gamma = state.get(weight + _GAMMA)
@@ -60,38 +60,40 @@ def translate(path: str | os.PathLike[str], model: nn.Module, alpha: float = 1.0
             raise UserError(f"{path}: {weight}{_GAMMA} is missing; it is damaged, copy it again.")
         layer = _layer(weight, list(sites), str(path), type(model).__name__)
         if layer in layers:
-            raise UserError(f"{path}: two weights of it would be {layer}; give the model that it was trained on.")
+            raise UserError(f"{path}: two of its weights match {layer}. Use the model that it was trained on.")
         layers[layer] = {"lambdas": state[name].float(), "gammas": gamma.float()}
     ranks = sorted({tensors["lambdas"].shape[1] for tensors in layers.values()})
     if len(ranks) > 1:
-        raise UserError(f"{path}: its weights have ranks {ranks}, and the official code has one.")
+        raise UserError(f"{path}: its weights have ranks {ranks}; the official code has one rank.")
     if not all(isinstance(tensor, Tensor) and tensor.dim() == 3 for tensor in state["basis"]):
-        raise UserError(f"{path}: its basis is no pair of tensors of three dimensions; copy it again.")
+        raise UserError(f"{path}: its basis is not a pair of three-dimensional tensors; copy it again.")
     b, a = (tensor.float() for tensor in state["basis"])
     most = max(len(tensors["lambdas"]) for tensors in layers.values())
     seed = state.get("seed", 0)
     seed = int(seed) if isinstance(seed, int) or (isinstance(seed, Tensor) and seed.numel() == 1) else 0
     method = RandLoRA(ranks[0], alpha=alpha, num_bases="floor+1", pairing="peft", seed=seed)
-    foreign = Foreign(str(path), method, layers, Bases(seed, a, b[:most], stored=True))  # it has 1,000, most unused
+    foreign = ExternalAdapter(
+        str(path), method, layers, Bases(seed, a, b[:most], stored=True)
+    )  # the file has 1,000 bases, most unused
     foreign.check(model)
     return foreign
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """The state in a file; nothing in it is run.
+    """Read the state in a file without running code.
 
     Raises:
-        UserError: There is none, or it holds other things than tensors.
+        UserError: The file is missing, damaged, or has other objects than tensors.
     """
     if not path.is_file():
-        raise UserError(f"{path} is no file; give the checkpoint that the official code wrote.")
+        raise UserError(f"{path} is not a file. Pass the checkpoint written by the official code.")
     try:
         with warnings.catch_warnings():  # torch warns about archives that it then refuses
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower():  # no code, but no pickle either
-            raise UserError(f"{path} is damaged or no checkpoint; copy it again.") from None
+        if "weights_only" not in str(error).lower():  # neither code nor a pickle
+            raise UserError(f"{path} is damaged or not a checkpoint; copy it again.") from None
         raise UserError(
             f"{path} holds more than tensors (a whole model?), which could run code when it is opened. Save its state "
             "with the official code: torch.save(model.state_dict(), FILE)"
@@ -107,7 +109,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     state = {str(name): value for name, value in state.items()}
     ours = [name for name in state if name.endswith((_LAMBDA, _GAMMA))]
     if wrong := [name for name in ours if not _is_matrix(state[name])]:
-        raise UserError(f"{path}: {wrong[0]} is no matrix of numbers; it is damaged, copy it again.")
+        raise UserError(f"{path}: {wrong[0]} is not a matrix of numbers; it is damaged, copy it again.")
     return state
 
 
@@ -116,12 +118,12 @@ def _is_matrix(value: object) -> bool:
 
 
 def _layer(weight: str, layers: list[str], source: str, model: str) -> str:
-    """The layer of our model that a name of the file means.
+    """Return our layer for a name in the file.
 
-    The code wraps the model, so names may begin with what the wrapper is called; dots and underscores are alike.
+    The code wraps the model, so names may have the wrapper's prefix; dots and underscores are equivalent.
 
     Raises:
-        UserError: None, or more than one.
+        UserError: No layer matches, or several do.
     """
     plain = re.sub(r"[._]+", "_", weight).strip("_")
     plain = re.sub(r"_(?:in_proj_weight|in_proj|weight)$", "", plain)
@@ -132,7 +134,7 @@ def _layer(weight: str, layers: list[str], source: str, model: str) -> str:
 
     exact = [layer for layer in layers if re.sub(r"[._]+", "_", layer.removesuffix(".in_proj")) == plain]
     found = exact or [layer for layer in layers if ends(layer)]
-    if len(found) > 1:  # `transformer...` of the text tower ends `visual.transformer...`, too
+    if len(found) > 1:  # `transformer...` of the text tower also ends `visual.transformer...`
         longest = max(len(layer.removesuffix(".in_proj")) for layer in found)
         found = [layer for layer in found if len(layer.removesuffix(".in_proj")) == longest]
     if len(found) != 1:

@@ -1,4 +1,4 @@
-"""The model card of an adapter: what it is, how good, how to use it and how to get it again."""
+"""Model card of an adapter: description, results, usage and reproduction."""
 
 import json
 import re
@@ -14,9 +14,9 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_yaml
 from randlora_pl.utils.files.weights_files import file_name, looks_like_file, without_local_paths
 
-_CLASSES = 200  # names of more are in the description
+_CLASSES = 200  # further names are in adapter_config.json
 _PLACE = "PATH"
-"""Stands for paths of the author's machine."""
+"""Placeholder for paths on the author's machine."""
 
 _USE = """\
 ## How to use it
@@ -68,11 +68,11 @@ _CALLS = {
 
 
 def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
-    """The text of ``README.md``, with a YAML header that the Hub reads; no paths of this machine are in it.
+    """Return the text of ``README.md`` with the Hub's YAML header and without local paths.
 
     Args:
-        file: The adapter; where it lies in a run folder, the run's figures and config are used.
-        repo: USER/NAME.
+        file: Adapter; inside a run folder, the run's metrics and config are used.
+        repo: Repository, USER/NAME.
         licence: SPDX identifier, for example ``apache-2.0``.
 
     Raises:
@@ -97,7 +97,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
 
 
 def portable(value: Any) -> Any:
-    """A config without places on this machine: absolute paths become ``PATH``, addresses lose their passwords."""
+    """Return a config without local paths: absolute paths become ``PATH``, URLs lose their passwords."""
     if isinstance(value, Mapping):
         return {key: portable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -110,7 +110,7 @@ def portable(value: Any) -> Any:
 
 
 def hub_id(base: Mapping[str, Any]) -> str | None:
-    """The Hub's name of a base model, from the tables of its library; None where they know none."""
+    """Return the Hub id of a base model from its library's tables, or None."""
     name, tag = str(base.get("name", "")), str(base.get("pretrained", ""))
     if base.get("library") == "open_clip":
         import open_clip
@@ -130,12 +130,12 @@ def hub_id(base: Mapping[str, Any]) -> str | None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A JSON or YAML file of a run; empty where there is none."""
+    """Read a JSON or YAML file of a run; return {} if it does not exist."""
     try:
         return dict(parse_yaml(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise UserError(
-            f"{file} is cut off or damaged ({type(error).__name__}): move it away to push without."
+            f"{file} is cut off or damaged ({type(error).__name__}). Move it away to push without it."
         ) from error
 
 
@@ -201,7 +201,7 @@ _NAMES = {
 
 
 def _figures(file: AdapterFile, results: Mapping[str, Any]) -> str:
-    """Figures of the run, or what the adapter itself says of its training."""
+    """Return the run's metrics, or those stored in the adapter's metadata."""
     own = {name: value for name, value in file.metadata.get("training", {}).items() if isinstance(value, int | float)}
     found = {label: _shown(key, results[key]) for key, label in _NAMES.items() if results.get(key) is not None}
     found |= {} if found else {_NAMES.get(key, key): _shown(key, value) for key, value in own.items()}
@@ -228,7 +228,7 @@ def _use(task: str | None, repo: str, name: str) -> str:
 
 
 def _reproduce(file: AdapterFile, config: Mapping[str, Any]) -> str:
-    """The command, and the config that it needs."""
+    """Return the training command and its config."""
     if config:
         tree = {key: config[key] for key in ("seed_everything", "trainer", "model", "data") if key in config}
         settings = (tree.get("model") or {}).get("init_args") or {}
@@ -240,13 +240,13 @@ def _reproduce(file: AdapterFile, config: Mapping[str, Any]) -> str:
         settings = without_local_paths(file.config)["metadata"]["arguments"] | {
             "adapter": _as_class(file.adapter.describe())
         }
-        seed = settings.pop("seed", 0)  # the command line takes one seed for everything
+        seed = settings.pop("seed", 0)  # the command line has one seed for everything
         tree = {"seed_everything": seed, "model": {"class_path": file.metadata["task"], "init_args": settings}}
-        what = "The model's part of the config, as `config.yaml`; say with `--data.dataset` what to train on."
+        what = "The model's part of the config, as `config.yaml`; set the dataset with `--data.dataset`."
     else:
         return ""
     text = yaml.safe_dump(portable(with_public_paths(tree)), sort_keys=False, allow_unicode=True)
-    places = f" `{_PLACE}` stands for places on the author's machine." if f": {_PLACE}\n" in text else ""
+    places = f" `{_PLACE}` stands for paths on the author's machine." if f": {_PLACE}\n" in text else ""
     return (
         f"## How it was trained\n\n```bash\nrandlora-pl fit --config config.yaml\n```\n\n{what}{places}\n\n"
         f"<details><summary>config.yaml</summary>\n\n```yaml\n{text}```\n</details>\n"
@@ -254,7 +254,7 @@ def _reproduce(file: AdapterFile, config: Mapping[str, Any]) -> str:
 
 
 def _as_class(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A method and its options in the form of a config."""
+    """Return a method and its options in the form of a config."""
     options = {
         name: _as_class(value) if isinstance(value, dict) and "method" in value else value
         for name, value in description["options"].items()

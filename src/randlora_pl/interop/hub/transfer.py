@@ -1,4 +1,4 @@
-"""Adapters on the Hugging Face Hub: files up and down, and its errors in one line."""
+"""Upload and download of adapters on the Hugging Face Hub, with one-line errors."""
 
 import re
 import shutil
@@ -24,12 +24,12 @@ _LOGIN = "hf auth login, or set HF_TOKEN"
 
 @dataclass(frozen=True)
 class Pulled:
-    """What came from the Hub.
+    """Downloaded adapter.
 
     Attributes:
-        file: The adapter, checked.
-        commit: Which commit of the repository it is.
-        size: Bytes of its files.
+        file: Verified adapter.
+        commit: Commit hash in the repository.
+        size: Total bytes of its files.
     """
 
     file: AdapterFile
@@ -38,25 +38,25 @@ class Pulled:
 
 
 def check_repo(repo: str) -> str:
-    """The name of a repository.
+    """Check and return the name of a repository.
 
     Raises:
-        UserError: It is not USER/NAME.
+        UserError: The name is not USER/NAME.
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo) or len(repo) > 96:
         hint = re.sub(r"^https?://[^/]+/", "", repo).strip("/")
         near = f" Did you mean {hint}?" if "://" in repo and hint.count("/") == 1 else ""
-        raise UserError(f"{repo!r} is no repository of the Hub: give USER/NAME.{near}")
+        raise UserError(f"{repo!r} is not a repository of the Hub. Use USER/NAME.{near}")
     return repo
 
 
 def stage(path: Path, folder: Path, card: str) -> None:
-    """Writes what is sent: the adapter as a folder, without this machine's paths in its description, and the card.
+    """Write the upload: the adapter folder without local paths, and the model card.
 
     Args:
-        path: The adapter, a folder or one file.
-        folder: Where to write; it must not exist.
-        card: The text of ``README.md``.
+        path: Adapter folder or file.
+        folder: New output folder.
+        card: Text of ``README.md``.
     """
     contents = container.read(path)
     container.write(folder, Contents(without_local_paths(contents.config), contents.tensors, contents.bases))
@@ -66,20 +66,20 @@ def stage(path: Path, folder: Path, card: str) -> None:
 def push_folder(
     folder: Path, repo: str, *, private: bool = False, revision: str | None = None, message: str = "Add adapter"
 ) -> str:
-    """Sends the files of a folder as one commit; the repository and the branch are made where they are not there.
+    """Upload the files of a folder as one commit; create the repository and branch if needed.
 
     Args:
-        folder: Holds files alone.
-        repo: USER/NAME.
-        private: Make a new repository that only its owner sees.
-        revision: A branch; by default the main one.
-        message: Of the commit.
+        folder: Folder that contains only files.
+        repo: Repository, USER/NAME.
+        private: Create a new repository as private.
+        revision: Branch; default: main.
+        message: Commit message.
 
     Returns:
-        The address of the commit.
+        URL of the commit.
 
     Raises:
-        UserError: The Hub cannot be reached or refuses, or the repository is public and should be private.
+        UserError: The Hub is unreachable or refuses, or the repository is public despite ``private``.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -91,7 +91,7 @@ def push_folder(
             api.create_branch(repo, branch=revision, exist_ok=True)
         info = api.model_info(repo, revision=revision)
         if private and not info.private:
-            raise UserError(f"{repo} is there already and is public: nothing was sent. Change that in its settings.")
+            raise UserError(f"{repo} exists and is public, so nothing was sent. Make it private in its settings.")
         there = {sibling.rfilename for sibling in info.siblings or []}
         operations: list[Any] = [CommitOperationAdd(file.name, str(file)) for file in files]
         if BASES in there - {file.name for file in files}:  # of an older adapter
@@ -100,15 +100,15 @@ def push_folder(
 
 
 def pull_adapter(repo: str, path: Path, revision: str | None = None) -> Pulled:
-    """Fetches an adapter, and checks it before it gets its name. Only files without code are fetched.
+    """Download an adapter and verify it before it gets its final name. Only files without code are downloaded.
 
     Args:
-        repo: USER/NAME.
-        path: The folder to write; an older one is replaced.
-        revision: A branch, tag or commit; by default the main branch.
+        repo: Repository, USER/NAME.
+        path: Output folder; an older one is replaced.
+        revision: Branch, tag or commit; default: main.
 
     Raises:
-        UserError: The Hub cannot be reached or refuses, there is no adapter, or it is damaged. Nothing is left then.
+        UserError: The Hub is unreachable or refuses, or the adapter is missing or damaged. No files remain.
     """
     with part_folder(path) as part:
         folder = part / "adapter"
@@ -136,7 +136,7 @@ def _check_files(repo: str, names: set[str]) -> None:
             "randlora-pl adapter import DIR --from peft --output ADAPTER"
         )
     listed = ", ".join(sorted(names)[:6]) or "nothing"
-    raise UserError(f"{repo} holds no adapter of randlora-pl, which is {CONFIG} and {TENSORS}; it holds {listed}.")
+    raise UserError(f"{repo} has no adapter of randlora-pl, which is {CONFIG} and {TENSORS}; it has {listed}.")
 
 
 def _api() -> Any:
@@ -150,10 +150,10 @@ def _api() -> Any:
 
 @contextmanager
 def _explained(repo: str, revision: str | None) -> Iterator[None]:
-    """Turns errors of the Hub and of the network into one line each; others stay as they are."""
+    """Convert Hub and network errors to one-line errors; raise others unchanged."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on the card, which its page shows as well
+            warnings.simplefilter("ignore")  # warnings about the card, which its page shows as well
             yield
     except UserError:
         raise
@@ -175,7 +175,7 @@ def _explanation(error: Exception, repo: str, revision: str | None) -> str | Non
     if isinstance(error, RevisionNotFoundError):
         return f"{repo} has no branch, tag or commit {revision or 'main'!r}; see {hub}/{repo}/tree/main"
     if isinstance(error, ValueError) and "README.md" in str(error):
-        return f"{hub} refuses the card ({_line(str(error))}): change it with --licence or --card."
+        return f"{hub} refuses the card ({_line(str(error))}): edit it with --licence or --card."
     answered = next((link for link in chain if isinstance(link, HfHubHTTPError)), None)
     if answered is not None:
         status = answered.response.status_code
@@ -185,20 +185,20 @@ def _explanation(error: Exception, repo: str, revision: str | None) -> str | Non
             login = "" if get_token() is not None else f" You are not logged in: {_LOGIN}"
             return f"{hub} has no model {repo} ({status}), or it is private and not shared with you.{login}"
         if status == 403:
-            return f"{hub} does not let you do that with {repo} (403): use a token that may write, and your own name."
+            return f"{hub} does not allow this for {repo} (403). Use a token with write access, and your own user name."
         return f"{hub} refuses ({status}): {_line(answered.server_message or str(answered))}"
     if any(isinstance(link, OfflineModeIsEnabled) for link in chain):
-        return "HF_HUB_OFFLINE is set, so the Hub is not asked: unset it for adapter push and adapter pull."
+        return "HF_HUB_OFFLINE is set, so the Hub is not used. Unset it for adapter push and adapter pull."
     kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
     if kinds & {"TransportError", "ConnectionError", "TimeoutError"}:  # of httpx, requests, sockets
         what = _line(str(chain[-1]))
         more = " HF_HUB_DISABLE_XET=1 sends files without Xet, which this server may not have." if "xet" in what else ""
-        return f"{hub} cannot be reached ({what}): is there a network? HF_ENDPOINT names another.{more}"
-    if isinstance(error, OSError) and error.errno is None:  # of the client, not of the disk
+        return f"{hub} cannot be reached ({what}). Check the network, or set HF_ENDPOINT to another server.{more}"
+    if isinstance(error, OSError) and error.errno is None:  # from the client, not the disk
         return f"{hub} does not answer as the Hub does: {_line(str(error))}"
     return None
 
 
 def _line(text: str) -> str:
-    """The text of an error without its line breaks, short enough for a message."""
+    """Return an error's text on one line, short enough for a message."""
     return " ".join(text.split())[:200].rstrip(".")

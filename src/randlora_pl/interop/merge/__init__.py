@@ -1,1 +1,1 @@
-"""Merged models in the format of open_clip, timm or transformers."""
+"""Merged models in the formats of open_clip, timm and transformers."""

@@ -1,4 +1,4 @@
-"""A merged model as transformers saves one: a folder that it loads by itself, checked before it gets its name."""
+"""Merged decoders and classifiers in transformers' folder format, verified before the folder gets its name."""
 
 import shutil
 from pathlib import Path
@@ -15,30 +15,30 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import move, part_folder, refuse_inputs
 
 TOLERANCE = 1e-4
-"""The largest difference of logits that passes, relative to the largest logit."""
+"""Largest accepted difference of logits, relative to the largest logit."""
 
 
 def write_merged(
     file: AdapterFile, output: Path, scale: float = 1.0, overwrite: bool = False
 ) -> tuple[str, int, float]:
-    """Writes weights, configuration and tokenizer of the merged model; nothing is left of what does not pass.
+    """Write weights, configuration and tokenizer of the merged model; a failed check leaves no files.
 
     Args:
-        file: The adapter.
-        output: A new folder.
-        scale: W0 + scale (W - W0).
-        overwrite: Whether an older folder is replaced.
+        file: Adapter to merge.
+        output: Output folder.
+        scale: Interpolation factor: W0 + scale (W - W0).
+        overwrite: Replace an older folder.
 
     Returns:
-        The class of transformers that loads it, bytes of the folder, and the largest difference between the logits of
-        what was written, loaded by transformers alone, and those of the adapted model, on random tokens.
+        Class of transformers that loads it, bytes of the folder, and the largest difference of logits on random tokens
+        between the written model, loaded by transformers alone, and the adapted model.
 
     Raises:
-        UserError: The folder exists, the base model is another one, the outputs differ, or the disk does not take it.
+        UserError: The folder exists, the base model or the outputs differ, or the disk is full.
     """
     refuse_inputs([output], [file.path])
     if output.exists() and not (overwrite and (output / "config.json").is_file()):
-        raise UserError(f"{output} exists; give another --output, or --overwrite to replace a model's folder.")
+        raise UserError(f"{output} exists. Set another --output, or --overwrite to replace a model's folder.")
     task = unquantised_task(file, gradient_checkpointing=False)
     model: Any = task.build()
     task.load_head(file.extra)
@@ -50,7 +50,7 @@ def write_merged(
         raise UserError(f"{file.path} was trained on other weights ({wanted[:12]}) than {task.name} has ({here[:12]}).")
     inject(model, file.adapter, file.targets)
     place_adapter(model, file)
-    whole_model.eval()  # new updates train, and their dropout would be taken for a difference
+    whole_model.eval()  # new updates are in training mode; dropout would change the outputs
     expected = logits(whole_model)
     unload(model)
     if before:
@@ -70,10 +70,10 @@ def write_merged(
                 f"the logits of the merged model differ from the adapted one's by {relative:.1e} of the largest, more "
                 f"than {TOLERANCE:.0e}: nothing was written. Please report this with the adapter's configuration."
             )
-        if (share := lost(found, expected, plain)) > LOST:
+        if (fraction := lost(found, expected, plain)) > LOST:
             raise UserError(
-                f"the adapter changes the logits by {change(expected, plain):.1e} only, and {share:.0%} of that would "
-                "be lost in the rounding of merged weights: nothing was written."
+                f"the adapter changes the logits by {change(expected, plain):.1e} only, and {fraction:.0%} of that "
+                "would be lost in the rounding of merged weights: nothing was written."
             )
         size = sum(each.stat().st_size for each in part.rglob("*") if each.is_file())
         whole = part / output.name

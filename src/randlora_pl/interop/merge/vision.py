@@ -1,4 +1,4 @@
-"""Merged weights that open_clip and timm load by themselves, checked in the bare library before they get their name."""
+"""Merged weights for open_clip and timm, verified in the library alone before the file gets its name."""
 
 import io
 import json
@@ -18,14 +18,14 @@ from randlora_pl.adapters import AdapterFile, unload
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import Base, base_name, beside
 from randlora_pl.interop.compare_outputs import LOST, ROUNDING, change, difference, lost, outputs
-from randlora_pl.interop.library_model import Bare, config_file
+from randlora_pl.interop.library_model import LibraryModel, config_file
 from randlora_pl.interop.updates import State, adapted, interpolated
 from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import move, part_folder, refuse_inputs
 
 TOLERANCE = 1e-4
-"""The largest difference of outputs that passes, relative to the largest output."""
+"""Largest accepted difference of outputs, relative to the largest output."""
 
 SUFFIXES = (".safetensors", ".pt")
 _MADE_BY = "randlora-pl"
@@ -33,13 +33,13 @@ _MADE_BY = "randlora-pl"
 
 @dataclass(frozen=True)
 class Written:
-    """What was written, and how to use it.
+    """Written files and how to use them.
 
     Attributes:
         sizes: Bytes of each file.
         difference: Largest absolute difference between the outputs of the bare library's model and the expected ones.
-        load: Lines of Python that load the weights with the library alone.
-        notes: What a user should know besides.
+        load: Python lines that load the weights with the library alone.
+        notes: Further notes for the user.
     """
 
     sizes: dict[Path, int]
@@ -53,13 +53,13 @@ class Merged:
     """Weights to be written.
 
     Attributes:
-        file: The adapter whose classes and head go with them.
-        model: The library's model with the merged weights.
-        expected: Its outputs (`compare_outputs.outputs`), from before the updates were merged where that is possible.
-        plain: Those of the base model.
-        text_changed: Whether its text tower is another one than the base model's.
-        with_head: Whether the head is written, too.
-        facts: More for the file's metadata.
+        file: Adapter whose classes and head are kept.
+        model: Library's model with the merged weights.
+        expected: Expected outputs (`compare_outputs.outputs`), computed before merging if possible.
+        plain: Outputs of the base model.
+        text_changed: True if the text tower differs from the base model's.
+        with_head: True if the head is written as well.
+        facts: Further metadata of the file.
     """
 
     file: AdapterFile
@@ -71,11 +71,11 @@ class Merged:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
-    def bare(self) -> Bare:
-        """How the library builds the model, for timm with the linear head as its classifier."""
+    def library_model(self) -> LibraryModel:
+        """Recipe of the library's model; for timm with the linear head as its classifier."""
         identity = self.file.config["base_model"]
-        plain = Bare.of(identity)
-        seen = asdict(frame_of(self.file.metadata, plain.image))  # what it was trained on, if that is another
+        plain = LibraryModel.of(identity)
+        seen = asdict(frame_of(self.file.metadata, plain.image))  # the image format of the training, if different
         plain = replace(plain, image=ImageSpec(**seen))
         if plain.classifier and self.head is not None:
             plain.options["num_classes"] = len(self.head)
@@ -85,12 +85,12 @@ class Merged:
 
     @property
     def classnames(self) -> list[str]:
-        """Names of the classes; none where an adapter was saved without a task, or trained on captions."""
+        """Class names; empty if the adapter was saved without a task or trained on captions."""
         return [] if self.file.metadata.get("captions") else list(self.file.metadata.get("classnames", []))
 
     @property
     def templates(self) -> list[str]:
-        """The prompts whose embeddings are averaged for each class; none with a linear head."""
+        """Prompt templates whose embeddings are averaged per class; empty with a linear head."""
         metadata = self.file.metadata
         arguments = metadata.get("arguments", {})
         if metadata.get("task") == "VisionLanguageTask" and arguments.get("eval_prompts") != "ensemble":
@@ -101,17 +101,17 @@ class Merged:
 
     @property
     def logit_scale(self) -> float:
-        """What the similarities of a CLIP model are multiplied by."""
+        """Factor of a CLIP model's similarities."""
         raw = self.model.state_dict()["logit_scale"].float()
         exp = self.file.metadata.get("arguments", {}).get("logit_scale", "exp") == "exp"
         return float(raw.exp() if exp else raw)
 
     @cached_property
     def head(self) -> Tensor | None:
-        """What features are multiplied by for class logits, (classes, features), those of CLIP at unit length.
+        """Weight that maps features to class logits, (classes, features); CLIP features have unit length.
 
-        Saved class embeddings are taken where the text tower is the base's; otherwise they are encoded again. None
-        where there are no classes, or it was not asked for.
+        Saved class embeddings are used if the text tower is the base's; otherwise prompts are encoded again. None
+        without classes or if ``with_head`` is False.
         """
         if not self.with_head or not self.classnames:
             return None
@@ -124,17 +124,17 @@ class Merged:
 
     @property
     def classifies(self) -> bool:
-        """Whether the head is a part of the library's model."""
-        return bool(self.bare.options.get("num_classes"))
+        """True if the head is a part of the library's model."""
+        return bool(self.library_model.options.get("num_classes"))
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What a reader of the safetensors file should know, as text and JSON."""
+        """Metadata of the safetensors file, as text and JSON."""
         known = {
             "format": "pt",
             "made_by": _MADE_BY,
             "base": base_name(self.file),
-            "image": json.dumps(asdict(self.bare.image)),
+            "image": json.dumps(asdict(self.library_model.image)),
         }
         if self.classnames:
             known["classnames"] = json.dumps(self.classnames)
@@ -143,24 +143,24 @@ class Merged:
         return known | dict(self.facts)
 
     def contents(self, path: Path) -> dict[Path, bytes]:
-        """The bytes of each file, the weights first."""
+        """Return the bytes of each file, the weights first."""
         state = {name: tensor.detach().contiguous() for name, tensor in self.model.state_dict().items()}
         if self.head is not None and self.classifies:
-            state[f"{self.bare.classifier}.weight"] = self.head
-            state[f"{self.bare.classifier}.bias"] = self.head.new_zeros(len(self.head))  # ours has none
+            state[f"{self.library_model.classifier}.weight"] = self.head
+            state[f"{self.library_model.classifier}.bias"] = self.head.new_zeros(len(self.head))  # our head has no bias
         files = {path: _bytes(state, self.metadata, path.suffix)}
-        if self.bare.config is not None:
-            files[config_file(path)] = self.bare.config_text().encode()
+        if self.library_model.config is not None:
+            files[config_file(path)] = self.library_model.config_text().encode()
         if self.head is not None and not self.classifies:
             files[head_file(path)] = _bytes({"head": self.head}, self.metadata)
         return files
 
 
 def merged(base: Base, file: AdapterFile, scale: float = 1.0, with_head: bool = True) -> Merged:
-    """The base model with an adapter in its weights, W0 + scale (W - W0).
+    """Return the base model with a merged adapter, W0 + scale (W - W0).
 
-    Every tensor that the adapter changes takes part, biases and norms of methods that train them included; scale 0
-    gives the base model bit for bit, 1 the tuned one. What trained whole beside the adapter is there as it is.
+    Every tensor that the adapter changes is included, also trained biases and norms; scale 0 gives the base model bit
+    for bit, 1 the tuned one. Tensors trained completely beside the adapter are copied.
     """
     made = adapted(base, file)
     expected = outputs(made.model, _size(file)) if scale == 1 else None
@@ -173,7 +173,7 @@ def merged(base: Base, file: AdapterFile, scale: float = 1.0, with_head: bool = 
 
 
 def added(base: Base, file: AdapterFile, total: State, with_head: bool = True) -> Merged:
-    """The base model plus a sum of updates, rounded once; ``file`` is the adapter whose head goes with it."""
+    """Return the base model plus a sum of updates, rounded once; ``file`` is the adapter whose head is kept."""
     plain = base.model.state_dict()
     state = {
         key: (value.double() + total[key]).to(value.dtype) if key in total else value for key, value in plain.items()
@@ -190,7 +190,7 @@ def with_state(
     with_head: bool,
     facts: Mapping[str, str],
 ) -> Merged:
-    """Puts weights into a model of the library.
+    """Load weights into a model of the library.
 
     Raises:
         UserError: A weight is not finite.
@@ -198,7 +198,9 @@ def with_state(
     plain = base.model.state_dict()
     for key, value in state.items():
         if value.is_floating_point() and not value.isfinite().all() and plain[key].isfinite().all():
-            raise UserError(f"{key} would not be finite (NaN or infinity): a training diverged; nothing was written.")
+            raise UserError(
+                f"{key} would not be finite (NaN or infinity), because a training diverged. Nothing was written."
+            )
     model.load_state_dict(state)
     text = any(not key.startswith("visual.") and not torch.equal(value, plain[key]) for key, value in state.items())
     size = _size(file)
@@ -206,16 +208,16 @@ def with_state(
 
 
 def _size(file: AdapterFile) -> int:
-    return Bare.of(file.config["base_model"]).image.size
+    return LibraryModel.of(file.config["base_model"]).image.size
 
 
 def head_file(path: Path) -> Path:
-    """Where the head of a weights file goes, if the weights have no place for it."""
+    """Return the path of the head of a weights file, if the weights cannot contain it."""
     return path.with_suffix(".head.safetensors")
 
 
 def _made_here(file: Path) -> bool:
-    """Whether a file is a head that was written beside weights."""
+    """Return True if a file is a head written beside merged weights."""
     try:
         with safe_open(file, framework="pt") as tensors:
             return (tensors.metadata() or {}).get("made_by") == _MADE_BY
@@ -224,19 +226,19 @@ def _made_here(file: Path) -> bool:
 
 
 def _is_of_tiny(file: Path) -> bool:
-    """Whether a file is the configuration that was written beside weights of the one model that open_clip has not."""
-    tiny = Bare.of({"library": "open_clip", "name": "tiny", "pretrained": "random"})
+    """Return True if a file is the configuration of ``tiny``, the one model that open_clip does not have."""
+    tiny = LibraryModel.of({"library": "open_clip", "name": "tiny", "pretrained": "random"})
     return file.is_file() and file.read_bytes() == tiny.config_text().encode()
 
 
 def check_output(path: Path, inputs: Sequence[Path], overwrite: bool) -> None:
-    """Refuses to write weights over anything that should stay.
+    """Check that writing weights overwrites nothing that should be kept.
 
     Raises:
-        UserError: Another ending than .safetensors or .pt, one of the adapters, or a file that is there.
+        UserError: The suffix is not .safetensors or .pt, or the path is an input adapter or an existing file.
     """
     if path.suffix not in SUFFIXES:
-        raise UserError(f"--output is {path}: give a file that ends in {' or '.join(SUFFIXES)}.")
+        raise UserError(f"--output is {path}. Set a file that ends in {' or '.join(SUFFIXES)}.")
     refuse_inputs([path, head_file(path)], inputs)
     _refuse_existing([path], overwrite)
 
@@ -244,17 +246,16 @@ def check_output(path: Path, inputs: Sequence[Path], overwrite: bool) -> None:
 def _refuse_existing(files: Iterable[Path], overwrite: bool) -> None:
     for file in files:
         if file.is_dir():
-            raise UserError(f"--output: {file} is a folder; give another name for the file.")
+            raise UserError(f"--output: {file} is a folder. Set another file name.")
         if file.exists() and not overwrite:
-            raise UserError(f"{file} exists; give another --output, or --overwrite to replace it.")
+            raise UserError(f"{file} exists. Set another --output, or --overwrite to replace it.")
 
 
 def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
-    """Writes merged weights under a temporary name, loads them in the bare library, compares, and renames.
+    """Write merged weights under a temporary name, load and compare them in the library alone, then rename.
 
     Raises:
-        UserError: The outputs differ by more than `TOLERANCE`, a file is there, or the disk does not take them; nothing
-            is left then.
+        UserError: The outputs differ by more than `TOLERANCE`, a file exists, or the disk is full; no files remain.
     """
     contents = merged.contents(path)
     beside = {head_file(path): _made_here, config_file(path): _is_of_tiny}
@@ -266,7 +267,7 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
     with part_folder(path) as part:
         for file, content in contents.items():
             _write(part / file.name, content)
-        found = outputs(merged.bare.load(part / path.name), _size(merged.file))
+        found = outputs(merged.library_model.load(part / path.name), _size(merged.file))
         relative, absolute = difference(found, expected)
         if relative > TOLERANCE:
             hint = "Try --no-head, and please" if merged.classifies else "Please"
@@ -274,21 +275,22 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
                 f"the outputs of the merged model differ from the adapted one's by {relative:.1e} of the largest, more "
                 f"than {TOLERANCE:.0e}: nothing was written. {hint} report this with the adapter's configuration."
             )
-        if (share := lost(found, expected, plain)) > LOST:
+        if (fraction := lost(found, expected, plain)) > LOST:
             raise UserError(
-                f"the adapter changes the outputs by {change(expected, plain):.1e} only, and {share:.0%} of that would "
-                "be lost in the rounding of merged weights: nothing was written. Keep the adapter, or train for longer."
+                f"the adapter changes the outputs by {change(expected, plain):.1e} only, and {fraction:.0%} of that "
+                "would be lost in the rounding of merged weights: nothing was written. "
+                "Keep the adapter, or train for longer."
             )
         for file in left_over:
-            file.unlink()  # would be taken for the head or the model of the new weights
-        for file in reversed(contents):  # the weights last
+            file.unlink()  # it does not belong to the new weights
+        for file in reversed(contents):  # weights last
             move(part / file.name, file)
     sizes = {file: len(content) for file, content in contents.items()}
-    return Written(sizes, absolute, merged.bare.lines(path), _notes(path, merged))
+    return Written(sizes, absolute, merged.library_model.lines(path), _notes(path, merged))
 
 
 def _notes(path: Path, merged: Merged) -> list[str]:
-    notes = [f"images: {merged.bare.image.summary()}"]
+    notes = [f"images: {merged.library_model.image.summary()}"]
     if difference(merged.expected, merged.plain)[0] <= ROUNDING and merged.facts.get("scale") != "0.0":
         by = f"by {made:.1e}, which is rounding" if (made := change(merged.expected, merged.plain)) else "not at all"
         notes.append(f"the adapter changes these outputs {by}: no loss of it would show in the comparison")
@@ -300,9 +302,11 @@ def _notes(path: Path, merged: Merged) -> list[str]:
             notes.append("class names: a .pt file has no place for them; a .safetensors file has, in its metadata")
         return notes
     features = (
-        "F.normalize(model.encode_image(images), dim=-1)" if merged.bare.library == "open_clip" else "model(images)"
+        "F.normalize(model.encode_image(images), dim=-1)"
+        if merged.library_model.library == "open_clip"
+        else "model(images)"
     )
-    if merged.bare.config is not None and merged.templates:
+    if merged.library_model.config is not None and merged.templates:
         notes.append("prompts: open_clip has no tokenizer for this model; the head has the class embeddings")
     return [*notes, f"logits: {features} @ head.T, with the head and the class names of {head_file(path)}"]
 
@@ -313,7 +317,7 @@ def _bytes(state: State, metadata: dict[str, str], suffix: str = SUFFIXES[0]) ->
         torch.save(state, stream)
         return stream.getvalue()
     seen: set[int] = set()
-    for name, tensor in state.items():  # safetensors stores no memory twice
+    for name, tensor in state.items():  # safetensors refuses shared memory
         if tensor.data_ptr() in seen:
             state[name] = tensor.clone()
         seen.add(tensor.data_ptr())
@@ -324,4 +328,4 @@ def _write(file: Path, content: bytes) -> None:
     with file.open("wb") as stream:
         stream.write(content)
         stream.flush()
-        os.fsync(stream.fileno())  # a power cut must not find a file renamed and empty
+        os.fsync(stream.fileno())  # otherwise a power cut could leave a renamed, empty file

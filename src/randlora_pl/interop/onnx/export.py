@@ -1,4 +1,4 @@
-"""Programs as files for other systems: ONNX, and PyTorch's own exported programs, compared before they get a name."""
+"""Export of programs to ONNX and PyTorch's own format, verified before the files get their names."""
 
 import json
 import logging
@@ -21,21 +21,21 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import move, part_folder
 
 TOLERANCE = 1e-4
-"""The largest difference that is taken for rounding, relative to the largest value where that is above 1."""
+"""Largest difference accepted as rounding, relative to the largest value if that is above 1."""
 BATCHES = (1, 3)
-LARGEST_FILE = 2**31 - 2**27  # protobuf ends at 2 GiB, and the graph needs room beside the weights
+LARGEST_FILE = 2**31 - 2**27  # protobuf's limit is 2 GiB, including the graph
 FACTS = "randlora_pl.json"
-"""Name of the facts inside an exported program; ONNX files have them as metadata, an entry each."""
+"""Name of the facts inside an exported program; ONNX files have them as metadata entries."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """Exported files.
 
     Attributes:
-        files: The file, and one with its weights where they do not fit into it.
-        size: Bytes of both.
-        difference: The largest difference from the module's own outputs, as `TOLERANCE` counts.
+        files: The file, and one with its weights if they do not fit into it.
+        size: Total bytes.
+        difference: Largest difference from the module's own outputs, measured as for `TOLERANCE`.
     """
 
     files: tuple[Path, ...]
@@ -44,17 +44,17 @@ class Exported:
 
 
 def export_onnx(program: Program, path: Path) -> Exported:
-    """Writes a program as an ONNX file with any batch size; its facts are metadata, as JSON where not strings.
+    """Write a program as an ONNX file with variable batch size; facts become metadata, non-strings as JSON.
 
-    Weights above 2 GB go to a second file, ``NAME.data``, which must lie beside the first.
+    Weights above 2 GB go to a second file, ``NAME.data``, which must be in the same folder.
 
     Args:
-        program: What to write.
-        path: The file; an older one is replaced.
+        program: Program to export.
+        path: Output file; an older one is replaced.
 
     Raises:
-        UserError: A package is missing, an operation has no ONNX form, onnxruntime computes something else, or the
-            disk is full. Nothing is left behind then.
+        UserError: A package is missing, an operation has no ONNX form, onnxruntime's outputs differ, or the disk is
+            full. No files remain.
     """
     check_packages()
     exported = _exported(program)
@@ -79,21 +79,20 @@ def export_onnx(program: Program, path: Path) -> Exported:
 
 
 def export_torch(program: Program, path: Path) -> Exported:
-    """Writes a program for ``torch.export.load`` with any batch size; its facts are the extra file `FACTS`.
+    """Write a program for ``torch.export.load`` with variable batch size; its facts are the extra file `FACTS`.
 
     Args:
-        program: What to write.
-        path: The file; an older one is replaced.
+        program: Program to export.
+        path: Output file; an older one is replaced.
 
     Raises:
-        UserError: The model cannot be exported, the file computes something else, or the disk is full. Nothing is left
-            behind then.
+        UserError: The model cannot be exported, the file's outputs differ, or the disk is full. No files remain.
     """
     exported = _exported(program)
     with part_folder(path) as part:
         file = part / path.name
         with _silence():
-            held = BytesIO()  # PyTorch's own writer ends the process where the disk is full
+            held = BytesIO()  # PyTorch's own writer ends the process if the disk is full
             torch.export.save(exported, held, extra_files={FACTS: json.dumps(program.facts)})
             file.write_bytes(held.getbuffer())
             loaded: nn.Module = torch.export.load(file).module()
@@ -105,13 +104,13 @@ def export_torch(program: Program, path: Path) -> Exported:
 
 
 def _exported(program: Program) -> Any:
-    """The module as a graph in which the batch size is a variable."""
+    """Return the module as a graph with a variable batch size."""
     shapes = ({0: torch.export.Dim("batch")},)
     with _refusing("cannot be exported", "none"), _silence(), torch.no_grad():
         exported = torch.export.export(program.module, (program.examples(2, 0),), dynamic_shapes=shapes, strict=False)
     for graph in exported.graph_module.modules():
         for node in graph.graph.nodes if isinstance(graph, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # would carry this machine's paths into the file
+            node.meta.pop("stack_trace", None)  # would write local paths into the file
     return exported
 
 
@@ -130,10 +129,10 @@ def _onnx_runner(file: Path, program: Program) -> Callable[[Tensor], tuple[Tenso
 
 
 def _compared(program: Program, run: Callable[[Tensor], tuple[Tensor, ...]], where: str) -> float:
-    """The largest difference between the module and what was written.
+    """Return the largest difference between the module's and the exported outputs.
 
     Raises:
-        UserError: It is more than rounding, or a number is not finite.
+        UserError: The difference is more than rounding, or a value is not finite.
     """
     largest = 0.0
     for seed, batch in enumerate(BATCHES, 1):
@@ -153,18 +152,18 @@ def _compared(program: Program, run: Callable[[Tensor], tuple[Tensor, ...]], whe
 
 
 def _moved(part: Path, path: Path, difference: float) -> Exported:
-    """Gives the files of a folder their final names, the weights before the graph that needs them."""
+    """Give the files of a folder their final names, the weights before the graph that needs them."""
     names = sorted((file.name for file in part.iterdir()), key=lambda name: name == path.name)
     files, replaced = tuple(path.with_name(name) for name in names), path.exists()
     for file in files:
         move(part / file.name, file)
     if replaced and (stale := _weights_of(path)) not in files:
-        stale.unlink(missing_ok=True)  # of the older file; the new one has its weights inside
+        stale.unlink(missing_ok=True)  # weights of the older file; the new file includes its weights
     return Exported(files[::-1], sum(file.stat().st_size for file in files), difference)
 
 
 def _weights_of(path: Path) -> Path:
-    """Where the exporter puts weights that do not fit into a file."""
+    """Return the exporter's path for weights that do not fit into the file."""
     return path.with_name(f"{path.name}.data")
 
 
@@ -174,7 +173,7 @@ def _as_tuple(output: Any) -> tuple[Tensor, ...]:
 
 @contextmanager
 def _refusing(what: str, other: str) -> Iterator[None]:
-    """Turns whatever an exporter raises into one line with its reason."""
+    """Convert any error of an exporter to a one-line error with its reason."""
     try:
         yield
     except Exception as error:  # exporters raise errors of every kind, most of them private
@@ -183,7 +182,7 @@ def _refusing(what: str, other: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The line of an exporter's error that names the operation, or else the first line of its innermost cause."""
+    """Return the line of an exporter's error that names the operation, or the first line of its innermost cause."""
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
@@ -196,7 +195,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No progress and no remarks of the exporters, which a user can do nothing about."""
+    """Silence progress and warnings of the exporters that the user cannot act on."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

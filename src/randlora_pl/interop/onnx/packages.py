@@ -1,4 +1,4 @@
-"""What is needed beside PyTorch."""
+"""Packages required by the ONNX export."""
 
 import importlib.util
 
@@ -8,14 +8,14 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def check_packages() -> None:
-    """Refuses to go on without the packages of the extra.
+    """Check that the packages of the extra are installed.
 
     Raises:
-        UserError: One is missing.
+        UserError: A package is missing.
     """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--to onnx needs {', '.join(missing)}, not installed here: pip install 'randlora-pl[onnx]'. "
-            "--to torch needs no more than PyTorch."
+            f"--to onnx needs {', '.join(missing)}, not installed here. Run: pip install 'randlora-pl[onnx]'. "
+            "--to torch needs only PyTorch."
         )

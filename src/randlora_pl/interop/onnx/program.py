@@ -1,7 +1,7 @@
-"""A trained model as one plain module without adapters, from pixels or token ids to an answer.
+"""Trained models as plain modules without adapters, from pixels or token ids to logits or features.
 
-The pixels are RGB in 0..1; mean and standard deviation are inside the module, so that whoever runs it elsewhere only
-resizes, crops and divides by 255.
+Pixels are RGB in 0..1; mean and standard deviation are inside the module, so that its users only resize, crop and
+divide by 255.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,16 +25,16 @@ from randlora_pl.utils.version import __version__
 
 PARTS = ("classifier", "image", "text")
 FORMAT_VERSION = 1
-"""Of the facts in exported files; raise it when a name or its meaning changes."""
+"""Version of the facts in exported files; raise it when a name or its meaning changes."""
 
 
 class ImageEncoder(nn.Module):
-    """Pixels to the features of an image tower.
+    """Module from pixels to the features of an image tower.
 
     Args:
-        tower: Normalised images to features.
-        frame: Mean and standard deviation of each channel.
-        unit: Whether features have unit length, as CLIP compares them.
+        tower: Module from normalized images to features.
+        frame: Preprocessing with mean and standard deviation per channel.
+        unit: Normalize features to unit length, as CLIP compares them.
     """
 
     mean: Tensor
@@ -47,17 +47,17 @@ class ImageEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(frame.std).view(3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(n, 3, H, W) in 0..1 to (n, features)."""
+        """Map (n, 3, H, W) in 0..1 to (n, features)."""
         features: Tensor = self.tower((pixels - self.mean) / self.std)
         return F.normalize(features, dim=-1) if self.unit else features
 
 
 class ExportedClassifier(nn.Module):
-    """Pixels to logits and probabilities of all classes.
+    """Module from pixels to logits and probabilities of all classes.
 
     Args:
-        encoder: Pixels to features.
-        head: (classes, features), scaled class embeddings or the weight of a linear head.
+        encoder: Module from pixels to features.
+        head: Scaled class embeddings or the weight of a linear head, (classes, features).
     """
 
     head: Tensor
@@ -68,16 +68,16 @@ class ExportedClassifier(nn.Module):
         self.register_buffer("head", head.detach().clone())
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, 3, H, W) in 0..1 to (n, classes) twice."""
+        """Map (n, 3, H, W) in 0..1 to (n, classes) logits and probabilities."""
         logits = F.linear(self.encoder(pixels), self.head)
         return logits, logits.softmax(1)
 
 
 class TextEncoder(nn.Module):
-    """Token ids to text features of unit length.
+    """Module from token ids to text features of unit length.
 
     Args:
-        clip: Has ``encode_text``.
+        clip: Model with ``encode_text``.
     """
 
     def __init__(self, clip: nn.Module) -> None:
@@ -85,20 +85,20 @@ class TextEncoder(nn.Module):
         self.clip: Any = clip
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(n, context length) int64 to (n, features)."""
+        """Map (n, context length) int64 to (n, features)."""
         return F.normalize(self.clip.encode_text(tokens), dim=-1)
 
 
 @dataclass(frozen=True)
 class Program:
-    """A module and what belongs to it.
+    """Module with its inputs, outputs and facts.
 
     Attributes:
-        module: In eval mode, on the CPU, in float32; nothing of it trains.
-        input: Name of its one input, ``pixels`` or ``tokens``.
+        module: Frozen module in eval mode, on the CPU, in float32.
+        input: Name of its single input, ``pixels`` or ``tokens``.
         outputs: Names of its outputs, in order.
-        examples: A number n and a seed to an input of n samples.
-        facts: What a user elsewhere needs to know, JSON values.
+        examples: Function from a number n and a seed to an input of n samples.
+        facts: Facts for users of the file, JSON values.
     """
 
     module: nn.Module
@@ -109,11 +109,11 @@ class Program:
 
 
 def load_program(path: Path, part: str = "classifier") -> Program:
-    """The merged model of an adapter that a task has saved.
+    """Load the merged model of an adapter saved by a task.
 
     Args:
-        path: The adapter folder, or one file.
-        part: One of `PARTS`: the whole classifier, or the features of one tower.
+        path: Adapter folder or file.
+        part: One of `PARTS`: the complete classifier, or the features of one tower.
 
     Raises:
         UserError: The adapter has no task or class names, or the model has no such part.
@@ -123,8 +123,8 @@ def load_program(path: Path, part: str = "classifier") -> Program:
     refuse_texts(file, "become programs")
     if not metadata.get("task") or not metadata.get("classnames"):
         raise UserError(
-            f"{path} has no class names, so there is no classifier to export: no training run of ours saved it. "
-            f"The merged weights alone: randlora-pl adapter merge {path} --output FILE"
+            f"{path} has no class names, so a classifier cannot be exported (no training run saved it). "
+            f"For merged weights, run: randlora-pl adapter merge {path} --output FILE"
         )
     if part == "text" and metadata["task"] == LinearHeadTask.__name__:
         raise UserError(f"{path} has no text tower: it was trained with a linear head. Use --part classifier or image.")
@@ -133,12 +133,12 @@ def load_program(path: Path, part: str = "classifier") -> Program:
 
 
 def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None = None) -> Program:
-    """One part of a task as a plain module. The task's adapter is merged and unloaded, for good.
+    """Convert one part of a task to a plain module. The task's adapter is merged and unloaded permanently.
 
     Args:
-        task: With its classes, built.
+        task: Task with classes, built.
         part: One of `PARTS`.
-        frame: How images were prepared; by default as the backbone expects.
+        frame: Image preprocessing; default: the backbone's.
 
     Raises:
         UserError: The model has no such part.
@@ -174,18 +174,18 @@ def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None 
 
 
 def _preprocessing(frame: Frame) -> str:
-    """Return how an image becomes pixels in 0..1."""
+    """Return instructions for converting an image to pixels in 0..1."""
     how, square = f"{frame.size} pixels ({frame.interpolation}, antialiased)", f"{frame.size} x {frame.size}"
     if frame.resize == "pad":
         return f"resize the longer side to {how}, divide by 255, lay it in the middle of {square} pixels of color mean"
-    return f"resize the shorter side to {how}, crop {square} from the centre, divide by 255"
+    return f"resize the shorter side to {how}, crop {square} from the center, divide by 255"
 
 
 _ANSWERS = ("logits", "probabilities")
 
 
 def _head(task: ImageTask) -> Tensor:
-    """What features are multiplied by to give logits, (classes, features)."""
+    """Return the weight that maps features to logits, (classes, features)."""
     if isinstance(task, VisionLanguageTask):
         return task.scale() * task.class_features()
     if isinstance(task, TextHeadTask):
@@ -195,7 +195,7 @@ def _head(task: ImageTask) -> Tensor:
 
 
 def _text(task: ImageTask, facts: dict[str, Any]) -> Program:
-    """The text tower: the trained one, or for a frozen head the one that the head was made with."""
+    """Return the text tower: the trained one, or for a frozen text head the one that encoded its prompts."""
     if isinstance(task, VisionLanguageTask):
         clip: Any = unload(task.model)
         tokenizer = task.tokenizer
@@ -222,7 +222,7 @@ def _text(task: ImageTask, facts: dict[str, Any]) -> Program:
 
 
 def _facts(task: ImageTask, part: str) -> dict[str, Any]:
-    """What a file says about itself, whatever the part."""
+    """Return the facts of an exported file that all parts share."""
     outputs = {
         "classifier": f"logits and probabilities: float32 (n, {len(task.classnames)}), in the order of classnames",
         "image": "features: float32 (n, features)",

@@ -1,9 +1,8 @@
-"""Random bases in PEFT's form: drawn by its recipes, and ours in its shapes and column order.
+"""Random bases in PEFT's form: drawn by its recipes, or ours in its shapes and column order.
 
-PEFT keeps one pair of tensors for a model: A (r, 1, m) and B (M, n, r), where m and M are the smaller and the
-larger of the two maxima (largest output, largest input) of the adapted layers and n = m / r rounded up. A layer
-takes slices of them and pairs column p of ``B[:M, :n].flatten(1)`` with the row of A, lambda and gamma that has
-k = p // n and j = p % n.
+PEFT keeps one pair of tensors per model: A (r, 1, m) and B (M, n, r), where m and M are the smaller and the larger of
+the two maxima (largest output, largest input) of the adapted layers and n = m / r rounded up. A layer slices them and
+pairs column p of ``B[:M, :n].flatten(1)`` with the row of A, lambda and gamma that has k = p // n and j = p % n.
 """
 
 import math
@@ -20,12 +19,12 @@ from randlora_pl.utils.errors import UserError
 
 
 def sides(shapes: Sequence[WeightShape]) -> tuple[int, int]:
-    """The largest output and the largest input of some layers; PEFT takes the two maxima apart."""
+    """Return the largest output and the largest input of the layers; PEFT takes both maxima separately."""
     return max(shape.out_features for shape in shapes), max(shape.in_features for shape in shapes)
 
 
 def peft_count(small: int, rank: int) -> int:
-    """PEFT's number of bases for a smaller side: rounded up."""
+    """Return PEFT's number of bases for a smaller side: small / rank, rounded up."""
     return -(-small // rank)
 
 
@@ -38,16 +37,16 @@ def draw_randlora(
     very_sparse: bool = False,
     dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[Tensor, Tensor]:
-    """The bases of a RandLoRA adapter that PEFT saved without them (``save_projection=False``).
+    """Draw the bases of a RandLoRA adapter that PEFT saved without them (``save_projection=False``).
 
     Args:
         key: ``projection_prng_key``.
         rank: ``r``.
-        shapes: The adapted layers.
+        shapes: Shapes of the adapted layers.
         sparse: Ternary entries; +1 and -1 have probability 1/6 each.
-        very_sparse: Ternary entries; +1 and -1 have probability 1/(2 sqrt(m)) each. Goes before ``sparse``.
-        dtype: What PEFT drew dense bases in: bfloat16, or float16 on machines without it (macOS before 14, old
-            GPUs). But for tiny layers the two have nothing in common, and a PEFT file does not say which it was.
+        very_sparse: Ternary entries; +1 and -1 have probability 1/(2 sqrt(m)) each. Overrides ``sparse``.
+        dtype: Dtype in which PEFT drew dense bases: bfloat16, or float16 on machines without it (macOS before 14, old
+            GPUs). Except for tiny layers the two draws are unrelated, and a PEFT file does not store which was used.
 
     Returns:
         A (r, 1, m) and B (M, n, r), float32.
@@ -67,14 +66,14 @@ def draw_randlora(
 
 
 def _ternary(shape: tuple[int, ...], half: float, generator: torch.Generator) -> Tensor:
-    """-1, 0 and 1 by thresholds on uniform numbers, then unit standard deviation."""
+    """Draw -1, 0 and 1 by thresholds on uniform numbers, then scale to unit standard deviation."""
     drawn = torch.rand(shape, generator=generator)
     signs = (drawn > 1 - half).float() - (drawn < half).float()
     return signs / signs.std()
 
 
 def draw_vera(key: int, rank: int, shapes: Sequence[WeightShape]) -> tuple[Tensor, Tensor]:
-    """A (r, largest input) and B (largest output, r) of a VeRA adapter that PEFT saved without them, float32.
+    """Draw A (r, largest input) and B (largest output, r) of a VeRA adapter saved without them, float32.
 
     Kaiming-uniform with gain sqrt(2): uniform on +-sqrt(6 / columns).
     """
@@ -82,7 +81,7 @@ def draw_vera(key: int, rank: int, shapes: Sequence[WeightShape]) -> tuple[Tenso
     generator = torch.Generator("cpu").manual_seed(key)
 
     def uniform(*shape: int) -> Tensor:
-        # The bound in the order of torch.nn.init: another rounding of it gives other bits.
+        # Compute the bound in the order of torch.nn.init: different rounding would give different bits.
         bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(shape[1]))
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
@@ -91,27 +90,27 @@ def draw_vera(key: int, rank: int, shapes: Sequence[WeightShape]) -> tuple[Tenso
 
 
 def arrange(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: Bases) -> tuple[Tensor, Tensor]:
-    """Our bases in PEFT's shapes and order, so that PEFT gives the same update from the same lambda and gamma.
+    """Convert our bases to PEFT's shapes and order, so that the same lambda and gamma give the same update.
 
-    Where PEFT's order or number of bases is not ours, the columns of B are permuted, and bases that we have not
-    are zero. That is one permutation for all layers, so they must have the same numbers of bases then.
+    If PEFT's order or number of bases differs, the columns of B are permuted, and missing bases are zero. There is one
+    permutation for all layers, so they must then have the same numbers of bases.
 
     Args:
-        adapter: Its method and options.
-        shapes: The adapted layers.
-        bases: Those that the layers share.
+        adapter: Method and its options.
+        shapes: Shapes of the adapted layers.
+        bases: Bases shared by the layers.
 
     Returns:
-        A (r, 1, m) and B (M, n, r), float32, the shapes that PEFT allocates.
+        A (r, 1, m) and B (M, n, r), float32, in PEFT's shapes.
 
     Raises:
-        UserError: No bases of PEFT's form give this update; says why.
+        UserError: No bases in PEFT's form give this update; the message has the reason.
     """
     if adapter.variant == "a":
-        raise UserError("variant a is a product of two sums, and PEFT has one sum of products")
+        raise UserError("variant a is a product of two sums; PEFT has one sum of products")
     ranks = sorted({adapter.rank_of(shape) for shape in shapes})
     if len(ranks) > 1:
-        raise UserError(f"its layers have ranks {_listed(ranks)}, and PEFT's RandLoRA has one rank")
+        raise UserError(f"its layers have ranks {_listed(ranks)}; PEFT's RandLoRA has one rank")
     rank, structured = ranks[0], adapter.basis == "hadamard"
     counts = sorted({adapter.bases_of(shape) for shape in shapes})
     theirs = sorted({peft_count(shape.small, rank) for shape in shapes})
@@ -124,10 +123,10 @@ def arrange(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: Bases) -> t
         hint = "train with --model.adapter.pairing peft" if equation else ""
         raise UserError(f"its layers have {_listed(counts)} bases, and {why} all of them alike", hint)
     if not straight and counts[0] > theirs[0]:
-        raise UserError(f"it has {counts[0]} bases of rank {rank}, and PEFT makes {theirs[0]}")
+        raise UserError(f"it has {counts[0]} bases of rank {rank}; PEFT makes {theirs[0]}")
     smalls = sorted({shape.small for shape in shapes})
     if structured and len(smalls) > 1:
-        raise UserError(f"hadamard bases differ for the smaller sides {_listed(smalls)}, and PEFT shares them")
+        raise UserError(f"hadamard bases differ for the smaller sides {_listed(smalls)}; PEFT shares them")
     rows, columns = sides(shapes)
     small, large = sorted((rows, columns))
     a = bases.A[0, :rank].float().cpu()
@@ -143,17 +142,17 @@ def arrange(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: Bases) -> t
 
 
 def _reordered(b: Tensor, count: int, equation: bool) -> Tensor:
-    """B (D, n, r) as (D, N, r) whose column k N + j goes with row (k, j), zero for j from n on."""
+    """Reorder B (D, n, r) to (D, N, r) whose column k N + j belongs to row (k, j), zero for j >= n."""
     own, rank = b.shape[1:]
     k, j = torch.arange(rank)[:, None], torch.arange(own)
-    order = j * rank + k if equation else k * own + j  # of our columns, for row (k, j)
+    order = j * rank + k if equation else k * own + j  # our column for row (k, j)
     result = b.new_zeros(len(b), rank, count)
     result[:, :, :own] = b.flatten(1)[:, order]
     return result.reshape(len(b), count, rank)
 
 
 def _sized(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Cut, or filled with zeros that no layer reads."""
+    """Cut a tensor or pad it with zeros that no layer reads."""
     result = tensor.new_zeros(shape)
     part = tuple(slice(0, min(have, want)) for have, want in zip(tensor.shape, shape, strict=True))
     result[part] = tensor[part]

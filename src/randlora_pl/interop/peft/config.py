@@ -1,4 +1,4 @@
-"""What the keys of a PEFT config mean for the outputs: read, harmless, or refused. None is passed over."""
+"""Interpretation of PEFT configs: each key is read, harmless, or refused; none is ignored silently."""
 
 import math
 import re
@@ -10,11 +10,11 @@ from randlora_pl.interop.peft.files import PeftAdapter
 from randlora_pl.utils.adapter_schema import misfit
 from randlora_pl.utils.errors import UserError, brief
 
-_HARMLESS = {  # where it comes from, how it started or is to be trained
+_HARMLESS = {  # origin, initialization and training
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
     *("task_type", "init_weights", "runtime_config", "ensure_weight_tying", "megatron_core", "qalora_group_size"),
     *("eva_config", "loftq_config", "corda_config", "lora_ga_config"),
-    "fan_in_fan_out",  # for transformers' Conv1D, which is known without it; PEFT sets it by the layer's class as well
+    "fan_in_fan_out",  # for transformers' Conv1D, recognized by its class here and in PEFT
 }
 _TARGETS = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"}
 _READ = {
@@ -31,7 +31,7 @@ METHODS = {"RANDLORA": "RandLoRA", "LORA": "LoRA and DoRA", "VERA": "VeRA"}
 
 
 class _Kinds(TypedDict, total=False):
-    """What the keys that are read as more than a number or a switch may hold."""
+    """Types of the keys that are more than a number or a switch."""
 
     rank_pattern: dict[str, int] | None
     alpha_pattern: dict[str, float] | None
@@ -41,10 +41,10 @@ class _Kinds(TypedDict, total=False):
 
 
 def _check_kinds(config: dict[str, Any], path: Path) -> None:
-    """Refuse values of other kinds, ranks below 1, and patterns that are not regular expressions.
+    """Check value types, ranks of at least 1, and the syntax of patterns.
 
     Raises:
-        UserError: Names the first.
+        UserError: A value is invalid; the message has the first.
     """
     wrong = misfit(config, _Kinds)
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
@@ -60,10 +60,10 @@ def _check_kinds(config: dict[str, Any], path: Path) -> None:
 
 
 def check_config(adapter: PeftAdapter) -> str:
-    """The method of a PEFT adapter, once everything in its config is known to be carried over.
+    """Return the method of a PEFT adapter after checking that its whole config can be converted.
 
     Raises:
-        UserError: The method, or an option that changes the outputs, is not known here.
+        UserError: The method, or an option that changes the outputs, is not supported.
     """
     config, path = adapter.config, adapter.path
     method = str(config["peft_type"]).upper()
@@ -91,10 +91,10 @@ def check_config(adapter: PeftAdapter) -> str:
 
 
 def option(adapter: PeftAdapter, name: str, kind: Callable[[Any], Any], default: Any) -> Any:
-    """A value of the config.
+    """Return a value of the config.
 
     Raises:
-        UserError: It is not of this kind.
+        UserError: The value has a different type.
     """
     value = adapter.config.get(name)
     try:

@@ -1,6 +1,6 @@
-"""LoRA of convolutions in PEFT's form: A is a convolution of the layer's kernel, B one of 1 x 1.
+"""LoRA of convolutions in PEFT's form: A is a convolution with the layer's kernel, B one of 1 x 1.
 
-PEFT's A has no groups, no dilation and no padding mode, so such layers have no form there.
+PEFT's A has no groups, dilation or padding mode, so such layers cannot be exported.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,16 +21,16 @@ def plain_convolution(layer: nn.Module) -> bool:
 def with_kernels(
     tensors: Mapping[str, Tensor], paths: Iterable[str], model: nn.Module, lora: bool
 ) -> dict[str, Tensor]:
-    """Return PEFT's tensors with the factors of convolutions in four dimensions.
+    """Return PEFT's tensors with four-dimensional factors for convolutions.
 
     Args:
-        tensors: In PEFT's form, all factors as matrices.
-        paths: The adapted layers.
-        model: The base model.
-        lora: Whether the method is plain LoRA.
+        tensors: Tensors in PEFT's form, all factors as matrices.
+        paths: Paths of the adapted layers.
+        model: Base model.
+        lora: True for plain LoRA.
 
     Raises:
-        UserError: PEFT has no form for a convolution.
+        UserError: PEFT cannot represent a convolution.
     """
     found = dict(tensors)
     for path in paths:
@@ -38,7 +38,7 @@ def with_kernels(
         if not isinstance(layer, nn.Conv2d):
             continue
         if not lora:
-            raise UserError(f"{path} is a convolution, which PEFT reaches with LoRA only")
+            raise UserError(f"{path} is a convolution, which PEFT adapts with LoRA only")
         if not plain_convolution(layer):
             raise UserError(f"PEFT's LoRA has no groups, dilation or padding mode for a convolution such as {path}")
         a, b = f"{path}.lora_A.weight", f"{path}.lora_B.weight"

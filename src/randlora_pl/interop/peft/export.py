@@ -1,6 +1,6 @@
-"""From an adapter of ours to one that ``PeftModel.from_pretrained`` loads.
+"""Export of adapters for ``PeftModel.from_pretrained``.
 
-Nothing is approximated: what PEFT has no form for is refused.
+Nothing is approximated: adapters that PEFT cannot represent are refused.
 """
 
 import os
@@ -14,7 +14,7 @@ from torch import nn
 from randlora_pl.adapters import AdapterFile, DoRA, LoRA, RandLoRA, VeRA, load_adapter, read_adapter
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.targets.sites import is_packed_linear
-from randlora_pl.interop.base_model import Base, given, load_base
+from randlora_pl.interop.base_model import Base, load_base, wrap_model
 from randlora_pl.interop.peft.convolutions import with_kernels
 from randlora_pl.interop.peft.files import PeftAdapter, written
 from randlora_pl.interop.peft.modules import modules_to_save
@@ -27,15 +27,15 @@ from randlora_pl.utils.files.weights_files import without_local_paths
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """Result of an export.
 
     Attributes:
-        difference: The largest difference to PEFT's outputs (merged weights, where a model was given); None where
-            it was not compared.
-        why: Why it was not compared.
-        classifier: Name of the classifier that PEFT's file has as well.
-        head: Whether there is a head in a file of its own.
-        identity: The base model, where the adapter names it.
+        difference: Largest difference to PEFT's outputs (of merged weights if the inputs are unknown); None if it was
+            not compared.
+        why: Reason why it was not compared.
+        classifier: Name of the classifier in PEFT's file, if any.
+        head: True if a head is in a separate file.
+        identity: Base model, if the adapter names it.
     """
 
     difference: Difference | None
@@ -48,19 +48,19 @@ class Exported:
 def export_peft(
     path: str | os.PathLike[str], folder: str | os.PathLike[str], *, model: nn.Module | None = None
 ) -> Exported:
-    """Writes an adapter as a folder for ``PeftModel.from_pretrained``, checked before it gets its name.
+    """Write an adapter as a folder for ``PeftModel.from_pretrained``, verified before it gets its final name.
 
     Args:
-        path: The adapter: a folder, or one file.
-        folder: Where to write; an older PEFT adapter is replaced.
-        model: The base model, without an adapter; it is not changed. By default the one that the adapter names.
+        path: Adapter folder or file.
+        folder: Output folder; an older PEFT adapter is replaced.
+        model: Base model without an adapter; it is not changed. Default: the adapter's base model.
 
     Raises:
-        UserError: PEFT has no form for this adapter, or gives other outputs, or the base model cannot be built.
+        UserError: PEFT cannot represent this adapter or gives other outputs, or the base model cannot be built.
     """
     file = read_adapter(path)
-    to_peft(file, set())  # refuses what has no form before a large model is built
-    base = given(model) if model is not None else load_base(file) if _names_base(file) else None
+    to_peft(file, set())  # check the method before a large model is built
+    base = wrap_model(model) if model is not None else load_base(file) if _names_base(file) else None
     attention = None if base is None else _attention(base.model)
     adapter, name = to_peft(file, attention, None if base is None else base.part), None
     if base is not None:
@@ -102,7 +102,7 @@ def _attention(model: nn.Module) -> set[str]:
 
 
 def _classifier(file: AdapterFile, base: Base) -> str | None:
-    """Name of the layer of a timm model that the linear head of an adapter can be, None where there is none."""
+    """Return the timm layer that can hold an adapter's linear head, or None."""
     if file.metadata.get("task") != "LinearHeadTask" or base.identity is None or base.identity.library != "timm":
         return None
     model: Any = base.copy().model
@@ -113,7 +113,7 @@ def _classifier(file: AdapterFile, base: Base) -> str | None:
 
 
 def parts_of(file: AdapterFile) -> list[Part]:
-    """The adapted weights of a file, in its order."""
+    """Return the adapted weights of a file in its order."""
     return [_part(file, WeightShape(name, *shape[:2])) for name, shape in file.layers.items()]
 
 
@@ -130,30 +130,30 @@ def _part(file: AdapterFile, shape: WeightShape) -> Part:
 
 
 def to_peft(file: AdapterFile, attention: set[str] | None = None, model: nn.Module | None = None) -> PeftAdapter:
-    """An adapter in PEFT's form.
+    """Convert an adapter to PEFT's form.
 
     Args:
         file: RandLoRA, LoRA, VeRA, or DoRA around LoRA.
-        attention: Paths of the model's ``nn.MultiheadAttention`` modules. Left out, layers that may belong to one
-            are refused, as PEFT would never call them.
-        model: The base model, for modules that trained whole beside the adapter.
+        attention: Paths of the model's ``nn.MultiheadAttention`` modules. If None, layers that may belong to one are
+            refused, because PEFT would never call them.
+        model: Base model, for modules trained completely beside the adapter.
 
     Raises:
-        UserError: PEFT has no form that gives the same outputs; says why, and which two ways there are.
+        UserError: PEFT has no form with the same outputs; the message has the reason and alternatives.
     """
     adapter = file.adapter
     if not isinstance(adapter, RandLoRA | LoRA | VeRA | DoRA):
-        raise refusal(file, "it is a method that PEFT does not have")
+        raise refusal(file, "PEFT does not have this method")
     if isinstance(adapter, DoRA) and not isinstance(adapter.inner, LoRA):
-        raise refusal(file, f"PEFT's DoRA goes around LoRA only, this one goes around {adapter.inner.method()}")
+        raise refusal(file, f"PEFT's DoRA wraps LoRA only, this one wraps {adapter.inner.method()}")
     parts = parts_of(file)
     if read := [part.path for part in parts if _read(part, parts, attention, file)]:
-        raise refusal(file, f"nn.MultiheadAttention reads the weight of {read[0]}, which no update of PEFT's reaches")
+        raise refusal(file, f"nn.MultiheadAttention reads the weight of {read[0]}, which PEFT's updates do not affect")
     lora = isinstance(adapter, LoRA)
     if not lora and (raw := [part.shape.layer for part in parts if part.packed]):
-        raise refusal(file, f"{raw[0]} is a weight of nn.MultiheadAttention, which PEFT reaches with LoRA only")
+        raise refusal(file, f"{raw[0]} is a weight of nn.MultiheadAttention, which PEFT adapts with LoRA only")
     if not lora and (apart := [part.shape.layer for part in parts if part.block]):
-        raise refusal(file, f"{apart[0]} is a block of a packed weight, and PEFT adapts whole weights")
+        raise refusal(file, f"{apart[0]} is a block of a packed weight, but PEFT adapts whole weights")
     try:
         if isinstance(adapter, RandLoRA):
             config, tensors = randlora_form(file, adapter, parts)
@@ -172,7 +172,7 @@ def to_peft(file: AdapterFile, attention: set[str] | None = None, model: nn.Modu
 
 
 def refusal(file: AdapterFile, why: str, remedy: str = "") -> UserError:
-    """Return the error about an adapter that cannot be PEFT's, with what works instead."""
+    """Return the error for an adapter that PEFT cannot represent, with alternatives."""
     merged = "`randlora-pl adapter merge` for the merged weights"
     texts = file.config.get("base_model", {}).get("library") == "transformers"
     ways = f"--to lora --rank K for a plain LoRA with its error, or {merged}"
@@ -183,10 +183,10 @@ def refusal(file: AdapterFile, why: str, remedy: str = "") -> UserError:
 
 
 def _read(part: Part, parts: list[Part], attention: set[str] | None, file: AdapterFile) -> bool:
-    """Whether a linear layer is the output projection of ``nn.MultiheadAttention``, whose weight is read, not called.
+    """Return True if a layer is the output projection of ``nn.MultiheadAttention``, which reads its weight directly.
 
     Raises:
-        UserError: It may be, and nothing tells.
+        UserError: It cannot be determined.
     """
     owner, _, last = part.path.rpartition(".")
     if last != "out_proj" or part.packed or part.block:
@@ -196,14 +196,14 @@ def _read(part: Part, parts: list[Part], attention: set[str] | None, file: Adapt
     if any(other.path == owner for other in parts) or file.config.get("base_model", {}).get("library") == "open_clip":
         return True
     raise UserError(
-        f"{part.path} may belong to nn.MultiheadAttention, where PEFT's update would never act, and {file.path} does "
-        "not say which model it is for. Give the model, in Python (randlora_pl.interop.peft.export): "
+        f"{part.path} may belong to nn.MultiheadAttention, where PEFT's update would have no effect, and {file.path} "
+        "does not name its model. Pass the model in Python (randlora_pl.interop.peft.export): "
         "export_peft(ADAPTER, DIR, model=model)"
     )
 
 
 def _common(file: AdapterFile) -> dict[str, Any]:
-    """Keys that every method has."""
+    """Return the keys that all methods share."""
     return {
         "auto_mapping": None,
         "base_model_name_or_path": base_name(file.config.get("base_model", {})),
@@ -217,7 +217,7 @@ def _common(file: AdapterFile) -> dict[str, Any]:
 
 
 def base_name(base: Mapping[str, Any]) -> str | None:
-    """Where the base model is from, as a name of the Hugging Face Hub where it has one."""
+    """Return the base model's id on the Hugging Face Hub, or None."""
     name, tag = base.get("name"), base.get("pretrained")
     if not name or tag == "random":
         return None

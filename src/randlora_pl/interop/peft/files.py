@@ -1,4 +1,4 @@
-"""A PEFT adapter on the disk: `adapter_config.json` and `adapter_model.safetensors`. Nothing here unpickles."""
+"""Files of a PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`. No pickle is loaded."""
 
 import json
 import os
@@ -17,24 +17,24 @@ from randlora_pl.utils.files.documents import parse_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 TASK, HEAD = "task.json", "head.safetensors"
-"""Ours, beside PEFT's: what a prediction needs besides the adapter. PEFT passes them over."""
+"""Our files beside PEFT's, with the further data for predictions; PEFT ignores them."""
 
 PREFIX = "base_model.model."
-"""What precedes the names of the base model in a PEFT file."""
+"""Prefix of the base model's names in a PEFT file."""
 
 _FILES = {CONFIG, TENSORS, TASK, HEAD, "README.md"}
 
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """What a PEFT adapter consists of.
+    """Contents of a PEFT adapter.
 
     Attributes:
-        config: `adapter_config.json`.
-        tensors: By name, without the prefix of the base model; shared bases as ``randlora_A`` and so on.
-        head: A head that is not part of PEFT's file, kept beside it.
-        task: The task that it was trained in, with its arguments, class names and prompts, kept beside it.
-        path: Where it was read.
+        config: Contents of `adapter_config.json`.
+        tensors: Tensors by name, without the base model's prefix; shared bases as ``randlora_A`` and so on.
+        head: Head outside PEFT's file, stored beside it.
+        task: Task with its arguments, class names and prompts, stored beside PEFT's file.
+        path: Folder it was read from.
     """
 
     config: dict[str, Any]
@@ -45,25 +45,27 @@ class PeftAdapter:
 
 
 def read(path: str | os.PathLike[str]) -> PeftAdapter:
-    """Reads a PEFT adapter.
+    """Read a PEFT adapter.
 
     Raises:
-        UserError: It is none, it is a pickle, or it cannot be read.
+        UserError: The folder is not a PEFT adapter, has a pickle, or cannot be read.
     """
     path = Path(path)
     if not (path / CONFIG).is_file():
-        raise UserError(f"{path} is no PEFT adapter: it has no {CONFIG}. Give the folder that save_pretrained wrote.")
+        raise UserError(
+            f"{path} is not a PEFT adapter: it has no {CONFIG}. Pass the folder written by save_pretrained."
+        )
     if not (path / TENSORS).is_file():
         if (path / "adapter_model.bin").is_file():
             raise UserError(
                 f"{path} has its tensors as a pickle (adapter_model.bin), which can run code when it is opened. "
-                "Load it with PEFT where you trust it, and write it again: model.save_pretrained(DIR)"
+                "If you trust it, load it with PEFT and save it again: model.save_pretrained(DIR)"
             )
         ours = " It is an adapter of this program." if (path / "adapter.safetensors").is_file() else ""
-        raise UserError(f"{path} is no PEFT adapter: it has no {TENSORS}.{ours}")
+        raise UserError(f"{path} is not a PEFT adapter: it has no {TENSORS}.{ours}")
     config = _json(path / CONFIG)
     if "peft_type" not in config:
-        raise UserError(f"{path / CONFIG} names no peft_type, so the method is unknown; copy it again.")
+        raise UserError(f"{path / CONFIG} has no peft_type, so the method is unknown; copy it again.")
     inner = {
         name.removeprefix(PREFIX).removeprefix("base_model."): tensor
         for name, tensor in load_tensors(path / TENSORS).items()
@@ -79,23 +81,23 @@ def _json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{file} cannot be read ({type(error).__name__}: {error}); copy it again.") from None
     if not isinstance(value, dict):
-        raise UserError(f"{file} is no JSON object; copy it again.")
+        raise UserError(f"{file} is not a JSON object; copy it again.")
     return value
 
 
 @contextmanager
 def written(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
-    """Writes an adapter under a temporary name, which it loses at the end of the block unless that fails.
+    """Write an adapter under a temporary name and rename it if the block succeeds.
 
     Yields:
-        The folder under its temporary name, for a check.
+        Temporary folder, for verification.
 
     Raises:
-        UserError: The path holds other things than a PEFT adapter, or cannot be written.
+        UserError: The path has other files than a PEFT adapter's, or cannot be written.
     """
     path = path.absolute()
     if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - _FILES):
-        raise UserError(f"{path} holds other things than a PEFT adapter; name a new folder, nothing was written.")
+        raise UserError(f"{path} has other files than a PEFT adapter's; nothing was written. Set a new folder.")
     with part_folder(path) as temporary:
         part = temporary / path.name
         part.mkdir()
@@ -110,7 +112,7 @@ def written(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
 
 
 def _prefixed(name: str) -> str:
-    """Shared bases belong to PEFT's own model, everything else to a module of the base model."""
+    """Return the name in PEFT's file: shared bases belong to PEFT's model, all else to a module of the base model."""
     return PREFIX + name if "." in name else f"base_model.{name}"
 
 

@@ -1,6 +1,6 @@
-"""From a PEFT adapter to one of ours, with the same outputs.
+"""Import of PEFT adapters with the same outputs.
 
-The tensors of the file name the layers, whatever the targets in the config; those are compared with them.
+The tensors of the file define the layers; the targets in the config are only checked against them.
 """
 
 import os
@@ -15,7 +15,7 @@ from randlora_pl.adapters import DoRA, LoRA, RandLoRA, VeRA
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.targets.sites import Site
-from randlora_pl.interop.foreign.adapter import Foreign, convolutions_by_name, per_layer, site_of, sites_by_name
+from randlora_pl.interop.foreign.adapter import ExternalAdapter, convolutions_by_name, per_layer, site_of, sites_by_name
 from randlora_pl.interop.peft.bases import draw_randlora, draw_vera, peft_count
 from randlora_pl.interop.peft.config import check_config, option
 from randlora_pl.interop.peft.files import PeftAdapter, read
@@ -32,26 +32,26 @@ _MAGNITUDE = "lora_magnitude_vector"
 def import_peft(
     path: str | os.PathLike[str], model: nn.Module, *, bases_dtype: torch.dtype = torch.bfloat16
 ) -> nn.Module:
-    """Puts a PEFT adapter into its base model as one of ours, in place.
+    """Load a PEFT adapter into its base model as one of ours, in place.
 
     Args:
-        path: The folder that ``save_pretrained`` wrote: RandLoRA, LoRA, DoRA or VeRA on linear layers.
-        model: The base model, of any library, with the layer names that PEFT saw.
-        bases_dtype: What PEFT drew the bases of a RandLoRA adapter in that has none in its file; float16 where it
-            was trained without bfloat16 (see `draw_randlora`).
+        path: Folder written by ``save_pretrained``: RandLoRA, LoRA, DoRA or VeRA on linear layers.
+        model: Base model of any library, with the same layer names as in PEFT.
+        bases_dtype: Dtype in which PEFT drew the bases of a RandLoRA adapter without stored bases; float16 if it was
+            trained without bfloat16 (see `draw_randlora`).
 
     Returns:
-        The model, ready for `save_adapter`, training or merging.
+        Model, ready for `save_adapter`, training or merging.
 
     Raises:
-        UserError: The adapter cannot be carried over exactly, or does not fit. The model is unchanged then.
+        UserError: The adapter cannot be converted exactly, or does not fit. The model is not changed.
     """
     translate(read(path), model, bases_dtype).inject(model)
     return model
 
 
-def translate(adapter: PeftAdapter, model: nn.Module, bases_dtype: torch.dtype = torch.bfloat16) -> Foreign:
-    """A PEFT adapter in our terms, checked against the model that it is for.
+def translate(adapter: PeftAdapter, model: nn.Module, bases_dtype: torch.dtype = torch.bfloat16) -> ExternalAdapter:
+    """Convert a PEFT adapter, and check it against its model.
 
     Raises:
         UserError: As for `import_peft`.
@@ -76,7 +76,7 @@ def translate(adapter: PeftAdapter, model: nn.Module, bases_dtype: torch.dtype =
 
 
 def _split_head(adapter: PeftAdapter) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors of the updates, and those of whole modules that were trained beside them."""
+    """Split the tensors into updates and completely trained modules."""
     saved = adapter.config.get("modules_to_save") or []
     extra = {
         name: tensor
@@ -89,10 +89,10 @@ def _split_head(adapter: PeftAdapter) -> tuple[dict[str, Tensor], dict[str, Tens
 def _by_layer(
     tensors: Mapping[str, Tensor], method: str, source: str
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, list[Tensor]]]:
-    """Tensors of each layer by PEFT's short names, and every copy of the bases that layers share.
+    """Return the tensors of each layer by PEFT's short names, and every copy of the shared bases.
 
     Raises:
-        UserError: One is missing, or is none of the method.
+        UserError: A tensor is missing, or does not belong to the method.
     """
     prefix = method.lower()
     shared: dict[str, list[Tensor]] = {f"{prefix}_A": [], f"{prefix}_B": []} if method != "LORA" else {}
@@ -104,8 +104,8 @@ def _by_layer(
         known = re.fullmatch(rf"(.*)\.({'|'.join(map(re.escape, _NAMES[method]))}|{_MAGNITUDE}(?:\.weight)?)", name)
         if known is None or (".base_layer." in known[1]):
             raise UserError(
-                f"{source}: the tensor {name} belongs to no update of a linear layer, and would be lost. Merge it with "
-                "PEFT instead: model.merge_and_unload()"
+                f"{source}: the tensor {name} does not belong to an update of a linear layer, and would be lost. Merge "
+                "it with PEFT instead: model.merge_and_unload()"
             )
         layers.setdefault(known[1], {})[known[2].removesuffix(".weight")] = tensor.float()
     if not layers:
@@ -114,7 +114,7 @@ def _by_layer(
 
 
 def _site(adapter: PeftAdapter, model: nn.Module, name: str) -> Site:
-    """The place of a layer of PEFT's; the packed weight of attention is one only as ``target_parameters``."""
+    """Return the site of one of PEFT's layers; packed attention weights must be ``target_parameters``."""
     sites, source = sites_by_name(model), str(adapter.path)
     if adapter.config.get("peft_type") == "LORA" and not adapter.config.get("use_dora"):
         sites |= convolutions_by_name(model)
@@ -122,7 +122,7 @@ def _site(adapter: PeftAdapter, model: nn.Module, name: str) -> Site:
     if f"{name}.in_proj" in sites:
         if not any(f".{name}.in_proj_weight".endswith(f".{parameter}") for parameter in parameters):
             raise UserError(
-                f"{source}: PEFT's LoRA of {name} (nn.MultiheadAttention) is no update of its weights: the output "
+                f"{source}: PEFT's LoRA of {name} (nn.MultiheadAttention) is not an update of its weights: the output "
                 "projection's part acts twice. Merge it with PEFT instead: model.merge_and_unload()"
             )
         return sites[f"{name}.in_proj"]
@@ -130,10 +130,10 @@ def _site(adapter: PeftAdapter, model: nn.Module, name: str) -> Site:
 
 
 def _check_targets(adapter: PeftAdapter, model: nn.Module, layers: set[str]) -> None:
-    """Complains about layers that the config names and the file has not.
+    """Check that the file has all layers that the config names.
 
     Raises:
-        UserError: Some are missing.
+        UserError: A layer is missing.
     """
     config = adapter.config
     targets = config.get("target_modules") or []
@@ -167,7 +167,7 @@ def _randlora(
     shapes: dict[str, WeightShape],
     shared: dict[str, list[Tensor]],
     dtype: torch.dtype,
-) -> Foreign:
+) -> ExternalAdapter:
     rank, key = int(adapter.config["r"]), option(adapter, "projection_prng_key", int, 0)
     config = adapter.config
     ours = {
@@ -179,7 +179,7 @@ def _randlora(
     }
     for layer, own in ours.items():
         if len(own["gammas"]) != (count := peft_count(shapes[layer].small, rank)):
-            raise UserError(f"{adapter.path}: {layer} has {len(own['gammas'])} bases, {count} go with its size and r.")
+            raise UserError(f"{adapter.path}: {layer} has {len(own['gammas'])} bases; its size and r require {count}.")
     if (pair := _pair(shared, adapter)) is None:
         sparse, very_sparse = bool(config.get("sparse")), bool(config.get("very_sparse"))
         pair = draw_randlora(key, rank, list(shapes.values()), sparse=sparse, very_sparse=very_sparse, dtype=dtype)
@@ -187,7 +187,7 @@ def _randlora(
     if a.dim() != 3 or b.dim() != 3 or a.shape[1] != 1:
         raise UserError(f"{adapter.path}: its bases have shapes {tuple(a.shape)} and {tuple(b.shape)}; copy it again.")
     small, large = (max(getattr(shape, side) for shape in shapes.values()) for side in ("small", "large"))
-    a, b = a[..., :small], b[:large, : peft_count(small, rank)]  # PEFT has more than any layer takes
+    a, b = a[..., :small], b[:large, : peft_count(small, rank)]  # PEFT stores more than any layer uses
     method = RandLoRA(
         rank,
         alpha=option(adapter, "randlora_alpha", float, 640.0),
@@ -196,7 +196,7 @@ def _randlora(
         pairing="peft",
         seed=key,
     )
-    return Foreign(
+    return ExternalAdapter(
         str(adapter.path), method, ours, Bases(key, a.permute(1, 0, 2).contiguous(), b.permute(1, 0, 2), stored=True)
     )
 
@@ -206,8 +206,8 @@ def _vera(
     layers: dict[str, dict[str, Tensor]],
     shapes: dict[str, WeightShape],
     shared: dict[str, list[Tensor]],
-) -> Foreign:
-    """VeRA; PEFT has no scaling, so alpha is the rank."""
+) -> ExternalAdapter:
+    """Convert VeRA; PEFT has no scaling, so alpha is the rank."""
     rank, key = int(adapter.config["r"]), option(adapter, "projection_prng_key", int, 0)
     ours = {
         layer: {"b": _of(own, "vera_lambda_b", layer, adapter), "d": _of(own, "vera_lambda_d", layer, adapter)}
@@ -221,7 +221,7 @@ def _vera(
         dropout=option(adapter, "vera_dropout", float, 0.0),
         seed=key,
     )
-    return Foreign(str(adapter.path), method, ours, Bases(key, a[None], b[None], stored=True))
+    return ExternalAdapter(str(adapter.path), method, ours, Bases(key, a[None], b[None], stored=True))
 
 
 def _lora(
@@ -229,15 +229,15 @@ def _lora(
     layers: dict[str, dict[str, Tensor]],
     shapes: dict[str, WeightShape],
     names: dict[str, str],
-) -> Foreign:
-    """LoRA and DoRA; ranks are those of the tensors, alphas those that PEFT's patterns give."""
+) -> ExternalAdapter:
+    """Convert LoRA and DoRA; ranks come from the tensors, alphas from PEFT's patterns."""
     config = adapter.config
     use_dora = bool(config.get("use_dora"))
     ours: dict[str, dict[str, Tensor]] = {}
     ranks: dict[str, float] = {}
     alphas: dict[str, float] = {}
     for layer, own in layers.items():
-        a, b = (_of(own, name, layer, adapter).flatten(1) for name in ("lora_A", "lora_B"))  # of convolutions, too
+        a, b = (_of(own, name, layer, adapter).flatten(1) for name in ("lora_A", "lora_B"))  # also for convolutions
         ours[layer] = {"A": a, "B": b}
         if use_dora:
             magnitude = _of(own, _MAGNITUDE, layer, adapter)
@@ -260,11 +260,11 @@ def _lora(
         rslora=bool(config.get("use_rslora")),
         dropout=option(adapter, "lora_dropout", float, 0.0),
     )
-    return Foreign(str(adapter.path), DoRA(inner) if use_dora else inner, ours)
+    return ExternalAdapter(str(adapter.path), DoRA(inner) if use_dora else inner, ours)
 
 
 def _pattern(config: Mapping[str, Any], key: str, name: str, default: Any) -> Any:
-    """The value of the first of PEFT's patterns that fits the end of a layer's name."""
+    """Return the value of PEFT's first pattern that matches the end of a layer's name."""
     patterns = config.get(key) or {}
     return next((value for p, value in patterns.items() if re.match(rf"(?:.*\.)?(?:{p})$", name)), default)
 
@@ -276,14 +276,14 @@ def _of(own: Mapping[str, Tensor], name: str, layer: str, adapter: PeftAdapter) 
 
 
 def _pair(shared: dict[str, list[Tensor]], adapter: PeftAdapter) -> tuple[Tensor, Tensor] | None:
-    """A and B, of which a file may have one copy or many; None where the seed is to give them.
+    """Return A and B, which a file may have in several copies, or None to draw them from the seed.
 
     Raises:
-        UserError: They are missing, or the copies differ.
+        UserError: Bases are missing, or the copies differ.
     """
     if not any(shared.values()):
         if adapter.config.get("save_projection", True):
-            raise UserError(f"{adapter.path}: its bases are missing, and save_projection says they are there.")
+            raise UserError(f"{adapter.path}: its bases are missing, although save_projection is set.")
         return None
     if missing := [name for name, copies in shared.items() if not copies]:
         raise UserError(f"{adapter.path}: {missing[0]} is missing; it is damaged, copy it again.")

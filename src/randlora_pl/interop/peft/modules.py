@@ -1,4 +1,4 @@
-"""Modules that trained whole beside an adapter, as PEFT's ``modules_to_save``."""
+"""Modules trained completely beside an adapter, as PEFT's ``modules_to_save``."""
 
 from collections.abc import Sequence
 
@@ -15,12 +15,12 @@ def modules_to_save(
     """Return the modules and all of their tensors by name, as PEFT stores them.
 
     Args:
-        file: The adapter.
-        parts: Its adapted weights.
-        model: Its base model, which has the other tensors of a module of which only some trained or moved.
+        file: Adapter.
+        parts: Adapted weights of the adapter.
+        model: Base model, for the other tensors of modules that were trained partially.
 
     Raises:
-        UserError: PEFT has no place for a tensor.
+        UserError: PEFT cannot represent a tensor.
     """
     adapted = {part.path for part in parts}
     own = {

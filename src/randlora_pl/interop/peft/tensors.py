@@ -1,6 +1,6 @@
-"""Each method in PEFT's form: keys of its config, and tensors by the base model's names.
+"""Methods in PEFT's form: keys of its config, and tensors by the base model's names.
 
-Scalings that PEFT's config cannot say are multiplied into lambda, b or B.
+Scalings that PEFT's config cannot represent are multiplied into lambda, b or B.
 """
 
 import math
@@ -24,14 +24,14 @@ Form = tuple[dict[str, Any], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Part:
-    """One adapted weight of a file.
+    """Adapted weight of a file.
 
     Attributes:
-        shape: The layer's name and size.
-        path: The module that owns the weight.
-        block: The block of a packed weight (q, k or v), None for a whole weight.
-        packed: Whether the weight is the packed one of ``nn.MultiheadAttention``.
-        tensors: What was trained, by the update's own names, float32.
+        shape: Name and size of the layer.
+        path: Path of the module that owns the weight.
+        block: Block of a packed weight (q, k or v), None for a whole weight.
+        packed: True for the packed weight of ``nn.MultiheadAttention``.
+        tensors: Trained tensors by the update's own names, float32.
     """
 
     shape: WeightShape
@@ -42,10 +42,10 @@ class Part:
 
 
 def randlora_form(file: AdapterFile, adapter: RandLoRA, parts: list[Part]) -> Form:
-    """PEFT has one alpha, so lambda takes what differs, and as many bases as cover the smaller side.
+    """Convert RandLoRA: PEFT has one alpha, so lambda takes the ratio; extra bases are zero.
 
     Raises:
-        UserError: PEFT has no such bases.
+        UserError: PEFT cannot represent the bases.
     """
     shapes = [part.shape for part in parts]
     bases = file.bases or adapter.bases(shapes, torch.device("cpu"))
@@ -77,12 +77,12 @@ def randlora_form(file: AdapterFile, adapter: RandLoRA, parts: list[Part]) -> Fo
 
 
 def _filled(tensor: Tensor, rows: int) -> Tensor:
-    """With rows of zeros for bases that PEFT has and we have not."""
+    """Append rows of zeros for bases that only PEFT has."""
     return torch.cat([tensor, tensor.new_zeros(rows - len(tensor), tensor.shape[1])])
 
 
 def vera_form(file: AdapterFile, adapter: VeRA, parts: list[Part]) -> Form:
-    """PEFT has one rank, which zeros in d lower for a layer, and no scaling, which b takes."""
+    """Convert VeRA: PEFT has one rank, lowered per layer by zeros in d, and no scaling, which b takes."""
     shapes = [part.shape for part in parts]
     rank, (rows, columns) = max(adapter.rank_of(shape) for shape in shapes), sides(shapes)
     bases = file.bases or adapter.bases(shapes, torch.device("cpu"))
@@ -108,14 +108,14 @@ def vera_form(file: AdapterFile, adapter: VeRA, parts: list[Part]) -> Form:
 
 
 def lora_form(adapter: LoRA | DoRA, parts: list[Part]) -> Form:
-    """LoRA and DoRA; weights of ``nn.MultiheadAttention`` as ``target_parameters``, blocks as one larger rank.
+    """Convert LoRA and DoRA: packed attention becomes ``target_parameters``, blocks become one larger rank.
 
     Args:
         adapter: LoRA, or DoRA around it.
-        parts: The adapted weights.
+        parts: Adapted weights.
 
     Raises:
-        UserError: PEFT has no such LoRA.
+        UserError: PEFT cannot represent the LoRA.
     """
     inner = adapter.inner if isinstance(adapter, DoRA) else adapter
     assert isinstance(inner, LoRA)
@@ -126,7 +126,7 @@ def lora_form(adapter: LoRA | DoRA, parts: list[Part]) -> Form:
     parameters: list[str] = []
     for path, a, b, alpha, packed in _factors(inner, parts):
         tensors[f"{path}.lora_A.weight"], tensors[f"{path}.lora_B.weight"] = a, b
-        name = f"{path}.in_proj_weight" if packed else path  # what PEFT's patterns are matched with
+        name = f"{path}.in_proj_weight" if packed else path  # PEFT matches its patterns with this name
         ranks[name], alphas[name] = len(a), alpha
         (parameters if packed else modules).append(name)
     if isinstance(adapter, DoRA):
@@ -154,10 +154,10 @@ def lora_form(adapter: LoRA | DoRA, parts: list[Part]) -> Form:
 
 
 def _factors(inner: LoRA, parts: list[Part]) -> Iterator[tuple[str, Tensor, Tensor, float, bool]]:
-    """Path, A, B, alpha and whether it is packed attention, for each whole weight.
+    """Yield path, A, B, alpha and True for packed attention, for each whole weight.
 
-    The blocks q, k and v of one weight become one LoRA of their ranks together: their A below one another, their B
-    on the diagonal.
+    The blocks q, k and v of one weight become one LoRA with the sum of their ranks: their A are stacked, their B are on
+    the diagonal.
     """
     by_path: dict[str, list[Part]] = {}
     for part in parts:
@@ -178,17 +178,17 @@ def _factors(inner: LoRA, parts: list[Part]) -> Iterator[tuple[str, Tensor, Tens
 
 
 def _rows(parts: list[Part]) -> dict[str, slice]:
-    """The rows of q, k and v in one fused weight, from the blocks of it that are adapted.
+    """Return the rows of q, k and v in one fused weight, from its adapted blocks.
 
     Raises:
-        UserError: A block is not, and nothing says how many rows it has.
+        UserError: A block is not adapted, and its number of rows is unknown.
     """
     sizes = {str(part.block): part.shape.out_features for part in parts}
     if len(sizes) < 3:
         width = parts[0].shape.in_features
         if any(size != width for size in sizes.values()):  # grouped-query attention
             raise UserError(
-                f"{parts[0].path} is adapted in {' and '.join(sizes)} alone, whose rows only its model knows"
+                f"{parts[0].path} is adapted in {' and '.join(sizes)} alone, and the rows are unknown without its model"
             )
         sizes = dict.fromkeys("qkv", width)
     middle = sizes["q"] + sizes["k"]
@@ -196,7 +196,7 @@ def _rows(parts: list[Part]) -> dict[str, slice]:
 
 
 def _of(part: Part, name: str) -> Tensor:
-    """A or B of LoRA, also inside DoRA."""
+    """Return A or B of LoRA, also inside DoRA."""
     return part.tensors[name] if name in part.tensors else part.tensors[f"inner.{name}"]
 
 
@@ -206,7 +206,7 @@ def _scaling(inner: LoRA, shape: WeightShape) -> float:
 
 
 def _patterns(values: Mapping[str, T], common: T) -> dict[str, T]:
-    """PEFT's patterns for the layers whose value is another than the common one."""
+    """Return PEFT's patterns for the layers whose value differs from the common one."""
     layers: dict[T, list[str]] = {}
     for path, value in values.items():
         if value != common:
@@ -219,5 +219,5 @@ def _common_value(values: Iterable[T]) -> T:
 
 
 def _number(value: float) -> float:
-    """A whole number as one, which is what PEFT's configs ask for."""
+    """Return a whole number as int, which PEFT's configs require."""
     return int(value) if value == int(value) else value

@@ -1,4 +1,4 @@
-"""Whether PEFT, loading a file, gives the outputs that we give."""
+"""Verification that PEFT computes the same outputs from an exported file."""
 
 import copy
 import warnings
@@ -18,35 +18,35 @@ from randlora_pl.interop.peft.files import TENSORS
 from randlora_pl.utils.errors import UserError, first_line
 
 TOLERANCE = 1e-5
-"""Of the largest output, or of 1 where that is smaller; `LOST` of what the adapter changes as well."""
+"""Tolerance relative to the largest output, or to 1 if that is smaller; `LOST` limits the adapter's lost change."""
 
 
 def installed() -> bool:
-    """Whether PEFT is there to be asked."""
+    """Return True if PEFT is installed."""
     return find_spec("peft") is not None
 
 
 @dataclass(frozen=True)
 class LogitsOnly:
-    """A classifier that PEFT's file has and our model has not: weight (classes, features), bias (classes) or None."""
+    """Classifier in PEFT's file that our model does not have: weight (classes, features), bias (classes) or None."""
 
     weight: Tensor
     bias: Tensor | None = None
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Logits (b, classes)."""
+        """Return logits (b, classes)."""
         bias = None if self.bias is None else self.bias.to(features.dtype)
         return nn.functional.linear(features, self.weight.to(features.dtype), bias)
 
 
 class Difference(NamedTuple):
-    """How far our outputs and PEFT's are apart.
+    """Difference between our outputs and PEFT's.
 
     Attributes:
-        gap: The largest difference; NaN where something is not finite.
-        change: The largest difference that the adapter makes to the base model's outputs.
-        largest: The largest output, or 1.
-        exact: The largest difference in float64, where float32 had to be compared again in it.
+        gap: Largest difference; NaN if a value is not finite.
+        change: Largest change that the adapter makes to the base model's outputs.
+        largest: Largest output, or 1.
+        exact: Largest difference in float64, if float32 was not precise enough.
     """
 
     gap: float
@@ -56,13 +56,13 @@ class Difference(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether it is rounding, and no small update that got lost."""
+        """True if the difference is rounding, and not a lost small update."""
         return self.gap <= TOLERANCE * self.largest and (self.gap <= LOST * self.change or not self.change)
 
-    def in_words(self) -> str:
-        """For the user, behind a colon or as a part of a sentence."""
+    def summary(self) -> str:
+        """Return text for the user, after a colon or inside a sentence."""
         if not self.change:
-            return f"{self.gap:.1e}; the adapter changes nothing, its outputs are those of the base model"
+            return f"{self.gap:.1e}; the adapter changes nothing, its outputs equal the base model's"
         changes = f"where the adapter changes the base model's by {self.change:.1e}"
         if self.exact is None:
             return f"{self.gap:.1e}, {changes}"
@@ -73,16 +73,16 @@ class Difference(NamedTuple):
 
 @torch.no_grad()
 def difference(ours: nn.Module, base: Base, folder: Path, classifier: LogitsOnly | None = None) -> Difference:
-    """The largest difference between our outputs and PEFT's; of the merged weights where no inputs are known.
+    """Return the largest difference between our outputs and PEFT's, or of merged weights if inputs are unknown.
 
     Args:
-        ours: The base model with our adapter; it is not changed.
-        base: The base model.
-        folder: A PEFT adapter.
-        classifier: The classifier of PEFT's file, where it has one; the base model is of timm then.
+        ours: Base model with our adapter; it is not changed.
+        base: Base model.
+        folder: PEFT adapter.
+        classifier: Classifier of PEFT's file, if it has one; the base model is then of timm.
 
     Raises:
-        UserError: They differ by more than rounding: also in float64, where deep models leave more in float32.
+        UserError: The difference is more than rounding, also in float64 (deep models round more in float32).
     """
     theirs, ours = _theirs(base, folder, classifier), ours.eval()
     if base.image_size is None and not base.writes:
@@ -105,10 +105,10 @@ def difference(ours: nn.Module, base: Base, folder: Path, classifier: LogitsOnly
 
 
 def _theirs(base: Base, folder: Path, classifier: LogitsOnly | None) -> Any:
-    """The base model with PEFT's adapter.
+    """Return the base model with PEFT's adapter.
 
     Raises:
-        UserError: PEFT does not load it, or takes it for other layers.
+        UserError: PEFT cannot load it, or adapts other layers.
     """
     from peft import PeftModel
 
@@ -126,7 +126,7 @@ def _theirs(base: Base, folder: Path, classifier: LogitsOnly | None) -> Any:
 
 
 Triple = tuple[Tensor, Tensor, Tensor]
-"""Ours, PEFT's and the base model's."""
+"""Outputs of our model, PEFT's and the base model."""
 
 
 def _outputs(ours: nn.Module, theirs: Any, plain: nn.Module, base: Base, classifier: LogitsOnly | None) -> list[Triple]:
@@ -148,10 +148,10 @@ def _furthest(triples: list[Triple]) -> Difference:
 
 
 def _check_names(model: Any, folder: Path) -> None:
-    """Complains if PEFT adapts more or fewer layers than the file has."""
+    """Check that PEFT adapts exactly the layers of the file."""
     from peft import get_peft_model_state_dict
 
-    shared = ("randlora_A", "randlora_B", "vera_A", "vera_B")  # PEFT up to 0.21 has them once more in every layer
+    shared = ("randlora_A", "randlora_B", "vera_A", "vera_B")  # PEFT up to 0.21 repeats them in every layer
     found, saved = (
         {name.removeprefix("base_model.model.") for name in names if not name.endswith(shared)}
         for names in (get_peft_model_state_dict(model, save_embedding_layers=False), load_file(folder / TENSORS))
