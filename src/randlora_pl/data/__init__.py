@@ -1,6 +1,6 @@
-"""Data sets, few-shot samples, draws and batches; knows no adapter and no model.
+"""Datasets, few-shot subsets, sample order and batches; imports neither adapters nor models.
 
-`catalog` imports no PyTorch, so that listing the data sets is instant; `ImageData` is loaded on first use.
+`catalog` imports no PyTorch, so that listing the datasets is instant; `ImageData` is loaded on first use.
 """
 
 from typing import Any

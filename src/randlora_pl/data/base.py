@@ -1,4 +1,4 @@
-"""What data modules share, whatever a sample is: the planned draws of a run, and where a resumed one goes on."""
+"""Base data module: planned sample order of a run and exact resume, for any kind of sample."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -22,23 +22,23 @@ log = logging.getLogger("randlora_pl")
 class PlannedData(LightningDataModule):
     """Base of the data modules: training is one long loop over numbered draws.
 
-    For Lightning it is a single epoch, however many epochs the draws stand for.
+    Lightning runs it as a single epoch, for any number of epochs in the plan.
 
     Args:
-        batch_size: Samples of a micro-batch on each device.
-        eval_batch_size: Samples of an evaluation batch on each device.
-        epochs: Times that the training samples are gone through; None for the data set's own number.
+        batch_size: Micro-batch size per device.
+        eval_batch_size: Evaluation batch size per device.
+        epochs: Passes over the training samples; None uses the dataset's default.
         steps: Optimizer steps instead of epochs.
         sampling: ``with_replacement`` or ``epochs``, see `DrawPlan`.
-        seed: Selects the order.
-        num_workers: Processes that prepare batches; None chooses.
-        balance: ``weights`` or ``sampler`` where classes differ in size, see
+        seed: Seed of the sample order.
+        num_workers: Worker processes; None chooses automatically.
+        balance: ``weights`` or ``sampler`` for classes of different sizes, see
             `randlora_pl.data.sampling.balance`; None for no correction.
 
     Attributes:
-        unit: What a sample is called.
-        plan: The draws of the run, after ``setup("fit")``.
-        skipped: Unreadable samples that were skipped, with the reason.
+        unit: Name of the samples in messages.
+        plan: Sample order of the run, after ``setup("fit")``.
+        skipped: Skipped unreadable samples, with the reason.
     """
 
     unit = "samples"
@@ -62,37 +62,37 @@ class PlannedData(LightningDataModule):
         self.skipped: dict[str, str] = {}
         self._remarked = False
 
-    # -- what the application asks for
+    # -- used by the application
 
     def summary(self) -> dict[str, Any]:
-        """Flat facts about the data and the run, JSON-ready; splits that were not needed are left out."""
+        """Return flat, JSON-ready facts about the data and the run; splits that were not read are omitted."""
         raise NotImplementedError
 
     def in_words(self, facts: dict[str, Any]) -> dict[str, str]:
-        """What the start summary says of the data, line by line.
+        """Return the start summary's lines about the data.
 
         Args:
-            facts: From `summary`.
+            facts: Result of `summary`.
         """
         raise NotImplementedError
 
     def check_test(self) -> None:
-        """Complains about test samples that are missing or wrong before hours of training rather than after them.
+        """Check the test samples before hours of training rather than after them.
 
         Raises:
-            UserError: They are.
+            UserError: Test samples are missing or wrong.
         """
 
     def write_index(self, folder: Path) -> Path | None:
-        """Writes which training samples were chosen into a folder; nothing where all are used."""
+        """Write the chosen training samples into a folder; return None if all are used."""
         return None
 
     def reuse_index(self, folder: Path) -> None:
-        """Takes the training samples of an interrupted run."""
+        """Use the training samples of an interrupted run."""
 
     @property
     def held_out(self) -> int:
-        """Samples that a validation evaluates; 0 where none are kept out of the training."""
+        """Number of validation samples; 0 if none are held out."""
         return int(self.summary().get("val", 0))
 
     @property
@@ -103,54 +103,54 @@ class PlannedData(LightningDataModule):
     # -- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The planned draws, so that a resumed run notices when it continues another plan."""
+        """Return the plan, so that a resumed run detects a changed one."""
         if self.plan is None:
             return {}
         facts = asdict(replace(self.plan, classes=None)) | {"balance": self.balance}
         return {name: value for name, value in facts.items() if name != "classes"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Warns where the plan is not the checkpoint's: what the user types wins, but is not the same run."""
+        """Warn if the plan differs from the checkpoint's; the user's options are used."""
         now = self.state_dict()
         changed = [f"{name} {state_dict.get(name)} -> {now[name]}" for name in now if now[name] != state_dict.get(name)]
         if changed and state_dict:
-            log.warning("the resumed run has other draws than its checkpoint: %s", ", ".join(changed))
+            log.warning("the resumed run has another sample order than its checkpoint: %s", ", ".join(changed))
 
     # -- for subclasses
 
     def _plan(self, samples: int, draws: int, labels: Tensor | None = None) -> None:
-        """Plans the run: so many draws of so many samples, whose classes are ``labels`` where they have any."""
+        """Plan the run: number of samples and draws, and the labels of samples with classes."""
         classes = ClassDraws.of(labels) if self.balance == "sampler" and labels is not None else None
         self.plan = DrawPlan(samples, draws, self.window, self.seed, self.sampling, classes)
 
     def _class_weights(self, labels: Tensor, classes: int) -> Tensor | None:
-        """Weights of the classes' losses, float32 (classes,), where they are asked for."""
+        """Return the class weights of the loss, float32 (classes,), if enabled."""
         return class_weights(labels, classes) if self.balance == "weights" else None
 
     def _remark(self, labels: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> None:
-        """Warn of classes that are lacking or small, once in a run and in its first process (see `remarks`)."""
+        """Warn about missing or small classes, once per run on rank 0 (see `remarks`)."""
         lines = remarks(labels, names, self.unit, self.balance is not None)
         if lines and self._rank == 0 and not self._remarked:
             log.warning("%s", "; ".join(lines))
         self._remarked = True
 
     def _schedule(self) -> TrainSchedule:
-        """The micro-batches of this rank.
+        """Return the micro-batches of this rank.
 
         Raises:
-            UserError: There is no plan yet, or the trainer would go through it more than once.
+            UserError: The plan is missing, or the trainer would run it more than once.
         """
         if self.trainer is not None and self.trainer.max_epochs != 1:
             raise UserError(
-                f"trainer.max_epochs is {self.trainer.max_epochs}, but a run is one pass over its planned draws: "
-                "leave it at 1 and set --data.epochs or --data.steps"
+                f"trainer.max_epochs is {self.trainer.max_epochs}, but a run is one pass over its planned draws. "
+                "Keep it at 1 and set --data.epochs or --data.steps"
             )
         if self.plan is None:
             raise UserError("Call setup('fit') before train_dataloader()")
         return TrainSchedule(self.plan, self.batch_size, self._accumulate, self._world, self._rank)
 
     def _eval_schedule(self, samples: int) -> EvalSchedule:
-        """The evaluation batches of this rank."""
+        """Return the evaluation batches of this rank."""
         return EvalSchedule(samples, self.eval_batch_size, self._world, self._rank)
 
     @property
@@ -166,7 +166,7 @@ class PlannedData(LightningDataModule):
         return 0 if self.trainer is None else int(self.trainer.global_rank)
 
     def _start(self, length: int) -> int:
-        """Number of the first batch: that of the optimizer step that a resumed trainer has reached."""
+        """Return the number of the first batch, from the optimizer step of a resumed trainer."""
         if self.trainer is None or self.trainer.global_step * self._accumulate >= length:
             return 0 if self.trainer is None else length
         start = self.trainer.global_step * self._accumulate
@@ -174,6 +174,6 @@ class PlannedData(LightningDataModule):
         if done != start:
             raise UserError(
                 f"The checkpoint was saved {done - start} micro-batches into an optimizer step of {self._accumulate}; "
-                "resume from one that was saved after a step"
+                "resume from one saved after a step"
             )
         return start

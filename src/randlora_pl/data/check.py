@@ -1,4 +1,4 @@
-"""Whether a data set on this machine is what its row says: counts, classes, and images that decode."""
+"""Verification of datasets on disk: counts, classes, and decodable images."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,22 +18,22 @@ from randlora_pl.data.sampling.splits import Splits
 from randlora_pl.utils.errors import UserError
 
 MOST = 5
-"""Unreadable images of a split that are named."""
+"""Maximum number of unreadable images named per split."""
 
 _CHUNK = 1_024
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What was found of one split.
+    """Result for one split.
 
     Attributes:
         split: ``train``, ``val`` or ``test``.
-        images: How many there are.
-        expected: How many there should be; None where nobody knows.
-        fewest: (class, images) of the class with the fewest; None for captions.
-        most: (class, images) of the class with the most; None for captions.
-        decoded: How many were decoded without a complaint.
+        images: Number of images found.
+        expected: Expected number of images; None if unknown.
+        fewest: (class, images) of the smallest class; None for captions.
+        most: (class, images) of the largest class; None for captions.
+        decoded: Number of images decoded without errors.
     """
 
     split: str
@@ -46,13 +46,13 @@ class SplitReport:
 
 @dataclass
 class Report:
-    """What was found of one data set.
+    """Result for one dataset.
 
     Attributes:
-        name: The data set.
-        splits: Its splits, as far as they could be read.
-        problems: What is off, a line or two each.
-        missing: Whether it is not there at all.
+        name: Name of the dataset.
+        splits: Results of the readable splits.
+        problems: Problems, one or two lines each.
+        missing: True if the dataset does not exist.
     """
 
     name: str
@@ -62,13 +62,13 @@ class Report:
 
 
 def check(row: Row, root: Path, sample: int | None, tick: Callable[[int], None] = lambda _: None) -> Report:
-    """Reads a data set and compares it with what its row expects.
+    """Read a dataset and compare it with its specification.
 
     Args:
-        row: The data set.
-        root: Folder (or file) that holds it.
-        sample: Images of each split to decode, evenly chosen; None for all.
-        tick: Told how many images have just been decoded.
+        row: Specification of the dataset.
+        root: Folder (or file) of the dataset.
+        sample: Number of images to decode per split, evenly spaced; None for all.
+        tick: Progress callback with the number of images just decoded.
     """
     report = Report(row.name)
     if not present(row, root):
@@ -78,7 +78,7 @@ def check(row: Row, root: Path, sample: int | None, tick: Callable[[int], None] 
     found: dict[str, Samples | None] = {}
     for split in SPLITS:
         try:
-            with listing.anew():  # what an earlier run saw is not what is there
+            with listing.anew():  # do not trust listings of earlier runs
                 found[split] = read(row, root, split)
         except UserError as error:
             if error.args not in [problem.args for problem in report.problems]:
@@ -94,10 +94,10 @@ def check(row: Row, root: Path, sample: int | None, tick: Callable[[int], None] 
     if row.own and not row.captions:
         labels = {split: samples.labels for split, samples in parts.items()}
         classes = parts["train"].classes
-        alone = [f"there is only the class {classes[0]!r}; add another"] if len(classes) == 1 else []
+        alone = [f"the only class is {classes[0]!r}; add another"] if len(classes) == 1 else []
         report.problems += map(UserError, [*remarks(labels, classes), *alone])
     if row.own and not len(parts["test"]):
-        few = "there are no test images, and too few training images to set some aside; add images"
+        few = "the dataset has no test images, and too few training images to hold some out; add images"
         report.problems.append(UserError(few))
     for split, samples in parts.items():
         report.splits.append(_split(row, split, samples, sample, report.problems, tick))
@@ -107,17 +107,17 @@ def check(row: Row, root: Path, sample: int | None, tick: Callable[[int], None] 
 def _split(
     row: Row, split: str, samples: Samples, sample: int | None, problems: list[UserError], tick: Callable[[int], None]
 ) -> SplitReport:
-    """What was found of one split; adds to the problems."""
+    """Check one split; append to ``problems``."""
     expected = row.counts.get(split)
     if expected is not None and len(samples) != expected:
-        problems.append(UserError(f"{row.title}: {len(samples):,} {split} images, expected are {expected:,}"))
+        problems.append(UserError(f"{row.title}: {len(samples):,} {split} images, expected {expected:,}"))
     fewest = most = None
     if not row.captions:
         counts = np.bincount(samples.labels, minlength=len(samples.classes))
         low, high = int(counts.argmin()), int(counts.argmax())
         fewest, most = (samples.classes[low], int(counts[low])), (samples.classes[high], int(counts[high]))
         empty = np.flatnonzero(counts == 0)
-        if len(empty) and not row.own:  # of someone's own images a class may be too small to set some aside
+        if len(empty) and not row.own:  # in the user's own images a class may be too small to hold some out
             few = f"{len(empty)} of {len(counts)} classes have no {split} images, the first: {fewest[0]!r}"
             problems.append(UserError(f"{row.title}: {few}"))
     chosen = evenly(len(samples), sample)
@@ -132,14 +132,14 @@ def _split(
 
 
 def evenly(count: int, most: int | None) -> list[int]:
-    """At most ``most`` of the numbers below ``count``, evenly spread; all of them for None."""
+    """Return at most ``most`` evenly spaced indices below ``count``; all of them for None."""
     if most is None or count <= most:
         return list(range(count))
     return [round(place) for place in np.linspace(0, count - 1, most).tolist()] if most else []
 
 
 def _decode(samples: Samples, places: Sequence[int]) -> Iterator[tuple[list[UserError], int]]:
-    """(what is wrong with some of the next images, how many they are), a thread for each core."""
+    """Yield (errors, number of images) in chunks, with one thread per core."""
     rows = samples.rows[np.asarray(places, dtype=np.int64)].tolist()
     if isinstance(samples.images, ArrayImages):
         yield [], len(rows)

@@ -1,4 +1,4 @@
-"""A contact sheet: a few training images of some classes, with names, split counts and prompts."""
+"""Contact sheet of a dataset: training images of some classes, with names, split counts and prompts."""
 
 import textwrap
 from dataclasses import dataclass
@@ -23,19 +23,19 @@ GAP = 6
 LINE = 20
 MARGIN = 16
 WIDTH = 1_200
-"""Pixels across, where the images of one class leave room for more than one column."""
+"""Maximum width in pixels of a sheet with several columns."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a contact sheet shows.
+    """Contents of a contact sheet.
 
     Attributes:
-        title: The data set's own name.
-        caption: Split counts, and which classes and images are shown.
-        names: The classes shown.
-        images: Some images of each of them.
-        prompts: The prompts of the first class shown.
+        title: Full name of the dataset.
+        caption: Split counts, and a description of the selection.
+        names: Names of the classes shown.
+        images: Images of each class.
+        prompts: Prompts of the first class shown.
     """
 
     title: str
@@ -46,15 +46,15 @@ class Sheet:
 
     @classmethod
     def of(cls, row: Row, root: Path, shots: int) -> "Sheet":
-        """Reads a data set; the images are those that few-shot training with seed 0 would choose.
+        """Read a dataset and choose the images of few-shot training with seed 0.
 
         Args:
-            row: The data set.
-            root: Folder (or file) that holds it.
-            shots: Images of each class.
+            row: Specification of the dataset.
+            root: Folder (or file) of the dataset.
+            shots: Images per class.
 
         Raises:
-            UserError: The data are damaged.
+            UserError: The dataset is damaged.
         """
         data = ImageData(dataset=row.name, root=str(root), cache_images=False)
         data.setup()
@@ -70,7 +70,7 @@ class Sheet:
             except UserError as error:
                 below = f" --root {root}" if row.layout else ""
                 check = f"randlora-pl data check {row.name}{below} --every-image"
-                raise UserError(error.what, f"Look for more: {check}", error.where) from error
+                raise UserError(error.what, f"Run: {check}", error.where) from error
         counts = ", ".join(f"{split} {len(data.samples(split)):,}" for split in ("train", "val", "test"))
         what = "captions" if row.captions else "classes"
         some = f"{len(labels)} of {len(there)} {what}, evenly chosen" if len(labels) < len(there) else f"all {what}"
@@ -79,19 +79,19 @@ class Sheet:
         return cls(row.title, caption, [data.classnames[label] for label in labels], images, prompts)
 
     def write(self, path: Path) -> None:
-        """Draws the sheet and writes it as PNG, whole or not at all.
+        """Draw the sheet and write it as PNG atomically.
 
         Raises:
-            UserError: It cannot be written.
+            UserError: The file cannot be written.
         """
         sheet = self.draw()
         try:
             write_whole(path, lambda stream: sheet.save(stream, "PNG"))
         except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror or error}); name another --output") from error
+            raise UserError(f"{path} cannot be written ({error.strerror or error}). Set another --output") from error
 
     def draw(self) -> Image.Image:
-        """The sheet: a heading, then a line of images below each class name, in as many columns as fit."""
+        """Draw a heading, then images below each class name, in as many columns as fit."""
         across = max(map(len, self.images))
         column = max(across * (THUMB + GAP), 180) + MARGIN
         columns = max(1, min(len(self.names), (WIDTH - MARGIN) // column))
@@ -119,7 +119,7 @@ class Sheet:
 
 
 def _thumb(image: NDArray[np.uint8]) -> Image.Image:
-    """The whole image on a grey square; small ones keep their pixels visible."""
+    """Return the whole image on a gray square; small images keep their pixels visible."""
     drawn = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("RGB")
     scale = THUMB / max(drawn.size)
     size = (max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale)))
@@ -130,12 +130,12 @@ def _thumb(image: NDArray[np.uint8]) -> Image.Image:
 
 
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    """One of the fonts that matplotlib ships, which know more than Latin letters."""
+    """Load a font shipped with matplotlib, which covers more than Latin letters."""
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
-    """The text on one line, cut where it is wider than the room."""
+    """Return the text on one line, truncated to the available width."""
     line = printable(" ".join(text.split()))
     if font.getlength(line) <= room:
         return line

@@ -1,6 +1,6 @@
-"""How places of many files are written: patterns such as ``train-{000..099}.tar``, URLs, and lists of them.
+"""Notations for many files: patterns such as ``train-{000..099}.tar``, URLs, and lists of them.
 
-Imports nothing heavy: the catalog asks here whether a root is a path.
+Imports nothing heavy, because the catalog uses it to distinguish roots from paths.
 """
 
 import glob
@@ -11,7 +11,7 @@ from typing import Any
 from randlora_pl.utils.errors import UserError, errors_in
 
 MOST = 1_000_000
-"""Most places that a pattern may name."""
+"""Maximum number of files that a pattern may name."""
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
@@ -20,7 +20,7 @@ _Native: Any = type(Path())
 
 
 class _Url(_Native):  # type: ignore[misc]
-    """A URL where a path is expected. `Path` alone drops the second of two slashes, also in signatures."""
+    """URL in place of a path. `Path` alone would drop the second of two slashes, also in signatures."""
 
     typed: str
 
@@ -36,45 +36,45 @@ class _Url(_Native):  # type: ignore[misc]
         return _Url, (self.typed,)
 
     def with_segments(self, *parts: str) -> Path:
-        """What paths derived from it are (since Python 3.12): no URLs."""
+        """Return derived paths (since Python 3.12) as plain paths."""
         return Path(*parts)
 
 
 def root_of(typed: str) -> Path:
-    """A root that was typed: a path, a pattern or a URL."""
+    """Return a root from user input: a path, a pattern or a URL."""
     return _Url(typed) if is_url(typed) else Path(typed).expanduser()
 
 
 def spelled(root: Path) -> str:
-    """A root as it was typed: `Path` makes ``https:/host`` of ``https://host``."""
+    """Return a root as the user typed it: `Path` changes ``https://host`` to ``https:/host``."""
     return re.sub(r"^([a-z][a-z0-9+]+):/+", r"\1://", root.as_posix())
 
 
 def is_url(place: str) -> bool:
-    """Whether a place is not a path of this machine."""
+    """Return True if a location is a URL instead of a local path."""
     return "://" in place
 
 
 def bare(place: str) -> str:
-    """A place without the query of a URL, in which signatures have slashes and dots of their own."""
+    """Remove the query of a URL, because signatures contain slashes and dots."""
     return re.split("[?#]", place, maxsplit=1)[0] if is_url(place) else place
 
 
 def is_command(place: str) -> bool:
-    """Whether a place is a command for WebDataset's own readers, which is not run here."""
+    """Return True for a command of WebDataset's own readers, which is not run here."""
     return place.startswith("pipe:")
 
 
 def is_pattern(place: str) -> bool:
-    """Whether a place stands for several."""
+    """Return True if a location is a pattern for several files."""
     return bool(_BRACES.search(place)) or any(sign in place for sign in "*?[")
 
 
 def braces(pattern: str) -> list[str]:
-    """What a pattern with braces stands for, as in a shell: ``{a,b}`` and ``{08..11}``.
+    """Expand braces as in a shell: ``{a,b}`` and ``{08..11}``.
 
     Raises:
-        UserError: It stands for too many.
+        UserError: The pattern has too many expansions.
     """
     match = _BRACES.search(pattern)
     if match is None:
@@ -99,14 +99,14 @@ def braces(pattern: str) -> list[str]:
 
 
 def expanded(pattern: str, home: Path | None = None) -> list[str]:
-    """The places that a path, a URL or a pattern of either names; those of ``*`` sorted.
+    """Return the locations of a path, a URL or a pattern of either; sorted for ``*``.
 
     Args:
-        pattern: It.
-        home: Folder that paths are relative to, whose name is no pattern.
+        pattern: Path, URL or pattern.
+        home: Folder for relative paths; its name is not interpreted as a pattern.
 
     Raises:
-        UserError: Nothing matches, or it cannot be matched.
+        UserError: Nothing matches, or the pattern is not supported.
     """
     if is_command(pattern):
         raise UserError(f"{pattern!r}: commands are not run; name files or URLs")
@@ -114,7 +114,7 @@ def expanded(pattern: str, home: Path | None = None) -> list[str]:
     for place in braces(pattern):
         if is_url(place):
             if "*" in place:
-                raise UserError(f"{place!r}: * works for files of this machine only; write {{000..099}} in a URL")
+                raise UserError(f"{place!r}: * works for local files only; write {{000..099}} in a URL")
             found.append(place)
         elif any(sign in place for sign in "*?["):
             matching = sorted(glob.glob(place, root_dir=home))  # noqa: PTH207 (absolute patterns too)
@@ -131,10 +131,10 @@ def _below(home: Path | None, place: str) -> str:
 
 
 def listed(path: Path) -> list[str]:
-    """The places that a text file names: a path, pattern or URL a line; paths are relative to the file.
+    """Return the locations listed in a text file: one path, pattern or URL per line, relative to the file.
 
     Raises:
-        UserError: It cannot be read, is empty, or a line matches nothing.
+        UserError: The file cannot be read or is empty, or a line matches nothing.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -148,5 +148,5 @@ def listed(path: Path) -> list[str]:
         with errors_in(f"{path}, line {number}"):
             places += expanded(here, path.parent)
     if not places:
-        raise UserError(f"{path} lists no shards; expected a path, pattern or URL of .tar files a line")
+        raise UserError(f"{path} lists no shards; expected one path, pattern or URL of .tar files per line")
     return places

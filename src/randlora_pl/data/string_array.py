@@ -1,4 +1,4 @@
-"""Many strings in one block of bytes: a million names without a million objects."""
+"""Compact storage of many strings in one block of bytes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class Strings(Sequence[str]):
-    """Strings that are made when asked for. They load and pickle at once, and forked processes share them.
+    """Strings created on access. They load and pickle fast, and forked processes share them.
 
     Attributes:
-        raw: uint8, the UTF-8 bytes of all strings; file names that are no UTF-8 keep their bytes.
-        starts: int64 (n,), where each string begins in ``raw``.
-        ends: int64 (n,), where it ends.
+        raw: uint8, the UTF-8 bytes of all strings; file names that are not UTF-8 keep their bytes.
+        starts: int64 (n,), start of each string in ``raw``.
+        ends: int64 (n,), end of each string.
     """
 
     raw: NDArray[np.uint8]
@@ -24,9 +24,9 @@ class Strings(Sequence[str]):
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> "Strings":
-        """The given strings."""
+        """Build from strings."""
         joined = "".join(texts)
-        if joined.isascii():  # as many bytes as letters
+        if joined.isascii():  # one byte per character
             block, lengths = joined.encode(), map(len, texts)
         else:
             parts = [text.encode("utf-8", "surrogateescape") for text in texts]
@@ -36,7 +36,7 @@ class Strings(Sequence[str]):
         return cls(np.frombuffer(block, np.uint8), ends - sizes, ends)
 
     def take(self, places: NDArray[np.int64]) -> "Strings":
-        """The strings at the given places, in their order; the bytes are shared."""
+        """Return the strings at the given indices; the bytes are shared."""
         return Strings(self.raw, self.starts[places], self.ends[places])
 
     def __len__(self) -> int:
@@ -47,7 +47,7 @@ class Strings(Sequence[str]):
     @overload
     def __getitem__(self, place: slice) -> "Strings": ...
     def __getitem__(self, place: int | slice) -> "str | Strings":
-        """The string at a place."""
+        """Return the string at an index."""
         if isinstance(place, slice):
             return Strings(self.raw, self.starts[place], self.ends[place])
         return self.raw[self.starts[place] : self.ends[place]].tobytes().decode("utf-8", "surrogateescape")

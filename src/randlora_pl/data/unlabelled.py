@@ -1,4 +1,4 @@
-"""Images without labels, for prediction: files and folders named on the command line."""
+"""Images without labels for prediction: files and folders from the command line."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -43,14 +43,14 @@ class PlainBatches:
 
 
 def frame_of(metadata: Mapping[str, Any], spec: ImageSpecLike) -> Frame:
-    """The frame of the images that an adapter was trained on, or its model's where it does not say.
+    """Return the preprocessing of an adapter's training images, or its model's default.
 
     Args:
-        metadata: The adapter's.
-        spec: What the model expects of an image.
+        metadata: Metadata of the adapter.
+        spec: Image format of the model.
 
     Raises:
-        UserError: The images had another size than the model takes, or no spread.
+        UserError: The stored size or standard deviation does not fit the model.
     """
     trained = metadata.get("training", {}).get("frame")
     if trained is None:
@@ -67,44 +67,44 @@ def frame_of(metadata: Mapping[str, Any], spec: ImageSpecLike) -> Frame:
 def read_image(
     content: bytes, name: str, frame: Frame, formats: Sequence[str] = FORMATS, most_pixels: int = MOST_PIXELS
 ) -> Tensor:
-    """One image in evaluation form, the same numbers as `open_images` gives for a file of these bytes.
+    """Preprocess one image for evaluation, exactly like `open_images` for a file with these bytes.
 
     Args:
-        content: The file's bytes.
-        name: What to call it in a message.
-        frame: How images are prepared.
-        formats: Pillow's names of the formats that are taken.
-        most_pixels: Width x height that it may have.
+        content: Bytes of the file.
+        name: Name for messages.
+        frame: Image preprocessing.
+        formats: Pillow's names of the accepted formats.
+        most_pixels: Maximum width x height.
 
     Returns:
         float32 (1, 3, size, size).
 
     Raises:
-        UserError: It cannot be read as an image.
+        UserError: The bytes are not a readable image.
     """
     pixels = decode(name, pixels_needed(frame, None), content, formats=formats, most_pixels=most_pixels)
     return eval_batch([torch.from_numpy(pixels)], frame)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and all image files below the folders named, in order.
+    """Return the given files, and all image files below the given folders, in order.
 
     Raises:
-        UserError: A path does not exist, or a folder holds no images.
+        UserError: A path does not exist, or a folder has no images.
     """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
             here = list_images(path)
             if not here:
-                raise UserError(f"The folder {path} holds no images (.jpg, .png ...)")
+                raise UserError(f"The folder {path} has no images (.jpg, .png ...)")
             found += here
         elif path.is_file():
             found.append(path)
         else:
             raise UserError(f"The image {path} does not exist")
     if not found:
-        raise UserError("No images were named")
+        raise UserError("No images were given")
     return found
 
 
@@ -116,22 +116,22 @@ def open_images(
     skip: bool = False,
     most_pixels: int = MOST_PIXELS,
 ) -> tuple[Loader, list[Path]]:
-    """Batches of images in evaluation form.
+    """Open images as evaluation batches.
 
     Args:
-        paths: Files, and folders to be searched.
-        spec: What the model expects of an image.
-        batch_size: Images of a batch.
-        num_workers: Processes that decode; 0 decodes in this one.
-        skip: Go on after an unreadable image; the loader's ``skipped`` names it.
-        most_pixels: Width x height that an image may have.
+        paths: Files, and folders to search.
+        spec: Image format of the model.
+        batch_size: Batch size.
+        num_workers: Worker processes; 0 decodes in this process.
+        skip: Skip unreadable images; the loader's ``skipped`` lists them.
+        most_pixels: Maximum width x height of an image.
 
     Returns:
-        A loader of ``{"image": (b, 3, H, W) float32, "index": (b,) int64, "readable": (b,) bool}``,
-        and the files that ``index`` counts.
+        Loader of ``{"image": (b, 3, H, W) float32, "index": (b,) int64, "readable": (b,) bool}``,
+        and the files by ``index``.
 
     Raises:
-        UserError: A path does not exist or a folder holds no images; while iterating: an image cannot be read.
+        UserError: A path does not exist or a folder has no images; while iterating: an image is unreadable.
     """
     files = find_images([Path(path) for path in paths])
     numbers = np.arange(len(files), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Checks of what the user typed for the data, before anything is read. Imports no PyTorch, so that they are instant."""
+"""Instant checks of the data options before anything is read. Imports no PyTorch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,24 +15,24 @@ BALANCES = ("weights", "sampler")
 SAMPLING = ("with_replacement", "epochs")
 _LARGEST_BATCH = 2**24
 MAGNITUDES = 31
-"""Strengths of RandAugment, from 0."""
+"""Number of strengths of RandAugment, from 0."""
 
 
 def check(values: Mapping[str, Any], row: Row) -> None:
-    """All checks below of `ImageData`'s options but those of prompts and of the task.
+    """Check `ImageData`'s options, except prompts and task.
 
     Args:
-        values: Each option by name.
-        row: The data set.
+        values: Options by name.
+        row: Specification of the dataset.
 
     Raises:
-        UserError: Names the first option that cannot be.
+        UserError: An option is invalid; the message has the first.
     """
     known = {**values, "captions": row.captions, "without_classes": "captions" if row.captions else ""}
     for each in (check_subset, check_run, check_balance, check_augment, check_resize, check_frame):
         each(**{name: known[name] for name in signature(each).parameters})
     if values["root"] is None and row.own:
-        raise UserError(f"The data set {row.name!r} needs --data.root: {row.source} ({row.layout})")
+        raise UserError(f"The dataset {row.name!r} needs --data.root: {row.source} ({row.layout})")
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
@@ -43,19 +43,19 @@ def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
 def _positive(name: str, value: int | None, least: int = 1, most: int = 10**9) -> None:
     if value is not None and value < least:
         raise UserError(f"--data.{name} is {value}, but must be at least {least}")
-    if value is not None and value > most:  # draws are counted in 64 bits
+    if value is not None and value > most:  # draw numbers have 64 bits
         raise UserError(f"--data.{name} is {brief(value)}, but must be at most {most:,}")
 
 
 def check_subset(shots: int | None, fraction: float | None, train_split: str, captions: bool) -> None:
-    """Few-shot and fraction options; ``captions``: the data set has no classes."""
+    """Check few-shot and fraction options; ``captions``: the dataset has no classes."""
     _positive("shots", shots)
     if shots is not None and fraction is not None:
-        raise UserError(f"--data.shots {shots} and --data.fraction {fraction} exclude each other: give one of them")
+        raise UserError(f"--data.shots {shots} and --data.fraction {fraction} exclude each other. Set only one of them")
     if fraction is not None and not 0 < fraction < 1:
-        raise UserError(f"--data.fraction is {fraction}, but must lie between 0 and 1; leave it out to use all images")
+        raise UserError(f"--data.fraction is {fraction}, but must lie between 0 and 1. Remove it to use all images")
     if shots is not None and captions:
-        raise UserError("--data.shots needs classes, and captions have none: use --data.fraction")
+        raise UserError("--data.shots needs classes, but captions have none. Use --data.fraction")
     _one_of("train_split", train_split, ("train", "full"))
 
 
@@ -68,66 +68,68 @@ def check_run(
     sampling: str,
     num_workers: int | None,
 ) -> None:
-    """Batch sizes, length of the run and sampling."""
+    """Check batch sizes, length of the run and sampling."""
     _positive("batch_size", batch_size, most=_LARGEST_BATCH)
     _positive("eval_batch_size", eval_batch_size, most=_LARGEST_BATCH)
     _positive("epochs", epochs)
     _positive("steps", steps)
     if epochs is not None and steps is not None:
-        raise UserError(f"--data.epochs {epochs} and --data.steps {steps} exclude each other: give one of them")
+        raise UserError(f"--data.epochs {epochs} and --data.steps {steps} exclude each other. Set only one of them")
     _positive("min_batches_per_epoch", min_batches_per_epoch, 0)
     _positive("num_workers", num_workers, 0)
-    most = max(64, 4 * usable_cores())  # each is a process of some hundred megabytes
+    most = max(64, 4 * usable_cores())  # each process takes hundreds of megabytes
     if num_workers is not None and num_workers > most:
         raise UserError(f"--data.num_workers is {num_workers}, but at most {most} can help here: 4 per core, or 64")
     _one_of("sampling", sampling, SAMPLING)
 
 
 def check_balance(balance: str | None, without_classes: str = "") -> None:
-    """Correction for classes of different size.
+    """Check the correction for classes of different sizes.
 
     Args:
-        balance: What was typed.
-        without_classes: What the samples have instead of classes; empty where they have classes.
+        balance: Value of the option.
+        without_classes: Kind of labels instead of classes; empty if samples have classes.
     """
     if balance is not None:
         _one_of("balance", balance, BALANCES)
         if without_classes:
-            raise UserError(f"--data.balance {balance} needs classes, and {without_classes} have none: leave it out")
+            raise UserError(f"--data.balance {balance} needs classes, but {without_classes} have none. Remove it")
 
 
 def check_resize(resize: str | None) -> None:
-    """How images become square."""
+    """Check the resize option."""
     if resize is not None:
         _one_of("resize", resize, RESIZES)
 
 
 def check_augment(randaugment: int | None, mixup: float | None, cutmix: float | None, captions: bool) -> None:
-    """Augmentation of training images; ``captions``: the data set has no classes."""
+    """Check augmentation options; ``captions``: the dataset has no classes."""
     if randaugment is not None and not 0 <= randaugment < MAGNITUDES:
-        raise UserError(f"--data.randaugment is {randaugment}: give a strength from 0 to {MAGNITUDES - 1}; 9 is usual")
+        raise UserError(
+            f"--data.randaugment is {randaugment}. Set a strength from 0 to {MAGNITUDES - 1}, for example 9"
+        )
     for name, value in (("mixup", mixup), ("cutmix", cutmix)):
         if value is not None and not 0 < value < math.inf:
-            raise UserError(f"--data.{name} is {value}: give a positive number, or leave it out for none")
+            raise UserError(f"--data.{name} is {value}. Set a positive number, or remove it")
         if value is not None and captions:
-            raise UserError(f"--data.{name} blends labels of classes, and captions have none: leave it out")
+            raise UserError(f"--data.{name} blends class labels, but captions have none. Remove it")
 
 
 def check_softmax(mixup: float | None, cutmix: float | None, task: str, blended_labels: bool) -> None:
-    """Refuse blended labels in a task that does not learn a share of each class."""
+    """Refuse blended labels in a task that does not learn class probabilities."""
     if (mixup is not None or cutmix is not None) and not blended_labels:
         name = "mixup" if mixup is not None else "cutmix"
         raise UserError(
-            f"--data.{name} needs a softmax over all classes, and {task} compares an image with the "
-            "captions of its batch: leave it out, or use --model LinearHeadTask or TextHeadTask"
+            f"--data.{name} needs a softmax over all classes, but {task} compares an image with the "
+            "captions of its batch. Remove it, or use --model LinearHeadTask or TextHeadTask"
         )
 
 
 def read_templates(templates: Sequence[str] | str | None) -> list[str] | None:
-    """The prompts that were typed, or those of a text file, one a line; a text with {} is a single prompt.
+    """Return prompts from the option or from a text file, one per line; a text with {} is a single prompt.
 
     Raises:
-        UserError: The file is missing, empty or no text, or one of its lines lacks {}.
+        UserError: The file is missing, empty or not text, or a line has no {}.
     """
     if not isinstance(templates, str):
         return None if templates is None else list(templates)
@@ -146,7 +148,7 @@ def read_templates(templates: Sequence[str] | str | None) -> list[str] | None:
         if line and line.count("{}") != 1:
             raise UserError(f"{path}, line {number}: {line!r} must have {{}} once, where the class name goes")
     if not any(lines):
-        raise UserError(f"The prompt file {path} is empty: write one a line, such as: a photo of a {{}}.")
+        raise UserError(f"The prompt file {path} is empty. Write one prompt per line, such as: a photo of a {{}}.")
     return [line for line in lines if line]
 
 
@@ -158,10 +160,10 @@ def check_frame(
     interpolation: str | None,
     on_error: str,
 ) -> None:
-    """Transforms, and what to do at an unreadable image."""
+    """Check transforms, and the handling of unreadable images."""
     if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise UserError(
-            f"--data.crop_scale is {list(crop_scale)}, but must be two shares with 0 < least <= greatest <= 1"
+            f"--data.crop_scale is {list(crop_scale)}, but must be two fractions with 0 < minimum <= maximum <= 1"
         )
     _positive("image_size", image_size)
     if mean is not None and len(mean) != 3:
@@ -174,11 +176,11 @@ def check_frame(
 
 
 def check_templates(templates: Sequence[str] | None, captions: bool) -> None:
-    """Prompts; ``captions``: the data set has no classes."""
+    """Check prompts; ``captions``: the dataset has no classes."""
     if templates is not None and captions:
-        raise UserError("--data.templates goes with classes; captions are taken as they are")
+        raise UserError("--data.templates needs classes; captions are used unchanged")
     if templates is not None and not templates:
-        raise UserError("--data.templates is empty: give at least one, such as ['a photo of a {}.']")
+        raise UserError("--data.templates is empty. Set at least one, such as ['a photo of a {}.']")
     for template in templates or ():
         if template.count("{}") != 1:
             raise UserError(f"The template {template!r} must have {{}} once, where the class name goes")

@@ -79,7 +79,7 @@ def test_wrong_counts(run: Run, eurosat: Path) -> None:
     result = run("data", "check", "eurosat", "digits", "--root", str(eurosat))
     assert result.code == 1
     assert result.out.splitlines()[1].split()[-1] == "OFF"
-    assert "EuroSAT (RGB): 30 train images, expected are 21,600" in result.out
+    assert "EuroSAT (RGB): 30 train images, expected 21,600" in result.out
     assert "2 data sets: 1 as expected, 1 off, 0 missing" in result.out
 
 
@@ -128,7 +128,7 @@ def test_own_folder(run: Run, tree: Tree) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    ("sizes", "word"), [({"cat": 9}, "only the class 'cat'"), ({"a": 1, "b": 1}, "no test images")]
+    ("sizes", "word"), [({"cat": 9}, "the only class is 'cat'"), ({"a": 1, "b": 1}, "no test images")]
 )
 def test_own_folders_that_nothing_can_be_trained_on(
     run: Run,

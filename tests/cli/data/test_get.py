@@ -125,7 +125,7 @@ def test_archives_are_kept_on_demand_and_used_again(run: Run, publish: Publish, 
     server.asked.clear()
     result = run("data", "get", "eurosat", "--root", "sets")
     assert result.code == 0 and not server.asked
-    assert "EuroSAT.zip: there already, its md5 is right" in result.out and "0 to download" in result.out
+    assert "EuroSAT.zip: already downloaded, its md5 is correct" in result.out and "0 to download" in result.out
     assert names("sets") == ["eurosat"]
 
 
@@ -221,7 +221,7 @@ def test_offline_says_what_to_put_where_and_what_is_put_there_is_used(
     result = run("data", "get", "eurosat", "--root", "sets")
     assert result.code == 1
     assert result.err.splitlines() == [
-        "randlora-pl: error: eurosat: EuroSAT.zip could not be fetched: 127.0.0.1:1 cannot be reached "
+        "randlora-pl: error: eurosat: EuroSAT.zip could not be downloaded: 127.0.0.1:1 cannot be reached "
         "([Errno 111] Connection refused)",
         f"By hand: put into sets/downloads/eurosat: EuroSAT.zip ({url}); "
         "then: randlora-pl data get eurosat --root sets",
@@ -292,7 +292,7 @@ def test_a_set_that_is_not_as_expected_keeps_its_archives(
     row = find("eurosat")
     monkeypatch.setitem(CATALOG, "eurosat", replace(row, counts={"train": 31, "val": 10, "test": 20}))
     result = run("data", "get", "eurosat", "--root", "sets")
-    assert result.code == 1 and "30 train images, expected are 31" in result.out
+    assert result.code == 1 and "30 train images, expected 31" in result.out
     assert Path("sets/downloads/eurosat/EuroSAT.zip").exists()
 
 

@@ -239,7 +239,7 @@ def test_files_that_name_too_few_classes(own_copy: Copies) -> None:
     copy = own_copy("fgvcaircraft")
     path = copy.root / "fgvc-aircraft-2013b/data/variants.txt"
     path.write_text(path.read_text() + "Concorde\n")
-    assert f"its files in {copy.root} name 101 classes, expected are 100" in refused(copy)
+    assert f"its files in {copy.root} have 101 classes, expected 100" in refused(copy)
     copy = own_copy("dtd")
     path = copy.root / "dtd/dtd/labels/val1.txt"
     path.write_text("".join(f"{line}\n" for line in path.read_text().split() if not line.startswith("bumpy")))

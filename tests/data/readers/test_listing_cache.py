@@ -261,7 +261,7 @@ def test_large_listings_are_told(tree: Tree, monkeypatch: pytest.MonkeyPatch, ca
     with caplog.at_level(logging.INFO, "randlora_pl"):
         must(root)
         must(root)
-    assert "5 files, listed in" in caplog.text and "5 files, as listed before" in caplog.text
+    assert "5 files, listed in" in caplog.text and "5 files, from the stored listing" in caplog.text
 
 
 def test_strings_are_what_was_given() -> None:

@@ -144,7 +144,7 @@ def test_fraction_and_shots(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "randlora_pl"):
         few = splits.subset(samples, 8, None, 0, "abc")
     assert np.bincount(few.labels).tolist() == [8, 8, 5]
-    assert caplog.messages == ["1 of 3 classes have fewer than 8 images ('c' has 5): all of theirs are used"]
+    assert caplog.messages == ["1 of 3 classes have fewer than 8 images ('c' has 5): all of their images are used"]
 
 
 def test_index_file(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_names_of_repositories() -> None:
     for name in ("ann/one", "a-b/c.d_e", "ann/1"):
         assert check_repo(name) == name
     for name in ("one", "ann/", "/one", "a/b/c", "ann/on e", "", "a/" + "b" * 100, "../x", "./x"):
-        with pytest.raises(UserError, match="give USER/NAME"):
+        with pytest.raises(UserError, match="Use USER/NAME"):
             check_repo(name)
     with pytest.raises(UserError, match="ann/one"):
         check_repo("https://huggingface.co/ann/one")

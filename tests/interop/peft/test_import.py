@@ -79,7 +79,7 @@ CHANGED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda c: c.update(use_qalora=True), "use_qalora: True"),
     (lambda c: c.update(layer_replication=[[0, 2], [1, 2]]), "layer_replication"),
     (lambda c: c.update(something_of_2030=0.5), "something_of_2030: 0.5, which changes the outputs"),
-    (lambda c: c.pop("peft_type"), "names no peft_type"),
+    (lambda c: c.pop("peft_type"), "has no peft_type"),
     (lambda c: c.update(r=None), "r is None in its config"),
     (lambda c: c.update(r=4), "lora_A of blocks.0.attn.qkv has 8 rows, r is 4"),
     (lambda c: c.update(lora_alpha="x"), "lora_alpha is 'x' in its config"),

@@ -1,4 +1,4 @@
-"""The names that prompts call the classes by: the row's, those of the user's files, or of a file of names."""
+"""Class names for prompts: from the catalog, from the dataset's files, or from a file of the user."""
 
 import csv
 import json
@@ -16,15 +16,15 @@ log = logging.getLogger("randlora_pl")
 
 
 def class_names(row: Row, found: Sequence[str], file: str | None = None) -> list[str]:
-    """Name of each class by label; for captions the captions.
+    """Return the class names by label; captions for caption datasets.
 
     Args:
-        row: The data set.
-        found: What its files call the classes.
-        file: A file of names (see `read_classnames`).
+        row: Specification of the dataset.
+        found: Class names in its files.
+        file: File of names (see `read_classnames`).
 
     Raises:
-        UserError: The file is wrong, or two classes have one name.
+        UserError: The file is invalid, or two classes have the same name.
     """
     own = row.classnames or found
     if row.captions:
@@ -35,24 +35,24 @@ def class_names(row: Row, found: Sequence[str], file: str | None = None) -> list
         names = [name.replace("_", " ") for name in own] if row.own else list(own)
         if row.patterns and nameless(own):
             log.warning(
-                "the shards number their classes only: prompts such as 'a photo of a class 0.' mean nothing to "
-                "CLIP. Put classnames.txt (a name a line) beside them, or give it with --data.classnames FILE"
+                "the shards have class numbers only: prompts such as 'a photo of a class 0.' mean nothing to "
+                "CLIP. Put classnames.txt (one name per line) beside them, or set --data.classnames FILE"
             )
     name, times = Counter(names).most_common(1)[0]
-    if times > 1 and (row.own or file is not None):  # ImageNet has two missiles, for one
-        raise UserError(f"Two classes are both called {name!r}: give them names with --data.classnames FILE")
+    if times > 1 and (row.own or file is not None):  # ImageNet has two missiles, for example
+        raise UserError(f"Two classes are both called {name!r}. Set different names with --data.classnames FILE")
     return names
 
 
 def read_classnames(path: Path, classes: Sequence[str]) -> list[str]:
-    """Class names from a file: one a line in the order of the classes, CSV ``folder,name``, or a JSON mapping.
+    """Read class names: one per line in the order of the classes, CSV ``folder,name``, or a JSON mapping.
 
     Args:
-        path: The file; its suffix says which of the three it is.
-        classes: The data set's own names (for a folder: the sub-folders), by label.
+        path: File; its suffix selects the format.
+        classes: Dataset's own names (for a folder: the sub-folders), by label.
 
     Returns:
-        A name for each class.
+        One name per class.
 
     Raises:
         UserError: The file is missing, names too few or too many classes, or an unknown one.
@@ -87,7 +87,7 @@ def _one_each(path: Path, names: list[str], classes: Sequence[str]) -> list[str]
 def _mapped(path: Path, names: dict[str, str], classes: Sequence[str]) -> list[str]:
     for key in names:
         if key not in classes:
-            raise UserError(f"{path} names the class {key!r}, which the data set lacks.{near(key, classes)}")
+            raise UserError(f"{path} names the class {key!r}, which the dataset does not have.{near(key, classes)}")
     missing = [name for name in classes if name not in names]
     if missing:
         raise UserError(f"{path} has no name for {len(missing)} of {len(classes)} classes, the first: {missing[0]!r}")

@@ -1,4 +1,4 @@
-"""Fine-grained kinds of one thing: cars, aircraft, flowers, pets, birds, food."""
+"""Fine-grained datasets: cars, aircraft, flowers, pets, birds, food."""
 
 from randlora_pl.data.catalog import templates as prompts
 from randlora_pl.data.catalog.spec import Row, archive, counts
@@ -121,7 +121,7 @@ ROWS = (
             archive(
                 "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
                 "md5:97eceeb196236b17998738112f37df78",
-                leave=("attributes.txt",),  # lies beside the set's own folder
+                leave=("attributes.txt",),  # outside the dataset's own folder
             ),
         ),
     ),

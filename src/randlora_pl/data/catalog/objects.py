@@ -1,4 +1,4 @@
-"""Objects and actions in photographs: ImageNet, Caltech, Pascal VOC, UCF101."""
+"""Datasets of objects and actions: ImageNet, Caltech, Pascal VOC, UCF101."""
 
 from randlora_pl.data.catalog import templates as prompts
 from randlora_pl.data.catalog.spec import Archive, Row, archive, counts
@@ -114,7 +114,7 @@ ROWS = (
         templates=prompts.ACTION,
         counts=counts(7_639, 1_898, 3_783),
         layout="ucf101/{split_zhou_UCF101.json,UCF-101-midframes/CLASS/*.jpg}",
-        files=(  # of both no checksum is published
+        files=(  # no checksums are published
             Archive("UCF-101-midframes.zip", into="ucf101", page=f"{_DRIVE}/10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O/view"),
             Archive("split_zhou_UCF101.json", into="ucf101", page=f"{_DRIVE}/1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y/view"),
         ),

@@ -1,4 +1,4 @@
-"""The user's own images."""
+"""Datasets from the user's own images."""
 
 from randlora_pl.data.catalog import templates as prompts
 from randlora_pl.data.catalog.spec import Row

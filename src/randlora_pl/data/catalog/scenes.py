@@ -1,4 +1,4 @@
-"""Scenes, textures, signs and countries, from the ground and from above."""
+"""Datasets of scenes, textures, signs and countries, from the ground and from above."""
 
 from randlora_pl.data.catalog import templates as prompts
 from randlora_pl.data.catalog.spec import Row, archive, counts

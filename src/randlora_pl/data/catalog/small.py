@@ -1,4 +1,4 @@
-"""Small images that fit memory: digits, clothes, CIFAR, SVHN, STL-10."""
+"""Datasets of small images that fit memory: digits, clothes, CIFAR, SVHN, STL-10."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ from randlora_pl.data.catalog import templates as prompts
 from randlora_pl.data.catalog.spec import Archive, Row, archive, counts
 
 FASHION_UNSEEN = (5, 6, 7, 8, 9)
-"""FashionMNIST labels that the tiny CLIP's pretraining never saw: Sandal, Shirt, Sneaker, Bag, Ankle boot."""
+"""FashionMNIST labels outside the tiny CLIP's pretraining: Sandal, Shirt, Sneaker, Bag, Ankle boot."""
 
 _IDX = "{}/raw/{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte (unpacked)"
 _SVHN = "http://ufldl.stanford.edu/housenumbers"
@@ -14,7 +14,7 @@ _PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-la
 
 
 def _idx(into: str, mirrors: tuple[str, ...], *sums: str) -> tuple[Archive, ...]:
-    """The four files of MNIST and its like, with their MD5 sums."""
+    """Return the four files of MNIST-like datasets, with their MD5 sums."""
     names = [f"{part}-ubyte.gz" for part in _PARTS]
     return tuple(
         Archive(name, tuple(f"{mirror}/{name}" for mirror in mirrors), f"md5:{md5}", into)

@@ -1,4 +1,4 @@
-"""What is known of a data set without touching it."""
+"""Static descriptions of datasets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,16 +9,16 @@ from randlora_pl.data.catalog import templates as prompts
 
 @dataclass(frozen=True)
 class Archive:
-    """One file of a data set's source, and where what it holds goes.
+    """Source file of a dataset, and its destination.
 
     Attributes:
-        name: Its file name.
-        urls: Where it can be fetched, tried in this order; empty where a person must fetch it.
-        checksum: ``md5:HEX`` or ``sha256:HEX``; empty where nobody gives one.
-        into: Folder below the root that it is unpacked into; a file that is no archive is put there.
-        inner: The archive inside it that holds the images.
-        leave: Patterns of what is not unpacked, because nothing here reads it.
-        page: Where a person finds it, instead of the URLs or where these answer no longer.
+        name: File name.
+        urls: Download URLs, tried in this order; empty if the user must download it by hand.
+        checksum: ``md5:HEX`` or ``sha256:HEX``; empty if none is published.
+        into: Destination folder below the root; other files than archives are copied there.
+        inner: Archive inside it with the images.
+        leave: Patterns of members that are not unpacked, because they are not read.
+        page: Web page for a download by hand, instead of the URLs or if they no longer work.
     """
 
     name: str
@@ -31,35 +31,35 @@ class Archive:
 
 
 def archive(url: str, checksum: str = "", into: str = "", mirrors: tuple[str, ...] = (), **options: Any) -> Archive:
-    """The archive at a URL, with further URLs of the same file."""
+    """Return the archive at a URL, with optional mirrors."""
     return Archive(url.rpartition("/")[2], (url, *mirrors), checksum, into, **options)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One data set.
+    """Specification of a dataset.
 
     Attributes:
-        name: What the user types.
-        title: The data set's own name.
+        name: Name in options.
+        title: Full name.
         reader: Function of `randlora_pl.data.readers.dispatch`, or ``module:function``, that reads one split.
-        epochs: Epochs of a run on the full train split (Table 7 of the paper where it lists the data set).
-        licence: Terms of use, in a few words.
-        source: Where the images come from.
-        classnames: Class names by label; empty where files beside the images say them.
-        class_count: Number of classes where ``classnames`` is empty; 0 where the user's own files decide it.
+        epochs: Epochs of a run on the full train split (Table 7 of the paper if it lists the dataset).
+        licence: Short terms of use.
+        source: Source of the images.
+        classnames: Class names by label; empty if the dataset's files have them.
+        class_count: Number of classes if ``classnames`` is empty; 0 if the user's files define it.
         templates: Prompt templates with one ``{}`` each.
         counts: Expected images by split (``train``, ``val``, ``test``), validation already taken out of train.
         options: Further arguments of the reader.
-        layout: Files expected below the root; empty where nothing is read from disk.
-        files: What to fetch; in the order in which it is put into place.
-        by_hand: How a person gets what cannot be fetched, a line for each step, with ``{root}``.
-        flip: Whether training flips images horizontally unless the user says otherwise.
-        own: The user's own images: short runs are always extended, not only few-shot ones.
-        captions: The labels are captions rather than classes: recall is what counts.
-        package: A Python package that holds the images; empty where none does.
-        patterns: The root need not be a path: a pattern or a URL will do.
-        note: A remark worth a line in a listing.
+        layout: Files expected below the root; empty if it is not on disk.
+        files: Files to download, in installation order.
+        by_hand: Steps for a download by hand, one per line, with ``{root}``.
+        flip: Default of random horizontal flips in training.
+        own: True for the user's own images: short runs are always extended, not only few-shot ones.
+        captions: True if labels are captions instead of classes; the metric is recall.
+        package: Python package with the images, if any.
+        patterns: True if the root may be a pattern or a URL.
+        note: Remark for listings.
     """
 
     name: str
@@ -85,15 +85,15 @@ class Row:
 
     @property
     def classes(self) -> int | None:
-        """Number of classes, or None where the user's own files decide it."""
+        """Number of classes, or None if the user's files define it."""
         return len(self.classnames) or self.class_count or None
 
     @property
     def download(self) -> bool:
-        """Whether ``data get`` fetches it without a person's help."""
+        """True if ``data get`` downloads it without manual steps."""
         return bool(self.files) and all(file.urls for file in self.files)
 
 
 def counts(train: int, val: int, test: int) -> dict[str, int]:
-    """Images by split."""
+    """Return the expected number of images by split."""
     return {"train": train, "val": val, "test": test}

@@ -1,10 +1,9 @@
-"""Class names and prompt templates of the catalog's rows; a template has one ``{}`` for the class name.
+"""Class names and prompt templates of the datasets; a template has one ``{}`` for the class name.
 
-The wording is the one published with CLIP (Radford et al., 2021, prompts of the 27 data sets), odd spellings included,
-because CLIP's zero-shot accuracies are quoted for it; the names of Caltech, CIFAR-100, UCF101, Cars and CUB and the
-prompt of SVHN are those of the published figures that `zeroshot` shows. Long lists of names are text files in
-``names``, a class a line in the order of the labels, after a tab the name where the folder of the class is called
-otherwise; ImageNet's has its folders only.
+The wording was published with CLIP (Radford et al., 2021, prompts of the 27 datasets) and includes its odd spellings,
+because CLIP's zero-shot accuracies refer to it; the names of Caltech, CIFAR-100, UCF101, Cars and CUB and the prompt
+of SVHN belong to the published accuracies that `zeroshot` shows. Long lists are text files in ``names`` with one class
+per line by label: the folder name, and after a tab the class name if it differs; ImageNet's file has folders only.
 """
 
 import importlib.util
@@ -18,17 +17,17 @@ def _columns(data_set: str) -> list[list[str]]:
 
 
 def names(data_set: str) -> tuple[str, ...]:
-    """Class names of a data set by label, from its text file."""
+    """Return the class names of a dataset by label, from its text file."""
     return tuple(columns[-1] for columns in _columns(data_set))
 
 
 def spaced(data_set: str) -> tuple[str, ...]:
-    """Class names with spaces for underscores."""
+    """Return the class names with spaces for underscores."""
     return tuple(name.replace("_", " ") for name in names(data_set))
 
 
 def folders(data_set: str) -> tuple[str, ...]:
-    """What the data set's own files call its classes, by label."""
+    """Return the folder names of the classes, by label."""
     return tuple(columns[0] for columns in _columns(data_set))
 
 
@@ -112,9 +111,9 @@ CALTECH = tuple(
 
 
 def _imagenet() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Open_clip's ImageNet names and templates; its file is run by itself, because the package imports PyTorch."""
+    """Return open_clip's ImageNet names and templates; load the file alone, because the package imports PyTorch."""
     package = importlib.util.find_spec("open_clip")
-    if package is None or not package.submodule_search_locations:  # the doctor command still lists the data sets
+    if package is None or not package.submodule_search_locations:  # the doctor command still lists the datasets
         return (), PHOTO
     path = Path(package.submodule_search_locations[0]) / "zero_shot_metadata.py"
     spec = importlib.util.spec_from_file_location("open_clip_zero_shot_metadata", path)

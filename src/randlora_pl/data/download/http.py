@@ -1,6 +1,6 @@
-"""Downloads that go on where they broke off, and are kept only if they are what the source says they are.
+"""Resumable, verified downloads.
 
-What has come lies in ``NAME.part``, and what it is the beginning of in ``NAME.origin``; a file ``NAME`` is whole.
+Partial downloads are in ``NAME.part``, their URL and ETag in ``NAME.origin``; a file ``NAME`` is complete.
 """
 
 import contextlib
@@ -22,48 +22,48 @@ from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.version import __version__
 
 TIMEOUT = 15.0
-"""Seconds without a byte after which a connection counts as dropped."""
+"""Seconds without a byte before a connection counts as dropped."""
 
 RETRIES = 5
-"""Attempts in a row that may bring nothing new, once a source has answered."""
+"""Consecutive retries without new bytes before giving up."""
 
 PAUSE = 1.0
-"""Seconds before the first of these attempts; doubled for each further one."""
+"""Seconds before the first retry; doubled for each further one."""
 
 Tick = Callable[[int, int | None], None]
-"""Told (bytes done, bytes in the whole or None where nobody knows)."""
+"""Called with (bytes downloaded, total bytes or None)."""
 
 _AGENT = f"randlora-pl/{__version__}"
 _CHUNK = 1 << 18
-_PASSING = (408, 429, 500, 502, 503, 504)  # a server that may answer the next time
+_PASSING = (408, 429, 500, 502, 503, 504)  # temporary errors
 
 
 class _DroppedError(Exception):
-    """The connection broke; another attempt may go on."""
+    """The connection was dropped; a retry may resume."""
 
 
 class _SilentError(_DroppedError):
-    """Nobody answers."""
+    """The server is unreachable."""
 
 
 class _RefusedError(Exception):
-    """This source does not give the file; another one may."""
+    """This source refuses the file; another one may have it."""
 
 
 def download(urls: Sequence[str], target: Path, checksum: str = "", tick: Tick = lambda done, total: None) -> str:
-    """Fetch a file from the first of several sources that has it.
+    """Download a file from the first source that has it.
 
     Args:
-        urls: The sources, in the order in which to ask them; one that a part has come from is asked first.
-        target: Where to put it; it is there only once it is whole and right.
+        urls: Sources in order of preference; the source of a partial download comes first.
+        target: Destination; it exists only if complete and verified.
         checksum: ``md5:HEX`` or ``sha256:HEX``, or empty.
-        tick: Told the progress.
+        tick: Progress callback.
 
     Returns:
-        The source that gave it.
+        URL of the source used.
 
     Raises:
-        UserError: No source gives it, or what they give is wrong, or it does not fit the disk.
+        UserError: No source has the file, its checksum is wrong, or the disk is full.
     """
     part = _Part(target)
     complaints = []
@@ -71,13 +71,13 @@ def download(urls: Sequence[str], target: Path, checksum: str = "", tick: Tick =
         try:
             pieced = _fetch(url, part, checksum, tick)
             wrong = mismatch(part.path, checksum)
-            if wrong and pieced:  # the beginning may have been another file's
+            if wrong and pieced:  # the partial file may have been another version
                 part.remove()
                 _fetch(url, part, checksum, tick)
                 wrong = mismatch(part.path, checksum)
             if wrong:
                 part.remove()
-                raise _RefusedError(f"what {host(url)} gives is not the file: {wrong}")
+                raise _RefusedError(f"the file from {host(url)} is wrong: {wrong}")
         except _RefusedError as error:
             complaints.append(str(error))
             continue
@@ -87,7 +87,7 @@ def download(urls: Sequence[str], target: Path, checksum: str = "", tick: Tick =
 
 
 def mismatch(path: Path, checksum: str, tick: Tick = lambda done, total: None) -> str:
-    """What is wrong with a file, or an empty string where it has the checksum or none is known."""
+    """Return a description of a checksum mismatch, or "" for a match or without a checksum."""
     kind, _, expected = checksum.partition(":")
     if not expected:
         return ""
@@ -101,7 +101,7 @@ def mismatch(path: Path, checksum: str, tick: Tick = lambda done, total: None) -
 
 
 def length(urls: Sequence[str]) -> int | None:
-    """Bytes of a file, by the word of its first source; None where it does not say."""
+    """Return Content-Length from the first URL, or None."""
     try:
         request = Request(urls[0], headers={"User-Agent": _AGENT}, method="HEAD")
         with urlopen(request, timeout=TIMEOUT / 3) as answer:
@@ -111,23 +111,23 @@ def length(urls: Sequence[str]) -> int | None:
 
 
 def fetched(target: Path) -> bool:
-    """Whether a file was downloaded by us, rather than put there by a person."""
+    """Return True if this program downloaded the file, not the user."""
     return _Part(target).note.exists()
 
 
 def forget(target: Path) -> None:
-    """Removes a file and whatever belongs to it."""
+    """Remove a file and its partial download."""
     _Part(target).remove()
     target.unlink(missing_ok=True)
 
 
 def host(url: str) -> str:
-    """The server of a URL, for messages."""
+    """Return the server name of a URL for messages."""
     return urlsplit(url).netloc
 
 
 class _Part:
-    """What has come of a file so far."""
+    """Partial download of a file."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -140,7 +140,7 @@ class _Part:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """``url`` and ``validator`` (the server's name for this version of the file) of what has come."""
+        """``url`` and ``validator`` (ETag or Last-Modified) of the partial file."""
         with contextlib.suppress(OSError, ValueError):
             noted = parse_json(self.note.read_text(encoding="utf-8"))
             if isinstance(noted, dict):
@@ -153,10 +153,10 @@ class _Part:
 
 
 def _fetch(url: str, part: _Part, checksum: str, tick: Tick) -> bool:
-    """Attempts until the file is whole; returns whether it was put together from several answers.
+    """Retry until the file is complete; return True if several responses were joined.
 
     Raises:
-        _RefusedError: The source does not give it.
+        _RefusedError: The source refuses the file.
     """
     first, vain = part.size, 0
     while True:
@@ -164,29 +164,29 @@ def _fetch(url: str, part: _Part, checksum: str, tick: Tick) -> bool:
         try:
             return _attempt(url, part, bool(checksum), tick)
         except _DroppedError as error:
-            if isinstance(error, _SilentError) and before <= first:  # offline: say so at once
+            if isinstance(error, _SilentError) and before <= first:  # offline: report at once
                 raise _RefusedError(f"{host(url)} cannot be reached ({error})") from error
             vain = 0 if part.size > before else vain + 1
             if vain > RETRIES:
-                raise _RefusedError(f"{host(url)} broke off {RETRIES} times in a row ({error})") from error
+                raise _RefusedError(f"{host(url)} dropped the connection {RETRIES} times in a row ({error})") from error
             time.sleep(PAUSE * 2 ** max(0, vain - 1))
 
 
 def _attempt(url: str, part: _Part, checked: bool, tick: Tick) -> bool:
-    """One request, for the rest of the file where something of this version of it has come; whether that was used."""
+    """Send one request, for the rest of a partial file if possible; return True if that was used."""
     origin = part.origin
     validator = origin.get("validator") or ""
     have = part.size if origin.get("url") == url and (validator or checked) else 0
     headers = {"User-Agent": _AGENT, "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
-        if validator:  # another version of the file is then sent whole
+        if validator:  # the server sends a changed file completely
             headers["If-Range"] = validator
     try:
         answer = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
         error.close()
-        if error.code == 416 and have:  # there is no such rest
+        if error.code == 416 and have:  # the range is past the end
             if (error.headers.get("Content-Range") or "").rpartition("/")[2] != str(have):
                 part.remove()
                 raise _DroppedError("the file has changed") from error
@@ -198,7 +198,7 @@ def _attempt(url: str, part: _Part, checked: bool, tick: Tick) -> bool:
         reason = error.reason if isinstance(error, URLError) else error
         raise _SilentError(str(reason)) from error
     with answer:
-        have, total = _agreed(answer, have, part, url)
+        have, total = _check_response(answer, have, part, url)
         if total is not None and total - have > (free := shutil.disk_usage(part.path.parent).free):
             raise UserError(
                 f"{part.target.name} needs {megabytes(total - have)}, but {part.path.parent} has {megabytes(free)} free"
@@ -207,32 +207,32 @@ def _attempt(url: str, part: _Part, checked: bool, tick: Tick) -> bool:
         return have > 0
 
 
-def _agreed(answer: Any, have: int, part: _Part, url: str) -> tuple[int, int | None]:
-    """(bytes that an answer leaves out because they are here, bytes of the whole file if known).
+def _check_response(answer: Any, have: int, part: _Part, url: str) -> tuple[int, int | None]:
+    """Return (bytes already downloaded, total bytes or None) after checking a response's headers.
 
     Raises:
-        _DroppedError: It is another part than was asked for.
-        _RefusedError: It is not the file.
+        _DroppedError: The server sent a different range.
+        _RefusedError: The response is not the file.
     """
     announced = _number(answer.headers.get("Content-Length"))
     packed = answer.headers.get("Content-Encoding", "identity").lower()
-    # some servers call each .tar.gz so, and send it as it is
+    # some servers declare every .tar.gz so, but send it unchanged
     if packed not in ("", "identity") and not part.target.name.lower().endswith((".gz", ".tgz")):
-        raise _RefusedError(f"{host(url)} sends the file packed once more ({packed}), though it was asked not to")
+        raise _RefusedError(f"{host(url)} sends the file compressed ({packed}) despite the request")
     if answer.status == 206:
         sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
         if not have or sent is None or int(sent[1]) != have:
             part.remove()
-            raise _DroppedError("it sent another part than was asked for")
+            raise _DroppedError("it sent a different range")
         total = _number(sent[2])
         return have, have + announced if total is None and announced is not None else total
-    if answer.headers.get_content_type() == "text/html":  # a login page, or a farewell
+    if answer.headers.get_content_type() == "text/html":  # a login or error page
         raise _RefusedError(f"{host(url)} sends a web page instead of the file")
     return 0, announced
 
 
 def _receive(answer: Any, have: int, total: int | None, part: _Part, url: str, tick: Tick) -> None:
-    """Writes what comes, and compares its length."""
+    """Write the response to the partial file, and check its length."""
     tag = answer.headers.get("ETag") or ""
     validator = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified") or ""
     try:
@@ -244,14 +244,14 @@ def _receive(answer: Any, have: int, total: int | None, part: _Part, url: str, t
                 have += len(chunk)
                 tick(have, total)
     except OSError as error:
-        kept = f"what has come stays in {part.path.name}, and is gone on with"
+        kept = f"the partial file {part.path.name} is kept; run the command again to resume"
         raise UserError(f"{part.path} cannot be written ({error.strerror or error}); {kept}") from error
     if total is not None and have < total:
-        raise _DroppedError(f"{total - have:,} bytes were lacking")
+        raise _DroppedError(f"{total - have:,} bytes are missing")
 
 
 def _next(answer: Any) -> bytes:
-    """The next bytes of an answer, none at its end."""
+    """Return the next bytes of a response, or b"" at its end."""
     try:
         return bytes(answer.read(_CHUNK))
     except (OSError, http.client.HTTPException) as error:
@@ -263,7 +263,7 @@ def _number(text: str | None) -> int | None:
 
 
 def megabytes(count: int) -> str:
-    """A size in bytes as people read it, for example ``1.2 GB``."""
+    """Return a human-readable size, for example ``1.2 GB``."""
     for unit, digits in (("GB", 9), ("MB", 6), ("kB", 3)):
         if count >= 10**digits:
             return f"{count / 10**digits:.1f} {unit}"

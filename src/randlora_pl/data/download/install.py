@@ -1,6 +1,6 @@
-"""From a row of the catalog to its files on this machine: fetched, verified, unpacked aside, moved into place.
+"""Installation of datasets: download, verify, unpack to a temporary folder, move to the root.
 
-Archives wait in ``ROOT/downloads/NAME`` until the data set has been read; a person may put them there, too.
+Archives are in ``ROOT/downloads/NAME`` until the dataset has been read; the user may put them there as well.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from randlora_pl.utils.errors import UserError
 log = logging.getLogger("randlora_pl")
 
 EVERY = 30.0
-"""Seconds between two lines about the same file."""
+"""Seconds between two progress lines of one file."""
 
 
 class Watch:
-    """What `get` tells whoever waits for it: a line now and then; this one is silent."""
+    """Progress callbacks of `get`; this base class does nothing."""
 
     def say(self, text: str) -> None:
-        """Takes a line about what has been done or begun."""
+        """Report one line about a finished or started step."""
 
     def progress(self, text: str) -> AbstractContextManager[Tick]:
-        """A function that is told the progress of what ``text`` names."""
+        """Return a context with a progress callback for the step in ``text``."""
         last = time.monotonic()
 
         def tick(done: int, total: int | None) -> None:
@@ -45,18 +45,18 @@ class Watch:
 
 
 class Logged(Watch):
-    """Tells it to the log."""
+    """Progress callbacks that log."""
 
     def say(self, text: str) -> None:
-        """Logs a line."""
+        """Log one line."""
         log.info(text)
 
 
 def ensure(row: Row, root: Path, watch: Watch | None = None) -> None:
-    """Fetches a data set that cannot be read.
+    """Download a dataset if it cannot be read.
 
     Raises:
-        UserError: It cannot be fetched, or cannot be read afterwards.
+        UserError: The download failed, or the dataset cannot be read afterwards.
     """
     if not row.layout or row.own:
         return
@@ -74,20 +74,21 @@ def _read(row: Row, root: Path) -> None:
 
 
 def get(row: Row, root: Path, watch: Watch | None = None) -> None:
-    """Fetches, verifies and unpacks the files of a data set, whether or not it is there.
+    """Download, verify and unpack the files of a dataset, even if it exists.
 
     Args:
-        row: The data set.
-        root: Folder of the data sets; it is made if need be.
-        watch: Told what happens.
+        row: Specification of the dataset.
+        root: Folder of the datasets; created if needed.
+        watch: Progress callbacks.
 
     Raises:
-        UserError: A file cannot be had, or is not what it should be. Nothing has been put into place then.
+        UserError: A file is not available or wrong. Nothing is installed.
     """
     watch = watch or Watch()
     if by_hand(row, root):
         raise UserError(
-            f"{row.name} is not in {root} and cannot be fetched; what to put where: {get_command(row, root)}"
+            f"{row.name} is not in {root} and cannot be downloaded automatically. "
+            f"For the steps, run: {get_command(row, root)}"
         )
     home = downloads(row, root)
     with _alone(home, row):
@@ -95,19 +96,19 @@ def get(row: Row, root: Path, watch: Watch | None = None) -> None:
         try:
             for file in row.files:
                 _obtain(row, root, file, watch)
-            shutil.rmtree(aside, ignore_errors=True)  # what a killed command has left
+            shutil.rmtree(aside, ignore_errors=True)  # left by a killed command
             for file in row.files:
                 _unpack(home / file.name, file, aside, watch)
             _move(aside, root)
             watch.say(f"in place: {place(row, root)}")
         except OSError as error:
-            raise UserError(f"{row.name} cannot be put into {root}: {error}") from error
+            raise UserError(f"{row.name} cannot be installed in {root}: {error}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
 
 def tidy(row: Row, root: Path) -> None:
-    """Removes the archives that were downloaded; what a person has put there stays, and what another command uses."""
+    """Remove downloaded archives; keep the user's own and those in use by another command."""
     home = downloads(row, root)
     done = [home / file.name for file in row.files if fetched(home / file.name)]
     if done:
@@ -115,12 +116,12 @@ def tidy(row: Row, root: Path) -> None:
             for path in done:
                 forget(path)
     for folder in (home, home.parent):
-        with contextlib.suppress(OSError):  # there is more in it
+        with contextlib.suppress(OSError):  # not empty
             folder.rmdir()
 
 
 def by_hand(row: Row, root: Path) -> list[str]:
-    """What a person must still do before `get` can do the rest, a line for each step."""
+    """Return the remaining manual steps before `get` can run, one line each."""
     if not row.files:
         return [line.format(root=root) for line in row.by_hand]
     home = downloads(row, root)
@@ -132,7 +133,7 @@ def by_hand(row: Row, root: Path) -> list[str]:
 
 
 def downloads(row: Row, root: Path) -> Path:
-    """Where the archives of a data set wait."""
+    """Return the folder of a dataset's archives."""
     return root / "downloads" / row.name
 
 
@@ -141,7 +142,7 @@ _LOCK = ".lock"
 
 @contextmanager
 def _alone(home: Path, row: Row) -> Iterator[None]:
-    """Keeps a second command from writing the same files; the system ends the lock of a killed one."""
+    """Lock the folder against a second command; the system releases the lock of a killed one."""
     try:
         home.mkdir(parents=True, exist_ok=True)
         file = (home / _LOCK).open("w")
@@ -156,7 +157,7 @@ def _alone(home: Path, row: Row) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"Another command is fetching {row.name} into {home}; wait for it") from error
+            raise UserError(f"Another command is downloading {row.name} to {home}. Wait until it ends") from error
         except OSError as error:
             raise UserError(f"{home / _LOCK} cannot be locked: {error.strerror or error}") from error
         try:
@@ -166,7 +167,7 @@ def _alone(home: Path, row: Row) -> Iterator[None]:
 
 
 def _obtain(row: Row, root: Path, file: Archive, watch: Watch) -> None:
-    """Brings one file into `downloads`, or verifies the one that is there."""
+    """Download one file to `downloads`, or verify an existing one."""
     path = downloads(row, root) / file.name
     if path.exists():
         try:
@@ -175,30 +176,30 @@ def _obtain(row: Row, root: Path, file: Archive, watch: Watch) -> None:
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
         if not wrong:
-            watch.say(f"{file.name}: there already, {_verdict(file)}")
+            watch.say(f"{file.name}: already downloaded, {_verdict(file)}")
             return
-        if not fetched(path):  # a person's, who may want to look at it
-            raise UserError(f"{path} is not the source's file: {wrong}", f"Remove it, then: {get_command(row, root)}")
+        if not fetched(path):  # the user's own file is not deleted
+            raise UserError(f"{path} is not the published file: {wrong}", f"Remove it, then: {get_command(row, root)}")
         forget(path)
-    with watch.progress(f"{file.name}: fetching") as tick:
+    with watch.progress(f"{file.name}: downloading") as tick:
         try:
             source = download(file.urls, path, file.checksum, tick)
         except UserError as error:
             absent = [other for other in row.files if not (path.parent / other.name).exists()]
             named = ", ".join(f"{other.name} ({other.page or other.urls[0]})" for other in absent)
             raise UserError(
-                f"{row.name}: {file.name} could not be fetched: {error}",
+                f"{row.name}: {file.name} could not be downloaded: {error}",
                 f"By hand: put into {path.parent}: {named}; then: {get_command(row, root)}",
             ) from error
     watch.say(f"{file.name}: {megabytes(path.stat().st_size)} from {host(source)}, {_verdict(file)}")
 
 
 def _verdict(file: Archive) -> str:
-    return f"its {file.checksum.partition(':')[0]} is right" if file.checksum else "no checksum is published"
+    return f"its {file.checksum.partition(':')[0]} is correct" if file.checksum else "no checksum is published"
 
 
 def _unpack(path: Path, file: Archive, aside: Path, watch: Watch) -> None:
-    """Unpacks one file into its folder below ``aside``; one that is no archive is copied there."""
+    """Unpack one file into its folder below ``aside``; copy it if it is not an archive."""
     folder = aside / file.into
     folder.mkdir(parents=True, exist_ok=True)
     if not is_archive(file.name):
@@ -211,7 +212,7 @@ def _unpack(path: Path, file: Archive, aside: Path, watch: Watch) -> None:
             unpack(path, outer)
             held = outer / file.inner
             if not held.is_file():
-                raise UserError(f"{path} does not hold {file.inner}")
+                raise UserError(f"{path} does not contain {file.inner}")
             _unpack(held, Archive(held.name, into=file.into, leave=file.leave), aside, watch)
         finally:
             shutil.rmtree(outer, ignore_errors=True)
@@ -222,13 +223,15 @@ def _unpack(path: Path, file: Archive, aside: Path, watch: Watch) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Moves what a folder holds into another; a folder that is not there yet comes as a whole."""
+    """Move a folder's contents into another folder; a missing folder is moved completely."""
     with os.scandir(source) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             there = target / entry.name
             if entry.is_dir() and there.is_dir():
                 _move(Path(entry.path), there)
             elif there.exists() and (entry.is_dir() or there.is_dir()):
-                raise UserError(f"{there} is in the way: it is {'a folder' if there.is_dir() else 'no folder'}")
+                raise UserError(
+                    f"cannot write {there}: a {'folder' if there.is_dir() else 'file'} with this name exists"
+                )
             else:
-                shutil.move(entry.path, there)  # a target on another disk may be behind a link
+                shutil.move(entry.path, there)  # shutil: the target may be on another disk

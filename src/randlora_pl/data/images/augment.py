@@ -1,7 +1,7 @@
 """RandAugment, MixUp and CutMix of torchvision, as functions of the seed and the draw number.
 
-An image's RandAugment depends on its own draw. MixUp and CutMix blend the images of one micro-batch on one device, each
-with its neighbour; the strength depends on the first draw of the micro-batch.
+RandAugment of an image depends on its own draw. MixUp and CutMix blend each image of one micro-batch on one device with
+its neighbor; the strength depends on the first draw of the micro-batch.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from randlora_pl.utils import rng
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to training images beside the random crop and the flip; by default nothing.
+    """Augmentation of training images beside the random crop and flip; disabled by default.
 
     Attributes:
-        randaugment: Strength of RandAugment, 0 to 30; None for none.
-        mixup: Both parameters of the beta distribution of MixUp's shares; None for no MixUp.
-        cutmix: The same of CutMix. With both, each micro-batch takes either with probability 1/2.
+        randaugment: Strength of RandAugment, 0 to 30; None disables it.
+        mixup: Both parameters of the beta distribution of MixUp's fractions; None disables MixUp.
+        cutmix: Both parameters for CutMix. With both, each micro-batch uses either with probability 1/2.
     """
 
     randaugment: int | None = None
@@ -31,20 +31,20 @@ class Augment:
 
     @property
     def mixes(self) -> bool:
-        """Return True if images are blended, so that labels become shares of classes."""
+        """True if images are blended, so that labels become class probabilities."""
         return self.mixup is not None or self.cutmix is not None
 
     def in_words(self) -> list[str]:
-        """Return what is on, one entry each."""
+        """Return the enabled augmentations, one entry each."""
         pairs = (("RandAugment", self.randaugment), ("MixUp", self.mixup), ("CutMix", self.cutmix))
         return [f"{name} {value:g}" for name, value in pairs if value is not None]
 
     def changed(self, planes: Tensor, draw: int, seed: int) -> Tensor:
-        """Return an image after two random operations (RandAugment), if that is on.
+        """Return an image after two random operations (RandAugment), if enabled.
 
         Args:
             planes: uint8 (1 or 3, height, width).
-            draw: Its draw number.
+            draw: Draw number of the image.
             seed: The user's seed.
         """
         if self.randaugment is None:
@@ -55,11 +55,11 @@ class Augment:
         return after
 
     def mixing(self, draws: Tensor, weights: Tensor, seed: int, classes: int) -> dict[str, Any]:
-        """Return how a micro-batch is to be blended, as the entry ``mix`` of its batch for `mixed`; empty for not.
+        """Return the blending of a micro-batch, as the entry ``mix`` of its batch for `mixed`; {} without blending.
 
         Args:
-            draws: int64 (b,), its draw numbers.
-            weights: float32 (b,); images of weight 0, which fill a batch or were unreadable, are blended with none.
+            draws: int64 (b,), draw numbers.
+            weights: float32 (b,); images of weight 0 (padding or unreadable) are not blended.
             seed: The user's seed.
             classes: Number of classes.
         """
@@ -79,15 +79,15 @@ PLAIN = Augment()
 def mixed(batch: dict[str, Any], mix: dict[str, Any]) -> dict[str, Tensor]:
     """Return the blended entries of a batch, on its device.
 
-    An image brings its weight along: with shares s and 1 - s, weights u and v and labels y and z, the loss becomes
+    Images keep their weights: with fractions s and 1 - s, weights u and v and labels y and z, the loss becomes
     s u CE(y) + (1 - s) v CE(z).
 
     Args:
         batch: ``image`` (b, 3, H, W) float32, ``label`` (b,) int64 and ``weight`` (b,) float32.
-        mix: From `Augment.mixing`.
+        mix: Result of `Augment.mixing`.
 
     Returns:
-        ``image`` and ``weight``, and ``target`` (b, classes) float32: the share of each class, 1 in sum.
+        ``image`` and ``weight``, and ``target`` (b, classes) float32: class probabilities that sum to 1.
     """
     images, weights = batch["image"].clone(), batch["weight"].clone()
     targets = F.one_hot(batch["label"], mix["classes"]).float()

@@ -1,4 +1,4 @@
-"""Where the pixels come from: an array in memory, or image files decoded when asked for."""
+"""Image sources: an array in memory, or image files decoded on access."""
 
 import io
 import os
@@ -20,20 +20,20 @@ SUFFIXES = frozenset(
         ".tiff", ".webp", ".avif",
     }
 )  # fmt: skip
-"""Suffixes taken for image files, compared in lower case."""
+"""Suffixes of image files, compared in lower case."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""Pillow's names of the formats with these suffixes, the only ones that are opened: it would start other programs for
-some of the rest, such as PostScript."""
+"""Pillow's names of the formats with these suffixes, the only ones that are opened: for some others, such as
+PostScript, it would start other programs."""
 
 MOST_BYTES = 2**30
-"""Largest image file that is read."""
+"""Maximum size of an image file."""
 
 MOST_PIXELS = 178_956_970
-"""Largest image that is decoded, width x height: 512 MiB in memory."""
+"""Maximum width x height of a decoded image: 512 MiB in memory."""
 
-SKIP = "Replace it, or go on without it: --data.on_error skip"
-"""The hint about an unreadable image; commands without that option give another."""
+SKIP = "Replace it, or skip it with --data.on_error skip"
+"""Hint for an unreadable image; commands without this option use another."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,7 +44,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each EXIF orientation."""
+"""Transform that undoes each EXIF orientation."""
 
 
 class _TooLargeError(ValueError):
@@ -52,29 +52,29 @@ class _TooLargeError(ValueError):
 
 
 class Images(Protocol):
-    """A numbered collection of images."""
+    """Numbered collection of images."""
 
     def __len__(self) -> int: ...
 
     def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
-        """Image ``index`` as a (height, width, channels) array of 0..255 with 1 or 3 channels.
+        """Load image ``index`` as a (height, width, channels) array of 0..255 with 1 or 3 channels.
 
-        ``short`` allows a smaller copy: pixels that its shorter side still needs; 0 asks for the full size.
+        ``short`` allows a smaller copy with at least this many pixels on the shorter side; 0 means full size.
         """
         ...
 
     def name(self, index: int) -> str:
-        """What to call image ``index`` in a message."""
+        """Return the name of image ``index`` for messages."""
         ...
 
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images of one size that are in memory already.
+    """Images of one size in memory.
 
     Attributes:
         array: uint8 of shape (n, height, width, channels).
-        title: The data set's name, for messages.
+        title: Name of the dataset, for messages.
     """
 
     array: NDArray[np.uint8]
@@ -84,21 +84,21 @@ class ArrayImages:
         return len(self.array)
 
     def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
-        """Image ``index``, as it is."""
+        """Return image ``index``."""
         image: NDArray[np.uint8] = self.array[index]
         return image
 
     def name(self, index: int) -> str:
-        """The data set and the number."""
+        """Return the dataset's name and the index."""
         return f"{self.title} {index}"
 
 
 @dataclass(frozen=True)
 class PathsBelow(Sequence[Path]):
-    """Paths made when asked for: a million of them at once take seconds and a gigabyte.
+    """Paths created on access: a million Path objects take seconds and a gigabyte.
 
     Attributes:
-        home: The folder that they are relative to.
+        home: Parent folder.
         names: Relative paths with forward slashes.
     """
 
@@ -113,20 +113,20 @@ class PathsBelow(Sequence[Path]):
     @overload
     def __getitem__(self, place: slice) -> "PathsBelow": ...
     def __getitem__(self, place: int | slice) -> "Path | PathsBelow":
-        """The path at a place."""
+        """Return the path at an index."""
         if isinstance(place, slice):
             return PathsBelow(self.home, self.names[place])
         return self.home / self.names[place]
 
 
 def absent(home: Path, names: Sequence[str]) -> list[int]:
-    """Places of the names that are no files.
+    """Return the indices of names that are not files.
 
-    Each folder is listed once; only about what a listing lacks is the file system asked, which may not distinguish
-    capitals or accents as a listing does.
+    Each folder is listed once. Names missing in a listing are checked individually, because the file system may ignore
+    case or accents where a listing does not.
 
     Args:
-        home: The folder that the names are relative to.
+        home: Folder of the relative names.
         names: Paths with forward slashes, relative or absolute.
     """
     there: dict[str, frozenset[str]] = {}
@@ -150,17 +150,17 @@ def _file_names(folder: Path) -> frozenset[str]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # its name is too long, or its folder may not be looked into
+    except OSError:  # its name is too long, or its folder is not readable
         return False
 
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files, decoded at each call.
+    """Image files, decoded on each access.
 
     Attributes:
-        paths: The files.
-        most_pixels: Of an image, width x height.
+        paths: Paths of the files.
+        most_pixels: Maximum width x height of an image.
     """
 
     paths: Sequence[Path]
@@ -170,25 +170,25 @@ class FileImages:
         return len(self.paths)
 
     def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
-        """Image ``index`` decoded to RGB (see `decode`).
+        """Decode image ``index`` to RGB (see `decode`).
 
         Raises:
-            UserError: The file is missing, truncated or no image; it is named.
+            UserError: The file is missing, truncated or not an image; the message names it.
         """
         return decode(self.paths[index], short, most_pixels=self.most_pixels)
 
     def name(self, index: int) -> str:
-        """The file's path."""
+        """Return the path of the file."""
         return str(self.paths[index])
 
 
 @dataclass(frozen=True)
 class BoxImages:
-    """Parts of image files, decoded at each call.
+    """Crops of image files, decoded on each access.
 
     Attributes:
-        paths: The file of each part.
-        boxes: int64 (n, 4): left, upper, right and lower edge, the last two outside.
+        paths: Path of each crop's file.
+        boxes: int64 (n, 4): left, upper, right and lower edge, the last two exclusive.
     """
 
     paths: Sequence[Path]
@@ -198,13 +198,13 @@ class BoxImages:
         return len(self.paths)
 
     def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
-        """Part ``index`` in RGB, in full size.
+        """Decode crop ``index`` in RGB, in full size.
 
         Raises:
-            UserError: The file is missing, truncated or no image, or the part lies outside; it is named.
+            UserError: The file is missing, truncated or not an image, or the box lies outside it.
         """
         left, upper, right, lower = self.boxes[index].tolist()
-        whole = decode(self.paths[index], upright=False)  # boxes count the pixels as they are stored
+        whole = decode(self.paths[index], upright=False)  # boxes refer to the stored pixels
         part = whole[upper:lower, left:right]
         if not part.size:
             size = f"{whole.shape[1]} x {whole.shape[0]} pixels"
@@ -212,7 +212,7 @@ class BoxImages:
         return part.copy()  # not a view that keeps the whole image in memory
 
     def name(self, index: int) -> str:
-        """The file's path and the box."""
+        """Return the path of the file and the box."""
         return f"{self.paths[index]} {tuple(self.boxes[index].tolist())}"
 
 
@@ -224,19 +224,19 @@ def decode(
     formats: Sequence[str] = FORMATS,
     most_pixels: int = MOST_PIXELS,
 ) -> NDArray[np.uint8]:
-    """An image file as (height, width, 3) RGB, upright according to its EXIF orientation.
+    """Decode an image file to (height, width, 3) RGB, upright by its EXIF orientation.
 
-    Transparent images are laid on white, 16-bit grey is scaled to 8 bits (unless no value is above 255), the first
-    frame of an animation is taken.
+    Transparent images get a white background, 16-bit gray is scaled to 8 bits (unless no value is above 255), and
+    animations give their first frame.
 
     Args:
-        path: The file, or with ``content`` its name for messages.
-        short: Pixels that the shorter side needs: a JPEG that has at least twice as many is decoded at 1/2, 1/4 or
-            1/8 of its size, which takes a fraction of the time; 0 decodes in full size.
-        content: The file's bytes, where they have been read already.
-        upright: Turn the image as its EXIF orientation says.
-        formats: Pillow's names of the formats that are taken.
-        most_pixels: Width x height that an image may have. Pillow has a limit of its own (see `trust_the_limit`).
+        path: Path of the file, or with ``content`` its name for messages.
+        short: Minimum pixels of the shorter side: a JPEG with at least twice as many is decoded at 1/2, 1/4 or 1/8 of
+            its size, which takes a fraction of the time; 0 decodes in full size.
+        content: Bytes of the file, if already read.
+        upright: Apply the EXIF orientation.
+        formats: Pillow's names of the accepted formats.
+        most_pixels: Maximum width x height. Pillow has its own limit (see `trust_the_limit`).
 
     Raises:
         UserError: The file cannot be read as an image, or is too large.
@@ -272,11 +272,11 @@ def decode(
 
 
 def _reason(error: Exception) -> str:
-    """Why an image cannot be decoded, without a full stop."""
+    """Return why an image cannot be decoded, without a full stop."""
     if isinstance(error, UnidentifiedImageError):
-        return f"it is no image in one of the formats {', '.join(known(FORMATS))}"
+        return f"it is not an image in one of the formats {', '.join(known(FORMATS))}"
     if isinstance(error, Image.DecompressionBombError):
-        return f"it has more pixels than the {MOST_PIXELS:,} that are allowed"
+        return f"it has more pixels than the limit of {MOST_PIXELS:,}"
     if isinstance(error, MemoryError):
         return "there is not enough memory to decode it"
     return (str(getattr(error, "strerror", None) or error) or type(error).__name__).rstrip(".")
@@ -284,36 +284,36 @@ def _reason(error: Exception) -> str:
 
 def _too_large(size: tuple[int, int], most: int) -> str:
     width, height = size
-    return f"it has {width} x {height} = {width * height:,} pixels, and {most:,} are allowed"
+    return f"it has {width} x {height} = {width * height:,} pixels; the limit is {most:,}"
 
 
 def known(formats: Sequence[str]) -> tuple[str, ...]:
-    """Those of some formats that Pillow was built with."""
+    """Return the formats that Pillow was built with."""
     Image.init()
     return tuple(name for name in formats if name in Image.OPEN)
 
 
 def trust_the_limit() -> None:
-    """Has Pillow leave the judgement of an image's size to `decode`, in this process from now on."""
+    """Disable Pillow's own size limit in this process, because `decode` checks the size."""
     Image.MAX_IMAGE_PIXELS = None
 
 
 def _turn(opened: Image.Image) -> Image.Transpose | None:
-    """How to turn an image upright; None: not at all.
+    """Return the transform to an upright image, or None.
 
-    `ImageOps.exif_transpose` would write the whole EXIF block anew, which fails at odd tags that nobody needs.
+    `ImageOps.exif_transpose` would rewrite the whole EXIF block, which fails for unusual tags.
     """
     try:
         return _TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a damaged EXIF block: the pixels are what counts
+    except Exception:  # a damaged EXIF block is ignored
         return None
 
 
 def _quick_jpeg(opened: Image.Image, content: bytes) -> NDArray[np.uint8] | None:
-    """An ordinary JPEG in full size by torchvision's decoder, the same pixels in two thirds of Pillow's time.
+    """Decode an ordinary JPEG in full size with torchvision: the same pixels in two thirds of Pillow's time.
 
-    None where Pillow should do it: other formats, CMYK, and files without an end, which torchvision would fill up
-    with grey.
+    Return None for files that Pillow must decode: other formats, CMYK, and truncated files, which torchvision would
+    fill with gray.
     """
     if opened.format != "JPEG" or opened.mode not in ("RGB", "L") or not content.endswith(b"\xff\xd9"):
         return None
@@ -329,5 +329,5 @@ def _quick_jpeg(opened: Image.Image, content: bytes) -> NDArray[np.uint8] | None
 
 
 def is_image(path: Path) -> bool:
-    """Whether a path looks like an image file: a common suffix, and not hidden."""
+    """Return True if a path has a common image suffix and is not hidden."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")

@@ -1,4 +1,4 @@
-"""How images are prepared for a model: size, colours, and how they become square."""
+"""Preprocessing of images for a model: size, normalization, and crop or padding to a square."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +8,7 @@ RESIZES = ("crop", "pad")
 
 
 class ImageSpecLike(Protocol):
-    """What a model says about its images (`randlora_pl.models.spec.ImageSpec`)."""
+    """Image format of a model (`randlora_pl.models.spec.ImageSpec`)."""
 
     @property
     def size(self) -> int:
@@ -16,11 +16,11 @@ class ImageSpecLike(Protocol):
 
     @property
     def mean(self) -> tuple[float, float, float]:
-        """Mean of each channel on [0, 1]."""
+        """Mean of each channel in [0, 1]."""
 
     @property
     def std(self) -> tuple[float, float, float]:
-        """Standard deviation of each channel on [0, 1]."""
+        """Standard deviation of each channel in [0, 1]."""
 
     @property
     def interpolation(self) -> str:
@@ -33,15 +33,15 @@ class ImageSpecLike(Protocol):
 
 @dataclass(frozen=True)
 class Frame:
-    """How images are prepared; the default is CLIP's.
+    """Image preprocessing; the default is CLIP's.
 
     Attributes:
         size: Height and width in pixels.
-        mean: Mean of each channel on [0, 1].
-        std: Standard deviation of each channel on [0, 1].
+        mean: Mean of each channel in [0, 1].
+        std: Standard deviation of each channel in [0, 1].
         interpolation: ``bicubic`` or ``bilinear``.
-        resize: ``crop``: the shorter side is resized, the centre cropped. ``pad``: the longer side is resized, and the
-            rest of the square has the mean colour.
+        resize: ``crop`` resizes the shorter side and crops the center. ``pad`` resizes the longer side and fills the
+            rest of the square with the mean color.
     """
 
     size: int = 224
@@ -52,5 +52,5 @@ class Frame:
 
     @classmethod
     def of(cls, spec: ImageSpecLike) -> "Frame":
-        """The frame that a model asks for."""
+        """Return the preprocessing of a model."""
         return cls(spec.size, spec.mean, spec.std, spec.interpolation, spec.resize)

@@ -1,7 +1,6 @@
-"""Where an image lies in a square of the mean colour, so that nothing of it is cut off (`--data.resize pad`).
+"""Position of an image in a square of the mean color, so that nothing is cut off (`--data.resize pad`).
 
-Boxes are (top, left, height, width) in pixels. The square around an image has its longer side; the image lies in the
-middle.
+Boxes are (top, left, height, width) in pixels. The square around an image has its longer side; the image is centered.
 """
 
 from collections.abc import Sequence
@@ -15,11 +14,11 @@ Box = tuple[int, int, int, int]
 
 
 def whole_box(height: int, width: int, size: int) -> Box:
-    """Return where a whole image goes: its longer side takes the frame, the other is in the middle.
+    """Return the box of a whole image: its longer side fills the frame, the other is centered.
 
     Args:
-        height: The image's.
-        width: The image's.
+        height: Height of the image.
+        width: Width of the image.
         size: Height and width of the frame.
     """
     long = max(height, width)
@@ -30,14 +29,13 @@ def whole_box(height: int, width: int, size: int) -> Box:
 def crop_place(
     uniform: NDArray[np.float64], crop: NDArray[np.int64], image: NDArray[np.int64], square: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return where crops of the square begin along one axis.
+    """Return the start of each crop of the square along one axis.
 
-    A crop lies within the image where it is the smaller one, and around it where it is the larger one: no padding is
-    shown while a part of the image is cut off, and no crop is empty. Where image and square are equally long, crops are
-    uniform in the square.
+    A smaller crop lies within the image, a larger one around it: no padding is shown while a part of the image is cut
+    off, and no crop is empty. If image and square have the same length, crops are uniform in the square.
 
     Args:
-        uniform: (b,), numbers on [0, 1).
+        uniform: (b,), numbers in [0, 1).
         crop: (b,), lengths of the crops.
         image: (b,), lengths of the images.
         square: (b,), lengths of the squares.
@@ -50,13 +48,13 @@ def crop_place(
 
 
 def split_crop(height: int, width: int, crop: Sequence[int], size: int) -> tuple[Box, Box]:
-    """Return which part of an image a crop of its square holds, and where that part goes in the frame.
+    """Return the part of an image inside a crop of its square, and its box in the frame.
 
     Args:
-        height: The image's.
-        width: The image's.
-        crop: The box in the square.
-        size: Height and width of the frame, to which the crop is resized.
+        height: Height of the image.
+        width: Width of the image.
+        crop: Box in the square.
+        size: Height and width of the frame, of the resized crop.
     """
     top, h, upper, tall = _axis(height, max(height, width), crop[0], crop[2], size)
     left, w, first, wide = _axis(width, max(height, width), crop[1], crop[3], size)
@@ -72,12 +70,12 @@ def _axis(image: int, square: int, begin: int, length: int, size: int) -> tuple[
 
 
 def clear_padding(batch: Tensor, boxes: Sequence[Box], mirror: Tensor | None) -> Tensor:
-    """Set what lies outside the images to zero, in place: the mean colour, after normalisation.
+    """Set pixels outside the images to zero in place, which is the mean color after normalization.
 
     Args:
-        batch: (b, channels, size, size), mirrored already.
-        boxes: Where each image lies, before it was mirrored.
-        mirror: bool (b,), which of them are mirrored; None: none.
+        batch: Batch (b, channels, size, size), already mirrored.
+        boxes: Box of each image before mirroring.
+        mirror: bool (b,), True for mirrored images; None for none.
     """
     size = batch.shape[-1]
     top, left, height, width = torch.tensor(boxes, device=batch.device).view(-1, 4, 1).unbind(1)

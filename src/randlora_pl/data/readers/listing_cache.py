@@ -1,9 +1,9 @@
-"""What readers found in folders of many files, kept between runs and listed anew when a folder has changed.
+"""Cache of directory listings between runs, invalidated when a folder changes.
 
-Listing, sorting and hashing a million names takes seconds on a fast disk and minutes on a slow one. A stored listing
-is trusted if every folder that was listed still has the same times and inode: whatever is added, removed or renamed
-changes those of its folder. One that had changed within the last seconds is not stored, because a file system with
-coarse times would not show a second change; nor is one of a mounted object store, whose folders have made-up times.
+Listing, sorting and hashing a million names takes seconds on a fast disk and minutes on a slow one. A stored listing is
+valid if every listed folder still has the same times and inode: adding, removing or renaming a file changes
+them. Listings of folders changed within the last seconds are not stored, because a file system with coarse times
+would not show a second change; nor are listings of mounted object stores, whose folders have artificial times.
 """
 
 import hashlib
@@ -30,16 +30,16 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.cache_folder import cache_folder, write_whole
 
 VERSION = 2
-"""Raise when what is stored changes, so that old files are not found."""
+"""Version of the stored format; raise it to invalidate old files."""
 
 LEAST = 10_000
-"""Samples from which a listing is worth storing."""
+"""Minimum number of samples for storing a listing."""
 
-TOLD = 100_000
-"""Samples from which it is worth a line that a listing was stored or used."""
+LOGGED = 100_000
+"""Minimum number of samples for logging that a listing was stored or used."""
 
 SETTLED_NS = 2 * 10**9
-"""Nanoseconds for which a place must have been left alone: FAT counts in steps of 2 s."""
+"""Minimum age of a change in nanoseconds: FAT has steps of 2 s."""
 
 log = logging.getLogger("randlora_pl")
 _anew: ContextVar[bool] = ContextVar("anew", default=False)
@@ -47,12 +47,12 @@ _anew: ContextVar[bool] = ContextVar("anew", default=False)
 
 @dataclass(frozen=True)
 class Found:
-    """What a reader found, as columns.
+    """Listing result as columns.
 
     Attributes:
         columns: int64 arrays by name.
         texts: Strings by name.
-        notes: Warnings that belong to it, also when it is used again.
+        notes: Warnings, repeated when the listing is reused.
     """
 
     columns: Mapping[str, NDArray[np.int64]]
@@ -62,13 +62,13 @@ class Found:
 
 @dataclass
 class Watch:
-    """The places that a listing depends on; called with each before it is listed or read.
+    """Recorder of the paths that a listing depends on; called with each before it is listed or read.
 
     Attributes:
-        paths: The places.
-        stamps: What tells whether a place has changed, three numbers each.
-        settled: Whether all had been left alone for a while.
-        timeless: Devices whose folders have times that mean nothing.
+        paths: Recorded paths.
+        stamps: State of each path, three numbers (see `stamp`).
+        settled: True if no path was changed recently.
+        timeless: Devices whose folders have meaningless times.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Watch:
     timeless: frozenset[int] = field(default_factory=lambda: timeless())
 
     def __call__(self, path: str | os.PathLike[str]) -> None:
-        """Notes the state of a folder or file; one that cannot be seen is not settled."""
+        """Record the state of a folder or file; an inaccessible one is not settled."""
         try:
             state = os.stat(path)  # noqa: PTH116 (a Path for each of ten thousand folders is slow)
         except OSError:
@@ -89,18 +89,18 @@ class Watch:
         self.settled &= not (stat.S_ISDIR(state.st_mode) and state.st_dev in self.timeless)
 
     def add(self, path: str, state: tuple[int, int, int]) -> None:
-        """Notes a place whose state is known."""
+        """Record a path with a known state."""
         self.paths.append(path)
         self.stamps.append(state)
 
 
 def stamp(path: str | os.PathLike[str]) -> tuple[int, int, int]:
-    """Two times in nanoseconds and a third number: the inode of a folder, the size of a file.
+    """Return modification and change time in nanoseconds, and the inode of a folder or the size of a file.
 
-    The second time is that of its last change, which nobody can set: tools that copy files and folders set the first.
+    Copying tools set the modification time; the change time cannot be set.
 
     Raises:
-        OSError: It is not there.
+        OSError: The path does not exist.
     """
     return _stamp(os.stat(path))  # noqa: PTH116 (a Path for each of ten thousand folders is slow)
 
@@ -111,10 +111,10 @@ def _stamp(state: os.stat_result) -> tuple[int, int, int]:
 
 
 def timeless(mounts: str = "/proc/self/mountinfo") -> frozenset[int]:
-    """Devices that programs serve as file systems (FUSE), such as object stores, which may give folders any times.
+    """Return FUSE devices, such as object stores, whose folders may have arbitrary times.
 
     Args:
-        mounts: Linux's list of mounts; elsewhere there is none, and nothing is known.
+        mounts: Linux's list of mounts; without it the result is empty.
     """
     found = set()
     try:
@@ -130,17 +130,17 @@ def timeless(mounts: str = "/proc/self/mountinfo") -> frozenset[int]:
 
 
 def stamps(paths: Sequence[str]) -> list[tuple[int, int, int]]:
-    """The state of each place.
+    """Return the state of each path.
 
     Raises:
-        OSError: One is not there.
+        OSError: A path does not exist.
     """
     return [stamp(path) for path in paths]
 
 
 @contextmanager
 def anew() -> Iterator[None]:
-    """Within it no stored listing is trusted; what is found is stored again."""
+    """Ignore stored listings within the context; new ones are stored."""
     token = _anew.set(True)
     try:
         yield
@@ -155,27 +155,27 @@ def stored(
     states: Callable[[Sequence[str]], Sequence[tuple[int, int, int]]] = stamps,
     least: int | None = None,
 ) -> Found:
-    """What ``find`` finds, from the cache if it was stored there and nothing has changed.
+    """Return the cached result of ``find``, or call it if anything has changed.
 
-    A cache that cannot be read or written costs nothing but time.
+    An unreadable or unwritable cache only costs time.
 
     Args:
-        name: What was listed: data set, place and split. A stored listing of the same name is replaced.
-        recipe: Whatever else decides the result; another recipe finds nothing stored.
-        find: Lists, and says where it looked.
-        states: The present states of the places that were looked at; OSError if one is gone.
-        least: Samples (the length of the first column) from which it is stored; by default `LEAST`.
+        name: Dataset, path and split. A stored listing with the same name is replaced.
+        recipe: All other inputs of the result; a different recipe invalidates the cache.
+        find: Function that lists the files and records the paths it used.
+        states: Function that returns the current states of recorded paths; OSError if one does not exist.
+        least: Minimum number of samples (length of the first column) for storing; default `LEAST`.
 
     Raises:
-        UserError: Those of ``find``, whose errors are never stored.
+        UserError: ``find`` raised it; errors are not stored.
     """
     path = cache_folder() / "listings" / f"{_digest([str(VERSION), *name])}.npz"
     made_by = _digest(recipe)
     if not _anew.get():
         found = _load(path, made_by, states)
         if found is not None:
-            if _size(found) >= TOLD:
-                log.info("%s: %s files, as listed before", name[1], f"{_size(found):,}")
+            if _size(found) >= LOGGED:
+                log.info("%s: %s files, from the stored listing", name[1], f"{_size(found):,}")
             return found
     watch = Watch()
     begin = time.perf_counter()
@@ -184,19 +184,19 @@ def stored(
     kept = False
     if _size(found) >= (LEAST if least is None else least) and watch.settled:
         kept = _save(path, made_by, found, watch)
-    if _size(found) >= TOLD:
-        after = ", which the next run need not do" if kept else ""
+    if _size(found) >= LOGGED:
+        after = ", stored for the next run" if kept else ""
         log.info("%s: %s files, listed in %.1f s%s", name[1], f"{_size(found):,}", seconds, after)
     return found
 
 
 def tree(paths: list[str], labels: list[int], keys: list[str] | None = None, notes: Sequence[str] = ()) -> Found:
-    """Columns of image files in the order of their keys.
+    """Return columns of image files in the order of their keys.
 
     Args:
-        paths: The files, with forward slashes, relative to a folder.
-        labels: The label of each.
-        keys: The key of each; by default its path.
+        paths: Paths with forward slashes, relative to a folder.
+        labels: Label of each file.
+        keys: Key of each file; default: its path.
         notes: See `Found`.
 
     Raises:
@@ -219,7 +219,7 @@ def tree(paths: list[str], labels: list[int], keys: list[str] | None = None, not
 
 
 def samples_of(found: Found, home: Path, classes: Sequence[str]) -> Samples:
-    """Samples out of the columns of `tree`, the paths below ``home``; says the notes."""
+    """Build samples from the columns of `tree` with paths below ``home``; log the notes."""
     for note in found.notes:
         log.warning("%s", note)
     images = FileImages(PathsBelow(home, found.texts.get("paths", found.texts["keys"])))
@@ -237,7 +237,7 @@ def _digest(words: Sequence[str]) -> str:
 
 
 def _save(path: Path, recipe: str, found: Found, watch: Watch) -> bool:
-    """Writes a listing; whether it could be written."""
+    """Write a listing; return True on success."""
     about = {"recipe": recipe, "notes": found.notes, "columns": list(found.columns), "texts": list(found.texts)}
     arrays: dict[str, Any] = {f"column {name}": column for name, column in found.columns.items()}
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
@@ -258,7 +258,7 @@ def _save(path: Path, recipe: str, found: Found, watch: Watch) -> bool:
 
 
 def _load(path: Path, recipe: str, states: Callable[[Sequence[str]], Sequence[tuple[int, int, int]]]) -> Found | None:
-    """A stored listing; None where there is none, or none that still holds."""
+    """Load a stored listing, or return None if it is missing or outdated."""
     try:
         with np.load(path, allow_pickle=False) as file:
 
@@ -276,6 +276,6 @@ def _load(path: Path, recipe: str, states: Callable[[Sequence[str]], Sequence[tu
             return Found(columns, texts, tuple(about["notes"]))
     except FileNotFoundError:
         return None
-    except Exception as error:  # a damaged file fails in many ways, and none of them matters
+    except Exception as error:  # a damaged file raises many types; the folder is listed again
         log.debug("the stored listing %s cannot be used: %s", path, error)
         return None

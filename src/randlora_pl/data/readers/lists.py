@@ -1,4 +1,4 @@
-"""Data sets whose annotation files list images and classes, in formats that torchvision does not read."""
+"""Datasets with annotation files in formats that torchvision does not read."""
 
 import re
 from pathlib import Path
@@ -11,11 +11,11 @@ from randlora_pl.utils.files.documents import parse_json
 
 
 def resisc45(row: Row, root: Path, split: str, *, known: tuple[str, ...]) -> Samples | None:
-    """NWPU-RESISC45 by the published lists of file names, ``airplane_001.jpg``; their validation list is not used.
+    """Read NWPU-RESISC45 by its published lists (``airplane_001.jpg``); the validation list is not used.
 
     Args:
-        row: The data set.
-        root: Folder that holds the data sets.
+        row: Specification of the dataset.
+        root: Folder of the datasets.
         split: ``train``, ``val`` or ``test``.
         known: Names of the class folders by label.
 
@@ -40,7 +40,7 @@ def resisc45(row: Row, root: Path, split: str, *, known: tuple[str, ...]) -> Sam
 
 
 def sun397(row: Row, root: Path, split: str) -> Samples | None:
-    """SUN397 by its first partition; ``ClassName.txt`` lists the classes, such as ``/a/apartment_building/outdoor``.
+    """Read SUN397, first partition; ``ClassName.txt`` has classes such as ``/a/apartment_building/outdoor``.
 
     Raises:
         UserError: Lists or images are missing or damaged.
@@ -62,7 +62,7 @@ def sun397(row: Row, root: Path, split: str) -> Samples | None:
 
 
 def cub200(row: Row, root: Path, split: str) -> Samples | None:
-    """CUB-200-2011: four files that give each image's number a path, a class and a split, and each class a name.
+    """Read CUB-200-2011: four files map image numbers to paths, classes and splits, and classes to names.
 
     Raises:
         UserError: Lists or images are missing or damaged.
@@ -92,7 +92,7 @@ def cub200(row: Row, root: Path, split: str) -> Samples | None:
 
 
 def _numbered(row: Row, root: Path, path: Path) -> dict[str, str]:
-    """Lines ``NUMBER VALUE`` as a mapping, in their order."""
+    """Return lines ``NUMBER VALUE`` as a mapping, in their order."""
     found: dict[str, str] = {}
     for place, line in lines(row, root, path):
         number, _, value = line.partition(" ")
@@ -105,7 +105,7 @@ def _numbered(row: Row, root: Path, path: Path) -> dict[str, str]:
 
 
 def ucf101(row: Row, root: Path, split: str) -> Samples:
-    """The middle frames of UCF101 by CoOp's split file: ``[path, label, class name]`` for each image of each split.
+    """Read the middle frames of UCF101 by CoOp's split file: ``[path, label, class name]`` per image and split.
 
     Raises:
         UserError: The split file or images are missing or damaged.
@@ -117,9 +117,9 @@ def ucf101(row: Row, root: Path, split: str) -> Samples:
         entries = [(str(image), int(label)) for image, label, _ in listed[split]]
         names = {int(label): str(name) for part in listed.values() for _, label, name in part}
     except FileNotFoundError as error:
-        raise missing(row, root, f"there is no {path.relative_to(root)}") from error
+        raise missing(row, root, f"{path.relative_to(root)} does not exist") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise missing(row, root, f"{path} cannot be read ({type(error).__name__}: {error})") from error
-    # in the order of the labels, wherever in the file a class first appears
+    # in the order of the labels, not of first appearance
     classes = [name for _, name in sorted(names.items())]
     return file_samples(row, root, home / "UCF-101-midframes", entries, classes, f"the {split} part of {path}")

@@ -1,4 +1,4 @@
-"""Data sets whose image files and labels a torchvision class lists (without decoding an image)."""
+"""Datasets whose image files and labels are listed by a torchvision class, without decoding images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,19 +20,19 @@ def torchvision_files(
     known: Sequence[str] | None = None,
     numbered: Sequence[str] = (),
 ) -> Samples | None:
-    """A data set of files that a torchvision class reads.
+    """Read a dataset of files listed by a torchvision class.
 
     Args:
-        row: The data set.
+        row: Specification of the dataset.
         root: Folder given to torchvision.
         split: ``train``, ``val`` or ``test``.
         name: Name of the class in `torchvision.datasets`.
-        splits: Torchvision's splits that make up each of ours; a split that is left out is not there.
-        known: The class names that torchvision should find; None: none can be told without the files.
-        numbered: Torchvision's splits whose class folders are called by their label; it numbers what it finds.
+        splits: Torchvision's splits for each of ours; omitted splits do not exist.
+        known: Expected class names; None if unknown without the files.
+        numbered: Torchvision's splits whose class folders are named by label; torchvision numbers existing folders.
 
     Raises:
-        UserError: The data are missing or damaged.
+        UserError: The dataset is missing or damaged.
     """
     entries: list[tuple[str, int]] = []
     classes: Sequence[str] = ()
@@ -45,7 +45,7 @@ def torchvision_files(
         if part in numbered and strays:
             raise UserError(
                 f"{row.title}: the class folders of {root / strays[0].parents[1]} should be 00000 to "
-                f"{len(row.classnames) - 1:05d}, each of them; {strays[0].parent.name} is out of place"
+                f"{len(row.classnames) - 1:05d}without gaps; {strays[0].parent.name} is unexpected"
             )
         entries += found
         classes = list(getattr(held, "classes", row.classnames))
@@ -53,15 +53,15 @@ def torchvision_files(
             odd = sorted(set(known or ()) ^ set(classes))
             unlike = f"; {odd[0]!r} is not in both" if known is not None and odd else ""
             raise UserError(
-                f"{row.title}, {part} part: its files in {root} name {len(classes)} classes, "
-                f"expected are {row.classes}{unlike}"
+                f"{row.title}, {part} part: its files in {root} have {len(classes)} classes, "
+                f"expected {row.classes}{unlike}"
             )
     names = row.classnames or [str(name).replace("_", " ") for name in classes]
     return file_samples(row, root, root, entries, names, f"its {split} split")
 
 
 def _entries(held: Any, root: Path) -> list[tuple[str, int]]:
-    """(path below the root, label) of what a torchvision class has listed; it has no public name for either."""
+    """Return (path below the root, label) per image of a torchvision class, from its private attributes."""
     if hasattr(held, "_samples"):
         pairs = held._samples
     else:

@@ -1,9 +1,9 @@
-"""Data sets whose folders are the classes; the splits are folders, an index in the package, or left to be drawn.
+"""Datasets with class folders; splits are folders, an index in the package, or drawn.
 
-EuroSAT and Caltech have no split of their own. EuroSAT's, 270 validation and 270 test images of each class, and the
-test images of Caltech 101 are written down in ``indices``. Those of Caltech 256, whose file names were not at hand,
-are the draw of `randlora_pl.data.sampling.splits`, which depends on nothing but the file names and how many there are
-of each class: everyone with the complete data set has the same.
+EuroSAT and Caltech have no published splits. EuroSAT's 270 validation and 270 test images per class and Caltech 101's
+test images are listed in ``indices``. Caltech 256's file names were not available; its split is drawn by
+`randlora_pl.data.sampling.splits`, which depends only on the file names and the class sizes, so that everyone with the
+complete dataset gets the same split.
 """
 
 import json
@@ -35,17 +35,17 @@ def class_tree(
     ignore: Sequence[str] = (),
     suffixes: Sequence[str] = (),
 ) -> Samples | None:
-    """Images in class folders, the class folders of each split below a folder of its own.
+    """Read images in class folders, with one parent folder per split.
 
     Args:
-        row: The data set.
-        root: Folder that holds the data sets.
+        row: Specification of the dataset.
+        root: Folder of the datasets.
         split: ``train``, ``val`` or ``test``.
-        folders: Folder of each split below the root; a split that is left out is not there.
-        known: Names of the class folders by label; None: the sorted folders, as many as the row has classes.
-        pattern: Regular expression of the class folders where they are not known; its group is the class name.
-        ignore: Folders that are no classes.
-        suffixes: Suffixes of the images, in lower case; by default all that are known.
+        folders: Folder of each split below the root; omitted splits do not exist.
+        known: Names of the class folders by label; None for the sorted folders, as many as there are classes.
+        pattern: Regular expression of unknown class folders; its group is the class name.
+        ignore: Folders that are not classes.
+        suffixes: Suffixes of the images, in lower case; default: all known suffixes.
 
     Raises:
         UserError: Folders or images are missing.
@@ -72,24 +72,24 @@ def class_tree(
 
 
 def indexed_tree(row: Row, root: Path, split: str, *, folder: str, index: str, **options: Any) -> Samples | None:
-    """Images ``CLASS/..._N.jpg`` of which the package lists the numbers of some splits; the rest is for training.
+    """Read images ``CLASS/..._N.jpg`` by an index of numbers per split in the package; the rest is for training.
 
     Args:
-        row: The data set.
-        root: Folder that holds the data sets.
+        row: Specification of the dataset.
+        root: Folder of the datasets.
         split: ``train``, ``val`` or ``test``.
         folder: Folder of the class folders below the root.
         index: Name of the JSON file in ``indices``.
         options: Further arguments of `class_tree`.
 
     Raises:
-        UserError: Folders or images are missing, or a file has another name.
+        UserError: Folders or images are missing, or a file has an unexpected name.
     """
     listed = json.loads((INDICES / f"{index}.json").read_text(encoding="utf-8"))
     if split != "train" and split not in listed:
         return None
     whole = class_tree(row, root, "train", folders={"train": folder}, **options)
-    assert whole is not None  # the split "train" was just named
+    assert whole is not None  # the split "train" was given above
     split_of = {
         (name, number): part for part, classes in listed.items() for name in classes for number in classes[name]
     }
@@ -98,7 +98,7 @@ def indexed_tree(row: Row, root: Path, split: str, *, folder: str, index: str, *
         name, _, file = key.partition("/")
         number = re.fullmatch(r".*_(\d+)\.\w+", file)
         if number is None:
-            raise UserError(f"{row.title}: {root / folder / key} has no number, expected are {row.layout}")
+            raise UserError(f"{row.title}: {root / folder / key} has no number; expected {row.layout}")
         if split_of.get((name, int(number[1])), "train") == split:
             chosen.append(place)
     return whole.subset(np.asarray(chosen, dtype=np.int64))
@@ -107,33 +107,33 @@ def indexed_tree(row: Row, root: Path, split: str, *, folder: str, index: str, *
 def _classes(
     row: Row, root: Path, home: Path, known: Sequence[str] | None, pattern: str, ignore: Sequence[str]
 ) -> Sequence[str]:
-    """The class folders in ``home`` by label.
+    """Return the class folders in ``home`` by label.
 
     Raises:
-        UserError: There is one that cannot be a class, or one is lacking.
+        UserError: A folder is not a class, or a class is missing.
     """
     try:
         with os.scandir(home) as listing:
             there = sorted(entry.name for entry in listing if entry.is_dir() and not entry.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise missing(row, root, f"there is no folder {home}") from error
+        raise missing(row, root, f"the folder {home} does not exist") from error
     there = [name for name in there if name not in ignore]
     odd = [name for name in there if (not re.fullmatch(pattern, name) if known is None else name not in known)]
     if odd:
         raise UserError(
-            f"{row.title}: {home / odd[0]} is none of its {row.classes} classes.{near(odd[0], known or ())}"
+            f"{row.title}: {home / odd[0]} is not one of its {row.classes} classes.{near(odd[0], known or ())}"
         )
     if len(there) != row.classes:
         absent = [name for name in known or () if name not in there]
         if known is None:  # folders may be numbered from 1
             starts = {name.partition(".")[0] for name in there}
             absent = [f"{number:03d}.*" for number in range(1, (row.classes or 0) + 1) if f"{number:03d}" not in starts]
-        lacking = f", it lacks {absent[0]}" if absent else ""
+        lacking = f", {absent[0]} is missing" if absent else ""
         raise missing(row, root, f"{home} has {len(there)} of {row.classes} class folders{lacking}")
     return there if known is None else known
 
 
 def _images(folder: Path, suffixes: frozenset[str]) -> list[str]:
-    """Names of the images directly in a class folder: stray folders and files are in some of the archives."""
+    """Return names of images directly in a class folder: some archives have stray folders and files."""
     names = sorted(os.listdir(folder))  # noqa: PTH208 (a million Path objects are slow)
     return [name for name in names if name[name.rfind(".") :].lower() in suffixes and name[0] != "."]

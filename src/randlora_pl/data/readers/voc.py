@@ -13,13 +13,13 @@ from randlora_pl.utils.errors import UserError
 
 
 def boxes(row: Row, root: Path, split: str, *, known: tuple[str, ...]) -> Samples:
-    """Every box of the images of one split, those marked difficult too, cut out without a margin.
+    """Read every box of one split's images, including difficult ones, cropped without a margin.
 
     Args:
-        row: The data set.
-        root: Folder that holds the data sets.
+        row: Specification of the dataset.
+        root: Folder of the datasets.
         split: ``train``, ``val`` or ``test``.
-        known: The annotations' names of the classes, by label.
+        known: Class names in the annotations, by label.
 
     Raises:
         UserError: Lists, annotations or images are missing or damaged.
@@ -39,10 +39,10 @@ def boxes(row: Row, root: Path, split: str, *, known: tuple[str, ...]) -> Sample
             raise UserError(f"{path}, line {number}: {image} is listed twice")
         seen.add(image)
         if image not in there:
-            raise missing(row, root, f"{path}, line {number}: there is no {home / 'JPEGImages' / image}.jpg")
+            raise missing(row, root, f"{path}, line {number}: {home / 'JPEGImages' / image}.jpg does not exist")
         for place, (name, corner) in enumerate(_objects(row, root, home / "Annotations" / f"{image}.xml")):
             if name not in label_of:
-                raise UserError(f"{home / 'Annotations' / image}.xml: {name!r} is none of the {len(known)} classes")
+                raise UserError(f"{home / 'Annotations' / image}.xml: {name!r} is not one of the {len(known)} classes")
             paths.append(home / "JPEGImages" / f"{image}.jpg")
             corners.append(corner)
             labels.append(label_of[name])
@@ -52,9 +52,9 @@ def boxes(row: Row, root: Path, split: str, *, known: tuple[str, ...]) -> Sample
 
 
 def _objects(row: Row, root: Path, path: Path) -> list[tuple[str, tuple[int, int, int, int]]]:
-    """(class, (left, upper, right, lower)) of each object in an annotation; its parts have boxes of their own.
+    """Return (class, (left, upper, right, lower)) per object of an annotation, without the boxes of its parts.
 
-    Corners are pixels that count from 1 and belong to the box; the result counts from 0 and ends before the last.
+    Corners in the file are inclusive and count from 1; results count from 0, with exclusive ends.
     """
     try:
         found = []
@@ -73,6 +73,6 @@ def _objects(row: Row, root: Path, path: Path) -> list[tuple[str, tuple[int, int
             raise ValueError("no object is annotated")
         return found
     except FileNotFoundError as error:
-        raise missing(row, root, f"there is no {path}") from error
+        raise missing(row, root, f"{path} does not exist") from error
     except (ElementTree.ParseError, ValueError, OSError) as error:
         raise UserError(f"The annotation {path} cannot be read: {error}") from error

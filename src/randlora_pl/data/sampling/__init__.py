@@ -1,1 +1,1 @@
-"""Splits, few-shot subsets, and the numbered draws of a run."""
+"""Splits, few-shot subsets, and the sample order of a run."""

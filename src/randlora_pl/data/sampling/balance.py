@@ -1,4 +1,4 @@
-"""Classes of very different sizes: weights of their losses, or draws that take every class equally often."""
+"""Correction for classes of different sizes: loss weights, or equal sampling of classes."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +10,7 @@ from randlora_pl.utils import rng
 
 
 def in_words(balance: str | None) -> str:
-    """Return what the start page says of it, behind a comma; empty for None."""
+    """Return the start summary's text with a leading comma; "" for None."""
     words = {"weights": ", losses weighted by class", "sampler": ", classes drawn equally often"}
     return words[balance] if balance else ""
 
@@ -26,24 +26,24 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
         float32 (classes,).
     """
     counts = torch.bincount(labels, minlength=classes)
-    share = len(labels) / (counts > 0).sum()
-    return torch.where(counts > 0, share / counts.clamp(min=1), 0.0).float()
+    scale = len(labels) / (counts > 0).sum()
+    return torch.where(counts > 0, scale / counts.clamp(min=1), 0.0).float()
 
 
 @lru_cache(maxsize=4096)
 def _order(seed: int, label: int, size: int, epoch: int) -> Tensor:
-    """Return the order in which a class's samples are drawn: the draws of a run ask for few classes and epochs."""
+    """Return the sample order of one class; cached, because a run needs few classes and epochs at a time."""
     return rng.permutation(seed, f"order of class {label}", size, part=epoch)
 
 
 @dataclass(frozen=True)
 class ClassDraws:
-    """Numbered draws in which all classes that have samples come equally often.
+    """Numbered draws that select every class with samples equally often.
 
     Attributes:
-        places: int64 (samples,), places of the samples, those of one class together.
-        starts: int64 (classes,), where each class begins in ``places``; classes without samples are left out.
-        counts: int64 (classes,), samples of each class.
+        places: int64 (samples,), sample indices grouped by class.
+        starts: int64 (classes,), start of each class in ``places``; classes without samples are omitted.
+        counts: int64 (classes,), number of samples per class.
     """
 
     places: Tensor
@@ -55,7 +55,7 @@ class ClassDraws:
         """Group samples by class.
 
         Args:
-            labels: int64 (samples,), the class of each.
+            labels: int64 (samples,), class of each sample.
         """
         counts = torch.unique(labels, return_counts=True)[1]
         return cls(torch.argsort(labels, stable=True), counts.cumsum(0) - counts, counts)
@@ -66,9 +66,8 @@ class ClassDraws:
         Args:
             seed: Seed of the order.
             draws: int64 draw numbers of any shape.
-            sampling: ``with_replacement``: each draw takes a random class and a random sample of it. ``epochs``: all
-                classes come in turn, in a new order each round, and a class's samples are used up before any is
-                repeated.
+            sampling: ``with_replacement``: each draw selects a random class and a random sample of it. ``epochs``: all
+                classes take turns, in a new order each round, and a class's samples are used up before any is repeated.
         """
         if sampling == "with_replacement":
             labels = rng.integers(seed, "class", draws, len(self.counts))

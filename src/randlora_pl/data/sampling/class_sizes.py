@@ -1,4 +1,4 @@
-"""Remarks on classes that a split lacks, and on classes of very different sizes."""
+"""Warnings about missing classes in splits and classes of very different sizes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,19 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 RATIO = 10
-"""Times that the largest class may have the images of the smallest one without a remark."""
+"""Minimum ratio of the largest to the smallest class for a warning."""
 
 
 def remarks(
     labels: Mapping[str, NDArray[np.int64]], names: Sequence[str], unit: str = "images", balanced: bool = False
 ) -> list[str]:
-    """Return a line on classes that splits lack, and one on training classes of very different sizes.
+    """Return one line about classes missing in splits, and one about training classes of very different sizes.
 
     Args:
-        labels: The class of each sample, by split; splits without samples are left out.
-        names: Name of each class.
-        unit: What a sample is called.
-        balanced: Leave out different sizes, for which the training corrects.
+        labels: Class of each sample, by split; empty splits are ignored.
+        names: Class names.
+        unit: Name of the samples in messages.
+        balanced: Ignore different sizes, because the training corrects for them.
     """
     counts = {split: np.bincount(found, minlength=len(names)) for split, found in labels.items() if len(found)}
     lines = []

@@ -1,6 +1,6 @@
-"""Which sample is drawn when: pure functions of (seed, draw number), for any number of workers and ranks.
+"""Sample order of a run: pure functions of (seed, draw number), for any number of workers and ranks.
 
-Training is one loop over numbered draws. A *window* is what one optimizer step sees; it is cut into
+Training is one loop over numbered draws. A *window* is the global batch of one optimizer step; it is split into
 micro-batches for gradient accumulation and for the ranks of a distributed run.
 """
 
@@ -21,16 +21,16 @@ def _epoch_order(seed: int, size: int, epoch: int) -> Tensor:
 
 @dataclass(frozen=True)
 class DrawPlan:
-    """The draws of a training run.
+    """Sample order of a training run.
 
     Attributes:
-        num_samples: Samples to draw from.
-        total_draws: Draws of the whole run.
-        window: Draws of one optimizer step (batch size x accumulation x ranks); the last step may have fewer.
+        num_samples: Number of training samples.
+        total_draws: Number of draws of the whole run.
+        window: Draws per optimizer step (batch size x accumulation x ranks); the last step may have fewer.
         seed: Seed of the order.
-        sampling: ``with_replacement`` (the paper: each draw uniform, on its own) or ``epochs`` (a new order of
-            all samples each time they are used up).
-        classes: Has every class drawn equally often; None draws every sample equally often.
+        sampling: ``with_replacement`` (the paper: uniform, independent draws) or ``epochs`` (a new order of all samples
+            in each pass).
+        classes: Draws every class equally often; None draws every sample equally often.
     """
 
     num_samples: int
@@ -42,15 +42,15 @@ class DrawPlan:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps."""
+        """Number of optimizer steps."""
         return -(-self.total_draws // self.window)
 
     def window_draws(self, step: int) -> Tensor:
-        """Draw numbers of one optimizer step, int64 (window,) or shorter for the last step."""
+        """Return the draw numbers of one optimizer step, int64 (window,) or shorter for the last step."""
         return torch.arange(step * self.window, min((step + 1) * self.window, self.total_draws))
 
     def samples(self, draws: Tensor) -> Tensor:
-        """The sample of each draw, int64 of the same shape as ``draws``."""
+        """Return the sample of each draw, int64 of the same shape as ``draws``."""
         if self.classes is not None:
             return self.classes.samples(self.seed, draws, self.sampling)
         if self.sampling == "with_replacement":
@@ -64,7 +64,7 @@ class DrawPlan:
 
 
 def total_draws(num_samples: int, epochs: int, window: int, min_batches_per_epoch: int = 0) -> int:
-    """Draws of a run: samples x epochs, where fewer than the minimum of windows count several times.
+    """Return the draws of a run: samples x epochs, where short epochs are repeated.
 
     If ``num_samples / window < min_batches_per_epoch``, the samples are repeated
     ``floor(min_batches_per_epoch * window / num_samples) + 1`` times, as the official code does for few-shot sets.
@@ -76,22 +76,22 @@ def total_draws(num_samples: int, epochs: int, window: int, min_batches_per_epoc
 
 
 def _share(size: int, parts: int, part: int) -> tuple[int, int, int]:
-    """(first, past the last, width): an even share of ``range(size)``; each part is padded to the width."""
+    """Return (first, end, width) of one part of ``range(size)``; each part is padded to the width."""
     width = -(-size // parts)
     return min(part * width, size), min((part + 1) * width, size), width
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank does in one micro-batch.
+    """Micro-batch of one rank.
 
     Attributes:
-        draws: int64 (b,), draw numbers; padding repeats the window's last draw.
+        draws: int64 (b,), draw numbers; padding repeats the last draw of the window.
         weights: float32 (b,), accumulation x ranks / window size for a draw, 0 for padding: Lightning divides the
             loss by the accumulation and DDP averages over ranks, so that sum(weight * loss) becomes the window's mean.
         window: int64 (window size,), draws of the whole window, all ranks and micro-batches.
-        micro: Place in the window.
-        micros: Micro-batches of this window.
+        micro: Index in the window.
+        micros: Number of micro-batches in this window.
     """
 
     draws: Tensor
@@ -101,26 +101,26 @@ class MicroBatch:
     micros: int
 
     def weighted(self, labels: Tensor, classes: Tensor | None) -> Tensor:
-        """Return the weights, times those of the samples' classes.
+        """Return the weights, multiplied by the class weights.
 
         Args:
             labels: int64 (b,), classes of the samples.
-            classes: float32 (classes,), with mean 1 over the training samples, so that the loss keeps its size; None:
-                all classes count alike.
+            classes: float32 (classes,), with mean 1 over the training samples, so that the scale of the loss does not
+                change; None weights all classes equally.
         """
         return self.weights if classes is None else self.weights * classes[labels]
 
 
 @dataclass(frozen=True)
 class TrainSchedule:
-    """The micro-batches of one rank, numbered through the run.
+    """Micro-batches of one rank, numbered through the run.
 
-    Every window has ``accumulate`` micro-batches, except the last, shorter one, which has as few as hold it; all
-    ranks have the same number.
+    Every window has ``accumulate`` micro-batches, except a shorter last window, which has as few as possible; all ranks
+    have the same number.
 
     Attributes:
-        plan: The draws; its window is batch size x accumulation x ranks.
-        batch_size: Most draws of a micro-batch on one rank.
+        plan: Sample order; its window is batch size x accumulation x ranks.
+        batch_size: Maximum draws of a micro-batch on one rank.
         accumulate: Micro-batches of a full window.
         world: Number of ranks.
         rank: This rank.
@@ -153,11 +153,11 @@ class TrainSchedule:
 
 @dataclass(frozen=True)
 class EvalSchedule:
-    """The evaluation batches of one rank: every sample once in all, the same number of batches on all ranks.
+    """Evaluation batches of one rank: every sample once in total, the same number of batches on all ranks.
 
     Attributes:
-        num_samples: Samples to evaluate.
-        batch_size: Most samples of a batch on one rank.
+        num_samples: Number of samples to evaluate.
+        batch_size: Maximum samples of a batch on one rank.
         world: Number of ranks.
         rank: This rank.
     """
@@ -171,7 +171,7 @@ class EvalSchedule:
         return -(-self.num_samples // (self.batch_size * self.world))
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        """(samples, weights): int64 (b,) and float32 (b,), weight 0 for padding."""
+        """Return (samples, weights): int64 (b,) and float32 (b,), weight 0 for padding."""
         start = number * self.batch_size * self.world
         size = min(self.batch_size * self.world, self.num_samples - start)
         first, end, width = _share(size, self.world, self.rank)

@@ -59,7 +59,7 @@ def test_captions_of_an_image_stay_in_one_split(tmp_path: Path) -> None:
         ("image,caption,split\nimages/0.png,a\n", "line 2: expected 3 fields"),
         ("image,caption,split\nimages/0.png,a,tran\n", "line 2: unknown split 'tran'"),
         ("image,caption\nimages/9.png,a\nimages/0.png,b\nimages/8.png,c\n", r"2 image files do not .*line 2: .*9.png"),
-        ("image,caption\n", "holds nothing below its header"),
+        ("image,caption\n", "has no rows below its header"),
         ("image,caption,split\nimages/0.png,a,test\n", "no line of the split 'train'"),
     ],
 )

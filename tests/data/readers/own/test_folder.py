@@ -101,8 +101,8 @@ def test_class_in_test_only(tree: Tree) -> None:
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({"train": 3, "test": 2}, "train holds no class folders, so nothing says what its images show"),
-        ({"cat": 2, "dog": 2, "test/cat": 1, "test/dog": 1}, "test holds class folders, but there is no .*train"),
+        ({"train": 3, "test": 2}, "train has no class folders, so its images have no labels"),
+        ({"cat": 2, "dog": 2, "test/cat": 1, "test/dog": 1}, "test has class folders, but .*train"),
         ({"flowers/a": 2, "flowers/b": 2}, "did you mean --data.root .*flowers"),
     ],
 )

@@ -183,7 +183,7 @@ def test_without_splits_some_are_set_aside(tmp_path: Path) -> None:
         ("path,lable\nimages/0.png,a\n", r"no column 'label'.*Expected path,label\[,split\]"),
         ("path,file,label\nimages/0.png,x,a\n", "'path' and 'file' may both be the path; rename one"),
         ("images/0.png,cat\nimages/1.png,dog\n", "line 1: no column 'path' among images/0.png, cat"),
-        ("path,label\n", "holds nothing below its header"),
+        ("path,label\n", "has no rows below its header"),
         ("path,label\nimages/0.png,\n", "line 2: the label is empty"),
         ("path,label\n\n ,cat\n", "line 3: the path is empty"),
         ("path,label\nimages/0.png,cat,dog\n", r"line 2: expected 2 fields \(path,label\); quote commas"),

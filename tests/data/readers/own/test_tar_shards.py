@@ -263,7 +263,7 @@ def test_classes_without_names_or_images_are_mentioned(tmp_path: Path, caplog: p
     write_shards(tmp_path, 12)
     data = ImageData(dataset="webdataset", root=str(tmp_path))
     data.setup()
-    assert "the shards number their classes only" in caplog.text
+    assert "the shards have class numbers only" in caplog.text
     caplog.clear()
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
     ImageData(dataset="webdataset", root=str(tmp_path), classnames=str(tmp_path / "names.txt")).setup()
@@ -334,12 +334,12 @@ def one(tmp_path: Path, *members: tuple[str, bytes | str | int | dict]) -> Path:
 @in_one_item(
     ("members", "message"),
     [
-        ([("a.png", b""), ("a.cls", "0"), ("a.png", b"")], r"0.tar: the member 'a.png' is there twice, the second at"),
+        ([("a.png", b""), ("a.cls", "0"), ("a.png", b"")], r"0.tar: the member 'a.png' is repeated, the second is at"),
         ([("a.png", b""), ("a.jpg", b""), ("a.cls", "0")], "'a' has 2 images; its members are a.png, a.jpg, a.cls"),
         ([("a.cls", "0")], "'a' has no image; its members are a.cls"),
         ([("a.png", b"")], "'a' has no label, its members are a.png. Expected a.cls, or a.json"),
         ([("a.png", b""), ("a.txt", "a cat")], "has a caption .*captions are not classes.*--data.dataset pairs"),
-        ([("a.png", b""), ("a.cls", " ")], "a.cls holds no class"),
+        ([("a.png", b""), ("a.cls", " ")], "a.cls has no class"),
         ([("a.png", b""), ("a.json", {"caption": "x"})], "a.json says no class"),
         ([("a.png", b""), ("a.json", {"label": 1.5})], "a.json says no class"),
         ([("a.png", b""), ("a.json", "{")], "a.json cannot be read"),
@@ -395,12 +395,12 @@ def test_what_follows_an_end_mark_is_not_lost(tmp_path: Path, caplog: pytest.Log
     ):
         must(tmp_path)
     path.write_bytes(whole + more)
-    with pytest.raises(UserError, match=rf"but goes on at byte {len(whole):,}: it is damaged, or was joined"):
+    with pytest.raises(UserError, match=rf"but goes on at byte {len(whole):,}: it is damaged, or several files"):
         must(tmp_path)
     path.write_bytes(whole + bytes(300_000))  # tar -b 600
     assert len(must(tmp_path)) == 20 and not caplog.text
     path.write_bytes(whole[:begins] + bytes(2_000_000))  # disk space was set aside for it, and not filled
-    assert len(must(tmp_path)) == 4 and f"nothing but zeros from byte {begins:,} on" in caplog.text
+    assert len(must(tmp_path)) == 4 and f"only zeros after byte {begins:,} on" in caplog.text
 
 
 def test_sparse_members_are_refused(tmp_path: Path) -> None:
@@ -448,7 +448,7 @@ def test_compressed_shards(tmp_path: Path) -> None:
 @in_one_item(
     ("root", "message"),
     [
-        ("nowhere", "does not exist: expected a folder of .tar files"),
+        ("nowhere", "does not exist; expected a folder of .tar files"),
         ("empty", "holds no .tar files"),
         ("train-{0..2}.tar", r"The shard .*train-1.tar does not exist .* \(3 are named by"),
         ("x*.tar", "No file matches"),
@@ -458,7 +458,7 @@ def test_compressed_shards(tmp_path: Path) -> None:
         ("binary", "is neither a .tar file nor a text file"),
         ("only", "has no train shards, only test"),
         ("{0..9999999}.tar", "stands for more than 1,000,000 files"),
-        ("ftp://host/*.tar", "works for files of this machine only"),
+        ("ftp://host/*.tar", "works for local files only"),
         ("nope://host/a.tar", "cannot be read: Protocol not known"),
         ("{train-0.tar,train-0.tar}", "names 1 shards more than once"),
     ],

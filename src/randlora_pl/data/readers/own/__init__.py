@@ -1,1 +1,1 @@
-"""Readers of a user's own images: folders, tables, Hugging Face datasets, tar shards, captions."""
+"""Readers of the user's own images: folders, tables, Hugging Face datasets, tar shards, captions."""

@@ -1,4 +1,4 @@
-"""Images with captions from a table; the label of a line is the number of its caption."""
+"""Images with captions from a table; the label of a line is the index of its caption."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from randlora_pl.data.readers.own.table_columns import read_table
 from randlora_pl.utils.errors import UserError
 
 COLUMNS = {"image": ("image",), "caption": ("caption",), "split": ("split",)}
-"""What each column is called."""
+"""Accepted names of each column."""
 
 
 def pairs(row: Row, root: Path, split: str) -> Samples | None:
-    """The lines of one split of a table (see `read_table`) with the columns ``image,caption[,split]``.
+    """Read the lines of one split of a table (see `read_table`) with the columns ``image,caption[,split]``.
 
     Image paths are relative to the file. Captions are numbered in sorted order over the whole file, so that all
     splits share the numbers. Lines of one image are a group: a seeded split keeps them together.
@@ -46,7 +46,7 @@ def pairs(row: Row, root: Path, split: str) -> Samples | None:
 
 
 def _lines(path: Path) -> list[tuple[str, str, str]]:
-    """(image, caption, split) of each line, the split ``train`` where the file has no such column."""
+    """Return (image, caption, split) per line; the split is ``train`` without a split column."""
     found = read_table(path, COLUMNS, "image,caption[,split]")
     images, captions, parts = found.images("image"), found.filled("caption"), found.splits()
     home: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""A user's own folder of images: the sub-folders are the classes."""
+"""User folders of images, in which sub-folders are classes."""
 
 import logging
 import os
@@ -23,18 +23,19 @@ TREE = "expected {root}/CLASS/IMAGE, or {root}/train/CLASS/IMAGE with val/ and t
 
 
 def folder(row: Row, root: Path, split: str) -> Samples | None:
-    """Images below ``root``: with a ``train`` folder of class folders the splits are on disk, else all is ``train``.
+    """Read images below ``root``: splits from ``train``, ``val`` and ``test`` folders, else all are ``train``.
 
-    The classes are the sorted sub-folders of the train split. A lone ``val`` folder serves as ``test``, because
-    accuracy is reported on images that chose nothing; validation images then come from the train split.
+    The classes are the sorted sub-folders of the train split. A ``val`` folder without ``test`` is used as ``test``,
+    because accuracy is reported on images not used for model selection; validation images then come from the train
+    split.
 
     Raises:
-        UserError: No such folder, no classes, an empty class, or a class that the train split lacks.
+        UserError: The folder does not exist, has no classes, an empty class, or a class without training images.
     """
     del row
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
-        raise UserError(f"The data folder {root} {what}: {TREE.format(root=root)}. Set it with --data.root PATH")
+        raise UserError(f"The data folder {root} {what}; {TREE.format(root=root)}. Set it with --data.root PATH")
     found = _split_folders(root)
     if split == "test" and found.get("test", root).name.lower() in ALIASES["val"]:
         log.warning("%s has no test folder: its val folder is used for testing", root)
@@ -58,16 +59,14 @@ def folder(row: Row, root: Path, split: str) -> Samples | None:
         for label, name in enumerate(classes):
             files = image_names(here[name], ignored, watch) if name in here else []
             if not files and split == "train":
-                raise UserError(
-                    f"The class folder {home / name} holds no images (.jpg, .png ...): add some or delete it"
-                )
+                raise UserError(f"The class folder {home / name} has no images (.jpg, .png ...). Add some or delete it")
             paths += [f"{here[name].name}/{file}" for file in files]
             labels += [label] * len(files)
         notes = []
         if ignored:
             most, _ = ignored.most_common(1)[0]
             kind = f"mostly {most}" if len(ignored) > 1 else most
-            left_out = f"{ignored.total()} files in {home} are no images of a known type and are left out"
+            left_out = f"{ignored.total()} files in {home} are not images of a known type and are ignored"
             notes.append(f"{left_out} ({kind})")
         return listing.tree(paths, labels, [_nfc(path) for path in paths], notes)
 
@@ -77,7 +76,7 @@ def folder(row: Row, root: Path, split: str) -> Samples | None:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """The split folders below ``root``; empty if ``root`` holds the classes themselves."""
+    """Return the split folders below ``root``; {} if ``root`` has class folders."""
     folders = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
     found: dict[str, Path] = {}
     for split, names in ALIASES.items():
@@ -86,33 +85,32 @@ def _split_folders(root: Path) -> dict[str, Path]:
                 found.setdefault(split, folders[name])
     if "train" not in found or not _sub_folders(found["train"]):
         _refuse_half_split(root, found, len(folders))
-        return {}  # a class may be called "train"
+        return {}  # a class may be named "train"
     if "test" not in found and "val" in found:
         found["test"] = found.pop("val")
     return found
 
 
 def _refuse_half_split(root: Path, found: dict[str, Path], folders: int) -> None:
-    """Folders named after splits that are neither: their images would be trained on as classes.
+    """Refuse folders named after splits without a proper layout: their images would be trained on as classes.
 
     Raises:
-        UserError: All folders are named after splits but hold no classes, or classes lie beside a test folder.
+        UserError: All folders are named after splits but have no classes, or classes are beside a test folder.
     """
     if len(found) > 1 and len(found) == folders:
         raise UserError(
-            f"{found.get('train', root)} holds no class folders, so nothing says what its images show: "
-            f"{TREE.format(root=root)}"
+            f"{found.get('train', root)} has no class folders, so its images have no labels; {TREE.format(root=root)}"
         )
     for split in ("val", "test"):
         if split in found and _sub_folders(found[split]):
             raise UserError(
-                f"{found[split]} holds class folders, but there is no {root / 'train'} beside it: "
-                f"put the other classes into {root / 'train'}"
+                f"{found[split]} has class folders, but {root / 'train'} does not exist. "
+                f"Put the other classes into {root / 'train'}"
             )
 
 
 def _nfc(name: str) -> str:
-    """A name with composed letters: file systems disagree on how an accent is stored."""
+    """Return a name with composed letters: file systems store accents differently."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -122,53 +120,53 @@ def _sub_folders(home: Path) -> dict[str, Path]:
 
 
 def class_folders(home: Path) -> dict[str, Path]:
-    """The class folders in ``home`` by name, sorted.
+    """Return the class folders in ``home`` by name, sorted.
 
     Raises:
-        UserError: There are none, or only one, which cannot be told apart from anything.
+        UserError: ``home`` has no class folders, or a single folder that itself has several.
     """
     folders = _sub_folders(home)
     if not folders:
         loose = " (there are images in it, but a class is a sub-folder)" if any(map(is_image, home.iterdir())) else ""
         is_split = home.name.lower() in _SPLIT_NAMES
         tree = f"expected {home}/CLASS/IMAGE" if is_split else TREE.format(root=home)
-        raise UserError(f"The data folder {home} has no class folders{loose}: {tree}")
+        raise UserError(f"The data folder {home} has no class folders{loose}; {tree}")
     if len(folders) == 1 and len(_sub_folders(only := next(iter(folders.values())))) > 1:
-        raise UserError(f"The data folder {home} holds the one folder {only.name}: did you mean --data.root {only}?")
+        raise UserError(f"The data folder {home} has only the folder {only.name}. Did you mean --data.root {only}?")
     return folders
 
 
 def list_images(home: Path) -> list[Path]:
-    """All image files below ``home``, as by `image_names`; none where it is no folder."""
+    """Return all image files below ``home`` (see `image_names`); [] if it is not a folder."""
     return [home / name for name in image_names(home, Counter(), os.fspath)] if home.is_dir() else []
 
 
 def image_names(home: Path, ignored: Counter[str], watch: Callable[[str], object]) -> list[str]:
-    """All image files below ``home``, hidden files and folders left out; links to folders are followed, each once.
+    """Return all image files below ``home``, without hidden files; links to folders are followed once.
 
     Args:
-        home: The folder.
-        ignored: Receives the suffixes of the files that are no images.
-        watch: Told each folder before it is listed.
+        home: Folder to search.
+        ignored: Receives the suffixes of other files.
+        watch: Called with each folder before it is listed.
 
     Returns:
         Paths relative to ``home`` with forward slashes.
 
     Raises:
-        UserError: A folder may not be listed.
+        UserError: A folder is not readable.
     """
     files: list[str] = []
     seen: set[str] = set()
     watch(str(home))
     for place, folders, names in os.walk(home, onerror=_refuse_unreadable, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:  # a link to a folder above, or to one that was visited
+        if real in seen:  # a link to a folder above, or to a visited one
             folders[:] = []
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
-            watch(os.path.join(place, name))  # noqa: PTH118 (before the walk gets there)
+            watch(os.path.join(place, name))  # noqa: PTH118 (before it is listed)
         below = "" if place == str(home) else Path(place).relative_to(home).as_posix() + "/"
         for name in sorted(names):
             if name.startswith("."):
@@ -181,6 +179,6 @@ def image_names(home: Path, ignored: Counter[str], watch: Callable[[str], object
 
 
 def _refuse_unreadable(error: OSError) -> None:
-    """Names a folder whose images would be left out without a word; one that has just gone is no loss."""
+    """Raise for an unreadable folder, whose images would be ignored silently; ignore a deleted one."""
     if not isinstance(error, FileNotFoundError):
         raise UserError(f"The folder {error.filename} cannot be listed: {error.strerror}. Make it readable, or move it")

@@ -1,7 +1,7 @@
-"""A user's own Hugging Face data set in a folder: what ``save_to_disk`` wrote, or the Parquet files of the hub.
+"""User's Hugging Face datasets on disk: from ``save_to_disk``, or the Hub's Parquet files.
 
-The package ``datasets`` maps the files into memory; nothing is asked of the network, and nothing is written beside the
-data (Parquet files are converted once in the cache of the package). Images are decoded here, as all others are.
+The package ``datasets`` maps the files into memory; the network is not used, and nothing is written beside the data
+(Parquet files are converted once in the package's cache). Images are decoded like all others.
 """
 
 import logging
@@ -24,7 +24,7 @@ from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line
 from randlora_pl.utils.files.documents import parse_json
 
 LABELS = ("label", "labels", "fine_label", "class", "target")
-"""Columns taken for the classes where not just one column is a ``ClassLabel``; the first that there is."""
+"""Names of label columns, in order of preference, unless exactly one column is a ``ClassLabel``."""
 
 EXPECTED = "expected a folder of Dataset.save_to_disk, or of Parquet files such as data/train-00000-of-00001.parquet"
 
@@ -33,12 +33,12 @@ log = logging.getLogger("randlora_pl")
 
 @dataclass(frozen=True)
 class HubImages:
-    """The undecoded images of one split.
+    """Encoded images of one split.
 
     Attributes:
-        data: A `datasets.Dataset` with the one column of images; it is pickled as the names of its files.
-        title: What to call the split in a message.
-        home: Folder of images that are stored as relative paths.
+        data: `datasets.Dataset` with only the image column; it is pickled as its file names.
+        title: Name of the split for messages.
+        home: Folder of images stored as relative paths.
     """
 
     data: Any
@@ -49,10 +49,10 @@ class HubImages:
         return len(self.data)
 
     def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
-        """Image ``index`` decoded to RGB (see `decode`).
+        """Decode image ``index`` to RGB (see `decode`).
 
         Raises:
-            UserError: It is missing, truncated or no image; it is named.
+            UserError: The image is missing, truncated or not an image; the message names it.
         """
         (cell,) = self.data[index].values()
         cell = cell or {}
@@ -64,20 +64,20 @@ class HubImages:
         raise UnreadableImageError(f"The image {name} is empty.", SKIP, str(name))
 
     def name(self, index: int) -> str:
-        """The split and the number."""
+        """Return the split and the row number."""
         return f"{self.title}, row {index}"
 
 
 def hub(row: Row, root: Path, split: str) -> Samples | None:
-    """One split of a folder of Hugging Face ``datasets``.
+    """Read one split of a folder of Hugging Face ``datasets``.
 
-    The classes are those that the train split has images of: names of the ``ClassLabel`` in its order, or the distinct
-    labels in `class_order`. Keys are ``SPLIT/NUMBER``. A split without labels is left out. Without ``test``, ``val``
-    serves as ``test``, as it does in folders.
+    Classes are those with images in the train split: names of the ``ClassLabel`` in its order, or the distinct labels
+    in `class_order`. Keys are ``SPLIT/NUMBER``. A split without labels is ignored. Without ``test``, ``val`` is used
+    as ``test``, as in folders.
 
     Raises:
-        UserError: The package is missing, the folder is none of the two, damaged or incomplete, it has no train
-            split, or which column holds the images or the labels is not clear.
+        UserError: The package is missing; the folder has another layout, is damaged or incomplete, or has no train
+            split; or the image or label column is ambiguous.
     """
     del row
     try:
@@ -96,7 +96,7 @@ def hub(row: Row, root: Path, split: str) -> Samples | None:
         if any(labels[name]):
             data[name] = read
         else:
-            log.warning("%s: the split %r has no labels and is left out", root, name)
+            log.warning("%s: the split %r has no labels and is ignored", root, name)
     source = serving(split, data, root)
     if source is None:
         return None
@@ -114,21 +114,21 @@ def hub(row: Row, root: Path, split: str) -> Samples | None:
 
 
 def _splits(root: Path) -> dict[str, Path | list[Path]]:
-    """The saved folder, or the Parquet files, of each split that is used.
+    """Return the saved folder or the Parquet files of each used split.
 
     Raises:
-        UserError: The folder is none of the two kinds.
+        UserError: The folder has neither layout.
     """
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
-        raise UserError(f"The data folder {root} {what}: {EXPECTED}. Set it with --data.root FOLDER")
+        raise UserError(f"The data folder {root} {what}; {EXPECTED}. Set it with --data.root FOLDER")
     found: Mapping[str, Path | list[Path]]
     if (root / "dataset_dict.json").is_file():
         try:
             names = parse_json((root / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
             found = {str(name): root / str(name) for name in names}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{root / 'dataset_dict.json'} is damaged ({error}): save the data set again") from error
+            raise UserError(f"{root / 'dataset_dict.json'} is damaged ({error}). Save the dataset again") from error
     elif (root / "state.json").is_file() and (root / "dataset_info.json").is_file():
         return {"train": root}
     else:
@@ -139,19 +139,19 @@ def _splits(root: Path) -> dict[str, Path | list[Path]]:
     for name, home in found.items():
         split = SPLIT_OF.get(name.lower())
         if split is None:
-            log.warning("%s: the split %r is none of train, validation and test and is left out", root, name)
+            log.warning("%s: the split %r is not train, validation or test and is ignored", root, name)
         elif split in used:
-            raise UserError(f"{root}: two splits mean {split!r}; keep one of them ({', '.join(found)})")
+            raise UserError(f"{root}: two splits are named like {split!r}; keep one of them ({', '.join(found)})")
         else:
             used[split] = home
     return used
 
 
 def _parquet_files(root: Path) -> dict[str, list[Path]]:
-    """The Parquet files of each split: ``SPLIT-00000-of-00002.parquet``, ``SPLIT.parquet`` or ``SPLIT/0000.parquet``.
+    """Return the Parquet files per split: ``SPLIT-00000-of-00002.parquet``, ``SPLIT.parquet``, ``SPLIT/0000.parquet``.
 
     Raises:
-        UserError: There are none, some are missing or damaged, or they lie in several folders.
+        UserError: Files are missing or damaged, or they are in several folders.
     """
     found: dict[str, list[Path]] = defaultdict(list)
     expected: dict[str, int] = {}
@@ -171,22 +171,22 @@ def _parquet_files(root: Path) -> dict[str, list[Path]]:
             start = stream.read(8)
         if start[:4] != b"PAR1":
             hint = "a pointer of Git LFS; fetch it: git lfs pull" if start == b"version " else "download it again"
-            raise UserError(f"{path} is no Parquet file ({hint})")
+            raise UserError(f"{path} is not a Parquet file ({hint})")
     if not found:
-        raise UserError(f"The data folder {root} holds no data set: {EXPECTED}. Set it with --data.root FOLDER")
+        raise UserError(f"The data folder {root} has no dataset; {EXPECTED}. Set it with --data.root FOLDER")
     if len(homes) > 1:
         some = ", ".join(sorted(str(home) for home in homes)[:5])
-        raise UserError(f"{root} holds {len(homes)} folders of Parquet files; name one with --data.root: {some}")
+        raise UserError(f"{root} has {len(homes)} folders of Parquet files. Set one with --data.root: {some}")
     for name, count in expected.items():
         if count != len(found[name]):
             raise UserError(
-                f"{root}: {len(found[name])} of {count} files of the split {name!r} are there; get the others"
+                f"{root}: {len(found[name])} of {count} files of the split {name!r} exist; download the others"
             )
     return found
 
 
 def _load(root: Path, home: Path | list[Path]) -> Any:
-    """One split as a `datasets.Dataset`, mapped into memory.
+    """Load one split as a `datasets.Dataset`, mapped into memory.
 
     Raises:
         UserError: A file is missing or damaged.
@@ -200,21 +200,21 @@ def _load(root: Path, home: Path | list[Path]) -> Any:
     except Exception as error:  # it raises OSError, ValueError, KeyError, pyarrow's and its own errors
         where = home if isinstance(home, Path) else root
         reason = first_line(error.__cause__ or error)
-        raise UserError(f"The data set in {where} cannot be read ({reason}): save or download it again") from error
+        raise UserError(f"The dataset in {where} cannot be read ({reason}). Save or download it again") from error
 
 
 def _labels(root: Path, split: str, data: Any) -> list[str]:
-    """The label of each row as text; all are empty where the split has none.
+    """Return each row's label as text; all are "" if the split has no labels.
 
     Raises:
-        UserError: Only some have one.
+        UserError: Only some rows have labels.
     """
     column = _label_column(root, data.features)
     values = data.select_columns([column])[:][column]
     names = getattr(data.features[column], "names", None)
     if names is None:
         found = ["" if value is None else str(value).strip() for value in values]
-    else:  # the hub writes -1 where a label is kept secret
+    else:  # the Hub stores -1 for hidden labels
         found = ["" if value is None or value < 0 else names[value] for value in values]
     if "" in found and (any(found) or split == "train"):
         raise UserError(f"{root}, split {split!r}, row {found.index('')}: the label ({column!r}) is empty")
@@ -222,10 +222,10 @@ def _labels(root: Path, split: str, data: Any) -> list[str]:
 
 
 def _label_column(root: Path, features: Mapping[str, Any]) -> str:
-    """The column of classes.
+    """Return the name of the label column.
 
     Raises:
-        UserError: It is not clear which one that is.
+        UserError: The column is ambiguous.
     """
     from datasets import ClassLabel, Value
 
@@ -237,16 +237,16 @@ def _label_column(root: Path, features: Mapping[str, Any]) -> str:
         if name in (named or plain):
             return name
     raise UserError(
-        f"{root}: which column holds the classes? There are {', '.join(features)}. "
+        f"{root}: the label column is ambiguous among {', '.join(features)}. "
         'Name it "label": dataset.rename_column("NAME", "label").save_to_disk("FOLDER")'
     )
 
 
 def _image_column(root: Path, features: Mapping[str, Any]) -> str:
-    """The column of images: of the feature ``Image``, or with the same two fields.
+    """Return the name of the image column: of the feature ``Image``, or with the same two fields.
 
     Raises:
-        UserError: There is none, or more than one.
+        UserError: No column has images, or several do.
     """
     from datasets import Image
 
@@ -259,10 +259,10 @@ def _image_column(root: Path, features: Mapping[str, Any]) -> str:
         return found[0]
     if found:
         raise UserError(
-            f"{root}: the columns {', '.join(found)} hold images; keep one of them: "
+            f"{root}: the columns {', '.join(found)} have images; keep one of them: "
             'dataset.remove_columns(["NAME"]).save_to_disk("FOLDER")'
         )
     raise UserError(
-        f"{root}: none of the columns {', '.join(features)} holds images. If one holds paths: "
+        f"{root}: none of the columns {', '.join(features)} has images. If one has paths: "
         'dataset.cast_column("NAME", datasets.Image()).save_to_disk("FOLDER")'
     )

@@ -1,4 +1,4 @@
-"""What a user's own labels and names of splits mean."""
+"""Interpretation of the user's labels and split names."""
 
 import logging
 import re
@@ -8,27 +8,29 @@ from randlora_pl.data.readers.own.folder import ALIASES
 from randlora_pl.utils.errors import UserError, near
 
 SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
-"""The split that each accepted word means."""
+"""Split of each accepted name."""
 
 log = logging.getLogger("randlora_pl")
 
 
 def serving(split: str, there: Collection[str], where: object) -> str | None:
-    """The user's own split that is read as ``split``; None where it is to be set aside from the train split.
+    """Return the user's split to read as ``split``, or None if it is to be held out from the train split.
 
-    A lone ``val`` serves as ``test``, because accuracy is reported on images that chose nothing; validation images
-    then come from the train split.
+    ``val`` without ``test`` is used as ``test``, because accuracy is reported on images not used for model selection;
+    validation images then come from the train split.
 
     Args:
         split: ``train``, ``val`` or ``test``.
-        there: The splits that there are.
-        where: Their file or folder, for messages.
+        there: Existing splits.
+        where: File or folder, for messages.
 
     Raises:
-        UserError: There is no train split.
+        UserError: The train split is missing.
     """
     if "train" not in there:
-        raise UserError(f"{where} has no train split among {', '.join(there) or 'none'}: nothing to learn from")
+        raise UserError(
+            f"{where} has no train split among {', '.join(there) or 'none'}, so there is nothing to train on"
+        )
     if "test" not in there and "val" in there and split != "train":
         if split == "val":
             return None
@@ -38,10 +40,10 @@ def serving(split: str, there: Collection[str], where: object) -> str | None:
 
 
 def class_order(labels: Iterable[str], where: object) -> list[str]:
-    """The distinct labels: whole numbers by value (also ``1.0``, as pandas writes them), anything else by the alphabet.
+    """Return the distinct labels: whole numbers by value (also ``1.0``, as written by pandas), others alphabetically.
 
     Raises:
-        UserError: Two labels are the same number, written in two ways.
+        UserError: Two labels are the same number in different notations.
     """
     distinct = sorted(set(labels))
     if not all(re.fullmatch(r"-?[0-9]+(\.0+)?", label) for label in distinct):
@@ -56,12 +58,12 @@ def class_order(labels: Iterable[str], where: object) -> list[str]:
 
 
 def numbered(labels: Sequence[str], classes: Sequence[str], where: Callable[[int], str]) -> list[int]:
-    """The number of each label among the classes of the train split.
+    """Return the index of each label among the classes of the train split.
 
     Args:
-        labels: The labels of one split.
-        classes: The train split's.
-        where: What to call the label at a place, for messages.
+        labels: Labels of one split.
+        classes: Classes of the train split.
+        where: Function from an index to the position of the label, for messages.
 
     Raises:
         UserError: A class has no training images.

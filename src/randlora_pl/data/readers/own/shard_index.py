@@ -1,4 +1,4 @@
-"""Which tar shards a root names, and the index of what is in them, made once and stored."""
+"""Index of tar shards: the shards of a root and their contents, built once and stored."""
 
 import logging
 import os
@@ -31,12 +31,12 @@ log = logging.getLogger("randlora_pl")
 
 @dataclass(frozen=True)
 class Places:
-    """Where the shards are.
+    """Locations of the shards.
 
     Attributes:
-        title: The root as it was typed.
-        by_split: Shards of each split, paths or URLs.
-        beside: Folder of the files that go with them; None where there can be none.
+        title: Root as set by the user.
+        by_split: Paths or URLs of the shards by split.
+        beside: Folder of accompanying files; None for URLs.
     """
 
     title: str
@@ -44,10 +44,10 @@ class Places:
     beside: Path | None
 
     def lines(self, names: Sequence[str]) -> list[str]:
-        """The lines of the first of some files that lies beside the shards; none where there is none.
+        """Return the lines of the first existing file of ``names`` beside the shards, or [].
 
         Raises:
-            UserError: It cannot be read.
+            UserError: The file cannot be read.
         """
         for path in [] if self.beside is None else [self.beside / name for name in names]:
             if path.is_file():
@@ -60,10 +60,10 @@ class Places:
 
 
 def find(root: Path) -> Places:
-    """The shards that a root names.
+    """Return the shards of a root.
 
     Raises:
-        UserError: There are none, one is missing, or their splits are not to be told.
+        UserError: No shards are found, one is missing, or the splits are ambiguous.
     """
     title = spelled(root)
     beside: Path | None
@@ -75,33 +75,34 @@ def find(root: Path) -> Places:
         found = [str(root)] if root.is_file() else expanded(title)
         beside = None if is_url(found[0]) else Path(found[0]).parent
     else:
-        raise UserError(f"{root} does not exist: {EXPECTED}. Set it with --data.root")
+        raise UserError(f"{root} does not exist; {EXPECTED}. Set it with --data.root")
     for place in found:
         if re.search(r"\.(tar\.\w+|tgz)$", bare(place)):
-            raise UserError(f"{place} is compressed, so that nothing in it can be read by itself: uncompress it first")
+            raise UserError(f"{place} is compressed, so its members cannot be read individually. Uncompress it first")
         if not is_url(place) and not Path(place).is_file():
-            raise UserError(f"The shard {place} does not exist or is no file ({len(found):,} are named by {title})")
+            raise UserError(f"The shard {place} does not exist or is not a file ({len(found):,} are listed by {title})")
     twice = len(found) - len(set(found))
     if twice:
-        raise UserError(f"{title} names {twice:,} shards more than once")
+        raise UserError(f"{title} lists {twice:,} shards more than once")
     by_split: dict[str, list[str]] = {}
     names = {place: PurePosixPath(bare(place)) for place in found}
     several = len({name.parent.name for name in names.values()}) > 1
     for place, name in names.items():
-        # the one folder of all is no split: it may happen to be called test
+        # a common folder is not a split, even if it is named test
         below = os.path.relpath(place, root) if beside == root else str(name) if several else name.name
         by_split.setdefault(split_of(below), []).append(place)
     if by_split.keys() == {""}:
         return Places(title, {"train": by_split[""]}, beside)
     if "" in by_split:
         raise UserError(
-            f"{by_split[''][0]} says no split, other shards of {title} do: call it train-..., val-... or test-..."
+            f"{by_split[''][0]} has no split in its name, but other shards of {title} do. "
+            "Rename it to train-..., val-... or test-..."
         )
     return Places(title, {split: by_split[split] for split in SPLITS if split in by_split}, beside)
 
 
 def _in_folder(root: Path) -> list[str]:
-    """The .tar files in a folder and in those of its sub-folders that are named after splits."""
+    """Return the .tar files in a folder and in its sub-folders named after splits."""
     parts = [root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in _SPLIT_OF)]
     files = sorted(
         path for part in parts for path in part.iterdir() if not path.name.startswith(".") and path.is_file()
@@ -111,12 +112,12 @@ def _in_folder(root: Path) -> list[str]:
         packed = [path for path in files if re.search(r"\.(tar\.\w+|tgz)$", path.name)]
         if packed:
             return [str(packed[0])]
-        raise UserError(f"{root} holds no .tar files: {EXPECTED}")
+        raise UserError(f"{root} has no .tar files; {EXPECTED}")
     return tar
 
 
 def split_of(shard: str) -> str:
-    """The split that a shard's name or its folder's says; empty where neither does."""
+    """Return the split in a shard's file or folder name, or ""."""
     path = PurePosixPath(shard.replace("\\", "/"))
     for word in (*re.findall("[a-z]+", path.stem.lower()), path.parent.name.lower()):
         if word in _SPLIT_OF:
@@ -125,13 +126,13 @@ def split_of(shard: str) -> str:
 
 
 def index(places: Places, split: str) -> listing.Found:
-    """The index of a split, made if it is not stored.
+    """Return the index of a split; build it if it is not stored.
 
-    Columns ``shard``, ``offset``, ``length``, ``label`` (a number in the text ``labels``) and ``numbers``; texts
-    ``members``, ``labels``, and ``keys`` where they are not the members.
+    Columns are ``shard``, ``offset``, ``length``, ``label`` (index in the text ``labels``) and ``numbers``; texts are
+    ``members``, ``labels``, and ``keys`` if they differ from the members.
 
     Raises:
-        UserError: A shard cannot be indexed, or samples of two have the same key.
+        UserError: A shard cannot be indexed, or two samples have the same key.
     """
     paths = places.by_split[split]
 
@@ -162,7 +163,7 @@ def _index(places: Places, paths: Sequence[str], by_key: bool) -> listing.Found:
     label: list[int] = []
     numbers: dict[str, int] = {}
     remarks: list[str] = []
-    told = time.monotonic()
+    logged = time.monotonic()
     with ThreadPoolExecutor(_READERS) as threads:
         for number, (samples, remark) in enumerate(threads.map(tars.scan, paths)):
             remarks += [remark] if remark else []
@@ -172,11 +173,11 @@ def _index(places: Places, paths: Sequence[str], by_key: bool) -> listing.Found:
                 offset.append(sample.offset)
                 length.append(sample.length)
                 label.append(numbers.setdefault(unicodedata.normalize("NFC", sample.label), len(numbers)))
-            if time.monotonic() - told > _PROGRESS_S:
-                told = time.monotonic()
-                log.info("%s: looked into %s of %s shards", places.title, f"{number + 1:,}", f"{len(paths):,}")
+            if time.monotonic() - logged > _PROGRESS_S:
+                logged = time.monotonic()
+                log.info("%s: indexed %s of %s shards", places.title, f"{number + 1:,}", f"{len(paths):,}")
     if not members:
-        raise UserError(f"The shards of {places.title} hold no samples, the first is {paths[0]}")
+        raise UserError(f"The shards of {places.title} have no samples; the first is {paths[0]}")
     keys = _keys(members, shard, paths)
     order = np.asarray(sorted(range(len(keys)), key=keys.__getitem__) if by_key else range(len(keys)), dtype=np.int64)
     ordered = [keys[place] for place in order.tolist()]
@@ -193,10 +194,10 @@ def _index(places: Places, paths: Sequence[str], by_key: bool) -> listing.Found:
 
 
 def _keys(members: list[str], shard: list[int], paths: Sequence[str]) -> list[str]:
-    """The key of each sample (see `shards`).
+    """Return the key of each sample (see `shards`).
 
     Raises:
-        UserError: Two samples cannot be told apart.
+        UserError: Two samples have the same key.
     """
     seen: set[str] = set()
     shared = {name for name in members if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
@@ -208,6 +209,6 @@ def _keys(members: list[str], shard: list[int], paths: Sequence[str]) -> list[st
     first: dict[str, int] = {}
     for key, part in zip(keys, shard, strict=True):
         if key in first:
-            raise UserError(f"{paths[first[key]]} and {paths[part]} both hold {key!r}: give the shards different names")
+            raise UserError(f"{paths[first[key]]} and {paths[part]} both have {key!r}. Rename the shards")
         first[key] = part
     return keys

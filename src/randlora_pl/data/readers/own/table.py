@@ -1,4 +1,4 @@
-"""A user's own table of image files with classes: the columns ``path,label[,split]``."""
+"""User tables of image files with classes: the columns ``path,label[,split]``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +15,14 @@ COLUMNS = {
     "label": ("label", "class"),
     "split": ("split",),
 }
-"""What each column may be called."""
+"""Accepted names of each column."""
 
 
 def table(row: Row, root: Path, split: str) -> Samples | None:
-    """The rows of one split of a table of images; without a column of splits all of them are ``train``.
+    """Read the rows of one split of a table of images; without a split column all rows are ``train``.
 
     Paths are relative to the file or absolute. The classes are the labels of the train split, in `class_order`.
-    Without ``test``, ``val`` serves as ``test``, as it does in folders.
+    Without ``test``, ``val`` is used as ``test``, as in folders.
 
     Raises:
         UserError: The file, a column or an image is missing, a row is wrong, or an image is listed twice.
@@ -43,10 +43,10 @@ def table(row: Row, root: Path, split: str) -> Samples | None:
 
 
 def _refuse_twice(found: Table, images: Sequence[str], labels: Sequence[str], parts: Sequence[str]) -> None:
-    """Refuses an image that is listed again: it would count twice, or be trained on and tested with.
+    """Refuse repeated images, which would count twice or be in both training and test.
 
     Raises:
-        UserError: There is one.
+        UserError: An image is repeated.
     """
     if len(set(images)) == len(images):
         return
@@ -60,5 +60,5 @@ def _refuse_twice(found: Table, images: Sequence[str], labels: Sequence[str], pa
                 how = f"as {labels[before]!r} and {labels[place]!r}; an image has one class"
             else:
                 how = "and would count twice; delete one line"
-            what = f"the image {image} is in {found.place(before)} already"
+            what = f"the image {image} is already in {found.place(before)}"
             raise UserError(f"{found.where(place)}: {what}, {how}")

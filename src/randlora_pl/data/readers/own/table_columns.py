@@ -1,4 +1,4 @@
-"""Columns of a table file (CSV, TSV or Parquet) as text, each row with its place for messages."""
+"""Columns of a table file (CSV, TSV or Parquet) as text, with row positions for messages."""
 
 import csv
 import os
@@ -17,12 +17,12 @@ KINDS = (".csv", ".tsv", ".txt", ".parquet")
 
 @dataclass(frozen=True)
 class Table:
-    """Some columns of a file.
+    """Selected columns of a file.
 
     Attributes:
-        path: The file.
-        columns: The cells of each column that was asked for and is there, stripped of blanks at both ends.
-        places: Where each row is in the file: line numbers from 1, for Parquet row numbers from 1.
+        path: Path of the file.
+        columns: Stripped cells of each requested column that exists.
+        places: Position of each row in the file: line numbers from 1, for Parquet row numbers from 1.
         unit: ``line`` or ``row``.
     """
 
@@ -32,18 +32,18 @@ class Table:
     unit: str = "line"
 
     def where(self, row: int) -> str:
-        """The file and the place of a row, to begin a message with."""
+        """Return the file and position of a row, as the beginning of a message."""
         return f"{self.path}, {self.place(row)}"
 
     def place(self, row: int) -> str:
-        """The place of a row in the file."""
+        """Return the position of a row in the file."""
         return f"{self.unit} {self.places[row]}"
 
     def images(self, column: str) -> list[str]:
-        """The image files of a column, relative to the table's folder where they are below it, with forward slashes.
+        """Return the image files of a column with forward slashes, relative to the table's folder if below it.
 
-        One image has one name, however it and the table's folder are written. The folders are listed once, so that a
-        million files are no million questions to the file system.
+        One image has one name, regardless of the notation of its path and of the table's folder. Folders are listed
+        once instead of checking each file.
 
         Raises:
             UserError: A cell is empty, or a file does not exist.
@@ -60,10 +60,10 @@ class Table:
         return found
 
     def filled(self, column: str) -> list[str]:
-        """The cells of a column.
+        """Return the cells of a column.
 
         Raises:
-            UserError: One of them is empty.
+            UserError: A cell is empty.
         """
         cells = self.columns[column]
         if not all(cells):
@@ -71,10 +71,10 @@ class Table:
         return cells
 
     def splits(self) -> list[str]:
-        """``train``, ``val`` or ``test`` for each row; ``train`` throughout where the file has no such column.
+        """Return ``train``, ``val`` or ``test`` per row; ``train`` without a split column.
 
         Raises:
-            UserError: A cell is another word.
+            UserError: A cell has another value.
         """
         if "split" not in self.columns:
             return ["train"] * len(self.places)
@@ -89,11 +89,11 @@ class Table:
 
 
 def _named_once(home: Path, names: Sequence[str]) -> list[str]:
-    """Normalised names, those of files below a folder relative to it; a file elsewhere keeps its first name.
+    """Return normalized names, relative to a folder if below it; a file elsewhere keeps its first name.
 
     Args:
-        home: The folder.
-        names: Relative to it, absolute, or beginning with ``..``.
+        home: Parent folder.
+        names: Paths relative to ``home``, absolute, or beginning with ``..``.
     """
     real = _real(home)
     ways = (os.path.abspath(home), home.absolute())  # noqa: PTH100 (links stay)
@@ -111,12 +111,12 @@ def _named_once(home: Path, names: Sequence[str]) -> list[str]:
         there = f"{folders[folder]}/{file}"
         return there.removeprefix(bases[0]) if there.startswith(bases[0]) else first.setdefault(there, name)
 
-    rooted = os.path.isabs  # of Windows, too
+    rooted = os.path.isabs  # also on Windows
     return [proper(name) if name.startswith(("/", "../")) or rooted(name) else name for name in names]
 
 
 def _real(folder: str | Path) -> str:
-    """A folder without links and ``..``; as it is where there can be none such."""
+    """Return a folder without links and ``..``, or unchanged if that is impossible."""
     try:
         return Path(os.path.realpath(folder)).as_posix()
     except (OSError, ValueError):  # a null byte
@@ -124,13 +124,13 @@ def _real(folder: str | Path) -> str:
 
 
 def read_table(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
-    """The wanted columns of a file.
+    """Read the requested columns of a file.
 
     Args:
-        path: The file; its suffix says what it is. The header of a text file shows whether commas, semicolons or tabs
-            separate its cells.
-        wanted: Names that each column may have, compared in lower case. ``split`` may be missing, the others not.
-        form: The header as it should be, for messages.
+        path: Path of the file; its suffix is its format. The header of a text file determines the separator: comma,
+            semicolon or tab.
+        wanted: Accepted names of each column, compared in lower case. Only ``split`` is optional.
+        form: Expected header, for messages.
 
     Raises:
         UserError: The file is missing, damaged or empty, a column is missing or ambiguous, or a line has too few or
@@ -143,18 +143,18 @@ def read_table(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Ta
             "Set it with --data.root FILE.csv"
         )
     if path.suffix.lower() not in KINDS:
-        raise UserError(f"The table {path} is no {', '.join(KINDS)} file: save it as CSV with the columns {form}")
+        raise UserError(f"The table {path} is not a {', '.join(KINDS)} file. Save it as CSV with the columns {form}")
     table = _parquet(path, wanted, form) if path.suffix.lower() == ".parquet" else _text(path, wanted, form)
     if not table.places:
-        raise UserError(f"{path} holds nothing below its header; expected the columns {form}")
+        raise UserError(f"{path} has no rows below its header; expected the columns {form}")
     return table
 
 
 def _choose(where: str, header: Sequence[str], wanted: Mapping[str, Sequence[str]], form: str) -> dict[str, int]:
-    """The number of each wanted column.
+    """Return the index of each requested column.
 
     Raises:
-        UserError: One is missing, or two may be meant.
+        UserError: A column is missing or ambiguous.
     """
     lowered = [name.strip().lower() for name in header]
     chosen = {}
@@ -186,7 +186,7 @@ def _text(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
             picked = [(cells[column].append, number) for column, number in chosen.items()]
             places: list[int] = []
             for line in reader:
-                if not any(map(str.strip, line)):  # spreadsheets leave lines of separators
+                if not any(map(str.strip, line)):  # spreadsheets write lines of separators only
                     continue
                 if len(line) != len(header):
                     names = ",".join(name.strip() for name in header)
@@ -216,7 +216,7 @@ def _parquet(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Tabl
                 kind = schema.field(number).type
                 if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
                     raise UserError(
-                        f"{path}: the column {schema.names[number]!r} holds {kind}, expected the {column} as text. "
+                        f"{path}: the column {schema.names[number]!r} has {kind}, expected the {column} as text. "
                         "A folder of Parquet files with the images inside: --data.dataset hf --data.root FOLDER"
                     )
             read = file.read([schema.names[number] for number in chosen.values()])

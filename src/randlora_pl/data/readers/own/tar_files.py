@@ -1,4 +1,4 @@
-"""Uncompressed tar files of images: what is in them, and parts of them, here or behind a URL."""
+"""Uncompressed tar files of images, local or at a URL: their contents, and reads of byte ranges."""
 
 import json
 import os
@@ -18,16 +18,16 @@ from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.plain_files import open_plain
 
 KEEP_OPEN = 64
-"""Files of this machine that a process keeps open."""
+"""Maximum number of local files that a process keeps open."""
 
 TRIES = 3
-"""Times that a remote file is asked for before a run ends."""
+"""Attempts to read a remote file before a run fails."""
 
 LABEL_BYTES = 2**20
-"""Most bytes of a file that says a label."""
+"""Maximum bytes of a label file."""
 
 PADDING = 2**20
-"""Most zeros at the end of a file that need no remark; tar pads to 10,240 bytes, or as its option -b says."""
+"""Maximum bytes of zeros at the end of a file without a warning; tar pads to 10,240 bytes, or as set by -b."""
 
 _READ_AHEAD = 2**22
 _CHUNK = 2**18
@@ -37,13 +37,13 @@ _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"
 
 @dataclass(frozen=True)
 class Sample:
-    """An image in a tar file.
+    """Image in a tar file.
 
     Attributes:
-        member: Its name in the file.
-        offset: Where its bytes begin.
-        length: How many they are.
-        label: What the file says of its class: a number or a name.
+        member: Member name of the image.
+        offset: First byte in the file.
+        length: Number of bytes.
+        label: Class number or name from the file.
     """
 
     member: str
@@ -54,19 +54,19 @@ class Sample:
 
 @dataclass
 class _Members:
-    """Files of one sample: (name, offset, length) by suffix, and the bytes of those that may say the label."""
+    """Files of one sample: (name, offset, length) by suffix, and the contents of label files."""
 
     files: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     words: dict[str, bytes] = field(default_factory=dict)
 
 
 def scan(shard: str) -> tuple[list[Sample], str]:
-    """The samples of a tar file in the order of their images, and a remark or an empty string.
+    """Return the samples of a tar file in file order, and a warning or "".
 
-    Files whose names agree up to the first dot of the last part are a sample, as in WebDataset.
+    Files with the same name up to the first dot of the last part are one sample, as in WebDataset.
 
     Raises:
-        UserError: The file is missing, compressed or damaged, or a sample is incomplete or there twice.
+        UserError: The file is missing, compressed or damaged, or a sample is incomplete or repeated.
     """
     groups: dict[str, _Members] = {}
     with opened(shard) as stream:
@@ -78,7 +78,7 @@ def scan(shard: str) -> tuple[list[Sample], str]:
             suffix = suffix.lower()
             sample = groups.setdefault(f"{folder}/{stem}" if folder else stem, _Members())
             if suffix in sample.files:
-                raise UserError(f"{shard}: the member {name!r} is there twice, the second at byte {offset:,}")
+                raise UserError(f"{shard}: the member {name!r} is repeated, the second is at byte {offset:,}")
             sample.files[suffix] = (name, offset, length)
             if suffix in _LABELS and length <= LABEL_BYTES:
                 stream.seek(offset)
@@ -89,26 +89,26 @@ def scan(shard: str) -> tuple[list[Sample], str]:
 
 
 def _files(shard: str, stream: IO[bytes]) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, length) of the regular files in a tar file; afterwards the stream stands at its end mark.
+    """Yield (name, offset, length) of regular files in a tar file; the stream then is at the end mark.
 
     Raises:
-        UserError: It is compressed, no tar file, or cut off, or a member is sparse.
+        UserError: The file is compressed, truncated or not a tar file, or a member is sparse.
     """
     head = stream.read(6)
     for sign, remedy in _COMPRESSED.items():
         if head.startswith(sign):
-            raise UserError(f"{shard} is compressed, so that nothing in it can be read by itself: {remedy} it first")
+            raise UserError(f"{shard} is compressed, so its members cannot be read individually. Run {remedy} first")
     stream.seek(0)
     last = ""
     begin = 0
     try:
         with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
             while (info := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                tar.members.clear()  # type: ignore[attr-defined]  # otherwise all are kept in memory
                 last, begin = info.name, info.offset
                 if info.issparse():
                     raise UserError(
-                        f"{shard}: the member {last!r} is sparse, so that it is not in one piece: make the shard "
+                        f"{shard}: the member {last!r} is sparse, so it is not contiguous. Write the shard "
                         "without tar's option --sparse"
                     )
                 if info.isreg():
@@ -117,43 +117,43 @@ def _files(shard: str, stream: IO[bytes]) -> Iterator[tuple[str, int, int]]:
     except tarfile.ReadError as error:
         if last:
             where = f"within the member {last!r} that begins at byte {begin:,}"
-            raise UserError(f"The shard {shard} is cut off {where} ({error}): copy or make it again") from error
-        raise UserError(f"{shard} is no tar file ({error})") from error
+            raise UserError(f"The shard {shard} is cut off {where} ({error}). Copy or write it again") from error
+        raise UserError(f"{shard} is not a tar file ({error})") from error
     stream.seek(end)
 
 
 def _ending(shard: str, stream: IO[bytes]) -> str:
-    """A remark on how the file ends.
+    """Return a warning about the end of the file, or "".
 
-    The rest of it must be zeros: tarfile takes the first block of zeros for the end, though it may be a hole in a
-    file that has not been copied whole, or the end of the first of several files.
+    The rest must be zeros: tarfile takes the first block of zeros as the end, but it may be a hole in an incomplete
+    copy, or the end of the first of several concatenated files.
 
     Raises:
-        UserError: There is something that is no member.
+        UserError: The rest has non-zero bytes.
     """
     where = stream.tell()
     mark = stream.read(tarfile.BLOCKSIZE)
     if mark.strip(b"\0"):
-        raise UserError(f"The shard {shard} is damaged at byte {where:,}: copy or make it again")
+        raise UserError(f"The shard {shard} is damaged at byte {where:,}. Copy or write it again")
     zeros = len(mark)
     while rest := stream.read(_CHUNK):
         something = rest.lstrip(b"\0")
         zeros += len(rest) - len(something)
         if something:
             raise UserError(
-                f"The shard {shard} has an end mark at byte {where:,}, but goes on at byte {where + zeros:,}: it is "
-                "damaged, or was joined from several (tar -A does that right)"
+                f"The shard {shard} has an end mark at byte {where:,}, but more data at byte {where + zeros:,}: it is "
+                "damaged, or several files were concatenated (use tar -A)"
             )
     if zeros > PADDING:
-        return f"{shard} holds nothing but zeros from byte {where:,} on, {zeros:,} of them: is the copy complete?"
+        return f"{shard} has only zeros after byte {where:,}, {zeros:,} of them. Check that the copy is complete"
     return "" if mark else f"{shard} has no end mark: it may have been cut off at byte {where:,}"
 
 
 def _sample(shard: str, key: str, members: _Members) -> Sample:
-    """The image and the label among the files of a sample.
+    """Return the image and label of a sample's files.
 
     Raises:
-        UserError: One of them is missing or not to be told.
+        UserError: The image or the label is missing or ambiguous.
     """
     files = members.files
     images = [suffix for suffix in files if f".{suffix}" in SUFFIXES]
@@ -165,7 +165,7 @@ def _sample(shard: str, key: str, members: _Members) -> Sample:
     if "cls" in files:
         label = members.words.get("cls", b"").decode("utf-8", "replace").strip()
         if not label:
-            raise UserError(f"{shard}: {files['cls'][0]} holds no class number or name")
+            raise UserError(f"{shard}: {files['cls'][0]} has no class number or name")
     elif "json" in files:
         label = _json_label(f"{shard}: {files['json'][0]}", members.words.get("json", b""))
     elif "txt" in files:
@@ -182,10 +182,10 @@ def _sample(shard: str, key: str, members: _Members) -> Sample:
 
 
 def _json_label(where: str, content: bytes) -> str:
-    """The ``label`` or ``cls`` of a JSON object.
+    """Return the ``label`` or ``cls`` of a JSON object.
 
     Raises:
-        UserError: There is none that is a whole number or a name.
+        UserError: No value is a whole number or a name.
     """
     try:
         loaded = parse_json(content)
@@ -195,16 +195,16 @@ def _json_label(where: str, content: bytes) -> str:
         next((loaded[name] for name in ("label", "cls") if name in loaded), None) if isinstance(loaded, dict) else None
     )
     if isinstance(found, bool) or not isinstance(found, int | str) or not str(found).strip():
-        raise UserError(f"{where} says no class: expected 'label' or 'cls' with a whole number or a name")
+        raise UserError(f"{where} has no class; expected 'label' or 'cls' with a whole number or a name")
     return str(found).strip()
 
 
 @contextmanager
 def opened(place: str) -> Iterator[IO[bytes]]:
-    """A file of this machine or behind a URL, for reading from front to back.
+    """Open a local file or a URL for sequential reading.
 
     Raises:
-        UserError: It cannot be opened or read.
+        UserError: The file cannot be opened or read.
     """
     try:
         if is_url(place):
@@ -216,15 +216,15 @@ def opened(place: str) -> Iterator[IO[bytes]]:
                 yield stream
     except UserError:
         raise
-    except Exception as error:  # file systems behind URLs raise what they like
+    except Exception as error:  # remote file systems raise many types
         raise unreadable(place, error) from error
 
 
 def remote(url: str) -> tuple[Any, str]:
-    """(fsspec's file system, path in it) of a URL; asked for anew in each process, because connections do not fork.
+    """Return (fsspec's file system, path in it) of a URL; called in each process, because connections do not fork.
 
     Raises:
-        UserError: There is nothing that reads such URLs.
+        UserError: The URL's protocol is not supported.
     """
     from fsspec.core import url_to_fs
 
@@ -236,10 +236,10 @@ def remote(url: str) -> tuple[Any, str]:
 
 
 def state(url: str) -> tuple[int, int, int]:
-    """What tells whether a remote file has changed: a hash of the marks that its server gives (see `marked`), its size.
+    """Return the state of a remote file: a hash of the server's version marks (see `marked`), 0, and its size.
 
     Raises:
-        UserError: It is not there.
+        UserError: The file does not exist.
     """
     system, path = remote(url)
     try:
@@ -252,21 +252,21 @@ def state(url: str) -> tuple[int, int, int]:
 
 
 def marked(state: tuple[int, int, int]) -> bool:
-    """Whether the server of a file gave a mark: without one, another file of its size looks the same."""
+    """Return True if the server gave a version mark: without one, a changed file of the same size looks unchanged."""
     return state[0] != 0
 
 
 def unreadable(place: str, error: BaseException) -> UserError:
-    """The error for a file that cannot be read."""
-    while isinstance(error, FileNotFoundError) and error.__cause__ is not None:  # fsspec says it of every failure
+    """Return the error for an unreadable file."""
+    while isinstance(error, FileNotFoundError) and error.__cause__ is not None:  # fsspec raises it for every failure
         error = error.__cause__
     gone = isinstance(error, FileNotFoundError) or getattr(error, "status", None) in (404, 410)
-    why = "there is no such file" if gone else getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+    why = "it does not exist" if gone else getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
     return UserError(f"The shard {place} cannot be read: {why}")
 
 
 class _Open:
-    """An open file that is closed when nobody uses it any more: another thread may still be reading."""
+    """Open file that is closed with its last reference: another thread may still be reading."""
 
     def __init__(self, path: str) -> None:
         self._stream = open_plain(path)
@@ -274,7 +274,7 @@ class _Open:
 
 
 class Parts:
-    """Reads parts of files; each process opens its own, when it needs them, and keeps some."""
+    """Reader of byte ranges; each process opens its own files on demand and keeps some open."""
 
     def __init__(self) -> None:
         self._open: dict[str, _Open] = {}
@@ -283,18 +283,16 @@ class Parts:
         return {"_open": {}}
 
     def read(self, place: str, offset: int, length: int) -> bytes:
-        """``length`` bytes of a file from ``offset`` on.
+        """Read ``length`` bytes of a file from ``offset``.
 
         Raises:
-            UserError: It cannot be read, or has become shorter.
+            UserError: The file cannot be read, or has become shorter.
         """
         content = self._retried(place, offset, length) if is_url(place) else self._local(place, offset, length)
         if len(content) < length:
-            raise UserError(f"The shard {place} has changed while it was used: it ends within byte {offset + length:,}")
+            raise UserError(f"The shard {place} has changed during use: it ends before byte {offset + length:,}")
         if len(content) > length:
-            raise UserError(
-                f"The server of {place} sends whole files only, but images are read by range: copy the shards here"
-            )
+            raise UserError(f"The server of {place} does not support range requests. Copy the shards to this machine")
         return content
 
     def _local(self, place: str, offset: int, length: int) -> bytes:
@@ -318,7 +316,7 @@ class Parts:
             try:
                 content: bytes = system.cat_file(path, start=offset, end=offset + length)
                 return content
-            except Exception as error:  # a run of days outlives a connection
+            except Exception as error:  # connections fail in long runs
                 if isinstance(error, FileNotFoundError) or again == TRIES - 1:
                     raise unreadable(place, error) from error
                 time.sleep(again + 1)

@@ -1,7 +1,7 @@
-"""Images in tar shards (WebDataset), read by an index that is made once: which bytes of which shard, and the label.
+"""Images in tar shards (WebDataset), read by a stored index: shard, byte range and label.
 
-Draws are functions of numbered samples, so that subsets, splits, resuming and ranks work as for any other data set;
-each process reads the bytes of its own draws and nothing else.
+Draws are functions of numbered samples, so that subsets, splits, resume and ranks work as for any other dataset; each
+process reads only the bytes of its own draws.
 """
 
 import logging
@@ -31,14 +31,14 @@ log = logging.getLogger("randlora_pl")
 
 @dataclass
 class ShardImages:
-    """Images inside tar files, decoded at each call.
+    """Images inside tar files, decoded on each access.
 
     Attributes:
-        shards: The files: paths or URLs.
-        shard: int64 (n,), the file of each image.
-        offset: int64 (n,), where its bytes begin.
-        length: int64 (n,), how many they are.
-        members: Its name in the file.
+        shards: Paths or URLs of the shards.
+        shard: int64 (n,), shard index of each image.
+        offset: int64 (n,), first byte of each image.
+        length: int64 (n,), number of bytes.
+        members: Member name of each image.
     """
 
     shards: Sequence[str]
@@ -52,28 +52,28 @@ class ShardImages:
         return len(self.shard)
 
     def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
-        """Image ``index`` decoded to RGB (see `decode`).
+        """Decode image ``index`` to RGB (see `decode`).
 
         Raises:
-            UserError: The shard cannot be read, or there is no image at this place; both are named.
+            UserError: The shard cannot be read, or has no image at this offset; the message names both.
         """
         shard = self.shards[self.shard[index]]
         content = self._parts.read(shard, int(self.offset[index]), int(self.length[index]))
         return decode(self.name(index), short, content)
 
     def name(self, index: int) -> str:
-        """``SHARD:MEMBER``."""
+        """Return ``SHARD:MEMBER``."""
         return f"{self.shards[self.shard[index]]}:{self.members[index]}"
 
 
 def shards(row: Row, root: Path, split: str) -> Samples | None:
-    """The samples of one split.
+    """Read the samples of one split.
 
     Splits are sub-folders (``train/``, ``val/``, ``test/``) or words in the names of the shards (``val-000.tar``).
-    Labels are numbers or names; the names of the classes are in ``classnames.txt`` beside the shards, or are the
-    labels themselves, sorted. A sample's key is the name of its image in the shard, so that it does not depend on
-    where the shards lie or how they are cut; where several shards use a name, the shard's own is put before it.
-    Training samples are in the order of their keys, others in that of the shards, so that reading is sequential.
+    Labels are numbers or names; class names are in ``classnames.txt`` beside the shards, or are the sorted labels. A
+    sample's key is the member name of its image, so that it does not depend on the location or split of the shards;
+    if several shards use a name, the shard's name is prepended. Training samples are in the order of their keys,
+    others in the order of the shards for sequential reading.
 
     Raises:
         UserError: Shards are missing or damaged, or labels are wrong.
@@ -89,9 +89,9 @@ def shards(row: Row, root: Path, split: str) -> Samples | None:
     if own != split:
         log.warning("%s has no test shards: its val shards are used for testing", places.title)
     names, templates = places.lines((NAMES,)), places.lines(TEMPLATES)
-    said = "train" if "train" in places.by_split else own  # which split's labels are the classes
+    said = "train" if "train" in places.by_split else own  # the split whose labels define the classes
     if said != "train" and not names:
-        raise _no_train(places, f", and no {NAMES} that would do for testing")
+        raise _no_train(places, f", and no {NAMES}, which testing needs")
     found = index(places, own)
     classes, by_name = _classes(places, said, found if said == own else index(places, said), names)
     labels = _labels(places, own, found, classes, by_name)
@@ -113,31 +113,31 @@ def shards(row: Row, root: Path, split: str) -> Samples | None:
 
 
 def index_all(root: Path) -> None:
-    """Makes the index of every split, for other processes to find."""
+    """Build the index of every split for other processes."""
     places = find(root)
     for split in places.by_split:
         index(places, split)
 
 
 def nameless(classes: Sequence[str]) -> bool:
-    """Whether nothing but numbers is known of the classes."""
+    """Return True if classes have only numbers."""
     return len(classes) > 0 and all(re.fullmatch(r"class \d+", name) for name in classes)
 
 
 def _no_train(places: Places, more: str = "") -> UserError:
     there = ", ".join(places.by_split)
     return UserError(
-        f"{places.title} has no train shards, only {there}{more}: call them train-..., or put them into train/"
+        f"{places.title} has no train shards, only {there}{more}. Rename them to train-..., or put them into train/"
     )
 
 
 def _classes(
     places: Places, split: str, found: listing.Found, names: Sequence[str]
 ) -> tuple[list[str], dict[str, int] | None]:
-    """(class names, label of each name that the shards use; None where they use numbers).
+    """Return (class names, label of each name used by the shards, or None if they use numbers).
 
     Raises:
-        UserError: The labels of the split are not of one kind, or not those of ``classnames.txt``.
+        UserError: The labels of the split are of mixed kinds, or do not match ``classnames.txt``.
     """
     said = list(found.texts["labels"])
     numeric = [text for text in said if _number(text) is not None]
@@ -154,7 +154,7 @@ def _classes(
     if names and len(classes) != len(names):
         strange = next(text for text in classes if text not in names)
         raise UserError(
-            f"{places.title}: {NAMES} names {len(names)} classes, but not {strange!r}, which is a label of the "
+            f"{places.title}: {NAMES} has {len(names)} classes, but not {strange!r}, which is a label of the "
             f"shards.{near(strange, names)}"
         )
     return list(names) or classes, {name: number for number, name in enumerate(classes)}
@@ -163,10 +163,10 @@ def _classes(
 def _labels(
     places: Places, split: str, found: listing.Found, classes: Sequence[str], by_name: dict[str, int] | None
 ) -> NDArray[np.int64]:
-    """The label of each sample.
+    """Return the label of each sample.
 
     Raises:
-        UserError: One is none of the classes; the shard and the image are named.
+        UserError: A label is not a class; the message names the shard and the image.
     """
     labels = []
     for text in found.texts["labels"]:
@@ -184,14 +184,14 @@ def _number(text: str) -> int | None:
 
 
 def _first(places: Places, split: str, found: listing.Found, label: str) -> str:
-    """The first image with a label, for messages."""
+    """Return the first image with a label, for messages."""
     number = list(found.texts["labels"]).index(label)
     place = int(np.argmax(found.columns["label"] == number))
     return f"{places.by_split[split][found.columns['shard'][place]]}:{found.texts['members'][place]}"
 
 
 def _complain(places: Places, labels: NDArray[np.int64], classes: Sequence[str]) -> None:
-    """Warns where classes have no training images, as where some of the shards are not there."""
+    """Warn about classes without training images, for example if shards are missing."""
     empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
     if len(empty):
         log.warning(
