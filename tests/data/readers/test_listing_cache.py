@@ -256,7 +256,7 @@ def test_two_that_write_at_once(tree: Tree, listings: Path) -> None:
 
 
 def test_large_listings_are_told(tree: Tree, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(listing, "TOLD", 5)
+    monkeypatch.setattr(listing, "LOGGED", 5)
     root = tree(cat=3, dog=2)
     with caplog.at_level(logging.INFO, "randlora_pl"):
         must(root)
