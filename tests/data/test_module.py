@@ -230,7 +230,7 @@ def test_device_transforms_hand_over_bytes_and_change_nothing(tree: Tree, tmp_pa
         own = trainer(tmp_path)
         own.fit(task, data)
         own.test(task, data, verbose=False)
-        assert task.late == {"colours" if data.device_transforms else "nothing"}
+        assert task.late == {"colors" if data.device_transforms else "nothing"}
         assert next(iter(data.test_dataloader()))["image"].is_floating_point(), "by hand"
         return task.seen
 

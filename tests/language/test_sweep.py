@@ -25,7 +25,7 @@ from randlora_pl.language.data.prompts_module import TextData
 from randlora_pl.language.dataset_sizes import SIZES, TESTS
 from randlora_pl.language.datasets.availability import absent
 from randlora_pl.language.datasets.commonsense import SOURCE, TREE
-from randlora_pl.language.datasets.sources import set_aside
+from randlora_pl.language.datasets.sources import hold_out
 from randlora_pl.language.tasks import restore
 from randlora_pl.language.tasks.meta import meta_backbone, operations_per_token
 from randlora_pl.utils.errors import UserError
@@ -191,7 +191,7 @@ def test_what_validates_is_no_step(name: str, tmp_path: Path) -> None:
         left = size.train - LabelledTexts(dataset=name).validation
     else:
         data = TextData(dataset=name)
-        left = size.train if name == "e2e" else len(set_aside(places, data.validation)[0])
+        left = size.train if name == "e2e" else len(hold_out(places, data.validation)[0])
     assert text_steps(tree, 1) == left
     tree["data"]["validation"] = 7
     assert text_steps(tree, 1) == size.train - 7 or name == "e2e"

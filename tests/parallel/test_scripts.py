@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.config.shipped import config_folder, scripts
-from randlora_pl.engine.command import resume_by_itself, prepare
+from randlora_pl.engine.command import prepare, resume_by_itself
 from tests.support.cli import Run
 
 WORDS = ["--config", "quickstart", "--data.steps", "3"]

@@ -72,11 +72,11 @@ def cases(data: ImageData, workers: int) -> list[Case]:
     found = [
         Case("decode", lambda: _decoded(batches), "one thread: read and decode"),
         Case("crop, resize", lambda: _cropped(batches), "one thread: decoded images to bytes of one size"),
-        Case("flip, normalise", lambda: _finished(batches), "one thread: bytes to floats"),
-        Case("training", loader(batches, "colours"), f"{wide}, flip and normalise here", whole=True),
+        Case("flip, normalize", lambda: _finished(batches), "one thread: bytes to floats"),
+        Case("training", loader(batches, "colors"), f"{wide}, flip and normalize here", whole=True),
         Case("training, floats", loader(batches, "nothing"), f"{wide}: all of it", whole=True),
-        Case("training, cached", loader(cached, "colours"), f"{wide}, decoded images shared", whole=True),
-        Case("evaluation", loader(evaluation, "colours"), f"{wide}, normalise here", whole=True),
+        Case("training, cached", loader(cached, "colors"), f"{wide}, decoded images shared", whole=True),
+        Case("evaluation", loader(evaluation, "colors"), f"{wide}, normalize here", whole=True),
         Case(PLAIN, plain_loader, f"{wide}: ImageFolder, v1 transforms, training", whole=True),
     ]
     if isinstance(samples.images, FileImages):

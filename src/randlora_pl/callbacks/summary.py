@@ -59,7 +59,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     place = str(task.device) if trainer.num_devices == 1 else f"{trainer.num_devices} devices"
     return {
         "model": f"{identity.name}, {identity.pretrained} weights{size} ({type(task).__name__})",
-        **data.in_words(summary),
+        **data.summary_lines(summary),
         "trainable": f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %){parts_of(task)}",
         "batch": f"{window} = {' x '.join(parts)}" if len(parts) > 1 else parts[0],
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn",

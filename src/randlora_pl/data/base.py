@@ -68,7 +68,7 @@ class PlannedData(LightningDataModule):
         """Return flat, JSON-ready facts about the data and the run; splits that were not read are omitted."""
         raise NotImplementedError
 
-    def in_words(self, facts: dict[str, Any]) -> dict[str, str]:
+    def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
         """Return the start summary's lines about the data.
 
         Args:

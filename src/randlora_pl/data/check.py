@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from randlora_pl.data.catalog.registry import how_to_get, present
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import ArrayImages
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import SPLITS, Samples, read
@@ -61,7 +61,7 @@ class Report:
     missing: bool = False
 
 
-def check(row: Row, root: Path, sample: int | None, tick: Callable[[int], None] = lambda _: None) -> Report:
+def check(row: DatasetSpec, root: Path, sample: int | None, tick: Callable[[int], None] = lambda _: None) -> Report:
     """Read a dataset and compare it with its specification.
 
     Args:
@@ -78,7 +78,7 @@ def check(row: Row, root: Path, sample: int | None, tick: Callable[[int], None] 
     found: dict[str, Samples | None] = {}
     for split in SPLITS:
         try:
-            with listing.anew():  # do not trust listings of earlier runs
+            with listing.ignore_stored():  # do not trust listings of earlier runs
                 found[split] = read(row, root, split)
         except UserError as error:
             if error.args not in [problem.args for problem in report.problems]:
@@ -105,7 +105,12 @@ def check(row: Row, root: Path, sample: int | None, tick: Callable[[int], None] 
 
 
 def _split(
-    row: Row, split: str, samples: Samples, sample: int | None, problems: list[UserError], tick: Callable[[int], None]
+    row: DatasetSpec,
+    split: str,
+    samples: Samples,
+    sample: int | None,
+    problems: list[UserError],
+    tick: Callable[[int], None],
 ) -> SplitReport:
     """Check one split; append to ``problems``."""
     expected = row.counts.get(split)

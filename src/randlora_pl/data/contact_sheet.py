@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.check import evenly
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.sampling.splits import few_shot
@@ -45,7 +45,7 @@ class Sheet:
     prompts: list[str]
 
     @classmethod
-    def of(cls, row: Row, root: Path, shots: int) -> "Sheet":
+    def of(cls, row: DatasetSpec, root: Path, shots: int) -> "Sheet":
         """Read a dataset and choose the images of few-shot training with seed 0.
 
         Args:

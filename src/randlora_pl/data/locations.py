@@ -45,7 +45,7 @@ def root_of(typed: str) -> Path:
     return _Url(typed) if is_url(typed) else Path(typed).expanduser()
 
 
-def spelled(root: Path) -> str:
+def as_typed(root: Path) -> str:
     """Return a root as the user typed it: `Path` changes ``https://host`` to ``https:/host``."""
     return re.sub(r"^([a-z][a-z0-9+]+):/+", r"\1://", root.as_posix())
 
@@ -55,7 +55,7 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
-def bare(place: str) -> str:
+def without_query(place: str) -> str:
     """Remove the query of a URL, because signatures contain slashes and dots."""
     return re.split("[?#]", place, maxsplit=1)[0] if is_url(place) else place
 

@@ -25,7 +25,7 @@ from randlora_pl.data.loading.loader import Batch, Loader
 from randlora_pl.data.readers.dispatch import Samples, read
 from randlora_pl.data.readers.own import tar_shards as shards
 from randlora_pl.data.sampling import splits
-from randlora_pl.data.sampling.balance import in_words
+from randlora_pl.data.sampling.balance import balance_text
 from randlora_pl.data.sampling.schedule import total_draws
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import cached
@@ -164,7 +164,7 @@ class ImageData(PlannedData):
     def prepare_data(self) -> None:
         """Fetches the data set if that was asked for; Lightning calls it in one process only."""
         if self.download:
-            get.ensure(self.row, self.root, get.Logged())
+            get.ensure(self.row, self.root, get.LoggedProgress())
         if self.row.patterns:  # the other processes find the index
             shards.index_all(self.root)
 
@@ -295,12 +295,12 @@ class ImageData(PlannedData):
             facts |= {name: value for name, value in asdict(self.augment).items() if value is not None}
         return facts | {"skipped": len(self.skipped)}
 
-    def in_words(self, facts: dict[str, Any]) -> dict[str, str]:
+    def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
         """What the start summary says of the data."""
         parts = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
         shots = f", {facts['shots']} shots" if facts.get("shots") else ""
-        data = f"{facts['dataset']}: {facts['classes']} classes, {parts} images{shots}{in_words(self.balance)}"
-        more = ", ".join(self.augment.in_words())
+        data = f"{facts['dataset']}: {facts['classes']} classes, {parts} images{shots}{balance_text(self.balance)}"
+        more = ", ".join(self.augment.enabled())
         padded = {"images": "whole, padded with the mean colour"} if self.frame.resize == "pad" else {}
         return {"data": data} | padded | ({"augmentation": more} if more else {})
 
@@ -366,7 +366,7 @@ class ImageData(PlannedData):
             return "nothing"
         device = self.trainer.strategy.root_device.type
         changed = samples is self._held.get("train") and self.augment.randaugment is not None  # on the CPU, after crops
-        return "crops" if device == "cuda" and isinstance(samples.images, ArrayImages) and not changed else "colours"
+        return "crops" if device == "cuda" and isinstance(samples.images, ArrayImages) and not changed else "colors"
 
     def _processes(self, split: str) -> int:
         if self.num_workers is not None:

@@ -6,7 +6,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.frame import INTERPOLATIONS, RESIZES
 from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UserError, brief, near
@@ -18,7 +18,7 @@ MAGNITUDES = 31
 """Number of strengths of RandAugment, from 0."""
 
 
-def check(values: Mapping[str, Any], row: Row) -> None:
+def check(values: Mapping[str, Any], row: DatasetSpec) -> None:
     """Check `ImageData`'s options, except prompts and task.
 
     Args:

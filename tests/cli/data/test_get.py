@@ -13,7 +13,7 @@ import pytest
 
 from randlora_pl.cli.help.pages import page
 from randlora_pl.data import check
-from randlora_pl.data.catalog.registry import CATALOG, Row, find
+from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, find
 from randlora_pl.data.download import http as fetch
 from randlora_pl.data.sampling.splits import Splits
 from randlora_pl.utils.errors import UserError
@@ -42,7 +42,9 @@ def publish(copies: Copies, server: Server, monkeypatch: pytest.MonkeyPatch) -> 
     """Puts the archives of a data set on the server, as if its tiny copy were all there is; returns the copy."""
     split_report = check._split
 
-    def lenient(row: Row, split: str, samples: Any, sample: Any, problems: list[str], tick: Any) -> check.SplitReport:
+    def lenient(
+        row: DatasetSpec, split: str, samples: Any, sample: Any, problems: list[str], tick: Any
+    ) -> check.SplitReport:
         report = split_report(row, split, samples, sample, problems, tick)
         problems[:] = [
             error for error in problems if " classes have no " not in error.what
@@ -94,7 +96,7 @@ def test_every_fetched_data_set_comes_as_its_reader_expects_it(
     expected = {path: content for path, content in held(source).items() if path not in unread(name)}
     assert held(tmp_path / "new/sets") == expected
     assert "1 data set: 1 as expected" in result.out
-    assert f"in place: new/sets/{find(name).layout.partition('/')[0]}" in result.out
+    assert f"installed: new/sets/{find(name).layout.partition('/')[0]}" in result.out
     assert f"--data.dataset {name} --data.root new/sets" in result.out.splitlines()[-1]
     assert all(f"{file.name}: " in result.out and "its md5 is right" in result.out for file in find(name).files)
 

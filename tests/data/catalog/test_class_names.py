@@ -32,7 +32,7 @@ def test_classnames_files(tmp_path: Path) -> None:
 @in_one_item(
     ("file", "content", "message"),
     [
-        ("a.txt", "one", "has 1 class names, the data set has 2 classes"),
+        ("a.txt", "one", "has 1 class names, the dataset has 2 classes"),
         ("a.csv", "n01,tench,fish", "is not of the form folder,name"),
         ("a.csv", "n1,tench\nn02,shark", r"names the class 'n1', which the dataset does not have. Did you mean 'n01'"),
         ("a.json", '{"n01": "tench"}', "no name for 1 of 2 classes, the first: 'n02'"),

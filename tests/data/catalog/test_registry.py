@@ -10,7 +10,7 @@ import pytest
 
 from randlora_pl.data.catalog import registry as catalog
 from randlora_pl.data.catalog import templates as prompts
-from randlora_pl.data.catalog.registry import CATALOG, FASHION_UNSEEN, PAPER, ROWS, Row, find
+from randlora_pl.data.catalog.registry import CATALOG, FASHION_UNSEEN, PAPER, ROWS, DatasetSpec, find
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
@@ -25,7 +25,7 @@ def test_listing_imports_nothing_heavy() -> None:
 
 
 @in_one_item("row", ROWS)
-def test_row_is_complete(row: Row) -> None:
+def test_row_is_complete(row: DatasetSpec) -> None:
     assert row.title and row.licence and row.source and row.epochs > 0
     assert all(template.count("{}") == 1 for template in row.templates) and row.templates
     assert len(set(row.classnames)) == len(row.classnames) or row.name == "imagenet"

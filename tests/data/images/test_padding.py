@@ -52,8 +52,8 @@ def test_evaluation_is_pillows_on_exact_zeros(size: tuple[int, int], channels: i
     top, left, h, w = whole_box(*size, 32)
     expected = Image.fromarray(image.expand(-1, -1, 3).numpy()).resize((w, h), Image.Resampling.BICUBIC)
     inside = found[:, top : top + h, left : left + w]
-    colours = torch.tensor(FRAME.std).view(3, 1, 1) * inside + torch.tensor(FRAME.mean).view(3, 1, 1)
-    assert (colours * 255 - torch.from_numpy(np.array(expected)).permute(2, 0, 1)).abs().max() < 2.1
+    colors = torch.tensor(FRAME.std).view(3, 1, 1) * inside + torch.tensor(FRAME.mean).view(3, 1, 1)
+    assert (colors * 255 - torch.from_numpy(np.array(expected)).permute(2, 0, 1)).abs().max() < 2.1
     assert int((found != 0).all(0).sum()) == h * w and torch.count_nonzero(found) == 3 * h * w
 
 
@@ -86,7 +86,7 @@ def test_files_are_prepared_alike_for_validation_prediction_and_serving(tmp_path
     loader, _ = open_images(files, data.frame)
     assert torch.equal(next(iter(loader))["image"], batch["image"])
     assert torch.equal(read_image(files[0].read_bytes(), "it", data.frame), batch["image"][:1])
-    assert "padded" in data.in_words(data.summary())["images"]
+    assert "padded" in data.summary_lines(data.summary())["images"]
     exact = eval_batch([torch.from_numpy(np.array(Image.open(files[0])))], data.frame)
     assert (batch["image"][0] - exact[0]).abs().max() < 0.1
     assert torch.count_nonzero(batch["image"][0]) <= 3 * 8 * 32

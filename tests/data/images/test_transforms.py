@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from randlora_pl.data.images.frame import Frame
-from randlora_pl.data.images.transforms import RATIO, crop_boxes, eval_batch, flips, normalise, train_batch
+from randlora_pl.data.images.transforms import RATIO, crop_boxes, eval_batch, flips, normalize, train_batch
 from randlora_pl.utils import rng
 from tests.support.products import in_one_item
 
@@ -138,8 +138,8 @@ def test_normalisation() -> None:
     frame = Frame()
     batch = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2) * 10
     expected = (batch.float() / 255 - torch.tensor(frame.mean).view(3, 1, 1)) / torch.tensor(frame.std).view(3, 1, 1)
-    torch.testing.assert_close(normalise(batch, frame), expected)
-    assert torch.equal(normalise(batch[:, :1], frame), normalise(batch[:, :1].expand(-1, 3, -1, -1), frame))
+    torch.testing.assert_close(normalize(batch, frame), expected)
+    assert torch.equal(normalize(batch[:, :1], frame), normalize(batch[:, :1].expand(-1, 3, -1, -1), frame))
 
 
 def test_frame_of_a_spec() -> None:

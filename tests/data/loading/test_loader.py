@@ -148,7 +148,7 @@ def test_skipped_images_weigh_nothing_and_are_counted(
     assert len(caplog.messages) == 1 and "skipped the unreadable image" in caplog.text
 
 
-@pytest.mark.parametrize("late", ["colours", "crops"])
+@pytest.mark.parametrize("late", ["colors", "crops"])
 def test_what_is_left_to_the_device_comes_to_the_same(late: Late) -> None:
     samples = samples_of()
     evaluation = EvalBatches(samples, EvalSchedule(len(samples), 10), FRAME)

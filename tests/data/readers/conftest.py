@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torchvision import datasets
 
-from randlora_pl.data.catalog.registry import Row, find
+from randlora_pl.data.catalog.registry import DatasetSpec, find
 from randlora_pl.data.readers.dispatch import Samples, read
 from tests.data.readers import BUILDERS
 from tests.data.readers.pictures import Made
@@ -19,7 +19,7 @@ from tests.data.readers.pictures import Made
 class Copy:
     """A copy of a data set and what is known of it."""
 
-    row: Row
+    row: DatasetSpec
     root: Path
     made: Made
 

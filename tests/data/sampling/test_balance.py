@@ -82,7 +82,7 @@ def test_weights_are_in_the_batches(tree: Tree) -> None:
     for one, other in zip(plain.train_dataloader(), weighted.train_dataloader(), strict=True):
         assert torch.equal(one["index"], other["index"])
         torch.testing.assert_close(other["weight"], one["weight"] * expected[one["label"]])
-    assert "weighted" in weighted.in_words(weighted.summary())["data"]
+    assert "weighted" in weighted.summary_lines(weighted.summary())["data"]
     assert weighted.state_dict()["balance"] == "weights"
     drawn = ImageData(dataset="folder", root=root, steps=30, batch_size=8, image_size=8, balance="sampler")
     drawn.setup("fit")

@@ -12,7 +12,7 @@ from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.images.decode import ArrayImages
 from randlora_pl.data.readers.dispatch import Samples, in_key_order, read
 from randlora_pl.data.sampling import splits
-from randlora_pl.data.sampling.splits import Splits, few_shot, quotas, set_aside, stratified
+from randlora_pl.data.sampling.splits import Splits, few_shot, hold_out, quotas, stratified
 from randlora_pl.utils.errors import UserError
 
 labels_of = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(lambda found: np.asarray(found, dtype=np.int64))
@@ -63,7 +63,7 @@ def test_choice_ignores_the_order_of_files(labels: np.ndarray, random: object) -
     there = in_key_order(images, labels[shuffled], [keys[place] for place in shuffled], "abcdef")
     for first, second in ((few_shot(here.labels, here.numbers, 2, 0), few_shot(there.labels, there.numbers, 2, 0)),):
         assert here.subset(first).keys == there.subset(second).keys
-    assert set_aside(here, len(labels) // 3, "val")[1].keys == set_aside(there, len(labels) // 3, "val")[1].keys
+    assert hold_out(here, len(labels) // 3, "val")[1].keys == hold_out(there, len(labels) // 3, "val")[1].keys
 
 
 def test_one_more_file_moves_hardly_any_other() -> None:
@@ -93,15 +93,15 @@ def test_quotas_break_ties_by_the_given_order() -> None:
 
 
 def test_no_class_loses_its_only_image() -> None:
-    kept, aside = set_aside(samples_of(np.arange(6)), 2, "test")
+    kept, aside = hold_out(samples_of(np.arange(6)), 2, "test")
     assert (len(kept), len(aside)) == (6, 0)
-    kept, aside = set_aside(samples_of(np.asarray([0, 0, 1, 1, 2])), 2, "test")
+    kept, aside = hold_out(samples_of(np.asarray([0, 0, 1, 1, 2])), 2, "test")
     assert set(kept.labels.tolist()) == {0, 1, 2} and len(aside) == 2
 
 
 def test_groups_stay_together() -> None:
     groups = np.repeat(np.arange(20), 3)
-    kept, aside = set_aside(samples_of(np.zeros(60), groups=groups), 5, "test")
+    kept, aside = hold_out(samples_of(np.zeros(60), groups=groups), 5, "test")
     assert len(aside) == 15 and not set(kept.groups) & set(aside.groups)
 
 

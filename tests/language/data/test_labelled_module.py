@@ -108,7 +108,10 @@ def test_the_start_page_says_how_many_samples_are_tested(tmp_path: Path) -> None
         data = Given(dataset="csv", root=str(tmp_path), steps=1)
         data.check_test()
         data.setup("fit")
-        assert data.in_words(data.summary())["data"] == f"csv: 2 classes (negative, positive), 131 train, 20 val{told}"
+        assert (
+            data.summary_lines(data.summary())["data"]
+            == f"csv: 2 classes (negative, positive), 131 train, 20 val{told}"
+        )
 
 
 def test_pairs_have_scores_and_segments(tmp_path: Path) -> None:
@@ -131,7 +134,7 @@ def test_long_texts_are_cut_counted_and_told(tmp_path: Path, caplog: pytest.LogC
     facts = data.summary()
     assert (facts["cut_train"], facts["cut_test"], facts["longest"], data.longest) == (2, 1, 62, 10)
     assert "2 of 3 samples are longer than 10 tokens" in caplog.text
-    assert "2 of 3 samples are longer than 10 tokens" in data.in_words(facts)["max length"]
+    assert "2 of 3 samples are longer than 10 tokens" in data.summary_lines(facts)["max length"]
 
 
 def test_samples_come_back_from_the_flat_arrays() -> None:

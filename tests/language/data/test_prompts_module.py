@@ -81,7 +81,7 @@ def test_long_samples_are_cut_and_counted(tmp_path: Path, caplog: pytest.LogCapt
     facts = made.summary()
     assert facts["train"] == 3 and facts["cut"] == 2 and facts["dropped"] == 1 and facts["longest"] == 33
     assert facts["steps"] == 3 and facts["tokens"] == 4 + 7 + 8
-    assert "2 of 4 samples are longer than 8 tokens" in made.in_words(facts)["cutoff"]
+    assert "2 of 4 samples are longer than 8 tokens" in made.summary_lines(facts)["cutoff"]
 
 
 def test_a_fit_reads_each_file_once_and_asks_for_scorers_of_references_only(
@@ -111,14 +111,14 @@ def test_the_start_page_says_how_many_samples_are_tested(tmp_path: Path) -> None
     made = data(tmp_path, steps=1, batch_size=1)
     made.check_test()
     made.setup("fit")
-    assert made.in_words(made.summary())["data"] == "jsonl: 5 train, 2 val, 3 test samples"
+    assert made.summary_lines(made.summary())["data"] == "jsonl: 5 train, 2 val, 3 test samples"
     (tmp_path / "test.jsonl").unlink()
     for checked, more in ((True, "; none to test (no test.jsonl in --data.root)"), (False, "")):
         made = data(tmp_path, steps=1, batch_size=1)
         if checked:  # not where a search asks for no test
             made.check_test()
         made.setup("fit")
-        assert made.in_words(made.summary())["data"] == f"jsonl: 5 train, 2 val samples{more}"
+        assert made.summary_lines(made.summary())["data"] == f"jsonl: 5 train, 2 val samples{more}"
 
 
 def test_options_are_checked(tmp_path: Path) -> None:

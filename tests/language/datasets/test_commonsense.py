@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from randlora_pl.language.datasets.commonsense import TASKS, Question, read_test, read_training
-from randlora_pl.language.datasets.sources import set_aside
+from randlora_pl.language.datasets.sources import hold_out
 from randlora_pl.utils.errors import UserError
 from tests.language.files import LETTERS, record, write_commonsense
 from tests.support.products import in_one_item
@@ -83,18 +83,18 @@ def test_an_empty_file_is_to_be_got_again(tmp_path: Path) -> None:
 def test_a_split_divides_and_depends_on_the_seed_alone(count: int, data: st.DataObject) -> None:
     size = data.draw(st.integers(0, count - 1))
     questions = [Question(f"question {number}", "", "a", "a") for number in range(count)]
-    train, validation = set_aside(questions, size, 7)
+    train, validation = hold_out(questions, size, 7)
     assert len(validation) == size
     assert sorted(train + validation, key=questions.index) == questions
     assert train == [question for question in questions if question not in validation]
-    assert set_aside(questions, size, 7) == (train, validation)
+    assert hold_out(questions, size, 7) == (train, validation)
 
 
 def test_other_seeds_validate_with_others() -> None:
     questions = [Question(f"question {number}", "", "a", "a") for number in range(2000)]
-    _, first = set_aside(questions, None)
-    _, second = set_aside(questions, None, seed=43)
-    assert len(set_aside(questions[:500], None)[1]) == 50
+    _, first = hold_out(questions, None)
+    _, second = hold_out(questions, None, seed=43)
+    assert len(hold_out(questions[:500], None)[1]) == 50
     assert len(first) == 120
     assert first != second
     assert first != questions[:120]
@@ -102,4 +102,4 @@ def test_other_seeds_validate_with_others() -> None:
 
 def test_a_split_without_training_samples_is_refused() -> None:
     with pytest.raises(UserError, match="nothing"):
-        set_aside([Question("", "", "", "")] * 3, 3)
+        hold_out([Question("", "", "", "")] * 3, 3)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.data.report import SAMPLE, checked_root, print_reports
-from randlora_pl.data.catalog.registry import CATALOG, Row, find, how_to_get, present
+from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, find, how_to_get, present
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.printable import printable
 
@@ -88,7 +88,7 @@ def show_verb(args: list[str]) -> int:
     return 0
 
 
-def _output(row: Row, named: Path | None) -> Path:
+def _output(row: DatasetSpec, named: Path | None) -> Path:
     """The file to write; one that was named must be new."""
     if named is None:
         return Path(f"contact-sheet-{row.name}.png")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from randlora_pl.cli.common.arguments import Parser
-from randlora_pl.data.catalog.registry import CATALOG, Row, default_root, find, get_command, how_to_get, present
+from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, default_root, find, get_command, how_to_get, present
 from randlora_pl.utils.errors import UserError
 
 if TYPE_CHECKING:
     from randlora_pl.data.check import Report
-    from randlora_pl.data.download.http import Tick
-    from randlora_pl.data.download.install import Watch
+    from randlora_pl.data.download.http import ProgressCallback
+    from randlora_pl.data.download.install import DownloadProgress
 
 
 def get_verb(args: list[str]) -> int:
@@ -47,7 +47,7 @@ def get_verb(args: list[str]) -> int:
         raise type(stop)(f"what has come is kept; go on: randlora-pl data get {again}{where}") from None
 
 
-def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
+def _get(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) -> int:
     """One data set after the other, whatever becomes of those before; returns the exit code."""
     from randlora_pl.cli.data.report import print_reports
     from randlora_pl.data.download.install import by_hand, downloads
@@ -97,7 +97,7 @@ def _get(rows: Sequence[Row], root: Path, keep: bool, everything: bool) -> int:
     return 1 if failed or (helpless and not everything) else 0
 
 
-def _check(row: Row, root: Path, sample: int) -> "Report":
+def _check(row: DatasetSpec, root: Path, sample: int) -> "Report":
     """The check of a data set, without the warnings of the libraries that it needs."""
     from randlora_pl.utils.text.console import log_to_terminal
     from randlora_pl.utils.text.log_filters import silence_library_warnings
@@ -109,7 +109,7 @@ def _check(row: Row, root: Path, sample: int) -> "Report":
     return check(row, root, sample)
 
 
-def _fetch(row: Row, root: Path) -> "Report":
+def _fetch(row: DatasetSpec, root: Path) -> "Report":
     """Fetches one data set and checks it, with lines that say so.
 
     Raises:
@@ -135,7 +135,7 @@ def _fetch(row: Row, root: Path) -> "Report":
     return _check(row, root, SAMPLE)
 
 
-def _tidy(row: Row, root: Path, keep: bool) -> None:
+def _tidy(row: DatasetSpec, root: Path, keep: bool) -> None:
     """Removes what was downloaded, now that it is unpacked."""
     from randlora_pl.data.download.install import downloads, tidy
 
@@ -146,17 +146,17 @@ def _tidy(row: Row, root: Path, keep: bool) -> None:
         print(f"  no longer needed: {', '.join(left)} in {downloads(row, root)}")
 
 
-def _watch() -> "Watch":
+def _watch() -> "DownloadProgress":
     """Lines for what is done, and on a terminal a bar for what is being done."""
-    from randlora_pl.data.download.install import Watch
+    from randlora_pl.data.download.install import DownloadProgress
 
-    class Printed(Watch):
-        def say(self, text: str) -> None:
+    class Printed(DownloadProgress):
+        def report(self, text: str) -> None:
             print(f"  {text}", flush=True)
 
     class Bars(Printed):
         @contextmanager
-        def progress(self, text: str) -> "Iterator[Tick]":
+        def progress(self, text: str) -> "Iterator[ProgressCallback]":
             from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 

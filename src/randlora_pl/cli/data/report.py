@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from randlora_pl.cli.common.tables import table
-from randlora_pl.data.catalog.registry import Row, default_root, may_be_read
+from randlora_pl.data.catalog.registry import DatasetSpec, default_root, may_be_read
 from randlora_pl.data.locations import root_of
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.printable import printable
@@ -69,7 +69,7 @@ def _per_class(count: tuple[str, int] | None) -> str:
     return f"{images:,} ({short})"
 
 
-def checked_root(typed: argparse.Namespace, rows: Sequence[Row], verb: str) -> Path:
+def checked_root(typed: argparse.Namespace, rows: Sequence[DatasetSpec], verb: str) -> Path:
     """The folder of the data sets.
 
     Raises:

@@ -13,7 +13,7 @@ from randlora_pl.language.dataset_sizes import OWN_TEXTS
 from randlora_pl.utils.errors import UserError, near
 
 if TYPE_CHECKING:
-    from randlora_pl.data.catalog.registry import Row as DataSet
+    from randlora_pl.data.catalog.registry import DatasetSpec
 
 Row = TypeVar("Row")
 
@@ -122,7 +122,7 @@ def _texts(name: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def state(row: "DataSet", root: Path) -> str:
+def state(row: "DatasetSpec", root: Path) -> str:
     """Whether a data set is on this machine, and how it gets there.
 
     Args:

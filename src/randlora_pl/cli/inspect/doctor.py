@@ -95,14 +95,14 @@ def devices() -> dict[str, str]:
 
 def datasets() -> dict[str, str]:
     """Which data sets are on this machine, and how to get the others."""
-    from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, place, present
+    from randlora_pl.data.catalog.registry import CATALOG, dataset_path, default_root, get_command, present
 
     root = default_root()
     found = {}
     for row in CATALOG.values():
         if row.own:
             continue
-        held = place(row, root)
+        held = dataset_path(row, root)
         if row.package and not present(row, root):
             found[row.name] = f"missing: {get_command(row, root)}"
         elif held is None:

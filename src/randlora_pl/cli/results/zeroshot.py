@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
-from randlora_pl.data.catalog.registry import PAPER, Row, default_root, find, how_to_get, may_be_read, present
+from randlora_pl.data.catalog.registry import PAPER, DatasetSpec, default_root, find, how_to_get, may_be_read, present
 from randlora_pl.data.locations import root_of
 from randlora_pl.utils.errors import UnreadableImageError, UserError
 
@@ -74,7 +74,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     return typed
 
 
-def _chosen(typed: argparse.Namespace) -> tuple[list[Row], list[str], Path]:
+def _chosen(typed: argparse.Namespace) -> tuple[list[DatasetSpec], list[str], Path]:
     """The data sets to test, the names of those that are not on this machine, and where they lie."""
     names = PAPER if typed.dataset == ALL else (typed.dataset,)
     rows = [find(name) for name in names]
@@ -115,7 +115,7 @@ def _load(typed: argparse.Namespace) -> "LoadedClip":
     return clip
 
 
-def _test(clip: "LoadedClip", row: Row, root: Path, batch: int, device: Any) -> "ZeroShot":
+def _test(clip: "LoadedClip", row: DatasetSpec, root: Path, batch: int, device: Any) -> "ZeroShot":
     """One data set.
 
     Raises:
@@ -164,7 +164,7 @@ def _write(
 
 
 def _print(
-    clip: "LoadedClip", found: dict[str, "ZeroShot"], failed: dict[str, str], absent: Sequence[Row], root: Path
+    clip: "LoadedClip", found: dict[str, "ZeroShot"], failed: dict[str, str], absent: Sequence[DatasetSpec], root: Path
 ) -> None:
     """The table, and below it what it lacks."""
     from randlora_pl.experiments.published import OTHER_SPLIT, SOURCE

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.readers.own.tar_shards import nameless
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.documents import parse_json
@@ -15,7 +15,7 @@ from randlora_pl.utils.files.documents import parse_json
 log = logging.getLogger("randlora_pl")
 
 
-def class_names(row: Row, found: Sequence[str], file: str | None = None) -> list[str]:
+def class_names(row: DatasetSpec, found: Sequence[str], file: str | None = None) -> list[str]:
     """Return the class names by label; captions for caption datasets.
 
     Args:
@@ -80,7 +80,7 @@ def read_classnames(path: Path, classes: Sequence[str]) -> list[str]:
 
 def _one_each(path: Path, names: list[str], classes: Sequence[str]) -> list[str]:
     if len(names) != len(classes):
-        raise UserError(f"{path} has {len(names)} class names, the data set has {len(classes)} classes")
+        raise UserError(f"{path} has {len(names)} class names, the dataset has {len(classes)} classes")
     return names
 
 

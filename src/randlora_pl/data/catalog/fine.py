@@ -1,14 +1,14 @@
 """Fine-grained datasets: cars, aircraft, flowers, pets, birds, food."""
 
 from randlora_pl.data.catalog import templates as prompts
-from randlora_pl.data.catalog.spec import Row, archive, counts
+from randlora_pl.data.catalog.spec import DatasetSpec, archive, counts
 
 _ZOO = "randlora_pl.data.readers.torchvision:torchvision_files"
 _VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 _TRAIN_TEST = {"train": ("train",), "test": ("test",)}
 
 ROWS = (
-    Row(
+    DatasetSpec(
         name="cars",
         title="Stanford Cars",
         reader=_ZOO,
@@ -33,7 +33,7 @@ ROWS = (
             "other copies: https://github.com/pytorch/vision/issues/7545",
         ),
     ),
-    Row(
+    DatasetSpec(
         name="food101",
         title="Food-101",
         reader=_ZOO,
@@ -47,7 +47,7 @@ ROWS = (
         layout="food-101/{meta/{train,test}.json,images/CLASS/*.jpg}",
         files=(archive("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", "md5:85eeb15f3717b99a5da872d97d918f87"),),
     ),
-    Row(
+    DatasetSpec(
         name="fgvcaircraft",
         title="FGVC-Aircraft, variants",
         reader=_ZOO,
@@ -66,7 +66,7 @@ ROWS = (
         ),
         note="its own validation split is not trained on",
     ),
-    Row(
+    DatasetSpec(
         name="flowers102",
         title="Oxford Flowers 102",
         reader=_ZOO,
@@ -85,7 +85,7 @@ ROWS = (
         ),
         note="10 training images of each class: 16 shots are 10; its own validation split",
     ),
-    Row(
+    DatasetSpec(
         name="oxfordpets",
         title="Oxford-IIIT Pet",
         reader=_ZOO,
@@ -106,7 +106,7 @@ ROWS = (
             archive(f"{_VGG}/pets/data/annotations.tar.gz", "md5:95a8c909bbe2e81eed6a22bccdf3f68f", "oxford-iiit-pet"),
         ),
     ),
-    Row(
+    DatasetSpec(
         name="cub200",
         title="Caltech-UCSD Birds 200-2011",
         reader="randlora_pl.data.readers.lists:cub200",

@@ -1,13 +1,13 @@
 """Datasets of objects and actions: ImageNet, Caltech, Pascal VOC, UCF101."""
 
 from randlora_pl.data.catalog import templates as prompts
-from randlora_pl.data.catalog.spec import Archive, Row, archive, counts
+from randlora_pl.data.catalog.spec import Archive, DatasetSpec, archive, counts
 
 _VOC = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007"
 _DRIVE = "https://drive.google.com/file/d"
 
 ROWS = (
-    Row(
+    DatasetSpec(
         name="imagenet",
         title="ImageNet (ILSVRC 2012)",
         reader="randlora_pl.data.readers.trees:class_tree",
@@ -32,7 +32,7 @@ ROWS = (
         ),
         note="class names and prompts are open_clip's, in the order of the folder names",
     ),
-    Row(
+    DatasetSpec(
         name="caltech101",
         title="Caltech 101",
         reader="randlora_pl.data.readers.trees:indexed_tree",
@@ -60,7 +60,7 @@ ROWS = (
         ),
         note="Table 7 counts the 694 validation images among its 6,941 training images; names as in published figures",
     ),
-    Row(
+    DatasetSpec(
         name="caltech256",
         title="Caltech 256",
         reader="randlora_pl.data.readers.trees:class_tree",
@@ -85,7 +85,7 @@ ROWS = (
         ),
         note="257 classes: its clutter class counts",
     ),
-    Row(
+    DatasetSpec(
         name="pascalvoc",
         title="Pascal VOC 2007, each annotated box cropped",
         reader="randlora_pl.data.readers.voc:boxes",
@@ -103,7 +103,7 @@ ROWS = (
         ),
         note="one class for each box, boxes marked difficult too; its own validation split",
     ),
-    Row(
+    DatasetSpec(
         name="ucf101",
         title="UCF101, the middle frame of each video",
         reader="randlora_pl.data.readers.lists:ucf101",

@@ -1,10 +1,10 @@
 """Datasets from the user's own images."""
 
 from randlora_pl.data.catalog import templates as prompts
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 
 ROWS = (
-    Row(
+    DatasetSpec(
         name="folder",
         title="Your own folder of images, a sub-folder for each class",
         reader="randlora_pl.data.readers.own.folder:folder",
@@ -15,7 +15,7 @@ ROWS = (
         own=True,
         note="without test/ and val/: 20 % and 10 % are set aside, stratified",
     ),
-    Row(
+    DatasetSpec(
         name="table",
         title="Your own table of images and classes: CSV, TSV or Parquet",
         reader="randlora_pl.data.readers.own.table:table",
@@ -26,9 +26,9 @@ ROWS = (
         own=True,
         note="without splits 20 % and 10 % are set aside for test and val, stratified",
     ),
-    Row(
+    DatasetSpec(
         name="hf",
-        title="Your own Hugging Face data set in a folder",
+        title="Your own Hugging Face dataset in a folder",
         reader="randlora_pl.data.readers.own.huggingface:hub",
         epochs=10,
         licence="yours",
@@ -37,7 +37,7 @@ ROWS = (
         own=True,
         note='needs the package datasets: pip install "randlora-pl[hf]"',
     ),
-    Row(
+    DatasetSpec(
         name="pairs",
         title="Your own images with captions, for retrieval",
         reader="randlora_pl.data.readers.own.caption_pairs:pairs",
@@ -51,7 +51,7 @@ ROWS = (
         captions=True,
         note="several captions for one image: several lines",
     ),
-    Row(
+    DatasetSpec(
         name="webdataset",
         title="Your own tar shards (WebDataset)",
         reader="randlora_pl.data.readers.own.tar_shards:shards",

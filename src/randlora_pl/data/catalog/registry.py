@@ -7,8 +7,8 @@ from pathlib import Path
 
 from randlora_pl.data.catalog import fine, objects, own, scenes, small
 from randlora_pl.data.catalog.small import FASHION_UNSEEN as FASHION_UNSEEN
-from randlora_pl.data.catalog.spec import Row as Row
-from randlora_pl.data.locations import is_command, is_pattern, is_url, spelled
+from randlora_pl.data.catalog.spec import DatasetSpec as DatasetSpec
+from randlora_pl.data.locations import as_typed, is_command, is_pattern, is_url
 from randlora_pl.utils.errors import UserError, near
 
 PAPER = (
@@ -20,10 +20,10 @@ PAPER = (
 
 ROWS = (*small.ROWS, *fine.ROWS, *objects.ROWS, *scenes.ROWS, *own.ROWS)
 
-CATALOG: dict[str, Row] = {row.name: row for row in ROWS}
+CATALOG: dict[str, DatasetSpec] = {row.name: row for row in ROWS}
 
 
-def find(name: str) -> Row:
+def find(name: str) -> DatasetSpec:
     """Return the specification of a dataset.
 
     Raises:
@@ -44,7 +44,7 @@ def default_root() -> Path:
     return Path(os.environ.get("RANDLORA_DATA") or platformdirs.user_data_path("randlora-pl") / "datasets")
 
 
-def place(row: Row, root: Path) -> Path | None:
+def dataset_path(row: DatasetSpec, root: Path) -> Path | None:
     """Return the file or folder of a dataset, or None if it is not on disk."""
     if row.own:
         return root
@@ -52,21 +52,21 @@ def place(row: Row, root: Path) -> Path | None:
     return root / first if first else None
 
 
-def present(row: Row, root: Path) -> bool:
+def present(row: DatasetSpec, root: Path) -> bool:
     """Return True if any file of the dataset exists (not verified)."""
     if row.package:
         return find_spec(row.package) is not None
-    held = place(row, root)
+    held = dataset_path(row, root)
     return held is None or held.exists() or may_be_read(row, root)
 
 
-def may_be_read(row: Row, root: Path) -> bool:
+def may_be_read(row: DatasetSpec, root: Path) -> bool:
     """Return True if a root is a pattern of shards or a URL, for datasets that allow them."""
-    place = spelled(root)
+    place = as_typed(root)
     return row.patterns and (is_url(place) or is_pattern(place) or is_command(place))  # the reader refuses commands
 
 
-def how_to_get(row: Row, root: Path) -> str:
+def how_to_get(row: DatasetSpec, root: Path) -> str:
     """Return an error line for a missing dataset: the expected files and the command to get them."""
     if row.own:
         return f"{row.name}: {root} does not exist, expected {row.layout}"
@@ -75,7 +75,7 @@ def how_to_get(row: Row, root: Path) -> str:
     return f"{row.name} is not in {root}: expected {row.layout}; get it: {get_command(row, root)}"
 
 
-def get_command(row: Row, root: Path) -> str:
+def get_command(row: DatasetSpec, root: Path) -> str:
     """Return the command that gets a dataset or prints how to get it."""
     if row.package:
         return f"pip install {row.package}"

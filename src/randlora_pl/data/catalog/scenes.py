@@ -1,7 +1,7 @@
 """Datasets of scenes, textures, signs and countries, from the ground and from above."""
 
 from randlora_pl.data.catalog import templates as prompts
-from randlora_pl.data.catalog.spec import Row, archive, counts
+from randlora_pl.data.catalog.spec import DatasetSpec, archive, counts
 
 _ZOO = "randlora_pl.data.readers.torchvision:torchvision_files"
 _RUB = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
@@ -11,7 +11,7 @@ _SUN = "https://vision.princeton.edu/projects/2010/SUN"
 _COUNTRY_FOLDERS = {"train": "train", "val": "valid", "test": "test"}
 
 ROWS = (
-    Row(
+    DatasetSpec(
         name="dtd",
         title="Describable Textures, split 1",
         reader=_ZOO,
@@ -36,7 +36,7 @@ ROWS = (
         ),
         note="train is the official train and validation part together, as in the paper",
     ),
-    Row(
+    DatasetSpec(
         name="eurosat",
         title="EuroSAT (RGB)",
         reader="randlora_pl.data.readers.trees:indexed_tree",
@@ -51,7 +51,7 @@ ROWS = (
         files=(archive(f"{_EUROSAT}/EuroSAT.zip", "md5:c8fa014336c82ac7804f0398fcb19387", "eurosat"),),
         note="the paper's split was never published: 270 validation and 270 test images of each class by a fixed index",
     ),
-    Row(
+    DatasetSpec(
         name="gtsrb",
         title="German Traffic Signs (GTSRB)",
         reader=_ZOO,
@@ -71,7 +71,7 @@ ROWS = (
         flip=False,
         note="the official code flips signs too: --data.flip true",
     ),
-    Row(
+    DatasetSpec(
         name="resisc45",
         title="NWPU-RESISC45",
         reader="randlora_pl.data.readers.lists:resisc45",
@@ -90,7 +90,7 @@ ROWS = (
         ),
         note="the published validation list is not used, as in the paper",
     ),
-    Row(
+    DatasetSpec(
         name="sun397",
         title="SUN397, partition 1",
         reader="randlora_pl.data.readers.lists:sun397",
@@ -115,7 +115,7 @@ ROWS = (
             ),
         ),
     ),
-    Row(
+    DatasetSpec(
         name="country211",
         title="Country211",
         reader="randlora_pl.data.readers.trees:class_tree",

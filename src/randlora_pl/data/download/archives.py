@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from randlora_pl.data.download.http import Tick
+from randlora_pl.data.download.http import ProgressCallback
 from randlora_pl.utils.errors import UserError
 
 RATIO = 200
@@ -50,7 +50,9 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith((".zip", ".gz", ".tar", ".tgz", ".tar.bz2", ".tar.xz"))
 
 
-def unpack(archive: Path, folder: Path, leave: Sequence[str] = (), tick: Tick = lambda done, total: None) -> int:
+def unpack(
+    archive: Path, folder: Path, leave: Sequence[str] = (), tick: ProgressCallback = lambda done, total: None
+) -> int:
     """Unpack a zip, a tar (plain, gz, bz2, xz) or a single gz file, without owners, modes and times.
 
     Args:
@@ -98,7 +100,7 @@ class _Meter:
         count: Bytes that came out of it.
     """
 
-    def __init__(self, raw: IO[bytes], size: int, tick: Tick) -> None:
+    def __init__(self, raw: IO[bytes], size: int, tick: ProgressCallback) -> None:
         self.raw, self.name, self.count = raw, Path(raw.name).name, 0
         self._size, self._tick, self._stream = size, tick, raw
 

@@ -30,7 +30,7 @@ RETRIES = 5
 PAUSE = 1.0
 """Seconds before the first retry; doubled for each further one."""
 
-Tick = Callable[[int, int | None], None]
+ProgressCallback = Callable[[int, int | None], None]
 """Called with (bytes downloaded, total bytes or None)."""
 
 _AGENT = f"randlora-pl/{__version__}"
@@ -50,7 +50,9 @@ class _RefusedError(Exception):
     """This source refuses the file; another one may have it."""
 
 
-def download(urls: Sequence[str], target: Path, checksum: str = "", tick: Tick = lambda done, total: None) -> str:
+def download(
+    urls: Sequence[str], target: Path, checksum: str = "", tick: ProgressCallback = lambda done, total: None
+) -> str:
     """Download a file from the first source that has it.
 
     Args:
@@ -86,7 +88,7 @@ def download(urls: Sequence[str], target: Path, checksum: str = "", tick: Tick =
     raise UserError("; ".join(dict.fromkeys(complaints)))
 
 
-def mismatch(path: Path, checksum: str, tick: Tick = lambda done, total: None) -> str:
+def mismatch(path: Path, checksum: str, tick: ProgressCallback = lambda done, total: None) -> str:
     """Return a description of a checksum mismatch, or "" for a match or without a checksum."""
     kind, _, expected = checksum.partition(":")
     if not expected:
@@ -152,7 +154,7 @@ class _Part:
         self.note.unlink(missing_ok=True)
 
 
-def _fetch(url: str, part: _Part, checksum: str, tick: Tick) -> bool:
+def _fetch(url: str, part: _Part, checksum: str, tick: ProgressCallback) -> bool:
     """Retry until the file is complete; return True if several responses were joined.
 
     Raises:
@@ -172,7 +174,7 @@ def _fetch(url: str, part: _Part, checksum: str, tick: Tick) -> bool:
             time.sleep(PAUSE * 2 ** max(0, vain - 1))
 
 
-def _attempt(url: str, part: _Part, checked: bool, tick: Tick) -> bool:
+def _attempt(url: str, part: _Part, checked: bool, tick: ProgressCallback) -> bool:
     """Send one request, for the rest of a partial file if possible; return True if that was used."""
     origin = part.origin
     validator = origin.get("validator") or ""
@@ -231,7 +233,7 @@ def _check_response(answer: Any, have: int, part: _Part, url: str) -> tuple[int,
     return 0, announced
 
 
-def _receive(answer: Any, have: int, total: int | None, part: _Part, url: str, tick: Tick) -> None:
+def _receive(answer: Any, have: int, total: int | None, part: _Part, url: str, tick: ProgressCallback) -> None:
     """Write the response to the partial file, and check its length."""
     tag = answer.headers.get("ETag") or ""
     validator = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified") or ""

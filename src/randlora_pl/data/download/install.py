@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from randlora_pl.data.catalog.registry import get_command, place
-from randlora_pl.data.catalog.spec import Archive, Row
+from randlora_pl.data.catalog.registry import dataset_path, get_command
+from randlora_pl.data.catalog.spec import Archive, DatasetSpec
 from randlora_pl.data.download.archives import is_archive, unpack
-from randlora_pl.data.download.http import Tick, download, fetched, forget, host, megabytes, mismatch
+from randlora_pl.data.download.http import ProgressCallback, download, fetched, forget, host, megabytes, mismatch
 from randlora_pl.data.readers.dispatch import SPLITS, read
 from randlora_pl.utils.errors import UserError
 
@@ -25,13 +25,13 @@ EVERY = 30.0
 """Seconds between two progress lines of one file."""
 
 
-class Watch:
+class DownloadProgress:
     """Progress callbacks of `get`; this base class does nothing."""
 
-    def say(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Report one line about a finished or started step."""
 
-    def progress(self, text: str) -> AbstractContextManager[Tick]:
+    def progress(self, text: str) -> AbstractContextManager[ProgressCallback]:
         """Return a context with a progress callback for the step in ``text``."""
         last = time.monotonic()
 
@@ -39,20 +39,20 @@ class Watch:
             nonlocal last
             if time.monotonic() - last > EVERY:
                 last = time.monotonic()
-                self.say(f"{text}, {megabytes(done)}" + ("" if total is None else f" of {megabytes(total)}"))
+                self.report(f"{text}, {megabytes(done)}" + ("" if total is None else f" of {megabytes(total)}"))
 
         return nullcontext(tick)
 
 
-class Logged(Watch):
+class LoggedProgress(DownloadProgress):
     """Progress callbacks that log."""
 
-    def say(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Log one line."""
         log.info(text)
 
 
-def ensure(row: Row, root: Path, watch: Watch | None = None) -> None:
+def ensure(row: DatasetSpec, root: Path, watch: DownloadProgress | None = None) -> None:
     """Download a dataset if it cannot be read.
 
     Raises:
@@ -68,12 +68,12 @@ def ensure(row: Row, root: Path, watch: Watch | None = None) -> None:
     tidy(row, root)
 
 
-def _read(row: Row, root: Path) -> None:
+def _read(row: DatasetSpec, root: Path) -> None:
     for split in SPLITS:
         read(row, root, split)
 
 
-def get(row: Row, root: Path, watch: Watch | None = None) -> None:
+def get(row: DatasetSpec, root: Path, watch: DownloadProgress | None = None) -> None:
     """Download, verify and unpack the files of a dataset, even if it exists.
 
     Args:
@@ -84,7 +84,7 @@ def get(row: Row, root: Path, watch: Watch | None = None) -> None:
     Raises:
         UserError: A file is not available or wrong. Nothing is installed.
     """
-    watch = watch or Watch()
+    watch = watch or DownloadProgress()
     if by_hand(row, root):
         raise UserError(
             f"{row.name} is not in {root} and cannot be downloaded automatically. "
@@ -100,14 +100,14 @@ def get(row: Row, root: Path, watch: Watch | None = None) -> None:
             for file in row.files:
                 _unpack(home / file.name, file, aside, watch)
             _move(aside, root)
-            watch.say(f"in place: {place(row, root)}")
+            watch.report(f"installed: {dataset_path(row, root)}")
         except OSError as error:
             raise UserError(f"{row.name} cannot be installed in {root}: {error}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def tidy(row: Row, root: Path) -> None:
+def tidy(row: DatasetSpec, root: Path) -> None:
     """Remove downloaded archives; keep the user's own and those in use by another command."""
     home = downloads(row, root)
     done = [home / file.name for file in row.files if fetched(home / file.name)]
@@ -120,7 +120,7 @@ def tidy(row: Row, root: Path) -> None:
             folder.rmdir()
 
 
-def by_hand(row: Row, root: Path) -> list[str]:
+def by_hand(row: DatasetSpec, root: Path) -> list[str]:
     """Return the remaining manual steps before `get` can run, one line each."""
     if not row.files:
         return [line.format(root=root) for line in row.by_hand]
@@ -132,7 +132,7 @@ def by_hand(row: Row, root: Path) -> list[str]:
     ]
 
 
-def downloads(row: Row, root: Path) -> Path:
+def downloads(row: DatasetSpec, root: Path) -> Path:
     """Return the folder of a dataset's archives."""
     return root / "downloads" / row.name
 
@@ -141,7 +141,7 @@ _LOCK = ".lock"
 
 
 @contextmanager
-def _alone(home: Path, row: Row) -> Iterator[None]:
+def _alone(home: Path, row: DatasetSpec) -> Iterator[None]:
     """Lock the folder against a second command; the system releases the lock of a killed one."""
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def _alone(home: Path, row: Row) -> Iterator[None]:
             (home / _LOCK).unlink(missing_ok=True)
 
 
-def _obtain(row: Row, root: Path, file: Archive, watch: Watch) -> None:
+def _obtain(row: DatasetSpec, root: Path, file: Archive, watch: DownloadProgress) -> None:
     """Download one file to `downloads`, or verify an existing one."""
     path = downloads(row, root) / file.name
     if path.exists():
@@ -176,7 +176,7 @@ def _obtain(row: Row, root: Path, file: Archive, watch: Watch) -> None:
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
         if not wrong:
-            watch.say(f"{file.name}: already downloaded, {_verdict(file)}")
+            watch.report(f"{file.name}: already downloaded, {_verdict(file)}")
             return
         if not fetched(path):  # the user's own file is not deleted
             raise UserError(f"{path} is not the published file: {wrong}", f"Remove it, then: {get_command(row, root)}")
@@ -191,14 +191,14 @@ def _obtain(row: Row, root: Path, file: Archive, watch: Watch) -> None:
                 f"{row.name}: {file.name} could not be downloaded: {error}",
                 f"By hand: put into {path.parent}: {named}; then: {get_command(row, root)}",
             ) from error
-    watch.say(f"{file.name}: {megabytes(path.stat().st_size)} from {host(source)}, {_verdict(file)}")
+    watch.report(f"{file.name}: {megabytes(path.stat().st_size)} from {host(source)}, {_verdict(file)}")
 
 
 def _verdict(file: Archive) -> str:
     return f"its {file.checksum.partition(':')[0]} is correct" if file.checksum else "no checksum is published"
 
 
-def _unpack(path: Path, file: Archive, aside: Path, watch: Watch) -> None:
+def _unpack(path: Path, file: Archive, aside: Path, watch: DownloadProgress) -> None:
     """Unpack one file into its folder below ``aside``; copy it if it is not an archive."""
     folder = aside / file.into
     folder.mkdir(parents=True, exist_ok=True)
@@ -219,7 +219,7 @@ def _unpack(path: Path, file: Archive, aside: Path, watch: Watch) -> None:
         return
     with watch.progress(f"{file.name}: unpacking") as tick:
         count = unpack(path, folder, file.leave, tick)
-    watch.say(f"{file.name}: unpacked, {count:,} {'file' if count == 1 else 'files'}")
+    watch.report(f"{file.name}: unpacked, {count:,} {'file' if count == 1 else 'files'}")
 
 
 def _move(source: Path, target: Path) -> None:

@@ -34,7 +34,7 @@ class Augment:
         """True if images are blended, so that labels become class probabilities."""
         return self.mixup is not None or self.cutmix is not None
 
-    def in_words(self) -> list[str]:
+    def enabled(self) -> list[str]:
         """Return the enabled augmentations, one entry each."""
         pairs = (("RandAugment", self.randaugment), ("MixUp", self.mixup), ("CutMix", self.cutmix))
         return [f"{name} {value:g}" for name, value in pairs if value is not None]

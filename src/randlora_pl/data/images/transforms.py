@@ -171,7 +171,7 @@ def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
     elif image.shape[-2:] != (frame.size, frame.size):
         batch |= _padded(image, frame) if frame.resize == "pad" else {"image": _centre(image, frame)}
     inside = batch.pop("inside", None)
-    batch["image"] = normalise(batch["image"], frame, mirror)
+    batch["image"] = normalize(batch["image"], frame, mirror)
     if inside is not None:
         clear_padding(batch["image"], inside, mirror)
     return batch if mix is None else batch | mixed(batch, mix)
@@ -248,7 +248,7 @@ def _resize(planes: Tensor, height: int, width: int, interpolation: str) -> Tens
     return resized
 
 
-def normalise(batch: Tensor, frame: Frame, mirror: Tensor | None = None) -> Tensor:
+def normalize(batch: Tensor, frame: Frame, mirror: Tensor | None = None) -> Tensor:
     """Normalize uint8 (b, 1 or 3, h, w) to float32 (b, 3, h, w), with gray repeated in three channels.
 
     Args:
@@ -260,15 +260,15 @@ def normalise(batch: Tensor, frame: Frame, mirror: Tensor | None = None) -> Tens
     if batch.device.type != "cpu":
         if mirror is not None:
             batch = torch.where(mirror.view(-1, 1, 1, 1), batch.flip(-1), batch)
-        colours = batch.to(torch.float32).expand(-1, 3, -1, -1).contiguous()
-        return colours.mul_(scale.to(batch.device)).sub_(shift.to(batch.device))
+        colors = batch.to(torch.float32).expand(-1, 3, -1, -1).contiguous()
+        return colors.mul_(scale.to(batch.device)).sub_(shift.to(batch.device))
     # NumPy, one image at a time: each stays in the processor's cache, and PyTorch's threads, which would wait for each
     # other among busy worker processes, stay idle.
     whole = _empty((len(batch), 3, *batch.shape[2:]), torch.float32, batch.device)
     turned = [False] * len(batch) if mirror is None else mirror.tolist()
-    for pixels, colours, turn in zip(batch.numpy(), whole.numpy(), turned, strict=True):
-        np.multiply(pixels[..., ::-1] if turn else pixels, scale.numpy(), out=colours)
-        np.subtract(colours, shift.numpy(), out=colours)
+    for pixels, colors, turn in zip(batch.numpy(), whole.numpy(), turned, strict=True):
+        np.multiply(pixels[..., ::-1] if turn else pixels, scale.numpy(), out=colors)
+        np.subtract(colors, shift.numpy(), out=colors)
     return whole
 
 

@@ -15,7 +15,7 @@ from randlora_pl.data.sampling.schedule import EvalSchedule, TrainSchedule
 from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UserError
 
-Late = Literal["nothing", "colours", "crops"]
+Late = Literal["nothing", "colors", "crops"]
 """Steps left to `transforms.finish`: none, flips and normalization, or (one size only) crops as well."""
 
 

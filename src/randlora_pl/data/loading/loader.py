@@ -43,7 +43,7 @@ class _Guarded(Dataset[Batch]):
             return {"error": error}
 
 
-def _heed_only_the_training(worker: int) -> None:
+def _ignore_sigterm_from_others(worker: int) -> None:
     """Ignore SIGTERM in workers unless the main process sends it.
 
     Batch systems send it to all processes of a job, but training needs the workers to finish its step.
@@ -86,7 +86,7 @@ class Loader:
             sampler=range(start, len(batches)),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_heed_only_the_training,
+            worker_init_fn=_ignore_sigterm_from_others,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(0),  # otherwise it would use the global generator
         )

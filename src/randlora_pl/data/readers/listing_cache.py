@@ -42,7 +42,7 @@ SETTLED_NS = 2 * 10**9
 """Minimum age of a change in nanoseconds: FAT has steps of 2 s."""
 
 log = logging.getLogger("randlora_pl")
-_anew: ContextVar[bool] = ContextVar("anew", default=False)
+_ignore_stored: ContextVar[bool] = ContextVar("ignore_stored", default=False)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Found:
 
 
 @dataclass
-class Watch:
+class IndexProgress:
     """Recorder of the paths that a listing depends on; called with each before it is listed or read.
 
     Attributes:
@@ -139,19 +139,19 @@ def stamps(paths: Sequence[str]) -> list[tuple[int, int, int]]:
 
 
 @contextmanager
-def anew() -> Iterator[None]:
+def ignore_stored() -> Iterator[None]:
     """Ignore stored listings within the context; new ones are stored."""
-    token = _anew.set(True)
+    token = _ignore_stored.set(True)
     try:
         yield
     finally:
-        _anew.reset(token)
+        _ignore_stored.reset(token)
 
 
 def stored(
     name: Sequence[str],
     recipe: Sequence[str],
-    find: Callable[[Watch], Found],
+    find: Callable[[IndexProgress], Found],
     states: Callable[[Sequence[str]], Sequence[tuple[int, int, int]]] = stamps,
     least: int | None = None,
 ) -> Found:
@@ -171,13 +171,13 @@ def stored(
     """
     path = cache_folder() / "listings" / f"{_digest([str(VERSION), *name])}.npz"
     made_by = _digest(recipe)
-    if not _anew.get():
+    if not _ignore_stored.get():
         found = _load(path, made_by, states)
         if found is not None:
             if _size(found) >= LOGGED:
                 log.info("%s: %s files, from the stored listing", name[1], f"{_size(found):,}")
             return found
-    watch = Watch()
+    watch = IndexProgress()
     begin = time.perf_counter()
     found = find(watch)
     seconds = time.perf_counter() - begin
@@ -236,7 +236,7 @@ def _digest(words: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()
 
 
-def _save(path: Path, recipe: str, found: Found, watch: Watch) -> bool:
+def _save(path: Path, recipe: str, found: Found, watch: IndexProgress) -> bool:
     """Write a listing; return True on success."""
     about = {"recipe": recipe, "notes": found.notes, "columns": list(found.columns), "texts": list(found.texts)}
     arrays: dict[str, Any] = {f"column {name}": column for name, column in found.columns.items()}

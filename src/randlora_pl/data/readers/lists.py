@@ -3,14 +3,14 @@
 import re
 from pathlib import Path
 
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.readers.common import file_samples, lines, wrong_line
 from randlora_pl.data.readers.dispatch import Samples, missing
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
 
 
-def resisc45(row: Row, root: Path, split: str, *, known: tuple[str, ...]) -> Samples | None:
+def resisc45(row: DatasetSpec, root: Path, split: str, *, known: tuple[str, ...]) -> Samples | None:
     """Read NWPU-RESISC45 by its published lists (``airplane_001.jpg``); the validation list is not used.
 
     Args:
@@ -39,7 +39,7 @@ def resisc45(row: Row, root: Path, split: str, *, known: tuple[str, ...]) -> Sam
     return file_samples(row, root, images, entries, row.classnames, str(path))
 
 
-def sun397(row: Row, root: Path, split: str) -> Samples | None:
+def sun397(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read SUN397, first partition; ``ClassName.txt`` has classes such as ``/a/apartment_building/outdoor``.
 
     Raises:
@@ -61,7 +61,7 @@ def sun397(row: Row, root: Path, split: str) -> Samples | None:
     return file_samples(row, root, home, entries, names, str(path))
 
 
-def cub200(row: Row, root: Path, split: str) -> Samples | None:
+def cub200(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read CUB-200-2011: four files map image numbers to paths, classes and splits, and classes to names.
 
     Raises:
@@ -91,7 +91,7 @@ def cub200(row: Row, root: Path, split: str) -> Samples | None:
     return file_samples(row, root, home / "images", entries, names, str(home / "images.txt"))
 
 
-def _numbered(row: Row, root: Path, path: Path) -> dict[str, str]:
+def _numbered(row: DatasetSpec, root: Path, path: Path) -> dict[str, str]:
     """Return lines ``NUMBER VALUE`` as a mapping, in their order."""
     found: dict[str, str] = {}
     for place, line in lines(row, root, path):
@@ -104,7 +104,7 @@ def _numbered(row: Row, root: Path, path: Path) -> dict[str, str]:
     return found
 
 
-def ucf101(row: Row, root: Path, split: str) -> Samples:
+def ucf101(row: DatasetSpec, root: Path, split: str) -> Samples:
     """Read the middle frames of UCF101 by CoOp's split file: ``[path, label, class name]`` per image and split.
 
     Raises:

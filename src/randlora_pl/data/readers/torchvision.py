@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.readers.common import file_samples
 from randlora_pl.data.readers.dispatch import Samples, from_torchvision
 from randlora_pl.utils.errors import UserError
 
 
 def torchvision_files(
-    row: Row,
+    row: DatasetSpec,
     root: Path,
     split: str,
     *,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import SUFFIXES
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import Samples, missing
@@ -25,7 +25,7 @@ INDICES = Path(__file__).parents[1] / "indices"
 
 
 def class_tree(
-    row: Row,
+    row: DatasetSpec,
     root: Path,
     split: str,
     *,
@@ -56,7 +56,7 @@ def class_tree(
     order = _classes(row, root, home, known, pattern, ignore)
     kinds = frozenset(suffixes) or SUFFIXES
 
-    def find(watch: listing.Watch) -> listing.Found:
+    def find(watch: listing.IndexProgress) -> listing.Found:
         labels: list[int] = []
         paths: list[str] = []
         for label, folder in enumerate(order):
@@ -71,7 +71,9 @@ def class_tree(
     return listing.samples_of(found, home, names)
 
 
-def indexed_tree(row: Row, root: Path, split: str, *, folder: str, index: str, **options: Any) -> Samples | None:
+def indexed_tree(
+    row: DatasetSpec, root: Path, split: str, *, folder: str, index: str, **options: Any
+) -> Samples | None:
     """Read images ``CLASS/..._N.jpg`` by an index of numbers per split in the package; the rest is for training.
 
     Args:
@@ -105,7 +107,7 @@ def indexed_tree(row: Row, root: Path, split: str, *, folder: str, index: str, *
 
 
 def _classes(
-    row: Row, root: Path, home: Path, known: Sequence[str] | None, pattern: str, ignore: Sequence[str]
+    row: DatasetSpec, root: Path, home: Path, known: Sequence[str] | None, pattern: str, ignore: Sequence[str]
 ) -> Sequence[str]:
     """Return the class folders in ``home`` by label.
 

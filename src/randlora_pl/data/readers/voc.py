@@ -5,14 +5,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import BoxImages
 from randlora_pl.data.readers.common import lines
 from randlora_pl.data.readers.dispatch import Samples, in_key_order, missing
 from randlora_pl.utils.errors import UserError
 
 
-def boxes(row: Row, root: Path, split: str, *, known: tuple[str, ...]) -> Samples:
+def boxes(row: DatasetSpec, root: Path, split: str, *, known: tuple[str, ...]) -> Samples:
     """Read every box of one split's images, including difficult ones, cropped without a margin.
 
     Args:
@@ -51,7 +51,7 @@ def boxes(row: Row, root: Path, split: str, *, known: tuple[str, ...]) -> Sample
     return in_key_order(images, labels, keys, row.classnames)
 
 
-def _objects(row: Row, root: Path, path: Path) -> list[tuple[str, tuple[int, int, int, int]]]:
+def _objects(row: DatasetSpec, root: Path, path: Path) -> list[tuple[str, tuple[int, int, int, int]]]:
     """Return (class, (left, upper, right, lower)) per object of an annotation, without the boxes of its parts.
 
     Corners in the file are inclusive and count from 1; results count from 0, with exclusive ends.

@@ -9,7 +9,7 @@ from torch import Tensor
 from randlora_pl.utils import rng
 
 
-def in_words(balance: str | None) -> str:
+def balance_text(balance: str | None) -> str:
     """Return the start summary's text with a leading comma; "" for None."""
     words = {"weights": ", losses weighted by class", "sampler": ", classes drawn equally often"}
     return words[balance] if balance else ""

@@ -89,7 +89,7 @@ def few_shot(labels: NDArray[np.int64], numbers: NDArray[np.int64], shots: int, 
     return np.flatnonzero(_ranks(labels, numbers, seed, "shots") < shots).astype(np.int64)
 
 
-def set_aside(samples: Samples, total: int, name: str) -> tuple[Samples, Samples]:
+def hold_out(samples: Samples, total: int, name: str) -> tuple[Samples, Samples]:
     """Split samples into (kept, held out), stratified by class, or by groups if there are any.
 
     Args:
@@ -138,13 +138,13 @@ class Splits:
         test, train = self._own_test, self._read("train")
         if train is None:
             raise UserError("The dataset has no train split")
-        return (train, test) if test is not None else set_aside(train, -(-_units(train) // 5), "test")
+        return (train, test) if test is not None else hold_out(train, -(-_units(train) // 5), "test")
 
     @cached_property
     def _pool(self) -> tuple[Samples, Samples]:
         """Samples of (train, val)."""
         val, pool = self._own_val, self._own[0]
-        return (pool, val) if val is not None else set_aside(pool, min(_units(pool) // 10, 5_000), "val")
+        return (pool, val) if val is not None else hold_out(pool, min(_units(pool) // 10, 5_000), "val")
 
     @cached_property
     def _own_val(self) -> Samples | None:

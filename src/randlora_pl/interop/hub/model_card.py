@@ -158,7 +158,7 @@ def _about(file: AdapterFile, config: Mapping[str, Any]) -> str:
     data = config.get("data", {}).get("dataset")
     count = sum(tensor.numel() for tensor in file.tensors.values())
     kind = "captions" if metadata.get("captions") else "classes"
-    goal = f" for {len(names):,} {kind}" + (f" of the data set `{data}`" if data else "") if names else ""
+    goal = f" for {len(names):,} {kind}" + (f" of the dataset `{data}`" if data else "") if names else ""
     model = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
     weights = str(base.get("weights_sha256_sampled") or "")[:12]
     shown = ("rank", "alpha", "basis", "inner")

@@ -8,14 +8,14 @@ from typing import Any, Literal
 from torch import Tensor
 
 from randlora_pl.data.catalog.registry import default_root
-from randlora_pl.data.sampling.balance import in_words
+from randlora_pl.data.sampling.balance import balance_text
 from randlora_pl.data.validate import check_balance, check_run
 from randlora_pl.language.catalog import OWN_LABELLED, check_labelled
 from randlora_pl.language.data.base import TokenData
 from randlora_pl.language.data.sentence_batches import Sentences
 from randlora_pl.language.datasets import own_files as own_examples
 from randlora_pl.language.datasets.glue import TASKS, Examples, Metric, read_glue
-from randlora_pl.language.datasets.sources import set_aside
+from randlora_pl.language.datasets.sources import hold_out
 from randlora_pl.language.models.tokenization import Lengths, encode_sentences
 from randlora_pl.utils.errors import UserError
 
@@ -148,7 +148,7 @@ class LabelledTexts(TokenData):
             facts |= {"tokens": self._held["train"].total, "longest": self.lengths["train"].longest}
         return facts | self.run_facts()
 
-    def in_words(self, facts: dict[str, Any]) -> dict[str, str]:
+    def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
         """The lines of the start summary.
 
         Args:
@@ -157,7 +157,7 @@ class LabelledTexts(TokenData):
         names = ", ".join(self.classnames[:5]) + (", ..." if len(self.classnames) > 5 else "")
         what = f"{len(self.classnames)} classes ({names})" if self.classnames else "scores"
         return {
-            "data": f"{self.dataset}: {what}, {self.samples_in_words(facts)}{in_words(self.balance)}",
+            "data": f"{self.dataset}: {what}, {self.samples_in_words(facts)}{balance_text(self.balance)}",
             "tokens": f"{facts['tokens']:,} for training, {facts['tokens'] / max(1, facts['train']):.0f} a sample",
             "max length": str(self.lengths["train"]),
         }
@@ -205,6 +205,6 @@ class LabelledTexts(TokenData):
         if not self.validation:
             return examples, None
         pairs = list(zip(examples.sentences, examples.labels, strict=True))
-        parts = set_aside(pairs, self.validation)
+        parts = hold_out(pairs, self.validation)
         train, val = (Examples([s for s, _ in part], [v for _, v in part], examples.names) for part in parts)
         return train, val

@@ -121,7 +121,7 @@ class TextData(TokenData):
             facts |= {"longest": self.lengths.longest}
         return facts | self.run_facts()
 
-    def in_words(self, facts: dict[str, Any]) -> dict[str, str]:
+    def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
         """The lines of the start summary.
 
         Args:

@@ -100,7 +100,7 @@ def read_texts(
     template = Template()
     questions = commonsense.read_training(root, dataset) if train else []
     samples = [Sample(template.prompt(each.instruction, each.input), each.output) for each in questions]
-    learn, hold = set_aside(samples, validation, 42, "commonsense/validation") if train else ([], [])
+    learn, hold = hold_out(samples, validation, 42, "commonsense/validation") if train else ([], [])
     names = list(commonsense.TASKS) if tests is None else tests
     items = [
         _item(commonsense.TASKS[name], question, template)
@@ -143,14 +143,14 @@ def _own(root: Path, validation: int | None, tests: Sequence[str] | None, train:
         if (folder / "val.jsonl").is_file() and file != root:
             hold = [_sample(*record, folder / "val.jsonl") for record in _own_records(folder / "val.jsonl")]
         else:
-            learn, hold = set_aside(learn, validation)
+            learn, hold = hold_out(learn, validation)
     items: list[Item] = []
     if test and file != root and (folder / "test.jsonl").is_file():
         items = [_own_item(*record, folder / "test.jsonl") for record in _own_records(folder / "test.jsonl")]
     return Texts(learn, hold, items)
 
 
-def set_aside(
+def hold_out(
     samples: list[Kind], count: int | None, seed: int = 0, stream: str = "text/validation"
 ) -> tuple[list[Kind], list[Kind]]:
     """Training and validation samples; which ones validate is the same for every seed of a run.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import FileImages, PathsBelow
 from randlora_pl.data.readers.dispatch import Samples, numbers_of
 from randlora_pl.data.readers.own.table_columns import read_table
@@ -14,7 +14,7 @@ COLUMNS = {"image": ("image",), "caption": ("caption",), "split": ("split",)}
 """Accepted names of each column."""
 
 
-def pairs(row: Row, root: Path, split: str) -> Samples | None:
+def pairs(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read the lines of one split of a table (see `read_table`) with the columns ``image,caption[,split]``.
 
     Image paths are relative to the file. Captions are numbered in sorted order over the whole file, so that all

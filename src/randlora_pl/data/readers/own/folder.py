@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import SUFFIXES, is_image
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import Samples
@@ -22,7 +22,7 @@ log = logging.getLogger("randlora_pl")
 TREE = "expected {root}/CLASS/IMAGE, or {root}/train/CLASS/IMAGE with val/ and test/ beside train/"
 
 
-def folder(row: Row, root: Path, split: str) -> Samples | None:
+def folder(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read images below ``root``: splits from ``train``, ``val`` and ``test`` folders, else all are ``train``.
 
     The classes are the sorted sub-folders of the train split. A ``val`` folder without ``test`` is used as ``test``,
@@ -52,7 +52,7 @@ def folder(row: Row, root: Path, split: str) -> Samples | None:
                 " Every class needs training images"
             )
 
-    def find(watch: listing.Watch) -> listing.Found:
+    def find(watch: listing.IndexProgress) -> listing.Found:
         paths: list[str] = []
         labels: list[int] = []
         ignored: Counter[str] = Counter()

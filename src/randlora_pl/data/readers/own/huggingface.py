@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import SKIP, decode
 from randlora_pl.data.readers.dispatch import Samples, in_key_order
-from randlora_pl.data.readers.own.labels import SPLIT_OF, class_order, numbered, serving
+from randlora_pl.data.readers.own.labels import SPLIT_OF, class_order, numbered, source_split
 from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line
 from randlora_pl.utils.files.documents import parse_json
 
@@ -68,7 +68,7 @@ class HubImages:
         return f"{self.title}, row {index}"
 
 
-def hub(row: Row, root: Path, split: str) -> Samples | None:
+def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read one split of a folder of Hugging Face ``datasets``.
 
     Classes are those with images in the train split: names of the ``ClassLabel`` in its order, or the distinct labels
@@ -97,7 +97,7 @@ def hub(row: Row, root: Path, split: str) -> Samples | None:
             data[name] = read
         else:
             log.warning("%s: the split %r has no labels and is ignored", root, name)
-    source = serving(split, data, root)
+    source = source_split(split, data, root)
     if source is None:
         return None
     there = set(labels["train"])

@@ -13,7 +13,7 @@ SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in alia
 log = logging.getLogger("randlora_pl")
 
 
-def serving(split: str, there: Collection[str], where: object) -> str | None:
+def source_split(split: str, there: Collection[str], where: object) -> str | None:
     """Return the user's split to read as ``split``, or None if it is to be held out from the train split.
 
     ``val`` without ``test`` is used as ``test``, because accuracy is reported on images not used for model selection;

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from randlora_pl.data.locations import bare, expanded, is_command, is_pattern, is_url, listed, spelled
+from randlora_pl.data.locations import as_typed, expanded, is_command, is_pattern, is_url, listed, without_query
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import SPLITS, numbers_of
 from randlora_pl.data.readers.own import tar_files as tars
@@ -30,7 +30,7 @@ log = logging.getLogger("randlora_pl")
 
 
 @dataclass(frozen=True)
-class Places:
+class ShardPaths:
     """Locations of the shards.
 
     Attributes:
@@ -59,13 +59,13 @@ class Places:
         return []
 
 
-def find(root: Path) -> Places:
+def find(root: Path) -> ShardPaths:
     """Return the shards of a root.
 
     Raises:
         UserError: No shards are found, one is missing, or the splits are ambiguous.
     """
-    title = spelled(root)
+    title = as_typed(root)
     beside: Path | None
     if root.is_dir():
         found, beside = _in_folder(root), root
@@ -77,7 +77,7 @@ def find(root: Path) -> Places:
     else:
         raise UserError(f"{root} does not exist; {EXPECTED}. Set it with --data.root")
     for place in found:
-        if re.search(r"\.(tar\.\w+|tgz)$", bare(place)):
+        if re.search(r"\.(tar\.\w+|tgz)$", without_query(place)):
             raise UserError(f"{place} is compressed, so its members cannot be read individually. Uncompress it first")
         if not is_url(place) and not Path(place).is_file():
             raise UserError(f"The shard {place} does not exist or is not a file ({len(found):,} are listed by {title})")
@@ -85,20 +85,20 @@ def find(root: Path) -> Places:
     if twice:
         raise UserError(f"{title} lists {twice:,} shards more than once")
     by_split: dict[str, list[str]] = {}
-    names = {place: PurePosixPath(bare(place)) for place in found}
+    names = {place: PurePosixPath(without_query(place)) for place in found}
     several = len({name.parent.name for name in names.values()}) > 1
     for place, name in names.items():
         # a common folder is not a split, even if it is named test
         below = os.path.relpath(place, root) if beside == root else str(name) if several else name.name
         by_split.setdefault(split_of(below), []).append(place)
     if by_split.keys() == {""}:
-        return Places(title, {"train": by_split[""]}, beside)
+        return ShardPaths(title, {"train": by_split[""]}, beside)
     if "" in by_split:
         raise UserError(
             f"{by_split[''][0]} has no split in its name, but other shards of {title} do. "
             "Rename it to train-..., val-... or test-..."
         )
-    return Places(title, {split: by_split[split] for split in SPLITS if split in by_split}, beside)
+    return ShardPaths(title, {split: by_split[split] for split in SPLITS if split in by_split}, beside)
 
 
 def _in_folder(root: Path) -> list[str]:
@@ -125,7 +125,7 @@ def split_of(shard: str) -> str:
     return ""
 
 
-def index(places: Places, split: str) -> listing.Found:
+def index(places: ShardPaths, split: str) -> listing.Found:
     """Return the index of a split; build it if it is not stored.
 
     Columns are ``shard``, ``offset``, ``length``, ``label`` (index in the text ``labels``) and ``numbers``; texts are
@@ -136,7 +136,7 @@ def index(places: Places, split: str) -> listing.Found:
     """
     paths = places.by_split[split]
 
-    def make(watch: listing.Watch) -> listing.Found:
+    def make(watch: listing.IndexProgress) -> listing.Found:
         for path, state in zip(paths, _states(paths), strict=True):
             if is_url(path):
                 watch.add(path, state)
@@ -155,7 +155,7 @@ def _states(paths: Sequence[str]) -> list[tuple[int, int, int]]:
         return list(threads.map(lambda path: tars.state(path) if is_url(path) else listing.stamp(path), paths))
 
 
-def _index(places: Places, paths: Sequence[str], by_key: bool) -> listing.Found:
+def _index(places: ShardPaths, paths: Sequence[str], by_key: bool) -> listing.Found:
     members: list[str] = []
     shard: list[int] = []
     offset: list[int] = []
@@ -203,7 +203,7 @@ def _keys(members: list[str], shard: list[int], paths: Sequence[str]) -> list[st
     shared = {name for name in members if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
     if not shared and "".join(members).isascii():
         return members
-    stems = [PurePosixPath(bare(path).replace("\\", "/")).stem for path in paths]
+    stems = [PurePosixPath(without_query(path).replace("\\", "/")).stem for path in paths]
     keys = [f"{stems[part]}/{name}" if name in shared else name for name, part in zip(members, shard, strict=True)]
     keys = [unicodedata.normalize("NFC", key) for key in keys]
     first: dict[str, int] = {}

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import FileImages, PathsBelow
 from randlora_pl.data.readers.dispatch import Samples, in_key_order
-from randlora_pl.data.readers.own.labels import class_order, numbered, serving
+from randlora_pl.data.readers.own.labels import class_order, numbered, source_split
 from randlora_pl.data.readers.own.table_columns import Table, read_table
 from randlora_pl.utils.errors import UserError
 
@@ -18,7 +18,7 @@ COLUMNS = {
 """Accepted names of each column."""
 
 
-def table(row: Row, root: Path, split: str) -> Samples | None:
+def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read the rows of one split of a table of images; without a split column all rows are ``train``.
 
     Paths are relative to the file or absolute. The classes are the labels of the train split, in `class_order`.
@@ -32,7 +32,7 @@ def table(row: Row, root: Path, split: str) -> Samples | None:
     labels, parts = found.filled("label"), found.splits()
     images = found.images("path")
     _refuse_twice(found, images, labels, parts)
-    source = serving(split, list(dict.fromkeys(parts)), root)
+    source = source_split(split, list(dict.fromkeys(parts)), root)
     if source is None:
         return None
     classes = class_order((label for label, part in zip(labels, parts, strict=True) if part == "train"), root)

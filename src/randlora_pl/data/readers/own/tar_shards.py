@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import decode
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.readers.own import tar_files as tars
-from randlora_pl.data.readers.own.shard_index import Places, find, index
+from randlora_pl.data.readers.own.shard_index import ShardPaths, find, index
 from randlora_pl.data.string_array import Strings
 from randlora_pl.utils.errors import UserError, near
 
@@ -66,7 +66,7 @@ class ShardImages:
         return f"{self.shards[self.shard[index]]}:{self.members[index]}"
 
 
-def shards(row: Row, root: Path, split: str) -> Samples | None:
+def shards(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """Read the samples of one split.
 
     Splits are sub-folders (``train/``, ``val/``, ``test/``) or words in the names of the shards (``val-000.tar``).
@@ -124,7 +124,7 @@ def nameless(classes: Sequence[str]) -> bool:
     return len(classes) > 0 and all(re.fullmatch(r"class \d+", name) for name in classes)
 
 
-def _no_train(places: Places, more: str = "") -> UserError:
+def _no_train(places: ShardPaths, more: str = "") -> UserError:
     there = ", ".join(places.by_split)
     return UserError(
         f"{places.title} has no train shards, only {there}{more}. Rename them to train-..., or put them into train/"
@@ -132,7 +132,7 @@ def _no_train(places: Places, more: str = "") -> UserError:
 
 
 def _classes(
-    places: Places, split: str, found: listing.Found, names: Sequence[str]
+    places: ShardPaths, split: str, found: listing.Found, names: Sequence[str]
 ) -> tuple[list[str], dict[str, int] | None]:
     """Return (class names, label of each name used by the shards, or None if they use numbers).
 
@@ -161,7 +161,7 @@ def _classes(
 
 
 def _labels(
-    places: Places, split: str, found: listing.Found, classes: Sequence[str], by_name: dict[str, int] | None
+    places: ShardPaths, split: str, found: listing.Found, classes: Sequence[str], by_name: dict[str, int] | None
 ) -> NDArray[np.int64]:
     """Return the label of each sample.
 
@@ -183,14 +183,14 @@ def _number(text: str) -> int | None:
     return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
 
 
-def _first(places: Places, split: str, found: listing.Found, label: str) -> str:
+def _first(places: ShardPaths, split: str, found: listing.Found, label: str) -> str:
     """Return the first image with a label, for messages."""
     number = list(found.texts["labels"]).index(label)
     place = int(np.argmax(found.columns["label"] == number))
     return f"{places.by_split[split][found.columns['shard'][place]]}:{found.texts['members'][place]}"
 
 
-def _complain(places: Places, labels: NDArray[np.int64], classes: Sequence[str]) -> None:
+def _complain(places: ShardPaths, labels: NDArray[np.int64], classes: Sequence[str]) -> None:
     """Warn about classes without training images, for example if shards are missing."""
     empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
     if len(empty):
