@@ -64,10 +64,8 @@ def parse_message(message: str) -> str:
         return f"{option}: expected {' or '.join(types)}{f', not {value}' if value else ''}"
     first = useful[0] if useful else message.splitlines()[0]
     if first.startswith("Subclass types expect"):
-        got = re.findall(r"Got value: (.*)", message)
-        first = (
-            f"expected the name of a class, or {{class_path: NAME, init_args: {{...}}}}, not {got[0] if got else ''}"
-        )
+        value = f", not {given[0]}" if given else ""
+        first = f"expected the name of a class, or {{class_path: NAME, init_args: {{...}}}}{value}"
     return f"{option}: {first}" if option and not first.startswith(option) else first
 
 

@@ -1,4 +1,4 @@
-"""Which candidates of a search are tried, and which are the best: one rule for every search."""
+"""The rule of a search of learning rates: its best candidates, and the part of a grid to try."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

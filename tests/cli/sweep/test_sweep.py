@@ -211,7 +211,7 @@ def test_bad_words(refused: Refused, tmp_path: Path) -> None:
 
 
 def test_values_of_another_kind(refused: Refused, tmp_path: Path) -> None:
-    typed = {"data.dataset": "e2e", "data.epochs": [[3]]}
+    typed = {"data.epochs": [[3]]}
     texts = {
         "config": "e2e_gpt2_medium",
         "set": {"model.pretrained": "random", "model.config_overrides": {"n_layer": 1}},
