@@ -72,6 +72,10 @@ def test_a_bad_config_is_refused(refused: Callable[..., str], tmp_path: Path, te
         (LONG, "1"),
         ("--data.dataset", LONG),
         ("--config", LONG),
+        ("--data.classnames", LONG),
+        ("--data.root", f"/dev/null/{LONG}", "--data.dataset", "folder"),
+        ("--data.root", LONG, "--data.dataset", "table"),
+        ("--model", "CausalLMTask", "--model.num_beams", "1000000", "--data.dataset", "e2e"),
     ],
 )
 def test_bad_options_are_refused(refused: Callable[..., str], words: tuple[str, ...]) -> None:

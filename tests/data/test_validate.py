@@ -61,6 +61,7 @@ def test_prompts_from_a_file(tmp_path: Path) -> None:
     path.write_text("a photo of a {}.\n\n  a caf\u00e9 called {} \n", encoding="utf-8-sig")
     assert ImageData(templates=str(path)).templates == ["a photo of a {}.", "a caf\u00e9 called {}"]
     assert read_templates("a {}") == ["a {}"] and read_templates(None) is None
+    assert read_templates(f"{'a long way ' * 100}{{}}") == [f"{'a long way ' * 100}{{}}"]  # longer than a file name
     path.write_text("a photo of a {}.\na photo\n")
     with pytest.raises(UserError, match=r"prompts.txt"):
         read_templates(str(path))

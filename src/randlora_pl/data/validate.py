@@ -10,6 +10,7 @@ from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.frame import INTERPOLATIONS, RESIZES
 from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UserError, brief, near
+from randlora_pl.utils.files.plain_files import is_file
 
 BALANCES = ("weights", "sampler")
 SAMPLING = ("with_replacement", "epochs")
@@ -134,7 +135,7 @@ def read_templates(templates: Sequence[str] | str | None) -> list[str] | None:
     if not isinstance(templates, str):
         return None if templates is None else list(templates)
     path = Path(templates).expanduser()
-    if not path.is_file():
+    if not is_file(path):
         if "{}" in templates:
             return [templates]
         raise UserError(

@@ -13,6 +13,7 @@ from randlora_pl.engine.command import adapter_of, folders_in, prepare, resume_b
 from randlora_pl.engine.error_messages import (
     build_error,
     complaint_of_lightning,
+    file_trouble,
     full_disk,
     lost_process,
     lost_worker,
@@ -127,6 +128,8 @@ def handle_run_errors(app: "App") -> Iterator[None]:
         if full := full_disk(error):
             raise UserError(f"{full}. Make room there; {_how_to_resume(app)}") from error
         if not out_of_memory(error):
+            if file_trouble(error):  # main prints it
+                app.discard()
             raise
         data: Any = app.datamodule
         accumulate = app.trainer.accumulate_grad_batches

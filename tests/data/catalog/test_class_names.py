@@ -38,6 +38,7 @@ def test_classnames_files(tmp_path: Path) -> None:
         ("a.json", '{"n01": "tench"}', "no name for 1 of 2 classes, the first: 'n02'"),
         ("a.json", '{"n01": ', "cannot be read"),
         ("a.json", "3", "cannot be read"),
+        ("a.json", "[" * 10_000, "nested"),
     ],
 )
 def test_wrong_classnames_files(tmp_path: Path, file: str, content: str, message: str) -> None:
@@ -47,5 +48,6 @@ def test_wrong_classnames_files(tmp_path: Path, file: str, content: str, message
 
 
 def test_missing_classnames_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="exist"):
-        read_classnames(tmp_path / "names.txt", ["a"])
+    for name in ("names.txt", "x" * 300):
+        with pytest.raises(UserError, match="exist"):
+            read_classnames(tmp_path / name, ["a"])

@@ -1,7 +1,6 @@
 """Class names for prompts: from the catalog, from the dataset's files, or from a file of the user."""
 
 import csv
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.readers.own.tar_shards import nameless
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files.plain_files import is_file
 
 log = logging.getLogger("randlora_pl")
 
@@ -57,7 +57,7 @@ def read_classnames(path: Path, classes: Sequence[str]) -> list[str]:
     Raises:
         UserError: The file is missing, names too few or too many classes, or an unknown one.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"The class name file {path} does not exist (--data.classnames)")
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -74,7 +74,7 @@ def read_classnames(path: Path, classes: Sequence[str]) -> list[str]:
             lines = lines[1:] if lines and lines[0] == ["folder", "name"] else lines
             return _mapped(path, {key.strip(): name.strip() for key, name in lines}, classes)
         return _one_each(path, [line.strip() for line in text.splitlines() if line.strip()], classes)
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, csv.Error) as error:
+    except (OSError, ValueError, AttributeError, csv.Error) as error:
         raise UserError(f"The class name file {path} cannot be read: {error}") from error
 
 

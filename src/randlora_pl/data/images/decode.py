@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
-from randlora_pl.utils.files.plain_files import read_plain
+from randlora_pl.utils.files.plain_files import is_file, read_plain
 
 SUFFIXES = frozenset(
     {
@@ -135,7 +135,7 @@ def absent(home: Path, names: Sequence[str]) -> list[int]:
         folder, _, file = name.rpartition("/")
         if folder not in there:
             there[folder] = _file_names(home / (folder or ("/" if name.startswith("/") else "")))
-        if file not in there[folder] and not _is_file(home / name):
+        if file not in there[folder] and not is_file(home / name):
             missing.append(place)
     return missing
 
@@ -145,13 +145,6 @@ def _file_names(folder: Path) -> frozenset[str]:
         return frozenset(os.listdir(folder))  # noqa: PTH208 (a million Path objects are slow)
     except (OSError, ValueError):  # a null byte
         return frozenset()
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # its name is too long, or its folder is not readable
-        return False
 
 
 @dataclass(frozen=True)

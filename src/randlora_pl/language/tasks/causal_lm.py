@@ -109,7 +109,7 @@ class CausalLMTask(LanguageTask):
         )  # fmt: skip
         check_option("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "a number from 0 to below 1")
         check_option("adam_eps", adam_eps, adam_eps > 0, "a positive number")
-        check_option("num_beams", num_beams, num_beams > 0, "a positive number")
+        check_option("num_beams", num_beams, 0 < num_beams <= 1000, "a number from 1 to 1,000")
         check_option("max_new_tokens", max_new_tokens, max_new_tokens > 0, "a positive number")
         check_option("no_repeat_ngram", no_repeat_ngram, no_repeat_ngram >= 0, "0 or a positive number")
         self.quantize = quantize

@@ -51,3 +51,15 @@ def read_plain(path: Path | str, most: int = MOST_BYTES) -> bytes:
     """
     with open_plain(path, most) as stream:
         return stream.read(most)
+
+
+def is_file(path: Path) -> bool:
+    """Return True if there is a file at the path; no text that was typed as a path ends in an exception.
+
+    Args:
+        path: Any path; `pathlib` raises where its name is too long or its folder is not readable.
+    """
+    try:
+        return path.is_file()
+    except OSError:
+        return False
