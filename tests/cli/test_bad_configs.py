@@ -39,7 +39,7 @@ LONG = "x" * 10_000
         (f"run: {{root: {LONG}}}\n", "File name too long. Name another place"),
         (f"model: {LONG}\n", "no task"),
         (f"data: {LONG}\n", "expected"),
-        (f"data: {{dataset: {LONG}}}\n", "data set"),
+        (f"data: {{dataset: {LONG}}}\n", "dataset"),
         (f"? {LONG}\n: 1\n", "Unknown key"),
         (f"run: {{logger: {LONG}}}\n", "run.logger"),
         (f"trainer: {{max_steps: {LONG}}}\n", "max_steps"),
