@@ -402,13 +402,13 @@ def test_waiting_adapters_follow_a_model_that_moves(adapters: AdapterSet, folder
 def test_names_weights_and_sums_that_are_refused(adapters: AdapterSet, folders: dict[str, Path]) -> None:
     adapters.use("lora")
     cases: list[tuple[Callable[[], Any], str]] = [
-        (lambda: adapters.use("lara"), "no adapter 'lara'; loaded: randlora, .* Did you mean 'lora'"),
-        (lambda: adapters.use({"vara": 1.0}), "no adapter 'vara'"),
-        (lambda: adapters.remove("nothing"), "no adapter 'nothing'"),
+        (lambda: adapters.use("lara"), "adapter 'lara' is not loaded. Loaded: randlora, .* Did you mean 'lora'"),
+        (lambda: adapters.use({"vara": 1.0}), "adapter 'vara' is not loaded"),
+        (lambda: adapters.remove("nothing"), "adapter 'nothing' is not loaded"),
         (lambda: adapters.use({"lora": float("nan")}), "weight of the adapter 'lora' is nan"),
         (lambda: adapters.use({"lora": 0.5, "full": 0.5}), "'full' .FullFineTuning.* adapter add"),
         (lambda: adapters.use({"bitfit": 0.5}), "'bitfit' .BitFit.* adapter merge --scale"),
-        (lambda: adapters.load("lora", folders["lora"]), "there is an adapter 'lora' already"),
+        (lambda: adapters.load("lora", folders["lora"]), "adapter 'lora' exists already"),
         (lambda: AdapterSet(adapters.model), "has adapters already"),
         (lambda: inject(adapters.model, LoRA(2)), "has adapters already"),
     ]

@@ -225,10 +225,10 @@ FAILING: dict[str, tuple[Adapter, list[str] | None, str]] = {
     "zero rank": (RandLoRA(0), None, "rank is 0"),
     "unknown budget": (RandLoRA(match="best:1"), None, "match is 'best:1'"),
     "late": (Late(2), None, "the third layer"),
-    "rank pattern": (LoRA({"fc3": 2}), None, "LoRA: rank pattern 'fc3' fits none of the 6 adapted layers"),
-    "alpha pattern": (DoRA(LoRA(2, alpha={r".*\.proj": 2.0})), None, r"alpha pattern '\.\*\\\\\.proj' fits none"),
+    "rank pattern": (LoRA({"fc3": 2}), None, "LoRA: rank pattern 'fc3' matches none of the 6 adapted layers"),
+    "alpha pattern": (DoRA(LoRA(2, alpha={r".*\.proj": 2.0})), None, r"alpha pattern '\.\*\\\\\.proj' matches none"),
     "no expression": (LoRA({"(": 2}), None, r"rank pattern '\(' is not a regular expression"),
-    "targets of BitFit": (BitFit(), ["qkv"], "leave out the targets"),
+    "targets of BitFit": (BitFit(), ["qkv"], "Remove the targets"),
 }
 
 

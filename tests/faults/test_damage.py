@@ -139,7 +139,7 @@ def test_damaged_adapter_is_refused(
 ) -> None:
     folder = Path(shutil.copytree(undisturbed, tmp_path / "run"))
     harm(folder / TENSORS)
-    refused(run([word.format(folder) for word in words], tmp_path), "adapter", "copy it again")
+    refused(run([word.format(folder) for word in words], tmp_path), "adapter", "opy it again")
     assert not list(tmp_path.glob("runs/*/*")), "nothing to keep of this command"
 
 

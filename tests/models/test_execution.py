@@ -61,7 +61,7 @@ def test_only_frozen_matrices_are_cast_and_gradients_stay(backbone: tuple[nn.Mod
     close(found, expected, 0.05)
 
 
-def test_quantised_weights_are_not_cast() -> None:
+def test_quantized_weights_are_not_cast() -> None:
     """Packed integers, as bitsandbytes keeps them in layers that are linear layers to PyTorch."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).requires_grad_(False)
     model[0].weight = nn.Parameter(torch.arange(8, dtype=torch.uint8)[:, None], requires_grad=False)

@@ -1,4 +1,4 @@
-"""Adapters: the mathematics of RandLoRA and its baselines, and their place in any PyTorch model."""
+"""Adapters: RandLoRA and its baselines, for any PyTorch model."""
 
 from randlora_pl.adapters.adapter_set import AdapterSet
 from randlora_pl.adapters.base import Adapter, DeltaWeight

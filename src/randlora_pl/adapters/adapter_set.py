@@ -1,4 +1,4 @@
-"""Several adapters on one base model: named, switched at run time, one at a time or in a weighted sum."""
+"""Several named adapters on one base model, switched at run time, alone or in a weighted sum."""
 
 import math
 import os
@@ -21,17 +21,17 @@ from randlora_pl.adapters.weighted_sum import WeightedSum
 from randlora_pl.utils.errors import UserError, near
 
 Choice = str | Mapping[str, float] | None
-"""The name of an adapter, a weight for each of several, or None for the base."""
+"""Name of an adapter, weights by name for a sum, or None for the base model."""
 
 
 @dataclass
 class _Loaded:
-    """An adapter that is in use, or waits.
+    """Loaded adapter, active or not.
 
     Attributes:
-        report: What `inject` said of it.
-        updates: The update of each layer by path; in the model only while it is active.
-        own: The model's own tensors as it has them (full fine-tuning, BitFit, trained heads, statistics), by name.
+        report: Report of `inject`.
+        updates: Update of each layer by path; in the model only while the adapter is active.
+        own: The adapter's values of the model's own tensors (full fine-tuning, BitFit, heads, statistics), by name.
     """
 
     report: InjectionReport
@@ -40,13 +40,13 @@ class _Loaded:
 
 
 class AdapterSet:
-    """Adapters of one base model that take turns in it; the base's weights are there once and stay bit for bit.
+    """Set of adapters that share one base model, whose weights are stored once and never change.
 
-    While one adapter is active, the model is what `load_adapter` would have made of it: `merge`, `disabled`,
-    `delta_weights`, `save_adapter` and the rest work, and its parameters are those of the active adapter only. The
-    others wait outside the model. A weighted sum is active as W0 + sum_i w_i (W_i - W0), with gradients to each of
-    its adapters. Adapters may differ in method, rank, seed and targets; equal random bases are held once.
-    A model that is merged is merged again after a switch. Not for use by several threads at once.
+    While one adapter is active, the model is the same as after `load_adapter`: `merge`, `disabled`, `delta_weights`,
+    `save_adapter` and the rest work, and the model has the parameters of the active adapter only. A weighted sum is
+    active as W0 + sum_i w_i (W_i - W0), with gradients to each of its adapters. Adapters may differ in method, rank,
+    seed and targets; equal random bases are stored once. A merged model is merged again after a switch. Not
+    thread-safe.
 
     Example:
         >>> adapters = AdapterSet(model)
@@ -58,49 +58,51 @@ class AdapterSet:
         ...     model(images)
 
     Args:
-        model: The base model, without an adapter; its parameters are frozen.
+        model: Base model, without an adapter; its parameters are frozen.
 
     Raises:
-        UserError: If the model has adapters already.
+        UserError: The model has adapters already.
     """
 
     def __init__(self, model: nn.Module) -> None:
         if getattr(model, "adapter_report", None) is not None or adapted_layers(model):
-            raise UserError("the model has adapters already; start from the base model, and load each into the set.")
+            raise UserError(
+                "the model has adapters already. Start from the base model and load each adapter into the set."
+            )
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.model = model
         self._loaded: dict[str, _Loaded] = {}
         self._active: dict[str, float] = {}
-        self._base: dict[str, Tensor] = {}  # the base's own tensors, while an adapter's are in their place
-        self._merged = False  # as the model was when it last had layers to merge
+        self._base: dict[str, Tensor] = {}  # the base's own tensors that an active adapter replaces
+        self._merged = False  # state when the model last had adapted layers
 
     @property
     def names(self) -> list[str]:
-        """The adapters, in the order in which they were loaded."""
+        """Names of the adapters, in loading order."""
         return list(self._loaded)
 
     @property
     def active(self) -> dict[str, float]:
-        """The active adapters and their weights: ``{"cars": 1.0}`` for one, nothing for the base."""
+        """Active adapters and their weights: ``{"cars": 1.0}`` for one, empty for the base."""
         return dict(self._active)
 
     @torch.inference_mode(False)
     def load(self, name: str, adapter: str | os.PathLike[str] | AdapterFile) -> AdapterFile:
-        """Reads an adapter and keeps it under a name; what is active stays so.
+        """Load an adapter under a name, without activating it.
 
         Args:
-            name: What to call it.
-            adapter: The adapter folder, one ``.safetensors`` file, or what `read_adapter` made of it.
+            name: Name of the adapter in the set.
+            adapter: Adapter folder, ``.safetensors`` file, or result of `read_adapter`.
 
         Returns:
-            What was read, with the head and metadata that it carries.
+            The adapter file, with its head and metadata.
 
         Raises:
-            UserError: If the name is taken, or the adapter does not fit; every mismatch is named, nothing is changed.
+            UserError: The name is taken, or the adapter does not fit; every mismatch is named, nothing is changed.
         """
         if name in self._loaded:
-            raise UserError(f"there is an adapter {name!r} already; remove({name!r}) first, or give another name.")
+            raise UserError(f"an adapter {name!r} exists already. Call remove({name!r}) first, or use another name.")
         file = adapter if isinstance(adapter, AdapterFile) else read_adapter(adapter)
         with self.using(None):
             there = {**dict(self.model.named_parameters()), **base_buffers(self.model)}
@@ -121,16 +123,16 @@ class AdapterSet:
                     tensor.requires_grad_(False)
                 detach(self.model)
         for update in updates.values():
-            update.eval()  # to predict; set_train_mode(model) is for training
+            update.eval()  # for prediction; set_train_mode(model) is for training
         self._share_bases(updates)
         self._loaded[name] = _Loaded(report, updates, own)
         return file
 
     def remove(self, name: str) -> None:
-        """Forgets an adapter; where it is active, the base takes its place.
+        """Remove an adapter from the set; if it is active, switch to the base.
 
         Raises:
-            UserError: If there is no such adapter.
+            UserError: The name is unknown.
         """
         self._weights(name)
         if name in self._active:
@@ -139,14 +141,14 @@ class AdapterSet:
 
     @torch.inference_mode(False)  # tensors that are moved or merged may take part in autograd later
     def use(self, choice: Choice) -> None:
-        """Makes an adapter, a weighted sum, or the base the active one.
+        """Activate an adapter, a weighted sum, or the base.
 
         Args:
-            choice: A name; a weight for each of several; or None for the base.
+            choice: Name of an adapter, weights by name, or None for the base.
 
         Raises:
-            UserError: If a name is unknown, a weight is not finite, an adapter cannot be part of a sum, or the model
-                was unloaded. What was active stays so.
+            UserError: A name is unknown, a weight is not finite, an adapter cannot be part of a sum, or the model was
+                unloaded. The active adapters do not change then.
         """
         self._keep_statistics()
         weights = self._weights(choice)
@@ -166,10 +168,10 @@ class AdapterSet:
 
     @contextmanager
     def using(self, choice: Choice) -> Iterator[nn.Module]:
-        """The model with an adapter, a sum or the base inside a ``with`` block; then back to what was active.
+        """Activate an adapter, a sum or the base inside a ``with`` block, and restore the previous choice.
 
         Raises:
-            UserError: As `use`.
+            UserError: See `use`.
         """
         before = self._active
         self.use(choice)
@@ -179,34 +181,34 @@ class AdapterSet:
             self.use(before)
 
     def _weights(self, choice: Choice) -> dict[str, float]:
-        """A choice as weights other than zero, checked."""
+        """Return the nonzero weights of a choice, checked."""
         weights = {choice: 1.0} if isinstance(choice, str) else dict(choice or {})
         for name, weight in weights.items():
             if name not in self._loaded:
                 names = ", ".join(self._loaded) or "none"
-                raise UserError(f"there is no adapter {name!r}; loaded: {names}.{near(name, self._loaded)}")
+                raise UserError(f"adapter {name!r} is not loaded. Loaded: {names}.{near(name, self._loaded)}")
             if not math.isfinite(weight):
-                raise UserError(f"the weight of the adapter {name!r} is {weight}; give a finite number.")
+                raise UserError(f"the weight of the adapter {name!r} is {weight}. Pass a finite number.")
         weights = {name: float(weight) for name, weight in weights.items() if weight}
         for name in weights if list(weights.values()) != [1.0] else ():
             if self._loaded[name].own:
                 method = self._loaded[name].report.adapter.method()
                 raise UserError(
-                    f"{name!r} ({method}) changes the model's own tensors: use it alone with weight 1, or "
-                    "write the sum with randlora-pl adapter add (scaled: randlora-pl adapter merge --scale)."
+                    f"{name!r} ({method}) changes the model's own tensors. Use it alone with weight 1, or write the "
+                    "sum with randlora-pl adapter add (scaled: randlora-pl adapter merge --scale)."
                 )
         return weights
 
     def _check_model(self) -> None:
-        """Refuses a model that is not as it was left, because its frozen weights are no longer known."""
+        """Raise an error if other code changed the model's adapters, because its frozen weights are unknown then."""
         layers = {path: layer.delta for path, layer in adapted_layers(self.model).items() if layer.delta is not None}
         paths = {path for name in self._active for path in self._loaded[name].updates}
         report = self._loaded[next(iter(self._active))].report if list(self._active.values()) == [1.0] else None
         if layers.keys() != paths or getattr(self.model, "adapter_report", None) is not report:
-            raise UserError("the model was unloaded or adapted by others since; make a new AdapterSet of a base model.")
+            raise UserError("other code has unloaded or adapted the model. Create a new AdapterSet with a base model.")
 
     def _leave(self) -> None:
-        """Takes the active adapters out; the base is left, bit for bit."""
+        """Remove the active adapters from the model and restore the base exactly."""
         layers = [layer for layer in adapted_layers(self.model).values() if layer.delta is not None]
         self._merged = any(layer.merged for layer in layers) if layers else self._merged
         for path, tensor in self._moved().items():
@@ -223,7 +225,7 @@ class AdapterSet:
         forget_computed(self.model)
 
     def _moved(self) -> dict[str, Tensor]:
-        """The base's own statistics, as copies, where a training in the set has moved them."""
+        """Return copies of the base's statistics that training in the set has changed."""
         if not self._active:
             return {}
         before = self._loaded[next(iter(self._active))].report.buffers
@@ -231,14 +233,14 @@ class AdapterSet:
         return {path: before[path].to(tensor, copy=True) for path, tensor in moved.items() if path not in self._base}
 
     def _keep_statistics(self) -> None:
-        """Lets the active adapter own the statistics that a training has moved; a sum cannot own any."""
+        """Store statistics that training has changed with the active adapter; a sum cannot store any."""
         if list(self._active.values()) == [1.0]:
             moved = self._moved()
             self._loaded[next(iter(self._active))].own.update({path: _tensor(self.model, path).data for path in moved})
             self._base |= moved
 
     def _enter(self, weights: dict[str, float]) -> None:
-        """Puts adapters into the base."""
+        """Attach adapters to the base."""
         self._active = weights
         parts: dict[str, list[tuple[DeltaWeight, float]]] = {}
         for name, weight in weights.items():
@@ -260,25 +262,25 @@ class AdapterSet:
             merge(self.model)
 
     def _share_bases(self, updates: Mapping[str, DeltaWeight]) -> None:
-        """Lets an adapter take equal random bases from those that are there."""
+        """Replace the random bases of new updates by equal ones that are loaded already."""
         known = {_key(bases): bases for loaded in self._loaded.values() for bases in _bases_in(loaded.updates).values()}
         for holder, bases in _bases_in(updates).items():
             holder.bases = known.setdefault(_key(bases), bases)
 
 
 def _tensor(model: nn.Module, path: str) -> Tensor:
-    """A parameter or buffer by name."""
+    """Return a parameter or buffer by name."""
     module, _, name = path.rpartition(".")
     tensor: Tensor = getattr(model.get_submodule(module), name)
     return tensor
 
 
 def _bases_in(updates: Mapping[str, DeltaWeight]) -> dict[nn.Module, Bases]:
-    """The random bases of updates, by the module that holds them."""
+    """Return the random bases of updates, by the module that uses them."""
     held = [(module, getattr(module, "bases", None)) for update in updates.values() for module in update.modules()]
     return {module: bases for module, bases in held if isinstance(bases, Bases)}
 
 
 def _key(bases: Bases) -> tuple[object, ...]:
-    """Equal for bases of equal bits; never for two without a fingerprint (on the meta device)."""
+    """Return a key that is equal for equal bases; bases without a fingerprint (meta device) are never equal."""
     return bases.fingerprint or id(bases), bases.A.dtype, bases.B.dtype, bases.scale

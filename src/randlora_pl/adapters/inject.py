@@ -1,4 +1,4 @@
-"""Putting an adapter into a model, and the report of what was adapted."""
+"""Injection of an adapter into a model, and its report."""
 
 import re
 from dataclasses import dataclass, field
@@ -25,9 +25,9 @@ from randlora_pl.utils.errors import UserError, near
 
 @dataclass(frozen=True)
 class Row:
-    """One adapted weight: layer, kind (``linear``, ``conv``, ``qkv``, ``q`` ...), shape (out, in), trainable count.
+    """Adapted weight: layer, kind (``linear``, ``conv``, ``qkv``, ``q`` ...), shape (out, in), trainable parameters.
 
-    A tensor that trains whole has its own name and shape, and the kind ``tensor``, or ``trained`` beside an adapter.
+    A fully trained tensor has its own name and shape, and the kind ``tensor``, or ``trained`` beside an adapter.
     """
 
     layer: str
@@ -38,23 +38,23 @@ class Row:
 
 @dataclass
 class InjectionReport:
-    """What was adapted. Printable; kept on the model so that files and summaries can tell.
+    """Printable report of an injection, stored on the model for files and summaries.
 
     Attributes:
-        adapter: The adapter with every derived option filled in.
-        targets: What was asked for, None for the default.
-        rows: The adapted weights, in the model's order.
+        adapter: Adapter with all derived options.
+        targets: Requested targets, None for the default.
+        rows: Adapted weights, in model order.
         trainable: Number of trainable parameters.
-        total: Number of parameters of the model, the trainable ones included; random bases not counted.
-        fingerprint: SHA-256 of the random bases, empty where there are none.
-        base_hash: Sampled SHA-256 of the weights before adaptation, without those of ``trained``.
-        notes: Remarks that a user should read.
-        stored_bases: Bases from a file, where no seed gives them.
-        trained: Patterns of what trains whole beside the adapter, None for nothing.
-        beside: The tensors that these patterns name.
-        frozen_heads: Linear layers that look like a new head and do not train (`trained.frozen_outputs`).
-        buffers: The model's own buffers as the adapter found them (`kept.snapshot`).
-        coverage: How many of the model's layers are adapted, and which are not, in a line.
+        total: Number of parameters of the model, with trainable parameters and without random bases.
+        fingerprint: SHA-256 of the random bases, or "".
+        base_hash: Sampled SHA-256 of the weights before adaptation, without the tensors of ``trained``.
+        notes: Notes for the user.
+        stored_bases: Bases from a file, if no seed generates them.
+        trained: Patterns of fully trained tensors beside the adapter, or None.
+        beside: Tensors that match these patterns.
+        frozen_heads: Linear layers that look like a new head and are frozen (`trained.frozen_outputs`).
+        buffers: The model's own buffers before injection (`kept.snapshot`).
+        coverage: One-line summary of adapted and skipped layers.
     """
 
     adapter: Adapter
@@ -73,14 +73,14 @@ class InjectionReport:
     coverage: str = ""
 
     def grouped(self) -> list[tuple[str, str, tuple[int, ...], int, int]]:
-        """Rows that differ in their block number only: (name, kind, shape, layers, parameters)."""
+        """Return rows grouped over block numbers: (name, kind, shape, layers, parameters)."""
         groups: dict[tuple[str, str, tuple[int, ...]], list[Row]] = {}
         for row in [*self.rows, *self.beside]:
             groups.setdefault((re.sub(r"\.\d+\.", ".*.", row.layer), row.kind, row.shape), []).append(row)
         return [(*key, len(rows), sum(row.trainable for row in rows)) for key, rows in groups.items()]
 
     def __str__(self) -> str:
-        """A table of the adapted layers and the totals."""
+        """Return a table of the adapted layers and the totals."""
         body = [
             (name, kind, " x ".join(map(str, shape)), str(layers), f"{count:,}")
             for name, kind, shape, layers, count in self.grouped()
@@ -91,8 +91,10 @@ class InjectionReport:
             "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
             for row in table
         ]
-        share = 100 * self.trainable / max(1, self.total)
-        lines.append(f"{self.adapter.method()}: {self.trainable:,} of {self.total:,} parameters train ({share:.2f} %)")
+        percent = 100 * self.trainable / max(1, self.total)
+        lines.append(
+            f"{self.adapter.method()}: {self.trainable:,} of {self.total:,} parameters train ({percent:.2f} %)"
+        )
         return "\n".join([*lines, *filter(None, [self.coverage]), *self.notes, *self._frozen()])
 
     def _frozen(self) -> list[str]:
@@ -108,30 +110,30 @@ def inject(
     targets: list[str] | str | None = None,
     trained: list[str] | str | None = None,
 ) -> InjectionReport:
-    """Freezes a model and attaches an adapter to it, in place; each update is in its layer's mode, train or eval.
+    """Freeze a model and attach an adapter in place; each update gets its layer's mode, train or eval.
 
     Example:
         >>> print(inject(model, RandLoRA(rank=6), trained=["classifier"]))
 
     Args:
         model: Any module with linear, attention or convolution layers, also on the meta device (for counting).
-        adapter: The method and its options.
+        adapter: Method and its options.
         targets: Regular expressions over layer names, or the aliases ``qkv q k v kv o fc1 fc2 gate attn mlp all
-            conv``, each with an optional tower prefix (``visual:mlp``). Default: packed q/k/v and both MLP matrices
-            where a model has them; elsewhere every linear layer of the blocks, or their convolutions where they have
-            no linear layer.
-        trained: Regular expressions over names of modules, or of tensors, that train whole beside the adapter, such as
-            a new head: adapter files hold them, and the base may have other values there. They are not adapted.
+            conv``, each with an optional tower prefix (``visual:mlp``). Default: packed q/k/v and both MLP matrices if
+            the model has them; otherwise all linear layers of the blocks, or their convolutions if they have no linear
+            layer.
+        trained: Regular expressions over names of modules or tensors to train fully beside the adapter, such as a new
+            head. Adapter files store them, and the base may have other values. They are not adapted.
 
     Returns:
-        What was adapted.
+        Report of the injection.
 
     Raises:
-        UserError: If a target matches nothing, a layer cannot be adapted, a rank is impossible, or the
-            model has adapters already. The model is then unchanged.
+        UserError: A target matches nothing, a layer cannot be adapted, a rank is invalid, or the model has adapters
+            already. The model is unchanged then.
     """
     if getattr(model, "adapter_report", None) is not None or any(isinstance(m, AdaptedLayer) for m in model.modules()):
-        raise UserError("the model has adapters already; unload(model) gives plain layers with merged weights first.")
+        raise UserError("the model has adapters already. Merge them into plain layers with unload(model) first.")
     targets = [targets] if isinstance(targets, str) else targets
     trained = [trained] if isinstance(trained, str) else trained
     beside = trained_tensors(model, trained)
@@ -164,11 +166,11 @@ def inject(
 
 
 def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[dict[Site, DeltaWeight], str]:
-    """The update of every site, on the device of its weight, and the fingerprint of their bases."""
+    """Return the update of every site, on the device of its weight, and the fingerprint of the bases."""
     shapes = [site.shape for site in sites]
     _check_patterns(adapter, [shape.layer for shape in shapes])
     for shape in shapes:
-        adapter.count(shape)  # complains about an impossible rank before anything large is drawn
+        adapter.count(shape)  # raises for an invalid rank before any large tensor is generated
     check_size(adapter, shapes, sum(parameter.numel() for parameter in model.parameters()))
     bases = adapter.bases(shapes, _weight(model, sites[0]).device)
     values = adapter.reads_weight
@@ -177,7 +179,7 @@ def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[
 
 
 def _check_patterns(adapter: Adapter, layers: list[str]) -> None:
-    """Complains about a rank or alpha pattern that fits no adapted layer."""
+    """Raise an error for a rank or alpha pattern that matches no adapted layer."""
     adapter = getattr(adapter, "inner", adapter)
     for name in ("rank", "alpha"):
         option = getattr(adapter, name, None)
@@ -188,19 +190,19 @@ def _check_patterns(adapter: Adapter, layers: list[str]) -> None:
                 raise UserError(f"{name} pattern {pattern!r} is not a regular expression: {error}.") from None
             if not fits:
                 raise UserError(
-                    f"{adapter.method()}: {name} pattern {pattern!r} fits none of the {len(layers)} adapted layers, "
+                    f"{adapter.method()}: {name} pattern {pattern!r} matches none of the {len(layers)} adapted layers, "
                     f"{layers[0]!r} ... {layers[-1]!r}.{near(pattern, layers)}"
                 )
 
 
 def _weight(model: nn.Module, site: Site, values: bool = False) -> Tensor:
-    """The frozen weight of a site, (out, in); without its numbers where they are dear and not asked for."""
+    """Return the frozen weight of a site, (out, in); without ``values`` a quantized weight is not dequantized."""
     weight = weight_of(model.get_submodule(site.path), values)
     return weight if site.rows is None else weight[slice(*site.rows)]
 
 
 def _by_layer(model: nn.Module, sites: list[Site], deltas: dict[Site, DeltaWeight]) -> dict[str, DeltaWeight]:
-    """One update for each layer, by path; the updates of row blocks are put together."""
+    """Return one update per layer, by path; updates of row blocks are combined."""
     by_path: dict[str, list[Site]] = {}
     for site in sites:
         by_path.setdefault(site.path, []).append(site)
@@ -214,9 +216,9 @@ def _by_layer(model: nn.Module, sites: list[Site], deltas: dict[Site, DeltaWeigh
 
 
 def _mark(model: nn.Module, adapter: BaseWeightMethod, targets: list[str] | None, beside: Tensors) -> InjectionReport:
-    """Marks the tensors that train, for the methods that add nothing."""
+    """Mark the trainable tensors of a method that trains the model's own weights."""
     if targets is not None:
-        raise UserError(f"{adapter.method()} chooses its tensors itself; leave out the targets.")
+        raise UserError(f"{adapter.method()} chooses its tensors itself. Remove the targets.")
     chosen = {name: parameter for name, parameter in chosen_tensors(model, adapter).items() if name not in beside}
     model.requires_grad_(False)
     for parameter in chosen.values():
@@ -225,7 +227,7 @@ def _mark(model: nn.Module, adapter: BaseWeightMethod, targets: list[str] | None
 
 
 def _train_beside(model: nn.Module, report: InjectionReport, trained: list[str] | None, beside: Tensors) -> None:
-    """Marks the tensors that train whole beside an adapter, and notes the heads that do not."""
+    """Mark the tensors that train fully beside an adapter, and record frozen heads."""
     for parameter in beside.values():
         parameter.requires_grad_(True)
     report.trained, report.beside = trained, _rows(beside, "trained")
@@ -242,6 +244,6 @@ def _size(module: nn.Module) -> int:
 
 
 def generator_facts(report: InjectionReport) -> dict[str, Any]:
-    """What a file says of the random bases: generator, seed and fingerprint."""
+    """Return the entries of an adapter file about random bases: generator, seed and fingerprint."""
     generator = GENERATOR if report.stored_bases is None else STORED
     return {"generator": generator, "seed": report.adapter.key, "fingerprint": report.fingerprint}

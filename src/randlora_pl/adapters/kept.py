@@ -1,8 +1,8 @@
-"""Kept buffers: what training changes in a model without a gradient, and what an adapter therefore carries along.
+"""Kept buffers: buffers that training changes without a gradient, which adapter files therefore store.
 
-There are two kinds. An update names its own in `DeltaWeight.kept`; they are always kept. The model's are statistics
-such as the running mean of BatchNorm, which move wherever a module of the base is in training mode; they are kept if
-they are no longer what they were when the adapter came into the model, whoever put the module into that mode.
+There are two kinds. Buffers of an update are named in `DeltaWeight.kept` and always stored. Buffers of the model are
+statistics such as the running mean of BatchNorm, which change if a module of the base is in training mode. They are
+stored if they differ from their values at injection.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from randlora_pl.adapters.base import DeltaWeight
 
 
 def update_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Return the kept buffers of the updates in a module, by name; the module may be an update itself."""
+    """Return the kept buffers of all updates in a module, by name; the module may be an update itself."""
     return {
         f"{path}.{name}".lstrip("."): getattr(each, name)
         for path, each in module.named_modules()
@@ -24,16 +24,16 @@ def update_buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def update_modules(model: nn.Module) -> set[nn.Module]:
-    """Return the modules of the updates, and everything within them."""
+    """Return the updates and all their child modules."""
     return {inner for each in model.modules() if isinstance(each, DeltaWeight) for inner in each.modules()}
 
 
 def base_buffers(model: nn.Module, training: bool = False) -> dict[str, Tensor]:
-    """Return the persistent buffers of the model's own that may be statistics, by name: floats, and single counters.
+    """Return the model's own persistent buffers that may be statistics, by name: floats, and scalar counters.
 
     Args:
-        model: The model, with or without an adapter.
-        training: Take only those of modules in training mode, which a forward pass may change.
+        model: Model, with or without an adapter.
+        training: If True, return only buffers of modules in training mode, which a forward pass may change.
     """
     updates = update_modules(model)
     return {
@@ -46,12 +46,12 @@ def base_buffers(model: nn.Module, training: bool = False) -> dict[str, Tensor]:
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the model's own buffers, on the CPU; none on the meta device."""
+    """Return copies of the model's own buffers on the CPU, without buffers on the meta device."""
     return {name: buffer.detach().cpu().clone() for name, buffer in base_buffers(model).items() if not buffer.is_meta}
 
 
 def moved_buffers(model: nn.Module, before: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return the model's own buffers that are no longer those before its adapter, or others, by name."""
+    """Return the model's own buffers that differ from ``before`` (default: their values at injection), by name."""
     before = getattr(getattr(model, "adapter_report", None), "buffers", {}) if before is None else before
     return {
         name: buffer
@@ -67,7 +67,7 @@ def kept_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def reset_buffers(model: nn.Module) -> None:
-    """Put the model's own buffers back to what they were when the adapter came into it."""
+    """Restore the model's own buffers to their values at injection."""
     before = getattr(getattr(model, "adapter_report", None), "buffers", {})
     for name, buffer in base_buffers(model).items():
         if name in before:
@@ -75,7 +75,7 @@ def reset_buffers(model: nn.Module) -> None:
 
 
 def forget_computed(model: nn.Module) -> None:
-    """Let modules forget what they have computed from weights that were others: some keep it until they train."""
+    """Clear values that modules have cached from old weights, by switching them to training mode and back."""
     modes = {module: module.training for module in model.modules()}
     model.train()
     for module, mode in modes.items():

@@ -1,4 +1,4 @@
-"""What can be done with an adapted model: merge, unmerge, unload, disable, and look at its updates."""
+"""Operations on adapted models: merge, unmerge, unload, disable, and access to updates."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -19,24 +19,24 @@ from randlora_pl.utils.errors import UserError
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
-    """The adapted layers by path, the attention layers that only route to an adapted projection included."""
+    """Return the adapted layers by path, with attention layers that only call an adapted projection."""
     return {path: module for path, module in model.named_modules() if isinstance(module, AdaptedLayer)}
 
 
 def report_of(model: nn.Module) -> InjectionReport:
-    """The report of the adapter in a model.
+    """Return the injection report of a model.
 
     Raises:
-        UserError: If there is none.
+        UserError: The model has no adapter.
     """
     report = getattr(model, "adapter_report", None)
     if not isinstance(report, InjectionReport):
         if _is_sum(model):
             raise UserError(
-                "the model has a weighted sum of adapters, which is no adapter of its own: use one of them first, or "
-                "write the sum with randlora-pl adapter add."
+                "the model has a weighted sum of adapters, not one adapter. Activate a single one first, or write the "
+                "sum with randlora-pl adapter add."
             )
-        raise UserError("the model has no adapter; inject(model, adapter) or load_adapter(model, folder) first.")
+        raise UserError("the model has no adapter. Call inject(model, adapter) or load_adapter(model, folder) first.")
     return report
 
 
@@ -45,24 +45,24 @@ def _is_sum(model: nn.Module) -> bool:
 
 
 def _trains_base(model: nn.Module) -> bool:
-    """Whether tensors of the model itself train.
+    """Return True if the model's own tensors train.
 
     Raises:
         UserError: The model has no adapter.
     """
-    if _is_sum(model):  # of updates only, and without a report
+    if _is_sum(model):  # updates only, without a report
         return False
     report = report_of(model)
     return report.adapter.trains_base and bool(report.rows)
 
 
 def merge(model: nn.Module) -> None:
-    """Writes every effective weight into its layer; the frozen weights are kept for `unmerge`. Idempotent.
+    """Write every effective weight into its layer, and keep the frozen weights for `unmerge`. Idempotent.
 
-    For evaluation: the updates stay in the model and its state dict. `merge_and_unload` makes plain layers instead.
+    For evaluation: the updates stay in the model and its state dict. `merge_and_unload` gives plain layers instead.
 
     Raises:
-        UserError: If an update is not finite or a layer quantised. Nothing is merged then that was not merged before.
+        UserError: An update is not finite, or a layer is quantized. The merge is undone then.
     """
     for path, layer in adapted_layers(model).items():
         if not layer.mergeable and layer.delta is not None:
@@ -78,60 +78,60 @@ def merge(model: nn.Module) -> None:
                 merged.unmerge()
             raise UserError(
                 f"the weight of {path or 'the model'} with its update is not finite (NaN or infinity), "
-                "so it is not merged: the training diverged. Lower the learning rate or alpha."
+                "so it is not merged: training diverged. Lower the learning rate or alpha."
             )
 
 
 def unmerge(model: nn.Module) -> None:
-    """Restores every frozen weight bit for bit. Idempotent."""
+    """Restore every frozen weight exactly. Idempotent."""
     for layer in adapted_layers(model).values():
         layer.unmerge()
 
 
 def merge_and_unload(model: nn.Module) -> nn.Module:
-    """Turns the model back into plain layers with merged weights, in place, and returns it.
+    """Convert the model in place to plain layers with merged weights, and return it.
 
-    Its state dict has the keys of the model that `inject` was given, and every parameter trains again, as in a model
-    that was just built. There is no way back to the adapter; load its file into the base model for that.
+    The state dict has the same keys as before `inject`, and every parameter trains, as in a new model. This cannot be
+    undone; load the adapter file into the base model instead.
 
     Example:
         >>> load_adapter(model, "runs/cars/adapter")
         >>> torch.save(merge_and_unload(model).state_dict(), "merged.pt")
 
     Raises:
-        UserError: If an update cannot be merged (`merge`). The model is unchanged then.
+        UserError: An update cannot be merged (`merge`). The model is unchanged then.
     """
     merge(model)
     detach(model)
     for parameter in model.parameters():
-        if parameter.is_floating_point():  # others are quantised
+        if parameter.is_floating_point():  # others are quantized
             parameter.requires_grad_(True)
     return model
 
 
 unload = merge_and_unload
-"""The older name, which is something else in PEFT."""
+"""Older name of `merge_and_unload`; PEFT's ``unload`` does not merge."""
 
 
 def detach(model: nn.Module) -> None:
-    """Turns adapted layers back into plain ones, with whatever weights they have now; `unmerge` first for the base."""
+    """Convert adapted layers to plain ones with their current weights; call `unmerge` first for the base weights."""
     set_fast_paths(model, True)
     for layer in adapted_layers(model).values():
         layer.detach()
-    for module in model.modules():  # a part that was adapted by itself has a report of its own
+    for module in model.modules():  # a separately adapted submodule has its own report
         module.__dict__.pop("adapter_report", None)
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """The base model inside a ``with`` block, merged or not; what ``trained`` names stays as it was trained.
+    """Disable the updates inside a ``with`` block, merged or not; tensors of ``trained`` keep their trained values.
 
     Raises:
-        UserError: For methods that train the base itself, which is not kept.
+        UserError: The method trains the base weights, of which no copy is stored.
     """
     if _trains_base(model):
         method = report_of(model).adapter.method()
-        raise UserError(f"{method} trains the model's own weights; there is no base to go back to.")
+        raise UserError(f"{method} trains the model's own weights, so the base model is not available.")
     layers = adapted_layers(model).values()
     before = [layer.enabled for layer in layers]
     try:
@@ -145,9 +145,9 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def delta_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The update of every adapted weight, (out, in), by the layer names of the report.
+    """Return the update of every adapted weight, (out, in), by the layer names of the report.
 
-    For methods that do more than add (DoRA) it is the effective weight minus the frozen one.
+    For methods that are not additive (DoRA) it is the effective weight minus the frozen one.
     """
     updates: dict[str, Tensor] = {}
     for path, layer in adapted_layers(model).items():
@@ -165,9 +165,9 @@ def delta_weights(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def weight_updates(model: nn.Module) -> dict[str, Tensor]:
-    """The update of every adapted tensor, in its shape, by its key in the state dict of the base model.
+    """Return the update of every adapted tensor, in its shape, by its key in the base model's state dict.
 
-    Packed weights whose blocks are adapted apart are one tensor, zero where nothing is adapted.
+    A packed weight with separately adapted blocks is one tensor, zero in blocks without an update.
     """
     return {
         f"{path}.{layer.weight_name}".lstrip("."): layer.swap_layout(layer.delta.change(layer.base_weight)).detach()
@@ -177,17 +177,17 @@ def weight_updates(model: nn.Module) -> dict[str, Tensor]:
 
 
 def use_bases(model: nn.Module, bases: Bases) -> None:
-    """Takes random bases from elsewhere for every update that has bases, in place.
+    """Replace the random bases of every update by other bases, in place.
 
     Raises:
-        UserError: They are too small for a layer, or no update has bases. Nothing is changed then.
+        UserError: The bases are too small for a layer, or no update has bases. Nothing is changed then.
     """
     holders = with_bases(model.modules())
     if not holders:
-        raise UserError(f"{report_of(model).adapter.method()} has no random bases that others could replace.")
+        raise UserError(f"{report_of(model).adapter.method()} has no random bases to replace.")
     if problem := basis_size_error(bases, holders):
         raise UserError(f"{problem}.")
-    own: dict[torch.device, Bases] = {}  # not the given ones, which would move with this model
+    own: dict[torch.device, Bases] = {}  # copies, because the originals would move with this model
     for holder in holders:
         device: torch.device = holder.bases.A.device  # type: ignore[union-attr, assignment]
         if device not in own:
@@ -198,12 +198,12 @@ def use_bases(model: nn.Module, bases: Bases) -> None:
 
 
 def with_bases(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Those of some modules that hold random bases."""
+    """Return the modules that have random bases."""
     return [module for module in modules if isinstance(getattr(module, "bases", None), Bases)]
 
 
 def basis_size_error(bases: Bases, holders: Iterable[nn.Module]) -> str:
-    """What keeps bases from taking the place of those that some modules hold; empty where nothing does."""
+    """Return the reason that these bases cannot replace the modules' bases, or ""."""
     for drawn in {id(each): each for each in (holder.bases for holder in holders) if isinstance(each, Bases)}.values():
         have, want = ((*each.A.shape, *each.B.shape) for each in (bases, drawn))
         if any(mine < needed for mine, needed in zip(have, want, strict=True)):
@@ -215,15 +215,14 @@ def basis_size_error(bases: Bases, holders: Iterable[nn.Module]) -> str:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that train, by name."""
+    """Return the trainable parameters by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def set_train_mode(model: nn.Module, mode: bool = True) -> None:
-    """Training mode for what trains: frozen layers stay in eval, so that their dropout and statistics rest.
+    """Set the mode of trainable modules; frozen layers stay in eval mode, without dropout and with fixed statistics.
 
-    Only the updates and the modules that train whole change mode; a model that trains all of itself (full
-    fine-tuning) changes as a whole.
+    Only updates and fully trained modules change mode; with full fine-tuning all modules do.
     """
     model.train(mode and _trains_base(model))
     for module in model.modules():

@@ -1,11 +1,10 @@
-"""Random bases that travel: every entry is a pure function of (seed, tensor, j, row, column).
+"""Portable random bases: every entry is a pure function of (seed, tensor, j, row, column).
 
-An entry does not depend on the size that was allocated, on the device, on the thread count or on the
-version of PyTorch: Philox words (:mod:`randlora_pl.utils.rng`) become numbers through integer arithmetic and
-correctly rounded IEEE operations only (+, -, *, /, each a kernel of its own, so that no compiler can fuse
-them; PyTorch's own logarithm and square root differ between builds in the last bit). Each distribution is
-scaled to unit standard deviation by its own analytic variance, as the official code does by the empirical
-one (protocol: "entries scaled to unit std").
+An entry does not depend on the allocated size, the device, the number of threads or the version of PyTorch. Philox
+words (:mod:`randlora_pl.utils.rng`) are converted with integer arithmetic and correctly rounded IEEE operations only
+(+, -, *, /, each as a separate kernel, so that no compiler can fuse them), because PyTorch's logarithm and square root
+differ between builds in the last bit. Each distribution is scaled to unit standard deviation by its analytic variance;
+the official code uses the empirical one (protocol: "entries scaled to unit std").
 """
 
 import hashlib
@@ -21,18 +20,18 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.rng import philox, stream
 
 GENERATOR = "philox4x32-10/1"
-"""Name and version of the generator; stored with every adapter, changed whenever a bit would change."""
+"""Name and version of the generator, stored in every adapter file; changes whenever any bit would change."""
 
 STORED = "stored"
-"""In the place of the generator where an adapter brings bases along that no seed of ours gives."""
+"""Value instead of the generator for adapters that store bases which no seed generates."""
 
 BasisName = Literal["uniform", "normal", "binary", "ternary"]
-_CHUNK = 1 << 21  # counters drawn at once: bounds the int64 temporaries to some 200 MB
+_CHUNK = 1 << 21  # counters per step: limits the int64 temporaries to about 200 MB
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """How a 32-bit word becomes an entry of unit standard deviation.
+    """Conversion of a 32-bit word to an entry of unit standard deviation.
 
     Attributes:
         basis: ``uniform`` on +-sqrt(3), ``normal``, ``binary`` (+-1) or ``ternary`` (+-sqrt(s/2) with
@@ -45,10 +44,10 @@ class Distribution:
 
     @classmethod
     def make(cls, basis: BasisName, sparsity: int | Literal["sqrt"], largest: int) -> "Distribution":
-        """Resolves ``sparsity``; ``"sqrt"`` is the square root of ``largest``, the largest D of the model.
+        """Create a distribution; sparsity ``"sqrt"`` is the square root of ``largest``, the largest D of the model.
 
         Raises:
-            UserError: If the sparsity is out of range or not a known word.
+            UserError: The sparsity is out of range or another text.
         """
         if basis != "ternary":
             return cls(basis)
@@ -57,7 +56,7 @@ class Distribution:
         return cls(basis, (1 << 32) // check_sparsity(sparsity))
 
     def __call__(self, words: Tensor) -> Tensor:
-        """Entries of unit variance (float32) for uniform 32-bit words (int64, any shape)."""
+        """Convert uniform 32-bit words (int64, any shape) to float32 entries of unit variance."""
         if self.basis == "uniform":
             # The odd integers from -(2**24 - 1) to 2**24 - 1 are exact in float32; their variance is (4**24 - 1) / 3.
             odd = (words >> 8) * 2 + (1 - (1 << 24))
@@ -71,13 +70,13 @@ class Distribution:
 
 
 def check_sparsity(sparsity: Any) -> Any:
-    """The sparsity s of ternary bases.
+    """Return the sparsity s of ternary bases if it is valid.
 
     Raises:
-        UserError: If it is neither ``"sqrt"`` nor a whole number from 2 to a million.
+        UserError: The sparsity is neither ``"sqrt"`` nor an integer from 2 to a million.
     """
     if sparsity != "sqrt" and (not isinstance(sparsity, int) or not 2 <= sparsity <= 1_000_000):
-        raise UserError(f"sparsity is {sparsity!r}: give a whole number from 2 to 1,000,000, or 'sqrt'.")
+        raise UserError(f"sparsity is {sparsity!r}. Set an integer from 2 to 1,000,000, or 'sqrt'.")
     return sparsity
 
 
@@ -85,16 +84,16 @@ def check_sparsity(sparsity: Any) -> Any:
 def draw(
     seed: int, tensor: str, count: int, rows: int, columns: int, distribution: Distribution, device: torch.device
 ) -> Tensor:
-    """Random matrices, entry by entry a function of (seed, tensor, j, row, column).
+    """Generate random matrices whose entries are functions of (seed, tensor, j, row, column).
 
     Args:
-        seed: The user's seed.
+        seed: Seed of the adapter.
         tensor: Name of the tensor, for example ``"A"``.
         count: Number of matrices.
         rows: Rows of each matrix.
         columns: Columns of each matrix.
-        distribution: What the entries are drawn from.
-        device: Where to draw; ``meta`` allocates nothing.
+        distribution: Distribution of the entries.
+        device: Device of the result; ``meta`` allocates nothing.
 
     Returns:
         float32 tensor of shape (count, rows, columns).
@@ -115,24 +114,23 @@ def draw(
 
 
 class Bases(nn.Module):
-    """The frozen random tensors that every layer of a model shares: stored once, in no checkpoint.
+    """Frozen random tensors that all layers of a model share, stored once and not in checkpoints.
 
-    Layers hold the same module, so that ``.to()``, ``deepcopy`` and pickling keep one copy. A change of
-    dtype (``model.bfloat16()``) leaves them in float32: rounded bases would be other bases.
+    All layers have the same module, so that ``.to()``, ``deepcopy`` and pickling keep one copy. They stay in float32 if
+    the model's dtype changes (``model.bfloat16()``), because rounding would change the bases.
 
     Args:
-        seed: What they were drawn with.
+        seed: Seed of the bases.
         a: (count_a, r, d).
         b: (count_b, D, r).
-        signs: Whether the entries of ``b`` are -1, 0 and 1 times one number: they are stored in 8 bits then.
-        structure: Name of what ``b`` is made into, empty where it is the bases themselves.
-        stored: Whether they come from a file instead of the seed.
+        signs: True if the entries of ``b`` are -1, 0 and 1 times one number; they are stored in 8 bits then.
+        structure: Name of the structure that is built from ``b``; "" if ``b`` contains the bases.
+        stored: True if the bases come from a file instead of the seed.
 
     Attributes:
-        A: (count_a, r, d): the factor on the smaller (or input) side.
-        B: (D, count_b, r): stored with the rows first, so that the flattened slice of a layer,
-            ``B[:D].flatten(1)``, is a view.
-        scale: What the entries of B are to be multiplied by.
+        A: (count_a, r, d), the factor on the smaller (or input) side.
+        B: (D, count_b, r), rows first, so that the flattened slice of a layer, ``B[:D].flatten(1)``, is a view.
+        scale: Factor of the stored entries of B.
         fingerprint: SHA-256 of generator, seed, shapes and bits; empty on the meta device.
     """
 
@@ -149,7 +147,9 @@ class Bases(nn.Module):
             self.scale = 1.0 if b.is_meta else b.abs().max().item()
             b = b.sign().to(torch.int8)
         self.register_buffer("A", a, persistent=False)
-        b = b.permute(1, 0, 2).clone(memory_format=torch.contiguous_format)  # `contiguous` may keep odd strides of 1
+        b = b.permute(1, 0, 2).clone(
+            memory_format=torch.contiguous_format
+        )  # `contiguous` may keep strides of size-1 dims
         self.register_buffer("B", b, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -162,12 +162,12 @@ class Bases(nn.Module):
         return self
 
     def tensors(self) -> dict[str, Tensor]:
-        """``A`` and ``B`` (count_b, D, r) for a file, in the smallest dtype that keeps every bit."""
+        """Return ``A`` and ``B`` (count_b, D, r) for a file, in the smallest dtype without rounding."""
         together = {"A": self.A, "B": self.B.permute(1, 0, 2) * self.scale}
         return {name: _smallest(tensor.detach().cpu()) for name, tensor in together.items()}
 
     def extra_repr(self) -> str:
-        """Shapes and the first digits of the fingerprint."""
+        """Return the shapes and the first digits of the fingerprint."""
         return f"A={tuple(self.A.shape)}, B={tuple(self.B.shape)}, fingerprint={self.fingerprint[:12]}"
 
 
@@ -177,9 +177,9 @@ def _smallest(tensor: Tensor) -> Tensor:
 
 
 def fingerprint(seed: int, *tensors: Tensor, structure: str = "", stored: bool = False) -> str:
-    """SHA-256 of the generator's and structure's names, the seed and the little-endian float32 bits of the tensors.
+    """Return the SHA-256 of generator, structure, seed and the little-endian float32 bits of the tensors.
 
-    For stored bases no generator and no seed counts.
+    For stored bases, generator and seed are not included.
     """
     source = STORED if stored else f"{GENERATOR}:{structure}:{seed}" if structure else f"{GENERATOR}:{seed}"
     digest = hashlib.sha256(source.encode())
@@ -190,7 +190,7 @@ def fingerprint(seed: int, *tensors: Tensor, structure: str = "", stored: bool =
 
 
 def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    """Horner's rule, highest power first, each operation rounded on its own."""
+    """Evaluate a polynomial by Horner's rule, highest power first, with each operation rounded separately."""
     result = torch.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
         result = result * x
@@ -199,7 +199,7 @@ def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
 
 
 def _log(x: Tensor) -> Tensor:
-    """Natural logarithm in float64 from exact operations: the platform's own differs in the last bit."""
+    """Compute the natural logarithm in float64 from correctly rounded operations, so that all platforms agree."""
     mantissa, exponent = torch.frexp(x)
     z = (mantissa - 1) / (mantissa + 1)
     series = _polynomial(z * z, tuple(2.0 / power for power in range(37, 0, -2)))
@@ -207,7 +207,7 @@ def _log(x: Tensor) -> Tensor:
 
 
 def _square_root(x: Tensor) -> Tensor:
-    """Square root by Heron's rule, to within an ulp for x in [0.5, 30]."""
+    """Compute the square root by Heron's method, accurate to one ulp for x in [0.5, 30]."""
     root = 1 + x * 0.25
     for _ in range(6):
         root = (root + x / root) * 0.5
@@ -215,7 +215,7 @@ def _square_root(x: Tensor) -> Tensor:
 
 
 # Coefficients of the normal quantile PPND16 (Wichura, algorithm AS 241, Applied Statistics 37, 1988),
-# highest power first: numerator and denominator for the centre, the shoulders and the tails.
+# highest power first: numerator and denominator for the center, the shoulders and the tails.
 _CENTRE = (
     (2509.0809287301226727, 33430.575583588128105, 67265.770927008700853, 45921.953931549871457,
      13731.693765509461125, 1971.5909503065514427, 133.14166789178437745, 3.387132872796366608),
@@ -237,7 +237,7 @@ _TAIL = (
 
 
 def _normal_quantile(words: Tensor) -> Tensor:
-    """Standard normal deviates in float64 by inversion of (word + 1/2) / 2**32."""
+    """Return standard normal deviates in float64 by inversion of (word + 1/2) / 2**32."""
     p = (words.to(torch.float64) + 0.5) / float(1 << 32)
     q = p - 0.5
     r = 0.180625 - q * q

@@ -1,4 +1,4 @@
-"""Which of a model's own tensors train: those that a method chooses, and those that a user names beside an adapter."""
+"""Selection of a model's own trainable tensors: by the method, or by the user beside an adapter."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -18,7 +18,7 @@ Tensors = dict[str, nn.Parameter]
 
 
 def chosen_tensors(model: nn.Module, adapter: BaseWeightMethod) -> Tensors:
-    """The model's own tensors that a method trains, by name; tied ones once."""
+    """Return the model's own tensors that a method trains, by name; tied tensors once."""
     split = [(name.rpartition("."), parameter) for name, parameter in model.named_parameters()]
     return {
         f"{path}{dot}{tensor}": parameter
@@ -28,14 +28,14 @@ def chosen_tensors(model: nn.Module, adapter: BaseWeightMethod) -> Tensors:
 
 
 def trained_tensors(model: nn.Module, trained: list[str] | None) -> Tensors:
-    """Return the tensors that train whole beside an adapter, by name; tied ones once.
+    """Return the tensors that train fully beside an adapter, by name; tied tensors once.
 
     Args:
-        model: The model, with or without an adapter.
-        trained: Regular expressions over names of modules, or of tensors; they fit as those of targets do.
+        model: Model, with or without an adapter.
+        trained: Regular expressions over names of modules or tensors, matched as targets are.
 
     Raises:
-        UserError: One matches nothing, is not a regular expression, or names tensors that cannot train.
+        UserError: A pattern matches nothing, is not a regular expression, or selects tensors that cannot train.
     """
     if not trained:
         return {}
@@ -53,12 +53,12 @@ def trained_tensors(model: nn.Module, trained: list[str] | None) -> Tensors:
         chosen |= found
     tensors = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in chosen}
     if whole := [name for name, parameter in tensors.items() if not parameter.is_floating_point()]:
-        raise UserError(f"trained names {whole[0]}, which is quantised and cannot train. Leave it out.")
+        raise UserError(f"trained selects {whole[0]}, which is quantized and cannot train. Exclude it.")
     return tensors
 
 
 def _fits(pattern: str, name: str) -> bool:
-    """Return True if a pattern fits a tensor's name, or that of a module that it is in."""
+    """Return True if a pattern matches the name of a tensor or of a module that contains it."""
     parts = name.split(".")
     try:
         return any(matches(pattern, ".".join(parts[:end])) for end in range(1, len(parts) + 1))
@@ -74,32 +74,34 @@ def _no_match(pattern: str, names: list[str]) -> str:
 
 
 def choose_beside(model: nn.Module, targets: list[str] | None, adapter: Adapter, beside: Collection[str]) -> Selection:
-    """Return the weights of some targets (`choose`), without those that train whole.
+    """Return the weights of the targets (`choose`), without fully trained weights.
 
     Args:
         model: Any module.
-        targets: As for `choose`.
-        adapter: The method and its options.
-        beside: Names of tensors that train whole.
+        targets: See `choose`.
+        adapter: Method and its options.
+        beside: Names of fully trained tensors.
 
     Raises:
-        UserError: As `choose`, or no weight is left.
+        UserError: See `choose`; or no weight is left.
     """
     chosen = choose(model, targets, adapter.qkv == "split", adapter)
     left = [site for site in chosen.sites if not trains_whole(site.path, beside)]
     if not left:
         first = chosen.sites[0].shape.layer
-        raise UserError(f"every layer of the targets is in trained ({first} ...): nothing is adapted.")
+        raise UserError(
+            f"every layer of the targets is in trained ({first} ...), so nothing is adapted. Change either."
+        )
     return replace(chosen, sites=left)
 
 
 def trains_whole(path: str, beside: Collection[str]) -> bool:
-    """Return True if a layer's weight is among the names of tensors that train whole."""
+    """Return True if a layer's weight is one of the fully trained tensors."""
     return any(f"{path}.{name}".lstrip(".") in beside for name in ("weight", "in_proj_weight"))
 
 
 def whole_modules(model: nn.Module, names: Collection[str]) -> list[nn.Module]:
-    """Return the modules all of whose tensors, one at least, are among these names."""
+    """Return the modules with at least one parameter whose parameters are all among these names."""
     own = {id(parameter) for name, parameter in model.named_parameters() if name in names}
     found = []
     for module in model.modules():
@@ -110,15 +112,15 @@ def whole_modules(model: nn.Module, names: Collection[str]) -> list[nn.Module]:
 
 
 def frozen_outputs(model: nn.Module, adapted: Iterable[str], beside: Collection[str]) -> list[str]:
-    """Return the linear layers that look like a new head and stay frozen: a head that nobody trains is a mistake.
+    """Return frozen linear layers that look like a new, untrained head, which is probably a mistake.
 
-    They lie outside the numbered blocks and are either the model's last layer or have a bias of zeros, as libraries
-    make new heads. Output embeddings of language models and poolers are not heads.
+    They are outside the numbered blocks and are either the model's last layer or have a zero bias, as libraries
+    initialize new heads. Output embeddings of language models and poolers are not heads.
 
     Args:
-        model: The model.
+        model: Model with an adapter.
         adapted: Names of the adapted layers.
-        beside: Names of tensors that train whole.
+        beside: Names of fully trained tensors.
     """
     embeddings = getattr(model, "get_output_embeddings", lambda: None)()
     layers = [

@@ -1,4 +1,4 @@
-"""A weighted sum of several updates of one weight."""
+"""Weighted sum of several updates of one weight."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,13 +9,13 @@ from randlora_pl.adapters.base import DeltaWeight, like
 
 
 class WeightedSum(DeltaWeight):
-    """W0 + sum_i w_i (W_i - W0), where W_i is the effective weight that update i gives (task arithmetic).
+    """W0 + sum_i w_i (W_i - W0), where W_i is the effective weight of update i (task arithmetic).
 
-    For methods that add this is W0 + sum_i w_i delta_i (Ilharco et al., 2023); DoRA does more than add.
+    For additive methods this is W0 + sum_i w_i delta_i (Ilharco et al., 2023); DoRA is not additive.
 
     Args:
-        parts: The updates, of any methods; they keep their parameters, so that gradients reach them.
-        weights: The factor of each.
+        parts: Updates of any methods; gradients reach their parameters.
+        weights: Factor of each update.
     """
 
     def __init__(self, parts: Sequence[DeltaWeight], weights: Sequence[float]) -> None:
@@ -26,32 +26,32 @@ class WeightedSum(DeltaWeight):
         return list(zip(self.parts, self.weights, strict=True))  # type: ignore[arg-type]
 
     def delta(self) -> Tensor:
-        """The sum of the parts' own updates, (out, in)."""
+        """Return the weighted sum of the updates, (out, in)."""
         first, *others = (weight * part.delta() for part, weight in self._pairs())
         return sum(others, first)
 
     def change(self, weight: Tensor) -> Tensor:
-        """sum_i w_i (W_i - W0), (out, in)."""
+        """Return sum_i w_i (W_i - W0), (out, in)."""
         first, *others = (factor * part.change(weight) for part, factor in self._pairs())
         return sum(others, first)
 
     def effective_weight(self, weight: Tensor) -> Tensor:
-        """W0 + sum_i w_i (W_i - W0), (out, in)."""
+        """Return W0 + sum_i w_i (W_i - W0), (out, in)."""
         return weight + self.change(weight).to(weight.dtype)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """One product with the effective weight; where a part drops inputs, one product more for each part."""
+        """Apply the effective weight; if a part has active dropout, apply each part to its own input."""
         if not any(isinstance(module, DeltaWeight) and module.drops for module in self.parts.modules()):
             return F.linear(x, self.effective_weight(weight), bias)
         plain = F.linear(x, weight, bias)
         return plain + like(self.contribution(x, lambda: weight), plain)
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
-        """sum_i w_i of what part i adds, (..., in) to (..., out)."""
+        """Return the weighted sum of the parts' contributions, (..., in) to (..., out)."""
         first, *others = (factor * part.contribution(x, weight) for part, factor in self._pairs())
         return sum(others, first)
 
     def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """sum_i w_i of what part i adds, each with inputs dropped by itself."""
+        """Return the weighted sum of the parts' contributions, each with its own dropout."""
         first, *others = (factor * part.apart(x, weight, product) for part, factor in self._pairs())
         return sum(others, first)

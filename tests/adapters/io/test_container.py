@@ -136,7 +136,7 @@ def test_an_older_adapter_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "model.safetensors").read_bytes() == before
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
-    with pytest.raises(UserError, match="holds other things than an adapter"):
+    with pytest.raises(UserError, match="contains other files than an adapter"):
         write(tmp_path / "photos", contents())
     assert sorted(entry.name for entry in (tmp_path / "photos").iterdir()) == ["cat.jpg"]
     assert not [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")]
@@ -178,7 +178,7 @@ def test_what_is_no_adapter(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="RUN/adapter"):
         read(tmp_path / "nowhere")
     save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="description"):
+    with pytest.raises(UserError, match="adapter_config"):
         read(tmp_path / "model.safetensors")
     (tmp_path / "cat.jpg").write_bytes(b"\xff\xd8" * 50)
     with pytest.raises(UserError, match=r"cat.jpg"):

@@ -302,14 +302,14 @@ def test_an_empty_folder_and_a_relative_path_are_fine(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("missing", [container.CONFIG, container.TENSORS, None])
 def test_a_folder_without_an_adapter(folder: Path, missing: str | None) -> None:
     (folder / missing).unlink() if missing else shutil.rmtree(folder)
-    assert_refused(folder, r"adapter is no adapter folder: it needs adapter_config.json and adapter.safetensors")
+    assert_refused(folder, r"adapter is not an adapter folder: it needs adapter_config.json and adapter.safetensors")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.99])
 def test_truncated_tensors(folder: Path, share: float) -> None:
     path = folder / container.TENSORS
     os.truncate(path, int(path.stat().st_size * share))
-    assert_refused(folder, r"adapter.safetensors cannot be read .*truncated or damaged; copy it again")
+    assert_refused(folder, r"adapter.safetensors cannot be read .*truncated or damaged. Copy it again")
 
 
 @pytest.mark.parametrize(
@@ -317,17 +317,17 @@ def test_truncated_tensors(folder: Path, share: float) -> None:
 )
 def test_a_config_that_cannot_be_read(folder: Path, text: str) -> None:
     (folder / container.CONFIG).write_text(text, encoding="latin-1")
-    assert_refused(folder, r"adapter_config.json cannot be read .*save it again|was changed: \w+ is missing; copy it")
+    assert_refused(folder, r"adapter_config.json cannot be read .*Save it again|was changed: \w+ is missing. Copy it")
 
 
 CONFIGS: dict[str, tuple[Callable[[Config], Any], str]] = {
-    "a later format": (lambda c: c.update(format_version=4), "has format 4, this version reads up to 3: update"),
+    "a later format": (lambda c: c.update(format_version=4), "has format 4, this version reads up to 3. Update"),
     "the first format": (lambda c: c.update(format_version=1, sha256="f" * 64), "has format 1, .* no longer read"),
-    "no number of a format": (lambda c: c.update(format_version="new"), "format_version is 'new'; copy it again"),
-    "an unknown method": (lambda c: c.update(method="QLoRA"), "method 'QLoRA' is unknown; this version knows RandLoRA"),
+    "no number of a format": (lambda c: c.update(format_version="new"), "format_version is 'new'. Copy it again"),
+    "an unknown method": (lambda c: c.update(method="QLoRA"), "method 'QLoRA' is unknown. This version has RandLoRA"),
     "an unknown option": (lambda c: c["options"].update(depth=3), "RandLoRA does not take these options .*'depth'"),
     "an impossible option": (lambda c: c["options"].update(basis="round"), "basis is 'round'; choose one of"),
-    "options that are none": (lambda c: c.update(options=7), "options is 7; copy it again"),
+    "options that are none": (lambda c: c.update(options=7), "options is 7. Copy it again"),
     "an inner method without a name": (
         lambda c: c.update(method="DoRA", options={"inner": {}}),
         "DoRA does not take these options",
@@ -408,7 +408,7 @@ def test_another_base_model_under_an_adapter(folder: Path) -> None:
 
 @pytest.mark.parametrize("adapter", [RandLoRA(4, seed=4), RandLoRA(4), LoRA(4), BitFit()])
 def test_another_adapter_in_place(folder: Path, adapter: Any) -> None:
-    assert_refused(folder, r"holds .*'RandLoRA'.*, the model has .*: unload\(model\) first", adapted(adapter))
+    assert_refused(folder, r"contains .*'RandLoRA'.*, the model has .* Call unload\(model\) first", adapted(adapter))
 
 
 def test_the_same_adapter_on_other_targets_in_place(folder: Path) -> None:
@@ -538,7 +538,7 @@ def test_stored_bases_that_are_missing_damaged_or_too_small(tmp_path: Path) -> N
     save_file(changed, path / container.BASES)
     assert_refused(path, r"is damaged or was changed after it was saved \(bases.A\)")
     edit(path, lambda config: None)
-    assert_refused(path, "its stored bases are .*, it was trained with .*; copy it again")
+    assert_refused(path, "its stored bases are .*, it was trained with .*Copy it again")
     (path / container.BASES).unlink()
     assert_refused(path, "needs the bases A and B in bases.safetensors, which no seed gives")
     narrow = Bases(0, bases["A"].float()[..., 1:].contiguous(), bases["B"], stored=True)

@@ -54,35 +54,35 @@ class Eighths(nn.Linear):
 
 
 def pair(in_features: int = 20, out_features: int = 12, dtype: torch.dtype = torch.float32) -> tuple[One, One]:
-    """A layer whose weight is whole eighths, and the same one quantised."""
+    """A layer whose weight is whole eighths, and the same one quantized."""
     plain = One(in_features, out_features)
     with torch.no_grad():
         plain.fc.weight.copy_((plain.fc.weight * 40).round() / 8)
-    quantised = One(in_features, out_features)
-    quantised.fc = Eighths(plain.fc)
-    return plain.to(dtype), quantised
+    quantized = One(in_features, out_features)
+    quantized.fc = Eighths(plain.fc)
+    return plain.to(dtype), quantized
 
 
 def both(method: str, in_features: int = 20, out_features: int = 12) -> tuple[One, One]:
     """The two with one adapter, its tensors random."""
-    plain, quantised = pair(in_features, out_features)
-    for model in (plain, quantised):
+    plain, quantized = pair(in_features, out_features)
+    for model in (plain, quantized):
         inject(model, METHODS[method](4, "packed"), ["fc"])
     randomise(plain)
     with torch.no_grad():
         own = trainable_parameters(plain)
-        for name, parameter in trainable_parameters(quantised).items():
+        for name, parameter in trainable_parameters(quantized).items():
             parameter.copy_(own[name])
-    return plain, quantised
+    return plain, quantized
 
 
 @in_one_item("sizes", [(20, 12), (12, 20)])
 @in_one_item("method", ADDING)
-def test_a_quantised_layer_is_the_plain_one_with_an_update(method: str, sizes: tuple[int, int]) -> None:
-    plain, quantised = both(method, *sizes)
+def test_a_quantized_layer_is_the_plain_one_with_an_update(method: str, sizes: tuple[int, int]) -> None:
+    plain, quantized = both(method, *sizes)
     for tokens in (1, 60):
         results = []
-        for model in (plain, quantised):
+        for model in (plain, quantized):
             x = torch.linspace(-1, 1, tokens * sizes[0]).view(tokens, -1).requires_grad_()
             output = model(x)
             values = [x, *trainable_parameters(model).values()]
@@ -91,21 +91,21 @@ def test_a_quantised_layer_is_the_plain_one_with_an_update(method: str, sizes: t
                 assert_close(model(x), output, 1e-5)
         for first, second in zip(*results, strict=True):
             assert_close(second, first, 1e-4)
-    assert_close(*(delta_weights(model)["fc"] for model in (quantised, plain)), 1e-5)
+    assert_close(*(delta_weights(model)["fc"] for model in (quantized, plain)), 1e-5)
 
 
 @in_one_item("method", ADDING)
 def test_dropout_acts_on_the_input_of_the_update(method: str) -> None:
-    plain, quantised = both(method)
-    for model in (plain, quantised):
+    plain, quantized = both(method)
+    for model in (plain, quantized):
         for module in model.modules():
             if hasattr(module, "dropout"):
                 module.dropout = 0.5
     if method.startswith("dora"):  # whose inner method drops
-        for model in (plain, quantised):
+        for model in (plain, quantized):
             model.fc.delta.dropout = 0.0  # type: ignore[union-attr]
     outputs = []
-    for model in (plain, quantised):
+    for model in (plain, quantized):
         torch.manual_seed(3)
         outputs.append(model(torch.ones(9, 20)))
     assert_close(outputs[1], outputs[0], 1e-5)
@@ -114,102 +114,102 @@ def test_dropout_acts_on_the_input_of_the_update(method: str) -> None:
 
 @in_one_item("method", ADDING)
 def test_the_packed_weight_keeps_every_bit_while_the_update_trains(method: str) -> None:
-    _, quantised = pair()
-    before = copy.deepcopy(quantised.fc.weight)
-    inject(quantised, METHODS[method](4, "packed"), ["fc"])
-    assert all(optimizer_steps(quantised, 2).values())
-    assert quantised.fc.weight.dtype == torch.int8
-    assert torch.equal(quantised.fc.weight, before)
-    assert set(quantised.state_dict()) == {"fc.weight", "fc.bias", *trainable_parameters(quantised)}
+    _, quantized = pair()
+    before = copy.deepcopy(quantized.fc.weight)
+    inject(quantized, METHODS[method](4, "packed"), ["fc"])
+    assert all(optimizer_steps(quantized, 2).values())
+    assert quantized.fc.weight.dtype == torch.int8
+    assert torch.equal(quantized.fc.weight, before)
+    assert set(quantized.state_dict()) == {"fc.weight", "fc.bias", *trainable_parameters(quantized)}
 
 
 def test_no_method_that_adds_reads_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, quantised = both("randlora")
+    _, quantized = both("randlora")
     calls: list[int] = []
     real = Eighths.forward
     monkeypatch.setattr(Eighths, "forward", lambda self, x: calls.append(len(x)) or real(self, x))
-    quantised(torch.randn(7, 20)).sum().backward()
+    quantized(torch.randn(7, 20)).sum().backward()
     assert calls == [7]
 
 
 def test_disabled_detached_copied_and_checkpointed() -> None:
-    plain, quantised = pair()
+    plain, quantized = pair()
     x = torch.randn(5, 20)
-    expected = quantised(x)
+    expected = quantized(x)
     assert_close(expected, plain(x), 1e-6)
-    inject(quantised, RandLoRA(4), ["fc"])
-    randomise(quantised)
-    assert isinstance(quantised.fc, Eighths)
-    adapted = quantised(x)
-    for twin in (copy.deepcopy(quantised), pickle.loads(pickle.dumps(quantised))):
+    inject(quantized, RandLoRA(4), ["fc"])
+    randomise(quantized)
+    assert isinstance(quantized.fc, Eighths)
+    adapted = quantized(x)
+    for twin in (copy.deepcopy(quantized), pickle.loads(pickle.dumps(quantized))):
         assert torch.equal(twin(x), adapted)
         assert len(bases_of(twin)) == 1
         randomise(twin)
         assert not torch.equal(twin(x), adapted)
-    with disabled(quantised):
-        assert torch.equal(quantised(x), expected)
-    values = list(trainable_parameters(quantised).values())
+    with disabled(quantized):
+        assert torch.equal(quantized(x), expected)
+    values = list(trainable_parameters(quantized).values())
     gradients = [
         torch.autograd.grad(run(x).square().sum(), values)
-        for run in (quantised, lambda value: checkpoint(quantised, value, use_reentrant=False))
+        for run in (quantized, lambda value: checkpoint(quantized, value, use_reentrant=False))
     ]
     assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
-    detach(quantised)
-    assert type(quantised.fc) is Eighths
-    assert torch.equal(quantised(x), expected)
+    detach(quantized)
+    assert type(quantized.fc) is Eighths
+    assert torch.equal(quantized(x), expected)
 
 
 @pytest.mark.parametrize("action", [merge, unload])
 def test_merging_is_refused_and_changes_nothing(action: Any) -> None:
-    _, quantised = both("lora")
-    model = nn.ModuleDict({"first": One(8, 8), "second": quantised})
-    detach(quantised)
+    _, quantized = both("lora")
+    model = nn.ModuleDict({"first": One(8, 8), "second": quantized})
+    detach(quantized)
     inject(model, LoRA(2), [".*"])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(UserError, match=r"second.fc"):
         action(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(layer.merged for layer in adapted_layers(model).values())
-    with pytest.raises(UserError, match="quantised"):
-        quantised.fc.merge()  # type: ignore[operator]
+    with pytest.raises(UserError, match="quantized"):
+        quantized.fc.merge()  # type: ignore[operator]
 
 
-def test_blocks_of_a_quantised_weight() -> None:
+def test_blocks_of_a_quantized_weight() -> None:
     from tests.adapters.cases import FewHeads
 
     plain = FewHeads()
     with torch.no_grad():
         plain.qkv_proj.weight.copy_((plain.qkv_proj.weight * 40).round() / 8)
-    quantised = FewHeads()
-    quantised.qkv_proj = Eighths(plain.qkv_proj)
-    for model in (plain, quantised):
+    quantized = FewHeads()
+    quantized.qkv_proj = Eighths(plain.qkv_proj)
+    for model in (plain, quantized):
         inject(model, DoRA(LoRA(3, alpha=3.0)), ["q", "v"])
-    values = zip(trainable_parameters(plain).values(), trainable_parameters(quantised).values(), strict=True)
+    values = zip(trainable_parameters(plain).values(), trainable_parameters(quantized).values(), strict=True)
     with torch.no_grad():
         for first, second in values:
             assert torch.allclose(first, second, atol=1e-5)  # magnitudes from the weight that the layer multiplies with
             first.add_(torch.randn_like(first))
             second.copy_(first)
     x = torch.randn(4, 3, 16)
-    assert_close(quantised(x), plain(x), 1e-5)
-    first, second = (delta_weights(model) for model in (plain, quantised))
+    assert_close(quantized(x), plain(x), 1e-5)
+    first, second = (delta_weights(model) for model in (plain, quantized))
     assert first.keys() == second.keys() == {"qkv_proj.q", "qkv_proj.v"}
     for name, delta in first.items():
         assert_close(second[name], delta, 1e-5)
 
 
-def test_an_adapter_goes_from_the_quantised_model_into_the_plain_one(tmp_path: Path) -> None:
-    plain, quantised = pair()
-    inject(quantised, RandLoRA(4), ["fc"])
-    randomise(quantised)
-    save_adapter(quantised, tmp_path / "adapter")
+def test_an_adapter_goes_from_the_quantized_model_into_the_plain_one(tmp_path: Path) -> None:
+    plain, quantized = pair()
+    inject(quantized, RandLoRA(4), ["fc"])
+    randomise(quantized)
+    save_adapter(quantized, tmp_path / "adapter")
     load_adapter(plain, tmp_path / "adapter")
     x = torch.randn(5, 20)
-    assert_close(plain(x), quantised(x), 1e-5)
+    assert_close(plain(x), quantized(x), 1e-5)
     merge(plain)
-    assert_close(plain(x), quantised(x), 1e-5)
+    assert_close(plain(x), quantized(x), 1e-5)
     _, again = pair()
-    again.load_state_dict({name: value for name, value in quantised.state_dict().items() if "delta" not in name})
+    again.load_state_dict({name: value for name, value in quantized.state_dict().items() if "delta" not in name})
     adapters = AdapterSet(again)
     adapters.load("one", tmp_path / "adapter")
     adapters.use({"one": 0.5})
@@ -230,19 +230,19 @@ def test_a_forward_of_its_own_around_a_plain_weight_is_still_refused() -> None:
 
 
 def bnb(kind: str) -> tuple[nn.Module, nn.Module]:
-    """A layer of bitsandbytes, quantised, and a plain one with the weight that it multiplies with."""
+    """A layer of bitsandbytes, quantized, and a plain one with the weight that it multiplies with."""
     library = pytest.importorskip(
         "bitsandbytes", reason="bitsandbytes, the optional extra for 4 and 8 bits, is missing"
     )
-    plain, quantised = One(64, 96), One(64, 96)
+    plain, quantized = One(64, 96), One(64, 96)
     if kind == "4-bit":
         layer = library.nn.Linear4bit(64, 96, compute_dtype=torch.float32, quant_type="nf4")
     else:
         layer = library.nn.Linear8bitLt(64, 96, has_fp16_weights=False)
     layer.load_state_dict(plain.fc.state_dict(), strict=False)
-    quantised.fc = layer.to("cpu")
-    quantised(torch.randn(2, 64))
-    return plain, quantised
+    quantized.fc = layer.to("cpu")
+    quantized(torch.randn(2, 64))
+    return plain, quantized
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -253,25 +253,25 @@ def bnb(kind: str) -> tuple[nn.Module, nn.Module]:
     ids=["randlora", "lora", "vera", "dora", "hadamard"],
 )
 def test_layers_of_bitsandbytes(adapter: Adapter, kind: str) -> None:
-    plain, quantised = bnb(kind)
+    plain, quantized = bnb(kind)
     x = torch.randn(10, 64)
-    weight = quantised.fc.weight
-    frozen, bits = quantised(x).detach(), weight.detach().clone()
-    dtype = getattr(quantised.fc, "compute_dtype", None)
-    inject(quantised, adapter, ["fc"])
-    assert getattr(quantised.fc, "compute_dtype", None) == dtype
-    assert_close(quantised(x), frozen, 1e-6)
-    base: Any = quantised.fc.base_weight  # type: ignore[union-attr]
+    weight = quantized.fc.weight
+    frozen, bits = quantized(x).detach(), weight.detach().clone()
+    dtype = getattr(quantized.fc, "compute_dtype", None)
+    inject(quantized, adapter, ["fc"])
+    assert getattr(quantized.fc, "compute_dtype", None) == dtype
+    assert_close(quantized(x), frozen, 1e-6)
+    base: Any = quantized.fc.base_weight  # type: ignore[union-attr]
     assert base.shape == (96, 64)
     assert_close(base, plain.fc.weight, 0.25)
-    moved = optimizer_steps(quantised, 3)
+    moved = optimizer_steps(quantized, 3)
     assert all(moved.values())
-    assert quantised.fc.weight is weight and torch.equal(weight, bits)
-    randomise(quantised)
-    twin = copy.deepcopy(quantised)
-    assert_close(twin(x), quantised(x), 1e-6)
-    assert_close(quantised(x) - frozen, x @ delta_weights(quantised)["fc"].T, 2e-2 if kind == "8-bit" else 1e-4)
-    with disabled(quantised):
-        assert_close(quantised(x), frozen, 1e-6)
+    assert quantized.fc.weight is weight and torch.equal(weight, bits)
+    randomise(quantized)
+    twin = copy.deepcopy(quantized)
+    assert_close(twin(x), quantized(x), 1e-6)
+    assert_close(quantized(x) - frozen, x @ delta_weights(quantized)["fc"].T, 2e-2 if kind == "8-bit" else 1e-4)
+    with disabled(quantized):
+        assert_close(quantized(x), frozen, 1e-6)
     with warnings.catch_warnings(), pytest.raises(UserError, match=r"\(Linear\dbit\w*\)"):
-        merge(quantised)
+        merge(quantized)

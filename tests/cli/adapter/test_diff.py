@@ -60,6 +60,6 @@ def test_what_cannot_be_compared(run: Run, saved: Callable[..., str]) -> None:
 
 def test_bad_input(run: Run, refused: Callable[..., str], saved: Callable[..., str]) -> None:
     a = saved("a", LoRA(2))
-    assert "no adapter folder" in refused("adapter", "diff", a, "nowhere")
+    assert "adapter folder" in refused("adapter", "diff", a, "nowhere")
     assert "required: adapters" in refused("adapter", "diff", a)
     assert run("adapter", "diff", "--help").out == PAGE

@@ -126,7 +126,7 @@ def test_one_bfloat16_file(run: Run, finished: Path, tmp_path: Path) -> None:
 
 
 def test_bad_input(run: Run, refused: Callable[..., str], finished: Path, tmp_path: Path) -> None:
-    assert "no adapter folder" in refused("adapter", "info", "nowhere")
+    assert "adapter folder" in refused("adapter", "info", "nowhere")
     assert "Did you mean" in refused("adapter", "info", str(finished))
     assert "'--layers'" in refused("adapter", "info", str(finished / "adapter"), "--layer")
     copy = tmp_path / "copy"

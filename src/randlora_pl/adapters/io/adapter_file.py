@@ -1,4 +1,4 @@
-"""A checked adapter file."""
+"""Content of an adapter file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +10,21 @@ from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.random_bases import Bases
 
 EXTRA = "extra."
-"""Prefix of tensors that belong to no layer of the model, such as a classification head."""
+"""Prefix of tensors that do not belong to a layer of the model, such as a classification head."""
 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """A checked adapter.
+    """Validated content of an adapter folder or file.
 
     Attributes:
-        path: The folder, or the file.
-        adapter: The method and its options.
-        targets: The targets it was injected with.
-        tensors: The trained tensors and the kept buffers by name.
-        extra: Tensors of no layer (a head), by name without the prefix.
-        config: Everything in ``adapter_config.json``.
-        bases: Random bases that no seed gives, as after an import; usually None.
+        path: Path of the folder or file.
+        adapter: Method and its options.
+        targets: Targets of the injection.
+        tensors: Trained tensors and kept buffers by name.
+        extra: Tensors outside the model's layers (a head), by name without the prefix.
+        config: Content of ``adapter_config.json``.
+        bases: Random bases that no seed generates, for example after an import; usually None.
     """
 
     path: Path
@@ -37,20 +37,20 @@ class AdapterFile:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What was saved beside the adapter: task, class names, prompts, a summary of the training."""
+        """Metadata: task, class names, prompts, summary of the training."""
         return dict(self.config.get("metadata", {}))
 
     @property
     def trained(self) -> list[str] | None:
-        """Patterns of what trained whole beside the adapter, as `inject` takes them."""
+        """Patterns of fully trained tensors, for `inject`."""
         return self.config.get("trained")
 
     @property
     def kept(self) -> list[str]:
-        """Names of those tensors that are kept buffers, and did not train by a gradient."""
+        """Names of the kept buffers among the tensors, which have no gradient."""
         return list(self.config.get("kept", []))
 
     @property
     def layers(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every adapted weight, (out, in), by layer name."""
+        """Shapes (out, in) of the adapted weights, by layer name."""
         return {name: tuple(shape) for name, shape in self.config.get("layers", {}).items()}

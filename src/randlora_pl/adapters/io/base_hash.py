@@ -1,4 +1,4 @@
-"""Which base model an adapter belongs to: a hash of its weights that no adapter, merged or not, changes."""
+"""Hash of a base model's weights, which does not depend on adapters, merged or not."""
 
 import hashlib
 from collections.abc import Collection
@@ -14,15 +14,15 @@ _SAMPLES = 1024
 
 
 def hash_weights(model: nn.Module, without: Collection[str] = ()) -> str:
-    """SHA-256 of every parameter's name, shape and up to 1,024 evenly spaced values, rounded to bfloat16.
+    """Return the SHA-256 of each parameter's name, shape and up to 1,024 evenly spaced values, rounded to bfloat16.
 
-    A sample tells other weights apart at once, also for models of billions of parameters; the rounding
-    makes a model the same in float32 and bfloat16. Empty on the meta device, and where weights are quantised,
-    which do not tell what they were before. An adapted model has the hash of its base.
+    The sample distinguishes weights quickly, also for models with billions of parameters. The rounding gives a model in
+    float32 and bfloat16 the same hash. The hash is "" on the meta device, and for quantized weights, whose original
+    values are unknown. An adapted model has the hash of its base.
 
     Args:
-        model: The model.
-        without: Names of parameters that do not count.
+        model: Model, with or without an adapter.
+        without: Names of parameters to exclude.
     """
     if any(is_quantized(module) for module in model.modules()):
         return ""

@@ -1,4 +1,4 @@
-"""Whether a saved adapter fits a model: every mismatch by name, before anything is touched."""
+"""Compatibility of adapter files with a model: list every mismatch before the model is changed."""
 
 import logging
 import re
@@ -27,11 +27,11 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def differences(file: "AdapterFile", model: nn.Module, present: InjectionReport) -> list[str]:
-    """Everything that keeps an adapter from replacing the one that a model has."""
+    """Return all reasons that an adapter cannot replace the present adapter of a model."""
     if file.adapter.identity() != present.adapter.identity():
         raise UserError(
-            f"{file.path} holds {file.adapter.describe()}, the model has {present.adapter.describe()}: "
-            "unload(model) first, or start from the base model."
+            f"{file.path} contains {file.adapter.describe()}, the model has {present.adapter.describe()}. "
+            "Call unload(model) first, or start from the base model."
         )
     state = adapter_state(model)
     expected = _shapes({**state.updates, **state.own, **update_buffers(model)})
@@ -43,7 +43,7 @@ def differences(file: "AdapterFile", model: nn.Module, present: InjectionReport)
 
 
 def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
-    """Everything that keeps an adapter from fitting a base model."""
+    """Return all reasons that an adapter does not fit a base model."""
     try:
         beside = trained_tensors(model, file.trained)
     except UserError as error:
@@ -86,13 +86,13 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 
 def targets_in(file: "AdapterFile", model: nn.Module) -> list[str] | None:
-    """The targets that give the layers of a file in a model.
+    """Return targets that select the layers of a file in a model.
 
-    They are its own, or where those name other layers by now (an older default), exactly its layers; but only in the
-    base model that it was trained on.
+    These are the targets in the file. If they select other layers (an older default), they are the exact layer names,
+    but only in the base model that the adapter was trained on.
 
     Raises:
-        UserError: What trains whole beside the adapter is not in the model.
+        UserError: Fully trained tensors of the adapter are not in the model.
     """
     if isinstance(file.adapter, BaseWeightMethod):
         return file.targets
@@ -120,7 +120,7 @@ def _base_problem(file: "AdapterFile", here: str) -> list[str]:
 
 
 def _bases_problem(file: "AdapterFile", here: str, modules: Iterable[nn.Module]) -> list[str]:
-    if file.bases is not None:  # they come along, whatever the seed gives
+    if file.bases is not None:  # stored bases replace the seed's
         problem = basis_size_error(file.bases, with_bases(modules))
         return [problem] if problem else []
     there, generator = file.config.get("fingerprint"), file.config.get("generator")
@@ -133,12 +133,12 @@ def _bases_problem(file: "AdapterFile", here: str, modules: Iterable[nn.Module])
 
 
 def tensor_prefix(site: Site) -> str:
-    """What precedes an update's own tensor names in the adapted model's state dict."""
+    """Return the prefix of an update's tensor names in the adapted model's state dict."""
     return f"{site.path}.delta.{site.block}.".lstrip(".") if site.block else f"{site.path}.delta.".lstrip(".")
 
 
 def _compare(file: "AdapterFile", needed: Shapes, statistics: Shapes) -> list[str]:
-    """Compare the tensors of a file with those that are needed, and with the statistics that it may keep."""
+    """Return mismatches of a file's tensors with the needed tensors, and with statistics that it may contain."""
     tensors, found = file.tensors, []
     known = needed | {name: shape for name, shape in statistics.items() if name in file.kept}
     for label, names in (

@@ -1,10 +1,9 @@
-"""An adapter on the disk: a folder of files, or one ``.safetensors`` file that carries its description.
+"""Adapter on disk: a folder, or one ``.safetensors`` file with its config as metadata.
 
-A folder holds `adapter.safetensors`, `adapter_config.json` and, for bases that no seed gives,
-`bases.safetensors`. It is written whole under a temporary name and takes the place of an older one by two
-renames: a run that is killed leaves the old one or the new one, and in the instant between the renames both
-under hidden names beside it. One file holds the same, the description as metadata and the bases behind a
-prefix. Nothing here unpickles.
+A folder contains `adapter.safetensors`, `adapter_config.json` and, for bases that no seed generates,
+`bases.safetensors`. It is written under a temporary name and replaces an older one with two renames: a killed run
+leaves the old or the new adapter, or, between the renames, both under hidden names beside it. A single file has the
+config in its metadata and the bases under a prefix. No pickle is loaded.
 """
 
 import hashlib
@@ -34,12 +33,12 @@ _KEY, _PREFIX = "adapter_config", "bases."
 
 @dataclass(frozen=True)
 class Contents:
-    """What an adapter consists of.
+    """Content of an adapter on disk.
 
     Attributes:
-        config: The description, JSON values.
+        config: Config as JSON values.
         tensors: Trained tensors by name.
-        bases: Random tensors that no seed gives, usually none.
+        bases: Random tensors that no seed generates; usually empty.
     """
 
     config: dict[str, Any]
@@ -48,21 +47,21 @@ class Contents:
 
 
 def write(path: Path, contents: Contents) -> None:
-    """Writes an adapter with its checksums; replaces an older one at once.
+    """Write an adapter with its checksums, and replace an older one atomically.
 
     Args:
-        path: A folder, or a file whose name ends in ``.safetensors``; parents are made.
-        contents: What to write.
+        path: Folder, or file whose name ends in ``.safetensors``; parent folders are created.
+        contents: Content to write.
 
     Raises:
-        UserError: The path holds anything but an older adapter.
-        OSError: It cannot be written, for example because the disk is full; the older adapter stays.
+        UserError: The path contains anything other than an adapter.
+        OSError: The adapter cannot be written, for example because the disk is full; the older adapter stays.
     """
     config = {**contents.config, "sha256": checksums(contents)}
     text = json.dumps(config, indent=2) + "\n"
     if path.suffix == SUFFIX:
         if path.exists() and _config_of_file(path) is None:
-            raise UserError(f"{path} is no adapter; name a new file, nothing was written.")
+            raise UserError(f"{path} is not an adapter, so nothing was written. Set a new file.")
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = contents.tensors | {_PREFIX + name: tensor for name, tensor in contents.bases.items()}
         part = path.with_name(f".{path.name}.part-{os.getpid()}")
@@ -71,7 +70,7 @@ def write(path: Path, contents: Contents) -> None:
             part.replace(path)
         return
     if path.exists() and (not path.is_dir() or {e.name for e in path.iterdir()} - {TENSORS, CONFIG, BASES}):
-        raise UserError(f"{path} holds other things than an adapter; name a new folder, nothing was written.")
+        raise UserError(f"{path} contains other files than an adapter, so nothing was written. Set a new folder.")
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -91,34 +90,34 @@ def write(path: Path, contents: Contents) -> None:
 
 
 def read(path: Path, name: Path | None = None) -> Contents:
-    """Reads an adapter without checking more than that its files can be read.
+    """Read an adapter; only check that its files are readable.
 
     Args:
-        path: A folder or a file.
-        name: What messages call it; the path by default.
+        path: Folder or file.
+        name: Name in messages; by default the path.
 
     Raises:
-        UserError: It is no adapter, or cannot be read.
+        UserError: The path is not an adapter, or cannot be read.
     """
     name = path if name is None else name
     if path.is_file():
         config = _config_of_file(path)
         if config is None:
-            raise UserError(f"{name} is no adapter file: its metadata has no description. {_where(path)}")
+            raise UserError(f"{name} is not an adapter file: its metadata has no {_KEY}. {_suggestion(path)}")
         together = load_tensors(path)
         bases = {n.removeprefix(_PREFIX): value for n, value in together.items() if n.startswith(_PREFIX)}
         return Contents(_parsed(config, name), {n: v for n, v in together.items() if not n.startswith(_PREFIX)}, bases)
     if not (path / CONFIG).is_file() or not (path / TENSORS).is_file():
-        raise UserError(f"{name} is no adapter folder: it needs {CONFIG} and {TENSORS}. {_where(path)}")
+        raise UserError(f"{name} is not an adapter folder: it needs {CONFIG} and {TENSORS}. {_suggestion(path)}")
     config = (path / CONFIG).read_bytes()
     bases = load_tensors(path / BASES, name / BASES) if (path / BASES).is_file() else {}
     return Contents(_parsed(config, name / CONFIG), load_tensors(path / TENSORS, name / TENSORS), bases)
 
 
 def changed(contents: Contents) -> list[str]:
-    """What was changed since an adapter was saved: names of tensors, or of the description; usually nothing."""
+    """Return the names of tensors, or of the config, that changed since an adapter was saved."""
     saved = contents.config.get("sha256")
-    if saved is None:  # taken out on purpose, by someone who edited the description
+    if saved is None:  # removed on purpose after an edit of the config
         return []
     try:
         there, here = dict(saved), checksums(contents)
@@ -128,7 +127,7 @@ def changed(contents: Contents) -> list[str]:
 
 
 def checksums(contents: Contents) -> dict[str, str]:
-    """SHA-256 of the description and of each tensor with its dtype and shape; safetensors has none of its own."""
+    """Return the SHA-256 of the config and of each tensor with its dtype and shape; safetensors stores none."""
     plain = {name: value for name, value in contents.config.items() if name != "sha256"}
     text = json.dumps(json.loads(json.dumps(plain)), sort_keys=True)
     sums = {CONFIG: hashlib.sha256(text.encode()).hexdigest()}
@@ -140,19 +139,19 @@ def checksums(contents: Contents) -> dict[str, str]:
     return sums
 
 
-def _where(path: Path) -> str:
+def _suggestion(path: Path) -> str:
     inside = [name for name in ("adapter", "adapter-best") if (path / name).is_dir()]
-    return f"Did you mean {path / inside[0]}?" if inside else "A run keeps it in RUN/adapter."
+    return f"Did you mean {path / inside[0]}?" if inside else "A run writes it to RUN/adapter."
 
 
 def _config_of_file(path: Path) -> bytes | None:
-    """The description in a file's metadata; None where there is none."""
+    """Return the config in a file's metadata, or None."""
     _check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}): truncated, damaged or no safetensors file.") from None
+        raise UserError(f"{path} cannot be read ({error}): truncated, damaged or not a safetensors file.") from None
     return None if text is None else text.encode()
 
 
@@ -160,62 +159,62 @@ def _parsed(text: bytes, source: Path) -> dict[str, Any]:
     try:
         config = parse_json(text)
     except ValueError as error:
-        raise UserError(f"{source} cannot be read ({type(error).__name__}: {error}); save it again.") from None
+        raise UserError(f"{source} cannot be read ({type(error).__name__}: {error}). Save it again.") from None
     if not isinstance(config, dict):
-        raise UserError(f"{source} cannot be read (it is no JSON object); save it again.")
+        raise UserError(f"{source} cannot be read (not a JSON object). Save it again.")
     return config
 
 
 def _check_readable(file: Path) -> None:
-    """Have the system say why a file cannot be opened: safetensors calls it absent, whatever the reason.
+    """Open a file to get the system's error; safetensors reports every unreadable file as missing.
 
     Raises:
-        OSError: With the reason.
+        OSError: The file cannot be opened.
     """
     with file.open("rb"):
         pass
 
 
 def load_tensors(file: Path, name: Path | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU; messages call it by its path, or by a name.
+    """Return the tensors of a safetensors file, on the CPU; messages use ``name`` instead of the path.
 
     Raises:
-        UserError: It is truncated or damaged.
-        OSError: It cannot be opened.
+        UserError: The file is truncated or damaged.
+        OSError: The file cannot be opened.
     """
     _check_readable(file)
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{name or file} cannot be read ({error}): truncated or damaged; copy it again.") from None
+        raise UserError(f"{name or file} cannot be read ({error}): truncated or damaged. Copy it again.") from None
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file that whoever may read the user's files may read, and waits until it is on the disk.
+    """Write a safetensors file with the permissions of the umask, and sync it to disk.
 
     Raises:
-        OSError: It cannot be written, for example because the disk is full.
+        OSError: The file cannot be written, for example because the disk is full.
     """
     try:
         plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(plain, file, metadata={"format": "pt", **(metadata or {})})
-    except SafetensorError as error:  # hides the system's error
+    except SafetensorError as error:  # contains the system's error as text
         if system := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(system[1]), os.strerror(int(system[1])), str(file)) from error
         raise
-    file.chmod(0o666 & ~umask())  # safetensors makes files that only their owner may read
+    file.chmod(0o666 & ~umask())  # safetensors gives access to the owner only
     _synced(file)
 
 
 def _synced(file: Path) -> None:
-    """A power cut must not find a file renamed and empty."""
+    """Sync a file to disk, so that a power failure after the rename does not leave it empty."""
     with file.open("r+b") as stream:
         os.fsync(stream.fileno())
 
 
 @contextmanager
 def _removed_on_failure(part: Path, final: Path) -> Iterator[None]:
-    """Removes a part that was not finished, and gives errors of the system the final name."""
+    """Remove an unfinished part after an error, and put the final path into system errors."""
     try:
         yield
     except BaseException as error:

@@ -1,8 +1,7 @@
-"""Adapter files: saving what a model has trained, reading it again, and putting it into its base model.
+"""Saving, reading and loading of adapter files.
 
-The trained tensors and the kept buffers are stored, the random bases are not: the seed gives them again, and their
-fingerprint says that it did. Loading reads and checks everything, names every mismatch at once, and only then touches
-the model.
+Files contain the trained tensors and the kept buffers. Random bases are not stored: the seed generates them again, and
+their fingerprint is compared. Loading checks everything and reports all mismatches before it changes the model.
 """
 
 import math
@@ -35,15 +34,14 @@ from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files.weights_files import without_local_paths
 
 FORMAT_VERSION, OLDEST_FORMAT = 3, 2
-"""2: checksums by tensor, one file, stored bases, a dtype; 3: kept buffers, and tensors of the model that train beside
-the adapter."""
+"""2: checksums by tensor, single file, stored bases, dtype; 3: kept buffers, and fully trained tensors of the model."""
 
 METHODS: dict[str, Callable[..., Adapter]] = {
     method.__name__: method for method in (RandLoRA, LoRA, VeRA, NoLA, DoRA, FullFineTuning, LinearProbe, BitFit)
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LARGEST = 2**34
-"""Numbers of a weight; the largest of published models have some billions."""
+"""Maximum values of a weight; the largest published ones have a few billion."""
 
 
 def save_adapter(
@@ -55,25 +53,25 @@ def save_adapter(
     metadata: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Writes what a model has trained and how it came to be; overwrites an older adapter at the path without asking.
+    """Save the trained tensors of a model with its options and metadata; an older adapter at the path is replaced.
 
-    Tensors that a user has set to train after `inject` are written as if they had been in its ``trained``.
+    Tensors whose ``requires_grad`` was set after `inject` are saved as if they were in ``trained``.
 
     Args:
-        model: A model with an adapter, merged or not.
-        path: A folder to write, or one file whose name ends in ``.safetensors``; parents are made. An older adapter
-            there is replaced whole once the new one is written.
+        model: Model with an adapter, merged or not.
+        path: Folder, or file whose name ends in ``.safetensors``; parent folders are created. An older adapter is
+            replaced after the new one is written.
         base_model: Identity of the base model: library, name, pretrained tag.
-        extra: Tensors of no layer of the model, for example a head.
-        metadata: Anything JSON that belongs to it: class names, prompts, a summary of the training.
-        dtype: What the tensors are stored in; by default as they are, float32.
+        extra: Tensors outside the model's layers, for example a head.
+        metadata: JSON values, such as class names, prompts, a summary of the training.
+        dtype: Dtype of the stored tensors; by default unchanged (float32).
 
     Returns:
-        The path, absolute.
+        Absolute path.
 
     Raises:
-        UserError: If the model has no adapter, or the path holds anything but an older adapter.
-        OSError: If it cannot be written, for example because the disk is full; the older adapter stays.
+        UserError: The model has no adapter, or the path contains anything other than an adapter.
+        OSError: The adapter cannot be written, for example because the disk is full; the older adapter stays.
     """
     report, state = report_of(model), adapter_state(model)
     tensors = state.tensors | {EXTRA + name: tensor for name, tensor in (extra or {}).items()}
@@ -96,10 +94,10 @@ def save_adapter(
 
 
 def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> int:
-    """Writes a checked adapter once more, as a folder or one file, in another dtype or as it is.
+    """Write a validated adapter again, as a folder or a file, optionally in another dtype.
 
     Returns:
-        The bytes written.
+        Size in bytes.
     """
     read_adapter(source)
     contents = container.read(source)
@@ -109,83 +107,83 @@ def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> 
 
 
 def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A tensor of numbers in another dtype, if one is given."""
+    """Return a floating-point tensor in another dtype, if one is given."""
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
 def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> AdapterFile:
-    """Reads an adapter without a model.
+    """Read and validate an adapter without a model.
 
     Args:
-        path: The folder, or one ``.safetensors`` file.
-        name: What messages call it; the path by default.
+        path: Adapter folder or ``.safetensors`` file.
+        name: Name in messages; by default the path.
 
     Raises:
-        UserError: If something is missing, damaged, or of another format.
+        UserError: A part is missing, damaged, or in another format.
     """
     file, path = Path(path), Path(name or path)
     contents = container.read(file, path)
     config = contents.config
     version = config.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise UserError(f"{path} has format {version}, this version reads up to {FORMAT_VERSION}: update randlora-pl.")
+        raise UserError(f"{path} has format {version}, this version reads up to {FORMAT_VERSION}. Update randlora-pl.")
     if isinstance(version, int) and version < OLDEST_FORMAT:
         raise UserError(f"{path} has format {version}, which is no longer read. Train the adapter again.")
     if damaged := container.changed(contents):
         what = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
         raise UserError(
-            f"{path} is damaged or was changed after it was saved ({what}): copy it again, or delete "
-            f'"sha256" in its {CONFIG} to take it as it is.'
+            f"{path} is damaged or was changed after it was saved ({what}). Copy it again, or delete "
+            f'"sha256" in its {CONFIG} to accept the changes.'
         )
     check_adapter_schema(config, path)
     adapter = make_adapter(config["method"], config["options"], path)
     shapes = config.get("layers", {})
     if not isinstance(adapter, BaseWeightMethod) and (not shapes or {len(shape) for shape in shapes.values()} != {2}):
-        raise UserError(f"{path} is damaged or was changed: its layers have no names and shapes; copy it again.")
+        raise UserError(f"{path} is damaged or was changed: its layers have no names and shapes. Copy it again.")
     if odd := [name for name, shape in shapes.items() if min(shape, default=1) < 1 or math.prod(shape) > LARGEST]:
-        raise UserError(f"{path} is damaged or was changed: layer {odd[0]} is {brief(shapes[odd[0]])}; copy it again.")
+        raise UserError(f"{path} is damaged or was changed: layer {odd[0]} is {brief(shapes[odd[0]])}. Copy it again.")
     if absent := [name for name in config.get("kept", []) if name not in contents.tensors]:
-        raise UserError(f"{path} is damaged or was changed: it keeps {absent[0]} and does not hold it; copy it again.")
+        raise UserError(f"{path} is damaged or was changed: its kept buffer {absent[0]} is missing. Copy it again.")
     trained = {name: value for name, value in contents.tensors.items() if name not in config.get("kept", [])}
     if odd := [name for name, value in trained.items() if not value.is_floating_point()]:
-        raise UserError(f"{path} is damaged or was changed: {odd[0]} is {trained[odd[0]].dtype}; copy it again.")
+        raise UserError(f"{path} is damaged or was changed: {odd[0]} is {trained[odd[0]].dtype}. Copy it again.")
     extra = {name.removeprefix(EXTRA): value for name, value in contents.tensors.items() if name.startswith(EXTRA)}
     own = {name: value for name, value in contents.tensors.items() if not name.startswith(EXTRA)}
     return AdapterFile(file, adapter, config.get("targets"), own, extra, config, _stored_bases(path, contents))
 
 
 def _stored_bases(path: Path, contents: Contents) -> Bases | None:
-    """The bases that came along, if the seed does not give them.
+    """Return the stored bases, or None if the seed generates them.
 
     Raises:
-        UserError: They are missing, or not those that the adapter was trained with.
+        UserError: The bases are missing, or differ from the bases of the training.
     """
     if contents.config.get("generator") != STORED:
         return None
     if contents.bases.keys() != {"A", "B"} or any(tensor.dim() != 3 for tensor in contents.bases.values()):
-        raise UserError(f"{path} needs the bases A and B in {BASES}, which no seed gives; copy the whole folder again.")
+        raise UserError(f"{path} needs the bases A and B in {BASES}, which no seed gives. Copy the whole folder again.")
     a, b = (contents.bases[name].float() for name in ("A", "B"))
     bases = Bases(0, a, b, stored=True)
     if bases.fingerprint != contents.config.get("fingerprint"):
         there, here = str(contents.config.get("fingerprint"))[:12], bases.fingerprint[:12]
-        raise UserError(f"{path}: its stored bases are {here}, it was trained with {there}; copy it again.")
+        raise UserError(f"{path}: its stored bases are {here}, it was trained with {there}. Copy it again.")
     return bases
 
 
 def make_adapter(method: str, options: Mapping[str, Any], source: object, hint: str = OTHER_VERSION) -> Adapter:
-    """An adapter from its name and JSON options.
+    """Create an adapter from its method and JSON options.
 
     Args:
-        method: Its name.
-        options: Its options.
-        source: Where they were read, for messages.
-        hint: What to do about an option of another type, for the message.
+        method: Name of the method.
+        options: Options of the method.
+        source: Source of the options, for messages.
+        hint: End of the message for an option of another type.
 
     Raises:
-        UserError: If the method or one of its options is unknown; ``source`` is named as the place.
+        UserError: The method or an option is unknown; the message has ``source``.
     """
     if method not in METHODS:
-        raise UserError(f"{source}: method {method!r} is unknown; this version knows {', '.join(METHODS)}.")
+        raise UserError(f"{source}: method {method!r} is unknown. This version has {', '.join(METHODS)}.")
     made = dict(options)
     try:
         if "inner" in made:
@@ -198,23 +196,23 @@ def make_adapter(method: str, options: Mapping[str, Any], source: object, hint: 
 
 
 def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
-    """Injects a saved adapter into its base model, or reloads it where the same one is in place.
+    """Load an adapter into its base model, or reload its tensors if the same adapter is present.
 
-    The updates take the mode of the model, train or eval; a model for prediction is put into eval mode before.
+    The updates get the mode of the model, train or eval; for prediction, call ``model.eval()`` first.
 
     Example:
         >>> model = timm.create_model("resnet18", pretrained=True, num_classes=10).eval()
         >>> load_adapter(model, "runs/cars/adapter")
 
     Args:
-        model: The base model, with the weights that the adapter was trained on.
-        path: The adapter folder, or one ``.safetensors`` file.
+            model: Base model, with the weights that the adapter was trained on.
+            path: Adapter folder or ``.safetensors`` file.
 
     Returns:
-        What was read, with the head and metadata that it carries.
+            The adapter file, with its head and metadata.
 
     Raises:
-        UserError: If the file or the model does not fit; every mismatch is named, the model is unchanged.
+            UserError: The file or the model does not fit; every mismatch is named, the model is unchanged.
     """
     file = read_adapter(path)
     place_adapter(model, file)
@@ -222,18 +220,18 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
 
 
 def place_adapter(model: nn.Module, file: AdapterFile) -> None:
-    """What `load_adapter` does with an adapter that was read.
+    """Load an adapter that was read into a model (see `load_adapter`).
 
     Raises:
-        UserError: If the model does not fit; every mismatch is named, the model is unchanged.
+        UserError: The model does not fit; every mismatch is named, the model is unchanged.
     """
     present = getattr(model, "adapter_report", None)
     adapted = isinstance(present, InjectionReport)
     found = differences(file, model, present) if isinstance(present, InjectionReport) else problems(file, model)
     if found:
-        told = [line.rstrip(".") for line in found[:6]] + ([f"and {len(found) - 6} more"] if len(found) > 6 else [])
-        end = "" if told[-1].endswith("?") else "."
-        raise UserError(f"{file.path} does not fit this model: {'; '.join(told)}{end}")
+        lines = [line.rstrip(".") for line in found[:6]] + ([f"and {len(found) - 6} more"] if len(found) > 6 else [])
+        end = "" if lines[-1].endswith("?") else "."
+        raise UserError(f"{file.path} does not fit this model: {'; '.join(lines)}{end}")
     if not adapted:
         inject(model, file.adapter, targets_in(file, model), file.trained)
     merged = [layer for layer in adapted_layers(model).values() if layer.merged]

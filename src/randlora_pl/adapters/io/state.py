@@ -1,4 +1,4 @@
-"""What an adapter file holds of a model, and how a fresh model is brought to the same state."""
+"""Trained state of a model, as adapter files store it."""
 
 import re
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from randlora_pl.adapters.operations import report_of
 
 @dataclass(frozen=True)
 class AdapterState:
-    """Everything that training has made of a model.
+    """Trained state of a model.
 
     Attributes:
         updates: Parameters of the updates, by name.
-        own: Parameters of the model itself that train, by name.
+        own: Trainable parameters of the model itself, by name.
         kept: Kept buffers, by name.
-        trained: Patterns that give a fresh model the same tensors to train beside the adapter, None for none.
-        base_hash: Hash of the base model without those; empty where that is not known any more.
+        trained: Patterns of the fully trained tensors beside the adapter, for `inject`, or None.
+        base_hash: Hash of the base model without these tensors; "" if it is unknown.
     """
 
     updates: dict[str, nn.Parameter]
@@ -30,14 +30,14 @@ class AdapterState:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All of them by name."""
+        """All tensors by name."""
         return {**self.updates, **self.own, **self.kept}
 
 
 def adapter_state(model: nn.Module) -> AdapterState:
-    """Return what training has made of a model, whether or not its parameters train at the moment.
+    """Return the trained state of a model, also if its parameters are frozen at the moment.
 
-    Parameters that a user has set to train after `inject` count as if they had been named in ``trained``.
+    Parameters whose ``requires_grad`` was set after `inject` are included as if they were in ``trained``.
 
     Raises:
         UserError: The model has no adapter.

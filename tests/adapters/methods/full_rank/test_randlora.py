@@ -253,7 +253,7 @@ def test_the_backward_pass_keeps_only_small_tensors(autocast: bool, lower_rank: 
         ({"memory": "high"}, "memory is 'high'; choose one of auto, low, fast"),
         ({"matched_rank": 0}, "matched_rank is 0"),
         ({"qkv": "joint"}, "qkv is 'joint': choose packed or split"),
-        ({"dropout": 1.0}, "dropout is 1.0: give a probability of at least 0 and below 1"),
+        ({"dropout": 1.0}, "dropout is 1.0. Set a probability of at least 0 and below 1"),
         ({"dropout": -0.1}, "dropout is -0.1"),
     ],
 )
