@@ -114,8 +114,8 @@ def test_updates_and_merged_weights_are_peft_s(method: str, family: str, tmp_pat
         for path, delta in delta_weights(ours).items():
             expected: Tensor = theirs.base_model.model.get_submodule(path).get_delta_weight("default").detach()
             layer = adapted_layers(ours)[path]
-            assert delta.shape == (layer.turn(layer.adapted_weight)).shape
-            assert_close(layer.turn(delta), expected, 1e-5)
+            assert delta.shape == (layer.swap_layout(layer.adapted_weight)).shape
+            assert_close(layer.swap_layout(delta), expected, 1e-5)
     before = {name: value.clone() for name, value in ours.state_dict().items()}
     expected = MODELS[family].outputs(ours)
     merge(ours)
