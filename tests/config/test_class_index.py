@@ -1,12 +1,16 @@
 import inspect
 
-from randlora_pl import adapters, tasks
+from randlora_pl import adapters, language, tasks
 from randlora_pl.config.class_index import read_classes, subclasses, trainer_options
 from randlora_pl.data import ImageData
 
 
 def test_options_read_from_the_source_are_those_of_the_class() -> None:
-    for package, base, module in (("adapters", "Adapter", adapters), ("tasks", "LightningModule", tasks)):
+    for package, base, module in (
+        ("adapters", "Adapter", adapters),
+        ("tasks", "LightningModule", tasks),
+        ("language", "AdaptationTask", language),
+    ):
         found = subclasses(package, base)
         assert found
         for name, source in found.items():
@@ -22,6 +26,14 @@ def test_every_adapter_is_found_and_every_option_explained() -> None:
     for source in found.values():
         assert source.summary
         assert all(option.help for option in source.options.values()), source.name
+
+
+def test_options_of_a_base_in_another_room_have_its_help_and_the_defaults_of_the_subclass() -> None:
+    decoder, classifier = (read_classes("language")[name] for name in ("CausalLMTask", "TextClassificationTask"))
+    base = read_classes("tasks")["AdaptationTask"].options
+    assert decoder.options["warmup_steps"] == base["warmup_steps"] and base["warmup_steps"].help
+    assert (base["weight_decay"].default, decoder.options["weight_decay"].default) == ("0.1", "0.0")
+    assert "warmup_steps" not in classifier.options and "warmup_fraction" in classifier.options
 
 
 def test_help_and_default_belong_to_the_option() -> None:

@@ -40,7 +40,7 @@ class ClassSource:
         module: Dotted path of the package that exports it, else of its module.
         summary: First line of its docstring.
         bases: Names of its base classes.
-        options: Arguments of its constructor by name, those of base classes included where it passes them on.
+        options: Arguments of its constructor by name, with those of base classes that it passes on.
         constants: Constants among its own class attributes, by name.
     """
 
@@ -89,18 +89,46 @@ def _options(function: ast.FunctionDef, docs: dict[str, str]) -> dict[str, Optio
 
 def _constants(node: ast.ClassDef) -> dict[str, Any]:
     return {
-        item.targets[0].id: item.value.value
+        target.id: item.value.value
         for item in node.body
-        if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name)
-        if isinstance(item.value, ast.Constant)
+        if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
+        for target in item.targets
+        if isinstance(target, ast.Name)
     }
 
 
-def _read(file: Path, module: str) -> dict[str, tuple[ClassSource, bool]]:
-    """The classes of one file, each with whether its constructor passes further options to its base."""
-    found: dict[str, tuple[ClassSource, bool]] = {}
+@dataclass(frozen=True)
+class _Passed:
+    """Options that a constructor passes on to its bases: all but the fixed ones; none if ``passes`` is False.
+
+    Attributes:
+        rooms: Package of this project by name of a base class that the file imports.
+    """
+
+    passes: bool
+    fixed: frozenset[str]
+    rooms: dict[str, str]
+
+
+def _fixed(init: ast.FunctionDef | None) -> frozenset[str]:
+    """Names of the options that a constructor itself gives to its base: ``super().__init__(name=...)``."""
+    calls = [node for node in ast.walk(init) if isinstance(node, ast.Call)] if init else []
+    supers = [call for call in calls if ast.unparse(call.func) == "super().__init__"]
+    return frozenset(word.arg for call in supers for word in call.keywords if word.arg)
+
+
+def _read(file: Path, module: str) -> dict[str, tuple[ClassSource, _Passed]]:
+    """Return the classes of one file, each with the options that its constructor passes on."""
+    found: dict[str, tuple[ClassSource, _Passed]] = {}
     text = file.read_text(encoding="utf-8")
-    for node in ast.parse(text).body if "\nclass " in text else ():
+    body = ast.parse(text).body if "\nclass " in text else []
+    rooms = {
+        name.name: node.module.split(".")[1]
+        for node in body
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("randlora_pl.")
+        for name in node.names
+    }
+    for node in body:
         if not isinstance(node, ast.ClassDef):
             continue
         docstring = ast.get_docstring(node) or ""
@@ -113,7 +141,8 @@ def _read(file: Path, module: str) -> dict[str, tuple[ClassSource, bool]]:
             _options(init, _argument_help(docstring)) if init else {},
             _constants(node),
         )
-        found[node.name] = (source, init is None or init.args.kwarg is not None)
+        passes = init is None or init.args.kwarg is not None
+        found[node.name] = (source, _Passed(passes, _fixed(init), rooms))
     return found
 
 
@@ -124,17 +153,20 @@ def read_classes(package: str) -> dict[str, ClassSource]:
     Args:
         package: Name of a folder below ``randlora_pl``.
     """
-    raw: dict[str, tuple[ClassSource, bool]] = {}
+    raw: dict[str, tuple[ClassSource, _Passed]] = {}
     for file in sorted((PACKAGE / package).rglob("*.py")):
         parts = file.relative_to(PACKAGE).with_suffix("").parts
         raw |= _read(file, ".".join(["randlora_pl", *parts]))
 
     def complete(name: str) -> dict[str, Option]:
-        source, passes_on = raw[name]
+        source, passed = raw[name]
         inherited: dict[str, Option] = {}
-        if passes_on:
-            for base in source.bases:
-                inherited |= complete(base) if base in raw else {}
+        for base in source.bases if passed.passes else ():
+            if base in raw:
+                inherited |= complete(base)
+            elif base in passed.rooms:
+                inherited |= read_classes(passed.rooms[base])[base].options
+        inherited = {key: value for key, value in inherited.items() if key not in passed.fixed}
         return source.options | {key: value for key, value in inherited.items() if key not in source.options}
 
     return {name: replace(source, options=complete(name)) for name, (source, _) in raw.items()}

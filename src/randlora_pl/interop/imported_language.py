@@ -36,7 +36,7 @@ class ImportedDecoder:
         Raises:
             UserError: The model is not available, or the arguments do not belong to the task.
         """
-        check_arguments(CausalLMTask.__init__, dict(saved), "task.json")
+        check_arguments(CausalLMTask, dict(saved), "task.json")
         given = {"name": name, "pretrained": pretrained, "quantize": None}
         arguments = {**saved, **given}
         task = CausalLMTask(**arguments)

@@ -1,9 +1,8 @@
 """The tasks: what is learnt, as thin LightningModules over one base."""
 
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.linear_head import LinearHeadTask
-from randlora_pl.tasks.restore import load_task
+from randlora_pl.tasks.restore import ImageTask, load_task
 from randlora_pl.tasks.several import load_tasks, weighted_task
 from randlora_pl.tasks.text_head import TextHeadTask
 from randlora_pl.tasks.trainer import make_trainer

@@ -1,9 +1,11 @@
-"""What every task shares: a frozen backbone with an adapter, and AdamW with a schedule."""
+"""The base of all tasks: a frozen backbone with an adapter, and AdamW with a schedule."""
 
-import math
-from typing import Any
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -12,116 +14,159 @@ from randlora_pl.adapters import (
     Adapter,
     AdapterFile,
     AdapterSet,
+    InjectionReport,
+    RandLoRA,
     inject,
+    merge,
     set_train_mode,
     unmerge,
 )
 from randlora_pl.adapters.adapter_set import Choice
 from randlora_pl.adapters.io.compatibility import targets_in
-from randlora_pl.adapters.operations import report_of
-from randlora_pl.models import cast_frozen, compile_blocks, set_gradient_checkpointing
-from randlora_pl.tasks.defaults import (
-    FROZEN_DTYPES,
-    check_option,
-    check_options,
-    check_precision,
-)
-from randlora_pl.tasks.files import SavedModule
-from randlora_pl.tasks.optim import adamw_with_schedule, parameter_groups, take_rates
+from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
+from randlora_pl.tasks import files
+from randlora_pl.tasks.defaults import FROZEN_DTYPES, check_option, check_options, default_learning_rate
+from randlora_pl.tasks.execution import cast_and_compile
+from randlora_pl.tasks.optim import adamw_with_schedule, clip_gradients, parameter_groups, planned_steps, take_rates
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.signatures import whole_signature
 
 
-class AdaptationTask(SavedModule):
-    """Base of the tasks. Subclasses say what the backbone is and what a sample's loss is.
+class AdaptationTask(LightningModule):
+    """Base of the tasks. Subclasses load the backbone and compute the loss of each sample.
+
+    Args:
+        name: Name of the model.
+        pretrained: Its weights.
+        adapter: The method and its options.
+        targets: Layers to adapt, see the task.
+        learning_rate: Peak learning rate. Default: the paper's for the method; Table 8 and section C.3 for images, 1e-4
+            for texts (1e-2 for VeRA, 1e-5 for full fine-tuning).
+        weight_decay: Decay of AdamW.
+        decay_vectors: Decay biases, norms and scalars too, as in the protocol.
+        warmup_steps: Optimizer steps of linear warm-up.
+        final_lr_fraction: End of the schedule, as a fraction of the learning rate.
+        max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
+        gradient_checkpointing: Recompute activations instead of keeping them.
+        frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory and saves a cast of them in each
+            step; what trains stays float32. Needs ``--trainer.precision bf16-mixed``.
+        torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor. Not
+            with ``memory: low`` or ``--trainer.strategy fsdp2``, which compiled blocks would undo.
+        seed: Selects bases, initial values and dropout, and the weights of a new head or a random model.
 
     Attributes:
-        zero_shot: Whether the untrained model is tested before the training.
+        zero_shot: True if the untrained model is tested before the training.
+        takes_captions: True if the data may be captions rather than classes.
+        vision_only: True if the image tower alone trains.
+        blended_labels: True if a training label may be shares of several classes.
         data_module: Dotted path of the class of its data.
-        schedule: How the learning rate falls, ``cosine`` or ``linear``.
-        adapters: The adapters that take turns in the backbone, where other tasks have it, too.
-        choice: Which of them, or which weighted sum, is this task's own.
-        saved: An adapter that is to be loaded: the layers are its own, whatever the targets name by now.
+        schedule: Decay of the learning rate, ``cosine`` or ``linear``.
+        fixed_options: Arguments of this constructor that a subclass sets itself.
+        adapters: All adapters of a backbone that tasks share.
+        choice: Name of this task's own adapter among them, or a weighted sum.
+        saved: The adapter file to load; it names the layers, whatever `targets` selects by now.
+        identity: The base model, once it is built.
+        report: The adapted layers, once the base model is built.
+        retrieval: True if the data are captions rather than classes, so that recall is what counts.
+        test_name: Prefix of the metrics of a test, ``test`` or, before training, ``zeroshot``.
     """
 
-    zero_shot = False
-    schedule: str = "cosine"
+    zero_shot = takes_captions = vision_only = blended_labels = False
     data_module = "randlora_pl.data.ImageData"
+    schedule: str = "cosine"
+    fixed_options: ClassVar[tuple[str, ...]] = ()
     adapters: AdapterSet | None = None
     choice: Choice = None
     saved: AdapterFile | None = None
+    identity: ModelIdentity
+    report: InjectionReport
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls) -> None:
+        """Show `inspect.signature` and `help` the options that a constructor passes on."""
+        super().__init_subclass__()
+        cls.__signature__ = whole_signature(cls)
 
     def __init__(
         self,
         *,
         name: str,
-        pretrained: str | None,
-        adapter: Adapter,
-        targets: list[str] | None,
-        learning_rate: float | None,
-        weight_decay: float,
-        decay_vectors: bool,
-        warmup_steps: int,
-        final_lr_fraction: float,
-        max_grad_norm: float | None,
-        gradient_checkpointing: bool,
-        frozen_dtype: str,
-        torch_compile: bool | str,
-        seed: int,
+        pretrained: str | None = None,
+        adapter: Adapter = RandLoRA(),  # noqa: B008 - adapters are descriptions and are never changed
+        targets: list[str] | None = None,
+        learning_rate: float | None = None,
+        weight_decay: float = 0.1,
+        decay_vectors: bool = True,
+        warmup_steps: int = 0,
+        final_lr_fraction: float = 0.01,
+        max_grad_norm: float | None = 1.0,
+        gradient_checkpointing: bool = False,
+        frozen_dtype: Literal["float32", "bfloat16"] = "float32",
+        torch_compile: bool | str = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         check_options(learning_rate, weight_decay, warmup_steps, final_lr_fraction, max_grad_norm)
+        check_option("frozen_dtype", frozen_dtype, frozen_dtype in FROZEN_DTYPES, " or ".join(FROZEN_DTYPES))
         if not adapter.trains_base and adapter.seed is None:
             adapter = adapter.replace(seed=seed)
-        self.name, self.adapter, self.targets = name, adapter, targets
-        self.pretrained = self.which_weights(name, pretrained)
+        self.name, self.pretrained, self.adapter, self.targets = name, pretrained, adapter, targets
         self.learning_rate = learning_rate or self.usual_rate(adapter)
         self.weight_decay, self.decay_vectors = weight_decay, decay_vectors
         self.warmup_steps, self.final_lr_fraction = warmup_steps, final_lr_fraction
         self.max_grad_norm, self.gradient_checkpointing, self.seed = max_grad_norm, gradient_checkpointing, seed
-        check_option("frozen_dtype", frozen_dtype, frozen_dtype in FROZEN_DTYPES, " or ".join(FROZEN_DTYPES))
         self.frozen_dtype, self.torch_compile = frozen_dtype, torch_compile
         self.backbone: nn.Module | None = None
+        self.strict_loading = False  # checkpoints hold what trains; load_state_dict checks that strictly
+        self.retrieval, self.test_name = False, "test"
+        self.classnames: list[str] = []
+        self.templates: list[str] = []
+        self.metrics = nn.ModuleDict()
 
-    # What a subclass gives
-
-    @staticmethod
-    def which_weights(name: str, pretrained: str | None) -> str | None:
-        """The base model's weights, where they may be left out.
-
-        Raises:
-            UserError: They may not.
-        """
-        return pretrained
+    # Hooks for subclasses
 
     def usual_rate(self, adapter: Adapter) -> float:
-        """The learning rate of a method, where none is given."""
-        raise NotImplementedError
+        """Return the default learning rate of a method."""
+        return default_learning_rate(adapter, self.vision_only)
 
     def build(self) -> nn.Module:
-        """Loads the backbone, without an adapter, and sets `identity`; called once, when classes are known."""
+        """Load the backbone, without an adapter, and set `identity`; called once, when classes are known."""
         raise NotImplementedError
 
-    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Loss (b,) of each sample of a training batch, and whether, or how far, each is right (b,).
+    def checkpoint_gradients(self, backbone: nn.Module) -> None:
+        """Make the backbone recompute activations instead of keeping them."""
+        set_gradient_checkpointing(backbone, True)
 
-        The second is None where none is right or wrong.
-        """
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Return the loss (b,) of each sample of a training batch, and how far each is right (b,), if that applies."""
         raise NotImplementedError
 
     def loss_weights(self, batch: dict[str, Any]) -> Tensor:
-        """Weight (b,) of each sample's loss: they make the sum over a window's micro-batches and devices its mean."""
+        """Return the weight (b,) of each sample's loss; summed over a window and all devices this gives its mean."""
         weight: Tensor = batch["weight"]
         return weight
 
     def carried_loss(self, batch: dict[str, Any]) -> Tensor | None:
-        """A term beside the samples' losses, such as the gradient that earlier micro-batches left."""
+        """Return a term beside the samples' losses, such as the gradient that earlier micro-batches left."""
         return None
+
+    def class_logits(self, inputs: Any) -> Tensor:
+        """Return logits (b, classes) for evaluation and prediction."""
+        raise NotImplementedError
+
+    def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
+        """Update the metrics of a stage, ``val`` or ``test``, whose names begin with ``name``."""
+        raise NotImplementedError
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors beside the backbone that a prediction needs."""
+        return {}
 
     # Building
 
     def configure_model(self) -> None:
-        """Builds the backbone and injects the adapter; Lightning calls it before every run, it acts once."""
+        """Build the backbone and inject the adapter; Lightning calls it before every run, it acts once."""
         if self.backbone is not None:
             return
         backbone = self.build()
@@ -130,60 +175,21 @@ class AdaptationTask(SavedModule):
         self.adapter = self.report.adapter  # with a matched rank filled in
         if self.gradient_checkpointing:
             self.checkpoint_gradients(backbone)
-        self._execute(backbone)
+        cast_and_compile(backbone, self.adapter, self.frozen_dtype, self.torch_compile, self._trainer)
         self.backbone = backbone
         set_train_mode(backbone, self.training)  # Lightning keeps the modes it finds
-        self._ddp_params_and_buffers_to_ignore = self._untrained()
+        # Every process has frozen weights, bases and tokens from the same files and seeds: DDP need not send them.
+        frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+        self._ddp_params_and_buffers_to_ignore = frozen + [name for name, _ in self.named_buffers()]
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise UserError(
                 f"{self.adapter.method()} trains nothing in {type(self).__name__}; "
                 "a linear probe needs --model LinearHeadTask."
             )
 
-    def checkpoint_gradients(self, backbone: nn.Module) -> None:
-        """Has the backbone recompute activations instead of keeping them."""
-        set_gradient_checkpointing(backbone, True)
-
-    def join(self, adapters: AdapterSet, name: str) -> None:
-        """Takes a backbone that other tasks have, too; for prediction and evaluation.
-
-        Args:
-            adapters: The adapters of all of them.
-            name: This task's own, which becomes the active one whenever the task uses its `model`.
-        """
-        self.backbone, self.adapters, self.choice = adapters.model, adapters, name
-        self.report = report_of(self.model)
-
-    def _execute(self, backbone: nn.Module) -> None:
-        """Casts frozen weights and compiles blocks, where that was asked for."""
-        precision = str(self.trainer.precision) if self._trainer is not None else None
-        check_precision(precision, self.frozen_dtype)
-        if self.frozen_dtype != "float32" and not cast_frozen(backbone, getattr(torch, self.frozen_dtype)):
-            raise UserError(
-                f"--model.frozen_dtype {self.frozen_dtype}: {self.adapter.method()} leaves no matrix frozen to cast."
-            )
-        if self.torch_compile:
-            if getattr(self.adapter, "memory", None) == "low":
-                raise UserError(
-                    "--model.torch_compile keeps what memory: low would build again: leave out one of them, or take "
-                    "--model.gradient_checkpointing true instead of memory: low."
-                )
-            backend = "inductor" if self.torch_compile is True else self.torch_compile
-            device = self.trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
-            compile_blocks(backbone, backend, device)
-
-    def _untrained(self) -> list[str]:
-        """Frozen weights, bases, tokens: every process has them from the same files and seeds, so DDP sends none."""
-        frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
-        return frozen + [name for name, _ in self.named_buffers()]
-
     @property
     def model(self) -> nn.Module:
-        """The backbone with its adapter; a backbone that tasks share is switched to that of this task.
-
-        Raises:
-            UserError: If `configure_model` has not run.
-        """
+        """The backbone with its adapter, built by `configure_model`; a shared one is switched to its adapter."""
         if self.backbone is None:
             raise UserError("the backbone is not built yet; call configure_model() first.")
         if self.adapters is not None:
@@ -191,11 +197,11 @@ class AdaptationTask(SavedModule):
         return self.backbone
 
     def resolved(self) -> dict[str, Any]:
-        """Constructor arguments whose value was derived, for the resolved config."""
+        """Return the constructor arguments with derived values, for the resolved config."""
         return {"learning_rate": self.learning_rate, "adapter": self.adapter, "targets": self.targets}
 
     def train(self, mode: bool = True) -> "AdaptationTask":
-        """Training mode for what trains; frozen layers stay in eval mode."""
+        """Set the mode of what trains; frozen layers stay in eval mode."""
         super().train(mode)
         if self.backbone is not None:
             set_train_mode(self.model, mode)
@@ -204,7 +210,7 @@ class AdaptationTask(SavedModule):
     # Training
 
     def on_train_start(self) -> None:
-        """Starts from unmerged weights, in training mode; what was typed beats the rates of a checkpoint."""
+        """Start from unmerged weights, in training mode; typed options take precedence over a checkpoint's rates."""
         self.train()
         unmerge(self.model)
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
@@ -212,17 +218,16 @@ class AdaptationTask(SavedModule):
         take_rates(optimizer, scheduler, self.optimizer_groups())
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Makes dropout a function of the seed and the position in the run, so that a resumed run repeats it."""
+        """Make dropout a function of the seed and the position in the run, so that a resumed run repeats it."""
         position = torch.tensor(batch_idx * self.trainer.world_size + self.trainer.global_rank)
         torch.manual_seed(int(rng.words(self.seed, "dropout", position)))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Weighted sum of the samples' losses; the weights make it the exact mean over the whole window."""
-        losses, right = self.sample_losses(batch)
-        weight = self.loss_weights(batch)
+        """Return the weighted sum of the samples' losses; the weights make it the exact mean over the window."""
+        (losses, right), weight = self.sample_losses(batch), self.loss_weights(batch)
         loss: Tensor = (losses * weight).sum()
-        carried = self.carried_loss(batch)
-        loss = loss if carried is None else loss + carried
+        if (carried := self.carried_loss(batch)) is not None:
+            loss = loss + carried
         share = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
         self.log("train/loss", (losses.detach() * share).sum(), prog_bar=True)
         if right is not None:
@@ -232,38 +237,64 @@ class AdaptationTask(SavedModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips the whole gradient once per optimizer step (the official code clips every micro-batch)."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        if gradient_clip_algorithm == "value":  # Lightning's own function takes no fused optimizer
-            nn.utils.clip_grad_value_(parameters, math.inf if gradient_clip_val is None else gradient_clip_val)
-            return
-        limit = self.max_grad_norm if gradient_clip_val is None else gradient_clip_val
-        self.log("train/grad_norm", nn.utils.clip_grad_norm_(parameters, limit or math.inf))
+        """Clip the whole gradient once per optimizer step, by Lightning's options if they are given."""
+        by_value = gradient_clip_algorithm == "value"
+        limit = self.max_grad_norm if gradient_clip_val is None and not by_value else gradient_clip_val
+        norm = clip_gradients(self.parameters(), limit, by_value)
+        if norm is not None:
+            self.log("train/grad_norm", norm)
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """Groups of what trains, with their learning rates."""
+        """Return the groups of what trains, with their learning rates."""
         return parameter_groups(self.model.parameters(), self.learning_rate, self.weight_decay, self.decay_vectors)
 
     def total_steps(self) -> int:
-        """Optimizer steps of the run, from the data module's plan where there is one.
-
-        Lightning's own estimate makes the data loader, and so fixes where it starts, before a checkpoint
-        has said how far the run is.
-        """
-        plan = getattr(getattr(self.trainer, "datamodule", None), "plan", None)
-        if plan is None:
-            return int(self.trainer.estimated_stepping_batches)
-        return int(plan.steps if self.trainer.max_steps < 0 else min(plan.steps, self.trainer.max_steps))
+        """Return the optimizer steps of the run."""
+        return planned_steps(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW over what trains, its schedule per optimizer step; fused unless 16-mixed scales the gradients."""
+        """Return AdamW and its schedule per optimizer step; fused unless 16-mixed scales the gradients."""
         fused = getattr(self.trainer.precision_plugin, "scaler", None) is None and self.device.type in ("cpu", "cuda")
-        optimizer, scheduler = adamw_with_schedule(
-            self.optimizer_groups(),
-            self.total_steps(),
-            self.warmup_steps,
-            self.final_lr_fraction,
-            fused,
-            self.schedule,
-        )
+        how = (self.total_steps(), self.warmup_steps, self.final_lr_fraction, fused, self.schedule)
+        optimizer, scheduler = adamw_with_schedule(self.optimizer_groups(), *how)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Evaluation, on merged weights
+
+    def prepare_evaluation(self) -> None:
+        """Merge the adapter; subclasses prepare what all batches share."""
+        merge(self.model)
+
+    def finish_evaluation(self) -> None:
+        """Restore the frozen weights."""
+        unmerge(self.model)
+
+    def on_validation_epoch_start(self) -> None:
+        """Prepare the evaluation."""
+        self.prepare_evaluation()
+
+    def on_validation_epoch_end(self) -> None:
+        """End the evaluation."""
+        self.finish_evaluation()
+
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """Evaluate a batch of the validation split."""
+        return self.evaluate(batch, "val", "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """Evaluate a batch of the test split."""
+        return self.evaluate(batch, "test", self.test_name)
+
+    # Files
+
+    load_head, constructor, save = files.load_head, files.constructor, files.save
+    fingerprint, trained_state = files.fingerprint, files.trained_state
+    on_save_checkpoint, on_load_checkpoint = files.on_save_checkpoint, files.on_load_checkpoint
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what trains, or a whole state, strictly; statistics that it lacks become the base model's."""
+        files.check_state(self, state_dict)
+        return super().load_state_dict(state_dict, strict=False, assign=assign)

@@ -1,15 +1,26 @@
-"""What a checkpoint must have in common with the run that takes it up."""
+"""Checks of a checkpoint against the run that resumes from it, and checksums of a state."""
 
+import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from randlora_pl.utils.errors import UserError
 
 
+def checksum(start: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a text and of every bit of some tensors, with their names and shapes."""
+    digest = hashlib.sha256(start.encode())
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + value.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def check_adapter(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Refuses the checkpoint of another adapter.
+    """Refuse the checkpoint of another adapter.
 
     Args:
         theirs: ``Adapter.identity()`` of the checkpoint.
@@ -29,7 +40,7 @@ def check_adapter(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 
 
 def check_tensors(given: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: Collection[str], what: str) -> None:
-    """Refuses tensors that do not fit.
+    """Refuse tensors that do not fit.
 
     Args:
         given: What was read.

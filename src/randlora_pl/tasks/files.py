@@ -1,7 +1,8 @@
-"""What a task writes and reads again: adapter folders, and checkpoints of what trains."""
+"""Functions that tasks have as methods: adapter folders, and checkpoints that hold only what trains.
 
-import hashlib
-import inspect
+They take a task of any kind as ``Any``, because `AdaptationTask` imports this module.
+"""
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,135 +10,110 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters import Adapter, InjectionReport, save_adapter
+from randlora_pl.adapters import save_adapter
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.kept import kept_buffers, reset_buffers, update_buffers
-from randlora_pl.models import ModelIdentity
-from randlora_pl.tasks.checkpoint import check_adapter, check_tensors
-from randlora_pl.tasks.evaluation import EvaluatedModule
+from randlora_pl.tasks.checkpoint import check_adapter, check_tensors, checksum
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.signatures import whole_signature
 
 
-class SavedModule(EvaluatedModule):
-    """Files of a module with an adapter, which hold what trains and say what it belongs to.
+def load_head(task: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of `head_tensors` back from an adapter folder.
 
-    Attributes:
-        adapter: The method and its options.
-        identity: Which base model it is, once that is built.
-        report: What was adapted, once the base model is built.
-        classnames: Name of each class, or the captions.
-        templates: Prompt templates.
-        retrieval: Whether the data are captions rather than classes, so that recall is what counts.
+    Raises:
+        UserError: If they do not fit.
     """
+    own = task.head_tensors()
+    check_tensors(tensors, own, own.keys(), "the head")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
 
-    adapter: Adapter
-    identity: ModelIdentity
-    report: InjectionReport
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.strict_loading = False  # checkpoints hold what trains; load_state_dict checks that strictly
-        self.retrieval = False
-        self.classnames: list[str] = []
-        self.templates: list[str] = []
+def fingerprint(task: Any) -> str:
+    """Return a checksum of the base model, the bases and the state: equal in all processes of a run."""
+    return checksum(f"{task.report.base_hash} {task.report.fingerprint}", task.trained_state())
 
-    def head_tensors(self) -> dict[str, Tensor]:
-        """Tensors beside the backbone that a prediction needs."""
-        return {}
 
-    def load_head(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the tensors of `head_tensors` back from an adapter folder.
+def constructor(task: Any) -> dict[str, Any]:
+    """Return the constructor's arguments as JSON values, without the adapter and the options of execution."""
+    left_out = ("adapter", "frozen_dtype", "torch_compile")
+    return {name: getattr(task, name) for name in whole_signature(type(task)).parameters if name not in left_out}
 
-        Raises:
-            UserError: If they do not fit.
-        """
-        own = self.head_tensors()
-        check_tensors(tensors, own, own.keys(), "the head")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(tensors[name])
 
-    def fingerprint(self) -> str:
-        """A checksum of the base model, the bases, and every bit of the state: equal in all processes of a run."""
-        digest = hashlib.sha256(f"{self.report.base_hash} {self.report.fingerprint}".encode())
-        for name, tensor in self.trained_state().items():
-            value = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(f"{name} {tuple(tensor.shape)}".encode() + value.numpy().tobytes())
-        return digest.hexdigest()
+def save(task: Any, folder: str | Path, summary: Mapping[str, Any] | None = None) -> Path:
+    """Write the adapter folder: trained tensors, head, class names and prompts.
 
-    def constructor(self) -> dict[str, Any]:
-        """The constructor's arguments as JSON values, without the adapter and how it runs: enough to build it again."""
-        left_out = ("adapter", "frozen_dtype", "torch_compile")  # the last two are how it runs, not what it is
-        names = [name for name in inspect.signature(type(self)).parameters if name not in left_out]
-        return {name: getattr(self, name) for name in names}
+    Args:
+        task: The task.
+        folder: Where to write; an older folder is replaced at once.
+        summary: Metrics of the training, kept in the metadata.
+    """
+    arguments = task.constructor()
+    if task.identity.sha256:  # without the local path of the weights
+        arguments["pretrained"] = task.identity.pretrained
+    metadata = {
+        "task": type(task).__name__,
+        "arguments": arguments,
+        "classnames": task.classnames,
+        "templates": task.templates,
+        "captions": task.retrieval,
+        "training": dict(summary or {}),
+    }
+    base = task.identity.as_dict()
+    return save_adapter(task.model, folder, base_model=base, extra=task.head_tensors(), metadata=metadata)
 
-    def save(self, folder: str | Path, summary: Mapping[str, Any] | None = None) -> Path:
-        """Writes the adapter folder: trained tensors, head, class names and prompts.
 
-        Args:
-            folder: Where to write; an older folder is replaced at once.
-            summary: Figures of the training, kept in the metadata.
-        """
-        arguments = self.constructor()
-        if self.identity.sha256:  # where the file lies is nobody's business
-            arguments["pretrained"] = self.identity.pretrained
-        metadata = {
-            "task": type(self).__name__,
-            "arguments": arguments,
-            "classnames": self.classnames,
-            "templates": self.templates,
-            "captions": self.retrieval,
-            "training": dict(summary or {}),
-        }
-        return save_adapter(
-            self.model, folder, base_model=self.identity.as_dict(), extra=self.head_tensors(), metadata=metadata
-        )
+def trained_state(task: Any) -> dict[str, Tensor]:
+    """Return what trains, and the kept buffers that belong to it, by their names in the state dict."""
+    return _trained(task) | _own(task, kept_buffers(task.model))
 
-    def trained_state(self) -> dict[str, Tensor]:
-        """What trains, and the kept buffers that belong to it, by their names in the state dict."""
-        trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return trained | self._own(kept_buffers(self.model))
 
-    def _own(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Buffers of the model by their names in this module's state dict."""
-        wanted = {id(buffer) for buffer in buffers.values()}
-        return {name: buffer for name, buffer in self.named_buffers() if id(buffer) in wanted}
+def _trained(task: Any) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps only what trains and the kept buffers, and says what they belong to."""
-        own = self.trained_state()
-        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
-        checkpoint["adapter"] = self.adapter.describe()
-        checkpoint["base_model"] = self._base_model()
 
-    def _base_model(self) -> str:
-        """Name and weights of the base model, in words."""
-        identity = self.identity
-        return f"{identity.library} {identity.name} {identity.pretrained} (weights {self.report.base_hash[:12]})"
+def _own(task: Any, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Buffers of the model by their names in the task's state dict."""
+    wanted = {id(buffer) for buffer in buffers.values()}
+    return {name: buffer for name, buffer in task.named_buffers() if id(buffer) in wanted}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another adapter or base model.
 
-        Raises:
-            UserError: With both values.
-        """
-        if theirs := checkpoint.get("adapter"):
-            saved = make_adapter(theirs["method"], theirs["options"], "the checkpoint")  # knows later options, too
-            check_adapter(saved.identity(), self.adapter.identity())
-        there, here = checkpoint.get("base_model", self._base_model()), self._base_model()
-        if there.rpartition("(weights")[2] != here.rpartition("(weights")[2]:  # the same weights may lie elsewhere
-            raise UserError(f"the checkpoint was trained on {there}, this run has {here}; choose the same base model.")
+def on_save_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
+    """Keep only what trains and the kept buffers, and add the adapter and the base model."""
+    own = task.trained_state()
+    checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
+    checkpoint["adapter"] = task.adapter.describe()
+    checkpoint["base_model"] = _base_model(task)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Loads what trains, or a whole state, and complains about any name that does not fit.
 
-        Statistics of the base model that are not in it become those that the base model came with.
+def _base_model(task: Any) -> str:
+    """Name and weights of the base model, in words."""
+    identity = task.identity
+    return f"{identity.library} {identity.name} {identity.pretrained} (weights {task.report.base_hash[:12]})"
 
-        Raises:
-            UserError: If a tensor that trains is missing, or one is unknown or of another shape.
-        """
-        needed = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        needed |= self._own(update_buffers(self.model)).keys()
-        check_tensors(state_dict, self.state_dict(), needed, "the checkpoint")
-        reset_buffers(self.model)
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+def on_load_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another adapter or base model.
+
+    Raises:
+        UserError: With both values.
+    """
+    if theirs := checkpoint.get("adapter"):
+        saved = make_adapter(theirs["method"], theirs["options"], "the checkpoint")  # knows later options, too
+        check_adapter(saved.identity(), task.adapter.identity())
+    there, here = checkpoint.get("base_model", _base_model(task)), _base_model(task)
+    if there.rpartition("(weights")[2] != here.rpartition("(weights")[2]:  # the same weights may lie elsewhere
+        raise UserError(f"the checkpoint was trained on {there}, this run has {here}; choose the same base model.")
+
+
+def check_state(task: Any, state_dict: Mapping[str, Any]) -> None:
+    """Refuse a state that does not fit, and reset the base model's statistics before it is loaded.
+
+    Raises:
+        UserError: If a tensor that trains is missing, or one is unknown or of another shape.
+    """
+    needed = _trained(task).keys() | _own(task, update_buffers(task.model)).keys()
+    check_tensors(state_dict, task.state_dict(), needed, "the checkpoint")
+    reset_buffers(task.model)

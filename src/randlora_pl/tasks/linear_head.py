@@ -1,6 +1,6 @@
 """Pure vision: a backbone and a linear classifier learn together (section 5.2, DINOv2 and timm models)."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,15 @@ from randlora_pl.models import (
     load_vit,
     vit_image_spec,
 )
+from randlora_pl.tasks import images
+from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_rate, check_smoothing
-from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.losses import class_losses, normalize
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.utils.errors import UserError
 
 
-class LinearHeadTask(ImageTask):
+class LinearHeadTask(AdaptationTask):
     """Fine-tunes a vision backbone with a bias-free linear head that starts at N(0, 0.01^2).
 
     Args:
@@ -34,55 +35,32 @@ class LinearHeadTask(ImageTask):
         targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
             fc2 attn mlp all conv``. Default: q/k/v and both MLP matrices of every block. In models without those,
             every linear layer of the blocks, or their convolutions where the blocks have no linear layer.
-        learning_rate: Peak learning rate of the adapter. Default: Table 8 and section C.3 for the method.
         head_learning_rate: Peak learning rate of the head. Default: 1e-3, or 0.02 for a CLIP image tower
             (its features have unit length).
         img_size: Height and width of the images in pixels; position embeddings are resized. Default: the
             model's own, 224 for DINOv2.
-        weight_decay: Decay of AdamW.
-        decay_vectors: Whether biases, norms and scalars decay too, as in the protocol.
-        warmup_steps: Optimizer steps of linear warm-up.
-        final_lr_fraction: Where the cosine ends, as a fraction of the learning rate.
-        max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
-        gradient_checkpointing: Recompute activations instead of keeping them.
-        frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory and saves a cast of them in each
-            step; what trains stays float32. Needs ``--trainer.precision bf16-mixed``.
-        torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor. Not
-            with ``memory: low`` or ``--trainer.strategy fsdp2``, which compiled blocks would undo.
         label_smoothing: Share of each training target that is spread evenly over all classes; 0.1 is usual.
-        seed: Selects bases, the head, initial values and dropout.
+        options: Options of every task, see `AdaptationTask`.
     """
 
-    zero_shot = False
-    blended_labels = True
+    vision_only = blended_labels = True
+    set_classes, setup = images.set_classes, images.setup
+    evaluate, predict_step = images.evaluate, images.predict_step
 
     def __init__(
         self,
         name: str = "vit_base_patch14_dinov2.lvd142m",
         pretrained: str | None = None,
         adapter: Adapter = RandLoRA(),  # noqa: B008 - adapters are descriptions and are never changed
+        *,
         targets: list[str] | None = None,
-        learning_rate: float | None = None,
         head_learning_rate: float | None = None,
         img_size: int | None = None,
-        weight_decay: float = 0.1,
-        decay_vectors: bool = True,
-        warmup_steps: int = 0,
-        final_lr_fraction: float = 0.01,
-        max_grad_norm: float | None = 1.0,
-        gradient_checkpointing: bool = False,
-        frozen_dtype: Literal["float32", "bfloat16"] = "float32",
-        torch_compile: bool | str = False,
         label_smoothing: float = 0.0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            name=name, pretrained=pretrained, adapter=adapter, targets=targets, learning_rate=learning_rate,
-            weight_decay=weight_decay, decay_vectors=decay_vectors, warmup_steps=warmup_steps,
-            final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
-            gradient_checkpointing=gradient_checkpointing, frozen_dtype=frozen_dtype, torch_compile=torch_compile,
-            seed=seed,
-        )  # fmt: skip
+        weights = images.needed_weights(name, pretrained)
+        super().__init__(name=name, pretrained=weights, adapter=adapter, targets=targets, **options)
         check_rate("head_learning_rate", head_learning_rate)
         self.label_smoothing = check_smoothing(label_smoothing)
         self.is_clip = library_of(name) == "open_clip"
@@ -108,9 +86,9 @@ class LinearHeadTask(ImageTask):
             self.head.weight.copy_(0.01 * start[0])
         return backbone
 
-    def build_on(self, other: ImageTask) -> None:
+    def build_on(self, other: AdaptationTask) -> None:
         """A head of the other's width, to be loaded."""
-        super().build_on(other)
+        self.identity = other.identity
         self._make_head(other.head_tensors()["head"].shape[1])
 
     def _make_head(self, features: int) -> None:

@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+SCHEDULES = ("cosine", "linear")
 
 
 def parameter_groups(
@@ -25,9 +27,6 @@ def parameter_groups(
     vectors = [p for p in parameters if p.dim() <= 1]
     groups = [(matrices, weight_decay), (vectors, weight_decay if decay_vectors else 0.0)]
     return [{"params": some, "lr": learning_rate, "weight_decay": decay} for some, decay in groups if some]
-
-
-SCHEDULES = ("cosine", "linear")
 
 
 def schedule_factor(step: int, total: int, warmup: int, final: float, schedule: str = "cosine") -> float:
@@ -84,3 +83,33 @@ def take_rates(optimizer: Optimizer, scheduler: LambdaLR, groups: Sequence[dict[
         group["weight_decay"], group["initial_lr"] = own["weight_decay"], own["lr"]
         group["lr"] = own["lr"] * factor(scheduler.last_epoch)
         group["eps"] = own.get("eps", group["eps"])
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None, by_value: bool) -> Tensor | None:
+    """Clip the whole gradient once per optimizer step (the official code clips every micro-batch).
+
+    Args:
+        parameters: All parameters; frozen ones are left out.
+        limit: Greatest norm, or greatest value; None for no limit.
+        by_value: Clip each value instead of the norm.
+
+    Returns:
+        The norm before clipping; None for values.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    if by_value:  # Lightning's own function takes no fused optimizer
+        nn.utils.clip_grad_value_(trained, math.inf if limit is None else limit)
+        return None
+    return nn.utils.clip_grad_norm_(trained, limit or math.inf)
+
+
+def planned_steps(trainer: Any) -> int:
+    """Return the optimizer steps of the run, from the data module's plan if it has one.
+
+    Lightning's own estimate makes the data loader, and so fixes where it starts, before a checkpoint
+    has said how far the run is.
+    """
+    plan = getattr(getattr(trainer, "datamodule", None), "plan", None)
+    if plan is None:
+        return int(trainer.estimated_stepping_batches)
+    return int(plan.steps if trainer.max_steps < 0 else min(plan.steps, trainer.max_steps))

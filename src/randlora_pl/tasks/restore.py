@@ -6,13 +6,15 @@ from typing import Any
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.io.save_load import place_adapter
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.text_head import TextHeadTask
 from randlora_pl.tasks.vision_language import VisionLanguageTask
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import find_weights
+
+ImageTask = VisionLanguageTask | TextHeadTask | LinearHeadTask
+"""The tasks on images."""
 
 TASKS: dict[str, type[ImageTask]] = {task.__name__: task for task in (VisionLanguageTask, TextHeadTask, LinearHeadTask)}
 
@@ -64,7 +66,7 @@ def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
     if "pretrained" not in overrides and (weights := find_weights(file.config.get("base_model", {}), file.path)):
         overrides["pretrained"] = weights
     arguments = {**metadata["arguments"], **overrides}
-    check_arguments(kind.__init__, arguments, f"{file.path}, arguments of {kind.__name__}")
+    check_arguments(kind, arguments, f"{file.path}, arguments of {kind.__name__}")
     task = kind(**arguments, adapter=file.adapter)
     task.set_classes(metadata["classnames"], metadata["templates"], metadata.get("captions", False))
     return task

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.adapters import AdapterFile, AdapterSet, read_adapter
-from randlora_pl.tasks.image import ImageTask
+from randlora_pl.adapters.operations import report_of
 from randlora_pl.tasks.linear_head import LinearHeadTask
-from randlora_pl.tasks.restore import plain_task
+from randlora_pl.tasks.restore import ImageTask, plain_task
 from randlora_pl.utils.errors import UserError
 
 
@@ -40,7 +40,8 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
             together = AdapterSet(task.build())
             first[base] = task, together
         together.load(name, file)
-        task.join(together, name)
+        task.backbone, task.adapters, task.choice = together.model, together, name
+        task.report = report_of(task.model)
         task.load_head(file.extra)
     for task in tasks.values():
         task.eval()

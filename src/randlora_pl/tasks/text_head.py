@@ -1,19 +1,20 @@
 """Vision-only CLIP: the image tower learns against a frozen head of text embeddings (section 5.2)."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.models import ImageTower, cached_text_head, clip_image_spec, load_clip
+from randlora_pl.tasks import images
+from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_smoothing
-from randlora_pl.tasks.image import ImageTask
 from randlora_pl.tasks.losses import class_losses, normalize, similarities
 from randlora_pl.utils.reuse import cached
 
 
-class TextHeadTask(ImageTask):
+class TextHeadTask(AdaptationTask):
     """Fine-tunes the image tower of a CLIP model; class embeddings of averaged prompts stay as they are.
 
     The head is made from the text tower before any adapter exists, and kept on disk under a hash of the
@@ -27,48 +28,26 @@ class TextHeadTask(ImageTask):
         targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
             fc2 attn mlp all conv``. Default: packed q/k/v and both MLP matrices of the image tower; convolutions and
             attention pool of a ResNet.
-        learning_rate: Peak learning rate. Default: Table 8 and section C.3 of the paper for the method.
-        weight_decay: Decay of AdamW.
-        decay_vectors: Whether biases, norms and scalars decay too, as in the protocol.
-        warmup_steps: Optimizer steps of linear warm-up.
-        final_lr_fraction: Where the cosine ends, as a fraction of the learning rate.
-        max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
-        gradient_checkpointing: Recompute activations instead of keeping them.
-        frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory and saves a cast of them in each
-            step; what trains stays float32. Needs ``--trainer.precision bf16-mixed``.
-        torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor. Not
-            with ``memory: low`` or ``--trainer.strategy fsdp2``, which compiled blocks would undo.
         label_smoothing: Share of each training target that is spread evenly over all classes; 0.1 is usual.
-        seed: Selects bases, initial values and dropout.
+        options: Options of every task, see `AdaptationTask`.
     """
 
-    blended_labels = True
+    zero_shot = vision_only = blended_labels = True
+    set_classes, setup = images.set_classes, images.setup
+    evaluate, predict_step = images.evaluate, images.predict_step
 
     def __init__(
         self,
         name: str = "tiny",
         pretrained: str | None = None,
         adapter: Adapter = RandLoRA(),  # noqa: B008 - adapters are descriptions and are never changed
+        *,
         targets: list[str] | None = None,
-        learning_rate: float | None = None,
-        weight_decay: float = 0.1,
-        decay_vectors: bool = True,
-        warmup_steps: int = 0,
-        final_lr_fraction: float = 0.01,
-        max_grad_norm: float | None = 1.0,
-        gradient_checkpointing: bool = False,
-        frozen_dtype: Literal["float32", "bfloat16"] = "float32",
-        torch_compile: bool | str = False,
         label_smoothing: float = 0.0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            name=name, pretrained=pretrained, adapter=adapter, targets=targets, learning_rate=learning_rate,
-            weight_decay=weight_decay, decay_vectors=decay_vectors, warmup_steps=warmup_steps,
-            final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
-            gradient_checkpointing=gradient_checkpointing, frozen_dtype=frozen_dtype, torch_compile=torch_compile,
-            seed=seed,
-        )  # fmt: skip
+        weights = images.needed_weights(name, pretrained)
+        super().__init__(name=name, pretrained=weights, adapter=adapter, targets=targets, **options)
         self.label_smoothing = check_smoothing(label_smoothing)
         self.image_spec = clip_image_spec(name, pretrained)
         self.head: Tensor
@@ -92,9 +71,9 @@ class TextHeadTask(ImageTask):
         self.register_buffer("head", head.clone(), persistent=False)
         return tower
 
-    def build_on(self, other: ImageTask) -> None:
+    def build_on(self, other: AdaptationTask) -> None:
         """A head of the other's width, to be loaded."""
-        super().build_on(other)
+        self.identity = other.identity
         features = other.head_tensors()["head"].shape[1]
         self.register_buffer("head", torch.zeros(len(self.classnames), features), persistent=False)
 

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.models import clip_image_spec, encode_prompts, load_clip
-from randlora_pl.tasks.image import ImageTask
+from randlora_pl.tasks import images
+from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.losses import WindowFeatures, caption_losses, counted_classes, normalize, similarities
 from randlora_pl.tasks.retrieval import PairCollector, recalls, unique_rows
 from randlora_pl.utils.errors import UserError
 
 
-class VisionLanguageTask(ImageTask):
+class VisionLanguageTask(AdaptationTask):
     """Fine-tunes both towers of a CLIP model on images and one caption for each.
 
     Args:
@@ -24,57 +25,33 @@ class VisionLanguageTask(ImageTask):
         targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
             fc2 attn mlp all conv``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP
             matrices of both towers; convolutions and attention pool of a ResNet.
-        learning_rate: Peak learning rate. Default: Table 8 of the paper for the method.
-        weight_decay: Decay of AdamW.
-        decay_vectors: Whether biases, norms and scalars decay too, as in the protocol.
-        warmup_steps: Optimizer steps of linear warm-up.
-        final_lr_fraction: Where the cosine ends, as a fraction of the learning rate.
-        max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
-        gradient_checkpointing: Recompute activations instead of keeping them.
-        frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory and saves a cast of them in each
-            step; what trains stays float32. Needs ``--trainer.precision bf16-mixed``.
-        torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor. Not
-            with ``memory: low`` or ``--trainer.strategy fsdp2``, which compiled blocks would undo.
         logit_scale: ``exp`` multiplies similarities by exp(logit_scale), as CLIP was trained; ``raw`` by
             logit_scale itself, as the official code does in this task.
         caption: The caption of a class, with ``{}`` for its name.
         loss_batch: ``joint`` compares an image with the captions of the whole batch of an optimizer step, on all
             devices and in all micro-batches; ``local`` with those of its own micro-batch on its own device.
         eval_prompts: ``caption`` evaluates with that caption, ``ensemble`` with the data set's templates averaged.
-        seed: Selects bases, initial values and dropout.
+        options: Options of every task, see `AdaptationTask`.
     """
 
-    vision_only = False
-    takes_captions = True
+    zero_shot = takes_captions = True
+    set_classes, setup, predict_step = images.set_classes, images.setup, images.predict_step
 
     def __init__(
         self,
         name: str = "tiny",
         pretrained: str | None = None,
         adapter: Adapter = RandLoRA(),  # noqa: B008 - adapters are descriptions and are never changed
+        *,
         targets: list[str] | None = None,
-        learning_rate: float | None = None,
-        weight_decay: float = 0.1,
-        decay_vectors: bool = True,
-        warmup_steps: int = 0,
-        final_lr_fraction: float = 0.01,
-        max_grad_norm: float | None = 1.0,
-        gradient_checkpointing: bool = False,
-        frozen_dtype: Literal["float32", "bfloat16"] = "float32",
-        torch_compile: bool | str = False,
         logit_scale: Literal["exp", "raw"] = "exp",
         caption: str = "An image of {}",
         loss_batch: Literal["joint", "local"] = "joint",
         eval_prompts: Literal["caption", "ensemble"] = "caption",
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            name=name, pretrained=pretrained, adapter=adapter, targets=targets, learning_rate=learning_rate,
-            weight_decay=weight_decay, decay_vectors=decay_vectors, warmup_steps=warmup_steps,
-            final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
-            gradient_checkpointing=gradient_checkpointing, frozen_dtype=frozen_dtype, torch_compile=torch_compile,
-            seed=seed,
-        )  # fmt: skip
+        weights = images.needed_weights(name, pretrained)
+        super().__init__(name=name, pretrained=weights, adapter=adapter, targets=targets, **options)
         if "{}" not in caption:
             raise UserError(f"caption is {caption!r}: it needs {{}} where the class name goes (--model.caption).")
         self.logit_scale, self.caption, self.eval_prompts = logit_scale, caption, eval_prompts
@@ -91,9 +68,9 @@ class VisionLanguageTask(ImageTask):
         self._take_tokenizer(clip.tokenizer)
         return clip.model
 
-    def build_on(self, other: ImageTask) -> None:
+    def build_on(self, other: AdaptationTask) -> None:
         """The captions of this task's own classes, tokenized."""
-        super().build_on(other)
+        self.identity = other.identity
         self._take_tokenizer(other.tokenizer)
 
     def _take_tokenizer(self, tokenizer: Any) -> None:
@@ -177,7 +154,7 @@ class VisionLanguageTask(ImageTask):
     def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
         """Loss and accuracy for classes; for captions it collects what recall needs."""
         if not self.retrieval:
-            return super().evaluate(batch, stage, name)
+            return images.evaluate(self, batch, stage, name)
         features = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
         rows = torch.from_numpy(self.trainer.datamodule.samples(stage).rows).to(self.device)  # type: ignore[attr-defined]
         self._pairs.add(features, rows[batch["index"]], batch["label"], batch["weight"])

@@ -1,5 +1,6 @@
 """JSON schema of adapter files, checked on reading so that later code can rely on it."""
 
+import inspect
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -115,7 +116,7 @@ def check_arguments(
     """Raise an error if an argument from a file is unknown to a function or has the wrong type.
 
     Args:
-        function: A function or constructor with annotated parameters.
+        function: A function or class with annotated parameters.
         values: Arguments by name, from JSON or YAML.
         source: File that the values were read from, for the message.
         hint: End of the message.
@@ -123,7 +124,7 @@ def check_arguments(
     Raises:
         UserError: An argument does not fit; the message names the first one.
     """
-    hints = get_type_hints(function)
+    hints = {name: option.annotation for name, option in inspect.signature(function).parameters.items()}
     name = next((name for name in values if name not in hints), None)
     wrong = f"{name} is unknown" if name is not None else None
     wrong = wrong or next(

@@ -191,7 +191,7 @@ def make_adapter(method: str, options: Mapping[str, Any], source: object, hint: 
         adapter = METHODS[method](**made)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{source}: {method} does not take these options ({error}).") from None
-    check_arguments(METHODS[method].__init__, made, f"{source}, options of {method}", hint)
+    check_arguments(METHODS[method], made, f"{source}, options of {method}", hint)
     return adapter
 
 

@@ -13,9 +13,9 @@ from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.bench.flops import counter
 from randlora_pl.experiments.sweep.description import Tree
 from randlora_pl.experiments.sweep.texts import is_text, text_steps
-from randlora_pl.language.tasks.base import LanguageTask
 from randlora_pl.language.tasks.meta import meta_backbone, operations_per_token, usual_targets
 from randlora_pl.language.tasks.restore import TASKS as LANGUAGE
+from randlora_pl.language.tasks.restore import LanguageTask
 from randlora_pl.models import ImageTower, clip_image_spec, library_of, meta_clip, meta_vit, vit_image_spec
 from randlora_pl.tasks import ImageTask, LinearHeadTask, VisionLanguageTask
 from randlora_pl.tasks.base import AdaptationTask

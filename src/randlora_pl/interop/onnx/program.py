@@ -18,8 +18,7 @@ from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import refuse_texts
 from randlora_pl.models import ImageTower, load_clip
-from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
-from randlora_pl.tasks.image import ImageTask
+from randlora_pl.tasks import ImageTask, LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.version import __version__
 

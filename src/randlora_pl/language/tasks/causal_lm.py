@@ -1,6 +1,7 @@
 """Fine-tuning of decoders on prompts and completions (section 5.4 and appendix B.2 of the paper)."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -20,13 +21,14 @@ from randlora_pl.language.models.generate import (
 from randlora_pl.language.models.loading import Quantize, load_causal
 from randlora_pl.language.models.targets import known_targets
 from randlora_pl.language.models.tokenization import IGNORED, collate, encode_prompt, pad_id
-from randlora_pl.language.tasks.base import LanguageTask
+from randlora_pl.language.tasks import common
 from randlora_pl.language.tasks.generated import cleaned, corpus_scores, gathered
+from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_option
 from randlora_pl.utils.errors import UserError
 
 
-class CausalLMTask(LanguageTask):
+class CausalLMTask(AdaptationTask):
     """Fine-tunes a decoder of transformers to write completions.
 
     The loss of an optimizer step is the mean over its learned tokens, or over its samples, exactly: also with gradient
@@ -43,14 +45,10 @@ class CausalLMTask(LanguageTask):
         targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
             fc2 attn mlp all``. Default: what the paper adapts in this family of models (q, k, v, and the MLP's up and
             down projections; q, v and both of the MLP in GPT-2), or every linear layer of the blocks.
-        learning_rate: Peak learning rate. Default: 1e-4, 1e-2 for VeRA, as in the paper's scripts.
         schedule: After the warm-up: a ``linear`` or ``cosine`` decay.
-        warmup_steps: Optimizer steps of linear warm-up.
         final_lr_fraction: Where the schedule ends, as a fraction of the learning rate.
         weight_decay: Decay of AdamW.
-        decay_vectors: Whether biases, norms and scalars decay too.
         adam_eps: What AdamW adds to the root of the second moment.
-        max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
         loss_average: ``tokens`` weighs every learned token of an optimizer step alike, ``samples`` every sample.
         label_smoothing: Share of each label that is spread over the vocabulary.
         evaluation: Answers of the tests: ``generate`` writes them, ``likelihood`` takes the likeliest option.
@@ -58,18 +56,16 @@ class CausalLMTask(LanguageTask):
         max_new_tokens: Most tokens of an answer.
         length_penalty: Exponent of the length by which a beam's log-likelihood is divided.
         no_repeat_ngram: No sequence of so many tokens is written twice; 0 for no such rule.
-        gradient_checkpointing: Recompute activations instead of keeping them.
-        frozen_dtype: ``bfloat16`` loads the model in half the memory; what trains stays float32. Needs
-            ``--trainer.precision bf16-mixed``.
-        torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor.
-        seed: Selects bases, initial values and dropout, and random weights.
+        options: Options of every task, see `AdaptationTask`.
 
     Attributes:
-        written: What the model wrote in the last test, and how it was graded, a record for each question.
+        auto: Name of the class of transformers that loads the whole model again.
+        written: A record of each question of the last test: the model's text and its grade.
     """
 
     data_module = "randlora_pl.language.TextData"
     auto = "AutoModelForCausalLM"
+    usual_rate, train, checkpoint_gradients = common.usual_rate, common.train, common.checkpoint_gradients
 
     def __init__(
         self,
@@ -79,15 +75,12 @@ class CausalLMTask(LanguageTask):
         config_overrides: dict[str, Any] | None = None,
         quantize: Quantize | None = None,
         adapter: Adapter = RandLoRA(rank=10),  # noqa: B008 - adapters are descriptions and are never changed
+        *,
         targets: list[str] | None = None,
-        learning_rate: float | None = None,
         schedule: Literal["linear", "cosine"] = "linear",
-        warmup_steps: int = 0,
         final_lr_fraction: float = 0.0,
         weight_decay: float = 0.0,
-        decay_vectors: bool = True,
         adam_eps: float = 1e-8,
-        max_grad_norm: float | None = 1.0,
         loss_average: Literal["tokens", "samples"] = "tokens",
         label_smoothing: float = 0.0,
         evaluation: Literal["generate", "likelihood"] = "generate",
@@ -95,24 +88,19 @@ class CausalLMTask(LanguageTask):
         max_new_tokens: int = 32,
         length_penalty: float = 1.0,
         no_repeat_ngram: int = 0,
-        gradient_checkpointing: bool = False,
-        frozen_dtype: Literal["float32", "bfloat16"] = "float32",
-        torch_compile: bool | str = False,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(
-            name=name, pretrained=pretrained, tokenizer=tokenizer, config_overrides=config_overrides, adapter=adapter,
-            targets=targets, learning_rate=learning_rate, weight_decay=weight_decay, decay_vectors=decay_vectors,
-            warmup_steps=warmup_steps, final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
-            gradient_checkpointing=gradient_checkpointing, frozen_dtype=frozen_dtype, torch_compile=torch_compile,
-            seed=seed,
+            name=name, pretrained=pretrained, adapter=adapter, targets=targets, weight_decay=weight_decay,
+            final_lr_fraction=final_lr_fraction, **options,
         )  # fmt: skip
         check_option("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "a number from 0 to below 1")
         check_option("adam_eps", adam_eps, adam_eps > 0, "a positive number")
         check_option("num_beams", num_beams, 0 < num_beams <= 1000, "a number from 1 to 1,000")
         check_option("max_new_tokens", max_new_tokens, max_new_tokens > 0, "a positive number")
         check_option("no_repeat_ngram", no_repeat_ngram, no_repeat_ngram >= 0, "0 or a positive number")
-        self.quantize = quantize
+        self.tokenizer = common.chosen_tokenizer(tokenizer, pretrained)
+        self.config_overrides, self.quantize = config_overrides, quantize
         self.schedule, self.loss_average, self.label_smoothing = schedule, loss_average, label_smoothing
         self.evaluation, self.adam_eps = evaluation, adam_eps
         self.num_beams, self.max_new_tokens = num_beams, max_new_tokens
@@ -120,8 +108,18 @@ class CausalLMTask(LanguageTask):
         self.written: list[dict[str, Any]] = []
         self._texts: dict[int, str] = {}
 
-    def load(self) -> nn.Module:
-        """The decoder."""
+    @cached_property
+    def vocabulary(self) -> Any:
+        """The tokenizer; the data module asks for it."""
+        return common.task_tokenizer(self)
+
+    def completed(self, backbone: nn.Module) -> Any:
+        """Return the whole model of transformers around a backbone that `build` has just made: the backbone itself."""
+        return backbone
+
+    def build(self) -> nn.Module:
+        """Load the decoder."""
+        self.identity = common.identity_of(self)
         model = load_causal(
             self.name,
             self.pretrained,

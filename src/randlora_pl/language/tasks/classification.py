@@ -22,13 +22,14 @@ from randlora_pl.language.models.classifier import (
 )
 from randlora_pl.language.models.targets import known_targets
 from randlora_pl.language.models.tokenization import collate_sentences, encode_sentences, pad_id
-from randlora_pl.language.tasks.base import LanguageTask
+from randlora_pl.language.tasks import common
+from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_option
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.utils.errors import UserError
 
 
-class TextClassificationTask(LanguageTask):
+class TextClassificationTask(AdaptationTask):
     """Fine-tunes an encoder of transformers to tell classes of texts, or to score them.
 
     The encoder is frozen beside its adapter; the classification head trains as a whole, at the same learning rate, and
@@ -45,27 +46,23 @@ class TextClassificationTask(LanguageTask):
         targets: What it attaches to: regular expressions over layer names of the encoder or the aliases ``qkv q k v
             kv o fc1 fc2 attn mlp all``. Default: the paper's for this kind of model (all dense layers of RoBERTa), or
             q, k, v and the MLP's projections, or every linear layer of the blocks.
-        learning_rate: Peak learning rate, of the head too. Default: 1e-4, 1e-2 for VeRA, as in the paper's scripts.
         schedule: After the warm-up: a ``linear`` or ``cosine`` decay.
         warmup_fraction: Share of the optimizer steps that are linear warm-up.
         final_lr_fraction: Where the schedule ends, as a fraction of the learning rate.
         weight_decay: Decay of AdamW.
-        decay_vectors: Whether biases, norms and scalars decay too.
-        max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
         head_dropout: Dropout of the head; the frozen encoder has none.
-        gradient_checkpointing: Recompute activations instead of keeping them.
-        frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory; what trains stays float32. Needs
-            ``--trainer.precision bf16-mixed``.
-        torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor.
-        seed: Selects bases, the head, initial values and dropout, and random weights.
+        options: Options of every task, see `AdaptationTask`.
 
     Attributes:
+        auto: Name of the class of transformers that loads the whole model again.
         head: The classification head.
         metric: The grade that counts.
     """
 
     data_module = "randlora_pl.language.LabelledTexts"
     auto = "AutoModelForSequenceClassification"
+    fixed_options = ("warmup_steps",)  # warmup_fraction gives them
+    usual_rate, train, checkpoint_gradients = common.usual_rate, common.train, common.checkpoint_gradients
 
     def __init__(
         self,
@@ -74,29 +71,22 @@ class TextClassificationTask(LanguageTask):
         tokenizer: str | None = None,
         config_overrides: dict[str, Any] | None = None,
         adapter: Adapter = RandLoRA(rank=64),  # noqa: B008 - adapters are descriptions and are never changed
+        *,
         targets: list[str] | None = None,
-        learning_rate: float | None = None,
         schedule: Literal["linear", "cosine"] = "linear",
         warmup_fraction: float = 0.06,
         final_lr_fraction: float = 0.0,
         weight_decay: float = 0.0,
-        decay_vectors: bool = True,
-        max_grad_norm: float | None = 1.0,
         head_dropout: float = 0.0,
-        gradient_checkpointing: bool = False,
-        frozen_dtype: Literal["float32", "bfloat16"] = "float32",
-        torch_compile: bool | str = False,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(
-            name=name, pretrained=pretrained, tokenizer=tokenizer, config_overrides=config_overrides, adapter=adapter,
-            targets=targets, learning_rate=learning_rate, weight_decay=weight_decay, decay_vectors=decay_vectors,
-            warmup_steps=0, final_lr_fraction=final_lr_fraction, max_grad_norm=max_grad_norm,
-            gradient_checkpointing=gradient_checkpointing, frozen_dtype=frozen_dtype, torch_compile=torch_compile,
-            seed=seed,
+            name=name, pretrained=pretrained, adapter=adapter, targets=targets, weight_decay=weight_decay,
+            final_lr_fraction=final_lr_fraction, warmup_steps=0, **options,
         )  # fmt: skip
         check_option("warmup_fraction", warmup_fraction, 0 <= warmup_fraction < 1, "a number from 0 to below 1")
         check_option("head_dropout", head_dropout, 0 <= head_dropout < 1, "a number from 0 to below 1")
+        self.tokenizer, self.config_overrides = common.chosen_tokenizer(tokenizer, pretrained), config_overrides
         self.schedule, self.warmup_fraction, self.head_dropout = schedule, warmup_fraction, head_dropout
         self.metric: Metric | None = None
         self.head: nn.ModuleDict
@@ -140,10 +130,10 @@ class TextClassificationTask(LanguageTask):
     @cached_property
     def vocabulary(self) -> Any:
         """The tokenizer; that of bytes sets its end of text around and between sentences."""
-        return self.own_tokenizer(sentences=True)
+        return common.task_tokenizer(self, sentences=True)
 
-    def load(self) -> nn.Module:
-        """The encoder; makes the head beside it.
+    def build(self) -> nn.Module:
+        """Load the encoder, and make the head beside it.
 
         Raises:
             UserError: There are no classes yet, the model cannot be had, or texts are longer than its positions.
@@ -158,6 +148,7 @@ class TextClassificationTask(LanguageTask):
             seed=self.seed,
             overrides=self.config_overrides,
         )
+        self.identity = common.identity_of(self)
         encoder, self.head = split(whole)
         set_dropout(self.head, self.head_dropout)
         self._whole = (whole,)  # not as a module of its own: its parts are, encoder and head
@@ -209,10 +200,11 @@ class TextClassificationTask(LanguageTask):
 
     # Evaluation
 
-    def _evaluate(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
+    def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
+        """Collect the predictions of a batch."""
         logits, counts, labels = self.class_logits(batch), batch["weight"] > 0, batch["labels"]
         predicted = logits.argmax(1) if self.classnames else logits[:, 0]
-        metric = self.metrics[split]
+        metric = self.metrics[stage]
         assert isinstance(metric, Predictions)
         metric.update(predicted[counts], labels[counts], self._losses(logits, labels)[0][counts])
         found = {"label": labels, "index": batch["index"], "weight": batch["weight"]}
@@ -227,14 +219,6 @@ class TextClassificationTask(LanguageTask):
         own = grades(self.metric, found["predicted"], found["labels"])
         for key, value in {**own, "score": own[self.metric], "loss": found["loss"]}.items():
             self.log(f"{name}/{key}", value, prog_bar=key == self.metric)
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Takes the predictions of a batch."""
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Takes the predictions of a batch."""
-        return self._evaluate(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
         """Grades all predictions."""

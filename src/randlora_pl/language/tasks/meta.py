@@ -10,8 +10,8 @@ from randlora_pl.language.catalog import KNOWN
 from randlora_pl.language.models.classifier import split
 from randlora_pl.language.models.loading import RANDOM, model_config
 from randlora_pl.language.models.targets import known_targets
-from randlora_pl.language.tasks.base import LanguageTask
 from randlora_pl.language.tasks.classification import TextClassificationTask
+from randlora_pl.language.tasks.restore import LanguageTask
 
 
 def meta_backbone(task: LanguageTask) -> nn.Module | None:

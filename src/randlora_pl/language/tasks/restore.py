@@ -6,7 +6,6 @@ from typing import Any
 from torch import nn
 
 from randlora_pl.adapters import AdapterFile, read_adapter
-from randlora_pl.language.tasks.base import LanguageTask
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tasks.classification import TextClassificationTask
 from randlora_pl.tasks.restore import make_ready
@@ -14,6 +13,9 @@ from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError
 
 LIBRARY = "transformers"
+LanguageTask = CausalLMTask | TextClassificationTask
+"""The tasks on texts."""
+
 TASKS: dict[str, type[LanguageTask]] = {task.__name__: task for task in (CausalLMTask, TextClassificationTask)}
 
 
@@ -47,7 +49,7 @@ def plain_task(file: AdapterFile, **overrides: Any) -> LanguageTask:
     if kind is None:
         raise UserError(f"{file.path} was saved by no language task; load_adapter(model, folder) takes it in Python.")
     arguments = {**file.metadata["arguments"], **overrides}
-    check_arguments(kind.__init__, arguments, f"{file.path}, arguments of {kind.__name__}")
+    check_arguments(kind, arguments, f"{file.path}, arguments of {kind.__name__}")
     task = kind(**arguments, adapter=file.adapter)
     if isinstance(task, TextClassificationTask):
         task.set_classes(file.metadata["classnames"])

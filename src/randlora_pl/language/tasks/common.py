@@ -1,0 +1,52 @@
+"""Functions of both tasks on texts: learning rates, the tokenizer, and the identity of a model of transformers."""
+
+from typing import Any
+
+from torch import nn
+
+from randlora_pl.adapters import Adapter
+from randlora_pl.language.models.loading import RANDOM, checkpoint_blocks, identity_name, set_checkpointing_mode
+from randlora_pl.language.models.tokenizers import BYTES, load_tokenizer
+from randlora_pl.models import ModelIdentity
+from randlora_pl.tasks.base import AdaptationTask
+
+_RATES = {"VeRA": 1e-2, "FullFineTuning": 1e-5}
+"""Learning rates that differ from the released scripts' 1e-4 (commonsense and GLUE)."""
+_USUAL_RATE = 1e-4
+
+
+def usual_rate(task: AdaptationTask, adapter: Adapter) -> float:
+    """Return the learning rate of the released scripts; DoRA has that of its inner method."""
+    return _RATES.get(getattr(adapter, "inner", adapter).method(), _USUAL_RATE)
+
+
+def chosen_tokenizer(tokenizer: str | None, pretrained: str | None) -> str | None:
+    """Return the tokenizer option: ``bytes`` by default for random weights."""
+    return tokenizer or (BYTES if pretrained == RANDOM else None)
+
+
+def task_tokenizer(task: Any, sentences: bool = False) -> Any:
+    """Load the tokenizer of a task: its own option, else the tokenizer of its weights (see `load_tokenizer`)."""
+    for option, source in (("tokenizer", task.tokenizer), ("pretrained", task.pretrained)):
+        if source:
+            return load_tokenizer(source, sentences, f"--model.{option}")
+    return load_tokenizer(task.name, sentences, "--model.name")
+
+
+def identity_of(task: AdaptationTask) -> ModelIdentity:
+    """Return the identity of the base model of a task."""
+    seed = task.seed if task.pretrained == RANDOM else None
+    return ModelIdentity("transformers", identity_name(task.name), task.pretrained or task.name, None, seed)
+
+
+def checkpoint_gradients(task: AdaptationTask, backbone: nn.Module) -> None:
+    """Make the blocks recompute their activations."""
+    checkpoint_blocks(backbone)
+
+
+def train(task: AdaptationTask, mode: bool = True) -> AdaptationTask:
+    """Set the mode of what trains; blocks that recompute must take themselves for training, too."""
+    AdaptationTask.train(task, mode)
+    if task.backbone is not None and task.gradient_checkpointing:
+        set_checkpointing_mode(task.backbone, mode)
+    return task

@@ -1,0 +1,101 @@
+"""Functions that the tasks on images have as methods: classes and their prompts, accuracy, and predictions."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from randlora_pl.models import library_of
+from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.utils.errors import UserError
+
+MOST_CLASSES = 50_000
+"""The largest published sets have 22,000; a file that says more costs minutes of encoding and a table of gigabytes."""
+
+
+def needed_weights(name: str, pretrained: str | None) -> str | None:
+    """Return the weights to load: by default those in the name of a timm model, and the shipped ones for ``tiny``.
+
+    Raises:
+        UserError: The name includes no weights. Random weights must be asked for.
+    """
+    if pretrained is None and name != "tiny":
+        if library_of(name) == "open_clip" or "." not in name:
+            raise UserError(
+                f"--model.pretrained is missing: {name} needs weights. Give a tag (`randlora-pl models` shows "
+                "some), 'timm' for a timm model, a file, or 'random'."
+            )
+        return "timm"  # the weights of the tag in the name
+    return pretrained
+
+
+def set_classes(task: AdaptationTask, classnames: list[str], templates: list[str], captions: bool = False) -> None:
+    """Name the classes; Lightning's `setup` takes them from the data module.
+
+    Args:
+        task: A task on images.
+        classnames: Name of each class, or the captions.
+        templates: Prompt templates with one ``{}`` each.
+        captions: True if the names are captions, so that recall is what counts.
+
+    Raises:
+        UserError: If there are fewer than two, or the task was built for others or cannot do with captions.
+    """
+    if captions and not task.takes_captions:
+        raise UserError(f"{type(task).__name__} needs classes, and these are captions: use VisionLanguageTask.")
+    task.retrieval = captions
+    if task.backbone is not None and classnames != task.classnames:
+        raise UserError(
+            f"the task was built for {len(task.classnames)} classes {task.classnames[:3]}..., the data have "
+            f"{len(classnames)} classes {classnames[:3]}...; make a new task."
+        )
+    if len(classnames) < 2:
+        raise UserError(f"there is only the class {classnames}; a classifier needs two or more.")
+    if len(classnames) > MOST_CLASSES and not captions:  # each is encoded, and counted against each other one
+        raise UserError(f"there are {len(classnames):,} classes; at most {MOST_CLASSES:,} can be told apart.")
+    task.classnames, task.templates = list(classnames), list(templates)
+    for stage in ("val", "test"):
+        accuracy = MulticlassAccuracy(len(classnames), average="micro")
+        task.metrics[f"{stage}_meters"] = MetricCollection({"loss": MeanMetric(), "acc": accuracy})
+
+
+def setup(task: AdaptationTask, stage: str) -> None:
+    """Take class names and prompts from the data module.
+
+    Raises:
+        UserError: If there are none, or the task was built for others.
+    """
+    datamodule = getattr(task.trainer, "datamodule", None)
+    if datamodule is None and not task.classnames:
+        raise UserError("the task needs a data module, or set_classes(classnames, templates) first.")
+    if datamodule is not None and (task.backbone is None or datamodule.classnames != task.classnames):
+        captions = getattr(getattr(datamodule, "row", None), "captions", False)
+        set_classes(task, datamodule.classnames, datamodule.templates, captions)
+
+
+def evaluate(task: AdaptationTask, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
+    """Update and log loss and accuracy of the samples that count (weight above zero)."""
+    logits = task.class_logits(batch["image"]).float()
+    counts, meters, labels = batch["weight"] > 0, task.metrics[f"{stage}_meters"], batch["label"]
+    assert isinstance(meters, MetricCollection)
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    if counts.any():
+        meters["loss"].update(losses[counts])
+        meters["acc"].update(logits[counts], labels[counts])
+    for key, metric in meters.items():
+        task.log(f"{name}/{key}", metric, on_step=False, on_epoch=True, prog_bar=stage == "val")
+    return {"logits": logits, "label": labels, "index": batch["index"], "weight": batch["weight"]}
+
+
+def predict_step(task: AdaptationTask, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    """Return class probabilities, (b, classes) float32; NaN for images that were skipped or only fill a batch.
+
+    Args:
+        task: A task on images.
+        batch: Of the data module's test images, or of `randlora_pl.data.open_images`.
+        batch_idx: Index of the batch.
+    """
+    counts = batch["weight"] > 0 if "weight" in batch else batch["readable"]
+    shares = task.class_logits(batch["image"]).float().softmax(1)
+    return shares.masked_fill(~counts[:, None], float("nan"))
