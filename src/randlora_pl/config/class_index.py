@@ -41,7 +41,7 @@ class ClassSource:
         summary: First line of its docstring.
         bases: Names of its base classes.
         options: Arguments of its constructor by name, with those of base classes that it passes on.
-        constants: Constants among its own class attributes, by name.
+        constants: Constants, and tuples of constants, among its own class attributes, by name.
     """
 
     name: str
@@ -89,37 +89,25 @@ def _options(function: ast.FunctionDef, docs: dict[str, str]) -> dict[str, Optio
 
 def _constants(node: ast.ClassDef) -> dict[str, Any]:
     return {
-        target.id: item.value.value
+        target.id: ast.literal_eval(item.value)
         for item in node.body
-        if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
+        if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant | ast.Tuple)
+        if all(isinstance(each, ast.Constant) for each in getattr(item.value, "elts", ()))
         for target in item.targets
         if isinstance(target, ast.Name)
     }
 
 
-@dataclass(frozen=True)
-class _Passed:
-    """Options that a constructor passes on to its bases: all but the fixed ones; none if ``passes`` is False.
+_Read = dict[str, tuple[ClassSource, dict[str, str] | None]]
 
-    Attributes:
-        rooms: Package of this project by name of a base class that the file imports.
+
+def _read(file: Path, module: str) -> _Read:
+    """Return the classes of one file.
+
+    Each has the room of every name that the file imports from this project, or None if its constructor passes no
+    options on to its bases.
     """
-
-    passes: bool
-    fixed: frozenset[str]
-    rooms: dict[str, str]
-
-
-def _fixed(init: ast.FunctionDef | None) -> frozenset[str]:
-    """Names of the options that a constructor itself gives to its base: ``super().__init__(name=...)``."""
-    calls = [node for node in ast.walk(init) if isinstance(node, ast.Call)] if init else []
-    supers = [call for call in calls if ast.unparse(call.func) == "super().__init__"]
-    return frozenset(word.arg for call in supers for word in call.keywords if word.arg)
-
-
-def _read(file: Path, module: str) -> dict[str, tuple[ClassSource, _Passed]]:
-    """Return the classes of one file, each with the options that its constructor passes on."""
-    found: dict[str, tuple[ClassSource, _Passed]] = {}
+    found: _Read = {}
     text = file.read_text(encoding="utf-8")
     body = ast.parse(text).body if "\nclass " in text else []
     rooms = {
@@ -141,8 +129,7 @@ def _read(file: Path, module: str) -> dict[str, tuple[ClassSource, _Passed]]:
             _options(init, _argument_help(docstring)) if init else {},
             _constants(node),
         )
-        passes = init is None or init.args.kwarg is not None
-        found[node.name] = (source, _Passed(passes, _fixed(init), rooms))
+        found[node.name] = (source, rooms if init is None or init.args.kwarg is not None else None)
     return found
 
 
@@ -153,21 +140,21 @@ def read_classes(package: str) -> dict[str, ClassSource]:
     Args:
         package: Name of a folder below ``randlora_pl``.
     """
-    raw: dict[str, tuple[ClassSource, _Passed]] = {}
+    raw: _Read = {}
     for file in sorted((PACKAGE / package).rglob("*.py")):
         parts = file.relative_to(PACKAGE).with_suffix("").parts
         raw |= _read(file, ".".join(["randlora_pl", *parts]))
 
     def complete(name: str) -> dict[str, Option]:
-        source, passed = raw[name]
+        source, rooms = raw[name]
         inherited: dict[str, Option] = {}
-        for base in source.bases if passed.passes else ():
+        for base in source.bases if rooms is not None else ():
             if base in raw:
                 inherited |= complete(base)
-            elif base in passed.rooms:
-                inherited |= read_classes(passed.rooms[base])[base].options
-        inherited = {key: value for key, value in inherited.items() if key not in passed.fixed}
-        return source.options | {key: value for key, value in inherited.items() if key not in source.options}
+            elif rooms and base in rooms:
+                inherited |= read_classes(rooms[base])[base].options
+        known = {*source.options, *source.constants.get("fixed_options", ())}
+        return source.options | {key: value for key, value in inherited.items() if key not in known}
 
     return {name: replace(source, options=complete(name)) for name, (source, _) in raw.items()}
 

@@ -3,8 +3,9 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from inspect import Signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -15,6 +16,7 @@ from randlora_pl.data.sampling.balance import ClassDraws, class_weights
 from randlora_pl.data.sampling.class_sizes import remarks
 from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.signatures import whole_signature
 
 log = logging.getLogger("randlora_pl")
 
@@ -27,32 +29,42 @@ class PlannedData(LightningDataModule):
     Args:
         batch_size: Micro-batch size per device.
         eval_batch_size: Evaluation batch size per device.
-        epochs: Passes over the training samples; None uses the dataset's default.
+        epochs: Passes over the training samples. Default: the dataset's own number (for images Table 7 of the paper,
+            and 10 for few-shot training; 3 for prompts, 10 for labelled texts).
         steps: Optimizer steps instead of epochs.
-        sampling: ``with_replacement`` or ``epochs``, see `DrawPlan`.
-        seed: Seed of the sample order.
-        num_workers: Worker processes; None chooses automatically.
-        balance: ``weights`` or ``sampler`` for classes of different sizes, see
-            `randlora_pl.data.sampling.balance`; None for no correction.
+        sampling: `epochs` (each sample once an epoch) or `with_replacement` (each draw on its own).
+        seed: Selects the few-shot images, the order and the augmentation; validation and test are the same for all.
+        num_workers: Processes that prepare batches. Default: 0 for texts and small images in memory, else up to 8.
+        balance: Correction if classes differ in size: `weights` weighs losses by the inverse size of the class,
+            `sampler` draws every class equally often. Default: none.
 
     Attributes:
+        fixed_options: Arguments of this constructor that a subclass sets itself.
         unit: Name of the samples in messages.
         plan: Sample order of the run, after ``setup("fit")``.
         skipped: Skipped unreadable samples, with the reason.
     """
 
     unit = "samples"
+    fixed_options: ClassVar[tuple[str, ...]] = ()
+    __signature__: ClassVar[Signature]
+
+    def __init_subclass__(cls) -> None:
+        """Show `inspect.signature` and `help` the options that a constructor passes on."""
+        super().__init_subclass__()
+        cls.__signature__ = whole_signature(cls)
 
     def __init__(
         self,
+        *,
         batch_size: int,
         eval_batch_size: int,
-        epochs: int | None,
-        steps: int | None,
-        sampling: str,
-        seed: int,
-        num_workers: int | None,
-        balance: str | None = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        sampling: Literal["epochs", "with_replacement"] = "epochs",
+        seed: int = 0,
+        num_workers: int | None = None,
+        balance: Literal["weights", "sampler"] | None = None,
     ) -> None:
         super().__init__()
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -117,6 +129,13 @@ class PlannedData(LightningDataModule):
             log.warning("the resumed run has another sample order than its checkpoint: %s", ", ".join(changed))
 
     # -- for subclasses
+
+    def run_facts(self) -> dict[str, Any]:
+        """Return steps and draws of the planned run; empty if none is planned."""
+        if self.plan is None:
+            return {}
+        facts = {"steps": self.plan.steps, "draws": self.plan.total_draws, "window": self.plan.window}
+        return facts | {"sampling": self.sampling} | ({"balance": self.balance} if self.balance else {})
 
     def _plan(self, samples: int, draws: int, labels: Tensor | None = None) -> None:
         """Plan the run: number of samples and draws, and the labels of samples with classes."""

@@ -2,9 +2,9 @@
 
 import hashlib
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
@@ -15,6 +15,7 @@ from randlora_pl.data.base import PlannedData
 from randlora_pl.data.catalog import registry as catalog
 from randlora_pl.data.catalog.class_names import class_names
 from randlora_pl.data.download import install as get
+from randlora_pl.data.image_splits import ImageSplits
 from randlora_pl.data.images.augment import Augment
 from randlora_pl.data.images.decode import ArrayImages
 from randlora_pl.data.images.frame import Frame
@@ -22,19 +23,12 @@ from randlora_pl.data.images.shared_cache import CachedImages, meeting
 from randlora_pl.data.images.transforms import finish
 from randlora_pl.data.loading.image_batches import EvalBatches, Late, TrainBatches, default_workers
 from randlora_pl.data.loading.loader import Batch, Loader
-from randlora_pl.data.readers.dispatch import Samples, read
+from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.readers.own import tar_shards as shards
-from randlora_pl.data.sampling import splits
 from randlora_pl.data.sampling.balance import balance_text
-from randlora_pl.data.sampling.schedule import total_draws
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.reuse import cached
 
 log = logging.getLogger("randlora_pl")
-
-FEW_SHOT_EPOCHS = 10
-SMALL_SET = 5_000
-"""Files up to which a split is kept decoded in memory."""
 
 
 class ImageData(PlannedData):
@@ -55,14 +49,9 @@ class ImageData(PlannedData):
             official code does.
         batch_size: Images of a micro-batch on each device.
         eval_batch_size: Images of an evaluation batch on each device.
-        epochs: Times that the training images are gone through; by default the data set's own number (Table 7 of
-            the paper), and 10 for few-shot training.
-        steps: Optimizer steps instead of epochs.
         min_batches_per_epoch: Few-shot sets and your own small sets count several times, until an epoch has at least
             this many optimizer steps.
         sampling: `with_replacement` (the paper: each draw on its own) or `epochs` (each image once an epoch).
-        balance: Where classes differ in size: `weights` weighs losses by the inverse size of the class, `sampler` draws
-            every class equally often. By default neither.
         crop_scale: Least and greatest share of the image that a training crop takes.
         flip: Mirror half of the training images; by default as suits the data set (not for digits).
         randaugment: Change each training image by two random operations (RandAugment) of this strength, 0 to 30; 9 is
@@ -84,9 +73,8 @@ class ImageData(PlannedData):
         templates: Prompts with {} for the class name, or a text file with one a line; by default the data set's.
         classnames: File with class names: one a line, CSV folder,name, or a JSON mapping.
         shots_file: JSON file of the chosen images: read if it exists, else written.
-        seed: Selects the few-shot images, the order and the augmentation; validation and test are the same for all.
-        num_workers: Processes that prepare batches; by default 0 for small images in memory, else up to 8.
         on_error: At an unreadable image: `raise`, or `skip` it (it gets weight 0 and is counted).
+        shared: Options of all data, see `PlannedData`.
 
     Attributes:
         classnames: Class name of each label, after `setup`.
@@ -109,11 +97,8 @@ class ImageData(PlannedData):
         train_split: str = "train",
         batch_size: int = 128,
         eval_batch_size: int = 256,
-        epochs: int | None = None,
-        steps: int | None = None,
         min_batches_per_epoch: int = 10,
-        sampling: str = "with_replacement",
-        balance: str | None = None,
+        sampling: Literal["epochs", "with_replacement"] = "with_replacement",
         crop_scale: tuple[float, float] = (0.5, 1.0),
         flip: bool | None = None,
         randaugment: int | None = None,
@@ -129,35 +114,31 @@ class ImageData(PlannedData):
         templates: list[str] | str | None = None,
         classnames: str | None = None,
         shots_file: str | None = None,
-        seed: int = 0,
-        num_workers: int | None = None,
         on_error: str = "raise",
+        **shared: Any,
     ) -> None:
         given = locals()
-        super().__init__(batch_size, eval_batch_size, epochs, steps, sampling, seed, num_workers, balance)
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, sampling=sampling, **shared)
         self.row = catalog.find(dataset)
-        options.check(given, self.row)
+        options.check({**given, **vars(self)}, self.row)
         self.augment = Augment(randaugment, mixup, cutmix)
         templates = options.read_templates(templates)
         options.check_templates(templates, self.row.captions)
         self.root = catalog.default_root() if root is None else places.root_of(str(root))
-        self.download = download
         self.shots, self.fraction, self.train_split = shots, fraction, train_split
-        self.min_batches_per_epoch = min_batches_per_epoch
+        self.download, self.min_batches_per_epoch = download, min_batches_per_epoch
         self.crop_scale = (float(crop_scale[0]), float(crop_scale[1]))
         self.flip = self.row.flip if flip is None else flip
-        self.cache_images, self.device_transforms = cache_images, device_transforms
-        self.overrides: dict[str, Any] = {"size": image_size, "mean": mean, "std": std, "interpolation": interpolation}
-        self.overrides["resize"] = resize
-        self.classnames_file, self.shots_file = classnames, shots_file
+        self.overrides = {"size": image_size, "mean": mean, "std": std, "resize": resize}
+        self.overrides["interpolation"] = interpolation
+        self.classnames_file, self.device_transforms = classnames, device_transforms
         self.skip = on_error == "skip"
         self.templates: list[str] = list(self.row.templates if templates is None else templates)
         self._default_templates = templates is None
         self.classnames: list[str] = list(self.row.classnames)
         self.frame = Frame()
-        self._splits: splits.Splits | None = None
-        self._held: dict[str, Samples] = {}
-        self._meeting_place: Path | None = None
+        subset = (shots, fraction, train_split, self.seed, shots_file)
+        self.splits = ImageSplits(self.row, self.root, *subset, cache_images)
 
     # -- what Lightning calls
 
@@ -181,37 +162,30 @@ class ImageData(PlannedData):
         if task is not None:
             name, blended = type(task).__name__, getattr(task, "blended_labels", False)
             options.check_softmax(self.augment.mixup, self.augment.cutmix, name, blended)
-        spec = getattr(task, "image_spec", None)
-        if spec is not None and self.overrides["size"] not in (None, spec.size):
-            raise UserError(
-                f"--data.image_size is {self.overrides['size']}, but the model takes images of {spec.size} pixels: "
-                "leave it out (LinearHeadTask takes another size by --model.img_size)"
-            )
-        self.frame = Frame() if spec is None else Frame.of(spec)
-        self.frame = replace(self.frame, **{name: value for name, value in self.overrides.items() if value is not None})
-        if self._splits is None:
-            row, root = self.row, self.root  # without this module, which holds more
-            make = lambda: splits.Splits(lambda split: read(row, root, split))  # noqa: E731
-            self._splits = cached("splits", (row.name, root), make)
-            own_test = stage in ("test", "predict") and self._splits.own_test
-            first = self._splits.test if own_test else self._splits.full
-            self.classnames = class_names(self.row, first.classes, self.classnames_file)
+        self.frame = Frame.of(getattr(task, "image_spec", None), self.overrides)
+        self.splits.first = self._rank == 0
+        if self.splits.found is None:
+            found = self.splits.read()
+            own_test = stage in ("test", "predict") and found.own_test
+            first = found.test if own_test else found.full
+            self.classnames = self.splits.classnames = class_names(self.row, first.classes, self.classnames_file)
             if self._default_templates and first.templates:
                 self.templates = list(first.templates)
         strategy = None if self.trainer is None or self._world == 1 else self.trainer.strategy
-        with meeting(strategy) as self._meeting_place:
+        with meeting(strategy) as self.splits.meeting_place:
             if stage in ("fit", None):
                 labels = torch.from_numpy(self.samples("train").labels)
-                self._plan(len(labels), self._draws(self.window), labels)
+                draws = self.splits.draws(self.window, self.steps, self.epochs, self.min_batches_per_epoch)
+                self._plan(len(labels), draws, labels)
             if stage in ("fit", "validate", None):
                 self.samples("val")
             if stage in ("test", "predict", None):
                 self.samples("test")
             if stage in ("validate", "test", "predict") or (stage == "fit" and self.row.own):
-                self._complain_if_empty("val" if stage == "validate" else "test")
+                self.splits.check_not_empty("val" if stage == "validate" else "test")
             if stage == "fit" and self.row.own and not self.row.captions:
-                self._remark({split: held.labels for split, held in self._held.items()}, self.classnames)
-        self._meeting_place = None
+                self._remark({split: held.labels for split, held in self.splits.held.items()}, self.classnames)
+        self.splits.meeting_place = None
 
     def train_dataloader(self) -> Loader:
         """Training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""
@@ -231,7 +205,7 @@ class ImageData(PlannedData):
         Raises:
             UserError: Validation was asked for by itself, but the model may have been trained on those images.
         """
-        if self._trains_on_val:
+        if self.splits.trains_on_val:
             why = "with --data.train_split full the validation images are trained on"
             if self.trainer is not None and self.trainer.state.fn == "validate":
                 raise UserError(f"{why}, so that there is nothing to validate with; use: randlora-pl test")
@@ -243,9 +217,7 @@ class ImageData(PlannedData):
         """Test batches of this rank (see `EvalBatches`)."""
         return self._eval("test")
 
-    def predict_dataloader(self) -> Loader:
-        """The test images in order, so that `Trainer.predict` gives a row for each of them."""
-        return self._eval("test")
+    predict_dataloader = test_dataloader  # in order, so that `Trainer.predict` gives a row for each image
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Does on the device what the workers left to it."""
@@ -267,31 +239,20 @@ class ImageData(PlannedData):
 
     def samples(self, split: str) -> Samples:
         """The samples of ``train`` (the chosen subset), ``val`` or ``test``, after `setup`."""
-        if self._splits is None:
-            raise UserError("Call setup() before asking for samples")
-        if split not in self._held:
-            samples = self._subset(self._splits) if split == "train" else getattr(self._splits, split)
-            self._warn_if_partial(split, self._splits)
-            self._held[split] = self._cached(samples, few=split == "train" and self.shots is not None)
-        return self._held[split]
+        return self.splits.samples(split)
 
     @property
     def held_out(self) -> int:
         """Images that a validation evaluates; 0 where they are trained on."""
-        return 0 if self._trains_on_val else super().held_out
-
-    @property
-    def _trains_on_val(self) -> bool:
-        return self.train_split == "full" and self._splits is not None and not self._splits.own_val
+        return 0 if self.splits.trains_on_val else super().held_out
 
     def summary(self) -> dict[str, Any]:
         """Flat facts about the data and the run, JSON-ready; splits that were not needed are left out."""
         facts: dict[str, Any] = {"dataset": self.row.name, "classes": self.num_classes, "seed": self.seed}
-        facts |= {split: len(held) for split, held in self._held.items()}
+        facts |= {split: len(held) for split, held in self.splits.held.items()}
         facts |= {"shots": self.shots, "fraction": self.fraction, "train_split": self.train_split}
         if self.plan is not None:
-            facts |= {"steps": self.plan.steps, "draws": self.plan.total_draws, "window": self.plan.window}
-            facts |= {"sampling": self.sampling} | ({"balance": self.balance} if self.balance else {})
+            facts |= self.run_facts()
             facts |= {name: value for name, value in asdict(self.augment).items() if value is not None}
         return facts | {"skipped": len(self.skipped)}
 
@@ -306,58 +267,13 @@ class ImageData(PlannedData):
 
     def write_index(self, folder: Path) -> Path | None:
         """Writes the chosen training images as ``shots.json`` into a folder; nothing where all are used."""
-        if self.shots is None and self.fraction is None:
-            return None
-        path = Path(folder) / "shots.json"
-        splits.write_index(path, self._key, self.samples("train"), self.classnames)
-        return path
+        return self.splits.write_index(folder)
 
     def reuse_index(self, folder: Path) -> None:
         """Takes the training images of an interrupted run, if it chose them by the same options."""
-        path = Path(folder) / "shots.json"
-        if self.shots_file is None and path.is_file() and splits.has_key(path, self._key):
-            self.shots_file = str(path)
+        self.splits.reuse_index(folder)
 
     # -- details
-
-    @property
-    def _key(self) -> dict[str, Any]:
-        return splits.index_key(self.row.name, self.shots, self.fraction, self.train_split, self.seed)
-
-    def _subset(self, found: splits.Splits) -> Samples:
-        samples = found.full if self.train_split == "full" else found.train
-        path = None if self.shots_file is None else Path(self.shots_file).expanduser()
-        if path is not None and path.exists():
-            return splits.read_index(path, self._key, samples)
-        chosen = splits.subset(samples, self.shots, self.fraction, self.seed, self.classnames)
-        if path is not None and self._rank == 0:
-            splits.write_index(path, self._key, chosen, self.classnames)
-        return chosen
-
-    def _warn_if_partial(self, split: str, found: splits.Splits) -> None:
-        expected, count = self.row.counts.get(split), len(getattr(found, split))
-        if expected not in (None, count):
-            log.warning(
-                "%s has %s %s images here, expected are %s; what is missing: randlora-pl data check %s --root %s",
-                self.row.name, f"{count:,}", split, f"{expected:,}", self.row.name, self.root,
-            )  # fmt: skip
-
-    def _draws(self, window: int) -> int:
-        if self.steps is not None:
-            return self.steps * window
-        default = self.row.epochs if self.shots is None else FEW_SHOT_EPOCHS
-        extend = self.shots is not None or self.row.own
-        epochs = default if self.epochs is None else self.epochs
-        least = self.min_batches_per_epoch if extend else 0
-        return total_draws(len(self.samples("train")), epochs, window, least)
-
-    def _cached(self, samples: Samples, few: bool) -> Samples:
-        small = few or len(samples) <= SMALL_SET
-        if isinstance(samples.images, ArrayImages) or not (small if self.cache_images is None else self.cache_images):
-            return samples
-        place = self._meeting_place
-        path = None if place is None else place / str(len(self._held))
-        return replace(samples, images=CachedImages(samples.images, samples.rows, path=path))
 
     def _late(self, samples: Samples) -> Late:
         """What is left to the device."""
@@ -365,7 +281,8 @@ class ImageData(PlannedData):
         if not self.device_transforms or self.trainer is None or not running:  # who iterates by hand wants floats
             return "nothing"
         device = self.trainer.strategy.root_device.type
-        changed = samples is self._held.get("train") and self.augment.randaugment is not None  # on the CPU, after crops
+        train = samples is self.splits.held.get("train")
+        changed = train and self.augment.randaugment is not None  # on the CPU, after crops
         return "crops" if device == "cuda" and isinstance(samples.images, ArrayImages) and not changed else "colors"
 
     def _processes(self, split: str) -> int:
@@ -379,10 +296,3 @@ class ImageData(PlannedData):
         samples = self.samples(split)
         batches = EvalBatches(samples, self._eval_schedule(len(samples)), self.frame, self.skip, self._late(samples))
         return Loader(batches, 0, self._processes(split), self.skipped)
-
-    def _complain_if_empty(self, split: str) -> None:
-        if not len(self.samples(split)):
-            raise UserError(
-                f"{self.row.title}: there are no {split} images; {len(self.samples('train'))} training images are too "
-                f"few to set some aside. Add images{', or a folder ' + split if self.row.name == 'folder' else ''}"
-            )

@@ -1,22 +1,11 @@
-"""Checks of a checkpoint against the run that resumes from it, and checksums of a state."""
+"""Checks of a checkpoint against the run that resumes from it."""
 
-import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from randlora_pl.utils.errors import UserError
-
-
-def checksum(start: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a text and of every bit of some tensors, with their names and shapes."""
-    digest = hashlib.sha256(start.encode())
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(f"{name} {tuple(tensor.shape)}".encode() + value.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_adapter(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -14,14 +14,7 @@ from randlora_pl.utils.errors import UserError
 def cast_and_compile(
     backbone: nn.Module, adapter: Adapter, frozen_dtype: str, torch_compile: bool | str, trainer: Any
 ) -> None:
-    """Cast frozen weights and compile blocks, as the options of a task ask.
-
-    Args:
-        backbone: The model with its adapter.
-        adapter: The method, for messages.
-        frozen_dtype: Dtype of the frozen matrices.
-        torch_compile: True, or the name of a backend.
-        trainer: Lightning's trainer, None without one.
+    """Cast frozen weights and compile blocks, as the options of a task ask; ``trainer`` may be None.
 
     Raises:
         UserError: If the options do not go together.

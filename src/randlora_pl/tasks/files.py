@@ -3,6 +3,7 @@
 They take a task of any kind as ``Any``, because `AdaptationTask` imports this module.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from randlora_pl.adapters import save_adapter
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.kept import kept_buffers, reset_buffers, update_buffers
-from randlora_pl.tasks.checkpoint import check_adapter, check_tensors, checksum
+from randlora_pl.tasks.checkpoint import check_adapter, check_tensors
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import whole_signature
 
@@ -33,7 +34,11 @@ def load_head(task: Any, tensors: Mapping[str, Tensor]) -> None:
 
 def fingerprint(task: Any) -> str:
     """Return a checksum of the base model, the bases and the state: equal in all processes of a run."""
-    return checksum(f"{task.report.base_hash} {task.report.fingerprint}", task.trained_state())
+    digest = hashlib.sha256(f"{task.report.base_hash} {task.report.fingerprint}".encode())
+    for name, tensor in task.trained_state().items():
+        value = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + value.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def constructor(task: Any) -> dict[str, Any]:

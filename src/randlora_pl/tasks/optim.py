@@ -88,13 +88,7 @@ def take_rates(optimizer: Optimizer, scheduler: LambdaLR, groups: Sequence[dict[
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None, by_value: bool) -> Tensor | None:
     """Clip the whole gradient once per optimizer step (the official code clips every micro-batch).
 
-    Args:
-        parameters: All parameters; frozen ones are left out.
-        limit: Greatest norm, or greatest value; None for no limit.
-        by_value: Clip each value instead of the norm.
-
-    Returns:
-        The norm before clipping; None for values.
+    Returns the norm before clipping; None if each value is clipped instead.
     """
     trained = [p for p in parameters if p.requires_grad]
     if by_value:  # Lightning's own function takes no fused optimizer

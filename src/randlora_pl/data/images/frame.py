@@ -1,7 +1,11 @@
 """Preprocessing of images for a model: size, normalization, and crop or padding to a square."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from randlora_pl.utils.errors import UserError
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESIZES = ("crop", "pad")
@@ -51,6 +55,16 @@ class Frame:
     resize: str = "crop"
 
     @classmethod
-    def of(cls, spec: ImageSpecLike) -> "Frame":
-        """Return the preprocessing of a model."""
-        return cls(spec.size, spec.mean, spec.std, spec.interpolation, spec.resize)
+    def of(cls, spec: ImageSpecLike | None, options: Mapping[str, Any] = MappingProxyType({})) -> "Frame":
+        """Return the preprocessing of a model, with options that are not None in place of its own values.
+
+        Raises:
+            UserError: The size is not the model's.
+        """
+        if spec is not None and options.get("size") not in (None, spec.size):
+            raise UserError(
+                f"--data.image_size is {options['size']}, but the model takes images of {spec.size} pixels: "
+                "leave it out (LinearHeadTask takes another size by --model.img_size)"
+            )
+        own = cls() if spec is None else cls(spec.size, spec.mean, spec.std, spec.interpolation, spec.resize)
+        return replace(own, **{name: value for name, value in options.items() if value is not None})

@@ -177,7 +177,7 @@ def steps(tree: Tree, classes: int | None, train: int | None) -> int | None:
         classes: Classes of its data set.
         train: Training images of its data set.
     """
-    from randlora_pl.data.module import FEW_SHOT_EPOCHS
+    from randlora_pl.data.image_splits import FEW_SHOT_EPOCHS
     from randlora_pl.data.sampling.schedule import total_draws
 
     data = tree.get("data", {})

@@ -7,6 +7,7 @@ from torch import Tensor
 from randlora_pl.data.base import PlannedData
 from randlora_pl.data.loading.loader import Loader
 from randlora_pl.data.sampling.schedule import total_draws
+from randlora_pl.data.validate import check_run
 from randlora_pl.language.data.batches import EvalBatches, Samples, TrainBatches
 from randlora_pl.language.models.tokenization import pad_id
 from randlora_pl.utils.errors import UserError
@@ -16,18 +17,20 @@ class TokenData(PlannedData):
     """Base of the data modules of texts. Subclasses read and encode.
 
     Args:
-        options: See `PlannedData`.
+        options: Options of all data, see `PlannedData`.
 
     Attributes:
-        usual_epochs: Times that the training samples are gone through where nothing is said.
+        usual_epochs: Default number of passes over the training samples.
         pad: Number to pad with, after `setup`.
     """
 
     usual_epochs = 3
     dataset: str
 
-    def __init__(self, *options: Any) -> None:
-        super().__init__(*options)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        sizes, length = (self.batch_size, self.eval_batch_size), (self.epochs, self.steps)
+        check_run(*sizes, *length, 0, self.sampling, self.num_workers)
         self._tokenizer: Any = None
         self._held: dict[str, Samples] = {}  # encoded samples by split
         self.pad = 0
@@ -90,13 +93,6 @@ class TokenData(PlannedData):
     def _labels(self) -> Tensor | None:
         """Classes (samples,) of the training samples, where they have any."""
         return None
-
-    def run_facts(self) -> dict[str, Any]:
-        """Steps and draws of the planned run; empty where none is planned."""
-        if self.plan is None:
-            return {}
-        facts = {"steps": self.plan.steps, "draws": self.plan.total_draws, "window": self.plan.window}
-        return facts | {"sampling": self.sampling} | ({"balance": self.balance} if self.balance else {})
 
     def samples_in_words(self, facts: dict[str, Any]) -> str:
         """``1,000 train, 50 val, 90 test samples``, and that there are none to test where they were looked for."""

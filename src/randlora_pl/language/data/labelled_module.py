@@ -3,13 +3,13 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from randlora_pl.data.catalog.registry import default_root
 from randlora_pl.data.sampling.balance import balance_text
-from randlora_pl.data.validate import check_balance, check_run
+from randlora_pl.data.validate import check_balance
 from randlora_pl.language.catalog import OWN_LABELLED, check_labelled
 from randlora_pl.language.data.base import TokenData
 from randlora_pl.language.data.sentence_batches import Sentences
@@ -46,13 +46,7 @@ class LabelledTexts(TokenData):
         max_length: Most tokens of a sample; what is longer is cut, counted and reported.
         batch_size: Samples of a micro-batch on each device.
         eval_batch_size: Samples of an evaluation batch on each device.
-        epochs: Times that the training samples are gone through; 10 by default, as in the paper.
-        steps: Optimizer steps instead of epochs.
-        sampling: `epochs` (each sample once an epoch) or `with_replacement`.
-        seed: Selects the order; what validates is the same for all.
-        num_workers: Processes that prepare batches; by default none, the texts are in memory as tokens.
-        balance: Where classes differ in size: `weights` weighs losses by the inverse size of the class, `sampler` draws
-            every class equally often. By default neither.
+        options: Options of all data, see `PlannedData`.
 
     Attributes:
         classnames: Name of each class, after `setup`; empty for scores.
@@ -72,16 +66,10 @@ class LabelledTexts(TokenData):
         max_length: int = 128,
         batch_size: int = 64,
         eval_batch_size: int = 64,
-        epochs: int | None = None,
-        steps: int | None = None,
-        sampling: Literal["epochs", "with_replacement"] = "epochs",
-        seed: int = 0,
-        num_workers: int | None = None,
-        balance: Literal["weights", "sampler"] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, epochs, steps, sampling, seed, num_workers, balance)
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, **options)
         check_labelled(dataset)
-        check_run(batch_size, eval_batch_size, epochs, steps, 0, sampling, num_workers)
         for name, value, least in (("validation", validation, 0), ("max_length", max_length, 4)):
             if value < least:
                 raise UserError(f"--data.{name} is {value}, but must be at least {least}")
@@ -94,7 +82,7 @@ class LabelledTexts(TokenData):
         self.root = default_root() if root is None else Path(root).expanduser()
         self.validation, self.max_length = validation, max_length
         self.scores = scores or dataset == "stsb"
-        check_balance(balance, "scores" if self.scores else "")
+        check_balance(self.balance, "scores" if self.scores else "")
         self.metric: Metric = ("pearson" if scores else "acc") if self.own else TASKS[dataset].metric
         self.classnames: list[str] = []
         self.lengths: dict[str, Lengths] = {}

@@ -3,10 +3,9 @@
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from randlora_pl.data.catalog.registry import default_root
-from randlora_pl.data.validate import check_run
 from randlora_pl.language.catalog import check_dataset
 from randlora_pl.language.data.base import TokenData
 from randlora_pl.language.data.batches import Tokens
@@ -35,17 +34,15 @@ class TextData(TokenData):
             paper's scripts.
         batch_size: Samples of a micro-batch on each device.
         eval_batch_size: Samples of an evaluation batch on each device.
-        epochs: Times that the training samples are gone through (3 in the paper, 1 in its scripts).
-        steps: Optimizer steps instead of epochs.
-        sampling: `epochs` (each sample once an epoch) or `with_replacement`.
-        seed: Selects the order; validation and tests are the same for all.
-        num_workers: Processes that prepare batches; by default none, the texts are in memory as tokens.
+        options: Options of all data, see `PlannedData`.
 
     Attributes:
         items: The questions of the tests, after `check_test` or `setup`; ``index`` of a test batch says which each is.
         lengths: What the cutoff did to the training samples, after `setup("fit")`.
         pad: Number to pad with, after `setup`.
     """
+
+    fixed_options = ("balance",)
 
     def __init__(
         self,
@@ -58,15 +55,10 @@ class TextData(TokenData):
         mask_prompt: bool | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 16,
-        epochs: int | None = None,
-        steps: int | None = None,
-        sampling: Literal["epochs", "with_replacement"] = "epochs",
-        seed: int = 0,
-        num_workers: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, epochs, steps, sampling, seed, num_workers)
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, balance=None, **options)
         check_dataset(dataset)
-        check_run(batch_size, eval_batch_size, epochs, steps, 0, sampling, num_workers)
         for name, value, least in (("validation", validation or 0, 0), ("cutoff", cutoff, 2)):
             if value < least:
                 raise UserError(f"--data.{name} is {value}, but must be at least {least}")

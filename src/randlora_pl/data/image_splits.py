@@ -1,0 +1,137 @@
+"""The images of each split: read once, the training subset chosen, and kept in memory if they are few."""
+
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.images.decode import ArrayImages
+from randlora_pl.data.images.shared_cache import CachedImages
+from randlora_pl.data.readers.dispatch import Samples, read
+from randlora_pl.data.sampling import splits
+from randlora_pl.data.sampling.schedule import total_draws
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.reuse import cached
+
+log = logging.getLogger("randlora_pl")
+
+FEW_SHOT_EPOCHS = 10
+SMALL_SET = 5_000
+"""Files up to which a split is kept decoded in memory."""
+
+
+@dataclass
+class ImageSplits:
+    """Samples of a data set by split; the fields without defaults are arguments of `ImageData`.
+
+    Attributes:
+        found: The whole splits, after `read`.
+        held: The samples that were asked for, by split.
+        classnames: Class name of each label, for the file of the chosen images.
+        first: True in the first process, which writes this file.
+        meeting_place: Folder for images in memory that all processes of a machine share.
+    """
+
+    row: Row
+    root: Path
+    shots: int | None
+    fraction: float | None
+    train_split: str
+    seed: int
+    shots_file: str | None
+    cache_images: bool | None
+    found: splits.Splits | None = None
+    held: dict[str, Samples] = field(default_factory=dict)
+    classnames: list[str] = field(default_factory=list)
+    first: bool = True
+    meeting_place: Path | None = None
+
+    def read(self) -> splits.Splits:
+        """Return the whole splits; a process reads them once."""
+        row, root = self.row, self.root  # without this object, which holds more
+        self.found = cached("splits", (row.name, root), lambda: splits.Splits(lambda split: read(row, root, split)))
+        return self.found
+
+    @property
+    def trains_on_val(self) -> bool:
+        """True if validation images are trained on."""
+        return self.train_split == "full" and self.found is not None and not self.found.own_val
+
+    def samples(self, split: str) -> Samples:
+        """Return the samples of ``train`` (the chosen subset), ``val`` or ``test``.
+
+        Raises:
+            UserError: `read` was not called.
+        """
+        if self.found is None:
+            raise UserError("Call setup() before asking for samples")
+        if split not in self.held:
+            samples = self._subset(self.found) if split == "train" else getattr(self.found, split)
+            self._warn_if_partial(split, len(getattr(self.found, split)))
+            self.held[split] = self._cached(samples, few=split == "train" and self.shots is not None)
+        return self.held[split]
+
+    def write_index(self, folder: Path) -> Path | None:
+        """Write the chosen training images as ``shots.json`` into a folder; nothing if all are used."""
+        if self.shots is None and self.fraction is None:
+            return None
+        path = Path(folder) / "shots.json"
+        splits.write_index(path, self._key, self.samples("train"), self.classnames)
+        return path
+
+    def reuse_index(self, folder: Path) -> None:
+        """Choose the training images of an interrupted run again, if it chose them by the same options."""
+        path = Path(folder) / "shots.json"
+        if self.shots_file is None and path.is_file() and splits.has_key(path, self._key):
+            self.shots_file = str(path)
+
+    def check_not_empty(self, split: str) -> None:
+        """Refuse a split without images.
+
+        Raises:
+            UserError: It has none.
+        """
+        if not len(self.samples(split)):
+            raise UserError(
+                f"{self.row.title}: there are no {split} images; {len(self.samples('train'))} training images are too "
+                f"few to set some aside. Add images{', or a folder ' + split if self.row.name == 'folder' else ''}"
+            )
+
+    def draws(self, window: int, steps: int | None, epochs: int | None, least: int) -> int:
+        """Return the draws of a run: ``steps`` windows, or ``epochs``, at least ``least`` windows each if few-shot."""
+        if steps is not None:
+            return steps * window
+        default = self.row.epochs if self.shots is None else FEW_SHOT_EPOCHS
+        extend = self.shots is not None or self.row.own
+        number = default if epochs is None else epochs
+        return total_draws(len(self.samples("train")), number, window, least if extend else 0)
+
+    @property
+    def _key(self) -> dict[str, Any]:
+        return splits.index_key(self.row.name, self.shots, self.fraction, self.train_split, self.seed)
+
+    def _subset(self, found: splits.Splits) -> Samples:
+        samples = found.full if self.train_split == "full" else found.train
+        path = None if self.shots_file is None else Path(self.shots_file).expanduser()
+        if path is not None and path.exists():
+            return splits.read_index(path, self._key, samples)
+        chosen = splits.subset(samples, self.shots, self.fraction, self.seed, self.classnames)
+        if path is not None and self.first:
+            splits.write_index(path, self._key, chosen, self.classnames)
+        return chosen
+
+    def _warn_if_partial(self, split: str, count: int) -> None:
+        expected = self.row.counts.get(split)
+        if expected not in (None, count):
+            log.warning(
+                "%s has %s %s images here, expected are %s; what is missing: randlora-pl data check %s --root %s",
+                self.row.name, f"{count:,}", split, f"{expected:,}", self.row.name, self.root,
+            )  # fmt: skip
+
+    def _cached(self, samples: Samples, few: bool) -> Samples:
+        small = few or len(samples) <= SMALL_SET
+        if isinstance(samples.images, ArrayImages) or not (small if self.cache_images is None else self.cache_images):
+            return samples
+        path = None if self.meeting_place is None else self.meeting_place / str(len(self.held))
+        return replace(samples, images=CachedImages(samples.images, samples.rows, path=path))
