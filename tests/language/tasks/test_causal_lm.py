@@ -175,7 +175,7 @@ def test_an_encoder_is_refused() -> None:
     """RoBERTa as a decoder sees the tokens that it is to learn."""
     task = CausalLMTask(name="roberta", pretrained="random", config_overrides={"num_hidden_layers": 1})
     with pytest.raises(UserError, match="TextClassificationTask"):
-        task.load()
+        task.build()
 
 
 def test_a_tokenizer_that_nobody_typed_is_missed_by_the_name_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
