@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.data.catalog.spec import Row
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import ArrayImages
 from randlora_pl.data.images.shared_cache import CachedImages
 from randlora_pl.data.readers.dispatch import Samples, read
@@ -33,7 +33,7 @@ class ImageSplits:
         meeting_place: Folder for images in memory that all processes of a machine share.
     """
 
-    row: Row
+    row: DatasetSpec
     root: Path
     shots: int | None
     fraction: float | None
