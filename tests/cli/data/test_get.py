@@ -98,7 +98,7 @@ def test_every_fetched_data_set_comes_as_its_reader_expects_it(
     assert "1 data set: 1 as expected" in result.out
     assert f"installed: new/sets/{find(name).layout.partition('/')[0]}" in result.out
     assert f"--data.dataset {name} --data.root new/sets" in result.out.splitlines()[-1]
-    assert all(f"{file.name}: " in result.out and "its md5 is right" in result.out for file in find(name).files)
+    assert all(f"{file.name}: " in result.out and "its md5 is correct" in result.out for file in find(name).files)
 
 
 def test_what_is_complete_is_not_fetched_again(run: Run, publish: Publish, server: Server) -> None:
@@ -305,7 +305,7 @@ def test_two_commands_do_not_write_the_same_files(run: Run, publish: Publish) ->
     with Path("sets/downloads/eurosat/.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         result = run("data", "get", "eurosat", "--root", "sets")
-    assert result.code == 1 and "fetching" in result.err
+    assert result.code == 1 and "downloading" in result.err
 
 
 def test_what_another_command_uses_is_not_tidied_away(run: Run, publish: Publish) -> None:
@@ -343,10 +343,10 @@ def test_a_terminal_shows_a_bar_and_a_log_a_line_now_and_then(
 ) -> None:
     publish("eurosat")
     monkeypatch.setattr("randlora_pl.data.download.install.EVERY", -1.0)
-    assert "EuroSAT.zip: fetching, 0 bytes of " in run("data", "get", "eurosat", "--root", "log").out
+    assert "EuroSAT.zip: downloading, 0 bytes of " in run("data", "get", "eurosat", "--root", "log").out
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     result = run("data", "get", "eurosat", "--root", "terminal")
-    assert result.code == 0 and "fetching" not in result.out and "EuroSAT.zip: fetching" in result.err
+    assert result.code == 0 and "downloading" not in result.out and "EuroSAT.zip: downloading" in result.err
 
 
 def test_fit_fetches_by_the_same_way(publish: Publish, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_a_part_that_is_whole_or_too_long(server: Server, target: Path, monkeypa
 
 @pytest.mark.parametrize("kind", ["md5", "sha256"])
 def test_a_wrong_checksum_is_refused_and_leaves_nothing(server: Server, target: Path, kind: str) -> None:
-    with pytest.raises(UserError, match=f"is not the file: its {kind} is .*, expected 00$"):
+    with pytest.raises(UserError, match=f"is wrong: its {kind} is .*, expected 00$"):
         download([f"{server.url}/a.bin"], target, f"{kind}:00")
     assert nothing_left(target)
 

@@ -94,7 +94,7 @@ def test_class_folder_that_is_none(own_copy: Copies) -> None:
     copy = own_copy("caltech256")
     home = copy.root / "caltech256/256_ObjectCategories"
     (home / "257.clutter").rename(home / "clutter")
-    assert f"{home / 'clutter'} is none of its 257 classes" in refused(copy)
+    assert f"{home / 'clutter'} is not one of its 257 classes" in refused(copy)
     (home / "clutter").rename(copy.root / "clutter")
     assert f"{home} has 256 of 257 class folders, it lacks 257.*)" in refused(copy)
 
@@ -183,7 +183,7 @@ def test_missing_annotation_of_boxes(own_copy: Copies) -> None:
     path = copy.root / "VOCdevkit/VOC2007/Annotations/000002.xml"
     whole = path.read_text()
     path.unlink()
-    assert f"there is no {path}" in refused(copy)
+    assert f"{path} does not exist" in refused(copy)
     for text, why in (
         (whole[:90], "cannot be read: "),
         (whole.replace("<bndbox>", "<box>").replace("</bndbox>", "</box>"), "an object has no name or no bndbox"),

@@ -216,6 +216,6 @@ def missing(row: DatasetSpec, root: Path, why: str = "") -> UserError:
     if row.package:
         return UserError(f"{row.title}: {why}", f"Get it: {get_command(row, root)}")
     return UserError(
-        f"{row.title} is missing or damaged in {root}{f' ({why})' if why else ''}. Expected {row.layout}",
+        f"{row.title} is missing or damaged in {root}{f' ({why})' if why else ''}; expected {row.layout}",
         f"Get it: {get_command(row, root)}",
     )

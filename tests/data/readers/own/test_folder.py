@@ -103,7 +103,7 @@ def test_class_in_test_only(tree: Tree) -> None:
     [
         ({"train": 3, "test": 2}, "train has no class folders, so its images have no labels"),
         ({"cat": 2, "dog": 2, "test/cat": 1, "test/dog": 1}, "test has class folders, but .*train"),
-        ({"flowers/a": 2, "flowers/b": 2}, "did you mean --data.root .*flowers"),
+        ({"flowers/a": 2, "flowers/b": 2}, "Did you mean --data.root .*flowers"),
     ],
 )
 def test_split_folders_are_not_taken_for_classes(tree: Tree, counts: dict[str, int], message: str) -> None:

@@ -192,12 +192,12 @@ def test_without_splits_some_are_set_aside(tmp_path: Path) -> None:
         ("path,label,split\nimages/0.png,a,\n", "line 2: unknown split ''"),
         ("path,label,split\nimages/0.png,a,test\n", "has no train split among test"),
         ("path,label\nimages/8.png,a\nimages/0.png,b\nnowhere/0.png,c\n", "2 image files .*: line 2: .*images/8.png"),
-        ("path,label\nimages/0.png,a\nimages/1.png,b\n./images/0.png,a\n", "line 4: .* in line 2 already, and would"),
-        ("path,label\nimages/0.png,a\nimages/0.png,b\n", "line 3: .* in line 2 already, as 'a' and 'b'"),
+        ("path,label\nimages/0.png,a\nimages/1.png,b\n./images/0.png,a\n", "line 4: .* already in line 2, and would"),
+        ("path,label\nimages/0.png,a\nimages/0.png,b\n", "line 3: .* already in line 2, as 'a' and 'b'"),
         ("path,label\n" + 5000 * "x" + ",a\n", "1 image file does not exist, the first: line 2"),
         ("path,label\n" + 5000 * "x" + "/0.png,a\n", "1 image file does not exist, the first: line 2"),
         ("path,label\n../im\0ages/0.png,a\n", "1 image file does not exist, the first: line 2"),
-        (SPLITS + "images/0.png,cat,test\n", "line 5: .* in line 3 already, in the splits 'train' and 'test'"),
+        (SPLITS + "images/0.png,cat,test\n", "line 5: .* already in line 3, in the splits 'train' and 'test'"),
     ],
 )
 def test_wrong_lines_are_numbered(tmp_path: Path, text: str, message: str) -> None:
