@@ -9,7 +9,8 @@ from torch import Tensor
 
 from randlora_pl.bench.flops import synchronize
 from randlora_pl.bench.problems import library_of, token_problem
-from randlora_pl.language.models.generate import Decoding, table_of_positions, write_tokens
+from randlora_pl.language.models.generate import Decoding, write_tokens
+from randlora_pl.language.models.positions import table_of_positions
 from randlora_pl.language.models.tokenization import Encoded, collate
 from randlora_pl.utils.errors import UserError
 

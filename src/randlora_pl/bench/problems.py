@@ -105,8 +105,8 @@ def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str,
     Raises:
         UserError: transformers is missing, the options make no model, or it has fewer positions than tokens.
     """
-    from randlora_pl.language.models.generate import table_of_positions
     from randlora_pl.language.models.loading import RANDOM, model_config, possible, try_out
+    from randlora_pl.language.models.positions import table_of_positions
     from randlora_pl.models.init_context import seeded
 
     if tokens < 2:

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import yaml
@@ -13,21 +13,19 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from randlora_pl.adapters import load_adapter, read_adapter
-from randlora_pl.callbacks import AdapterCheckpoint, HeldLock, Patience, PeakMemory, PerClass, Throughput, ZeroShot
+from randlora_pl.callbacks import AdapterCheckpoint, HeldLock, PerClass, ZeroShot
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.callbacks.checkpoint_file import check_checkpoint
+from randlora_pl.engine.fit_results import callback_of, callbacks_of, fit_figures
 from randlora_pl.engine.lightning_cli import App
 from randlora_pl.engine.run_folder import CHECKSUM, checksum, keep_older, resolved_config, without_head, without_seed
 from randlora_pl.engine.summary import end_page, figures_in_words
 from randlora_pl.language.dataset_sizes import OWN_TEXTS
-from randlora_pl.parallel.strategy import AdapterDDP
 from randlora_pl.tasks.evaluation import check_numbers
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import CONFIG, LAST, remove_leftovers, write_text
 from randlora_pl.utils.run_results import data_results, environment, model_results, read_results, write_results
 from randlora_pl.utils.text.console import print_above_progress
-
-Kind = TypeVar("Kind", bound=Callback)
 
 
 class _ResolvedConfig(Callback):
@@ -157,7 +155,7 @@ def is_finished(app: App) -> bool:
 
 def _tested(app: App) -> dict[str, Any]:
     """The figures of the test: of the last weights, or of those of the best validation, which stay in the model."""
-    kept = _callback(app.trainer, AdapterCheckpoint)
+    kept = callback_of(app.trainer, AdapterCheckpoint)
     best = kept.test == "best" and kept.best is not None
     _write(app, {"tested": BEST if best else ADAPTER})  # also the last: an earlier part of the run may have said best
     if best:
@@ -172,7 +170,7 @@ def _tested(app: App) -> dict[str, Any]:
 def _evaluated(app: App, run: Callable[..., Any]) -> dict[str, Any]:
     """The metrics of a test or a validation, and facts of its classes; empty where nothing was evaluated."""
     found = run(app.model, app.datamodule, verbose=False)
-    return {**found[0], **_callback(app.trainer, PerClass).facts} if found else {}
+    return {**found[0], **callback_of(app.trainer, PerClass).facts} if found else {}
 
 
 def _check_losses(figures: dict[str, Any], adapter: Path | None) -> None:
@@ -205,44 +203,6 @@ def checkpoint_of(app: App) -> str | None:
         raise UserError(f"There is no checkpoint {file} (--ckpt_path); a run keeps its own in RUN/{LAST}.")
     check_checkpoint(file)
     return str(file)
-
-
-def fit_figures(app: App) -> dict[str, Any]:
-    """Counts, times, memory and versions of a finished training."""
-    trainer, data = app.trainer, app.datamodule
-    throughput = _callback(trainer, Throughput)
-    speed = throughput.per_second
-    kept = _callback(trainer, AdapterCheckpoint)
-    sizes = {"checkpoint_bytes": app.folder / LAST, "adapter_bytes": app.folder / ADAPTER / "adapter.safetensors"}
-    return {
-        **kept.validated,
-        **({f"best/{kept.monitor}": kept.best, "best/step": kept.best_step} if kept.best is not None else {}),
-        **_ended_early(app),
-        **{name: file.stat().st_size for name, file in sizes.items() if file.is_file()},
-        **model_results(app.model),
-        **data_results(data),
-        "steps": trainer.global_step,
-        "effective_batch": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
-        "batch_size": data.batch_size,
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "devices": trainer.world_size,
-        **(trainer.strategy.figures() if isinstance(trainer.strategy, AdapterDDP) else {}),
-        "device": str(app.model.device.type),
-        "precision": str(trainer.precision),
-        "fit_seconds": round(throughput.seconds, 3),
-        f"{data.unit}_per_second": round(speed * trainer.world_size, 2) if speed else None,
-        "peak_memory_bytes": _callback(trainer, PeakMemory).peak,
-        **environment(),
-    }
-
-
-def _ended_early(app: App) -> dict[str, Any]:
-    """Whether patience ended the training before its last step, and why; empty for a run without patience."""
-    patience = next((callback for callback in callbacks_of(app.trainer) if isinstance(callback, Patience)), None)
-    if patience is None:
-        return {}
-    early = patience.exhausted and app.trainer.global_step < app.model.total_steps()
-    return {"stopped_early": patience.reason if early else None}
 
 
 def evaluate(app: App, adapter: Path | None) -> None:
@@ -298,13 +258,3 @@ def _samples_for_it(app: App) -> str:
 def _write(app: App, figures: dict[str, Any]) -> None:
     if app.trainer.is_global_zero:
         write_results(app.folder, figures)
-
-
-def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """The trainer's callbacks, in its own list."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return callbacks
-
-
-def _callback(trainer: Trainer, kind: type[Kind]) -> Kind:
-    return next(callback for callback in callbacks_of(trainer) if isinstance(callback, kind))

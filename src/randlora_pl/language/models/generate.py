@@ -11,11 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from randlora_pl.language.models.positions import check_positions
 from randlora_pl.language.models.tokenization import IGNORED, Encoded, collate
 from randlora_pl.utils.errors import UserError
-
-_POSITIONS = ("wpe", "embed_positions", "position_embeddings", "positions_embed")
-"""What modules of learned positions are called, and CodeGen's table of rotary ones; others have none that could end."""
 
 
 @dataclass(frozen=True)
@@ -146,63 +144,6 @@ def _without_its_own_rules(model: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
-
-
-def table_of_positions(model: Any) -> int | None:
-    """How many positions a model's table has, learned (GPT-2) or not (CodeGen); None where it has no table."""
-    modules = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
-    tables = [*modules, *(name for name, _ in model.named_buffers())]
-    if not any(name.rpartition(".")[2] in _POSITIONS for name in tables):
-        return None
-    most: int | None = getattr(model.config, "max_position_embeddings", None)
-    return most
-
-
-def check_positions(model: Any, mask: Tensor, more: int = 0) -> None:
-    """Refuses texts that are longer than a model's table of positions, which would end in an index error.
-
-    Args:
-        model: A decoder of transformers.
-        mask: 1 at tokens, 0 at padding, (b, length).
-        more: Tokens that will follow.
-
-    Raises:
-        UserError: With the longest text and the number of positions.
-    """
-    most = getattr(model.config, "max_position_embeddings", None)
-    if most is None or mask.shape[1] + more <= most or (longest := int(mask.sum(1).max()) + more) <= most:
-        return
-    if table_of_positions(model):
-        new = f" ({more} of them new: --model.max_new_tokens)" if more else ""
-        raise UserError(
-            f"A text has {longest:,} tokens{new}, and {model.config.model_type} has {most:,} positions: lower "
-            "--data.cutoff, or shorten the prompts of the tests."
-        )
-
-
-def check_prompts(model: Any, prompts: Sequence[Sequence[int]], more: int) -> None:
-    """Refuses prompts that nothing can be written after, all of them at once.
-
-    Args:
-        model: A decoder of transformers.
-        prompts: Tokens of each.
-        more: Tokens that will follow.
-
-    Raises:
-        UserError: With the number of them.
-    """
-    if not all(prompts):
-        raise UserError(
-            f"{sum(not each for each in prompts):,} of {len(prompts):,} prompts are no token to the tokenizer."
-        )
-    most = table_of_positions(model)
-    long = [] if most is None else [len(each) for each in prompts if len(each) + more > most]
-    if long:
-        raise UserError(
-            f"{len(long):,} of {len(prompts):,} prompts are too long: the longest has {max(long):,} tokens, "
-            f"{more} more are to follow, and {model.config.model_type} has {most:,} positions. Shorten them, or lower "
-            "--max-new-tokens."
-        )
 
 
 def learned_columns(labels: Tensor) -> int:

@@ -10,15 +10,9 @@ from torchmetrics import MeanMetric
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.language.models.classifier import evaluating
-from randlora_pl.language.models.generate import (
-    Decoding,
-    check_positions,
-    check_prompts,
-    choose_options,
-    token_losses,
-    write_texts,
-)
+from randlora_pl.language.models.generate import Decoding, choose_options, token_losses, write_texts
 from randlora_pl.language.models.loading import Quantize, load_causal
+from randlora_pl.language.models.positions import check_positions, check_prompts
 from randlora_pl.language.models.targets import known_targets
 from randlora_pl.language.models.tokenization import IGNORED, collate, encode_prompt, pad_id
 from randlora_pl.language.tasks import common
