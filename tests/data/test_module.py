@@ -410,7 +410,7 @@ def test_too_few_images_for_a_test_are_refused_before_training(tree: Tree, tmp_p
     root = str(tree(cat=1, dog=1))
     for stage in ("fit", "test", "validate"):
         split = "val" if stage == "validate" else "test"
-        with pytest.raises(UserError, match=f"there are no {split} images; 2 training images are too few"):
+        with pytest.raises(UserError, match=f"no {split} images found; 2 training images are too few"):
             ImageData(dataset="folder", root=root).setup(stage)
 
 

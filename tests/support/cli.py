@@ -54,7 +54,7 @@ def refused(run: Run, tmp_path: Path) -> Callable[..., str]:
         before = sorted(tmp_path.rglob("*"))
         result = run(*args)
         assert result.code == 2
-        warned = [line for line in result.err.splitlines() if " images here, expected are " in line]
+        warned = [line for line in result.err.splitlines() if " images here, expected " in line]
         lines = [line for line in result.err.strip().splitlines() if line not in warned]  # tests' copies are tiny
         assert 1 <= len(lines) <= 2, result.err
         assert lines[0].startswith("randlora-pl: error: ")

@@ -30,11 +30,11 @@ class PlannedData(LightningDataModule):
         batch_size: Micro-batch size per device.
         eval_batch_size: Evaluation batch size per device.
         epochs: Passes over the training samples. Default: the dataset's own number (for images Table 7 of the paper,
-            and 10 for few-shot training; 3 for prompts, 10 for labelled texts).
+            and 10 for few-shot training; 3 for prompts, 10 for labeled texts).
         steps: Optimizer steps instead of epochs.
-        sampling: `epochs` (each sample once an epoch) or `with_replacement` (each draw on its own).
-        seed: Selects the few-shot images, the order and the augmentation; validation and test are the same for all.
-        num_workers: Processes that prepare batches. Default: 0 for texts and small images in memory, else up to 8.
+        sampling: `epochs` (each sample once per epoch) or `with_replacement` (independent draws).
+        seed: Seed of the few-shot images, the order and the augmentation; validation and test do not depend on it.
+        num_workers: Worker processes. Default: 0 for texts and small images in memory, else up to 8.
         balance: Correction if classes differ in size: `weights` weighs losses by the inverse size of the class,
             `sampler` draws every class equally often. Default: none.
 

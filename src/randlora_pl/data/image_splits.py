@@ -1,4 +1,4 @@
-"""The images of each split: read once, the training subset chosen, and kept in memory if they are few."""
+"""Splits of image datasets: read once, with the training subset, and cached in memory if small."""
 
 import logging
 from dataclasses import dataclass, field, replace
@@ -18,19 +18,19 @@ log = logging.getLogger("randlora_pl")
 
 FEW_SHOT_EPOCHS = 10
 SMALL_SET = 5_000
-"""Files up to which a split is kept decoded in memory."""
+"""Maximum number of files of a split cached decoded by default."""
 
 
 @dataclass
 class ImageSplits:
-    """Samples of a data set by split; the fields without defaults are arguments of `ImageData`.
+    """Samples of a dataset by split; the fields without defaults are arguments of `ImageData`.
 
     Attributes:
-        found: The whole splits, after `read`.
-        held: The samples that were asked for, by split.
-        classnames: Class name of each label, for the file of the chosen images.
-        first: True in the first process, which writes this file.
-        meeting_place: Folder for images in memory that all processes of a machine share.
+        found: Complete splits, after `read`.
+        held: Requested samples by split.
+        classnames: Class name of each label, for the file of chosen images.
+        first: True on rank 0, which writes this file.
+        meeting_place: Folder of the memory shared by the processes of a machine.
     """
 
     row: DatasetSpec
@@ -48,8 +48,8 @@ class ImageSplits:
     meeting_place: Path | None = None
 
     def read(self) -> splits.Splits:
-        """Return the whole splits; a process reads them once."""
-        row, root = self.row, self.root  # without this object, which holds more
+        """Return the complete splits; a process reads them once."""
+        row, root = self.row, self.root  # the closure must not keep this object
         self.found = cached("splits", (row.name, root), lambda: splits.Splits(lambda split: read(row, root, split)))
         return self.found
 
@@ -73,7 +73,7 @@ class ImageSplits:
         return self.held[split]
 
     def write_index(self, folder: Path) -> Path | None:
-        """Write the chosen training images as ``shots.json`` into a folder; nothing if all are used."""
+        """Write the chosen training images as ``shots.json`` into a folder; return None if all are used."""
         if self.shots is None and self.fraction is None:
             return None
         path = Path(folder) / "shots.json"
@@ -81,7 +81,7 @@ class ImageSplits:
         return path
 
     def reuse_index(self, folder: Path) -> None:
-        """Choose the training images of an interrupted run again, if it chose them by the same options."""
+        """Reuse the training images of an interrupted run if it chose them with the same options."""
         path = Path(folder) / "shots.json"
         if self.shots_file is None and path.is_file() and splits.has_key(path, self._key):
             self.shots_file = str(path)
@@ -90,12 +90,12 @@ class ImageSplits:
         """Refuse a split without images.
 
         Raises:
-            UserError: It has none.
+            UserError: The split is empty.
         """
         if not len(self.samples(split)):
             raise UserError(
-                f"{self.row.title}: there are no {split} images; {len(self.samples('train'))} training images are too "
-                f"few to set some aside. Add images{', or a folder ' + split if self.row.name == 'folder' else ''}"
+                f"{self.row.title}: no {split} images found; {len(self.samples('train'))} training images are too "
+                f"few to hold some out. Add images{', or a folder ' + split if self.row.name == 'folder' else ''}"
             )
 
     def draws(self, window: int, steps: int | None, epochs: int | None, least: int) -> int:
@@ -125,7 +125,7 @@ class ImageSplits:
         expected = self.row.counts.get(split)
         if expected not in (None, count):
             log.warning(
-                "%s has %s %s images here, expected are %s; what is missing: randlora-pl data check %s --root %s",
+                "%s has %s %s images here, expected %s. For details, run: randlora-pl data check %s --root %s",
                 self.row.name, f"{count:,}", split, f"{expected:,}", self.row.name, self.root,
             )  # fmt: skip
 

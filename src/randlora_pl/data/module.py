@@ -1,4 +1,4 @@
-"""The one data module: any row of the catalog, its few-shot subsets, draws and batches."""
+"""Data module for all image datasets of the catalog, with few-shot subsets, sample order and batches."""
 
 import hashlib
 import logging
@@ -32,56 +32,56 @@ log = logging.getLogger("randlora_pl")
 
 
 class ImageData(PlannedData):
-    """Images with labels (or captions): what is trained on, in which order, and how images are prepared.
+    """Images with labels (or captions): training subset, sample order and preprocessing.
 
-    Training is one long loop over numbered draws; for Lightning it is a single epoch, however many epochs
-    the draws stand for. The order of images and every augmentation depend on the seed and the draw number alone.
+    Training is one long loop over numbered draws, which Lightning runs as a single epoch. The order of images and every
+    augmentation depend only on the seed and the draw number.
 
     Args:
-        dataset: Name of the data set; `randlora-pl datasets` lists them. Your own images: `folder`, `table` (CSV,
+        dataset: Name of the dataset; `randlora-pl datasets` lists them. Your own images: `folder`, `table` (CSV,
             TSV or Parquet), `hf` (Hugging Face datasets), `webdataset` (tar shards) and `pairs` (with captions).
         root: Folder that holds the data (for `table` and `pairs` the file, for `webdataset` also a pattern or a list
             of shards); by default the user's data folder.
-        download: Fetch the data set if it is missing.
+        download: Download the dataset if it is missing.
         shots: Few-shot training: this many images of each class.
-        fraction: Train on this share of the images, between 0 and 1, stratified.
+        fraction: Train on this fraction of the images, between 0 and 1, stratified.
         train_split: `train` keeps the validation images out of training; `full` trains on them too, as the
             official code does.
-        batch_size: Images of a micro-batch on each device.
-        eval_batch_size: Images of an evaluation batch on each device.
-        min_batches_per_epoch: Few-shot sets and your own small sets count several times, until an epoch has at least
-            this many optimizer steps.
-        sampling: `with_replacement` (the paper: each draw on its own) or `epochs` (each image once an epoch).
-        crop_scale: Least and greatest share of the image that a training crop takes.
-        flip: Mirror half of the training images; by default as suits the data set (not for digits).
-        randaugment: Change each training image by two random operations (RandAugment) of this strength, 0 to 30; 9 is
+        batch_size: Micro-batch size per device.
+        eval_batch_size: Evaluation batch size per device.
+        min_batches_per_epoch: Few-shot sets and your own small sets are repeated until an epoch has at least this many
+            optimizer steps.
+        sampling: `with_replacement` (the paper: independent draws) or `epochs` (each image once per epoch).
+        crop_scale: Minimum and maximum area fraction of a training crop.
+        flip: Mirror half of the training images; default by dataset (not for digits).
+        randaugment: Apply two random operations (RandAugment) of this strength to each training image, 0 to 30; 9 is
             usual. Off by default.
-        mixup: Blend each training image, and its label, with another of its micro-batch; shares are drawn from
+        mixup: Blend each training image, and its label, with another of its micro-batch; fractions are drawn from
             Beta(mixup, mixup), 0.2 is usual. Off by default.
-        cutmix: Paste a rectangle of another image into each training image; 1 is usual. With `mixup` too, each
-            micro-batch takes one of the two. Both need LinearHeadTask or TextHeadTask. Off by default.
-        cache_images: Keep decoded images in memory that all processes of a machine share, a split up to 8 GiB and a
-            quarter of what is free; by default for few-shot and small sets.
-        resize: `crop` (the default) resizes the shorter side and crops the centre; `pad` keeps the whole image, on a
-            square of the mean colour, and takes training crops from that square.
-        device_transforms: Workers hand images over as bytes, and the device flips and normalises them (on a GPU it
-            also crops small ones of one size); otherwise workers do it all.
+        cutmix: Paste a rectangle of another image into each training image; 1 is usual. With `mixup`, each
+            micro-batch uses one of the two. Both need LinearHeadTask or TextHeadTask. Off by default.
+        cache_images: Keep decoded images in memory shared by all processes of a machine, per split up to 8 GiB and a
+            quarter of the free memory; by default for few-shot and small sets.
+        resize: `crop` (the default) resizes the shorter side and crops the center; `pad` keeps the whole image, on a
+            square of the mean color, and takes training crops from that square.
+        device_transforms: Workers pass images as bytes, and the device flips and normalizes them (a GPU also crops
+            small ones of one size); otherwise workers do all of it.
         image_size: Height and width in pixels; by default the model's.
-        mean: Mean of the three channels on [0, 1]; by default the model's.
-        std: Standard deviation of the three channels on [0, 1]; by default the model's.
+        mean: Mean of the three channels in [0, 1]; by default the model's.
+        std: Standard deviation of the three channels in [0, 1]; by default the model's.
         interpolation: `bicubic` or `bilinear`; by default the model's.
-        templates: Prompts with {} for the class name, or a text file with one a line; by default the data set's.
-        classnames: File with class names: one a line, CSV folder,name, or a JSON mapping.
+        templates: Prompts with {} for the class name, or a text file with one per line; by default the dataset's.
+        classnames: File with class names: one per line, CSV folder,name, or a JSON mapping.
         shots_file: JSON file of the chosen images: read if it exists, else written.
-        on_error: At an unreadable image: `raise`, or `skip` it (it gets weight 0 and is counted).
-        shared: Options of all data, see `PlannedData`.
+        on_error: For unreadable images: `raise`, or `skip` (weight 0, and counted).
+        shared: Options of all data modules, see `PlannedData`.
 
     Attributes:
         classnames: Class name of each label, after `setup`.
         templates: Prompt templates, after `setup`.
-        plan: The draws of the run, after `setup("fit")`.
-        frame: How images are prepared, after `setup`.
-        skipped: Unreadable images that were skipped, with the reason.
+        plan: Sample order of the run, after `setup("fit")`.
+        frame: Preprocessing of images, after `setup`.
+        skipped: Skipped unreadable images, with the reason.
     """
 
     unit = "images"
@@ -140,23 +140,23 @@ class ImageData(PlannedData):
         subset = (shots, fraction, train_split, self.seed, shots_file)
         self.splits = ImageSplits(self.row, self.root, *subset, cache_images)
 
-    # -- what Lightning calls
+    # -- called by Lightning
 
     def prepare_data(self) -> None:
-        """Fetches the data set if that was asked for; Lightning calls it in one process only."""
+        """Download the dataset if requested; Lightning calls it in one process only."""
         if self.download:
             get.ensure(self.row, self.root, get.LoggedProgress())
-        if self.row.patterns:  # the other processes find the index
+        if self.row.patterns:  # the other processes load the stored index
             shards.index_all(self.root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads labels and class names, chooses the subset, and plans the draws.
+        """Read labels and class names, choose the subset, and plan the draws.
 
         Args:
             stage: ``fit``, ``validate``, ``test``, ``predict`` or None for all.
 
         Raises:
-            UserError: The data are missing or wrong.
+            UserError: The dataset is missing or damaged.
         """
         task = None if self.trainer is None else self.trainer.lightning_module
         if task is not None:
@@ -188,7 +188,7 @@ class ImageData(PlannedData):
         self.splits.meeting_place = None
 
     def train_dataloader(self) -> Loader:
-        """Training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""
+        """Return the training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""
         schedule = self._schedule()
         samples = self.samples("train")
         late = self._late(samples)
@@ -200,37 +200,37 @@ class ImageData(PlannedData):
         return Loader(batches, self._start(len(schedule)), self._processes("train"), self.skipped)
 
     def val_dataloader(self) -> Loader | list[Loader]:
-        """Validation batches of this rank (see `EvalBatches`); none where validation images are trained on.
+        """Return the validation batches of this rank (see `EvalBatches`), or [] if the images are trained on.
 
         Raises:
-            UserError: Validation was asked for by itself, but the model may have been trained on those images.
+            UserError: `validate` was called, but the model may have been trained on the validation images.
         """
         if self.splits.trains_on_val:
             why = "with --data.train_split full the validation images are trained on"
             if self.trainer is not None and self.trainer.state.fn == "validate":
-                raise UserError(f"{why}, so that there is nothing to validate with; use: randlora-pl test")
+                raise UserError(f"{why}, so validation is impossible. Run: randlora-pl test")
             log.info("%s: no validation, no best adapter", why)
             return []
         return self._eval("val")
 
     def test_dataloader(self) -> Loader:
-        """Test batches of this rank (see `EvalBatches`)."""
+        """Return the test batches of this rank (see `EvalBatches`)."""
         return self._eval("test")
 
-    predict_dataloader = test_dataloader  # in order, so that `Trainer.predict` gives a row for each image
+    predict_dataloader = test_dataloader  # in order, so that `Trainer.predict` returns one row per image
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Does on the device what the workers left to it."""
+        """Finish on the device what the workers left."""
         return finish(batch, self.frame)
 
     def state_dict(self) -> dict[str, Any]:
-        """The planned draws and the images, so that a resumed run notices when it continues another plan."""
+        """Return the plan and a hash of the images, so that a resumed run detects a changed plan."""
         if self.plan is None:
             return {}
         images = hashlib.sha256(self.samples("train").numbers.tobytes()).hexdigest()[:12]
         return super().state_dict() | {"images": images}
 
-    # -- what the application asks for
+    # -- used by the application
 
     @property
     def num_classes(self) -> int:
@@ -238,16 +238,16 @@ class ImageData(PlannedData):
         return len(self.classnames)
 
     def samples(self, split: str) -> Samples:
-        """The samples of ``train`` (the chosen subset), ``val`` or ``test``, after `setup`."""
+        """Return the samples of ``train`` (the chosen subset), ``val`` or ``test``, after `setup`."""
         return self.splits.samples(split)
 
     @property
     def held_out(self) -> int:
-        """Images that a validation evaluates; 0 where they are trained on."""
+        """Number of validation images; 0 if they are trained on."""
         return 0 if self.splits.trains_on_val else super().held_out
 
     def summary(self) -> dict[str, Any]:
-        """Flat facts about the data and the run, JSON-ready; splits that were not needed are left out."""
+        """Return flat, JSON-ready facts about the data and the run; splits that were not read are omitted."""
         facts: dict[str, Any] = {"dataset": self.row.name, "classes": self.num_classes, "seed": self.seed}
         facts |= {split: len(held) for split, held in self.splits.held.items()}
         facts |= {"shots": self.shots, "fraction": self.fraction, "train_split": self.train_split}
@@ -257,28 +257,28 @@ class ImageData(PlannedData):
         return facts | {"skipped": len(self.skipped)}
 
     def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
-        """What the start summary says of the data."""
+        """Return the start summary's lines about the data."""
         parts = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
         shots = f", {facts['shots']} shots" if facts.get("shots") else ""
         data = f"{facts['dataset']}: {facts['classes']} classes, {parts} images{shots}{balance_text(self.balance)}"
         more = ", ".join(self.augment.enabled())
-        padded = {"images": "whole, padded with the mean colour"} if self.frame.resize == "pad" else {}
+        padded = {"images": "whole, padded with the mean color"} if self.frame.resize == "pad" else {}
         return {"data": data} | padded | ({"augmentation": more} if more else {})
 
     def write_index(self, folder: Path) -> Path | None:
-        """Writes the chosen training images as ``shots.json`` into a folder; nothing where all are used."""
+        """Write the chosen training images as ``shots.json`` into a folder; return None if all are used."""
         return self.splits.write_index(folder)
 
     def reuse_index(self, folder: Path) -> None:
-        """Takes the training images of an interrupted run, if it chose them by the same options."""
+        """Use the training images of an interrupted run if it chose them with the same options."""
         self.splits.reuse_index(folder)
 
     # -- details
 
     def _late(self, samples: Samples) -> Late:
-        """What is left to the device."""
+        """Return the steps left to the device."""
         running = self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
-        if not self.device_transforms or self.trainer is None or not running:  # who iterates by hand wants floats
+        if not self.device_transforms or self.trainer is None or not running:  # outside a Trainer, return float images
             return "nothing"
         device = self.trainer.strategy.root_device.type
         train = samples is self.splits.held.get("train")
@@ -289,7 +289,7 @@ class ImageData(PlannedData):
         if self.num_workers is not None:
             return self.num_workers
         in_memory = isinstance(self.samples(split).images, ArrayImages | CachedImages)
-        in_memory &= split != "train" or self.augment.randaugment is None  # which takes longer than a small crop
+        in_memory &= split != "train" or self.augment.randaugment is None  # RandAugment takes longer than a small crop
         return default_workers(in_memory, self.frame, 1 if self.trainer is None else self.trainer.num_devices)
 
     def _eval(self, split: str) -> Loader:

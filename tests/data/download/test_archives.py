@@ -218,8 +218,8 @@ def test_tars_that_are_not_whole(tmp_path: Path, suffix: str) -> None:
         (plain[:second], "it has no end mark"),
         (plain[:second] + b"rubbish" + plain[second + 7 :], "it has no end mark"),
         (plain[:second] + bytes(512) + plain[second + 512 :], "it has no end mark"),
-        (plain[:second] + bytes(8192) + plain[second + 8192 :], "it goes on after its end mark"),
-        (plain + plain, "it goes on after its end mark"),
+        (plain[:second] + bytes(8192) + plain[second + 8192 :], "it has data after its end mark"),
+        (plain + plain, "it has data after its end mark"),
     ):
         path.write_bytes(pack(damaged))
         with pytest.raises(UserError, match=f"is damaged and was not unpacked: {why}"):

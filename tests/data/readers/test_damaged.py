@@ -315,7 +315,7 @@ def test_a_partial_data_set_is_remarked(own_copy: Copies, caplog: pytest.LogCapt
     copy = own_copy("eurosat")
     with caplog.at_level(logging.WARNING, "randlora_pl"):
         ImageData(dataset="eurosat", root=str(copy.root), image_size=8).setup("test")
-    assert "test images here, expected are 2,700" in caplog.text
+    assert "test images here, expected 2,700" in caplog.text
     assert f"randlora-pl data check eurosat --root {copy.root}" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "randlora_pl"):

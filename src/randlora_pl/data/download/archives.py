@@ -1,4 +1,4 @@
-"""Unpacking of untrusted archives: nothing lands outside the folder or grows beyond a fixed ratio."""
+"""Safe unpacking of untrusted archives: nothing is written outside the folder or grows beyond a fixed ratio."""
 
 import bz2
 import fnmatch
@@ -16,10 +16,10 @@ from randlora_pl.data.download.http import ProgressCallback
 from randlora_pl.utils.errors import UserError
 
 RATIO = 200
-"""Unpacked bytes per packed byte above which an archive counts as hostile; archives of images have 1 to 20."""
+"""Maximum unpacked bytes per packed byte; archives of images have 1 to 20."""
 
 FLOOR = 16 << 20
-"""Unpacked bytes that any archive may have."""
+"""Unpacked bytes allowed for any archive."""
 
 JUNK = ("__MACOSX/*", "._*", "*/._*", ".DS_Store", "*/.DS_Store")
 """Files that macOS adds to archives."""
@@ -31,10 +31,10 @@ _DAMAGED = (
     zlib.error,
     lzma.LZMAError,
     EOFError,
-    NotImplementedError,  # a compression that Python does not know
+    NotImplementedError,  # an unsupported compression
     RuntimeError,  # zipfile, for one with a password
     ValueError,
-    MemoryError,  # sizes in headers that no machine has
+    MemoryError,  # impossible sizes in headers
     OverflowError,
 )
 
@@ -42,7 +42,7 @@ Wanted = Callable[[str], bool]
 
 
 class HostileError(Exception):
-    """The archive asks for something that no data set needs."""
+    """The archive contains something that no dataset needs."""
 
 
 def is_archive(name: str) -> bool:
@@ -56,8 +56,8 @@ def unpack(
     """Unpack a zip, a tar (plain, gz, bz2, xz) or a single gz file, without owners, modes and times.
 
     Args:
-        archive: The file; its suffix gives its kind.
-        folder: Where to unpack it to; no other process may write there.
+        archive: Archive; its suffix is its format.
+        folder: Output folder; no other process may write there.
         leave: Patterns of names that are not unpacked.
         tick: Called with the bytes of the archive that have been read, and its size.
 
@@ -153,7 +153,7 @@ def _tar(meter: _Meter, folder: Path, wanted: Wanted) -> int:
         rest.read(tarfile.RECORDSIZE - 2 * tarfile.BLOCKSIZE)  # POSIX allows any content here
         while content := rest.read(_CHUNK):  # to the end, where gzip has a checksum
             if content.strip(b"\0"):
-                raise tarfile.ReadError("it goes on after its end mark")
+                raise tarfile.ReadError("it has data after its end mark")
     return count
 
 
