@@ -9,18 +9,17 @@ import argparse
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+from operations import operations
 
 from randlora_pl.adapters import FullFineTuning, LoRA, RandLoRA, inject
 from randlora_pl.cli.sweep.job import told_by
 from randlora_pl.config.shipped import find_config
 from randlora_pl.experiments.paper.paper import table
-from randlora_pl.experiments.sweep.estimate import Estimator, memory_of, planned_steps
+from randlora_pl.experiments.sweep.estimate import memory_of, planned_steps
 from randlora_pl.experiments.sweep.expand import counts
-from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, plan
 from randlora_pl.experiments.sweep.texts import is_text
 from randlora_pl.models import meta_clip, meta_vit
@@ -35,9 +34,7 @@ PEAKS = {"RTX 4090": 165e12, "A100": 312e12}
 LARGE, LLAMA = "CLIP-ViT-H/14", "LLama3"
 """What the paper trained on an A100; the others on an RTX 4090 (section C.6.1)."""
 SHARE = 0.3
-"""Share of the peak that a whole training is taken to reach; `sweep --dry-run` assumes the same of a CPU."""
-COUNTED_AT = 0.3
-"""The share that `Estimator` assumes already."""
+"""Share of the peak that a whole training is taken to reach."""
 TIME = "training time (% of reference)"
 
 
@@ -106,14 +103,10 @@ def cells_of(name: str) -> tuple[list[Cell], int]:
 
 def hours(cells: Iterable[Cell], share: float = SHARE) -> dict[str, float]:
     """Hours by GPU."""
-    cells = list(cells)
-    counters = {name: Estimator(SweepFolder(Path("nowhere")), cells, lambda p=peak: p) for name, peak in PEAKS.items()}
     found: dict[str, float] = {}
     for cell in cells:
         gpu = gpu_of(cell)
-        seconds = counters[gpu].counted(cell).seconds
-        assert seconds is not None, cell.labels
-        found[gpu] = found.get(gpu, 0.0) + seconds * factor(cell) * COUNTED_AT / share / 3600
+        found[gpu] = found.get(gpu, 0.0) + operations(cell) * factor(cell) / (share * PEAKS[gpu]) / 3600
     return found
 
 
@@ -152,7 +145,7 @@ def text_rows() -> list[str]:
         for model in dict.fromkeys(cell.labels.model for cell in cells):
             trained, sizes = [], []
             for cell in {c.labels.method: c for c in cells if c.labels.model == model and not c.untrained}.values():
-                found = counts(cell.tree, forward=False)
+                found = counts(cell.tree)
                 assert found is not None, cell.labels
                 trained.append(found.trainable / 1e6)
                 sizes.append(memory_of(cell, found) / 1e9)

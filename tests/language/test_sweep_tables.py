@@ -62,7 +62,7 @@ def test_table_15_trains_as_many_parameters_as_it_says() -> None:
         labels = cell.labels
         if labels.model == "LLama3" or labels.seed > 1 or labels.budget != "15k" or "VeRA" in labels.method:
             continue  # VeRA's printed share of Phi3 fits no choice of its weights, see notes.yaml
-        found = counts(cell.tree, forward=False)
+        found = counts(cell.tree)
         method = labels.method.removesuffix(" of Phi3")
         printed = float(table(15).parameters(labels.model, method, "15k"))
         assert found is not None and 100 * found.trainable / found.total == pytest.approx(printed, rel=0.15), labels
@@ -74,7 +74,7 @@ def test_the_notes_about_vera_are_true() -> None:
     text = told["vera_of_roberta"]
     cells = {cell.labels.model: cell for cell in plan(told_by("table4")[1]) if "VeRA" in cell.labels.method}
     for model, method in (("RoBERTa-base", "VeRA-1024"), ("RoBERTa-large", "VeRA-256")):
-        found = counts(cells[model].tree, forward=False)
+        found = counts(cells[model].tree)
         assert found is not None and f"{found.trainable:,}" in text and model in text and method in text
         assert table(4).parameters(model, method, "100%") == "0.26M"
     cell = next(c for c in plan(told_by("table15")[1]) if "VeRA" in c.labels.method)
@@ -139,7 +139,7 @@ def test_table_4_trains_as_many_parameters_as_its_configs_say() -> None:
     told |= {("RoBERTa-large", "RandLoRA-100"): 1_780_416, ("RoBERTa-large", "LoRA-4"): 1_769_472}
     cells = {cell.labels[::3]: cell for cell in plan(told_by("table4")[1])}
     for place, number in told.items():
-        found = counts(cells[place].tree, forward=False)
+        found = counts(cells[place].tree)
         assert found is not None and found.trainable == number, place
         assert f"{number:,}" in find_config(str(place[0]).replace("RoBERTa-", "glue_roberta_")).read_text()
     rates = {cell.labels.method: cell.flat.get("model.learning_rate") for cell in cells.values()}

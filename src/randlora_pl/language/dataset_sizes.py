@@ -22,29 +22,24 @@ class Size:
     Attributes:
         train: Training samples.
         test: Samples that are tested; GLUE's are its validation sets.
-        tokens: Tokens of a sample, roughly; padding is not counted.
         epochs: Epochs of the paper.
         aside: Training samples that validate where nothing is said.
     """
 
     train: int
     test: int
-    tokens: int
     epochs: int
     aside: int = 0
 
 
-_QUESTIONS = 128
-"""Half of the scripts' cutoff: an assumption, for want of the tokenizers."""
-
 SIZES = {
-    "commonsense_15k": Size(15_000, sum(TESTS.values()), _QUESTIONS, 3, VALIDATION),
-    "commonsense_170k": Size(170_000, sum(TESTS.values()), _QUESTIONS, 3, VALIDATION),
-    "sst2": Size(67_349, 872, 128, 10),  # GLUE: the scripts pad every sample to 128
-    "mrpc": Size(3_668, 408, 128, 10),
-    "cola": Size(8_551, 1_043, 128, 10),
-    "qnli": Size(104_743, 5_463, 128, 10),
-    "rte": Size(2_490, 277, 128, 10),
-    "stsb": Size(5_749, 1_500, 128, 10),
-    "e2e": Size(42_061, 630, 64, 5),  # a text for each of the test's meaning representations
+    "commonsense_15k": Size(15_000, sum(TESTS.values()), 3, VALIDATION),
+    "commonsense_170k": Size(170_000, sum(TESTS.values()), 3, VALIDATION),
+    "sst2": Size(67_349, 872, 10),
+    "mrpc": Size(3_668, 408, 10),
+    "cola": Size(8_551, 1_043, 10),
+    "qnli": Size(104_743, 5_463, 10),
+    "rte": Size(2_490, 277, 10),
+    "stsb": Size(5_749, 1_500, 10),
+    "e2e": Size(42_061, 630, 5),  # a text for each of the test's meaning representations
 }

@@ -97,12 +97,13 @@ def test_dry_run_says_what_is_left(run: Run, copy: Path) -> None:
     assert [(" done " in row, " open " in row, row.endswith("measured")) for row in rows] == [
         (True, False, False), (True, False, False), (False, True, True), (False, True, True)
     ]  # fmt: skip
-    assert "4 cells: 2 done, 2 open" in result.out and "Expected for what is left" in result.out
+    assert "4 cells: 2 done, 2 open" in result.out and "Expected time for what is left" in result.out
     assert sorted(copy.rglob("*")) == before
     some = run("sweep", "small.yaml", "--dry-run", "--only", "seed=2", "--only", "method=LoRA-4")
     assert "1 cell: 1 open" in some.out  # the second does not replace the first
     counted = run("sweep", "small.yaml", "--dry-run", "--output", "new")
     assert counted.out.count(" counted\n") == 4 and "without activations" in counted.out and not Path("new").exists()
+    assert "not known for 4 cells" in counted.out
 
 
 def test_a_failed_cell_is_recorded_and_the_sweep_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,7 @@
 from typing import Any
 
 import pytest
-import torch
 
-from randlora_pl.bench.flops import counter
 from randlora_pl.experiments.sweep.expand import counts, data_of, steps, window
 from randlora_pl.models import load_clip
 from randlora_pl.utils.errors import UserError
@@ -20,17 +18,11 @@ def test_counts_are_those_of_the_model() -> None:
     model: Any = load_clip("tiny", "random").model
     assert found is not None
     assert found.total - found.trainable == sum(p.numel() for p in model.parameters())
-    with torch.no_grad(), counter() as flops:
-        model.encode_image(torch.zeros(1, 3, 32, 32))
-    assert found.image == flops.get_total_flops() > 1e7
-    with torch.no_grad(), counter() as flops:
-        model.encode_text(torch.zeros(1, 16, dtype=torch.int64))
-    assert found.text == flops.get_total_flops()
 
 
 def test_a_linear_probe_trains_its_head_alone() -> None:
     found = counts(one(methods={"x": {"config": "linear_probe"}}))
-    assert found is not None and found.trainable == 0 and found.text == 0
+    assert found is not None and found.trainable == 0
 
 
 @pytest.mark.parametrize(
@@ -47,7 +39,7 @@ def test_a_linear_probe_trains_its_head_alone() -> None:
 )
 def test_impossible_models_are_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        counts(one(**change), forward=False)
+        counts(one(**change))
 
 
 def test_impossible_data_are_refused() -> None:

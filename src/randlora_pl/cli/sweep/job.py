@@ -202,7 +202,7 @@ def begin(job: Job) -> None:
     cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
     for (model, method), cell in {(cell.labels.model, cell.labels.method): cell for cell in cells}.items():
         with errors_in(f"models.{model} with methods.{method}"):
-            counts(cell.tree, forward=False)
+            counts(cell.tree)
     check_data(cells)
     job.folder.open(job.description, job.cells)
     if job.absent:

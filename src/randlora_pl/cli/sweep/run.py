@@ -47,16 +47,13 @@ def dry_run(job: Job) -> int:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     print(f"\n{len(rows)} cell{'s' * (len(rows) != 1)}: {counts}")
     if seconds or unknown:
-        more = f", and {unknown} cells of which nothing is known" if unknown else ""
-        print(f"Expected for what is left: {duration(seconds)} in one process{more}")
+        known = f"{duration(seconds)} in one process" if seconds else ""
+        rest = f"not known for {unknown} cells until similar ones have finished" if unknown else ""
+        print(f"Expected time for what is left: {', '.join(filter(None, (known, rest)))}")
     if MEASURED in sources:
         print("measured: from finished cells of this sweep that are alike, by their optimizer steps and test samples")
     if COUNTED in sources:
-        print(
-            "counted: roughly, from parameters and floating point operations at 30 % of the speed of a large matrix\n"
-            "         product on this CPU, texts with their usual number of tokens; memory is weights, gradients and\n"
-            "         AdamW's moments, without activations"
-        )
+        print("counted: memory of weights, gradients and AdamW's moments, without activations")
     if job.absent:
         print(f"Not on this machine: {', '.join(job.absent)}. Get them:")
         print("\n".join(f"  {source}" for source in job.sources))
@@ -72,13 +69,10 @@ def _estimate(estimator: "Estimator", cell: Cell) -> "Estimate":
 
 
 def estimator_of(job: Job) -> "Estimator":
-    """Estimates the cells of a sweep."""
-    import torch
-
-    from randlora_pl.bench.flops import Gemm
+    """Return an estimator that has read the finished cells of a sweep."""
     from randlora_pl.experiments.sweep.estimate import Estimator
 
-    estimator = Estimator(job.folder, job.cells, Gemm(torch.device("cpu"), torch.float32, 1024).rate)
+    estimator = Estimator(job.folder, job.cells)
     estimator.refresh()
     return estimator
 

@@ -1,16 +1,16 @@
-"""What a cell will take: from finished cells that are like it, else from counted parameters and operations."""
+"""Estimates of the time and memory of a cell from similar finished cells, else of its memory from its parameters."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from randlora_pl.data.catalog.registry import CATALOG
-from randlora_pl.experiments.sweep.expand import Counts, counts, steps, window
+from randlora_pl.experiments.sweep.expand import Counts, counts, steps
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell
-from randlora_pl.experiments.sweep.texts import is_text, test_samples, text_tokens
+from randlora_pl.experiments.sweep.texts import is_text, test_samples
 
 MEASURED, COUNTED = "measured", "counted"
 
@@ -20,21 +20,17 @@ _ALIKE = (
     ("model", "method"),
     ("model",),
 )  # the nearest first
-_EFFICIENCY = 0.3
-"""Share of the speed of a large matrix product that training is taken to reach."""
-_PASSES = 3
-"""Cost of a training step in forward passes: one forward, two backward."""
 _BYTES = {"bfloat16": 2}
 """Of a frozen parameter; 4 otherwise."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a cell will take.
+    """Time and memory of a cell.
 
     Attributes:
-        seconds: Time; None where nothing is known.
-        bytes: Memory; a counted one has no activations.
+        seconds: Time; None before a similar cell has finished.
+        bytes: Memory; without activations if it is counted.
         source: ``measured`` or ``counted``.
     """
 
@@ -50,15 +46,12 @@ class Estimator:
     Attributes:
         folder: The sweep, with whatever is finished in it.
         cells: All its cells.
-        rate: Floating point operations a second of a large matrix product here; asked for at most once.
     """
 
     folder: SweepFolder
     cells: Sequence[Cell]
-    rate: Callable[[], float] | None = None
     _groups: dict[tuple[Any, ...], list[tuple[Cell, dict[str, Any]]]] = field(default_factory=dict)
     _counts: dict[tuple[str, str], Counts | None] = field(default_factory=dict)
-    _speed: float = 0.0
 
     def refresh(self) -> None:
         """Takes the figures of all finished cells."""
@@ -92,23 +85,19 @@ class Estimator:
         return None
 
     def counted(self, cell: Cell) -> Estimate:
-        """From parameters and operations."""
+        """Estimate memory from parameters; the time is unknown."""
+        if not cell.untrained:
+            planned_steps(cell)  # refuses options of the wrong type
         key = (cell.labels.model, cell.labels.method)
         if key not in self._counts:
             self._counts[key] = counts(cell.tree)
         found = self._counts[key]
         if found is None:
             return Estimate(None, None, COUNTED)
-        memory = memory_of(cell, found)
-        planned = planned_steps(cell)
-        if (planned is None and not cell.untrained) or self.rate is None:
-            return Estimate(None, memory, COUNTED)
-        self._speed = self._speed or self.rate()
-        work = _work(cell, found, 0 if cell.untrained else planned or 0)
-        return Estimate(work / (_EFFICIENCY * self._speed), memory, COUNTED)
+        return Estimate(None, memory_of(cell, found), COUNTED)
 
     def __call__(self, cell: Cell) -> Estimate:
-        """The better of the two."""
+        """Estimate from finished cells if there are any, else from parameters."""
         return self.measured(cell) or self.counted(cell)
 
 
@@ -117,19 +106,6 @@ def memory_of(cell: Cell, found: Counts) -> int:
     trained = 0 if cell.untrained else found.trainable
     frozen = _BYTES.get(str(cell.flat.get("model.frozen_dtype")), 4)
     return frozen * (found.total - trained) + 16 * trained
-
-
-def _work(cell: Cell, found: Counts, steps: int) -> int:
-    """Floating point operations of the training and of the test."""
-    passes, batch, samples = _PASSES, window(cell.tree), tested(cell) or 0
-    if found.token:
-        passes += bool(cell.flat.get("model.gradient_checkpointing"))  # the forward pass once more
-        learned, answered = text_tokens(cell.tree)
-        return found.token * (samples * answered + steps * passes * batch * learned)
-    row = CATALOG.get(cell.flat["data.dataset"])
-    classes = (row.classes if row else None) or 0
-    test = samples * found.image + classes * found.text
-    return test + steps * passes * (batch * found.image + min(classes or batch, batch) * found.text)
 
 
 def planned_steps(cell: Cell) -> int | None:

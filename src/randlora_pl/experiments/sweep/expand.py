@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import torch
-
 from randlora_pl.adapters import inject
 from randlora_pl.adapters.io.save_load import make_adapter
-from randlora_pl.bench.flops import counter
 from randlora_pl.experiments.sweep.description import Tree
 from randlora_pl.experiments.sweep.texts import is_text, text_steps
-from randlora_pl.language.tasks.meta import meta_backbone, operations_per_token, usual_targets
+from randlora_pl.language.tasks.meta import meta_backbone, usual_targets
 from randlora_pl.language.tasks.restore import TASKS as LANGUAGE
 from randlora_pl.language.tasks.restore import LanguageTask
-from randlora_pl.models import ImageTower, clip_image_spec, library_of, meta_clip, meta_vit, vit_image_spec
+from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
 from randlora_pl.tasks import ImageTask, LinearHeadTask, VisionLanguageTask
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.restore import TASKS as VISION
@@ -30,16 +27,10 @@ class Counts:
     Attributes:
         trainable: Parameters that train, a head left out.
         total: All parameters of the backbone with its adapter.
-        image: Floating point operations of one image's forward pass through the frozen model.
-        text: Those of one caption; 0 where no text tower trains.
-        token: Those of one token of a language model; 0 for images.
     """
 
     trainable: int
     total: int
-    image: int = 0
-    text: int = 0
-    token: int = 0
 
 
 def task_of(tree: Tree) -> AdaptationTask | None:
@@ -96,12 +87,11 @@ def _kind(tree: Tree) -> type[AdaptationTask] | None:
     return kinds.get(_short(tree["model"]))
 
 
-def counts(tree: Tree, forward: bool = True) -> Counts | None:
+def counts(tree: Tree) -> Counts | None:
     """Counts on the meta device; None for a class outside this project, or a model whose shape nobody knows here.
 
     Args:
         tree: A cell's config.
-        forward: Whether to count operations, too.
 
     Raises:
         UserError: The adapter does not fit the model, or trains nothing.
@@ -112,46 +102,24 @@ def counts(tree: Tree, forward: bool = True) -> Counts | None:
     if isinstance(task, LanguageTask):
         return _text_counts(task)
     assert isinstance(task, ImageTask)
-    size = getattr(task, "img_size", None)
     clip = library_of(task.name) == "open_clip"
-    model = meta_clip(task.name) if clip else meta_vit(task.name, size)
-    both = isinstance(task, VisionLanguageTask)
-    if clip and not both:
+    model = meta_clip(task.name) if clip else meta_vit(task.name, getattr(task, "img_size", None))
+    if clip and not isinstance(task, VisionLanguageTask):
         model = ImageTower(model)
-    image = text = 0
-    if forward:
-        pixels = clip_image_spec(task.name, "random", size).size if clip else vit_image_spec(task.name, size).size
-        image, text = _operations(model, both, pixels)
     inject(model, task.adapter, task.targets)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not trainable and not isinstance(task, LinearHeadTask):
         raise UserError(f"{task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
-    return Counts(trainable, sum(parameter.numel() for parameter in model.parameters()), image, text)
+    return Counts(trainable, sum(parameter.numel() for parameter in model.parameters()))
 
 
 def _text_counts(task: LanguageTask) -> Counts | None:
     model = meta_backbone(task)
     if model is None:
         return None
-    token = operations_per_token(model)
     inject(model, task.adapter, usual_targets(task, model))
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return Counts(trainable, sum(parameter.numel() for parameter in model.parameters()), token=token)
-
-
-def _operations(model: Any, both: bool, pixels: int) -> tuple[int, int]:
-    images = torch.empty(1, 3, pixels, pixels, device="meta")
-    with torch.no_grad():
-        with counter() as flops:
-            (model.encode_image if both else model)(images)
-        image = flops.get_total_flops()
-        if not both:
-            return image, 0
-        lengths = (getattr(part, "context_length", None) for part in (model, getattr(model, "text", None)))
-        length = next((found for found in lengths if isinstance(found, int)), 77)
-        with counter() as flops:
-            model.encode_text(torch.zeros(1, length, dtype=torch.int64, device="meta"))
-        return image, flops.get_total_flops()
+    return Counts(trainable, sum(parameter.numel() for parameter in model.parameters()))
 
 
 def _short(node: Any) -> str:

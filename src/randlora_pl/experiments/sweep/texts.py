@@ -1,4 +1,4 @@
-"""What a cell on texts takes: its steps, its samples and the operations on their tokens."""
+"""Steps and test samples of a cell on texts."""
 
 import math
 
@@ -33,15 +33,6 @@ def text_steps(tree: Tree, window: int) -> int | None:
         return None
     aside = size.aside if data.get("validation") is None else int(data["validation"])
     return math.ceil((size.train - aside) * int(data.get("epochs") or size.epochs) / window)
-
-
-def text_tokens(tree: Tree) -> tuple[int, int]:
-    """Tokens of a sample that is learned, and of one that is tested, with all that every beam may write."""
-    model, size = tree["model"].get("init_args") or {}, _size(tree)
-    most = tree["data"].get("cutoff") or tree["data"].get("max_length") or 256
-    tokens = size.tokens if size else int(most)
-    writes = "max_new_tokens" in model or "num_beams" in model
-    return tokens, tokens + (int(model.get("num_beams", 1)) * int(model.get("max_new_tokens", 32)) if writes else 0)
 
 
 def _size(tree: Tree) -> Size | None:

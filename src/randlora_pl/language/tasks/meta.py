@@ -44,16 +44,3 @@ def usual_targets(task: LanguageTask, model: Any) -> list[str] | None:
     if task.targets is not None or task.adapter.trains_base:
         return task.targets
     return known_targets(str(model.config.model_type))
-
-
-def operations_per_token(model: Any) -> int:
-    """Floating point operations of one token's forward pass: two for each weight that multiplies it.
-
-    The table of embeddings multiplies nothing, unless it is the output layer as well; attention among the tokens is
-    left out, which for texts this short is a few percent.
-    """
-    total = sum(parameter.numel() for parameter in model.parameters())
-    table = model.get_input_embeddings().weight
-    output = getattr(model, "lm_head", None)
-    shared = output is not None and output.weight is table
-    return int(2 * (total if shared else total - table.numel()))
