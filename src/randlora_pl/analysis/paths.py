@@ -1,8 +1,9 @@
 """Minimax paths on a height map: the highest cell on the path is as low as possible."""
 
-import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+
+import networkx as nx
 
 Cell = tuple[int, int]
 
@@ -18,45 +19,16 @@ def low_path(heights: Sequence[Sequence[float]], start: Cell, end: Cell) -> list
     Returns:
         Adjacent cells (also diagonally), with start and end.
     """
-    climb = _search(heights, start, end, lambda cost, here, there: max(cost, _at(heights, there)))
-    level = max(_at(heights, cell) for cell in climb)
-
-    def length(cost: float, here: Cell, there: Cell) -> float:
-        return cost + math.dist(here, there) if _at(heights, there) <= level else math.inf
-
-    return _search(heights, start, end, length)
-
-
-def _at(heights: Sequence[Sequence[float]], cell: Cell) -> float:
-    return heights[cell[0]][cell[1]]
-
-
-def _search(
-    heights: Sequence[Sequence[float]], start: Cell, end: Cell, step: Callable[[float, Cell, Cell], float]
-) -> list[Cell]:
-    """Run Dijkstra's algorithm (1959) for costs that never decrease along a path."""
-    rows, columns = len(heights), len(heights[0])
-    best: dict[Cell, float] = {start: step(0.0, start, start) if start != end else 0.0}
-    came: dict[Cell, Cell] = {}
-    queue = [(best[start], start)]
-    done: set[Cell] = set()
-    while queue:
-        cost, here = heapq.heappop(queue)
-        if here == end:
-            break
-        if here in done:
-            continue
-        done.add(here)
-        for down in (-1, 0, 1):
-            for right in (-1, 0, 1):
-                there = here[0] + down, here[1] + right
-                if not (0 <= there[0] < rows and 0 <= there[1] < columns) or there in done:
-                    continue
-                new = step(cost, here, there)
-                if there not in best or new < best[there]:
-                    best[there], came[there] = new, here
-                    heapq.heappush(queue, (new, there))
-    path = [end]
-    while path[-1] != start:
-        path.append(came[path[-1]])
-    return path[::-1]
+    cells = {(row, column): height for row, line in enumerate(heights) for column, height in enumerate(line)}
+    graph = nx.Graph()
+    graph.add_nodes_from(cells)
+    for here in cells:
+        for down, right in ((0, 1), (1, -1), (1, 0), (1, 1)):
+            there = here[0] + down, here[1] + right
+            if there in cells:
+                graph.add_edge(here, there, top=max(cells[here], cells[there]), length=math.dist(here, there))
+    # The path in a minimum spanning tree has the lowest maximum of all paths.
+    level = max(cells[cell] for cell in nx.shortest_path(nx.minimum_spanning_tree(graph, weight="top"), start, end))
+    low = graph.subgraph(cell for cell, height in cells.items() if height <= level)
+    path: list[Cell] = nx.shortest_path(low, start, end, weight="length")
+    return path
