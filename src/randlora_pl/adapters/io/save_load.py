@@ -128,7 +128,7 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(f"{path} has format {version}, this version reads up to {FORMAT_VERSION}. Update randlora-pl.")
     if isinstance(version, int) and version < OLDEST_FORMAT:
-        raise UserError(f"{path} has format {version}, which is no longer read. Train the adapter again.")
+        raise UserError(f"{path} has format {version}, which this version cannot read. Train the adapter again.")
     if damaged := container.changed(contents):
         what = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
         raise UserError(

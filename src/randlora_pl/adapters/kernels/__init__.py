@@ -1,1 +1,1 @@
-"""Fast forms of the products of adapted layers, each tested against the plain equation."""
+"""Fast products of adapted layers, each tested against the plain equation."""

@@ -1,7 +1,7 @@
-"""Dropout on an update's input, with masks that cost little.
+"""Dropout on an update's input with cheap masks.
 
 On a CPU `torch.nn.functional.dropout` of a layer's wide side takes nearly as long as a product of the layer, more
-than half of it for the random numbers. Here a number of 64 random bits decides on four entries.
+than half of it for random numbers. Here one 64-bit random number decides on four entries.
 """
 
 from collections.abc import Iterator
@@ -11,23 +11,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 AT_ONCE = 512
-"""Tokens that are worked on together on a CPU: a few megabytes, which stay in its cache."""
+"""Tokens per chunk on a CPU: a few megabytes, which fit into its cache."""
 
 _STEPS = 1 << 16
 
 
 def in_parts(tokens: Tensor) -> Iterator[slice]:
-    """Slices of the first dimension (at least one) that are worked on one after the other; a GPU takes all at once."""
+    """Return slices of the first dimension (at least one) for chunked processing; one slice on a GPU."""
     if tokens.device.type != "cpu" or torch.compiler.is_compiling():
-        return iter((slice(None),))  # a loop up to their number would be compiled again for every other number
+        return iter((slice(None),))  # a loop would be recompiled for every number of tokens
     return (slice(start, start + AT_ONCE) for start in range(0, max(1, len(tokens)), AT_ONCE))
 
 
 def drop_mask(x: Tensor, probability: float) -> Tensor:
-    """What is dropped of ``x``, each entry by itself: bool, of its shape.
+    """Return a random mask of the entries of ``x`` to drop: bool, of its shape.
 
-    On a CPU the probability is rounded to a multiple of 1/65536 where that changes it by less than a hundredth;
-    `keep_scaling` knows of it.
+    On a CPU the probability is rounded to a multiple of 1/65536 if that changes it by less than a hundredth;
+    `keep_scaling` uses the rounded value.
     """
     threshold = _threshold(x, probability)
     if threshold is None and torch.compiler.is_compiling():
@@ -45,28 +45,30 @@ def drop_mask(x: Tensor, probability: float) -> Tensor:
 
 
 def keep_scaling(x: Tensor, probability: float) -> float:
-    """The factor that keeps the expected value of ``x`` without the entries of `drop_mask`."""
+    """Return the factor that preserves the expected value of ``x`` with `drop_mask`."""
     threshold = _threshold(x, probability)
     return 1 / (1 - (probability if threshold is None else threshold / _STEPS))
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    """``x`` with zeros where the mask is; x itself without one."""
+    """Return ``x`` with zeros where the mask is True; ``x`` itself without a mask."""
     return x if mask is None else x.masked_fill(mask, 0)
 
 
 def dropped(x: Tensor, probability: float) -> Tensor:
-    """``x`` with some entries set to zero and the others scaled so that the expected value stays."""
+    """Return ``x`` with dropout, scaled to preserve the expected value."""
     if _threshold(x, probability) is None:
         return F.dropout(x, probability)
     return (x * keep_scaling(x, probability)).masked_fill_(drop_mask(x, probability), 0)
 
 
 def _threshold(x: Tensor, probability: float) -> int | None:
-    """How many of 65,536 numbers mean that an entry is dropped; None where numbers are drawn as usual."""
+    """Return how many of 65,536 values drop an entry; None to use PyTorch's own dropout."""
     threshold = round(probability * _STEPS)
     coarse = not 100 <= threshold <= _STEPS - 100
     plain = x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
-    if coarse or not plain or torch._C._functorch.maybe_current_level() is not None:  # vmap has rules of its own
+    if (
+        coarse or not plain or torch._C._functorch.maybe_current_level() is not None
+    ):  # vmap has its own randomness rules
         return None
     return threshold

@@ -1,8 +1,7 @@
-"""Which form of a layer's product takes fewer multiplications, for a number of tokens.
+"""Choice of the form of a layer's product that takes fewer multiplications, by number of tokens.
 
-An update can be built as a matrix and multiplied once, together with the frozen weight, which costs the same for any
-number of tokens; or the tokens go through its thin factors, which costs nothing but for the tokens. So few tokens go
-through the factors, many through a built weight. The rules count multiplications and know no machine.
+Building the update as a matrix, added to the frozen weight, has a fixed cost. Multiplying tokens by its thin factors
+has a cost per token. So few tokens use the factors, many use the built weight. The rules count multiplications only.
 """
 
 from typing import NamedTuple
@@ -11,10 +10,10 @@ from torch import Tensor
 
 
 def builds(tokens: int, rank: int, weight: Tensor, trains: bool) -> bool:
-    """Whether W0 + P Q costs fewer multiplications than two thin products beside the frozen layer.
+    """Return True if W0 + P Q takes fewer multiplications than two thin products beside the frozen layer.
 
-    Each of P Q and the thin products has two more like it in the backward pass, and a built weight has a
-    gradient of its size.
+    In training, P Q and the thin products each have two products of equal cost in the backward pass, and a built weight
+    has a gradient of its size.
     """
     out_features, in_features = weight.shape
     built, thin = rank * out_features * in_features, tokens * rank * (out_features + in_features)
@@ -22,21 +21,26 @@ def builds(tokens: int, rank: int, weight: Tensor, trains: bool) -> bool:
 
 
 class Choice(NamedTuple):
-    """Which form is cheaper: building W0 + B S, and projecting tokens on B before anything else."""
+    """Cheaper form of a product.
+
+    Attributes:
+        build: True to build W0 + B S.
+        project: True to compute tokens B first.
+    """
 
     build: bool
     project: bool
 
 
 def cheapest(tokens: int, large: int, small: int, inner: int, width: int) -> Choice:
-    """Counts multiplications.
+    """Return the form with the fewest multiplications for a product with W0 + B S.
 
     Args:
         tokens: T.
         large: D.
         small: d.
-        inner: Length of a projected token: n r, or d for structured bases.
-        width: Multiplications for each number that B acts on: n r, or the block size of structured bases.
+        inner: Size of a projected token: n r, or d for structured bases.
+        width: Multiplications per value that B is applied to: n r, or the block size of structured bases.
     """
     build = large * small * width
     through = tokens * (large * width + inner * small)
@@ -44,19 +48,19 @@ def cheapest(tokens: int, large: int, small: int, inner: int, width: int) -> Cho
 
 
 def cheapest_alone(tokens: int, large: int, small: int, inner: int, width: int, trains: bool) -> Choice:
-    """Counts multiplications of ``x B S`` without a W0, all passes together where it trains.
+    """Return the form with the fewest multiplications for ``x B S`` without a W0, summed over all passes in training.
 
-    Each of the outputs and the two gradients costs D d width + T D d with a built B S. Through B and S it costs
-    T (D width + inner d), but two of the three share a projection: both gradients that of the outputs' gradient, or
-    outputs and S's gradient that of the inputs.
+    The outputs and the two gradients each cost D d width + T D d with a built B S. With B and S separately they cost
+    T (D width + inner d), but two of the three share a projection: both gradients share the projection of the outputs'
+    gradient, or the outputs and S's gradient share the projection of the inputs.
 
     Args:
         tokens: T.
         large: D.
         small: d.
-        inner: Length of a projected token.
-        width: Multiplications for each number that B acts on.
-        trains: Whether there are gradients.
+        inner: Size of a projected token.
+        width: Multiplications per value that B is applied to.
+        trains: True if gradients are needed.
     """
     build = large * small * (width + tokens)
     thick, thin = tokens * large * width, tokens * inner * small

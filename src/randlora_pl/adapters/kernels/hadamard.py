@@ -1,19 +1,18 @@
-"""Structured bases: a B that is never stored and costs next to nothing to apply.
+"""Structured bases: B is not stored, and is cheap to apply.
 
     B[k d + q b + i, p] = s[k d + q b + i'] H[i, i'] O[q, q'] t[p mod d],   p mod d = q' b + i'
 
-for the larger side D and the smaller side d of a weight: as many copies k of a d x d orthogonal matrix as
-it takes to fill D rows, the last one cut off. H (b, b) and O (m, m) with b m = d are fixed orthogonal
-transforms with entries of unit mean square, s and t are random signs. In matrices, one copy is the product
-``(I_m x H) diag(s_k) (O x I_b) diag(t)``: O mixes the blocks, H mixes inside each block, and the signs before
-each of them keep what the bases have in common (the same A, equal scalings) from adding up in one block. This
-is the randomised Hadamard transform (Ailon and Chazelle, 2009), stacked with fresh signs as in Fastfood
-(Le, Sarlos and Smola, 2013).
+for the larger side D and the smaller side d of a weight: stacked copies k of a d x d orthogonal matrix, the last one
+cut off at D rows. H (b, b) and O (m, m) with b m = d are fixed orthogonal transforms with entries of unit mean square,
+s and t are random signs. As matrices, one copy is the product ``(I_m x H) diag(s_k) (O x I_b) diag(t)``: O mixes the
+blocks, H mixes inside each block, and the signs before each of them prevent that common parts of the bases (the same
+A, equal scalings) add up in one block. This is the randomized Hadamard transform (Ailon and Chazelle, 2009), stacked
+with new signs as in Fastfood (Le, Sarlos and Smola, 2013).
 
-Why copies, and not D' = D with some columns left out: a block of b rows then depends on b numbers and not
-on b d / D, so every row block of a packed q/k/v weight gets an update of full rank of its own. And why
-they need no padding: the first copy is square and orthogonal, so B has rank min(d, n r) whatever D is;
-columns beyond d repeat the first ones under their own lambda and gamma.
+Copies are better than one D x D transform without some of its columns: a block of b rows depends on b values instead
+of b d / D, so that every row block of a packed q/k/v weight has an update of full rank. They need no padding: the
+first copy is square and orthogonal, so that B has rank min(d, n r) for any D. Columns beyond d repeat the first ones
+with their own lambda and gamma.
 """
 
 import math
@@ -26,16 +25,16 @@ from torch.nn.functional import pad
 from randlora_pl.adapters.kernels.dropout import in_parts
 
 STRUCTURE = "hadamard/1"
-"""Name and version of the structure; part of the fingerprint, changed whenever an entry would change."""
+"""Name and version of the structure, part of the fingerprint; changes whenever an entry would change."""
 
 BLOCK = 64
-"""H is at least this large where d is: 64 x 64 products run near the speed of large ones."""
+"""Minimum size of H, if d is at least as large: 64 x 64 products are nearly as fast as large ones."""
 
 _CACHE: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
 
 class Piece(NamedTuple):
-    """Rows ``start`` to ``stop`` of B: ``number`` blocks of ``height`` rows, the first of them block ``first``."""
+    """Rows ``start`` to ``stop`` of B: ``number`` blocks of ``height`` rows, beginning with block ``first``."""
 
     start: int
     stop: int
@@ -44,29 +43,29 @@ class Piece(NamedTuple):
     height: int
 
     def of_rows(self, matrix: Tensor) -> Tensor:
-        """A view of these rows of a matrix (D, columns) by block, (number, height, columns)."""
+        """Return a view of these rows of a matrix (D, columns) by block, (number, height, columns)."""
         return matrix[self.start : self.stop].view(self.number, self.height, matrix.shape[1])
 
     def of_columns(self, matrix: Tensor) -> Tensor:
-        """A view of these columns of a matrix (rows, D) by block, (number, rows, height)."""
+        """Return a view of these columns of a matrix (rows, D) by block, (number, rows, height)."""
         return matrix[:, self.start : self.stop].view(matrix.shape[0], self.number, self.height).transpose(0, 1)
 
 
 def block_size(small: int) -> int:
-    """b: the smallest divisor of d of at least 64, so 64 for the usual widths; d itself where it is smaller."""
+    """Return b: the smallest divisor of d of at least 64 (64 for usual widths), or d if it is smaller."""
     return next((size for size in range(min(BLOCK, small), small) if small % size == 0), small)
 
 
 def copies(large: int, small: int) -> int:
-    """Number of d x d copies that fill D rows."""
+    """Return the number of d x d copies that fill D rows."""
     return -(-large // small)
 
 
 def transform(size: int) -> Tensor:
-    """An orthogonal matrix times sqrt(size), so that its entries have unit mean square; float64, symmetric.
+    """Return a symmetric orthogonal matrix times sqrt(size), with entries of unit mean square, in float64.
 
-    The Walsh-Hadamard matrix for powers of two, times the Hartley matrix cos + sin (Bracewell, 1983) for the
-    odd rest of the size.
+    The Walsh-Hadamard matrix for the power of two in the size, times the Hartley matrix cos + sin (Bracewell, 1983) for
+    the odd factor.
     """
     power = size & -size
     odd = size // power
@@ -79,7 +78,7 @@ def transform(size: int) -> Tensor:
 
 
 def _constant(size: int, like: Tensor) -> Tensor:
-    """`transform` beside a tensor, made once."""
+    """Return `transform` in the dtype and on the device of a tensor, cached."""
     key = (size, like.dtype, like.device)
     traced = (
         torch.compiler.is_compiling()
@@ -97,10 +96,10 @@ def _constant(size: int, like: Tensor) -> Tensor:
 
 
 class Hadamard:
-    """B (D, n r) of one layer.
+    """Structured B (D, n r) of one layer.
 
     Args:
-        signs: Random signs of the model, int8 (at least ``copies * d``, 2): s and t.
+        signs: Random signs s and t of the model, int8 (at least ``copies * d``, 2).
         large: D.
         small: d.
         columns: n r.
@@ -114,7 +113,7 @@ class Hadamard:
         self.inner = self.small
 
     def pieces(self) -> list[Piece]:
-        """The copies from the top; the last one may end inside a block."""
+        """Return the copies from the top; the last one may end inside a block."""
         result = []
         for start in range(0, self.large, self.small):
             number, rest = divmod(min(self.small, self.large - start), self.block)
@@ -126,12 +125,12 @@ class Hadamard:
         return result
 
     def signed_blocks(self, piece: Piece, dtype: torch.dtype) -> Tensor:
-        """H diag(s) of each block of a piece, (count, height, b)."""
+        """Return H diag(s) of each block of a piece, (count, height, b)."""
         signs = self.signs[piece.start : piece.start + piece.number * self.block].to(dtype)
         return _constant(self.block, signs)[: piece.height] * signs.view(piece.number, 1, self.block)
 
     def mixed(self, stack: Tensor) -> Tensor:
-        """(O x I_b) diag(t) S, (m, b, ...), for S (n r, ...)."""
+        """Return (O x I_b) diag(t) S, (m, b, ...), for S (n r, ...)."""
         if len(stack) < self.small:
             stack = pad(stack, (0, 0, 0, self.small - len(stack)))
         elif len(stack) > self.small:  # column p of B is column p mod d
@@ -143,19 +142,19 @@ class Hadamard:
         return mixed.view(self.blocks, self.block, -1)
 
     def unmixed(self, mixed: Tensor) -> Tensor:
-        """The transpose of `mixed`: (m, b, ...) to (n r, ...)."""
+        """Apply the transpose of `mixed`, (m, b, ...) to (n r, ...)."""
         stack = (_constant(self.blocks, mixed) @ mixed.flatten(1)).view(self.small, -1)
         stack = stack * self.column_signs.to(stack.dtype)[:, None]
         repeats = -(-self.columns // self.small)
         return stack[: self.columns] if repeats == 1 else stack.repeat(repeats, 1)[: self.columns]
 
     def add_to(self, weight: Tensor, stack: Tensor, transposed: bool) -> Tensor:
-        """Adds B S (D, d), or its transpose, to a weight, in place unless a compiler looks on; S is (n r, d)."""
+        """Add B S (D, d), or its transpose, to a weight, in place unless compiling; S is (n r, d)."""
         mixed = self.mixed(stack).to(weight.dtype)
         parts = []
         for piece in self.pieces():
             signed, part = self.signed_blocks(piece, weight.dtype), mixed[piece.first : piece.first + piece.number]
-            if torch.compiler.is_compiling():  # which cannot write to blocks of columns
+            if torch.compiler.is_compiling():  # the compiler cannot write to blocks of columns
                 parts.append(torch.bmm(signed, part).flatten(0, 1))
             elif transposed:
                 columns = piece.of_columns(weight)
@@ -168,12 +167,12 @@ class Hadamard:
         return weight
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
-        """B itself, (D, n r): what the other methods never make."""
+        """Return B (D, n r), which the other methods never build."""
         eye = torch.eye(self.columns, dtype=dtype, device=self.signs.device)
         return self.add_to(eye.new_zeros(self.large, self.columns), eye, False)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """The blocks and signs of ``tokens @ B``, (T, m, b), for tokens (T, D); the rest is left to `unmixed`."""
+        """Apply the blocks and signs of ``tokens @ B``, (T, D) to (T, m, b); `unmixed` applies the rest."""
         result = tokens.new_empty(len(tokens), self.blocks, self.block)
         signed = [(piece, self.signed_blocks(piece, tokens.dtype)) for piece in self.pieces()]
         for part in in_parts(tokens):
@@ -185,9 +184,9 @@ class Hadamard:
         return result
 
     def expand(self, mixed: Tensor, onto: Tensor | None = None) -> Tensor:
-        """The transpose of `project`: ``mixed`` (T, d), tokens times what `mixed` made of S transposed, to (T, D).
+        """Apply the transpose of `project`, (T, d) to (T, D), to tokens times the transposed result of `mixed`.
 
-        It is added to a tensor that is given, in place unless a compiler looks on.
+        With ``onto``, the result is added to it, in place unless compiling.
         """
         blocks = mixed.view(len(mixed), self.blocks, self.block).transpose(0, 1)
         signed = [(piece, self.signed_blocks(piece, mixed.dtype).mT) for piece in self.pieces()]
@@ -201,11 +200,11 @@ class Hadamard:
         return result
 
     def contract(self, projected: Tensor, others: Tensor) -> Tensor:
-        """``B^T (tokens^T others)``, (m, b, d) before `unmixed`, for projected tokens and others (T, d)."""
+        """Return ``B^T (tokens^T others)``, (m, b, d) before `unmixed`, for projected tokens and others (T, d)."""
         return (projected.flatten(1).T @ others).view(self.blocks, self.block, -1)
 
     def reduce(self, gradient: Tensor) -> Tensor:
-        """``B^T G``, (m, b, d) before `unmixed`, for G (D, d)."""
+        """Return ``B^T G``, (m, b, d) before `unmixed`, for G (D, d)."""
         first, *others = self.pieces()
         result = torch.bmm(self.signed_blocks(first, gradient.dtype).transpose(1, 2), first.of_rows(gradient))
         for piece in others:

@@ -1,17 +1,17 @@
-"""The sum of scaled bases and the layer around it: B S built, multiplied and differentiated at the least cost.
+"""Sum of scaled bases B S, and a linear layer with it: forward and backward at the lowest cost.
 
-B (D, n r) holds the bases side by side, S (n r, d) the rows lambda_jk A_k gamma_j. The frozen weight W0 is
-(D, d), or (d, D) where it is wider than tall; T is the number of tokens, L (T, D) stands for whichever of the
-input and the output's gradient has the larger side, M (T, d) for the other one.
+B (D, n r) contains the bases side by side, S (n r, d) the rows lambda_jk A_k gamma_j. The frozen weight W0 is (D, d),
+or (d, D) if it is wider than tall. T is the number of tokens, L (T, D) is the input or the output's gradient with the
+larger side, M (T, d) the other one.
 
-- Forward, W0 + B S is built once and multiplied once. PEFT's two products through B and S cost T (D + d) n r,
-  which is less for few tokens only. Beside a frozen layer of its own (dropout on the update's input, a quantised
-  weight) a built B S takes a second product of T D d, and two products are less more often: see `cheapest_alone`.
-- Backward, the gradient of S is ``B^T (L^T M)`` or ``(L B)^T M``, whichever takes fewer operations, and
-  becomes those of lambda and gamma at once: neither S nor a gradient of the weight's size outlives the call.
-- Between the two passes a layer keeps M, or L, or the smaller L B, and W0 + B S only on demand.
-- Tokens whose gradient is zero are left out of the backward pass: above the last attention of a model that pools
-  one token, those are all the others.
+- Forward: W0 + B S is built once and multiplied once. PEFT's two products with B and S cost T (D + d) n r, which is
+  less for few tokens only. Beside a separate frozen product (dropout on the update's input, a quantized weight) a
+  built B S needs a second product of T D d, so that two thin products are cheaper more often: see `cheapest_alone`.
+- Backward: the gradient of S is ``B^T (L^T M)`` or ``(L B)^T M``, whichever takes fewer operations, and is reduced to
+  the gradients of lambda and gamma at once: neither S nor a gradient of the weight's size outlives the call.
+- Between the passes a layer keeps M, or L, or the smaller L B, and W0 + B S only if requested.
+- Tokens with a zero gradient are left out of the backward pass. Above the last attention of a model that pools one
+  token, these are all other tokens.
 """
 
 from collections.abc import Callable
@@ -28,22 +28,22 @@ from randlora_pl.adapters.kernels.basis_product import Form, Stored, effective, 
 from randlora_pl.adapters.kernels.dropout import in_parts, masked
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 
-_PROBES = 13  # no divisor of usual numbers of tokens, so that an image's first token is not met each time
+_PROBES = 13  # does not divide usual numbers of tokens, so that probes do not always hit an image's first token
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Autocast off: every product here has its dtype already."""
+    """Disable autocast: every product here has its dtype already."""
     kind = tensor.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 class SumOfBases(torch.autograd.Function):
-    """B S as a matrix of its own."""
+    """B S as a separate matrix."""
 
     @staticmethod
     def forward(ctx: Any, lambdas: Tensor, gammas: Tensor, a: Tensor, b: Tensor, form: Form) -> Tensor:
-        """Args: lambda (n, r), gamma (n, d), A (r, d), B (D, n, r) or signs. Returns (D, d), or (d, D)."""
+        """Build B S, (D, d) or (d, D), from lambda (n, r), gamma (n, d), A (r, d), and B (D, n, r) or signs."""
         ctx.save_for_backward(lambdas, gammas, a, b)  # a and b are views of the shared tensors
         ctx.form = form
         with without_autocast(lambdas):
@@ -52,7 +52,7 @@ class SumOfBases(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Reduces the (D, d) gradient to those of lambda and gamma at once."""
+        """Reduce the (D, d) gradient to the gradients of lambda and gamma."""
         lambdas, gammas, a, b = ctx.saved_tensors
         form = ctx.form
         with without_autocast(lambdas):
@@ -65,8 +65,8 @@ class SumOfBases(torch.autograd.Function):
 class AdaptedProduct(torch.autograd.Function):
     """``x (W0 + B S)^T + bias`` for a frozen W0; ``x (B S)^T`` without; ``x W0^T + m(x) (B S)^T + bias`` with a mask.
 
-    m sets entries to zero. Its part is added to outputs and gradients in place, some tokens after others: memory of the
-    size of a layer's wide side is new to a process each time, and on a CPU takes as long as a tenth of a product.
+    m sets entries to zero. The masked part is added to outputs and gradients in place, in chunks of tokens: allocating
+    memory of a layer's wide side takes a tenth of the time of a product on a CPU.
     """
 
     @staticmethod
@@ -82,7 +82,7 @@ class AdaptedProduct(torch.autograd.Function):
         form: Form,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Args: x (..., in), W0 (out, in), bias (out), lambda (n, r), gamma (n, d), A (r, d), B or signs, mask as x."""
+        """Compute (..., out) from x (..., in), W0 (out, in), bias, lambda (n, r), gamma (n, d), A (r, d) and B."""
         need_x, need_sum = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:5])
         output, built, projected = product(x, weight, bias, lambdas, gammas, a, b, form, need_sum, mask)
         ctx.projected, ctx.alone = projected is not None, weight is None or mask is not None
@@ -99,7 +99,7 @@ class AdaptedProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of x, bias, lambda and gamma."""
+        """Return the gradients of x, bias, lambda and gamma."""
         need_x, _, need_bias, *need_sum = ctx.needs_input_grad[:5]
         kept, built, weight, mask, lambdas, gammas, a, b = ctx.saved_tensors
         form = ctx.form
@@ -150,9 +150,9 @@ class AdaptedProduct(torch.autograd.Function):
 
 
 def nonzero_rows(gradient: Tensor) -> Tensor | None:
-    """Places of the rows that are not zero, (u), where they are the smaller part; None for all rows.
+    """Return the indices (u) of nonzero rows if they are at most half of the rows; None for all rows.
 
-    Looking costs a GPU more than it would gain, since the host would wait for it; on a CPU a few rows tell first.
+    Only on a CPU, after probing a few rows: on a GPU the synchronization would cost more than it saves.
     """
     plain = type(gradient) is Tensor and gradient.device.type == "cpu" and not torch.compiler.is_compiling()
     if not plain or len(gradient) < _PROBES or 2 * int(gradient[:: len(gradient) // _PROBES].any(1).sum()) > _PROBES:
@@ -162,7 +162,13 @@ def nonzero_rows(gradient: Tensor) -> Tensor | None:
 
 
 class Product(NamedTuple):
-    """A layer's output, B S or W0 + B S where that is to be kept, and m(x) B where training keeps it instead of x."""
+    """Result of `product`.
+
+    Attributes:
+        output: Output of the layer.
+        built: B S or W0 + B S, if it is kept for the backward pass.
+        projected: m(x) B, if training keeps it instead of x.
+    """
 
     output: Tensor
     built: Tensor | None
@@ -181,7 +187,7 @@ def product(
     train: bool = False,
     mask: Tensor | None = None,
 ) -> Product:
-    """The layer's output by the cheaper form; ``train`` says whether lambda or gamma will need a gradient."""
+    """Compute the layer's output by the cheaper form; ``train`` is True if lambda or gamma needs a gradient."""
     large, out_features = form.large, form.shape[0]
     alone = weight is None or mask is not None
     with without_autocast(x):
@@ -218,9 +224,9 @@ def product(
 def add_product(
     basis: "Stored | Hadamard", mixed: Tensor, result: Tensor | None, tokens: Tensor, projected: Tensor | None = None
 ) -> Tensor:
-    """``tokens B S`` where ``tokens B`` is at hand, else ``tokens (B S)^T``, in two thin products.
+    """Compute ``tokens B S`` if ``projected`` (``tokens B``) is given, else ``tokens (B S)^T``, in two thin products.
 
-    It is added in place to a result that is given; ``mixed`` is what the basis made of S.
+    It is added in place to ``result`` unless that is None; ``mixed`` is the basis's `mixed` of S.
     """
     stack = mixed.reshape(basis.inner, -1)
     if projected is None:
@@ -229,12 +235,12 @@ def add_product(
 
 
 def add_matmul(matrix: Tensor, result: Tensor | None, rows: Tensor) -> Tensor:
-    """``rows @ matrix``, added in place to a result that is given."""
+    """Compute ``rows @ matrix``, added in place to ``result`` unless that is None."""
     return rows @ matrix if result is None else result.addmm_(rows, matrix)
 
 
 def add_masked(result: Tensor | None, mask: Tensor | None, add: Callable[..., Tensor], *rows: Tensor | None) -> Tensor:
-    """``add(result, *rows)``; with a mask that of some rows after others, with zeros where the mask is, in place."""
+    """Compute ``add(result, *rows)``; with a mask, in chunks, with zeros where the mask is True, in place."""
     if mask is None or result is None:
         return add(result, *rows)
     for part in in_parts(result):

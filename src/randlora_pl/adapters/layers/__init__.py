@@ -1,1 +1,1 @@
-"""Layers with an update: linear, convolution, packed attention, quantized; access to their weights."""
+"""Layers with an update: linear, convolution, packed attention, quantized; and access to their weights."""

@@ -1,7 +1,7 @@
-"""Where an update meets a frozen weight: adapted layers that keep every key of the layer they replace.
+"""Adapted layers, which keep every state-dict key of the plain layers.
 
-A layer is adapted in place: its class changes to a subclass of its own and a ``delta`` child appears
-beside its tensors, so that state-dict keys, hooks, references and shared modules all stay as they were.
+A layer is adapted in place: its class is replaced by a subclass and a ``delta`` child is added, so that state-dict
+keys, hooks, references and shared modules stay valid.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from randlora_pl.adapters.base import DeltaWeight
 
 
 def unsharded(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP2 may have sharded, as a plain one; then all processes must ask for it at once."""
+    """Return a plain tensor for one that FSDP2 may have sharded; a collective operation if it is sharded."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
 
 
 def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A plain tensor that all processes have, sharded as another one, if that is; nothing is exchanged."""
+    """Return a tensor that all processes have, sharded like another one; without communication."""
     if not hasattr(other, "full_tensor"):
         return tensor
     from torch.distributed.tensor import DTensor, Replicate
@@ -31,19 +31,19 @@ def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 class AdaptedLayer(nn.Module):
-    """What adapted layers share: one frozen weight, its update, and merging that can be undone bit for bit."""
+    """Base of adapted layers: one frozen weight, its update, and exactly reversible merging."""
 
     weight_name: ClassVar[str]
-    transposed: ClassVar[bool] = False  # whether the weight is stored as (in, out)
+    transposed: ClassVar[bool] = False  # True if the weight is stored as (in, out)
     mergeable: ClassVar[bool] = True
     delta: DeltaWeight | None
-    frozen_weight: Tensor | None  # W0 while merged, kept because a subtraction would not give it back exactly
+    frozen_weight: Tensor | None  # W0 while merged, because subtraction would not restore it exactly
     plain_class: type[nn.Module]
     enabled: bool
 
     @classmethod
     def attach(cls, layer: nn.Module, delta: DeltaWeight | None) -> None:
-        """Turns a plain layer into an adapted one; without an update it only routes through its children."""
+        """Convert a plain layer to an adapted one; without an update it only calls its child modules."""
         plain_class = type(layer)
         layer.__class__ = cls
         assert isinstance(layer, AdaptedLayer)
@@ -51,7 +51,7 @@ class AdaptedLayer(nn.Module):
         layer.register_buffer("frozen_weight", None, persistent=False)
 
     def detach(self) -> None:
-        """Turns the layer back into a plain one, with whatever weight it has now."""
+        """Convert the layer back to a plain one with its current weight."""
         del self.delta, self.frozen_weight, self.enabled
         plain_class = self.plain_class
         del self.plain_class
@@ -59,28 +59,28 @@ class AdaptedLayer(nn.Module):
 
     @property
     def adapted_weight(self) -> nn.Parameter:
-        """The parameter that the update belongs to: W0, or the merged weight while merged."""
+        """Parameter of the update: W0, or the merged weight while merged."""
         weight = self._parameters[self.weight_name]
         assert weight is not None
         return weight
 
     @property
     def base_weight(self) -> Tensor:
-        """W0, (out, in), also while merged."""
+        """Frozen weight W0, (out, in), also while merged."""
         return self.swap_layout(self.adapted_weight if self.frozen_weight is None else self.frozen_weight)
 
     def swap_layout(self, matrix: Tensor) -> Tensor:
-        """From (out, in) to what the weight is stored as, and back: the transpose, another shape, or nothing."""
+        """Convert between (out, in) and the stored layout of the weight, in both directions."""
         return matrix.T if self.transposed else matrix
 
     @property
     def merged(self) -> bool:
-        """Whether the layer's weight holds the update now."""
+        """True if the layer's weight contains the update."""
         return self.frozen_weight is not None
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Writes the effective weight; does nothing when it is written already."""
+        """Write the effective weight, unless the layer is merged already."""
         if self.delta is not None and not self.merged:
             weight = self.adapted_weight
             merged = self.swap_layout(self.delta.effective_weight(self.swap_layout(unsharded(weight))))
@@ -89,17 +89,17 @@ class AdaptedLayer(nn.Module):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Puts W0 back, bit for bit."""
+        """Restore W0 exactly."""
         if self.frozen_weight is not None:
             self.adapted_weight.copy_(self.frozen_weight)
             self.frozen_weight = None
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.unmerge()  # a weight that is loaded is a W0, and updates that are loaded are in no weight yet
+        self.unmerge()  # state dicts contain W0 and unmerged updates
         super()._load_from_state_dict(*args, **kwargs)
 
     def adapted_linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer's linear map, with the update unless it is disabled or merged."""
+        """Apply the layer's linear map, with the update unless it is disabled or merged."""
         weight = (
             self.swap_layout(self.adapted_weight) if self.enabled else unsharded(self.base_weight)
         )  # W0 of a merged layer stays sharded
@@ -114,7 +114,7 @@ class AdaptedLinear(AdaptedLayer, nn.Linear):
     weight_name = "weight"
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
+        """Apply the layer, (..., in) to (..., out)."""
         return self.adapted_linear(input, self.bias)
 
 
@@ -126,15 +126,15 @@ class AdaptedConv1D(AdaptedLayer):
     bias: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
+        """Apply the layer, (..., in) to (..., out)."""
         return self.adapted_linear(x, self.bias)
 
 
 class AdaptedAttention(AdaptedLayer, nn.MultiheadAttention):
-    """``nn.MultiheadAttention`` with an update of its packed q/k/v weight, which autograd sees.
+    """``nn.MultiheadAttention`` with an update of its packed q/k/v weight.
 
-    The output projection is called as a module, so that an adapted one takes part. Every option of the
-    plain layer works; the common case goes straight to scaled dot product attention.
+    The output projection is called as a module, so that its own update is applied. All options of the plain layer work;
+    the common case calls scaled dot product attention directly.
     """
 
     weight_name = "in_proj_weight"
@@ -150,13 +150,13 @@ class AdaptedAttention(AdaptedLayer, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Arguments, shapes and results are those of ``nn.MultiheadAttention.forward``."""
+        """Apply attention; arguments and results as in ``nn.MultiheadAttention.forward``."""
         q, k, v = self._project(query, key, value)
         plain = self.bias_k is None and not self.add_zero_attn and key_padding_mask is None
-        wrong = k.shape != v.shape or (is_causal and attn_mask is None)  # PyTorch's own function explains these
+        wrong = k.shape != v.shape or (is_causal and attn_mask is None)  # PyTorch's function raises for these
         if plain and not wrong and not need_weights and q.dim() == 3:
             return self.out_proj(self._attend(q, k, v, attn_mask)), None
-        # The rare options: PyTorch's own function, behind projections that are already done.
+        # Rare options: PyTorch's function on the projected q, k and v, with identity projections.
         swap = self.batch_first and q.dim() == 3
         if swap:
             q, k, v = (tensor.transpose(0, 1) for tensor in (q, k, v))
@@ -171,7 +171,7 @@ class AdaptedAttention(AdaptedLayer, nn.MultiheadAttention):
         return self.out_proj(attended.transpose(0, 1) if swap else attended), weights
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v of equal shape to their inputs; one product where all three inputs are one tensor."""
+        """Return q, k and v in the shapes of their inputs; one product if all three inputs are the same tensor."""
         packed = self.adapted_linear(query, self.in_proj_bias)
         if query is key and key is value:
             q, k, v = packed.chunk(3, dim=-1)
@@ -184,13 +184,13 @@ class AdaptedAttention(AdaptedLayer, nn.MultiheadAttention):
         return q, k, packed.chunk(3, dim=-1)[2]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Scaled dot product attention over the heads; a mask is (L, S) or (N * heads, L, S)."""
+        """Apply scaled dot product attention over the heads; a mask is (L, S) or (N * heads, L, S)."""
         if not self.batch_first:
             q, k, v = (tensor.transpose(0, 1) for tensor in (q, k, v))
         batch, length, _ = q.shape
         q, k, v = (t.view(*t.shape[:2], self.num_heads, self.head_dim).transpose(1, 2) for t in (q, k, v))
         if mask is not None:
-            # True means "hidden" here and "visible" there.
+            # True means "masked" in nn.MultiheadAttention and "visible" in scaled_dot_product_attention.
             mask = ~mask if mask.dtype == torch.bool else mask.to(q.dtype)
             mask = mask.reshape(batch, self.num_heads, *mask.shape[1:]) if mask.dim() == 3 else mask
         dropout = self.dropout if self.training else 0.0
@@ -200,11 +200,11 @@ class AdaptedAttention(AdaptedLayer, nn.MultiheadAttention):
 
 
 class RowBlocks(DeltaWeight):
-    """Updates of some row blocks of a packed weight (q, k or v), the other rows staying as they are.
+    """Updates of some row blocks (q, k or v) of a packed weight; the other rows are not changed.
 
     Args:
-        blocks: The update of each block by name, in any order.
-        rows: First and last row + 1 of every block of the weight, in order, with or without an update.
+        blocks: Update of each block by name, in any order.
+        rows: First row and last row + 1 of every block of the weight, in order, with or without an update.
     """
 
     def __init__(self, blocks: dict[str, DeltaWeight], rows: dict[str, tuple[int, int]]) -> None:
@@ -214,7 +214,7 @@ class RowBlocks(DeltaWeight):
             self.add_module(name, delta)
 
     def blocks(self) -> dict[str, DeltaWeight]:
-        """The updates by name."""
+        """Return the updates by name of the block."""
         return {name: delta for name, delta in self.named_children() if isinstance(delta, DeltaWeight)}
 
     def _each(self, make: Callable[[DeltaWeight | None, slice], Tensor], dim: int) -> Tensor:
@@ -222,12 +222,12 @@ class RowBlocks(DeltaWeight):
         return torch.cat([make(blocks.get(name), slice(*rows)) for name, rows in self.rows.items()], dim)
 
     def delta(self) -> Tensor:
-        """The blocks' updates with zeros between them, (out, in)."""
+        """Return the blocks' updates, with zeros in other rows, (out, in)."""
         return self._with_zeros({name: block.delta() for name, block in self.blocks().items()})
 
     def change(self, weight: Tensor) -> Tensor:
-        """The blocks' changes with zeros between them, (out, in)."""
-        rows = {name: slice(*place) for name, place in self.rows.items()}
+        """Return the blocks' changes, with zeros in other rows, (out, in)."""
+        rows = {name: slice(*limits) for name, limits in self.rows.items()}
         return self._with_zeros({name: block.change(weight[rows[name]]) for name, block in self.blocks().items()})
 
     def _with_zeros(self, parts: dict[str, Tensor], dim: int = 0) -> Tensor:
@@ -241,11 +241,11 @@ class RowBlocks(DeltaWeight):
         )
 
     def effective_weight(self, weight: Tensor) -> Tensor:
-        """Each block's effective weight, in place."""
+        """Return the weight with each block's effective weight in its rows, (out, in)."""
         return self._each(lambda block, rows: block.effective_weight(weight[rows]) if block else weight[rows], 0)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Each block's own fast path, side by side."""
+        """Apply each block's fast path and concatenate the outputs."""
 
         def one(block: DeltaWeight | None, rows: slice) -> Tensor:
             part = None if bias is None else bias[rows]
@@ -254,8 +254,8 @@ class RowBlocks(DeltaWeight):
         return self._each(one, -1)
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
-        """Each block's own, with zeros between them, (..., out)."""
-        rows = {name: slice(*place) for name, place in self.rows.items()}
+        """Return the blocks' contributions, with zeros in other columns, (..., out)."""
+        rows = {name: slice(*limits) for name, limits in self.rows.items()}
         parts = {
             name: block.contribution(x, lambda own=rows[name]: weight()[own])  # type: ignore[misc]
             for name, block in self.blocks().items()

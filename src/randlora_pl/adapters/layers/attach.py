@@ -1,4 +1,4 @@
-"""Plain layers that become adapted ones, in place: which class each kind of layer turns into."""
+"""Conversion of plain layers to adapted ones, in place, with the class for each kind of layer."""
 
 from collections.abc import Mapping
 
@@ -13,14 +13,14 @@ from randlora_pl.adapters.targets.obstacles import reader_of
 
 
 def attach(model: nn.Module, updates: Mapping[str, DeltaWeight]) -> None:
-    """Turns plain layers into adapted ones; `detach` in `control` turns them back.
+    """Convert plain layers to adapted ones; `operations.detach` converts them back.
 
     Args:
-        model: The model.
-        updates: The update of each layer by path.
+        model: Model that contains the layers.
+        updates: Update of each layer by path.
     """
     layers = {path: model.get_submodule(path) for path in updates}
-    # all of them before the first is changed: an attention layer with an update calls its output projection, too
+    # Before any layer changes, because an adapted attention layer calls its output projection instead of reading it.
     kinds = {path: _adapted_kind(layer, reader_of(model, path) is not None) for path, layer in layers.items()}
     for path, delta in updates.items():
         kinds[path].attach(layers[path], delta)
@@ -31,7 +31,7 @@ def attach(model: nn.Module, updates: Mapping[str, DeltaWeight]) -> None:
 
 
 def _adapted_kind(layer: nn.Module, read: bool) -> type[AdaptedLayer]:
-    """The class of a layer once it has an update; ``read`` if a module above it reads its weight."""
+    """Return the adapted class for a layer; ``read`` is True if a parent module reads its weight."""
     if isinstance(layer, nn.MultiheadAttention):
         return AdaptedAttention
     if isinstance(layer, nn.Conv2d):
@@ -44,9 +44,9 @@ def _adapted_kind(layer: nn.Module, read: bool) -> type[AdaptedLayer]:
 
 
 def set_fast_paths(model: nn.Module, on: bool) -> None:
-    """Switches PyTorch's fused inference of transformer encoders off and on again where layers are adapted.
+    """Switch PyTorch's fused inference of transformer encoders off, or on again, for modules with adapted layers.
 
-    It reads the weights and so would pass every update by.
+    The fused path reads the weights directly and would ignore every update.
     """
     attributes = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Layers that build W0 + delta once at every use: convolutions, and linear layers whose weight a module above reads."""
+"""Layers that build W0 + delta at every use: convolutions, and linear layers whose weight a parent module reads."""
 
 from typing import ClassVar
 
@@ -11,12 +11,12 @@ from randlora_pl.utils.errors import UserError
 
 
 class BuiltWeight(AdaptedLayer):
-    """An adapted layer whose weight acts as a whole, in the shape in which it is stored."""
+    """Adapted layer that uses its effective weight in the stored shape."""
 
     weight_name: ClassVar[str] = "weight"
 
     def acting_weight(self) -> Tensor:
-        """The weight that acts now: adapted, or frozen where the update is disabled."""
+        """Return the weight in use: adapted, or frozen if the update is disabled."""
         if not self.enabled:
             return unsharded(self.adapted_weight if self.frozen_weight is None else self.frozen_weight)
         if self.delta is None or self.merged:
@@ -27,17 +27,17 @@ class BuiltWeight(AdaptedLayer):
 class AdaptedConv2d(BuiltWeight, nn.Conv2d):
     """``nn.Conv2d`` or a subclass with an update of its weight (out, in / groups, height, width).
 
-    The update is a matrix (out, in / groups * height * width). With dropout, the update convolves the input that is
-    left, beside the frozen convolution of the whole input. A subclass with a forward of its own is called with the
-    built weight in place of its own one.
+    The update is a matrix (out, in / groups * height * width). With dropout, the update convolves the input after
+    dropout, and the frozen weight convolves the full input. A subclass with its own forward is called with the built
+    weight instead of its weight.
     """
 
     def swap_layout(self, matrix: Tensor) -> Tensor:
-        """From four dimensions to (out, in), and back."""
+        """Convert between four dimensions and (out, in), in both directions."""
         return matrix.view(self.adapted_weight.shape) if matrix.dim() == 2 else matrix.flatten(1)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(n, in, height, width) to (n, out, height', width')."""
+        """Apply the layer, (n, in, height, width) to (n, out, height', width')."""
         if self.delta is None or not self.enabled or self.merged or not drops(self.delta):
             return self._convolved(input, self.acting_weight(), self.bias)
         plain = self._convolved(input, self.adapted_weight, self.bias)
@@ -60,33 +60,33 @@ class AdaptedConv2d(BuiltWeight, nn.Conv2d):
 
 
 class ReadLinear(BuiltWeight, nn.Linear):
-    """``nn.Linear`` with an update, for modules that read its weight: ``layer.weight`` is W0 + delta.
+    """``nn.Linear`` with an update, for parent modules that read its weight: ``layer.weight`` is W0 + delta.
 
-    The state dict has W0 as ever, since parameters are stored by name.
+    The state dict still contains W0, because parameters are stored by name.
     """
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The weight that acts now, (out, in)."""
+        """Weight in use, (out, in)."""
         return self.acting_weight()
 
 
 def has_own_forward(kind: type[nn.Module]) -> bool:
-    """Return True if a class of convolutions does more than ``nn.Conv2d``."""
+    """Return True if a convolution class overrides the forward methods of ``nn.Conv2d``."""
     own = (getattr(kind, name) is not getattr(nn.Conv2d, name) for name in ("forward", "_conv_forward"))
     return issubclass(kind, nn.Conv2d) and any(own)
 
 
 def drops(delta: DeltaWeight) -> bool:
-    """Return True if an update, or a part of it, drops inputs now."""
+    """Return True if dropout of an update, or of a part of it, is active."""
     return any(isinstance(module, DeltaWeight) and module.drops for module in delta.modules())
 
 
 def check_dropout_acts(model: nn.Module, path: str, delta: DeltaWeight) -> None:
-    """Refuses dropout where an update has no input of its own.
+    """Raise an error for dropout on an update without a separate input.
 
     Raises:
-        UserError: The layer's weight is read by another module, or a convolution computes another one from it.
+        UserError: A parent module reads the layer's weight, or a convolution has its own forward.
     """
     if not any(isinstance(module, DeltaWeight) and module.dropout for module in delta.modules()):
         return
@@ -95,4 +95,6 @@ def check_dropout_acts(model: nn.Module, path: str, delta: DeltaWeight) -> None:
     if issubclass(kind, nn.Linear) and (reader := reader_of(model, path)) is not None:
         why = f"{reader.__name__} reads its weight"
     if why:
-        raise UserError(f"{path}: {why}, so its update has no input to drop: set dropout to 0, or leave the layer out.")
+        raise UserError(
+            f"{path}: {why}, so dropout on its update is not possible. Set dropout to 0, or exclude the layer."
+        )

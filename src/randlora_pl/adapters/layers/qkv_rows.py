@@ -1,4 +1,4 @@
-"""Which rows of a fused weight are q, k and v."""
+"""Rows of q, k and v in a fused weight."""
 
 from torch import nn
 
@@ -8,16 +8,16 @@ BLOCKS = ("q", "k", "v")
 
 
 def row_blocks(model: nn.Module, path: str) -> dict[str, tuple[int, int]]:
-    """First and last row + 1 of q, k and v in a fused weight; empty where nothing tells them.
+    """Return the first row and last row + 1 of q, k and v in a fused weight; empty if they are unknown.
 
-    They are thirds where the weight has three rows for each column. With fewer heads for k and v than for q
-    (grouped-query attention, Phi-3's ``qkv_proj``; one head of GPTBigCode's), the module above says how many rows those
-    have, as ``head_dim * num_key_value_heads``, the names that transformers gives them. Weights whose rows go head by
-    head, q, k and v of one after the other, have no such blocks.
+    They are thirds if the weight has three rows per column. With fewer heads for k and v than for q (grouped-query
+    attention, Phi-3's ``qkv_proj``; one head in GPTBigCode), k and v have ``head_dim * num_key_value_heads`` rows each,
+    attributes of the parent module in transformers. Weights with interleaved heads (q, k and v of one head after the
+    other) have no such blocks.
 
     Args:
-        model: The model.
-        path: The module in it that owns the weight: a linear layer of any kind, or ``nn.MultiheadAttention``.
+        model: Model that contains the module.
+        path: Path of the module with the weight: a linear layer of any kind, or ``nn.MultiheadAttention``.
     """
     module, above = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
     out_features, in_features = weight_of(module, values=False).shape
@@ -36,9 +36,9 @@ def row_blocks(model: nn.Module, path: str) -> dict[str, tuple[int, int]]:
 
 
 def _head_by_head(attention: nn.Module) -> bool:
-    """Whether an attention module of transformers cuts its fused weight into heads, or groups of them, first.
+    """Return True if an attention module of transformers splits its fused weight by heads, or groups of heads, first.
 
-    Both have three rows for each column, as those that hold q, k and v one after the other; their names tell.
+    Such weights also have three rows per column, so that only the class name distinguishes them.
     """
     name = type(attention).__name__
     return name == "CodeGenAttention" or (name == "GPTBigCodeAttention" and not attention.multi_query)

@@ -1,4 +1,4 @@
-"""Quantised frozen layers with an update: their own forward, and the update's product beside it."""
+"""Quantized frozen layers with an update: their own forward plus the update's product."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from randlora_pl.utils.errors import UserError
 
 
 class AdaptedQuantized(AdaptedLayer):
-    """``x W0 + x (W - W0)`` where W0 is packed and never touched; the first product is the layer's own.
+    """``x W0 + x (W - W0)`` with a packed W0, which is not changed; the first product is the layer's own forward.
 
-    Adapted layers are of classes that `adapted_class` makes of this one and theirs, since a forward of a library
-    calls other methods of its class.
+    `adapted_class` creates a subclass of this class and the layer's class, because a library's forward calls other
+    methods of its class.
     """
 
     weight_name = "weight"
@@ -21,27 +21,27 @@ class AdaptedQuantized(AdaptedLayer):
 
     @property
     def base_weight(self) -> Tensor:
-        """W0, (out, in), computed anew at each call."""
+        """Dequantized W0, (out, in), computed at each access."""
         return dequantized(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
+        """Apply the layer, (..., in) to (..., out)."""
         output: Tensor = super().forward(x)
         if self.delta is None or not self.enabled:
             return output
         return output + self.delta.contribution(x, lambda: self.base_weight).to(output.dtype)
 
     def merge(self) -> None:
-        """Refuses: nothing can be added to a packed weight.
+        """Raise an error, because nothing can be added to a packed weight.
 
         Raises:
-            UserError: Always, where there is an update.
+            UserError: The layer has an update.
         """
         if self.delta is not None:
             raise unmergeable(self.plain_class.__name__)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """For pickle, which finds no class that was made at run time."""
+        """Support pickling, which cannot find classes created at run time."""
         return (_empty, (self.plain_class,), *super().__reduce_ex__(protocol)[2:])
 
 
@@ -49,15 +49,15 @@ _CLASSES: dict[type[nn.Module], type[AdaptedQuantized]] = {}
 
 
 def unmergeable(name: str) -> UserError:
-    """Why an update of a quantised layer is not merged, and where it can be."""
+    """Return the error for merging an update into a quantized layer."""
     return UserError(
-        f"{name} is quantised, and nothing can be added to its weight: load the base model without quantisation, put "
-        "the adapter into that, and merge there."
+        f"{name} is quantized, so nothing can be added to its weight. Load the base model without quantization, load "
+        "the adapter into it, and merge there."
     )
 
 
 def adapted_class(plain: type[nn.Module]) -> type[AdaptedQuantized]:
-    """The class of an adapted layer of a quantised kind."""
+    """Return the adapted class for a quantized layer class."""
     if plain not in _CLASSES:
         _CLASSES[plain] = type(f"Adapted{plain.__name__}", (AdaptedQuantized, plain), {"__module__": __name__})
     return _CLASSES[plain]

@@ -1,9 +1,9 @@
-"""Weights as (out, in) matrices, however a layer stores them: turned, of four dimensions, or quantised and packed.
+"""Access to weights as (out, in) matrices, for transposed, four-dimensional and quantized storage.
 
-Both kinds come from libraries that are not imported here, so they are known by what they are. ``Conv1D`` of
-transformers (GPT-2) is a module of exactly this class name whose weight is a matrix (in, out) and whose bias has
-``out`` entries: ``y = x W + b``. A quantised layer (``Linear4bit`` and ``Linear8bitLt`` of bitsandbytes) is a subclass
-of ``nn.Linear`` with a forward of its own, and has one of these names or a weight of integers.
+Classes of libraries that are not imported here are recognized by their properties. ``Conv1D`` of transformers (GPT-2)
+is a module of exactly this class name whose weight is a matrix (in, out) and whose bias has ``out`` entries:
+``y = x W + b``. A quantized layer (``Linear4bit`` and ``Linear8bitLt`` of bitsandbytes) is a subclass of
+``nn.Linear`` with its own forward, and has one of these names or an integer weight.
 """
 
 import math
@@ -17,14 +17,14 @@ _QUANTIZED_CLASSES = ("Linear4bit", "Linear8bitLt")
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """Whether a module is transformers' ``Conv1D``, adapted or not."""
+    """Return True if a module is transformers' ``Conv1D``, adapted or not."""
     weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
     named = getattr(module, "plain_class", type(module)).__name__ == "Conv1D"
     return named and weight is not None and bias is not None and weight.dim() == 2 and bias.shape == weight.shape[1:]
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a module is a linear layer whose weight is packed, so that only its own forward can use it."""
+    """Return True if a module is a linear layer with a packed weight, which only its own forward can use."""
     if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
         return False
     weight = module._parameters.get("weight")
@@ -33,7 +33,7 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def out_and_in(module: nn.Module) -> tuple[int, int] | None:
-    """Outputs and inputs of a linear layer of any kind, or of a convolution at one place; None for other modules."""
+    """Return the output and input size of a linear layer, or of a convolution at one position; otherwise None."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
     if isinstance(module, nn.Conv2d):
@@ -45,12 +45,11 @@ def out_and_in(module: nn.Module) -> tuple[int, int] | None:
 
 
 def weight_of(module: nn.Module, values: bool = True) -> Tensor:
-    """The weight of a linear, attention or convolution layer, (out, in); a view where it is stored as numbers.
+    """Return the weight of a linear, attention or convolution layer, (out, in); a view unless it is quantized.
 
     Args:
-        module: The layer.
-        values: Whether the entries are needed. Without them a quantised weight costs nothing, and only shape and
-            device are its own.
+        module: Layer with the weight.
+        values: If False, do not dequantize; return an empty tensor of the same shape and device.
     """
     if is_quantized(module):
         return dequantized(module) if values else _only_shape(module)
@@ -67,9 +66,9 @@ def _only_shape(module: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def dequantized(module: nn.Module) -> Tensor:
-    """The weight that a quantised layer's own forward multiplies with, (out, in): what it gives for the unit vectors.
+    """Return the weight of a quantized layer, (out, in): the outputs of its forward for the unit vectors.
 
-    In the dtype that the layer computes in, as far as it says.
+    The dtype is the layer's compute dtype if it has one.
     """
     assert isinstance(module, nn.Linear)
     dtype = getattr(module, "compute_dtype", None) or (torch.float32 if module.bias is None else module.bias.dtype)
@@ -78,5 +77,5 @@ def dequantized(module: nn.Module) -> Tensor:
     before = dict(vars(module))
     with without_autocast(unit):
         rows: Tensor = kind.forward(module, unit)
-    vars(module).update(before)  # bitsandbytes takes its dtype from the first input, which this is not to be
+    vars(module).update(before)  # bitsandbytes stores the dtype of the first input, which should not be this one
     return (rows if module.bias is None else rows - module.bias).T

@@ -1,1 +1,1 @@
-"""The methods, one file each, by the rank of their update."""
+"""Methods, one file each, in folders by the rank of their update."""

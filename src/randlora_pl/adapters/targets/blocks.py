@@ -1,4 +1,4 @@
-"""Which layers belong to a model's repeated blocks, and which to its stem, its patch embedding or its head."""
+"""Distinction of layers in repeated blocks from stem, patch embedding and head."""
 
 import re
 from collections import Counter
@@ -8,15 +8,15 @@ from torch import nn
 
 from randlora_pl.adapters.targets.sites import CONV, Site
 
-# Parts that no default takes, wherever they are: what reads the image, and what gives classes or tokens.
+# Modules that no default selects: stems, patch embeddings, classifiers and language heads.
 _ENDS = r"\w*stem\w*|patch_embed\w*|heads?|head_dist|(?:pre_)?classifier\w*|lm_head|embed_out|[Aa]ux\w*"
 
 
 def of_blocks(model: nn.Module, sites: Iterable[Site]) -> list[Site]:
-    """Those of a model's sites that lie in its blocks, without stem, patch embedding, classifier and language head.
+    """Return the sites in a model's blocks, without stem, patch embedding, classifier and language head.
 
-    Blocks are the members of lists and sequences that have layers of their own, and layers of one class beside each
-    other. An attention layer that pools is one, too. In a model without blocks everything but the ends belongs here.
+    Blocks are members of lists and sequences that have child layers, and sibling layers of one class. Attention pooling
+    is also a block. In a model without blocks all sites except stem and head are returned.
     """
     roots, sites = _roots(model), list(sites)
     ends = _ends(model, sites, bool(roots))
@@ -28,7 +28,7 @@ def of_blocks(model: nn.Module, sites: Iterable[Site]) -> list[Site]:
 
 
 def _roots(model: nn.Module) -> set[str]:
-    """Paths of the blocks, and of what holds them."""
+    """Return the paths of the blocks and of their parents."""
     found: set[str] = set()
     for path, module in model.named_modules():
         members = {name: child for name, child in module.named_children() if next(child.children(), None) is not None}
@@ -39,7 +39,7 @@ def _roots(model: nn.Module) -> set[str]:
 
 
 def _ends(model: nn.Module, sites: list[Site], blocks: bool) -> set[str]:
-    """Paths of the modules at both ends of the model: by name, by what the model says, and the first convolution."""
+    """Return the paths of stem and head modules: by name, by the model's methods, and the first convolution."""
     found = {path for path, _ in model.named_modules() if re.fullmatch(_ENDS, path.rpartition(".")[2])}
     for method in ("get_classifier", "get_output_embeddings"):
         heads = _asked(model, method)
@@ -48,12 +48,12 @@ def _ends(model: nn.Module, sites: list[Site], blocks: bool) -> set[str]:
     linear = [site.path for site in sites if site.kind != CONV and not site.role]
     found |= set(convolutions[:1])
     if convolutions and not blocks:
-        found |= set(linear[-1:])  # what follows the last convolution of a plain sequence, and has no name that tells
+        found |= set(linear[-1:])  # the unnamed classifier after the last convolution of a plain sequence
     return found
 
 
 def _asked(model: nn.Module, method: str) -> tuple[object, ...]:
-    """The modules that a method of timm or transformers names as the head; none where it has no answer."""
+    """Return the modules that a method of timm or transformers gives as the head; empty if it gives none."""
     if not callable(getattr(model, method, None)):
         return ()
     try:
@@ -64,5 +64,5 @@ def _asked(model: nn.Module, method: str) -> tuple[object, ...]:
 
 
 def _below(path: str, ends: set[str]) -> bool:
-    """Return True if a module is one of the ends, or inside one."""
+    """Return True if a module is a stem or head module, or inside one."""
     return path in ends or any(path[: match.start()] in ends for match in re.finditer(r"\.", path))

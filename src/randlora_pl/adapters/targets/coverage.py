@@ -1,4 +1,4 @@
-"""How much of a model an adapter reaches: one line for reports and start pages."""
+"""One-line summary of adapted and skipped layers, for reports and start summaries."""
 
 import re
 from collections.abc import Collection
@@ -14,12 +14,12 @@ _MOST_GROUPS = 4
 
 
 def coverage(model: nn.Module, selection: Selection, beside: Collection[str]) -> str:
-    """Adapted of all linear layers and convolutions, and the layers that are left out, those of one kind together.
+    """Return the numbers of adapted linear layers and convolutions, and the skipped layers in groups.
 
     Args:
-        model: The model, without or with the adapter.
-        selection: What was chosen in it.
-        beside: Names of tensors that train whole, so that no layer with one is left out.
+        model: Model, with or without the adapter.
+        selection: Selected weights.
+        beside: Names of fully trained tensors, whose layers do not count as skipped.
     """
     sites = [site for site in find_sites(model) if not site.block]
     adapted = {site.path for site in selection.sites}
@@ -40,7 +40,7 @@ def coverage(model: nn.Module, selection: Selection, beside: Collection[str]) ->
 
 
 def _skipped(left: list[Site], reasons: dict[str, str]) -> str:
-    """The layers that are left out, with the reason where there is one; several that differ in numbers as one."""
+    """Return the skipped layers with their reasons; names that differ in numbers are grouped."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name in (site.shape.layer for site in left):
         pattern = re.sub(r"(?<![^._])\d+(?![^.])", "*", name)

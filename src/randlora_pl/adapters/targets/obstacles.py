@@ -1,4 +1,4 @@
-"""What keeps an update from acting on a weight: shared, computed or hidden weights, and forwards of another kind."""
+"""Reasons that a weight cannot have an update: shared, computed or hidden weights, and custom forwards."""
 
 import functools
 import inspect
@@ -12,19 +12,19 @@ from randlora_pl.adapters.targets.sites import Site
 
 
 class Obstacle(NamedTuple):
-    """Why a weight takes no update: in a word or two for a list, and as a message."""
+    """Reason that a weight cannot have an update: in short for a list, and as a message."""
 
     short: str
     message: str
 
 
 def obstacle(model: nn.Module, site: Site, owners: dict[int, list[str]]) -> Obstacle | None:
-    """What keeps an update from a site; None where nothing does.
+    """Return the reason that a site cannot have an update, or None.
 
     Args:
-        model: The model.
-        site: One of its sites.
-        owners: What `owners_of` gives for the model.
+        model: Model with the site.
+        site: Site to check.
+        owners: Result of `owners_of` for the model.
     """
     module, layer = model.get_submodule(site.path), site.shape.layer
     if not is_packed(module):
@@ -37,7 +37,7 @@ def obstacle(model: nn.Module, site: Site, owners: dict[int, list[str]]) -> Obst
         if "weight" not in dict(module.named_parameters(recurse=False)):
             return Obstacle(
                 "computes its weight",
-                f"{layer} computes its weight (a parametrization, such as weight_norm): remove that first.",
+                f"{layer} computes its weight (a parametrization, such as weight_norm). Remove the parametrization.",
             )
         reader = reader_of(model, site.path)
         if reader is not None and (own.forward is not nn.Linear.forward or issubclass(reader, nn.MultiheadAttention)):
@@ -57,15 +57,15 @@ def obstacle(model: nn.Module, site: Site, owners: dict[int, list[str]]) -> Obst
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Return True if a module is an attention layer whose forward can be taken over."""
+    """Return True if a module is an attention layer whose forward `AdaptedAttention` can replace."""
     return type(module) is nn.MultiheadAttention and module.in_proj_weight is not None
 
 
 def raw_attention(model: nn.Module) -> dict[str, str]:
-    """Attention modules whose q/k/v weights no update reaches: the class by path.
+    """Return the attention modules whose q/k/v weights cannot have an update: class names by path.
 
-    These are subclasses of ``nn.MultiheadAttention``, those with a separate weight for each input, and
-    modules with a raw parameter, such as open_clip's own ``Attention``.
+    These are subclasses of ``nn.MultiheadAttention``, modules with separate weights per input, and modules with a raw
+    parameter, such as open_clip's ``Attention``.
     """
     found = {}
     for path, module in model.named_modules():
@@ -77,10 +77,10 @@ def raw_attention(model: nn.Module) -> dict[str, str]:
 
 
 def reader_of(model: nn.Module, path: str) -> type[nn.Module] | None:
-    """The class of a module above a layer that reads its weight instead of calling it; None where there is none."""
+    """Return the class of a parent module that reads a layer's weight instead of calling the layer, or None."""
     parent = model.get_submodule(path.rpartition(".")[0])
     if is_packed(parent) or type(parent).forward is nn.TransformerEncoderLayer.forward:
-        return None  # both are handled: the output projection is called, the fast path is switched off
+        return None  # handled: the output projection is called, the fast path is switched off
     parts = path.split(".")
     for depth in range(len(parts) if path else 0):
         above: Any = type(model.get_submodule(".".join(parts[:depth])))
@@ -94,7 +94,7 @@ def reader_of(model: nn.Module, path: str) -> type[nn.Module] | None:
 
 @functools.cache
 def _source(kind: Any) -> str:
-    """The source of a class's methods, without those that set weights up; empty where it is not to be had."""
+    """Return the source of a class's methods, except initialization of weights; "" if it is not available."""
     own = (
         function
         for name, function in inspect.getmembers(kind, inspect.isfunction)
@@ -110,7 +110,7 @@ def _source(kind: Any) -> str:
 
 
 def owners_of(model: nn.Module) -> dict[int, list[str]]:
-    """Every parameter's names, by its id: tied ones have several."""
+    """Return the names of every parameter, by id; tied parameters have several."""
     owners: dict[int, list[str]] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""Which weights of a model an adapter attaches to: the default, layer names, the aliases of roles, and towers."""
+"""Selection of the weights to adapt: default, layer names, aliases of roles, and towers."""
 
 import re
 from collections.abc import Iterable
@@ -15,17 +15,17 @@ from randlora_pl.adapters.targets.sites import ALIASES, CONV, Site, find_sites, 
 from randlora_pl.utils.errors import UserError, near
 
 DEFAULT_TARGETS = ["qkv", "fc1", "fc2"]
-"""The paper's choice: the packed q/k/v weight and both MLP matrices of every block."""
+"""Default of the paper: the packed q/k/v weight and both MLP matrices of every block."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The weights that an adapter attaches to.
+    """Weights to adapt.
 
     Attributes:
-        sites: The weights, in the model's order.
-        skipped: Layers that the default or an alias would take and that take no update, with the reason.
-        paper: Whether the paper's choice was made because nothing was asked for.
+        sites: Weights, in model order.
+        skipped: Layers of the default or an alias that cannot have an update, with the reason.
+        paper: True if the paper's default was used, because no targets were given.
     """
 
     sites: list[Site]
@@ -34,30 +34,30 @@ class Selection:
 
 
 def select(model: nn.Module, targets: list[str] | None, split: bool) -> list[Site]:
-    """The sites that a list of targets names, in the model's order; `choose` for any adapter."""
+    """Return the sites that a list of targets selects, in model order; see `choose`."""
     return choose(model, targets, split).sites
 
 
 def choose(model: nn.Module, targets: list[str] | None, split: bool, adapter: Adapter | None = None) -> Selection:
-    """The sites that a list of targets names.
+    """Return the selection of a list of targets.
 
     Args:
         model: Any module.
         targets: Regular expressions over layer names, or aliases, each with an optional tower prefix
-            (``visual:mlp``). None is the paper's choice where the model has those layers. Elsewhere it is every
-            linear layer of the blocks, and their convolutions where the blocks have no linear layer.
-        split: Whether packed q/k/v weights are adapted block by block.
-        adapter: Leaves out layers that are too small for its rank, unless they are named.
+            (``visual:mlp``). None is the paper's default if the model has these layers; otherwise all linear layers
+            of the blocks, or their convolutions if the blocks have no linear layer.
+        split: True to adapt packed q/k/v weights block by block.
+        adapter: Adapter whose rank excludes layers that are too small, unless they are named.
 
     Raises:
-        UserError: If a target matches nothing, or a named layer cannot be adapted.
+        UserError: A target matches nothing, or a named layer cannot be adapted.
     """
     sites = find_sites(model)
     if not sites:
         what = "linear, attention or convolution layer"
         raise UserError(f"{type(model).__name__} has no {what} that an adapter could attach to.")
     if targets is not None and not targets:
-        raise UserError("targets is empty: name layers or aliases (--model.targets '[qkv, mlp]'), or leave it out.")
+        raise UserError("targets is empty. Set layers or aliases (--model.targets '[qkv, mlp]'), or remove the option.")
     blocks = of_blocks(model, sites)
     if targets is None:
         _refuse_raw_attention(model, "qkv", sites)
@@ -105,7 +105,7 @@ def _layers(sites: Iterable[Site]) -> set[str]:
 
 
 def _default(sites: list[Site], blocks: list[Site]) -> tuple[set[str], set[str], bool]:
-    """Layers of the paper's choice, other layers, and whether the paper's choice is all; open_clip's towers apart."""
+    """Return layers of the paper's default, other layers, and True without other layers; by tower for open_clip."""
     named: set[str] = set()
     every: set[str] = set()
     towers = [[site for site in blocks if site.path.startswith("visual.") == visual] for visual in (False, True)]
@@ -124,24 +124,24 @@ def _default(sites: list[Site], blocks: list[Site]) -> tuple[set[str], set[str],
 
 
 def _pools(site: Site) -> bool:
-    """Return True if a layer belongs to an attention layer that pools what the blocks give."""
+    """Return True if a layer belongs to attention pooling."""
     return matches(r"attn_?pool\..*", site.path)
 
 
 def _packed_or_split(picked: list[Site], sites: list[Site], split: bool) -> list[Site]:
-    """The whole packed weights or their row blocks, as far as both are picked."""
+    """Return either the packed weights or their row blocks, if both are selected."""
     whole = {site.path for site in picked if site.kind == "qkv"}
     if not split:
         return [site for site in picked if not (site.block and site.path in whole)]
-    # The whole packed weight stands for its three blocks.
+    # A packed weight is replaced by its three blocks.
     picked = [site for site in sites if (site.path in whole and site.block) or site in picked]
     return [site for site in picked if site.kind != "qkv"]
 
 
 def _too_small(adapter: Adapter, site: Site, model: nn.Module) -> Obstacle | None:
-    """The obstacle of a rank above the smaller side of a weight, of a matched budget or of the adapter itself.
+    """Return an obstacle if the rank, of the adapter or of its matched budget, exceeds the weight's smaller side.
 
-    None where ranks are given by pattern: those are meant for the layers that they name.
+    Return None if ranks are given by pattern, because then they are meant for the named layers.
     """
     if isinstance(adapter.rank, dict):
         return None
@@ -156,7 +156,7 @@ def _too_small(adapter: Adapter, site: Site, model: nn.Module) -> Obstacle | Non
 
 
 def _of_target(target: str, sites: list[Site], blocks: list[Site]) -> list[Site]:
-    """The sites of one target; aliases mean whole packed weights unless they name a block."""
+    """Return the sites of one target; aliases select packed weights unless they name a block."""
     tower, name = _split_tower(target)
     if name not in ALIASES:
         try:
@@ -177,7 +177,7 @@ def _split_tower(target: str) -> tuple[str | None, str]:
 
 
 def _in_tower(path: str, tower: str | None, sites: list[Site]) -> bool:
-    """Return True if a module is in a tower; open_clip keeps the text tower at the top, beside ``visual``."""
+    """Return True if a module is in a tower; open_clip's text tower is at the top level, beside ``visual``."""
     if tower is None:
         return True
     if tower == "text" and not any(site.path.startswith("text.") for site in sites):
@@ -187,7 +187,7 @@ def _in_tower(path: str, tower: str | None, sites: list[Site]) -> bool:
 
 def _unknown_blocks(site: Site) -> str:
     layer, size = site.shape.layer, f"{site.shape.out_features} x {site.shape.in_features}"
-    return f"{layer} ({size}) is fused, and nothing says which of its rows are q, k and v. Adapt it whole: qkv, packed."
+    return f"{layer} ({size}) is fused, and its rows of q, k and v are unknown. Adapt it as a whole: qkv, packed."
 
 
 def _no_match(target: str, sites: list[Site]) -> str:
@@ -202,20 +202,20 @@ def _no_match(target: str, sites: list[Site]) -> str:
     if tower is not None and not any(_in_tower(site.path, tower, sites) for site in sites):
         towers = sorted({path.split(".")[0] for path in names})
         return f"target {target!r}: this model has no tower {tower!r}. Top-level parts: {', '.join(towers)}."
-    last = {path.rpartition(".")[2]: None for path in names}  # which is what most targets are
+    last = {path.rpartition(".")[2]: None for path in names}  # most targets are last components
     others = [other for other in (*ALIASES, *last, *names) if other != name]
     hint = near(name, others) or f" Layers are named as {names[0]!r} ... {names[-1]!r}."
     return f"target {target!r} matches no layer of the model.{hint} Aliases: {' '.join(ALIASES)}."
 
 
 def _refuse_raw_attention(model: nn.Module, target: str, sites: list[Site]) -> None:
-    """Refuses an alias that stands for q, k or v where attention keeps them out of an update's reach."""
+    """Raise an error for an alias of q, k or v if attention modules have weights that cannot be adapted."""
     tower, name = _split_tower(target)
     if not set(BLOCKS) & set(ALIASES.get(name, ())):
         return
     for path, kind in raw_attention(model).items():
         if _in_tower(path, tower, sites):
             raise UserError(
-                f"target {target!r}: {path} ({kind}) keeps its q/k/v weights where no update reaches "
-                "them, and would be left out. Name the layers to adapt, for example --model.targets '[mlp]'."
+                f"target {target!r}: {path} ({kind}) stores its q/k/v weights in a way that cannot be adapted. "
+                "Set the layers to adapt, for example --model.targets '[mlp]'."
             )

@@ -1,4 +1,4 @@
-"""The weights of a model that can take an update: their names, shapes, and roles in a block."""
+"""Weights of a model that can be adapted: names, shapes, and roles in a block."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from randlora_pl.adapters.base import WeightShape, matches
 from randlora_pl.adapters.layers.qkv_rows import row_blocks
 from randlora_pl.adapters.layers.weight_access import is_conv1d, out_and_in
 
-# Field names of a block's weights in open_clip, timm, torchvision, PyTorch and transformers; the first role that fits
-# counts.
+# Attribute names of a block's weights in open_clip, timm, torchvision, PyTorch and transformers; the first match is
+# used.
 _ATTENTION = r"(?:\w*attn\w*|\w*[Aa]ttention\w*|xca|token_mixer|factoratt\w*)"
 _ROLES = {
     "qkv": r"in_proj|qkv|qkv_proj|Wqkv|c_attn",
@@ -25,10 +25,10 @@ _ROLES = {
     "gate": r"gate_proj",
 }
 _ASIDE = r"(?:meta_mlp|\w*rel_pos\w*)\..+|routing_fn"
-"""Small networks that turn coordinates into a bias of attention, with the layer names of a block's MLP, or that mix
+"""Small networks that compute attention biases from coordinates, with the layer names of a block's MLP, or that mix
 the kernels of a convolution (CondConv)."""
 CONV = "conv"
-"""Kind of a convolution's site, and the alias of those of the blocks."""
+"""Kind of convolution sites, and the alias of all convolutions in blocks."""
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "qkv": ("qkv", "q", "k", "v", "kv", "qk"),
@@ -37,22 +37,22 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "all": tuple(_ROLES),
     CONV: (),
 } | {role: (role,) for role in ("q", "k", "v", "kv", "o", "fc1", "fc2", "gate")}
-"""Roles of each alias; ``all`` and ``conv`` take layers of the blocks that have no role, too. The role
-``qk`` (ConViT packs the two) needs no alias, since its layers have that name."""
+"""Roles of each alias; ``all`` and ``conv`` also select layers of the blocks without a role. The role ``qk`` (packed
+in ConViT) needs no alias, because its layers have that name."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """One weight, or one row block of it, that can take an update.
+    """Weight, or row block of a weight, that can be adapted.
 
     Attributes:
-        shape: The name under which the update is known, and its size.
-        path: Path of the module that owns the weight.
+        shape: Name and shape of the update.
+        path: Path of the module with the weight.
         kind: ``linear``, ``conv``, or ``q``, ``k``, ``v`` or ``qkv`` of a packed weight.
-        role: What it does in a block (``qkv q k v kv qk o fc1 fc2 gate``), empty if unknown.
-        block: Name of the row block, None for the whole weight.
-        rows: First and last row + 1 of the block.
-        transposed: Whether the module stores its weight as (in, out).
+        role: Role in a block (``qkv q k v kv qk o fc1 fc2 gate``), "" if unknown.
+        block: Name of the row block, None for a full weight.
+        rows: First row and last row + 1 of the block.
+        transposed: True if the module stores its weight as (in, out).
     """
 
     shape: WeightShape
@@ -65,9 +65,9 @@ class Site:
 
 
 def find_sites(model: nn.Module) -> list[Site]:
-    """Every weight that can be adapted: linear layers, convolutions and attention weights, packed and block by block.
+    """Return every weight that can be adapted: linear, convolution and attention weights, packed and block by block.
 
-    A convolution's weight (out, in / groups, height, width) counts as a matrix (out, in / groups * height * width).
+    A convolution's weight (out, in / groups, height, width) is a matrix (out, in / groups * height * width).
     """
     return [site for path, module in model.named_modules() for site in _sites_of(model, path, module)]
 
@@ -91,12 +91,12 @@ def _sites_of(model: nn.Module, path: str, module: nn.Module) -> Iterator[Site]:
 
 
 def is_packed_linear(path: str) -> bool:
-    """Return True if a linear layer of this name is one for q, k and v together."""
+    """Return True if the name is a linear layer for q, k and v together."""
     return matches(_ROLES["qkv"], path)
 
 
 def is_aside(path: str) -> bool:
-    """Return True if a layer belongs to a small network beside a block's own layers: it has no role, and no default."""
+    """Return True if a layer belongs to a small auxiliary network, which has no role and is not in the default."""
     return matches(_ASIDE, path)
 
 

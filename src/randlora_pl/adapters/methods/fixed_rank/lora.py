@@ -14,13 +14,13 @@ class LoRA(Adapter):
     """LoRA: delta = scaling * B A with trained B (out, r) and A (r, in).
 
     Args:
-        rank: Rank r; a number, or patterns of layer names with a number each.
-        alpha: The update is scaled by alpha / r (Table 8: 1 / r). A number or patterns, as ``rank``.
+        rank: Rank r. A number, or numbers by pattern of layer names.
+        alpha: The update is scaled by alpha / r (Table 8: 1 / r). A number, or numbers by pattern, as ``rank``.
         rslora: Scale by alpha / sqrt(r) instead (rsLoRA, Kalajdzievski, 2023).
         dropout: Dropout on the input of the adapter's path.
         qkv: ``packed`` (one 3d x d matrix, the paper) or ``split`` (three d x d).
-        match: Choose the rank nearest to another method's parameter count, for example ``randlora:6``.
-        seed: Selects the initial A; the run's seed where it is left out.
+        match: Method whose trainable parameters to match by choosing the rank, for example ``randlora:6``.
+        seed: Seed of the initial A; by default the run's seed.
     """
 
     def __init__(
@@ -37,20 +37,20 @@ class LoRA(Adapter):
         self.rank, self.alpha, self.rslora, self.dropout = rank, alpha, rslora, check_dropout(dropout)
 
     def rank_of(self, shape: WeightShape) -> int:
-        """The rank of one layer."""
+        """Return the rank for one layer."""
         return self.check_rank(shape, self.of(self.rank, shape, 32))
 
     def count(self, shape: WeightShape) -> int:
-        """r (out + in)."""
+        """Return r (out + in)."""
         return self.rank_of(shape) * (shape.out_features + shape.in_features)
 
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "LoRADelta":
-        """The update of one weight, with A (r, in) and B (out, r)."""
+        """Create the update of one weight, with A (r, in) and B (out, r)."""
         return LoRADelta(self, shape, weight)
 
 
 class LoRADelta(FactoredDelta):
-    """scaling * B A of one weight; A starts Kaiming-uniform as in the reference, B at zero."""
+    """scaling * B A of one weight; A is initialized Kaiming-uniform as in the reference, B to zero."""
 
     def __init__(self, adapter: LoRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
@@ -65,5 +65,5 @@ class LoRADelta(FactoredDelta):
             self.A.copy_(start[0] * (1 / math.sqrt(3 * shape.in_features)))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """B scaled, (out, r), and A, (r, in)."""
+        """Return scaled B, (out, r), and A, (r, in)."""
         return self.B * self.scaling, self.A

@@ -1,4 +1,4 @@
-"""NoLA: low-rank factors that are trained combinations of random ones (Koohpayegani et al., 2024)."""
+"""NoLA: low-rank factors as trained combinations of random factors (Koohpayegani et al., 2024)."""
 
 from typing import Literal
 
@@ -11,18 +11,18 @@ from randlora_pl.utils.errors import UserError
 
 
 class NoLA(Adapter):
-    """NoLA: delta = scaling * (sum_i beta_i B_i) (sum_i alpha_i A_i), 2 n trained numbers for each weight.
+    """NoLA: delta = scaling * (sum_i beta_i B_i) (sum_i alpha_i A_i), with 2 n trainable parameters per weight.
 
     Args:
-        rank: Rank r of the random factors (Table 8: 1). A number or patterns of layer names.
+        rank: Rank r of the random factors (Table 8: 1). A number, or numbers by pattern of layer names.
         num_bases: Number n of random factors on each side (Table 8: 1024).
-        alpha: The update is scaled by alpha / r (Table 8: 1 / r). A number or patterns, as ``rank``.
-        init: ``zero`` starts one coefficient vector at 1/n and the other at zero, so that the model is
-            unchanged at first; ``official`` starts both at 1/n as the official RandLoRA code does.
+        alpha: The update is scaled by alpha / r (Table 8: 1 / r). A number, or numbers by pattern, as ``rank``.
+        init: ``zero`` starts one coefficient vector at 1/n and the other at zero, so that the model is unchanged at
+            first; ``official`` starts both at 1/n, as the official RandLoRA code.
         dropout: Dropout on the input of the adapter's path.
         qkv: ``packed`` (one 3d x d matrix, the paper) or ``split`` (three d x d).
-        match: Choose the number of bases nearest to another method's parameter count, for example ``lora:1``.
-        seed: Selects the random factors; the run's seed where it is left out.
+        match: Method whose trainable parameters to match by choosing the number of bases, for example ``lora:1``.
+        seed: Seed of the random factors; by default the run's seed.
     """
 
     def __init__(
@@ -38,22 +38,22 @@ class NoLA(Adapter):
     ) -> None:
         super().__init__(qkv=qkv, match=match, seed=seed)
         if num_bases <= 0:
-            raise UserError(f"NoLA: num_bases is {num_bases}; give a positive whole number.")
+            raise UserError(f"NoLA: num_bases is {num_bases}. Set a positive integer.")
         if init not in ("zero", "official"):
             raise UserError(f"NoLA: init is {init!r}; choose zero or official.")
         self.rank, self.num_bases, self.alpha = rank, num_bases, alpha
         self.init, self.dropout = init, check_dropout(dropout)
 
     def rank_of(self, shape: WeightShape) -> int:
-        """The rank of one layer."""
+        """Return the rank for one layer."""
         return self.check_rank(shape, self.of(self.rank, shape, 1))
 
     def count(self, shape: WeightShape) -> int:
-        """2 n."""
+        """Return 2 n."""
         return 2 * self.num_bases
 
     def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases:
-        """n factors A_i (r, in) and B_i (out, r) at the largest sizes, entries of unit standard deviation."""
+        """Generate n factors A_i (r, in) and B_i (out, r) at the largest sizes, entries of unit standard deviation."""
         rank = max(self.rank_of(shape) for shape in shapes)
         columns = max(shape.in_features for shape in shapes)
         rows = max(shape.out_features for shape in shapes)
@@ -62,7 +62,7 @@ class NoLA(Adapter):
         return Bases(self.key, a, draw(self.key, "B", self.num_bases, rows, rank, uniform, device))
 
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "NoLADelta":
-        """The update of one weight, with the coefficients alpha (n) and beta (n)."""
+        """Create the update of one weight, with coefficients alpha (n) and beta (n)."""
         assert bases is not None
         return NoLADelta(self, shape, weight, bases)
 
@@ -81,7 +81,7 @@ class NoLADelta(FactoredDelta):
         self.out_features, self.in_features = shape.out_features, shape.in_features
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """The two combinations, (out, r) and (r, in); the first carries the scaling."""
+        """Return the two combinations, (out, r) and (r, in); the first includes the scaling."""
         b = self.bases.B[: self.out_features, :, : self.rank].to(self.betas.dtype)
         a = self.bases.A[:, : self.rank, : self.in_features].to(self.alphas.dtype)
         return torch.einsum("onr,n->or", b, self.betas * self.scaling), torch.einsum("nri,n->ri", a, self.alphas)

@@ -1,4 +1,4 @@
-"""VeRA: trained vectors around one frozen pair of random matrices (Kopiczko et al., 2024)."""
+"""VeRA: trained vectors that scale one frozen pair of random matrices (Kopiczko et al., 2024)."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -15,14 +15,14 @@ class VeRA(Adapter):
     """VeRA: delta = scaling * diag(b) B diag(d) A with frozen, shared A and B, and trained vectors b and d.
 
     Args:
-        rank: Rank r of the random pair; may exceed the layer's sides. A number or patterns of layer names.
-        alpha: The update is scaled by alpha / r (Table 8: 1 / r; the official code of the paper's time
-            has 10 / r). A number or patterns, as ``rank``.
+        rank: Rank r of the random pair; may exceed the layer's sides. A number, or numbers by pattern of layer names.
+        alpha: The update is scaled by alpha / r (Table 8: 1 / r; the official code at the time of the paper: 10 / r).
+            A number, or numbers by pattern, as ``rank``.
         d_initial: Initial value of d; b starts at zero.
         dropout: Dropout on the input of the adapter's path.
         qkv: ``packed`` (one 3d x d matrix, the paper) or ``split`` (three d x d).
-        match: Choose the rank nearest to another method's parameter count, for example ``lora:1``.
-        seed: Selects A and B; the run's seed where it is left out.
+        match: Method whose trainable parameters to match by choosing the rank, for example ``lora:1``.
+        seed: Seed of A and B; by default the run's seed.
     """
 
     def __init__(
@@ -39,15 +39,15 @@ class VeRA(Adapter):
         self.rank, self.alpha, self.d_initial, self.dropout = rank, alpha, d_initial, check_dropout(dropout)
 
     def rank_of(self, shape: WeightShape) -> int:
-        """The rank of one layer."""
+        """Return the rank for one layer."""
         return self.check_rank(shape, self.of(self.rank, shape, 256), at_most_small=False)
 
     def count(self, shape: WeightShape) -> int:
-        """out + r."""
+        """Return out + r."""
         return shape.out_features + self.rank_of(shape)
 
     def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases:
-        """A (r, in) and B (out, r) at the largest sizes of the model, entries of unit standard deviation."""
+        """Generate A (r, in) and B (out, r) at the largest sizes of the model, entries of unit standard deviation."""
         rank = max(self.rank_of(shape) for shape in shapes)
         columns = max(shape.in_features for shape in shapes)
         rows = max(shape.out_features for shape in shapes)
@@ -56,7 +56,7 @@ class VeRA(Adapter):
         return Bases(self.key, a, draw(self.key, "B", 1, rows, rank, uniform, device))
 
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "VeRADelta":
-        """The update of one weight, with b (out) and d (r)."""
+        """Create the update of one weight, with b (out) and d (r)."""
         assert bases is not None
         return VeRADelta(self, shape, weight, bases)
 
@@ -74,13 +74,13 @@ class VeRADelta(FactoredDelta):
         self.out_features, self.in_features = shape.out_features, shape.in_features
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """diag(b) B scaled, (out, r), and diag(d) A, (r, in)."""
+        """Return scaled diag(b) B, (out, r), and diag(d) A, (r, in)."""
         b = self.bases.B[: self.out_features, 0, : self.rank].to(self.b.dtype)
         a = self.bases.A[0, : self.rank, : self.in_features].to(self.b.dtype)
         return (self.b * self.scaling)[:, None] * b, self.d[:, None] * a
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Scales tokens instead of A and B, which are frozen and so need no gradient, or builds W0 + P Q if cheaper."""
+        """Scale tokens instead of A and B, which are frozen and need no gradient, or build W0 + P Q if cheaper."""
         tokens, out_and_in = x.numel() // x.shape[-1], sum(weight.shape)
         built = (tokens + 3 * self.rank) * weight.numel()
         if self.keep is not False and not self.drops and built < 2 * tokens * self.rank * out_and_in:
@@ -89,12 +89,12 @@ class VeRADelta(FactoredDelta):
         return torch.addcmul(F.linear(x, weight, bias), up, scale)
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
-        """The two thin products, (..., in) to (..., out)."""
+        """Return the two thin products, (..., in) to (..., out)."""
         up, scale = self._thin(x)
         return up * scale
 
     def _thin(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``drop(x) A^T diag(d) B^T``, (..., out), and b with the scaling, (out)."""
+        """Return ``drop(x) A^T diag(d) B^T``, (..., out), and b with the scaling, (out)."""
         a = self.bases.A[0, : self.rank, : self.in_features]
         b = self.bases.B[: self.out_features, 0, : self.rank]
         hidden = F.linear(self.dropped(x), like(a, x))

@@ -1,1 +1,1 @@
-"""Updates of full rank with few trained parameters: RandLoRA."""
+"""Methods with a full-rank update and few trainable parameters: RandLoRA."""

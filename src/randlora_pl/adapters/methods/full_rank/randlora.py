@@ -2,18 +2,19 @@
 
     delta W = alpha/r * sum_j B_j diag(lambda_j) A diag(gamma_j)
 
-B_j (D, r) and one shared A (r, d) are random and frozen, lambda_j (r) and gamma_j (d) train. D is the
-larger side of the weight and d the smaller one; a weight that is wider than tall is the transpose.
+B_j (D, r) and one shared A (r, d) are random and frozen, lambda_j (r) and gamma_j (d) are trained. D is the larger
+side of the weight and d the smaller one; for a weight that is wider than tall the update is transposed.
 
-With dense bases the update has rank min(d, n r). With a ternary A it has not: a column of A that is
-zero is a column of the update that no lambda or gamma can reach, so the rank is at most the number of
-non-zero columns of A (for r = 6 and d = 768, 700 are expected at s = 6, 278 at the square root of 768),
-contrary to section C.6 of the paper, which asks only whether rows coincide. ``dense_a=True`` keeps A
-uniform beside ternary B_j and restores the full rank (a square layer at s = 200 may still lose the one
-or two rows where every B_j is zero). A binary A of two or three rows has so few kinds of
-columns that the rank may fall a little short of d as well; from rank 4 on it does not in practice.
-Hadamard bases have full rank by construction, for each d x d block of rows too (see `hadamard`); their A is
-always uniform.
+Rank of the update by distribution:
+
+- Dense bases: min(d, n r).
+- Ternary A: at most the number of nonzero columns of A, because a zero column of A is a zero column of the update (for
+  r = 6 and d = 768, 700 are expected at s = 6, 278 at the square root of 768). Section C.6 of the paper considers
+  only coinciding rows. ``dense_a=True`` uses a uniform A with ternary B_j and restores the full rank (a square layer
+  at s = 200 may still lose the one or two rows for which every B_j is zero).
+- Binary A with two or three rows: may be slightly below d, because few distinct columns exist; in practice not from
+  rank 4 on.
+- Hadamard: full by construction, also for each d x d block of rows (see `hadamard`); A is always uniform.
 """
 
 from collections.abc import Callable
@@ -43,34 +44,33 @@ BasisName = Literal["uniform", "normal", "binary", "ternary", "hadamard"]
 
 
 class RandLoRA(Adapter):
-    """RandLoRA: random low-rank bases, summed to a full-rank update by trained diagonal scalings.
+    """RandLoRA: random low-rank bases, summed to a full-rank update with trained diagonal scalings.
 
     Args:
-        rank: Rank r of each basis; fewer parameters the higher it is. A number, or patterns of layer
-            names with a number each (``{".*mlp.*": 4}``; other layers take the default).
-        alpha: The update is scaled by alpha / r (Table 8: 10 / r). A number or patterns, as ``rank``.
-        num_bases: Number n of bases: ``ceil`` for d/r rounded up, ``floor+1`` as the official code, or
-            a number.
-        basis: Distribution of the bases, each of unit standard deviation (Table 3); ``hadamard`` makes them of
-            signs and small transforms, orthogonal, never stored, and faster than any other.
-        sparsity: For ``ternary``: s, with +1 and -1 of probability 1/s each; ``sqrt`` is the square
-            root of the largest D.
-        dense_a: Keep the shared A uniform beside ternary B_j, so that the update keeps its full rank.
-        init: Which factor starts at zero; the other is constant: ``gamma`` (lambda = 1/max(n, r), as the
-            official code: the first update has full rank) or ``lambda`` (gamma = 1/max(n, d), as PEFT:
-            the first update has rank r).
+        rank: Rank r of each basis; a higher rank means fewer trainable parameters. A number, or numbers by pattern of
+            layer names (``{".*mlp.*": 4}``; other layers use the default).
+        alpha: The update is scaled by alpha / r (Table 8: 10 / r). A number, or numbers by pattern, as ``rank``.
+        num_bases: Number n of bases: ``ceil`` for d/r rounded up, ``floor+1`` as the official code, or a number.
+        basis: Distribution of the bases, with unit standard deviation (Table 3); ``hadamard`` bases consist of signs
+            and small orthogonal transforms, are never stored, and are the fastest.
+        sparsity: For ``ternary``: s, with probability 1/s for each of +1 and -1; ``sqrt`` is the square root of the
+            largest D.
+        dense_a: Use a uniform A with ternary B_j, so that the update has full rank.
+        init: Factor that starts at zero; the other is constant: ``gamma`` (lambda = 1/max(n, r), as the official
+            code: the first update has full rank) or ``lambda`` (gamma = 1/max(n, d), as PEFT: the first update has
+            rank r).
         dropout: Dropout on the input of the adapter's path.
-        pairing: ``equation`` pairs column (j, k) of B with row (j, k) of the scaled A, as equation 4;
-            ``peft`` keeps the column order of PEFT and of the official code.
-        variant: ``full``; ``a`` sums the bases before the product (rank r, own A_j); ``b`` has half the
-            bases, so half the rank (Table 2).
-        matched_rank: For variant ``a``: its number of bases is set to meet the parameters of a full
-            RandLoRA of this rank.
-        memory: Whether a layer keeps its adapted weight from the forward to the backward pass: ``fast`` does,
-            ``low`` builds it again, ``auto`` builds it again where that adds less than a twentieth to the time.
+        pairing: ``equation`` pairs column (j, k) of B with row (j, k) of the scaled A, as equation 4; ``peft`` uses
+            the column order of PEFT and of the official code.
+        variant: ``full``; ``a`` sums the bases before the product (rank r, own A_j); ``b`` has half the bases and so
+            half the rank (Table 2).
+        matched_rank: For variant ``a``: rank of the full RandLoRA whose trainable parameters to match by choosing the
+            number of bases.
+        memory: ``fast`` keeps a layer's adapted weight from the forward to the backward pass, ``low`` builds it again,
+            ``auto`` builds it again if that adds less than a twentieth to the time.
         qkv: ``packed`` (one 3d x d matrix, the paper) or ``split`` (three d x d).
-        match: Choose the rank nearest to another method's parameter count, for example ``lora:32``.
-        seed: Selects the random bases; the run's seed where it is left out.
+        match: Method whose trainable parameters to match by choosing the rank, for example ``lora:32``.
+        seed: Seed of the random bases; by default the run's seed.
     """
 
     def __init__(
@@ -112,17 +112,17 @@ class RandLoRA(Adapter):
         self.variant, self.matched_rank, self.memory = variant, matched_rank, memory
 
     def identity(self) -> dict[str, Any]:
-        """``describe`` without ``memory``, which changes speed only."""
+        """Return `describe` without ``memory``, which affects speed only."""
         described = super().identity()
         described["options"].pop("memory")
         return described
 
     def rank_of(self, shape: WeightShape) -> int:
-        """The rank r of the bases of one layer."""
+        """Return the rank r of the bases for one layer."""
         return self.check_rank(shape, self.of(self.rank, shape, 6))
 
     def bases_of(self, shape: WeightShape) -> int:
-        """The number n of bases of one layer."""
+        """Return the number n of bases for one layer."""
         rank, small = self.rank_of(shape), shape.small
         if isinstance(self.num_bases, int):
             return self.num_bases
@@ -133,11 +133,11 @@ class RandLoRA(Adapter):
         return small // covered + 1 if self.num_bases == "floor+1" else -(-small // covered)
 
     def count(self, shape: WeightShape) -> int:
-        """n (r + d)."""
+        """Return n (r + d)."""
         return self.bases_of(shape) * (self.rank_of(shape) + shape.small)
 
     def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases:
-        """One A (r, d) and n bases B_j (D, r) at the largest r, d, D and n of the model."""
+        """Generate one A (r, d) and n bases B_j (D, r) at the largest r, d, D and n of the model."""
         large = max(shape.large for shape in shapes)
         small = max(shape.small for shape in shapes)
         rank = max(self.rank_of(shape) for shape in shapes)
@@ -154,7 +154,7 @@ class RandLoRA(Adapter):
         return Bases(self.key, a, b, signs=self.basis in ("binary", "ternary"))
 
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> DeltaWeight:
-        """The update of one weight, with lambda (n, r) and gamma (n, d)."""
+        """Create the update of one weight, with lambda (n, r) and gamma (n, d)."""
         assert bases is not None
         kind = SummedRandLoRADelta if self.variant == "a" else RandLoRADelta
         return kind(self, shape, weight, bases)
@@ -178,32 +178,32 @@ class _RandLoRATensors(DeltaWeight):
         self.keep = {"low": False, "fast": True}.get(adapter.memory)
 
     def scaled_lambdas(self) -> Tensor:
-        """Lambda (n, r) with the scalings of the update and of the stored bases."""
+        """Return lambda (n, r) with the scalings of the update and of the stored bases."""
         scaling: float = self.scaling * self.bases.scale
         return self.lambdas * scaling
 
 
 class RandLoRADelta(_RandLoRATensors):
-    """The update of equation 4 for one weight; trains ``lambdas`` (n, r) and ``gammas`` (n, d)."""
+    """Update of equation 4 for one weight; trains ``lambdas`` (n, r) and ``gammas`` (n, d)."""
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Lambda with all scalings (n, r), gamma (n, d), A (r, d), and B (D, n, r) or the signs it is made of."""
+        """Return lambda with all scalings (n, r), gamma (n, d), A (r, d), and B (D, n, r) or the signs of B."""
         a = self.bases.A[0, : self.rank, : self.small].to(self.lambdas.dtype)
         b = self.bases.B[..., 0] if self.structured else self.bases.B[: self.large, : self.count, : self.rank]
         return self.scaled_lambdas(), self.gammas, a, b
 
     def form(self) -> Form:
-        """What the sum is besides its tensors."""
+        """Return the properties of the sum besides its tensors."""
         dtype = compute_dtype(self.lambdas)
         return Form(self.structured, dtype, self.pairing == "peft", self.large, self.small, self.transposed, self.keep)
 
     def delta(self) -> Tensor:
-        """scale * sum_j B_j diag(lambda_j) A diag(gamma_j), (out, in)."""
+        """Return scale * sum_j B_j diag(lambda_j) A diag(gamma_j), (out, in)."""
         result: Tensor = SumOfBases.apply(*self.tensors(), self.form())  # type: ignore[no-untyped-call]
         return result
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """One product with W0 + delta, whose backward pass never holds a gradient of the weight's size for long."""
+        """Apply W0 + delta in one product; the backward pass does not keep a gradient of the weight's size."""
         if torch.is_grad_enabled() and weight.requires_grad:
             return super().linear(x, weight, bias)
         if self.drops:
@@ -211,7 +211,7 @@ class RandLoRADelta(_RandLoRATensors):
         return self._product(x, weight, bias)
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
-        """One product with delta, or two through its bases where that takes fewer operations."""
+        """Apply delta in one product, or in two with its bases if that takes fewer operations."""
         return self._product(self.dropped(x), None, None)
 
     def _product(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
@@ -229,7 +229,7 @@ class SummedRandLoRADelta(_RandLoRATensors, FactoredDelta):
     """RandLoRA-a of Table 2, (sum_j B_j diag(lambda_j)) (sum_j A_j diag(gamma_j)): rank r at any n."""
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """The two sums, turned where the weight is wider than tall."""
+        """Return the two sums, transposed if the weight is wider than tall."""
         dtype = self.lambdas.dtype
         if self.structured:
             b = Hadamard(self.bases.B[..., 0], self.large, self.small, self.lambdas.numel()).matrix(dtype)

@@ -1,1 +1,1 @@
-"""Training of existing tensors instead of an update: full fine-tuning, BitFit, linear probe."""
+"""Methods that train existing tensors instead of an update: full fine-tuning, BitFit, linear probe."""

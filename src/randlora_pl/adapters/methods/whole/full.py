@@ -6,7 +6,7 @@ from randlora_pl.adapters.base import Adapter
 
 
 class BaseWeightMethod(Adapter):
-    """A method that adds nothing and marks tensors of the model as trainable."""
+    """Base of methods without an update, which mark tensors of the model as trainable."""
 
     trains_base = True
 
@@ -14,7 +14,7 @@ class BaseWeightMethod(Adapter):
         super().__init__()
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
-        """Whether a tensor of a layer trains; ``tensor`` is its name in the layer, for example ``bias``."""
+        """Return True if a tensor of a layer trains; ``tensor`` is its name in the layer, for example ``bias``."""
         raise NotImplementedError
 
 
@@ -22,7 +22,7 @@ class FullFineTuning(BaseWeightMethod):
     """Full fine-tuning: every tensor of the model trains (Table 8: learning rate 1e-5)."""
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
-        """Every tensor."""
+        """Return True for every tensor."""
         return True
 
 
@@ -30,7 +30,7 @@ class BitFit(BaseWeightMethod):
     """BitFit: every bias of the model trains and nothing else (Ben Zaken et al., 2022)."""
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
-        """Tensors called ``bias``, or ending so as ``in_proj_bias`` does."""
+        """Return True for tensors whose name ends in ``bias``, such as ``in_proj_bias``."""
         return tensor.endswith("bias")
 
 
@@ -38,5 +38,5 @@ class LinearProbe(BaseWeightMethod):
     """Linear probe: the model stays frozen, only the classification head trains."""
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
-        """No tensor of the model."""
+        """Return False for every tensor."""
         return False
