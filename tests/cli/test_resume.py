@@ -247,7 +247,7 @@ def test_resuming_what_cannot_go_on(refused: Callable[..., str], undisturbed: Pa
     assert "is finished" in refused("fit", "--resume", folder)
     assert "--model.adapter.rank" in refused("fit", "--resume", folder, "--model.adapter.rank", "7")
     assert "--model.adapter" in refused("fit", "--resume", folder, "--model.adapter", "lora")
-    assert "is no run folder" in refused("fit", "--resume", str(undisturbed / "adapter"))
+    assert "is not a run folder" in refused("fit", "--resume", str(undisturbed / "adapter"))
 
 
 def test_best_figure_survives_a_resume() -> None:

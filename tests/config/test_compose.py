@@ -150,7 +150,7 @@ def test_typed_values_are_read_as_yaml(text: str, value: Any) -> None:
     ("text", "message"),
     [
         ("a: [", "line 1|line 2"),
-        ("- 1", "is no config"),
+        ("- 1", "is not a config"),
         ("a: \x00", "cannot be read|not valid YAML"),
         ("methods:\n  LoRA: {rank: 1}\n  LoRA: {rank: 2}", "line 3 is not valid YAML: duplicate key 'LoRA'"),
         ("? [a]\n: 1", "line 1 is not valid YAML: found unhashable key"),

@@ -1,6 +1,6 @@
-"""What an adapter says of its model, and the config beside it of its data: files from anywhere, where nothing is code.
+"""Model config of an adapter file and data config beside it: files from anywhere, none of which is run as code.
 
-A whole config (``--config``, ``--run``, ``--resume``) can name any class with any arguments, so that reading it can run
+A whole config (``--config``, ``--run``, ``--resume``) can name any class with any arguments, so that loading it can run
 code. An adapter has names of this program's own classes, and plain values.
 """
 
@@ -18,26 +18,26 @@ from randlora_pl.utils.files.weights_files import find_weights
 
 
 def check_adapter(folder: Path) -> Path:
-    """The file that describes an adapter: what can be refused before PyTorch is imported.
+    """Return the file that describes an adapter; refuse what can be refused before PyTorch is imported.
 
     Raises:
-        UserError: There is none.
+        UserError: The file is missing.
     """
     file = folder if folder.is_file() else folder / "adapter_config.json"
     if not file.is_file():
         inside = [name for name in (ADAPTER, "adapter-best") if (folder / name).is_dir()]
         hint = f" Did you mean {folder / inside[0]}?" if inside else " A run keeps it in RUN/adapter."
-        raise UserError(f"{folder} is no adapter folder: it has no {file.name}.{hint}")
+        raise UserError(f"{folder} is not an adapter folder: it has no {file.name}.{hint}")
     return file
 
 
 def adapter_config(folder: Path) -> Tree:
-    """The model part of a config, and how images are prepared, from an adapter that a task has written.
+    """Return the model part of a config and the preprocessing of images from an adapter that a task has written.
 
     Its classes are looked up among this program's, before anything is imported.
 
     Raises:
-        UserError: It is no such folder, or names a class of another program.
+        UserError: The folder is not an adapter folder, or names a class of another program.
     """
     file = check_adapter(folder)
     try:
@@ -45,14 +45,14 @@ def adapter_config(folder: Path) -> Tree:
     except ValueError as error:
         raise UserError(f"{file} cannot be read ({type(error).__name__}: {error}); copy it again.") from error
     except (KeyError, TypeError):
-        raise UserError(f"{file} is no adapter file: its metadata has no description.") from None
+        raise UserError(f"{file} is not an adapter file: its metadata has no description.") from None
     try:
         metadata = content["metadata"]
         task, arguments = metadata["task"], metadata["arguments"]
         check_adapter_schema(content, file)
         adapter = _as_class(content, file)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} says nothing of a task ({type(error).__name__}: {error}).") from error
+        raise UserError(f"{file} has no task metadata ({type(error).__name__}: {error}).") from error
     _check_known("task", task, tasks(), file)
     _check_no_class(arguments, file)
     arguments = {name: value for name, value in arguments.items() if name != "seed"}
@@ -65,7 +65,7 @@ def adapter_config(folder: Path) -> Tree:
 
 
 def _metadata(file: Path) -> Any:
-    """The description that one ``.safetensors`` file carries, read without PyTorch: length, JSON header, tensors."""
+    """Return the description in a ``.safetensors`` file, read without PyTorch: length, JSON header, tensors."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > min(file.stat().st_size, 100_000_000):  # the format's own limit
@@ -75,7 +75,7 @@ def _metadata(file: Path) -> Any:
 
 
 def _as_class(description: Any, file: Path) -> Any:
-    """``{"method": ..., "options": ...}`` of a file as ``class_path`` and ``init_args``."""
+    """Return ``{"method": ..., "options": ...}`` of a file as ``class_path`` and ``init_args``."""
     if not (isinstance(description, dict) and "method" in description):
         _check_no_class(description, file)
         return description
@@ -135,7 +135,7 @@ def data_beside(file: Path) -> Tree:
 
 
 def _not_plain(data: dict[Any, Any]) -> str | None:
-    """Name of the first option that is not a plain value; None if all are."""
+    """Return the name of the first option that is not a plain value; None if all are plain."""
     for name, value in data.items():
         plain = value is None or all(map(_plain, value if isinstance(value, list) else [value]))
         if not (plain and isinstance(name, str) and name.isidentifier() and name not in CLASS_KEYS):

@@ -1,4 +1,4 @@
-"""Classes and their options, read from the source text: PyTorch takes seconds to import, this takes none."""
+"""Classes and their options, read from the source text to avoid the seconds of PyTorch's import."""
 
 import ast
 import importlib.util
@@ -16,12 +16,12 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Option:
-    """One argument of a constructor.
+    """Argument of a constructor.
 
     Attributes:
         name: Name of the argument.
         kind: Its annotation, as written.
-        default: Its default, as written; None where the argument is required.
+        default: Its default, as written; None if the argument is required.
         help: Its lines of the docstring, joined.
     """
 
@@ -33,14 +33,14 @@ class Option:
 
 @dataclass(frozen=True)
 class ClassSource:
-    """A class as its source text describes it.
+    """Class as its source text describes it.
 
     Attributes:
         name: Name of the class.
         module: Dotted path of the package that exports it, else of its module.
         summary: First line of its docstring.
         bases: Names of its base classes.
-        options: Arguments of its constructor by name, with those of base classes that it passes on.
+        options: Arguments of its constructor by name, with the arguments of base classes that it passes on.
         constants: Constants, and tuples of constants, among its own class attributes, by name.
     """
 
@@ -53,7 +53,7 @@ class ClassSource:
 
 
 def _argument_help(docstring: str) -> dict[str, str]:
-    """The ``Args:`` (or ``Attributes:``) section of a Google docstring, one joined line for each name."""
+    """Return the ``Args:`` (or ``Attributes:``) section of a Google docstring, one joined line per name."""
     section = re.search(r"^(?:Args|Attributes):\n((?:[ \t]+.*\n?|\n)+)", docstring, re.MULTILINE)
     if not section:
         return {}
@@ -160,7 +160,7 @@ def read_classes(package: str) -> dict[str, ClassSource]:
 
 
 def subclasses(package: str, base: str) -> dict[str, ClassSource]:
-    """The public classes of a package that derive from ``base``, directly or not, and that nothing derives from.
+    """Return the public classes of a package that derive from ``base``, directly or not, and that nothing derives from.
 
     Args:
         package: Name of a folder below ``randlora_pl``.
@@ -181,7 +181,7 @@ def subclasses(package: str, base: str) -> dict[str, ClassSource]:
 
 @cache
 def trainer_options() -> frozenset[str]:
-    """Names of the Lightning trainer's options, from its source text."""
+    """Return the names of the Lightning trainer's options, from its source text."""
     spec = importlib.util.find_spec("lightning")
     if spec is None or not spec.submodule_search_locations:
         return frozenset()

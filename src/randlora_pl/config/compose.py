@@ -1,4 +1,4 @@
-"""From the words that were typed to one config and the options that beat it, checked before heavy imports.
+"""Composition of the typed words into one config and the options that override it, before heavy imports.
 
 Plain LightningCLI takes eight seconds to answer a typing error, keeps the old method's rank when the
 adapter's class changes, and lets a checkpoint override what the user typed. Here the config files are
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 Tree = dict[str, Any]
 
 FOLDER_OPTIONS = {"fit": ("resume",), "validate": ("run", "adapter"), "test": ("run", "adapter")}
-"""Options that name a folder and belong to no config, by verb."""
+"""Options that name a folder and are not part of a config, by command."""
 
 CLASSES = ("model", "model.adapter", "model.adapter.inner")
-"""Options whose value is a class, each an argument of the one before."""
+"""Options with a class as value, each an argument of the one before."""
 CLASS_KEYS = frozenset({"class_path", "init_args", "dict_kwargs"})
 """Keys by which a config builds an object of any class."""
 _GROUPS = ("data", "trainer", "run", "checkpoint", "gradient_flow", "spectrum")
@@ -37,15 +37,15 @@ _GROUPS = ("data", "trainer", "run", "checkpoint", "gradient_flow", "spectrum")
 
 @dataclass
 class Command:
-    """What was typed, sorted.
+    """Sorted words of a command line.
 
     Attributes:
         verb: ``fit``, ``validate`` or ``test``.
         config: All config files, merged.
-        typed: The other options, as typed; they beat the config.
+        typed: The other options, as typed; they override the config.
         values: The same options by short name (``model.adapter.rank``).
         folders: Values of the options that name a folder (``resume``, ``run``, ``adapter``).
-        named: Where each config came from, in order.
+        named: Path or name of each config, in order.
     """
 
     verb: str
@@ -56,7 +56,7 @@ class Command:
     named: list[str] = field(default_factory=list)
 
     def flat(self) -> dict[str, Any]:
-        """The config by short names, with what was typed on top."""
+        """Return the config by short names, with the typed options on top."""
         result = flatten(self.config)
         for key, text in self.values.items():
             if key in CLASSES[1:] and _last(result.get(key)) != _last(text):
@@ -66,7 +66,7 @@ class Command:
 
 
 def parse_value(text: str) -> Any:
-    """A typed value as YAML reads it; text that is no YAML stays text."""
+    """Return a typed value as YAML reads it; text that is not YAML stays text."""
     try:
         return parse_yaml(text)
     except yaml.YAMLError:
@@ -74,7 +74,7 @@ def parse_value(text: str) -> Any:
 
 
 def read_config(file: Path) -> Tree:
-    """One config file.
+    """Return one config file.
 
     Raises:
         UserError: The file is not readable, not YAML, or not a mapping.
@@ -88,19 +88,19 @@ def read_config(file: Path) -> Tree:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict | None):
-        raise UserError(f"{file} is no config: expected `key: value` lines such as `data: {{dataset: digits}}`.")
+        raise UserError(f"{file} is not a config: expected `key: value` lines such as `data: {{dataset: digits}}`.")
     return content or {}
 
 
 def merge(old: Any, new: Any, key: str = "") -> Any:
-    """``new`` over ``old``: mappings merge, everything else is replaced; a new class starts afresh.
+    """Return ``old`` overridden by ``new``: mappings merge, everything else is replaced; a new class starts afresh.
 
     The model is the exception: another task keeps the name, the adapter and so on.
 
     Args:
-        old: What was there, with class names in ``class_path``.
-        new: What beats it.
-        key: Dotted place of the two, for the exception.
+        old: The present value, with class names in ``class_path``.
+        new: The value that overrides it.
+        key: Dotted path of the two, for the exception.
     """
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return new
@@ -115,12 +115,12 @@ def _last(class_path: Any) -> str:
 
 
 def normalise(tree: Tree) -> Tree:
-    """The same config with every class as ``{class_path: NAME, init_args: {...}}``, and no empty sections.
+    """Return the same config with every class as ``{class_path: NAME, init_args: {...}}``, and no empty sections.
 
-    Class paths become the public ones, also those of earlier versions.
+    Class paths become the public ones, also class paths of earlier versions.
 
     Raises:
-        UserError: A section or a class is something else.
+        UserError: A section or a class has another type.
     """
     tree = {key: with_public_paths(value) for key, value in _mapping("a config", tree).items() if value is not None}
     for group in _GROUPS:
@@ -132,13 +132,13 @@ def normalise(tree: Tree) -> Tree:
 
 
 def _as_class(options: Sequence[str], value: Any) -> Tree:
-    """The value of the first option as a class; the others name those among its arguments."""
+    """Return the value of the first option as a class; the others name those among its arguments."""
     option, *inner = options
     node = {"class_path": value} if isinstance(value, str) else dict(_mapping(option, value, "a class or "))
     if not isinstance(node.get("class_path", ""), str):
         raise UserError(f"{option} is {brief(node['class_path'])}: give the name of a class.")
     arguments = dict(_mapping(f"init_args of {option}", node.pop("init_args", None) or {}))
-    for name in set(node) - {"class_path", "dict_kwargs"}:  # as on the command line, where init_args is left out
+    for name in set(node) - {"class_path", "dict_kwargs"}:  # as on the command line, which leaves init_args out
         arguments[name] = node.pop(name)
     name = inner[0].rpartition(".")[2] if inner else ""
     if name in arguments and arguments[name] is None:
@@ -158,7 +158,7 @@ def _mapping(what: str, value: Any, other: str = "") -> Tree:
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """A config by short names: ``init_args`` left out, a class under its option's own name."""
+    """Return a config by short names: ``init_args`` left out, a class under its option's own name."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, node: Any) -> None:
@@ -166,7 +166,7 @@ def flatten(tree: Tree) -> dict[str, Any]:
             if "class_path" in node:
                 flat[prefix] = node["class_path"]
             arguments = node.get("init_args") or {}
-            if not isinstance(arguments, dict):  # the parser says what is wrong
+            if not isinstance(arguments, dict):  # the parser reports the error
                 flat[f"{prefix}.init_args"] = arguments
                 return
             for name, value in arguments.items():
@@ -184,7 +184,7 @@ def flatten(tree: Tree) -> dict[str, Any]:
 
 
 def short_name(option: str) -> str:
-    """``--model.init_args.adapter`` as ``model.adapter``."""
+    """Return ``--model.init_args.adapter`` as ``model.adapter``."""
     parts = [part for part in option.lstrip("-").rstrip("+").split(".") if part not in ("init_args", "class_path")]
     return ".".join(parts)
 
@@ -195,10 +195,10 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
     Args:
         verb: ``fit``, ``validate`` or ``test``.
         args: The words behind it.
-        defaults: What the first config file is merged into.
+        defaults: Config that the first config file is merged into.
 
     Raises:
-        UserError: A word that is no option, a missing value, an unreadable file.
+        UserError: A word that is not an option, a missing value, an unreadable file.
     """
     command = Command(verb, config=normalise(copy.deepcopy(defaults)))
     words = list(args)
@@ -235,7 +235,7 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
 
 
 def is_option(word: str) -> bool:
-    """Whether a word is an option; a negative number is none."""
+    """Return True if a word is an option; a negative number is not one."""
     return re.match(r"--?[A-Za-z]", word) is not None
 
 
@@ -248,7 +248,7 @@ def _hint(word: str) -> str:
 
 
 def _take_classes(command: Command) -> None:
-    """Puts typed classes into the config; one that differs from the config's drops the options of the old one."""
+    """Put typed classes into the config; one that differs from the config's drops the options of the old one."""
     for option in CLASSES:
         text = command.values.get(option)
         if text is None:
@@ -268,7 +268,7 @@ DEFAULTS: Tree = {"model": {"class_path": "VisionLanguageTask", "init_args": {"a
 
 
 def nested(options: Tree) -> Tree:
-    """Options such as ``{data.steps: 5}`` as ``{data: {steps: 5}}``; both may be mixed."""
+    """Return options such as ``{data.steps: 5}`` as ``{data: {steps: 5}}``; both may be mixed."""
     tree: Tree = {}
     for key, value in options.items():
         node: Any = nested(value) if isinstance(value, dict) else value

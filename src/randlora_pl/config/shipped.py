@@ -8,25 +8,25 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def config_folder() -> Path:
-    """The folder of the shipped configs: in the installed package, else in the checkout."""
+    """Return the folder of the shipped configs: in the installed package, else in the checkout."""
     inside = _PACKAGE / "configs"
     return inside if inside.is_dir() else _PACKAGE.parents[1] / "configs"
 
 
 def config_names() -> dict[str, Path]:
-    """The shipped configs by name, for example ``adapters/lora``."""
+    """Return the shipped configs by name, for example ``adapters/lora``."""
     folder = config_folder()
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.yaml"))}
 
 
 def find_config(name: str) -> Path:
-    """A config by path or by name; the folder of a shipped one may be left out (``lora``).
+    """Return a config by path or by name; the folder of a shipped one may be left out (``lora``).
 
     Args:
-        name: What the user typed behind ``--config``.
+        name: Typed value of ``--config``.
 
     Raises:
-        UserError: Neither a file nor a shipped config; near names are suggested.
+        UserError: The name is neither a file nor a shipped config; near names are suggested.
     """
     if Path(name).is_file():
         return Path(name)
@@ -40,18 +40,18 @@ def find_config(name: str) -> Path:
     last = {known.rpartition("/")[2]: known for known in reversed(names)}
     guess = near(short, names) or near(short, last)
     raise UserError(
-        f"There is no config {name!r}, neither a file nor a shipped one.{guess} See: randlora-pl config list"
+        f"Unknown config {name!r}: neither a file nor a shipped config.{guess} See: randlora-pl config list"
     )
 
 
 def scripts() -> dict[str, Path]:
-    """The shipped scripts that start a fit on many devices, by name, for example ``cluster/slurm.sbatch``."""
+    """Return the shipped scripts that start a fit on many devices, by name, for example ``cluster/slurm.sbatch``."""
     folder = config_folder()
     return {file.relative_to(folder).as_posix(): file for file in sorted((folder / "cluster").iterdir())}
 
 
 def headline(file: Path) -> str:
-    """The first comment line of a config: what it is for."""
+    """Return the first comment line of a config: its purpose."""
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and not line.startswith("#!"):
             return line.lstrip("# ")

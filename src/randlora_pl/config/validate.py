@@ -1,4 +1,4 @@
-"""Are the typed names right? Checked against the source text, each with its near matches."""
+"""Check of the typed names against the source text, with near matches for each error."""
 
 import ast
 import difflib
@@ -27,13 +27,13 @@ SINGLE = {"seed_everything", "ckpt_path", "print_config", "config", "help", "h",
 IMAGES = "randlora_pl.data.ImageData"
 
 MOST_PARTS = 10**6
-"""Micro-batches of an optimizer step: draws are counted in 64 bits."""
+"""Most micro-batches per optimizer step: sampled indices are counted in 64 bits."""
 
 Groups = dict[str, set[str] | None]  # None: a class outside this project, whose options are not known here
 
 
 def tasks() -> dict[str, ClassSource]:
-    """The task classes by name; those on texts come last."""
+    """Return the task classes by name; those on texts come last."""
     found = subclasses("tasks", "LightningModule") | subclasses("language", "AdaptationTask")
     bases = {base for source in found.values() for base in source.bases}
     return {name: source for name, source in found.items() if name not in bases}
@@ -41,16 +41,16 @@ def tasks() -> dict[str, ClassSource]:
 
 _KINDS = {"ImageData": "images", "TextData": "prompts and completions", "LabelledTexts": "labelled texts"}
 _SAME = {"cutoff": "max_length", "max_length": "cutoff"}
-"""Options of data on the command line that mean the same for another kind of data."""
+"""Data options with the same meaning for another kind of data."""
 _NEEDS = {"label_smoothing": "a softmax over all classes"}
-"""Options of some tasks on images, and what these have that others have not."""
+"""Options of some image tasks, and the feature that only these tasks have."""
 
 
 def data_class(task: str | None) -> ClassSource:
-    """The class of a task's data; of a class outside this project, images.
+    """Return the class of a task's data; of a class outside this project, images.
 
     Args:
-        task: Name of the task class, None for one outside.
+        task: Name of the task class, None for a class outside this project.
     """
     path = tasks()[task].constants.get("data_module", IMAGES) if task else IMAGES
     package, name = path.split(".")[1], path.rpartition(".")[2]
@@ -58,24 +58,24 @@ def data_class(task: str | None) -> ClassSource:
 
 
 def on_texts(task: str | None) -> bool:
-    """Whether a task is one of the language tasks.
+    """Return True if a task is one of the language tasks.
 
     Args:
-        task: Name of the task class, None for one outside.
+        task: Name of the task class, None for a class outside this project.
     """
     return task in tasks() and data_class(task).module == "randlora_pl.language"
 
 
 def adapters() -> dict[str, ClassSource]:
-    """The adapter classes by name."""
+    """Return the adapter classes by name."""
     return subclasses("adapters", "Adapter")
 
 
 def known_class(name: object, known: Iterable[str], what: str, option: str) -> str | None:
-    """The class's name as the source spells it; None for a class outside this project (a dotted path).
+    """Return the class's name as the source spells it; None for a class outside this project (a dotted path).
 
     Raises:
-        UserError: No such class; near names are suggested.
+        UserError: The class is unknown; near names are suggested.
     """
     if re.fullmatch(r"\w+(\.\w+)+", str(name)) and not str(name).startswith("randlora_pl."):
         return None
@@ -84,11 +84,11 @@ def known_class(name: object, known: Iterable[str], what: str, option: str) -> s
     if short.lower() in spelled:
         return spelled[short.lower()]
     choices = ", ".join(spelled.values())
-    raise UserError(f"There is no {what} {brief(short)} ({option}).{near(short, spelled.values())} Known: {choices}")
+    raise UserError(f"Unknown {what} {brief(short)} ({option}).{near(short, spelled.values())} Known: {choices}")
 
 
 def check_names(command: Command) -> None:
-    """Check the classes, the option names and the data set of a command; classes are spelled right on the way.
+    """Check the classes, the option names and the dataset of a command; correct the spelling of classes.
 
     Raises:
         UserError: The first unknown name.
@@ -98,7 +98,7 @@ def check_names(command: Command) -> None:
     method = known_class(flat["model.adapter"], adapters(), "adapter", "--model.adapter")
     callbacks = read_classes("callbacks")
     groups: Groups = {
-        "data": set(data_class(task).options) - {"seed"},  # seed_everything feeds it
+        "data": set(data_class(task).options) - {"seed"},  # seed_everything sets it
         "trainer": set(trainer_options()) or None,
         "run": set(RUN_OPTIONS),
         "model": set(tasks()[task].options) - {"seed"} if task else None,
@@ -126,10 +126,10 @@ def check_names(command: Command) -> None:
 
 
 def _check_trainer(flat: dict[str, Any]) -> None:
-    """Refuse numbers that Lightning takes and fails at, or that would start thousands of processes.
+    """Refuse numbers that Lightning accepts and fails at, or that would start thousands of processes.
 
     Raises:
-        UserError: Says which.
+        UserError: An option is out of range; the message names it.
     """
     parts = flat.get("trainer.accumulate_grad_batches")
     if isinstance(parts, int) and not 1 <= parts <= MOST_PARTS:
@@ -148,10 +148,10 @@ def _check_trainer(flat: dict[str, Any]) -> None:
 
 
 def _check_dataset(task: str | None, dataset: str) -> None:
-    """Refuses an unknown data set.
+    """Refuse an unknown dataset.
 
     Raises:
-        UserError: With near names.
+        UserError: The dataset is unknown; near names are suggested.
     """
     if on_texts(task):
         from randlora_pl.language import catalog as known
@@ -168,10 +168,10 @@ def _check_dataset(task: str | None, dataset: str) -> None:
 
 
 def _check_data(task: str | None, flat: dict[str, Any]) -> None:
-    """Refuse what cannot be by the options of the data alone, seconds before these are imported.
+    """Refuse contradictory data options, seconds before the data module is imported.
 
     Raises:
-        UserError: Names an option.
+        UserError: Data options contradict each other; the message names one.
     """
     from randlora_pl.data import validate as options
     from randlora_pl.data.catalog.registry import find
@@ -210,7 +210,7 @@ def _check_option(command: Command, key: str, groups: Groups, typed: bool) -> No
 
 
 def _file_with(command: Command, key: str) -> Path | None:
-    """The config file that sets a key, None where it was typed."""
+    """Return the config file that sets a key; None if it was typed."""
     if key in command.values:
         return None
     for file in map(Path, reversed(command.named)):
@@ -221,15 +221,15 @@ def _file_with(command: Command, key: str) -> Path | None:
 
 
 def _verb_of(file: Path) -> str:
-    """The verb of a config that describes several runs; empty for a config of one."""
+    """Return the verb of a config that describes several runs; empty for a config of one."""
     tree = read_config(file)
     return "sweep" * ("methods" in tree)
 
 
 def _suggest(group: str, rest: list[str], groups: Groups) -> str:
-    """Options whose last part is the same, else near ones of the same group, else near ones of any.
+    """Return options with the same last part, else near ones of the same group, else near ones of any group.
 
-    An option of another kind of data is called that.
+    An option of another kind of data is marked as such.
     """
     every = {name: f"--{name}" for name in sorted(SINGLE - {"h"})}
     every |= {f"{place}.{name}": f"--{place}.{name}" for place, names in groups.items() for name in sorted(names or ())}
@@ -256,7 +256,7 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
 
 
 def _other_kinds(option: str) -> list[str]:
-    """The kinds of data that have an option which the data of the command has not."""
+    """Return the kinds of data that have an option which the data of the command does not have."""
     found = {data.name: data for data in map(data_class, tasks())}
     return [kind for name, kind in _KINDS.items() if option in found[name].options]
 

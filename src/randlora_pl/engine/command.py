@@ -1,4 +1,4 @@
-"""The checked command of a run: what was typed, over the config of a run or the data options beside an adapter."""
+"""The checked command of a run: typed options over the config of a run or the data options beside an adapter."""
 
 import copy
 import shlex
@@ -14,7 +14,7 @@ from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
 
 
 def prepare(verb: str, args: list[str]) -> Command:
-    """Return the checked command: what was typed, over what a run or adapter folder holds.
+    """Return the checked command: typed options over the config of a run or adapter folder.
 
     The config of a run (``--run``, ``--resume``) is trusted whole; beside an adapter only data options are read.
 
@@ -39,9 +39,9 @@ def prepare(verb: str, args: list[str]) -> Command:
     if beside is not None:
         command.named.append(str(beside))
     if verb != "fit":
-        command.config.pop("ckpt_path", None)  # where the run's training started from
+        command.config.pop("ckpt_path", None)  # the checkpoint that the run's training started from
     adapter = adapter_of(command)
-    if adapter is not None:  # the folder knows best what it needs
+    if adapter is not None:  # the folder's own config decides about model and data
         saved = adapter_config(adapter)
         command.config = merge(command.config, normalise(saved))
         check_architecture(command, saved, adapter)

@@ -1,4 +1,4 @@
-"""From the libraries' exceptions to one or two lines that a user can act on."""
+"""Messages of one or two lines that a user can act on, for exceptions of the libraries."""
 
 import errno
 import re
@@ -25,14 +25,14 @@ _KINDS = {
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and its explicit causes, the outermost first."""
+    """Yield an exception and its explicit causes, the outermost first."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def cause(error: BaseException) -> BaseException:
-    """The exception that matters: the first `UserError`, else the innermost one that is no wrapper."""
+    """Return the exception that matters: the first `UserError`, else the innermost one that is not a wrapper."""
     links = list(chain(error))
     user = next((link for link in links if isinstance(link, UserError)), None)
     if user is not None:
@@ -42,10 +42,10 @@ def cause(error: BaseException) -> BaseException:
 
 
 def parse_message(message: str) -> str:
-    """The short form of an error message of jsonargparse.
+    """Return the short form of an error message of jsonargparse.
 
     Args:
-        message: Its own message: nested, with every alternative that did not fit.
+        message: Message of jsonargparse: nested, with every alternative that did not fit.
 
     Returns:
         One line: the option, what was expected and what was given.
@@ -74,13 +74,13 @@ def _without_repeats(keys: list[str]) -> list[str]:
 
 
 def parse_error(message: str, error: BaseException | None) -> UserError:
-    """The `UserError` for a failure of the parser."""
+    """Return the `UserError` for a failure of the parser."""
     inner = cause(error) if error is not None else None
     return inner if isinstance(inner, UserError) else UserError(parse_message(message))
 
 
 def build_error(error: Exception) -> UserError:
-    """The `UserError` for an exception raised while objects were built."""
+    """Return the `UserError` for an exception raised while objects were built."""
     inner = cause(error)
     if isinstance(inner, UserError):
         return inner
@@ -91,14 +91,14 @@ def build_error(error: Exception) -> UserError:
 
 
 def complaint_of_lightning(error: Exception) -> bool:
-    """Whether Lightning itself raised an exception about how it is set up."""
+    """Return True if Lightning itself raised an exception about how it is set up."""
     frames = traceback.extract_tb(error.__traceback__)
     own = bool(frames) and "lightning" in Path(frames[-1].filename).parts
     return (own and isinstance(error, ValueError)) or type(error).__name__ == "MisconfigurationException"
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or on the host."""
+    """Return True if an exception means that memory ran out, on a GPU or on the host."""
     names = {type(link).__name__ for link in chain(error)}
     return bool(names & {"OutOfMemoryError", "MemoryError"}) or (
         isinstance(error, RuntimeError)
@@ -107,7 +107,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def lost_process(error: BaseException) -> bool:
-    """Whether an exception says that another process of the job has ended, or did not answer in time."""
+    """Return True if an exception means that another process of the job has ended, or did not answer in time."""
     pattern = r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out|socket"
     return any(
         isinstance(link, RuntimeError) and re.search(pattern, str(link), re.IGNORECASE) is not None
@@ -116,14 +116,14 @@ def lost_process(error: BaseException) -> bool:
 
 
 def lost_worker(error: BaseException) -> str:
-    """How a process that prepares batches has ended, in PyTorch's words; empty for any other exception."""
+    """Return PyTorch's reason why a data loader worker has ended; empty for any other exception."""
     pattern = r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is )?(exited unexpectedly|killed by signal: [^.]+)"
     found = (re.search(pattern, str(link)) for link in chain(error) if isinstance(link, RuntimeError))
     return next((match[1] for match in found if match), "")
 
 
 def full_disk(error: BaseException) -> str:
-    """What could not be written because there is no room for it; empty for any other exception."""
+    """Return the file that could not be written because the disk is full; empty for any other exception."""
     for link in chain(error):
         full = isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if full or re.search(r"No space left on device|Disk quota exceeded|StorageFull|File too large", str(link)):
@@ -134,7 +134,7 @@ def full_disk(error: BaseException) -> str:
 
 
 def file_trouble(error: BaseException) -> str:
-    """Which file cannot be read or written, and why; empty for an exception that is not about a file."""
+    """Return the file that cannot be read or written, and why; empty for an exception that is not about a file."""
     if full := full_disk(error):
         return f"{full}. Make room there, or name another place"
     for link in chain(error):
@@ -147,7 +147,7 @@ def file_trouble(error: BaseException) -> str:
 
 
 def trouble_of_machine(error: BaseException) -> str:
-    """What is wrong with a file or with the memory, whichever command met it; empty for any other exception."""
+    """Return the problem with a file or with memory, for any command; empty for any other exception."""
     if trouble := file_trouble(error):
         return trouble
     if out_of_memory(error):
@@ -158,13 +158,13 @@ def trouble_of_machine(error: BaseException) -> str:
 
 
 def memory_advice(batch_size: int, accumulate: int, stage: str, eval_batch_size: int) -> str:
-    """Which batch and accumulation to try.
+    """Return advice on the batch size and the accumulation to try.
 
     Args:
-        batch_size: Images of a micro-batch.
-        accumulate: Micro-batches of an optimizer step.
+        batch_size: Images per micro-batch.
+        accumulate: Micro-batches per optimizer step.
         stage: ``fit``, ``validate`` or ``test``.
-        eval_batch_size: Images of an evaluation batch.
+        eval_batch_size: Images per evaluation batch.
     """
     if stage != "fit":
         return f"out of memory; try --data.eval_batch_size {max(1, eval_batch_size // 2)}"

@@ -1,4 +1,4 @@
-"""The LightningCLI of the heavy verbs: one task, one data module, one trainer, one run folder."""
+"""The LightningCLI of `fit`, `validate` and `test`: one task, one data module, one trainer, one run folder."""
 
 import json
 import re
@@ -46,19 +46,19 @@ LOGGERS = ("tensorboard", "csv", "wandb", "none")
 
 
 class Parser(LightningArgumentParser):
-    """A parser whose errors are one line."""
+    """Parser with one-line errors."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises a `UserError` instead of printing the usage; parsers of classes inside report to the outer one."""
+        """Raise a `UserError` instead of printing the usage; parsers of classes inside report to the outer one."""
         if not self.exit_on_error:
             super().error(message, ex)
         raise parse_error(message, ex) from ex
 
 
 def with_defaults(tree: Tree) -> Tree:
-    """The config with every option of the adapter written out.
+    """Return the config with every option of the adapter written out.
 
-    What is left out would otherwise come from the task's default adapter, even for another class.
+    Missing options would otherwise come from the task's default adapter, even for another class.
     """
     adapter = tree["model"].get("init_args", {}).get("adapter")
     if not isinstance(adapter, dict):
@@ -67,24 +67,24 @@ def with_defaults(tree: Tree) -> Tree:
     try:
         kind = getattr(import_module(module or "randlora_pl.adapters"), name)
         options = {p.name: p.default for p in signature(kind).parameters.values() if p.default is not p.empty}
-    except (ImportError, AttributeError, TypeError, ValueError):  # the last two: it is not a class, or a built-in one
-        return tree  # the parser says what is wrong
+    except (ImportError, AttributeError, TypeError, ValueError):  # the last two: not a class, or a built-in one
+        return tree  # the parser reports the error
     adapter["init_args"] = options = options | (adapter.get("init_args") or {})
-    if "inner" in options:  # DoRA's is LoRA by default, so that its options can be typed without its name
+    if "inner" in options:  # DoRA's inner method is LoRA by default, so that its options can be typed without its name
         options["inner"] = {"class_path": "randlora_pl.adapters.LoRA"} | (options["inner"] or {})
     return tree
 
 
 def as_text(tree: Tree) -> str:
-    """A config for the parser, which reads YAML: JSON would write letters beyond 16 bits as two halves."""
+    """Return a config as YAML for the parser; JSON would write letters beyond 16 bits as two halves."""
     return re.sub("[^ -~]", lambda letter: f"\\U{ord(letter[0]):08x}", json.dumps(tree, ensure_ascii=False))
 
 
 def _whole_numbers_first(parser: LightningArgumentParser) -> None:
-    """Lets ``--trainer.limit_test_batches 1`` be one batch whatever was imported before.
+    """Parse ``--trainer.limit_test_batches 1`` as one batch, independently of earlier imports.
 
     ``typing`` remembers ``Optional[Union[float, int]]`` of any other package and hands it out for Lightning's
-    ``Optional[Union[int, float]]``; the parser takes the first type that fits, and 1.0 are all batches.
+    ``Optional[Union[int, float]]``; the parser uses the first type that fits, and 1.0 means all batches.
     """
     for action in parser._actions:
         kinds = get_args(getattr(action, "_typehint", None))
@@ -93,21 +93,21 @@ def _whole_numbers_first(parser: LightningArgumentParser) -> None:
 
 
 def data_class_of(command: Command) -> type[LightningDataModule]:
-    """The class of the data that the command's task takes; imports both."""
+    """Import the command's task and its data module, and return the class of the latter."""
     name = str(command.flat()["model"])
     source = tasks().get(name)
     module = source.module if source else name.rpartition(".")[0]
     try:
         task = getattr(import_module(module), name.rpartition(".")[2])
     except (ImportError, AttributeError, ValueError):
-        task = AdaptationTask  # the parser says what is wrong
+        task = AdaptationTask  # the parser reports the error
     package, _, kind = getattr(task, "data_module", AdaptationTask.data_module).rpartition(".")
     found: type[LightningDataModule] = getattr(import_module(package), kind)
     return found
 
 
 def _validation(config: dict[str, Any], callbacks: list[Callback]) -> list[Callback]:
-    """Return what validates and ends a training where nothing else is typed.
+    """Return the default callbacks that validate and end a training.
 
     Args:
         config: Options of the trainer.
@@ -123,16 +123,16 @@ def _validation(config: dict[str, Any], callbacks: list[Callback]) -> list[Callb
 
 
 class App(LightningCLI):
-    """Builds what one command describes.
+    """Builder of task, data, trainer and callbacks from one command.
 
     Args:
         command: The command, with its names checked.
-        folder: The folder of a run that is continued; None makes a new one.
-        place: Where the new one goes, instead of ``--run.root``, ``--run.name`` and the time.
+        folder: The folder of a run to resume; None makes a new one.
+        place: Path of the new folder, instead of ``--run.root``, ``--run.name`` and the time.
 
     Attributes:
         folder: The run folder.
-        created: Whether this process made it.
+        created: True if this process made it.
     """
 
     def __init__(self, command: Command, folder: Path | None = None, place: Path | None = None) -> None:
@@ -150,11 +150,11 @@ class App(LightningCLI):
             subclass_mode_model=True,
             args=["--config", as_text(with_defaults(command.config)), *command.typed],
             run=False,
-            auto_configure_optimizers=False,  # the task makes its own, over what trains
+            auto_configure_optimizers=False,  # the task makes its own, over the trainable parameters
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The application's own options, and one seed for all."""
+        """Add the application's own options, and one seed for all."""
         parser.add_argument("--run.name", type=str | None, default=None, help="Name of the run.")
         parser.add_argument("--run.root", type=str, default="runs", help="Folder of all runs.")
         loggers = str | list[str]
@@ -173,11 +173,11 @@ class App(LightningCLI):
         _whole_numbers_first(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the words given, whatever the command line of the process is."""
+        """Parse the given words instead of the command line of the process."""
         self.config = parser.parse_args(args)
 
     def instantiate_classes(self) -> None:
-        """Builds everything; whatever goes wrong is told in a line."""
+        """Instantiate all classes; report any error in one line."""
         try:
             super().instantiate_classes()
         except UserError:
@@ -186,7 +186,7 @@ class App(LightningCLI):
             raise build_error(error) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Makes the run folder and a trainer that keeps everything in it."""
+        """Make the run folder and a trainer that keeps everything in it."""
         run = self.config.run
         if self.created and self._place is not None:
             self.folder = self._place
@@ -233,14 +233,14 @@ class App(LightningCLI):
         return made
 
     def _free(self, name: str) -> str:
-        """A folder name that is not taken: the CSV logger would empty that of the run that is resumed."""
+        """Return an unused folder name: the CSV logger would empty the folder of the run to resume."""
         names = (name if number == 1 else f"{name}_{number}" for number in count(1))
         return next(free for free in names if not (self.folder / free).exists())
 
     def discard(self) -> None:
-        """Removes a folder that this process made and that holds nothing worth keeping yet; the first process does.
+        """Remove a folder that this process made if it holds nothing worth keeping yet; only on rank 0.
 
-        Once training has begun the folder stays: it can be resumed, from its beginning if there is no checkpoint.
+        Once training has begun, the folder stays: the run can be resumed, from its beginning without a checkpoint.
         """
         trainer = getattr(self, "trainer", None)
         if trainer is not None and trainer.global_step > 0:

@@ -1,4 +1,4 @@
-"""Run folders: where they lie, what they are called, and when two configs belong to the same run."""
+"""Run folders: paths, names, and the options in which two configs of one run must agree."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ from randlora_pl.utils.files.run_files import ADAPTER, BEST, CONFIG, LAST, RESUL
 
 CHECKSUM = "# SHA-256 of the lines below: "
 _ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"
-"""Tells the processes that Lightning starts for further devices which folder the first one made."""
+"""Environment variable by which the processes that Lightning starts for further devices get the run folder."""
 
 _FIXED = (
     "model", "model.name", "model.pretrained", "model.img_size", "model.targets", "data.dataset",
@@ -27,7 +27,7 @@ _FIXED = (
 
 
 def planned_name(flat: dict[str, Any]) -> str:
-    """A run's default name: data set, model and adapter.
+    """Return a run's default name: data set, model and adapter.
 
     Args:
         flat: The config by short names.
@@ -41,12 +41,12 @@ def planned_name(flat: dict[str, Any]) -> str:
 
 
 def new_folder(root: Path, name: str, option: str = "--run.root") -> Path:
-    """Makes ``root/name/TIME``; a second run in the same second gets its own.
+    """Make ``root/name/TIME``; a second run in the same second gets its own.
 
     Args:
         root: Folder of all runs.
         name: Name of the run.
-        option: What chooses another root, for the message.
+        option: Option that sets another root, for the message.
 
     Raises:
         UserError: The folder cannot be made.
@@ -75,14 +75,14 @@ def _make_folder(root: Path, name: str, option: str) -> Path:
 
 
 def output_folder(output: str | None, name: str) -> Path:
-    """A new folder for figures: the one that was asked for, or ``runs/name/TIME``.
+    """Return a new folder for results: the requested one, or ``runs/name/TIME``.
 
     Args:
-        output: What the user typed behind ``--output``.
-        name: Name of the folder of all such figures.
+        output: Typed value of ``--output``.
+        name: Name of the folder of all such results.
 
     Raises:
-        UserError: It exists, or cannot be made.
+        UserError: The folder exists, or cannot be made.
     """
     if output is None:
         return new_folder(Path("runs"), name, "--output")
@@ -95,26 +95,26 @@ def output_folder(output: str | None, name: str) -> Path:
 
 
 def check_new(output: str | None) -> None:
-    """Refuses a folder that exists.
+    """Refuse a folder that exists.
 
     Raises:
-        UserError: It does.
+        UserError: The folder exists.
     """
     if output is not None and Path(output).exists():
         raise UserError(f"{output} exists; name a new folder, nothing is overwritten.")
 
 
 def missing_folders(folder: Path) -> list[Path]:
-    """Which of a folder and those above it do not exist, the innermost first."""
+    """Return the missing ones of a folder and its parents, the innermost first."""
     return [place for place in (folder, *folder.parents) if not place.exists()]
 
 
 def remove_folder(folder: Path, made: Iterable[Path] = ()) -> None:
-    """Removes a run folder without a checkpoint or an adapter.
+    """Remove a run folder without a checkpoint or an adapter.
 
     Args:
         folder: The run folder.
-        made: Folders above it that were made for it, the innermost first; they go too if they are empty.
+        made: Parent folders that were made for it, the innermost first; they are removed too if they are empty.
     """
     if (folder / LAST).exists() or (folder / ADAPTER).exists():
         return
@@ -128,15 +128,15 @@ def remove_folder(folder: Path, made: Iterable[Path] = ()) -> None:
 
 
 def check_run(folder: Path) -> Path:
-    """The config of a run folder.
+    """Return the config of a run folder.
 
     Raises:
-        UserError: It is no run folder, or its config is not as it was written.
+        UserError: The folder is not a run folder, or its config was changed.
     """
     if not (folder / CONFIG).is_file():
         found = sorted(folder.glob(f"*/{CONFIG}")) or sorted(folder.glob(f"*/*/{CONFIG}"))
         hint = f" Its newest run: {found[-1].parent}" if found else " A run folder is ROOT/NAME/TIME, see runs/."
-        raise UserError(f"{folder} is no run folder: it has no {CONFIG}.{hint}")
+        raise UserError(f"{folder} is not a run folder: it has no {CONFIG}.{hint}")
     file = folder / CONFIG
     text = file.read_text(encoding="utf-8", errors="replace")
     sums = [line.removeprefix(CHECKSUM) for line in text.split("\n") if line.startswith(CHECKSUM)]
@@ -159,12 +159,12 @@ def tested_adapter(run: Path) -> Path:
 
 
 def checksum(text: str) -> str:
-    """SHA-256 of a text, in hexadecimal digits."""
+    """Return the SHA-256 of a text, in hexadecimal digits."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def without_head(text: str) -> str:
-    """A config without the lines of comments above it."""
+    """Return a config without the lines of comments above it."""
     lines = text.split("\n")
     while lines and lines[0].startswith("#"):
         del lines[0]
@@ -172,7 +172,7 @@ def without_head(text: str) -> str:
 
 
 def newest_unfinished(root: Path, name: str) -> Path | None:
-    """The newest unfinished run of a name, None where all are finished: what ``--resume auto`` goes on with.
+    """Return the newest unfinished run of a name for ``--resume auto``; None if all are finished.
 
     Args:
         root: Folder of all runs.
@@ -184,12 +184,12 @@ def newest_unfinished(root: Path, name: str) -> Path | None:
             if not (results.is_file() and parse_json(results.read_text(encoding="utf-8")).get("finished")):
                 return folder
         except (ValueError, AttributeError):
-            return folder  # damaged: the resumed run says so
+            return folder  # damaged: the resumed run reports it
     return None
 
 
 def keep_older(file: Path) -> None:
-    """Copies a file that is about to be written again to the first free ``NAME.1``, ``NAME.2`` ..."""
+    """Copy a file that is about to be written again to the first free ``NAME.1``, ``NAME.2`` ..."""
     for number in range(1, 1000):
         older = file.with_name(f"{file.name}.{number}")
         if not older.exists():
@@ -200,7 +200,7 @@ def keep_older(file: Path) -> None:
 
 
 def architecture(flat: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint depends on: task, base model, targets, data set, and every option of the adapter.
+    """Return the options that a checkpoint depends on: task, base model, targets, dataset, and all adapter options.
 
     Args:
         flat: A config by short names.
@@ -216,15 +216,15 @@ def _class_name(path: Any) -> str:
 
 
 def check_architecture(command: Command, saved: Tree, source: Path) -> None:
-    """Refuses to use saved weights for something else.
+    """Refuse to use saved weights for something else.
 
     Args:
-        command: The command; its config is the saved one with what was typed on top.
+        command: The command; its config is the saved one with the typed options on top.
         saved: The config that the weights were trained with.
-        source: Where they are.
+        source: Path of the weights.
 
     Raises:
-        UserError: Something that the weights depend on differs; says both values.
+        UserError: An option that the weights depend on differs; the message has both values.
     """
     theirs, ours = architecture(flatten(normalise(saved))), architecture(command.flat())
     clashes = [f"--{key} is {ours[key]}, there it is {theirs[key]}" for key in ours if _differ(key, ours, theirs)]
@@ -240,7 +240,7 @@ def _differ(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
 
 
 def resolved_config(tree: Tree, model: dict[str, Any]) -> Tree:
-    """A parsed config with derived values filled in, usable as ``--config`` again.
+    """Return a parsed config with derived values filled in, usable as ``--config`` again.
 
     Args:
         tree: The parsed config as plain values.
@@ -248,19 +248,19 @@ def resolved_config(tree: Tree, model: dict[str, Any]) -> Tree:
     """
     tree = normalise(tree)
     options = dict(tree["model"]["init_args"]) | {name: plain(value) for name, value in model.items()}
-    options.pop("seed", None)  # seed_everything feeds it
+    options.pop("seed", None)  # seed_everything sets it
     tree["model"] = tree["model"] | {"init_args": options}
     tree["data"] = {key: value for key, value in tree["data"].items() if key != "seed"}
-    if tree.get("ckpt_path"):  # a run that is killed early starts from it again, from wherever it is resumed
+    if tree.get("ckpt_path"):  # a run that is killed early starts from it again, in any working directory
         tree["ckpt_path"] = str(Path(tree["ckpt_path"]).resolve())
     return {key: value for key, value in tree.items() if key != "config" and (key, value) != ("ckpt_path", None)}
 
 
 def without_seed(adapter: Any, given: Any) -> Any:
-    """A copy of an adapter whose seed is left to the run, unless it was given.
+    """Return a copy of an adapter whose seed is left to the run, unless it was given.
 
     Args:
-        adapter: The adapter; of DoRA the inner method counts.
+        adapter: The adapter; DoRA's inner method is used instead of DoRA.
         given: Its part of the parsed config.
     """
     options = (given or {}).get("init_args") or {}
@@ -271,7 +271,7 @@ def without_seed(adapter: Any, given: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value as YAML: adapters as class and options, tuples as lists."""
+    """Return a value as YAML: adapters as class and options, tuples as lists."""
     if hasattr(value, "describe") and hasattr(value, "method"):
         options = {name: plain(getattr(value, name)) for name in value.options()}
         path = public_path(f"{type(value).__module__}.{type(value).__qualname__}")

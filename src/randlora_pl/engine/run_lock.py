@@ -15,12 +15,12 @@ from randlora_pl.utils.files.lease import acquired, lease_on, owner_of
 
 FILE = ".lock"
 _LOOK = 0.2
-"""Seconds between two looks at somebody else's lease."""
+"""Seconds between two reads of another process's lease."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[SoftFileLease]:
-    """Hold the lock of a run folder; of a job's processes only the first one does.
+    """Hold the lock of a run folder; only on rank 0 of a job.
 
     Args:
         folder: The run folder; it exists.

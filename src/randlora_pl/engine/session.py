@@ -40,12 +40,12 @@ def run_fit(words: Sequence[str]) -> "App":
         The finished run.
 
     Raises:
-        UserError: Something that was typed does not fit; so are the errors of `handle_run_errors`.
+        UserError: A typed option does not fit; also the errors of `handle_run_errors`.
     """
     args = resume_by_itself(list(words))
     folder = folders_in(args, ("resume",)).get("resume")
     with ExitStack() as held:
-        if folder is not None:  # before anything of it is read, which another process may be writing
+        if folder is not None:  # before any file of it is read, which another process may be writing
             check_run(folder)
             lock = held.enter_context(locked(folder))
         app = start(prepare("fit", args), folder)
@@ -78,7 +78,7 @@ def start(command: Command, folder: Path | None) -> "App":
     """Import the heavy libraries and build task, data and trainer.
 
     Raises:
-        UserError: Something that was typed does not fit.
+        UserError: A typed option does not fit.
     """
     silence_library_warnings()
     if "--help-all" in command.typed:
@@ -97,8 +97,8 @@ def handle_run_errors(app: "App") -> Iterator[None]:
 
     Raises:
         UserError: Bad input, or memory ran out, or the disk is full.
-        LostProcessError: Another process of the job, or one that prepares batches, is gone.
-        KeyboardInterrupt: With how to go on; `Terminated` after SIGTERM.
+        LostProcessError: Another process of the job, or a data loader worker, is gone.
+        KeyboardInterrupt: With the command to resume; `Terminated` after SIGTERM.
     """
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -140,7 +140,7 @@ def handle_run_errors(app: "App") -> Iterator[None]:
 
 @contextmanager
 def report_full_disk_once() -> Iterator[None]:
-    """Hide the traceback of TensorBoard's thread for a full disk: the training meets it, too."""
+    """Hide the traceback of TensorBoard's thread for a full disk; the training raises the error, too."""
     usual = threading.excepthook
     threading.excepthook = lambda args: None if args.exc_value and full_disk(args.exc_value) else usual(args)
     try:

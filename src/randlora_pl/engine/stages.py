@@ -19,7 +19,7 @@ from randlora_pl.callbacks.checkpoint_file import check_checkpoint
 from randlora_pl.engine.fit_results import callback_of, callbacks_of, fit_figures
 from randlora_pl.engine.lightning_cli import App
 from randlora_pl.engine.run_folder import CHECKSUM, checksum, keep_older, resolved_config, without_head, without_seed
-from randlora_pl.engine.summary import end_page, figures_in_words
+from randlora_pl.engine.summary import end_page, format_metrics
 from randlora_pl.language.dataset_sizes import OWN_TEXTS
 from randlora_pl.tasks.evaluation import check_numbers
 from randlora_pl.utils.errors import UserError
@@ -29,9 +29,9 @@ from randlora_pl.utils.text.console import print_above_progress
 
 
 class _ResolvedConfig(Callback):
-    """Writes the config once every derived value is known, and the few-shot sample.
+    """Callback that writes the config once every derived value is known, and the few-shot sample.
 
-    That of a resumed run changes only once the checkpoint, its optimizer and its place in the data are accepted;
+    The config of a resumed run changes only once the checkpoint, its optimizer and its data position are accepted;
     otherwise a refused option would stay in the config, and every later resume would be refused too.
     """
 
@@ -55,7 +55,7 @@ class _ResolvedConfig(Callback):
 
 
 class _LoadAdapter(Callback):
-    """Puts a saved adapter into the model before it is evaluated."""
+    """Callback that loads a saved adapter into the model before evaluation."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,12 +76,12 @@ class _LoadAdapter(Callback):
 
 
 def write_config(app: App) -> None:
-    """Writes the resolved config of a run; it can be used again as ``--config``. An older, different one is kept."""
+    """Write the resolved config of a run; it can be used again as ``--config``. An older, different one is kept."""
     if not app.trainer.is_global_zero:
         return
     tree = yaml.safe_load(app.parser.dump(app.config, skip_none=False))
     model = app.model.resolved()
-    if "adapter" in model:  # the run's seed feeds it again
+    if "adapter" in model:  # the run's seed sets it again
         model["adapter"] = without_seed(model["adapter"], tree["model"]["init_args"].get("adapter"))
     file = app.folder / CONFIG
     text = yaml.safe_dump(resolved_config(tree, model), sort_keys=False, allow_unicode=True)
@@ -94,16 +94,16 @@ def write_config(app: App) -> None:
 
 
 def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True) -> None:
-    """Zero-shot test, training, test; everything goes to the run folder and the end is printed.
+    """Run zero-shot test, training and test; write everything to the run folder and print the summary.
 
     Args:
         app: The run.
         lock: The lock of its folder.
-        zero_shot: Whether the untrained model is tested before.
-        test: Whether the test images are read at all.
+        zero_shot: If True, test the pretrained model before.
+        test: If False, the test images are not read.
 
     Raises:
-        UserError: The run that was to be continued is finished.
+        UserError: The run to resume is finished.
     """
     trainer, task, data, folder = app.trainer, app.model, app.datamodule, app.folder
     before = read_results(folder)
@@ -133,7 +133,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
         _check_losses(figures, None)
         _write(app, figures)
         if trainer.is_global_zero and figures:
-            print_above_progress(f"zero-shot: {figures_in_words(figures, 'zeroshot')}")
+            print_above_progress(f"zero-shot: {format_metrics(figures, 'zeroshot')}")
     callbacks_of(trainer).insert(0, HeldLock(lock, folder))
     callbacks_of(trainer).append(_ResolvedConfig(app))
     trainer.fit(task, data, ckpt_path=start, weights_only=True)
@@ -145,7 +145,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
 
 
 def is_finished(app: App) -> bool:
-    """Whether the training reached its last step, or was ended early on purpose; running out of time is neither."""
+    """Return True if the training reached its last step or was ended early on purpose, not by a time limit."""
     trainer = app.trainer
     if trainer.global_step >= app.model.total_steps():
         return True
@@ -154,10 +154,12 @@ def is_finished(app: App) -> bool:
 
 
 def _tested(app: App) -> dict[str, Any]:
-    """The figures of the test: of the last weights, or of those of the best validation, which stay in the model."""
+    """Test the last weights, or the weights of the best validation, which stay in the model; return the metrics."""
     kept = callback_of(app.trainer, AdapterCheckpoint)
     best = kept.test == "best" and kept.best is not None
-    _write(app, {"tested": BEST if best else ADAPTER})  # also the last: an earlier part of the run may have said best
+    _write(
+        app, {"tested": BEST if best else ADAPTER}
+    )  # also for the last: an earlier part of the run may have written "best"
     if best:
         callbacks_of(app.trainer).append(_LoadAdapter(app.folder / BEST))
     elif kept.test == "best" and app.trainer.is_global_zero:
@@ -168,13 +170,13 @@ def _tested(app: App) -> dict[str, Any]:
 
 
 def _evaluated(app: App, run: Callable[..., Any]) -> dict[str, Any]:
-    """The metrics of a test or a validation, and facts of its classes; empty where nothing was evaluated."""
+    """Return the metrics of a test or a validation, and facts of its classes; empty where nothing was evaluated."""
     found = run(app.model, app.datamodule, verbose=False)
     return {**found[0], **callback_of(app.trainer, PerClass).facts} if found else {}
 
 
 def _check_losses(figures: dict[str, Any], adapter: Path | None) -> None:
-    """Refuse figures of outputs that are not numbers.
+    """Refuse metrics of outputs that are not numbers.
 
     Raises:
         UserError: A loss is infinite or not a number.
@@ -190,23 +192,23 @@ def _check_losses(figures: dict[str, Any], adapter: Path | None) -> None:
 
 
 def checkpoint_of(app: App) -> str | None:
-    """Where the training starts from: the resumed run's last checkpoint, or ``--ckpt_path``.
+    """Return the checkpoint that the training starts from: the resumed run's last one, or ``--ckpt_path``.
 
     Raises:
-        UserError: There is no such file, or it is cut off or damaged.
+        UserError: The file is missing, cut off or damaged.
     """
     last = app.folder / LAST
     file = last if not app.created and last.is_file() else app.config.ckpt_path and Path(app.config.ckpt_path)
     if not file:
         return None
     if not file.is_file():
-        raise UserError(f"There is no checkpoint {file} (--ckpt_path); a run keeps its own in RUN/{LAST}.")
+        raise UserError(f"Checkpoint {file} (--ckpt_path) does not exist; a run keeps its own in RUN/{LAST}.")
     check_checkpoint(file)
     return str(file)
 
 
 def evaluate(app: App, adapter: Path | None) -> None:
-    """``test`` and ``validate``: the figures of an adapter, or of the untrained model, in a run folder of their own.
+    """Run ``test`` or ``validate`` on an adapter or the pretrained model, in a run folder of its own.
 
     Raises:
         UserError: There is nothing to evaluate.
@@ -233,13 +235,13 @@ def evaluate(app: App, adapter: Path | None) -> None:
         name = "test" if app.command.verb == "test" else "val"
         what = f"adapter {adapter}" if adapter else "untrained model"
         print_above_progress(
-            f"{what} on {data.summary()['dataset']}: {figures_in_words(figures, name)}",
+            f"{what} on {data.summary()['dataset']}: {format_metrics(figures, name)}",
             f"results: {app.folder / 'results.json'}",
         )
 
 
 def _samples_for_it(app: App) -> str:
-    """Where texts to evaluate on come from: a file of the user's own, or what the training sets aside."""
+    """Return the options that provide texts to evaluate on: a file of the user, or texts held out of training."""
     verb, data = app.command.verb, app.datamodule
     ways = []
     if data.dataset in OWN_TEXTS:
@@ -250,7 +252,7 @@ def _samples_for_it(app: App) -> str:
         ways.append("set training samples aside in fit by --data.validation N")
     elif app.command.folders:
         option, place = next(iter(app.command.folders.items()))
-        ways.append(f"take those of the validation: randlora-pl validate --{option} {shlex.quote(str(place))}")
+        ways.append(f"use the validation samples: randlora-pl validate --{option} {shlex.quote(str(place))}")
     text = ", or ".join(ways)
     return f" {text[:1].upper()}{text[1:]}"
 

@@ -1,4 +1,4 @@
-"""What is printed at the end of a training: figures, places, next commands."""
+"""Summary printed at the end of a training: metrics, paths, next commands."""
 
 import math
 import shlex
@@ -12,18 +12,18 @@ from randlora_pl.utils.run_results import read_results
 from randlora_pl.utils.text.formatting import duration
 
 _PLAIN = {"loss": 4, "BLEU": 2, "NIST": 2, "METEOR": 2, "ROUGE-L": 2, "CIDEr": 2}
-"""Digits of the figures that are no shares of one."""
+"""Decimals of metrics that are not fractions."""
 _UNEQUAL = 2
-"""Classes are unequal where the largest has this many times the test samples of the smallest."""
+"""Classes are unequal if the largest has this many times the test samples of the smallest."""
 
 
 def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[Any]:
-    """What is printed at the end of a training: figures, places, next commands.
+    """Return the summary of a training: metrics, paths, next commands.
 
     Args:
         folder: The run folder.
         unit: What a sample is: ``images`` or ``samples`` of text.
-        testable: Whether there is anything to test.
+        testable: True if there are test samples.
     """
     results = read_results(folder)
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -31,10 +31,10 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
     table.add_column(overflow="fold")
     speed = results[f"{unit}_per_second"]
     adapter = results.get("tested", ADAPTER)
-    tested = figures_in_words(results, "test")
+    tested = format_metrics(results, "test")
     rows = {
         "test": tested + (f" ({BEST}, step {results['best/step']:,})" if tested and adapter == BEST else ""),
-        "zero-shot": figures_in_words(results, "zeroshot"),
+        "zero-shot": format_metrics(results, "zeroshot"),
         "stopped early": _stopped(results),
         "parameters": f"{results['trainable_parameters']:,} trained of {results['total_parameters']:,}",
         "time": f"{duration(results['fit_seconds'], 1)} for {results['steps']:,} steps"
@@ -61,24 +61,24 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
 
 
 def _listed(folder: Path) -> list[str]:
-    """Return what is in a folder, without hidden files: the run's lock is still held."""
+    """Return the files of a folder, without hidden ones: the run's lock is still held."""
     return sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
 
 
 def _stopped(results: Any) -> str:
-    """``at step 40 of 100: val/acc did not improve in 3 validations``; empty for a whole run."""
+    """Return ``at step 40 of 100: val/acc did not improve in 3 validations``; empty for a whole run."""
     reason = results.get("stopped_early")
     return f"at step {results['steps']:,} of {results['data/steps']:,}: {reason}" if reason else ""
 
 
 def _exchanged(results: Any) -> str:
-    """``0.6 MB of gradients a step among 8 devices``; empty for one device, or another strategy."""
+    """Return ``0.6 MB of gradients per step among 8 devices``; empty for one device, or another strategy."""
     size = results.get("exchange/bytes_per_step")
     return f"{size / 1e6:.2f} MB of gradients a step among {results['devices']} devices" if size else ""
 
 
-def figures_in_words(results: Any, name: str) -> str:
-    """``accuracy 93.3 %, loss 0.21`` from the keys behind one prefix."""
+def format_metrics(results: Any, name: str) -> str:
+    """Return ``accuracy 93.3 %, loss 0.21`` from the keys behind one prefix."""
     words = {"acc": "accuracy", "unfound": "without an answer", "balanced_accuracy": "balanced accuracy"}
     hidden = {"score", "macro_f1", *(() if _unequal(results, name) else ("balanced_accuracy",))}
     shown = []

@@ -9,7 +9,7 @@ from torchmetrics.classification import MulticlassStatScores
 
 from randlora_pl.callbacks import PerClass
 from randlora_pl.callbacks.plots.per_class import class_table, means
-from randlora_pl.engine.summary import figures_in_words
+from randlora_pl.engine.summary import format_metrics
 from tests.callbacks.conftest import Fit
 
 
@@ -49,6 +49,6 @@ def test_table_is_written_after_the_training_alone(fit: Fit, tmp_path: Path) -> 
 
 def test_balanced_accuracy_is_shown_where_classes_are_unequal() -> None:
     figures = {"test/acc": 0.9, "test/balanced_accuracy": 0.6, "test/macro_f1": 0.5, "test/smallest_class": 10}
-    assert figures_in_words(figures | {"test/largest_class": 19}, "test") == "accuracy 90.00 %"
-    shown = figures_in_words(figures | {"test/largest_class": 20}, "test")
+    assert format_metrics(figures | {"test/largest_class": 19}, "test") == "accuracy 90.00 %"
+    shown = format_metrics(figures | {"test/largest_class": 20}, "test")
     assert shown == "accuracy 90.00 %, balanced accuracy 60.00 %"

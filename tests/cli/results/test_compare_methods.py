@@ -52,7 +52,7 @@ def test_search_then_comparison(run: Run, tmp_path: Path) -> None:
     [
         ("model: {name: tiny}\ndata: {dataset: digits}\nmethods: {a: {method: LoRA}}\n", "Did you mean 'models'"),
         ("methods: 5\n", "models is missing"),
-        (None, "There is no config"),
+        (None, "Unknown config"),
     ],
 )
 def test_what_is_no_sweep_is_refused(refused: Refused, tmp_path: Path, text: str | None, said: str) -> None:

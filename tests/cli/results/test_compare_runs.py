@@ -113,7 +113,7 @@ def test_a_run_without_a_config(run: Run, finished: Path) -> None:
         ([], "compare: give two runs or more"),
         (["whole"], "compare: give two runs or more"),
         (["whole", "./whole"], "compare: whole is there twice"),
-        (["whole", "none"], "none is no run folder: it has no config.yaml"),
+        (["whole", "none"], "none is not a run folder: it has no config.yaml"),
         (["whole", "none", "--jsn"], "Did you mean '--json'"),
     ],
 )

@@ -197,7 +197,7 @@ def test_bad_words(refused: Refused, tmp_path: Path) -> None:
     written(tmp_path)
     for words, said in (
         ([], "the following arguments are required: config"),
-        (["smal.yaml"], "There is no config"),
+        (["smal.yaml"], "Unknown config"),
         (["small.yaml", "--jobs", "0"], "--jobs is 0"),
         (["small.yaml", "--max-hours", "-1"], "--max-hours is -1"),
         (["small.yaml", "--shard", "3/2"], "--shard 3/2"),

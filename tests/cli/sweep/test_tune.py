@@ -186,7 +186,7 @@ def test_the_config_that_it_writes_is_the_sweep_with_the_best(tmp_path: Path) ->
         ({"tune": TUNE | {"datasets": ["digit"]}}, "tune.datasets has 'digit'.*Did you mean 'digits'"),
         ({"tune": TUNE | {"climb": "yes"}}, "tune.climb is 'yes'"),
         ({"tune": TUNE | {"budgets": ["x"]}}, "budgets has 'x'"),
-        ({"methods": {"x": {"adapter": "LoRAA"}}}, "methods.x: There is no adapter"),
+        ({"methods": {"x": {"adapter": "LoRAA"}}}, "methods.x: Unknown adapter"),
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, Any], said: str) -> None:

@@ -145,12 +145,12 @@ def test_only_some_cells() -> None:
 @in_one_item(
     ("change", "said"),
     [
-        ({"models": {"a": {"config": "quikstart"}}}, "models.a with methods.RandLoRA-6: There is no config"),
-        ({"methods": {"x": {"adapter": "LoRAA"}}}, "methods.x: There is no adapter 'LoRAA'"),
+        ({"models": {"a": {"config": "quikstart"}}}, "models.a with methods.RandLoRA-6: Unknown config"),
+        ({"methods": {"x": {"adapter": "LoRAA"}}}, "methods.x: Unknown adapter 'LoRAA'"),
         ({"methods": {"x": {"config": "adapters/lorra"}}}, "Did you mean 'adapters/lora'"),
         ({"methods": {"x": {"adapter": "LoRA", "rang": 4}}}, "methods.x: Unknown option --model.adapter.rang"),
-        ({"methods": {"x": {"adapter": "LoRA", "task": "Linear"}}}, "There is no task 'Linear'"),
-        ({"datasets": ["digit"]}, "datasets.digit: There is no data set 'digit'. Did you mean 'digits'"),
+        ({"methods": {"x": {"adapter": "LoRA", "task": "Linear"}}}, "Unknown task 'Linear'"),
+        ({"datasets": ["digit"]}, "datasets.digit: Unknown dataset 'digit'. Did you mean 'digits'"),
         ({"datasets": {"d": {"dataset": "digits", "shot": 1}}}, "datasets.d: Unknown option --data.shot"),
         ({"set": {"data.step": 1}}, "Unknown option --data.step. Did you mean --data.steps"),
         ({"set": {"trainer.devices": 2}}, "a cell runs on one device"),
