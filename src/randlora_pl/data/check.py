@@ -140,12 +140,12 @@ def evenly(count: int, most: int | None) -> list[int]:
     """Return at most ``most`` evenly spaced indices below ``count``; all of them for None."""
     if most is None or count <= most:
         return list(range(count))
-    return [round(place) for place in np.linspace(0, count - 1, most).tolist()] if most else []
+    return [round(index) for index in np.linspace(0, count - 1, most).tolist()] if most else []
 
 
-def _decode(samples: Samples, places: Sequence[int]) -> Iterator[tuple[list[UserError], int]]:
+def _decode(samples: Samples, indices: Sequence[int]) -> Iterator[tuple[list[UserError], int]]:
     """Yield (errors, number of images) in chunks, with one thread per core."""
-    rows = samples.rows[np.asarray(places, dtype=np.int64)].tolist()
+    rows = samples.rows[np.asarray(indices, dtype=np.int64)].tolist()
     if isinstance(samples.images, ArrayImages):
         yield [], len(rows)
         return

@@ -110,8 +110,8 @@ class Sheet:
         pen.text((MARGIN, MARGIN), _fitting(self.title, bold, width - 2 * MARGIN), "black", bold)
         for number, line in enumerate(heading, 1):
             pen.text((MARGIN, MARGIN + 4 + LINE * number), printable(line), "#444444", plain)
-        for place, (name, images) in enumerate(zip(self.names, self.images, strict=True)):
-            left, upper = MARGIN + place // lines * column, top + place % lines * block
+        for index, (name, images) in enumerate(zip(self.names, self.images, strict=True)):
+            left, upper = MARGIN + index // lines * column, top + index % lines * block
             pen.text((left, upper), _fitting(name, plain, column - MARGIN), "black", plain)
             for number, image in enumerate(images):
                 sheet.paste(_thumb(image), (left + number * (THUMB + GAP), upper + LINE))

@@ -20,7 +20,7 @@ _Native: Any = type(Path())
 
 
 class _Url(_Native):  # type: ignore[misc]
-    """URL in place of a path. `Path` alone would drop the second of two slashes, also in signatures."""
+    """URL used as a path. `Path` alone would drop the second of two slashes, also in signatures."""
 
     typed: str
 
@@ -50,24 +50,24 @@ def as_typed(root: Path) -> str:
     return re.sub(r"^([a-z][a-z0-9+]+):/+", r"\1://", root.as_posix())
 
 
-def is_url(place: str) -> bool:
+def is_url(location: str) -> bool:
     """Return True if a location is a URL instead of a local path."""
-    return "://" in place
+    return "://" in location
 
 
-def without_query(place: str) -> str:
+def without_query(location: str) -> str:
     """Remove the query of a URL, because signatures contain slashes and dots."""
-    return re.split("[?#]", place, maxsplit=1)[0] if is_url(place) else place
+    return re.split("[?#]", location, maxsplit=1)[0] if is_url(location) else location
 
 
-def is_command(place: str) -> bool:
+def is_command(location: str) -> bool:
     """Return True for a command of WebDataset's own readers, which is not run here."""
-    return place.startswith("pipe:")
+    return location.startswith("pipe:")
 
 
-def is_pattern(place: str) -> bool:
+def is_pattern(location: str) -> bool:
     """Return True if a location is a pattern for several files."""
-    return bool(_BRACES.search(place)) or any(sign in place for sign in "*?[")
+    return bool(_BRACES.search(location)) or any(sign in location for sign in "*?[")
 
 
 def braces(pattern: str) -> list[str]:
@@ -111,23 +111,23 @@ def expanded(pattern: str, home: Path | None = None) -> list[str]:
     if is_command(pattern):
         raise UserError(f"{pattern!r}: commands are not run; name files or URLs")
     found = []
-    for place in braces(pattern):
-        if is_url(place):
-            if "*" in place:
-                raise UserError(f"{place!r}: * works for local files only; write {{000..099}} in a URL")
-            found.append(place)
-        elif any(sign in place for sign in "*?["):
-            matching = sorted(glob.glob(place, root_dir=home))  # noqa: PTH207 (absolute patterns too)
+    for location in braces(pattern):
+        if is_url(location):
+            if "*" in location:
+                raise UserError(f"{location!r}: * works for local files only; write {{000..099}} in a URL")
+            found.append(location)
+        elif any(sign in location for sign in "*?["):
+            matching = sorted(glob.glob(location, root_dir=home))  # noqa: PTH207 (absolute patterns too)
             if not matching:
-                raise UserError(f"No file matches {place!r}")
+                raise UserError(f"No file matches {location!r}")
             found += [_below(home, name) for name in matching]
         else:
-            found.append(_below(home, place))
+            found.append(_below(home, location))
     return found
 
 
-def _below(home: Path | None, place: str) -> str:
-    return place if home is None else str(home / place)
+def _below(home: Path | None, location: str) -> str:
+    return location if home is None else str(home / location)
 
 
 def listed(path: Path) -> list[str]:
@@ -140,13 +140,13 @@ def listed(path: Path) -> list[str]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is neither a .tar file nor a text file that lists some: {error}") from error
-    places = []
+    locations = []
     for number, line in enumerate(lines, 1):
         if not line or line.startswith("#"):
             continue
         here = line if is_url(line) or is_command(line) else str(Path(line).expanduser())
         with errors_in(f"{path}, line {number}"):
-            places += expanded(here, path.parent)
-    if not places:
+            locations += expanded(here, path.parent)
+    if not locations:
         raise UserError(f"{path} lists no shards; expected one path, pattern or URL of .tar files per line")
-    return places
+    return locations

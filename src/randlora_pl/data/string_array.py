@@ -35,22 +35,22 @@ class Strings(Sequence[str]):
         ends = np.cumsum(sizes)
         return cls(np.frombuffer(block, np.uint8), ends - sizes, ends)
 
-    def take(self, places: NDArray[np.int64]) -> "Strings":
+    def take(self, indices: NDArray[np.int64]) -> "Strings":
         """Return the strings at the given indices; the bytes are shared."""
-        return Strings(self.raw, self.starts[places], self.ends[places])
+        return Strings(self.raw, self.starts[indices], self.ends[indices])
 
     def __len__(self) -> int:
         return len(self.ends)
 
     @overload
-    def __getitem__(self, place: int) -> str: ...
+    def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, place: slice) -> "Strings": ...
-    def __getitem__(self, place: int | slice) -> "str | Strings":
+    def __getitem__(self, index: slice) -> "Strings": ...
+    def __getitem__(self, index: int | slice) -> "str | Strings":
         """Return the string at an index."""
-        if isinstance(place, slice):
-            return Strings(self.raw, self.starts[place], self.ends[place])
-        return self.raw[self.starts[place] : self.ends[place]].tobytes().decode("utf-8", "surrogateescape")
+        if isinstance(index, slice):
+            return Strings(self.raw, self.starts[index], self.ends[index])
+        return self.raw[self.starts[index] : self.ends[index]].tobytes().decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
         whole = self.raw.tobytes()

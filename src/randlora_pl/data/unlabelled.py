@@ -35,10 +35,10 @@ class PlainBatches:
         return len(self.schedule)
 
     def __getitem__(self, number: int) -> Batch:
-        places, _ = self.schedule[number]
-        images, bad = load_images(self.samples, places, self.frame, None, self.skip)
-        readable = torch.tensor([place not in bad for place in range(len(images))])
-        batch = {"image": eval_batch(images, self.frame), "index": places, "readable": readable}
+        indices, _ = self.schedule[number]
+        images, bad = load_images(self.samples, indices, self.frame, None, self.skip)
+        readable = torch.tensor([index not in bad for index in range(len(images))])
+        batch = {"image": eval_batch(images, self.frame), "index": indices, "readable": readable}
         return batch | ({"bad": list(bad.values())} if bad else {})
 
 

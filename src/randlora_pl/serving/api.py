@@ -64,8 +64,8 @@ class PatientLoop(BatchedLoop):  # type: ignore[misc]  # LitServe has no types
         late = [(queue, name) for queue, name, since, _ in self._held if now - since > lit_api.request_timeout]
         waiting = [request for request in self._held if now - request[2] <= lit_api.request_timeout]
         chosen = _together([upload.pixels for *_, upload in waiting])
-        self._held = [request for place, request in enumerate(waiting) if place not in chosen]
-        return [(waiting[place][0], waiting[place][1], waiting[place][3]) for place in sorted(chosen)], late
+        self._held = [request for index, request in enumerate(waiting) if index not in chosen]
+        return [(waiting[index][0], waiting[index][1], waiting[index][3]) for index in sorted(chosen)], late
 
     def _take(self, request_queue: Any, seconds: float, transport: Any) -> None:
         """Take a request and report to the HTTP process which worker holds it (see `LossAwareTransport`)."""
@@ -77,11 +77,11 @@ class PatientLoop(BatchedLoop):  # type: ignore[misc]  # LitServe has no types
 def _together(pixels: Sequence[int]) -> set[int]:
     """Return the images to decode in one batch: the first one, and the smallest others up to `BATCH_PIXELS`."""
     chosen, left = {0} if pixels else set(), BATCH_PIXELS
-    for place in sorted(range(1, len(pixels)), key=lambda place: pixels[place]):
-        left -= pixels[place]
+    for index in sorted(range(1, len(pixels)), key=lambda index: pixels[index]):
+        left -= pixels[index]
         if left < 0:
             break
-        chosen.add(place)
+        chosen.add(index)
     return chosen
 
 
@@ -131,12 +131,12 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
         trust_the_limit()
         self.task = load_task(self.adapter)
         self.frame = frame_of(read_adapter(self.adapter).metadata, self.task.image_spec)
-        self.place = torch.device(device)
-        self.task.to(self.place)
+        self.index = torch.device(device)
+        self.task.to(self.index)
         self.task.prepare_evaluation()
-        self._shares(torch.zeros(1, 3, self.frame.size, self.frame.size))
+        self._probabilities(torch.zeros(1, 3, self.frame.size, self.frame.size))
 
-    def _shares(self, images: Any) -> Any:
+    def _probabilities(self, images: Any) -> Any:
         """Return the probabilities (b, classes) on the CPU for images (b, 3, size, size), as `predict` computes them.
 
         Raises:
@@ -147,9 +147,9 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
         from randlora_pl.tasks.evaluation import check_numbers
 
         with torch.inference_mode():
-            shares = self.task.class_logits(images.to(self.place)).float().softmax(1).cpu()
-        check_numbers(shares, self.adapter)
-        return shares
+            probabilities = self.task.class_logits(images.to(self.index)).float().softmax(1).cpu()
+        check_numbers(probabilities, self.adapter)
+        return probabilities
 
     def decode_request(self, request: Annotated[Upload, Depends(read_upload)]) -> Upload:
         """Return the upload; FastAPI has read it in the HTTP process because of the annotation."""
@@ -170,16 +170,16 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
             except UserError as error:
                 answers.append(JSONResponse({"detail": error.what}, 422))
         try:
-            shares = iter(self._shares(torch.cat(images)) if images else ())
+            probabilities = iter(self._probabilities(torch.cat(images)) if images else ())
         except UserError as error:
             return [JSONResponse({"detail": str(error)}, 500) for _ in uploads]
         return [
-            self._answer(next(shares), upload.top_k) if answer is None else answer
+            self._answer(next(probabilities), upload.top_k) if answer is None else answer
             for answer, upload in zip(answers, uploads, strict=True)
         ]
 
-    def _answer(self, shares: Any, top_k: int) -> Response:
-        best = shares.topk(min(top_k, len(shares)))
+    def _answer(self, probabilities: Any, top_k: int) -> Response:
+        best = probabilities.topk(min(top_k, len(probabilities)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         names = self.task.classnames
         return JSONResponse(

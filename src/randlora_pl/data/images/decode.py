@@ -109,14 +109,14 @@ class PathsBelow(Sequence[Path]):
         return len(self.names)
 
     @overload
-    def __getitem__(self, place: int) -> Path: ...
+    def __getitem__(self, position: int) -> Path: ...
     @overload
-    def __getitem__(self, place: slice) -> "PathsBelow": ...
-    def __getitem__(self, place: int | slice) -> "Path | PathsBelow":
+    def __getitem__(self, position: slice) -> "PathsBelow": ...
+    def __getitem__(self, position: int | slice) -> "Path | PathsBelow":
         """Return the path at an index."""
-        if isinstance(place, slice):
-            return PathsBelow(self.home, self.names[place])
-        return self.home / self.names[place]
+        if isinstance(position, slice):
+            return PathsBelow(self.home, self.names[position])
+        return self.home / self.names[position]
 
 
 def absent(home: Path, names: Sequence[str]) -> list[int]:
@@ -131,12 +131,12 @@ def absent(home: Path, names: Sequence[str]) -> list[int]:
     """
     there: dict[str, frozenset[str]] = {}
     missing = []
-    for place, name in enumerate(names):
+    for position, name in enumerate(names):
         folder, _, file = name.rpartition("/")
         if folder not in there:
             there[folder] = _file_names(home / (folder or ("/" if name.startswith("/") else "")))
         if file not in there[folder] and not is_file(home / name):
-            missing.append(place)
+            missing.append(position)
     return missing
 
 

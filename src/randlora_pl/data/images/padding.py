@@ -43,8 +43,8 @@ def crop_place(
     start = (square - image) // 2
     ends = np.stack((start, start + image - crop)).clip(0, square - crop)
     low, high = ends.min(0), ends.max(0)
-    places: NDArray[np.int64] = low + (uniform * (high - low + 1)).astype(np.int64)
-    return places
+    starts: NDArray[np.int64] = low + (uniform * (high - low + 1)).astype(np.int64)
+    return starts
 
 
 def split_crop(height: int, width: int, crop: Sequence[int], size: int) -> tuple[Box, Box]:

@@ -173,13 +173,13 @@ def meeting(strategy: Any) -> Iterator[Path | None]:
     if strategy is None:
         yield None
         return
-    place: Path = strategy.broadcast(shared_folder() / f"randlora-pl-{secrets.token_hex(8)}")
+    meeting_folder: Path = strategy.broadcast(shared_folder() / f"randlora-pl-{secrets.token_hex(8)}")
     try:
-        place.mkdir(mode=0o700, exist_ok=True)
-        yield place
+        meeting_folder.mkdir(mode=0o700, exist_ok=True)
+        yield meeting_folder
         strategy.barrier("decoded images")
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(meeting_folder, ignore_errors=True)
 
 
 def shared_folder() -> Path:

@@ -202,9 +202,9 @@ def _crops(
         ]
         return _placed(planes, [source for source, _ in parts], [target for _, target in parts], frame, change)
     batch = _empty((len(planes), planes[0].shape[0], frame.size, frame.size), torch.uint8, planes[0].device)
-    for place, (plane, (top, left, h, w)) in enumerate(zip(planes, boxes, strict=True)):
+    for index, (plane, (top, left, h, w)) in enumerate(zip(planes, boxes, strict=True)):
         crop = _resize(plane[:, top : top + h, left : left + w], frame.size, frame.size, frame.interpolation)
-        batch[place] = crop if change is None else change(place, crop)
+        batch[index] = crop if change is None else change(index, crop)
     return {"image": batch}
 
 
@@ -224,11 +224,11 @@ def _placed(
     """Resize parts of images into black frames; `clear_padding` colors the rest."""
     batch = torch.zeros((len(planes), planes[0].shape[0], frame.size, frame.size), dtype=torch.uint8)
     batch = batch.to(planes[0].device)
-    for place, (plane, source, target) in enumerate(zip(planes, sources, targets, strict=True)):
+    for index, (plane, source, target) in enumerate(zip(planes, sources, targets, strict=True)):
         (top, left, h, w), (upper, first, tall, wide) = source, target
         part = _resize(plane[:, top : top + h, left : left + w], tall, wide, frame.interpolation)
-        part = part if change is None else change(place, part)
-        batch[place, :, upper : upper + tall, first : first + wide] = part
+        part = part if change is None else change(index, part)
+        batch[index, :, upper : upper + tall, first : first + wide] = part
     return {"image": batch, "inside": [list(target) for target in targets]}
 
 

@@ -20,13 +20,13 @@ Late = Literal["nothing", "colors", "crops"]
 
 
 def load_images(
-    samples: Samples, places: Tensor, frame: Frame, scale: tuple[float, float] | None, skip: bool
+    samples: Samples, indices: Tensor, frame: Frame, scale: tuple[float, float] | None, skip: bool
 ) -> tuple[list[Tensor], dict[int, tuple[str, str]]]:
     """Load the images of some samples.
 
     Args:
         samples: Samples of the split.
-        places: int64 (b,), indices in the split.
+        indices: int64 (b,), indices in the split.
         frame: Image size, and the mean color that replaces an unreadable image.
         scale: Area fraction of training crops, None in evaluation; determines the pixels needed.
         skip: Skip unreadable images instead of raising.
@@ -40,7 +40,7 @@ def load_images(
     images: list[Tensor] = []
     bad: dict[int, tuple[str, str]] = {}
     short = pixels_needed(frame, scale)
-    for number, row in enumerate(samples.rows[places.numpy()].tolist()):
+    for number, row in enumerate(samples.rows[indices.numpy()].tolist()):
         try:
             images.append(torch.from_numpy(samples.images.load(row, short)))
         except UserError as error:
@@ -89,19 +89,19 @@ class TrainBatches:
     def __getitem__(self, number: int) -> Batch:
         micro = self.schedule[number]
         plan = self.schedule.plan
-        places = plan.samples(micro.draws)
+        indices = plan.samples(micro.draws)
         labels = torch.from_numpy(self.samples.labels)
-        images, bad = load_images(self.samples, places, self.frame, self.scale, self.skip)
+        images, bad = load_images(self.samples, indices, self.frame, self.scale, self.skip)
         classes, counts = torch.unique(labels[plan.samples(micro.window)], return_counts=True)
         late, change = self.late == "crops", None
         if self.augment.randaugment is not None:
-            change = lambda place, crop: self.augment.changed(crop, int(micro.draws[place]), plan.seed)  # noqa: E731
+            change = lambda index, crop: self.augment.changed(crop, int(micro.draws[index]), plan.seed)  # noqa: E731
         batch = {
             **train_pixels(images, micro.draws, plan.seed, self.frame, self.scale, self.flip, late, change),
-            "label": labels[places],
-            "weight": micro.weighted(labels[places], self.class_weights),
+            "label": labels[indices],
+            "weight": micro.weighted(labels[indices], self.class_weights),
             "draw": micro.draws,
-            "index": places,
+            "index": indices,
             "window_classes": classes,
             "window_counts": counts,
             "micro": micro.micro,
@@ -126,13 +126,13 @@ class EvalBatches:
         return len(self.schedule)
 
     def __getitem__(self, number: int) -> Batch:
-        places, weights = self.schedule[number]
-        images, bad = load_images(self.samples, places, self.frame, None, self.skip)
+        indices, weights = self.schedule[number]
+        images, bad = load_images(self.samples, indices, self.frame, None, self.skip)
         batch = {
             **eval_pixels(images, self.frame, late=self.late == "crops"),
-            "label": torch.from_numpy(self.samples.labels)[places],
+            "label": torch.from_numpy(self.samples.labels)[indices],
             "weight": weights,
-            "index": places,
+            "index": indices,
         }
         return _without(batch if self.late != "nothing" else finish(batch, self.frame), bad)
 

@@ -86,7 +86,7 @@ def in_key_order(
         UserError: Two samples have the same key.
     """
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    ordered = [keys[place] for place in order]
+    ordered = [keys[index] for index in order]
     for first, second in itertools.pairwise(ordered):
         if first == second:
             raise UserError(f"{first!r} is listed twice")

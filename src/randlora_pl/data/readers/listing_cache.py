@@ -204,17 +204,17 @@ def tree(paths: list[str], labels: list[int], keys: list[str] | None = None, not
     """
     names = paths if keys is None else keys
     order = sorted(range(len(names)), key=names.__getitem__)
-    ordered = [names[place] for place in order]
-    for place in range(1, len(ordered)):
-        if ordered[place] == ordered[place - 1]:
-            raise UserError(f"{ordered[place]!r} is listed twice")
+    ordered = [names[index] for index in order]
+    for index in range(1, len(ordered)):
+        if ordered[index] == ordered[index - 1]:
+            raise UserError(f"{ordered[index]!r} is listed twice")
     columns = {
         "labels": np.asarray(labels, dtype=np.int64)[np.asarray(order, dtype=np.int64)],
         "numbers": numbers_of(ordered),
     }
     texts = {"keys": Strings.of(ordered)}
     if names != paths:
-        texts["paths"] = Strings.of([paths[place] for place in order])
+        texts["paths"] = Strings.of([paths[index] for index in order])
     return Found(columns, texts, tuple(notes))
 
 

@@ -94,12 +94,12 @@ def cub200(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 def _numbered(row: DatasetSpec, root: Path, path: Path) -> dict[str, str]:
     """Return lines ``NUMBER VALUE`` as a mapping, in their order."""
     found: dict[str, str] = {}
-    for place, line in lines(row, root, path):
+    for line_number, line in lines(row, root, path):
         number, _, value = line.partition(" ")
         if not number.isdecimal() or not value:
-            raise wrong_line(path, place, line, "NUMBER VALUE")
+            raise wrong_line(path, line_number, line, "NUMBER VALUE")
         if number in found:
-            raise UserError(f"{path}, line {place}: {number} is listed twice")
+            raise UserError(f"{path}, line {line_number}: {number} is listed twice")
         found[number] = value
     return found
 

@@ -96,13 +96,13 @@ def indexed_tree(
         (name, number): part for part, classes in listed.items() for name in classes for number in classes[name]
     }
     chosen = []
-    for place, key in enumerate(whole.keys):
+    for position, key in enumerate(whole.keys):
         name, _, file = key.partition("/")
         number = re.fullmatch(r".*_(\d+)\.\w+", file)
         if number is None:
             raise UserError(f"{row.title}: {root / folder / key} has no number; expected {row.layout}")
         if split_of.get((name, int(number[1])), "train") == split:
-            chosen.append(place)
+            chosen.append(position)
     return whole.subset(np.asarray(chosen, dtype=np.int64))
 
 

@@ -40,13 +40,13 @@ def boxes(row: DatasetSpec, root: Path, split: str, *, known: tuple[str, ...]) -
         seen.add(image)
         if image not in there:
             raise missing(row, root, f"{path}, line {number}: {home / 'JPEGImages' / image}.jpg does not exist")
-        for place, (name, corner) in enumerate(_objects(row, root, home / "Annotations" / f"{image}.xml")):
+        for index, (name, corner) in enumerate(_objects(row, root, home / "Annotations" / f"{image}.xml")):
             if name not in label_of:
                 raise UserError(f"{home / 'Annotations' / image}.xml: {name!r} is not one of the {len(known)} classes")
             paths.append(home / "JPEGImages" / f"{image}.jpg")
             corners.append(corner)
             labels.append(label_of[name])
-            keys.append(f"{image}/{place:03d}")
+            keys.append(f"{image}/{index:03d}")
     images = BoxImages(paths, np.asarray(corners, dtype=np.int64).reshape(-1, 4))
     return in_key_order(images, labels, keys, row.classnames)
 

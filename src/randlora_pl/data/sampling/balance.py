@@ -41,12 +41,12 @@ class ClassDraws:
     """Numbered draws that select every class with samples equally often.
 
     Attributes:
-        places: int64 (samples,), sample indices grouped by class.
-        starts: int64 (classes,), start of each class in ``places``; classes without samples are omitted.
+        indices: int64 (samples,), sample indices grouped by class.
+        starts: int64 (classes,), start of each class in ``indices``; classes without samples are omitted.
         counts: int64 (classes,), number of samples per class.
     """
 
-    places: Tensor
+    indices: Tensor
     starts: Tensor
     counts: Tensor
 
@@ -72,7 +72,7 @@ class ClassDraws:
         if sampling == "with_replacement":
             labels = rng.integers(seed, "class", draws, len(self.counts))
             chosen = (rng.words(seed, "order", draws) * self.counts[labels]) >> 32
-            return self.places[self.starts[labels] + chosen]
+            return self.indices[self.starts[labels] + chosen]
         rounds = torch.div(draws, len(self.counts), rounding_mode="floor")
         samples = torch.empty_like(draws)
         for number in torch.unique(rounds).tolist():
@@ -86,4 +86,4 @@ class ClassDraws:
         """Return the sample of a class in a round; a class is drawn once in each round."""
         size = int(self.counts[label])
         epoch, turn = divmod(number, size)
-        return int(self.places[self.starts[label] + _order(seed, label, size, epoch)[turn]])
+        return int(self.indices[self.starts[label] + _order(seed, label, size, epoch)[turn]])

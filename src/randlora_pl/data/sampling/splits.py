@@ -247,9 +247,9 @@ def read_index(path: Path, key: dict[str, Any], samples: Samples) -> Samples:
     different = [f"{name} is {found.get(name)!r}, not {key[name]!r}" for name in key if found.get(name) != key[name]]
     if different:
         raise UserError(f"The shots file {path} is of another run: {'; '.join(different)}. Set another file")
-    place = {name: number for number, name in enumerate(samples.keys)}
+    index = {name: number for number, name in enumerate(samples.keys)}
     wanted = [name for names in classes for name in names]
-    absent = [name for name in wanted if name not in place]
+    absent = [name for name in wanted if name not in index]
     if absent:
         raise UserError(f"The shots file {path} lists {absent[0]!r} and {len(absent) - 1} more that do not exist now")
-    return samples.subset(np.sort(np.asarray([place[name] for name in wanted], dtype=np.int64)))
+    return samples.subset(np.sort(np.asarray([index[name] for name in wanted], dtype=np.int64)))

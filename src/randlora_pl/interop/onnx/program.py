@@ -208,7 +208,7 @@ def _text(task: ImageTask, facts: dict[str, Any]) -> Program:
     context = int(tokenizer(prompts[:1]).shape[1])
 
     def examples(count: int, seed: int) -> Tensor:
-        tokens: Tensor = tokenizer([prompts[(seed + place) % len(prompts)] for place in range(count)])
+        tokens: Tensor = tokenizer([prompts[(seed + index) % len(prompts)] for index in range(count)])
         return tokens
 
     facts |= {

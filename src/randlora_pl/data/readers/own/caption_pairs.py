@@ -26,9 +26,9 @@ def pairs(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     del row
     lines = _lines(root)
     captions = sorted({caption for _, caption, _ in lines})
-    number = {caption: place for place, caption in enumerate(captions)}
+    number = {caption: index for index, caption in enumerate(captions)}
     names = sorted({image for image, _, _ in lines})
-    image_number = {name: place for place, name in enumerate(names)}
+    image_number = {name: index for index, name in enumerate(names)}
     here = sorted({(image, caption) for image, caption, part in lines if part == split})
     if not here:
         if split == "train":

@@ -104,7 +104,7 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     named = getattr(data["train"].features[_label_column(root, data["train"].features)], "names", None)
     classes = class_order(there, root) if named is None else [name for name in named if name in there]
     title = f"{root}, split {source!r}"
-    numbers = numbered(labels[source], classes, lambda place: f"{title}, row {place}")
+    numbers = numbered(labels[source], classes, lambda index: f"{title}, row {index}")
     column = _image_column(root, data[source].features)
     images = data[source].select_columns([column])
     if isinstance(images.features[column], Image):

@@ -68,11 +68,11 @@ def numbered(labels: Sequence[str], classes: Sequence[str], where: Callable[[int
     Raises:
         UserError: A class has no training images.
     """
-    number = {name: place for place, name in enumerate(classes)}
-    for place, label in enumerate(labels):
+    number = {name: index for index, name in enumerate(classes)}
+    for index, label in enumerate(labels):
         if label not in number:
             raise UserError(
-                f"{where(place)}: the class {label!r} is not in the train split.{near(label, classes)} "
+                f"{where(index)}: the class {label!r} is not in the train split.{near(label, classes)} "
                 "Every class needs training images"
             )
     return [number[label] for label in labels]

@@ -76,21 +76,25 @@ def find(root: Path) -> ShardPaths:
         beside = None if is_url(found[0]) else Path(found[0]).parent
     else:
         raise UserError(f"{root} does not exist; {EXPECTED}. Set it with --data.root")
-    for place in found:
-        if re.search(r"\.(tar\.\w+|tgz)$", without_query(place)):
-            raise UserError(f"{place} is compressed, so its members cannot be read individually. Uncompress it first")
-        if not is_url(place) and not Path(place).is_file():
-            raise UserError(f"The shard {place} does not exist or is not a file ({len(found):,} are listed by {title})")
+    for location in found:
+        if re.search(r"\.(tar\.\w+|tgz)$", without_query(location)):
+            raise UserError(
+                f"{location} is compressed, so its members cannot be read individually. Uncompress it first"
+            )
+        if not is_url(location) and not Path(location).is_file():
+            raise UserError(
+                f"The shard {location} does not exist or is not a file ({len(found):,} are listed by {title})"
+            )
     twice = len(found) - len(set(found))
     if twice:
         raise UserError(f"{title} lists {twice:,} shards more than once")
     by_split: dict[str, list[str]] = {}
-    names = {place: PurePosixPath(without_query(place)) for place in found}
+    names = {location: PurePosixPath(without_query(location)) for location in found}
     several = len({name.parent.name for name in names.values()}) > 1
-    for place, name in names.items():
+    for location, name in names.items():
         # a common folder is not a split, even if it is named test
-        below = os.path.relpath(place, root) if beside == root else str(name) if several else name.name
-        by_split.setdefault(split_of(below), []).append(place)
+        below = os.path.relpath(location, root) if beside == root else str(name) if several else name.name
+        by_split.setdefault(split_of(below), []).append(location)
     if by_split.keys() == {""}:
         return ShardPaths(title, {"train": by_split[""]}, beside)
     if "" in by_split:
@@ -125,7 +129,7 @@ def split_of(shard: str) -> str:
     return ""
 
 
-def index(places: ShardPaths, split: str) -> listing.Found:
+def index(shard_paths: ShardPaths, split: str) -> listing.Found:
     """Return the index of a split; build it if it is not stored.
 
     Columns are ``shard``, ``offset``, ``length``, ``label`` (index in the text ``labels``) and ``numbers``; texts are
@@ -134,7 +138,7 @@ def index(places: ShardPaths, split: str) -> listing.Found:
     Raises:
         UserError: A shard cannot be indexed, or two samples have the same key.
     """
-    paths = places.by_split[split]
+    paths = shard_paths.by_split[split]
 
     def make(watch: listing.IndexProgress) -> listing.Found:
         for path, state in zip(paths, _states(paths), strict=True):
@@ -143,10 +147,10 @@ def index(places: ShardPaths, split: str) -> listing.Found:
                 watch.settled &= tars.marked(state)
             else:
                 watch(path)
-        return _index(places, paths, by_key=split == "train")
+        return _index(shard_paths, paths, by_key=split == "train")
 
     absolute = [path if is_url(path) else os.path.abspath(path) for path in paths]  # noqa: PTH100 (links stay)
-    title = places.title if is_url(places.title) else os.path.abspath(places.title)  # noqa: PTH100
+    title = shard_paths.title if is_url(shard_paths.title) else os.path.abspath(shard_paths.title)  # noqa: PTH100
     return listing.stored(("webdataset", title, split), absolute, make, _states, least=1)
 
 
@@ -155,7 +159,7 @@ def _states(paths: Sequence[str]) -> list[tuple[int, int, int]]:
         return list(threads.map(lambda path: tars.state(path) if is_url(path) else listing.stamp(path), paths))
 
 
-def _index(places: ShardPaths, paths: Sequence[str], by_key: bool) -> listing.Found:
+def _index(shard_paths: ShardPaths, paths: Sequence[str], by_key: bool) -> listing.Found:
     members: list[str] = []
     shard: list[int] = []
     offset: list[int] = []
@@ -175,17 +179,20 @@ def _index(places: ShardPaths, paths: Sequence[str], by_key: bool) -> listing.Fo
                 label.append(numbers.setdefault(unicodedata.normalize("NFC", sample.label), len(numbers)))
             if time.monotonic() - logged > _PROGRESS_S:
                 logged = time.monotonic()
-                log.info("%s: indexed %s of %s shards", places.title, f"{number + 1:,}", f"{len(paths):,}")
+                log.info("%s: indexed %s of %s shards", shard_paths.title, f"{number + 1:,}", f"{len(paths):,}")
     if not members:
-        raise UserError(f"The shards of {places.title} have no samples; the first is {paths[0]}")
+        raise UserError(f"The shards of {shard_paths.title} have no samples; the first is {paths[0]}")
     keys = _keys(members, shard, paths)
     order = np.asarray(sorted(range(len(keys)), key=keys.__getitem__) if by_key else range(len(keys)), dtype=np.int64)
-    ordered = [keys[place] for place in order.tolist()]
+    ordered = [keys[position] for position in order.tolist()]
     columns = {
         name: np.asarray(column, dtype=np.int64)[order]
         for name, column in (("shard", shard), ("offset", offset), ("length", length), ("label", label))
     }
-    texts = {"members": Strings.of([members[place] for place in order.tolist()]), "labels": Strings.of(list(numbers))}
+    texts = {
+        "members": Strings.of([members[position] for position in order.tolist()]),
+        "labels": Strings.of(list(numbers)),
+    }
     if keys is not members:
         texts["keys"] = Strings.of(ordered)
     more = f" (and {len(remarks) - 1} more shards)" if len(remarks) > 1 else ""

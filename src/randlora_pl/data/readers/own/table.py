@@ -36,9 +36,9 @@ def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     if source is None:
         return None
     classes = class_order((label for label, part in zip(labels, parts, strict=True) if part == "train"), root)
-    here = [place for place, part in enumerate(parts) if part == source]
-    names = [images[place] for place in here]
-    numbers = numbered([labels[place] for place in here], classes, lambda place: found.where(here[place]))
+    here = [index for index, part in enumerate(parts) if part == source]
+    names = [images[index] for index in here]
+    numbers = numbered([labels[index] for index in here], classes, lambda index: found.where(here[index]))
     return in_key_order(FileImages(PathsBelow(root.parent, names)), numbers, names, classes)
 
 
@@ -51,14 +51,14 @@ def _refuse_twice(found: Table, images: Sequence[str], labels: Sequence[str], pa
     if len(set(images)) == len(images):
         return
     first: dict[str, int] = {}
-    for place, image in enumerate(images):
-        before = first.setdefault(image, place)
-        if before != place:
-            if parts[before] != parts[place]:
-                how = f"in the splits {parts[before]!r} and {parts[place]!r}; keep it in one"
-            elif labels[before] != labels[place]:
-                how = f"as {labels[before]!r} and {labels[place]!r}; an image has one class"
+    for index, image in enumerate(images):
+        before = first.setdefault(image, index)
+        if before != index:
+            if parts[before] != parts[index]:
+                how = f"in the splits {parts[before]!r} and {parts[index]!r}; keep it in one"
+            elif labels[before] != labels[index]:
+                how = f"as {labels[before]!r} and {labels[index]!r}; an image has one class"
             else:
                 how = "and would count twice; delete one line"
-            what = f"the image {image} is already in {found.place(before)}"
-            raise UserError(f"{found.where(place)}: {what}, {how}")
+            what = f"the image {image} is already in {found.position(before)}"
+            raise UserError(f"{found.where(index)}: {what}, {how}")

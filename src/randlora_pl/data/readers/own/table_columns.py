@@ -22,22 +22,22 @@ class Table:
     Attributes:
         path: Path of the file.
         columns: Stripped cells of each requested column that exists.
-        places: Position of each row in the file: line numbers from 1, for Parquet row numbers from 1.
+        positions: Position of each row in the file: line numbers from 1, for Parquet row numbers from 1.
         unit: ``line`` or ``row``.
     """
 
     path: Path
     columns: dict[str, list[str]]
-    places: Sequence[int]
+    positions: Sequence[int]
     unit: str = "line"
 
     def where(self, row: int) -> str:
         """Return the file and position of a row, as the beginning of a message."""
-        return f"{self.path}, {self.place(row)}"
+        return f"{self.path}, {self.position(row)}"
 
-    def place(self, row: int) -> str:
+    def position(self, row: int) -> str:
         """Return the position of a row in the file."""
-        return f"{self.unit} {self.places[row]}"
+        return f"{self.unit} {self.positions[row]}"
 
     def images(self, column: str) -> list[str]:
         """Return the image files of a column with forward slashes, relative to the table's folder if below it.
@@ -55,7 +55,8 @@ class Table:
             first = missing[0]
             kind = "image files do not exist" if len(missing) > 1 else "image file does not exist"
             raise UserError(
-                f"{self.path}: {len(missing)} {kind}, the first: {self.place(first)}: {self.path.parent / found[first]}"
+                f"{self.path}: {len(missing)} {kind}, the first: {self.position(first)}: "
+                f"{self.path.parent / found[first]}"
             )
         return found
 
@@ -77,7 +78,7 @@ class Table:
             UserError: A cell has another value.
         """
         if "split" not in self.columns:
-            return ["train"] * len(self.places)
+            return ["train"] * len(self.positions)
         parts = [SPLIT_OF.get(cell.lower(), "") for cell in self.columns["split"]]
         if not all(parts):
             row = parts.index("")
@@ -145,7 +146,7 @@ def read_table(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Ta
     if path.suffix.lower() not in KINDS:
         raise UserError(f"The table {path} is not a {', '.join(KINDS)} file. Save it as CSV with the columns {form}")
     table = _parquet(path, wanted, form) if path.suffix.lower() == ".parquet" else _text(path, wanted, form)
-    if not table.places:
+    if not table.positions:
         raise UserError(f"{path} has no rows below its header; expected the columns {form}")
     return table
 
@@ -184,7 +185,7 @@ def _text(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
             chosen = _choose(f"{path}, line 1", header, wanted, form)
             cells: dict[str, list[str]] = {column: [] for column in chosen}
             picked = [(cells[column].append, number) for column, number in chosen.items()]
-            places: list[int] = []
+            positions: list[int] = []
             for line in reader:
                 if not any(map(str.strip, line)):  # spreadsheets write lines of separators only
                     continue
@@ -194,13 +195,13 @@ def _text(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
                     raise UserError(f"{where}: expected {len(header)} fields ({names}); quote commas")
                 for append, number in picked:
                     append(line[number].strip())
-                places.append(reader.line_num)
+                positions.append(reader.line_num)
     except UnicodeDecodeError as error:
         raise UserError(f"The table {path} cannot be read: {error}. Save it as UTF-8") from error
     except (OSError, csv.Error) as error:
         where = "" if reader is None else f", line {reader.line_num}"
         raise UserError(f"The table {path}{where} cannot be read: {error}; check the quotation marks") from error
-    return Table(path, cells, places)
+    return Table(path, cells, positions)
 
 
 def _parquet(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:

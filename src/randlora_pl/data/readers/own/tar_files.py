@@ -200,24 +200,24 @@ def _json_label(where: str, content: bytes) -> str:
 
 
 @contextmanager
-def opened(place: str) -> Iterator[IO[bytes]]:
+def opened(location: str) -> Iterator[IO[bytes]]:
     """Open a local file or a URL for sequential reading.
 
     Raises:
         UserError: The file cannot be opened or read.
     """
     try:
-        if is_url(place):
-            system, path = remote(place)
+        if is_url(location):
+            system, path = remote(location)
             with system.open(path, "rb", block_size=_READ_AHEAD, cache_type="readahead") as stream:
                 yield stream
         else:
-            with open_plain(place) as stream:
+            with open_plain(location) as stream:
                 yield stream
     except UserError:
         raise
     except Exception as error:  # remote file systems raise many types
-        raise unreadable(place, error) from error
+        raise unreadable(location, error) from error
 
 
 def remote(url: str) -> tuple[Any, str]:
@@ -256,13 +256,13 @@ def marked(state: tuple[int, int, int]) -> bool:
     return state[0] != 0
 
 
-def unreadable(place: str, error: BaseException) -> UserError:
+def unreadable(location: str, error: BaseException) -> UserError:
     """Return the error for an unreadable file."""
     while isinstance(error, FileNotFoundError) and error.__cause__ is not None:  # fsspec raises it for every failure
         error = error.__cause__
     gone = isinstance(error, FileNotFoundError) or getattr(error, "status", None) in (404, 410)
     why = "it does not exist" if gone else getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-    return UserError(f"The shard {place} cannot be read: {why}")
+    return UserError(f"The shard {location} cannot be read: {why}")
 
 
 class _Open:
@@ -282,42 +282,44 @@ class Parts:
     def __getstate__(self) -> dict[str, Any]:
         return {"_open": {}}
 
-    def read(self, place: str, offset: int, length: int) -> bytes:
+    def read(self, location: str, offset: int, length: int) -> bytes:
         """Read ``length`` bytes of a file from ``offset``.
 
         Raises:
             UserError: The file cannot be read, or has become shorter.
         """
-        content = self._retried(place, offset, length) if is_url(place) else self._local(place, offset, length)
+        content = self._retried(location, offset, length) if is_url(location) else self._local(location, offset, length)
         if len(content) < length:
-            raise UserError(f"The shard {place} has changed during use: it ends before byte {offset + length:,}")
+            raise UserError(f"The shard {location} has changed during use: it ends before byte {offset + length:,}")
         if len(content) > length:
-            raise UserError(f"The server of {place} does not support range requests. Copy the shards to this machine")
+            raise UserError(
+                f"The server of {location} does not support range requests. Copy the shards to this machine"
+            )
         return content
 
-    def _local(self, place: str, offset: int, length: int) -> bytes:
+    def _local(self, location: str, offset: int, length: int) -> bytes:
         try:
             if not hasattr(os, "pread"):  # Windows
-                with open_plain(place) as stream:
+                with open_plain(location) as stream:
                     stream.seek(offset)
                     return stream.read(length)
-            file = self._open.get(place)
+            file = self._open.get(location)
             if file is None:
                 for old in list(self._open)[: len(self._open) - KEEP_OPEN + 1]:
                     self._open.pop(old, None)
-                file = self._open[place] = _Open(place)
+                file = self._open[location] = _Open(location)
             return os.pread(file.number, length, offset)
         except OSError as error:
-            raise unreadable(place, error) from error
+            raise unreadable(location, error) from error
 
-    def _retried(self, place: str, offset: int, length: int) -> bytes:
+    def _retried(self, location: str, offset: int, length: int) -> bytes:
         for again in range(TRIES):
-            system, path = remote(place)
+            system, path = remote(location)
             try:
                 content: bytes = system.cat_file(path, start=offset, end=offset + length)
                 return content
             except Exception as error:  # connections fail in long runs
                 if isinstance(error, FileNotFoundError) or again == TRIES - 1:
-                    raise unreadable(place, error) from error
+                    raise unreadable(location, error) from error
                 time.sleep(again + 1)
         raise AssertionError

@@ -79,34 +79,36 @@ def shards(row: DatasetSpec, root: Path, split: str) -> Samples | None:
         UserError: Shards are missing or damaged, or labels are wrong.
     """
     del row
-    places = find(root)
-    test_is_val = "test" not in places.by_split and "val" in places.by_split
+    shard_paths = find(root)
+    test_is_val = "test" not in shard_paths.by_split and "val" in shard_paths.by_split
     own = "val" if test_is_val and split == "test" else "" if test_is_val and split == "val" else split
-    if own not in places.by_split:
+    if own not in shard_paths.by_split:
         if split == "train":
-            raise _no_train(places)
+            raise _no_train(shard_paths)
         return None
     if own != split:
-        log.warning("%s has no test shards: its val shards are used for testing", places.title)
-    names, templates = places.lines((NAMES,)), places.lines(TEMPLATES)
-    said = "train" if "train" in places.by_split else own  # the split whose labels define the classes
-    if said != "train" and not names:
-        raise _no_train(places, f", and no {NAMES}, which testing needs")
-    found = index(places, own)
-    classes, by_name = _classes(places, said, found if said == own else index(places, said), names)
-    labels = _labels(places, own, found, classes, by_name)
+        log.warning("%s has no test shards: its val shards are used for testing", shard_paths.title)
+    names, templates = shard_paths.lines((NAMES,)), shard_paths.lines(TEMPLATES)
+    class_split = "train" if "train" in shard_paths.by_split else own  # the split whose labels define the classes
+    if class_split != "train" and not names:
+        raise _no_train(shard_paths, f", and no {NAMES}, which testing needs")
+    found = index(shard_paths, own)
+    classes, by_name = _classes(
+        shard_paths, class_split, found if class_split == own else index(shard_paths, class_split), names
+    )
+    labels = _labels(shard_paths, own, found, classes, by_name)
     if split == "train":
-        _complain(places, labels, classes)
+        _complain(shard_paths, labels, classes)
     for note in found.notes:
         log.warning("%s", note)
     shard, offset, length = (found.columns[name] for name in ("shard", "offset", "length"))
-    images = ShardImages(places.by_split[own], shard, offset, length, found.texts["members"])
+    images = ShardImages(shard_paths.by_split[own], shard, offset, length, found.texts["members"])
     keys = found.texts.get("keys", found.texts["members"])
     prompts = tuple(template.replace("{c}", "{}") for template in templates)  # {c}: as in clip-benchmark's files
     for template in prompts:
         if template.count("{}") != 1:
             raise UserError(
-                f"{places.beside}: the template {template!r} must have {{}} once, where the class name goes"
+                f"{shard_paths.beside}: the template {template!r} must have {{}} once, where the class name goes"
             )
     samples = Samples(images, np.arange(len(labels)), labels, keys, tuple(classes), templates=prompts)
     return samples.numbered(found.columns["numbers"])
@@ -114,9 +116,9 @@ def shards(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 def index_all(root: Path) -> None:
     """Build the index of every split for other processes."""
-    places = find(root)
-    for split in places.by_split:
-        index(places, split)
+    shard_paths = find(root)
+    for split in shard_paths.by_split:
+        index(shard_paths, split)
 
 
 def nameless(classes: Sequence[str]) -> bool:
@@ -124,44 +126,47 @@ def nameless(classes: Sequence[str]) -> bool:
     return len(classes) > 0 and all(re.fullmatch(r"class \d+", name) for name in classes)
 
 
-def _no_train(places: ShardPaths, more: str = "") -> UserError:
-    there = ", ".join(places.by_split)
+def _no_train(shard_paths: ShardPaths, more: str = "") -> UserError:
+    there = ", ".join(shard_paths.by_split)
     return UserError(
-        f"{places.title} has no train shards, only {there}{more}. Rename them to train-..., or put them into train/"
+        f"{shard_paths.title} has no train shards, only {there}{more}. "
+        "Rename them to train-..., or put them into train/"
     )
 
 
 def _classes(
-    places: ShardPaths, split: str, found: listing.Found, names: Sequence[str]
+    shard_paths: ShardPaths, split: str, found: listing.Found, names: Sequence[str]
 ) -> tuple[list[str], dict[str, int] | None]:
     """Return (class names, label of each name used by the shards, or None if they use numbers).
 
     Raises:
         UserError: The labels of the split are of mixed kinds, or do not match ``classnames.txt``.
     """
-    said = list(found.texts["labels"])
-    numeric = [text for text in said if _number(text) is not None]
-    if numeric and len(numeric) < len(said):
-        other = next(text for text in said if _number(text) is None)
-        raise UserError(f"{places.title}: some labels are numbers ({numeric[0]}), others are names ({other!r})")
+    used = list(found.texts["labels"])
+    numeric = [text for text in used if _number(text) is not None]
+    if numeric and len(numeric) < len(used):
+        other = next(text for text in used if _number(text) is None)
+        raise UserError(f"{shard_paths.title}: some labels are numbers ({numeric[0]}), others are names ({other!r})")
     if numeric:
         highest = max(numeric, key=int)
         top = int(highest)
         if top >= MOST_CLASSES:
-            raise UserError(f"{_first(places, split, found, highest)}: the label {highest} cannot be a class number")
+            raise UserError(
+                f"{_first(shard_paths, split, found, highest)}: the label {highest} cannot be a class number"
+            )
         return list(names) or [f"class {number}" for number in range(top + 1)], None
-    classes = list(names) if set(said) <= set(names) else sorted(said)
+    classes = list(names) if set(used) <= set(names) else sorted(used)
     if names and len(classes) != len(names):
         strange = next(text for text in classes if text not in names)
         raise UserError(
-            f"{places.title}: {NAMES} has {len(names)} classes, but not {strange!r}, which is a label of the "
+            f"{shard_paths.title}: {NAMES} has {len(names)} classes, but not {strange!r}, which is a label of the "
             f"shards.{near(strange, names)}"
         )
     return list(names) or classes, {name: number for number, name in enumerate(classes)}
 
 
 def _labels(
-    places: ShardPaths, split: str, found: listing.Found, classes: Sequence[str], by_name: dict[str, int] | None
+    shard_paths: ShardPaths, split: str, found: listing.Found, classes: Sequence[str], by_name: dict[str, int] | None
 ) -> NDArray[np.int64]:
     """Return the label of each sample.
 
@@ -174,7 +179,7 @@ def _labels(
         if label is None or not 0 <= label < len(classes):
             least = f"a number from 0 to {len(classes) - 1}" if by_name is None else "a class of the train shards"
             hint = near(text, by_name or ())
-            raise UserError(f"{_first(places, split, found, text)}: the label {text!r} is not {least}.{hint}")
+            raise UserError(f"{_first(shard_paths, split, found, text)}: the label {text!r} is not {least}.{hint}")
         labels.append(label)
     return np.asarray(labels, dtype=np.int64)[found.columns["label"]]
 
@@ -183,18 +188,18 @@ def _number(text: str) -> int | None:
     return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
 
 
-def _first(places: ShardPaths, split: str, found: listing.Found, label: str) -> str:
+def _first(shard_paths: ShardPaths, split: str, found: listing.Found, label: str) -> str:
     """Return the first image with a label, for messages."""
     number = list(found.texts["labels"]).index(label)
-    place = int(np.argmax(found.columns["label"] == number))
-    return f"{places.by_split[split][found.columns['shard'][place]]}:{found.texts['members'][place]}"
+    position = int(np.argmax(found.columns["label"] == number))
+    return f"{shard_paths.by_split[split][found.columns['shard'][position]]}:{found.texts['members'][position]}"
 
 
-def _complain(places: ShardPaths, labels: NDArray[np.int64], classes: Sequence[str]) -> None:
+def _complain(shard_paths: ShardPaths, labels: NDArray[np.int64], classes: Sequence[str]) -> None:
     """Warn about classes without training images, for example if shards are missing."""
     empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
     if len(empty):
         log.warning(
             "%s: %d of %d classes have no training images, the first: %r (label %d)",
-            places.title, len(empty), len(classes), classes[empty[0]], empty[0],
+            shard_paths.title, len(empty), len(classes), classes[empty[0]], empty[0],
         )  # fmt: skip
