@@ -205,7 +205,7 @@ def test_another_outcome_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(UserError, match="nothing"):
             converted(tmp_path / "a", tmp_path / output, rank=2)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="give either"):
+    with pytest.raises(UserError, match="either --rank"):
         converted(tmp_path / "a", tmp_path / "lora")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError):

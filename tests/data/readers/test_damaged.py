@@ -96,7 +96,7 @@ def test_class_folder_that_is_none(own_copy: Copies) -> None:
     (home / "257.clutter").rename(home / "clutter")
     assert f"{home / 'clutter'} is not one of its 257 classes" in refused(copy)
     (home / "clutter").rename(copy.root / "clutter")
-    assert f"{home} has 256 of 257 class folders, it lacks 257.*)" in refused(copy)
+    assert f"{home} has 256 of 257 class folders, 257.* is missing)" in refused(copy)
 
 
 def test_imagenet_validation_images_that_are_not_sorted(own_copy: Copies) -> None:
