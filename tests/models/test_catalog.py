@@ -22,7 +22,7 @@ def test_rows_say_what_the_libraries_say(row: ModelRow) -> None:
     else:
         assert vit_image_spec(row.name).size == row.image_size
         assert {f"{row.name}.{tag}" for tag in row.tags} <= set(timm.list_models(f"{row.name}.*", pretrained=True))
-        assert {get_pretrained_cfg(f"{row.name}.{tag}").license for tag in row.tags} == {row.licence.lower()}
+        assert {get_pretrained_cfg(f"{row.name}.{tag}").license for tag in row.tags} == {row.license.lower()}
 
 
 def test_names_are_unique() -> None:

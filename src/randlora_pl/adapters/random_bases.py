@@ -100,7 +100,7 @@ def draw(
     """
     if device.type == "meta":
         return torch.empty(count, rows, columns, dtype=torch.float32, device=device)
-    blocks = -(-columns // 4)  # one Philox call gives the entries of four neighbouring columns
+    blocks = -(-columns // 4)  # one Philox call gives the entries of four adjacent columns
     block = torch.arange(blocks, device=device)
     row = torch.arange(rows, device=device)[:, None]
     name = torch.tensor(stream(tensor), device=device)

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter
 from randlora_pl.bench.steps import Measured
 from randlora_pl.bench.sweeps import Reading
 from randlora_pl.bench.timing import Spread
-from randlora_pl.utils.files.cache_folder import write_whole
+from randlora_pl.utils.files.cache_folder import write_atomic
 
 COLOURS = {
     "full": "#7f7f7f",
@@ -238,7 +238,7 @@ def _scale(panel: Any) -> None:
 def write_figure(figure: Figure, path: Path) -> None:
     """Draws a PNG file."""
     FigureCanvasAgg(figure)
-    write_whole(path, lambda stream: figure.savefig(stream, format="png", dpi=120))
+    write_atomic(path, lambda stream: figure.savefig(stream, format="png", dpi=120))
 
 
 def write_json(content: Any, path: Path) -> None:
@@ -258,4 +258,4 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def write_text(text: str, path: Path) -> None:
     """Writes a text file, whole or not at all."""
-    write_whole(path, lambda stream: stream.write(text.encode()))
+    write_atomic(path, lambda stream: stream.write(text.encode()))

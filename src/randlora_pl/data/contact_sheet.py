@@ -14,7 +14,7 @@ from randlora_pl.data.check import evenly
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.sampling.splits import few_shot
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.cache_folder import write_whole
+from randlora_pl.utils.files.cache_folder import write_atomic
 from randlora_pl.utils.text.printable import printable
 
 MOST_CLASSES = 20
@@ -86,7 +86,7 @@ class Sheet:
         """
         sheet = self.draw()
         try:
-            write_whole(path, lambda stream: sheet.save(stream, "PNG"))
+            write_atomic(path, lambda stream: sheet.save(stream, "PNG"))
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror or error}). Set another --output") from error
 

@@ -6,8 +6,8 @@ model, no classifier for timm) and are compared with the built models in the tes
 
 from dataclasses import dataclass
 
-_CLIP_LICENCE = "OpenAI, LAION, DataComp: MIT; MetaCLIP: CC-BY-NC-4.0; DFN: Apple's own"
-_TIMM_LICENCE = "Apache-2.0"
+_CLIP_LICENSE = "OpenAI, LAION, DataComp: MIT; MetaCLIP: CC-BY-NC-4.0; DFN: Apple's own"
+_TIMM_LICENSE = "Apache-2.0"
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ModelRow:
         config: Shipped configuration that uses it, or an empty string.
         parameters: Parameters of the base model.
         image_size: Height and width in pixels.
-        licence: License of the weights as stated by their publishers, whose page is authoritative.
+        license: License of the weights as stated by their publishers, whose page is authoritative.
     """
 
     name: str
@@ -30,7 +30,7 @@ class ModelRow:
     config: str
     parameters: int
     image_size: int
-    licence: str
+    license: str
 
 
 MODELS: tuple[ModelRow, ...] = (
@@ -42,7 +42,7 @@ MODELS: tuple[ModelRow, ...] = (
         "clip_vitb32",
         151_277_313,
         224,
-        _CLIP_LICENCE,
+        _CLIP_LICENSE,
     ),
     ModelRow(
         "ViT-B-16",
@@ -51,7 +51,7 @@ MODELS: tuple[ModelRow, ...] = (
         "",
         149_620_737,
         224,
-        _CLIP_LICENCE,
+        _CLIP_LICENSE,
     ),
     ModelRow(
         "ViT-L-14",
@@ -60,9 +60,9 @@ MODELS: tuple[ModelRow, ...] = (
         "clip_vitl14",
         427_616_513,
         224,
-        _CLIP_LICENCE,
+        _CLIP_LICENSE,
     ),
-    ModelRow("ViT-L-14-336", "open_clip", ("openai",), "", 427_944_193, 336, _CLIP_LICENCE),
+    ModelRow("ViT-L-14-336", "open_clip", ("openai",), "", 427_944_193, 336, _CLIP_LICENSE),
     ModelRow(
         "ViT-H-14",
         "open_clip",
@@ -70,12 +70,12 @@ MODELS: tuple[ModelRow, ...] = (
         "clip_vith14",
         986_109_441,
         224,
-        _CLIP_LICENCE,
+        _CLIP_LICENSE,
     ),
-    ModelRow("vit_small_patch14_dinov2", "timm", ("lvd142m",), "", 21_628_800, 224, _TIMM_LICENCE),
-    ModelRow("vit_base_patch14_dinov2", "timm", ("lvd142m",), "dinov2_vitb14", 85_724_928, 224, _TIMM_LICENCE),
-    ModelRow("vit_large_patch14_dinov2", "timm", ("lvd142m",), "", 303_227_904, 224, _TIMM_LICENCE),
-    ModelRow("vit_tiny_patch16_224", "timm", ("augreg_in21k",), "", 5_524_416, 224, _TIMM_LICENCE),
-    ModelRow("vit_small_patch16_224", "timm", ("augreg_in21k", "dino"), "", 21_665_664, 224, _TIMM_LICENCE),
-    ModelRow("vit_base_patch16_224", "timm", ("augreg_in21k", "dino"), "", 85_798_656, 224, _TIMM_LICENCE),
+    ModelRow("vit_small_patch14_dinov2", "timm", ("lvd142m",), "", 21_628_800, 224, _TIMM_LICENSE),
+    ModelRow("vit_base_patch14_dinov2", "timm", ("lvd142m",), "dinov2_vitb14", 85_724_928, 224, _TIMM_LICENSE),
+    ModelRow("vit_large_patch14_dinov2", "timm", ("lvd142m",), "", 303_227_904, 224, _TIMM_LICENSE),
+    ModelRow("vit_tiny_patch16_224", "timm", ("augreg_in21k",), "", 5_524_416, 224, _TIMM_LICENSE),
+    ModelRow("vit_small_patch16_224", "timm", ("augreg_in21k", "dino"), "", 21_665_664, 224, _TIMM_LICENSE),
+    ModelRow("vit_base_patch16_224", "timm", ("augreg_in21k", "dino"), "", 85_798_656, 224, _TIMM_LICENSE),
 )

@@ -159,7 +159,7 @@ def image_size(source: Source) -> int:
     size = source.config["vision_cfg"].get("image_size", 224)
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) > 1:
-        raise UserError(f"{source.name} is made for images of {size} pixels; only square images are supported.")
+        raise UserError(f"{source.name} needs images of {size} pixels; only square images are supported.")
     return int(sides.pop())
 
 
@@ -199,6 +199,6 @@ def download(source: Source) -> str:
         raise UserError(
             f"The {source.what} are not in the cache and cannot be downloaded "
             f"({type(error).__name__}: {first_line(error)}; no network?). "
-            f"Get the file from {url} and give it by --model.name {source.name} "
+            f"Get the file from {url} and pass it with --model.name {source.name} "
             "--model.pretrained PATH, or use --model.pretrained random."
         ) from error

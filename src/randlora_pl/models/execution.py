@@ -54,7 +54,7 @@ def compile_blocks(model: nn.Module, backend: str, device: torch.device) -> None
     if backend not in torch.compiler.list_backends(exclude_tags=()):
         known = torch.compiler.list_backends()
         raise UserError(
-            f"--model.torch_compile {backend}: give true, false, or a backend.{near(backend, known)} "
+            f"--model.torch_compile {backend} is unknown. Set true, false, or a backend.{near(backend, known)} "
             f"Known: {', '.join(known)}"
         )
     compilers = (os.environ.get("CXX", ""), "g++", "clang++", "cl")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from randlora_pl.models.spec import ModelIdentity
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.cache_folder import cache_folder, write_whole
+from randlora_pl.utils.files.cache_folder import cache_folder, write_atomic
 
 _log = logging.getLogger("randlora_pl")
 _FORMAT = "1"  # increase when the computation changes, so that old files are ignored
@@ -172,6 +172,6 @@ def _write(path: Path, key: str, head: Tensor) -> None:
     meta = {"key": key, "sha256": hashlib.sha256(_bytes(head)).hexdigest()}
     content = save({"head": head.contiguous()}, metadata=meta)
     try:
-        write_whole(path, lambda stream: stream.write(content))
+        write_atomic(path, lambda stream: stream.write(content))
     except OSError as error:  # the cache is optional, so a full or read-only disk must not stop the run
         _log.warning("The text head cannot be cached in %s (%s).", path.parent, error)

@@ -144,7 +144,7 @@ def _resolve(name: str, pretrained: str) -> tuple[str, str, bool]:
     tags = [full.partition(".")[2] for full in timm.list_models(f"{base}.*", pretrained=True)]
     if pretrained == "timm":
         if config.tag not in tags:
-            raise UserError(f"timm has no weights for {name}. Give a file with --model.pretrained PATH, or 'random'.")
+            raise UserError(f"timm has no weights for {name}. Pass a file with --model.pretrained PATH, or 'random'.")
         return f"{base}.{config.tag}", config.tag, False
     if pretrained in tags:
         if typed and typed != pretrained:
@@ -209,6 +209,6 @@ def _loading_error(name: str, pretrained: str, error: Exception, is_file: bool) 
     return UserError(
         f"The {what} are not in the cache and cannot be downloaded "
         f"({type(error).__name__}: {first_line(error)}; no network?). "
-        f"Get the file from {where} and give it by --model.pretrained PATH, "
+        f"Get the file from {where} and pass it with --model.pretrained PATH, "
         "or use --model.pretrained random."
     )

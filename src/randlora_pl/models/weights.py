@@ -41,7 +41,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"--model.pretrained: '{path}' {what}. Give the path of a .safetensors or .pt file.")
+        raise UserError(f"--model.pretrained: '{path}' {what}. Pass the path of a .safetensors or .pt file.")
     content = _load(path)
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

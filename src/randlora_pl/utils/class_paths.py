@@ -1,7 +1,7 @@
-"""Public paths of this project's classes, which saved configs hold: ``randlora_pl.adapters.RandLoRA``.
+"""Public paths of this project's classes in saved configs, such as ``randlora_pl.adapters.RandLoRA``.
 
-A config of an earlier version names the module that defined the class then. That module may be gone, so only the
-packages above it count: the first that exports a class of this name gives the path.
+A config of an earlier version contains the module that defined the class then, which may not exist any more. So only
+the parent packages are used: the public path is in the first one that exports a class of this name.
 """
 
 import ast

@@ -346,7 +346,7 @@ CONFIGS: dict[str, tuple[Callable[[Config], Any], str]] = {
     ),
     "other sizes": (
         lambda c: c["layers"].update({"blocks.1.mlp.fc1": [48, 24]}),
-        r"layer blocks.1.mlp.fc1 is \[48, 24\] there and \[96, 24\] here",
+        r"layer blocks.1.mlp.fc1 is \[48, 24\] in the file and \[96, 24\] here",
     ),
     "other targets": (lambda c: c.update(targets=["blocks.9"]), "target 'blocks.9' matches no layer"),
     "another rank": (lambda c: c["options"].update(rank=6), "its random bases|has shape"),
@@ -366,7 +366,7 @@ TENSORS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
     "unexpected": (lambda t: t.update(more=torch.zeros(1)), r"1 unexpected tensors \(more\)"),
     "another shape": (
         lambda t: t.update({LAMBDAS: torch.zeros(6, 5)}),
-        rf"{LAMBDAS} has shape \(6, 5\) there and \(6, 4\) here",
+        rf"{LAMBDAS} has shape \(6, 5\) in the file and \(6, 4\) here",
     ),
     "several": (lambda t: [t.pop(name) for name in list(t)[:5]], r"5 missing tensors \(.*, .*, .* \.\.\.\)"),
 }
@@ -396,7 +396,7 @@ def test_another_base_model(folder: Path) -> None:
     assert_refused(folder, "it was trained on other weights", zoo.small_vit())
     narrow = One(24, 24)
     assert_refused(
-        folder, "it was trained on other weights .*; layer blocks.0.attn.qkv is .* there and None here", narrow
+        folder, "it was trained on other weights .*; layer blocks.0.attn.qkv is .* in the file and None here", narrow
     )
 
 

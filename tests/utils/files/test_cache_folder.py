@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.utils.files.cache_folder import write_whole
+from randlora_pl.utils.files.cache_folder import write_atomic
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 def test_files_have_the_permissions_of_any_other(mask: int, tmp_path: Path) -> None:
     before = os.umask(mask)
     try:
-        write_whole(tmp_path / "made" / "file", lambda stream: stream.write(b"content"))
+        write_atomic(tmp_path / "made" / "file", lambda stream: stream.write(b"content"))
         (tmp_path / "other").write_bytes(b"content")
         assert os.umask(mask) == mask, "the umask stays"
     finally:
@@ -30,7 +30,7 @@ def test_a_write_that_fails_leaves_the_older_file(tmp_path: Path) -> None:
         raise ValueError("on purpose")
 
     with pytest.raises(ValueError, match="on purpose"):
-        write_whole(file, fail)
+        write_atomic(file, fail)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert file.read_bytes() == b"older"
 
@@ -42,6 +42,6 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path: Path) -> 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError) as raised:
-        write_whole(tmp_path / "a", fail)
+        write_atomic(tmp_path / "a", fail)
     assert raised.value.filename == str(tmp_path / "a")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "old")]

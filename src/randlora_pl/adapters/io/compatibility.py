@@ -67,7 +67,7 @@ def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
     saved = file.config.get("layers", {})
     layers = [name for name in sorted(shapes.keys() | saved.keys()) if shapes.get(name) != saved.get(name)]
     if layers:
-        return found + [f"layer {name} is {saved.get(name)} there and {shapes.get(name)} here" for name in layers]
+        return found + [f"layer {name} is {saved.get(name)} in the file and {shapes.get(name)} here" for name in layers]
     deltas, fingerprint = make_deltas(file.adapter, sites, model)
     found += _bases_problem(file, fingerprint, (module for delta in deltas.values() for module in delta.modules()))
     expected = _shapes(beside)
@@ -148,7 +148,7 @@ def _compare(file: "AdapterFile", needed: Shapes, statistics: Shapes) -> list[st
         if names:
             found.append(f"{len(names)} {label} tensors ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})")
     return found + [
-        f"{name} has shape {tuple(tensors[name].shape)} there and {shape} here"
+        f"{name} has shape {tuple(tensors[name].shape)} in the file and {shape} here"
         for name, shape in sorted(known.items())
         if name in tensors and tuple(tensors[name].shape) != shape
     ]

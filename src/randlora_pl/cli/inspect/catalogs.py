@@ -151,7 +151,7 @@ def models_verb(args: list[str]) -> int:
     from randlora_pl.models.catalog import MODELS
 
     rows: dict[str, tuple[Any, ...]] = {
-        row.name: (row.name, row.library, row.config, row.parameters, row.image_size, ", ".join(row.tags), row.licence)
+        row.name: (row.name, row.library, row.config, row.parameters, row.image_size, ", ".join(row.tags), row.license)
         for row in MODELS
     }
     rows |= {

@@ -14,7 +14,7 @@ from randlora_pl.cli.predict.csv_table import Predictions
 from randlora_pl.config.adapter_config import adapter_config
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
-from randlora_pl.utils.files.cache_folder import whole_file
+from randlora_pl.utils.files.cache_folder import atomic_file
 from randlora_pl.utils.text.printable import printable
 
 _HELD = 1 << 28
@@ -42,7 +42,7 @@ def predict_verb(args: list[str]) -> int:
         return 0
     found = None
     try:
-        with whole_file(output) as file:  # before the work, which may take hours
+        with atomic_file(output) as file:  # before the work, which may take hours
             found = _found(options)
             file.write(found.csv().encode())
     except OSError as error:

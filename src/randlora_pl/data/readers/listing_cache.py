@@ -27,7 +27,7 @@ from randlora_pl.data.images.decode import FileImages, PathsBelow
 from randlora_pl.data.readers.dispatch import Samples, numbers_of
 from randlora_pl.data.string_array import Strings
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.cache_folder import cache_folder, write_whole
+from randlora_pl.utils.files.cache_folder import cache_folder, write_atomic
 
 VERSION = 2
 """Version of the stored format; raise it to invalidate old files."""
@@ -250,7 +250,7 @@ def _save(path: Path, recipe: str, found: Found, watch: IndexProgress) -> bool:
         np.savez(stream, **arrays)
 
     try:
-        write_whole(path, write)
+        write_atomic(path, write)
     except OSError as error:
         log.debug("the listing cannot be stored in %s: %s", path, error)
         return False

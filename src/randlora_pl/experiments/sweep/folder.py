@@ -14,7 +14,7 @@ import yaml
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.plan import Cell, Labels
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.cache_folder import write_whole
+from randlora_pl.utils.files.cache_folder import write_atomic
 from randlora_pl.utils.files.documents import parse_json, parse_yaml
 from randlora_pl.utils.files.lease import holder
 
@@ -173,7 +173,7 @@ def _write(file: Path, text: str) -> None:
         UserError: It cannot be written.
     """
     try:
-        write_whole(file, lambda stream: stream.write(text.encode("utf-8")))
+        write_atomic(file, lambda stream: stream.write(text.encode("utf-8")))
         file.chmod(0o644)
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror or error}).") from error

@@ -16,7 +16,7 @@ def cache_folder() -> Path:
     return Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("randlora-pl"))
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file under a temporary name and rename it, so that other processes never read an incomplete file.
 
     Args:
@@ -26,12 +26,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    with whole_file(path) as stream:
+    with atomic_file(path) as stream:
         write(stream)
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing under a temporary name, and rename it if the block ends without an error.
 
     A folder that is not writable raises before the block begins.

@@ -51,7 +51,7 @@ def parse_yaml(text: str) -> Any:
         raise yaml.YAMLError(f"it has {len(text):,} characters, more than {LARGEST:,}")
     if odd := _Loader.NON_PRINTABLE.search(text):
         mark = yaml.Mark("", odd.start(), text.count("\n", 0, odd.start()), 0, None, 0)
-        raise yaml.MarkedYAMLError(problem=f"the character U+{ord(odd[0]):04X} has no place in it", problem_mark=mark)
+        raise yaml.MarkedYAMLError(problem=f"the character U+{ord(odd[0]):04X} is not allowed", problem_mark=mark)
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError:

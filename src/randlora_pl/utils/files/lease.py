@@ -1,8 +1,8 @@
-"""Leases on files: one process holds a run folder or a cell of a sweep, and another succeeds it when it is dead.
+"""Leases on files: one process owns a run folder or a trial of a sweep, and another takes over if the owner is dead.
 
-A lease works on network folders too, where locks of the operating system may hold on one machine only. A dead owner on
-this machine is noticed at once. An owner elsewhere is dead when its file has not changed for `LEASE` seconds while
-another process looked at it, which takes no common clock.
+A lease also works on network folders, where locks of the operating system may apply to one machine only. A dead owner
+on this machine is detected at once. An owner on another machine is dead if its file does not change for `LEASE`
+seconds while another process observes it, which needs no common clock.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 LEASE = 60.0
-"""Seconds without a renewal after which the owner counts as dead."""
+"""Seconds without a renewal after which the owner is considered dead."""
 
 BEAT = 2.0
 """Seconds between two renewals."""
@@ -25,30 +25,30 @@ def lease_on(file: Path) -> SoftFileLease:
 
 
 def acquired(lease: SoftFileLease) -> bool:
-    """Acquire a lease unless another process holds it.
+    """Acquire a lease and return True, unless another process owns it.
 
-    A lease of a dead owner elsewhere is acquired by a later call with the same object, `LEASE` seconds after the first.
+    To take over from a dead owner on another machine, call again with the same object `LEASE` seconds later.
 
     Raises:
         OSError: The folder cannot be written.
     """
     try:
         lease.acquire(blocking=False)
-    except (Timeout, LeaseSettingsMismatch):  # the second: another version's, which has no end known here
+    except (Timeout, LeaseSettingsMismatch):  # LeaseSettingsMismatch: lease of another version with unknown duration
         return False
     return True
 
 
 def owner_of(lease: SoftFileLease) -> str:
-    """Name the process that holds a lease, for messages."""
+    """Return a description of the process that owns a lease, for messages."""
     owner = lease.owner
     return f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if owner else "another process"
 
 
 def holder(file: Path) -> str:
-    """Name the live process that holds the lease on a file; empty if there is none. Nothing is written.
+    """Return a description of the live process that owns the lease on a file, or ""; nothing is written.
 
-    The age of the file is used, so clocks that differ by more than `LEASE` give a wrong answer.
+    The result depends on the file's age, so it is wrong if clocks differ by more than `LEASE`.
     """
     try:
         if time.time() - file.stat().st_mtime > LEASE:
@@ -61,6 +61,6 @@ def holder(file: Path) -> str:
             os.kill(owner.pid, 0)
         except ProcessLookupError:
             return ""
-        except OSError:  # of another user
+        except OSError:  # process of another user
             pass
     return owner_of(lease)

@@ -54,10 +54,10 @@ def read_plain(path: Path | str, most: int = MOST_BYTES) -> bytes:
 
 
 def is_file(path: Path) -> bool:
-    """Return True if there is a file at the path; no text that was typed as a path ends in an exception.
+    """Return True if the path is a file, without raising for any path that a user types.
 
     Args:
-        path: Any path; `pathlib` raises where its name is too long or its folder is not readable.
+        path: Any path; `pathlib` raises if its name is too long or its folder is not readable.
     """
     try:
         return path.is_file()

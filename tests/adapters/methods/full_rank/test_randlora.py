@@ -247,7 +247,7 @@ def test_the_backward_pass_keeps_only_small_tensors(autocast: bool, lower_rank: 
         ({"init": "zero"}, "init is 'zero'; choose one of gamma, lambda"),
         ({"pairing": "official"}, "pairing is 'official'; choose one of equation, peft"),
         ({"variant": "c"}, "variant is 'c'; choose one of full, a, b"),
-        ({"num_bases": 0}, "num_bases is 0; give ceil, floor\\+1 or a positive whole number"),
+        ({"num_bases": 0}, "num_bases is 0. Set ceil, floor\\+1 or a positive integer"),
         ({"num_bases": "floor"}, "num_bases is 'floor'"),
         ({"sparsity": 1}, "sparsity is 1"),
         ({"memory": "high"}, "memory is 'high'; choose one of auto, low, fast"),

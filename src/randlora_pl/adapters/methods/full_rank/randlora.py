@@ -103,10 +103,10 @@ class RandLoRA(Adapter):
             if value not in allowed:
                 raise UserError(f"RandLoRA: {option} is {value!r}; choose one of {', '.join(allowed)}.")
         if not (num_bases in ("ceil", "floor+1") or (isinstance(num_bases, int) and num_bases > 0)):
-            raise UserError(f"RandLoRA: num_bases is {num_bases!r}; give ceil, floor+1 or a positive whole number.")
+            raise UserError(f"RandLoRA: num_bases is {num_bases!r}. Set ceil, floor+1 or a positive integer.")
         self.rank, self.alpha, self.num_bases = rank, alpha, num_bases
         if matched_rank <= 0:
-            raise UserError(f"RandLoRA: matched_rank is {matched_rank}; give a positive whole number.")
+            raise UserError(f"RandLoRA: matched_rank is {matched_rank}. Set a positive integer.")
         self.basis, self.sparsity, self.dense_a, self.init = basis, check_sparsity(sparsity), dense_a, init
         self.dropout, self.pairing = check_dropout(dropout), pairing
         self.variant, self.matched_rank, self.memory = variant, matched_rank, memory
