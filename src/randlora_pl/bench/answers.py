@@ -1,4 +1,4 @@
-"""How much faster a decoder writes answers in batches than one after the other, as the released evaluation does."""
+"""Speed of a decoder that writes answers in batches, relative to one by one as the released evaluation does."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from randlora_pl.language.models.tokenization import Encoded, collate
 from randlora_pl.utils.errors import UserError
 
 SHORTEST, LONGEST = 60, 200
-"""Tokens of the prompts: those of the commonsense tests with their template are about as long."""
+"""Tokens of the prompts: about the length of the commonsense tests' prompts with their template."""
 
 
 class Answers:
@@ -33,7 +33,7 @@ class Answers:
         dtype: Of the weights.
 
     Raises:
-        UserError: It is no decoder, transformers is missing, the options make no model, or it has too few positions.
+        UserError: It is not a decoder, transformers is missing, the options make no model, or it has too few positions.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Answers:
         self.written: dict[int, list[Tensor]] = {}
 
     def seconds(self, batch_size: int) -> float:
-        """Seconds for all prompts, so many at a time; what is written is kept in `written`.
+        """Return the seconds for all prompts in batches of a size; the output is kept in `written`.
 
         One by one they go to transformers as they are, without padding, each read for every beam: that is the
         released evaluation.
@@ -85,10 +85,10 @@ class Answers:
         return taken
 
     def equal(self, batch_size: int) -> int:
-        """How many answers were the same as one by one, to the last token."""
+        """Return the number of answers that equal one-by-one decoding, to the last token."""
         return sum(map(torch.equal, self.written[batch_size], self.written[1]))
 
 
 def speedups(seconds: Mapping[int, Sequence[float]]) -> dict[int, list[float]]:
-    """How many times faster than one by one, round by round."""
+    """Return the speed relative to one by one, round by round."""
     return {size: [one / own for one, own in zip(seconds[1], taken, strict=True)] for size, taken in seconds.items()}

@@ -1,4 +1,4 @@
-"""What it saves to encode each caption of a batch once: steps of the vision-language task both ways."""
+"""Speed gain from encoding each caption of a batch once: steps of the vision-language task both ways."""
 
 import copy
 from collections.abc import Callable
@@ -61,7 +61,7 @@ class Captions:
         self.present, self.counts = torch.unique(self.labels, return_counts=True)
 
     def texts(self, model: nn.Module, unique: bool) -> Tensor:
-        """Features of the batch's captions: of each class once, or of each image."""
+        """Return the features of the batch's captions: of each class once, or of each image."""
         tokens = self.tokens[self.present if unique else self.labels]
         return normalize(model.encode_text(tokens))  # type: ignore[operator]
 

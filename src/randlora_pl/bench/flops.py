@@ -13,7 +13,7 @@ _LEAST = 0.2  # seconds that the products of one figure take at least
 
 
 def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
-    """Scores and their product with the values: (batch, heads, length, width) each."""
+    """Return the operations of scores and of their product with the values: (batch, heads, length, width) each."""
     batch, heads, length, width = query
     return 2 * batch * heads * length * key[2] * (width + value[3])
 
@@ -21,18 +21,18 @@ def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, *
 def _attention_backward(
     _: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *__: Any, **___: Any
 ) -> int:
-    """The scores once more, then two products for the weights and the values and two for query and key."""
+    """Return the scores once more, then two products for the weights and the values and two for query and key."""
     batch, heads, length, width = query
     return 2 * batch * heads * length * key[2] * (3 * width + 2 * value[3])
 
 
 def _added(_: torch.Size, left: torch.Size, right: torch.Size, *__: Any, **___: Any) -> int:
-    """A product (or a batch of them) that is added to something in place."""
+    """Return a product (or a batch of them) that is added to something in place."""
     return 2 * math.prod(left) * right[-1]
 
 
 def _uncounted() -> dict[Any, Callable[..., int]]:
-    """What PyTorch does not count: fused attention on CPUs, and products that are added in place."""
+    """Return counters for operations that PyTorch omits: fused attention on CPUs, and in-place added products."""
     formulas: dict[str, Callable[..., int]] = {
         "addmm_": _added,
         "baddbmm_": _added,
@@ -43,9 +43,9 @@ def _uncounted() -> dict[Any, Callable[..., int]]:
 
 
 def counter() -> FlopCounterMode:
-    """Counts the products of matrices, convolutions and attention inside a ``with`` block, backward passes included.
+    """Count the products of matrices, convolutions and attention inside a ``with`` block, backward passes included.
 
-    Operations are counted as they reach the device, so that those of custom autograd functions are in;
+    Operations are counted as they reach the device, so that operations of custom autograd functions are in;
     element by element ones are not.
     """
     return FlopCounterMode(display=False, custom_mapping=_uncounted())
@@ -65,7 +65,7 @@ class Gemm:
         self.device, self.dtype = device, dtype
 
     def rate(self) -> float:
-        """Operations a second, the mean over a fifth of a second or longer."""
+        """Return the operations per second, the mean over a fifth of a second or longer."""
         matrix = torch.randn(self.side, self.side, device=self.device).to(self.dtype)  # gone before anything else runs
         result = torch.mm(matrix, matrix)
         synchronize(self.device)
@@ -78,6 +78,6 @@ class Gemm:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for a GPU."""
+    """Wait for a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""What a training step needs of memory: tensors kept for the backward pass, allocator, resident set."""
+"""Memory of a training step: tensors kept for the backward pass, allocator, resident set."""
 
 import multiprocessing
 import sys
@@ -27,7 +27,7 @@ class Saved:
         self.bytes = 0
 
     def add(self, tensor: Tensor) -> Tensor:
-        """Counts the whole storage of a tensor: a view keeps all of it alive."""
+        """Count the whole storage of a tensor: a view keeps all of it alive."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
@@ -37,7 +37,7 @@ class Saved:
 
 @contextmanager
 def saved_tensors(outside: Iterable[Tensor]) -> Iterator[Saved]:
-    """Counts what forward passes inside the block keep for their backward passes.
+    """Count what forward passes inside the block keep for their backward passes.
 
     An address stands for a storage, which is right until the first backward pass: up to then nothing that
     was counted is freed.
@@ -51,7 +51,7 @@ def saved_tensors(outside: Iterable[Tensor]) -> Iterator[Saved]:
 
 
 def max_rss() -> int:
-    """The largest resident set of this process in bytes, 0 where the system does not tell."""
+    """Return the largest resident set of this process in bytes, 0 if the system does not report it."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):  # getrusage would give the parent's figure where that is larger
@@ -67,9 +67,9 @@ def max_rss() -> int:
 
 
 def rss_elsewhere(work: Callable[..., Any], *arguments: Any) -> int | None:
-    """The largest resident set of a new process that does some work; None where it was killed, or failed.
+    """Return the largest resident set of a new process that does some work; None if it was killed, or failed.
 
-    Why it failed is told where the same work is done in this process.
+    The reason of a failure appears when the same work is done in this process.
 
     Args:
         work: A function of a module, so that it can be sent.
@@ -89,18 +89,18 @@ def _rss_after(work: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is the answer of an allocator without memory; PyTorch has a class for GPUs only."""
+    """Return True if an error is the answer of an allocator without memory; PyTorch has a class for GPUs only."""
     text = str(error)
-    words = (OUT_OF_MEMORY, "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in text for word in words))
+    parts = (OUT_OF_MEMORY, "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(part in text for part in parts))
 
 
 def reset_peak(device: torch.device) -> None:
-    """Starts `peak` anew."""
+    """Start `peak` anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak(device: torch.device) -> int | None:
-    """The most that PyTorch's allocator had handed out on a GPU since `reset_peak`; None on a CPU."""
+    """Return the most that PyTorch's allocator had handed out on a GPU since `reset_peak`; None on a CPU."""
     return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None

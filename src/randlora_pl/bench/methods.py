@@ -24,7 +24,7 @@ Adapt = Callable[[nn.Module, Targets, int, float], None]
 
 
 class UnavailableError(Exception):
-    """Why a method cannot be measured here; it is told in its row, and the others go on."""
+    """Error for a method that cannot be measured here; its row shows the reason, and the others continue."""
 
 
 @dataclass(frozen=True)
@@ -133,24 +133,24 @@ METHODS = {
 
 
 def language_rank(name: str) -> int:
-    """A method's rank in the paper's experiments with decoders, 0 where it has none there."""
+    """Return a method's rank in the paper's experiments with decoders, 0 where it has none there."""
     return LANGUAGE_RANKS.get(name.removeprefix("peft-").partition("-")[0], 0)
 
 
 def chosen(names: list[str] | None) -> list[str]:
-    """The methods to measure, in the order of the table; those of the paper's comparison by default.
+    """Return the methods to measure, in the order of the table; by default the methods of the paper's comparison.
 
     Raises:
-        UserError: There is no such method.
+        UserError: A method is unknown.
     """
     for name in names or ():
         if name not in METHODS:
-            raise UserError(f"--methods: there is no {name!r}.{near(name, METHODS)} Known: {' '.join(METHODS)}")
+            raise UserError(f"--methods: unknown {name!r}.{near(name, METHODS)} Known: {' '.join(METHODS)}")
     return [name for name, method in METHODS.items() if (method.default if names is None else name in names)]
 
 
 def layers_of(base: nn.Module, targets: Targets = None) -> list[str]:
-    """Names of the layers that every method adapts.
+    """Return the names of the layers that every method adapts.
 
     Raises:
         UserError: A target matches none, or the model has none that an adapter can attach to.
@@ -161,7 +161,7 @@ def layers_of(base: nn.Module, targets: Targets = None) -> list[str]:
 def adapted(
     base: nn.Module, name: str, rank: int | None = None, targets: Targets = None, dropout: float = 0.0
 ) -> nn.Module:
-    """A copy of a plain model with a method in it; methods that freeze the model's tensors share them with it.
+    """Return a copy of a plain model with a method in it; methods that freeze the model's tensors share them with it.
 
     So a model of any size is in memory twice, whatever the number of methods: once frozen, once trained.
 
@@ -173,7 +173,7 @@ def adapted(
         dropout: On the input of the update's path.
 
     Raises:
-        UnavailableError: The method cannot be had here; says why.
+        UnavailableError: The method is not available here, with the reason.
     """
     method = METHODS[name]
     shared: dict[int, Any] = {} if name == "full" else {id(parameter): parameter for parameter in base.parameters()}
@@ -183,5 +183,5 @@ def adapted(
 
 
 def label(name: str, rank: int | None = None) -> str:
-    """What tables call a method."""
+    """Return a method's name in tables."""
     return METHODS[name].label.format(rank or METHODS[name].rank)

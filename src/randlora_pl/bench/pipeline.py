@@ -45,10 +45,10 @@ class Case:
 
 
 def cases(data: ImageData, workers: int) -> list[Case]:
-    """The stages in this process on one thread, whole loaders with workers, and the plain pipeline.
+    """Return the stages in this process on one thread, whole loaders with workers, and the plain pipeline.
 
     Args:
-        data: After ``setup("fit")``, without cached images; its plan says how many images a round has.
+        data: After ``setup("fit")``, without cached images; its plan has the number of images of a round.
         workers: Worker processes of the loaders.
     """
     assert data.plan is not None, "setup('fit') comes first"
@@ -85,11 +85,11 @@ def cases(data: ImageData, workers: int) -> list[Case]:
 
 
 class Plain(Dataset[tuple[Tensor, int]]):
-    """What a script of a page would do: `torchvision.datasets.ImageFolder` with its version 1 transforms.
+    """Pipeline of a one-page script: `torchvision.datasets.ImageFolder` with its version 1 transforms.
 
     Args:
         samples: The images; files are opened by `ImageFolder`'s own loader.
-        data: Says size, crops, flips and normalisation.
+        data: Module with size, crops, flips and normalisation.
     """
 
     def __init__(self, samples: Samples, data: ImageData) -> None:
@@ -117,7 +117,7 @@ class Plain(Dataset[tuple[Tensor, int]]):
 
 
 def _loaded(loader: Iterable[Any], workers: int, frame: Frame) -> float:
-    """Images a second of a loader once its workers are at work."""
+    """Return the images per second of a loader once its workers are at work."""
     whole = iter(loader)
     for _ in range(batches_ahead(workers)):
         next(whole)
@@ -139,7 +139,7 @@ def _one_thread() -> Any:
 
 
 def _timed(batches: TrainBatches, prepare: Callable[[int], Any], stage: Callable[[Any], Any]) -> float:
-    """Images a second of a stage over the first batches; what it needs is prepared outside the clock."""
+    """Return the images per second of a stage over the first batches; its inputs are prepared outside the clock."""
     seconds, count = 0.0, 0
     with _one_thread():
         for number in range(min(len(batches), 8)):

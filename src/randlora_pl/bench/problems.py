@@ -1,4 +1,4 @@
-"""What a step is measured on: a model with random weights, a batch of random numbers, a loss."""
+"""Problem of a measured step: a model with random weights, a batch of random numbers, a loss."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Problem:
         model: On the CPU.
         batch: Its samples and whatever the loss reads, on the CPU; each sample is a row of the first one.
         loss: The model and the batch to a scalar.
-        words: The batch in words.
+        words: Description of the batch.
         decoder: Whether it is one; methods then have their ranks for decoders rather than those for images.
     """
 
@@ -34,7 +34,7 @@ class Problem:
 
 
 def library_of(model: str) -> Library:
-    """The library that knows a model; timm comes first, then open_clip.
+    """Return the library that knows a model; timm comes first, then open_clip.
 
     Raises:
         UserError: None does; near names are suggested.
@@ -60,7 +60,7 @@ def library_of(model: str) -> Library:
 
 
 def image_problem(model: str, library: Library, images: int) -> Problem:
-    """A vision model whose features are classified by a frozen matrix, as against a head of text embeddings.
+    """Return a vision model whose features are classified by a frozen matrix, like with a head of text embeddings.
 
     Methods so differ in the model alone.
 
@@ -88,13 +88,13 @@ def image_problem(model: str, library: Library, images: int) -> Problem:
 
 
 def _classified(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
-    """Cross-entropy of the images."""
+    """Return the cross-entropy of the images."""
     images, labels, head = batch
     return F.cross_entropy(F.linear(model(images), head).float(), labels)
 
 
 def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str, Any] | None) -> Problem:
-    """A decoder that predicts each next one of some random tokens.
+    """Return a decoder that predicts each next one of some random tokens.
 
     Args:
         model: A decoder of transformers that is known by name.
@@ -128,7 +128,7 @@ def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str,
 
 
 def _predicted(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
-    """Cross-entropy of each next token."""
+    """Return the cross-entropy of each next token."""
     (ids,) = batch
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())

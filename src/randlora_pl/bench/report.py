@@ -36,7 +36,7 @@ COLOURS = {
 
 
 def significant(value: float) -> str:
-    """A figure with three significant digits and no exponent."""
+    """Return a figure with three significant digits and no exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -54,7 +54,7 @@ def _mega(size: int | None) -> str:
 def cells(
     results: Sequence[Measured], bases: Mapping[str, str], peers: Mapping[str, str], base: str, peer: str = "of PEFT's"
 ) -> tuple[list[str], list[list[str]]]:
-    """The table of some results: titles and rows; columns in which nobody has a figure are left out.
+    """Return the table of some results: titles and rows; columns without a value are left out.
 
     Args:
         results: In order.
@@ -87,7 +87,7 @@ def cells(
 
 
 def sweep_cells(readings: Sequence[Reading], sweep: str) -> tuple[list[str], list[list[str]]]:
-    """The table of one sweep: a row for each value, a column for each method.
+    """Return the table of one sweep: a row for each value, a column for each method.
 
     Args:
         readings: Of any sweeps.
@@ -105,12 +105,12 @@ def sweep_cells(readings: Sequence[Reading], sweep: str) -> tuple[list[str], lis
 
 
 def _without_rank(one: Measured, reading: Reading) -> str:
-    """A label for all points of a sweep: where the rank changes, it is left out."""
+    """Return a label for all points of a sweep: where the rank changes, it is left out."""
     return one.label.replace(f"-{reading.point.rank}", "") if reading.sweep == "rank" else one.label
 
 
 def _brief(one: Measured | None, full: Measured | None) -> str:
-    """Milliseconds, ratio to full fine-tuning and memory in a cell."""
+    """Return the text of a cell: milliseconds, ratio to full fine-tuning and memory."""
     spread = one.spread() if one else None
     if one is None or spread is None:
         return one.problem if one else ""
@@ -120,7 +120,7 @@ def _brief(one: Measured | None, full: Measured | None) -> str:
 
 
 def markdown(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], command: str) -> str:
-    """The table for a README, with the machine and the command that made it.
+    """Return the table for a README, with the machine and the command that made it.
 
     Args:
         title: What was measured, on which machine.
@@ -135,7 +135,7 @@ def markdown(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], c
 
 
 def as_json(results: Sequence[Measured], bases: Mapping[str, str], peers: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Every figure of every round, and the ratios."""
+    """Return every figure of every round, and the ratios."""
     by_name = {one.name: one for one in results}
     found = []
     for one in results:
@@ -150,13 +150,13 @@ def as_json(results: Sequence[Measured], bases: Mapping[str, str], peers: Mappin
 
 
 def bars(title: str, results: Sequence[Measured], bases: Mapping[str, str], base: str) -> Figure:
-    """Milliseconds a step with their extremes and ratios, beside the memory.
+    """Return milliseconds per step with their extremes and ratios, beside the memory.
 
     Args:
         title: What was measured, and where.
         results: Those without figures are left out.
         bases: What each is compared with, by name.
-        base: The comparison in words.
+        base: Text about the comparison.
     """
     shown = [one for one in results if one.seconds]
     by_name = {one.name: one for one in shown}
@@ -183,7 +183,7 @@ def bars(title: str, results: Sequence[Measured], bases: Mapping[str, str], base
 
 
 def curves(title: str, readings: Sequence[Reading]) -> Figure:
-    """A column of panels for each sweep: milliseconds above, memory below, logarithmic.
+    """Return a column of panels for each sweep: milliseconds above, memory below, logarithmic.
 
     Args:
         title: What was measured, and where.
@@ -236,18 +236,18 @@ def _scale(panel: Any) -> None:
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Draws a PNG file."""
+    """Draw a PNG file."""
     FigureCanvasAgg(figure)
     write_atomic(path, lambda stream: figure.savefig(stream, format="png", dpi=120))
 
 
 def write_json(content: Any, path: Path) -> None:
-    """Writes JSON for readers of any language; what could not be measured is null."""
+    """Write JSON for readers of any language; what could not be measured is null."""
     write_text(json.dumps(content, indent=1) + "\n", path)
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Writes rows of equal keys."""
+    """Write rows of equal keys."""
     stream = io.StringIO()
     keys = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(stream, keys, lineterminator="\n")
@@ -257,5 +257,5 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Writes a text file, whole or not at all."""
+    """Write a text file, whole or not at all."""
     write_atomic(path, lambda stream: stream.write(text.encode()))

@@ -24,8 +24,8 @@ _PEAK = "matrix product"
 class Case:
     """A model that trains, measured step by step; on the device only while it is measured.
 
-    A GPU so holds one case at a time, and its peak is that of the case. A case that runs out of memory is
-    dropped and says so.
+    A GPU so holds one case at a time, and its peak is the case's. A case that runs out of memory is
+    dropped and reports it.
 
     Args:
         name: What the command line calls it.
@@ -37,7 +37,7 @@ class Case:
         device: Where to measure.
         precision: ``32``, ``bf16`` for autocast, or ``bf16-frozen`` with frozen matrices in bfloat16 as well.
         optimize: Whether AdamW is part of the step.
-        foreign: Whether any of its errors is told instead of raised.
+        foreign: Whether its errors are reported instead of raised.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Case:
             tensor.grad = None
 
     def count(self) -> None:
-        """The first step, with memory and operations counted; a second one gives the time, and on a GPU the peak."""
+        """Run a first step to count memory and operations, and a second one for the time, and on a GPU the peak."""
         self._guarded(self._count)
 
     def _count(self) -> float:
@@ -99,7 +99,7 @@ class Case:
         return 0.0
 
     def seconds(self) -> float:
-        """Seconds of a step, the mean of as many as fill some tenths of a second; NaN after a problem."""
+        """Return the seconds of a step, the mean of as many as fill some tenths of a second; NaN after a problem."""
         return self._guarded(self._seconds)
 
     def _seconds(self) -> float:
@@ -131,7 +131,7 @@ class Case:
 
     @contextmanager
     def _present(self) -> Iterator[None]:
-        """The model and the optimizer's state on the device; elsewhere before and after."""
+        """Hold the model and the optimizer's state on the device inside the block only."""
         if self.device.type == "cpu":
             yield
             return
@@ -152,7 +152,7 @@ class Case:
 
 @dataclass
 class Measured:
-    """What was found out about a case, or why nothing was.
+    """Measurements of a case, or the reason for none.
 
     Attributes:
         name: What the command line calls it.
@@ -180,7 +180,7 @@ class Measured:
 
     @classmethod
     def of(cls, case: Case, seconds: Sequence[float], rates: Sequence[float]) -> "Measured":
-        """The figures of a case; none after a problem."""
+        """Return the figures of a case; none after a problem."""
         if case.problem:
             return cls(case.name, case.label, case.problem)
         return cls(
@@ -188,15 +188,15 @@ class Measured:
         )
 
     def spread(self) -> Spread | None:
-        """Of the seconds."""
+        """Return the spread of the seconds."""
         return Spread.of(self.seconds) if self.seconds else None
 
     def ratio(self, base: "Measured | None") -> Spread | None:
-        """Seconds relative to another case, round by round."""
+        """Return the seconds relative to another case, round by round."""
         return ratios(self.seconds, base.seconds) if base and base.seconds and self.seconds else None
 
     def of_peak(self) -> Spread | None:
-        """Operations a second, as a fraction of the matrix product's of the same round."""
+        """Return the operations per second, as a fraction of the matrix product's in the same round."""
         if not self.seconds:
             return None
         return Spread.of([self.flops / one / rate for one, rate in zip(self.seconds, self.rates, strict=True)])
@@ -209,13 +209,13 @@ def measure(
     tick: Callable[[str], None] = lambda _: None,
     keep: Callable[[list[Measured]], None] = lambda _: None,
 ) -> list[Measured]:
-    """Counts each case once, then times all of them in turns; the counted step is the one that warms up.
+    """Count each case once, then time all of them in turns; the counted step is the one that warms up.
 
     Args:
         cases: What to measure.
         gemm: Its speed is measured in each round as well.
         rounds: Figures of each case.
-        tick: Told what comes next: each case once, and the product and each case once a round.
+        tick: Called with the name of the next measurement: each case once, and the product and each case once a round.
         keep: Given what is known after each round, so that an interruption loses little.
     """
     for case in cases:
@@ -233,5 +233,5 @@ def measure(
 
 
 def ticks(cases: int, rounds: int) -> int:
-    """How often `measure` tells what comes next."""
+    """Return the number of `measure`'s calls of ``tick``."""
     return cases + rounds * (cases + 1)

@@ -1,4 +1,4 @@
-"""How the cost of adapted layers grows with width, tokens, number of bases and depth: one changes, the rest stay."""
+"""Cost of adapted layers against width, tokens, number of bases and depth: one changes, the rest stay."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +18,7 @@ class Point:
 
     Attributes:
         width: In and out features of each layer.
-        tokens: Rows of the input; 3,200 are those of 64 images of a ViT-B/32.
+        tokens: Rows of the input; 3,200 correspond to 64 images of a ViT-B/32.
         rank: Rank of RandLoRA's bases, of which there are width / rank.
         depth: Layers; RandLoRA's share their bases.
     """
@@ -30,7 +30,7 @@ class Point:
 
     @property
     def bases(self) -> int:
-        """The number n of bases."""
+        """Return the number n of bases."""
         return -(-self.width // self.rank)
 
 
@@ -45,7 +45,7 @@ DEFAULTS: dict[str, list[int]] = {
 
 @dataclass(frozen=True)
 class Reading:
-    """What was found out about all methods at one point.
+    """Measurements of all methods at one point.
 
     Attributes:
         sweep: What changes.
@@ -59,11 +59,11 @@ class Reading:
 
     @property
     def value(self) -> int:
-        """The value of what changes."""
+        """Return the value of what changes."""
         return int(getattr(self.point, self.sweep))
 
     def as_rows(self) -> Iterator[dict[str, Any]]:
-        """One flat row a method, for CSV and JSON."""
+        """Yield one flat row a method, for CSV and JSON."""
         full = next((one for one in self.methods if one.name == "full"), None)
         for one in self.methods:
             spread, ratio, share = one.spread(), one.ratio(full), one.of_peak()
@@ -75,19 +75,19 @@ class Reading:
 
 
 def readings(sweeps: dict[str, list[int]]) -> list[tuple[str, Point]]:
-    """The points of all sweeps, each in ascending order around the same middle."""
+    """Return the points of all sweeps, each in ascending order around the same middle."""
     return [(name, replace(Point(), **{name: value})) for name in sweeps for value in sorted(set(sweeps[name]))]
 
 
 def methods_at(sweep: str, names: Sequence[str]) -> list[str]:
-    """The methods that a sweep is about: only RandLoRA has bases whose number changes."""
+    """Return the methods that a sweep is about: only RandLoRA has bases whose number changes."""
     return [name for name in names if sweep != "rank" or name == "full" or "randlora" in name]
 
 
 def cases(
     point: Point, names: Sequence[str], device: torch.device, precision: Precision = "32"
 ) -> tuple[list[Case], list[Measured]]:
-    """The methods that can be measured at a point, forward and backward passes; and why the others cannot.
+    """Return the methods that can be measured at a point, forward and backward passes; and why the others cannot.
 
     The input asks for a gradient, as inside of a network.
     """

@@ -17,7 +17,7 @@ class Spread:
 
     @classmethod
     def of(cls, figures: Sequence[float]) -> "Spread":
-        """The spread of at least one figure."""
+        """Return the spread of at least one figure."""
         return cls(statistics.median(figures), min(figures), max(figures))
 
     def __format__(self, spec: str) -> str:
@@ -33,12 +33,12 @@ def in_turns(
     to_and_fro: bool = False,
     after_round: Callable[[dict[str, list[float]]], None] = lambda _: None,
 ) -> dict[str, list[float]]:
-    """Figures of each case, one a round; every round goes through all cases.
+    """Return the figures of each case, one per round; every round goes through all cases.
 
     Args:
         cases: What to measure, by name; each call gives one figure.
         rounds: Figures of each case.
-        tick: Told the name of the case that is about to be measured.
+        tick: Called with the name of the case that is measured next.
         warm_up: Whether a round that does not count comes first.
         to_and_fro: Whether every other round goes backwards, so that no case always follows the same one,
             which leaves it caches and an allocator in its own state.
@@ -58,17 +58,17 @@ def in_turns(
 
 
 def batches_ahead(workers: int) -> int:
-    """Batches that are not counted: what workers may have made while the last of them started, or the first one."""
+    """Return the number of uncounted batches: made while the last worker started, or the first one."""
     return max(1, 3 * workers)  # one in the making and PyTorch's two in advance for each
 
 
 def ratios(figures: Sequence[float], base: Sequence[float]) -> Spread:
-    """The spread of the ratios that the rounds give, each to the base of its own round."""
+    """Return the spread of the ratios that the rounds give, each to the base of its own round."""
     return Spread.of([one / other for one, other in zip(figures, base, strict=True)])
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on: processor, cores this process may use, and versions."""
+    """Return facts that affect timings: processor, cores this process may use, and versions."""
     import torch
 
     from randlora_pl.utils.cores import usable_cores
@@ -81,7 +81,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """Return the processor's name, as far as the system reports it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 (a device file, read line by line)
             for line in lines:

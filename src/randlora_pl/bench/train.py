@@ -18,7 +18,7 @@ from randlora_pl.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Setup:
-    """What is trained, how and where; can be sent to another process.
+    """Setup of a training; can be sent to another process.
 
     Attributes:
         model: A name of the library; the image tower of an open_clip model.
@@ -46,12 +46,12 @@ class Setup:
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
-    """The dtype of the products."""
+    """Return the dtype of the products."""
     return torch.float32 if precision == "32" else torch.bfloat16
 
 
 def build(setup: Setup) -> Problem:
-    """The plain model with random weights on the CPU, and what it is trained on.
+    """Return the plain model with random weights on the CPU, and what it is trained on.
 
     Raises:
         UserError: The library does not know the model.
@@ -70,7 +70,7 @@ class Training:
         setup: What to train, how and where.
 
     Raises:
-        UserError: The library does not know the model, or there is no layer to adapt.
+        UserError: The library does not know the model, or it has no layer to adapt.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -82,22 +82,22 @@ class Training:
         self.batch = [tensor.to(self.device) for tensor in self.problem.batch]
 
     def loss(self, model: nn.Module) -> Tensor:
-        """Of the batch."""
+        """Return the loss of the batch."""
         return self.problem.loss(model, self.batch)
 
     def rank(self, name: str) -> int | None:
-        """A method's rank for this kind of model; None for its own."""
+        """Return a method's rank for this kind of model; None for its own."""
         return (language_rank(name) or None) if self.problem.decoder else None
 
     def label(self, name: str) -> str:
-        """What tables call a method."""
+        """Return a method's name in tables."""
         return label(name, self.rank(name))
 
     def case(self, name: str) -> Case:
-        """One method, ready to be measured.
+        """Return one method, ready to be measured.
 
         Raises:
-            UnavailableError: It cannot be had here; says why.
+            UnavailableError: The method is not available here, with the reason.
         """
         try:
             model = adapted(self.base, name, self.rank(name), self.setup.targets, self.setup.dropout).train()
@@ -111,7 +111,7 @@ class Training:
         )  # fmt: skip
 
     def cases(self, names: Sequence[str]) -> tuple[list[Case], list[Measured]]:
-        """The methods that can be measured, and why the others cannot."""
+        """Return the methods that can be measured, and why the others cannot."""
         cases, missing = [], []
         for name in names:
             try:
@@ -121,12 +121,12 @@ class Training:
         return cases, missing
 
     def gemm(self) -> Gemm:
-        """The machine's peak in the precision of the products."""
+        """Return the machine's peak in the precision of the products."""
         return Gemm(self.device, dtype_of(self.setup.precision))
 
     @torch.no_grad()
     def forward_flops(self) -> int:
-        """Operations of a forward pass of the plain model, counted on one sample."""
+        """Return the operations of a forward pass of the plain model, counted on one sample."""
         with counter() as operations:
             self.base(self.problem.batch[0][:1])
         return int(operations.get_total_flops()) * self.setup.batch_size
@@ -145,10 +145,10 @@ def estimated_seconds(forward: int, rate: float, cases: int, rounds: int) -> flo
 
 
 def one_training(setup: Setup, name: str) -> None:
-    """Two steps of one method, for a process whose memory is measured."""
+    """Run two steps of one method, for a process whose memory is measured."""
     if setup.threads:
         torch.set_num_threads(setup.threads)
-    if find_spec("peft"):  # its size is not that of a method
+    if find_spec("peft"):  # its import does not count as a method's memory
         import_module("peft")
     training = Training(setup)
     case = training.case(name)

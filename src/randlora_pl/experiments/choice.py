@@ -8,7 +8,7 @@ Key = TypeVar("Key", bound=Any)
 
 
 def best_of(scores: Mapping[Key, float], count: int) -> list[Key]:
-    """The best candidates, the best first; of equal ones the lowest.
+    """Return the best candidates, the best first; of equal ones the lowest.
 
     Args:
         scores: The higher the better.
@@ -18,7 +18,7 @@ def best_of(scores: Mapping[Key, float], count: int) -> list[Key]:
 
 
 def climb(grid: Sequence[float], start: float, score: Callable[[float], float | None]) -> list[float]:
-    """The part of a grid to try so far: around a start, and on for as long as the best lies at an end of the part.
+    """Return the part of a grid to try so far: around a start, and on while the best lies at an end of the part.
 
     Args:
         grid: Positive values in rising order.

@@ -23,7 +23,7 @@ MOST = 2_000_000
 
 _HEADER = ("method", "trained parameters", "learning rate", "chosen by", "accuracy, %", "seconds")
 _NO_VERDICT = (
-    "The order is that of the config and ranks nothing: a verdict takes rates that one search chose on validation "
+    "The order is the config's and ranks nothing: a verdict takes rates that one search chose on validation "
     "images, five seeds and six data sets (randlora-pl sweep --tune, randlora-pl report)."
 )
 
@@ -66,7 +66,7 @@ def _mean(estimate: Estimate | None) -> str:
 
 
 def _raw_pixels(cells: Sequence[Cell]) -> list[list[str]]:
-    """Rows of the two classifiers, with the images of each seed of these cells."""
+    """Return rows of the two classifiers, with the images of each seed of these cells."""
     found: dict[str, list[float]] = {}
     for cell in {cell.labels.seed: cell for cell in cells if not is_text(cell.tree)}.values():
         data = data_of({**cell.tree, "data": cell.tree["data"] | {"seed": cell.labels.seed}})

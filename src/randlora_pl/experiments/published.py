@@ -39,7 +39,7 @@ ZERO_SHOT: dict[str, tuple[float, float | None]] = {
 
 
 def published(model: str, pretrained: str, dataset: str) -> float | None:
-    """The published accuracy in percent, None where there is none.
+    """Return the published accuracy in percent, None where there is none.
 
     Args:
         model: Architecture, after its activation has been matched to the weights.

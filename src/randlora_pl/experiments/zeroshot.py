@@ -1,4 +1,4 @@
-"""What an untrained CLIP gets right: averaged templates and a single prompt, over the same image embeddings."""
+"""Zero-shot accuracy of CLIP: averaged templates and a single prompt, over the same image embeddings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class ZeroShot:
 
     Attributes:
         images: How many were tested.
-        expected: How many the complete data set has; None where nobody knows.
+        expected: Number of images of the complete data set; None if it is unknown.
         classes: How many classes they have.
         templates: How many templates were averaged.
         ensemble: Accuracy with the averaged templates.
@@ -40,7 +40,7 @@ class ZeroShot:
 
     @property
     def difference(self) -> float | None:
-        """Ours less the published accuracy, in points."""
+        """Our accuracy minus the published one, in points."""
         return None if self.published is None else self.ensemble - self.published
 
     def as_dict(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class ZeroShot:
 
 
 def prepare(clip: LoadedClip, dataset: str, root: Path, batch_size: int) -> ImageData:
-    """The test images of a data set, prepared as the model wants them.
+    """Return the test images of a data set, prepared as the model wants them.
 
     Args:
         clip: The model.
@@ -78,13 +78,13 @@ def prepare(clip: LoadedClip, dataset: str, root: Path, batch_size: int) -> Imag
 def evaluate(
     clip: LoadedClip, data: ImageData, device: torch.device, tick: Callable[[int], None] = lambda _: None
 ) -> ZeroShot:
-    """Encodes the test images once and compares them with both sets of class embeddings, in fp32.
+    """Encode the test images once and compare them with both sets of class embeddings, in fp32.
 
     Args:
         clip: The model; it lives on ``device``.
         data: The data set, after `prepare`.
         device: Where to compute.
-        tick: Told how many images have just been tested.
+        tick: Called with the number of images just tested.
 
     Raises:
         UserError: An image cannot be read.

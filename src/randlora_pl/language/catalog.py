@@ -1,4 +1,4 @@
-"""What is known by name without a network: data sets of texts, and the shapes of the paper's models."""
+"""Catalog of names known without a network: data sets of texts, and the shapes of the paper's models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ OWN_LABELLED = {
 }
 LABELLED = {
     "sst2": "GLUE: sentiment of sentences on films, accuracy",
-    "mrpc": "GLUE: whether two sentences say the same, accuracy",
+    "mrpc": "GLUE: whether two sentences have the same meaning, accuracy",
     "cola": "GLUE: whether a sentence is good English, Matthews correlation",
     "qnli": "GLUE: whether a sentence answers a question, accuracy",
     "rte": "GLUE: whether one sentence follows from another, accuracy",
@@ -33,12 +33,12 @@ LABELLED = {
 
 
 def given_to(task: str | None) -> str:
-    """What a command to predict gives an adapter of a task."""
+    """Return the inputs of the predict command for an adapter of a task."""
     return "--texts FILE" if task in TASKS else "--images PATH"
 
 
 def check_dataset(name: str) -> None:
-    """Refuses an unknown data set of prompts and completions.
+    """Refuse an unknown data set of prompts and completions.
 
     Raises:
         UserError: With near names.
@@ -47,7 +47,7 @@ def check_dataset(name: str) -> None:
 
 
 def check_labelled(name: str) -> None:
-    """Refuses an unknown data set of labelled texts.
+    """Refuse an unknown data set of labelled texts.
 
     Raises:
         UserError: With near names.
@@ -80,7 +80,7 @@ class Known:
 
     @property
     def gated(self) -> bool:
-        """Whether the weights are for those alone who accepted the licence on the model's page."""
+        """Return True if the weights are for those alone who accepted the licence on the model's page."""
         return self.licence.endswith("gated")
 
 

@@ -1,9 +1,9 @@
-"""How large the data sets of texts are, for estimates before any of them is read."""
+"""Sizes of the data sets of texts, for estimates before any of them is read."""
 
 from dataclasses import dataclass
 
 OWN_TEXTS = ("jsonl", "csv")
-"""Data sets of a user's own texts, which nobody has counted and which only their place tells apart."""
+"""Data sets of a user's own texts, of unknown size, which differ by their path only."""
 
 TESTS = {
     "boolq": 3270, "piqa": 1838, "social_i_qa": 1954, "hellaswag": 10042, "winogrande": 1267, "ARC-Easy": 2376,
@@ -12,7 +12,7 @@ TESTS = {
 """Questions of each commonsense test, as LLM-Adapters hands them out."""
 
 VALIDATION = 120
-"""Training samples of prompts that validate where nothing is said and no file does, as in the released scripts."""
+"""Default number of training prompts held out for validation without a file of its own (released scripts)."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Size:
         train: Training samples.
         test: Samples that are tested; GLUE's are its validation sets.
         epochs: Epochs of the paper.
-        aside: Training samples that validate where nothing is said.
+        aside: Default number of training samples held out for validation.
     """
 
     train: int

@@ -50,7 +50,7 @@ def test_damage_is_told_and_the_rest_goes_on(run: Run, sweep: Path) -> None:
         ([], "the following arguments are required: sweep. See: randlora-pl report --help"),
         (["none"], "none does not exist. A sweep is a folder such as runs/sweeps/NAME"),
         (["."], "Did you mean sweep?"),
-        (["sweep/cells"], "sweep/cells is no sweep"),
+        (["sweep/cells"], "sweep/cells is not a sweep"),
         (["sweep", "--ouput", "x"], "Did you mean '--output'"),
         (["sweep", "--output", "sweep/sweep.yaml"], "sweep/sweep.yaml is a file; give a folder"),
         (["sweep", "--output", "sweep"], "sweep exists and is not empty"),

@@ -25,7 +25,7 @@ def one(folder: Path) -> Path:
 
 
 def states(sweep: Sweep) -> dict[int | None, str]:
-    return {run.seed: run.told for run in sweep.runs}
+    return {run.seed: run.status for run in sweep.runs}
 
 
 def test_every_planned_run_is_there_once(sweep: Sweep) -> None:

@@ -232,7 +232,7 @@ def test_what_stands_beside_is_told(tmp_path: Path, tables: list[int], said: str
 
 def test_one_seed_is_told(tmp_path: Path) -> None:
     document = build(read_sweep(write_sweep(tmp_path, SMALL | {"seeds": [1]})))
-    assert any(point.startswith("One seed: there are no confidence intervals") for point in document.sections[0].points)
+    assert any(point.startswith("One seed: no confidence intervals") for point in document.sections[0].points)
 
 
 def test_overwriting(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_budgets() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("a: [", "cut off or damaged"), ("- 1", "describes no sweep"), ("models: x", "describes no sweep")],
+    [("a: [", "cut off or damaged"), ("- 1", "does not describe a sweep"), ("models: x", "does not describe a sweep")],
 )
 def test_damage_is_named(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(UserError, match=f"sweep.yaml .*{message}"):

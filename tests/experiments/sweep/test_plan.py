@@ -136,7 +136,7 @@ def test_only_some_cells() -> None:
         ("budgets=1", "Did you mean 'budget'"),
         ("method", "expected KEY=VALUE"),
         ("method=LoRA-5", "Did you mean 'LoRA-4'"),
-        ("seed=9", "there is no seed '9'"),
+        ("seed=9", "unknown seed '9'"),
     ):
         with pytest.raises(UserError, match=said.replace("(", r"\(")):
             only(cells, [word])

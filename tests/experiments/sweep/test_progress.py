@@ -64,7 +64,7 @@ def test_a_live_table_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     progress = progress_of(folder, stream)
     progress.estimator.refresh()
     progress.started(CELLS[3])
-    progress.tell(CELLS[1], "failed: no luck")
+    progress.print_line(CELLS[1], "failed: no luck")
     with progress.shown():
         pass
     lease.release()

@@ -172,7 +172,7 @@ def test_a_damaged_or_incomplete_data_set_on_disk_is_told(tmp_path: Path) -> Non
         ("RTE", [], "line 1: the header lacks"),
         ("CoLA", ["gj04\t1\t\ta", "sentence\tlabel"], "line 2: 2 fields between tabs where 4"),
         ("CoLA", ["gj04\t2\t\ta"], "line 1: the label '2' is none of 0, 1"),
-        ("STS-B", ["sentence1\tsentence2\tscore", "a\tb\tnan"], "line 2: the score 'nan' is no number from 0 to 5"),
+        ("STS-B", ["sentence1\tsentence2\tscore", "a\tb\tnan"], "line 2: the score 'nan' is not a number from 0 to 5"),
         ("STS-B", ["sentence1\tsentence2\tscore", "a\tb\t7"], "line 2: the score '7'"),
     ],
 )
@@ -209,7 +209,7 @@ def test_an_unknown_task_is_told_with_the_nearest(tmp_path: Path) -> None:
         ("b", ["3", "4"], "row 0: the label '3' is not a score from 0 to 5"),
         ("b", [3.0, None], "row 1: the label None is not a score"),
         ("b", [3.0, 5.5], "row 1: the label 5.5 is not a score"),
-        (None, [3.0, 1.0], "row 1: 'sentence2' is no text but None"),
+        (None, [3.0, 1.0], "row 1: 'sentence2' is not a text but None"),
     ],
 )
 def test_a_wrong_row_on_disk_is_told(

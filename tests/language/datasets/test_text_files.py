@@ -92,8 +92,8 @@ def test_what_is_there_but_no_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
     (tmp_path / "plain").write_text("")
     cases = [
-        (tmp_path, "first is no file"),
-        (tmp_path / "plain", "plain is no folder"),
+        (tmp_path, "first is not a file"),
+        (tmp_path / "plain", "plain is not a folder"),
         (tmp_path / ("x" * 300), "cannot be read"),
     ]
     for root, said in cases:

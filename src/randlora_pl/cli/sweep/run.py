@@ -156,7 +156,7 @@ def spawn(job: Job, words: Sequence[str], jobs: int, rounds: Rounds | None = Non
             estimator.refresh()
         for cell in fresh:
             told.add(cell.hash)
-            progress.tell(cell, _what(progress, cell))
+            progress.print_line(cell, _what(progress, cell))
 
     try:
         with progress.shown():

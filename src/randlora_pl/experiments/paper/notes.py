@@ -1,4 +1,4 @@
-"""What is known to be inconsistent about the paper's numbers; each note says which numbers it touches."""
+"""Known inconsistencies of the paper's numbers; each note names the numbers it affects."""
 
 import re
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Note:
     column: str = ""
 
     def touches(self, cell: PaperCell) -> bool:
-        """Whether it is about this number."""
+        """Return True if it is about this number."""
         pairs = (
             (self.model, cell.model),
             (self.method, cell.method),
@@ -44,7 +44,7 @@ class Note:
 
 @cache
 def notes() -> tuple[Note, ...]:
-    """All notes, in the order in which a report numbers them."""
+    """Return all notes, in the order in which a report numbers them."""
     content = yaml.safe_load((files(__package__) / "notes.yaml").read_text(encoding="utf-8"))
     return tuple(
         Note(key=key, **{**facts, "tables": tuple(str(number) for number in facts["tables"])})

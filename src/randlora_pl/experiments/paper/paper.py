@@ -32,7 +32,7 @@ class PaperCell:
         method: Label of the method, with its rank as printed.
         budget: ``1-shot`` ... ``16-shot``, ``50%``, ``100%``; other words for language models.
         params: The printed parameters of Tables 4 and 15, empty elsewhere.
-        column: A data set, `AVERAGE`, or what Tables 2, 3 and 10 tell in another way.
+        column: A data set, `AVERAGE`, or a column that Tables 2, 3 and 10 present in another way.
         value: Accuracy in percent (Table 10: percent of the reference).
         std: The printed standard deviation, if any.
     """
@@ -62,34 +62,34 @@ class PaperTable:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Labels of its models, in order."""
+        """Labels of the models, in order."""
         return tuple(dict.fromkeys(cell.model for cell in self.cells))
 
     @property
     def budgets(self) -> tuple[str, ...]:
-        """Its data budgets, in order."""
+        """Data budgets, in order."""
         return tuple(dict.fromkeys(cell.budget for cell in self.cells))
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Its columns, in order."""
+        """Columns, in order."""
         return tuple(dict.fromkeys(cell.column for cell in self.cells))
 
     def methods(self, model: str | None = None) -> tuple[str, ...]:
-        """Labels of the methods of one model, or of all."""
+        """Return the labels of the methods of one model, or of all."""
         return tuple(dict.fromkeys(cell.method for cell in self.cells if model in (None, cell.model)))
 
     def cell(self, model: str, method: str, budget: str, column: str) -> PaperCell | None:
-        """A cell by its exact labels; None where the table has none."""
+        """Return a cell by its exact labels; None where the table has none."""
         return self._by_place.get((model, method, budget, column))
 
     def value(self, model: str, method: str, budget: str, column: str) -> float | None:
-        """The printed number, None where the table has none."""
+        """Return the printed number, None where the table has none."""
         cell = self.cell(model, method, budget, column)
         return cell.value if cell else None
 
     def average(self, model: str, method: str, budget: str, columns: Iterable[str]) -> float | None:
-        """The mean of some printed cells, so that it can stand beside a mean over the same data sets.
+        """Return the mean of some printed cells, so that it can stand beside a mean over the same data sets.
 
         Args:
             model: Label of the model.
@@ -98,14 +98,14 @@ class PaperTable:
             columns: The data sets.
 
         Returns:
-            Percent; None where one of the cells is missing, or there are no columns.
+            Percent; None if one of the cells is missing, or without columns.
         """
         found = [self.value(model, method, budget, column) for column in columns]
         values = [value for value in found if value is not None]
         return fmean(values) if values and len(values) == len(found) else None
 
     def parameters(self, model: str, method: str, budget: str) -> str:
-        """The printed parameters (percent in Table 15, a number in Table 4), empty where there is no such column."""
+        """Return the printed parameters (percent in Table 15, a number in Table 4), or "" without such a column."""
         found = (c.params for c in self.cells if (c.model, c.method, c.budget) == (model, method, budget))
         return next(found, "")
 
@@ -126,12 +126,12 @@ def _rows(name: str) -> list[dict[str, str]]:
 
 
 def numbers() -> tuple[str, ...]:
-    """Numbers of the tables that are here."""
+    """Return the numbers of the tables that are here."""
     return tuple(sorted(_tables(), key=int))
 
 
 def table(number: int | str) -> PaperTable:
-    """A table by its number.
+    """Return a table by its number.
 
     Raises:
         UserError: It is not here.
@@ -149,7 +149,7 @@ def datasets() -> dict[str, dict[str, int]]:
 
 
 def column_of(dataset: str) -> str | None:
-    """The paper's name of a data set or test, None where the paper does not have it.
+    """Return the paper's name of a data set or test, None where the paper does not have it.
 
     Args:
         dataset: A name of our catalog (``oxfordpets``, ``stsb``) or the paper's own (``OxfordIIITPet``, ``STS-B``).
@@ -161,7 +161,7 @@ def column_of(dataset: str) -> str | None:
 
 
 def is_whole(columns: Iterable[str | None]) -> bool:
-    """Whether these are what Tables 2, 3 and 6 average over: all data sets of Table 7, or all tests of Table 15.
+    """Return True if these are what Tables 2, 3 and 6 average over: all data sets of Table 7, or all tests of Table 15.
 
     Args:
         columns: The paper's names, each once; None for what the paper does not have.
@@ -172,5 +172,5 @@ def is_whole(columns: Iterable[str | None]) -> bool:
 
 
 def plain(label: str) -> str:
-    """A label for comparison: ``RandLoRA-6`` and ``RandLoRA6`` are the same."""
+    """Return a label for comparison: ``RandLoRA-6`` and ``RandLoRA6`` are the same."""
     return re.sub(r"[^a-z0-9]", "", label.lower())

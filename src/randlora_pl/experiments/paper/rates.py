@@ -7,7 +7,7 @@ _TEXTS = {"LoRA": (1e-4,), "DoRA": (1e-4,), "NoLA": (1e-4,), "RandLoRA": (1e-4,)
 
 
 def paper_rates(method: str, task: str) -> tuple[float, ...]:
-    """The rates that the paper has for a method, several where table and script differ; empty where it has none.
+    """Return the rates that the paper has for a method, several where table and script differ; empty where it has none.
 
     Args:
         method: Class of the adapter.

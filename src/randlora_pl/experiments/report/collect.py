@@ -41,22 +41,22 @@ class Sweep:
 
     @property
     def finished(self) -> list[Run]:
-        """The runs with an accuracy."""
+        """Return the runs with an accuracy."""
         return [run for run in self.runs if run.accuracy is not None]
 
     def place(self, run: Run) -> Path:
-        """The run folder of a cell that was begun: config, results, adapter, log."""
+        """Return the run folder of a cell that was begun: config, results, adapter, log."""
         return self.folder / "cells" / run.cell
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Reads a sweep.
+    """Read a sweep.
 
     Args:
         folder: The sweep's folder.
 
     Raises:
-        UserError: There is no sweep, or none of its cells is finished.
+        UserError: The folder holds no sweep, or the sweep has no finished cell.
     """
     places = sorted((folder / "cells").glob("*/")) if (folder / "cells").is_dir() else []
     if (folder / "tune.yaml").is_file() and not (folder / FILE).is_file():
@@ -91,7 +91,7 @@ def read_sweep(folder: Path) -> Sweep:
     sweep = Sweep(folder, plan, [*found.values(), *missing], warnings)
     if not sweep.finished:
         count = f"{len(places)} cells are there, none of them" if places else "none of its cells"
-        tail = next((f" First failure: {run.told}" for run in sweep.runs if run.state == FAILED), "")
+        tail = next((f" First failure: {run.status}" for run in sweep.runs if run.state == FAILED), "")
         raise UserError(f"{folder} has nothing to report: {count} is finished.{tail}")
     order = {part: {label: n for n, label in enumerate(getattr(plan, part + "s"))} for part in _LABELS}
     sweep.runs.sort(
@@ -110,7 +110,7 @@ def _no_sweep(folder: Path) -> str:
         )
     inside = sorted(path.parent for path in folder.glob(f"*/{FILE}"))
     hint = f" Did you mean {inside[0]}?" if inside else " Make one: randlora-pl sweep CONFIG"
-    return f"{folder} is no sweep: it has neither {FILE} nor cells/.{hint}"
+    return f"{folder} is not a sweep: it has neither {FILE} nor cells/.{hint}"
 
 
 def _read_cell(folder: Path, place: Path, warn: Callable[[str], None]) -> Run | None:
@@ -185,7 +185,7 @@ def _time(folder: Path, run: Run) -> float:
 
 
 def _add_labels(plan: Plan, runs: list[Run]) -> None:
-    """Labels that only the cells know go behind the planned ones, budgets in their order."""
+    """Append labels that only the cells know to the planned ones, with budgets in their order."""
     for run in runs:
         for name in _LABELS:
             known, label = getattr(plan, name + "s"), getattr(run.key, name)

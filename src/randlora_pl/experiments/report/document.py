@@ -13,12 +13,12 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        text: What it says.
+        text: Content of the cell.
         below: A second line, such as the paper's value.
-        title: What a tooltip tells, such as the value of each seed.
+        title: Text of the tooltip, such as the value of each seed.
         sort: What the column is sorted by; None: its text, or last where the cell has no result.
         best: The best of its group.
-        missing: It has no result; the text says why.
+        missing: The cell has no result; the text has the reason.
         notes: Numbers of footnotes.
     """
 
@@ -63,7 +63,7 @@ class Picture:
     Attributes:
         name: Name of its files, without an ending.
         caption: What it shows, and of which data.
-        described: The same in words for who cannot see it.
+        described: Text alternative of the picture for screen readers.
         figure: The matplotlib figure.
         notes: Numbers of footnotes to the caption.
     """

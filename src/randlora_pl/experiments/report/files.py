@@ -21,7 +21,7 @@ FIGURES = "figures"
 
 
 def write_report(sweep: Sweep, output: Path, overwrite: bool = False) -> list[Path]:
-    """Writes the files of a report.
+    """Write the files of a report.
 
     Args:
         sweep: What it is about.
@@ -79,7 +79,7 @@ def _content(sweep: Sweep) -> dict[str, bytes]:
 
 
 def draw(figure: Any, form: str, name: str) -> bytes:
-    """A figure as a file; the same figure gives the same bytes.
+    """Return a figure as a file; the same figure gives the same bytes.
 
     Args:
         figure: A matplotlib figure.

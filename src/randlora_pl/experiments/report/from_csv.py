@@ -15,7 +15,7 @@ _TEXTS = ("method", "task", "device", "version", "git_commit")
 
 
 def read_runs(file: Path) -> list[Run]:
-    """The runs of a file that `cells_csv` wrote; figures have its six digits.
+    """Return the runs of a file that `cells_csv` wrote; figures have its six digits.
 
     Raises:
         UserError: It cannot be read, or is another table.
@@ -24,7 +24,7 @@ def read_runs(file: Path) -> list[Run]:
         with file.open(encoding="utf-8", newline="") as stream:
             return [_run(row) for row in csv.DictReader(stream)]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise UserError(f"{file} is no table of cells ({type(error).__name__}: {error}).") from error
+        raise UserError(f"{file} is not a table of cells ({type(error).__name__}: {error}).") from error
 
 
 def _run(row: dict[str, str]) -> Run:
@@ -47,7 +47,7 @@ def _number(text: str) -> float | None:
 
 
 def _value(text: str) -> Any:
-    """A number where it is one, as `json` would have read it."""
+    """Return a number if it is one, as `json` would have read it."""
     for kind in (int, float):
         try:
             return kind(text)

@@ -10,10 +10,10 @@ from randlora_pl.experiments.report.plots import INK
 
 
 def html(document: Document, drawings: dict[str, str]) -> str:
-    """The whole page.
+    """Return the whole page.
 
     Args:
-        document: What it says.
+        document: Content of the report.
         drawings: The SVG file of each figure, by its name.
     """
     template = (files(__package__) / "template.html").read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def html(document: Document, drawings: dict[str, str]) -> str:
 
 
 def inline_svg(text: str, picture: Picture) -> str:
-    """An SVG file as part of a page: it scales, takes the page's colour of words, and is described.
+    """Return an SVG file as part of a page: it scales, takes the page's colour of words, and is described.
 
     Args:
         text: The file, as matplotlib writes it.

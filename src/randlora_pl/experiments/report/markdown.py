@@ -6,10 +6,10 @@ from randlora_pl.experiments.report.document import Cell, Document, Picture, Tab
 
 
 def markdown(document: Document, figures: str = "figures") -> str:
-    """The whole report.
+    """Return the whole report.
 
     Args:
-        document: What it says.
+        document: Content of the report.
         figures: The folder of the figures, seen from the file.
     """
     lines = [f"# {_escape(document.title)}", "", _escape(document.lead), ""]

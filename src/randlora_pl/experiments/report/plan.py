@@ -32,7 +32,7 @@ class Key(NamedTuple):
 
 @dataclass
 class Plan:
-    """What was planned.
+    """Plan of a sweep.
 
     Attributes:
         title: Heading of the report.
@@ -44,8 +44,8 @@ class Plan:
         figure: The figure whose tables these are, if one was named.
         families: Model family by label, where one is given.
         restricted: The models of a method that is not for all of them.
-        facts: What the file says of ``models`` and ``methods``, by label.
-        tuned: How the rates were chosen, as `tune` wrote it; empty where nothing is said.
+        facts: Entries of ``models`` and ``methods`` in the file, by label.
+        tuned: Provenance of the rates, as `tune` wrote it; empty if the file has none.
         known: Whether there is a plan: without one nothing can be missing.
     """
 
@@ -65,15 +65,15 @@ class Plan:
     known: bool = True
 
     def paper_name(self, label: str, model: str = "") -> str:
-        """What the paper calls one of our labels, for a model of ours; the label itself where nothing is said."""
+        """Return the paper's name of one of our labels, for a model of ours; the label itself if the file has none."""
         return self.paper_names.get((label, model)) or self.paper_names.get((label, ""), label)
 
     def untrained(self, method: str) -> bool:
-        """Whether a method is the untrained model, which has no budget."""
+        """Return True if a method is the untrained model, which has no budget."""
         return "".join(letter for letter in method.lower() if letter.isalpha()) in ("zeroshot", "untrained")
 
     def cells(self) -> Iterator[Key]:
-        """The product of models, data sets, budgets and methods; the untrained model once for each data set."""
+        """Yield the product of models, data sets, budgets and methods; the untrained model once for each data set."""
         for model, dataset in product(self.models, self.datasets):
             methods = [method for method in self.methods if model in self.restricted.get(method, [model])]
             for budget, method in product(self.budgets, methods):
@@ -84,17 +84,17 @@ class Plan:
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan of a sweep.
+    """Return the plan of a sweep.
 
     Args:
         folder: The sweep.
 
     Raises:
-        UserError: The file is missing, damaged or says something that is no sweep.
+        UserError: The file is missing, damaged or does not describe a sweep.
     """
     file = folder / FILE
     if not file.is_file():
-        raise UserError(f"{FILE} is missing: cells that were not run cannot be told.")
+        raise UserError(f"{FILE} is missing: cells that were not run cannot be listed.")
     try:
         content = parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -115,7 +115,7 @@ def budget_label(value: Any) -> str:
 
 
 def budget_order(label: str) -> tuple[int, float]:
-    """Sorts budgets by the amount of data: the untrained model, shots, percent or size, anything else."""
+    """Sort budgets by the amount of data: the untrained model, shots, percent or size, anything else."""
     number, kind = label.rstrip("%k").removesuffix("-shot"), 1 if label.endswith("-shot") else 2
     if label == ZERO_SHOT:
         return 0, 0

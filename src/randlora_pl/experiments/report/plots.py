@@ -56,7 +56,7 @@ def budget_picture(results: Results, beside: Beside, model: str) -> Picture | No
     tall = 0.26 * len(known) + 0.2 if known else 0.0
     figure = Figure(figsize=(WIDTH, 3.6 + tall), layout="constrained")
     panels = figure.subplots(2 if known else 1, squeeze=False, height_ratios=(2.8, tall) if known else None)[:, 0]
-    top, handles, dashed, said = panels[0], [], False, []
+    top, handles, dashed, described_lines = panels[0], [], False, []
     for number, method in enumerate(methods):
         found = [(n, results.average(model, budget, method, tuple(shared))) for n, budget in enumerate(budgets)]
         points = [(n, average.estimate) for n, average in found if average]
@@ -75,7 +75,7 @@ def budget_picture(results: Results, beside: Beside, model: str) -> Picture | No
         if line:
             dashed = True
             top.plot(*zip(*line, strict=True), linestyle="--", alpha=0.75, color=look["color"], linewidth=1.1)
-        said.append(f"{method} " + ", ".join(f"{budgets[n]} {estimate.mean:.1f}" for n, estimate in points))
+        described_lines.append(f"{method} " + ", ".join(f"{budgets[n]} {estimate.mean:.1f}" for n, estimate in points))
     zero = _zero_shot(results, model, shared)
     if zero is not None:
         low, high = top.get_ylim()
@@ -96,7 +96,7 @@ def budget_picture(results: Results, beside: Beside, model: str) -> Picture | No
     caption += f". Left out: {', '.join(left_out)}." if left_out else "."
     missing = [method for method in methods if method not in known]
     caption += f" Memory was not measured for {', '.join(missing)}." if missing else ""
-    described = f"Average accuracy in percent over {', '.join(shared)}: {'; '.join(said)}."
+    described = f"Average accuracy in percent over {', '.join(shared)}: {'; '.join(described_lines)}."
     return Picture(f"data-{identifier(model)}", caption, described, figure)
 
 
@@ -113,7 +113,7 @@ def parameter_picture(results: Results, family: str, models: Sequence[str]) -> P
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     panel = figure.subplots()
     handles: dict[str, Any] = {}
-    said, told = [], []
+    described_lines, named = [], []
     ends, fills = ["-", "--", "-.", ":"], ["full", "none", "left", "bottom"]  # of the first model, the second ...
     for number, model in enumerate(models):
         budgets = [b for b in results.trained_budgets(model) if results.common(model, [b])[0]]
@@ -134,20 +134,20 @@ def parameter_picture(results: Results, family: str, models: Sequence[str]) -> P
                 mark = style(results, method) | {"linewidth": 1.2, "linestyle": "none", "fillstyle": fills[number % 4]}
                 drawn = panel.errorbar([size], [estimate.mean], [_bar(estimate)], capsize=2, label=method, **mark)
                 handles.setdefault(method, drawn)
-                said.append(f"{model} {method}: {size:,} parameters, {estimate.mean:.1f} %")
+                described_lines.append(f"{model} {method}: {size:,} parameters, {estimate.mean:.1f} %")
         left = f"; left out: {', '.join(left_out)}" if left_out else ""
-        told.append(f"{model} at {budget} ({many(len(shared), 'data set')}{left})")
-    if not said:
+        named.append(f"{model} at {budget} ({many(len(shared), 'data set')}{left})")
+    if not described_lines:
         return None
-    if len(told) > 1:
+    if len(named) > 1:
         for number, model in enumerate(models):
             look = {"linestyle": ends[number % 4], "fillstyle": fills[number % 4], "marker": "o", "linewidth": 1.5}
             handles[model] = panel.plot([], [], color=INK, label=model, **look)[0]
     _log_axis(panel)
     panel.set(xlabel="trained parameters", ylabel="test accuracy, %")
     _legend(figure, list(handles.values()))
-    caption = f"{family}: accuracy against trained parameters, {', '.join(told)}; {BARS}."
-    return Picture(f"parameters-{identifier(family)}", caption, f"{'; '.join(said)}.", figure)
+    caption = f"{family}: accuracy against trained parameters, {', '.join(named)}; {BARS}."
+    return Picture(f"parameters-{identifier(family)}", caption, f"{'; '.join(described_lines)}.", figure)
 
 
 def _bar(estimate: Estimate) -> float:
@@ -156,16 +156,16 @@ def _bar(estimate: Estimate) -> float:
 
 
 def _line(results: Results, method: str) -> str:
-    """Methods of one line: the same adapter at other ranks, but not its variants, which have a word of their own.
+    """Return the methods of one line: the same adapter at other ranks, but not variants with a name of their own.
 
-    What a label says in brackets, such as ``(matched to RandLoRA-6)``, is about the rank.
+    The part of a label in brackets, such as ``(matched to RandLoRA-6)``, is about the rank.
     """
     words = re.sub(r"[\W\d_]+", " ", re.sub(r"\([^)]*\)", " ", method)).split()
     return " ".join([results.kind(method), *words])
 
 
 def _legend(figure: Figure, handles: list[Any]) -> None:
-    """The legend below, in as many columns as fit; axes and words in one colour."""
+    """Draw the legend below, in as many columns as fit; axes and text in one color."""
     longest = max(len(handle.get_label()) for handle in handles)
     columns = 3 if longest < 20 else 2 if longest < 34 else 1
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False, labelcolor=INK)
@@ -200,7 +200,7 @@ def short_count(value: float) -> str:
 
 
 def _zero_shot(results: Results, model: str, datasets: Sequence[str]) -> float | None:
-    """The untrained model over the same data sets, from its own cells; None unless it has all of them."""
+    """Return the untrained model over the same data sets, from its own cells; None unless it has all of them."""
     for method in filter(results.plan.untrained, results.plan.methods):
         average = results.average(model, ZERO_SHOT, method, tuple(datasets))
         if average:

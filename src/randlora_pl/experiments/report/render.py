@@ -19,12 +19,12 @@ from randlora_pl.experiments.report.sections.per_dataset import by_test
 from randlora_pl.experiments.report.sections.ranks import rank_table
 from randlora_pl.experiments.report.sections.rates import Rates, rate_table
 
-_TOLD = 8
-"""Comparisons that are told in sentences at the start; the table has all."""
+_SENTENCES = 8
+"""Largest number of comparisons in sentences at the start; the table has all."""
 
 
 def build(sweep: Sweep) -> Document:
-    """The report of a sweep: what it shows in short, tables, figures, what is missing, footnotes."""
+    """Return the report of a sweep: what it shows in short, tables, figures, what is missing, footnotes."""
     results, notes = Results(by_test(sweep)), Footnotes()
     beside, whole = Beside(sweep.plan), Results(sweep)
     models = [model for model in sweep.plan.models if any(run.key.model == model for run in sweep.finished)]
@@ -48,7 +48,7 @@ def build(sweep: Sweep) -> Document:
         Section("missing", "Runs without a result", parts=_missing(sweep)),
         Section("unread", "What could not be read", points=[*sweep.warnings, *beside.problems]),
     ]
-    _tell_apart([part for section in sections for part in section.parts])
+    _number_equal_names([part for section in sections for part in section.parts])
     lead = f"A sweep of {many(len(models), 'model')}, {many(len(sweep.plan.datasets), 'data set')}, "
     lead += f"{many(len(sweep.plan.methods), 'method')} and {many(len(sweep.plan.seeds), 'seed')}."
     return Document(
@@ -59,8 +59,8 @@ def build(sweep: Sweep) -> Document:
     )
 
 
-def _tell_apart(parts: Sequence[Table | Picture]) -> None:
-    """Numbers parts of the same name, which are files and anchors: of labels that differ in punctuation only."""
+def _number_equal_names(parts: Sequence[Table | Picture]) -> None:
+    """Append numbers to equal names of parts (files and anchors), from labels that differ in punctuation only."""
     names: Counter[str] = Counter()
     for part in parts:
         names[part.name] += 1
@@ -82,7 +82,7 @@ def _counts(sweep: Sweep) -> list[str]:
         made = [f"commit {', '.join(commits)}"] * bool(commits)
         lines.append(f"Run on: {'; '.join(line + made)}.")
     if len(sweep.plan.seeds) < 2:
-        lines.append("One seed: there are no confidence intervals, and small differences mean nothing.")
+        lines.append("One seed: no confidence intervals are given, and small differences mean nothing.")
     return lines
 
 
@@ -91,7 +91,7 @@ def _about_paper(beside: Beside, results: Results) -> list[str]:
     if not plan.paper and plan.figure is None:
         return []
     if not beside.tables:
-        return [f"The paper gives Figure {plan.figure} as a drawing only; there is no number to set beside ours."]
+        return [f"The paper gives Figure {plan.figure} as a drawing only; it prints no number to compare with ours."]
     of = f", which Figure {plan.figure} draws" if plan.figure else ""
     tables = f"Table{'s' * (len(beside.tables) > 1)} {', '.join(here.number for here in beside.tables)}"
     lines = [
@@ -116,7 +116,7 @@ def _about_paper(beside: Beside, results: Results) -> list[str]:
 
 
 def _idle(results: Results) -> list[str]:
-    """Cells that are no different from the untrained model."""
+    """Return a sentence about the cells that do not differ from the untrained model."""
     cells = list(dict.fromkeys(run.key for run in results.sweep.finished if not results.plan.untrained(run.key.method)))
     idle = Counter(key.method for key in cells if results.idle(key))
     if not idle:
@@ -126,7 +126,7 @@ def _idle(results: Results) -> list[str]:
 
 
 def _verdicts(results: Results, found: Sequence[Versus]) -> list[str]:
-    """What can be said of pairs of methods, and what cannot."""
+    """Return the verdicts about pairs of methods, and how many pairs lack one."""
     reasons = [
         "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
         if one.untuned
@@ -142,18 +142,18 @@ def _verdicts(results: Results, found: Sequence[Versus]) -> list[str]:
         lines.append(
             f"A difference (adjusted p < {LEVEL:g}) in {better} of the {many(len(judged), 'pair')} with a verdict."
         )
-    return [*lines, *[one.told() for one in leading(results, list(found))[:_TOLD]]]
+    return [*lines, *[one.sentence() for one in leading(results, list(found))[:_SENTENCES]]]
 
 
 def _reading(sweep: Sweep, fair: bool) -> list[str]:
     bold = (
-        "Bold: the best of a budget and what is within 0.1 points of it, as in the paper; it is no verdict."
+        "Bold: the best of a budget and what is within 0.1 points of it, as in the paper; it is not a verdict."
         if fair
         else "No value is in bold: the learning rates were not all chosen by one rule."
     )
     seeds = f"Seed{'s' * (len(sweep.plan.seeds) > 1)} {', '.join(map(str, sweep.plan.seeds))}"
     return [
-        f"{seeds}. Intervals are Student's t over seeds: they tell how much the seeds differ, not the data sets. "
+        f"{seeds}. Intervals are Student's t over seeds: they show how much the seeds differ, not the data sets. "
         f"A value without an interval is of one seed. {bold} A cell {IDLE} where its interval has the accuracy of the "
         "untrained model in it. Nothing is filled in: a cell without a finished run says why."
     ]
@@ -170,18 +170,18 @@ def _pictures(results: Results, beside: Beside, models: list[str]) -> list[Table
 
 
 def _missing(sweep: Sweep) -> list[Table | Picture]:
-    """Every run without a result, those of one cell and reason in one row."""
+    """Return every run without a result; runs of one cell with the same reason share a row."""
     grouped: dict[tuple[str, ...], list[Run]] = {}
     for run in sweep.runs:
         if run.accuracy is None:
-            grouped.setdefault((*run.key, run.told), []).append(run)
+            grouped.setdefault((*run.key, run.status), []).append(run)
     if not grouped:
         return []
     rows = []
-    for (model, dataset, budget, method, told), runs in grouped.items():
+    for (model, dataset, budget, method, status), runs in grouped.items():
         seeds = ", ".join(str(run.seed) for run in runs if run.seed is not None)
         folders = ", ".join(run.cell for run in runs if run.cell)
-        rows.append([Cell(text) for text in (method, budget, dataset, model, seeds, told, folders)])
+        rows.append([Cell(text) for text in (method, budget, dataset, model, seeds, status, folders)])
     header = [Cell(title) for title in ("Method", "Data", "Data set", "Model", "Seeds", "State", "Folder in cells/")]
     count = sum(map(len, grouped.values()))
     return [Table("missing-runs", f"{many(count, 'run')} without a result", header, rows, left=len(header))]

@@ -44,11 +44,11 @@ class Results:
         self.average = cache(self._average)
 
     def runs(self, key: Key) -> list[Run]:
-        """Every run of a cell, planned or found."""
+        """Return every run of a cell, planned or found."""
         return self._runs.get(key, [])
 
     def finished(self, key: Key) -> list[Run]:
-        """Its runs with an accuracy."""
+        """Return the runs with an accuracy."""
         return [run for run in self.runs(key) if run.accuracy is not None]
 
     def by_seed(self, key: Key) -> dict[int, float]:
@@ -71,41 +71,41 @@ class Results:
         return fmean(found) if found else None
 
     def idle(self, key: Key) -> bool:
-        """Whether a trained cell is no different from the untrained model, which lies within its interval."""
+        """Return True if a trained cell does not differ from the untrained model, which lies within its interval."""
         estimate, zero = self.estimate(key), self.untrained(key.model, key.dataset)
         if key.budget == ZERO_SHOT or estimate is None or estimate.half is None or zero is None:
             return False
         return abs(estimate.mean - zero) <= estimate.half
 
     def why_missing(self, key: Key) -> str:
-        """What a cell without a result says: the reason of a failure comes first."""
+        """Return the reason that a cell without a result shows; the reason of a failure comes first."""
         runs = self.runs(key)
         failed = [run for run in runs if run.state == FAILED]
         others = [run for run in runs if run.state != NOT_RUN]
-        return (failed or others)[0].told if failed or others else NOT_RUN
+        return (failed or others)[0].status if failed or others else NOT_RUN
 
     def methods(self, model: str, budget: str) -> list[str]:
-        """The methods with a finished run, in order."""
+        """Return the methods with a finished run, in order."""
         return [
             m for m in self.plan.methods if any(self.finished(Key(model, d, budget, m)) for d in self.plan.datasets)
         ]
 
     def budgets(self, model: str) -> list[str]:
-        """The budgets of a model's runs, in order; the untrained model's as well."""
+        """Return the budgets of a model's runs, in order; the untrained model's as well."""
         return [b for b in self.plan.budgets if any(k.model == model and k.budget == b for k in self._runs)]
 
     def trained_budgets(self, model: str) -> list[str]:
-        """The same without the untrained model's."""
+        """Return the budgets without the untrained model's."""
         return [budget for budget in self.budgets(model) if budget != ZERO_SHOT]
 
     def common(self, model: str, budgets: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-        """The data sets that every compared method has at every one of some budgets.
+        """Return the data sets that every compared method has at every one of some budgets.
 
-        A method without any finished run at a budget is not compared there: it says so itself.
+        A method without any finished run at a budget is not compared there: its own cell shows the reason.
 
         Args:
             model: The model.
-            budgets: One budget, or those of a figure.
+            budgets: One budget, or the budgets of a figure.
 
         Returns:
             The data sets; and of each that is left out, the methods that lack it.
@@ -123,7 +123,7 @@ class Results:
         return shared, left_out
 
     def _average(self, model: str, budget: str, method: str, datasets: tuple[str, ...]) -> Average | None:
-        """The mean over data sets; None where one of them has no finished run.
+        """Return the mean over data sets; None where one of them has no finished run.
 
         Averaged seed by seed, over the seeds that all of these data sets have, so that the interval is one over seeds.
         With fewer than two such seeds it is the mean of the cells' means, without an interval.
@@ -151,7 +151,7 @@ class Results:
         return max(sorted(set(counts)), key=counts.count) if counts else None
 
     def share(self, model: str, method: str) -> float | None:
-        """Trained parameters in percent of all parameters, adapter and head included; None where no run says both."""
+        """Trained parameters in percent of all parameters, adapter and head included; None if no run has both."""
         trained = self.parameters(model, method)
         runs = [run for run in self.sweep.finished if (run.key.model, run.key.method) == (model, method)]
         every = [total for run in runs if run.facts.get("trainable_parameters") == trained
@@ -159,7 +159,7 @@ class Results:
         return 100 * trained / every[0] if trained and every else None
 
     def kind(self, method: str) -> str:
-        """The adapter's class as the runs name it, for lines that join ranks: ``RandLoRA``, ``LoRA`` ..."""
+        """Return the adapter's class as the runs name it, for lines that join ranks: ``RandLoRA``, ``LoRA`` ..."""
         found = [
             str(run.facts["method"])
             for run in self.sweep.finished
@@ -168,5 +168,5 @@ class Results:
         return found[0] if found else method
 
     def family(self, model: str) -> str:
-        """A model's family: as the sweep says, else the first word of its label."""
+        """Return a model's family: from the sweep, else the first word of its label."""
         return self.plan.families.get(model) or model.replace("_", "-").partition("-")[0]

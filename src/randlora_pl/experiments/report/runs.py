@@ -15,7 +15,7 @@ class Run:
         key: Model, data set, budget, method.
         seed: None for a cell that has no seed because it was never run.
         state: One of the states above.
-        reason: Why it has no accuracy, in one line; empty where the state says all.
+        reason: Reason for the missing accuracy, in one line; empty if the state is enough.
         cell: Name of its folder, empty where there is none.
         family: Model family, if the cell names one.
         accuracy: Test accuracy in percent.
@@ -36,7 +36,7 @@ class Run:
     typed: dict[str, Any] = field(default_factory=dict)
 
     def number(self, name: str) -> float | None:
-        """A figure of ``results.json`` as a number, of one over training steps the last.
+        """Return a figure of ``results.json`` as a number, of one over training steps the last.
 
         None where it is missing, zero (not measured), not finite or none.
         """
@@ -48,17 +48,17 @@ class Run:
 
     @property
     def per_second(self) -> float | None:
-        """Images or texts that it trained on in a second."""
+        """Images or texts per second in training."""
         return self.number("images_per_second") or self.number("samples_per_second")
 
     @property
     def device(self) -> str:
-        """Where it ran, ``cpu`` or ``cuda`` or a name."""
+        """Device of the run, ``cpu`` or ``cuda`` or a name."""
         return str(self.facts.get("device") or "")
 
     @property
-    def told(self) -> str:
-        """Its state as a cell of a table says it."""
+    def status(self) -> str:
+        """State of the run as text for a table."""
         return f"{self.state}: {self.reason}" if self.reason else self.state
 
 

@@ -19,11 +19,11 @@ _FACTS = (
 """Figures of ``results.json``; ``method`` is called ``adapter``, for the label of the method has that name."""
 SPECTRUM = "spectrum/"
 AVERAGE = "(average)"
-"""What stands for the data set in a line about an average."""
+"""Entry in place of the data set for averages."""
 
 
 def cells_csv(sweep: Sweep) -> str:
-    """A line for every run, with or without a result; accuracies in percent."""
+    """Return a line for every run, with or without a result; accuracies in percent."""
     tests = [PREFIX + name for name in dict.fromkeys(name for names in tests_of(sweep).values() for name in names)]
     figures = {name for run in sweep.finished for name in run.facts if name.startswith(SPECTRUM) and run.number(name)}
     spectrum, rates = sorted(figures - {f"{SPECTRUM}steps"}), Rates(Results(sweep))
@@ -47,9 +47,9 @@ def cells_csv(sweep: Sweep) -> str:
 
 
 def summary_csv(sweep: Sweep) -> str:
-    """A line for every cell, and for every average over data sets; accuracies in percent.
+    """Return a line for every cell, and for every average over data sets; accuracies in percent.
 
-    ``ci95`` is half of the confidence interval of the mean. An empty field has no number, and ``state`` says why.
+    ``ci95`` is half of the confidence interval of the mean. An empty field has no number, and ``state`` has the reason.
     """
     apart = by_test(sweep)
     results, beside = Results(apart), Beside(sweep.plan)

@@ -47,7 +47,7 @@ class Estimate:
 
 
 def sign_flip_test(differences: Sequence[float]) -> float:
-    """Two-sided test that paired differences are symmetric about zero, by flipping the sign of each.
+    """Return the two-sided p-value for paired differences symmetric about zero, by flipping the sign of each.
 
     All sign patterns are counted up to 13 differences, else `_FLIPS` random ones. Of n differences p is at least
     2 / 2**n, so that fewer than six never give p < 0.05.
@@ -67,7 +67,7 @@ def sign_flip_test(differences: Sequence[float]) -> float:
 
 
 def _mean(values: Any, axis: int = -1) -> Any:
-    """The mean along an axis, as SciPy calls it for many sign patterns at once."""
+    """Return the mean along an axis, as SciPy calls it for many sign patterns at once."""
     return values.mean(axis=axis)
 
 

@@ -28,7 +28,7 @@ class Runner:
         self.test, self.logger = test, logger
 
     def __call__(self, cell: Cell, folder: Path) -> None:
-        """Runs a cell from its checkpoint, or from its beginning.
+        """Run a cell from its checkpoint, or from its beginning.
 
         Args:
             cell: The cell.
@@ -40,9 +40,9 @@ class Runner:
         start = time.perf_counter()
         with suppress(OSError):  # Linux counts the peak of the resident set anew
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        said = io.StringIO()  # the run's log has it, too
+        output = io.StringIO()  # the run's log has it, too
         try:
-            with redirect_stdout(said), redirect_stderr(said):
+            with redirect_stdout(output), redirect_stderr(output):
                 copy_context().run(self._run, cell, folder, start)  # jsonargparse keeps the last parser in a variable
         finally:
             gc.collect()  # Lightning's objects refer to each other, and each holds a model
@@ -66,7 +66,7 @@ class Runner:
                 write_results(folder, {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {})
 
     def command(self, cell: Cell) -> Command:
-        """The command that a cell is."""
+        """Return the command that a cell is."""
         how = {"trainer": {"devices": 1, "enable_progress_bar": False}, "run": {"logger": self.logger}}
         tree = merge(how, cell.tree) | {"trainer": merge(cell.tree.get("trainer", {}), how["trainer"])}
         command = Command("test" if cell.untrained else "fit", config=copy.deepcopy(tree))
@@ -75,7 +75,7 @@ class Runner:
 
     @staticmethod
     def _resumable(cell: Cell, folder: Path) -> bool:
-        """Whether a broken-off cell has a checkpoint to go on from; else its folder is emptied."""
+        """Return True if a broken-off cell has a checkpoint to go on from; else its folder is emptied."""
         from randlora_pl.callbacks.checkpoint_file import check_checkpoint
         from randlora_pl.engine.run_folder import check_run
         from randlora_pl.utils.files.run_files import LAST

@@ -1,4 +1,4 @@
-"""What a sweep consists of, read from a YAML file; names of classes and options are checked by `plan.plan`."""
+"""Description of a sweep, read from a YAML file; names of classes and options are checked by `plan.plan`."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -32,7 +32,7 @@ METHOD = ("config", "adapter", "task", "learning_rate", "head_learning_rate", "s
 
 @dataclass(frozen=True)
 class Description:
-    """A sweep as its file says it.
+    """Content of a sweep's file.
 
     Attributes:
         models: By label: ``config`` (a config or several), ``set`` (options), ``family`` and ``paper_name``.
@@ -66,7 +66,7 @@ class Description:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Description":
-        """From the content of a YAML file.
+        """Build from the content of a YAML file.
 
         Raises:
             UserError: Names the key that is unknown, missing or wrong.
@@ -107,7 +107,7 @@ class Description:
         )
 
     def content(self) -> Tree:
-        """What `of` reads: every label and budget written out."""
+        """Return the content that `of` reads, with every label and budget written out."""
         tree = {item.name: getattr(self, item.name) for item in fields(self)}
         plain = all(facts == {"dataset": label} for label, facts in self.datasets.items())
         tree["datasets"] = list(self.datasets) if plain else self.datasets
@@ -115,7 +115,7 @@ class Description:
         return {key: tree[key] for key in _KEYS if tree[key] not in ("", {}, None)}
 
     def data(self, dataset: str, budget: str) -> Tree:
-        """The options of the data of a cell; what they do not name must be left out.
+        """Return the options of the data of a cell; what they do not name must be left out.
 
         A size is the end of the data set's name: ``commonsense`` at ``15k`` is ``commonsense_15k``. The untrained model
         takes the first size, since it reads the tests alone.
@@ -126,7 +126,7 @@ class Description:
         return options | ({"dataset": f"{options['dataset']}_{size}"} if size else budget_options(budget))
 
     def union(self, older: "Description") -> "Description":
-        """The older grid with what is new here; what both name is as here."""
+        """Return the older grid with what is new here; what both name is as here."""
         return replace(
             self,
             models=older.models | self.models,
@@ -139,7 +139,7 @@ class Description:
 
 
 def budgets(values: Any) -> list[str]:
-    """Budgets by their labels: ``4`` is ``4-shot``, ``0.5`` and ``50%`` are ``50%``; ``15k`` stays.
+    """Return budgets by their labels: ``4`` is ``4-shot``, ``0.5`` and ``50%`` are ``50%``; ``15k`` stays.
 
     Raises:
         UserError: One is neither.
@@ -150,7 +150,7 @@ def budgets(values: Any) -> list[str]:
 
 
 def budget(value: Any) -> str:
-    """The label of one budget.
+    """Return the label of one budget.
 
     Raises:
         UserError: It is neither a number of shots, a share of the samples nor a size.
@@ -173,7 +173,7 @@ def budget(value: Any) -> str:
 
 
 def budget_options(label: str) -> Tree:
-    """The options of the data that a budget stands for; what it does not name must be left out."""
+    """Return the options of the data that a budget stands for; what it does not name must be left out."""
     if label.endswith("%"):
         share = float(label[:-1]) / 100
         return {} if share == 1 else {"fraction": share}
@@ -181,12 +181,12 @@ def budget_options(label: str) -> Tree:
 
 
 def is_zero_shot(label: str) -> bool:
-    """Whether a method's label stands for the untrained model."""
+    """Return True if a method's label stands for the untrained model."""
     return "".join(filter(str.isalpha, label.lower())) in ("zeroshot", "untrained")
 
 
 def whole_numbers(name: str, values: Any) -> list[int]:
-    """Seeds, each once.
+    """Return seeds, each once.
 
     Raises:
         UserError: They are something else.
@@ -198,7 +198,7 @@ def whole_numbers(name: str, values: Any) -> list[int]:
 
 
 def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
-    """Refuses what no method has; makes its ``models`` a list of labels."""
+    """Refuse options that no method has, and make ``models`` a list of labels."""
     where = f"methods.{label}"
     _options(f"{where}.set", facts.get("set", {}))
     if is_zero_shot(label):
@@ -243,13 +243,13 @@ def _mapping(name: str, value: Any) -> Tree:
 
 
 def _words(name: str, value: Any) -> None:
-    """Refuses what is neither a word nor a list of words."""
+    """Refuse a value that is neither a word nor a list of words."""
     if not all(isinstance(word, str) for word in (value if isinstance(value, list) else [value])):
         raise UserError(f"{name} is {value!r}: give the name of a config, or a list of names.")
 
 
 def _options(name: str, value: Any) -> Tree:
-    """Options, refused where they say what the grid itself says, which would win or lose without a word."""
+    """Return options; refuse those that the grid sets itself, because one would silently override the other."""
     for place, instead in _OF_THE_GRID.items():
         part, _, option = place.partition(".")
         inner = _mapping(name, value).get(part)

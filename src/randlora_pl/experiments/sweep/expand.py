@@ -1,4 +1,4 @@
-"""What a cell's config describes, built without weights: refuses what cannot run, and counts."""
+"""Check of a cell's config without weights: refuse what cannot run, and count."""
 
 import inspect
 import math
@@ -22,7 +22,7 @@ from randlora_pl.utils.errors import UserError, errors_in, near
 
 @dataclass(frozen=True)
 class Counts:
-    """What a model costs.
+    """Cost of a model.
 
     Attributes:
         trainable: Parameters that train, a head left out.
@@ -34,7 +34,7 @@ class Counts:
 
 
 def task_of(tree: Tree) -> AdaptationTask | None:
-    """The task that a config describes; None for a class outside this project.
+    """Return the task that a config describes; None for a class outside this project.
 
     Raises:
         UserError: An option is impossible.
@@ -51,7 +51,7 @@ def task_of(tree: Tree) -> AdaptationTask | None:
 
 
 def data_of(tree: Tree) -> Any:
-    """The data module that a config describes; nothing is read.
+    """Return the data module that a config describes; nothing is read.
 
     Raises:
         UserError: An option is impossible.
@@ -61,7 +61,7 @@ def data_of(tree: Tree) -> Any:
 
 
 def _made(kind: Any, arguments: dict[str, Any], where: str) -> Any:
-    """Make an object of a class, or say in one line which argument it does not take.
+    """Make an object of a class, or name the argument it does not take in a one-line error.
 
     Args:
         kind: The class.
@@ -88,7 +88,7 @@ def _kind(tree: Tree) -> type[AdaptationTask] | None:
 
 
 def counts(tree: Tree) -> Counts | None:
-    """Counts on the meta device; None for a class outside this project, or a model whose shape nobody knows here.
+    """Count on the meta device; None for a class outside this project, or a model of unknown shape.
 
     Args:
         tree: A cell's config.
@@ -138,7 +138,7 @@ def _described(node: Any) -> dict[str, Any] | None:
 
 
 def steps(tree: Tree, classes: int | None, train: int | None) -> int | None:
-    """Optimizer steps of a cell from the counts of its data set; None where nobody knows them.
+    """Optimizer steps of a cell from the counts of its data set; None if the counts are unknown.
 
     Args:
         tree: Its config.
@@ -174,6 +174,6 @@ def steps(tree: Tree, classes: int | None, train: int | None) -> int | None:
 
 
 def window(tree: Tree) -> int:
-    """Images of an optimizer step."""
+    """Return the number of images of an optimizer step."""
     accumulated = int(tree.get("trainer", {}).get("accumulate_grad_batches", 1) or 1)
     return int(tree.get("data", {}).get("batch_size", 128)) * accumulated

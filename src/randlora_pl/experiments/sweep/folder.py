@@ -26,7 +26,7 @@ TUNE = "tune"
 
 @dataclass
 class SweepFolder:
-    """Where a sweep lives.
+    """Folder of a sweep.
 
     Attributes:
         path: The folder.
@@ -38,11 +38,11 @@ class SweepFolder:
     _done: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def place(self, cell: Cell) -> Path:
-        """The run folder of a cell."""
+        """Return the run folder of a cell."""
         return self.path / "cells" / cell.hash
 
     def lock(self, cell: Cell) -> Path:
-        """The lock file of a cell."""
+        """Return the lock file of a cell."""
         return self.path / "locks" / f"{cell.hash}.lock"
 
     def state(self, cell: Cell) -> str:
@@ -52,7 +52,7 @@ class SweepFolder:
         return FAILED if (self.place(cell) / "failed.json").is_file() else OPEN
 
     def results(self, cell: Cell) -> dict[str, Any]:
-        """The figures of a finished cell; empty while it is not finished."""
+        """Return the figures of a finished cell; empty while it is not finished."""
         if cell.hash not in self._done:
             found = _read(self.place(cell) / "results.json")
             if found.get("finished") is not True:
@@ -69,20 +69,20 @@ class SweepFolder:
         return holder(self.lock(cell))
 
     def begin(self, cell: Cell) -> Path:
-        """Makes the folder of a cell, with what it is called and what decides its result."""
+        """Make the folder of a cell, with what it is called and what decides its result."""
         labels = cell.labels._asdict() | ({"family": cell.family} if cell.family else {}) | cell.facts
         _write_json(self.place(cell) / "cell.json", labels | {"config": cell.flat})
         return self.place(cell)
 
     def fail(self, cell: Cell, reason: str, traceback: str = "") -> None:
-        """Records that a cell failed, and why."""
+        """Record that a cell failed, and why."""
         facts: dict[str, Any] = {"reason": " ".join(reason.split()), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         facts |= {"tries": int(self.failure(cell).get("tries", 0)) + 1}
         self.begin(cell)
         _write_json(self.place(cell) / "failed.json", facts | ({"traceback": traceback} if traceback else {}))
 
     def succeed(self, cell: Cell, keep_adapters: bool) -> None:
-        """Removes what a finished cell needs no more: checkpoints, a former failure, and adapters where so wished."""
+        """Remove checkpoints and a former failure of a finished cell, and adapters unless keep_adapters is set."""
         place = self.place(cell)
         shutil.rmtree(place / "checkpoints", ignore_errors=True)
         (place / "failed.json").unlink(missing_ok=True)
@@ -91,7 +91,7 @@ class SweepFolder:
                 shutil.rmtree(place / name, ignore_errors=True)
 
     def open(self, description: Description, cells: Sequence[Cell]) -> None:
-        """Makes the folder for a sweep, or extends the grid of the one that is there.
+        """Make the folder for a sweep, or extend the grid of the existing one.
 
         Raises:
             UserError: It holds cells that are called the same and have another config, or something else.
@@ -108,22 +108,22 @@ class SweepFolder:
             _write(file, text)
 
     def description(self) -> Description:
-        """What the folder says it is.
+        """Return the description of the sweep in the folder.
 
         Raises:
-            UserError: It says nothing, or something that is no sweep.
+            UserError: The file is missing, or does not describe a sweep.
         """
         file = self.path / self.file
         try:
             return Description.of(parse_yaml(file.read_text(encoding="utf-8")) or {})
         except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, UserError) as error:
-            raise UserError(f"{file} describes no sweep: {' '.join(str(error).split())}") from error
+            raise UserError(f"{file} does not describe a sweep: {' '.join(str(error).split())}") from error
 
     def check(self, cells: Sequence[Cell]) -> None:
-        """Refuses a folder whose cells of the same names have other configs.
+        """Refuse a folder whose cells of the same names have other configs.
 
         Raises:
-            UserError: Says what differs.
+            UserError: The message lists the differences.
         """
         planned = {cell.labels: cell for cell in cells}
         hashes = {cell.hash for cell in cells}
@@ -131,12 +131,14 @@ class SweepFolder:
         for file in sorted((self.path / "cells").glob("*/cell.json")):
             if file.parent.name in hashes:
                 continue
-            told = _read(file)
+            entry = _read(file)
             with contextlib.suppress(KeyError, ValueError, TypeError):
-                labels = Labels(*(told[name] for name in Labels._fields))
-                same = labels in planned and all(told.get(key) == value for key, value in planned[labels].facts.items())
+                labels = Labels(*(entry[name] for name in Labels._fields))
+                same = labels in planned and all(
+                    entry.get(key) == value for key, value in planned[labels].facts.items()
+                )
                 # an equal config: an untrained model's cell of a version that left the budget out of its hash
-                if same and (differs := _difference(told.get("config", {}), planned[labels].flat)):
+                if same and (differs := _difference(entry.get("config", {}), planned[labels].flat)):
                     clashes.append((labels, file.parent, differs))
         if clashes:
             labels, place, differs = clashes[0]
@@ -154,7 +156,7 @@ def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A JSON mapping; empty where there is none, or a damaged one."""
+    """Return a JSON mapping; empty where there is none, or a damaged one."""
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -167,7 +169,7 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def _write(file: Path, text: str) -> None:
-    """Writes a file whole, also where other processes write the same one.
+    """Write a file whole, also where other processes write the same one.
 
     Raises:
         UserError: It cannot be written.

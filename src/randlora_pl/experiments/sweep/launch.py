@@ -21,7 +21,7 @@ _PATIENCE = 60.0
 
 
 def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None], every: float = 1.0) -> list[int]:
-    """Runs the same command in several processes until all have ended; their output goes to ``FOLDER/logs``.
+    """Run the same command in several processes until all have ended; their output goes to ``FOLDER/logs``.
 
     Args:
         words: The command behind ``randlora-pl``.
@@ -64,9 +64,9 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
 
 
 def end_with_parent() -> None:
-    """Has a process that `local` started end as at SIGTERM when the starting one is gone, even if that was killed.
+    """End a process that `local` started as SIGTERM does when its parent is gone, even if the parent was killed.
 
-    Its standard input is a pipe that nobody writes to: it ends with the process that holds the other end.
+    Its standard input is a pipe without data: it closes with the process that holds the other end.
     """
     if os.environ.pop(PARENT, None) is None:  # popped: processes that this one starts have another input
         return
@@ -75,13 +75,13 @@ def end_with_parent() -> None:
         os.read(sys.stdin.fileno(), 1)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_PATIENCE)
-        os._exit(1)  # its locks are those of a dead owner then
+        os._exit(1)  # its locks then belong to a dead owner
 
     threading.Thread(target=wait, name="sweep-parent", daemon=True).start()
 
 
 def _share(number: int, jobs: int) -> dict[str, str]:
-    """The environment of one process: its share of the cores, and one GPU where there are several."""
+    """Return the environment of one process: its share of the cores, and one GPU where there are several."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // jobs))}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -110,7 +110,7 @@ def _end(started: Sequence["subprocess.Popen[bytes]"]) -> None:
 def slurm(
     run: Callable[[list[str]], int], words: Sequence[str], folder: Path, jobs: int, options: Sequence[str]
 ) -> list[str]:
-    """Submits an array of jobs that work on one sweep.
+    """Submit an array of jobs that work on one sweep.
 
     Args:
         run: Runs a command in a job; of a module, so that the job can import it.
@@ -124,7 +124,7 @@ def slurm(
         Numbers of the jobs.
 
     Raises:
-        UserError: submitit is not installed, an option is wrong, or there is no SLURM.
+        UserError: submitit is not installed, an option is wrong, or SLURM is missing.
     """
     try:
         import submitit

@@ -22,18 +22,18 @@ Run = Callable[[Cell, Path], None]
 
 
 class Watch:
-    """What the loop tells whoever looks at it; this one is silent."""
+    """Progress callbacks of the loop; this base class does nothing."""
 
     def started(self, cell: Cell) -> None:
-        """A cell begins."""
+        """Handle the start of a cell."""
 
     def ended(self, cell: Cell, seconds: float, failed: str = "") -> None:
-        """A cell has ended, ``failed`` says why it failed."""
+        """Handle the end of a cell; ``failed`` is the reason of a failure."""
 
 
 @dataclass
 class Outcome:
-    """What one process has done.
+    """Results of one process.
 
     Attributes:
         done: Cells that it finished.
@@ -56,7 +56,7 @@ class Loop:
         folder: The sweep.
         cells: Its share of the cells, in order.
         run: Runs a cell.
-        watch: Told what happens.
+        watch: Callbacks for progress.
         fatal: Whether an error would meet the next cell as well.
         retry_failed: Cells that have failed before are tried once more.
         deadline: Value of ``time.monotonic`` after which no cell begins.
@@ -78,7 +78,7 @@ class Loop:
     _leases: dict[str, SoftFileLease] = field(default_factory=dict)
 
     def work(self) -> Outcome:
-        """Runs every cell that nobody has run and nobody is running, until there is none.
+        """Run every cell that is neither finished nor running elsewhere, until none is left.
 
         Raises:
             UserError: The disk is full, or the folder cannot be written.
@@ -115,7 +115,7 @@ class Loop:
         return state in (DONE, FAILED)
 
     def _one(self, cell: Cell, tries: dict[str, int], outcome: Outcome) -> bool:
-        """Runs a cell unless another process does; whether it is settled now."""
+        """Run a cell unless another process does; return True if it is settled now."""
         lease = self._leases.setdefault(cell.hash, lease_on(self.folder.lock(cell)))
         try:
             if not acquired(lease):

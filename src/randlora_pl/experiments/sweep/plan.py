@@ -18,11 +18,11 @@ _HOW = (
     *("run", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "config"),
     *("trainer.enable_progress_bar", "checkpoint.every_n_steps"),
 )
-"""Options that say how and where a cell runs: they change neither what it computes nor its hash."""
+"""Options about the way and the place of a run: they change neither what it computes nor its hash."""
 
 
 class Labels(NamedTuple):
-    """What a cell is called."""
+    """Labels of a cell."""
 
     model: str
     dataset: str
@@ -54,20 +54,20 @@ class Cell:
 
     @property
     def hash(self) -> str:
-        """The first 12 hex digits of the SHA-256 of `flat`, the name of its folder.
+        """Return the first 12 hex digits of the SHA-256 of `flat`, the name of its folder.
 
-        A test of the untrained model is told apart from a training with the same config by its budget.
+        The budget separates a test of the untrained model from a training with the same config.
         """
         return digest(self.flat | ({"budget": ZERO_SHOT} if self.untrained else {}))
 
     @property
     def untrained(self) -> bool:
-        """Whether it is a test of the untrained model."""
+        """Return True if it is a test of the untrained model."""
         return self.labels.budget == ZERO_SHOT
 
 
 def plan(description: Description, tuning: Tree | None = None) -> list[Cell]:
-    """Every cell in the order in which they are run: models and data sets change least often, then seeds.
+    """Return every cell in the order in which they are run: models and data sets change least often, then seeds.
 
     An untrained model has one cell for each data set: nothing in it depends on a budget or a seed.
 
@@ -102,7 +102,7 @@ def plan(description: Description, tuning: Tree | None = None) -> list[Cell]:
 
 
 def methods_of(description: Description, model: str) -> list[str]:
-    """The methods that a model is tried with."""
+    """Return the methods that a model is tried with."""
     return [label for label, facts in description.methods.items() if model in (facts.get("models") or [model])]
 
 
@@ -135,7 +135,7 @@ def _without_budget(tree: Tree) -> Tree:
 
 
 def essence(flat: Mapping[str, Any]) -> Tree:
-    """What decides a cell's result: no places, nothing that says how it is run.
+    """Return the entries that decide a cell's result: without paths and without options of the run itself.
 
     A data set of the catalog is known by its name; your own images and texts are known by their place.
     """
@@ -163,7 +163,7 @@ def _plain(value: Any) -> Any:
 
 
 def only(cells: Sequence[Cell], choices: Sequence[str]) -> list[Cell]:
-    """The cells with the labels that ``key=value[,value]`` words choose.
+    """Return the cells with the labels that ``key=value[,value]`` words choose.
 
     Raises:
         UserError: No such key, or a value that no cell has.
@@ -178,13 +178,13 @@ def only(cells: Sequence[Cell], choices: Sequence[str]) -> list[Cell]:
         values = [text] if text in known else text.split(",")
         for value in values:
             if value not in known:
-                raise UserError(f"--only {word}: there is no {key} {value!r}.{near(value, known)} {', '.join(known)}")
+                raise UserError(f"--only {word}: unknown {key} {value!r}.{near(value, known)} {', '.join(known)}")
         chosen = [cell for cell in chosen if str(getattr(cell.labels, key)) in values]
     return chosen
 
 
 def shard(cells: Sequence[Cell], text: str | None) -> list[Cell]:
-    """Every n-th cell, beginning with the i-th, for ``i/n`` with i from 1 to n.
+    """Return every n-th cell, beginning with the i-th, for ``i/n`` with i from 1 to n.
 
     Raises:
         UserError: It is something else.

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a live table on a terminal, plain lines elsewhere."""
+"""Progress of a running sweep: a live table on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -28,7 +28,7 @@ class Progress(Watch):
     Args:
         folder: The sweep.
         cells: The cells to count.
-        estimator: Says how long those that are left will take.
+        estimator: Estimates the time of the remaining cells.
         stream: Where to show it; a live table if that is a terminal.
         jobs: Processes that were started together; between two cells they are still counted on.
     """
@@ -59,18 +59,20 @@ class Progress(Watch):
         return self.live if self.console.is_terminal else nullcontext()
 
     def started(self, cell: Cell) -> None:
-        """A cell begins here."""
+        """Record that a cell begins in this process."""
         self.own = (cell, time.monotonic())
 
     def ended(self, cell: Cell, seconds: float, failed: str = "") -> None:
-        """Tells a finished or failed cell in a line."""
+        """Print one line per finished or failed cell."""
         self.own = None
         self.estimator.refresh()
         self.scan()
-        self.tell(cell, f"failed: {failed}" if failed else f"{accuracy(self.folder, cell)} in {duration(seconds)}")
+        self.print_line(
+            cell, f"failed: {failed}" if failed else f"{accuracy(self.folder, cell)} in {duration(seconds)}"
+        )
 
-    def tell(self, cell: Cell, what: str) -> None:
-        """A line about a cell."""
+    def print_line(self, cell: Cell, what: str) -> None:
+        """Print a line about a cell."""
         done, failed, _ = self.count()
         line = f"{done + failed}/{len(self.cells)}  {cell.labels}: {what}"
         if self.console.is_terminal:
@@ -79,7 +81,7 @@ class Progress(Watch):
             print(f"{line}; {self.time_left()}", file=self.stream, flush=True)
 
     def scan(self) -> None:
-        """Looks at every cell that was not finished the last time."""
+        """Look at every cell that was not finished the last time."""
         self._scanned = time.monotonic()
         for cell in self.cells:
             if self._states.get(cell.hash) != DONE:
@@ -88,7 +90,7 @@ class Progress(Watch):
         self._running = [(cell, worker) for cell in open_cells if (worker := self.folder.worker(cell))]
 
     def count(self) -> tuple[int, int, int]:
-        """Cells that are done, failed, and left."""
+        """Return the numbers of cells that are done, failed, and left."""
         if not self._states:
             self.scan()
         states = list(self._states.values())
@@ -104,19 +106,19 @@ class Progress(Watch):
         return sum(known) * len(left) / max(1, len(known)) / max(self.jobs, self.at_work())
 
     def at_work(self) -> int:
-        """Processes that run a cell just now, this one included."""
+        """Return the number of processes that run a cell now, this one included."""
         return len(self._elsewhere()) + (self.own is not None)
 
     def _elsewhere(self) -> list[tuple[Cell, str]]:
         return [pair for pair in self._running if self.own is None or pair[0].hash != self.own[0].hash]
 
     def time_left(self) -> str:
-        """The same in words."""
+        """Return the progress as text."""
         seconds = self.seconds_left()
         return "time left not known yet" if seconds is None else f"{duration(seconds)} left"
 
     def page(self) -> RenderableType:
-        """The live table."""
+        """Return the live table."""
         if time.monotonic() - self._scanned > RESCAN:
             self.scan()
         done, failed, left = self.count()
@@ -136,7 +138,7 @@ class Progress(Watch):
 
 
 def accuracy(folder: SweepFolder, cell: Cell) -> str:
-    """What a finished cell reached, in words."""
+    """Return the result of a finished cell as text."""
     found = folder.results(cell)
     for key, word in (("test/acc", ""), ("zeroshot/acc", ""), ("val/acc", " on validation")):
         if isinstance(found.get(key), float):

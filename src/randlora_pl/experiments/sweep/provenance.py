@@ -1,4 +1,4 @@
-"""How the learning rates of a sweep were chosen: the file that `tune` writes and that a sweep names as ``tuned``.
+"""Provenance of a sweep's learning rates: the file that `tune` writes and that a sweep names as ``tuned``.
 
 A method counts as tuned where it is the one that was searched and has the values that were chosen. Whatever was changed
 since, the rate by hand or the rank, makes its rate one that was typed.
@@ -17,7 +17,7 @@ FILE = "tuning.json"
 """What `tune` writes."""
 
 _SEARCH = ("split", "monitor", "seeds", "finalists", "climb", "models", "datasets", "budgets", "set")
-"""Entries that say how was searched; rates of equal ones were chosen by one rule."""
+"""Entries that describe the search; rates with equal entries were chosen by one rule."""
 _LABELS = ("paper_name", "models", "family")
 """Entries of a method or model that do not change what is trained."""
 
@@ -25,7 +25,7 @@ Tree = dict[str, Any]
 
 
 def read_provenance(file: Path) -> Tree:
-    """The content of a provenance file.
+    """Return the content of a provenance file.
 
     Raises:
         UserError: It cannot be read, or holds something else.
@@ -38,13 +38,13 @@ def read_provenance(file: Path) -> Tree:
 
 
 def checked(content: Any, where: str) -> Tree:
-    """A provenance, or an error about one.
+    """Return a provenance, or an error about one.
 
     Raises:
         UserError: It is something else.
     """
     if not (isinstance(content, dict) and _well_formed(content)):
-        raise UserError(f"tuned: {where} does not say how rates were chosen. Name the {FILE} that `tune` writes.")
+        raise UserError(f"tuned: {where} does not describe how rates were chosen. Name the {FILE} that `tune` writes.")
     found: Tree = content
     return found
 
@@ -64,12 +64,12 @@ def _well_formed(content: Tree) -> bool:
 
 
 def rule_of(provenance: Mapping[str, Any]) -> str:
-    """How was searched, as a text: equal texts are one rule."""
+    """Describe the search as text: equal texts are one rule."""
     return json.dumps({name: provenance.get(name) for name in _SEARCH}, sort_keys=True)
 
 
 def chosen_for(provenance: Mapping[str, Any], model: Tree, label: str, method: Tree) -> dict[str, float]:
-    """What the search chose for a method on a model; empty where it did not search this method, or this model.
+    """Return the choice of the search for a method on a model; empty if it did not search this method or model.
 
     Args:
         provenance: The content of a file, empty where there is none.

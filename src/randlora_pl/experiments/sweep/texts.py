@@ -8,19 +8,19 @@ from randlora_pl.language.dataset_sizes import SIZES, TESTS, Size
 
 
 def is_text(tree: Tree) -> bool:
-    """Whether a cell's data are texts, by the name of its task."""
+    """Return True if a cell's data are texts, by the name of its task."""
     return str(tree["model"]["class_path"]).rpartition(".")[2] in TASKS
 
 
 def test_samples(tree: Tree) -> int | None:
-    """Samples that are tested; None where nobody has counted them."""
+    """Return the number of test samples; None if it is unknown."""
     data = tree["data"]
     tests, size = data.get("tests"), _size(tree)
     return sum(TESTS.get(test, 0) for test in tests) if tests else size.test if size else None
 
 
 def text_steps(tree: Tree, window: int) -> int | None:
-    """Optimizer steps of a cell; None where nobody has counted its samples.
+    """Return the optimizer steps of a cell; None if the number of samples is unknown.
 
     Args:
         tree: Its config.

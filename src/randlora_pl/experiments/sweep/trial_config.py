@@ -11,7 +11,7 @@ from randlora_pl.utils.errors import UserError
 UNTRAINED = {"model": {"init_args": {"adapter": {"class_path": "FullFineTuning"}}}}
 """The adapter of a model that is only tested: it adds nothing to the layers."""
 UNTRAINED_TEXT = {"model": {"init_args": {"adapter": {"class_path": "LoRA", "init_args": {"rank": 1}}}}}
-"""That of a language model, whose frozen weights may be in half precision: an update that is zero."""
+"""Zero update of a language model, whose frozen weights may be in half precision."""
 HEADS = ("LinearHeadTask", "TextClassificationTask")
 """Tasks whose head begins with random or zero weights."""
 
@@ -23,7 +23,7 @@ def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, unt
         model: Facts of the model: ``config`` (names of configs, or a config itself) and ``set``.
         method: Facts of the method.
         options: Options of all trials.
-        root: Folder of the datasets, which beats that of the configs; None leaves it.
+        root: Folder of the datasets, which overrides the folder of the configs; None keeps it.
         untrained: Whether the model is tested as it is.
 
     Raises:
@@ -46,7 +46,7 @@ def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, unt
 
 
 def check(tree: Tree) -> Tree:
-    """The config with every class spelled right.
+    """Return the config with every class spelled right.
 
     Raises:
         UserError: An unknown name.
@@ -63,7 +63,7 @@ def _configs(given: str | list[str] | Tree) -> list[Tree]:
 
 
 def method_layers(facts: Tree) -> list[Tree]:
-    """What a method lays over a model's config."""
+    """Return the options of a method on top of a model's config."""
     model: Tree = {key: facts[key] for key in ("learning_rate", "head_learning_rate") if key in facts}
     if "task" in facts:
         model["class_path"] = facts["task"]

@@ -58,7 +58,7 @@ class Search:
 
     @classmethod
     def of(cls, description: Description) -> "Search":
-        """The search that the ``tune`` part of a description describes.
+        """Return the search that the ``tune`` part of a description describes.
 
         Raises:
             UserError: There is nothing to try, or something in it is wrong.
@@ -92,7 +92,7 @@ class Search:
         return found
 
     def _add(self, small: Description, method: str, values: Values) -> None:
-        """The cells of one candidate."""
+        """Make the cells of one candidate."""
         tried = dict(zip(self.names[method], values, strict=True))
         label = f"{method} at {', '.join(f'{name} {value:g}' for name, value in tried.items())}"
         grid = replace(small, methods={label: small.methods[method] | tried})
@@ -100,19 +100,19 @@ class Search:
             cell = replace(cell, facts={"tunes": method, **tried})
             self.cells.setdefault((method, values, cell.labels.seed), []).append(cell)
 
-    def restrict(self, words: Sequence[str]) -> None:
-        """Keeps the methods that ``method=NAME[,NAME]`` words choose, all of them where there are none.
+    def restrict(self, filters: Sequence[str]) -> None:
+        """Keep the methods that ``method=NAME[,NAME]`` filters choose, all of them where there are none.
 
         Raises:
             UserError: One is none of the methods.
         """
-        chosen = [name for word in words for name in _names(word.partition("=")[2], self.names)]
+        chosen = [name for option in filters for name in _names(option.partition("=")[2], self.names)]
         if chosen:
             self.names = {method: parts for method, parts in self.names.items() if method in chosen}
             self.cells = {key: cells for key, cells in self.cells.items() if key[0] in chosen}
 
     def keep(self, places: set[tuple[str, str]]) -> None:
-        """Keeps the cells of these models and data sets, and the methods that have any."""
+        """Keep the cells of these models and data sets, and the methods that have any."""
         for key, cells in self.cells.items():
             self.cells[key] = [cell for cell in cells if (cell.labels.model, cell.labels.dataset) in places]
         self.cells = {key: cells for key, cells in self.cells.items() if cells}
@@ -120,7 +120,7 @@ class Search:
         self.names = {method: parts for method, parts in self.names.items() if method in left}
 
     def first(self, folder: SweepFolder) -> list[Cell]:
-        """The candidates to try, with the first seed; where the search climbs, as far as is known by now."""
+        """Return the candidates to try, with the first seed; where the search climbs, as far as is known by now."""
         tried = {(method, values) for method in self.names for values in self._tried(folder, method)}
         return [
             cell
@@ -141,7 +141,7 @@ class Search:
         return found
 
     def _known(self, folder: SweepFolder, method: str, rest: Values, rate: float) -> float | None:
-        """Score of a candidate with the first seed; the least where a cell failed, None where one is open."""
+        """Return the score of a candidate with the first seed; minus infinity if a cell failed, None if one is open."""
         cells = self.cells[method, (rate, *rest), self.seeds[0]]
         states = [folder.state(cell) for cell in cells]
         if any(state not in (DONE, FAILED) for state in states):
@@ -150,11 +150,11 @@ class Search:
         return self._sign * fmean(figures) if figures and len(figures) == len(cells) else -math.inf
 
     def all_cells(self) -> list[Cell]:
-        """Every candidate with every seed, of which the search runs a part."""
+        """Return every candidate with every seed, of which the search runs a part."""
         return [cell for cells in self.cells.values() for cell in cells]
 
     def second(self, folder: SweepFolder) -> list[Cell]:
-        """The finalists with the other seeds; empty until the first round is over."""
+        """Return the finalists with the other seeds; empty until the first round is over."""
         if any(folder.state(cell) not in (DONE, FAILED) for cell in self.first(folder)):
             return []
         chosen = []
@@ -164,12 +164,12 @@ class Search:
         return chosen
 
     def finished(self, folder: SweepFolder) -> bool:
-        """Whether both rounds are over."""
+        """Return True if both rounds are over."""
         cells = self.first(folder) + self.second(folder)
         return all(folder.state(cell) in (DONE, FAILED) for cell in cells)
 
     def scores(self, folder: SweepFolder, method: str, seeds: Sequence[int]) -> dict[Values, float]:
-        """How good the candidates are whose every cell with these seeds is finished: mean accuracy, or minus a loss."""
+        """Return the mean accuracy, or minus the loss, of candidates whose cells with these seeds are all finished."""
         found = {}
         for values in self.candidates[method]:
             figures = [self.figure(folder, cell) for seed in seeds for cell in self.cells[method, values, seed]]
@@ -183,12 +183,12 @@ class Search:
         return -1 if self.monitor.endswith("loss") else 1
 
     def figure(self, folder: SweepFolder, cell: Cell) -> float | None:
-        """The figure of a finished cell that decides."""
+        """Return the figure of a finished cell that decides."""
         found = folder.results(cell).get(self.monitor)
         return float(found) if isinstance(found, int | float) else None
 
     def chosen(self, folder: SweepFolder) -> dict[str, dict[str, float]]:
-        """The best candidate of each method; a method none of whose candidates worked is left out."""
+        """Return the best candidate of each method; a method none of whose candidates worked is left out."""
         best = {}
         for method, names in self.names.items():
             if found := best_of(self.scores(folder, method, self.seeds), 1):
@@ -238,7 +238,7 @@ class Search:
         }
 
     def edges(self, folder: SweepFolder) -> list[str]:
-        """Methods whose best rate is the least or the greatest that was tried, so that a better one may lie beyond."""
+        """Return methods whose best rate is the least or the greatest tried, so that a better one may lie beyond."""
         return [
             f"{method} ({values[self.names[method][0]]:g})"
             for method, values in self.chosen(folder).items()
@@ -248,19 +248,19 @@ class Search:
         ]
 
     def flat(self, folder: SweepFolder) -> list[str]:
-        """Methods all of whose candidates did equally well, so that the search says nothing of them."""
+        """Return methods all of whose candidates did equally well, so that the search cannot choose."""
         scores = {method: self.scores(folder, method, self.seeds[:1]) for method in self.names}
         return [method for method, found in scores.items() if len(found) > 1 and len(set(found.values())) == 1]
 
     def tuned(self, folder: SweepFolder) -> Description:
-        """The description with the best candidates in it."""
+        """Return the description with the best candidates in it."""
         chosen = self.chosen(folder)
         methods = {label: facts | chosen.get(label, {}) for label, facts in self.description.methods.items()}
         return replace(self.description, methods=methods)
 
 
 def _searched(description: Description, method: str, alphas: list[float]) -> tuple[str, ...]:
-    """What is searched for a method: a linear probe has only the rate of its head, and not all methods an alpha."""
+    """Return the axes of a method's search: a linear probe has only the head's rate, and not all methods an alpha."""
     restricted = description.methods[method].get("models") or list(description.models)
     model = description.models[restricted[0] if isinstance(restricted, list) else restricted]
     with errors_in(f"methods.{method}"):
@@ -275,7 +275,7 @@ def _names(text: str, known: Mapping[str, Any]) -> list[str]:
     names = [text] if text in known else text.split(",")
     for name in names:
         if name not in known:
-            raise UserError(f"--only method={text}: there is no method {name!r} to tune.{near(name, known)}")
+            raise UserError(f"--only method={text}: method {name!r} is not tuned here.{near(name, known)}")
     return names
 
 

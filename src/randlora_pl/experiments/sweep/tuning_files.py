@@ -1,4 +1,4 @@
-"""What a search of learning rates writes: what was tried, as a table and as JSON, and a config with the best."""
+"""Files of a search of learning rates: the candidates, as a table and as JSON, and a config with the best."""
 
 import json
 from statistics import fmean
@@ -11,7 +11,7 @@ from randlora_pl.utils.errors import shortened
 
 
 def markdown(report: Tree) -> str:
-    """A table of what was tried: validation accuracy in percent, or loss, mean over data sets, budgets and models."""
+    """Return a table of candidates: validation accuracy in %, or loss, mean over data sets, budgets and models."""
     monitor = report["monitor"]
     loss = monitor.endswith("loss")
     what = monitor if loss else "Validation accuracy in percent" if monitor == "val/acc" else f"{monitor} in percent"
@@ -42,7 +42,7 @@ def markdown(report: Tree) -> str:
 
 
 def config_text(description: Description, head: str) -> str:
-    """A description as a config: its comments, then an entry a line; the provenance of its rates lies beside it.
+    """Return a description as a config: its comments, then an entry a line; the provenance of its rates lies beside it.
 
     Args:
         description: The description.
@@ -63,5 +63,5 @@ def _flow(value: Tree) -> str:
 
 
 def as_json(report: Tree) -> str:
-    """The report as the text of ``tuning.json``."""
+    """Return the report as the text of ``tuning.json``."""
     return json.dumps(report, indent=1, ensure_ascii=False) + "\n"

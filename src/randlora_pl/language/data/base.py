@@ -1,4 +1,4 @@
-"""What data modules of texts share: encoded once, then handed over in numbered batches."""
+"""Base of the data modules of texts: encoded once, then handed over in numbered batches."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ class TokenData(PlannedData):
     # -- what a subclass gives
 
     def read(self, learns: bool, tests: bool) -> None:
-        """Reads and encodes the training and validation samples, those of the test, or both.
+        """Read and encode the training and validation samples, the test samples, or both.
 
         Raises:
             UserError: They are missing or wrong.
@@ -50,17 +50,17 @@ class TokenData(PlannedData):
     # -- what Lightning calls
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads and encodes what the stage needs, and plans the draws.
+        """Read and encode what the stage needs, and plan the draws.
 
         Raises:
-            UserError: The data are missing or wrong, or there is no tokenizer.
+            UserError: The data are missing or wrong, or the tokenizer is missing.
         """
         task = None if self.trainer is None else self.trainer.lightning_module
         self._tokenizer = getattr(task, "vocabulary", self._tokenizer)
         if self._tokenizer is None:
             raise UserError("texts need the tokenizer of a language task: use --model CausalLMTask.")
         if not self._held:
-            self.pad = pad_id(self._tokenizer)  # once, as it may have something to say
+            self.pad = pad_id(self._tokenizer)  # once, as it may log a message
         learns = stage in ("fit", "validate", None) and "train" not in self._held
         tests = stage in ("test", "predict", None) and "test" not in self._held
         if learns or tests:
@@ -77,21 +77,21 @@ class TokenData(PlannedData):
         return Loader(batches, self._start(len(schedule)), self.num_workers or 0, self.skipped)
 
     def val_dataloader(self) -> Loader | list[Loader]:
-        """Validation batches of this rank; none where no samples were set aside."""
+        """Return the validation batches of this rank; empty if no samples were held out."""
         return self._eval("val")
 
     def test_dataloader(self) -> Loader | list[Loader]:
-        """Test batches of this rank, the longest first; ``index`` says which sample each is."""
+        """Test batches of this rank, the longest first; ``index`` has the numbers of the samples."""
         return self._eval("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """The planned draws and the samples, so that a resumed run notices when it continues another plan."""
+        """Return the planned draws and the samples, so that a resumed run notices when it continues another plan."""
         return {} if self.plan is None else super().state_dict() | {"samples": self._digest}
 
     # -- for subclasses
 
     def _labels(self) -> Tensor | None:
-        """Classes (samples,) of the training samples, where they have any."""
+        """Return the classes (samples,) of the training samples, or None without classes."""
         return None
 
     def samples_in_words(self, facts: dict[str, Any]) -> str:

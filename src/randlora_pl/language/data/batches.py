@@ -37,7 +37,7 @@ class Samples:
 
     @property
     def total(self) -> int:
-        """Tokens of all samples."""
+        """Number of tokens of all samples."""
         return int(self._ends[-1])
 
     def by_length(self) -> list[int]:
@@ -46,11 +46,11 @@ class Samples:
         return order
 
     def batch(self, places: Sequence[int]) -> Batch:
-        """Some of them, padded."""
+        """Return a padded batch of the samples at these indices."""
         raise NotImplementedError
 
     def window(self, places: Tensor) -> Batch:
-        """What each micro-batch must know of all samples of its optimizer step, at places (samples,)."""
+        """Return what each micro-batch needs of all samples of its optimizer step, at indices (samples,)."""
         return {}
 
     def _row(self, number: int) -> dict[str, list[int]]:
@@ -81,7 +81,7 @@ class Tokens(Samples):
         return Encoded(**self._row(number), full_length=int(self.lengths[number]))
 
     def batch(self, places: Sequence[int]) -> Batch:
-        """Padded on the left: ``input_ids``, ``attention_mask``, ``labels`` (b, length) int64, ``columns``.
+        """Return a left-padded batch: ``input_ids``, ``attention_mask``, ``labels`` (b, length) int64, ``columns``.
 
         For the last see `learned_columns`.
         """

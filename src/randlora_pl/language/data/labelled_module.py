@@ -41,7 +41,7 @@ class LabelledTexts(TokenData):
             columns text (or text_a and text_b) and label.
         root: Folder that holds the data (or one file to train on alone); by default the user's data folder.
         scores: Labels of your own files are numbers to predict, not classes.
-        validation: Training samples that are set aside for validation, where there is no file for it. None by default:
+        validation: Training samples that are held out for validation, if it has no file of its own. None by default:
             the paper trains on all, and takes the last weights.
         max_length: Most tokens of a sample; what is longer is cut, counted and reported.
         batch_size: Samples of a micro-batch on each device.
@@ -92,14 +92,14 @@ class LabelledTexts(TokenData):
     # -- what the base asks for
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads and encodes what the stage needs, plans the draws, and warns of small classes in one's own texts."""
+        """Read and encode what the stage needs, plan the draws, and warn of small classes in one's own texts."""
         super().setup(stage)
         if stage == "fit" and self.own and not self.scores:
             held = {split: some.labels.numpy() for split, some in self._held.items() if isinstance(some, Sentences)}
             self._remark(held, self.classnames)
 
     def read(self, learns: bool, tests: bool) -> None:
-        """Reads and encodes what is needed."""
+        """Read and encode what is needed."""
         self._tests_read |= tests
         splits = self._checked or self._splits(learns, tests)
         self._checked = None
@@ -115,14 +115,14 @@ class LabelledTexts(TokenData):
                 self._held[name] = Sentences(encoded, labels, classes, self._tokenizer, self.pad)
 
     def check_test(self) -> None:
-        """Reads all samples, as classes are named by the training files; `read` encodes them and lets the texts go."""
+        """Read all samples, as classes are named by the training files; `read` encodes them and releases the texts."""
         self._checked, self._tests_read = self._splits(True, True), True
 
     # -- what the application asks for
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sample that was read, after the cut."""
+        """Return the tokens of the longest sample that was read, after the cut."""
         return max((int(held.lengths.max()) for held in self._held.values()), default=0)
 
     def summary(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class LabelledTexts(TokenData):
         return facts | self.run_facts()
 
     def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
-        """The lines of the start summary.
+        """Return the lines of the start summary.
 
         Args:
             facts: From `summary`.
@@ -167,7 +167,7 @@ class LabelledTexts(TokenData):
         return Splits(TASKS[self.dataset].names, train, val, test)
 
     def _own(self, learns: bool, tests: bool) -> Splits:
-        """Also for a test alone the training file is read: it says which classes there are."""
+        """Read the training file for a test alone, too: it has the names of the classes."""
         files = own_examples.own_files(self.root, f".{self.dataset}")
         rows = {
             split: own_examples.read_own(file)

@@ -11,7 +11,7 @@ from randlora_pl.language.datasets.text_files import decoded, lines_of, read_lin
 from randlora_pl.utils.errors import UserError
 
 PROMPTS = ("prompt", "instruction", "input")
-"""Fields of a decoder's records; an instruction and its input are those of the commonsense files."""
+"""Fields of a decoder's records; an instruction and its input are named as in the commonsense files."""
 SENTENCES = tuple(dict.fromkeys(name for names in TEXTS for name in names))
 """Fields of a classifier's records."""
 STANDARD_INPUT = "-"
@@ -20,14 +20,14 @@ _LINE = "line"
 
 @dataclass(frozen=True)
 class Given:
-    """One text: where it stands, and its fields; those of a plain line are the line alone."""
+    """One text: its location, and its fields; a plain line is its own only field."""
 
     where: str
     fields: dict[str, str]
 
 
 def read_given(source: str, names: Sequence[str]) -> list[Given]:
-    """The texts of one file in its order; empty lines are left out.
+    """Return the texts of one file in its order; empty lines are left out.
 
     Args:
         source: A .txt file with a text a line, a .jsonl or .json file of records, a .csv file with a header, or
@@ -35,7 +35,7 @@ def read_given(source: str, names: Sequence[str]) -> list[Given]:
         names: The fields to take, `PROMPTS` or `SENTENCES`; the others, such as labels, are left out.
 
     Raises:
-        UserError: It is missing, empty, of another kind, or a line is wrong; file and line are told.
+        UserError: It is missing, empty, of another kind, or a line is wrong; the message has file and line.
     """
     path = Path(source)
     if source == STANDARD_INPUT:
@@ -52,7 +52,7 @@ def read_given(source: str, names: Sequence[str]) -> list[Given]:
         rows = [(line, {name: row[name] for name in names if name in row}) for line, row in csv_rows(path)]
     else:
         raise UserError(
-            f"--texts: {path} is no .txt, .jsonl or .csv file; rename it, or give lines by: --texts - < {path}"
+            f"--texts: {path} is not a .txt, .jsonl or .csv file; rename it, or give lines by: --texts - < {path}"
         )
     if not rows:
         raise UserError(f"{source} holds no text.")
@@ -64,14 +64,14 @@ def _plain(lines: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
 
 
 def shown(given: Given) -> str:
-    """A decoder's text as the user gave it, for the file of answers."""
+    """Return a decoder's text as the user gave it, for the file of answers."""
     fields = given.fields
     asked = fields.get("instruction", fields.get(_LINE, "")) + (f"\n\n{more}" if (more := fields.get("input")) else "")
     return fields.get("prompt", asked)
 
 
 def prompt_of(given: Given, dataset: str) -> str:
-    """What a decoder is given, exactly as in its training.
+    """Return a decoder's prompt, exactly as in its training.
 
     A field ``prompt`` is the prompt. An instruction has the template of the commonsense files around it. A plain line
     is what the data set of the training has: an instruction, what stands before ``||`` (E2E), or a prompt.
@@ -98,14 +98,14 @@ def prompt_of(given: Given, dataset: str) -> str:
         if dataset == "e2e":
             text = text.partition("||")[0].strip()
     else:
-        raise UserError(f"{given.where}: there is no 'prompt'.")
+        raise UserError(f"{given.where}: 'prompt' is missing.")
     if not text.strip():
         raise UserError(f"{given.where}: the prompt is empty. Fill it, or delete the record.")
     return Template().prompt(text, fields.get("input", "")) if taught and "prompt" not in fields else text
 
 
 def sentences_of(given: Given) -> tuple[str, ...]:
-    """A classifier's text, or pair of texts.
+    """Return a classifier's text, or pair of texts.
 
     Raises:
         UserError: There is none, or it is empty.
@@ -113,7 +113,7 @@ def sentences_of(given: Given) -> tuple[str, ...]:
     fields = given.fields
     names = next((names for names in ((_LINE,), *TEXTS) if all(name in fields for name in names)), None)
     if names is None:
-        raise UserError(f"{given.where}: there is no 'text' (or 'text_a' and 'text_b').")
+        raise UserError(f"{given.where}: 'text' (or 'text_a' and 'text_b') is missing.")
     for name in names:
         if not fields[name].strip():
             raise UserError(f"{given.where}: {name!r} is empty. Fill it, or delete the record.")

@@ -27,7 +27,7 @@ class TextData(TokenData):
             and test.jsonl (or one file to train on alone).
         root: Folder that holds the data; by default the user's data folder.
         tests: Commonsense tests to evaluate, for example `[boolq, piqa]`; by default all eight.
-        validation: Training samples that are set aside for validation, where there is no file for it. By default 120,
+        validation: Training samples that are held out for validation, if it has no file of its own. By default 120,
             as in the paper's scripts, but at most a tenth.
         cutoff: Most tokens of a sample; what is longer is cut, counted and reported.
         mask_prompt: Learn the completion only. By default e2e's alone; else the loss looks at the whole text, as in the
@@ -37,7 +37,7 @@ class TextData(TokenData):
         options: Options of all data, see `PlannedData`.
 
     Attributes:
-        items: The questions of the tests, after `check_test` or `setup`; ``index`` of a test batch says which each is.
+        items: The questions of the tests, after `check_test` or `setup`; ``index`` of a test batch has their numbers.
         lengths: What the cutoff did to the training samples, after `setup("fit")`.
         pad: Number to pad with, after `setup`.
     """
@@ -64,7 +64,7 @@ class TextData(TokenData):
                 raise UserError(f"--data.{name} is {value}, but must be at least {least}")
         for test in tests or ():
             if dataset.startswith("commonsense") and test not in TASKS:
-                raise UserError(f"--data.tests: there is no {test!r}.{near(test, TASKS)} Known: {', '.join(TASKS)}")
+                raise UserError(f"--data.tests: unknown {test!r}.{near(test, TASKS)} Known: {', '.join(TASKS)}")
         if tests is not None and (not tests or len(set(tests)) < len(tests)):
             raise UserError(f"--data.tests is {tests}: name each test once, or leave it out for all of them")
         self.dataset, self.tests = dataset, tests
@@ -81,7 +81,7 @@ class TextData(TokenData):
     # -- what the base asks for
 
     def read(self, learns: bool, tests: bool) -> None:
-        """Reads and encodes what is needed."""
+        """Read and encode what is needed."""
         if learns:
             self._learn(read_texts(self.dataset, self.root, self.validation, self.tests, True, False))
         if tests:
@@ -89,11 +89,11 @@ class TextData(TokenData):
             if self.items:
                 prompts = [encode_prompt(self._tokenizer, item.prompt, self.separate) for item in self.items]
                 if empty := sum(not ids for ids in prompts):
-                    raise UserError(f"{empty:,} of {len(prompts):,} prompts of the tests are no token to the tokenizer")
+                    raise UserError(f"{empty:,} of {len(prompts):,} prompts of the tests have no token")
                 self._held["test"] = Tokens((Encoded(ids, ids, len(ids)) for ids in prompts), self.pad)
 
     def check_test(self) -> None:
-        """Reads the questions, which are kept for the test, and looks for what scores them."""
+        """Read the questions, which are kept for the test, and look for what scores them."""
         self._tests_read = True
         if not self.items:
             self.items = read_texts(self.dataset, self.root, self.validation, self.tests, False, True).items
@@ -114,7 +114,7 @@ class TextData(TokenData):
         return facts | self.run_facts()
 
     def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
-        """The lines of the start summary.
+        """Return the lines of the start summary.
 
         Args:
             facts: From `summary`.

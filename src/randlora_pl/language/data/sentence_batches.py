@@ -43,6 +43,6 @@ class Sentences(Samples):
         return {**self._row(number), "attention_mask": [1] * int(self.lengths[number])}
 
     def batch(self, places: Sequence[int]) -> dict[str, Tensor]:
-        """Padded on the right: the tokenizer's inputs (b, length) int64 and ``labels`` (b,)."""
+        """Return a batch padded on the right: the tokenizer's inputs (b, length) int64 and ``labels`` (b,)."""
         labels = self.labels[torch.tensor(places)].tolist()
         return collate_sentences(self.tokenizer, [self[place] for place in places], labels, self.pad, MULTIPLE)

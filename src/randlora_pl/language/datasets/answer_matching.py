@@ -1,11 +1,11 @@
-"""What a model answered: the first word of the answer set that occurs in its text."""
+"""Answer of a model: the first word of the answer set that occurs in its text."""
 
 import re
 from collections.abc import Sequence
 
 
 def first_answer(text: str, answers: Sequence[str]) -> str | None:
-    """The answer that occurs first in a text, or ``None``.
+    """Return the answer that occurs first in a text, or ``None``.
 
     As in the official evaluation case counts and an answer is found within words too; of answers that start at one
     place the longest is taken.

@@ -1,4 +1,4 @@
-"""Whether the texts of a data set are on this machine, by the names of their files alone."""
+"""Availability of the texts of a data set on this machine, by the names of their files alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from randlora_pl.utils.errors import UserError
 
 
 def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains: bool = True) -> UserError | None:
-    """What is missing of a data set and where it is from; None where all of it is there.
+    """Return the missing part of a data set and its source; None if all of it is there.
 
     Args:
         dataset: Its name.

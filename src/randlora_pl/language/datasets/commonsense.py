@@ -1,6 +1,6 @@
 """The instruction files of the commonsense experiments and what counts as an answer (paper: section 5.4, Table 15).
 
-The files are those of LLM-Adapters: ``commonsense_15k.json`` and ``commonsense_170k.json`` to train on and
+The files come from LLM-Adapters: ``commonsense_15k.json`` and ``commonsense_170k.json`` to train on and
 ``NAME/test.json`` for the eight tests.
 """
 
@@ -68,7 +68,7 @@ class Question:
     answer: str
 
     def options(self, task: Task) -> tuple[str, ...]:
-        """The answers that this question offers: those of its line ``Answer format: a/b/c``, or all of the task's.
+        """Return the answers that this question offers: from its line ``Answer format: a/b/c``, or all of the task's.
 
         ARC, for instance, has questions with three, four and five options. A format that names anything but answers of
         the task, or lacks the right one, is not believed.
@@ -79,7 +79,7 @@ class Question:
         return offered if believed else task.answers
 
     def completion(self, option: str) -> str:
-        """What the model would write if ``option`` were its answer, for scoring by likelihood.
+        """Return the text of a model whose answer is ``option``, for scoring by likelihood.
 
         It is the output with its last mention of the right answer exchanged, or the option alone where the output does
         not mention it.
@@ -89,23 +89,23 @@ class Question:
 
 
 def read_training(root: Path, name: str = "commonsense_15k") -> list[Question]:
-    """The questions of ``commonsense_15k`` or ``commonsense_170k``, in the order of the file.
+    """Return the questions of ``commonsense_15k`` or ``commonsense_170k``, in the order of the file.
 
     Raises:
-        UserError: The file is missing (expected tree and source are told) or a record is wrong (file and line).
+        UserError: The file is missing (with expected tree and source) or a record is wrong (file and line).
     """
     path = first_file(root, (f"{name}.json", f"ft-training_set/{name}.json"), TREE, SOURCE)
     return _questions(path, None)
 
 
 def read_test(root: Path, name: str) -> list[Question]:
-    """The questions of one test, in the order of the file.
+    """Return the questions of one test, in the order of the file.
 
     Raises:
-        UserError: There is no such test, the file is missing, a record is wrong, or its answer is none of the task's.
+        UserError: The test is unknown, the file is missing, a record is wrong, or its answer is not one of the task's.
     """
     if name not in TASKS:
-        raise UserError(f"There is no commonsense test {name!r}.{near(name, TASKS)} There are {', '.join(TASKS)}")
+        raise UserError(f"Unknown commonsense test {name!r}.{near(name, TASKS)} Known: {', '.join(TASKS)}")
     path = first_file(root, (f"{name}/test.json", f"dataset/{name}/test.json"), TREE, SOURCE)
     return _questions(path, TASKS[name])
 
@@ -118,7 +118,7 @@ def _questions(path: Path, task: Task | None) -> list[Question]:
 
 
 def _question(path: Path, line: int, fields: dict[str, str], task: Task | None) -> Question:
-    """A checked record.
+    """Return a checked record.
 
     Raises:
         UserError: A text is empty, or no exact match with the answer would be possible.

@@ -33,15 +33,15 @@ class Description:
 
     @property
     def completion(self) -> str:
-        """What a model learns to write: the reference after a space, as GPT-2 tokenises words within a text."""
+        """Completion to learn: the reference after a space, as GPT-2 tokenises words within a text."""
         return f" {self.reference}"
 
 
 def read_e2e(root: Path, split: Split) -> list[Description]:
-    """The lines of one split in their order; empty lines are left out.
+    """Return the lines of one split in their order; empty lines are left out.
 
     Raises:
-        UserError: The file is missing (expected tree and source are told) or a line is wrong (file and line).
+        UserError: The file is missing (with expected tree and source) or a line is wrong (file and line).
     """
     name = {"train": "train", "validation": "valid", "test": "test"}[split]
     path = first_file(root, (f"{name}.txt",), TREE, SOURCE)
@@ -60,7 +60,7 @@ def read_e2e(root: Path, split: Split) -> list[Description]:
 
 
 def grouped(descriptions: Iterable[Description]) -> dict[str, list[str]]:
-    """The references of each meaning representation, in the order of their first lines.
+    """Return the references of each meaning representation, in the order of their first lines.
 
     A text is generated once for each and scored against all of its references, wherever their lines are.
     """

@@ -114,20 +114,20 @@ class Examples:
 
 
 def read_glue(root: Path, name: str, split: Split) -> Examples:
-    """One split of one task, in the order of the file; GLUE keeps the labels of its test sets secret.
+    """Return one split of one task, in the order of the file; GLUE keeps the labels of its test sets secret.
 
     Args:
-        root: Folder that holds GLUE's folders (``SST-2`` ...) or those of ``datasets`` (``sst2`` ...).
+        root: Folder that holds GLUE's folders (``SST-2`` ...) or the folders of ``datasets`` (``sst2`` ...).
         name: ``sst2``, ``mrpc``, ``cola``, ``qnli``, ``rte`` or ``stsb``; GLUE's own spelling is understood.
         split: ``train`` or ``validation``.
 
     Raises:
-        UserError: There is no such task, files are missing (expected tree and source are told) or a line is wrong
+        UserError: The task is unknown, files are missing (with expected tree and source) or a line is wrong
             (file and line).
     """
     spelled = {key: task for task in TASKS.values() for key in (task.name, task.title.lower())}
     if name.lower() not in spelled:
-        raise UserError(f"There is no GLUE task {name!r}.{near(name, TASKS)} There are {', '.join(TASKS)}")
+        raise UserError(f"Unknown GLUE task {name!r}.{near(name, TASKS)} Known: {', '.join(TASKS)}")
     task = spelled[name.lower()]
     home = _home(root, task)
     if is_saved(home):
@@ -141,7 +141,7 @@ def read_glue(root: Path, name: str, split: Split) -> Examples:
 
 
 def missing(root: Path, name: str, split: Split) -> Path | None:
-    """The file or folder that a split of a task lacks, by the names of files alone; None where all are there.
+    """Return the file or folder that a split of a task lacks, by the names of files alone; None where all are there.
 
     Args:
         root: See `read_glue`.
@@ -161,7 +161,7 @@ def missing(root: Path, name: str, split: Split) -> Path | None:
 
 
 def _home(root: Path, task: Task) -> Path:
-    """The folder of a task: one that ``datasets`` wrote, else the first that is there, else where GLUE's should be."""
+    """Return the folder of a task: one that ``datasets`` wrote, else an existing one, else the expected one of GLUE."""
     folders = (root / task.title, root / task.name)
     return next((each for wanted in (is_saved, Path.is_dir) for each in folders if wanted(each)), folders[0])
 
@@ -238,7 +238,7 @@ def _table(path: Path, columns: Sequence[str], fixed: Sequence[str] | None) -> I
 
 
 def _label(where: str, task: Task, text: str) -> float:
-    """The class number or the score.
+    """Return the class number or the score.
 
     Raises:
         UserError: It is none.
@@ -252,5 +252,5 @@ def _label(where: str, task: Task, text: str) -> float:
     except ValueError:
         score = float("nan")
     if not 0 <= score <= 5:
-        raise UserError(f"{where}: the score {text[:40]!r} is no number from 0 to 5. Mend the line")
+        raise UserError(f"{where}: the score {text[:40]!r} is not a number from 0 to 5. Mend the line")
     return score

@@ -8,12 +8,12 @@ from randlora_pl.utils.errors import UserError, first_line
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether a folder is one of ``DatasetDict.save_to_disk``, or holds files such as train-00000-of-00001.parquet."""
+    """Return True if a folder is from ``DatasetDict.save_to_disk``, or has files like train-00000-of-00001.parquet."""
     return (folder / "dataset_dict.json").is_file() or any(folder.glob("*-of-*.parquet"))
 
 
 def missing_split(folder: Path, split: str) -> Path | None:
-    """What a folder lacks of a split, by the names of files alone; None where it is there.
+    """Return the missing part of a split in a folder, by the names of files alone; None if it is complete.
 
     Args:
         folder: See `is_saved`.
@@ -32,7 +32,7 @@ def missing_split(folder: Path, split: str) -> Path | None:
 def read_saved(
     folder: Path, split: str, columns: Sequence[str], classes: int
 ) -> tuple[list[tuple[str, ...]], list[int] | list[float]]:
-    """Sentences and labels of one split.
+    """Return the sentences and labels of one split.
 
     Args:
         folder: See `is_saved`.
@@ -73,6 +73,6 @@ def read_saved(
     for name, column in texts.items():
         for row, text in enumerate(column):
             if not isinstance(text, str):
-                raise UserError(f"{folder}, split {split!r}, row {row}: {name!r} is no text but {text!r}")
+                raise UserError(f"{folder}, split {split!r}, row {row}: {name!r} is not a text but {text!r}")
     sentences = [tuple(text.strip() for text in row) for row in zip(*texts.values(), strict=True)]
     return sentences, labels if classes else [float(label) for label in labels]

@@ -27,7 +27,7 @@ class Labelled:
 
 
 def own_files(root: Path, suffix: str) -> dict[str, Path]:
-    """The files of a folder by split, or one file to train on alone.
+    """Return the files of a folder by split, or one file to train on alone.
 
     Args:
         root: The folder, or the file.
@@ -46,10 +46,10 @@ def own_files(root: Path, suffix: str) -> dict[str, Path]:
 
 
 def read_own(file: Path) -> list[Labelled]:
-    """The labelled texts of one file, in its order.
+    """Return the labelled texts of one file, in its order.
 
     Raises:
-        UserError: It is empty, or a line is wrong; file and line are told.
+        UserError: It is empty, or a line is wrong; the message has file and line.
     """
     rows = csv_rows(file) if file.suffix.lower() in (".csv", ".tsv") else _json_rows(file)
     found: list[Labelled] = []
@@ -75,10 +75,10 @@ def _json_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
-    """Fields by the header's names, with the line on which each record ends.
+    """Yield fields by the header's names, with the line on which each record ends.
 
     Raises:
-        UserError: There is no header, or a record has another number of fields.
+        UserError: The header is missing, or a record has another number of fields.
     """
     text = read_text(file)
     _check_commas(file, text.partition("\n")[0])
@@ -99,10 +99,10 @@ def csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _check_commas(file: Path, header: str) -> None:
-    """Refuses a table whose columns stand between semicolons, as spreadsheets of some countries write it, or tabs.
+    """Refuse a table whose columns stand between semicolons, as spreadsheets of some countries write it, or tabs.
 
     Raises:
-        UserError: Says what was found.
+        UserError: The message has the separator found.
     """
     names = {mark: [name.strip() for name in next(csv.reader([header], delimiter=mark), [])] for mark in ",;\t"}
     known = any(name in names[","] for name in ("label", *TEXTS[0], *TEXTS[1]))
@@ -115,7 +115,7 @@ def _check_commas(file: Path, header: str) -> None:
 
 
 def class_names(rows: Sequence[Labelled], file: Path) -> list[str]:
-    """The classes of training texts: numbers by size, names by the alphabet.
+    """Return the classes of training texts: numbers by size, names by the alphabet.
 
     Raises:
         UserError: There is only one, or they look like scores.
@@ -136,14 +136,14 @@ def class_names(rows: Sequence[Labelled], file: Path) -> list[str]:
         raise UserError(f"{file}: there is only the class {ordered[0]!r}; a classifier needs two or more.")
     if len(ordered) > _MOST_CLASSES:
         raise UserError(
-            f"{file}: there are {len(ordered):,} different labels, such as {ordered[0]!r}: these are no classes. For "
+            f"{file}: {len(ordered):,} different labels, such as {ordered[0]!r}, are too many for classes. For "
             "numbers to predict: --data.scores true"
         )
     return ordered
 
 
 def class_numbers(rows: Sequence[Labelled], classes: Sequence[str]) -> Examples:
-    """Texts with the numbers of their classes.
+    """Return texts with the numbers of their classes.
 
     Raises:
         UserError: A label is none of them.
@@ -160,14 +160,14 @@ def class_numbers(rows: Sequence[Labelled], classes: Sequence[str]) -> Examples:
 
 
 def scores(rows: Sequence[Labelled]) -> Examples:
-    """Texts with scores.
+    """Return texts with scores.
 
     Raises:
-        UserError: A label is no finite number.
+        UserError: A label is not a finite number.
     """
     for row in rows:
         if not math.isfinite(_number(row.label)):
-            raise UserError(f"{row.where}: the score {row.label[:40]!r} is no number; for classes: --data.scores false")
+            raise UserError(f"{row.where}: score {row.label[:40]!r} is not a number; for classes: --data.scores false")
     return Examples([row.texts for row in rows], [_number(row.label) for row in rows], ())
 
 

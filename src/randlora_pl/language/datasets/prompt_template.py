@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Template:
     """A preamble, the instruction, the input where there is one, and the marker after which the model answers.
 
-    The shape is that of Alpaca's prompt, which the paper's experiments use. The released scripts indent its lines by 16
+    The shape is Alpaca's prompt, which the paper's experiments use. The released scripts indent its lines by 16
     spaces, differently in training and in evaluation; here one clean text serves both.
 
     Attributes:
@@ -27,7 +27,7 @@ class Template:
     response: str = "### Response:"
 
     def prompt(self, instruction: str, given: str = "") -> str:
-        """The text before the answer; it ends with the response marker and a line end.
+        """Return the text before the answer; it ends with the response marker and a line end.
 
         Args:
             instruction: What to do.

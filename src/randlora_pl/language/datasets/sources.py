@@ -1,4 +1,4 @@
-"""Where texts come from: the commonsense files, E2E's, or a user's own JSON lines."""
+"""Sources of texts: the commonsense files, E2E's, or a user's own JSON lines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -45,16 +45,16 @@ class Item:
     references: tuple[str, ...] = ()
 
     def grade(self, text: str) -> tuple[bool, bool]:
-        """Whether a text holds the right answer, and whether it holds one at all."""
+        """Return two flags: the text holds the right answer, and it holds an answer at all."""
         found = self.found(text)
         return found == self.answer, bool(found)
 
     def found(self, text: str) -> str | None:
-        """The answer in a text, None where there is none."""
+        """Return the answer in a text, None where there is none."""
         return first_answer(text, self.answers) if self.answers else text.strip()
 
     def record(self, text: str) -> dict[str, Any]:
-        """What a file of answers says of a text, JSON-ready."""
+        """Return the entry of a text in a file of answers, JSON-ready."""
         if self.references:
             return {"test": self.task, "meaning": self.prompt, "written": text, "references": list(self.references)}
         found = self.found(text)
@@ -80,7 +80,7 @@ class Texts:
 def read_texts(
     dataset: str, root: Path, validation: int | None, tests: Sequence[str] | None, train: bool, test: bool
 ) -> Texts:
-    """Reads what is needed.
+    """Read what is needed.
 
     Args:
         dataset: Its name.
@@ -118,7 +118,7 @@ def _item(task: commonsense.Task, question: commonsense.Question, template: Temp
 
 
 def _e2e(root: Path, tests: Sequence[str] | None, train: bool, test: bool) -> Texts:
-    """Lines of E2E to learn, and its meaning representations, each once with all of its references, to be tested on."""
+    """Return E2E's lines for training, and its meaning representations, each once with all references, for tests."""
     if tests is not None:
         raise UserError("--data.tests chooses among the commonsense tests; e2e has one, test.txt: leave it out.")
     learn, hold = (
@@ -130,7 +130,7 @@ def _e2e(root: Path, tests: Sequence[str] | None, train: bool, test: bool) -> Te
 
 
 def _own(root: Path, validation: int | None, tests: Sequence[str] | None, train: bool, test: bool) -> Texts:
-    """A folder of JSON lines, or one file to train on alone."""
+    """Return a folder of JSON lines, or one file to train on alone."""
     folder, file = (root.parent, root) if root.is_file() else (root, root / "train.jsonl")
     if tests is not None:
         raise UserError("--data.tests chooses among the commonsense tests; jsonl has one, test.jsonl: leave it out.")

@@ -1,4 +1,4 @@
-"""Reading text and JSON files of a user so that every fault is told with file and line."""
+"""Reading of a user's text and JSON files; every error names file and line."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from randlora_pl.utils.files.plain_files import read_plain
 
 
 def first_file(root: Path, names: Sequence[str], tree: str, source: str) -> Path:
-    """The first of the files below a folder that exists.
+    """Return the first of the files below a folder that exists.
 
     Args:
         root: The user's data folder.
@@ -20,24 +20,24 @@ def first_file(root: Path, names: Sequence[str], tree: str, source: str) -> Path
         source: Where to get the files, for the message.
 
     Raises:
-        UserError: None of them is there, or cannot be looked for; expected tree and source are told.
+        UserError: None of them is there, or they cannot be looked for; with expected tree and source.
     """
     try:
         for name in names:
             if (root / name).is_file():
                 return root / name
         missing = root if not root.is_dir() else root / names[0]
-        what = "is no file" if missing.is_dir() else "is no folder" if missing.exists() else "does not exist"
+        what = "is not a file" if missing.is_dir() else "is not a folder" if missing.exists() else "does not exist"
     except OSError as error:  # no permission, or too long a name
         missing, what = root, f"cannot be read ({error.strerror or error})"
     raise UserError(f"{missing} {what}. Expected below --data.root: {tree}", f"Get the files: {source}")
 
 
 def read_text(path: Path) -> str:
-    """The whole file as UTF-8, without a byte order mark.
+    """Return the whole file as UTF-8, without a byte order mark.
 
     Raises:
-        UserError: It cannot be read or is no UTF-8; the line is told.
+        UserError: It cannot be read or is not UTF-8; the message has the line.
     """
     try:
         data = read_plain(path)
@@ -49,14 +49,14 @@ def read_text(path: Path) -> str:
 
 
 def decoded(data: bytes, source: object) -> str:
-    """Bytes as UTF-8, without a byte order mark.
+    """Decode bytes as UTF-8, without a byte order mark.
 
     Args:
         data: All of a file.
         source: What to call it in a message.
 
     Raises:
-        UserError: They are no UTF-8; the line is told.
+        UserError: They are not UTF-8; the message has the line.
     """
     try:
         return data.decode("utf-8-sig")
@@ -66,7 +66,7 @@ def decoded(data: bytes, source: object) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file without their ends (see `lines_of`).
+    """Return the lines of a text file without their ends (see `lines_of`).
 
     Raises:
         UserError: See `read_text`.
@@ -75,7 +75,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def lines_of(text: str) -> list[str]:
-    r"""The lines of a text without their ends.
+    r"""Return the lines of a text without their ends.
 
     Only ``\n`` ends a line: `str.splitlines` would also split at the separators (U+2028, U+0085, form feed) that
     sentences from the web contain. A carriage return before it belongs to the end.
@@ -89,19 +89,19 @@ def lines_of(text: str) -> list[str]:
 def read_records(
     path: Path, fields: Sequence[str], optional: Sequence[str] = (), numbers: Sequence[str] = ()
 ) -> list[tuple[int, dict[str, str]]]:
-    """The objects of a JSON array, or of a file with one object a line, whose named fields are text.
+    """Return the objects of a JSON array, or of a file with one object per line, whose named fields are text.
 
     Args:
         path: The file.
         fields: Fields that every object must have; others are left out.
         optional: Fields that it may have.
-        numbers: Those of them that may be numbers; they come as text, too.
+        numbers: Fields that may be numbers; they come as text, too.
 
     Returns:
-        The line (from 1) on which each object starts, and its fields; nothing where there is no object.
+        The line (from 1) on which each object starts, and its fields; nothing without objects.
 
     Raises:
-        UserError: The file is no such JSON, or an object lacks a field; file and line are told.
+        UserError: The file is not such JSON, or an object lacks a field; the message has file and line.
     """
     text = read_text(path)
     values = _array(path, text) if text.lstrip().startswith("[") else _one_a_line(path, text)
@@ -128,12 +128,12 @@ def _is_text(value: Any, or_number: bool) -> bool:
 
 
 def _array(path: Path, text: str) -> list[tuple[int, Any]]:
-    """Each value of a JSON array with the line on which it starts.
+    """Return each value of a JSON array with the line on which it starts.
 
-    The array is decoded value by value: `json.loads` would not say where a record that lacks a field is.
+    The array is decoded value by value: `json.loads` does not report the line of a record that lacks a field.
 
     Raises:
-        UserError: It is no valid JSON; file and line are told.
+        UserError: It is not valid JSON; the message has file and line.
     """
     decode = json.JSONDecoder().raw_decode
     values: list[tuple[int, Any]] = []
@@ -161,10 +161,10 @@ def _array(path: Path, text: str) -> list[tuple[int, Any]]:
 
 
 def _one_a_line(path: Path, text: str) -> list[tuple[int, Any]]:
-    """Each value of a file with one a line, with its line; empty lines are left out.
+    """Return each value of a file with one a line, with its line; empty lines are left out.
 
     Raises:
-        UserError: A line is no valid JSON; file and line are told.
+        UserError: A line is not valid JSON; the message has file and line.
     """
     values = []
     for line, record in enumerate(text.split("\n"), 1):
@@ -179,11 +179,11 @@ def _one_a_line(path: Path, text: str) -> list[tuple[int, Any]]:
 
 
 def _invalid(path: Path, error: ValueError | RecursionError, start: int) -> UserError:
-    """What to say of broken JSON.
+    """Return the error message for broken JSON.
 
     Args:
         path: The file.
-        error: What the decoder said.
+        error: Error of the decoder.
         start: Line on which the record starts: a quote that does not close shows itself far below.
     """
     if isinstance(error, RecursionError):
@@ -201,6 +201,6 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def _after_space(text: str, place: int) -> int:
-    """The next place that holds no white space of JSON."""
+    """Return the next index without JSON white space."""
     found = _SPACE.match(text, place)
     return found.end() if found else place

@@ -1,4 +1,4 @@
-"""What predictions of classes and scores are graded by (appendix B.1, Table 4)."""
+"""Metrics of predicted classes and scores (appendix B.1, Table 4)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from randlora_pl.language.datasets import glue
 
 
 def grades(metric: glue.Metric, predicted: Sequence[float], labels: Sequence[float]) -> dict[str, float]:
-    """The grades of predictions; the first is the one asked for, which the paper reports.
+    """Return the grades of predictions; the first is the one asked for, which the paper reports.
 
     Args:
         metric: ``acc`` or ``matthews`` for classes, ``pearson`` for scores.
@@ -56,12 +56,12 @@ class Predictions(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, predicted: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Takes those of one batch, all (b,); b may be 0 where a device only pads."""
+        """Add the predictions of one batch, all (b,); b may be 0 if a device only pads."""
         for held, values in zip((self.predicted, self.labels, self.losses), (predicted, labels, losses), strict=True):
             held.append(values.detach())
 
     def compute(self) -> dict[str, Any]:
-        """The whole set's ``predicted`` and ``labels`` as lists, and its mean ``loss``."""
+        """Return the whole set's ``predicted`` and ``labels`` as lists, and its mean ``loss``."""
         predicted, labels, losses = (dim_zero_cat(held).cpu() for held in (self.predicted, self.labels, self.losses))
         return {
             "predicted": predicted.tolist(),

@@ -34,12 +34,12 @@ def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[f
         return None, 'METEOR needs the program in pycocoevalcap: pip install "randlora-pl[e2e]"'
     try:
         return _score(program, texts, references), ""
-    except (OSError, ValueError) as error:  # the pipe breaks, or an answer is no number
+    except (OSError, ValueError) as error:  # the pipe breaks, or an answer is not a number
         return None, f"METEOR's program failed ({error}): try `java -version`; it needs 2 GB of memory"
 
 
 def _program() -> Path | None:
-    """The program in the package, which is not imported: that would load more than is needed."""
+    """Return the program in the package, which is not imported: that would load more than is needed."""
     package = importlib.util.find_spec("pycocoevalcap")
     for folder in package.submodule_search_locations or () if package else ():
         found = Path(folder) / "meteor" / "meteor-1.5.jar"
@@ -49,14 +49,14 @@ def _program() -> Path | None:
 
 
 def _score(program: Path, texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """The score of the corpus.
+    """Return the score of the corpus.
 
     Each ``SCORE`` line is answered by the counts of one text; ``EVAL`` with all of them by a line for each text and
     one for the corpus.
 
     Raises:
         OSError: The program cannot be started or ends early.
-        ValueError: An answer is no number.
+        ValueError: An answer is not a number.
     """
     command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(program), *OPTIONS]
     with subprocess.Popen(
@@ -76,12 +76,12 @@ def _score(program: Path, texts: Sequence[str], references: Sequence[Sequence[st
 
 
 def _line(text: str) -> str:
-    """The words of a sentence; bars would separate, and an empty line would be no sentence."""
+    """Return the words of a sentence; bars would separate, and an empty line would not be a sentence."""
     return " ".join(words(text)).replace("|", " ").strip() or "."
 
 
 def _answer(running: "subprocess.Popen[str]", line: str) -> str:
-    """What the program answers to a line."""
+    """Return the program's answer to a line."""
     if running.stdin is not None:
         running.stdin.write(f"{line}\n")
         running.stdin.flush()
@@ -89,7 +89,7 @@ def _answer(running: "subprocess.Popen[str]", line: str) -> str:
 
 
 def _read(running: "subprocess.Popen[str]") -> str:
-    """The next line of the program.
+    """Return the next line of the program.
 
     Raises:
         OSError: It has ended.

@@ -24,7 +24,7 @@ _PUNCTUATION = frozenset("'`\".?!,:;-(){}")
 
 
 def words(text: str) -> list[str]:
-    """The words of a sentence.
+    """Return the words of a sentence.
 
     COCO's evaluation, which E2E's uses for METEOR, ROUGE-L and CIDEr, calls Stanford's PTBTokenizer 3.4.1 (Java) and
     drops punctuation. This gives the same words for what E2E's sentences hold (contractions, hyphens, prices, ratings,

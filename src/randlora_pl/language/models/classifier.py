@@ -24,7 +24,7 @@ def load_classifier(
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A sequence classifier in eval mode on the CPU, float32.
+    """Return a sequence classifier in eval mode on the CPU, float32.
 
     What the files lack of the head starts at N(0, initializer_range^2), biases at 0, from the seed alone; a head of
     other classes is left out.
@@ -80,7 +80,7 @@ def load_classifier(
         missing = sorted(key for key in absent if key.startswith(f"{model.base_model_prefix}."))
     if missing:
         raise UserError(
-            f"{name} lacks {len(missing)} tensors of its encoder, {missing[0]} first: these weights are no whole "
+            f"{name} lacks {len(missing)} tensors of its encoder, {missing[0]} first: these weights are not a whole "
             f"{config.model_type} encoder. Give others (--model.name, --model.pretrained)."
         )
     _start(split(model)[1], absent, seed, float(getattr(config, "initializer_range", 0.02)))
@@ -88,7 +88,7 @@ def load_classifier(
 
 
 def split(model: Any) -> tuple[nn.Module, nn.ModuleDict]:
-    """The encoder of a classifier, and its head: all beside the encoder that has weights, and the dropout of BERT."""
+    """Return a classifier's encoder, and its head: every other module with weights, and the dropout of BERT."""
     encoder: nn.Module = getattr(model, model.base_model_prefix)
     head = {name: child for name, child in model.named_children() if child is not encoder}
     return encoder, nn.ModuleDict(
@@ -101,7 +101,7 @@ def split(model: Any) -> tuple[nn.Module, nn.ModuleDict]:
 
 
 def _start(head: nn.ModuleDict, absent: set[str], seed: int, deviation: float) -> None:
-    """Initial values of the head's tensors that no file has given."""
+    """Initialize the head's tensors that no file has given."""
     with torch.no_grad():
         for name, value in head.named_parameters():
             if name not in absent:
@@ -116,14 +116,14 @@ def _start(head: nn.ModuleDict, absent: set[str], seed: int, deviation: float) -
 
 
 def set_dropout(head: nn.Module, share: float) -> None:
-    """Sets every dropout of the head."""
+    """Set every dropout of the head."""
     for module in head.modules():
         if isinstance(module, nn.Dropout):
             module.p = share
 
 
 def most_tokens(encoder: nn.Module) -> int | None:
-    """The most tokens that learned positions allow, None where there are none; RoBERTa's begin behind the padding."""
+    """Return the most tokens that learned positions allow, or None without them; RoBERTa's begin behind the padding."""
     for name, module in encoder.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
@@ -131,13 +131,13 @@ def most_tokens(encoder: nn.Module) -> int | None:
 
 
 def takes_segments(config: Any) -> bool:
-    """Whether an encoder tells the two sentences of a pair apart by ``token_type_ids``."""
+    """Return True if an encoder marks the two sentences of a pair by ``token_type_ids``."""
     return int(getattr(config, "type_vocab_size", 0) or 0) > 1
 
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Modules in eval mode and without gradients; their modes come back."""
+    """Set modules to eval mode without gradients, and restore their modes after the block."""
     modes = [(module, module.training) for whole in modules for module in whole.modules()]
     for whole in modules:
         whole.eval()
@@ -150,6 +150,6 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 def inputs_of(batch: Mapping[str, Any], segments: bool) -> dict[str, Tensor]:
-    """What a classifier takes of a batch."""
+    """Return a classifier's inputs from a batch."""
     names = ("input_ids", "attention_mask", *(("token_type_ids",) if segments else ()))
     return {name: batch[name] for name in names if name in batch}

@@ -18,7 +18,7 @@ from randlora_pl.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Decoding:
-    """How texts are written; none of it is random.
+    """Settings of generation; without randomness.
 
     Attributes:
         num_beams: Beams of the search, 1 for greedy.
@@ -35,7 +35,7 @@ class Decoding:
 
 
 def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], decoding: Decoding, pad: int) -> list[str]:
-    """What a model writes after prompts.
+    """Generate texts after prompts.
 
     Args:
         model: A decoder of transformers.
@@ -65,7 +65,7 @@ def write_tokens(
     bos: int | None = None,
     share: bool = True,
 ) -> Tensor:
-    """The tokens behind `write_texts`, (b, up to max_new_tokens), padded on the right.
+    """Return the tokens behind `write_texts`, (b, up to max_new_tokens), padded on the right.
 
     Args:
         model: A decoder of transformers.
@@ -106,7 +106,7 @@ def write_tokens(
 
 
 def _read(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, beams: int) -> dict[str, Any]:
-    """Keys and values of all tokens of the prompts but the last, for each beam.
+    """Return keys and values of all tokens of the prompts but the last, for each beam.
 
     Nothing for prompts of one token, where rotary angles follow the length of the text (NTK's dynamic scaling), and
     where a model keeps anything else, such as the states of linear attention or convolutions (Mamba, LFM2), which
@@ -132,7 +132,7 @@ def _read(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, beams: in
 
 @contextmanager
 def _without_its_own_rules(model: Any) -> Iterator[None]:
-    """Takes away what a model's files say of generation, such as a penalty of repetitions.
+    """Remove the generation settings of a model's files, such as a repetition penalty.
 
     `generate` fills whatever a given configuration leaves open from there.
     """
@@ -147,7 +147,7 @@ def _without_its_own_rules(model: Any) -> Iterator[None]:
 
 
 def learned_columns(labels: Tensor) -> int:
-    """Last columns of (b, length) labels that hold all those of the loss: without the prompts, where they are masked.
+    """Return the number of last columns of (b, length) labels with all labels of the loss, without masked prompts.
 
     The vocabulary is so large that the logits of the other columns are most of the work of a short completion.
     """
@@ -158,9 +158,9 @@ def learned_columns(labels: Tensor) -> int:
 def token_losses(
     model: nn.Module, batch: dict[str, Any], columns: int, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of every next token.
+    """Return the loss of every next token.
 
-    Positions are counted from the first token that is no padding, so that a sample's loss does not depend on the
+    Positions are counted from the first token that is not padding, so that a sample's loss does not depend on the
     others of its batch.
 
     Args:
@@ -201,7 +201,7 @@ def choose_options(
     pad: int,
     device: torch.device,
 ) -> list[int]:
-    """The likeliest option after each prompt: the one whose tokens have the greatest mean log-likelihood.
+    """Return the likeliest option after each prompt: the one whose tokens have the greatest mean log-likelihood.
 
     The mean, because options of a question may differ in length.
 
@@ -216,7 +216,7 @@ def choose_options(
         The place of the chosen option for each prompt; of equals the first.
 
     Raises:
-        UserError: A prompt has no tokens or no options, an option has no tokens, or a likelihood is no number.
+        UserError: A prompt has no tokens or no options, an option has no tokens, or a likelihood is not a number.
     """
     if not all(prompts) or not all(some and all(some) for some in options):
         raise UserError(

@@ -1,4 +1,4 @@
-"""What transformers says when something cannot be had, in one line with what to do."""
+"""Errors of transformers about unavailable files, as one line with the next step."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ INSTALL = "pip install 'randlora-pl[language]'"
 
 
 def need_transformers() -> None:
-    """Complains where the extra is not installed.
+    """Raise an error if the extra is not installed.
 
     Raises:
         UserError: With the command that installs it.
@@ -25,7 +25,7 @@ def need_transformers() -> None:
 
 @contextmanager
 def reached(source: str, option: str) -> Iterator[None]:
-    """Turns what goes wrong while a model, configuration or tokenizer is looked for into a `UserError`.
+    """Turn errors of the search for a model, configuration or tokenizer into a `UserError`.
 
     Args:
         source: The name or folder that was asked for.
@@ -61,7 +61,7 @@ def _gated(source: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error's text, or all of it where that line only announces the others."""
+    """Return the first line of an error's text, or all of it where that line only announces the others."""
     text = str(error).strip() or type(error).__name__
     announces = text.partition("\n")[0].endswith(":")
     return (" ".join(text.split()) if announces else text).splitlines()[0][:200].rstrip(".")

@@ -24,16 +24,16 @@ _OVERRIDES = "--model.config_overrides"
 def model_config(
     name: str, pretrained: str | None, overrides: Mapping[str, Any] | None, option: str = _OVERRIDES
 ) -> Any:
-    """The configuration of a model.
+    """Return the configuration of a model.
 
     Args:
         name: A name of the Hub, a folder, or for random weights also a model type of transformers such as ``qwen2``.
-        pretrained: ``random``, a folder with the weights, or None for those of the name.
+        pretrained: ``random``, a folder with the weights, or None for the weights of the name.
         overrides: What a model with random weights has instead, for example ``{num_hidden_layers: 2}``.
         option: How the user gives these.
 
     Raises:
-        UserError: There is no such model, it is out of reach, or it has no such option.
+        UserError: The model is unknown or out of reach, or has no such option.
     """
     need_transformers()
     from transformers import CONFIG_MAPPING, AutoConfig
@@ -70,7 +70,7 @@ def model_config(
 
 @contextmanager
 def possible(overrides: Mapping[str, Any] | None, option: str = _OVERRIDES, config: Any = None) -> Iterator[None]:
-    """Tells options of a configuration that make no model in a line.
+    """Report options of a configuration that make no model as a one-line error.
 
     Args:
         overrides: The options.
@@ -92,7 +92,7 @@ def possible(overrides: Mapping[str, Any] | None, option: str = _OVERRIDES, conf
 
 
 def _fault_of_heads(config: Any) -> str:
-    """What does not fit among a configuration's sizes of attention heads; empty where nothing is known to."""
+    """Return the mismatch among a configuration's sizes of attention heads; empty if none is known."""
     width, heads, shared, size = (
         getattr(config, name, None)
         for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -100,9 +100,9 @@ def _fault_of_heads(config: Any) -> str:
     if not (isinstance(width, int) and isinstance(heads, int) and heads > 0):
         return ""
     if not size and width % heads:
-        return f"hidden_size {width} is no multiple of num_attention_heads {heads}"
+        return f"hidden_size {width} is not a multiple of num_attention_heads {heads}"
     if shared and heads % shared:
-        return f"num_attention_heads {heads} is no multiple of num_key_value_heads {shared}"
+        return f"num_attention_heads {heads} is not a multiple of num_key_value_heads {shared}"
     if not size and width // heads % 2 and getattr(config, "rope_parameters", getattr(config, "rope_theta", None)):
         return f"hidden_size / num_attention_heads is {width // heads}, but must be even for rotary positions"
     return ""
@@ -110,12 +110,12 @@ def _fault_of_heads(config: Any) -> str:
 
 @torch.no_grad()
 def try_out(model: nn.Module) -> None:
-    """Runs a new model once: some shapes, such as heads of an odd size, fail no sooner."""
+    """Run a new model once: some shapes, such as heads of an odd size, fail no sooner."""
     model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.int64), attention_mask=torch.ones(1, 2, dtype=torch.int64))
 
 
 def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
-    """Refuses a tokenizer of more tokens than a model has.
+    """Refuse a tokenizer of more tokens than a model has.
 
     Raises:
         UserError: With both numbers.
@@ -128,7 +128,7 @@ def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
 
 
 def _refuse_encoder(config: Any, name: str) -> None:
-    """Refuses BERT, RoBERTa and their kin, which transformers builds as decoders that read ahead.
+    """Refuse BERT, RoBERTa and their kin, which transformers builds as decoders that read ahead.
 
     Raises:
         UserError: With what takes them.
@@ -152,7 +152,7 @@ def load_causal(
     dtype: torch.dtype = torch.float32,
     quantize: Quantize | None = None,
 ) -> nn.Module:
-    """A decoder with its output layer, in eval mode on the CPU.
+    """Return a decoder with its output layer, in eval mode on the CPU.
 
     Args:
         name: See `model_config`.
@@ -197,7 +197,7 @@ def load_causal(
 
 
 def _quantization(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments for `from_pretrained`.
+    """Return the arguments for `from_pretrained`.
 
     Raises:
         UserError: bitsandbytes or the GPU that it needs is missing.
@@ -215,7 +215,7 @@ def _quantization(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, An
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
-    """Recomputes each block's activations in the backward pass, without the reentrant kind of PyTorch.
+    """Recompute each block's activations in the backward pass, without the reentrant kind of PyTorch.
 
     That one gives no gradient where a block's input needs none, as after a frozen embedding.
 
@@ -233,7 +233,7 @@ def checkpoint_blocks(model: nn.Module) -> None:
 
 
 def set_checkpointing_mode(model: nn.Module, mode: bool) -> None:
-    """Marks the blocks that recompute as training, which is what they look at; their layers stay as they are.
+    """Mark the blocks that recompute as training, which is what they look at; their layers stay as they are.
 
     Args:
         model: The model.
@@ -245,5 +245,5 @@ def set_checkpointing_mode(model: nn.Module, mode: bool) -> None:
 
 
 def identity_name(name: str) -> str:
-    """A model's name without the place of a folder, which is nobody's business."""
+    """Return a model's name without the path of a folder, which is private."""
     return Path(name).name if Path(name).is_dir() else name

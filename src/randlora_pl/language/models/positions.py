@@ -12,7 +12,7 @@ _POSITIONS = ("wpe", "embed_positions", "position_embeddings", "positions_embed"
 
 
 def table_of_positions(model: Any) -> int | None:
-    """How many positions a model's table has, learned (GPT-2) or not (CodeGen); None where it has no table."""
+    """Return the number of positions in a model's table, learned (GPT-2) or not (CodeGen); None without a table."""
     modules = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
     tables = [*modules, *(name for name, _ in model.named_buffers())]
     if not any(name.rpartition(".")[2] in _POSITIONS for name in tables):
@@ -22,7 +22,7 @@ def table_of_positions(model: Any) -> int | None:
 
 
 def check_positions(model: Any, mask: Tensor, more: int = 0) -> None:
-    """Refuses texts that are longer than a model's table of positions, which would end in an index error.
+    """Refuse texts that are longer than a model's table of positions, which would end in an index error.
 
     Args:
         model: A decoder of transformers.
@@ -44,7 +44,7 @@ def check_positions(model: Any, mask: Tensor, more: int = 0) -> None:
 
 
 def check_prompts(model: Any, prompts: Sequence[Sequence[int]], more: int) -> None:
-    """Refuses prompts that nothing can be written after, all of them at once.
+    """Refuse prompts that nothing can be written after, all of them at once.
 
     Args:
         model: A decoder of transformers.
@@ -55,9 +55,7 @@ def check_prompts(model: Any, prompts: Sequence[Sequence[int]], more: int) -> No
         UserError: With the number of them.
     """
     if not all(prompts):
-        raise UserError(
-            f"{sum(not each for each in prompts):,} of {len(prompts):,} prompts are no token to the tokenizer."
-        )
+        raise UserError(f"{sum(not each for each in prompts):,} of {len(prompts):,} prompts have no token.")
     most = table_of_positions(model)
     long = [] if most is None else [len(each) for each in prompts if len(each) + more > most]
     if long:

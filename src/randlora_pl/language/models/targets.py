@@ -1,4 +1,4 @@
-"""What the paper adapts in each family of language models, by the ``model_type`` of transformers' configs.
+"""Layers that the paper adapts in each family of language models, by the ``model_type`` of transformers' configs.
 
 Targets are aliases of `adapters.targets`, and so fit separate and fused projections alike:
 
@@ -24,7 +24,7 @@ TARGETS: dict[str, list[str]] = {
 
 
 def known_targets(model_type: str) -> list[str] | None:
-    """The paper's targets for a family of models that it has, None for others, whose layers may have other names.
+    """Return the paper's targets for a family of its models, None for others, whose layers may have other names.
 
     Example:
         >>> known_targets("gpt2")

@@ -24,7 +24,7 @@ log = logging.getLogger("randlora_pl")
 
 
 class Sample(NamedTuple):
-    """What a model is given and what it should write; the completion follows the prompt without a space between."""
+    """Prompt and completion of a sample; the completion follows the prompt without a space between."""
 
     prompt: str
     completion: str
@@ -46,7 +46,7 @@ class Encoded(NamedTuple):
 
 @dataclass
 class Lengths:
-    """What the cutoff did to a set of samples.
+    """Effect of the cutoff on a set of samples.
 
     Attributes:
         cutoff: Most tokens of a sample.
@@ -63,15 +63,15 @@ class Lengths:
     longest: int = 0
 
     def __str__(self) -> str:
-        said = f"{self.cut:,} of {self.samples:,} samples are longer than {self.cutoff} tokens and are cut"
-        said += f" (the longest has {self.longest:,})" if self.cut else ""
-        return said + (f"; {self.dropped:,} of them lost all that is learned and are left out" if self.dropped else "")
+        text = f"{self.cut:,} of {self.samples:,} samples are longer than {self.cutoff} tokens and are cut"
+        text += f" (the longest has {self.longest:,})" if self.cut else ""
+        return text + (f"; {self.dropped:,} of them lost all that is learned and are left out" if self.dropped else "")
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The number to pad with: the tokenizer's own, or that of the end of text where it has none (said in the log).
+    """Return the number to pad with: the tokenizer's own, or else the number of the end of text (logged).
 
-    Padding is told apart by masks and not by its number, so an end of text in a sample still counts.
+    Masks and not numbers mark the padding, so an end of text in a sample still counts.
 
     Raises:
         UserError: The tokenizer has neither.
@@ -87,7 +87,7 @@ def pad_id(tokenizer: Any) -> int:
 
 
 def encode_prompt(tokenizer: Any, prompt: str, separate: bool = False) -> list[int]:
-    """The tokens of a prompt as `encode` makes them, for generation; never cut.
+    """Return the tokens of a prompt as `encode` makes them, for generation; never cut.
 
     A start of text is set where the tokenizer sets one by itself.
 
@@ -101,7 +101,7 @@ def encode_prompt(tokenizer: Any, prompt: str, separate: bool = False) -> list[i
 
 
 def _start(tokenizer: Any) -> list[int]:
-    """The start of text, where the tokenizer sets one by itself."""
+    """Return the start of text, where the tokenizer sets one by itself."""
     start: list[int] = tokenizer("")["input_ids"][:1]
     return start if start == [tokenizer.bos_token_id] else []
 
@@ -113,7 +113,7 @@ def encode(
     mask_prompt: bool = False,
     separate: bool = False,
 ) -> Encoded:
-    """Tokens and labels of one sample: prompt, completion, end of text.
+    """Return tokens and labels of one sample: prompt, completion, end of text.
 
     Prompt and completion are tokenised apart, so that a model is asked with exactly the tokens that it was trained on,
     and no token is half prompt.
@@ -134,7 +134,7 @@ def encode(
 def _encoded(
     tokenizer: Any, samples: Iterable[Sample | tuple[str, str]], cutoff: int, mask_prompt: bool, separate: bool
 ) -> Iterator[Encoded]:
-    """What `encode` gives for each sample, many at a time."""
+    """Yield the results of `encode` for each sample, many at a time."""
     end = tokenizer.eos_token_id
     if end is None:
         raise UserError("The tokenizer has no end of text: set eos_token in its tokenizer_config.json")
@@ -156,7 +156,7 @@ def encode_all(
     mask_prompt: bool = False,
     separate: bool = False,
 ) -> tuple[list[Encoded], Lengths]:
-    """All samples in their order (see `encode`) as arrays, and what the cutoff did to them.
+    """Return all samples in their order (see `encode`) as arrays, and what the cutoff did to them.
 
     Lists would take several times as much memory. A sample of which no label is left, as its prompt alone fills the
     cutoff, is left out: a batch of such samples would have no loss.
@@ -166,7 +166,7 @@ def encode_all(
         lengths.samples += 1
         lengths.cut += encoded.full_length > cutoff
         lengths.longest = max(lengths.longest, encoded.full_length)
-        # The first token is predicted by nothing: its label alone is no loss either.
+        # The first token is predicted by nothing: its label alone is not a loss either.
         if all(label == IGNORED for label in encoded.labels[1:]):
             lengths.dropped += 1
         else:
@@ -179,7 +179,7 @@ def encode_all(
 def collate(
     encoded: Sequence[Encoded | tuple[Sequence[int], Sequence[int]]], pad: int, side: Side = "left", multiple: int = 8
 ) -> dict[str, Tensor]:
-    """A batch.
+    """Return a batch.
 
     Args:
         encoded: Tokens and labels of each sample.
@@ -209,7 +209,7 @@ def collate(
 def encode_sentences(
     tokenizer: Any, sentences: Sequence[Sequence[str]], cutoff: int = 128
 ) -> tuple[list[Mapping[str, list[int]]], Lengths]:
-    """The tokens of single sentences or pairs for an encoder, with its special tokens; pairs lose from the longer one.
+    """Return the tokens of sentences or pairs for an encoder, with special tokens; pairs lose from the longer one.
 
     Args:
         tokenizer: Any Hugging Face tokenizer.
@@ -239,10 +239,10 @@ def encode_sentences(
 def collate_sentences(
     tokenizer: Any, encoded: Sequence[Mapping[str, list[int]]], labels: Sequence[float], pad: int, multiple: int = 8
 ) -> dict[str, Tensor]:
-    """A batch for an encoder, padded on the right.
+    """Return a batch for an encoder, padded on the right.
 
     Args:
-        tokenizer: The one that encoded; says how other inputs than the tokens are padded.
+        tokenizer: The one that encoded; it defines the padding of inputs other than tokens.
         encoded: See `encode_sentences`.
         labels: Class numbers (int) or scores (float).
         pad: Number to pad with (see `pad_id`).

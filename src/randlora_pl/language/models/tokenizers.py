@@ -1,4 +1,4 @@
-"""Tokenizers: those of a model, of a folder or file, and one of plain bytes that needs no file."""
+"""Tokenizers of a model, of a folder or file, and of plain bytes, which need no file."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ END, PAD = "<|end|>", "<|pad|>"
 
 
 def load_tokenizer(source: str, sentences: bool = False, option: str = "--model.tokenizer") -> Any:
-    """A tokenizer of transformers.
+    """Return a tokenizer of transformers.
 
     Args:
         source: Name of a model on the Hub, a folder, a ``tokenizer.json`` (its end of text must be `END`), or `BYTES`.
@@ -36,7 +36,7 @@ def load_tokenizer(source: str, sentences: bool = False, option: str = "--model.
 
 
 def byte_tokenizer(sentences: bool = False) -> Any:
-    """A token for each byte, an end of text and a padding token: 258 in all, for weights that know no vocabulary.
+    """Return a tokenizer with a token per byte, an end of text and padding: 258 in all, for weights without vocabulary.
 
     Args:
         sentences: Whether the end of text stands before, between and behind sentences too, as an encoder needs it.

@@ -60,7 +60,7 @@ def test_a_method_that_is_better_on_every_data_set_has_a_verdict(tmp_path: Path)
     assert found.by_dataset == pytest.approx(gains) and found.seeds == 5
     assert found.difference.mean == pytest.approx(fmean(gains.values()))
     assert found.p == pytest.approx(2 / 2**7) and found.verdict == "RandLoRA-6 is better"
-    assert "RandLoRA-6 is better (p = 0.016)" in found.told()
+    assert "RandLoRA-6 is better (p = 0.016)" in found.sentence()
 
 
 def test_no_difference_is_found_where_data_sets_disagree(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ _SHORT = 24
 
 
 def accuracy_table(results: Results, beside: Beside, footnotes: Footnotes, model: str, fair: bool) -> Table:
-    """The layout of Tables 11 to 14: budgets and methods down, data sets across.
+    """Return the layout of Tables 11 to 14: budgets and methods down, data sets across.
 
     Args:
         results: Of the sweep.
@@ -73,7 +73,7 @@ def accuracy_table(results: Results, beside: Beside, footnotes: Footnotes, model
 
 
 def average_table(results: Results, beside: Beside, footnotes: Footnotes, model: str, fair: bool) -> Table:
-    """Methods down, budgets across: the averages over the data sets that every compared method has.
+    """Return a table of methods by budgets: the averages over the data sets that every compared method has.
 
     Args:
         results: Of the sweep.
@@ -116,15 +116,15 @@ def average_table(results: Results, beside: Beside, footnotes: Footnotes, model:
 
 
 def accuracy_cell(results: Results, beside: Beside, key: Key, best: float | None) -> Cell:
-    """A cell with its interval, each seed's value in its tooltip, and the paper's value below."""
+    """Return a cell with its interval, each seed's value in its tooltip, and the paper's value below."""
     estimate, runs, paper = results.estimate(key), results.runs(key), beside.cell(key)
     spread = f" ± {paper.std:g}" if paper and paper.std is not None else ""
     printed = f"paper {percent(paper.value)}{spread}" if paper else ""
-    states = [f"seed {run.seed if run.seed is not None else '?'}: {_value(run.accuracy) or run.told}" for run in runs]
+    states = [f"seed {run.seed if run.seed is not None else '?'}: {_value(run.accuracy) or run.status}" for run in runs]
     title = "; ".join([" ".join(key), *states])
     if estimate is None:
-        told = results.why_missing(key) if runs else ""
-        return Cell(_cut(told), printed, title if runs else "", None, missing=True)
+        text = results.why_missing(key) if runs else ""
+        return Cell(_cut(text), printed, title if runs else "", None, missing=True)
     short = sum(run.state == FINISHED for run in runs) < len(runs)
     partly = f"{len(estimate.values)} of {len(runs)} seeds" if short else ""
     if estimate.half is None:
@@ -137,28 +137,28 @@ def accuracy_cell(results: Results, beside: Beside, key: Key, best: float | None
 def average_cell(
     average: Average | None, paper: PaperAverage | None, best: float | None, notes: Footnotes, why: str
 ) -> Cell:
-    """An average, the paper's below it, in its tooltip what was averaged; or why there is none."""
+    """Return an average, the paper's below it, in its tooltip what was averaged; or why there is none."""
     printed = f"paper {percent(paper.value) if len(paper.cells) == 1 else f'{paper.value:.1f}'}" if paper else ""
     marks = notes.average(paper) if paper else ()
     if average is None:
         return Cell(_cut(why), printed, why, missing=True, notes=marks)
     estimate = average.estimate
-    told = [f"over {', '.join(average.datasets)}"]
+    text = [f"over {', '.join(average.datasets)}"]
     if estimate.half is None:
-        told.append("fewer than two seeds on all of them: no interval")
+        text.append("fewer than two seeds on all of them: no interval")
     else:
-        told += [f"seed {seed}: {_value(value)}" for seed, value in zip(average.seeds, estimate.values, strict=True)]
+        text += [f"seed {seed}: {_value(value)}" for seed, value in zip(average.seeds, estimate.values, strict=True)]
     unused = set(average.all_seeds) - set(average.seeds)
     some = bool(unused) and estimate.half is not None
     if some:
-        told.append(f"seeds that not every data set has are left out: {', '.join(map(str, sorted(unused)))}")
+        text.append(f"seeds that not every data set has are left out: {', '.join(map(str, sorted(unused)))}")
     partly = f"{len(average.seeds)} of {len(average.all_seeds)} seeds" if some else ""
     below = _below([partly], printed, estimate.mean, paper.value if paper else None)
-    return Cell(estimate_text(estimate), below, "; ".join(told), estimate.mean, _is(estimate, best), notes=marks)
+    return Cell(estimate_text(estimate), below, "; ".join(text), estimate.mean, _is(estimate, best), notes=marks)
 
 
 def percent(value: float) -> str:
-    """A printed number with one decimal, or all that it has."""
+    """Return a printed number with one decimal, or all that it has."""
     return f"{value:.1f}" if value == round(value, 1) else f"{value:g}"
 
 
@@ -168,7 +168,7 @@ def signed(difference: float) -> str:
 
 
 def count_cell(count: int | None) -> Cell:
-    """A number of parameters."""
+    """Return a number of parameters."""
     return Cell("" if count is None else f"{count:,}", sort=count)
 
 
@@ -178,15 +178,15 @@ def estimate_text(estimate: Estimate) -> str:
 
 
 def left_out_line(budget: str, left_out: dict[str, list[str]]) -> list[str]:
-    """Says which data sets are in no average of a budget, and because of whom."""
+    """Return lines that name the data sets left out of a budget's averages, and the methods without a run there."""
     if not left_out:
         return []
-    told = "; ".join(f"{dataset} (no finished run of {', '.join(methods)})" for dataset, methods in left_out.items())
-    return [f"{budget}: the averages leave out {told}."]
+    text = "; ".join(f"{dataset} (no finished run of {', '.join(methods)})" for dataset, methods in left_out.items())
+    return [f"{budget}: the averages leave out {text}."]
 
 
 def identifier(label: str) -> str:
-    """A label as part of a name of files and anchors; `build` tells those of equal labels apart."""
+    """Return a label as part of a name of files and anchors; `build` appends numbers to equal ones."""
     return re.sub(r"[\W_]+", "-", label.lower()).strip("-")[:_LONGEST] or "unnamed"
 
 
@@ -203,7 +203,7 @@ def _why(results: Results, model: str, budget: str, method: str) -> str:
 
 
 def _best(estimates: Sequence[Estimate | None], fair: bool) -> float | None:
-    """The best mean, where there is something to compare and it may be."""
+    """Return the best mean, where there is something to compare and it may be."""
     means = [estimate.mean for estimate in estimates if estimate]
     return max(means) if fair and len(means) > 1 else None
 
@@ -213,7 +213,7 @@ def _is(estimate: Estimate, best: float | None) -> bool:
 
 
 def _below(marks: Sequence[str], printed: str, ours: float, paper: float | None) -> str:
-    """The second line of a cell: its marks, such as how many seeds; the paper's value and the difference."""
+    """Return the second line of a cell: its marks, such as how many seeds; the paper's value and the difference."""
     return " · ".join(filter(None, [*marks, "" if paper is None else f"{printed} ({signed(ours - paper)})"]))
 
 

@@ -55,7 +55,7 @@ def cost_table(results: Results, beside: Beside, footnotes: Footnotes, model: st
             time, memory = beside.cost(model, method)
             rows.append([
                 Cell(method, notes=footnotes.row(paper)),
-                Cell(device or "not told"),
+                Cell(device or "unknown"),
                 count_cell(results.parameters(model, method)),
                 *([_share(results, beside, model, method)] if shares else []),
                 _relative(here, base, "fit_seconds", time),
@@ -103,8 +103,8 @@ def _relative(runs: list[Run], base: list[Run], name: str, paper: PaperCell | No
     pairs = [(run.number(name), of.get((run.key.dataset, run.key.budget, run.seed))) for run in runs]
     ratios = [100 * ours / theirs for ours, theirs in pairs if ours and theirs]
     if not ratios:
-        told = "no reference" if any(ours for ours, _ in pairs) else "not measured"
-        return Cell(told, printed, missing=True)
+        text = "no reference" if any(ours for ours, _ in pairs) else "not measured"
+        return Cell(text, printed, missing=True)
     mean = fmean(ratios)
     title = f"mean of {len(ratios)} cells, from {min(ratios):.0f} to {max(ratios):.0f}"
     return Cell(f"{mean:.0f}", f"{printed} ({mean - paper.value:+.0f})" if paper else "", title, mean)

@@ -14,7 +14,7 @@ from randlora_pl.experiments.report.statistics import Estimate, holm, sign_flip_
 EQUAL = 1.1
 """Up to this ratio two numbers of trained parameters count as equal."""
 COMPARABLE = 1.5
-"""Up to this ratio a pair is told at the start of the report: the paper's own matches are up to 35 % off."""
+"""Largest size ratio of a pair compared at the start of the report: the paper's own matches are up to 35 % off."""
 SEEDS = 5
 """Fewer common seeds give no verdict."""
 DATASETS = 6
@@ -39,7 +39,7 @@ class Versus:
         model: The model.
         first: One method, a RandLoRA where one of the two is.
         second: The other.
-        ratio: Trained parameters of the first, divided by those of the second.
+        ratio: Trained parameters of the first, divided by the second's.
         seeds: Common seeds of the cell with the fewest.
         cells: Differences of each data set and budget in points, one for each common seed.
         untuned: Why the rates are not comparable; empty where they are.
@@ -57,12 +57,12 @@ class Versus:
 
     @property
     def equal(self) -> bool:
-        """Whether both train equally many parameters."""
+        """Return True if both train equally many parameters."""
         return max(self.ratio, 1 / self.ratio) <= EQUAL
 
     @property
     def comparable(self) -> bool:
-        """Whether both train about equally many."""
+        """Return True if both train about equally many."""
         return max(self.ratio, 1 / self.ratio) <= COMPARABLE
 
     @property
@@ -75,12 +75,12 @@ class Versus:
 
     @property
     def difference(self) -> Estimate:
-        """Points, over data sets."""
+        """Mean difference in points, over data sets."""
         return Estimate(tuple(self.by_dataset.values()))
 
     @property
     def lacking(self) -> str:
-        """Runs that a verdict needs and that are not there; empty if there are enough."""
+        """Runs that a verdict needs and that are missing; empty if there are enough."""
         if self.seeds < SEEDS:
             return f"{many(self.seeds, 'seed')}, {SEEDS} are needed"
         if len(self.by_dataset) < DATASETS:
@@ -89,21 +89,21 @@ class Versus:
 
     @property
     def obstacle(self) -> str:
-        """Why there is no verdict; empty where there is one."""
+        """Reason for a missing verdict; empty if there is one."""
         if self.untuned:
             return f"not tuned: {self.untuned}"
         return f"no verdict: {self.lacking}" if self.lacking else ""
 
     @property
     def verdict(self) -> str:
-        """Which is better, that no difference was found, or why neither can be said."""
+        """Verdict: the better method, no difference found, or the reason for no verdict."""
         if self.p is None:
             return self.obstacle
         better = self.first if self.difference.mean > 0 else self.second
         return f"{better} is better" if self.p < LEVEL else "no difference found"
 
-    def told(self) -> str:
-        """In one sentence."""
+    def sentence(self) -> str:
+        """Return the comparison in one sentence."""
         size = "equally many trained parameters" if self.equal else f"{self.ratio:.2f} times its trained parameters"
         start = f"{self.model}: {self.first} against {self.second} ({size}): "
         if self.untuned:
@@ -115,9 +115,9 @@ class Versus:
 
 
 def comparisons(results: Results, rates: Rates) -> list[Versus]:
-    """Every pair of trained methods of each model, tested together.
+    """Return every pair of trained methods of each model, tested together.
 
-    Those of a RandLoRA with another method of about its size come first.
+    Pairs of a RandLoRA with another method of about its size come first.
     """
     found = [one for model in results.plan.models for one in _of_model(results, rates, model)]
     tested = [one for one in found if not one.obstacle]
@@ -132,7 +132,7 @@ def _order(results: Results, one: Versus) -> tuple[bool, bool]:
 
 
 def leading(results: Results, found: list[Versus]) -> list[Versus]:
-    """The pairs that a report begins with: a RandLoRA with another method of about its size."""
+    """Return the pairs that a report begins with: a RandLoRA with another method of about its size."""
     return [one for one in found if one.comparable and _order(results, one) == (False, False)]
 
 
@@ -150,12 +150,12 @@ def _of_model(results: Results, rates: Rates, model: str) -> Iterator[Versus]:
 
 
 def _is_randlora(results: Results, method: str) -> bool:
-    """By the adapter that the runs name, not by the label: LoRA may be ``matched to RandLoRA-6``."""
+    """Return True if the runs' adapter, not the label, is RandLoRA: LoRA may be ``matched to RandLoRA-6``."""
     return results.kind(method).lower().startswith("randlora")
 
 
 def _cells(results: Results, model: str, first: str, second: str) -> dict[tuple[str, str], Estimate]:
-    """Differences of every cell that both have, seed by seed."""
+    """Return the differences of every cell that both have, seed by seed."""
     found = {}
     for dataset in results.plan.datasets:
         for budget in results.trained_budgets(model):
@@ -167,7 +167,7 @@ def _cells(results: Results, model: str, first: str, second: str) -> dict[tuple[
 
 
 def versus_table(found: list[Versus]) -> Table:
-    """The pairs as a table; the tooltip of a difference has every cell with its interval over seeds.
+    """Return the pairs as a table; the tooltip of a difference has every cell with its interval over seeds.
 
     Args:
         found: What `comparisons` found, at least one.

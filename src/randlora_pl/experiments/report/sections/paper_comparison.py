@@ -52,7 +52,7 @@ class Beside:
                 self.problems.append(str(error))
 
     def cell(self, key: Key) -> PaperCell | None:
-        """The printed number of a cell."""
+        """Return the printed number of a cell."""
         column = column_of(self.plan.paper_name(key.dataset))
         for here in self.tables if column else ():
             model, method = self._labels(here, key.model, key.method)
@@ -63,7 +63,7 @@ class Beside:
         return None
 
     def average(self, model: str, budget: str, method: str, datasets: Sequence[str]) -> PaperAverage | None:
-        """The mean of the printed numbers of the same data sets, None where the paper lacks one of them.
+        """Return the mean of the printed numbers of the same data sets, None where the paper lacks one of them.
 
         Where a table has averages over all data sets, or all tests, only: that, None for any others.
         """
@@ -83,7 +83,7 @@ class Beside:
         return None
 
     def parameters(self, model: str, method: str) -> str:
-        """The printed parameters of a method, such as ``1.18 %`` or ``0.7M``; empty where no table has them."""
+        """Return the printed parameters of a method, such as ``1.18 %`` or ``0.7M``; empty where no table has them."""
         for here in self.tables:
             name, label = self._labels(here, model, method)
             for budget in here.budgets:
@@ -116,25 +116,25 @@ class Beside:
 
         A method that the paper calls by several names may be labelled with one and have another as its ``paper_name``.
         """
-        named, told = self.plan.paper_name(method, model), self.plan.paper_name(model)
+        named, name = self.plan.paper_name(method, model), self.plan.paper_name(model)
         models = {plain(label): label for label in here.models}
-        told = models.get(plain(told), told)
-        methods = {plain(label): label for label in here.methods(told)}
-        return told, methods.get(plain(named)) or (methods.get(plain(method), named) if of_data_sets(here) else named)
+        name = models.get(plain(name), name)
+        methods = {plain(label): label for label in here.methods(name)}
+        return name, methods.get(plain(named)) or (methods.get(plain(method), named) if of_data_sets(here) else named)
 
 
 def of_data_sets(here: PaperTable) -> bool:
-    """Whether a table tells its data sets apart."""
+    """Return True if a table has a column for each data set."""
     return any(column_of(column) for column in here.columns)
 
 
 def _names(cell: PaperCell) -> set[str]:
-    """What a row of Tables 2, 3 and 6 may be called: ``RandLoRA ternary``, or with its column, or with its size."""
+    """Return possible names of a row of Tables 2, 3 and 6: ``RandLoRA ternary``, or with its column or its size."""
     return {plain(cell.method), plain(f"{cell.method} {cell.column}"), plain(f"{cell.method} {_size(cell)}")}
 
 
 def _size(cell: PaperCell) -> str:
-    """Table 6 tells the size of the adapter with the data: ``efficient 15k``."""
+    """Table 6 prints the size of the adapter with the data: ``efficient 15k``."""
     return cell.budget.rpartition(" ")[0]
 
 
@@ -148,7 +148,7 @@ class Footnote:
 
     Attributes:
         number: As printed.
-        text: What it says.
+        text: Content of the note.
         source: Where that is from.
     """
 
@@ -165,27 +165,27 @@ class Footnotes:
 
     @property
     def all(self) -> list[Footnote]:
-        """Every note that was needed."""
+        """Return every note that was needed."""
         return [Footnote(number, *content) for content, number in self._numbers.items()]
 
     def add(self, text: str, source: str) -> int:
-        """The number of a note."""
+        """Return the number of a note."""
         return self._numbers.setdefault((text, source), len(self._numbers) + 1)
 
     def caption(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
-        """Notes about whole tables that some shown numbers are from."""
+        """Add notes about whole tables that some shown numbers are from."""
         return self._of(cells, lambda method, column: not method and not column)
 
     def row(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
-        """Notes about the method of some shown numbers."""
+        """Add notes about the method of some shown numbers."""
         return self._of(cells, lambda method, column: bool(method) and not column)
 
     def column(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
-        """Notes about the data set, or the column, of some shown numbers."""
+        """Add notes about the data set, or the column, of some shown numbers."""
         return self._of(cells, lambda method, column: bool(column))
 
     def average(self, found: PaperAverage) -> tuple[int, ...]:
-        """A note where the printed average is not the mean of the printed cells."""
+        """Return a note where the printed average is not the mean of the printed cells."""
         if found.printed is None or abs(found.printed.value - found.value) <= 0.05 + 1e-9:
             return ()
         cell = found.printed

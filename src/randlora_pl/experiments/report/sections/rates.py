@@ -26,7 +26,7 @@ class Rate:
     """One learning rate.
 
     Attributes:
-        value: None where no run says it.
+        value: Learning rate; None if no run has it.
         how: One of the words above.
         rule: Equal for rates that were chosen in one way; empty where a rate is not tuned.
     """
@@ -37,8 +37,8 @@ class Rate:
 
     @property
     def shown(self) -> str:
-        """As a table has it."""
-        return "not told" if self.value is None else f"{self.value:g}"
+        """Text of the rate in a table."""
+        return "unknown" if self.value is None else f"{self.value:g}"
 
 
 class Rates:
@@ -57,7 +57,7 @@ class Rates:
                 place.setdefault(self.rate(run), []).append(run)
 
     def of(self, model: str, method: str) -> dict[Rate, list[Run]]:
-        """The rates of a method, each with its runs."""
+        """Return the rates of a method, each with its runs."""
         return self._found.get((model, method), {})
 
     def untuned(self, model: str, methods: Iterable[str]) -> str:
@@ -71,11 +71,11 @@ class Rates:
         return ", ".join(f"{method} {how}" for method, how in hows.items()) + other
 
     def one_rule(self, model: str) -> bool:
-        """Whether all methods of a model can be compared."""
+        """Return True if all methods of a model can be compared."""
         return not self.untuned(model, [method for name, method in self._found if name == model])
 
     def rate(self, run: Run) -> Rate:
-        """The rate of a trained run."""
+        """Return the rate of a trained run."""
         model, label = run.key.model, run.key.method
         method = self.plan.facts.get("methods", {}).get(label, {})
         kind, task = str(run.facts.get("method") or ""), str(run.facts.get("task") or "VisionLanguageTask")
@@ -97,7 +97,7 @@ def _only_head(method: dict[str, object]) -> bool:
 
 
 def rate_table(rates: Rates) -> Table | None:
-    """The rates of every method, with the places of each where there are several; None where nothing was trained."""
+    """Return the rates of every method, with the cells of each if there are several; None if nothing was trained."""
     rows, hows = [], set()
     for model in rates.plan.models:
         for method in rates.plan.methods:
@@ -117,7 +117,7 @@ def rate_table(rates: Rates) -> Table | None:
 
 
 def _searched(rates: Rates) -> str:
-    """Where and how was searched."""
+    """Return the grid and the rule of the search."""
     found = rates.plan.tuned
     names = {name: ", ".join(map(str, found.get(name) or ["?"])) for name in ("datasets", "budgets", "seeds")}
     made = " ".join(str(found[name])[:12] for name in ("version", "git_commit") if found.get(name))
