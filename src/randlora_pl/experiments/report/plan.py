@@ -100,11 +100,11 @@ def read_plan(folder: Path) -> Plan:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{FILE} is cut off or damaged ({first_line(error)}).") from error
     if not isinstance(content, dict):
-        raise UserError(f"{FILE} describes no sweep.")
+        raise UserError(f"{FILE} does not describe a sweep.")
     try:
         return _plan(content)
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{FILE} describes no sweep ({first_line(error)}).") from error
+        raise UserError(f"{FILE} does not describe a sweep ({first_line(error)}).") from error
 
 
 def budget_label(value: Any) -> str:
