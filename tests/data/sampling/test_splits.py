@@ -99,6 +99,12 @@ def test_no_class_loses_its_only_image() -> None:
     assert set(kept.labels.tolist()) == {0, 1, 2} and len(aside) == 2
 
 
+@pytest.mark.parametrize("groups", [None, np.zeros(1, dtype=np.int64)])
+def test_the_only_image_of_all_is_kept(groups: np.ndarray | None) -> None:
+    kept, aside = hold_out(samples_of(np.zeros(1), groups=groups), 1, "test")
+    assert (len(kept), len(aside)) == (1, 0)
+
+
 def test_groups_stay_together() -> None:
     groups = np.repeat(np.arange(20), 3)
     kept, aside = hold_out(samples_of(np.zeros(60), groups=groups), 5, "test")

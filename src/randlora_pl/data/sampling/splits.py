@@ -92,11 +92,14 @@ def few_shot(labels: NDArray[np.int64], numbers: NDArray[np.int64], shots: int, 
 def hold_out(samples: Samples, total: int, name: str) -> tuple[Samples, Samples]:
     """Split samples into (kept, held out), stratified by class, or by groups if there are any.
 
+    At least one sample (or group) is kept.
+
     Args:
         samples: Samples to split.
         total: Number of samples (or groups) to hold out.
         name: Name of the random stream.
     """
+    total = max(0, min(total, _units(samples) - 1))
     if samples.groups is None:
         chosen = stratified(
             samples.labels, samples.numbers, total, SPLIT_SEED, name, keep=1
