@@ -74,7 +74,7 @@ def test_bad_input(run: Run, refused: Callable[..., str], two: tuple[str, str], 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "x").write_text("mine")
     assert "exists" in refused(*base, "mine", "--as", "lora", "--rank", "2")
-    assert "other things" in refused(*base, "mine", "--as", "lora", "--rank", "2", "--overwrite")
+    assert "other files" in refused(*base, "mine", "--as", "lora", "--rank", "2", "--overwrite")
     assert "would replace" in refused(
         "adapter", "add", *two, "--output", two[0], "--as", "lora", "--rank", "2", "--overwrite"
     )
