@@ -11,6 +11,7 @@ from randlora_pl.adapters.methods.fixed_rank.nola import NoLA
 from randlora_pl.adapters.methods.fixed_rank.vera import VeRA
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.formatting import byte_size
 
 _METHODS: dict[str, Callable[..., Adapter]] = {"randlora": RandLoRA, "lora": LoRA, "vera": VeRA, "nola": NoLA}
 
@@ -90,6 +91,6 @@ def check_size(adapter: Adapter, shapes: list[WeightShape], total: int) -> None:
         size += sum(tensor.numel() for tensor in bases.buffers())
     if size > most:
         raise UserError(
-            f"{adapter.method()} would have {size:,} values ({4 * size / 1e9:,.0f} GB) in bases and parameters, "
+            f"{adapter.method()} would have {size:,} values ({byte_size(4 * size)}) in bases and parameters, "
             f"the model has {total:,}. Lower --model.adapter.num_bases or --model.adapter.rank."
         )

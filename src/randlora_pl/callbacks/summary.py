@@ -9,6 +9,7 @@ from randlora_pl.callbacks.validation import validations
 from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.run_results import planned
 from randlora_pl.utils.text.console import print_above_progress
+from randlora_pl.utils.text.formatting import byte_size
 
 MOST_ROWS = 15
 _BYTES = 4  # trainable parameters are float32
@@ -68,7 +69,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         **({"label smoothing": f"{smoothing:g}"} if smoothing else {}),
         "precision": f"{trainer.precision} on {place}",
         **({"sharded": f"{shards}{low}"} if shards else {}),
-        "checkpoint": f"{_size(3 * _BYTES * trainable)} to resume, adapter {_size(_BYTES * trainable)}",
+        "checkpoint": f"{byte_size(3 * _BYTES * trainable)} to resume, adapter {byte_size(_BYTES * trainable)}",
         "seed": str(task.seed),
         "run folder": str(run_folder(trainer)),
     }
@@ -90,10 +91,6 @@ def _validated(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         every, batches = trainer.val_check_interval, task.total_steps() * trainer.accumulate_grad_batches
         return {"validation": f"none: --trainer.val_check_interval is {every:,}, and the run has {batches:,} batches"}
     return {"validation": f"{count:,} time{'s' if count > 1 else ''} on {data.held_out:,} {data.unit}"} if count else {}
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB"
 
 
 class StartSummary(Callback):

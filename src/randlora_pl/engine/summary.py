@@ -9,7 +9,7 @@ from rich.table import Table
 
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.utils.run_results import read_results
-from randlora_pl.utils.text.formatting import duration
+from randlora_pl.utils.text.formatting import byte_size, duration
 
 _PLAIN = {"loss": 4, "BLEU": 2, "NIST": 2, "METEOR": 2, "ROUGE-L": 2, "CIDEr": 2}
 """Decimals of metrics that are not fractions."""
@@ -40,7 +40,7 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
         "time": f"{duration(results['fit_seconds'], 1)} for {results['steps']:,} steps"
         + (f", {speed:,.0f} {unit}/s" if speed else ""),
         "exchanged": _exchanged(results),
-        "peak memory": f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB ({results['device']})",
+        "peak memory": f"{byte_size(results['peak_memory_bytes'])} ({results['device']})",
         "everything": f"{folder}: {', '.join(_listed(folder))}",
     }
     for name, text in rows.items():
@@ -72,9 +72,9 @@ def _stopped(results: Any) -> str:
 
 
 def _exchanged(results: Any) -> str:
-    """Return ``0.6 MB of gradients per step among 8 devices``; empty for one device, or another strategy."""
-    size = results.get("exchange/bytes_per_step")
-    return f"{size / 1e6:.2f} MB of gradients a step among {results['devices']} devices" if size else ""
+    """Return ``597.7 kB of gradients per step among 8 devices``; empty for one device, or another strategy."""
+    sent = results.get("exchange/bytes_per_step")
+    return f"{byte_size(sent)} of gradients a step among {results['devices']} devices" if sent else ""
 
 
 def format_metrics(results: Any, name: str) -> str:

@@ -15,6 +15,7 @@ from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.models.blocks import forward_methods, repeated_blocks
 from randlora_pl.parallel.strategy import AdapterDDP
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.formatting import byte_size
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Shards:
 
     def __str__(self) -> str:
         """Return one line for the run summary."""
-        here, whole = (f"{count / 1e6:,.1f} MB" for count in (self.device_bytes, self.bytes))
-        return f"frozen weights of {self.blocks} blocks: {here} of {whole} on each device"
+        here = f"{byte_size(self.device_bytes)} of {byte_size(self.bytes)}"
+        return f"frozen weights of {self.blocks} blocks: {here} on each device"
 
 
 class AdapterFSDP(AdapterDDP):

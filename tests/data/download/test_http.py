@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from randlora_pl.data.download import http as fetch
-from randlora_pl.data.download.http import download, length, megabytes
+from randlora_pl.data.download.http import download, length
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.formatting import byte_size
 from tests.data.download.server import Server, md5, serving
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
@@ -226,7 +227,7 @@ def test_a_disk_that_fills_up_keeps_what_has_come(target: Path, server: Server) 
 
 def test_sizes(server: Server) -> None:
     assert length([f"{server.url}/a.bin"]) == 1_000_000 and length([f"{server.url}/b"]) is None
-    assert [megabytes(count) for count in (999, 1_000, 170_498_071, 37 * 10**9)] == [
+    assert [byte_size(count) for count in (999, 1_000, 170_498_071, 37 * 10**9)] == [
         "999 bytes",
         "1.0 kB",
         "170.5 MB",

@@ -68,7 +68,7 @@ def test_card_of_a_run(tmp_path: Path) -> None:
     assert header["library_name"] == "randlora-pl" and header["license"] == "mit"
     assert header["pipeline_tag"] == "image-classification" and "dora" in header["tags"]
     assert "base_model" not in header  # a file of the author's is on no hub
-    for text in ("87.50 %", "10.00 %", "1,234", "1,024 MiB", "`folder`", "64 x 64 pixels", "`mit`", "3 classes"):
+    for text in ("87.50 %", "10.00 %", "1,234", "1.1 GB", "`folder`", "64 x 64 pixels", "`mit`", "3 classes"):
         assert text in card, text
     assert config["data"] == {"dataset": "folder", "root": "PATH", "train": "https://host/x-{0..9}.tar", "shots": 4}
     assert config["model"]["class_path"] == "randlora_pl.tasks.LinearHeadTask"

@@ -11,6 +11,7 @@ from randlora_pl.config.adapter_config import config_beside, data_beside
 from randlora_pl.engine.run_folder import output_folder
 from randlora_pl.utils.errors import UnreadableImageError, UserError
 from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
+from randlora_pl.utils.text.formatting import byte_size
 
 if TYPE_CHECKING:
     from randlora_pl.adapters import AdapterFile
@@ -197,11 +198,7 @@ def told(folder: Path, following: str = "") -> None:
     sizes = []
     for file in sorted(folder.iterdir()):
         with suppress(OSError):
-            sizes.append(f"{file.name} ({_size(file.stat().st_size)})")
+            sizes.append(f"{file.name} ({byte_size(file.stat().st_size)})")
     print(f"\nWritten: {folder}/: {', '.join(sizes)}")
     if following:
         print(f"Next: randlora-pl {following}")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(1, round(count / 1e3))} kB"

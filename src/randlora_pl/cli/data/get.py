@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, default_root, find, get_command, how_to_get, present
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.formatting import byte_size
 
 if TYPE_CHECKING:
     from randlora_pl.data.check import Report
@@ -116,7 +117,7 @@ def _fetch(row: DatasetSpec, root: Path) -> "Report":
         UserError: It cannot be had.
     """
     from randlora_pl.cli.data.report import SAMPLE
-    from randlora_pl.data.download.http import length, megabytes
+    from randlora_pl.data.download.http import length
     from randlora_pl.data.download.install import downloads, get
 
     home = downloads(row, root)
@@ -128,7 +129,7 @@ def _fetch(row: DatasetSpec, root: Path) -> "Report":
         if size is None:  # offline, or a server that does not tell: no use in waiting for the others
             break
         sizes.append(size)
-    total = f", {megabytes(sum(sizes))}" if absent and len(sizes) == len(absent) else ""
+    total = f", {byte_size(sum(sizes))}" if absent and len(sizes) == len(absent) else ""
     count = "1 file" if len(row.files) == 1 else f"{len(row.files)} files"
     print(f"  {count}, {len(absent)} to download{total}: to {home}, unpacked into {root}", flush=True)
     get(row, root, _watch())

@@ -12,6 +12,7 @@ from pathlib import Path
 from randlora_pl.cli.common.tables import entry
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.text.formatting import byte_size
 from randlora_pl.utils.version import __version__
 
 PACKAGES = (
@@ -83,7 +84,7 @@ def devices() -> dict[str, str]:
     found = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used by PyTorch"}
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
-        found[f"cuda:{number}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        found[f"cuda:{number}"] = f"{properties.name}, {byte_size(properties.total_memory)}"
     if torch.backends.mps.is_available():
         found["mps"] = "Apple GPU"
     if len(found) == 1:
@@ -225,5 +226,5 @@ def folders() -> dict[str, str]:
     found = {name: str(folder) for name, folder in here.items()}
     free = shutil.disk_usage(Path.cwd()).free
     writable = os.access(Path.cwd(), os.W_OK)
-    runs = f"{Path.cwd() / 'runs'}, {free / 2**30:.0f} GiB free"
+    runs = f"{Path.cwd() / 'runs'}, {byte_size(free)} free"
     return found | {"runs": runs if writable else f"{Path.cwd()} cannot be written: use --run.root FOLDER"}

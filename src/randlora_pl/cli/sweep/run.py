@@ -9,7 +9,7 @@ from randlora_pl.cli.sweep.job import Job, check_data, summary
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN
 from randlora_pl.experiments.sweep.plan import Cell
 from randlora_pl.utils.errors import UserError, errors_in
-from randlora_pl.utils.text.formatting import duration
+from randlora_pl.utils.text.formatting import byte_size, duration
 
 if TYPE_CHECKING:
     from randlora_pl.experiments.sweep.estimate import Estimate, Estimator
@@ -40,7 +40,7 @@ def dry_run(job: Job) -> int:
             took, memory, source = found.seconds, found.bytes, found.source
             seconds, unknown = seconds + (took or 0.0), unknown + (took is None)
             sources.add(source)
-        shown = (duration(took) if took else "?", f"{memory / 2**20:,.0f} MiB" if memory else "?", source)
+        shown = (duration(took) if took else "?", byte_size(memory) if memory else "?", source)
         rows.append([cell.hash, *cell.labels, state, *shown])
     print(table(["cell", "model", "data set", "budget", "method", "seed", "state", "time", "memory", "from"], rows))
     states = [row[6] for row in rows]

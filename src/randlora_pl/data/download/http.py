@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.text.formatting import byte_size
 from randlora_pl.utils.version import __version__
 
 TIMEOUT = 15.0
@@ -203,7 +204,7 @@ def _attempt(url: str, part: _Part, checked: bool, tick: ProgressCallback) -> bo
         have, total = _check_response(answer, have, part, url)
         if total is not None and total - have > (free := shutil.disk_usage(part.path.parent).free):
             raise UserError(
-                f"{part.target.name} needs {megabytes(total - have)}, but {part.path.parent} has {megabytes(free)} free"
+                f"{part.target.name} needs {byte_size(total - have)}, but {part.path.parent} has {byte_size(free)} free"
             )
         _receive(answer, have, total, part, url, tick)
         return have > 0
@@ -262,11 +263,3 @@ def _next(answer: Any) -> bytes:
 
 def _number(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdecimal() else None
-
-
-def megabytes(count: int) -> str:
-    """Return a human-readable size, for example ``1.2 GB``."""
-    for unit, digits in (("GB", 9), ("MB", 6), ("kB", 3)):
-        if count >= 10**digits:
-            return f"{count / 10**digits:.1f} {unit}"
-    return f"{count} bytes"

@@ -15,9 +15,10 @@ from pathlib import Path
 from randlora_pl.data.catalog.registry import dataset_path, get_command
 from randlora_pl.data.catalog.spec import Archive, DatasetSpec
 from randlora_pl.data.download.archives import is_archive, unpack
-from randlora_pl.data.download.http import ProgressCallback, download, fetched, forget, host, megabytes, mismatch
+from randlora_pl.data.download.http import ProgressCallback, download, fetched, forget, host, mismatch
 from randlora_pl.data.readers.dispatch import SPLITS, read
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.formatting import byte_size
 
 log = logging.getLogger("randlora_pl")
 
@@ -39,7 +40,7 @@ class DownloadProgress:
             nonlocal last
             if time.monotonic() - last > EVERY:
                 last = time.monotonic()
-                self.report(f"{text}, {megabytes(done)}" + ("" if total is None else f" of {megabytes(total)}"))
+                self.report(f"{text}, {byte_size(done)}" + ("" if total is None else f" of {byte_size(total)}"))
 
         return nullcontext(tick)
 
@@ -191,7 +192,7 @@ def _obtain(row: DatasetSpec, root: Path, file: Archive, watch: DownloadProgress
                 f"{row.name}: {file.name} could not be downloaded: {error}",
                 f"By hand: put into {path.parent}: {named}; then: {get_command(row, root)}",
             ) from error
-    watch.report(f"{file.name}: {megabytes(path.stat().st_size)} from {host(source)}, {_verdict(file)}")
+    watch.report(f"{file.name}: {byte_size(path.stat().st_size)} from {host(source)}, {_verdict(file)}")
 
 
 def _verdict(file: Archive) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from randlora_pl.data.images.decode import Images
+from randlora_pl.utils.text.formatting import byte_size
 
 MOST_BYTES = 8 * 2**30
 """Maximum memory of a split's decoded images per machine; also limited to a quarter of the free memory."""
@@ -139,7 +140,7 @@ def _mapped(file: IO[bytes], size: int) -> mmap.mmap | None:
     try:
         return mmap.mmap(file.fileno(), size)
     except (OSError, ValueError):
-        log.warning("decoded images are not cached: not enough address space for %s MB", f"{size >> 20:,}")
+        log.warning("decoded images are not cached: not enough address space for %s", byte_size(size))
         return None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UserError, first_line
 
 PARENT = "RANDLORA_PL_SWEEP_PARENT"
@@ -82,8 +83,8 @@ def end_with_parent() -> None:
 
 def _share(number: int, jobs: int) -> dict[str, str]:
     """Return the environment of one process: its share of the cores, and one GPU where there are several."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // jobs))}
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // jobs))
+    environment = os.environ | {"OMP_NUM_THREADS": threads}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(number) for number in range(_gpus())]
     return environment | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if len(gpus) > 1 else {})

@@ -13,6 +13,7 @@ from randlora_pl.utils.class_paths import with_public_paths
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_yaml
 from randlora_pl.utils.files.weights_files import file_name, looks_like_file, without_local_paths
+from randlora_pl.utils.text.formatting import byte_size
 
 _CLASSES = 200  # further names are in adapter_config.json
 _PLACE = "PATH"
@@ -212,7 +213,7 @@ def _shown(key: str, value: Any) -> str:
     if key.endswith("/acc") or "recall" in key:
         return f"{100 * value:.2f} %"
     if key == "peak_memory_bytes":
-        return f"{value / 2**20:,.0f} MiB"
+        return byte_size(value)
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""Formatting of durations."""
+"""Formatting of durations and sizes."""
 
 
 def duration(seconds: float, digits: int = 0) -> str:
@@ -16,3 +16,11 @@ def duration(seconds: float, digits: int = 0) -> str:
     if minutes < 600:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{hours} h" if hours < 72 else f"{round(hours / 24):,} days"
+
+
+def byte_size(count: float) -> str:
+    """Return a number of bytes as text: ``999 bytes``, ``1.0 kB``, ``170.5 MB`` or ``37.0 GB`` of 10⁹ bytes."""
+    for unit, digits in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if count >= 10**digits:
+            return f"{count / 10**digits:,.1f} {unit}"
+    return f"{count:.0f} bytes"
