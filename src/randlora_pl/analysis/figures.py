@@ -7,7 +7,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from randlora_pl.utils.files.cache_folder import write_atomic
+from randlora_pl.utils.files.atomic_output import atomic_file
 from randlora_pl.utils.text.printable import for_figure
 
 _COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#d62728", "#8c564b", "#e377c2", "#17becf")
@@ -41,7 +41,7 @@ def legend(figure: Figure, axes: Any, columns: int = 4) -> None:
 
 def write_figure(figure: Figure, folder: Path, name: str) -> None:
     """Write ``NAME.png`` and ``NAME.svg``, without a date, so that equal figures give equal files."""
-    write_atomic(folder / f"{name}.png", lambda stream: figure.savefig(stream, format="png", dpi=130))
-    with rc_context({"svg.hashsalt": name}):
-        metadata = {"Date": None}
-        write_atomic(folder / f"{name}.svg", lambda stream: figure.savefig(stream, format="svg", metadata=metadata))
+    with atomic_file(folder / f"{name}.png") as stream:
+        figure.savefig(stream, format="png", dpi=130)
+    with rc_context({"svg.hashsalt": name}), atomic_file(folder / f"{name}.svg") as stream:
+        figure.savefig(stream, format="svg", metadata={"Date": None})

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from randlora_pl.analysis.figures import colors, footnote, new_figure
 from randlora_pl.analysis.landscape import ABOVE, Grid, Point
 from randlora_pl.analysis.paths import Cell, low_path
-from randlora_pl.utils.files.cache_folder import write_atomic
+from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.text.printable import for_figure
 
 Heights = list[list[float]]
@@ -162,5 +162,4 @@ def write_page(landscape: Landscape, file: Path) -> None:
         legend={"x": 0, "y": 0.95, "bgcolor": "rgba(120,120,120,0.75)", "font": {"color": "white"}},
         margin={"l": 0, "r": 0, "b": 0, "t": 70},
     )  # fmt: skip
-    text = figure.to_html(include_plotlyjs=True, full_html=True, default_height="90vh")
-    write_atomic(file, lambda stream: stream.write(text.encode()))
+    write_text(file, figure.to_html(include_plotlyjs=True, full_html=True, default_height="90vh"))

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter
 from randlora_pl.bench.steps import Measured
 from randlora_pl.bench.sweeps import Reading
 from randlora_pl.bench.timing import Spread
-from randlora_pl.utils.files.cache_folder import write_atomic
+from randlora_pl.utils.files.atomic_output import atomic_file, write_text
 
 COLOURS = {
     "full": "#7f7f7f",
@@ -238,12 +238,13 @@ def _scale(panel: Any) -> None:
 def write_figure(figure: Figure, path: Path) -> None:
     """Draw a PNG file."""
     FigureCanvasAgg(figure)
-    write_atomic(path, lambda stream: figure.savefig(stream, format="png", dpi=120))
+    with atomic_file(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)
 
 
 def write_json(content: Any, path: Path) -> None:
     """Write JSON for readers of any language; what could not be measured is null."""
-    write_text(json.dumps(content, indent=1) + "\n", path)
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -253,9 +254,4 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     writer = csv.DictWriter(stream, keys, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(stream.getvalue(), path)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a text file, whole or not at all."""
-    write_atomic(path, lambda stream: stream.write(text.encode()))
+    write_text(path, stream.getvalue())

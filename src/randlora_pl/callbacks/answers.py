@@ -5,7 +5,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from randlora_pl.utils.files.run_files import run_folder, write_text
+from randlora_pl.utils.files.atomic_output import write_text
+from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.text.console import print_above_progress
 
 FILE = "answers.jsonl"

@@ -9,7 +9,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import write_bytes
+from randlora_pl.utils.files.atomic_output import write_bytes
 
 
 class CheckpointFile(TorchCheckpointIO):

@@ -14,7 +14,7 @@ from randlora_pl.data.check import evenly
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.sampling.splits import few_shot
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.cache_folder import write_atomic
+from randlora_pl.utils.files.atomic_output import atomic_file, disk_errors
 from randlora_pl.utils.text.printable import printable
 
 MOST_CLASSES = 20
@@ -85,10 +85,8 @@ class Sheet:
             UserError: The file cannot be written.
         """
         sheet = self.draw()
-        try:
-            write_atomic(path, lambda stream: sheet.save(stream, "PNG"))
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror or error}). Set another --output") from error
+        with disk_errors(path), atomic_file(path) as stream:
+            sheet.save(stream, "PNG")
 
     def draw(self) -> Image.Image:
         """Draw a heading, then images below each class name, in as many columns as fit."""

@@ -13,6 +13,7 @@ from randlora_pl.config.compose import Command, Tree, flatten, normalise
 from randlora_pl.parallel.launch import broadcast_decision
 from randlora_pl.utils.class_paths import public_path
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import write_bytes
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.run_files import ADAPTER, BEST, CONFIG, LAST, RESULTS
 
@@ -193,9 +194,7 @@ def keep_older(file: Path) -> None:
     for number in range(1, 1000):
         older = file.with_name(f"{file.name}.{number}")
         if not older.exists():
-            part = older.with_name(f".{older.name}.part")
-            shutil.copyfile(file, part)
-            part.replace(older)
+            write_bytes(older, file.read_bytes())
             return
 
 

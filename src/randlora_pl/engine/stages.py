@@ -23,7 +23,8 @@ from randlora_pl.engine.summary import end_page, format_metrics
 from randlora_pl.language.dataset_sizes import OWN_TEXTS
 from randlora_pl.tasks.evaluation import check_numbers
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import CONFIG, LAST, remove_leftovers, write_text
+from randlora_pl.utils.files.atomic_output import remove_leftovers, write_text
+from randlora_pl.utils.files.run_files import CONFIG, LAST
 from randlora_pl.utils.run_results import data_results, environment, model_results, read_results, write_results
 from randlora_pl.utils.text.console import print_above_progress
 

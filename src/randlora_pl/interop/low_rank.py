@@ -23,7 +23,7 @@ from randlora_pl.interop.library_model import LibraryModel
 from randlora_pl.interop.merge.vision import TOLERANCE, added
 from randlora_pl.interop.updates import State, adapted, rows_of, weight_key
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import part_folder
+from randlora_pl.utils.files.atomic_output import disk_errors, scratch_folder
 from randlora_pl.utils.files.weights_files import without_local_paths
 
 
@@ -200,7 +200,7 @@ def _description(first: AdapterFile, targets: list[str] | None, origin: Mapping[
 
 def _save_checked(path: Path, made: Base, base: Base, size: int, description: dict[str, Any]) -> None:
     """Write under a temporary name, load that into the base model, compare, then write under the final name."""
-    with part_folder(path) as part:
+    with disk_errors(path), scratch_folder(path) as part:
         save_adapter(made.part, part / path.name, **description)
         again = adapted(base, read_adapter(part / path.name))
         found, expected = outputs(again.model, size), outputs(made.model, size)
@@ -212,7 +212,5 @@ def _save_checked(path: Path, made: Base, base: Base, size: int, description: di
                 f"what it changes, more than {TOLERANCE:.0e} or {LOST:.0%}: nothing was written. "
                 "Please report this with the adapter's configuration."
             )
-    try:
+    with disk_errors(path):
         save_adapter(made.part, path, **description)  # replaces only an adapter
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}); no files remain.") from error

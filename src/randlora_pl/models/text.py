@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from randlora_pl.models.spec import ModelIdentity
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.cache_folder import cache_folder, write_atomic
+from randlora_pl.utils.files.atomic_output import write_bytes
+from randlora_pl.utils.files.cache_folder import cache_folder
 
 _log = logging.getLogger("randlora_pl")
 _FORMAT = "1"  # increase when the computation changes, so that old files are ignored
@@ -172,6 +173,6 @@ def _write(path: Path, key: str, head: Tensor) -> None:
     meta = {"key": key, "sha256": hashlib.sha256(_bytes(head)).hexdigest()}
     content = save({"head": head.contiguous()}, metadata=meta)
     try:
-        write_atomic(path, lambda stream: stream.write(content))
+        write_bytes(path, content)
     except OSError as error:  # the cache is optional, so a full or read-only disk must not stop the run
         _log.warning("The text head cannot be cached in %s (%s).", path.parent, error)

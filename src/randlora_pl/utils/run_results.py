@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import LightningModule
 
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.files.documents import parse_json
-from randlora_pl.utils.files.run_files import write_text
 from randlora_pl.utils.version import __version__
 
 FILE = "results.json"

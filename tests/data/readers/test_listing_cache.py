@@ -228,7 +228,7 @@ def test_a_cache_that_cannot_be_written(
         blocked.touch()
     else:
         blocked.mkdir()
-        monkeypatch.setattr(listing, "write_atomic", lambda *rest: (_ for _ in ()).throw(PermissionError("read-only")))
+        monkeypatch.setattr(listing, "atomic_file", lambda *rest: (_ for _ in ()).throw(PermissionError("read-only")))
     monkeypatch.setenv("RANDLORA_PL_CACHE", str(blocked))
     root = tree(cat=3, dog=2)
     with caplog.at_level(logging.DEBUG, "randlora_pl"):

@@ -210,7 +210,7 @@ def test_outputs_that_differ_leave_nothing(tmp_path: Path, monkeypatch: pytest.M
     made.expected[0][0, 0] += 1
     with pytest.raises(UserError, match="nothing"):
         write(tmp_path / "m.safetensors", made)
-    monkeypatch.setattr(module, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(module, "move", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     made = merged(load_base(file), file)
     with pytest.raises(UserError, match="device"):
         write(tmp_path / "m.safetensors", made)

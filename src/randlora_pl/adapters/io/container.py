@@ -1,18 +1,15 @@
 """Adapter on disk: a folder, or one ``.safetensors`` file with its config as metadata.
 
 A folder contains `adapter.safetensors`, `adapter_config.json` and, for bases that no seed generates,
-`bases.safetensors`. It is written under a temporary name and replaces an older one with two renames: a killed run
-leaves the old or the new adapter, or, between the renames, both under hidden names beside it. A single file has the
-config in its metadata and the bases under a prefix. No pickle is loaded.
+`bases.safetensors`. A single file has the config in its metadata and the bases under a prefix. Both are written
+atomically. No pickle is loaded.
 """
 
 import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.cache_folder import umask
+from randlora_pl.utils.files.atomic_output import atomic_folder, move, scratch_folder, umask
 from randlora_pl.utils.files.documents import parse_json
 
 TENSORS, CONFIG, BASES = "adapter.safetensors", "adapter_config.json", "bases.safetensors"
@@ -62,31 +59,18 @@ def write(path: Path, contents: Contents) -> None:
     if path.suffix == SUFFIX:
         if path.exists() and _config_of_file(path) is None:
             raise UserError(f"{path} is not an adapter, so nothing was written. Set a new file.")
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = contents.tensors | {_PREFIX + name: tensor for name, tensor in contents.bases.items()}
-        part = path.with_name(f".{path.name}.part-{os.getpid()}")
-        with _removed_on_failure(part, path):
-            save_tensors(tensors, part, {_KEY: text})
-            part.replace(path)
+        with scratch_folder(path) as part:
+            save_tensors(tensors, part / path.name, {_KEY: text})
+            move(part / path.name, path)
         return
     if path.exists() and (not path.is_dir() or {e.name for e in path.iterdir()} - {TENSORS, CONFIG, BASES}):
         raise UserError(f"{path} contains other files than an adapter, so nothing was written. Set a new folder.")
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    with _removed_on_failure(part, path):
+    with atomic_folder(path) as part:
         (part / CONFIG).write_text(text)
-        _synced(part / CONFIG)
         save_tensors(contents.tensors, part / TENSORS)
         if contents.bases:
             save_tensors(contents.bases, part / BASES)
-    if path.exists():
-        old = path.with_name(f".{path.name}.old-{os.getpid()}")
-        path.rename(old)
-        part.rename(path)
-        shutil.rmtree(old)
-    else:
-        part.rename(path)
 
 
 def read(path: Path, name: Path | None = None) -> Contents:
@@ -203,25 +187,3 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[st
             raise OSError(int(system[1]), os.strerror(int(system[1])), str(file)) from error
         raise
     file.chmod(0o666 & ~umask())  # safetensors gives access to the owner only
-    _synced(file)
-
-
-def _synced(file: Path) -> None:
-    """Sync a file to disk, so that a power failure after the rename does not leave it empty."""
-    with file.open("r+b") as stream:
-        os.fsync(stream.fileno())
-
-
-@contextmanager
-def _removed_on_failure(part: Path, final: Path) -> Iterator[None]:
-    """Remove an unfinished part after an error, and put the final path into system errors."""
-    try:
-        yield
-    except BaseException as error:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(final)
-        raise

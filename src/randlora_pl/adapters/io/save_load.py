@@ -31,6 +31,7 @@ from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, 
 from randlora_pl.adapters.random_bases import STORED, Bases
 from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_adapter_schema, check_arguments
 from randlora_pl.utils.errors import UserError, brief
+from randlora_pl.utils.files.atomic_output import disk_errors
 from randlora_pl.utils.files.weights_files import without_local_paths
 
 FORMAT_VERSION, OLDEST_FORMAT = 3, 2
@@ -102,7 +103,8 @@ def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> 
     read_adapter(source)
     contents = container.read(source)
     tensors = {name: cast(tensor, dtype) for name, tensor in contents.tensors.items()}
-    container.write(path.absolute(), Contents(without_local_paths(contents.config), tensors, contents.bases))
+    with disk_errors(path):
+        container.write(path.absolute(), Contents(without_local_paths(contents.config), tensors, contents.bases))
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
 
 

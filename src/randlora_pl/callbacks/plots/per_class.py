@@ -7,7 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.classification import MulticlassStatScores
 
-from randlora_pl.utils.files.run_files import run_folder, write_text
+from randlora_pl.utils.files.atomic_output import write_text
+from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.text.csv_text import csv_text
 
 FILE = "test_per_class.csv"

@@ -7,6 +7,7 @@ from pathlib import Path
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import refuse_inputs
 from randlora_pl.utils.rank_or_error import check_rank_or_error
 
 PAGE = """\
@@ -75,7 +76,6 @@ def add_verb(args: list[str]) -> int:
     from randlora_pl.interop.low_rank import label, write_lora
     from randlora_pl.interop.merge.vision import added, check_output, write
     from randlora_pl.interop.updates import updates, weighted_sum
-    from randlora_pl.utils.files.atomic_output import refuse_inputs
 
     if options.form == "merged":
         check_output(options.output, options.adapters, options.overwrite)

@@ -8,6 +8,7 @@ from pathlib import Path
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.files.atomic_output import refuse_inputs
 
 PAGE = """\
 An adapter in the form of another system. What is written is read again and compared before it gets its name.
@@ -76,7 +77,6 @@ def export_verb(args: list[str]) -> int:
     if options.output.exists() and not options.overwrite:
         raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
     check_adapter(options.adapter)
-    from randlora_pl.utils.files.atomic_output import refuse_inputs
 
     refuse_inputs([options.output], [options.adapter])
     export: Callable[[argparse.Namespace], int] = import_module(f"randlora_pl.cli.{FORMS[options.to]}").export

@@ -6,6 +6,7 @@ from pathlib import Path
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.text.printable import printable
 
 PAGE = """\
@@ -61,7 +62,6 @@ def push_verb(args: list[str]) -> int:
     from randlora_pl.adapters import read_adapter
     from randlora_pl.interop.hub.model_card import make_card
     from randlora_pl.interop.hub.transfer import check_repo, push_folder, stage
-    from randlora_pl.utils.files.run_files import write_text
 
     check_repo(options.repo)
     file = read_adapter(options.adapter)

@@ -8,6 +8,7 @@ from randlora_pl.cli.bench.steps import overrides_of
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import write_text
 
 Figures = dict[int, list[float]]
 
@@ -30,7 +31,7 @@ def answers_verb(args: list[str]) -> int:
     import torch
 
     from randlora_pl.bench.answers import Answers, speedups
-    from randlora_pl.bench.report import markdown, significant, write_json, write_text
+    from randlora_pl.bench.report import markdown, significant, write_json
     from randlora_pl.bench.timing import Spread, in_turns
     from randlora_pl.language.models.generate import Decoding
 
@@ -87,7 +88,7 @@ def answers_verb(args: list[str]) -> int:
             rows.append(
                 [str(size), cells[0], cells[1] if size > 1 else "", f"{answers.equal(size)} of {typed.samples}"]
             )
-        write_text(markdown(title, header, rows, command("answers", args)), folder / TABLE)
+        write_text(folder / TABLE, markdown(title, header, rows, command("answers", args)))
         print(f"\n{table(header, rows)}")
 
     in_folder(typed.output, "answers", work, note, finish)

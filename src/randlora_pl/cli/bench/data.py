@@ -9,6 +9,7 @@ from randlora_pl.cli.common.tables import table
 from randlora_pl.cli.data.report import checked_root
 from randlora_pl.data.catalog.registry import find, how_to_get, present
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import disk_errors
 
 
 def data_verb(args: list[str]) -> int:
@@ -85,9 +86,7 @@ def data_verb(args: list[str]) -> int:
         from randlora_pl.bench.report import write_json
 
         options = {name: value for name, value in vars(typed).items() if name not in ("name", "root", "output")}
-        try:
+        with disk_errors(typed.output):
             write_json({"dataset": row.name, "options": options, "machine": facts, "stages": report}, typed.output)
-        except OSError as error:
-            raise UserError(f"{typed.output} cannot be written: {error.strerror}") from error
         print(f"\nFigures: {typed.output}")
     return 0

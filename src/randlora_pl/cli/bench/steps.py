@@ -18,6 +18,7 @@ from randlora_pl.cli.bench.common import (
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.files.documents import parse_yaml
 from randlora_pl.utils.text.formatting import duration
 
@@ -170,7 +171,7 @@ def _report(
     base: str,
 ) -> None:
     """Runs the work and writes its table, figures and picture."""
-    from randlora_pl.bench.report import as_json, bars, cells, markdown, write_figure, write_json, write_text
+    from randlora_pl.bench.report import as_json, bars, cells, markdown, write_figure, write_json
 
     def note(results: list["Measured"], folder: Path) -> None:
         write_json(about | {"cases": as_json(results, bases, peers)}, folder / JSON)
@@ -180,7 +181,7 @@ def _report(
         rounds = max((len(one.seconds) for one in results), default=0)
         header, rows = cells(results, bases, peers, base)
         text = markdown(title, header, rows, about["command"])
-        write_text(f"{text}\n{_NOTE.format(rounds=rounds)}\n", folder / TABLE)
+        write_text(folder / TABLE, f"{text}\n{_NOTE.format(rounds=rounds)}\n")
         write_figure(bars(title, results, bases, base), folder / PICTURE)
         print(f"\n{table(header, rows)}\n\n{_NOTE.format(rounds=rounds)}")
 

@@ -18,6 +18,7 @@ from randlora_pl.cli.bench.common import (
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.text.formatting import duration
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ def adapters_verb(args: list[str]) -> int:
         write_csv,
         write_figure,
         write_json,
-        write_text,
     )
     from randlora_pl.bench.steps import measure, ticks
     from randlora_pl.bench.sweeps import DEFAULTS, Point, Reading, cases, estimated_seconds, methods_at, readings
@@ -110,7 +110,7 @@ def adapters_verb(args: list[str]) -> int:
             text.append(markdown(f"{what}, on {where}: {sweep}", header, rows, typed_command))
             shown.append(table(header, rows))
         remark = _NOTE.format(rounds=typed.rounds)
-        write_text("\n".join([*text, remark + "\n"]), folder / TABLE)
+        write_text(folder / TABLE, "\n".join([*text, remark + "\n"]))
         write_figure(curves(f"{what}\non {where}", results), folder / PICTURE)
         print("\n" + "\n\n".join([*shown, remark]))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from randlora_pl.config.shipped import config_names, find_config, headline, scripts
 from randlora_pl.utils.errors import UserError, near
-from randlora_pl.utils.files.cache_folder import write_atomic
+from randlora_pl.utils.files.atomic_output import write_bytes
 
 
 def _find(name: str) -> Path:
@@ -48,7 +48,7 @@ def _copy(source: Path, target: Path) -> None:
         raise UserError(f"{target} exists and is not overwritten; give another name: config cp {source.stem} FILE")
     if not target.parent.is_dir():
         raise UserError(f"The folder {target.parent} does not exist; make it first: mkdir -p {target.parent}")
-    write_atomic(target, lambda stream: stream.write(source.read_bytes()))
+    write_bytes(target, source.read_bytes())
     use = f"randlora-pl fit --config {target}" if source.suffix == ".yaml" else "see its first lines"
     if source.parent.name == "sweeps":
         use = f"randlora-pl sweep {target}"

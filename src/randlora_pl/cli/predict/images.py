@@ -14,7 +14,7 @@ from randlora_pl.cli.predict.csv_table import Predictions
 from randlora_pl.config.adapter_config import adapter_config
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
-from randlora_pl.utils.files.cache_folder import atomic_file
+from randlora_pl.utils.files.atomic_output import atomic_file
 from randlora_pl.utils.text.printable import printable
 
 _HELD = 1 << 28

@@ -4,6 +4,7 @@ import shlex
 
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.sweep.sweep import run_sweep
+from randlora_pl.utils.files.atomic_output import write_text
 
 
 def compare_verb(args: list[str]) -> int:
@@ -25,7 +26,6 @@ def compare_verb(args: list[str]) -> int:
         return code
     from randlora_pl.experiments.methods import method_tables
     from randlora_pl.experiments.report.collect import read_sweep
-    from randlora_pl.utils.files.run_files import write_text
 
     text = method_tables(read_sweep(job.folder.path), job.chosen)
     write_text(job.folder.path / "table.md", text)

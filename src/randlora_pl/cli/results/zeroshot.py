@@ -12,6 +12,7 @@ from randlora_pl.cli.common.tables import table
 from randlora_pl.data.catalog.registry import PAPER, DatasetSpec, default_root, find, how_to_get, may_be_read, present
 from randlora_pl.data.locations import root_of
 from randlora_pl.utils.errors import UnreadableImageError, UserError
+from randlora_pl.utils.files.atomic_output import write_text
 
 if TYPE_CHECKING:
     from randlora_pl.experiments.zeroshot import ZeroShot
@@ -149,7 +150,6 @@ def _write(
     """Everything so far, after each data set: an interrupted command leaves what it has finished."""
     from randlora_pl.experiments.published import SOURCE
     from randlora_pl.experiments.zeroshot import SINGLE
-    from randlora_pl.utils.files.run_files import write_text
 
     content = {
         "model": clip.identity.as_dict(),

@@ -23,7 +23,7 @@ from randlora_pl.experiments.sweep.texts import is_text
 from randlora_pl.language.catalog import LABELLED
 from randlora_pl.language.dataset_sizes import OWN_TEXTS
 from randlora_pl.utils.errors import UserError, errors_in
-from randlora_pl.utils.files.cache_folder import write_atomic
+from randlora_pl.utils.files.atomic_output import write_text
 
 if TYPE_CHECKING:
     from randlora_pl.experiments.sweep.tuning import Search
@@ -81,8 +81,7 @@ class Tuning:
         if head is not None:
             files["tuned.yaml"] = config_text(search.tuned(folder), head)
         for name, text in files.items():
-            write_atomic(folder.path / name, lambda stream, text=text: stream.write(text.encode("utf-8")))  # type: ignore[misc]
-            (folder.path / name).chmod(0o644)
+            write_text(folder.path / name, text)
         print(f"\n{markdown(report)}")
         if edges := search.edges(folder):
             print(f"Best at the end of what was tried, so that a better rate may lie beyond: {', '.join(edges)}")

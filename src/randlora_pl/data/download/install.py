@@ -18,6 +18,7 @@ from randlora_pl.data.download.archives import is_archive, unpack
 from randlora_pl.data.download.http import ProgressCallback, download, fetched, forget, host, mismatch
 from randlora_pl.data.readers.dispatch import SPLITS, read
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import disk_errors
 from randlora_pl.utils.text.formatting import byte_size
 
 log = logging.getLogger("randlora_pl")
@@ -144,11 +145,9 @@ _LOCK = ".lock"
 @contextmanager
 def _alone(home: Path, row: DatasetSpec) -> Iterator[None]:
     """Lock the folder against a second command; the system releases the lock of a killed one."""
-    try:
+    with disk_errors(home, ""):
         home.mkdir(parents=True, exist_ok=True)
         file = (home / _LOCK).open("w")
-    except OSError as error:
-        raise UserError(f"{home} cannot be written: {error.strerror or error}") from error
     with file:
         try:
             import fcntl

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,8 @@ from randlora_pl.data.images.decode import FileImages, PathsBelow
 from randlora_pl.data.readers.dispatch import Samples, numbers_of
 from randlora_pl.data.string_array import Strings
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.cache_folder import cache_folder, write_atomic
+from randlora_pl.utils.files.atomic_output import atomic_file
+from randlora_pl.utils.files.cache_folder import cache_folder
 
 VERSION = 2
 """Version of the stored format; raise it to invalidate old files."""
@@ -245,12 +246,9 @@ def _save(path: Path, recipe: str, found: Found, watch: IndexProgress) -> bool:
     texts = {"watched": Strings.of(watch.paths)} | {f"text {name}": text for name, text in found.texts.items()}
     for name, text in texts.items():
         arrays |= {f"{name} raw": text.raw, f"{name} starts": text.starts, f"{name} ends": text.ends}
-
-    def write(stream: BinaryIO) -> None:
-        np.savez(stream, **arrays)
-
     try:
-        write_atomic(path, write)
+        with atomic_file(path) as stream:
+            np.savez(stream, **arrays)
     except OSError as error:
         log.debug("the listing cannot be stored in %s: %s", path, error)
         return False

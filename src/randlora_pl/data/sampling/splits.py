@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.cache_folder import write_atomic
+from randlora_pl.utils.files.atomic_output import disk_errors, write_text
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.plain_files import read_plain
 
@@ -221,10 +221,8 @@ def write_index(path: Path, key: dict[str, Any], samples: Samples, classnames: S
     for label, name in zip(samples.labels.tolist(), samples.keys, strict=True):
         classes[classnames[label]].append(name)
     text = json.dumps({"key": key, "classes": classes}, indent=1) + "\n"
-    try:
-        write_atomic(path, lambda stream: stream.write(text.encode("utf-8")))
-    except OSError as error:
-        raise UserError(f"The shots file {path} cannot be written: {error.strerror}") from error
+    with disk_errors(path, ""):
+        write_text(path, text)
 
 
 def has_key(path: Path, key: dict[str, Any]) -> bool:

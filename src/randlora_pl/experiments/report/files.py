@@ -1,7 +1,6 @@
 """Writes a report: Markdown, CSV, HTML and figures, all of them or none."""
 
 import io
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from randlora_pl.experiments.report.plan import FILE
 from randlora_pl.experiments.report.render import build
 from randlora_pl.experiments.report.spreadsheets import cells_csv, summary_csv
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import disk_errors, move, scratch_folder
 
 FIGURES = "figures"
 
@@ -41,22 +41,15 @@ def write_report(sweep: Sweep, output: Path, overwrite: bool = False) -> list[Pa
             f"{output} exists and is not empty; give another --output, or --overwrite to replace the report in it."
         )
     content = _content(sweep)
-    made: list[Path] = []
-    try:
-        for place in (output, output / FIGURES):
-            place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output, prefix=".part-") as part:
-            for number, data in enumerate(content.values()):
-                (Path(part) / str(number)).write_bytes(data)
-            for old in [*(output / FIGURES).glob("data-*"), *(output / FIGURES).glob("parameters-*")]:
-                old.unlink()
-            for number, name in enumerate(content):
-                made.append((Path(part) / str(number)).replace(output / name))
-    except OSError as error:
-        raise UserError(
-            f"The report cannot be written to {output} ({error.strerror}); name another --output."
-        ) from error
-    return made
+    with disk_errors(output), scratch_folder(output / "report") as part:
+        (output / FIGURES).mkdir(exist_ok=True)
+        for number, data in enumerate(content.values()):
+            (part / str(number)).write_bytes(data)
+        for old in [*(output / FIGURES).glob("data-*"), *(output / FIGURES).glob("parameters-*")]:
+            old.unlink()
+        for number, name in enumerate(content):
+            move(part / str(number), output / name)
+    return [output / name for name in content]
 
 
 def _content(sweep: Sweep) -> dict[str, bytes]:

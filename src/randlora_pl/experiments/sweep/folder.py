@@ -14,7 +14,7 @@ import yaml
 from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.plan import Cell, Labels
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.cache_folder import write_atomic
+from randlora_pl.utils.files.atomic_output import disk_errors, write_text
 from randlora_pl.utils.files.documents import parse_json, parse_yaml
 from randlora_pl.utils.files.lease import holder
 
@@ -169,13 +169,5 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def _write(file: Path, text: str) -> None:
-    """Write a file whole, also where other processes write the same one.
-
-    Raises:
-        UserError: It cannot be written.
-    """
-    try:
-        write_atomic(file, lambda stream: stream.write(text.encode("utf-8")))
-        file.chmod(0o644)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written ({error.strerror or error}).") from error
+    with disk_errors(file, ""):
+        write_text(file, text)

@@ -12,6 +12,7 @@ from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell
 from randlora_pl.utils.errors import LostProcessError, UserError
 from randlora_pl.utils.files import lease as leases
+from randlora_pl.utils.files.atomic_output import disk_errors
 from randlora_pl.utils.files.lease import acquired, lease_on
 
 _PAUSE = 1.0
@@ -117,11 +118,9 @@ class Loop:
     def _one(self, cell: Cell, tries: dict[str, int], outcome: Outcome) -> bool:
         """Run a cell unless another process does; return True if it is settled now."""
         lease = self._leases.setdefault(cell.hash, lease_on(self.folder.lock(cell)))
-        try:
+        with disk_errors(self.folder.path, ""):
             if not acquired(lease):
                 return False
-        except OSError as error:
-            raise UserError(f"{self.folder.path} cannot be written ({error.strerror or error}).") from error
         try:
             if not self._settled(cell, tries):  # another process may have ended it before the lock was taken
                 self._run(cell, outcome)

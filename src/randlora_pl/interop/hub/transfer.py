@@ -14,7 +14,7 @@ from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.io import container
 from randlora_pl.adapters.io.container import BASES, CONFIG, TENSORS, Contents
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import move, part_folder
+from randlora_pl.utils.files.atomic_output import atomic_folder, disk_errors
 from randlora_pl.utils.files.weights_files import without_local_paths
 from randlora_pl.utils.version import __version__
 
@@ -110,8 +110,7 @@ def pull_adapter(repo: str, path: Path, revision: str | None = None) -> Pulled:
     Raises:
         UserError: The Hub is unreachable or refuses, or the adapter is missing or damaged. No files remain.
     """
-    with part_folder(path) as part:
-        folder = part / "adapter"
+    with disk_errors(path), atomic_folder(path) as folder:
         with _explained(repo, revision):
             api = _api()
             info = api.model_info(repo, revision=revision)
@@ -123,7 +122,6 @@ def pull_adapter(repo: str, path: Path, revision: str | None = None) -> Pulled:
         shutil.rmtree(folder / ".cache", ignore_errors=True)
         read_adapter(folder, repo)
         size = sum(file.stat().st_size for file in folder.iterdir())
-        move(folder, path)
     return Pulled(read_adapter(path), commit, size)
 
 

@@ -1,6 +1,5 @@
 """Merged decoders and classifiers in transformers' folder format, verified before the folder gets its name."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from randlora_pl.interop.compare_outputs import LOST, change, difference, logits
 from randlora_pl.interop.updates import interpolated
 from randlora_pl.language.tasks.restore import unquantised_task
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import move, part_folder, refuse_inputs
+from randlora_pl.utils.files.atomic_output import atomic_folder, disk_errors, refuse_inputs
 
 TOLERANCE = 1e-4
 """Largest accepted difference of logits, relative to the largest logit."""
@@ -60,7 +59,7 @@ def write_merged(
         expected = logits(whole_model)
     import transformers
 
-    with part_folder(output) as part:
+    with disk_errors(output), atomic_folder(output) as part:
         whole_model.save_pretrained(part)
         task.vocabulary.save_pretrained(part)
         found = logits(getattr(transformers, task.auto).from_pretrained(part, dtype=model.dtype).eval())
@@ -76,10 +75,4 @@ def write_merged(
                 "would be lost in the rounding of merged weights: nothing was written."
             )
         size = sum(each.stat().st_size for each in part.rglob("*") if each.is_file())
-        whole = part / output.name
-        whole.mkdir()
-        for each in list(part.iterdir()):
-            if each != whole:
-                shutil.move(each, whole / each.name)
-        move(whole, output)
     return task.auto, size, absolute

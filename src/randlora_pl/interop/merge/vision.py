@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -22,7 +21,7 @@ from randlora_pl.interop.library_model import LibraryModel, config_file
 from randlora_pl.interop.updates import State, adapted, interpolated
 from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import move, part_folder, refuse_inputs
+from randlora_pl.utils.files.atomic_output import disk_errors, move, refuse_inputs, scratch_folder
 
 TOLERANCE = 1e-4
 """Largest accepted difference of outputs, relative to the largest output."""
@@ -264,9 +263,9 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
     expected, plain = merged.expected, merged.plain
     if merged.head is not None and merged.classifies:
         expected, plain = ([F.linear(features, merged.head)] for features, *_ in (expected, plain))
-    with part_folder(path) as part:
+    with disk_errors(path), scratch_folder(path) as part:
         for file, content in contents.items():
-            _write(part / file.name, content)
+            (part / file.name).write_bytes(content)
         found = outputs(merged.library_model.load(part / path.name), _size(merged.file))
         relative, absolute = difference(found, expected)
         if relative > TOLERANCE:
@@ -322,10 +321,3 @@ def _bytes(state: State, metadata: dict[str, str], suffix: str = SUFFIXES[0]) ->
             state[name] = tensor.clone()
         seen.add(tensor.data_ptr())
     return save(state, metadata)
-
-
-def _write(file: Path, content: bytes) -> None:
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())  # otherwise a power cut could leave a renamed, empty file

@@ -18,7 +18,7 @@ from randlora_pl.interop.onnx.packages import check_packages
 from randlora_pl.interop.onnx.program import Program
 from randlora_pl.tasks.evaluation import check_numbers
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import move, part_folder
+from randlora_pl.utils.files.atomic_output import disk_errors, move, scratch_folder
 
 TOLERANCE = 1e-4
 """Largest difference accepted as rounding, relative to the largest value if that is above 1."""
@@ -71,7 +71,7 @@ def export_onnx(program: Program, path: Path) -> Exported:
     for name, value in program.facts.items():
         converted.model.metadata_props[name] = value if isinstance(value, str) else json.dumps(value)
     weights = sum(t.numel() * t.element_size() for t in exported.state_dict.values())
-    with part_folder(path) as part:
+    with disk_errors(path), scratch_folder(path) as part:
         with _silence():
             converted.save(part / path.name, external_data=weights > LARGEST_FILE)
         difference = _compared(program, _onnx_runner(part / path.name, program), "onnxruntime")
@@ -89,7 +89,7 @@ def export_torch(program: Program, path: Path) -> Exported:
         UserError: The model cannot be exported, the file's outputs differ, or the disk is full. No files remain.
     """
     exported = _exported(program)
-    with part_folder(path) as part:
+    with disk_errors(path), scratch_folder(path) as part:
         file = part / path.name
         with _silence():
             held = BytesIO()  # PyTorch's own writer ends the process if the disk is full

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from randlora_pl.adapters.io.container import load_tensors, save_tensors
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import move, part_folder
+from randlora_pl.utils.files.atomic_output import atomic_folder, disk_errors
 from randlora_pl.utils.files.documents import parse_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -98,9 +98,7 @@ def written(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
     path = path.absolute()
     if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - _FILES):
         raise UserError(f"{path} has other files than a PEFT adapter's; nothing was written. Set a new folder.")
-    with part_folder(path) as temporary:
-        part = temporary / path.name
-        part.mkdir()
+    with disk_errors(path), atomic_folder(path) as part:
         (part / CONFIG).write_text(json.dumps(adapter.config, indent=2, sort_keys=True) + "\n")
         _save({_prefixed(name): tensor for name, tensor in adapter.tensors.items()}, part / TENSORS)
         if adapter.head:
@@ -108,7 +106,6 @@ def written(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
         if adapter.task:
             (part / TASK).write_text(json.dumps(adapter.task, indent=2) + "\n")
         yield part
-        move(part, path)
 
 
 def _prefixed(name: str) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.cache_folder import cache_folder, write_atomic
+from randlora_pl.utils.files.atomic_output import write_bytes
+from randlora_pl.utils.files.cache_folder import cache_folder
 
 WEIGHTS_VARIABLE = "RANDLORA_PL_WEIGHTS"
 """Environment variable with weights files or folders, separated as in PATH; ``--pretrained`` sets it."""
@@ -50,7 +51,7 @@ def remember(path: str | Path) -> str:
     _here[digest] = file
     try:
         if not _note(digest).is_file() or _noted(digest) != file:
-            write_atomic(_note(digest), lambda stream: stream.write(os.fsencode(file)))
+            write_bytes(_note(digest), os.fsencode(file))
     except OSError:  # without a cache, the user has to pass --pretrained later
         pass
     return digest
