@@ -16,9 +16,9 @@ FILES = {
 }
 LONG = {"data/images/decode.py", "data/module.py", "data/readers/own/tar_files.py", "interop/merge/vision.py"}
 """Files of more than 300 lines that have still to be split."""
-WORDS = r"told|tells?|nobody|whoever|somebody|dear|for want of|is no|are no|those of|that of|in words|in a line"
+WORDS = r"told|(?<!\.)tells?|nobody|whoever|somebody|dear|for want of|is no|are no|those of|that of|in words|in a line"
 FIRST = r"What|Whether|Of|That|Those|How|Which|Where"
-MOST_WORDS, MOST_FIRST = 526, 317
+MOST_WORDS, MOST_FIRST = 121, 38
 """Uses of these words, and first lines of docstrings that begin so, which may only become fewer."""
 
 
