@@ -27,7 +27,7 @@ class Captions:
         batch_size: Images of a step.
         classes: Captions that differ.
         precision: ``32``, ``bf16`` for autocast, or ``bf16-frozen`` with frozen matrices in bfloat16 as well.
-        device: Where to measure.
+        device: Device of the measurement.
 
     Raises:
         UserError: open_clip does not know the model.

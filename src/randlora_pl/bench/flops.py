@@ -55,8 +55,8 @@ class Gemm:
     """A product of two large square matrices, whose speed stands for the peak of the machine.
 
     Args:
-        device: Where.
-        dtype: Of both matrices.
+        device: Device of the products.
+        dtype: Data type of both matrices.
         side: Rows and columns, by default as many as the device likes.
     """
 

@@ -73,7 +73,7 @@ def rss_elsewhere(work: Callable[..., Any], *arguments: Any) -> int | None:
 
     Args:
         work: A function of a module, so that it can be sent.
-        arguments: What it is called with.
+        arguments: Arguments of the function.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:

@@ -32,9 +32,9 @@ class Method:
     """A method as the bench knows it.
 
     Attributes:
-        label: What tables call it, with ``{}`` for the rank.
+        label: Name in tables, with ``{}`` for the rank.
         adapt: Puts it into a model: (model, targets, rank, dropout).
-        rank: Its rank where none is given.
+        rank: Default rank.
         peer: Name of PEFT's counterpart, empty where there is none.
         foreign: Whether it is PEFT's.
         default: Whether it is measured where none is named.

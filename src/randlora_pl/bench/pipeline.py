@@ -32,9 +32,9 @@ class Case:
     """One thing to measure.
 
     Attributes:
-        name: What the table calls it.
+        name: Name in the table.
         run: One round; gives images a second.
-        what: What is counted.
+        what: Counted units.
         whole: Whether it gives whole batches, to be compared with the plain pipeline.
     """
 

@@ -20,7 +20,7 @@ class Problem:
 
     Attributes:
         model: On the CPU.
-        batch: Its samples and whatever the loss reads, on the CPU; each sample is a row of the first one.
+        batch: Samples and all other inputs of the loss, on the CPU; each sample is a row of the first one.
         loss: The model and the batch to a scalar.
         words: Description of the batch.
         decoder: Whether it is one; methods then have their ranks for decoders rather than those for images.
@@ -66,8 +66,8 @@ def image_problem(model: str, library: Library, images: int) -> Problem:
 
     Args:
         model: A name of timm, or of open_clip, whose image tower it is.
-        library: Which of them builds it.
-        images: Of a step.
+        library: Library that builds the model.
+        images: Images of a step.
     """
     built: nn.Module
     if library == "timm":
@@ -98,9 +98,9 @@ def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str,
 
     Args:
         model: A decoder of transformers that is known by name.
-        samples: Of a step.
-        tokens: Of each, two or more.
-        overrides: What its configuration has instead, for example ``{num_hidden_layers: 4}``.
+        samples: Samples of a step.
+        tokens: Tokens of each sample, two or more.
+        overrides: Overrides of its configuration, for example ``{num_hidden_layers: 4}``.
 
     Raises:
         UserError: transformers is missing, the options make no model, or it has fewer positions than tokens.

@@ -32,7 +32,7 @@ COLOURS = {
     "peft-lora": "#ffbb78",
     "peft-randlora": "#d62728",
 }
-"""Ours are cold, PEFT's are warm."""
+"""Colors: cold for our methods, warm for PEFT's."""
 
 
 def significant(value: float) -> str:
@@ -58,7 +58,7 @@ def cells(
 
     Args:
         results: In order.
-        bases: What each is compared with, by name.
+        bases: Bases of the comparison, by name.
         peers: A second one, by name.
         base: Title of the first comparison.
         peer: Title of the second.
@@ -90,7 +90,7 @@ def sweep_cells(readings: Sequence[Reading], sweep: str) -> tuple[list[str], lis
     """Return the table of one sweep: a row for each value, a column for each method.
 
     Args:
-        readings: Of any sweeps.
+        readings: Readings of any sweeps.
         sweep: The one to show.
     """
     here = [reading for reading in readings if reading.sweep == sweep]
@@ -123,10 +123,10 @@ def markdown(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], c
     """Return the table for a README, with the machine and the command that made it.
 
     Args:
-        title: What was measured, on which machine.
+        title: Subject of the measurement, and the machine.
         header: Titles of the columns.
         rows: The cells.
-        command: What to type for it.
+        command: Command line that repeats it.
     """
     lines = [f"{title}, by `{command}`:", "", "| " + " | ".join(header) + " |"]
     lines.append("|---|" + "---:|" * (len(header) - 1))
@@ -153,9 +153,9 @@ def bars(title: str, results: Sequence[Measured], bases: Mapping[str, str], base
     """Return milliseconds per step with their extremes and ratios, beside the memory.
 
     Args:
-        title: What was measured, and where.
-        results: Those without figures are left out.
-        bases: What each is compared with, by name.
+        title: Subject of the measurement, and the machine.
+        results: Results; those without figures are left out.
+        bases: Bases of the comparison, by name.
         base: Text about the comparison.
     """
     shown = [one for one in results if one.seconds]
@@ -186,8 +186,8 @@ def curves(title: str, readings: Sequence[Reading]) -> Figure:
     """Return a column of panels for each sweep: milliseconds above, memory below, logarithmic.
 
     Args:
-        title: What was measured, and where.
-        readings: Of one sweep or several.
+        title: Subject of the measurement, and the machine.
+        readings: Readings of one sweep or several.
     """
     sweeps = list(dict.fromkeys(reading.sweep for reading in readings))
     figure = Figure(figsize=(1.5 + 4 * max(1, len(sweeps)), 7.5), layout="constrained")

@@ -28,13 +28,13 @@ class Case:
     dropped and reports it.
 
     Args:
-        name: What the command line calls it.
-        label: What tables call it.
+        name: Name on the command line.
+        label: Name in tables.
         model: On the CPU.
         loss: The forward pass: the model to a scalar.
         inputs: Tensors on the device that the forward pass reads. One that asks for a gradient stands for
             what layers below would give, and counts as kept for the backward pass; the others do not.
-        device: Where to measure.
+        device: Device of the measurement.
         precision: ``32``, ``bf16`` for autocast, or ``bf16-frozen`` with frozen matrices in bfloat16 as well.
         optimize: Whether AdamW is part of the step.
         foreign: Whether its errors are reported instead of raised.
@@ -155,15 +155,15 @@ class Measured:
     """Measurements of a case, or the reason for none.
 
     Attributes:
-        name: What the command line calls it.
-        label: What tables call it.
+        name: Name on the command line.
+        label: Name in tables.
         problem: Why it was not measured, empty otherwise.
         trained: Parameters that train.
         saved: Bytes kept for the backward pass, without parameters, buffers and the batch.
         flops: Operations of a step.
         peak: On a GPU the allocator's peak in bytes.
         rss: Largest resident set in bytes of a process that trains nothing else, where it was asked for.
-        seconds: Of a step, one figure a round.
+        seconds: Seconds of a step, one value per round.
         rates: Operations a second of a large matrix product in the same rounds.
     """
 
@@ -212,8 +212,8 @@ def measure(
     """Count each case once, then time all of them in turns; the counted step is the one that warms up.
 
     Args:
-        cases: What to measure.
-        gemm: Its speed is measured in each round as well.
+        cases: Cases to measure.
+        gemm: Matrix product, whose speed is also measured in each round.
         rounds: Figures of each case.
         tick: Called with the name of the next measurement: each case once, and the product and each case once a round.
         keep: Given what is known after each round, so that an interruption loses little.

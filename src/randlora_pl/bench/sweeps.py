@@ -48,8 +48,8 @@ class Reading:
     """Measurements of all methods at one point.
 
     Attributes:
-        sweep: What changes.
-        point: Where it stands.
+        sweep: Quantity that changes.
+        point: Sizes at this point.
         methods: The figures.
     """
 
@@ -133,8 +133,8 @@ def estimated_seconds(points: Sequence[tuple[str, Point]], methods: int, rounds:
     """Roughly how long the sweeps take; building a weight costs as much as 1.5 times ``width`` further tokens do.
 
     Args:
-        points: Of all sweeps.
-        methods: How many are measured at each.
+        points: Points of all sweeps.
+        methods: Number of methods measured at each point.
         rounds: Figures of each.
         rate: Operations a second of the machine at best.
     """

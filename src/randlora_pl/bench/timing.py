@@ -36,7 +36,7 @@ def in_turns(
     """Return the figures of each case, one per round; every round goes through all cases.
 
     Args:
-        cases: What to measure, by name; each call gives one figure.
+        cases: Functions to measure, by name; each call returns one value.
         rounds: Figures of each case.
         tick: Called with the name of the case that is measured next.
         warm_up: Whether a round that does not count comes first.

@@ -22,14 +22,14 @@ class Setup:
 
     Attributes:
         model: A name of the library; the image tower of an open_clip model.
-        library: Which library builds it.
+        library: Library that builds the model.
         batch_size: Images of a step, or samples of text.
         precision: ``32``, ``bf16`` for autocast, or ``bf16-frozen`` with frozen matrices in bfloat16 as well.
         device: ``cpu`` or ``cuda``.
         threads: Threads of PyTorch, 0 for its own choice.
         targets: The layers that adapters attach to; None for the paper's choice.
         tokens: Tokens of a sample of text.
-        overrides: What a decoder's configuration has instead of its own values.
+        overrides: Overrides of a decoder's configuration.
         dropout: On the input of the updates' paths.
     """
 
@@ -67,7 +67,7 @@ class Training:
     """The plain model and a batch of random samples, from which each method makes its case.
 
     Args:
-        setup: What to train, how and where.
+        setup: Setup of the training.
 
     Raises:
         UserError: The library does not know the model, or it has no layer to adapt.
@@ -138,7 +138,7 @@ def estimated_seconds(forward: int, rate: float, cases: int, rounds: int) -> flo
     Args:
         forward: Operations of a forward pass.
         rate: Operations a second of the machine at best.
-        cases: How many are measured.
+        cases: Number of measured cases.
         rounds: Steps of each, beside the one that is counted.
     """
     return cases * (3 * forward / (0.5 * rate) * (rounds + 1) + 0.5 * rounds + 2)

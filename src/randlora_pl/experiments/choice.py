@@ -12,7 +12,7 @@ def best_of(scores: Mapping[Key, float], count: int) -> list[Key]:
 
     Args:
         scores: The higher the better.
-        count: How many.
+        count: Number of candidates.
     """
     return sorted(scores, key=lambda key: (-scores[key], key))[:count]
 
@@ -22,7 +22,7 @@ def climb(grid: Sequence[float], start: float, score: Callable[[float], float | 
 
     Args:
         grid: Positive values in rising order.
-        start: Where to begin, at the value of the grid that is nearest by ratio and its two neighbours.
+        start: Value to begin at: the value of the grid that is nearest by ratio and its two neighbours.
         score: The higher the better, None where it is not known yet; of equal ones the lowest value counts.
 
     Returns:

@@ -32,7 +32,7 @@ def method_tables(sweep: Sweep, cells: Sequence[Cell]) -> str:
     """Return Markdown: a table of each model, data set and budget, in which no method is ranked.
 
     Args:
-        sweep: What its folder holds.
+        sweep: Content of the sweep's folder.
         cells: The cells to show; those without a result are left out.
     """
     shown = {cell.hash for cell in cells}

@@ -21,10 +21,10 @@ class ZeroShot:
     """Accuracies in percent of one data set's test images.
 
     Attributes:
-        images: How many were tested.
+        images: Number of tested images.
         expected: Number of images of the complete data set; None if it is unknown.
-        classes: How many classes they have.
-        templates: How many templates were averaged.
+        classes: Number of classes.
+        templates: Number of averaged templates.
         ensemble: Accuracy with the averaged templates.
         single: Accuracy with `SINGLE`.
         published: The published accuracy with averaged templates; None where there is none.
@@ -83,7 +83,7 @@ def evaluate(
     Args:
         clip: The model; it lives on ``device``.
         data: The data set, after `prepare`.
-        device: Where to compute.
+        device: Device of the computation.
         tick: Called with the number of images just tested.
 
     Raises:

@@ -69,7 +69,7 @@ class Known:
         parameters: Parameters of the model, an output layer that is the table of embeddings counted once.
         config: Shipped configuration that uses it.
         licence: Licence of the weights as their publishers state it; their own page decides.
-        shape: What differs from the defaults of that kind's configuration class.
+        shape: Differences from the defaults of that kind's configuration class.
     """
 
     kind: str

@@ -16,8 +16,8 @@ class Note:
 
     Attributes:
         key: A short name.
-        text: What a reader must know.
-        source: Where it is from.
+        text: Text of the note.
+        source: Source of the note.
         tables: The tables that it touches.
         model, method, budget, column: Regular expressions that a whole label must match; empty: any.
     """

@@ -51,8 +51,8 @@ class PaperTable:
     """One table.
 
     Args:
-        number: Its number.
-        cells: Its cells, in the printed order.
+        number: Number of the table.
+        cells: Cells in the printed order.
     """
 
     def __init__(self, number: str, cells: Sequence[PaperCell]) -> None:

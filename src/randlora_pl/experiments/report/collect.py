@@ -29,9 +29,9 @@ class Sweep:
 
     Attributes:
         folder: The sweep.
-        plan: What was planned; its lists also hold labels that only the cells know.
+        plan: Plan of the sweep; its lists also hold labels that only the cells know.
         runs: Every planned or found run.
-        warnings: What could not be read, one line each.
+        warnings: Unreadable files, one line each.
     """
 
     folder: Path

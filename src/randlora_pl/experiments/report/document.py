@@ -16,7 +16,7 @@ class Cell:
         text: Content of the cell.
         below: A second line, such as the paper's value.
         title: Text of the tooltip, such as the value of each seed.
-        sort: What the column is sorted by; None: its text, or last where the cell has no result.
+        sort: Sort key of the column; None: its text, or last where the cell has no result.
         best: The best of its group.
         missing: The cell has no result; the text has the reason.
         notes: Numbers of footnotes.
@@ -37,7 +37,7 @@ class Table:
 
     Attributes:
         name: An identifier, unique in the report.
-        caption: What it shows.
+        caption: Content of the table.
         header: Titles of the columns.
         rows: As many cells each as the header; the first one names the row.
         groups: First rows of groups that belong together.
@@ -62,7 +62,7 @@ class Picture:
 
     Attributes:
         name: Name of its files, without an ending.
-        caption: What it shows, and of which data.
+        caption: Content of the picture, and its data.
         described: Text alternative of the picture for screen readers.
         figure: The matplotlib figure.
         notes: Numbers of footnotes to the caption.
@@ -81,7 +81,7 @@ class Section:
 
     Attributes:
         name: An identifier, unique in the report.
-        title: Its heading.
+        title: Heading.
         text: Paragraphs.
         points: A list of short statements.
         parts: Tables and figures in order.
@@ -99,9 +99,9 @@ class Document:
     """A whole report.
 
     Attributes:
-        title: Its heading.
+        title: Heading.
         lead: One line below it.
-        sections: Its parts.
+        sections: Sections of the document.
         footnotes: Number, text and source of each.
     """
 

@@ -24,8 +24,8 @@ def write_report(sweep: Sweep, output: Path, overwrite: bool = False) -> list[Pa
     """Write the files of a report.
 
     Args:
-        sweep: What it is about.
-        output: Its folder. Other files in it are left alone.
+        sweep: Sweep of the report.
+        output: Folder of the report. Other files in it are left alone.
         overwrite: Replace an older report.
 
     Returns:
@@ -77,7 +77,7 @@ def draw(figure: Any, form: str, name: str) -> bytes:
     Args:
         figure: A matplotlib figure.
         form: ``png`` (on white) or ``svg`` (without a background).
-        name: What the identifiers in an SVG file are made from.
+        name: Seed of the identifiers in an SVG file.
     """
     FigureCanvasAgg(figure)
     stream = io.BytesIO()

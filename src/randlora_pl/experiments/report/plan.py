@@ -37,8 +37,8 @@ class Plan:
     Attributes:
         title: Heading of the report.
         models: Labels, in order; likewise the others.
-        seeds: Of every cell.
-        paper_names: What the paper calls a label of ours, where it differs, by the label and a model; an empty model
+        seeds: Seeds of every cell.
+        paper_names: The paper's name of a label of ours, if it differs, by the label and a model; an empty model
             stands for all of them.
         paper: Tables of the paper to set beside.
         figure: The figure whose tables these are, if one was named.

@@ -42,9 +42,9 @@ def budget_picture(results: Results, beside: Beside, model: str) -> Picture | No
     Every point is over the same data sets: those that each method of the figure has at every budget where it has any.
 
     Args:
-        results: Of the sweep.
+        results: Results of the sweep.
         beside: The paper's averages over the same data sets are dashed.
-        model: Which model.
+        model: Label of the model.
     """
     budgets = results.trained_budgets(model)
     methods = [m for m in results.plan.methods if any(m in results.methods(model, budget) for budget in budgets)]
@@ -106,9 +106,9 @@ def parameter_picture(results: Results, family: str, models: Sequence[str]) -> P
     At the largest budget that has results, over the data sets that every method of a model has there.
 
     Args:
-        results: Of the sweep.
+        results: Results of the sweep.
         family: Name of the family.
-        models: Its models.
+        models: Models of the family.
     """
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     panel = figure.subplots()

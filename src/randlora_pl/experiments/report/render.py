@@ -1,4 +1,4 @@
-"""From a sweep to the document of its report."""
+"""Conversion of a sweep to the document of its report."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -122,7 +122,7 @@ def _idle(results: Results) -> list[str]:
     if not idle:
         return []
     who = ", ".join(f"{method} ({count})" for method, count in idle.items())
-    return [f"{sum(idle.values())} of {many(len(cells), 'trained cell')} {IDLE}, as far as their intervals say: {who}."]
+    return [f"{sum(idle.values())} of {many(len(cells), 'trained cell')} {IDLE}, judged by their intervals: {who}."]
 
 
 def _verdicts(results: Results, found: Sequence[Versus]) -> list[str]:
@@ -155,7 +155,7 @@ def _reading(sweep: Sweep, fair: bool) -> list[str]:
     return [
         f"{seeds}. Intervals are Student's t over seeds: they show how much the seeds differ, not the data sets. "
         f"A value without an interval is of one seed. {bold} A cell {IDLE} where its interval has the accuracy of the "
-        "untrained model in it. Nothing is filled in: a cell without a finished run says why."
+        "untrained model in it. Nothing is filled in: a cell without a finished run shows the reason."
     ]
 
 

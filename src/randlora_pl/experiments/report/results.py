@@ -18,7 +18,7 @@ class Average:
 
     Attributes:
         estimate: Percent; one value for each seed in ``seeds``, or one value where these are fewer than two.
-        datasets: What was averaged.
+        datasets: Averaged data sets.
         seeds: The seeds that all of these data sets have.
         all_seeds: The seeds that any of them has.
     """

@@ -16,14 +16,14 @@ class Estimate:
     """A mean of some values and how sure it is.
 
     Attributes:
-        values: What was averaged.
+        values: Averaged values.
     """
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Their mean."""
+        """Mean of the values."""
         return fmean(self.values)
 
     @property

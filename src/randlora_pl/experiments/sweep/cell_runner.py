@@ -21,7 +21,7 @@ class Runner:
 
     Args:
         test: Whether cells are tested; a search of learning rates leaves the test images alone.
-        logger: Where the curves of a cell go, unless the sweep sets ``run.logger``.
+        logger: Logger for the curves of a cell, unless the sweep sets ``run.logger``.
     """
 
     def __init__(self, test: bool = True, logger: str = "csv") -> None:
@@ -32,7 +32,7 @@ class Runner:
 
         Args:
             cell: The cell.
-            folder: Its run folder; what is in it and cannot be gone on with is removed.
+            folder: Run folder of the cell; content that cannot be resumed is removed.
 
         Raises:
             UserError: As `fit`; so are all others.

@@ -43,11 +43,11 @@ class Description:
         seeds: Each selects shots, order, augmentation, bases and initial values.
         options: Options of all cells (``set`` in the file).
         title: Heading of a report.
-        paper: Which table or figure of the paper it repeats.
+        paper: Table or figure of the paper that the sweep repeats.
         keep_adapters: Whether finished cells keep their adapter.
-        tune: What a search tries: ``learning_rates``, ``alphas``, ``seeds``, ``datasets``, ``budgets``, ``climb``,
+        tune: Settings of a search: ``learning_rates``, ``alphas``, ``seeds``, ``datasets``, ``budgets``, ``climb``,
             ``monitor``, ``set``.
-        tuned: How the learning rates were chosen: the content of the provenance file that the file names.
+        tuned: Provenance of the learning rates: the content of the provenance file that the file names.
         root: Folder of the datasets that was typed; None leaves it to the configs.
     """
 

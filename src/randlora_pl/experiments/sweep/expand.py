@@ -65,7 +65,7 @@ def _made(kind: Any, arguments: dict[str, Any], where: str) -> Any:
 
     Args:
         kind: The class.
-        arguments: Its arguments by name.
+        arguments: Arguments by name.
         where: The place that they come from, for messages.
 
     Raises:
@@ -141,7 +141,7 @@ def steps(tree: Tree, classes: int | None, train: int | None) -> int | None:
     """Optimizer steps of a cell from the counts of its data set; None if the counts are unknown.
 
     Args:
-        tree: Its config.
+        tree: Config of the cell.
         classes: Classes of its data set.
         train: Training images of its data set.
     """

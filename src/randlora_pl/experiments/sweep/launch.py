@@ -27,7 +27,7 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
     Args:
         words: The command behind ``randlora-pl``.
         folder: The sweep.
-        jobs: How many processes.
+        jobs: Number of processes.
         look: Called now and then.
         every: Seconds between two calls.
 
@@ -117,7 +117,7 @@ def slurm(
         run: Runs a command in a job; of a module, so that the job can import it.
         words: The command behind ``randlora-pl`` that each of them runs.
         folder: The sweep, on a disk that all machines see; submitit keeps its files in ``FOLDER/slurm``.
-        jobs: How many.
+        jobs: Number of jobs.
         options: ``key=value`` words for submitit's ``update_parameters``, such as ``slurm_partition=gpu``,
             ``timeout_min=600`` and ``gpus_per_node=1``; ``cluster=local`` and ``cluster=debug`` run them here.
 

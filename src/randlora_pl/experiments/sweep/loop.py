@@ -55,13 +55,13 @@ class Loop:
 
     Attributes:
         folder: The sweep.
-        cells: Its share of the cells, in order.
+        cells: The process's share of the cells, in order.
         run: Runs a cell.
         watch: Callbacks for progress.
         fatal: Whether an error would meet the next cell as well.
         retry_failed: Cells that have failed before are tried once more.
         deadline: Value of ``time.monotonic`` after which no cell begins.
-        seconds: What a cell is expected to take, so that none begins that would end after the deadline.
+        seconds: Expected time of a cell, so that none begins that would end after the deadline.
         keep_adapters: Whether finished cells keep their adapter.
         wait: Whether to wait for cells that other processes are running.
     """

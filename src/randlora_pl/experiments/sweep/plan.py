@@ -39,11 +39,11 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        labels: What it is called.
-        tree: Its config.
-        flat: What decides its result, by short names; see `essence`.
+        labels: Labels of the cell.
+        tree: Config of the cell.
+        flat: Entries that decide the result, by short names; see `essence`.
         family: Family of its model, empty where none is given.
-        facts: What a search of learning rates tries in it.
+        facts: Values that a search of learning rates tries in the cell.
     """
 
     labels: Labels

@@ -29,7 +29,7 @@ class Progress(Watch):
         folder: The sweep.
         cells: The cells to count.
         estimator: Estimates the time of the remaining cells.
-        stream: Where to show it; a live table if that is a terminal.
+        stream: Output stream; a terminal gets a live table.
         jobs: Processes that were started together; between two cells they are still counted on.
     """
 

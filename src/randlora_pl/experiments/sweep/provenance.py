@@ -75,7 +75,7 @@ def chosen_for(provenance: Mapping[str, Any], model: Tree, label: str, method: T
         provenance: The content of a file, empty where there is none.
         model: The facts of the model in the sweep.
         label: The label of the method.
-        method: Its facts in the sweep.
+        method: Facts of the method in the sweep.
     """
     entry = provenance.get("methods", {}).get(label, {})
     chosen: dict[str, float] = (entry.get("chosen") or {}) if provenance.get("finished") else {}

@@ -23,7 +23,7 @@ def text_steps(tree: Tree, window: int) -> int | None:
     """Return the optimizer steps of a cell; None if the number of samples is unknown.
 
     Args:
-        tree: Its config.
+        tree: Config of the cell.
         window: Samples of an optimizer step.
     """
     data, size = tree["data"], _size(tree)

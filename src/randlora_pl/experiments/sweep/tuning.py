@@ -42,7 +42,7 @@ class Search:
         description: The sweep whose methods are tuned.
         names: By method: what is searched, ``learning_rate`` or ``head_learning_rate``, and ``alpha``.
         candidates: By method: what is tried.
-        seeds: Of the search, none of them the sweep's.
+        seeds: Seeds of the search, none of them the sweep's.
         climbs: Whether rates are tried from each method's own on, instead of all.
         monitor: Figure of the validation that decides; of a loss the lowest is the best.
         cells: By method and candidate, for each seed.
@@ -199,7 +199,7 @@ class Search:
         """Everything that was tried, JSON-ready: the provenance of the rates.
 
         Args:
-            folder: Of the search.
+            folder: Folder of the search.
             made: Facts of the program to put beside, such as its version.
         """
         chosen = self.chosen(folder)

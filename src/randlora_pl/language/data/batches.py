@@ -41,7 +41,7 @@ class Samples:
         return int(self._ends[-1])
 
     def by_length(self) -> list[int]:
-        """Their places, the longest first, so that memory runs out at once or not at all."""
+        """Return the indices, the longest first, so that memory runs out at once or not at all."""
         order: list[int] = np.argsort(-self.lengths, kind="stable").tolist()
         return order
 
@@ -131,7 +131,7 @@ class EvalBatches:
 
     Args:
         samples: The samples.
-        schedule: Which of them are in which batch.
+        schedule: Assignment of samples to batches.
         order: The place of each in the order of evaluation; neighbours of one length need little padding.
     """
 

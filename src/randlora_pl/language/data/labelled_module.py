@@ -51,7 +51,7 @@ class LabelledTexts(TokenData):
     Attributes:
         classnames: Name of each class, after `setup`; empty for scores.
         metric: The grade that the paper reports.
-        lengths: What `max_length` did to each split, after `setup`.
+        lengths: Effect of `max_length` on each split, after `setup`.
     """
 
     usual_epochs = 10

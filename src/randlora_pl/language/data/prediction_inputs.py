@@ -78,7 +78,7 @@ def prompt_of(given: Given, dataset: str) -> str:
 
     Args:
         given: The user's text.
-        dataset: What the decoder was trained on; empty where that is not known.
+        dataset: Training data of the decoder; empty if it is unknown.
 
     Raises:
         UserError: It has no such field, the field is empty, or the decoder knows no instructions.

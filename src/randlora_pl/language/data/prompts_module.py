@@ -38,7 +38,7 @@ class TextData(TokenData):
 
     Attributes:
         items: The questions of the tests, after `check_test` or `setup`; ``index`` of a test batch has their numbers.
-        lengths: What the cutoff did to the training samples, after `setup("fit")`.
+        lengths: Effect of the cutoff on the training samples, after `setup("fit")`.
         pad: Number to pad with, after `setup`.
     """
 

@@ -16,7 +16,7 @@ class Sentences(Samples):
     """Labelled sentences or pairs of them.
 
     Args:
-        encoded: What the tokenizer gave for each, without padding; one or more.
+        encoded: Output of the tokenizer for each, without padding; one or more.
         labels: Class numbers, or scores.
         classes: Whether they are class numbers.
         tokenizer: The one that encoded them.

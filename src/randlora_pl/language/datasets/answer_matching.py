@@ -11,7 +11,7 @@ def first_answer(text: str, answers: Sequence[str]) -> str | None:
     place the longest is taken.
 
     Args:
-        text: What the model wrote, without the prompt.
+        text: Output of the model, without the prompt.
         answers: The words that can be answered.
     """
     longest_first = sorted(answers, key=len, reverse=True)

@@ -13,7 +13,7 @@ def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains:
     """Return the missing part of a data set and its source; None if all of it is there.
 
     Args:
-        dataset: Its name.
+        dataset: Name of the dataset.
         root: The folder of the data.
         tests: The commonsense tests that are asked for, None for all.
         trains: Whether training samples are needed.

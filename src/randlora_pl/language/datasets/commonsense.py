@@ -22,8 +22,8 @@ class Task:
     """One of the eight tests.
 
     Attributes:
-        name: Its folder.
-        title: What the paper's tables call it.
+        name: Name of its folder.
+        title: Name in the paper's tables.
         answers: The words that can be answered, in the order of the options.
     """
 
@@ -58,7 +58,7 @@ class Question:
     Attributes:
         instruction: The question with its options.
         input: More text; empty in the published files.
-        output: What the model learns to write, such as ``the correct answer is true``.
+        output: Text to learn, such as ``the correct answer is true``.
         answer: The scored word, such as ``true``.
     """
 

@@ -25,7 +25,7 @@ class Description:
 
     Attributes:
         meaning: The meaning representation, such as ``name : Aromi | type : pub``.
-        reference: What a person wrote for it.
+        reference: Text written by a person.
     """
 
     meaning: str

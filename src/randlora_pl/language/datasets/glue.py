@@ -29,14 +29,14 @@ class Task:
     """One task.
 
     Attributes:
-        name: What ``datasets`` calls it.
-        title: What GLUE calls it: its folder.
+        name: Name in ``datasets``.
+        title: Name in GLUE and of its folder.
         texts: Columns of the one or two sentences in the TSV files.
         label: Column of the label.
         labels: Names in the files, in the order of the class numbers; empty where the label is a score.
-        names: What the class numbers mean.
+        names: Names of the classes, by number.
         saved: Columns of the sentences in ``datasets``.
-        metric: What the paper reports.
+        metric: Metric that the paper reports.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Examples:
     Attributes:
         sentences: One or two texts each.
         labels: Class numbers (int), or scores in 0..5 (float) of STS-B.
-        names: What the class numbers mean; empty for scores.
+        names: Names of the classes, by number; empty for scores.
     """
 
     sentences: list[tuple[str, ...]]
@@ -214,7 +214,7 @@ def _table(path: Path, columns: Sequence[str], fixed: Sequence[str] | None) -> I
 
     Args:
         path: A file of fields between tabs.
-        columns: Those that are wanted, in this order.
+        columns: Wanted columns, in this order.
         fixed: All columns of a file without a header.
 
     Raises:

@@ -17,7 +17,7 @@ def missing_split(folder: Path, split: str) -> Path | None:
 
     Args:
         folder: See `is_saved`.
-        split: Which split.
+        split: Name of the split.
     """
     if (folder / "dataset_dict.json").is_file():
         state = folder / split / "state.json"
@@ -36,9 +36,9 @@ def read_saved(
 
     Args:
         folder: See `is_saved`.
-        split: Which split.
+        split: Name of the split.
         columns: Columns of the sentences.
-        classes: How many classes there are, 0 for scores in 0..5.
+        classes: Number of classes, 0 for scores in 0..5.
 
     Raises:
         UserError: The package is missing, the folder is damaged, a split or column is missing, or a label is wrong.

@@ -30,7 +30,7 @@ class Template:
         """Return the text before the answer; it ends with the response marker and a line end.
 
         Args:
-            instruction: What to do.
+            instruction: Instruction of the prompt.
             given: The record's input; its part is left out where it is empty.
         """
         parts = [self.preamble_with_input if given else self.preamble, f"{self.instruction}\n{instruction}"]

@@ -28,12 +28,12 @@ class Item:
 
     Attributes:
         task: The test that it belongs to.
-        prompt: What the model is given.
+        prompt: Input of the model.
         answer: The right answer.
         answers: The words that are looked for in what it writes; empty: the whole text is the answer.
         options: The answers that this question offers.
-        completions: What the model would write for each of them.
-        references: What people wrote; all texts of such a test are scored together, and none is right or wrong.
+        completions: Text of the model for each option.
+        references: Texts written by people; all texts of such a test are scored together, none alone.
     """
 
     task: str
@@ -83,7 +83,7 @@ def read_texts(
     """Read what is needed.
 
     Args:
-        dataset: Its name.
+        dataset: Name of the dataset.
         root: Folder of the data.
         validation: Training samples that are set aside for validation; None for `VALIDATION`, but at most a tenth.
         tests: The tests to read, None for all.
@@ -157,7 +157,7 @@ def hold_out(
 
     Args:
         samples: All of them.
-        count: How many validate; None for `VALIDATION`, but at most a tenth.
+        count: Number of validation samples; None for `VALIDATION`, but at most a tenth.
         seed: Chooses them, with their number and the stream alone.
         stream: Name of the random numbers.
 

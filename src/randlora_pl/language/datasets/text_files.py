@@ -16,8 +16,8 @@ def first_file(root: Path, names: Sequence[str], tree: str, source: str) -> Path
     Args:
         root: The user's data folder.
         names: Relative paths, the usual one first.
-        tree: What the folder should hold, for the message.
-        source: Where to get the files, for the message.
+        tree: Expected content of the folder, for the message.
+        source: Source of the files, for the message.
 
     Raises:
         UserError: None of them is there, or they cannot be looked for; with expected tree and source.
@@ -53,7 +53,7 @@ def decoded(data: bytes, source: object) -> str:
 
     Args:
         data: All of a file.
-        source: What to call it in a message.
+        source: Name of the text in a message.
 
     Raises:
         UserError: They are not UTF-8; the message has the line.

@@ -32,7 +32,7 @@ def load_classifier(
     Args:
         name: See `model_config`.
         pretrained: See `model_config`.
-        tokenizer: Its tokenizer; a model with random weights takes its special tokens.
+        tokenizer: Tokenizer of the model; a model with random weights takes its special tokens.
         classnames: Name of each class; empty for one score.
         seed: Seed of the head, and of random weights.
         overrides: See `model_config`.

@@ -39,9 +39,9 @@ def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], deco
 
     Args:
         model: A decoder of transformers.
-        tokenizer: Its tokenizer.
+        tokenizer: Tokenizer of the model.
         batch: ``input_ids`` and ``attention_mask`` (b, length), padded on the left.
-        decoding: How.
+        decoding: Settings of generation.
         pad: Number to pad with.
 
     Returns:
@@ -70,7 +70,7 @@ def write_tokens(
     Args:
         model: A decoder of transformers.
         batch: See `write_texts`.
-        decoding: How.
+        decoding: Settings of generation.
         pad: Number to pad with.
         eos: The token that ends a text, if there is one.
         bos: The token that begins one, if there is one.
@@ -166,7 +166,7 @@ def token_losses(
     Args:
         model: A decoder of transformers.
         batch: ``input_ids``, ``attention_mask`` and ``labels`` (b, length).
-        columns: How many of the last labels to look at (`learned_columns`).
+        columns: Number of the last labels to look at (`learned_columns`).
         smoothing: Label smoothing.
 
     Returns:
@@ -210,7 +210,7 @@ def choose_options(
         prompts: Tokens of each prompt.
         options: Tokens of the options of each.
         pad: Number to pad with.
-        device: Where the model is.
+        device: Device of the model.
 
     Returns:
         The place of the chosen option for each prompt; of equals the first.

@@ -29,7 +29,7 @@ def reached(source: str, option: str) -> Iterator[None]:
 
     Args:
         source: The name or folder that was asked for.
-        option: What chose it.
+        option: Option that chose it.
 
     Raises:
         UserError: It is gated, it is nowhere, or what is there cannot be read.

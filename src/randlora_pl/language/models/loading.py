@@ -29,8 +29,8 @@ def model_config(
     Args:
         name: A name of the Hub, a folder, or for random weights also a model type of transformers such as ``qwen2``.
         pretrained: ``random``, a folder with the weights, or None for the weights of the name.
-        overrides: What a model with random weights has instead, for example ``{num_hidden_layers: 2}``.
-        option: How the user gives these.
+        overrides: Overrides of the configuration, for random weights only, for example ``{num_hidden_layers: 2}``.
+        option: Name of the option with these.
 
     Raises:
         UserError: The model is unknown or out of reach, or has no such option.
@@ -43,7 +43,9 @@ def model_config(
 
     if pretrained != RANDOM:
         if overrides:
-            raise UserError("--model.config_overrides goes with --model.pretrained random; other weights have shapes.")
+            raise UserError(
+                "--model.config_overrides needs --model.pretrained random: pretrained weights fix the shapes."
+            )
         with reached(pretrained or name, "--model.pretrained" if pretrained else "--model.name"):
             return AutoConfig.from_pretrained(pretrained or name)
     if name in KNOWN:
@@ -74,7 +76,7 @@ def possible(overrides: Mapping[str, Any] | None, option: str = _OVERRIDES, conf
 
     Args:
         overrides: The options.
-        option: How the user gives them.
+        option: Name of the option with them.
         config: The configuration with them, where there is one: numbers in it that do not fit are named.
 
     Raises:
@@ -157,10 +159,10 @@ def load_causal(
     Args:
         name: See `model_config`.
         pretrained: See `model_config`.
-        tokenizer: Its tokenizer; a model with random weights takes its special tokens.
+        tokenizer: Tokenizer of the model; a model with random weights takes its special tokens.
         seed: Seed of random weights.
         overrides: See `model_config`.
-        dtype: Of all weights.
+        dtype: Data type of all weights.
         quantize: Keeps the linear layers' weights in 4 or 8 bits (bitsandbytes, needs a GPU).
 
     Raises:

@@ -1,4 +1,4 @@
-"""From a prompt and its completion to token numbers with the labels of the loss, cut, padded and batched."""
+"""Tokenization of prompts and completions, with the labels of the loss: cut, padded and batched."""
 
 import logging
 from array import array
@@ -50,9 +50,9 @@ class Lengths:
 
     Attributes:
         cutoff: Most tokens of a sample.
-        samples: How many samples there were.
-        cut: How many were longer.
-        dropped: How many were left out, as nothing that is learned was left of them.
+        samples: Number of samples.
+        cut: Number of longer samples.
+        dropped: Number of samples left out, because no learned token was left of them.
         longest: Tokens of the longest.
     """
 
@@ -184,7 +184,7 @@ def collate(
     Args:
         encoded: Tokens and labels of each sample.
         pad: Number to pad with (see `pad_id`).
-        side: Where the padding is; left, as generation needs it.
+        side: Side of the padding; left, as generation needs it.
         multiple: The length is rounded up to a multiple of this, which GPUs multiply faster.
 
     Returns:

@@ -15,7 +15,7 @@ def load_tokenizer(source: str, sentences: bool = False, option: str = "--model.
     Args:
         source: Name of a model on the Hub, a folder, a ``tokenizer.json`` (its end of text must be `END`), or `BYTES`.
         sentences: Whether the one of bytes marks sentences for an encoder; others do it as they were made to.
-        option: What chose it.
+        option: Option that chose it.
 
     Raises:
         UserError: There is none, or it cannot be had.

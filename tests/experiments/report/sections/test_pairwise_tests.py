@@ -164,7 +164,7 @@ def test_a_cell_that_is_no_better_than_the_untrained_model_did_not_train(tmp_pat
     assert not results.idle(Key(B32, "a", "zero-shot", "zero-shot"))
     table = accuracy_table(results, Beside(sweep.plan), Footnotes(), B32, False)
     assert [row[3].below for row in table.rows] == ["", "did not train", ""]
-    assert "1 of 2 trained cells did not train, as far as their intervals say: LoRA-32 (1)." in markdown(build(sweep))
+    assert "1 of 2 trained cells did not train, judged by their intervals: LoRA-32 (1)." in markdown(build(sweep))
 
 
 def test_a_report_is_made_again_from_its_cells(tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ def accuracy_table(results: Results, beside: Beside, footnotes: Footnotes, model
     """Return the layout of Tables 11 to 14: budgets and methods down, data sets across.
 
     Args:
-        results: Of the sweep.
+        results: Results of the sweep.
         beside: Finds the paper's numbers.
         footnotes: Counts the notes.
-        model: Which model.
+        model: Label of the model.
         fair: Whether all rates were chosen by one rule; else no value is set in bold.
     """
     plan = results.plan
@@ -76,10 +76,10 @@ def average_table(results: Results, beside: Beside, footnotes: Footnotes, model:
     """Return a table of methods by budgets: the averages over the data sets that every compared method has.
 
     Args:
-        results: Of the sweep.
+        results: Results of the sweep.
         beside: Finds the paper's numbers.
         footnotes: Counts the notes.
-        model: Which model.
+        model: Label of the model.
         fair: Whether all rates were chosen by one rule; else no value is set in bold.
     """
     budgets = results.budgets(model)

@@ -30,10 +30,10 @@ def cost_table(results: Results, beside: Beside, footnotes: Footnotes, model: st
     device, each divided by the reference's figure of the same cell.
 
     Args:
-        results: Of the sweep.
+        results: Results of the sweep.
         beside: Finds the paper's numbers.
         footnotes: Counts the notes.
-        model: Which model.
+        model: Label of the model.
     """
     runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in results.sweep.finished:

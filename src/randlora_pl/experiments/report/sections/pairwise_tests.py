@@ -170,7 +170,7 @@ def versus_table(found: list[Versus]) -> Table:
     """Return the pairs as a table; the tooltip of a difference has every cell with its interval over seeds.
 
     Args:
-        found: What `comparisons` found, at least one.
+        found: Results of `comparisons`, at least one.
     """
     rows = []
     for one in found:

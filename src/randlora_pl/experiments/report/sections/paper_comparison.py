@@ -112,7 +112,7 @@ class Beside:
         return here.cell(first.model, first.method, first.budget, AVERAGE)
 
     def _labels(self, here: PaperTable, model: str, method: str) -> tuple[str, str]:
-        """Our labels as this table spells them; ours where it has none that is the same but for punctuation.
+        """Return our labels as this table spells them, or ours if no label matches up to punctuation.
 
         A method that the paper calls by several names may be labelled with one and have another as its ``paper_name``.
         """
@@ -149,7 +149,7 @@ class Footnote:
     Attributes:
         number: As printed.
         text: Content of the note.
-        source: Where that is from.
+        source: Source of the note.
     """
 
     number: int
@@ -158,7 +158,7 @@ class Footnote:
 
 
 class Footnotes:
-    """Numbers the notes in the order in which they are first needed."""
+    """Numbering of the notes in the order in which they are first needed."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[str, str], int] = {}

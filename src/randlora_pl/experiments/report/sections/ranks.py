@@ -38,9 +38,7 @@ def rank_table(results: Results) -> Table | None:
     if not rows:
         return None
     header = [Cell(title) for title in ("Figure of the update", "Model", "Data", "Spearman's correlation", "Methods")]
-    below = [
-        "Over the methods of each model and budget, whatever their trained parameters; it says nothing of a cause."
-    ]
+    below = ["Over the methods of each model and budget, whatever their trained parameters; it does not show a cause."]
     return Table(
         "versus-rank", "Rank of the update against accuracy (the claim of Table 2)", header, rows, below=below, left=3
     )
