@@ -393,7 +393,7 @@ def test_memory_that_runs_out_is_told(
 
 
 def test_a_base_model_that_moved_is_given(run: Run, tokenizer: Path, tmp_path: Path) -> None:
-    make(tokenizer).load().save_pretrained(tmp_path / "base")
+    make(tokenizer).build().save_pretrained(tmp_path / "base")
     base = str(tmp_path / "base")
     task = CausalLMTask(base, tokenizer=str(tokenizer), adapter=RandLoRA(rank=8), max_new_tokens=4)
     task.configure_model()
