@@ -129,7 +129,7 @@ def test_details_and_near_names_of_listings(run: Run, refused: Callable[..., str
     assert "'RandLoRA'" in refused("adapters", "Randlora2")
     assert run("adapters", "randlora").out == run("adapters", "RandLoRA").out
     assert "'--root'" in refused("datasets", "--rot", "x")
-    assert "is no folder" in refused("datasets", "--root", "nowhere")
+    assert "is not a folder" in refused("datasets", "--root", "nowhere")
 
 
 @pytest.mark.parametrize("option", ["--root", "--data.root"])

@@ -11,7 +11,7 @@ import pytest
 from randlora_pl.adapters import LoRA, RandLoRA, inject
 from randlora_pl.adapters.io.save_load import METHODS
 from randlora_pl.cli.main import main
-from randlora_pl.cli.sweep.job import told_by
+from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.config.shipped import find_config
 from randlora_pl.experiments.sweep.estimate import planned_steps
 from randlora_pl.experiments.sweep.plan import plan
@@ -106,7 +106,7 @@ TEXTS = ("table1", "table3_llama", "table4", "table6", "table10_llama", "table15
 @pytest.mark.parametrize("name", TEXTS)
 def test_expected_steps_of_language_models(name: str) -> None:
     """The columns that need no operation counted: runs, cells and optimizer steps of a seed."""
-    _, description = told_by(name)
+    _, description = find_sweep(name)
     cells = plan(replace(description, seeds=description.seeds[:1]))
     trained = [cell for cell in cells if not cell.untrained]
     runs = len(trained) * len(description.seeds) + len(cells) - len(trained)
@@ -157,7 +157,7 @@ def test_the_committed_report_is_what_its_cells_give(tmp_path: Path) -> None:
 
 
 def test_the_provenance_of_the_offline_sweep_is_its_page_of_rates() -> None:
-    file, description = told_by("offline")
+    file, description = find_sweep("offline")
     page = (ROOT / "docs" / "results" / "offline" / "tuning.md").read_text(encoding="utf-8")
     told, shown = (rows_of(text, "| method | tried") for text in (markdown(description.tuned), page))
     assert [row[:4] + row[5:] for row in told] == [row[:4] + row[5:] for row in shown], (

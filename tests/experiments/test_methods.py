@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.cli.sweep.job import told_by
+from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.data import ImageData
 from randlora_pl.experiments import methods
 from randlora_pl.experiments.methods import baselines, method_tables
@@ -19,7 +19,7 @@ from tests.experiments.sweep.grids import cells_of
 
 
 def test_the_shipped_sweep_has_every_method_of_the_papers_vision_experiments() -> None:
-    _, description = told_by("compare_methods")
+    _, description = find_sweep("compare_methods")
     trained = [cell for cell in plan(description) if not cell.untrained]
     assert {cell.flat["model.adapter"].rpartition(".")[2] for cell in trained} == {
         "RandLoRA", "LoRA", "DoRA", "VeRA", "NoLA", "BitFit", "LinearProbe", "FullFineTuning",
@@ -30,7 +30,7 @@ def test_the_shipped_sweep_has_every_method_of_the_papers_vision_experiments() -
 
 @pytest.mark.parametrize("name", ["compare_bases", "compare_bases_fashion"])
 def test_bases_are_compared_over_five_seeds_at_one_rate(name: str) -> None:
-    _, description = told_by(name)
+    _, description = find_sweep(name)
     tasks = [task_of(cell.tree) for cell in plan(description) if cell.labels.seed == 1]
     assert all(isinstance(task, ImageTask) and task.learning_rate == 1e-3 for task in tasks)
     assert [task.adapter.options()["basis"] for task in tasks if task] == ["uniform", "hadamard"]

@@ -360,7 +360,7 @@ def test_words_that_are_wrong_are_told(refused: Refused, run: Run, repeater: Pat
     assert "--weights" in refused(*base, "--texts", texts, "--weights", "1")
     assert "--top-k" in refused(*base, "--texts", texts, "--top-k", "1")
     both = ("predict", "--adapter", f"a={repeater / 'adapter'}", f"b={critic / 'adapter'}", "--texts", texts)
-    assert "a, b do not say the same" in refused(*both)
+    assert "a, b have different outputs" in refused(*both)
     said = refused("predict", "--adapter", str(critic / "adapter"), "--texts", texts, "--beams", "2")
     assert "--beams is for models that write" in said
     assert run(*base, "--texts", texts, "--output", "p.csv", "--max-new-tokens", "1").code == 0

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from randlora_pl.adapters import VeRA, inject
-from randlora_pl.cli.sweep.job import told_by
+from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.config.shipped import find_config
 from randlora_pl.experiments.paper import notes, table
 from randlora_pl.experiments.sweep.expand import counts
@@ -25,7 +25,7 @@ Refused = Callable[..., str]
 
 
 def test_tables_1_and_6_are_made_of_cells_of_table_15() -> None:
-    hashes = {name: {c.hash for c in plan(told_by(name)[1])} for name in ("table1", "table6", "table15")}
+    hashes = {name: {c.hash for c in plan(find_sweep(name)[1])} for name in ("table1", "table6", "table15")}
     assert hashes["table1"] < hashes["table15"]
     assert len(hashes["table6"] - hashes["table15"]) == 12, "DoRA is in Table 6 only"
 
@@ -36,7 +36,7 @@ ALPHAS = {"commonsense_qwen2": (128, 896), "commonsense_phi3": (3072, 3072), "co
 @pytest.mark.parametrize("name", ["table1", "table3_llama", "table6", "table10_llama", "table15"])
 def test_alphas_are_those_of_the_rank(name: str) -> None:
     """Scaling 2 / sqrt(n) for RandLoRA and NoLA, 2 for LoRA and VeRA (Table 9), whatever the rank."""
-    _, description = told_by(name)
+    _, description = find_sweep(name)
     for cell in plan(description):
         flat = cell.flat
         if cell.untrained:
@@ -57,7 +57,7 @@ def test_alphas_are_those_of_the_rank(name: str) -> None:
 @pytest.mark.slow
 def test_table_15_trains_as_many_parameters_as_it_says() -> None:
     """The printed share of all parameters, counted on the meta device."""
-    _, description = told_by("table15")
+    _, description = find_sweep("table15")
     for cell in plan(description):
         labels = cell.labels
         if labels.model == "LLama3" or labels.seed > 1 or labels.budget != "15k" or "VeRA" in labels.method:
@@ -72,12 +72,12 @@ def test_the_notes_about_vera_are_true() -> None:
     """Its parameters on RoBERTa, and how far the scaling of 2 lets a step go."""
     told = {note.key: note.text for note in notes()}
     text = told["vera_of_roberta"]
-    cells = {cell.labels.model: cell for cell in plan(told_by("table4")[1]) if "VeRA" in cell.labels.method}
+    cells = {cell.labels.model: cell for cell in plan(find_sweep("table4")[1]) if "VeRA" in cell.labels.method}
     for model, method in (("RoBERTa-base", "VeRA-1024"), ("RoBERTa-large", "VeRA-256")):
         found = counts(cells[model].tree)
         assert found is not None and f"{found.trainable:,}" in text and model in text and method in text
         assert table(4).parameters(model, method, "100%") == "0.26M"
-    cell = next(c for c in plan(told_by("table15")[1]) if "VeRA" in c.labels.method)
+    cell = next(c for c in plan(find_sweep("table15")[1]) if "VeRA" in c.labels.method)
     rank, alpha = (cell.flat[f"model.adapter.{name}"] for name in ("rank", "alpha"))
     assert (rank, alpha / rank, alpha) == (1024, 2, 2048) and "2,048 times" in told["vera_scaling_of_language_models"]
     layer = torch.nn.Sequential(torch.nn.Linear(256, 256))
@@ -137,7 +137,7 @@ def test_table_4_trains_as_many_parameters_as_its_configs_say() -> None:
     """Beside the head, which all methods train; counted on the meta device."""
     told = {("RoBERTa-base", "RandLoRA-64"): 718_848, ("RoBERTa-base", "LoRA-4"): 663_552}
     told |= {("RoBERTa-large", "RandLoRA-100"): 1_780_416, ("RoBERTa-large", "LoRA-4"): 1_769_472}
-    cells = {cell.labels[::3]: cell for cell in plan(told_by("table4")[1])}
+    cells = {cell.labels[::3]: cell for cell in plan(find_sweep("table4")[1])}
     for place, number in told.items():
         found = counts(cells[place].tree)
         assert found is not None and found.trainable == number, place

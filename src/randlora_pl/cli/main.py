@@ -1,6 +1,6 @@
-"""The entry point: ``main(args)`` for the shell, scripts, tests and notebooks alike.
+"""Entry point: ``main(args)`` for the shell, scripts, tests and notebooks.
 
-Verbs that need no PyTorch answer at once; the heavy imports come only when a model must be built.
+Commands that need no PyTorch answer at once; heavy imports happen only when a model must be built.
 """
 
 import os
@@ -36,11 +36,11 @@ VERBS = {
     "config": "inspect.config:config_verb",
     "doctor": "inspect.doctor:doctor_verb",
 }
-_NAMED = ("validate", "test")  # share one function, so it is told which of them it is
-_WITH_VERBS = ("adapter", "analyze")  # their verbs have pages of their own
+_NAMED = ("validate", "test")  # both commands use one function, which gets the command's name
+_WITH_VERBS = ("adapter", "analyze")  # their commands have help pages of their own
 
 LONGEST_LINE = 1500
-"""Characters of a line of a message, which may echo whatever was typed."""
+"""Most characters per line of a message, which may echo typed text."""
 
 PAGE = f"""\
 randlora-pl {__version__}: RandLoRA and its baselines on CLIP, DINOv2 and language models
@@ -62,7 +62,7 @@ Run       fit        train and test, CLIP also untrained; --resume RUN goes on a
           compare    configs and results of runs side by side
           zeroshot   an untrained CLIP on the test images, beside published figures
           bench      data NAME | train | captions | answers | adapters: speed and memory of pipeline and steps
-Look up   datasets   data sets; datasets NAME tells all about one
+Look up   datasets   data sets; datasets NAME shows one in full
           data       get NAME | check NAME | show NAME: download it, is it complete, what does it look like
           models     backbones
           adapters   methods; adapters NAME explains the options of one
@@ -74,13 +74,13 @@ randlora-pl VERB --help explains one verb. --version prints the version.
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one verb.
+    """Run one command.
 
     Args:
-        args: The words behind ``randlora-pl``; those of the command line by default.
+        args: The words behind ``randlora-pl``; by default the words of the command line.
 
     Returns:
-        The exit code: 0, or 2 where the user must change something, 1 where another process was lost, 130
+        The exit code: 0, or 2 if the user must change something, 1 if another process was lost, 130
         after Ctrl-C, 143 after SIGTERM.
     """
     words = list(sys.argv[1:] if args is None else args)
@@ -91,7 +91,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get("RANDLORA_PL_TRACEBACK"):
             raise
-        _tell(str(error))
+        _print_error(str(error))
         return 2
     except LostProcessError as lost:
         if os.environ.get("RANDLORA_PL_TRACEBACK"):
@@ -101,10 +101,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         ended = isinstance(stop, Terminated)
         word = "terminated" if ended else "interrupted"
-        if process_rank() == 0:  # the processes of further devices have nothing to add
+        if process_rank() == 0:  # the processes of further devices print nothing
             print(f"randlora-pl: {word}{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         return 143 if ended else 130
-    except BrokenPipeError:  # the reader of a pipe such as `| head` has gone
+    except BrokenPipeError:  # the reader of a pipe such as `| head` has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # a full disk, a name that is too long, no permission, no memory: anywhere
@@ -114,12 +114,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
         if not (trouble := trouble_of_machine(error)):
             raise
-        _tell(trouble)
+        _print_error(trouble)
         return 2
 
 
-def _tell(mistake: str) -> None:
-    """Prints what the user must change, in the first process only if all of them find it."""
+def _print_error(mistake: str) -> None:
+    """Print the error; only on rank 0 if all ranks raise it."""
     rank = process_rank()
     line = "\n".join(shortened(part, LONGEST_LINE) for part in f"randlora-pl: error: {printable(mistake)}".split("\n"))
     if rank == 0:
@@ -150,7 +150,7 @@ def _run(words: list[str]) -> int:
 
 
 def _config_hint(word: str) -> str:
-    """Someone who types ``randlora-pl quickstart`` or leaves out the verb means ``fit``."""
+    """Return a hint to use ``fit`` if a config was typed without a command (``randlora-pl quickstart``)."""
     if word.startswith("-"):
         return " The verb comes first: randlora-pl fit ..."
     from randlora_pl.config.shipped import config_names

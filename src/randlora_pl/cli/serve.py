@@ -18,14 +18,14 @@ from randlora_pl.utils.files.weights_files import file_name
 from randlora_pl.utils.text.printable import printable
 
 TOKEN = "RANDLORA_PL_TOKEN"
-"""Environment variable for the token: other users of the machine can see what is typed behind ``--token``."""
+"""Environment variable for the token: other users of the machine can see the value of ``--token``."""
 
 HOSTS = ("127.0.0.1", "0.0.0.0", "::")
-"""Those that LitServe takes."""
+"""Hosts that LitServe accepts."""
 
 
 def parse(args: list[str]) -> argparse.Namespace:
-    """The options of ``serve``.
+    """Return the options of ``serve``.
 
     Raises:
         UserError: An unknown, missing or impossible option.
@@ -64,7 +64,7 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 
 def serve_verb(args: list[str]) -> int:
-    """Check what was typed, and serve it; once that works, say what is served and where."""
+    """Check the options and serve the model; once the server answers, print the model and the address."""
     if not args:
         print(page("serve"), end="")
         return 0
@@ -106,11 +106,11 @@ def serve_verb(args: list[str]) -> int:
 
 
 def names_of(host: str, allowed: Sequence[str]) -> set[str]:
-    """Names that the server may be called by; ``*`` stands for every address of this machine.
+    """Return the names that the server may be called by; ``*`` stands for every address of this machine.
 
     Args:
-        host: Where it listens.
-        allowed: Further names, such as that of a proxy before it.
+        host: Address that the server listens at.
+        allowed: Further names, such as the name of a proxy before it.
     """
     names = {"localhost", "127.0.0.1", *(name.lower() for name in allowed)}
     if host != "127.0.0.1":
@@ -119,13 +119,13 @@ def names_of(host: str, allowed: Sequence[str]) -> set[str]:
 
 
 def check_port(host: str, port: int) -> None:
-    """Whether one can listen there.
+    """Check that the server can listen at an address.
 
     Raises:
-        UserError: Something else does, or there is no such address.
+        UserError: The port is in use, or the address does not exist.
     """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: a port just left is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: a port just released is free
         try:
             probe.bind((host, port))
         except OSError as error:
@@ -137,13 +137,13 @@ def check_port(host: str, port: int) -> None:
 
 
 def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str) -> dict[str, Any]:
-    """What the server tells of its model: nothing of this machine but the device.
+    """Return the public facts of the server's model; of this machine only the device.
 
     Args:
-        config: The adapter's.
-        upload_bytes: Limit of an upload.
-        pixels: Limit of an image.
-        device: Where the model is.
+        config: Description of the adapter.
+        upload_bytes: Most bytes of an upload.
+        pixels: Most pixels of an image.
+        device: Device of the model.
 
     Raises:
         UserError: The adapter has no class names.
@@ -166,7 +166,7 @@ def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str
 
 
 def start_page(options: argparse.Namespace, facts: dict[str, Any]) -> str:
-    """What is served, where, and how to ask for it."""
+    """Return the lines printed at the start: model, address, and a request as an example."""
     base, classes = facts["base_model"], facts["classes"]
     named = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
@@ -184,7 +184,7 @@ def start_page(options: argparse.Namespace, facts: dict[str, Any]) -> str:
         f"  limits   {options.max_upload_mb:g} MB and {options.max_pixels:,} pixels an image; {batches}",
     ]
     if options.host != "127.0.0.1":
-        caution = "every machine that can reach this one can use it: there is no password, no encryption"
-        lines.append(f"  caution  {'there is no encryption, also of the token' if options.token else caution}")
+        caution = "every machine that can reach this one can use it, without a password or encryption"
+        lines.append(f"  caution  {'nothing is encrypted, not even the token' if options.token else caution}")
     lines.append(f"Ready: {url}/  Ctrl-C ends it.")
     return "\n".join(lines)

@@ -39,7 +39,7 @@ def test_the_page_of_export_names_every_form(run: Run) -> None:
 @in_one_item(
     ("words", "message"),
     [
-        (["expot"], "There is no verb adapter expot. Did you mean 'export'"),
+        (["expot"], "Unknown command adapter expot. Did you mean 'export'"),
         (["export", "A"], "the following arguments are required: --to, --output"),
         (["export", "A", "--to", "onx", "--output", "x"], "--to is 'onx'. Did you mean 'onnx'"),
         (["export", "A", "--to", "peft", "--rank", "3", "--output", "x"], "--rank belongs to --to lora, not to"),

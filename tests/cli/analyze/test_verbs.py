@@ -91,7 +91,7 @@ def test_what_to_do_where_memory_runs_out_or_an_image_is_damaged() -> None:
 @in_one_item(
     ("words", "message"),
     [
-        (["spectrm", "x"], "There is no verb analyze spectrm. Did you mean 'spectrum'"),
+        (["spectrm", "x"], "Unknown command analyze spectrm. Did you mean 'spectrum'"),
         (["spectrum", "nowhere"], "nowhere does not exist; a run folder is"),
         (["spectrum", "nowhere", "--outputs", "x"], "unrecognized arguments: --outputs x. Did you mean '--output'"),
         (["represent", "nowhere", "--ranks", "0"], "0 is given for --ranks or --sweeps"),
@@ -208,7 +208,7 @@ def test_landscape(run: Run, three: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("plotly", reason='the page needs the extra: pip install "randlora-pl[plots]"')
     runs = [three[name] for name in METHODS]
     done = run("analyze", "landscape", *runs, *SMALL_GRID, "--positions", "equilateral", "--output", "out")
-    assert done.code == 0 and "The models are no points of this grid" in done.out, done.err
+    assert done.code == 0 and "The models are not points of this grid" in done.out, done.err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [f"landscape.{end}" for end in ("html", "json", "png", "svg")]
     state = json.loads((tmp_path / "out" / "landscape.json").read_text())

@@ -31,7 +31,7 @@ def test_every_section_is_printed(run: Run) -> None:
         "OFFLINE",
     ):
         assert word in out
-    assert "randlora-pl data get mnist" in out and "randlora-pl data get cars (tells how)" in out
+    assert "randlora-pl data get mnist" in out and "randlora-pl data get cars (prints the steps)" in out
 
 
 def test_optional_packages_are_named_with_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_cached_weights_are_found(tmp_path: Path) -> None:
 
 
 def test_data_sets_of_texts_are_found_or_lead_to_what_tells_where_they_are_from(tmp_path: Path) -> None:
-    lead = "missing: randlora-pl datasets e2e (tells how)"
+    lead = "missing: randlora-pl datasets e2e (prints the steps)"
     assert doctor.datasets()["e2e"] == lead
     root = tmp_path / "data"
     root.mkdir()

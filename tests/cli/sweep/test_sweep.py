@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from randlora_pl.cli.main import main
-from randlora_pl.cli.sweep.job import told_by
+from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.config.shipped import config_names
 from randlora_pl.experiments.sweep import cell_runner as cli_cells
 from randlora_pl.experiments.sweep.plan import Cell, plan
@@ -249,7 +249,7 @@ def test_the_papers_tables_and_figures_are_shipped() -> None:
 @in_one_item("name", SHIPPED)
 def test_the_shipped_sweeps_say_how_many_runs_they_are(name: str) -> None:
     """Every name and option in them is right, too."""
-    file, description = told_by(name)
+    file, description = find_sweep(name)
     cells = plan(description)
     head = " ".join(line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("#"))
     told = re.search(r"([\d,]+) runs", head)
@@ -259,7 +259,7 @@ def test_the_shipped_sweeps_say_how_many_runs_they_are(name: str) -> None:
 def test_figure_3_is_made_of_the_cells_of_three_tables() -> None:
     hashes = {}
     for name in ("figure3", "table11", "table12", "table13"):
-        _, description = told_by(name)
+        _, description = find_sweep(name)
         hashes[name] = {cell.hash for cell in plan(description)}
     assert hashes.pop("figure3") == set().union(*hashes.values())
 

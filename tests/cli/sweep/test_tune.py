@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.cli.sweep import tune_run
-from randlora_pl.cli.sweep.job import told_by
+from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.config.shipped import config_names, find_config
 from randlora_pl.data import ImageData
 from randlora_pl.data.images.decode import ArrayImages
@@ -223,7 +223,7 @@ def test_a_search_from_beginning_to_end_reads_no_test_image(
     assert not [key for found in figures for key in found if key.startswith(("test/", "zeroshot/"))]
     for place in Path("runs/tune/small/cells").iterdir():
         assert (place / "failed.json").exists() or not (place / "adapter").exists()
-    _, tuned = told_by("runs/tune/small/tuned.yaml")
+    _, tuned = find_sweep("runs/tune/small/tuned.yaml")
     assert chosen_for(tuned.tuned, tuned.models["tiny"], "LoRA-4", tuned.methods["LoRA-4"])
     assert tuned.methods["LoRA-4"]["learning_rate"] == report["methods"]["LoRA-4"]["chosen"]["learning_rate"]
 
@@ -276,7 +276,7 @@ def test_a_shipped_sweep_without_rates_says_what_to_copy_and_add(
     assert run("config", "cp", f"sweeps/{name}", "mine.yaml").code == 0
     with Path("mine.yaml").open("a") as copy:
         copy.write(told.partition("as: ")[2].partition("; then")[0])
-    search = Search.of(told_by("mine.yaml")[1])
+    search = Search.of(find_sweep("mine.yaml")[1])
     assert search.candidates["LoRA-4" if name == "table4" else "LoRA-32"] == [(1e-4,), (1e-3,), (1e-2,)]
     held = {cell.flat.get("data.validation") for cell in search.first(SweepFolder(tmp_path))}
     assert held == ({200} if name == "table4" else {None})
@@ -284,7 +284,7 @@ def test_a_shipped_sweep_without_rates_says_what_to_copy_and_add(
 
 def test_the_offline_sweep_can_be_tuned() -> None:
     assert "sweeps/offline" in config_names() and find_config("offline").parent.name == "sweeps"
-    _, description = told_by("offline")
+    _, description = find_sweep("offline")
     search = Search.of(description)
     assert set(search.names) == {label for label in description.methods if label != "zero-shot"}
     for method, names in search.names.items():

@@ -30,7 +30,7 @@ seeds; they must have been trained on the same base model. Updates are added up 
 
 
 def parse(args: list[str]) -> argparse.Namespace:
-    """The options of ``adapter add``.
+    """Return the options of ``adapter add``.
 
     Raises:
         UserError: An unknown, missing or impossible option.
@@ -62,7 +62,7 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 
 def add_verb(args: list[str]) -> int:
-    """Check what was typed, add up, write and compare."""
+    """Check the options, add the updates, write and compare."""
     options = parse(args)
     for path in options.adapters:
         check_adapter(path)

@@ -1,4 +1,4 @@
-"""``adapter diff``: what two adapters differ in."""
+"""``adapter diff``: differences of two adapters."""
 
 import json
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ _OWN = ("path", "file_bytes")
 
 
 def diff_verb(args: list[str]) -> int:
-    """Compares two adapters."""
+    """Compare two adapters."""
     parser = Parser("adapter diff")
     parser.add_argument("adapters", type=Path, nargs=2)
     parser.add_argument("--layers", action="store_true")
@@ -75,7 +75,7 @@ def diff_verb(args: list[str]) -> int:
 
 
 def print_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> None:
-    """Facts that differ, option by option, each with both values."""
+    """Print the facts that differ, option by option, each with both values."""
     sides = [_flat(known) for known in (one, two)]
     keys = [key for key in {**sides[0], **sides[1]} if sides[0].get(key) != sides[1].get(key)]
     if not keys:
@@ -86,7 +86,7 @@ def print_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> None:
 
 
 def _flat(known: Mapping[str, Any]) -> dict[str, str]:
-    """The facts in words, each option of the method and each figure of the training by itself."""
+    """Return the facts as text, one entry per option of the method and per metric of the training."""
     words = described({**known, "options": {}, "training": {}})
     words.pop("adapter")
     words |= {f"option {key}": str(value) for key, value in known["options"].items()}

@@ -45,7 +45,7 @@ _OPTIONS = {"rank": ("lora",), "error": ("lora",), "part": ("onnx", "torch"), "d
 
 
 def parse(args: list[str]) -> argparse.Namespace:
-    """The options of ``adapter export``.
+    """Return the options of ``adapter export``.
 
     Raises:
         UserError: An unknown, missing or impossible option, or one that the form does not have.
@@ -72,7 +72,7 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 
 def export_verb(args: list[str]) -> int:
-    """Check what was typed, and write the form that was asked for."""
+    """Check the options, and write the requested form."""
     options = parse(args)
     if options.output.exists() and not options.overwrite:
         raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")

@@ -4,7 +4,7 @@ import argparse
 
 
 def export(options: argparse.Namespace) -> int:
-    """Writes the adapter once more."""
+    """Write the adapter again."""
     from randlora_pl.adapters.io.save_load import DTYPES, copy_adapter
 
     size = copy_adapter(options.adapter, options.output, DTYPES.get(options.dtype))

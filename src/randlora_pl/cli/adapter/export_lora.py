@@ -1,4 +1,4 @@
-"""``adapter export --to lora``: a plain LoRA adapter in the place of any other, in our own format."""
+"""``adapter export --to lora``: a plain LoRA adapter instead of any other, in our own format."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def export(options: argparse.Namespace) -> int:
-    """Truncates the singular value decomposition of each update."""
+    """Truncate the singular value decomposition of each update."""
     check_rank_or_error(options.rank, options.error)
     from randlora_pl.utils.text.log_filters import silence_library_warnings
 
@@ -37,12 +37,12 @@ def export(options: argparse.Namespace) -> int:
 
 
 def print_converted(path: "Path", made: "Converted", file: "AdapterFile") -> None:
-    """Rank and error of the layers, size, how far the outputs are off, and the next command.
+    """Print rank and error of the layers, size, difference of the outputs, and the next command.
 
     Args:
-        path: What was written.
-        made: What it is.
-        file: The adapter that it was made from.
+        path: The file that was written.
+        made: The converted adapter.
+        file: The source adapter.
     """
     rows = [vars(layer) for layer in made.layers]
     print(layer_table(rows, {"rank": "rank", "error": "error (mean)", "norm": "norm of the update"}, every=False))

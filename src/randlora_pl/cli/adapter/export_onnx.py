@@ -20,7 +20,7 @@ _TORCH = """\
 
 
 def export(options: argparse.Namespace) -> int:
-    """Writes the file, and says how to run it.
+    """Write the file, and print how to run it.
 
     Raises:
         UserError: Bad input, or the model cannot be exported.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def export(options: argparse.Namespace) -> int:
-    """Writes the folder, compares PEFT's outputs with ours, and says how to load it."""
+    """Write the folder, compare PEFT's outputs with ours, and print how to load it."""
     from randlora_pl.utils.text.log_filters import silence_library_warnings
 
     silence_library_warnings()
@@ -19,7 +19,7 @@ def export(options: argparse.Namespace) -> int:
     from randlora_pl.interop.peft.files import CONFIG, HEAD, TASK
 
     done = export_peft(options.adapter, options.output)
-    shared = "randlora" in (options.output / CONFIG).read_text()  # PEFT up to 0.21 looks for a copy in every layer
+    shared = "randlora" in (options.output / CONFIG).read_text()  # PEFT up to 0.21 expects a copy in every layer
     size = sum(file.stat().st_size for file in options.output.iterdir())
     if done.difference is None:
         print(f"{options.output}: {size:,} bytes, not compared with PEFT ({done.why})")
@@ -42,7 +42,7 @@ def export(options: argparse.Namespace) -> int:
 
 
 def _code(identity: "ModelIdentity", task: Path | None) -> str:
-    """How the base model is built without this program."""
+    """Return the code that builds the base model without this program."""
     if identity.library == "transformers":
         return f'AutoModelForCausalLM.from_pretrained("{identity.pretrained}")'
     if identity.library == "timm":

@@ -31,7 +31,7 @@ An adapter from elsewhere as one of ours, with the same outputs, compared with P
   --task TASK        LinearHeadTask (default where the adapter has a head), TextHeadTask, VisionLanguageTask, or
                      CausalLMTask: a decoder of transformers (default where PEFT's config has task_type CAUSAL_LM)
   --bases-dtype TYPE peft without bases: bfloat16 (default), or float16 if it was trained where PEFT had none
-  --alpha A          official: the updates are scaled by A / r (default 1; its file does not say)
+  --alpha A          official: the updates are scaled by A / r (default 1; not stored in its file)
 """
 
 DECODER = "CausalLMTask"
@@ -39,7 +39,7 @@ TASKS = ("LinearHeadTask", "TextHeadTask", "VisionLanguageTask", DECODER)
 
 
 def parse(args: list[str]) -> argparse.Namespace:
-    """The options of ``adapter import``.
+    """Return the options of ``adapter import``.
 
     Raises:
         UserError: An unknown, missing or impossible option, or one that the source does not have.
@@ -74,16 +74,16 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 
 def _hint(path: Path) -> str:
-    """The base model that a PEFT config names."""
+    """Return the base model that a PEFT config names."""
     try:
         name = parse_json((path / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         return ""
-    return f" Its config says {name!r}." if name else ""
+    return f" Its config names {name!r}." if name else ""
 
 
 def import_verb(args: list[str]) -> int:
-    """Check what was typed, carry the adapter over, compare, and write it."""
+    """Check the options, convert the adapter, compare, and write it."""
     options = parse(args)
     if options.output.exists() and not options.overwrite:
         raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
@@ -99,7 +99,7 @@ def import_verb(args: list[str]) -> int:
     from randlora_pl.interop.peft import import_ as peft_import
 
     adapter = peft_files.read(options.path) if options.source == "peft" else None
-    trained = {} if adapter is None else adapter.task.get("arguments", {})  # of an adapter that was exported here
+    trained = {} if adapter is None else adapter.task.get("arguments", {})  # of an adapter exported here
     written = adapter is not None and adapter.config.get("task_type") == "CAUSAL_LM" and options.task is None
     decoder: Any = None
     if options.task == DECODER or written:
@@ -136,7 +136,7 @@ def import_verb(args: list[str]) -> int:
 
 
 def _compared(options: argparse.Namespace, foreign: "ExternalAdapter", ours: "Module", base: "Base") -> str:
-    """The outcome of the comparison with PEFT."""
+    """Return the outcome of the comparison with PEFT."""
     from randlora_pl.interop.peft.verify import LogitsOnly, difference, installed
 
     if options.source == "official":
@@ -154,10 +154,10 @@ def _compared(options: argparse.Namespace, foreign: "ExternalAdapter", ours: "Mo
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a file of class names.
+    """Return the lines of a file of class names.
 
     Raises:
-        UserError: It cannot be read, or names fewer than two classes.
+        UserError: The file cannot be read, or names fewer than two classes.
     """
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""``adapter info``: what an adapter is, and how much each of its updates changes."""
+"""``adapter info``: description of an adapter, and the size of each of its updates."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from randlora_pl.utils.text.printable import printable
 
 PAGE = """\
 What an adapter is: method, base model, classes, training; and for each layer the rank, stable rank, effective rank and
-norm of its update beside those of the base model's weight. Nothing is downloaded: where the base model is not on this
-machine, what the file alone tells is printed.
+norm of its update beside the norms of the base model's weight. Nothing is downloaded: if the base model is not on this
+machine, only the facts in the file are printed.
 
   randlora-pl adapter info ADAPTER
   randlora-pl adapter info ADAPTER --json
@@ -43,7 +43,7 @@ _COLUMNS = {
 
 
 def info_verb(args: list[str]) -> int:
-    """Reads the adapter, and the base model where it is at hand."""
+    """Read the adapter, and the base model if it is on this machine."""
     parser = Parser("adapter info")
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--layers", action="store_true")
@@ -64,7 +64,7 @@ def info_verb(args: list[str]) -> int:
         print(json.dumps(known | {"layers": rows, "missing": missing}, indent=2))
         return 0
     if known["fingerprint"] and not any(reason.startswith("updates:") for reason in missing):
-        print(entry("checked", "the random bases are those of that fingerprint", 0, 16))
+        print(entry("checked", "the random bases match that fingerprint", 0, 16))
     if rows:
         print()
         print(layer_table(rows, _COLUMNS, options.layers))
@@ -74,7 +74,7 @@ def info_verb(args: list[str]) -> int:
 
 
 def stay_offline() -> None:
-    """Looking at a file must not download a model; what is in the cache is found."""
+    """Prevent downloads: a look at a file must not fetch a model. Cached files are found."""
     from randlora_pl.utils.text.log_filters import silence_library_warnings
 
     silence_library_warnings()
@@ -82,13 +82,13 @@ def stay_offline() -> None:
 
 
 def print_facts(known: Mapping[str, Any]) -> None:
-    """One line for each kind of fact, without those that the file says nothing of."""
+    """Print one line per kind of fact that the file contains."""
     for name, text in described(known).items():
         print(entry(name, text, 0, 16))
 
 
 def described(known: Mapping[str, Any]) -> dict[str, str]:
-    """The facts of an adapter in words."""
+    """Return the facts of an adapter as text."""
     from randlora_pl.models import ImageSpec
 
     base = known["base_model"]
@@ -133,7 +133,7 @@ def _first(names: list[str], count: int = 5) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value on part of a line; a table of patterns by its size."""
+    """Return a value as short text; a table of patterns as its size."""
     if isinstance(value, dict) and value.keys() == {"method", "options"}:
         inner = ", ".join(f"{key} {_short(each)}" for key, each in value["options"].items() if each is not None)
         return f"{value['method']} ({inner})"

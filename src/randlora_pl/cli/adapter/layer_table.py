@@ -1,4 +1,4 @@
-"""Tables of figures for each layer, one row for layers that differ in their block number only."""
+"""Tables of values per layer, with one row for layers that differ in their block number only."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,12 +8,12 @@ from randlora_pl.cli.common.tables import table
 
 
 def layer_table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], every: bool) -> str:
-    """A plain table.
+    """Return a plain table.
 
     Args:
-        rows: For each layer ``layer``, ``shape``, and the figures; None where there is none.
-        columns: Key and title of each figure; a group of layers shows the mean, and the range of whole numbers.
-        every: A row for each layer instead of one for each group.
+        rows: Per layer ``layer``, ``shape`` and the values; None for a missing value.
+        columns: Key and title of each value; a group of layers shows the mean, and the range of whole numbers.
+        every: If True, one row per layer instead of one per group.
     """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""``adapter merge``: weights for open_clip or timm, with the update in them."""
+"""``adapter merge``: weights for open_clip or timm that include the update."""
 
 import argparse
 import math
@@ -33,7 +33,7 @@ out with its linear head as classifier. For the model tiny, which open_clip does
 
 
 def parse(args: list[str]) -> argparse.Namespace:
-    """The options of ``adapter merge``.
+    """Return the options of ``adapter merge``.
 
     Raises:
         UserError: An unknown, missing or impossible option.
@@ -52,7 +52,7 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 
 def merge_verb(args: list[str]) -> int:
-    """Check what was typed, merge, write and compare."""
+    """Check the options, merge, write and compare."""
     options = parse(args)
     check_adapter(options.adapter)
     from randlora_pl.utils.text.log_filters import silence_library_warnings
@@ -83,7 +83,7 @@ def merge_verb(args: list[str]) -> int:
 
 
 def print_written(written: "Written") -> None:
-    """Files, sizes, the largest difference, and how to load them."""
+    """Print files, sizes, the largest difference, and how to load the files."""
     for file, size in written.sizes.items():
         print(f"{file}: {size:,} bytes")
     print(f"largest difference of outputs, loaded by the bare library, on random images: {written.difference:.1e}")

@@ -21,7 +21,7 @@ Private repositories need hf auth login, or HF_TOKEN. HF_ENDPOINT names another 
 
 
 def parse(args: list[str]) -> argparse.Namespace:
-    """The options of ``adapter pull``.
+    """Return the options of ``adapter pull``.
 
     Raises:
         UserError: An unknown, missing or impossible option.
@@ -40,7 +40,7 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 
 def pull_verb(args: list[str]) -> int:
-    """Fetches and checks the adapter, and says what it is."""
+    """Fetch and check the adapter, and print its description."""
     options = parse(args)
     from randlora_pl.interop.hub.transfer import check_repo, pull_adapter
 

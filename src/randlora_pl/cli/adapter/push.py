@@ -11,7 +11,7 @@ from randlora_pl.utils.text.printable import printable
 
 PAGE = """\
 An adapter to the Hugging Face Hub, with a model card: base model, classes, figures, how to use and train it.
-The figures and the config are those of the run folder that the adapter lies in. Paths of this machine are not sent.
+The metrics and the config come from the run folder that holds the adapter. Paths of this machine are not sent.
 
   randlora-pl adapter push RUN/adapter --repo USER/NAME --dry-run      show what would be sent, without a network
   randlora-pl adapter push RUN/adapter --repo USER/NAME --card card.md     write the card to look at it and change it
@@ -22,7 +22,7 @@ The figures and the config are those of the run folder that the adapter lies in.
   --revision BRANCH    A branch, made if it is not there; by default main
   --licence SPDX       Licence of the adapter in the card, for example apache-2.0
   --message TEXT       Message of the commit
-  --card FILE          Send this card. Where there is no such file yet, write the card there and send nothing
+  --card FILE          Send this card. If the file does not exist yet, write the card there and send nothing
   --dry-run            Show the files and the card, send and write nothing
 
 Log in first: hf auth login, or set HF_TOKEN. HF_ENDPOINT names another server.
@@ -30,7 +30,7 @@ Log in first: hf auth login, or set HF_TOKEN. HF_ENDPOINT names another server.
 
 
 def parse(args: list[str]) -> argparse.Namespace:
-    """The options of ``adapter push``.
+    """Return the options of ``adapter push``.
 
     Raises:
         UserError: An unknown, missing or impossible option.
@@ -46,12 +46,12 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", "--dry_run", action="store_true")
     options = parser.parse_args(args)
     if not options.message.strip():
-        raise UserError("--message is empty: say in a few words what changed.")
+        raise UserError("--message is empty: describe in a few words what changed.")
     return options
 
 
 def push_verb(args: list[str]) -> int:
-    """Checks the adapter, writes or reads the card, and sends both."""
+    """Check the adapter, write or read the card, and send both."""
     options = parse(args)
     check_adapter(options.adapter)
     from tempfile import TemporaryDirectory

@@ -1,4 +1,4 @@
-"""``adapter ...``: looks at adapter files and takes them elsewhere."""
+"""``adapter ...``: commands that inspect and convert adapter files."""
 
 from randlora_pl.cli.common.dispatch import dispatch
 from randlora_pl.cli.help.adapter import PAGE
@@ -13,9 +13,9 @@ VERBS = {
     "push": "adapter.push:push_verb",
     "pull": "adapter.pull:pull_verb",
 }
-"""Where each verb's function is, beside its PAGE; imported when it is typed."""
+"""Path of each command's function, in the module with its PAGE; imported when the command is typed."""
 
 
 def adapter_verb(args: list[str]) -> int:
-    """Run one of the verbs, or explain it."""
+    """Run one of the commands, or print its help."""
     return dispatch("adapter", VERBS, PAGE, args)

@@ -1,4 +1,4 @@
-"""``analyze cka``: how alike activations are to those of full fine-tuning."""
+"""``analyze cka``: similarity of activations to the activations of full fine-tuning."""
 
 import argparse
 from pathlib import Path
@@ -10,9 +10,9 @@ from randlora_pl.cli.analyze.common import (
     data_of,
     labels_of,
     open_run,
+    print_output,
     start,
     task_of,
-    told,
     whole_output,
 )
 from randlora_pl.cli.common.arguments import Parser
@@ -39,8 +39,8 @@ How alike the activations of two models are: linear CKA of attention and MLP out
   --output DIR          A new folder (default runs/analyze/cka/TIME)
 
 cka.csv has a row for each run, block and kind; cka.png and .svg the means. The estimate is unbiased over minibatches
-(HSIC_1 of Song et al., 2012; Nguyen et al., 2021). An image's activations are those of all of its tokens; the paper
-does not say what it takes, nor how many images.
+(HSIC_1 of Song et al., 2012; Nguyen et al., 2021). An image's activations cover all of its tokens; the paper
+names neither its activations nor the number of images.
 """
 
 
@@ -48,7 +48,7 @@ def cka_verb(args: list[str]) -> int:
     """Compare the runs of each data set with the first of them, write and print.
 
     Raises:
-        UserError: An option or a run is wrong, or a run has nothing to be compared with.
+        UserError: An option or a run is wrong, or a run has no counterpart to compare with.
     """
     typed = _parse(args)
     device = start(typed.device)
@@ -88,12 +88,12 @@ def cka_verb(args: list[str]) -> int:
         )
         write_figure(cka_figure(mean, " / ".join(references), "; ".join(counts)), folder, "cka")
     _print(mean, " / ".join(references), counts)
-    told(folder)
+    print_output(folder)
     return 0
 
 
 def labels_of_groups(runs: list[Run], dataset: str | None) -> list[str]:
-    """Labels that tell the runs of one data set apart, and are the same for the same method on others."""
+    """Return labels that are unique among the runs of one dataset, and equal for the same method on others."""
     found: dict[int, str] = {}
     names = [dataset or run.dataset for run in runs]
     for name in dict.fromkeys(names):
@@ -124,7 +124,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
 
 
 def _compare(first: Run, others: list[Run], typed: argparse.Namespace, device: Any) -> tuple[int, dict[str, Any]]:
-    """CKA of some runs of one data set with the first: number of images, and values by layer for each path."""
+    """Return the CKA of runs of one dataset with the first: number of images, and values by layer for each path."""
     from randlora_pl.analysis.cka import compare
     from randlora_pl.analysis.images import batches, random_samples
     from randlora_pl.cli.common.progress import counting

@@ -1,4 +1,4 @@
-"""What the verbs of ``analyze`` share: runs and their data, labels, the folder of what they write."""
+"""Shared parts of the ``analyze`` commands: runs and their data, labels, the output folder."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from randlora_pl.tasks import ImageTask
 
 _DATA = ("dataset", "root", "shots", "fraction", "train_split", "templates", "classnames", "on_error")
-"""Options of a run's data that say which images and classes they are; how they were trained on does not matter."""
+"""Data options of a run that select images and classes; options of the training loop do not matter."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run, or an adapter without one.
+    """Run, or adapter without a run.
 
     Attributes:
-        path: What was typed.
+        path: The typed path.
         file: The adapter.
-        data: Options of `ImageData` that give what it was trained on; empty where nobody knows.
+        data: Options of `ImageData` that give its training data; empty if unknown.
     """
 
     path: Path
@@ -38,21 +38,21 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        """Name of the data set that it was trained on.
+        """Name of the dataset that it was trained on.
 
         Raises:
-            UserError: The adapter does not say.
+            UserError: The adapter does not name its dataset.
         """
         if "dataset" not in self.data:
-            raise UserError(f"{self.path} does not say what it was trained on; name the data set: --dataset NAME")
+            raise UserError(f"{self.path} does not name its training data; pass --dataset NAME")
         return str(self.data["dataset"])
 
 
 def open_run(path: Path) -> Run:
-    """Reads the adapter of a run folder, or an adapter folder or file, and what it was trained on.
+    """Read the adapter of a run folder, or an adapter folder or file, and the options of its training data.
 
     Raises:
-        UserError: There is none, or it is damaged.
+        UserError: The adapter is missing or damaged.
     """
     from randlora_pl.adapters import read_adapter
 
@@ -75,7 +75,7 @@ def open_run(path: Path) -> Run:
 
 
 def labels_of(runs: Sequence[Run]) -> list[str]:
-    """Method and rank of each run; where that is the same for two, with what was typed."""
+    """Return method and rank of each run; if these are the same for two, with the typed path."""
     from randlora_pl.callbacks.summary import describe
 
     plain = [describe(run.file.adapter) for run in runs]
@@ -85,15 +85,15 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
 
 
 def parameters(run: Run) -> int:
-    """Trained numbers in an adapter, a head not counted."""
+    """Return the number of trainable parameters of an adapter, without a head."""
     return sum(tensor.numel() for tensor in run.file.tensors.values())
 
 
 def task_of(run: Run, device: Any) -> "ImageTask":
-    """The task of a run, merged, in eval mode.
+    """Return the task of a run, merged, in eval mode.
 
     Raises:
-        UserError: The adapter was written by no task, or its base model is another one.
+        UserError: The adapter was not written by a task, or its base model is another one.
     """
     from randlora_pl.tasks import load_task
 
@@ -104,17 +104,17 @@ def task_of(run: Run, device: Any) -> "ImageTask":
 
 
 def data_of(run: Run, spec: Any, dataset: str | None = None, root: str | None = None, batch: int = 256) -> "ImageData":
-    """The data that a run was trained on, or others, prepared as its model wants them; not set up yet.
+    """Return the training data of a run, or other data, with its model's preprocessing; not set up yet.
 
     Args:
         run: The run.
-        spec: What its model expects of an image.
-        dataset: Another data set.
+        spec: Preprocessing that its model expects.
+        dataset: Another dataset.
         root: Another folder that holds the data.
         batch: Images at a time.
 
     Raises:
-        UserError: Nobody knows the data set, or there is none of that name.
+        UserError: The dataset is not known, or its name is unknown.
     """
     from randlora_pl.data import ImageData
     from randlora_pl.data.unlabelled import frame_of
@@ -129,10 +129,10 @@ def data_of(run: Run, spec: Any, dataset: str | None = None, root: str | None = 
 
 
 def start(device: str) -> Any:
-    """Quietens the libraries and picks the device.
+    """Silence the libraries and select the device.
 
     Raises:
-        UserError: There is no such device.
+        UserError: The device does not exist.
     """
     from randlora_pl.cli.common.devices import pick_device
     from randlora_pl.utils.text.console import log_to_terminal
@@ -145,13 +145,13 @@ def start(device: str) -> Any:
 
 @contextmanager
 def advised(batch: int) -> Iterator[None]:
-    """Says what to do where memory runs out or an image cannot be read.
+    """Raise an error with advice if memory runs out or an image cannot be read.
 
     Args:
         batch: Images at a time.
 
     Raises:
-        UserError: One of the two.
+        UserError: Memory ran out, or an image cannot be read.
     """
     from randlora_pl.engine.error_messages import out_of_memory
 
@@ -166,10 +166,10 @@ def advised(batch: int) -> Iterator[None]:
 
 
 def new_output(output: str | None, verb: str) -> Path:
-    """A new folder: the one that was typed, or ``runs/analyze/VERB/TIME``.
+    """Return a new folder: the typed one, or ``runs/analyze/VERB/TIME``.
 
     Raises:
-        UserError: It exists, or cannot be made.
+        UserError: The folder exists, or cannot be made.
     """
     if output is not None:
         return output_folder(output, verb)
@@ -180,10 +180,10 @@ def new_output(output: str | None, verb: str) -> Path:
 
 @contextmanager
 def whole_output(output: str | None, verb: str) -> Iterator[Path]:
-    """A new folder as by `new_output`; it is gone where not all of it could be written.
+    """Yield a new folder as by `new_output`; remove it if not all files could be written.
 
     Raises:
-        OSError: It could not.
+        OSError: A file could not be written.
     """
     folder = new_output(output, verb)
     try:
@@ -193,8 +193,8 @@ def whole_output(output: str | None, verb: str) -> Iterator[Path]:
         raise
 
 
-def told(folder: Path, following: str = "") -> None:
-    """Says what was written and, where there is one, the next command."""
+def print_output(folder: Path, following: str = "") -> None:
+    """Print the folder that was written, and the next command if given."""
     sizes = []
     for file in sorted(folder.iterdir()):
         with suppress(OSError):

@@ -1,11 +1,20 @@
-"""``analyze forgetting``: zero-shot accuracy on other data sets before and after tuning."""
+"""``analyze forgetting``: zero-shot accuracy on other datasets before and after tuning."""
 
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.analyze.common import Run, advised, labels_of, new_output, open_run, parameters, start, told
+from randlora_pl.cli.analyze.common import (
+    Run,
+    advised,
+    labels_of,
+    new_output,
+    open_run,
+    parameters,
+    print_output,
+    start,
+)
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
@@ -22,7 +31,7 @@ What a tuned CLIP has forgotten: its zero-shot accuracy on other data sets, befo
   randlora-pl analyze forgetting runs/lora/TIME runs/randlora/TIME --datasets fashion_mnist cifar10
 
   RUN ...               Runs or adapters of VisionLanguageTask or TextHeadTask; other heads name no new classes
-  --datasets NAME ...   Data sets, as in randlora-pl datasets; that of the training may be among them
+  --datasets NAME ...   Datasets, as in randlora-pl datasets; the training dataset may be one of them
   --root PATH           Folder that holds them (default: the user's data folder)
   --images N            Test images of each, chosen by --seed N (default 0: all of them)
   --batch-size N        Images at a time (default 256)
@@ -76,7 +85,7 @@ def forgetting_verb(args: list[str]) -> int:
         cells.append([label, *figures, mean])
     print("Zero-shot accuracy in percent of the test images, points in brackets:\n")
     print(table(header, cells))
-    told(folder)
+    print_output(folder)
     return 0
 
 
@@ -102,7 +111,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     for name in typed.datasets:
         row = find(name)
         if row.captions:
-            raise UserError(f"{name}: captions are no classes; name data sets with classes.")
+            raise UserError(f"{name}: captions are not classes; name datasets with classes.")
         if row.own and typed.root is None:
             raise UserError(f"The data set {name!r} needs --root: {row.source} ({row.layout})")
         if not present(row, root):
@@ -112,7 +121,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
 
 
 def _tested(runs: list[Run], typed: argparse.Namespace, device: Any) -> "Iterator[list[Forgetting]]":
-    """The results of each run, one for each data set; a base model is tested once for the same prompts."""
+    """Yield the results of each run, one per dataset; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge
     from randlora_pl.analysis.forgetting import Forgetting, accuracy, prompts_of
     from randlora_pl.analysis.images import batches, random_samples
@@ -152,12 +161,12 @@ def _tested(runs: list[Run], typed: argparse.Namespace, device: Any) -> "Iterato
 
 
 def _spec(run: Run) -> Any:
-    """How the images of the run were prepared."""
+    """Return the image preprocessing of a run."""
     from randlora_pl.data.unlabelled import frame_of
     from randlora_pl.models import clip_image_spec
 
     base = run.file.config["base_model"]
-    tag = "random" if base.get("sha256") else base["pretrained"]  # a file says nothing more than none
+    tag = "random" if base.get("sha256") else base["pretrained"]  # the path of a file adds nothing
     return frame_of(run.file.metadata, clip_image_spec(base["name"], tag, base.get("image_size")))
 
 

@@ -1,4 +1,4 @@
-"""``analyze landscape``: the loss on the plane through three runs, a grid that goes on where it was killed."""
+"""``analyze landscape``: the loss on the plane through three runs, a grid that resumes after a kill."""
 
 import argparse
 import hashlib
@@ -7,7 +7,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.analyze.common import Run, advised, data_of, labels_of, new_output, open_run, start, task_of, told
+from randlora_pl.cli.analyze.common import (
+    Run,
+    advised,
+    data_of,
+    labels_of,
+    new_output,
+    open_run,
+    print_output,
+    start,
+    task_of,
+)
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.engine.run_folder import check_new
@@ -20,12 +30,12 @@ if TYPE_CHECKING:
 
 FILE = "landscape.json"
 AGREE = 1e-4
-"""How far the loss at a corner may be from the run's own."""
+"""Largest difference between the loss at a corner and the run's own loss."""
 
 _FIXED = ("positions", "grid", "margin", "share", "seed", "dataset", "root")
-"""What a grid depends on beside the runs."""
+"""Options that a grid depends on, besides the runs."""
 _FOUND = ("labels", "losses", "images", "trained_on", "data_set")
-"""What is known once the first row is begun, and needed to draw."""
+"""Facts that are known once the first row is begun, and needed to plot."""
 
 PAGE = """\
 The loss on the plane through three trained models: contours, and a page to turn it around in (Figures 4b and 5).
@@ -51,7 +61,7 @@ line is the path on the grid whose highest point is lowest. landscape.html needs
 
 
 def landscape_verb(args: list[str]) -> int:
-    """Compute the missing rows of a grid, and draw it.
+    """Compute the missing rows of a grid, and plot it.
 
     Raises:
         UserError: An option or a run is wrong, or the runs do not lie on one plane.
@@ -95,7 +105,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
         given = [f"--{name}" for name in (*_FIXED, "output") if getattr(typed, name) is not None]
         if typed.runs or given:
             what = given[0] if given else "a run"
-            raise UserError(f"--resume goes on with what {typed.resume}/{FILE} says: leave out {what}.")
+            raise UserError(f"--resume uses the options in {typed.resume}/{FILE}: leave out {what}.")
         return typed
     if len(typed.runs) != 3:
         raise UserError(f"analyze landscape: three runs make a plane, {len(typed.runs)} were given.")
@@ -113,16 +123,16 @@ def _parse(args: list[str]) -> argparse.Namespace:
 
 
 def _settings(typed: argparse.Namespace) -> dict[str, Any]:
-    """What a grid depends on, with all rows missing."""
+    """Return the options that a grid depends on, with all rows missing."""
     settings = {name: getattr(typed, name) for name in _FIXED}
     return {"runs": [str(path) for path in typed.runs], **settings, "rows": [None] * typed.grid}
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """A grid that was begun.
+    """Read a grid that was begun.
 
     Raises:
-        UserError: There is none, or its file is damaged.
+        UserError: The file is missing or damaged.
     """
     file = folder / FILE
     if not file.is_file():
@@ -143,7 +153,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _fingerprint(run: Run) -> str:
-    """Changes with every tensor and option of an adapter."""
+    """Return a hash that changes with every tensor and option of an adapter."""
     sums = run.file.config.get("sha256") or {name: float(t.double().sum()) for name, t in run.file.tensors.items()}
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
@@ -151,7 +161,7 @@ def _fingerprint(run: Run) -> str:
 def _compute(
     runs: list[Run], state: dict[str, Any], folder: Path | None, typed: argparse.Namespace, device: Any
 ) -> Path:
-    """Fills the missing rows; each is in the file before the next begins."""
+    """Compute the missing rows; each is in the file before the next begins."""
     from randlora_pl.analysis.images import batches, check_classes, stratified_fraction
     from randlora_pl.analysis.landscape import POSITIONS, Grid, Plane, loss
     from randlora_pl.bench.report import write_json
@@ -253,6 +263,6 @@ def _draw(landscape: "Landscape", folder: Path, state: dict[str, Any]) -> None:
         print(f"  {pair}: {height:.4f}")
     if not landscape.on_grid:
         print(
-            "The models are no points of this grid, so that barriers are rough (--grid 25 --positions paper has them)."
+            "The models are not points of this grid, so that barriers are rough (--grid 25 --positions paper has them)."
         )
-    told(folder, following)
+    print_output(folder, following)

@@ -1,10 +1,10 @@
-"""``analyze represent``: how well adapters of one budget can express an update."""
+"""``analyze represent``: error of adapters of one budget in expressing an update."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.analyze.common import Run, open_run, start, told, whole_output
+from randlora_pl.cli.analyze.common import Run, open_run, print_output, start, whole_output
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
@@ -24,7 +24,7 @@ How much of a real update a LoRA and a RandLoRA of the same number of parameters
   randlora-pl analyze represent runs/full/TIME --ranks 32 --targets mlp
 
   RUN              A run or adapter, of full fine-tuning as a rule: its update is what is approximated
-  --ranks K ...    Ranks of LoRA, each a budget; RandLoRA gets the rank of the nearest count (default: those of
+  --ranks K ...    Ranks of LoRA, each a budget; RandLoRA gets the rank of the nearest count (default:
                    1 2 4 8 16 32 up to a quarter of the smallest layer)
   --targets NAME   Layers of full fine-tuning to look at, as --model.targets (default: those that adapters attach to)
   --sweeps N       The most rounds of the fit, which ends earlier where it has settled (default 100; 10 come close). A
@@ -32,11 +32,11 @@ How much of a real update a LoRA and a RandLoRA of the same number of parameters
   --seed N         Selects RandLoRA's bases (default 0)
   --output DIR     A new folder (default runs/analyze/represent/TIME)
 
-LoRA's error is that of the truncated singular value decomposition, the best there is: (sum_{i>k} sigma_i^2)^(1/2). The
-paper's equation 8 leaves out the square root, without which it is no Frobenius norm. RandLoRA's lambda and gamma are
+LoRA's error is the error of the truncated singular value decomposition, the optimum: (sum_{i>k} sigma_i^2)^(1/2). The
+paper's equation 8 leaves out the square root, without which it is not a Frobenius norm. RandLoRA's lambda and gamma are
 fitted by alternating least squares, which finds a local optimum. represent.csv has both errors of each layer, relative
 to the update's norm, with both numbers of parameters, and the bound n epsilon of equation 7.
-A small error of the weights is no accuracy: training chooses what matters for the loss.
+A small error of the weights does not imply accuracy: training optimizes the loss.
 """
 
 
@@ -73,7 +73,7 @@ def represent_verb(args: list[str]) -> int:
         )
         write_figure(represent_figure(fits, f"What is left of the update of {method}"), folder, "represent")
     _print(fits, notes, f"{method}, {run.path}")
-    told(folder)
+    print_output(folder)
     return 0
 
 
@@ -94,10 +94,10 @@ def _parse(args: list[str]) -> argparse.Namespace:
 
 
 def _updates(run: Run, targets: list[str] | None) -> "dict[str, Tensor]":
-    """The updates to express, those of zero left out.
+    """Return the nonzero updates to express.
 
     Raises:
-        UserError: There is none, or a target fits no layer.
+        UserError: All updates are zero, or a target fits no layer.
     """
     from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
     from randlora_pl.adapters.targets.select import select
@@ -125,7 +125,7 @@ def _updates(run: Run, targets: list[str] | None) -> "dict[str, Tensor]":
 def _fit(
     updates: "dict[str, Tensor]", ranks: list[int], typed: argparse.Namespace
 ) -> tuple[dict[int, "list[LayerFit]"], dict[int, int]]:
-    """Layers by LoRA's rank, and RandLoRA's rank by LoRA's."""
+    """Return the fits of the layers by LoRA's rank, and RandLoRA's rank by LoRA's."""
     import torch
 
     from randlora_pl.adapters import LoRA, RandLoRA

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from randlora_pl.cli.analyze.common import labels_of, open_run, parameters, start, told, whole_output
+from randlora_pl.cli.analyze.common import labels_of, open_run, parameters, print_output, start, whole_output
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
@@ -26,7 +26,7 @@ During a training: fit --spectrum.every_n_steps N
 
 
 def spectrum_verb(args: list[str]) -> int:
-    """Read the adapters, take the spectra, write and print.
+    """Read the adapters, compute the spectra, write and print.
 
     Raises:
         UserError: An option or an adapter is wrong.
@@ -46,7 +46,7 @@ def spectrum_verb(args: list[str]) -> int:
     for label, run in zip(labels_of(runs), runs, strict=True):
         updates = matrix_updates(run.file)
         if not updates:
-            raise UserError(f"{run.path} changes no matrix of a layer ({label}), so that there is no spectrum to take.")
+            raise UserError(f"{run.path} changes no matrix of a layer ({label}), and so has no spectrum.")
         with errors_in(run.path):
             found[label] = [layer_spectrum(layer, update) for layer, update in updates.items()]
     shared = common_layers(list(found.values()))
@@ -66,5 +66,5 @@ def spectrum_verb(args: list[str]) -> int:
     header = ("adapter", "parameters", "layers", "rank", "of", "stable rank", "effective rank", "norm")
     print(f"Means over the {len(shared)} layers that all of them change:\n")
     print(table(header, cells))
-    told(folder)
+    print_output(folder)
     return 0

@@ -1,4 +1,4 @@
-"""``analyze ...``: what adapters do, beyond their accuracy."""
+"""``analyze ...``: properties of adapters beyond accuracy."""
 
 from randlora_pl.cli.common.dispatch import dispatch
 from randlora_pl.cli.help.analyze import PAGE
@@ -10,9 +10,9 @@ VERBS = {
     "landscape": "analyze.landscape:landscape_verb",
     "forgetting": "analyze.forgetting:forgetting_verb",
 }
-"""Where each verb's function is, beside its PAGE; imported when it is typed."""
+"""Path of each command's function, in the module with its PAGE; imported when the command is typed."""
 
 
 def analyze_verb(args: list[str]) -> int:
-    """Run one of the verbs, or explain it."""
+    """Run one of the commands, or print its help."""
     return dispatch("analyze", VERBS, PAGE, args)

@@ -1,4 +1,4 @@
-"""``bench answers``: a decoder's answers in batches, and one by one."""
+"""``bench answers``: speed of a decoder's answers in batches and one by one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ Figures = dict[int, list[float]]
 
 
 def answers_verb(args: list[str]) -> int:
-    """Answers a second of a decoder with random weights, for batches of several sizes.
+    """Measure answers per second of a decoder with random weights, for several batch sizes.
 
     Raises:
         UserError: An option is wrong.

@@ -1,4 +1,4 @@
-"""What the verbs that measure steps share: options, the machine in a line, the folder, an early end."""
+"""Shared parts of the ``bench`` commands: options, description of the machine, output folder, interruption."""
 
 import argparse
 import shlex
@@ -15,17 +15,17 @@ PRECISIONS = {
     "bf16": "bfloat16 autocast",
     "bf16-frozen": "bfloat16 autocast and frozen weights",
 }
-"""What a step computes in, and in words."""
+"""Precisions of a step, with their descriptions."""
 JSON, TABLE, PICTURE = "bench.json", "table.md", "bench.png"
 T = TypeVar("T")
 
 
 def parser_of(verb: str, rounds: int) -> Parser:
-    """A parser with the options that all these verbs have.
+    """Return a parser with the shared options of these commands.
 
     Args:
         verb: What is measured.
-        rounds: Times that everything is measured, by default.
+        rounds: Default number of repetitions.
     """
     parser = Parser(f"bench {verb}", "bench")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="32")
@@ -37,7 +37,7 @@ def parser_of(verb: str, rounds: int) -> Parser:
 
 
 def prepare(typed: argparse.Namespace, positive: Sequence[str]) -> dict[str, Any]:
-    """Checks the shared options, sets threads, chooses the device, and quietens the libraries.
+    """Check the shared options, set threads, select the device, and silence the libraries.
 
     Args:
         typed: The options; ``device`` is filled in.
@@ -47,7 +47,7 @@ def prepare(typed: argparse.Namespace, positive: Sequence[str]) -> dict[str, Any
         Facts about the machine.
 
     Raises:
-        UserError: A number is not positive, the folder exists, or there is no GPU.
+        UserError: A number is not positive, the folder exists, or no GPU was found.
     """
     for name in (*positive, "rounds", "threads"):
         value = getattr(typed, name)
@@ -65,7 +65,7 @@ def prepare(typed: argparse.Namespace, positive: Sequence[str]) -> dict[str, Any
     from randlora_pl.bench.timing import machine
 
     if typed.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no GPU here (randlora-pl doctor tells more); use --device cpu")
+        raise UserError("--device cuda: PyTorch sees no GPU here (see: randlora-pl doctor); use --device cpu")
     typed.device = typed.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if typed.threads:
         torch.set_num_threads(typed.threads)
@@ -73,13 +73,13 @@ def prepare(typed: argparse.Namespace, positive: Sequence[str]) -> dict[str, Any
 
 
 def place(facts: dict[str, Any], device: str) -> str:
-    """The machine in words, as tables name it."""
+    """Return a short description of the machine for tables."""
     name = facts["gpu"] if device == "cuda" else f"{facts['processor']}, {facts['threads']} threads"
     return f"{name}, torch {facts['torch']}"
 
 
 def command(verb: str, args: Sequence[str]) -> str:
-    """What was typed, without the folder, which concerns nobody else."""
+    """Return the command line without the output folder."""
     words = list(args)
     if "--output" in words:
         at = words.index("--output")
@@ -94,18 +94,18 @@ def in_folder(
     note: Callable[[T, Path], None],
     finish: Callable[[T, Path], None],
 ) -> Path:
-    """Does some work and writes its figures to a new folder; an interruption leaves what is finished.
+    """Run the work and write its results to a new folder; an interruption keeps finished ones.
 
     Args:
-        output: The folder that the user wants, None for ``runs/bench-VERB/TIME``.
+        output: The requested folder; None for ``runs/bench-VERB/TIME``.
         verb: What is measured.
-        work: Given a function that takes intermediate results; returns all of them.
-        note: Writes intermediate results.
-        finish: Writes and prints the results.
+        work: Function that gets a callback for intermediate results; returns all results.
+        note: Function that writes intermediate results.
+        finish: Function that writes and prints the results.
 
     Raises:
         UserError: The folder cannot be made.
-        KeyboardInterrupt: Says where the results are.
+        KeyboardInterrupt: With the path of the results.
     """
     new = Path(output or f"runs/bench-{verb}").absolute()
     missing = missing_folders(new.parent if output else new)

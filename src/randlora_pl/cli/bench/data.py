@@ -1,4 +1,4 @@
-"""``bench data``: how fast the input pipeline is on this machine."""
+"""``bench data``: speed of the input pipeline on this machine."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from randlora_pl.utils.files.atomic_output import disk_errors
 
 
 def data_verb(args: list[str]) -> int:
-    """Images a second of each stage of the input pipeline, beside the plain torchvision pipeline.
+    """Measure images per second of each stage of the input pipeline, beside the plain torchvision pipeline.
 
     Raises:
         UserError: An option is wrong, or the data are missing.

@@ -1,4 +1,4 @@
-"""``bench train`` and ``bench captions``: whole training steps, measured in turns."""
+"""``bench train`` and ``bench captions``: speed of whole training steps, measured in turns."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ _NOTE = (
 
 
 def train_verb(args: list[str]) -> int:
-    """Whole training steps of full fine-tuning, of our methods and of PEFT's, on a model with random weights.
+    """Measure whole training steps of full fine-tuning, our methods and PEFT's, on a model with random weights.
 
     Raises:
         UserError: An option is wrong.
@@ -107,10 +107,10 @@ def train_verb(args: list[str]) -> int:
 
 
 def overrides_of(text: str) -> dict[str, int]:
-    """What ``--overrides`` holds.
+    """Return the parsed value of ``--overrides``.
 
     Raises:
-        UserError: It is no mapping of names.
+        UserError: The value is not a mapping of names.
     """
     import yaml
 
@@ -124,7 +124,7 @@ def overrides_of(text: str) -> dict[str, int]:
 
 
 def captions_verb(args: list[str]) -> int:
-    """Steps of the vision-language task with each caption encoded once, and with one caption an image.
+    """Measure steps of the vision-language task with each caption encoded once, and with one caption per image.
 
     Raises:
         UserError: An option is wrong.
@@ -170,7 +170,7 @@ def _report(
     peers: Mapping[str, str],
     base: str,
 ) -> None:
-    """Runs the work and writes its table, figures and picture."""
+    """Run the work and write its table, results and plot."""
     from randlora_pl.bench.report import as_json, bars, cells, markdown, write_figure, write_json
 
     def note(results: list["Measured"], folder: Path) -> None:

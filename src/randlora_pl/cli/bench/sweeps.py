@@ -1,4 +1,4 @@
-"""``bench adapters``: how the cost of adapted layers grows."""
+"""``bench adapters``: growth of the cost of adapted layers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ _NOTE = (
 
 
 def adapters_verb(args: list[str]) -> int:
-    """Forward and backward passes of adapted linear layers against width, tokens, number of bases and depth.
+    """Measure forward and backward passes of adapted linear layers by width, tokens, number of bases and depth.
 
     Raises:
         UserError: An option is wrong.
@@ -61,7 +61,7 @@ def adapters_verb(args: list[str]) -> int:
 
     for name in typed.sweeps or ():
         if name not in DEFAULTS:
-            raise UserError(f"--sweeps: there is no {name!r}.{near(name, DEFAULTS)} Known: {' '.join(DEFAULTS)}")
+            raise UserError(f"--sweeps: unknown sweep {name!r}.{near(name, DEFAULTS)} Known: {' '.join(DEFAULTS)}")
     names = chosen(typed.methods)
     sweeps = {
         name: getattr(typed, option) or DEFAULTS[name]

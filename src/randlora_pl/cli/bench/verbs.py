@@ -1,14 +1,14 @@
-"""``bench``: how fast the input pipeline and training steps are on this machine."""
+"""``bench``: speed of the input pipeline and of training steps on this machine."""
 
 from randlora_pl.cli.help.pages import page
 from randlora_pl.utils.errors import UserError, near
 
 
 def bench_verb(args: list[str]) -> int:
-    """``bench data | train | adapters | captions | answers``.
+    """Run ``bench data | train | adapters | captions | answers``.
 
     Raises:
-        UserError: There is no such verb, or an option is wrong.
+        UserError: The command is unknown, or an option is wrong.
     """
     if not args:
         print(page("bench"), end="")
@@ -26,5 +26,5 @@ def bench_verb(args: list[str]) -> int:
         "adapters": bench_sweeps.adapters_verb,
     }
     if args[0] not in verbs:
-        raise UserError(f"There is no verb bench {args[0]}.{near(args[0], verbs)} See: randlora-pl bench -h")
+        raise UserError(f"Unknown command bench {args[0]}.{near(args[0], verbs)} See: randlora-pl bench -h")
     return verbs[args[0]](args[1:])

@@ -1,4 +1,4 @@
-"""A parser of options that answers in one line, with near names."""
+"""Parser of options with one-line errors and near names."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from randlora_pl.utils.files.weights_files import register_weights
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses the options of one verb.
+    """Parser of the options of one command.
 
     Args:
-        verb: What the user typed, for messages.
-        page: The verb whose help explains the options; by default itself.
+        verb: The typed command, for messages.
+        page: The command whose help explains the options; by default itself.
     """
 
     def __init__(self, verb: str, page: str | None = None) -> None:
@@ -22,20 +22,20 @@ class Parser(argparse.ArgumentParser):
         self.verb, self.page = verb, page or verb
 
     def add_weights(self) -> None:
-        """Lets the user say where the weights file of an adapter's base model is."""
+        """Add the option for the weights file of an adapter's base model."""
         self.add_argument("--pretrained", dest="weights_files", type=Path, action="append")
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """The options; a weights file among them is given to `find_weights`."""
+        """Return the options; pass a weights file among them to `find_weights`."""
         parsed = super().parse_args(args, namespace)
         if files := getattr(parsed, "weights_files", None):
             register_weights(files)
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """One line instead of the usage.
+        """Raise an error of one line instead of printing the usage.
 
         Raises:
             UserError: Always.

@@ -6,10 +6,10 @@ from randlora_pl.utils.errors import UserError
 
 
 def pick_device(name: str) -> Any:
-    """A device of this machine; ``auto`` takes the fastest there is.
+    """Return a device of this machine; ``auto`` selects the fastest one.
 
     Raises:
-        UserError: There is no such device.
+        UserError: The device does not exist.
     """
     import torch
 
@@ -23,7 +23,7 @@ def pick_device(name: str) -> Any:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name} is no device: give cpu, cuda, cuda:1 and so on.") from error
+        raise UserError(f"--device {name} is not a device: give cpu, cuda, cuda:1 and so on.") from error
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if (device.index or 0) >= count:
         raise UserError(f"--device {name} is not on this machine; the last one is {device.type}:{count - 1}.")

@@ -1,4 +1,4 @@
-"""Verbs that have verbs of their own."""
+"""Dispatch of commands that have commands of their own."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -8,19 +8,19 @@ from randlora_pl.utils.errors import UserError, near
 
 
 def dispatch(group: str, verbs: Mapping[str, str], page: str, args: list[str]) -> int:
-    """Runs a verb of a group, or explains the group or the verb.
+    """Run a command of a group, or print the help of the group or the command.
 
     Args:
         group: Name of the group, as it is typed.
-        verbs: ``module:function`` of each verb; the module has its PAGE, and is imported when the verb is typed.
+        verbs: ``module:function`` of each command; the module has its PAGE, and is imported when the command is typed.
         page: The help page of the group.
-        args: What was typed behind the group's name.
+        args: The words behind the group's name.
 
     Returns:
         The exit code.
 
     Raises:
-        UserError: There is no such verb.
+        UserError: The command is unknown.
     """
     asked = {"--help", "-h"} & set(args)
     if not args or args[0] in asked:
@@ -29,7 +29,7 @@ def dispatch(group: str, verbs: Mapping[str, str], page: str, args: list[str]) -
     verb, *rest = args
     if verb not in verbs:
         raise UserError(
-            f"There is no verb {group} {verb}.{near(verb, verbs)} "
+            f"Unknown command {group} {verb}.{near(verb, verbs)} "
             f"Use one of {', '.join(verbs)}; see: randlora-pl {group} --help"
         )
     module, _, name = verbs[verb].partition(":")

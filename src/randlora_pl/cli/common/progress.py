@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def counting(shown: bool, text: str = "{task.completed:,} images decoded", total: int | None = None) -> Iterator[Any]:
-    """A function that counts images up on the terminal, where somebody watches a long command.
+    """Yield a progress function that counts images; it prints only for long commands on a terminal.
 
     Args:
-        shown: Whether the command may be long.
-        text: What to show, with ``{task.completed}``.
-        total: What it counts up to; None: nobody knows.
+        shown: True if the command may be long.
+        text: Text to show, with ``{task.completed}``.
+        total: Final count; None if unknown.
     """
     if not (shown and sys.stderr.isatty()):
         yield lambda _: None

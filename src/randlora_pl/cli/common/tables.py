@@ -1,4 +1,4 @@
-"""Plain text tables for the quick verbs, which cannot wait for rich."""
+"""Plain text tables for the quick commands, which cannot wait for the import of rich."""
 
 import os
 import shutil
@@ -9,15 +9,15 @@ from collections.abc import Iterable, Sequence
 from randlora_pl.utils.text.printable import printable
 
 NARROW = 24
-"""Letters that a narrow column has on a terminal."""
+"""Letters of a narrow column on a terminal."""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], narrow: Sequence[str] = ()) -> str:
-    """Left-aligned columns; on a terminal the last one is cut to its width, in a file or a pipe nothing is.
+    """Return left-aligned columns; the last one is cut to a terminal's width, but not in a file or a pipe.
 
     Args:
         header: Titles of the columns.
-        rows: Cells, as many in each row as there are titles; None is shown as an empty cell.
+        rows: Cells, as many per row as titles; None is shown as an empty cell.
         narrow: Titles of columns that are cut as well, to `NARROW` letters.
     """
     cells = [list(map(_plain, header)), *(list(map(_plain, row)) for row in rows)]
@@ -45,13 +45,13 @@ def _cut(text: str, most: int) -> str:
 
 
 def entry(name: str, text: str, indent: int = 2, column: int = 30) -> str:
-    """One option with its explanation, wrapped beside it.
+    """Return one option with its explanation, wrapped beside it.
 
     Args:
-        name: What the user types.
-        text: What it does.
+        name: The option as the user types it.
+        text: Its explanation.
         indent: Spaces before the name.
-        column: Where the explanation starts.
+        column: Column where the explanation starts.
     """
     width = max(60, min(shutil.get_terminal_size((120, 24)).columns, 120))
     body = textwrap.fill(printable(text), width, initial_indent=" " * column, subsequent_indent=" " * column)

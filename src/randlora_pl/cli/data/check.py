@@ -1,4 +1,4 @@
-"""``data check`` and ``data show``: whether a data set is what it should be, and what it looks like."""
+"""``data check`` and ``data show``: check of a dataset, and a contact sheet of its images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 SHOTS = 4
-"""Images of each class on a contact sheet."""
+"""Images per class on a contact sheet."""
 
 MOST_SHOTS = 50
 
 
 def check_verb(args: list[str]) -> int:
-    """Check data sets and print one table, and below it what is off.
+    """Check datasets and print one table, with the problems below it.
 
     Returns:
-        0 where all is as expected, 1 where something is off or missing.
+        0 if all is as expected, 1 if something is wrong or missing.
     """
     parser = Parser("data check", "data")
     parser.add_argument("names", nargs="*", metavar="NAME")
@@ -89,7 +89,7 @@ def show_verb(args: list[str]) -> int:
 
 
 def _output(row: DatasetSpec, named: Path | None) -> Path:
-    """The file to write; one that was named must be new."""
+    """Return the file to write; a typed one must be new."""
     if named is None:
         return Path(f"contact-sheet-{row.name}.png")
     if named.suffix.lower() != ".png":

@@ -1,4 +1,4 @@
-"""``data get``: fetch data sets, or say which file to put where."""
+"""``data get``: fetch datasets, or print the manual steps."""
 
 import shlex
 import sys
@@ -22,7 +22,7 @@ def get_verb(args: list[str]) -> int:
     """Fetch data sets, check them, and print one table.
 
     Returns:
-        0 where all that was asked for is there and as expected, else 1; with ``--all`` those that only a person can
+        0 if all requested datasets are there and as expected, else 1; with ``--all`` datasets that only a person can
         get do not count.
     """
     parser = Parser("data get", "data")
@@ -49,7 +49,7 @@ def get_verb(args: list[str]) -> int:
 
 
 def _get(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) -> int:
-    """One data set after the other, whatever becomes of those before; returns the exit code."""
+    """Fetch one dataset after the other, even if one fails; return the exit code."""
     from randlora_pl.cli.data.report import print_reports
     from randlora_pl.data.download.install import by_hand, downloads
 
@@ -99,7 +99,7 @@ def _get(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) 
 
 
 def _check(row: DatasetSpec, root: Path, sample: int) -> "Report":
-    """The check of a data set, without the warnings of the libraries that it needs."""
+    """Check a dataset without the warnings of third-party libraries."""
     from randlora_pl.utils.text.console import log_to_terminal
     from randlora_pl.utils.text.log_filters import silence_library_warnings
 
@@ -111,10 +111,10 @@ def _check(row: DatasetSpec, root: Path, sample: int) -> "Report":
 
 
 def _fetch(row: DatasetSpec, root: Path) -> "Report":
-    """Fetches one data set and checks it, with lines that say so.
+    """Fetch one dataset, check it, and print both steps.
 
     Raises:
-        UserError: It cannot be had.
+        UserError: The dataset cannot be downloaded.
     """
     from randlora_pl.cli.data.report import SAMPLE
     from randlora_pl.data.download.http import length
@@ -126,7 +126,7 @@ def _fetch(row: DatasetSpec, root: Path) -> "Report":
     sizes: list[int] = []
     for file in absent:
         size = length(file.urls)
-        if size is None:  # offline, or a server that does not tell: no use in waiting for the others
+        if size is None:  # offline, or the server sends no size: do not wait for the others
             break
         sizes.append(size)
     total = f", {byte_size(sum(sizes))}" if absent and len(sizes) == len(absent) else ""
@@ -137,7 +137,7 @@ def _fetch(row: DatasetSpec, root: Path) -> "Report":
 
 
 def _tidy(row: DatasetSpec, root: Path, keep: bool) -> None:
-    """Removes what was downloaded, now that it is unpacked."""
+    """Remove what was downloaded, now that it is unpacked."""
     from randlora_pl.data.download.install import downloads, tidy
 
     if not keep:
@@ -148,7 +148,7 @@ def _tidy(row: DatasetSpec, root: Path, keep: bool) -> None:
 
 
 def _watch() -> "DownloadProgress":
-    """Lines for what is done, and on a terminal a bar for what is being done."""
+    """Return progress that prints finished steps, and on a terminal a bar for the present one."""
     from randlora_pl.data.download.install import DownloadProgress
 
     class Printed(DownloadProgress):

@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 SAMPLE = 8
-"""Images of each split that a check decodes."""
+"""Images per split that a check decodes."""
 
 
 _HEADER = ("data set", "split", "images", "expected", "fewest of a class", "most of a class", "decoded", "")
 
 
 def print_reports(reports: Sequence["Report"], every: bool = False) -> int:
-    """Prints a table of what was found, and what is off.
+    """Print a table of the reports, and their problems.
 
     Args:
-        reports: What was found.
-        every: Whether all images were to be decoded.
+        reports: Results of the checks.
+        every: True if all images were to be decoded.
 
     Returns:
-        The exit code: 1 where something is off or missing.
+        The exit code: 1 if something is wrong or missing.
     """
     rows = []
     for report in reports:
@@ -70,10 +70,10 @@ def _per_class(count: tuple[str, int] | None) -> str:
 
 
 def checked_root(typed: argparse.Namespace, rows: Sequence[DatasetSpec], verb: str) -> Path:
-    """The folder of the data sets.
+    """Return the folder of the datasets.
 
     Raises:
-        UserError: It is needed but was not given, or is not there.
+        UserError: The folder is needed but was not given, or does not exist.
     """
     if typed.root is None:
         for row in rows:

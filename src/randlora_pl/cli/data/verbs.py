@@ -11,7 +11,7 @@ from randlora_pl.cli.data.check import check_verb, show_verb
 
 
 def data_verb(args: list[str]) -> int:
-    """``data get ...``, ``data check ...`` or ``data show ...``."""
+    """Run ``data get ...``, ``data check ...`` or ``data show ...``."""
     if not args:
         print(page("data"), end="")
         return 0
@@ -21,6 +21,6 @@ def data_verb(args: list[str]) -> int:
     if args[0] not in verbs:
         hint = near(args[0], verbs)
         raise UserError(
-            f"There is no verb data {args[0]}.{hint} Use data get, data check or data show; see: randlora-pl data -h"
+            f"Unknown command data {args[0]}.{hint} Use data get, data check or data show; see: randlora-pl data -h"
         )
     return verbs[args[0]](args[1:])

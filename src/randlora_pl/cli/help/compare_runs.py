@@ -6,6 +6,6 @@ Runs side by side: what differs in their configs, and their results, parameters,
   randlora-pl compare runs/quickstart/TIME runs/quickstart/TIME
   randlora-pl compare runs/sweeps/NAME/cells/* --json
 
-  RUN RUN ...      Folders of runs; damaged and unfinished ones are told, and shown as far as they go
+  RUN RUN ...      Folders of runs; damaged or unfinished ones are marked and shown partially
   --json           Everything for another program: all options, all figures
 """

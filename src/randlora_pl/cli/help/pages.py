@@ -1,4 +1,4 @@
-"""Help pages of the verbs, from the source text: the application's own options first, on one screen."""
+"""Help pages of the commands, from the source text: the application's own options first, on one screen."""
 
 import re
 
@@ -45,7 +45,7 @@ they can, one base model; the file then has a line for each image and adapter: i
   randlora-pl predict --adapter ADAPTER ADAPTER --weights 0.5 0.5 --images photos/
 
   --adapter [NAME=]PATH ...  Adapter folders (RUN/adapter) or .safetensors files, which know their base model, class
-                        names and prompts; without a NAME they are called by what tells their paths apart
+                        names and prompts; the default NAME is the part in which their paths differ
   --pretrained FILE     Weights file of a base model, where this machine does not know it; again for further ones. Of a
                         language model its folder
   --weights W ...       One model instead: the base and the sum of the adapters' updates, each W times; the classes
@@ -88,7 +88,7 @@ Differences of more than a few tenths of a point hint at a wrong layout, class o
 
   --model.name NAME         An open_clip architecture (default tiny, which is shipped)
   --model.pretrained TAG    A tag of open_clip, a weights file, or random
-  --data.dataset NAME       A data set, or all: those of the paper that are on this machine (default digits)
+  --data.dataset NAME       A dataset, or all: the paper's datasets that are on this machine (default digits)
   --data.root PATH          Folder that holds the data (default: the user's data folder)
   --data.eval_batch_size N  Images at a time (default 256)
   --device DEVICE           cpu, cuda, mps ... (default: what there is)
@@ -97,7 +97,7 @@ Differences of more than a few tenths of a point hint at a wrong layout, class o
     "data": """\
 Get a data set; is it what it should be, and what does it look like?
 
-  randlora-pl data get NAME ... | --all        download, verify, unpack, check; or say which file to put where
+  randlora-pl data get NAME ... | --all        download, verify, unpack, check; or print the manual steps
   randlora-pl data check NAME ... | --all      images of each split and class beside what is expected
   randlora-pl data show NAME                   a contact sheet (PNG) with class names, split counts and prompts
 
@@ -198,8 +198,8 @@ Answer requests for predictions over HTTP, with a page to drop images on (pip in
   --max-pixels N           Larger images are refused with 413 by their header (default 50,000,000)
 
 POST /predict gives {"classes": [{"name": "cat", "probability": 0.93}, ...]}, the probabilities of `predict`.
-What cannot be answered gives a 4xx or 5xx with {"detail": "what is wrong"}. GET / is the page; GET /health tells
-of model, classes and limits, with 200 once requests are answered. 128 requests at a time; more give 503.
+What cannot be answered gives a 4xx or 5xx with {"detail": "what is wrong"}. GET / is the page; GET /health
+returns model, classes and limits, with 200 once requests are answered. 128 requests at a time; more give 503.
 Headers must come within 10 s, uploads within 60 s. With a token, the page (which asks for it) and the status of
 GET /health stay open.
 Ctrl-C or SIGTERM ends it, and answers what is being asked.
@@ -207,7 +207,7 @@ Ctrl-C or SIGTERM ends it, and answers what is being asked.
     "sweep": SWEEP,
     "tune": TUNE,
     "datasets": """\
-List the data sets (datasets), or tell all about some of them (datasets NAME ...).
+List the datasets (datasets), or show some of them in full (datasets NAME ...).
 
   --root PATH      Folder in which to look for the data (default: the user's data folder)
 """,
@@ -220,15 +220,15 @@ The shipped configs.
   config cat NAME        print one
   config cp NAME [FILE]  copy one, to change it; an existing file is not overwritten
 """,
-    "doctor": "Show versions, devices, data, cached weights and network; say what is missing and how to get it.\n",
+    "doctor": "Show versions, devices, data, cached weights and network; print how to get what is missing.\n",
 }
 
 
 def page(verb: str) -> str:
-    """The help page of a verb, at most 60 lines.
+    """Return the help page of a command, at most 60 lines.
 
     Args:
-        verb: One of the application's verbs.
+        verb: One of the application's commands.
     """
     if verb not in ("fit", "test", "validate"):
         return _START[verb]
@@ -273,13 +273,13 @@ def _line(name: str, text: str) -> str:
 
 
 def _short(option: Option) -> str:
-    """The first sentence of an option's explanation, with its default where it has one."""
+    """Return the first sentence of an option's explanation, with its default if it has one."""
     sentence = re.split(r"(?<=[^.\d])[.;:] ", option.help + " ")[0].rstrip(". ")
     default = "" if option.default == "None" else f" (default {(option.default or '').strip(chr(39))})"
     return f"{sentence.replace('``', '')}{default}"
 
 
 def _names(group: str, options: dict[str, Option]) -> list[str]:
-    """The options of a group on as few lines as they need."""
+    """Return the options of a group on as few lines as they need."""
     names = ", ".join(f"{name}" for name in options if name not in ("adapter", "dataset", "seed"))
     return [entry(f"  --{group}.", names, column=30)]

@@ -6,7 +6,7 @@ Tables and figures of a sweep, as Markdown, CSV and one HTML page that needs not
   randlora-pl report runs/sweeps/NAME
   randlora-pl report runs/sweeps/NAME --output docs/results/NAME --overwrite
 
-  SWEEP            The folder of a sweep. It may still be running: cells without a result say so. Or the folder of a
+  SWEEP            The folder of a sweep. It may still be running: cells without a result are marked. Or the folder of a
                    report, which is made again from its cells.csv
   --output DIR     Where to write (default SWEEP/report)
   --overwrite      Replace the report in it; other files stay

@@ -22,7 +22,7 @@ again, so the same command goes on after a crash, Ctrl-C or a reboot, and severa
   --data.root DIR       Folder that holds the data sets, or the place of your own (folder, table ...), if the config
                         gives none
   --tune                Search the learning rates on validation samples, then run with the best. The config's part
-                        `tune` says what is tried; goes on after a kill, too. The search is in DIR/tune
+                        `tune` sets the candidates; resumes after a kill, too. The search is in DIR/tune
   --jobs N              Processes that share the work (default 1)
   --launcher WHERE      local (default), or slurm: an array of N jobs by submitit (pip install 'randlora-pl[slurm]')
   --slurm KEY=VALUE ... Options of submitit for it

@@ -16,7 +16,7 @@ command goes on where it stopped. Writes what was tried (tuning.md and .json) an
   randlora-pl sweep runs/tune/offline/tuned.yaml         or both at once: randlora-pl sweep offline --tune
   randlora-pl tune --config quickstart --data.shots 16   the rate of a single run, with the options of fit
 
-The config's part `tune` says what is tried:
+The config's part `tune` sets the candidates:
   tune: {learning_rates: [1e-3, 1e-2], alphas: [1, 10], seeds: [0, 4], datasets: [digits], budgets: [16], set: {...}}
 `monitor: val/loss` takes the lowest loss instead of the best val/acc (of GLUE's tasks also val/score).
 With `climb: true` a method begins at its own rate and the two beside it, and goes on while the best is outermost.

@@ -1,4 +1,4 @@
-"""The quick verbs: what there is to choose from, without importing PyTorch."""
+"""Quick commands that list the available choices, without importing PyTorch."""
 
 import difflib
 import re
@@ -22,7 +22,7 @@ TEXT_PAGES = ("docs/prompts.md", "docs/labelled_texts.md")
 
 
 def adapters_verb(args: list[str]) -> int:
-    """``adapters``: the methods; ``adapters NAME``: the options of one, from its docstring."""
+    """Run ``adapters``: print the methods; ``adapters NAME``: the options of one, from its docstring."""
     known = subclasses("adapters", "Adapter")
     if not args:
         print(table(("adapter", "what it is"), [(name, source.summary) for name, source in known.items()]))
@@ -34,11 +34,11 @@ def adapters_verb(args: list[str]) -> int:
 
 
 def describe(source: ClassSource, prefix: str) -> str:
-    """A class, its summary and its options as the user types them.
+    """Return a class, its summary and its options as the user types them.
 
     Args:
         source: The class.
-        prefix: What stands before an option's name, for example ``--model.adapter.``.
+        prefix: Prefix of an option's name, for example ``--model.adapter.``.
     """
     lines = [source.summary, ""]
     for option in source.options.values():
@@ -48,7 +48,7 @@ def describe(source: ClassSource, prefix: str) -> str:
 
 
 def datasets_verb(args: list[str]) -> int:
-    """``datasets``: the data sets; ``datasets NAME``: one in full."""
+    """Run ``datasets``: print the datasets; ``datasets NAME``: one in full."""
     from randlora_pl.data.catalog.registry import CATALOG, default_root
     from randlora_pl.language.catalog import DATASETS, LABELLED
 
@@ -58,7 +58,7 @@ def datasets_verb(args: list[str]) -> int:
     typed = parser.parse_args(args)
     root = default_root() if typed.root is None else Path(typed.root).expanduser()
     if typed.root is not None and not root.is_dir():
-        raise UserError(f"--root {root} is no folder; name the one that holds the data sets")
+        raise UserError(f"--root {root} is not a folder; name the one that holds the data sets")
     if not typed.names:
         rows = []
         for row in CATALOG.values():
@@ -68,7 +68,7 @@ def datasets_verb(args: list[str]) -> int:
         print(table(header, rows, narrow=("licence",)))
         print(f"\nOn this machine: below {root}; another folder: randlora-pl datasets --root PATH")
         print("Use: randlora-pl fit --data.dataset NAME; all about one: randlora-pl datasets NAME")
-        print("Get the images: randlora-pl data get NAME; where it says by hand, this tells which file to put where")
+        print("Get the images: randlora-pl data get NAME; for by hand, this prints the manual steps")
         print(
             "Your own images: --data.dataset folder, table, hf, webdataset or pairs with --data.root PATH; see "
             + OWN_PAGE
@@ -82,7 +82,7 @@ def datasets_verb(args: list[str]) -> int:
             continue
         if name not in CATALOG:
             hint = near(name, [*CATALOG, *DATASETS, *LABELLED])
-            raise UserError(f"There is no data set {name!r}.{hint} See: randlora-pl datasets")
+            raise UserError(f"Unknown dataset {name!r}.{hint} See: randlora-pl datasets")
         row = CATALOG[name]
         facts = {
             "what it is": row.title,
@@ -103,7 +103,7 @@ def datasets_verb(args: list[str]) -> int:
 
 
 def _texts(name: str) -> str:
-    """A data set of texts in full: for which tasks it is, its files, and where they are from."""
+    """Return the full description of a text dataset: its tasks, its files, and their source."""
     from randlora_pl.language.catalog import DATASETS, LABELLED, TASKS
     from randlora_pl.language.datasets import commonsense, e2e, glue
 
@@ -123,11 +123,11 @@ def _texts(name: str) -> str:
 
 
 def state(row: "DatasetSpec", root: Path) -> str:
-    """Whether a data set is on this machine, and how it gets there.
+    """Return the state of a dataset on this machine, and how to get it.
 
     Args:
-        row: The data set.
-        root: Folder that holds the data sets.
+        row: The dataset.
+        root: Folder that holds the datasets.
     """
     from randlora_pl.data.catalog.registry import present
 
@@ -141,12 +141,12 @@ def state(row: "DatasetSpec", root: Path) -> str:
 
 
 def _some(words: Sequence[str], most: int, between: str = ", ") -> str:
-    """The words, or the first of them and how many there are."""
+    """Return the words, or the first of them and their number."""
     return between.join(words if len(words) <= most else [*words[:10], f"... ({len(words)})"])
 
 
 def models_verb(args: list[str]) -> int:
-    """``models``: backbones that have been tried, with a config where there is one."""
+    """Run ``models``: print the tested backbones, with a config if one is shipped."""
     from randlora_pl.language.catalog import KNOWN
     from randlora_pl.models.catalog import MODELS
 
@@ -166,16 +166,16 @@ def models_verb(args: list[str]) -> int:
 
 
 def _pick(name: str, known: dict[str, Row], what: str) -> Row:
-    """The row of that name, capitals ignored, as ``fit`` does."""
+    """Return the row of a name, ignoring case, as ``fit`` does."""
     spelled = {candidate.lower(): candidate for candidate in known}
     if name.lower() not in spelled:
         hint = near(name, known) or _near_part(name, known)
-        raise UserError(f"There is no {what} {name!r}.{hint} See: randlora-pl {what}s")
+        raise UserError(f"Unknown {what} {name!r}.{hint} See: randlora-pl {what}s")
     return known[spelled[name.lower()]]
 
 
 def _near_part(word: str, choices: Iterable[str]) -> str:
-    """As `near`, of choices that hold the word, or a part like it: ``qwen3`` for ``Qwen/Qwen2-0.5B-Instruct``."""
+    """Return a hint as `near` does, also for parts of a name: ``qwen3`` for ``Qwen/Qwen2-0.5B-Instruct``."""
     word = word.lower()
     found = [
         choice

@@ -9,13 +9,13 @@ from randlora_pl.utils.files.atomic_output import write_bytes
 
 
 def _find(name: str) -> Path:
-    """A script by its name, or a config."""
+    """Return a script by its name, or a config."""
     known = scripts()
     return known.get(name) or known.get(f"cluster/{name}") or find_config(name)
 
 
 def config_verb(args: list[str]) -> int:
-    """``config list``, ``config cat NAME`` and ``config cp NAME [FILE]``."""
+    """Run ``config list``, ``config cat NAME`` or ``config cp NAME [FILE]``."""
     match args:
         case [] | ["list"]:
             names, starters = config_names(), scripts()
@@ -23,10 +23,10 @@ def config_verb(args: list[str]) -> int:
             for name, file in names.items():
                 print(f"{name:{width}}  {headline(file)}")
             print("\nUse: randlora-pl fit --config NAME; several --config are merged, the later one wins.")
-            print("Those of sweeps/: randlora-pl sweep NAME.\n")
+            print("For sweeps/: randlora-pl sweep NAME.\n")
             for name, file in starters.items():
                 print(f"{name:{width}}  {headline(file)}")
-            print("\nUse: randlora-pl config cp NAME, and what its first lines say.")
+            print("\nUse: randlora-pl config cp NAME, and the commands in its first lines.")
         case ["cat", name]:
             sys.stdout.write(_find(name).read_text(encoding="utf-8"))
         case ["cp", name]:

@@ -1,4 +1,4 @@
-"""``doctor``: what is installed, found and reachable, and the command that mends what is not."""
+"""``doctor``: installed, found and reachable parts, and the command that repairs each missing one."""
 
 import importlib.util
 import os
@@ -33,13 +33,13 @@ OPTIONAL = {
     "bitsandbytes": ("--model.quantize, on a GPU", "quantize"),
     "onnxruntime": ("adapter export --to onnx", "onnx"),
 }
-"""Package: what it is for, and the extra that brings it."""
+"""Purpose and extra of each optional package, by name."""
 
 _TIMEOUT = 3.0
 
 
 def doctor_verb(args: list[str]) -> int:
-    """Print one section after the other; nothing is changed."""
+    """Print one section after the other; change nothing."""
     if args:
         raise UserError(f"doctor takes no options, got {' '.join(args)}. See: randlora-pl doctor --help")
     for title, section in (
@@ -62,7 +62,7 @@ def doctor_verb(args: list[str]) -> int:
 
 
 def versions() -> dict[str, str]:
-    """Installed packages, and what to install for the optional ones."""
+    """Return the versions of installed packages, and the install commands of missing optional ones."""
     found = {"randlora-pl": __version__, "python": f"{platform.python_version()} on {platform.platform()}"}
     for package in PACKAGES:
         try:
@@ -78,7 +78,7 @@ def versions() -> dict[str, str]:
 
 
 def devices() -> dict[str, str]:
-    """Accelerators with their memory, and the CPU."""
+    """Return the accelerators with their memory, and the CPU."""
     import torch
 
     found = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used by PyTorch"}
@@ -95,7 +95,7 @@ def devices() -> dict[str, str]:
 
 
 def datasets() -> dict[str, str]:
-    """Which data sets are on this machine, and how to get the others."""
+    """Return the datasets on this machine, and the commands to get the others."""
     from randlora_pl.data.catalog.registry import CATALOG, dataset_path, default_root, get_command, present
 
     root = default_root()
@@ -111,36 +111,38 @@ def datasets() -> dict[str, str]:
         elif held.exists():
             found[row.name] = f"found: {held}"
         else:
-            found[row.name] = f"missing: randlora-pl data get {row.name}{'' if row.download else ' (tells how)'}"
+            found[row.name] = f"missing: randlora-pl data get {row.name}{'' if row.download else ' (prints the steps)'}"
     return found | _texts(root) | {"your own": "--data.dataset folder --data.root PATH; of texts csv or jsonl"}
 
 
 def _texts(root: Path) -> dict[str, str]:
-    """Which data sets of texts are on this machine, and what tells where they are from."""
+    """Return the text datasets on this machine, and the commands that print the source of the others."""
     from randlora_pl.language.catalog import DATASETS, LABELLED
     from randlora_pl.language.dataset_sizes import OWN_TEXTS
     from randlora_pl.language.datasets.availability import absent
 
     names = [name for name in DATASETS | LABELLED if name not in OWN_TEXTS]
     return {
-        name: f"missing: randlora-pl datasets {name} (tells how)" if absent(name, root) else f"found below {root}"
+        name: f"missing: randlora-pl datasets {name} (prints the steps)"
+        if absent(name, root)
+        else f"found below {root}"
         for name in names
     }
 
 
 def hub() -> str:
-    """Address of the model hub."""
+    """Return the address of the model hub."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
 def network() -> dict[str, str]:
-    """Whether the model hub answers."""
+    """Return the state of the connection to the model hub."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES"):
         return {hub(): "OFFLINE: HF_HUB_OFFLINE is set; only weights that are cached or in a file can be used"}
     try:
         with urllib.request.urlopen(urllib.request.Request(hub(), method="HEAD"), timeout=_TIMEOUT):
             return {hub(): "reachable"}
-    except urllib.error.HTTPError as error:  # it answers, if only with a refusal
+    except urllib.error.HTTPError as error:  # it answers, even if with a refusal
         return {hub(): f"answers with {error.code}; if downloads fail, see HTTPS_PROXY and HF_ENDPOINT"}
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
@@ -148,7 +150,7 @@ def network() -> dict[str, str]:
 
 
 def weights() -> dict[str, str]:
-    """Which of the catalog's weights are cached, and those of the language models."""
+    """Return the cached weights of the catalog and of the language models."""
     from randlora_pl.models.catalog import MODELS
 
     found = {row.name: ", ".join(_tag_state(row.library, row.name, tag) for tag in row.tags) for row in MODELS}
@@ -156,7 +158,7 @@ def weights() -> dict[str, str]:
 
 
 def _language_models() -> dict[str, str]:
-    """Which language models are cached, and what else they need; transformers itself is not imported."""
+    """Return the cached language models and what else they need, without importing transformers."""
     from randlora_pl.language.catalog import KNOWN
 
     found = {}
@@ -170,7 +172,7 @@ def _language_models() -> dict[str, str]:
 
 
 def _whole(snapshot: Path) -> bool:
-    """Whether all weights of a language model are in a folder, in one file or in all that an index names."""
+    """Return True if a folder has all weights of a language model, in one file or in all files of an index."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = snapshot / f"{name}.index.json"
         if (snapshot / name).is_file():
@@ -179,7 +181,7 @@ def _whole(snapshot: Path) -> bool:
             try:
                 parts = parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()
                 return all((snapshot / part).is_file() for part in parts)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # cut off
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # cut off or damaged
                 return False
     return False
 
@@ -191,7 +193,7 @@ def _tag_state(library: str, name: str, tag: str) -> str:
 
 
 def cached(library: str, name: str, tag: str) -> bool:
-    """Whether weights lie in the hub's cache.
+    """Return True if weights are in the hub's cache.
 
     Args:
         library: ``open_clip`` or ``timm``.
@@ -208,7 +210,7 @@ def cached(library: str, name: str, tag: str) -> bool:
 
 
 def _snapshots(repository: str) -> list[Path]:
-    """The folders of the hub's cache that hold a version of a repository."""
+    """Return the folders of the hub's cache that hold a version of a repository."""
     from huggingface_hub import constants
 
     held = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
@@ -216,7 +218,7 @@ def _snapshots(repository: str) -> list[Path]:
 
 
 def folders() -> dict[str, str]:
-    """Where things are kept, and the room that is left."""
+    """Return the folders of data, cache and runs, and the free disk space."""
     from huggingface_hub import constants
 
     from randlora_pl.data.catalog.registry import default_root

@@ -1,4 +1,4 @@
-"""The options of ``predict``, for images and for texts."""
+"""Options of ``predict``, for images and for texts."""
 
 import argparse
 import math
@@ -11,13 +11,13 @@ from randlora_pl.utils.errors import UserError
 
 _OF_IMAGES = ("weights", "on_error", "max_pixels")
 MAX_PIXELS = 50_000_000
-"""Of an image, as of `serve`: what decoding it takes is 4 bytes a pixel and more."""
+"""Most pixels of an image, as in `serve`: decoding takes at least 4 bytes per pixel."""
 
 _OF_TEXTS = ("max_new_tokens", "beams", "precision")
 
 
 def parse(args: list[str]) -> argparse.Namespace:
-    """The options of ``predict``.
+    """Return the options of ``predict``.
 
     Raises:
         UserError: An unknown, missing or impossible option.
@@ -66,7 +66,7 @@ def _typed(name: str) -> str:
 
 
 def name_adapters(words: Sequence[str]) -> dict[str, Path]:
-    """Adapters by name: ``NAME=PATH``, or what tells the paths apart (``cars`` of ``runs/cars/adapter``).
+    """Return adapters by name: ``NAME=PATH``, or the part in which paths differ (``cars`` of ``runs/cars/adapter``).
 
     Raises:
         UserError: Two have the same name, or a name is empty.
@@ -92,11 +92,11 @@ def _pair(word: str) -> tuple[str | None, str]:
 
 
 def _apart(paths: list[tuple[str, ...]]) -> list[str]:
-    """Paths without the parts at both ends that all have in common; the last part where nothing is left."""
+    """Return the paths without the common parts at both ends; the last part if nothing is left."""
     head, tail = _in_common(paths), _in_common([path[::-1] for path in paths])
     return [str(Path(*(path[head : len(path) - tail] or path[-1:]))) for path in paths]
 
 
 def _in_common(paths: list[tuple[str, ...]]) -> int:
-    """Number of parts that all paths start with."""
+    """Return the number of parts that all paths start with."""
     return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))

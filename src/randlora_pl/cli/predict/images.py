@@ -1,4 +1,4 @@
-"""``predict``: classes of images, from adapter files alone, in one pass for several of them; texts are elsewhere."""
+"""``predict``: classes of images from adapter files alone, in one pass for several adapters; not for texts."""
 
 import argparse
 import sys
@@ -18,11 +18,11 @@ from randlora_pl.utils.files.atomic_output import atomic_file
 from randlora_pl.utils.text.printable import printable
 
 _HELD = 1 << 28
-"""Bytes of images that wait until every adapter has had its turn: a switch takes as long as 25 images (tiny CLIP)."""
+"""Bytes of images per switch of adapters: a switch takes as long as 25 images (tiny CLIP)."""
 
 
 def predict_verb(args: list[str]) -> int:
-    """Check what was typed, load the adapters, classify or answer, write the CSV file."""
+    """Check the options, load the adapters, classify or answer, write the CSV file."""
     if not args:
         print(page("predict"), end="")
         return 0
@@ -62,7 +62,7 @@ def _found(options: argparse.Namespace) -> Predictions:
 
 
 def _kept_elsewhere(content: bytes, output: Path, error: OSError) -> str:
-    """Writes predictions to the folder of temporary files, and says so."""
+    """Write predictions to the folder of temporary files, and return a message that names the file."""
     what = f"{output} cannot be written: {error.strerror or error}"
     try:
         with tempfile.NamedTemporaryFile(prefix="predictions-", suffix=".csv", delete=False) as file:
@@ -73,10 +73,10 @@ def _kept_elsewhere(content: bytes, output: Path, error: OSError) -> str:
 
 
 def _check_kind(folder: Path, task: str, texts: bool) -> None:
-    """Refuses images for a language model, and texts for a model of images.
+    """Refuse images for a language model, and texts for a model of images.
 
     Raises:
-        UserError: With the option to take.
+        UserError: The adapter is of the other kind; the message names the option to use.
     """
     if texts and task not in TASKS:
         raise UserError(f"{folder} belongs to a model of images: give it --images PATH instead of --texts.")
@@ -85,10 +85,10 @@ def _check_kind(folder: Path, task: str, texts: bool) -> None:
 
 
 def classify(options: argparse.Namespace) -> Predictions:
-    """The best classes of each image by each adapter, with their probabilities.
+    """Return the best classes of each image by each adapter, with their probabilities.
 
-    Images are decoded once for each way in which adapters want them prepared, as a rule one. Some wait until every
-    adapter has had its turn, merged: a switch costs more than a small batch.
+    Images are decoded once per preprocessing of the adapters, usually one. Each group of images is held until every
+    adapter, merged, has classified it: a switch costs more than a small batch.
 
     Raises:
         UserError: An adapter or an image does not load, the device is not there, or memory runs out.
@@ -136,7 +136,7 @@ def classify(options: argparse.Namespace) -> Predictions:
                         shares = task.class_logits(batch["image"].to(device)).float().softmax(1).cpu()
                         known = batch["readable"]
                         found.add_classes(name, batch["index"][known].tolist(), task.classnames, shares[known])
-                turns.reverse()  # the last adapter is in the model already
+                turns.reverse()  # the last adapter is already in the model
     except UnreadableImageError as error:
         larger = "allow it by --max-pixels N, " if isinstance(error, TooLargeImageError) else ""
         hint = f"Leave it out of --images, {larger}or go on without it: --on-error skip"
@@ -151,7 +151,7 @@ def classify(options: argparse.Namespace) -> Predictions:
 
 
 def _together(batches: Iterator[tuple[dict[str, Any], ...]], limit: int) -> Iterator[list[tuple[dict[str, Any], ...]]]:
-    """Batches in groups of at least ``limit`` bytes of images."""
+    """Yield batches in groups of at least ``limit`` bytes of images."""
     held: list[tuple[dict[str, Any], ...]] = []
     size = 0
     for forms in batches:

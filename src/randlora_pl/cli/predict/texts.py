@@ -1,4 +1,4 @@
-"""``predict --texts``: what decoders write after prompts, and classes or scores of texts, from adapter files alone."""
+"""``predict --texts``: answers of decoders to prompts, and classes or scores of texts, from adapter files alone."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 _BATCH = {"CausalLMTask": 16, "TextClassificationTask": 64}
 """Texts at a time, as in a test."""
 _MAX_LENGTH = 128
-"""Most tokens of a text where an adapter does not say what it was trained with."""
+"""Most tokens of a text if the adapter does not contain the limit of its training."""
 
 
 def answer(options: argparse.Namespace) -> Predictions:
-    """What each adapter says of each text; one after the other, each with a base model of its own.
+    """Return the predictions of each adapter for each text; adapters run in turn, each with its own base model.
 
-    Everything that is given is read and checked before the first model is.
+    All inputs are read and checked before the first model is loaded.
 
     Raises:
-        UserError: A text or an adapter does not load, they do not go together, the device is not there, or memory runs
+        UserError: A text or an adapter does not load, they do not fit together, the device is missing, or memory runs
             out.
     """
     from randlora_pl.engine.error_messages import out_of_memory
@@ -43,12 +43,14 @@ def answer(options: argparse.Namespace) -> Predictions:
     from randlora_pl.adapters import read_adapter
     from randlora_pl.utils.text.console import log_to_terminal
 
-    log_to_terminal()  # says how many texts are cut
+    log_to_terminal()  # logs how many texts are cut
     options.device = pick_device(options.device)
     files = {name: read_adapter(path) for name, path in options.adapters.items()}
     kinds = {(file.metadata["task"], bool(file.metadata["classnames"])) for file in files.values()}
     if len(kinds) > 1:
-        raise UserError(f"{', '.join(files)} do not say the same: some write, tell classes, or scores. Predict apart.")
+        raise UserError(
+            f"{', '.join(files)} have different outputs (text, classes, scores). Predict with each kind separately."
+        )
     ((kind, classes),) = kinds
     decoder = kind == "CausalLMTask"
     _check_options(options, decoder, classes)
@@ -64,22 +66,22 @@ def answer(options: argparse.Namespace) -> Predictions:
 
 
 def _check_options(options: argparse.Namespace, decoder: bool, classes: bool) -> None:
-    """Refuses what is for another kind of model.
+    """Refuse what is for another kind of model.
 
     Raises:
-        UserError: With the option.
+        UserError: An option does not fit the model; the message names it.
     """
     for name, typed, fits in (
         ("max_new_tokens", "--max-new-tokens is for models that write", decoder),
         ("beams", "--beams is for models that write", decoder),
-        ("top_k", "--top-k is for models that tell classes", classes),
+        ("top_k", "--top-k is for models that predict classes", classes),
     ):
         if getattr(options, name) is not None and not fits:
             raise UserError(f"{typed}, and {next(iter(options.adapters.values()))} is none: leave it out.")
 
 
 def _written(options: argparse.Namespace, files: "dict[str, AdapterFile]", given: list[Given]) -> Predictions:
-    """Answers of decoders."""
+    """Return the answers of decoders."""
     from randlora_pl.language.tasks.generated import paragraph
 
     datasets = {name: str(file.metadata.get("training", {}).get("dataset", "")) for name, file in files.items()}
@@ -105,10 +107,10 @@ def _written(options: argparse.Namespace, files: "dict[str, AdapterFile]", given
 def _classified(
     options: argparse.Namespace, files: "dict[str, AdapterFile]", given: list[Given], classes: bool
 ) -> Predictions:
-    """Classes and their probabilities, or scores.
+    """Return classes with their probabilities, or scores.
 
     Raises:
-        UserError: Single texts and pairs are mixed, or the adapter was trained on the others.
+        UserError: Single texts and pairs are mixed, or the adapter was trained on the other kind.
     """
     from randlora_pl.language.models.classifier import most_tokens
     from randlora_pl.tasks.evaluation import check_numbers
@@ -146,17 +148,17 @@ def _classified(
 
 
 def _ready(file: "AdapterFile", options: argparse.Namespace, how: dict[str, Any]) -> Any:
-    """The task of an adapter on the device, merged; quantised as in its training where there is a GPU.
+    """Return the task of an adapter on the device, merged; quantized as in its training if there is a GPU.
 
     Raises:
-        UserError: Its base model cannot be had, or is another one.
+        UserError: Its base model is not available, or is another one.
     """
     from randlora_pl.language.tasks.restore import plain_task, unquantised_task
     from randlora_pl.tasks.restore import make_ready
 
     if options.weights_files:
         how = {**how, "pretrained": str(options.weights_files[-1])}
-    if options.precision == "bf16" and file.adapter.method() != "FullFineTuning":  # which leaves nothing frozen to cast
+    if options.precision == "bf16" and file.adapter.method() != "FullFineTuning":  # which has nothing frozen to cast
         how = {**how, "frozen_dtype": "bfloat16"}
     task = (plain_task if options.device.type == "cuda" else unquantised_task)(file, **how)
     make_ready(task, file)
@@ -164,7 +166,7 @@ def _ready(file: "AdapterFile", options: argparse.Namespace, how: dict[str, Any]
 
 
 def _precision(options: argparse.Namespace) -> Any:
-    """The arithmetic of a training with ``bf16-mixed``, or float32."""
+    """Return the context of a training with ``bf16-mixed``, or of float32."""
     import torch
 
     return torch.autocast(options.device.type, torch.bfloat16, enabled=options.precision == "bf16")

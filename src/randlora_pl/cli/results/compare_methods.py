@@ -8,13 +8,13 @@ from randlora_pl.utils.files.atomic_output import write_text
 
 
 def compare_verb(args: list[str]) -> int:
-    """``compare-methods [--config SWEEP] [--methods NAME ...]`` and the options of ``sweep``.
+    """Run ``compare-methods [--config SWEEP] [--methods NAME ...]`` with the options of ``sweep``.
 
     Returns:
         0, or 1 if cells failed.
 
     Raises:
-        UserError: As ``sweep``.
+        UserError: As in ``sweep``.
     """
     parser = Parser("compare-methods")
     parser.add_argument("--config", default="compare_methods")

@@ -19,17 +19,17 @@ FIRST = (
     *("trainable_parameters", "adapter_parameters", "total_parameters", "adapter_bytes", "checkpoint_bytes"),
     *("fit_seconds", "images_per_second", "peak_memory_bytes", "device", "precision", "version", "git_commit"),
 )
-"""Results that are shown even where they are equal, in this order."""
+"""Results that are shown even if they are equal, in this order."""
 
 _OPTIONS = ("model", "model.name", "model.pretrained", "model.adapter", "data.dataset", "data.shots", "seed_everything")
-"""Options worth naming where all runs agree."""
+"""Options to print if all runs agree."""
 
 
 def compare_runs_verb(args: list[str]) -> int:
-    """``compare RUN RUN ... [--json]``.
+    """Run ``compare RUN RUN ... [--json]``.
 
     Raises:
-        UserError: Fewer than two runs, or one that is no run.
+        UserError: Fewer than two runs, or a folder that is not a run.
     """
     parser = Parser("compare")
     parser.add_argument("runs", nargs="*", type=Path)
@@ -59,10 +59,10 @@ def compare_runs_verb(args: list[str]) -> int:
 
 
 def _config(folder: Path, problems: list[str]) -> dict[str, Any]:
-    """The options of a run by short names; empty where its config cannot be read.
+    """Return the options of a run by short names; empty if its config cannot be read.
 
     Raises:
-        UserError: It is no run folder at all.
+        UserError: The folder is not a run folder.
     """
     import yaml
 
@@ -101,7 +101,7 @@ def _results(folder: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as tell them apart."""
+    """Return the last parts of the paths, as many as make them unique."""
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
@@ -117,14 +117,14 @@ def _shown_configs(names: Sequence[str], configs: Sequence[dict[str, Any]]) -> l
     rows = [[key, *(_text(config.get(key, "")) if config else "?" for config in configs)] for key in differ]
     lines = [table(["option", *names], rows)] if rows else ["No option differs."]
     same = len(keys) - len(differ)
-    told = ", ".join(
+    shared = ", ".join(
         f"{key} {_text(known[0][key])}" for key in _OPTIONS if known and key in known[0] and key not in differ
     )
-    return [*lines, f"The same in all: {same} options{f', among them {told}' if told else ''}."]
+    return [*lines, f"The same in all: {same} options{f', among them {shared}' if shared else ''}."]
 
 
 def _shown_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> list[str]:
-    """Accuracies in percent and the other figures; the difference where there are two runs."""
+    """Return accuracy in percent and the other metrics, with the difference of two runs."""
     keys = list(dict.fromkeys(key for figures in results for key in figures))
     shown = [key for key in FIRST if key in keys]
     others = [key for key in keys if key not in shown and _is_number(key, results)]
@@ -164,7 +164,7 @@ def _figure(key: str, value: Any) -> str:
 
 
 def _difference(key: str, values: Sequence[Any]) -> str:
-    """The second less the first, for what is measured; nothing for words."""
+    """Return the second value minus the first; empty for values that are not metrics."""
     if not all(map(_numeric, values)):
         return ""
     change = values[1] - values[0]

@@ -1,4 +1,4 @@
-"""``report``: the tables and figures of a sweep."""
+"""``report``: tables and plots of a sweep."""
 
 import sys
 from pathlib import Path
@@ -7,10 +7,10 @@ from randlora_pl.cli.common.arguments import Parser
 
 
 def report_verb(args: list[str]) -> int:
-    """``report SWEEP [--output DIR] [--overwrite]``.
+    """Run ``report SWEEP [--output DIR] [--overwrite]``.
 
     Raises:
-        UserError: There is no sweep, nothing is finished, or the report would replace something.
+        UserError: The sweep is missing or has no finished cell, or the report would replace a file.
     """
     parser = Parser("report")
     parser.add_argument("sweep", type=Path)

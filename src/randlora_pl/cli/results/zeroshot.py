@@ -1,4 +1,4 @@
-"""``zeroshot``: an untrained CLIP on test images, beside the published figures."""
+"""``zeroshot``: accuracy of a pretrained CLIP on test images, beside the published one."""
 
 import argparse
 import json
@@ -22,13 +22,13 @@ ALL = "all"
 
 
 def zeroshot_verb(args: list[str]) -> int:
-    """Test the model on each data set, print one table, and keep ``zeroshot.json`` in a run folder.
+    """Test the model on each dataset, print one table, and write ``zeroshot.json`` to a run folder.
 
     Returns:
-        0, or 1 where a data set of ``all`` could not be tested.
+        0, or 1 if a dataset of ``all`` could not be tested.
 
     Raises:
-        UserError: An option is wrong, the model does not load, or a data set that was named is missing or damaged.
+        UserError: An option is wrong, the model does not load, or a named dataset is missing or damaged.
     """
     typed = _parse(args)
     rows, absent, root = _chosen(typed)
@@ -76,14 +76,14 @@ def _parse(args: list[str]) -> argparse.Namespace:
 
 
 def _chosen(typed: argparse.Namespace) -> tuple[list[DatasetSpec], list[str], Path]:
-    """The data sets to test, the names of those that are not on this machine, and where they lie."""
+    """Return the datasets to test, the names of datasets that are not on this machine, and the data folder."""
     names = PAPER if typed.dataset == ALL else (typed.dataset,)
     rows = [find(name) for name in names]
     if typed.root is None and rows[0].own:
         raise UserError(f"The data set {rows[0].name!r} needs --data.root: {rows[0].source} ({rows[0].layout})")
     if rows[0].captions:
         use = f"randlora-pl test --data.dataset {rows[0].name} --data.root {typed.root}"
-        raise UserError(f"{rows[0].title}: captions are no classes; for recall without training: {use}")
+        raise UserError(f"{rows[0].title}: captions are not classes; for recall without training: {use}")
     root = default_root() if typed.root is None else root_of(typed.root)
     if typed.root is not None and not root.exists() and not may_be_read(rows[0], root):
         raise UserError(f"--data.root {root} does not exist")
@@ -96,10 +96,10 @@ def _chosen(typed: argparse.Namespace) -> tuple[list[DatasetSpec], list[str], Pa
 
 
 def _load(typed: argparse.Namespace) -> "LoadedClip":
-    """The model with its tokenizer.
+    """Return the model with its tokenizer.
 
     Raises:
-        UserError: There is no such model, no weights were named, or they do not load.
+        UserError: The model is unknown, no weights were named, or they do not load.
     """
     from open_clip.pretrained import list_pretrained_tags_by_model
 
@@ -112,15 +112,15 @@ def _load(typed: argparse.Namespace) -> "LoadedClip":
         some = f"{', '.join(tags[:4])}{' ...' if len(tags) > 4 else ''}" if tags else "a file"
         raise UserError(f"zeroshot: {source.name} needs trained weights: --model.pretrained with {some}, or random")
     clip = load_clip(typed.name, typed.pretrained)
-    _ = clip.tokenizer  # its files may be missing: better told now than after the first images
+    _ = clip.tokenizer  # its files may be missing: raise the error now, not after the first images
     return clip
 
 
 def _test(clip: "LoadedClip", row: DatasetSpec, root: Path, batch: int, device: Any) -> "ZeroShot":
-    """One data set.
+    """Test the model on one dataset.
 
     Raises:
-        UserError: It is damaged, or memory runs out.
+        UserError: The dataset is damaged, or memory runs out.
     """
     from randlora_pl.engine.error_messages import memory_advice, out_of_memory
     from randlora_pl.experiments.zeroshot import evaluate, prepare
@@ -147,7 +147,7 @@ def _folder(root: Path) -> Path:
 def _write(
     folder: Path, clip: "LoadedClip", found: dict[str, "ZeroShot"], failed: dict[str, str], absent: Sequence[str]
 ) -> None:
-    """Everything so far, after each data set: an interrupted command leaves what it has finished."""
+    """Write all results so far, after each dataset, so that an interrupted command keeps finished ones."""
     from randlora_pl.experiments.published import SOURCE
     from randlora_pl.experiments.zeroshot import SINGLE
 
@@ -166,7 +166,7 @@ def _write(
 def _print(
     clip: "LoadedClip", found: dict[str, "ZeroShot"], failed: dict[str, str], absent: Sequence[DatasetSpec], root: Path
 ) -> None:
-    """The table, and below it what it lacks."""
+    """Print the table, and below it the datasets that it lacks."""
     from randlora_pl.experiments.published import OTHER_SPLIT, SOURCE
     from randlora_pl.experiments.zeroshot import SINGLE
 

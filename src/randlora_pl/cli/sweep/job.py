@@ -1,4 +1,4 @@
-"""A sweep that was asked for: read, checked, cut down to what this command is about."""
+"""The job of a sweep command: config read and checked, cells selected."""
 
 import argparse
 import shlex
@@ -23,16 +23,16 @@ from randlora_pl.utils.errors import UserError, errors_in
 
 @dataclass
 class Job:
-    """A sweep that was asked for.
+    """Sweep and the part of it that one command runs.
 
     Attributes:
         description: The sweep.
         cells: Every cell of it.
-        chosen: The cells that this command is about.
-        folder: Where it goes.
-        same: The command that was typed, to go on with.
-        absent: Labels of data sets that are not here.
-        sources: How to get those: commands, or what is missing and where it is from.
+        chosen: The cells that this command runs.
+        folder: Its folder.
+        same: The typed command, for resuming.
+        absent: Labels of missing datasets.
+        sources: How to get the missing datasets: commands, or the missing files and their source.
     """
 
     description: Description
@@ -45,7 +45,7 @@ class Job:
 
 
 def parser_of(verb: str) -> Parser:
-    """The options that ``sweep`` and ``tune`` share."""
+    """Return a parser with the options that ``sweep`` and ``tune`` share."""
     parser = Parser(verb)
     parser.add_argument("config")
     parser.add_argument("--output", type=Path)
@@ -60,10 +60,10 @@ def parser_of(verb: str) -> Parser:
 
 
 def check_typed(typed: Any) -> None:
-    """Refuses impossible numbers, and a start by torchrun or srun.
+    """Refuse impossible numbers, and a start by torchrun or srun.
 
     Raises:
-        UserError: Says which.
+        UserError: A number is impossible, or the command was started by torchrun or srun.
     """
     if typed.jobs < 1:
         raise UserError(f"--jobs is {typed.jobs}: give a positive whole number.")
@@ -74,11 +74,11 @@ def check_typed(typed: Any) -> None:
         raise UserError("a cell runs in one process: start this without torchrun or srun, with --jobs N.")
 
 
-def told_by(config: str) -> tuple[Path, Description]:
-    """The file of a config and the sweep in it.
+def find_sweep(config: str) -> tuple[Path, Description]:
+    """Return the file of a config and the sweep in it.
 
     Raises:
-        UserError: It cannot be read, or is no sweep.
+        UserError: The file cannot be read, or is not a sweep.
     """
     file = find_config(config)
     content = read_config(file)
@@ -87,7 +87,7 @@ def told_by(config: str) -> tuple[Path, Description]:
 
 
 def _with_provenance(content: Tree, file: Path) -> Tree:
-    """The content of a config with that of the file that ``tuned`` names: beside it, or a shipped one."""
+    """Return a config merged with the file that ``tuned`` names: beside it, or a shipped one."""
     named = content.get("tuned")
     if not isinstance(named, str):
         return content
@@ -96,12 +96,12 @@ def _with_provenance(content: Tree, file: Path) -> Tree:
 
 
 def job_of(typed: Any, same: str) -> Job:
-    """The job that the options of ``sweep`` ask for.
+    """Return the job of the options of ``sweep``.
 
     Raises:
-        UserError: Something in the config, or an option, is wrong.
+        UserError: A value in the config, or an option, is wrong.
     """
-    file, description = told_by(typed.config)
+    file, description = find_sweep(typed.config)
     if typed.seeds is not None:
         description = replace(description, seeds=whole_numbers("--seeds", typed.seeds))
     with errors_in(file):
@@ -113,17 +113,17 @@ def job_of(typed: Any, same: str) -> Job:
 
 
 def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: bool, dry: bool = False) -> None:
-    """Chooses the cells that a command is about, and asks for their data sets.
+    """Choose the cells that a command runs, and check that their datasets are on this machine.
 
     Args:
         job: The job.
         choices: Words of ``--only``.
         part: Value of ``--shard``.
-        skip_missing: Whether to leave out data sets that are not here.
-        dry: Whether nothing will run, so that none is needed.
+        skip_missing: If True, leave out datasets that are not on this machine.
+        dry: If True, nothing will run, so that no dataset is needed.
 
     Raises:
-        UserError: Nothing is left, or a data set is missing; one message names all of them.
+        UserError: No cell is left, or a dataset is missing; one message names all of them.
     """
     job.chosen = shard(only(job.chosen, choices), part)
     job.absent, job.sources = _absent(job.chosen)
@@ -140,7 +140,7 @@ def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: boo
 
 
 def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
-    """Data sets that are not here, and the commands that get them."""
+    """Return the missing datasets, and the commands that get them."""
     absent: list[str] = []
     commands: list[str] = []
     by_root: dict[Path, list[str]] = {}
@@ -167,7 +167,7 @@ def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
 
 
 def _absent_texts(cells: Sequence[Cell]) -> dict[str, UserError]:
-    """Data sets of texts that are not here, and what is missing of each; the first thing that is."""
+    """Return the missing text datasets, with the error for the first missing file of each."""
     missing: dict[str, UserError] = {}
     for cell in {(*cell.labels[1:3], cell.untrained): cell for cell in cells}.values():
         from randlora_pl.language.datasets.availability import absent
@@ -180,7 +180,7 @@ def _absent_texts(cells: Sequence[Cell]) -> dict[str, UserError]:
 
 
 def _by_source(missing: Iterable[UserError]) -> list[str]:
-    """What is missing of data sets of texts, those from one place together: the place is told once."""
+    """Return lines on the missing text datasets, grouped by source, so that each source is named once."""
     found: dict[str, list[str]] = {}
     for error in missing:
         found.setdefault(error.hint, []).append(error.what)
@@ -188,7 +188,7 @@ def _by_source(missing: Iterable[UserError]) -> list[str]:
 
 
 def begin(job: Job) -> None:
-    """Tries what can be tried without weights and images, and makes the folder.
+    """Check what can be checked without weights and images, and make the folder.
 
     Raises:
         UserError: An option of a cell is impossible, or the folder holds another sweep.
@@ -210,10 +210,10 @@ def begin(job: Job) -> None:
 
 
 def check_data(cells: Iterable[Cell]) -> None:
-    """Tries the options of the data.
+    """Check the data options of the cells.
 
     Raises:
-        UserError: One is impossible.
+        UserError: An option is impossible.
     """
     from randlora_pl.experiments.sweep.expand import data_of
 
@@ -223,23 +223,23 @@ def check_data(cells: Iterable[Cell]) -> None:
 
 
 def summary(job: Job) -> str:
-    """How far a sweep is, in a few words."""
+    """Return the progress of a sweep as a short text."""
     states = [job.folder.state(cell) for cell in job.chosen]
     failed = f", {states.count(FAILED)} failed" if FAILED in states else ""
     return f"{states.count(DONE)} of {len(states)} cells are done{failed} in {job.folder.path}"
 
 
 def end(job: Job, following: str, stopped: str = "", elsewhere: int = 0) -> int:
-    """Says how far a sweep is and what comes next.
+    """Print the progress of a sweep and the next command.
 
     Args:
         job: The sweep.
-        following: The next command once all is done.
-        stopped: Why it stopped before.
+        following: The next command once all cells are done.
+        stopped: Reason of an early stop.
         elsewhere: Cells that other processes are running.
 
     Returns:
-        0, or 1 where cells have failed.
+        0, or 1 if cells have failed.
     """
     failed = [cell for cell in job.chosen if job.folder.state(cell) == FAILED]
     print(f"\n{summary(job)}" + (f"; {elsewhere} are run by other processes" if elsewhere else ""))
@@ -257,12 +257,12 @@ def end(job: Job, following: str, stopped: str = "", elsewhere: int = 0) -> int:
 
 
 def place_of(job: Job) -> str:
-    """The folder as a word of a command."""
+    """Return the folder as an argument of a command."""
     return shlex.quote(str(job.folder.path))
 
 
 def words_of(verb: str, args: list[str], job: Job) -> list[str]:
-    """The command of one of several processes: as typed, without what says how many, into the same folder."""
+    """Return the command of one of several processes: the typed one, with this folder and without their number."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in ("--jobs", "--launcher", "--output"):
         parser.add_argument(option)

@@ -1,4 +1,4 @@
-"""The cells of a sweep at work: in this process, in several, or as a list of what they will take."""
+"""Execution of the cells of a sweep: in this process, in several, or as a list of estimates."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from randlora_pl.experiments.sweep.progress import Progress
 
 Rounds = Callable[[], list[Cell]]
-"""Which cells to run as far as is known; what it gives grows once the first of them are done."""
+"""Function that returns the cells known so far; it returns more once the first of them are done."""
 
 
 def dry_run(job: Job) -> int:
-    """Prints the cells with their state and what they are expected to take."""
+    """Print the cells with their state and estimated cost."""
     from randlora_pl.utils.text.log_filters import silence_library_warnings
 
     silence_library_warnings()
@@ -80,14 +80,14 @@ def estimator_of(job: Job) -> "Estimator":
 def work(
     job: Job, retry_failed: bool, max_hours: float | None, rounds: Rounds | None = None, test: bool = True
 ) -> "Outcome":
-    """Runs the cells in this process.
+    """Run the cells in this process.
 
     Args:
-        job: What to run.
-        retry_failed: Whether to run failed cells again.
-        max_hours: When to stop.
-        rounds: The cells, where some depend on others; by default all that were chosen.
-        test: Whether cells are tested.
+        job: The job to run.
+        retry_failed: If True, run failed cells again.
+        max_hours: Hours after which to stop.
+        rounds: The cells, if some depend on others; by default all chosen cells.
+        test: If True, test the cells.
 
     Raises:
         UserError: The disk is full.
@@ -127,16 +127,16 @@ def work(
 
 
 def spawn(job: Job, words: Sequence[str], jobs: int, rounds: Rounds | None = None) -> str:
-    """Runs the cells in several processes of this machine, and shows how far they are.
+    """Run the cells in several processes of this machine, and show their progress.
 
     Args:
-        job: What to run.
+        job: The job to run.
         words: The command of each process.
-        jobs: How many.
-        rounds: As for `work`.
+        jobs: Number of processes.
+        rounds: As in `work`.
 
     Returns:
-        Why it stopped before all was done; empty where it did not.
+        The reason of an early stop; empty if all cells were run.
 
     Raises:
         KeyboardInterrupt: With what is done and how to go on.
@@ -146,16 +146,16 @@ def spawn(job: Job, words: Sequence[str], jobs: int, rounds: Rounds | None = Non
 
     estimator = estimator_of(job)
     progress = Progress(job.folder, job.chosen, estimator, jobs=jobs)
-    told = {cell.hash for cell in job.chosen if job.folder.state(cell) != OPEN}
+    reported = {cell.hash for cell in job.chosen if job.folder.state(cell) != OPEN}
 
     def look() -> None:
         job.chosen = progress.cells = job.chosen if rounds is None else rounds()
         progress.scan()
-        fresh = [cell for cell in job.chosen if cell.hash not in told and job.folder.state(cell) != OPEN]
+        fresh = [cell for cell in job.chosen if cell.hash not in reported and job.folder.state(cell) != OPEN]
         if fresh:
             estimator.refresh()
         for cell in fresh:
-            told.add(cell.hash)
+            reported.add(cell.hash)
             progress.print_line(cell, _what(progress, cell))
 
     try:

@@ -1,4 +1,4 @@
-"""``sweep``: every cell of a grid of models, data sets, budgets, methods and seeds, each a run folder."""
+"""``sweep``: every cell of a grid of models, datasets, budgets, methods and seeds, each a run folder."""
 
 import argparse
 import os
@@ -20,14 +20,14 @@ def run_sweep(args: list[str], same: str) -> tuple[int, Job | None]:
 
     Args:
         args: The options of ``sweep``.
-        same: The command that was typed, to go on with.
+        same: The typed command, for resuming.
 
     Returns:
-        0, or 1 if cells failed; and what was run in this call, None if nothing was.
+        0, or 1 if cells failed; and the job of this call, None if nothing was run.
 
     Raises:
-        UserError: An option, or something in the config, is wrong; a data set is missing; the disk is full.
-        KeyboardInterrupt: With what is done and how to go on.
+        UserError: An option, or a value in the config, is wrong; a dataset is missing; the disk is full.
+        KeyboardInterrupt: With the progress and the command to resume.
     """
     parser = parser_of("sweep")
     parser.add_argument("--shard")
@@ -64,7 +64,7 @@ def _submit(typed: argparse.Namespace, args: list[str], job: Job) -> int:
     from randlora_pl.experiments.sweep.launch import slurm
 
     words = words_of("sweep", args, job)
-    if Path(typed.config).is_file():  # by a path that holds in any folder
+    if Path(typed.config).is_file():  # by a path that is valid in any folder
         words[words.index(typed.config)] = os.path.realpath(typed.config)
     numbers = slurm(run_in_job, words, job.folder.path.resolve(), typed.jobs, typed.slurm)
     print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
@@ -73,10 +73,10 @@ def _submit(typed: argparse.Namespace, args: list[str], job: Job) -> int:
 
 
 def run_in_job(words: list[str]) -> int:
-    """What a submitted job runs.
+    """Run the command of a submitted job.
 
     Raises:
-        RuntimeError: The command ended with an error, which the job's log tells.
+        RuntimeError: The command ended with an error, which is in the job's log.
     """
     from randlora_pl.cli.main import main
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from randlora_pl.cli.sweep.job import (
     check_typed,
+    find_sweep,
     parser_of,
-    told_by,
     words_of,
 )
 from randlora_pl.cli.sweep.run import dry_run
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def tune_verb(args: list[str]) -> int:
-    """Search, and write what was found.
+    """Search, and write the result.
 
     Returns:
-        0, or 1 where a method has no candidate that worked.
+        0, or 1 if a method has no candidate that worked.
 
     Raises:
-        UserError: An option, or something in the config, is wrong; a data set is missing; the disk is full.
-        KeyboardInterrupt: With what is done and how to go on.
+        UserError: An option, or a value in the config, is wrong; a dataset is missing; the disk is full.
+        KeyboardInterrupt: With the progress and the command to resume.
     """
     if {"-c", "--config"} & {word.partition("=")[0] for word in args}:
         from randlora_pl.cli.sweep.tune_run import tune_run
@@ -34,7 +34,7 @@ def tune_verb(args: list[str]) -> int:
         return tune_run(args)
     typed = parser_of("tune").parse_args(args)
     check_typed(typed)
-    file, description = told_by(typed.config)
+    file, description = find_sweep(typed.config)
     for word in typed.only:
         if word.partition("=")[0] not in ("model", "dataset", "method"):
             raise UserError(f"--only {word}: a search is restricted by model, dataset or method.")

@@ -6,7 +6,7 @@ import shlex
 import time
 from pathlib import Path
 
-from randlora_pl.cli.sweep.job import told_by
+from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.cli.sweep.run import dry_run
 from randlora_pl.cli.sweep.tuning import comments, search_of
 from randlora_pl.experiments.sweep.description import is_zero_shot
@@ -15,23 +15,23 @@ from randlora_pl.utils.errors import UserError
 
 
 def tune_first(typed: argparse.Namespace, same: str) -> tuple[argparse.Namespace, list[str]] | None:
-    """Searches the rates of a sweep.
+    """Search the rates of a sweep.
 
     Args:
         typed: The options of ``sweep``.
-        same: The command that was typed, to go on with.
+        same: The typed command, for resuming.
 
     Returns:
-        The options of the sweep with the best rates, and its words; None where there is more to search.
+        The options of the sweep with the best rates, and its words; None if the search is not finished.
 
     Raises:
-        UserError: As `search_of`; machines cannot share a search; the folder holds cells that were run without one.
+        UserError: As in `search_of`; machines cannot share a search; the folder holds cells that were run without one.
     """
     options = {"--shard": typed.shard, "--seeds": typed.seeds, "--launcher slurm": typed.launcher == "slurm"}
     for option in filter(options.get, options):
         raise UserError(f"--tune does not go with {option}. Search first: randlora-pl tune {shlex.quote(typed.config)}")
     start = time.monotonic()
-    file, description = told_by(typed.config)
+    file, description = find_sweep(typed.config)
     output = typed.output or Path("runs") / "sweeps" / file.stem
     if any((output / "cells").glob("*")) and not (output / TUNE).is_dir():
         raise UserError(
@@ -59,13 +59,13 @@ def tune_first(typed: argparse.Namespace, same: str) -> tuple[argparse.Namespace
 
 
 def _concerns(word: str) -> bool:
-    """Whether an ``--only`` restricts the search, too; the untrained model has no rate."""
+    """Return True if an ``--only`` restricts the search, too; the pretrained model has no rate."""
     key, _, value = word.partition("=")
     return key in ("model", "dataset") or (key == "method" and not is_zero_shot(value))
 
 
 def _options(typed: argparse.Namespace, only: list[str]) -> list[str]:
-    """The options as the words of another process."""
+    """Return the options as arguments of another process."""
     words = ["--only", *only] if only else []
     words += ["--retry-failed"] * typed.retry_failed + ["--skip-missing"] * typed.skip_missing
     words += ["--max-hours", str(typed.max_hours)] if typed.max_hours is not None else []

@@ -19,17 +19,17 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.log_filters import silence_library_warnings
 
 RATES = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0]
-"""What may be tried; the search begins at the method's own rate and goes towards better ones."""
+"""Candidate rates; the search begins at the method's own rate and goes towards better ones."""
 
 
 def tune_run(args: list[str]) -> int:
-    """Search the learning rate of a run, and say how to start the run with it.
+    """Search the learning rate of a run, and print the command that starts the run with it.
 
     Returns:
-        0, or 1 where no rate worked.
+        0, or 1 if no rate worked.
 
     Raises:
-        UserError: An option is wrong, or a data set is missing or keeps no validation samples.
+        UserError: An option is wrong, or a dataset is missing or has no validation samples.
     """
     parser = Parser("tune")
     parser.add_argument("--output", type=Path)
@@ -63,7 +63,7 @@ def tune_run(args: list[str]) -> int:
 
 
 def tree_of(command: Command) -> Tree:
-    """The config of a run with what was typed in it."""
+    """Return the config of a run with the typed options in it."""
     tree = command.config
     for name, text in command.values.items():
         tree = merge(tree, normalise(nested({name: parse_value(text)})))
@@ -71,7 +71,7 @@ def tree_of(command: Command) -> Tree:
 
 
 def described(tree: Tree, configs: list[str]) -> Description:
-    """The search of a run as a sweep of one model, one method and one data set.
+    """Return the search of a run as a sweep of one model, one method and one dataset.
 
     Args:
         tree: The run's config.

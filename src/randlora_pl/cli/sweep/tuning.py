@@ -1,4 +1,4 @@
-"""A search of learning rates from the command line."""
+"""Search of learning rates from the command line."""
 
 import io
 from contextlib import redirect_stderr
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tuning:
-    """A search that was asked for.
+    """Search of learning rates.
 
     Attributes:
         job: Its cells.
-        search: Which of them there are.
-        stopped: Why it stopped before the end, empty where it did not.
+        search: The search that selects them.
+        stopped: Reason of an early stop; empty without one.
     """
 
     job: Job
@@ -44,26 +44,26 @@ class Tuning:
     stopped: str = ""
 
     def rounds(self) -> list[Cell]:
-        """The cells of both rounds, as far as is known by now."""
+        """Return the cells of both rounds that are known so far."""
         return self.search.first(self.job.folder) + self.search.second(self.job.folder)
 
     def without(self) -> list[str]:
-        """Methods that have no candidate that worked."""
+        """Methods without a candidate that worked."""
         return [method for method in self.search.names if method not in self.search.chosen(self.job.folder)]
 
     def run(self, typed: Any, words: list[str], head: str | None) -> Path:
-        """Searches, and writes and prints what was found.
+        """Search, and write and print the result.
 
         Args:
             typed: ``jobs``, ``retry_failed`` and ``max_hours``.
             words: The command of each of several processes.
-            head: The comments of a config with the best that is to be written; None for no config.
+            head: Comments of the config to write with the best candidates; None for no config.
 
         Returns:
-            The config with the best, or the table where there is none.
+            The config with the best candidates, or the table if no config is written.
 
         Raises:
-            UserError: A data set keeps no validation samples, or the folder holds another search.
+            UserError: A dataset has no validation samples, or the folder holds another search.
         """
         job, search, folder = self.job, self.search, self.job.folder
         _check_validation(job.chosen)
@@ -86,7 +86,7 @@ class Tuning:
         if edges := search.edges(folder):
             print(f"Best at the end of what was tried, so that a better rate may lie beyond: {', '.join(edges)}")
         if flat := search.flat(folder):
-            print(f"All rates did equally well, which says nothing: {', '.join(flat)}. Train for more steps.")
+            print(f"All rates did equally well, so that none can be chosen: {', '.join(flat)}. Train for more steps.")
         first, *others = reversed(files)
         print(f"Written: {folder.path / first}, {' and '.join(others)} beside it; {summary(job)}")
         if self.stopped:
@@ -98,17 +98,17 @@ class Tuning:
 
 
 def search_of(typed: Any, file: Path, description: Description, path: Path, same: str) -> Tuning:
-    """The search that the options ask for; nothing is run.
+    """Return the search of the options without running it.
 
     Args:
         typed: ``only``, ``root``, ``skip_missing`` and ``dry_run``.
         file: The config, for messages.
-        description: What it says.
+        description: The parsed config.
         path: The folder of the search.
-        same: The command that was typed, to go on with.
+        same: The typed command, for resuming.
 
     Raises:
-        UserError: There is nothing to try, something in it is wrong, or a data set is missing.
+        UserError: The config has no candidates, a value in the config is wrong, or a dataset is missing.
     """
     _check_rates(file, description)
     from randlora_pl.utils.text.log_filters import silence_library_warnings
@@ -131,15 +131,15 @@ def search_of(typed: Any, file: Path, description: Description, path: Path, same
 
 
 def comments(file: Path) -> str:
-    """The lines of comments in a config."""
+    """Return the lines of comments in a config."""
     return "".join(line for line in file.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
 
 
 def _check_rates(file: Path, description: Description) -> None:
-    """Whether there is anything to try, as most shipped sweeps, which nobody edits in place, say nothing of it.
+    """Refuse a shipped sweep without learning rates to try, as most of them have none.
 
     Raises:
-        UserError: There is not; of a shipped sweep with what to copy and what to add.
+        UserError: The config has no rates; the message has the command to copy the config and the line to add.
     """
     name = next((name for name, known in config_names().items() if known == file), None)
     if description.tune.get("learning_rates") or name is None:
@@ -153,21 +153,21 @@ def _check_rates(file: Path, description: Description) -> None:
 
 
 def _check_validation(cells: list[Cell]) -> None:
-    """Whether every data set keeps samples to validate with.
+    """Check that every dataset has validation samples.
 
     Raises:
-        UserError: One does not.
+        UserError: A dataset has no validation samples.
     """
     from randlora_pl.experiments.sweep.expand import data_of
 
     for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
         data = data_of(cell.tree)
-        if is_text(cell.tree):  # which need a tokenizer to be read
+        if is_text(cell.tree):  # texts need a tokenizer to be read
             if data.validation == 0 and data.dataset not in OWN_TEXTS:
                 raise UserError(f"datasets.{label}: nothing is held out; put data.validation: N into tune.set.")
             continue
-        with redirect_stderr(io.StringIO()):  # what it remarks is an error here
+        with redirect_stderr(io.StringIO()):  # its remarks are errors here
             data.setup("validate")
             loader = data.val_dataloader()
-        if isinstance(loader, list) or not len(data.samples("val")):  # a list: no loader at all
+        if isinstance(loader, list) or not len(data.samples("val")):  # a list: the data have no loader
             raise UserError(f"datasets.{label}: no validation images are kept out of training, and tuning needs them.")
