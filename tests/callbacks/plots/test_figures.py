@@ -52,7 +52,7 @@ def test_rows_of_the_confusion_matrix_are_true_classes() -> None:
     figure = confusion_figure(torch.tensor([[8, 2], [0, 0]]), ["a", "b"])
     (axes,) = figure.axes
     np.testing.assert_allclose(axes.images[0].get_array(), [[0.8, 0.2], [0, 0]])
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true") and "share" in axes.get_title()
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true") and "fraction" in axes.get_title()
     assert sorted(text.get_text() for text in axes.texts) == ["2", "8"]
     assert pixels(figure).shape[2] == 3
     large = confusion_figure(torch.eye(150, dtype=torch.long), [str(n) for n in range(150)])
