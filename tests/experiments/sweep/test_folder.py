@@ -77,5 +77,5 @@ def test_a_damaged_description_is_told(folder: SweepFolder) -> None:
     folder.open(Description.of(GRID), cells_of())
     for damaged in ("models: [", "5", "[5]", "models"):
         (folder.path / "sweep.yaml").write_text(damaged)
-        with pytest.raises(UserError, match="describes"):
+        with pytest.raises(UserError, match="describe"):
             folder.open(Description.of(GRID), cells_of())
