@@ -158,6 +158,6 @@ def test_blocks_that_peft_has_no_form_for(
     ours = copy.deepcopy(base)
     inject(ours, adapter, targets)
     save_adapter(ours, tmp_path / "ours")
-    with pytest.raises(UserError, match=f"cannot be a PEFT adapter: {message}"):
+    with pytest.raises(UserError, match=f"cannot be a PEFT adapter: .*{message}"):
         export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
     assert not (tmp_path / "peft").exists()

@@ -82,7 +82,7 @@ def test_bad_input(
     push = ("adapter", "push", str(finished / "adapter"), "--repo")
     (tmp_path / "there").mkdir()
     (tmp_path / "card.md").write_bytes(b"\xff\xfe\x00")
-    assert "give USER/NAME" in refused(*push, "digits")
+    assert "USER/NAME" in refused(*push, "digits")
     assert "--message" in refused(*push, "ann/digits", "--message", " ")
     assert "cannot be read as text" in refused(*push, "ann/digits", "--card", "card.md")
     assert "exist" in refused(*push, "ann/digits", "--card", "no/card.md")
