@@ -72,6 +72,7 @@ def test_training_and_then_the_commands_afterwards(home: Path, capsys: pytest.Ca
     assert len((home / "predictions.csv").read_text().splitlines()) == 1 + 179
 
 
+@pytest.mark.slow
 def test_the_sweep(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (config,) = (body for kind, body in BLOCKS if kind == "yaml" and "models:" in body)
     (home / "own.yaml").write_text(config.replace("data.steps: 50", "data.steps: 1"))

@@ -175,6 +175,7 @@ SHORT_BENCH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", BENCHES)
 def test_measurements(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -130,6 +130,7 @@ def test_an_active_adapter_is_what_load_adapter_gives(
     assert str(report_of(model)) == str(report_of(expected))
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_the_base_is_bit_identical_after_any_switches(folders: dict[str, Path], data: Any) -> None:

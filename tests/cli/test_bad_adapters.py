@@ -76,7 +76,9 @@ def test_deeply_nested_descriptions(refused: Callable[..., str], adapter: Path) 
         peft_files.read(adapter)
 
 
-@pytest.mark.parametrize("value", [1e38, 1e10])  # of the weights, and of what comes out of finite ones
+@pytest.mark.parametrize(
+    "value", [1e38, pytest.param(1e10, marks=pytest.mark.slow)]
+)  # of the weights, and of what comes out of finite ones
 def test_weights_that_overflow_give_no_figures(
     refused: Callable[..., str], adapter: Path, tmp_path: Path, value: float
 ) -> None:

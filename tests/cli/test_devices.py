@@ -18,6 +18,7 @@ FIT = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind",), marked(zip(["digits", "folder"]), lambda row: row[0] in ("folder",)))
 def test_a_fit_in_two_processes_ends_and_leaves_nothing_behind(tree: Tree, tmp_path: Path, kind: str) -> None:
     words = ["--trainer.limit_test_batches", "2"]

@@ -67,7 +67,7 @@ def _ctrl_c_works_again() -> Iterator[None]:
     signal.signal(signal.SIGINT, handler)
 
 
-@pytest.mark.parametrize(("batch",), marked(zip([0, 3, 9, 11, 20, 31]), lambda row: row[0] in (0, 11)))
+@pytest.mark.parametrize(("batch",), marked(zip([0, 3, 9, 11, 20, 31]), lambda row: row[0] == 11))
 def test_interrupted_run_says_how_to_go_on(
     run: Run, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
@@ -171,6 +171,7 @@ def signal_at(batch: int, number: int) -> Callable[..., torch.Tensor]:
     return step
 
 
+@pytest.mark.slow
 def test_checkpoint_to_start_from_stays_in_the_config(
     run: Run, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

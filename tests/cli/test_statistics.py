@@ -18,7 +18,7 @@ METHODS = ("FullFineTuning", "BitFit")
     ("name", "size", "method"),
     [
         ("test_resnet", "32", "FullFineTuning"),
-        ("test_efficientnet", "32", "BitFit"),
+        pytest.param("test_efficientnet", "32", "BitFit", marks=pytest.mark.full),
         *(
             pytest.param(name, "64", method, marks=pytest.mark.slow)
             for name in ("resnet18", "efficientnet_b0", "swiftformer_xs")

@@ -70,7 +70,6 @@ def finish(place: Path, undisturbed: Path) -> Ended:
     return ended
 
 
-@pytest.mark.quick
 def test_a_kill_in_the_middle_of_a_checkpoint(tmp_path: Path, undisturbed: Path) -> None:
     places, parts = chain(tmp_path, [Cut(f"open {PART}", 2, size=900_000)], undisturbed)
     assert places == {"checkpoint": 1} and parts == 1

@@ -155,6 +155,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), marked(COUNTS.items(), lambda row: row[0] == "commonsense_qwen2"))
 def test_configs_train_as_many_parameters_as_they_say(name: str, count: int) -> None:
     """Models of the true sizes on the meta device."""

@@ -259,6 +259,7 @@ def test_a_tiny_sweep_from_the_command_line_to_its_report(run: Run, refused: Ref
     assert "paper 53.39" not in text.partition("170k")[0] and "paper" in text and "not run" in text
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_tested_where_that_is_asked_for(run: Run, refused: Refused, tmp_path: Path) -> None:
     """With the highest loss as the best the first validation is: the test is that of its adapter."""
     root = write_commonsense(tmp_path / "data", 3)
@@ -283,6 +284,7 @@ def test_the_best_weights_are_tested_where_that_is_asked_for(run: Run, refused: 
     assert figures and {name: again[name] for name in figures} == {name: results[name] for name in figures}
 
 
+@pytest.mark.slow
 def test_tune_takes_the_lowest_validation_loss_and_reads_no_test(run: Run, refused: Refused, tmp_path: Path) -> None:
     root = write_commonsense(tmp_path / "data", 3)
     for name in ("boolq", "piqa"):

@@ -133,6 +133,7 @@ def test_a_tiny_sweep_of_glue_counts_its_own_metrics(run: Run, refused: Refused,
     assert "zero-shot" in refused("sweep", "zero.yaml", "--data.root", str(root))
 
 
+@pytest.mark.slow
 def test_table_4_trains_as_many_parameters_as_its_configs_say() -> None:
     """Beside the head, which all methods train; counted on the meta device."""
     told = {("RoBERTa-base", "RandLoRA-64"): 718_848, ("RoBERTa-base", "LoRA-4"): 663_552}

@@ -75,6 +75,7 @@ def test_options_that_would_do_nothing_are_refused() -> None:
         make("text head", max_grad_norm=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind",), marked(zip(KINDS), lambda row: row[0] in ("linear head",)))
 def test_compiled_training_ends_with_the_same_weights(kind: str, trainer: Make, digits: Make) -> None:
     torch.compiler.reset()

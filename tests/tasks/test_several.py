@@ -112,6 +112,7 @@ def test_each_task_predicts_as_alone_on_one_backbone(
     assert all(other == pointers[0] for other in pointers)
 
 
+@pytest.mark.slow
 def test_other_base_models_have_their_own_backbone(tmp_path: Path, builds: list[str]) -> None:
     folders = {
         "tower": saved(tmp_path / "tower", "text head"),

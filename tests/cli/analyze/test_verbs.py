@@ -221,6 +221,7 @@ def test_landscape(run: Run, three: dict[str, str], tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_landscape_goes_on(
     run: Run, three: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +264,7 @@ def test_without_plotly_the_page_is_left_out(
     assert not (tmp_path / "out" / "landscape.html").exists() and (tmp_path / "out" / "landscape.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_landscape_of_other_things_is_refused(run: Run, three: dict[str, str], tmp_path: Path) -> None:
     words = [three["lora"], three["randlora"]]
     text = [*SMALL, "--trainer.limit_val_batches", "0", "--run.logger", "none", "--model.adapter", "LoRA"]

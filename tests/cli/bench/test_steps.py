@@ -33,6 +33,7 @@ def test_whole_training_steps_are_measured(run: Run, tmp_path: Path) -> None:
     assert f"`{report['command']}`" in (folder / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_one_method_with_the_memory_of_its_process(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def elsewhere(work: object, *arguments: object) -> int:  # a process takes many seconds to start
         assert pickle.loads(pickle.dumps((work, arguments)))[1] == arguments
@@ -48,6 +49,7 @@ def test_one_method_with_the_memory_of_its_process(run: Run, tmp_path: Path, mon
     assert "exists" in run("bench", *SMALL, "--output", "new/figures").err
 
 
+@pytest.mark.slow
 def test_without_peft_a_line_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     done = run("bench", *SMALL, "--methods", "peft-lora", "full")

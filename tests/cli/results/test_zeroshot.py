@@ -105,6 +105,7 @@ def test_published_figures_and_the_difference(
     assert "fredzzhang/atlas" in result.out and "Of other test images, drawn at random there: eurosat." in result.out
 
 
+@pytest.mark.slow
 def test_damaged_data_set_stops_only_itself(run: Run, refused: Callable[..., str], tmp_path: Path, sets: Path) -> None:
     for path in sets.rglob("eurosat/**/*.jpg"):
         path.write_bytes(b"")

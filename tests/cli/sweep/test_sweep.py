@@ -72,6 +72,7 @@ def test_each_cell_is_a_run_folder(done: Path) -> None:
     assert not list((done / SWEEP / "locks").iterdir())
 
 
+@pytest.mark.slow
 def test_done_cells_are_not_done_again_and_a_larger_grid_keeps_them(
     run: Run, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +230,7 @@ def test_values_of_another_kind(refused: Refused, tmp_path: Path) -> None:
     assert refused("sweep", "small.yaml").count("small.yaml") == 1
 
 
+@pytest.mark.slow
 def test_not_under_torchrun(refused: Refused, tmp_path: Path) -> None:
     written(tmp_path)
     job = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}

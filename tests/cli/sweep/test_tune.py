@@ -292,6 +292,7 @@ def test_the_offline_sweep_can_be_tuned() -> None:
         assert description.methods[method][names[0]] in tried, "what is committed is among what is tried"
 
 
+@pytest.mark.slow
 def test_the_rate_of_a_single_run(run: Run, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_run, "RATES", [1e-3, 1e-2])
     words = [*SMALL[:-2], "--model.adapter", "LoRA", "--model.adapter.rank", "2"]

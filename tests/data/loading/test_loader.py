@@ -126,7 +126,7 @@ def test_unreadable_image_stops_with_its_name(damaged: Samples, num_workers: int
         assert "cat/001.png" in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_skipped_images_weigh_nothing_and_are_counted(
     damaged: Samples, num_workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:

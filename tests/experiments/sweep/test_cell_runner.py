@@ -86,6 +86,7 @@ class _StopError(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("damage",), marked(zip([False, True]), lambda row: row[0] in (False,)))
 def test_a_broken_off_cell_ends_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bool

@@ -107,6 +107,7 @@ def test_without_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         launch.slurm(run_in_job, ["sweep"], tmp_path, 1, [])
 
 
+@pytest.mark.slow
 def test_an_array_of_jobs_by_the_debug_executor(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="the extra slurm is not installed")
     written(tmp_path)

@@ -97,6 +97,7 @@ def test_cells_of_others_are_left_to_them(folder: SweepFolder) -> None:
     assert Loop(folder, CELLS, Fake()).work().done == CELLS[:1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("age", [0, 100])
 @pytest.mark.parametrize("wait", [False, True])
 def test_a_lock_without_an_owner_is_left_alone(
@@ -111,6 +112,7 @@ def test_a_lock_without_an_owner_is_left_alone(
     assert Loop(folder, CELLS, Fake(), wait=wait).work().elsewhere == 1  # instead of looking at it all the time
 
 
+@pytest.mark.slow
 def test_a_dead_owner_elsewhere_is_succeeded_after_its_lease(
     folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

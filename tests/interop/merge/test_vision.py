@@ -138,6 +138,7 @@ def test_open_clip_is_told_of_images_that_are_not_as_usual(name: str, said: bool
         assert told[key] == getattr(task.image_spec, key)
 
 
+@pytest.mark.slow
 def test_zero_shot_in_bare_open_clip(tmp_path: Path) -> None:
     """The library's own tokenizer, prompts and scale of the metadata: our logits, without our head."""
     task = saved(tmp_path / "a", name="ViT-S-32-alt")

@@ -96,6 +96,7 @@ def test_any_batch_facts_and_no_paths(tmp_path: Path, export: Export) -> None:
     assert str(Path(__file__).parent).encode() not in file.read_bytes()  # traces of where the code lay
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "part"), marked(KINDS, lambda row: row[1] == "text"))
 def test_real_models(tmp_path: Path, kind: str, part: str) -> None:
     program = make_program(trained(kind), part)
