@@ -13,7 +13,7 @@ def check_adapter(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 
     Args:
         theirs: ``Adapter.identity()`` of the checkpoint.
-        ours: That of this run.
+        ours: Value of this run.
 
     Raises:
         UserError: Names the first option that differs, with both values.

@@ -13,7 +13,7 @@ FROZEN_DTYPES = ("float32", "bfloat16")
 
 
 def default_learning_rate(adapter: Adapter, vision_only: bool) -> float:
-    """The paper's learning rate for a method; DoRA takes that of its inner method.
+    """Return the paper's learning rate for a method; DoRA takes the rate of its inner method.
 
     Args:
         adapter: The method.

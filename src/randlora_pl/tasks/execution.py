@@ -1,4 +1,4 @@
-"""How a backbone runs: the dtype of its frozen weights, and compiled blocks."""
+"""Execution of a backbone: the dtype of its frozen weights, and compiled blocks."""
 
 from typing import Any
 

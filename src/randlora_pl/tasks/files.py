@@ -94,7 +94,7 @@ def on_save_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def _base_model(task: Any) -> str:
-    """Name and weights of the base model, in words."""
+    """Return name and weights of the base model as text."""
     identity = task.identity
     return f"{identity.library} {identity.name} {identity.pretrained} (weights {task.report.base_hash[:12]})"
 

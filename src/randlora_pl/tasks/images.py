@@ -53,7 +53,7 @@ def set_classes(task: AdaptationTask, classnames: list[str], templates: list[str
     if len(classnames) < 2:
         raise UserError(f"there is only the class {classnames}; a classifier needs two or more.")
     if len(classnames) > MOST_CLASSES and not captions:  # each is encoded, and counted against each other one
-        raise UserError(f"there are {len(classnames):,} classes; at most {MOST_CLASSES:,} can be told apart.")
+        raise UserError(f"there are {len(classnames):,} classes; at most {MOST_CLASSES:,} are possible.")
     task.classnames, task.templates = list(classnames), list(templates)
     for stage in ("val", "test"):
         accuracy = MulticlassAccuracy(len(classnames), average="micro")

@@ -55,7 +55,7 @@ def counted_classes(labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         labels: (b,) classes of the images.
-        counted: (b,) which of them are no padding.
+        counted: (b,) True for samples that are not padding.
 
     Returns:
         Sorted classes (u,) and their counts (u,).
@@ -70,7 +70,7 @@ class WindowFeatures:
 
     Every micro-batch but the last works on a detached copy that collects the gradient of the features;
     the last one sends the sum of all of it through the text tower in one backward pass. So the text
-    tower runs once per optimizer step, and the gradient is that of the undivided batch.
+    tower runs once per optimizer step, and the gradient equals the gradient of the undivided batch.
     """
 
     def __init__(self, features: Tensor) -> None:

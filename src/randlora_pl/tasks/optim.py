@@ -30,7 +30,7 @@ def parameter_groups(
 
 
 def schedule_factor(step: int, total: int, warmup: int, final: float, schedule: str = "cosine") -> float:
-    """What the learning rate is multiplied by at an optimizer step: linear warm-up, then half a cosine or a line.
+    """Return the factor of the learning rate at an optimizer step: linear warm-up, then half a cosine or a line.
 
     Args:
         step: Optimizer steps done, from 0.

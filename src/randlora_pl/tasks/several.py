@@ -1,4 +1,4 @@
-"""Several adapters back to tasks that predict, those of one base model on one backbone."""
+"""Tasks of several adapters for prediction; adapters of one base model share its backbone."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from randlora_pl.utils.errors import UserError
 
 
 def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: Any) -> dict[str, ImageTask]:
-    """The tasks of several adapters; those of one base model share its weights, which are loaded once.
+    """Return the tasks of several adapters; adapters of one base model share its weights, which are loaded once.
 
     Each task has its own head, classes and prompts, and switches the shared backbone to its own adapter whenever it
     uses it, merged. They take turns: not for several threads at once, and not for training.

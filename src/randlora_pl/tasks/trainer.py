@@ -16,7 +16,7 @@ SETTINGS: dict[str, Any] = {
     "enable_checkpointing": False,  # the callback AdapterCheckpoint does it
     "enable_model_summary": False,  # the callback StartSummary does it
 }
-"""What Lightning's Trainer needs to be told."""
+"""Settings of Lightning's Trainer that every task needs."""
 
 
 def make_trainer(**options: Any) -> Trainer:

@@ -29,7 +29,7 @@ class VisionLanguageTask(AdaptationTask):
             logit_scale itself, as the official code does in this task.
         caption: The caption of a class, with ``{}`` for its name.
         loss_batch: ``joint`` compares an image with the captions of the whole batch of an optimizer step, on all
-            devices and in all micro-batches; ``local`` with those of its own micro-batch on its own device.
+            devices and in all micro-batches; ``local`` with the captions of its own micro-batch on its own device.
         eval_prompts: ``caption`` evaluates with that caption, ``ensemble`` with the data set's templates averaged.
         options: Options of every task, see `AdaptationTask`.
     """
@@ -83,7 +83,7 @@ class VisionLanguageTask(AdaptationTask):
         return classname if self.retrieval else self.caption.replace("{}", classname)
 
     def scale(self) -> Tensor:
-        """What similarities are multiplied by, a scalar."""
+        """Return the factor of the similarities, a scalar."""
         raw: Tensor = self.model.logit_scale  # type: ignore[assignment]
         return raw.exp() if self.logit_scale == "exp" else raw
 

@@ -109,13 +109,13 @@ def memory_of(cell: Cell, found: Counts) -> int:
 
 
 def planned_steps(cell: Cell) -> int | None:
-    """Optimizer steps of a cell, None where nobody has counted its samples."""
+    """Return the optimizer steps of a cell, None if its samples are not counted."""
     row = CATALOG.get(cell.flat["data.dataset"])
     return steps(cell.tree, row.classes if row else None, row.counts.get("train") if row else None)
 
 
 def tested(cell: Cell) -> int | None:
-    """Test images or texts of a cell, None where nobody has counted them."""
+    """Return the test images or texts of a cell, None if they are not counted."""
     if is_text(cell.tree):
         return test_samples(cell.tree)
     row = CATALOG.get(cell.flat["data.dataset"])

@@ -39,7 +39,7 @@ def generation_scores(texts: Sequence[str], references: References) -> dict[str,
         E2E). Where METEOR cannot be computed ``METEOR missing`` says why in its place.
 
     Raises:
-        ValueError: There is no text, or one has no reference.
+        ValueError: The corpus is empty, or a text has no reference.
         UserError: The package sacrebleu or pycocoevalcap is missing.
     """
     if not texts or len(texts) != len(references) or not all(references):
@@ -135,7 +135,7 @@ def _coco(scorer: Any, texts: Sequence[str], references: References) -> float:
 
 
 def _ngrams(tokens: Sequence[str], order: int) -> Ngrams:
-    """How often each n-gram of up to ``order`` tokens occurs."""
+    """Count each n-gram of up to ``order`` tokens."""
     sizes = range(1, order + 1)
     return Counter(tuple(tokens[start : start + n]) for n in sizes for start in range(len(tokens) - n + 1))
 

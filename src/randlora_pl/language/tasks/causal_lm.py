@@ -128,10 +128,10 @@ class CausalLMTask(AdaptationTask):
         return model
 
     def setup(self, stage: str) -> None:
-        """Makes the running figures, those of the tests by their names.
+        """Make the running metrics; tests have metrics by their names.
 
         Raises:
-            UserError: There are questions without options to choose from, which is told before a training.
+            UserError: A question has no options to choose from; raised before a training.
         """
         names = ["val/loss", "val/acc"]
         items = getattr(getattr(self.trainer, "datamodule", None), "items", [])
@@ -198,7 +198,7 @@ class CausalLMTask(AdaptationTask):
         return {"index": batch["index"], "texts": texts}
 
     def answers(self, batch: dict[str, Any], items: list[Any]) -> list[str]:
-        """What the model writes after each prompt, or the option that it finds likeliest.
+        """Return the generated text after each prompt, or the likeliest option.
 
         Raises:
             UserError: An answer might not fit into the model.
@@ -215,7 +215,7 @@ class CausalLMTask(AdaptationTask):
         return [item.options[number] for item, number in zip(items, chosen, strict=True)]
 
     def write(self, prompts: Sequence[str], batch_size: int = 16, separate: bool = False) -> list[str]:
-        """What the model writes after prompts, in their order; the same as in a test.
+        """Return the generated texts after prompts, in their order; the same as in a test.
 
         Args:
             prompts: What it is given; never cut, and each read once, however often it is there.
@@ -246,7 +246,7 @@ class CausalLMTask(AdaptationTask):
     def on_test_epoch_end(self) -> None:
         """Accuracy and the rate of texts without an answer of each test, and their unweighted means (Table 15).
 
-        Texts with references have scores of the corpus instead, which one process computes from those of all.
+        Texts with references have scores of the corpus instead, which one process computes from the texts of all.
         """
         items, texts = self._data.items, gathered(self._texts)
         self.written = [items[number].record(text) for number, text in texts.items()]

@@ -30,7 +30,7 @@ from randlora_pl.utils.errors import UserError
 
 
 class TextClassificationTask(AdaptationTask):
-    """Fine-tunes an encoder of transformers to tell classes of texts, or to score them.
+    """Fine-tunes an encoder of transformers to classify texts, or to score them.
 
     The encoder is frozen beside its adapter; the classification head trains as a whole, at the same learning rate, and
     is part of the adapter's file.
@@ -129,14 +129,14 @@ class TextClassificationTask(AdaptationTask):
 
     @cached_property
     def vocabulary(self) -> Any:
-        """The tokenizer; that of bytes sets its end of text around and between sentences."""
+        """Tokenizer; the byte tokenizer sets its end of text around and between sentences."""
         return common.task_tokenizer(self, sentences=True)
 
     def build(self) -> nn.Module:
         """Load the encoder, and make the head beside it.
 
         Raises:
-            UserError: There are no classes yet, the model cannot be had, or texts are longer than its positions.
+            UserError: The classes are not set yet, the model cannot be had, or texts are longer than its positions.
         """
         if self.metric is None:
             raise UserError("the task needs its classes before it is built: set_classes(classnames).")

@@ -16,7 +16,7 @@ _USUAL_RATE = 1e-4
 
 
 def usual_rate(task: AdaptationTask, adapter: Adapter) -> float:
-    """Return the learning rate of the released scripts; DoRA has that of its inner method."""
+    """Return the learning rate of the released scripts; DoRA has the rate of its inner method."""
     return _RATES.get(getattr(adapter, "inner", adapter).method(), _USUAL_RATE)
 
 

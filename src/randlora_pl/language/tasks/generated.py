@@ -1,4 +1,4 @@
-"""What a model wrote in a test: brought together from all processes, for a file of answers and for corpus scores."""
+"""Generated texts of a test, gathered from all processes for a file of answers and for corpus scores."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -41,8 +41,8 @@ def paragraph(text: str) -> str:
 def corpus_scores(items: Sequence[Item], texts: Mapping[int, str]) -> dict[str, float]:
     """The scores of all texts that have references; empty where none has.
 
-    They belong to the corpus and are no means of texts or batches, so one process needs all of them. METEOR is left out
-    with a word where its program is not at hand.
+    They belong to the corpus and are not means of texts or batches, so one process needs all of them. METEOR is left
+    out with a warning if its program is missing.
 
     Args:
         items: The questions of the tests.

@@ -40,7 +40,7 @@ def meta_backbone(task: LanguageTask) -> nn.Module | None:
 
 
 def usual_targets(task: LanguageTask, model: Any) -> list[str] | None:
-    """What a task attaches its adapter to: as given, or the paper's targets for this kind of model."""
+    """Return the targets of a task's adapter: as given, or the paper's for this kind of model."""
     if task.targets is not None or task.adapter.trains_base:
         return task.targets
     return known_targets(str(model.config.model_type))

@@ -28,7 +28,7 @@ def load_language_task(folder: str | Path, **overrides: Any) -> Any:
 
     Returns:
         The task in eval mode, on the CPU, ``task.vocabulary`` its tokenizer: ``task.model`` of a `CausalLMTask` writes,
-        ``task.classify(texts)`` of a `TextClassificationTask` tells classes.
+        ``task.classify(texts)`` of a `TextClassificationTask` returns classes.
 
     Raises:
         UserError: The folder was written by no language task, or its base model is another one.
