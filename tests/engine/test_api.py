@@ -1,5 +1,6 @@
 """Runs from Python."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -18,7 +19,9 @@ def test_fit_gives_the_run_of_the_command_line(run: Run) -> None:
     (typed,) = Path("runs").glob("*/*")
     os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
     options = dict(zip((word.removeprefix("--") for word in SMALL[2::2]), SMALL[3::2], strict=True))
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)  # as its import does
     made = randlora_pl.fit("quickstart", options, {"model": {"adapter": "LoRA"}}, {"model.adapter.rank": 3})
+    assert logging.getLogger("lightning.pytorch").level == logging.WARNING
     assert made.folder != typed and made.results["finished"]
     figures = [{k: v for k, v in r.items() if not any(word in k for word in CLOCK)}
                for r in (made.results, read_results(typed))]  # fmt: skip

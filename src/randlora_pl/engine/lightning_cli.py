@@ -41,6 +41,7 @@ from randlora_pl.parallel.strategy import TIMEOUT
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.tasks.trainer import SETTINGS
 from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.text.log_filters import filter_library_warnings
 
 LOGGERS = ("tensorboard", "csv", "wandb", "none")
 
@@ -136,6 +137,7 @@ class App(LightningCLI):
     """
 
     def __init__(self, command: Command, folder: Path | None = None, place: Path | None = None) -> None:
+        filter_library_warnings()  # now that Lightning is imported, which sets its own log level then
         self.command, self.created, self._place = command, folder is None, place
         self.folder = folder or Path()
         self._made: list[Path] = []
