@@ -13,7 +13,6 @@ from randlora_pl.config.shipped import find_config
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +49,8 @@ def test_its_switches_are_options_of_fit(capsys: pytest.CaptureFixture[str]) -> 
         assert option in shown, option
 
 
-def test_its_picture_is_there_and_the_readme_has_the_same_table() -> None:
+def test_its_pictures_are_there_and_its_figures_name_their_machine() -> None:
     for path in re.findall(r"\]\(([^)#:]+)\)", PAGE):
         assert (ROOT / "docs" / path).is_file(), path
-    table = next(part for part in PAGE.split("\n\n") if part.startswith("| method"))
-    assert table in README
-    assert "AMD EPYC" in README
+    assert "AMD EPYC" in PAGE
+    assert "docs/speed.md" in (ROOT / "README.md").read_text(encoding="utf-8")
