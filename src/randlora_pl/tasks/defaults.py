@@ -31,7 +31,7 @@ def check_options(
     final_lr_fraction: float,
     max_grad_norm: float | None,
 ) -> None:
-    """Checks the numbers that all tasks take.
+    """Check the numbers that all tasks take.
 
     Raises:
         UserError: See `check_option`.
@@ -45,7 +45,7 @@ def check_options(
 
 
 def check_rate(name: str, rate: float | None) -> None:
-    """Checks a learning rate, None where it is left out.
+    """Check a learning rate; None passes.
 
     Raises:
         UserError: See `check_option`.
@@ -64,7 +64,7 @@ def check_smoothing(share: float) -> float:
 
 
 def check_option(name: str, value: Any, fits: bool, allowed: str) -> None:
-    """Complains about an option that does not fit.
+    """Raise an error for an option that does not fit.
 
     Raises:
         UserError: Names the option, its value, and what it may be.
@@ -74,7 +74,7 @@ def check_option(name: str, value: Any, fits: bool, allowed: str) -> None:
 
 
 def check_precision(precision: str | None, frozen_dtype: str) -> None:
-    """Refuses precisions of the trainer in which training would fail or its small steps would be rounded away.
+    """Refuse precisions of the trainer in which training would fail or its small steps would be rounded away.
 
     Args:
         precision: Lightning's name, None without a trainer.

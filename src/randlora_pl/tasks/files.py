@@ -80,7 +80,7 @@ def _trained(task: Any) -> dict[str, Tensor]:
 
 
 def _own(task: Any, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Buffers of the model by their names in the task's state dict."""
+    """Return buffers of the model by their names in the task's state dict."""
     wanted = {id(buffer) for buffer in buffers.values()}
     return {name: buffer for name, buffer in task.named_buffers() if id(buffer) in wanted}
 

@@ -72,7 +72,7 @@ class LinearHeadTask(AdaptationTask):
         self.head: nn.Linear
 
     def build(self) -> nn.Module:
-        """The backbone, and the head for its number of features."""
+        """Load the backbone, and make the head for its number of features."""
         backbone: nn.Module
         if self.is_clip:
             clip = load_clip(self.name, self.pretrained, seed=self.seed, force_image_size=self.img_size)
@@ -87,7 +87,7 @@ class LinearHeadTask(AdaptationTask):
         return backbone
 
     def build_on(self, other: AdaptationTask) -> None:
-        """A head of the other's width, to be loaded."""
+        """Make an empty head of the other's width."""
         self.identity = other.identity
         self._make_head(other.head_tensors()["head"].shape[1])
 
@@ -95,7 +95,7 @@ class LinearHeadTask(AdaptationTask):
         self.head = nn.Linear(features, len(self.classnames), bias=False)
 
     def class_logits(self, images: Tensor) -> Tensor:
-        """Linear in the features, (b, classes).
+        """Return logits (b, classes), linear in the features.
 
         Raises:
             UserError: The backbone gives something else than a vector for each image.
@@ -110,20 +110,20 @@ class LinearHeadTask(AdaptationTask):
         return self.head(normalize(features) if self.is_clip else features)  # type: ignore[no-any-return]
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Cross-entropy over all classes."""
+        """Return the cross-entropy over all classes."""
         return class_losses(self.class_logits(batch["image"]), batch, self.label_smoothing)
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """The backbone's groups and the head's own."""
+        """Return the backbone's groups and the head's own."""
         groups = super().optimizer_groups()
         return groups + parameter_groups(
             self.head.parameters(), self.head_learning_rate, self.weight_decay, self.decay_vectors
         )
 
     def resolved(self) -> dict[str, Any]:
-        """Derived arguments, the head's learning rate among them."""
+        """Return derived arguments, including the head's learning rate."""
         return super().resolved() | {"head_learning_rate": self.head_learning_rate}
 
     def head_tensors(self) -> dict[str, Tensor]:
-        """The head's weight (classes, features)."""
+        """Return the head's weight (classes, features)."""
         return {"head": self.head.weight}

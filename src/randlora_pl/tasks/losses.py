@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def caption_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
-    """Image-to-text cross-entropy over the captions of a window, each unique caption once.
+    """Compute the image-to-text cross-entropy over the captions of a window, each unique caption once.
 
     The protocol compares every image with every caption of the batch, and equal captions are equal
     columns. Their sum is a column of its own with the log of its count added, so with n_c captions of
@@ -31,7 +31,7 @@ def caption_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tens
 
 
 def class_losses(logits: Tensor, batch: Mapping[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy over all classes, and how far the likeliest class is right.
+    """Compute the cross-entropy over all classes, and how far the likeliest class is right.
 
     Args:
         logits: (b, classes).
@@ -48,7 +48,7 @@ def class_losses(logits: Tensor, batch: Mapping[str, Any], smoothing: float) -> 
 
 
 def counted_classes(labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """The classes of a micro-batch by itself, and how often each occurs in it.
+    """Return the classes of a single micro-batch, and their counts.
 
     A class of padding alone has count 0 and adds nothing to any loss. If all is padding, all of it counts: the
     losses have weight 0 then, but every parameter must get a gradient.
@@ -78,11 +78,11 @@ class WindowFeatures:
         self.leaf = features.detach().requires_grad_(features.requires_grad)
 
     def use(self, last: bool) -> Tensor:
-        """The features for one micro-batch: with their graph for the last one, without it before."""
+        """Return the features for one micro-batch: with their graph for the last one, without it before."""
         return self.features if last else self.leaf
 
     def pending(self, factor: float) -> Tensor:
-        """A term of value zero whose gradient is what the earlier micro-batches collected.
+        """Return a term of value zero with the gradient that earlier micro-batches collected.
 
         Args:
             factor: By what a loss is multiplied before its backward pass (gradient scaling, division by
@@ -95,7 +95,7 @@ class WindowFeatures:
 
 
 def similarities(images: Tensor, texts: Tensor) -> Tensor:
-    """(b, u) products of (b, e) and (u, e) features in float32, also under autocast.
+    """Compute the (b, u) products of (b, e) and (u, e) features in float32, also under autocast.
 
     Rounded to bfloat16, logits around 25 would be multiples of 1/8.
     """
@@ -104,5 +104,5 @@ def similarities(images: Tensor, texts: Tensor) -> Tensor:
 
 
 def normalize(features: Tensor) -> Tensor:
-    """Rows of unit length, in float32 so that half precision does not round the similarities."""
+    """Scale rows to unit length, in float32 so that half precision does not round the similarities."""
     return F.normalize(features.float(), dim=-1)

@@ -14,7 +14,7 @@ SCHEDULES = ("cosine", "linear")
 def parameter_groups(
     parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, decay_vectors: bool
 ) -> list[dict[str, Any]]:
-    """Optimizer groups of matrices and of vectors, the same whatever decays, so that a checkpoint fits.
+    """Return optimizer groups of matrices and of vectors, the same whatever decays, so that a checkpoint fits.
 
     Args:
         parameters: Those that train; frozen ones are left out.
@@ -54,7 +54,7 @@ def adamw_with_schedule(
     fused: bool = False,
     schedule: str = "cosine",
 ) -> tuple[Optimizer, LambdaLR]:
-    """AdamW (betas 0.9 and 0.999, as the protocol) and its schedule over ``total`` optimizer steps.
+    """Return AdamW (betas 0.9 and 0.999, as the protocol) and its schedule over ``total`` optimizer steps.
 
     Args:
         groups: What trains, with options of their own (``lr``, ``weight_decay``, ``eps``).
@@ -69,7 +69,7 @@ def adamw_with_schedule(
 
 
 def take_rates(optimizer: Optimizer, scheduler: LambdaLR, groups: Sequence[dict[str, Any]]) -> None:
-    """Gives restored groups the learning rates and decays of this run, at the step that the schedule has reached.
+    """Set this run's learning rates and decays in restored groups, at the step that the schedule has reached.
 
     Loading an optimizer brings back the numbers it was saved with. Where they are the same, nothing changes.
 

@@ -20,7 +20,7 @@ TASKS: dict[str, type[ImageTask]] = {task.__name__: task for task in (VisionLang
 
 
 def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
-    """Builds the task that an adapter folder was saved from, with its adapter, head and classes.
+    """Build the task that an adapter folder was saved from, with its adapter, head and classes.
 
     Args:
         folder: The adapter folder.
@@ -39,7 +39,7 @@ def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
 
 
 def make_ready(task: AdaptationTask, file: AdapterFile) -> None:
-    """Builds a task's backbone and puts its adapter and head in, merged for evaluation."""
+    """Build a task's backbone and load its adapter and head, merged for evaluation."""
     task.saved = file
     task.configure_model()
     place_adapter(task.model, file)
@@ -49,7 +49,7 @@ def make_ready(task: AdaptationTask, file: AdapterFile) -> None:
 
 
 def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
-    """The task of an adapter with its classes, before its backbone is built.
+    """Return the task of an adapter with its classes, before its backbone is built.
 
     Raises:
         UserError: If it was written by no task.

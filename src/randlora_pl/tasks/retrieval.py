@@ -7,7 +7,7 @@ RECALL_AT = (1, 5, 10)
 
 
 def recalls(images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor) -> dict[str, float]:
-    """Share of queries with a partner among the k nearest candidates.
+    """Compute the fraction of queries with a partner among the k nearest candidates.
 
     An image may have several captions and a caption several images; one partner among the first k is a hit.
 
@@ -39,17 +39,17 @@ class PairCollector:
         self.parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def add(self, features: Tensor, images: Tensor, captions: Tensor, weight: Tensor) -> None:
-        """Features (b, e), image numbers (b,), caption numbers (b,), and weights (b,), 0 for padding."""
+        """Add features (b, e), image and caption numbers (b,), and weights (b,), 0 for padding."""
         self.parts.append((features, images, captions, weight))
 
     def joined(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All batches of this rank, one after another."""
+        """Concatenate all batches of this rank."""
         features, images, captions, weight = (torch.cat(part) for part in zip(*self.parts, strict=True))
         return features, images, captions, weight
 
 
 def unique_rows(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """First position of each different number, in sorted order, and the row of each number among them."""
+    """Return the first position of each different number, in sorted order, and the row of each number among them."""
     unique, rows = torch.unique(numbers, return_inverse=True)
     places = torch.arange(len(numbers), device=numbers.device)
     first = torch.full_like(unique, len(numbers)).scatter_reduce(0, rows, places, "amin")

@@ -50,7 +50,7 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
 
 
 def weighted_task(tasks: Mapping[str, ImageTask], weights: Mapping[str, float]) -> ImageTask:
-    """The first of several tasks, with a weighted sum of the updates of all in the place of its own.
+    """Return the first of several tasks, with a weighted sum of the updates of all instead of its own.
 
     Args:
         tasks: From `load_tasks`.
@@ -81,6 +81,6 @@ def weighted_task(tasks: Mapping[str, ImageTask], weights: Mapping[str, float]) 
 
 
 def _base_of(file: AdapterFile, task: ImageTask) -> str:
-    """Equal for adapters that fit one backbone: its library, name, weights, towers and image size."""
+    """Return a key of the backbone: its library, name, weights, towers and image size."""
     base = file.config.get("base_model", {})
     return json.dumps([base, task.vision_only, getattr(task, "img_size", None)], sort_keys=True)

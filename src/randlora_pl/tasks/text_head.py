@@ -53,7 +53,7 @@ class TextHeadTask(AdaptationTask):
         self.head: Tensor
 
     def build(self) -> nn.Module:
-        """The image tower; the text tower is gone once the head is made."""
+        """Load the image tower, and make the head; the text tower is not kept."""
         clip = load_clip(self.name, self.pretrained, seed=self.seed)
         self.identity = clip.identity
         device = self.trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
@@ -72,19 +72,19 @@ class TextHeadTask(AdaptationTask):
         return tower
 
     def build_on(self, other: AdaptationTask) -> None:
-        """A head of the other's width, to be loaded."""
+        """Make an empty head of the other's width."""
         self.identity = other.identity
         features = other.head_tensors()["head"].shape[1]
         self.register_buffer("head", torch.zeros(len(self.classnames), features), persistent=False)
 
     def class_logits(self, images: Tensor) -> Tensor:
-        """Scaled similarities with the class embeddings, (b, classes)."""
+        """Return scaled similarities with the class embeddings, (b, classes)."""
         return similarities(normalize(self.model(images)), self.head)
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Cross-entropy over all classes."""
+        """Return the cross-entropy over all classes."""
         return class_losses(self.class_logits(batch["image"]), batch, self.label_smoothing)
 
     def head_tensors(self) -> dict[str, Tensor]:
-        """The scaled class embeddings, so that a prediction needs no text tower."""
+        """Return the scaled class embeddings: a prediction needs no text tower."""
         return {"head": self.head}

@@ -20,7 +20,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def make_trainer(**options: Any) -> Trainer:
-    """A trainer for scripts and notebooks: one device, nothing printed and nothing written.
+    """Make a trainer for scripts and notebooks: one device, nothing printed and nothing written.
 
     It is the command line's without its callbacks; Lightning's remarks are hidden from now on.
 

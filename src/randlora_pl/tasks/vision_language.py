@@ -62,14 +62,14 @@ class VisionLanguageTask(AdaptationTask):
         self._pairs = PairCollector()
 
     def build(self) -> nn.Module:
-        """The CLIP model, with the captions of all classes tokenized once."""
+        """Load the CLIP model, and tokenize the captions of all classes."""
         clip = load_clip(self.name, self.pretrained, seed=self.seed)
         self.identity = clip.identity
         self._take_tokenizer(clip.tokenizer)
         return clip.model
 
     def build_on(self, other: AdaptationTask) -> None:
-        """The captions of this task's own classes, tokenized."""
+        """Tokenize the captions of this task's own classes."""
         self.identity = other.identity
         self._take_tokenizer(other.tokenizer)
 
@@ -79,7 +79,7 @@ class VisionLanguageTask(AdaptationTask):
         self.register_buffer("tokens", tokens, persistent=False)
 
     def caption_of(self, classname: str) -> str:
-        """The caption of a class; data sets of captions have them as they are."""
+        """Return the caption of a class; captions of a dataset stay as they are."""
         return classname if self.retrieval else self.caption.replace("{}", classname)
 
     def scale(self) -> Tensor:
@@ -88,7 +88,7 @@ class VisionLanguageTask(AdaptationTask):
         return raw.exp() if self.logit_scale == "exp" else raw
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Image-to-text cross-entropy over the unique captions of the window, or of this micro-batch (`loss_batch`)."""
+        """Return the image-to-text cross-entropy over the captions of the window or micro-batch (`loss_batch`)."""
         classes, counts, texts = self._texts(batch)
         images = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
         logits = self.scale() * similarities(images, texts)
@@ -96,7 +96,7 @@ class VisionLanguageTask(AdaptationTask):
         return losses, classes[logits.argmax(1)] == batch["label"]
 
     def _texts(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Classes that an image is compared with, how often each counts, and their features.
+        """Return the classes that an image is compared with, their counts, and their features.
 
         Every process knows the draws of the whole window, so that nothing is exchanged for its captions.
         """
@@ -109,11 +109,11 @@ class VisionLanguageTask(AdaptationTask):
         return classes, batch["window_counts"], self._window.use(batch["micro"] == batch["micros"] - 1)
 
     def _encoded(self, classes: Tensor) -> Tensor:
-        """Features of the captions of some classes (u, e)."""
+        """Encode the captions of some classes (u, e)."""
         return normalize(self.model.encode_text(self.tokens[classes]))  # type: ignore[operator, index]
 
     def carried_loss(self, batch: dict[str, Any]) -> Tensor | None:
-        """At the end of a window: what its earlier micro-batches ask of the text tower."""
+        """Return the gradient of earlier micro-batches for the text tower, at the end of a window."""
         if batch["micro"] < batch["micros"] - 1 or self._window is None:
             return None
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of 16-mixed
@@ -123,28 +123,28 @@ class VisionLanguageTask(AdaptationTask):
         return carried
 
     def prepare_evaluation(self) -> None:
-        """Merges, unless within a window: its text features wait for a backward pass through the frozen weights."""
+        """Merge, unless within a window: its text features wait for a backward pass through the frozen weights."""
         self._forget()
         if self._window is None:
             super().prepare_evaluation()
 
     def finish_evaluation(self) -> None:
-        """Restores the frozen weights."""
+        """Restore the frozen weights."""
         self._forget()
         super().finish_evaluation()
 
     def on_train_start(self) -> None:
-        """Drops the window of a run that was broken off."""
+        """Drop the window of an interrupted run."""
         super().on_train_start()
         self._window = None
         self._forget()
 
     def _forget(self) -> None:
-        """Drops what was encoded and collected with other weights."""
+        """Drop what was encoded and collected with other weights."""
         self._pairs, self._class_features = PairCollector(), None
 
     def class_features(self) -> Tensor:
-        """Embeddings of the class prompts (classes, e), encoded at the first use in an evaluation."""
+        """Return embeddings of the class prompts (classes, e), encoded at the first use in an evaluation."""
         if self._class_features is None:
             ensemble = self.retrieval or self.eval_prompts == "ensemble"
             templates = self.templates if ensemble else [self.caption]
@@ -152,7 +152,7 @@ class VisionLanguageTask(AdaptationTask):
         return self._class_features
 
     def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
-        """Loss and accuracy for classes; for captions it collects what recall needs."""
+        """Update loss and accuracy for classes; for captions collect what recall needs."""
         if not self.retrieval:
             return images.evaluate(self, batch, stage, name)
         features = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
@@ -161,7 +161,7 @@ class VisionLanguageTask(AdaptationTask):
         return {}
 
     def _log_recalls(self, name: str) -> None:
-        """Recall over the pairs of all ranks; ``acc`` is recall at 1 from image to caption."""
+        """Log recall over the pairs of all ranks; ``acc`` is recall at 1 from image to caption."""
         gathered: list[Any] = [self.all_gather(tensor) for tensor in self._pairs.joined()]
         features, images, captions, weight = (t.flatten(0, 1) if self.trainer.world_size > 1 else t for t in gathered)
         counts = weight > 0
@@ -174,18 +174,18 @@ class VisionLanguageTask(AdaptationTask):
             self.log(f"{name}/{key}", value, rank_zero_only=False, sync_dist=False)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs recall where the data are captions, and restores the frozen weights."""
+        """Log recall if the data are captions, and restore the frozen weights."""
         if self.retrieval:
             self._log_recalls("val")
         super().on_validation_epoch_end()
 
     def on_test_epoch_end(self) -> None:
-        """Logs recall where the data are captions, and restores the frozen weights."""
+        """Log recall if the data are captions, and restore the frozen weights."""
         if self.retrieval:
             self._log_recalls(self.test_name)
         super().on_test_epoch_end()
 
     def class_logits(self, images: Tensor) -> Tensor:
-        """Scaled similarities with every class, (b, classes)."""
+        """Return scaled similarities with every class, (b, classes)."""
         features = normalize(self.model.encode_image(images))  # type: ignore[operator]
         return self.scale() * similarities(features, self.class_features())

@@ -54,7 +54,7 @@ class Estimator:
     _counts: dict[tuple[str, str], Counts | None] = field(default_factory=dict)
 
     def refresh(self) -> None:
-        """Takes the figures of all finished cells."""
+        """Take the measurements of all finished trials."""
         groups = defaultdict(list)
         for cell in self.cells:
             found = self.folder.results(cell)

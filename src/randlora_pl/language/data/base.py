@@ -69,7 +69,7 @@ class TokenData(PlannedData):
             self._plan(len(self._held["train"]), self._draws(), self._labels())
 
     def train_dataloader(self) -> Loader:
-        """Training batches of this rank, from the trainer's optimizer step on."""
+        """Return the training batches of this rank, from the trainer's optimizer step on."""
         schedule = self._schedule()
         labels = self._labels()
         weights = None if labels is None else self._class_weights(labels, int(labels.max()) + 1)
@@ -81,7 +81,7 @@ class TokenData(PlannedData):
         return self._eval("val")
 
     def test_dataloader(self) -> Loader | list[Loader]:
-        """Test batches of this rank, the longest first; ``index`` has the numbers of the samples."""
+        """Return the test batches of this rank, the longest first; ``index`` has the numbers of the samples."""
         return self._eval("test")
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class TokenData(PlannedData):
         return None
 
     def samples_in_words(self, facts: dict[str, Any]) -> str:
-        """``1,000 train, 50 val, 90 test samples``, and that there are none to test where they were looked for."""
+        """Return the sizes of the splits as text, and a note if no test samples were found."""
         splits = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
         none = self._tests_read and "test" not in facts
         return f"{splits} samples" + (f"; none to test (no test.{self.dataset} in --data.root)" if none else "")

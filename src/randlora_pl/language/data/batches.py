@@ -89,7 +89,7 @@ class Tokens(Samples):
         return {**texts, "columns": learned_columns(texts["labels"])}
 
     def window(self, places: Tensor) -> Batch:
-        """``window_samples`` and ``window_tokens``: samples and learned tokens of all ranks and micro-batches."""
+        """Return the samples and learned tokens of all ranks and micro-batches."""
         return {"window_samples": len(places), "window_tokens": int(self.counted[places].sum())}
 
 

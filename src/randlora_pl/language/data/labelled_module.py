@@ -126,7 +126,7 @@ class LabelledTexts(TokenData):
         return max((int(held.lengths.max()) for held in self._held.values()), default=0)
 
     def summary(self) -> dict[str, Any]:
-        """Flat facts about the data and the run, JSON-ready."""
+        """Return flat, JSON-ready facts about the data and the run."""
         facts: dict[str, Any] = {"dataset": self.dataset, "seed": self.seed}
         facts |= {split: len(held) for split, held in self._held.items()}
         facts |= {"classes": len(self.classnames), "metric": self.metric, "max_length": self.max_length}
@@ -189,7 +189,7 @@ class LabelledTexts(TokenData):
         return Splits(names, train if learns else None, val if learns else None, found.get("test"))
 
     def _aside(self, examples: Examples) -> tuple[Examples, Examples | None]:
-        """Training and validation samples."""
+        """Return the training and validation samples."""
         if not self.validation:
             return examples, None
         pairs = list(zip(examples.sentences, examples.labels, strict=True))

@@ -103,7 +103,7 @@ class TextData(TokenData):
     # -- what the application asks for
 
     def summary(self) -> dict[str, Any]:
-        """Flat facts about the data and the run, JSON-ready."""
+        """Return flat, JSON-ready facts about the data and the run."""
         facts: dict[str, Any] = {"dataset": self.dataset, "seed": self.seed}
         facts |= {split: len(held) for split, held in self._held.items()}
         facts |= {"test": len(self.items)} if self.items else {}  # which are encoded after the training

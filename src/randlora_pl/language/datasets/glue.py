@@ -167,7 +167,7 @@ def _home(root: Path, task: Task) -> Path:
 
 
 def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Place, sentences and label of each line.
+    """Yield location, sentences and label of each line.
 
     Raises:
         UserError: A file is missing or a line is wrong.
@@ -189,7 +189,7 @@ def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str
 
 
 def _paraphrases(home: Path, columns: Sequence[str], split: Split) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """MRPC as Microsoft publishes it: GLUE validates with the pairs of ``dev_ids.tsv`` and trains on the others.
+    """Yield MRPC as Microsoft publishes it: the pairs of ``dev_ids.tsv`` validate, the others train.
 
     Raises:
         UserError: ``dev_ids.tsv`` is missing or does not fit, or a line is wrong.
@@ -210,7 +210,7 @@ def _paraphrases(home: Path, columns: Sequence[str], split: Split) -> Iterator[t
 
 
 def _table(path: Path, columns: Sequence[str], fixed: Sequence[str] | None) -> Iterator[tuple[str, list[str]]]:
-    """Place and wanted fields of each line.
+    """Yield location and selected fields of each line.
 
     Args:
         path: A file of fields between tabs.

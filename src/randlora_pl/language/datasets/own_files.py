@@ -75,7 +75,7 @@ def _json_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
-    """Yield fields by the header's names, with the line on which each record ends.
+    """Return fields by the header's names, with the line on which each record ends.
 
     Raises:
         UserError: The header is missing, or a record has another number of fields.

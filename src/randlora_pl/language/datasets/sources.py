@@ -153,7 +153,7 @@ def _own(root: Path, validation: int | None, tests: Sequence[str] | None, train:
 def hold_out(
     samples: list[Kind], count: int | None, seed: int = 0, stream: str = "text/validation"
 ) -> tuple[list[Kind], list[Kind]]:
-    """Training and validation samples; which ones validate is the same for every seed of a run.
+    """Return training and validation samples, the same ones for every seed of a run.
 
     Args:
         samples: All of them.

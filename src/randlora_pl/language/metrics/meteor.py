@@ -18,7 +18,7 @@ OPTIONS = ("-", "-", "-stdio", "-l", "en", "-norm")
 
 
 def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float | None, str]:
-    """METEOR of the corpus in 0..1, as COCO's evaluation calls it (all four kinds of matches).
+    """Compute METEOR of the corpus in 0..1, as COCO's evaluation calls it (all four kinds of matches).
 
     Args:
         texts: The generated texts.

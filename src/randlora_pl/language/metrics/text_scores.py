@@ -28,7 +28,7 @@ _SCORERS = (
 
 
 def generation_scores(texts: Sequence[str], references: References) -> dict[str, float | str]:
-    """All five scores.
+    """Compute all five scores.
 
     Args:
         texts: The generated text of each meaning representation; at least one.
@@ -54,7 +54,7 @@ def generation_scores(texts: Sequence[str], references: References) -> dict[str,
 
 
 def bleu(texts: Sequence[str], references: References) -> float:
-    """BLEU of the corpus with four-grams in 0..100: tokens of mteval 13a, lower case, the closest length counts.
+    """Compute BLEU-4 of the corpus in 0..100: tokens of mteval 13a, lower case, closest reference length.
 
     Raises:
         UserError: The package sacrebleu is missing.
@@ -68,7 +68,7 @@ def bleu(texts: Sequence[str], references: References) -> float:
 
 
 def nist(texts: Sequence[str], references: References, order: int = 5) -> float:
-    """NIST of the corpus (Doddington, 2002) with tokens of mteval 13a in lower case.
+    """Compute NIST of the corpus (Doddington, 2002) with tokens of mteval 13a in lower case.
 
     Each matched n-gram counts by its information, log2 of how often its beginning occurs in all references over how
     often it does itself; a text may match an n-gram as often as the reference with the most of it. The length is

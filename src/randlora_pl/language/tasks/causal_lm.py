@@ -147,11 +147,11 @@ class CausalLMTask(AdaptationTask):
     # Training
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """Groups of what trains, with AdamW's epsilon."""
+        """Return the groups of what trains, with AdamW's epsilon."""
         return [{**group, "eps": self.adam_eps} for group in super().optimizer_groups()]
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Mean loss (b,) over the learned tokens of each sample, and the share of them that is the likeliest."""
+        """Return the mean loss (b,) of each sample's learned tokens, and the fraction of them predicted right (b,)."""
         smoothing = self.label_smoothing if self.training else 0.0
         losses, right, counted = token_losses(self.model, batch, batch["columns"], smoothing)
         count = counted.sum(1).clamp(min=1)
@@ -159,7 +159,7 @@ class CausalLMTask(AdaptationTask):
         return loss, (right & counted).sum(1) / count
 
     def loss_weights(self, batch: dict[str, Any]) -> Tensor:
-        """Weights (b,) that make the sum over all micro-batches and devices the mean over tokens or samples."""
+        """Return weights (b,) that make the sum over micro-batches and devices the mean over tokens or samples."""
         weight: Tensor = batch["weight"]
         if self.loss_average == "samples":
             return weight
@@ -169,12 +169,12 @@ class CausalLMTask(AdaptationTask):
     # Evaluation
 
     def prepare_evaluation(self) -> None:
-        """Merges the adapter, but into no quantised weights."""
+        """Merge the adapter, unless the frozen weights are quantized."""
         if self.quantize is None:
             super().prepare_evaluation()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Loss and accuracy of the next token, over all tokens or samples of the validation."""
+        """Log loss and accuracy of the next token, over all tokens or samples of the validation."""
         losses, right = self.sample_losses(batch)
         weight = (batch["weight"] > 0).float()
         weight = weight if self.loss_average == "samples" else weight * _learned(batch)
@@ -184,7 +184,7 @@ class CausalLMTask(AdaptationTask):
             self.log(name, metric, on_step=False, on_epoch=True, prog_bar=True)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Answers questions and grades the answers, each question once."""
+        """Answer questions and grade the answers, each question once."""
         numbers = batch["index"].tolist()
         items = [self._data.items[number] for number in numbers]
         texts = [cleaned(item, text) for item, text in zip(items, self.answers(batch, items), strict=True)]
@@ -244,7 +244,7 @@ class CausalLMTask(AdaptationTask):
         return Decoding(self.num_beams, self.max_new_tokens, self.length_penalty, self.no_repeat_ngram)
 
     def on_test_epoch_end(self) -> None:
-        """Accuracy and the rate of texts without an answer of each test, and their unweighted means (Table 15).
+        """Log accuracy and the rate of texts without an answer of each test, and their unweighted means (Table 15).
 
         Texts with references have scores of the corpus instead, which one process computes from the texts of all.
         """
@@ -263,7 +263,7 @@ class CausalLMTask(AdaptationTask):
         super().on_test_epoch_end()
 
     def on_fit_start(self) -> None:
-        """Refuses samples that are longer than the model, before one of them is met."""
+        """Refuse samples that are longer than the model before the first step."""
         lengths = getattr(self._data, "lengths", None)
         if lengths is not None:
             check_positions(self.model, torch.ones(1, min(lengths.longest, lengths.cutoff), dtype=torch.int64))
@@ -279,11 +279,11 @@ class CausalLMTask(AdaptationTask):
 
 
 def _key(name: str) -> str:
-    """A figure's name as the name of a module, which may hold no point."""
+    """Return a metric's name as the name of a module."""
     return name.replace("/", "|")
 
 
 def _learned(batch: dict[str, Any]) -> Tensor:
-    """Learned tokens (b,) of each sample."""
+    """Count the learned tokens (b,) of each sample."""
     labels: Tensor = batch["labels"]
     return (labels[:, 1:] != IGNORED).sum(1)

@@ -94,7 +94,7 @@ class TextClassificationTask(AdaptationTask):
     # Building
 
     def set_classes(self, classnames: Sequence[str], metric: Metric | None = None) -> None:
-        """Names the classes; Lightning's `setup` takes them from the data module.
+        """Name the classes; Lightning's `setup` takes them from the data module.
 
         Args:
             classnames: Name of each class; empty for scores.
@@ -114,7 +114,7 @@ class TextClassificationTask(AdaptationTask):
         self.metric = metric or ("acc" if classnames else "pearson")
 
     def setup(self, stage: str) -> None:
-        """Takes the classes from the data module, and starts the grades anew.
+        """Take the classes from the data module, and reset the metrics.
 
         Raises:
             UserError: There are none, or the task was built for others.
@@ -163,34 +163,34 @@ class TextClassificationTask(AdaptationTask):
         return encoder
 
     def completed(self, backbone: nn.Module) -> Any:
-        """The classifier as transformers has it: encoder, adapter and head."""
+        """Return the classifier of transformers: encoder, adapter and head."""
         return self._whole[0]
 
     def head_tensors(self) -> dict[str, Tensor]:
-        """The head's tensors by their names in the classifier."""
+        """Return the head's tensors by their names in the classifier."""
         return dict(self.head.state_dict(keep_vars=True))
 
     # Training
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """The encoder's groups and the head's, at one learning rate."""
+        """Return the groups of the encoder and of the head, at one learning rate."""
         return super().optimizer_groups() + parameter_groups(
             self.head.parameters(), self.learning_rate, self.weight_decay, self.decay_vectors
         )
 
     def configure_optimizers(self) -> Any:
-        """As of all tasks; the warm-up is a share of the steps."""
+        """Return AdamW and its schedule; the warm-up is a fraction of the steps."""
         self.warmup_steps = math.ceil(self.warmup_fraction * self.total_steps())
         return super().configure_optimizers()
 
     def class_logits(self, batch: dict[str, Any]) -> Tensor:
-        """Logits (b, classes) float32, or scores (b, 1)."""
+        """Return logits (b, classes) float32, or scores (b, 1)."""
         whole = self.completed(self.model)
         logits: Tensor = whole(**inputs_of(batch, takes_segments(whole.config))).logits
         return logits.float()
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Cross-entropy, and whether the class is right; of scores the squared error alone."""
+        """Return the cross-entropy and the hits; for scores the squared error alone."""
         return self._losses(self.class_logits(batch), batch["labels"])
 
     def _losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -211,7 +211,7 @@ class TextClassificationTask(AdaptationTask):
         return found | ({"logits": logits} if self.classnames else {})
 
     def _grade(self, split: str, name: str) -> None:
-        """Logs the grades of the whole set, the one that counts first and once more as ``score``, and the loss."""
+        """Log the metrics of the whole set, the selected one first and once more as ``score``, and the loss."""
         metric = self.metrics[split]
         assert isinstance(metric, Predictions) and self.metric is not None
         found = metric.compute()
@@ -221,22 +221,22 @@ class TextClassificationTask(AdaptationTask):
             self.log(f"{name}/{key}", value, prog_bar=key == self.metric)
 
     def on_validation_epoch_end(self) -> None:
-        """Grades all predictions."""
+        """Log the metrics of all predictions."""
         self._grade("val", "val")
         super().on_validation_epoch_end()
 
     def on_test_epoch_end(self) -> None:
-        """Grades all predictions."""
+        """Log the metrics of all predictions."""
         self._grade("test", self.test_name)
         super().on_test_epoch_end()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Probability of each class, (b, classes); or scores, (b, 1)."""
+        """Return class probabilities (b, classes), or scores (b, 1)."""
         logits = self.class_logits(batch)
         return logits.softmax(1) if self.classnames else logits
 
     def classify(self, texts: Sequence[str | Sequence[str]], max_length: int = 128, batch_size: int = 64) -> Tensor:
-        """Probabilities (n, classes), or scores (n, 1), of texts or pairs of texts.
+        """Return probabilities (n, classes), or scores (n, 1), of texts or pairs of texts.
 
         Args:
             texts: Single texts, or pairs, as the task was trained on.

@@ -13,7 +13,7 @@ log = logging.getLogger("randlora_pl")
 
 
 def gathered(own: Mapping[int, str]) -> dict[int, str]:
-    """The texts of all processes by their numbers, in order; every process must call it.
+    """Gather the texts of all processes by their numbers, in order; every process must call it.
 
     Args:
         own: The texts of this process, without those that only fill its last batch.
@@ -26,12 +26,12 @@ def gathered(own: Mapping[int, str]) -> dict[int, str]:
 
 
 def cleaned(item: Item, text: str) -> str:
-    """A text as it is scored: a description is one paragraph, an answer is left as it was written."""
+    """Return the scored part of a text: the first paragraph of a description, all of an answer."""
     return paragraph(text) if item.references else text
 
 
 def paragraph(text: str) -> str:
-    """The first paragraph.
+    """Return the first paragraph.
 
     The scripts that E2E's come from stop at an empty line, too (their second end of text, token 628 of GPT-2).
     """
@@ -39,7 +39,7 @@ def paragraph(text: str) -> str:
 
 
 def corpus_scores(items: Sequence[Item], texts: Mapping[int, str]) -> dict[str, float]:
-    """The scores of all texts that have references; empty where none has.
+    """Score all texts that have references; empty if none has.
 
     They belong to the corpus and are not means of texts or batches, so one process needs all of them. METEOR is left
     out with a warning if its program is missing.

@@ -15,7 +15,7 @@ from randlora_pl.language.tasks.restore import LanguageTask
 
 
 def meta_backbone(task: LanguageTask) -> nn.Module | None:
-    """The backbone of a language task without values and head; None for a model that only the network knows.
+    """Build a language task's backbone without values and head; None if its config needs the network.
 
     Args:
         task: A language task; its backbone need not be built.

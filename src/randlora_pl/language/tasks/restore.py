@@ -20,7 +20,7 @@ TASKS: dict[str, type[LanguageTask]] = {task.__name__: task for task in (CausalL
 
 
 def load_language_task(folder: str | Path, **overrides: Any) -> Any:
-    """Builds the task that an adapter folder was saved from, with its adapter merged for evaluation.
+    """Build the task that an adapter folder was saved from, with its adapter merged for evaluation.
 
     Args:
         folder: The adapter folder.
@@ -40,7 +40,7 @@ def load_language_task(folder: str | Path, **overrides: Any) -> Any:
 
 
 def plain_task(file: AdapterFile, **overrides: Any) -> LanguageTask:
-    """The task of an adapter, before its backbone is built.
+    """Return the task of an adapter, before its backbone is built.
 
     Raises:
         UserError: It was written by no language task.
@@ -57,7 +57,7 @@ def plain_task(file: AdapterFile, **overrides: Any) -> LanguageTask:
 
 
 def unquantised_task(file: AdapterFile, **overrides: Any) -> LanguageTask:
-    """The task of an adapter; quantised weights are taken whole.
+    """Return the task of an adapter, without quantization.
 
     Raises:
         UserError: It was written by no language task.
@@ -67,7 +67,7 @@ def unquantised_task(file: AdapterFile, **overrides: Any) -> LanguageTask:
 
 
 def base_model(file: AdapterFile) -> nn.Module:
-    """The base model of an adapter, in eval mode on the CPU.
+    """Load the base model of an adapter, in eval mode on the CPU.
 
     Raises:
         UserError: It cannot be had.
