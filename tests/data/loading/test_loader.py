@@ -1,7 +1,11 @@
+import gc
 import logging
+import multiprocessing
 import pickle
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +87,25 @@ def test_restart_is_bit_identical(num_workers: int, sampling: str) -> None:
 def test_loader_can_be_gone_through_again_with_workers() -> None:
     loader = Loader(EvalBatches(samples_of(), EvalSchedule(23, 5), FRAME), num_workers=1)
     assert same(list(loader), list(loader))
+
+
+def test_workers_stop_at_once() -> None:
+    """PyTorch alone waits 5 s for each worker of an iterator that is garbage of a cycle."""
+    loader: Any = Loader(train(samples_of()), num_workers=1)
+    loader.unfinished = iter(loader)
+    next(loader.unfinished)
+    (worker,) = loader._iterator._workers
+    began = time.monotonic()
+    del loader
+    gc.collect()
+    assert not worker.is_alive() and time.monotonic() - began < 4
+
+
+def test_workers_stop_after_an_error(damaged: Samples) -> None:
+    loader = Loader(train(damaged), num_workers=1)
+    with pytest.raises(UserError):
+        list(loader)
+    assert loader._iterator is None and not multiprocessing.active_children()
 
 
 def test_loader_leaves_the_global_generator_alone() -> None:

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator, MutableMapping
 from multiprocessing import parent_process
+from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 import torch
@@ -61,6 +62,12 @@ def _ignore_sigterm_from_others(worker: int) -> None:
     threading.Thread(target=listen, args=(training.pid,), daemon=True).start()
 
 
+def _stop_workers(inner: DataLoader[Batch]) -> None:
+    if inner._iterator is not None:
+        inner._iterator._shutdown_workers()  # type: ignore[attr-defined]
+        inner._iterator = None
+
+
 class Loader:
     """Data loader of numbered batches for Lightning.
 
@@ -90,6 +97,9 @@ class Loader:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(0),  # otherwise it would use the global generator
         )
+        # where the garbage collector frees a cycle with the iterator in it, it closes the workers' queues first, and
+        # PyTorch waits 5 s for each worker; this keeps the queues open until the workers have stopped
+        Finalize(self, _stop_workers, (self._inner,))
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -97,6 +107,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._inner:
             if "error" in batch:
+                _stop_workers(self._inner)  # the traceback may keep them alive
                 raise batch["error"]
             for name, reason in batch.pop("bad", ()):
                 if name not in self.skipped:
