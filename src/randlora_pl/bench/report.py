@@ -16,6 +16,7 @@ from randlora_pl.bench.steps import Measured
 from randlora_pl.bench.sweeps import Reading
 from randlora_pl.bench.timing import Spread
 from randlora_pl.utils.files.atomic_output import atomic_file, write_text
+from randlora_pl.utils.text.tables import markdown_table
 
 COLOURS = {
     "full": "#7f7f7f",
@@ -128,10 +129,7 @@ def markdown(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], c
         rows: The cells.
         command: Command line that repeats it.
     """
-    lines = [f"{title}, by `{command}`:", "", "| " + " | ".join(header) + " |"]
-    lines.append("|---|" + "---:|" * (len(header) - 1))
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return "\n".join([f"{title}, by `{command}`:", "", *markdown_table(header, rows)]) + "\n"
 
 
 def as_json(results: Sequence[Measured], bases: Mapping[str, str], peers: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.run_results import planned
 from randlora_pl.utils.text.console import print_above_progress
 from randlora_pl.utils.text.formatting import byte_size
+from randlora_pl.utils.text.tables import facts_table
 
 MOST_ROWS = 15
 _BYTES = 4  # trainable parameters are float32
@@ -117,18 +118,13 @@ class StartSummary(Callback):
         if not trainer.is_global_zero:
             return
         report: Any = task.report
-        table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(style="bold")
-        table.add_column(overflow="fold")
-        for name, text in facts(trainer, task, data).items():
-            table.add_row(name, text)
         remarks = "".join(f"\n{note}" for note in report.notes)
         print_above_progress(f"\n{describe(report.adapter)}{remarks}")
         if report.rows:
             print_above_progress(layer_table(report))
         if report.coverage:
             print_above_progress(f"adapted: {report.coverage}")
-        print_above_progress(table, "")
+        print_above_progress(facts_table(facts(trainer, task, data)), "")
 
 
 def describe(adapter: Any) -> str:

@@ -5,11 +5,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.utils.run_results import read_results
 from randlora_pl.utils.text.formatting import byte_size, duration
+from randlora_pl.utils.text.tables import facts_table
 
 _PLAIN = {"loss": 4, "BLEU": 2, "NIST": 2, "METEOR": 2, "ROUGE-L": 2, "CIDEr": 2}
 """Decimals of metrics that are not fractions."""
@@ -26,9 +25,6 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
         testable: True if there are test samples.
     """
     results = read_results(folder)
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
     speed = results[f"{unit}_per_second"]
     adapter = results.get("tested", ADAPTER)
     tested = format_metrics(results, "test")
@@ -43,9 +39,6 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
         "peak memory": f"{byte_size(results['peak_memory_bytes'])} ({results['device']})",
         "everything": f"{folder}: {', '.join(_listed(folder))}",
     }
-    for name, text in rows.items():
-        if text:
-            table.add_row(name, text)
     place = shlex.quote(str(folder))
     earlier = results.get("best/step", results["steps"]) != results["steps"]
     other = f"\n  randlora-pl test --adapter {place}/{BEST if adapter == ADAPTER else ADAPTER}" if earlier else ""
@@ -57,7 +50,7 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
     if unit != "images":
         use += f"\n  randlora-pl adapter merge {place}/{adapter} --output FOLDER"
     following = f"\nNext:{goes_on}\n  randlora-pl {use}{tests}{board}"
-    return ["", table, following]
+    return ["", facts_table(rows), following]
 
 
 def _listed(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from randlora_pl.experiments.report.document import Cell, Document, Picture, Table
+from randlora_pl.utils.text.tables import markdown_table
 
 
 def markdown(document: Document, figures: str = "figures") -> str:
@@ -26,18 +27,12 @@ def markdown(document: Document, figures: str = "figures") -> str:
 
 def table_lines(table: Table) -> list[str]:
     """Return a table with its caption and the sentences under it."""
-    lines = [f"**{_escape(table.caption)}**{_marks(table.notes)}", ""]
-    lines.append(_row(table.header))
-    lines.append("|" + "|".join("---" if n < table.left else "---:" for n in range(len(table.header))) + "|")
-    lines += [_row(row) for row in table.rows]
-    lines.append("")
+    header, *rows = ([_cell(cell) for cell in row] for row in [table.header, *table.rows])
+    caption = f"**{_escape(table.caption)}**{_marks(table.notes)}"
+    lines = [caption, "", *markdown_table(header, rows, range(table.left)), ""]
     for text in table.below:
         lines += [_escape(text), ""]
     return lines
-
-
-def _row(cells: Sequence[Cell]) -> str:
-    return "| " + " | ".join(map(_cell, cells)) + " |"
 
 
 def _cell(cell: Cell) -> str:

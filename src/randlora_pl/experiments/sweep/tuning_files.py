@@ -8,6 +8,7 @@ import yaml
 from randlora_pl.experiments.sweep.description import Description, Tree
 from randlora_pl.experiments.sweep.provenance import FILE
 from randlora_pl.utils.errors import shortened
+from randlora_pl.utils.text.tables import markdown_table
 
 
 def markdown(report: Tree) -> str:
@@ -20,14 +21,13 @@ def markdown(report: Tree) -> str:
         return f"{value:.4f}" if loss else f"{100 * value:.1f}"
 
     where = " from the own rate of each method on" if report["climb"] else ""
-    lines = [
+    about = (
         f"{what}, the mean over models, data sets and budgets. Every candidate"
         f"{where} with seed {report['seeds'][0]}, the {report['finalists']} best of each method with all seeds; "
-        "no test sample was read.",
-        "",
-        "| method | tried | " + " | ".join(f"seed {seed}" for seed in report["seeds"]) + " | mean | |",
-        "|---|---|" + "---:|" * (len(report["seeds"]) + 1) + "---|",
-    ]
+        "no test sample was read."
+    )
+    header = ["method", "tried", *(f"seed {seed}" for seed in report["seeds"]), "mean", ""]
+    rows = []
     for method, facts in report["methods"].items():
         for entry in facts["tried"]:
             values = {key: value for key, value in entry.items() if key not in (monitor, "failed")}
@@ -37,8 +37,8 @@ def markdown(report: Tree) -> str:
             failed = f"failed: {shortened(entry['failed'], 120)}" if "failed" in entry else ""
             mark = "chosen" if values == facts["chosen"] else failed
             shown = ", ".join(f"{key} {value:g}" for key, value in values.items())
-            lines.append(f"| {method} | {shown} | {' | '.join(cells)} | {mean} | {mark} |")
-    return "\n".join(lines) + "\n"
+            rows.append([method, shown, *cells, mean, mark])
+    return "\n".join([about, "", *markdown_table(header, rows, (0, 1, len(header) - 1))]) + "\n"
 
 
 def config_text(description: Description, head: str) -> str:

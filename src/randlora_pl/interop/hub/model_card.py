@@ -14,6 +14,7 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_yaml
 from randlora_pl.utils.files.weights_files import file_name, looks_like_file, without_local_paths
 from randlora_pl.utils.text.formatting import byte_size
+from randlora_pl.utils.text.tables import markdown_table
 
 _CLASSES = 200  # further names are in adapter_config.json
 _PLACE = "PATH"
@@ -187,8 +188,8 @@ def _about(file: AdapterFile, config: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Mapping[str, Any]) -> str:
-    lines = [f"| {key} | {value} |" for key, value in rows.items() if value not in (None, "")]
-    return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
+    shown = [(key, str(value)) for key, value in rows.items() if value not in (None, "")]
+    return "\n".join(markdown_table(("", ""), shown, (0, 1))) + "\n"
 
 
 _NAMES = {
