@@ -1,7 +1,8 @@
 """randlora-pl: full-rank parameter-efficient fine-tuning as a PyTorch Lightning application."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from randlora_pl.utils.lazy import lazy_exports
 from randlora_pl.utils.version import __version__
 
 if TYPE_CHECKING:
@@ -9,10 +10,4 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "fit"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "fit":  # imports PyTorch, which most commands do without
-        from randlora_pl.engine.api import fit
-
-        return fit
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(__name__, __file__)  # `fit` imports PyTorch, which most commands do without

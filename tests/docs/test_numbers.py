@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.adapters import LoRA, RandLoRA, inject
-from randlora_pl.adapters.io.save_load import METHODS
+from randlora_pl.adapters import LoRA, RandLoRA, inject, methods
 from randlora_pl.cli.main import main
 from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.config.shipped import find_config
@@ -67,11 +66,11 @@ def test_learning_rates() -> None:
     found = set()
     for label, both, vision in rows_of(RANKS, "| method | both towers")[1:]:
         for part in re.sub(r" \(.*\)", "", label).split(", "):
-            method = METHODS[names.get(part, part)]()
+            method = getattr(methods, names.get(part, part))()
             found.add(names.get(part, part))
             assert default_learning_rate(method, False) == float(both), part
             assert default_learning_rate(method, True) == float(vision), part
-    assert found == set(METHODS)
+    assert found == set(methods.__all__)
 
 
 def test_the_sweep_of_ones_own_can_be_planned(

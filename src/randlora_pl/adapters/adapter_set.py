@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.inject import InjectionReport
+from randlora_pl.adapters.injection import InjectionReport
 from randlora_pl.adapters.io.adapter_file import AdapterFile
 from randlora_pl.adapters.io.save_load import place_adapter, read_adapter
 from randlora_pl.adapters.kept import base_buffers, forget_computed, moved_buffers

@@ -1,19 +1,12 @@
 """Parameter budgets: counts of trainable parameters, and matching one method to another's count."""
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
+from randlora_pl.adapters import methods
 from randlora_pl.adapters.base import Adapter, WeightShape
-from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
-from randlora_pl.adapters.methods.fixed_rank.nola import NoLA
-from randlora_pl.adapters.methods.fixed_rank.vera import VeRA
-from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.formatting import byte_size
-
-_METHODS: dict[str, Callable[..., Adapter]] = {"randlora": RandLoRA, "lora": LoRA, "vera": VeRA, "nola": NoLA}
 
 _SMALL = 1 << 27
 """Values of bases and trainable parameters (0.5 GB in float32) that are always allowed."""
@@ -38,9 +31,10 @@ def parse_budget(text: str, shapes: list[WeightShape], model: nn.Module) -> int:
     name, _, number = text.lower().partition(":")
     if name == "full" and not number:
         return sum(parameter.numel() for parameter in model.parameters())
-    if name not in _METHODS or not number.isdecimal() or int(number) == 0:
+    kind = {method.lower(): method for method in ("RandLoRA", "LoRA", "VeRA", "NoLA")}.get(name)
+    if kind is None or not number.isdecimal() or int(number) == 0:
         raise UserError(f"match is {text!r}. Set a method and a number (lora:32, randlora:6, nola:1024), or full.")
-    return count_parameters(_METHODS[name](**{_number_option(name): int(number)}), shapes)
+    return count_parameters(getattr(methods, kind)(**{_number_option(name): int(number)}), shapes)
 
 
 def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) -> tuple[Adapter, list[str]]:
@@ -63,7 +57,7 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
     def count(number: int) -> int:
         return count_parameters(adapter.replace(**{option: number, "match": None}), shapes)
 
-    if isinstance(inner, LoRA | RandLoRA):
+    if isinstance(inner, methods.LoRA | methods.RandLoRA):
         # RandLoRA's count decreases with the rank, but not monotonically (d/r is rounded up), so all ranks are tried.
         candidates = range(1, min(shape.small for shape in shapes) + 1)
     else:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.inject import InjectionReport
+from randlora_pl.adapters.injection import InjectionReport
 from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks, unsharded
 from randlora_pl.adapters.layers.attach import set_fast_paths
 from randlora_pl.adapters.layers.quantized import unmergeable

@@ -1,22 +1,27 @@
 """Callbacks of a run: printed summaries, measurements, checks, checkpoints and plots."""
 
-from randlora_pl.callbacks.answers import WrittenAnswers
-from randlora_pl.callbacks.checkpoint import AdapterCheckpoint
-from randlora_pl.callbacks.gradient_flow import GradientFlow
-from randlora_pl.callbacks.held_lock import HeldLock
-from randlora_pl.callbacks.memory import PeakMemory
-from randlora_pl.callbacks.nonfinite import NonFiniteLoss
-from randlora_pl.callbacks.patience import Patience
-from randlora_pl.callbacks.plots.figures import Figures
-from randlora_pl.callbacks.plots.per_class import PerClass
-from randlora_pl.callbacks.progress import ProgressBar
-from randlora_pl.callbacks.spectrum import UpdateSpectrum
-from randlora_pl.callbacks.step_numbers import StepNumbers
-from randlora_pl.callbacks.summary import StartSummary
-from randlora_pl.callbacks.termination import Termination
-from randlora_pl.callbacks.throughput import Throughput
-from randlora_pl.callbacks.validation import ValidationSchedule
-from randlora_pl.callbacks.zero_shot import ZeroShot
+from typing import TYPE_CHECKING
+
+from randlora_pl.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from randlora_pl.callbacks.answers import WrittenAnswers
+    from randlora_pl.callbacks.checkpoint import AdapterCheckpoint
+    from randlora_pl.callbacks.gradient_flow import GradientFlow
+    from randlora_pl.callbacks.held_lock import HeldLock
+    from randlora_pl.callbacks.memory import PeakMemory
+    from randlora_pl.callbacks.nonfinite import NonFiniteLoss
+    from randlora_pl.callbacks.patience import Patience
+    from randlora_pl.callbacks.plots.figures import Figures
+    from randlora_pl.callbacks.plots.per_class import PerClass
+    from randlora_pl.callbacks.progress import ProgressBar
+    from randlora_pl.callbacks.spectrum import UpdateSpectrum
+    from randlora_pl.callbacks.step_numbers import StepNumbers
+    from randlora_pl.callbacks.summary import StartSummary
+    from randlora_pl.callbacks.termination import Termination
+    from randlora_pl.callbacks.throughput import Throughput
+    from randlora_pl.callbacks.validation import ValidationSchedule
+    from randlora_pl.callbacks.zero_shot import ZeroShot
 
 __all__ = [
     "AdapterCheckpoint",
@@ -37,3 +42,5 @@ __all__ = [
     "WrittenAnswers",
     "ZeroShot",
 ]
+
+__getattr__ = lazy_exports(__name__, __file__)

@@ -3,16 +3,15 @@
 `catalog` imports no PyTorch, so that listing the datasets is instant; `ImageData` is loaded on first use.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+from randlora_pl.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from randlora_pl.data.module import ImageData
+    from randlora_pl.data.sampling.schedule import DrawPlan
+    from randlora_pl.data.unlabelled import open_images
 
 __all__ = ["DrawPlan", "ImageData", "open_images"]
 
-_HOMES = {"ImageData": "module", "DrawPlan": "sampling.schedule", "open_images": "unlabelled"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(__name__, __file__)

@@ -3,22 +3,17 @@
 `catalog` imports no PyTorch, so that listing the data sets is instant; what is exported here is loaded on first use.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+from randlora_pl.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from randlora_pl.language.data.labelled_module import LabelledTexts
+    from randlora_pl.language.data.prompts_module import TextData
+    from randlora_pl.language.tasks.causal_lm import CausalLMTask
+    from randlora_pl.language.tasks.classification import TextClassificationTask
+    from randlora_pl.language.tasks.restore import load_language_task
 
 __all__ = ["CausalLMTask", "LabelledTexts", "TextClassificationTask", "TextData", "load_language_task"]
 
-_HOMES = {
-    "CausalLMTask": "tasks.causal_lm",
-    "LabelledTexts": "data.labelled_module",
-    "TextClassificationTask": "tasks.classification",
-    "TextData": "data.prompts_module",
-    "load_language_task": "tasks.restore",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(__name__, __file__)

@@ -3,8 +3,9 @@
 Names are imported at first use: both libraries take seconds, and the catalog must not wait for them.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from randlora_pl.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from randlora_pl.models.catalog import MODELS, ModelRow
@@ -42,33 +43,4 @@ __all__ = [
     "vit_image_spec",
 ]
 
-_HOME = {
-    "MODELS": "catalog",
-    "ModelRow": "catalog",
-    "ImageSpec": "spec",
-    "ModelIdentity": "spec",
-    "ImageTower": "clip",
-    "LoadedClip": "clip",
-    "clip_image_spec": "clip",
-    "load_clip": "clip",
-    "load_tokenizer": "clip",
-    "meta_clip": "clip",
-    "cast_frozen": "execution",
-    "compile_blocks": "execution",
-    "library_of": "library",
-    "cached_text_head": "text",
-    "class_prompts": "text",
-    "encode_prompts": "text",
-    "LoadedVit": "vit",
-    "load_vit": "vit",
-    "meta_vit": "vit",
-    "vit_image_spec": "vit",
-    "read_weights": "weights",
-    "set_gradient_checkpointing": "init_context",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_exports(__name__, __file__)

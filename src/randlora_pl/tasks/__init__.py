@@ -1,12 +1,17 @@
 """The tasks: what is learnt, as thin LightningModules over one base."""
 
-from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.linear_head import LinearHeadTask
-from randlora_pl.tasks.restore import ImageTask, load_task
-from randlora_pl.tasks.several import load_tasks, weighted_task
-from randlora_pl.tasks.text_head import TextHeadTask
-from randlora_pl.tasks.trainer import make_trainer
-from randlora_pl.tasks.vision_language import VisionLanguageTask
+from typing import TYPE_CHECKING
+
+from randlora_pl.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from randlora_pl.tasks.base import AdaptationTask
+    from randlora_pl.tasks.linear_head import LinearHeadTask
+    from randlora_pl.tasks.restore import ImageTask, load_task
+    from randlora_pl.tasks.several import load_tasks, weighted_task
+    from randlora_pl.tasks.text_head import TextHeadTask
+    from randlora_pl.tasks.trainer import make_trainer
+    from randlora_pl.tasks.vision_language import VisionLanguageTask
 
 __all__ = [
     "AdaptationTask",
@@ -19,3 +24,5 @@ __all__ = [
     "make_trainer",
     "weighted_task",
 ]
+
+__getattr__ = lazy_exports(__name__, __file__)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from randlora_pl.adapters.inject import InjectionReport, make_deltas
+from randlora_pl.adapters.injection import InjectionReport, make_deltas
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.io.state import adapter_state
 from randlora_pl.adapters.kept import base_buffers, update_buffers

@@ -6,27 +6,23 @@ their fingerprint is compared. Loading checks everything and reports all mismatc
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from randlora_pl.adapters import methods
 from randlora_pl.adapters.base import Adapter
-from randlora_pl.adapters.inject import InjectionReport, generator_facts, inject
+from randlora_pl.adapters.injection import InjectionReport, generator_facts, inject
 from randlora_pl.adapters.io import container
 from randlora_pl.adapters.io.adapter_file import EXTRA, AdapterFile
 from randlora_pl.adapters.io.compatibility import differences, problems, targets_in
 from randlora_pl.adapters.io.container import BASES, CONFIG, Contents
 from randlora_pl.adapters.io.state import adapter_state
 from randlora_pl.adapters.kept import forget_computed, reset_buffers
-from randlora_pl.adapters.methods.fixed_rank.dora import DoRA
-from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
-from randlora_pl.adapters.methods.fixed_rank.nola import NoLA
-from randlora_pl.adapters.methods.fixed_rank.vera import VeRA
-from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
-from randlora_pl.adapters.methods.whole.full import BaseWeightMethod, BitFit, FullFineTuning, LinearProbe
+from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, use_bases
 from randlora_pl.adapters.random_bases import STORED, Bases
 from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_adapter_schema, check_arguments
@@ -37,9 +33,6 @@ from randlora_pl.utils.files.weights_files import without_local_paths
 FORMAT_VERSION, OLDEST_FORMAT = 3, 2
 """2: checksums by tensor, single file, stored bases, dtype; 3: kept buffers, and fully trained tensors of the model."""
 
-METHODS: dict[str, Callable[..., Adapter]] = {
-    method.__name__: method for method in (RandLoRA, LoRA, VeRA, NoLA, DoRA, FullFineTuning, LinearProbe, BitFit)
-}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LARGEST = 2**34
 """Maximum values of a weight; the largest published ones have a few billion."""
@@ -184,16 +177,16 @@ def make_adapter(method: str, options: Mapping[str, Any], source: object, hint: 
     Raises:
         UserError: The method or an option is unknown; the message has ``source``.
     """
-    if method not in METHODS:
-        raise UserError(f"{source}: method {method!r} is unknown. This version has {', '.join(METHODS)}.")
-    made = dict(options)
+    if method not in methods.__all__:
+        raise UserError(f"{source}: method {method!r} is unknown. This version has {', '.join(methods.__all__)}.")
+    kind, made = getattr(methods, method), dict(options)
     try:
         if "inner" in made:
             made["inner"] = make_adapter(made["inner"]["method"], made["inner"]["options"], source, hint)
-        adapter = METHODS[method](**made)
+        adapter: Adapter = kind(**made)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{source}: {method} does not take these options ({error}).") from None
-    check_arguments(METHODS[method], made, f"{source}, options of {method}", hint)
+    check_arguments(kind, made, f"{source}, options of {method}", hint)
     return adapter
 
 

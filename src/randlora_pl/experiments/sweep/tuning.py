@@ -15,7 +15,7 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
-from randlora_pl.adapters.io.save_load import METHODS
+from randlora_pl.adapters import methods
 from randlora_pl.config.compose import flatten
 from randlora_pl.experiments.choice import best_of, climb
 from randlora_pl.experiments.sweep.description import Description, Tree, budgets, is_zero_shot, whole_numbers
@@ -267,7 +267,7 @@ def _searched(description: Description, method: str, alphas: list[float]) -> tup
         tree = trial_config(model, description.methods[method], description.options, None, untrained=False)
     name = str(flatten(tree)["model.adapter"]).rpartition(".")[2]
     rate = "head_learning_rate" if name == "LinearProbe" else "learning_rate"
-    kind = METHODS.get(name)
+    kind = getattr(methods, name, None)
     return (rate, "alpha") if alphas and kind and "alpha" in inspect.signature(kind).parameters else (rate,)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, InjectionReport, adapted_layers, inject
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.inject import make_deltas
+from randlora_pl.adapters.injection import make_deltas
 from randlora_pl.adapters.kept import base_buffers
 from randlora_pl.adapters.operations import use_bases
 from randlora_pl.adapters.random_bases import Bases

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.adapters import AdapterFile, unload
-from randlora_pl.adapters.inject import inject
+from randlora_pl.adapters.injection import inject
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.io.save_load import place_adapter
 from randlora_pl.interop.compare_outputs import LOST, change, difference, logits, lost

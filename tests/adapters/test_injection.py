@@ -23,7 +23,7 @@ from randlora_pl.adapters import (
     trainable_parameters,
     unload,
 )
-from randlora_pl.adapters.inject import generator_facts
+from randlora_pl.adapters.injection import generator_facts
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo

@@ -1,0 +1,39 @@
+"""Names of packages that are imported at first use."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import randlora_pl
+from randlora_pl.utils.class_paths import exported
+
+PACKAGES = ("adapters", "adapters.methods", "callbacks", "data", "language", "models", "tasks")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_exported_name_can_be_imported(package: str) -> None:
+    module = importlib.import_module(f"randlora_pl.{package}")
+    assert set(module.__all__) == exported(*package.split("."))
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        module.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_exported_name_is_a_module(package: str) -> None:
+    """Its import would hide the exported object."""
+    folder = Path(randlora_pl.__file__).parent.joinpath(*package.split("."))
+    assert not exported(*package.split(".")) & {file.stem for file in folder.iterdir()}
+
+
+def test_a_method_alone_imports_no_other() -> None:
+    code = "import sys; from randlora_pl.adapters import RandLoRA; print(*sys.modules, sep='\\n')"
+    environment = os.environ | {"PYTHONPATH": str(Path(randlora_pl.__file__).parents[1])}
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert "randlora_pl.adapters.methods.full_rank.randlora" in loaded.stdout.split()
+    assert "randlora_pl.adapters.methods.fixed_rank.vera" not in loaded.stdout.split()
