@@ -73,7 +73,7 @@ def test_the_second_reading_is_the_first(tree: Tree, listed: list[int], caplog: 
         first, test = must(root), must(root, "test")
         texts.append(caplog.text)
     assert listed == [5, 1]
-    assert texts[0] == texts[1] and "1 files in" in texts[0] and "val folder is used for testing" in texts[0]
+    assert texts[0] == texts[1] and "1 files in" in texts[0] and "val split is used for testing" in texts[0]
     with listing.ignore_stored():
         assert same(first, must(root)) and same(test, must(root, "test"))
     assert listed == [5, 1, 5, 1]
@@ -163,7 +163,7 @@ def test_object_stores_are_listed_each_time(
     line = f"36 35 {os.major(device)}:{os.minor(device)} / /data rw shared:1 - {kind} bucket rw\n"
     (tmp_path / "mounts").write_text(line + "and a line of another kind\n")
     found = listing.timeless(str(tmp_path / "mounts"))
-    assert listing.timeless(str(tmp_path / "nowhere")) == frozenset()
+    assert listing.timeless(str(tmp_path / "nowhere")) == set()
     monkeypatch.setattr(listing, "timeless", lambda: found)
     must(root)
     must(root)

@@ -2,12 +2,12 @@
 
 import csv
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.readers.own.tar_shards import nameless
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.plain_files import is_file
@@ -33,7 +33,7 @@ def class_names(row: DatasetSpec, found: Sequence[str], file: str | None = None)
         names = read_classnames(Path(file).expanduser(), own)
     else:
         names = [name.replace("_", " ") for name in own] if row.own else list(own)
-        if row.patterns and nameless(own):
+        if row.patterns and all(re.fullmatch(r"class \d+", name) for name in own):
             log.warning(
                 "the shards have class numbers only: prompts such as 'a photo of a class 0.' mean nothing to "
                 "CLIP. Put classnames.txt (one name per line) beside them, or set --data.classnames FILE"

@@ -77,6 +77,19 @@ def numbers_of(keys: Sequence[str]) -> NDArray[np.int64]:
     return (np.frombuffer(digests, dtype="<u8") >> np.uint64(1)).astype(np.int64)
 
 
+def key_order(keys: Sequence[str]) -> NDArray[np.int64]:
+    """Return the indices that sort the keys.
+
+    Raises:
+        UserError: Two keys are the same.
+    """
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    for first, second in itertools.pairwise(order):
+        if keys[first] == keys[second]:
+            raise UserError(f"{keys[first]!r} is listed twice")
+    return np.asarray(order, dtype=np.int64)
+
+
 def in_key_order(
     images: Images, labels: Sequence[int] | NDArray[np.int64], keys: Sequence[str], classes: Sequence[str]
 ) -> Samples:
@@ -85,12 +98,8 @@ def in_key_order(
     Raises:
         UserError: Two samples have the same key.
     """
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    ordered = [keys[index] for index in order]
-    for first, second in itertools.pairwise(ordered):
-        if first == second:
-            raise UserError(f"{first!r} is listed twice")
-    rows = np.asarray(order, dtype=np.int64)
+    rows = key_order(keys)
+    ordered = [keys[index] for index in rows.tolist()]
     return Samples(images, rows, np.asarray(labels, dtype=np.int64)[rows], ordered, tuple(classes))
 
 

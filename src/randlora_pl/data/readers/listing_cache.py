@@ -24,13 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from randlora_pl.data.images.decode import FileImages, PathsBelow
-from randlora_pl.data.readers.dispatch import Samples, numbers_of
+from randlora_pl.data.readers.dispatch import Samples, key_order, numbers_of
 from randlora_pl.data.string_array import Strings
-from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import atomic_file
 from randlora_pl.utils.files.cache_folder import cache_folder
 
-VERSION = 2
+VERSION = 3
 """Version of the stored format; raise it to invalidate old files."""
 
 LEAST = 10_000
@@ -41,6 +40,12 @@ LOGGED = 100_000
 
 SETTLED_NS = 2 * 10**9
 """Minimum age of a change in nanoseconds: FAT has steps of 2 s."""
+
+Stamp = tuple[int, int, int]
+"""Modification and change time in nanoseconds, and the inode of a folder or the size of a file; two zeros if unknown.
+
+Copying tools set the modification time; the change time cannot be set.
+"""
 
 log = logging.getLogger("randlora_pl")
 _ignore_stored: ContextVar[bool] = ContextVar("ignore_stored", default=False)
@@ -60,83 +65,65 @@ class Found:
     texts: Mapping[str, Strings]
     notes: tuple[str, ...] = ()
 
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
 
 @dataclass
 class IndexProgress:
     """Recorder of the paths that a listing depends on; called with each before it is listed or read.
 
     Attributes:
-        paths: Recorded paths.
-        stamps: State of each path, three numbers (see `stamp`).
-        settled: True if no path was changed recently.
-        timeless: Devices whose folders have meaningless times.
+        stamps: State of each path.
+        devices: Devices of the folders.
     """
 
-    paths: list[str] = field(default_factory=list)
-    stamps: list[tuple[int, int, int]] = field(default_factory=list)
-    settled: bool = True
-    timeless: frozenset[int] = field(default_factory=lambda: timeless())
+    stamps: dict[str, Stamp] = field(default_factory=dict)
+    devices: set[int] = field(default_factory=set)
 
     def __call__(self, path: str | os.PathLike[str]) -> None:
-        """Record the state of a folder or file; an inaccessible one is not settled."""
+        """Record the state of a folder or file."""
         try:
             state = os.stat(path)  # noqa: PTH116 (a Path for each of ten thousand folders is slow)
         except OSError:
-            self.settled = False
+            self.stamps[os.fspath(path)] = (0, 0, 0)
             return
-        mark = _stamp(state)
-        self.add(os.fspath(path), mark)
-        self.settled &= max(mark[:2]) + SETTLED_NS < time.time_ns()
-        self.settled &= not (stat.S_ISDIR(state.st_mode) and state.st_dev in self.timeless)
+        self.stamps[os.fspath(path)] = _stamp(state)
+        if stat.S_ISDIR(state.st_mode):
+            self.devices.add(state.st_dev)
 
-    def add(self, path: str, state: tuple[int, int, int]) -> None:
-        """Record a path with a known state."""
-        self.paths.append(path)
-        self.stamps.append(state)
-
-
-def stamp(path: str | os.PathLike[str]) -> tuple[int, int, int]:
-    """Return modification and change time in nanoseconds, and the inode of a folder or the size of a file.
-
-    Copying tools set the modification time; the change time cannot be set.
-
-    Raises:
-        OSError: The path does not exist.
-    """
-    return _stamp(os.stat(path))  # noqa: PTH116 (a Path for each of ten thousand folders is slow)
+    def settled(self, begin: int) -> bool:
+        """Return True if a change after ``begin``, in nanoseconds since 1970, would be visible in the states."""
+        recent = begin - SETTLED_NS
+        return all(0 < max(state[:2]) < recent for state in self.stamps.values()) and not self.devices & timeless()
 
 
-def _stamp(state: os.stat_result) -> tuple[int, int, int]:
+def _stamp(state: os.stat_result) -> Stamp:
     third = state.st_ino % 2**63 if stat.S_ISDIR(state.st_mode) else state.st_size
     return state.st_mtime_ns, state.st_ctime_ns, third
 
 
-def timeless(mounts: str = "/proc/self/mountinfo") -> frozenset[int]:
+def timeless(mounts: str = "/proc/self/mountinfo") -> set[int]:
     """Return FUSE devices, such as object stores, whose folders may have arbitrary times.
 
     Args:
         mounts: Linux's list of mounts; without it the result is empty.
     """
-    found = set()
     try:
-        with open(mounts, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123
-            for line in lines:
-                left, _, right = line.partition(" - ")
-                if re.match(r"fuse(\.| )", right):  # not fuseblk: NTFS, on a disk
-                    major, minor = left.split()[2].split(":")
-                    found.add(os.makedev(int(major), int(minor)))
-    except (OSError, ValueError, IndexError):
-        pass
-    return frozenset(found)
+        lines = Path(mounts).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    fuse = [line for line in lines if re.search(r" - fuse[. ]", line)]  # not fuseblk: NTFS, on a disk
+    return {os.makedev(*map(int, line.split()[2].split(":"))) for line in fuse}
 
 
-def stamps(paths: Sequence[str]) -> list[tuple[int, int, int]]:
+def stamps(paths: Sequence[str]) -> list[Stamp]:
     """Return the state of each path.
 
     Raises:
         OSError: A path does not exist.
     """
-    return [stamp(path) for path in paths]
+    return [_stamp(os.stat(path)) for path in paths]  # noqa: PTH116 (as above)
 
 
 @contextmanager
@@ -153,7 +140,7 @@ def stored(
     name: Sequence[str],
     recipe: Sequence[str],
     find: Callable[[IndexProgress], Found],
-    states: Callable[[Sequence[str]], Sequence[tuple[int, int, int]]] = stamps,
+    states: Callable[[Sequence[str]], Sequence[Stamp]] = stamps,
     least: int | None = None,
 ) -> Found:
     """Return the cached result of ``find``, or call it if anything has changed.
@@ -165,29 +152,25 @@ def stored(
         recipe: All other inputs of the result; a different recipe invalidates the cache.
         find: Function that lists the files and records the paths it used.
         states: Function that returns the current states of recorded paths; OSError if one does not exist.
-        least: Minimum number of samples (length of the first column) for storing; default `LEAST`.
+        least: Minimum number of samples for storing; default `LEAST`.
 
     Raises:
         UserError: ``find`` raised it; errors are not stored.
     """
-    path = cache_folder() / "listings" / f"{_digest([str(VERSION), *name])}.npz"
-    made_by = _digest(recipe)
-    if not _ignore_stored.get():
-        found = _load(path, made_by, states)
-        if found is not None:
-            if _size(found) >= LOGGED:
-                log.info("%s: %s files, from the stored listing", name[1], f"{_size(found):,}")
-            return found
-    watch = IndexProgress()
-    begin = time.perf_counter()
-    found = find(watch)
-    seconds = time.perf_counter() - begin
-    kept = False
-    if _size(found) >= (LEAST if least is None else least) and watch.settled:
-        kept = _save(path, made_by, found, watch)
-    if _size(found) >= LOGGED:
-        after = ", stored for the next run" if kept else ""
-        log.info("%s: %s files, listed in %.1f s%s", name[1], f"{_size(found):,}", seconds, after)
+    digest = hashlib.sha256(json.dumps([VERSION, *name]).encode()).hexdigest()
+    path = cache_folder() / "listings" / f"{digest}.npz"
+    found = None if _ignore_stored.get() else _load(path, recipe, states)
+    how = "from the stored listing"
+    if found is None:
+        begin = time.time_ns()
+        watch = IndexProgress()
+        found = find(watch)
+        how = f"listed in {(time.time_ns() - begin) / 1e9:.1f} s"
+        large = len(found) >= (LEAST if least is None else least)
+        if large and watch.settled(begin) and _save(path, recipe, found, watch):
+            how += ", stored for the next run"
+    if len(found) >= LOGGED:
+        log.info("%s: %s files, %s", name[1], f"{len(found):,}", how)
     return found
 
 
@@ -204,18 +187,12 @@ def tree(paths: list[str], labels: list[int], keys: list[str] | None = None, not
         UserError: Two files have the same key.
     """
     names = paths if keys is None else keys
-    order = sorted(range(len(names)), key=names.__getitem__)
-    ordered = [names[index] for index in order]
-    for index in range(1, len(ordered)):
-        if ordered[index] == ordered[index - 1]:
-            raise UserError(f"{ordered[index]!r} is listed twice")
-    columns = {
-        "labels": np.asarray(labels, dtype=np.int64)[np.asarray(order, dtype=np.int64)],
-        "numbers": numbers_of(ordered),
-    }
+    order = key_order(names)
+    ordered = [names[index] for index in order.tolist()]
     texts = {"keys": Strings.of(ordered)}
     if names != paths:
-        texts["paths"] = Strings.of([paths[index] for index in order])
+        texts["paths"] = Strings.of(paths).take(order)
+    columns = {"labels": np.asarray(labels, dtype=np.int64)[order], "numbers": numbers_of(ordered)}
     return Found(columns, texts, tuple(notes))
 
 
@@ -229,23 +206,13 @@ def samples_of(found: Found, home: Path, classes: Sequence[str]) -> Samples:
     return samples.numbered(found.columns["numbers"])
 
 
-def _size(found: Found) -> int:
-    return len(next(iter(found.columns.values())))
-
-
-def _digest(words: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()
-
-
-def _save(path: Path, recipe: str, found: Found, watch: IndexProgress) -> bool:
+def _save(path: Path, recipe: Sequence[str], found: Found, watch: IndexProgress) -> bool:
     """Write a listing; return True on success."""
-    about = {"recipe": recipe, "notes": found.notes, "columns": list(found.columns), "texts": list(found.texts)}
-    arrays: dict[str, Any] = {f"column {name}": column for name, column in found.columns.items()}
-    arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    arrays["stamps"] = np.asarray(watch.stamps, np.int64)
-    texts = {"watched": Strings.of(watch.paths)} | {f"text {name}": text for name, text in found.texts.items()}
-    for name, text in texts.items():
-        arrays |= {f"{name} raw": text.raw, f"{name} starts": text.starts, f"{name} ends": text.ends}
+    about = {"recipe": recipe, "stamps": watch.stamps, "notes": found.notes}
+    about |= {"columns": list(found.columns), "texts": list(found.texts)}
+    arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+    arrays |= {f"column {name}": column for name, column in found.columns.items()}
+    arrays |= {f"{name} {part}": array for name, text in found.texts.items() for part, array in vars(text).items()}
     try:
         with atomic_file(path) as stream:
             np.savez(stream, **arrays)
@@ -255,25 +222,21 @@ def _save(path: Path, recipe: str, found: Found, watch: IndexProgress) -> bool:
     return True
 
 
-def _load(path: Path, recipe: str, states: Callable[[Sequence[str]], Sequence[tuple[int, int, int]]]) -> Found | None:
+def _load(path: Path, recipe: Sequence[str], states: Callable[[Sequence[str]], Sequence[Stamp]]) -> Found | None:
     """Load a stored listing, or return None if it is missing or outdated."""
     try:
         with np.load(path, allow_pickle=False) as file:
-
-            def text(name: str) -> Strings:
-                return Strings(*(file[f"{name} {part}"] for part in ("raw", "starts", "ends")))
-
             about = json.loads(file["about"].tobytes())
-            if about["recipe"] != recipe:
+            if about["recipe"] != list(recipe):
                 return None
-            if not np.array_equal(file["stamps"], np.asarray(states(list(text("watched"))), np.int64)):
-                log.debug("what %s lists has changed", path)
+            if list(about["stamps"].values()) != list(map(list, states(list(about["stamps"])))):
                 return None
             columns = {name: file[f"column {name}"] for name in about["columns"]}
-            texts = {name: text(f"text {name}") for name in about["texts"]}
+            texts = {
+                name: Strings(*(file[f"{name} {part}"] for part in ("raw", "starts", "ends")))
+                for name in about["texts"]
+            }
             return Found(columns, texts, tuple(about["notes"]))
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # a damaged file raises many types; the folder is listed again
+    except Exception as error:  # no file, or a damaged one, which raises many types; the folder is listed again
         log.debug("the stored listing %s cannot be used: %s", path, error)
         return None

@@ -60,7 +60,7 @@ def test_lone_validation_folder_is_for_testing(tree: Tree, caplog: pytest.LogCap
     root = tree(**{"Train/cat": 3, "VAL/cat": 2})
     with caplog.at_level(logging.WARNING, "randlora_pl"):
         assert len(must(root, "test")) == 2
-    assert read(root, "val") is None and "its val folder is used for testing" in caplog.text
+    assert read(root, "val") is None and "its val split is used for testing" in caplog.text
 
 
 def test_class_called_train(tree: Tree) -> None:

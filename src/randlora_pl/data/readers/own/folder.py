@@ -11,11 +11,8 @@ from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import SUFFIXES, is_image
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers.own.labels import ALIASES, SPLIT_OF, source_split
 from randlora_pl.utils.errors import UserError, near
-
-ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-
-_SPLIT_NAMES = {name for names in ALIASES.values() for name in names}
 
 log = logging.getLogger("randlora_pl")
 
@@ -23,11 +20,9 @@ TREE = "expected {root}/CLASS/IMAGE, or {root}/train/CLASS/IMAGE with val/ and t
 
 
 def folder(row: DatasetSpec, root: Path, split: str) -> Samples | None:
-    """Read images below ``root``: splits from ``train``, ``val`` and ``test`` folders, else all are ``train``.
+    """Read images below ``root``: splits from ``train``, ``val`` and ``test`` folders (see `source_split`), else all.
 
-    The classes are the sorted sub-folders of the train split. A ``val`` folder without ``test`` is used as ``test``,
-    because accuracy is reported on images not used for model selection; validation images then come from the train
-    split.
+    The classes are the sorted sub-folders of the train split.
 
     Raises:
         UserError: The folder does not exist, has no classes, an empty class, or a class without training images.
@@ -36,21 +31,19 @@ def folder(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise UserError(f"The data folder {root} {what}; {TREE.format(root=root)}. Set it with --data.root PATH")
-    found = _split_folders(root)
-    if split == "test" and found.get("test", root).name.lower() in ALIASES["val"]:
-        log.warning("%s has no test folder: its val folder is used for testing", root)
-    home = found.get(split, None if "train" in found else root if split == "train" else None)
-    if home is None:
+    homes = _split_folders(root)
+    source = source_split(split, homes, root)
+    if source is None:
         return None
-    classes = list(class_folders(found.get("train", root)))
+    home = homes[source]
+    classes = list(class_folders(homes["train"]))
     here = class_folders(home)
-    if split != "train":
-        unknown = [name for name in here if name not in classes]
-        if unknown:
-            raise UserError(
-                f"The class {unknown[0]!r} is in {home} but not in {found['train']}.{near(unknown[0], classes)}"
-                " Every class needs training images"
-            )
+    unknown = [name for name in here if name not in classes]
+    if unknown:
+        raise UserError(
+            f"The class {unknown[0]!r} is in {home} but not in {homes['train']}.{near(unknown[0], classes)}"
+            " Every class needs training images"
+        )
 
     def find(watch: listing.IndexProgress) -> listing.Found:
         paths: list[str] = []
@@ -76,7 +69,7 @@ def folder(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Return the split folders below ``root``; {} if ``root`` has class folders."""
+    """Return the folder of each split; only ``train`` if ``root`` has class folders."""
     folders = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
     found: dict[str, Path] = {}
     for split, names in ALIASES.items():
@@ -85,18 +78,12 @@ def _split_folders(root: Path) -> dict[str, Path]:
                 found.setdefault(split, folders[name])
     if "train" not in found or not _sub_folders(found["train"]):
         _refuse_half_split(root, found, len(folders))
-        return {}  # a class may be named "train"
-    if "test" not in found and "val" in found:
-        found["test"] = found.pop("val")
+        return {"train": root}  # a class may be named "train"
     return found
 
 
 def _refuse_half_split(root: Path, found: dict[str, Path], folders: int) -> None:
-    """Refuse folders named after splits without a proper layout: their images would be trained on as classes.
-
-    Raises:
-        UserError: All folders are named after splits but have no classes, or classes are beside a test folder.
-    """
+    """Refuse folders named after splits without a proper layout: their images would be trained on as classes."""
     if len(found) > 1 and len(found) == folders:
         raise UserError(
             f"{found.get('train', root)} has no class folders, so its images have no labels; {TREE.format(root=root)}"
@@ -128,7 +115,7 @@ def class_folders(home: Path) -> dict[str, Path]:
     folders = _sub_folders(home)
     if not folders:
         loose = " (there are images in it, but a class is a sub-folder)" if any(map(is_image, home.iterdir())) else ""
-        is_split = home.name.lower() in _SPLIT_NAMES
+        is_split = home.name.lower() in SPLIT_OF
         tree = f"expected {home}/CLASS/IMAGE" if is_split else TREE.format(root=home)
         raise UserError(f"The data folder {home} has no class folders{loose}; {tree}")
     if len(folders) == 1 and len(_sub_folders(only := next(iter(folders.values())))) > 1:

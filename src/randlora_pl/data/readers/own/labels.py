@@ -4,8 +4,10 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from randlora_pl.data.readers.own.folder import ALIASES
 from randlora_pl.utils.errors import UserError, near
+
+ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+"""Accepted names of each split, in order of preference."""
 
 SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
 """Split of each accepted name."""

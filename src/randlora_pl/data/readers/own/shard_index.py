@@ -5,6 +5,7 @@ import os
 import re
 import time
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,15 +15,14 @@ import numpy as np
 
 from randlora_pl.data.locations import as_typed, expanded, is_command, is_pattern, is_url, listed, without_query
 from randlora_pl.data.readers import listing_cache as listing
-from randlora_pl.data.readers.dispatch import SPLITS, numbers_of
+from randlora_pl.data.readers.dispatch import SPLITS, key_order, numbers_of
 from randlora_pl.data.readers.own import tar_files as tars
-from randlora_pl.data.readers.own.folder import ALIASES
+from randlora_pl.data.readers.own.labels import SPLIT_OF
 from randlora_pl.data.string_array import Strings
 from randlora_pl.utils.errors import UserError
 
 EXPECTED = "expected a folder of .tar files, a pattern such as train-{000..099}.tar, or a text file that lists them"
 
-_SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
 _READERS = 8
 _PROGRESS_S = 10
 
@@ -107,7 +107,7 @@ def find(root: Path) -> ShardPaths:
 
 def _in_folder(root: Path) -> list[str]:
     """Return the .tar files in a folder and in its sub-folders named after splits."""
-    parts = [root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in _SPLIT_OF)]
+    parts = [root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in SPLIT_OF)]
     files = sorted(
         path for part in parts for path in part.iterdir() if not path.name.startswith(".") and path.is_file()
     )
@@ -124,8 +124,8 @@ def split_of(shard: str) -> str:
     """Return the split in a shard's file or folder name, or ""."""
     path = PurePosixPath(shard.replace("\\", "/"))
     for word in (*re.findall("[a-z]+", path.stem.lower()), path.parent.name.lower()):
-        if word in _SPLIT_OF:
-            return _SPLIT_OF[word]
+        if word in SPLIT_OF:
+            return SPLIT_OF[word]
     return ""
 
 
@@ -141,77 +141,60 @@ def index(shard_paths: ShardPaths, split: str) -> listing.Found:
     paths = shard_paths.by_split[split]
 
     def make(watch: listing.IndexProgress) -> listing.Found:
-        for path, state in zip(paths, _states(paths), strict=True):
-            if is_url(path):
-                watch.add(path, state)
-                watch.settled &= tars.marked(state)
-            else:
-                watch(path)
+        watch.stamps.update(zip(paths, _states(paths), strict=True))
         return _index(shard_paths, paths, by_key=split == "train")
 
-    absolute = [path if is_url(path) else os.path.abspath(path) for path in paths]  # noqa: PTH100 (links stay)
-    title = shard_paths.title if is_url(shard_paths.title) else os.path.abspath(shard_paths.title)  # noqa: PTH100
-    return listing.stored(("webdataset", title, split), absolute, make, _states, least=1)
+    absolute, title = map(_absolute, paths), _absolute(shard_paths.title)
+    return listing.stored(("webdataset", title, split), list(absolute), make, _states, least=1)
 
 
-def _states(paths: Sequence[str]) -> list[tuple[int, int, int]]:
+def _absolute(location: str) -> str:
+    return location if is_url(location) else os.path.abspath(location)  # noqa: PTH100 (links stay)
+
+
+def _states(paths: Sequence[str]) -> list[listing.Stamp]:
     with ThreadPoolExecutor(_READERS) as threads:
-        return list(threads.map(lambda path: tars.state(path) if is_url(path) else listing.stamp(path), paths))
+        return list(threads.map(lambda path: tars.state(path) if is_url(path) else listing.stamps([path])[0], paths))
 
 
 def _index(shard_paths: ShardPaths, paths: Sequence[str], by_key: bool) -> listing.Found:
     members: list[str] = []
-    shard: list[int] = []
-    offset: list[int] = []
-    length: list[int] = []
-    label: list[int] = []
-    numbers: dict[str, int] = {}
+    columns: dict[str, list[int]] = {"shard": [], "offset": [], "length": [], "label": []}
+    labels: dict[str, int] = {}
     remarks: list[str] = []
     logged = time.monotonic()
     with ThreadPoolExecutor(_READERS) as threads:
         for number, (samples, remark) in enumerate(threads.map(tars.scan, paths)):
             remarks += [remark] if remark else []
-            for sample in samples:
-                members.append(sample.member)
-                shard.append(number)
-                offset.append(sample.offset)
-                length.append(sample.length)
-                label.append(numbers.setdefault(unicodedata.normalize("NFC", sample.label), len(numbers)))
+            for member, offset, length, text in samples:
+                members.append(member)
+                label = labels.setdefault(unicodedata.normalize("NFC", text), len(labels))
+                for column, value in zip(columns.values(), (number, offset, length, label), strict=True):
+                    column.append(value)
             if time.monotonic() - logged > _PROGRESS_S:
                 logged = time.monotonic()
                 log.info("%s: indexed %s of %s shards", shard_paths.title, f"{number + 1:,}", f"{len(paths):,}")
     if not members:
         raise UserError(f"The shards of {shard_paths.title} have no samples; the first is {paths[0]}")
-    keys = _keys(members, shard, paths)
-    order = np.asarray(sorted(range(len(keys)), key=keys.__getitem__) if by_key else range(len(keys)), dtype=np.int64)
+    keys = _keys(members, columns["shard"], paths)
+    order = key_order(keys) if by_key else np.arange(len(keys))
     ordered = [keys[position] for position in order.tolist()]
-    columns = {
-        name: np.asarray(column, dtype=np.int64)[order]
-        for name, column in (("shard", shard), ("offset", offset), ("length", length), ("label", label))
-    }
-    texts = {
-        "members": Strings.of([members[position] for position in order.tolist()]),
-        "labels": Strings.of(list(numbers)),
-    }
+    texts = {"members": Strings.of(members).take(order), "labels": Strings.of(list(labels))}
     if keys is not members:
         texts["keys"] = Strings.of(ordered)
     more = f" (and {len(remarks) - 1} more shards)" if len(remarks) > 1 else ""
     notes = (remarks[0] + more,) if remarks else ()
-    return listing.Found(columns | {"numbers": numbers_of(ordered)}, texts, notes)
+    arrays = {name: np.asarray(column, dtype=np.int64)[order] for name, column in columns.items()}
+    return listing.Found(arrays | {"numbers": numbers_of(ordered)}, texts, notes)
 
 
 def _keys(members: list[str], shard: list[int], paths: Sequence[str]) -> list[str]:
-    """Return the key of each sample (see `shards`).
-
-    Raises:
-        UserError: Two samples have the same key.
-    """
-    seen: set[str] = set()
-    shared = {name for name in members if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
-    if not shared and "".join(members).isascii():
+    """Return the key of each sample (see `shards`)."""
+    repeated = {name for name, times in Counter(members).items() if times > 1}
+    if not repeated and "".join(members).isascii():
         return members
     stems = [PurePosixPath(without_query(path).replace("\\", "/")).stem for path in paths]
-    keys = [f"{stems[part]}/{name}" if name in shared else name for name, part in zip(members, shard, strict=True)]
+    keys = [f"{stems[part]}/{name}" if name in repeated else name for name, part in zip(members, shard, strict=True)]
     keys = [unicodedata.normalize("NFC", key) for key in keys]
     first: dict[str, int] = {}
     for key, part in zip(keys, shard, strict=True):

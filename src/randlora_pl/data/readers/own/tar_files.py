@@ -1,15 +1,21 @@
-"""Uncompressed tar files of images, local or at a URL: their contents, and reads of byte ranges."""
+"""Uncompressed tar files of images, local or at a URL: their contents, and reads of byte ranges.
+
+`datasets` and `wids` cannot replace this file: both first copy every shard to the local disk, and read damaged shards
+without an error (holes end them silently); `wids` also needs the sizes beforehand, and runs URLs in a shell.
+"""
 
 import json
 import os
+import posixpath
 import re
 import tarfile
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import IO, Any
+from functools import lru_cache
+from typing import IO, Any, NamedTuple
 
 from randlora_pl.data.images.decode import SUFFIXES
 from randlora_pl.data.locations import is_url
@@ -31,12 +37,10 @@ PADDING = 2**20
 
 _READ_AHEAD = 2**22
 _CHUNK = 2**18
-_LABELS = ("cls", "json")
-_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """Image in a tar file.
 
     Attributes:
@@ -52,12 +56,11 @@ class Sample:
     label: str
 
 
-@dataclass
-class _Members:
-    """Files of one sample: (name, offset, length) by suffix, and the contents of label files."""
-
-    files: dict[str, tuple[str, int, int]] = field(default_factory=dict)
-    words: dict[str, bytes] = field(default_factory=dict)
+class _Member(NamedTuple):
+    name: str
+    offset: int
+    length: int
+    content: bytes = b""
 
 
 def scan(shard: str) -> tuple[list[Sample], str]:
@@ -68,36 +71,30 @@ def scan(shard: str) -> tuple[list[Sample], str]:
     Raises:
         UserError: The file is missing, compressed or damaged, or a sample is incomplete or repeated.
     """
-    groups: dict[str, _Members] = {}
+    groups: dict[str, dict[str, _Member]] = defaultdict(dict)
     with opened(shard) as stream:
-        for name, offset, length in _files(shard, stream):
-            folder, _, base = name.rpartition("/")
+        for member in _members(shard, stream):
+            folder, base = posixpath.split(member.name)
             stem, _, suffix = base.partition(".")
             if not stem or folder.startswith("__"):  # hidden files; __MACOSX
                 continue
-            suffix = suffix.lower()
-            sample = groups.setdefault(f"{folder}/{stem}" if folder else stem, _Members())
-            if suffix in sample.files:
-                raise UserError(f"{shard}: the member {name!r} is repeated, the second is at byte {offset:,}")
-            sample.files[suffix] = (name, offset, length)
-            if suffix in _LABELS and length <= LABEL_BYTES:
-                stream.seek(offset)
-                sample.words[suffix] = stream.read(length)
+            group, suffix = groups[posixpath.join(folder, stem)], suffix.lower()
+            if suffix in group:
+                where = f"the second is at byte {member.offset:,}"
+                raise UserError(f"{shard}: the member {member.name!r} is repeated, {where}")
+            if suffix in ("cls", "json") and member.length <= LABEL_BYTES:
+                stream.seek(member.offset)
+                member = member._replace(content=stream.read(member.length))
+            group[suffix] = member
         remark = _ending(shard, stream)
     samples = [_sample(shard, key, members) for key, members in groups.items()]
     return sorted(samples, key=lambda sample: sample.offset), remark
 
 
-def _files(shard: str, stream: IO[bytes]) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset, length) of regular files in a tar file; the stream then is at the end mark.
-
-    Raises:
-        UserError: The file is compressed, truncated or not a tar file, or a member is sparse.
-    """
-    head = stream.read(6)
-    for sign, remedy in _COMPRESSED.items():
-        if head.startswith(sign):
-            raise UserError(f"{shard} is compressed, so its members cannot be read individually. Run {remedy} first")
+def _members(shard: str, stream: IO[bytes]) -> Iterator[_Member]:
+    """Yield the regular files in a tar file; the stream then is at the end mark."""
+    if stream.read(6).startswith(_COMPRESSED):
+        raise UserError(f"{shard} is compressed, so its members cannot be read individually. Uncompress it first")
     stream.seek(0)
     last = ""
     begin = 0
@@ -112,7 +109,7 @@ def _files(shard: str, stream: IO[bytes]) -> Iterator[tuple[str, int, int]]:
                         "without tar's option --sparse"
                     )
                 if info.isreg():
-                    yield info.name.removeprefix("./"), info.offset_data, info.size
+                    yield _Member(info.name.removeprefix("./"), info.offset_data, info.size)
             end = tar.offset
     except tarfile.ReadError as error:
         if last:
@@ -127,9 +124,6 @@ def _ending(shard: str, stream: IO[bytes]) -> str:
 
     The rest must be zeros: tarfile takes the first block of zeros as the end, but it may be a hole in an incomplete
     copy, or the end of the first of several concatenated files.
-
-    Raises:
-        UserError: The rest has non-zero bytes.
     """
     where = stream.tell()
     mark = stream.read(tarfile.BLOCKSIZE)
@@ -149,51 +143,36 @@ def _ending(shard: str, stream: IO[bytes]) -> str:
     return "" if mark else f"{shard} has no end mark: it may have been cut off at byte {where:,}"
 
 
-def _sample(shard: str, key: str, members: _Members) -> Sample:
-    """Return the image and label of a sample's files.
-
-    Raises:
-        UserError: The image or the label is missing or ambiguous.
-    """
-    files = members.files
-    images = [suffix for suffix in files if f".{suffix}" in SUFFIXES]
-    names = ", ".join(name for name, _, _ in files.values())
+def _sample(shard: str, key: str, members: dict[str, _Member]) -> Sample:
+    """Return the image and label of a sample's files by suffix."""
+    images = [member for suffix, member in members.items() if f".{suffix}" in SUFFIXES]
+    names = ", ".join(member.name for member in members.values())
     if len(images) != 1:
         what = "no image" if not images else f"{len(images)} images"
         raise UserError(f"{shard}: the sample {key!r} has {what}; its members are {names}")
-    name, offset, length = files[images[0]]
-    if "cls" in files:
-        label = members.words.get("cls", b"").decode("utf-8", "replace").strip()
+    if "cls" in members:
+        label = members["cls"].content.decode("utf-8", "replace").strip()
         if not label:
-            raise UserError(f"{shard}: {files['cls'][0]} has no class number or name")
-    elif "json" in files:
-        label = _json_label(f"{shard}: {files['json'][0]}", members.words.get("json", b""))
-    elif "txt" in files:
-        raise UserError(
-            f"{shard}: the sample {key!r} has a caption ({files['txt'][0]}), but captions are not classes. "
-            f"Expected {key}.cls, or {key}.json with 'label'; for captions: --data.dataset pairs"
-        )
+            raise UserError(f"{shard}: {members['cls'].name} has no class number or name")
+    elif "json" in members:
+        label = _json_label(f"{shard}: {members['json'].name}", members["json"].content)
     else:
-        raise UserError(
-            f"{shard}: the sample {key!r} has no label, its members are {names}. "
-            f"Expected {key}.cls, or {key}.json with 'label'"
-        )
-    return Sample(name, offset, length, label)
+        what, more = f"no label, its members are {names}", ""
+        if "txt" in members:
+            what = f"a caption ({members['txt'].name}), but captions are not classes"
+            more = "; for captions: --data.dataset pairs"
+        expected = f"Expected {key}.cls, or {key}.json with 'label'{more}"
+        raise UserError(f"{shard}: the sample {key!r} has {what}. {expected}")
+    return Sample(*images[0][:3], label)
 
 
 def _json_label(where: str, content: bytes) -> str:
-    """Return the ``label`` or ``cls`` of a JSON object.
-
-    Raises:
-        UserError: No value is a whole number or a name.
-    """
+    """Return the ``label`` or ``cls`` of a JSON object."""
     try:
         loaded = parse_json(content)
     except ValueError as error:
         raise UserError(f"{where} cannot be read: {error}") from error
-    found = (
-        next((loaded[name] for name in ("label", "cls") if name in loaded), None) if isinstance(loaded, dict) else None
-    )
+    found = loaded.get("label", loaded.get("cls")) if isinstance(loaded, dict) else None
     if isinstance(found, bool) or not isinstance(found, int | str) or not str(found).strip():
         raise UserError(f"{where} has no class; expected 'label' or 'cls' with a whole number or a name")
     return str(found).strip()
@@ -236,7 +215,9 @@ def remote(url: str) -> tuple[Any, str]:
 
 
 def state(url: str) -> tuple[int, int, int]:
-    """Return the state of a remote file: a hash of the server's version marks (see `marked`), 0, and its size.
+    """Return the state of a remote file: a hash of the server's version marks, 0, and its size.
+
+    The hash is 0 without marks: a changed file of the same size would look unchanged.
 
     Raises:
         UserError: The file does not exist.
@@ -251,11 +232,6 @@ def state(url: str) -> tuple[int, int, int]:
     return mark, 0, int(about.get("size") or 0)
 
 
-def marked(state: tuple[int, int, int]) -> bool:
-    """Return True if the server gave a version mark: without one, a changed file of the same size looks unchanged."""
-    return state[0] != 0
-
-
 def unreadable(location: str, error: BaseException) -> UserError:
     """Return the error for an unreadable file."""
     while isinstance(error, FileNotFoundError) and error.__cause__ is not None:  # fsspec raises it for every failure
@@ -265,22 +241,14 @@ def unreadable(location: str, error: BaseException) -> UserError:
     return UserError(f"The shard {location} cannot be read: {why}")
 
 
-class _Open:
-    """Open file that is closed with its last reference: another thread may still be reading."""
-
-    def __init__(self, path: str) -> None:
-        self._stream = open_plain(path)
-        self.number = self._stream.fileno()
-
-
 class Parts:
     """Reader of byte ranges; each process opens its own files on demand and keeps some open."""
 
     def __init__(self) -> None:
-        self._open: dict[str, _Open] = {}
+        self._open = lru_cache(KEEP_OPEN)(open_plain)  # a file is closed with its last reference
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_open": {}}
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Parts, ()
 
     def read(self, location: str, offset: int, length: int) -> bytes:
         """Read ``length`` bytes of a file from ``offset``.
@@ -299,27 +267,23 @@ class Parts:
 
     def _local(self, location: str, offset: int, length: int) -> bytes:
         try:
-            if not hasattr(os, "pread"):  # Windows
-                with open_plain(location) as stream:
-                    stream.seek(offset)
-                    return stream.read(length)
-            file = self._open.get(location)
-            if file is None:
-                for old in list(self._open)[: len(self._open) - KEEP_OPEN + 1]:
-                    self._open.pop(old, None)
-                file = self._open[location] = _Open(location)
-            return os.pread(file.number, length, offset)
+            if hasattr(os, "pread"):
+                stream = self._open(location)
+                return os.pread(stream.fileno(), length, offset)
+            with open_plain(location) as stream:  # Windows
+                stream.seek(offset)
+                return stream.read(length)
         except OSError as error:
             raise unreadable(location, error) from error
 
     def _retried(self, location: str, offset: int, length: int) -> bytes:
-        for again in range(TRIES):
-            system, path = remote(location)
+        system, path = remote(location)
+        for again in range(1, TRIES + 1):
             try:
                 content: bytes = system.cat_file(path, start=offset, end=offset + length)
                 return content
             except Exception as error:  # connections fail in long runs
-                if isinstance(error, FileNotFoundError) or again == TRIES - 1:
+                if isinstance(error, FileNotFoundError) or again == TRIES:
                     raise unreadable(location, error) from error
-                time.sleep(again + 1)
+                time.sleep(again)
         raise AssertionError

@@ -18,6 +18,7 @@ from randlora_pl.data.images.decode import decode
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.readers.own import tar_files as tars
+from randlora_pl.data.readers.own.labels import source_split
 from randlora_pl.data.readers.own.shard_index import ShardPaths, find, index
 from randlora_pl.data.string_array import Strings
 from randlora_pl.utils.errors import UserError, near
@@ -80,29 +81,27 @@ def shards(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """
     del row
     shard_paths = find(root)
-    test_is_val = "test" not in shard_paths.by_split and "val" in shard_paths.by_split
-    own = "val" if test_is_val and split == "test" else "" if test_is_val and split == "val" else split
-    if own not in shard_paths.by_split:
-        if split == "train":
-            raise _no_train(shard_paths)
-        return None
-    if own != split:
-        log.warning("%s has no test shards: its val shards are used for testing", shard_paths.title)
     names, templates = shard_paths.lines((NAMES,)), shard_paths.lines(TEMPLATES)
-    class_split = "train" if "train" in shard_paths.by_split else own  # the split whose labels define the classes
-    if class_split != "train" and not names:
-        raise _no_train(shard_paths, f", and no {NAMES}, which testing needs")
+    there = shard_paths.by_split
+    if "train" not in there and (split == "train" or not names):
+        raise UserError(
+            f"{shard_paths.title} has no train shards, only {', '.join(there)}. "
+            f"Rename them to train-..., or put them into train/; testing alone needs {NAMES}"
+        )
+    own = source_split(split, {"train", *there}, shard_paths.title)
+    if own is None:
+        return None
+    class_split = "train" if "train" in there else own  # the split whose labels define the classes
     found = index(shard_paths, own)
-    classes, by_name = _classes(
-        shard_paths, class_split, found if class_split == own else index(shard_paths, class_split), names
-    )
+    of_classes = found if class_split == own else index(shard_paths, class_split)
+    classes, by_name = _classes(shard_paths, class_split, of_classes, names)
     labels = _labels(shard_paths, own, found, classes, by_name)
     if split == "train":
         _complain(shard_paths, labels, classes)
     for note in found.notes:
         log.warning("%s", note)
     shard, offset, length = (found.columns[name] for name in ("shard", "offset", "length"))
-    images = ShardImages(shard_paths.by_split[own], shard, offset, length, found.texts["members"])
+    images = ShardImages(there[own], shard, offset, length, found.texts["members"])
     keys = found.texts.get("keys", found.texts["members"])
     prompts = tuple(template.replace("{c}", "{}") for template in templates)  # {c}: as in clip-benchmark's files
     for template in prompts:
@@ -121,27 +120,10 @@ def index_all(root: Path) -> None:
         index(shard_paths, split)
 
 
-def nameless(classes: Sequence[str]) -> bool:
-    """Return True if classes have only numbers."""
-    return len(classes) > 0 and all(re.fullmatch(r"class \d+", name) for name in classes)
-
-
-def _no_train(shard_paths: ShardPaths, more: str = "") -> UserError:
-    there = ", ".join(shard_paths.by_split)
-    return UserError(
-        f"{shard_paths.title} has no train shards, only {there}{more}. "
-        "Rename them to train-..., or put them into train/"
-    )
-
-
 def _classes(
     shard_paths: ShardPaths, split: str, found: listing.Found, names: Sequence[str]
 ) -> tuple[list[str], dict[str, int] | None]:
-    """Return (class names, label of each name used by the shards, or None if they use numbers).
-
-    Raises:
-        UserError: The labels of the split are of mixed kinds, or do not match ``classnames.txt``.
-    """
+    """Return (class names, label of each name used by the shards, or None if they use numbers)."""
     used = list(found.texts["labels"])
     numeric = [text for text in used if _number(text) is not None]
     if numeric and len(numeric) < len(used):
@@ -168,11 +150,7 @@ def _classes(
 def _labels(
     shard_paths: ShardPaths, split: str, found: listing.Found, classes: Sequence[str], by_name: dict[str, int] | None
 ) -> NDArray[np.int64]:
-    """Return the label of each sample.
-
-    Raises:
-        UserError: A label is not a class; the message names the shard and the image.
-    """
+    """Return the label of each sample."""
     labels = []
     for text in found.texts["labels"]:
         label = _number(text) if by_name is None else by_name.get(text)
