@@ -10,7 +10,7 @@ class ProgressBar(RichProgressBar):
     """Lightning's rich bar, labeled `Training` and without the logger's version."""
 
     def __init__(self) -> None:
-        super().__init__(refresh_rate=1, leave=True)
+        super().__init__(refresh_rate=10, leave=True)  # a second; the end of a stage waits for one refresh
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training"
