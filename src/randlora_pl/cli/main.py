@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from randlora_pl.parallel.launch import process_rank, reported_by_rank_zero
+from randlora_pl.parallel.launch import process_rank
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, near, shortened
 from randlora_pl.utils.signals import raise_on_sigterm
 from randlora_pl.utils.text.printable import escape_unprintable_output, printable
@@ -119,13 +119,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _print_error(mistake: str) -> None:
-    """Print the error; only on rank 0 if all ranks raise it."""
-    rank = process_rank()
-    line = "\n".join(shortened(part, LONGEST_LINE) for part in f"randlora-pl: error: {printable(mistake)}".split("\n"))
-    if rank == 0:
-        print(line, file=sys.stderr, flush=True)
-    if not reported_by_rank_zero(mistake) and rank:
-        print(f"{line} (process {rank})", file=sys.stderr)
+    """Print the error, and the rank of a process other than the first."""
+    which = f"[process {process_rank()}] " if process_rank() else ""
+    text = f"{which}randlora-pl: error: {printable(mistake)}"
+    print("\n".join(shortened(part, LONGEST_LINE) for part in text.split("\n")), file=sys.stderr)
 
 
 def _run(words: list[str]) -> int:

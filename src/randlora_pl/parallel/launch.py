@@ -2,17 +2,15 @@
 
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from randlora_pl.utils.errors import UserError
 
-_PATIENCE = timedelta(minutes=10)
-_MOMENT = timedelta(seconds=3)
 _asked: Counter[str] = Counter()
 _stores: list[Any] = []  # kept open: the process group shares the server of rank 0
 
@@ -85,52 +83,20 @@ def broadcast_decision(what: str, decide: Callable[[], str]) -> str:
             answer = decide()
         except UserError as error:
             store.set(key, json.dumps({"error": error.args}))
+            with suppress(RuntimeError):  # this process may host the store, so that it must not end before the others
+                store.wait([f"{key}/{rank}" for rank in range(1, job.world)], timedelta(seconds=10))
             raise
         store.set(key, json.dumps({"answer": answer}))
         return answer
     found: dict[str, Any] = json.loads(store.get(key))
+    store.set(f"{key}/{job.rank}", "read")
     if "error" in found:
         raise UserError(*found["error"])
     return str(found["answer"])
 
 
-def reported_by_rank_zero(message: str) -> bool:
-    """Return True if rank 0 has reported the same error message.
-
-    Rank 0 writes the message to the store and waits a few seconds so that the others can read it.
-
-    Args:
-        message: Error message of this process; rank 0 has already printed it.
-    """
-    rank = process_rank()
-    try:
-        job = launched()
-    except UserError:
-        return False
-    if job is None:
-        if rank:  # Lightning's rank 0 ends the others
-            time.sleep(_MOMENT.total_seconds())
-        return False
-    key = "mistake"
-    try:
-        store = store_of(job, _MOMENT)
-        if rank == 0:
-            store.set(key, message)
-            time.sleep(_MOMENT.total_seconds())
-            return False
-        store.wait([key], _MOMENT)
-        return bool(store.get(key).decode() == message)
-    except RuntimeError:  # no store, or no message in time
-        return False
-
-
-def store_of(job: Launch, timeout: timedelta = _PATIENCE) -> Any:
-    """Return the store for rendezvous; torchrun or rank 0 hosts it.
-
-    Args:
-        job: The job; each attempt has its own keys.
-        timeout: Maximum wait for the other processes.
-    """
+def store_of(job: Launch) -> Any:
+    """Return the store for rendezvous; torchrun or rank 0 hosts it. Each attempt of a job has its own keys."""
     if _stores:
         return _stores[0]
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
@@ -141,6 +107,6 @@ def store_of(job: Launch, timeout: timedelta = _PATIENCE) -> Any:
 
         cluster = SLURMEnvironment(auto_requeue=False)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
-    store, _, _ = next(rendezvous("env://", job.rank, job.world, timeout=timeout))
+    store, _, _ = next(rendezvous("env://", job.rank, job.world, timeout=timedelta(minutes=10)))
     _stores.append(PrefixStore(f"randlora-pl-{job.attempt}", store))
     return _stores[0]

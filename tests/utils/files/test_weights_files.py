@@ -30,18 +30,11 @@ def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A weights file in a folder whose name is nobody else's business, on a machine that knows no other."""
     monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
-    monkeypatch.setattr("randlora_pl.utils.files.weights_files._here", {})
     monkeypatch.setattr(os, "environ", os.environ.copy())
     folder = tmp_path / "ann's own"
     folder.mkdir()
     torch.save(load_clip("tiny", "random", seed=3).model.state_dict(), folder / "w.pt")
     return folder / "w.pt"
-
-
-def forget(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on another machine."""
-    shutil.rmtree(cache, ignore_errors=True)
-    monkeypatch.setattr("randlora_pl.utils.files.weights_files._here", {})
 
 
 def test_no_file_of_an_adapter_says_where_the_weights_are(private: Path, tmp_path: Path) -> None:
@@ -54,21 +47,18 @@ def test_no_file_of_an_adapter_says_where_the_weights_are(private: Path, tmp_pat
     assert config["base_model"]["sha256"] == file_sha256(private)
 
 
-def test_another_process_of_this_machine_finds_it(
-    private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_process_of_this_machine_finds_it(private: Path, tmp_path: Path) -> None:
     saved(tmp_path / "a", pretrained=str(private))
-    monkeypatch.setattr("randlora_pl.utils.files.weights_files._here", {})  # the cache alone
     assert load_task(tmp_path / "a").pretrained == str(private)
     assert load_base(read_adapter(tmp_path / "a")).part is not None
 
 
-def test_another_machine_asks_for_it(private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_machine_asks_for_it(private: Path, tmp_path: Path) -> None:
     task = saved(tmp_path / "a", pretrained=str(private))
     moved = tmp_path / "elsewhere" / "w.pt"
     moved.parent.mkdir()
     private.rename(moved)
-    forget(tmp_path / "cache", monkeypatch)
+    shutil.rmtree(tmp_path / "cache")
     message = (
         rf"weights of its base model tiny are the file w\.pt \(SHA-256 {file_sha256(moved)[:12]}.*--pretrained FILE"
     )
@@ -77,7 +67,7 @@ def test_another_machine_asks_for_it(private: Path, tmp_path: Path, monkeypatch:
             load(tmp_path / "a")
     images = torch.rand(2, 3, 32, 32)
     for place in (moved, moved.parent):  # the file, or a folder of files
-        forget(tmp_path / "cache", monkeypatch)
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         register_weights([place])
         with torch.no_grad():
             torch.testing.assert_close(load_task(tmp_path / "a").class_logits(images), task.class_logits(images))
@@ -104,6 +94,7 @@ def test_bases_without_a_file_need_none() -> None:
 def test_a_cache_that_cannot_be_written_is_no_mistake(private: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
     digest = remember(private)
+    register_weights([private])
     assert find_weights({"pretrained": "w.pt", "sha256": digest}, "a") == str(private)
 
 

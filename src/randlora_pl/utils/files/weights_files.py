@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -41,34 +42,18 @@ def _sha256(file: Path, time: int, size: int) -> str:
 
 
 def remember(path: str | Path) -> str:
-    """Store the path of a weights file in the cache.
-
-    Returns:
-        SHA-256 of the file.
-    """
-    file = Path(path).expanduser().absolute()
-    digest = file_sha256(file)
-    _here[digest] = file
-    try:
-        if not _note(digest).is_file() or _noted(digest) != file:
-            write_bytes(_note(digest), os.fsencode(file))
-    except OSError:  # without a cache, the user has to pass --pretrained later
-        pass
+    """Store the path of a weights file in the cache, and return the file's SHA-256."""
+    file, digest = Path(path).expanduser().absolute(), file_sha256(path)
+    with suppress(OSError):  # without a cache, the user has to pass --pretrained later
+        if _noted(digest) != file:
+            write_bytes(cache_folder() / "weights_files" / digest, os.fsencode(file))
     return digest
 
 
-_here: dict[str, Path] = {}
-
-
-def _note(digest: str) -> Path:
-    return cache_folder() / "weights_files" / digest
-
-
 def _noted(digest: str) -> Path | None:
-    try:
-        return Path(os.fsdecode(_note(digest).read_bytes()))
-    except (OSError, ValueError):  # ValueError: the hash contains a null byte
-        return _here.get(digest)
+    with suppress(OSError, ValueError):  # ValueError: the hash contains a null byte
+        return Path(os.fsdecode((cache_folder() / "weights_files" / digest).read_bytes()))
+    return None
 
 
 def register_weights(files: list[Path]) -> None:
