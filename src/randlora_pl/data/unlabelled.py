@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,37 +10,18 @@ import torch
 from torch import Tensor
 
 from randlora_pl.data.images.decode import FORMATS, MOST_PIXELS, FileImages, decode
-from randlora_pl.data.images.frame import Frame, ImageSpecLike
+from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.transforms import eval_batch, pixels_needed
-from randlora_pl.data.loading.image_batches import load_images
-from randlora_pl.data.loading.loader import Batch, Loader
+from randlora_pl.data.loading.image_batches import EvalBatches
+from randlora_pl.data.loading.loader import Loader
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.readers.own.folder import list_images
 from randlora_pl.data.sampling.schedule import EvalSchedule
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.image_spec import ImageSpec
 
 
-@dataclass(frozen=True)
-class PlainBatches:
-    """Batches of ``image`` (b, 3, H, W) float32, ``index`` (b,) int64 and ``readable`` (b,) bool, in order."""
-
-    samples: Samples
-    schedule: EvalSchedule
-    frame: Frame
-    skip: bool = False
-
-    def __len__(self) -> int:
-        return len(self.schedule)
-
-    def __getitem__(self, number: int) -> Batch:
-        indices, _ = self.schedule[number]
-        images, bad = load_images(self.samples, indices, self.frame, None, self.skip)
-        readable = torch.tensor([index not in bad for index in range(len(images))])
-        batch = {"image": eval_batch(images, self.frame), "index": indices, "readable": readable}
-        return batch | ({"bad": list(bad.values())} if bad else {})
-
-
-def frame_of(metadata: Mapping[str, Any], spec: ImageSpecLike) -> Frame:
+def frame_of(metadata: Mapping[str, Any], spec: ImageSpec) -> Frame:
     """Return the preprocessing of an adapter's training images, or its model's default.
 
     Args:
@@ -60,8 +39,8 @@ def frame_of(metadata: Mapping[str, Any], spec: ImageSpecLike) -> Frame:
             f"The adapter's metadata.training.frame has size {trained['size']} and std {trained['std']}, which does "
             f"not fit the model's images of {spec.size} pixels. Copy the adapter again."
         )
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in trained.items()}
-    return Frame.of(SimpleNamespace(**{"resize": "crop"} | values))
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in trained.items()}
+    return Frame(**values)
 
 
 def read_image(
@@ -110,7 +89,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 def open_images(
     paths: Sequence[Path],
-    spec: ImageSpecLike,
+    spec: ImageSpec,
     batch_size: int = 256,
     num_workers: int = 0,
     skip: bool = False,
@@ -127,8 +106,7 @@ def open_images(
         most_pixels: Maximum width x height of an image.
 
     Returns:
-        Loader of ``{"image": (b, 3, H, W) float32, "index": (b,) int64, "readable": (b,) bool}``,
-        and the files by ``index``.
+        Loader of batches as `EvalBatches` gives them, with ``weight`` 0 for skipped images; and the files by ``index``.
 
     Raises:
         UserError: A path does not exist or a folder has no images; while iterating: an image is unreadable.
@@ -138,5 +116,5 @@ def open_images(
     samples = Samples(
         FileImages(files, most_pixels), numbers, np.zeros_like(numbers), [str(file) for file in files], ()
     )
-    batches = PlainBatches(samples, EvalSchedule(len(files), batch_size), Frame.of(spec), skip)
+    batches = EvalBatches(samples, EvalSchedule(len(files), batch_size), Frame.of(spec), skip)
     return Loader(batches, num_workers=num_workers), files

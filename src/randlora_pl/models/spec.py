@@ -2,33 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-
-@dataclass(frozen=True)
-class ImageSpec:
-    """Image preprocessing of a model.
-
-    As in the paper, the shorter side is resized and the center is cropped. Other resize modes (``squash`` of the SigLIP
-    and some DFN weights) and timm's ``crop_pct`` are ignored. Training may pad instead.
-
-    Attributes:
-        size: Height and width in pixels.
-        mean: Mean of each channel (red, green, blue) of images on [0, 1].
-        std: Standard deviation of each channel of images on [0, 1].
-        interpolation: ``"bicubic"`` or ``"bilinear"``.
-        resize: ``"crop"``, or ``"pad"``: the whole image on a square of the mean color.
-    """
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str
-    resize: str = "crop"
-
-    def summary(self) -> str:
-        """Return a one-line description."""
-        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
-        padded = ", padded with the mean color" if self.resize == "pad" else ""
-        return f"{self.size} pixels{padded}, {self.interpolation}, mean {mean}, std {std}"
+from randlora_pl.utils.image_spec import ImageSpec as ImageSpec
 
 
 @dataclass(frozen=True)

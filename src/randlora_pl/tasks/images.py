@@ -96,6 +96,5 @@ def predict_step(task: AdaptationTask, batch: dict[str, Any], batch_idx: int) ->
         batch: Of the data module's test images, or of `randlora_pl.data.open_images`.
         batch_idx: Index of the batch.
     """
-    counts = batch["weight"] > 0 if "weight" in batch else batch["readable"]
     shares = task.class_logits(batch["image"]).float().softmax(1)
-    return shares.masked_fill(~counts[:, None], float("nan"))
+    return shares.masked_fill(batch["weight"][:, None] == 0, float("nan"))

@@ -134,7 +134,7 @@ def classify(options: argparse.Namespace) -> Predictions:
                 for name, task, form in turns:
                     for batch in (batches[form] for batches in held):
                         shares = task.class_logits(batch["image"].to(device)).float().softmax(1).cpu()
-                        known = batch["readable"]
+                        known = batch["weight"] > 0
                         found.add_classes(name, batch["index"][known].tolist(), task.classnames, shares[known])
                 turns.reverse()  # the last adapter is already in the model
     except UnreadableImageError as error:
