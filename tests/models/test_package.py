@@ -6,7 +6,6 @@ import randlora_pl.models
 def test_every_public_name_resolves() -> None:
     for name in randlora_pl.models.__all__:
         assert getattr(randlora_pl.models, name) is not None
-    assert set(randlora_pl.models._HOME) == set(randlora_pl.models.__all__)
 
 
 def test_other_names_do_not_exist() -> None:

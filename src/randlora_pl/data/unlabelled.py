@@ -39,8 +39,8 @@ def frame_of(metadata: Mapping[str, Any], spec: ImageSpec) -> Frame:
             f"The adapter's metadata.training.frame has size {trained['size']} and std {trained['std']}, which does "
             f"not fit the model's images of {spec.size} pixels. Copy the adapter again."
         )
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in trained.items()}
-    return Frame(**values)
+    lists = {name: tuple(value) for name, value in trained.items() if isinstance(value, list)}
+    return Frame(**{**trained, **lists})
 
 
 def read_image(
