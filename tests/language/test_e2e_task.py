@@ -203,7 +203,7 @@ def test_texts_that_are_longer_than_the_model_are_refused(root: Path) -> None:
         make_trainer(accelerator="cpu").test(task, e2e(root), verbose=False)
     data = e2e(root, cutoff=80)
     fit(gpt2(overrides={"n_positions": 80}), data)  # cut samples fit
-    assert data.lengths is not None and data.lengths.cut > 0
+    assert data.lengths["train"].cut > 0
 
 
 def test_padding_without_a_token_for_it_is_said_once(

@@ -14,7 +14,7 @@ import torch
 
 from randlora_pl.adapters import BitFit, FullFineTuning, LoRA, RandLoRA
 from randlora_pl.cli.main import main
-from randlora_pl.language.datasets.prompt_template import Template
+from randlora_pl.language.datasets.commonsense import instruction_prompt
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tasks.classification import TextClassificationTask
 from randlora_pl.language.tasks.restore import load_language_task
@@ -153,7 +153,7 @@ def test_prompts_of_commonsense_have_their_template(run: Run, tmp_path: Path) ->
     (tmp_path / "one.txt").write_text("Is water wet?\n")
     line = predicted(run, folder, "--texts", "one.txt")
     task = load_language_task(folder / "adapter")
-    assert [row["written"] for row in line] == task.write([Template().prompt("Is water wet?")])
+    assert [row["written"] for row in line] == task.write([instruction_prompt("Is water wet?")])
     assert line[0]["written"] != task.write(["Is water wet?"])[0]
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from randlora_pl.language.data.batches import Sentences
 from randlora_pl.language.data.labelled_module import LabelledTexts
-from randlora_pl.language.data.sentence_batches import Sentences
 from randlora_pl.language.datasets import text_files
 from randlora_pl.language.datasets.glue import TASKS, read_glue
 from randlora_pl.utils.errors import UserError
@@ -92,7 +92,7 @@ def test_a_fit_reads_each_file_once_and_keeps_no_texts(
     once, data = (Given(dataset=name, root=str(tmp_path), batch_size=8, steps=1) for _ in range(2))
     data.check_test()
     data.setup("fit")
-    assert data._checked is None
+    assert data._checked == {}
     data.setup("test")
     assert sorted(read) == (["test", "train", "val"] if name == "csv" else ["dev", "train"])
     once.setup("fit")

@@ -1,15 +1,19 @@
 """Base of the data modules of texts: encoded once, then handed over in numbered batches."""
 
-from typing import Any
+import hashlib
+from pathlib import Path
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from randlora_pl.data.base import PlannedData
+from randlora_pl.data.catalog.registry import default_root
 from randlora_pl.data.loading.loader import Loader
+from randlora_pl.data.sampling.balance import balance_text
 from randlora_pl.data.sampling.schedule import total_draws
 from randlora_pl.data.validate import check_run
 from randlora_pl.language.data.batches import EvalBatches, Samples, TrainBatches
-from randlora_pl.language.models.tokenization import pad_id
+from randlora_pl.language.models.tokenization import Lengths, pad_id
 from randlora_pl.utils.errors import UserError
 
 
@@ -17,20 +21,30 @@ class TokenData(PlannedData):
     """Base of the data modules of texts. Subclasses read and encode.
 
     Args:
+        root: Folder that holds the data (or one file to train on alone); by default the user's data folder.
         options: Options of all data, see `PlannedData`.
 
     Attributes:
+        own_datasets: Names of datasets of the user's own files.
         usual_epochs: Default number of passes over the training samples.
+        limit: Name of the option with the most tokens of a sample.
+        lengths: Effect of the limit on the encoded samples by split, after `setup`.
         pad: Number to pad with, after `setup`.
     """
 
+    own_datasets: ClassVar[tuple[str, ...]] = ()
     usual_epochs = 3
-    dataset: str
+    limit: str
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, dataset: str, root: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         sizes, length = (self.batch_size, self.eval_batch_size), (self.epochs, self.steps)
         check_run(*sizes, *length, 0, self.sampling, self.num_workers)
+        if dataset in self.own_datasets and root is None:
+            raise UserError(f"The data set {dataset!r} needs --data.root: a folder with train.{dataset}, or one file")
+        self.dataset = dataset
+        self.root = default_root() if root is None else Path(root).expanduser()
+        self.lengths: dict[str, Lengths] = {}
         self._tokenizer: Any = None
         self._held: dict[str, Samples] = {}  # encoded samples by split
         self.pad = 0
@@ -46,6 +60,15 @@ class TokenData(PlannedData):
             UserError: They are missing or wrong.
         """
         raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """Return the facts of `summary` that only this kind of texts has."""
+        raise NotImplementedError
+
+    @property
+    def kind(self) -> str:
+        """Description of the labels for the start summary, with a comma at its end."""
+        return ""
 
     # -- what Lightning calls
 
@@ -66,7 +89,9 @@ class TokenData(PlannedData):
         if learns or tests:
             self.read(learns, tests)
         if stage in ("fit", None):
-            self._plan(len(self._held["train"]), self._draws(), self._labels())
+            samples = len(self._held["train"])
+            draws = total_draws(samples, self.epochs or self.usual_epochs, self.window)
+            self._plan(samples, draws if self.steps is None else self.steps * self.window, self._labels())
 
     def train_dataloader(self) -> Loader:
         """Return the training batches of this rank, from the trainer's optimizer step on."""
@@ -88,22 +113,37 @@ class TokenData(PlannedData):
         """Return the planned draws and the samples, so that a resumed run notices when it continues another plan."""
         return {} if self.plan is None else super().state_dict() | {"samples": self._digest}
 
+    # -- used by the application
+
+    def summary(self) -> dict[str, Any]:
+        """Return flat, JSON-ready facts about the data and the run; splits that were not read are omitted."""
+        facts: dict[str, Any] = {"dataset": self.dataset, "seed": self.seed}
+        facts |= {split: len(held) for split, held in self._held.items()}
+        facts |= self.facts() | {self.limit: getattr(self, self.limit)}
+        if "train" in self._held:
+            facts |= {"tokens": self._held["train"].total, "longest": self.lengths["train"].longest}
+        return facts | self.run_facts()
+
+    def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
+        """Return the start summary's lines about the data, from the result of `summary`."""
+        splits = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
+        absent = self._tests_read and "test" not in facts
+        none = f"; none to test (no test.{self.dataset} in --data.root)" if absent else ""
+        return {
+            "data": f"{self.dataset}: {self.kind}{splits} samples{none}{balance_text(self.balance)}",
+            "tokens": f"{facts['tokens']:,} for training, {facts['tokens'] / max(1, facts['train']):.0f} a sample",
+            self.limit.replace("_", " "): str(self.lengths["train"]),
+        }
+
     # -- for subclasses
 
     def _labels(self) -> Tensor | None:
         """Return the classes (samples,) of the training samples, or None without classes."""
         return None
 
-    def samples_in_words(self, facts: dict[str, Any]) -> str:
-        """Return the sizes of the splits as text, and a note if no test samples were found."""
-        splits = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
-        none = self._tests_read and "test" not in facts
-        return f"{splits} samples" + (f"; none to test (no test.{self.dataset} in --data.root)" if none else "")
-
-    def _draws(self) -> int:
-        if self.steps is not None:
-            return self.steps * self.window
-        return total_draws(len(self._held["train"]), self.epochs or self.usual_epochs, self.window)
+    def _remember(self, texts: object) -> None:
+        """Keep a checksum of the training texts for `state_dict`."""
+        self._digest = hashlib.sha256(repr(texts).encode()).hexdigest()[:12]
 
     def _eval(self, split: str) -> Loader | list[Loader]:
         if split not in self._held:
@@ -111,3 +151,9 @@ class TokenData(PlannedData):
         held = self._held[split]
         batches = EvalBatches(held, self._eval_schedule(len(held)), held.by_length())
         return Loader(batches, 0, self.num_workers or 0, self.skipped)
+
+
+def check_least(name: str, value: int | None, least: int) -> None:
+    """Check that an option is left out or at least this number."""
+    if value is not None and value < least:
+        raise UserError(f"--data.{name} is {value}, but must be at least {least}")

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from randlora_pl.data.loading.loader import Batch
 from randlora_pl.data.sampling.schedule import EvalSchedule, TrainSchedule
 from randlora_pl.language.models.generate import learned_columns
-from randlora_pl.language.models.tokenization import IGNORED, Encoded, collate
+from randlora_pl.language.models.tokenization import IGNORED, Encoded, collate, collate_sentences
 
 MULTIPLE = 8
 """Batches are padded to a multiple of this, as in the paper's scripts."""
@@ -93,6 +94,42 @@ class Tokens(Samples):
         return {"window_samples": len(places), "window_tokens": int(self.counted[places].sum())}
 
 
+class Sentences(Samples):
+    """Labelled sentences or pairs of them.
+
+    Args:
+        encoded: Output of the tokenizer for each, without padding; one or more.
+        labels: Class numbers, or scores.
+        classes: True for class numbers.
+        tokenizer: The one that encoded them.
+        pad: Number to pad with.
+
+    Attributes:
+        labels: int64 class numbers or float32 scores, (samples,).
+    """
+
+    def __init__(
+        self,
+        encoded: Sequence[Mapping[str, list[int]]],
+        labels: Sequence[float],
+        classes: bool,
+        tokenizer: Any,
+        pad: int,
+    ) -> None:
+        names = [name for name in ("input_ids", "token_type_ids") if name in encoded[0]]
+        super().__init__({name: [row[name] for row in encoded] for name in names})
+        self.labels: Tensor = torch.tensor(labels, dtype=torch.int64 if classes else torch.float32)
+        self.tokenizer, self.pad = tokenizer, pad
+
+    def __getitem__(self, number: int) -> dict[str, list[int]]:
+        return {**self._row(number), "attention_mask": [1] * int(self.lengths[number])}
+
+    def batch(self, places: Sequence[int]) -> Batch:
+        """Return a batch padded on the right: the tokenizer's inputs (b, length) int64 and ``labels`` (b,)."""
+        labels = self.labels[torch.tensor(places)].tolist()
+        return collate_sentences(self.tokenizer, [self[place] for place in places], labels, self.pad, MULTIPLE)
+
+
 @dataclass(frozen=True)
 class TrainBatches:
     """Training batches of one rank: a dictionary for each micro-batch.
@@ -129,10 +166,7 @@ class TrainBatches:
 class EvalBatches:
     """Evaluation batches of one rank: what `Samples.batch` gives, ``weight`` (0 for padding) and ``index``.
 
-    Args:
-        samples: The samples.
-        schedule: Assignment of samples to batches.
-        order: The place of each in the order of evaluation; neighbours of one length need little padding.
+    ``order`` has the samples in the order of evaluation; neighbours of one length need little padding.
     """
 
     samples: Samples

@@ -1,33 +1,18 @@
 """The data module of labelled texts: GLUE's tasks and a user's own files."""
 
-import hashlib
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from randlora_pl.data.catalog.registry import default_root
-from randlora_pl.data.sampling.balance import balance_text
 from randlora_pl.data.validate import check_balance
 from randlora_pl.language.catalog import OWN_LABELLED, check_labelled
-from randlora_pl.language.data.base import TokenData
-from randlora_pl.language.data.sentence_batches import Sentences
-from randlora_pl.language.datasets import own_files as own_examples
+from randlora_pl.language.data.base import TokenData, check_least
+from randlora_pl.language.data.batches import Sentences
+from randlora_pl.language.datasets import own_files
 from randlora_pl.language.datasets.glue import TASKS, Examples, Metric, read_glue
 from randlora_pl.language.datasets.sources import hold_out
-from randlora_pl.language.models.tokenization import Lengths, encode_sentences
+from randlora_pl.language.models.tokenization import encode_sentences
 from randlora_pl.utils.errors import UserError
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The labelled texts of a run; parts that were not asked for, or that there are not, are None."""
-
-    names: tuple[str, ...]
-    train: Examples | None = None
-    val: Examples | None = None
-    test: Examples | None = None
 
 
 class LabelledTexts(TokenData):
@@ -39,7 +24,6 @@ class LabelledTexts(TokenData):
     Args:
         dataset: `sst2`, `mrpc`, `cola`, `qnli`, `rte` or `stsb`; or `csv` or `jsonl`: your own train, val and test with
             columns text (or text_a and text_b) and label.
-        root: Folder that holds the data (or one file to train on alone); by default the user's data folder.
         scores: Labels of your own files are numbers to predict, not classes.
         validation: Training samples that are held out for validation, if it has no file of its own. None by default:
             the paper trains on all, and takes the last weights.
@@ -50,17 +34,17 @@ class LabelledTexts(TokenData):
 
     Attributes:
         classnames: Name of each class, after `setup`; empty for scores.
-        metric: The grade that the paper reports.
-        lengths: Effect of `max_length` on each split, after `setup`.
+        metric: The metric that the paper reports.
     """
 
+    own_datasets = tuple(OWN_LABELLED)
     usual_epochs = 10
+    limit = "max_length"
 
     def __init__(
         self,
         *,
         dataset: str = "sst2",
-        root: str | None = None,
         scores: bool = False,
         validation: int = 0,
         max_length: int = 128,
@@ -68,28 +52,20 @@ class LabelledTexts(TokenData):
         eval_batch_size: int = 64,
         **options: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, **options)
         check_labelled(dataset)
-        for name, value, least in (("validation", validation, 0), ("max_length", max_length, 4)):
-            if value < least:
-                raise UserError(f"--data.{name} is {value}, but must be at least {least}")
+        super().__init__(dataset=dataset, batch_size=batch_size, eval_batch_size=eval_batch_size, **options)
+        check_least("validation", validation, 0)
+        check_least("max_length", max_length, 4)
         self.own = dataset in OWN_LABELLED
-        if self.own and root is None:
-            raise UserError(f"The data set {dataset!r} needs --data.root: a folder with train.{dataset}, or one file")
         if scores and not self.own:
             raise UserError(f"--data.scores is for your own files; {dataset} has its own kind of labels: leave it out.")
-        self.dataset = dataset
-        self.root = default_root() if root is None else Path(root).expanduser()
         self.validation, self.max_length = validation, max_length
         self.scores = scores or dataset == "stsb"
         check_balance(self.balance, "scores" if self.scores else "")
         self.metric: Metric = ("pearson" if scores else "acc") if self.own else TASKS[dataset].metric
-        self.classnames: list[str] = []
-        self.lengths: dict[str, Lengths] = {}
-        self._checked: Splits | None = None
+        self.classnames: list[str] = [] if self.own else list(TASKS[dataset].names)
+        self._checked: dict[str, Examples] = {}
         self._pairs = False
-
-    # -- what the base asks for
 
     def setup(self, stage: str | None = None) -> None:
         """Read and encode what the stage needs, plan the draws, and warn of small classes in one's own texts."""
@@ -101,98 +77,66 @@ class LabelledTexts(TokenData):
     def read(self, learns: bool, tests: bool) -> None:
         """Read and encode what is needed."""
         self._tests_read |= tests
-        splits = self._checked or self._splits(learns, tests)
-        self._checked = None
-        self.classnames = list(splits.names)
-        if splits.train is not None:
-            digest = hashlib.sha256(repr((splits.train.sentences, splits.train.labels)).encode())
-            self._digest = digest.hexdigest()[:12]
-        for name, examples in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
-            if examples is not None:
-                self._pairs = len(examples.sentences[0]) > 1
-                encoded, self.lengths[name] = encode_sentences(self._tokenizer, examples.sentences, self.max_length)
-                labels, classes = examples.labels, not self.scores
-                self._held[name] = Sentences(encoded, labels, classes, self._tokenizer, self.pad)
+        splits, self._checked = self._checked or self._splits(learns, tests), {}
+        for name, examples in splits.items():
+            if name == "train":
+                self._remember((examples.sentences, examples.labels))
+            self._pairs = len(examples.sentences[0]) > 1
+            encoded, self.lengths[name] = encode_sentences(self._tokenizer, examples.sentences, self.max_length)
+            self._held[name] = Sentences(encoded, examples.labels, not self.scores, self._tokenizer, self.pad)
 
     def check_test(self) -> None:
         """Read all samples, as classes are named by the training files; `read` encodes them and releases the texts."""
         self._checked, self._tests_read = self._splits(True, True), True
 
-    # -- what the application asks for
-
     @property
     def longest(self) -> int:
-        """Return the tokens of the longest sample that was read, after the cut."""
+        """Tokens of the longest sample that was read, after the cut."""
         return max((int(held.lengths.max()) for held in self._held.values()), default=0)
 
-    def summary(self) -> dict[str, Any]:
-        """Return flat, JSON-ready facts about the data and the run."""
-        facts: dict[str, Any] = {"dataset": self.dataset, "seed": self.seed}
-        facts |= {split: len(held) for split, held in self._held.items()}
-        facts |= {"classes": len(self.classnames), "metric": self.metric, "max_length": self.max_length}
-        facts["pairs"] = self._pairs
-        facts |= {f"cut_{split}": lengths.cut for split, lengths in self.lengths.items()}
-        if "train" in self._held:
-            facts |= {"tokens": self._held["train"].total, "longest": self.lengths["train"].longest}
-        return facts | self.run_facts()
+    def facts(self) -> dict[str, Any]:
+        """Return the kind of the labels, and the number of texts that were cut."""
+        facts = {"classes": len(self.classnames), "metric": self.metric, "pairs": self._pairs}
+        return facts | {f"cut_{split}": lengths.cut for split, lengths in self.lengths.items()}
 
-    def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
-        """Return the lines of the start summary.
-
-        Args:
-            facts: From `summary`.
-        """
+    @property
+    def kind(self) -> str:
+        """Description of the labels."""
         names = ", ".join(self.classnames[:5]) + (", ..." if len(self.classnames) > 5 else "")
-        what = f"{len(self.classnames)} classes ({names})" if self.classnames else "scores"
-        return {
-            "data": f"{self.dataset}: {what}, {self.samples_in_words(facts)}{balance_text(self.balance)}",
-            "tokens": f"{facts['tokens']:,} for training, {facts['tokens'] / max(1, facts['train']):.0f} a sample",
-            "max length": str(self.lengths["train"]),
-        }
-
-    # -- details
+        return f"{len(self.classnames)} classes ({names}), " if self.classnames else "scores, "
 
     def _labels(self) -> Tensor | None:
         train = self._held["train"]
         return train.labels if self.balance and isinstance(train, Sentences) else None
 
-    def _splits(self, learns: bool, tests: bool) -> Splits:
-        return (self._own if self.own else self._glue)(learns, tests)
+    def _splits(self, learns: bool, tests: bool) -> dict[str, Examples]:
+        if self.own:
+            return self._own(learns, tests)
+        found = self._hold_out(read_glue(self.root, self.dataset, "train")) if learns else {}
+        return found | ({"test": read_glue(self.root, self.dataset, "validation")} if tests else {})
 
-    def _glue(self, learns: bool, tests: bool) -> Splits:
-        train = val = None
-        if learns:
-            train, val = self._aside(read_glue(self.root, self.dataset, "train"))
-        test = read_glue(self.root, self.dataset, "validation") if tests else None
-        return Splits(TASKS[self.dataset].names, train, val, test)
-
-    def _own(self, learns: bool, tests: bool) -> Splits:
+    def _own(self, learns: bool, tests: bool) -> dict[str, Examples]:
         """Read the training file for a test alone, too: it has the names of the classes."""
-        files = own_examples.own_files(self.root, f".{self.dataset}")
-        rows = {
-            split: own_examples.read_own(file)
-            for split, file in files.items()
-            if split == "train" or (tests if split == "test" else learns)
-        }
-        names = () if self.scores else tuple(own_examples.class_names(rows["train"], files["train"]))
-        found: dict[str, Examples | None] = {
-            split: own_examples.scores(some) if self.scores else own_examples.class_numbers(some, names)
-            for split, some in rows.items()
-        }
+        files = own_files.own_files(self.root, f".{self.dataset}")
+        needed = {"train": True, "val": learns, "test": tests}
+        rows = {split: own_files.read_own(file) for split, file in files.items() if needed[split]}
         arities = {len(some[0].texts): files[split] for split, some in rows.items()}
         if len(arities) > 1:
             raise UserError(f"{' and '.join(map(str, arities.values()))}: one has single texts, the other pairs.")
-        train, val = found["train"], found.get("val")
-        assert train is not None
-        if val is None:
-            train, val = self._aside(train)
-        return Splits(names, train if learns else None, val if learns else None, found.get("test"))
+        if self.scores:
+            found = {split: own_files.scores(some) for split, some in rows.items()}
+        else:
+            self.classnames = own_files.class_names(rows["train"], files["train"])
+            found = {split: own_files.class_numbers(some, self.classnames) for split, some in rows.items()}
+        train = found.pop("train")
+        return (({"train": train} if "val" in found else self._hold_out(train)) if learns else {}) | found
 
-    def _aside(self, examples: Examples) -> tuple[Examples, Examples | None]:
+    def _hold_out(self, examples: Examples) -> dict[str, Examples]:
         """Return the training and validation samples."""
         if not self.validation:
-            return examples, None
-        pairs = list(zip(examples.sentences, examples.labels, strict=True))
-        parts = hold_out(pairs, self.validation)
-        train, val = (Examples([s for s, _ in part], [v for _, v in part], examples.names) for part in parts)
-        return train, val
+            return {"train": examples}
+        parts = hold_out(list(zip(examples.sentences, examples.labels, strict=True)), self.validation)
+        return {
+            split: Examples([texts for texts, _ in part], [label for _, label in part], examples.names)
+            for split, part in zip(("train", "val"), parts, strict=True)
+        }

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from randlora_pl.language.datasets.commonsense import instruction_prompt
 from randlora_pl.language.datasets.own_files import TEXTS, csv_rows
-from randlora_pl.language.datasets.prompt_template import Template
 from randlora_pl.language.datasets.text_files import decoded, lines_of, read_lines, read_records
 from randlora_pl.utils.errors import UserError
 
@@ -101,7 +101,7 @@ def prompt_of(given: Given, dataset: str) -> str:
         raise UserError(f"{given.where}: 'prompt' is missing.")
     if not text.strip():
         raise UserError(f"{given.where}: the prompt is empty. Fill it, or delete the record.")
-    return Template().prompt(text, fields.get("input", "")) if taught and "prompt" not in fields else text
+    return instruction_prompt(text, fields.get("input", "")) if taught and "prompt" not in fields else text
 
 
 def sentences_of(given: Given) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains:
     Args:
         dataset: Name of the dataset.
         root: The folder of the data.
-        tests: The commonsense tests that are asked for, None for all.
-        trains: Whether training samples are needed.
+        tests: Selected commonsense tests, None for all.
+        trains: True if training samples are needed.
     """
     try:
         if dataset in glue.TASKS:
@@ -24,8 +24,8 @@ def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains:
             return next((UserError(f"{each} does not exist", glue.GET) for each in lacking if each), None)
         if dataset in OWN_TEXTS:
             name = f"train.{dataset}"
-            own = "your own texts, see docs/prompts.md and docs/labelled_texts.md"
-            first_file(root.parent if root.is_file() else root, (root.name if root.is_file() else name,), name, own)
+            if not root.is_file():
+                first_file(root, (name,), name, "your own texts, see docs/prompts.md and docs/labelled_texts.md")
         elif dataset == "e2e":
             for name in ("train.txt", "valid.txt", "test.txt"):
                 first_file(root, (name,), e2e.TREE, e2e.SOURCE)

@@ -1,10 +1,11 @@
-"""The instruction files of the commonsense experiments and what counts as an answer (paper: section 5.4, Table 15).
+"""The commonsense experiments: instruction files, their prompt, and what counts as an answer (section 5.4, Table 15).
 
 The files come from LLM-Adapters: ``commonsense_15k.json`` and ``commonsense_170k.json`` to train on and
 ``NAME/test.json`` for the eight tests.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,41 +20,33 @@ SOURCE = "the folders ft-training_set and dataset of https://github.com/AGI-Edge
 
 @dataclass(frozen=True)
 class Task:
-    """One of the eight tests.
-
-    Attributes:
-        name: Name of its folder.
-        title: Name in the paper's tables.
-        answers: The words that can be answered, in the order of the options.
-    """
+    """One of the eight tests: its folder, its title in the paper's tables, and the possible answers by option."""
 
     name: str
     title: str
     answers: tuple[str, ...]
 
 
-def _numbered(word: str, count: int) -> tuple[str, ...]:
-    return tuple(f"{word}{number}" for number in range(1, count + 1))
-
+_FIVE = "answer1 answer2 answer3 answer4 answer5"
 
 TASKS = {
-    task.name: task
-    for task in (
-        Task("boolq", "BoolQ", ("true", "false")),
-        Task("piqa", "PIQA", _numbered("solution", 2)),
-        Task("social_i_qa", "SIQA", _numbered("answer", 5)),
-        Task("hellaswag", "HellaSwag", _numbered("ending", 4)),
-        Task("winogrande", "WinoGrande", _numbered("option", 2)),
-        Task("ARC-Easy", "ARC-e", _numbered("answer", 5)),
-        Task("ARC-Challenge", "ARC-c", _numbered("answer", 5)),
-        Task("openbookqa", "OBQA", _numbered("answer", 5)),
+    name: Task(name, title, tuple(answers.split()))
+    for name, title, answers in (
+        ("boolq", "BoolQ", "true false"),
+        ("piqa", "PIQA", "solution1 solution2"),
+        ("social_i_qa", "SIQA", _FIVE),
+        ("hellaswag", "HellaSwag", "ending1 ending2 ending3 ending4"),
+        ("winogrande", "WinoGrande", "option1 option2"),
+        ("ARC-Easy", "ARC-e", _FIVE),
+        ("ARC-Challenge", "ARC-c", _FIVE),
+        ("openbookqa", "OBQA", _FIVE),
     )
 }
 
 
 @dataclass(frozen=True)
 class Question:
-    """One record: what is asked, the text to learn, and the word in it that is scored.
+    """One record.
 
     Attributes:
         instruction: The question with its options.
@@ -67,25 +60,55 @@ class Question:
     output: str
     answer: str
 
+    @property
+    def prompt(self) -> str:
+        """The text before the answer."""
+        return instruction_prompt(self.instruction, self.input)
+
     def options(self, task: Task) -> tuple[str, ...]:
         """Return the answers that this question offers: from its line ``Answer format: a/b/c``, or all of the task's.
 
         ARC, for instance, has questions with three, four and five options. A format that names anything but answers of
-        the task, or lacks the right one, is not believed.
+        the task, or lacks the right one, is ignored.
         """
         found = re.search(r"answer format:\s*(\S+)", self.instruction, re.IGNORECASE)
         offered = tuple(found[1].rstrip(".").split("/")) if found else ()
-        believed = self.answer in offered and set(offered) <= set(task.answers) and len(set(offered)) == len(offered)
-        return offered if believed else task.answers
+        valid = self.answer in offered and set(offered) <= set(task.answers) and len(set(offered)) == len(offered)
+        return offered if valid else task.answers
 
     def completion(self, option: str) -> str:
         """Return the text of a model whose answer is ``option``, for scoring by likelihood.
 
-        It is the output with its last mention of the right answer exchanged, or the option alone where the output does
+        It is the output with its last mention of the right answer exchanged, or the option alone if the output does
         not mention it.
         """
         before, mention, after = self.output.rpartition(self.answer)
         return f"{before}{option}{after}" if mention else option
+
+
+def instruction_prompt(instruction: str, given: str = "") -> str:
+    """Return the prompt of an instruction and its input, up to the response marker: the shape of Alpaca's.
+
+    The released scripts indent its lines by 16 spaces, differently in training and in evaluation; here one clean text
+    serves both.
+    """
+    if given:
+        task = "describes a task, and an input belongs to it. Write a response that completes the task."
+        instruction += f"\n\n### Input:\n{given}"
+    else:
+        task = "describes a task. Write a response that completes it."
+    return f"The instruction below {task}\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+
+
+def first_answer(text: str, answers: Sequence[str]) -> str | None:
+    """Return the answer that occurs first in a generated text, or None.
+
+    As in the official evaluation, case matters and an answer is found within words, too; of answers that start at the
+    same index the longest is taken.
+    """
+    longest_first = sorted(answers, key=len, reverse=True)
+    found = re.search("|".join(map(re.escape, longest_first)), text)
+    return found[0] if found else None
 
 
 def read_training(root: Path, name: str = "commonsense_15k") -> list[Question]:
@@ -94,8 +117,7 @@ def read_training(root: Path, name: str = "commonsense_15k") -> list[Question]:
     Raises:
         UserError: The file is missing (with expected tree and source) or a record is wrong (file and line).
     """
-    path = first_file(root, (f"{name}.json", f"ft-training_set/{name}.json"), TREE, SOURCE)
-    return _questions(path, None)
+    return _questions(root, (f"{name}.json", f"ft-training_set/{name}.json"), None)
 
 
 def read_test(root: Path, name: str) -> list[Question]:
@@ -106,27 +128,19 @@ def read_test(root: Path, name: str) -> list[Question]:
     """
     if name not in TASKS:
         raise UserError(f"Unknown commonsense test {name!r}.{near(name, TASKS)} Known: {', '.join(TASKS)}")
-    path = first_file(root, (f"{name}/test.json", f"dataset/{name}/test.json"), TREE, SOURCE)
-    return _questions(path, TASKS[name])
+    return _questions(root, (f"{name}/test.json", f"dataset/{name}/test.json"), TASKS[name])
 
 
-def _questions(path: Path, task: Task | None) -> list[Question]:
-    records = read_records(path, FIELDS)
-    if not records:
+def _questions(root: Path, names: Sequence[str], task: Task | None) -> list[Question]:
+    path = first_file(root, names, TREE, SOURCE)
+    questions = []
+    for line, fields in read_records(path, FIELDS):
+        what = next((f"{name!r} is empty" for name in FIELDS if name != "input" and not fields[name].strip()), "")
+        if not what and task is not None and fields["answer"] not in task.answers:
+            what = f"the answer {fields['answer'][:40]!r} is none of {', '.join(task.answers)}"
+        if what:
+            raise UserError(f"{path}, line {line}: {what}. Mend the record, or get the file again")
+        questions.append(Question(**fields))
+    if not questions:
         raise UserError(f"{path} holds no record. Get the file again")
-    return [_question(path, *record, task) for record in records]
-
-
-def _question(path: Path, line: int, fields: dict[str, str], task: Task | None) -> Question:
-    """Return a checked record.
-
-    Raises:
-        UserError: A text is empty, or no exact match with the answer would be possible.
-    """
-    for field in ("instruction", "output", "answer"):
-        if not fields[field].strip():
-            raise UserError(f"{path}, line {line}: {field!r} is empty. Mend the record, or get the file again")
-    if task is not None and fields["answer"] not in task.answers:
-        what = f"the answer {fields['answer'][:40]!r} is none of {', '.join(task.answers)}"
-        raise UserError(f"{path}, line {line}: {what}. Mend the record, or get the file again")
-    return Question(**fields)
+    return questions

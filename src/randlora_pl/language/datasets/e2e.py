@@ -1,16 +1,13 @@
 """The E2E challenge as text: one line ``meaning representation || reference`` for each reference (paper: B.2)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from randlora_pl.language.datasets.text_files import first_file, read_lines
 from randlora_pl.utils.errors import UserError
 
 Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, Split] = ("train", "validation")
-"""Those that are read line by line; see `grouped` for the test."""
 
 TREE = "train.txt, valid.txt and test.txt with lines 'meaning representation || reference'"
 SOURCE = (
@@ -19,32 +16,25 @@ SOURCE = (
 )
 
 
-@dataclass(frozen=True)
-class Description:
-    """One line.
-
-    Attributes:
-        meaning: The meaning representation, such as ``name : Aromi | type : pub``.
-        reference: Text written by a person.
-    """
+class MeaningRepresentation(NamedTuple):
+    """One line: a meaning representation, such as ``name : Aromi | type : pub``, and a person's text for it."""
 
     meaning: str
     reference: str
 
     @property
     def completion(self) -> str:
-        """Completion to learn: the reference after a space, as GPT-2 tokenises words within a text."""
+        """Completion to learn: the reference after a space, as GPT-2 tokenizes words within a text."""
         return f" {self.reference}"
 
 
-def read_e2e(root: Path, split: Split) -> list[Description]:
+def read_e2e(root: Path, split: Split) -> list[MeaningRepresentation]:
     """Return the lines of one split in their order; empty lines are left out.
 
     Raises:
         UserError: The file is missing (with expected tree and source) or a line is wrong (file and line).
     """
-    name = {"train": "train", "validation": "valid", "test": "test"}[split]
-    path = first_file(root, (f"{name}.txt",), TREE, SOURCE)
+    path = first_file(root, ("valid.txt" if split == "validation" else f"{split}.txt",), TREE, SOURCE)
     found = []
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
@@ -53,18 +43,15 @@ def read_e2e(root: Path, split: Split) -> list[Description]:
         if len(parts) != 2 or not all(parts):
             what = f"expected 'meaning representation || reference' with one '||', not {line.strip()[:60]!r}"
             raise UserError(f"{path}, line {number}: {what}. Mend the line, or get the file again")
-        found.append(Description(*parts))
+        found.append(MeaningRepresentation(*parts))
     if not found:
         raise UserError(f"{path} holds no line. Get the file again")
     return found
 
 
-def grouped(descriptions: Iterable[Description]) -> dict[str, list[str]]:
-    """Return the references of each meaning representation, in the order of their first lines.
-
-    A text is generated once for each and scored against all of its references, wherever their lines are.
-    """
+def grouped(lines: Iterable[MeaningRepresentation]) -> dict[str, list[str]]:
+    """Return the references of each meaning representation, wherever their lines are, in the order of the first."""
     groups: dict[str, list[str]] = {}
-    for description in descriptions:
-        groups.setdefault(description.meaning, []).append(description.reference)
+    for meaning, reference in lines:
+        groups.setdefault(meaning, []).append(reference)
     return groups

@@ -33,9 +33,8 @@ class Task:
         title: Name in GLUE and of its folder.
         texts: Columns of the one or two sentences in the TSV files.
         label: Column of the label.
-        labels: Names in the files, in the order of the class numbers; empty where the label is a score.
+        labels: Names in the files, in the order of the class numbers; empty if the label is a score.
         names: Names of the classes, by number.
-        saved: Columns of the sentences in ``datasets``.
         metric: Metric that the paper reports.
     """
 
@@ -45,49 +44,27 @@ class Task:
     label: str
     labels: tuple[str, ...]
     names: tuple[str, ...]
-    saved: tuple[str, ...]
-    metric: Metric
+    metric: Metric = "acc"
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """Columns of the sentences in ``datasets``."""
+        return _PAIR if self.name == "mrpc" else self.texts
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
 _PAIR = ("sentence1", "sentence2")
+_BITS = ("0", "1")
 
 TASKS = {
     task.name: task
     for task in (
-        Task("sst2", "SST-2", ("sentence",), "label", ("0", "1"), ("negative", "positive"), ("sentence",), "acc"),
-        Task(
-            "mrpc",
-            "MRPC",
-            ("#1 String", "#2 String"),
-            "Quality",
-            ("0", "1"),
-            ("not_equivalent", "equivalent"),
-            _PAIR,
-            "acc",
-        ),
-        Task(
-            "cola",
-            "CoLA",
-            ("sentence",),
-            "label",
-            ("0", "1"),
-            ("unacceptable", "acceptable"),
-            ("sentence",),
-            "matthews",
-        ),
-        Task(
-            "qnli",
-            "QNLI",
-            ("question", "sentence"),
-            "label",
-            _ENTAILMENT,
-            _ENTAILMENT,
-            ("question", "sentence"),
-            "acc",
-        ),
-        Task("rte", "RTE", _PAIR, "label", _ENTAILMENT, _ENTAILMENT, _PAIR, "acc"),
-        Task("stsb", "STS-B", _PAIR, "score", (), (), _PAIR, "pearson"),
+        Task("sst2", "SST-2", ("sentence",), "label", _BITS, ("negative", "positive")),
+        Task("mrpc", "MRPC", ("#1 String", "#2 String"), "Quality", _BITS, ("not_equivalent", "equivalent")),
+        Task("cola", "CoLA", ("sentence",), "label", _BITS, ("unacceptable", "acceptable"), "matthews"),
+        Task("qnli", "QNLI", ("question", "sentence"), "label", _ENTAILMENT, _ENTAILMENT),
+        Task("rte", "RTE", _PAIR, "label", _ENTAILMENT, _ENTAILMENT),
+        Task("stsb", "STS-B", _PAIR, "score", (), (), "pearson"),
     )
 }
 
@@ -133,30 +110,20 @@ def read_glue(root: Path, name: str, split: Split) -> Examples:
     if is_saved(home):
         sentences, values = read_saved(home, split, task.saved, len(task.labels))
         return Examples(sentences, values, task.names)
-    sentences, labels = [], []
-    for where, texts, label in _rows(home, task, split):
-        sentences.append(texts)
-        labels.append(_label(where, task, label))
-    return Examples(sentences, labels, task.names)
+    rows = [(texts, _label(where, task, label)) for where, texts, label in _rows(home, task, split)]
+    return Examples([texts for texts, _ in rows], [label for _, label in rows], task.names)
 
 
 def missing(root: Path, name: str, split: Split) -> Path | None:
-    """Return the file or folder that a split of a task lacks, by the names of files alone; None where all are there.
-
-    Args:
-        root: See `read_glue`.
-        name: ``sst2`` ...
-        split: ``train`` or ``validation``.
-    """
+    """Return the file or folder that a split of a task lacks, by the names of files alone; None if it is complete."""
     home = _home(root, TASKS[name])
     if not home.is_dir():
         return home
     if is_saved(home):
         return missing_split(home, split)
-    if name == "mrpc" and (home / _MICROSOFT).is_file() and not (home / _TSV[split]).is_file():
+    wanted = home / _TSV[split]
+    if name == "mrpc" and (home / _MICROSOFT).is_file() and not wanted.is_file():
         wanted = home / _LISTED
-    else:
-        wanted = home / _TSV[split]
     return None if wanted.is_file() else wanted
 
 
@@ -167,16 +134,11 @@ def _home(root: Path, task: Task) -> Path:
 
 
 def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Yield location, sentences and label of each line.
-
-    Raises:
-        UserError: A file is missing or a line is wrong.
-    """
+    """Yield location, sentences and label of each line."""
     path = home / _TSV[split]
     columns = (*task.texts, task.label)
     if path.is_file():
-        fixed = COLA_COLUMNS if task.name == "cola" else None
-        for where, (*texts, label) in _table(path, columns, fixed):
+        for where, (*texts, label) in _table(path, columns, COLA_COLUMNS if task.name == "cola" else ()):
             yield where, tuple(texts), label
     elif task.name == "mrpc" and (home / _MICROSOFT).is_file():
         yield from _paraphrases(home, columns, split)
@@ -189,18 +151,13 @@ def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str
 
 
 def _paraphrases(home: Path, columns: Sequence[str], split: Split) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Yield MRPC as Microsoft publishes it: the pairs of ``dev_ids.tsv`` validate, the others train.
-
-    Raises:
-        UserError: ``dev_ids.tsv`` is missing or does not fit, or a line is wrong.
-    """
+    """Yield MRPC as Microsoft publishes it: the pairs of ``dev_ids.tsv`` validate, the others train."""
     listed = home / _LISTED
     if not listed.is_file():
         raise UserError(f"{listed} does not exist: it names the validation pairs of MRPC", GET)
     validation = {tuple(line.split("\t")[:2]) for line in read_lines(listed)}
-    found = 0
-    path = home / _MICROSOFT
-    for where, (*texts, label, first, second) in _table(path, (*columns, "#1 ID", "#2 ID"), None):
+    found, path = 0, home / _MICROSOFT
+    for where, (*texts, label, first, second) in _table(path, (*columns, "#1 ID", "#2 ID"), ()):
         chosen = (first, second) in validation
         found += chosen
         if chosen == (split == "validation"):
@@ -209,19 +166,10 @@ def _paraphrases(home: Path, columns: Sequence[str], split: Split) -> Iterator[t
         raise UserError(f"{listed} names no pair of {path}", GET)
 
 
-def _table(path: Path, columns: Sequence[str], fixed: Sequence[str] | None) -> Iterator[tuple[str, list[str]]]:
-    """Yield location and selected fields of each line.
-
-    Args:
-        path: A file of fields between tabs.
-        columns: Wanted columns, in this order.
-        fixed: All columns of a file without a header.
-
-    Raises:
-        UserError: The header lacks a column, or a line has too few or too many fields.
-    """
+def _table(path: Path, columns: Sequence[str], fixed: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield location and selected columns of each line; ``fixed`` are all columns of a file without a header."""
     lines = read_lines(path)
-    header = list(fixed) if fixed else lines[0].split("\t") if lines else []
+    header = list(fixed or (lines[0].split("\t") if lines else ()))
     if absent := [column for column in columns if column not in header]:
         there = ", ".join(header)[:120] or "nothing"
         raise UserError(f"{path}, line 1: the header lacks {', '.join(absent)} (there is {there}). Get the file again")
@@ -238,11 +186,7 @@ def _table(path: Path, columns: Sequence[str], fixed: Sequence[str] | None) -> I
 
 
 def _label(where: str, task: Task, text: str) -> float:
-    """Return the class number or the score.
-
-    Raises:
-        UserError: It is none.
-    """
+    """Return the class number or the score."""
     if task.labels:
         if text in task.labels:
             return task.labels.index(text)

@@ -13,12 +13,7 @@ def is_saved(folder: Path) -> bool:
 
 
 def missing_split(folder: Path, split: str) -> Path | None:
-    """Return the missing part of a split in a folder, by the names of files alone; None if it is complete.
-
-    Args:
-        folder: See `is_saved`.
-        split: Name of the split.
-    """
+    """Return the missing part of a split in a folder (see `is_saved`); None if it is complete."""
     if (folder / "dataset_dict.json").is_file():
         state = folder / split / "state.json"
         return None if state.is_file() else state if state.parent.is_dir() else state.parent
@@ -69,10 +64,9 @@ def read_saved(
     for row, label in enumerate(labels):
         if not (isinstance(label, kind) and 0 <= label <= (classes - 1 if classes else 5)):
             raise UserError(f"{folder}, split {split!r}, row {row}: the label {label!r} is not {expected}")
-    texts = {name: list(data[name]) for name in columns}
-    for name, column in texts.items():
-        for row, text in enumerate(column):
+    sentences = list(zip(*(data[name] for name in columns), strict=True))
+    for row, texts in enumerate(sentences):
+        for name, text in zip(columns, texts, strict=True):
             if not isinstance(text, str):
                 raise UserError(f"{folder}, split {split!r}, row {row}: {name!r} is not a text but {text!r}")
-    sentences = [tuple(text.strip() for text in row) for row in zip(*texts.values(), strict=True)]
-    return sentences, labels if classes else [float(label) for label in labels]
+    return [tuple(map(str.strip, texts)) for texts in sentences], labels if classes else list(map(float, labels))

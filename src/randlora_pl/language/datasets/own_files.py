@@ -27,11 +27,7 @@ class Labelled:
 
 
 def own_files(root: Path, suffix: str) -> dict[str, Path]:
-    """Return the files of a folder by split, or one file to train on alone.
-
-    Args:
-        root: The folder, or the file.
-        suffix: ``.csv`` or ``.jsonl``.
+    """Return the files of a folder by split (suffix ``.csv`` or ``.jsonl``), or one file to train on alone.
 
     Raises:
         UserError: There is nothing to train on.
@@ -51,7 +47,10 @@ def read_own(file: Path) -> list[Labelled]:
     Raises:
         UserError: It is empty, or a line is wrong; the message has file and line.
     """
-    rows = csv_rows(file) if file.suffix.lower() in (".csv", ".tsv") else _json_rows(file)
+    if file.suffix.lower() in (".csv", ".tsv"):
+        rows = csv_rows(file)
+    else:
+        rows = read_records(file, ("label",), optional=[*TEXTS[0], *TEXTS[1]], numbers=("label",))
     found: list[Labelled] = []
     for line, fields in rows:
         where = f"{file}, line {line}"
@@ -68,10 +67,6 @@ def read_own(file: Path) -> list[Labelled]:
     if not found:
         raise UserError(f"{file} holds no record. Expected: {COLUMNS}")
     return found
-
-
-def _json_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
-    return read_records(file, ("label",), optional=[name for names in TEXTS for name in names], numbers=("label",))
 
 
 def csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
@@ -99,11 +94,7 @@ def csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _check_commas(file: Path, header: str) -> None:
-    """Refuse a table whose columns stand between semicolons, as spreadsheets of some countries write it, or tabs.
-
-    Raises:
-        UserError: The message has the separator found.
-    """
+    """Refuse a table with semicolons, as spreadsheets of some countries write it, or tabs between the columns."""
     names = {mark: [name.strip() for name in next(csv.reader([header], delimiter=mark), [])] for mark in ",;\t"}
     known = any(name in names[","] for name in ("label", *TEXTS[0], *TEXTS[1]))
     for mark, called in ((";", "semicolons"), ("\t", "tabs")):
@@ -165,10 +156,11 @@ def scores(rows: Sequence[Labelled]) -> Examples:
     Raises:
         UserError: A label is not a finite number.
     """
-    for row in rows:
-        if not math.isfinite(_number(row.label)):
+    numbers = [_number(row.label) for row in rows]
+    for row, number in zip(rows, numbers, strict=True):
+        if not math.isfinite(number):
             raise UserError(f"{row.where}: score {row.label[:40]!r} is not a number; for classes: --data.scores false")
-    return Examples([row.texts for row in rows], [_number(row.label) for row in rows], ())
+    return Examples([row.texts for row in rows], numbers, ())
 
 
 def _number(text: str) -> float:

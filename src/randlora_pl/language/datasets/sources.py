@@ -1,15 +1,13 @@
 """Sources of texts: the commonsense files, E2E's, or a user's own JSON lines."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from randlora_pl.language.dataset_sizes import VALIDATION
 from randlora_pl.language.datasets import commonsense
-from randlora_pl.language.datasets.answer_matching import first_answer
-from randlora_pl.language.datasets.e2e import SPLITS, grouped, read_e2e
-from randlora_pl.language.datasets.prompt_template import Template
+from randlora_pl.language.datasets.e2e import grouped, read_e2e
 from randlora_pl.language.datasets.text_files import read_records
 from randlora_pl.language.models.tokenization import Sample
 from randlora_pl.utils import rng
@@ -17,7 +15,6 @@ from randlora_pl.utils.errors import UserError
 
 OWN = 'train.jsonl with a line such as {"prompt": "2+2=", "completion": "4"} for each sample'
 OWN += "; val.jsonl and test.jsonl alike, as you like"
-FIELDS = ("prompt", "completion")
 
 Kind = TypeVar("Kind")
 
@@ -30,7 +27,7 @@ class Item:
         task: The test that it belongs to.
         prompt: Input of the model.
         answer: The right answer.
-        answers: The words that are looked for in what it writes; empty: the whole text is the answer.
+        answers: Words to search for in the generated text; empty: the whole text is the answer.
         options: The answers that this question offers.
         completions: Text of the model for each option.
         references: Texts written by people; all texts of such a test are scored together, none alone.
@@ -50,8 +47,8 @@ class Item:
         return found == self.answer, bool(found)
 
     def found(self, text: str) -> str | None:
-        """Return the answer in a text, None where there is none."""
-        return first_answer(text, self.answers) if self.answers else text.strip()
+        """Return the answer in a text, None if there is none."""
+        return commonsense.first_answer(text, self.answers) if self.answers else text.strip()
 
     def record(self, text: str) -> dict[str, Any]:
         """Return the entry of a text in a file of answers, JSON-ready."""
@@ -62,107 +59,67 @@ class Item:
         return asked | {"answer": self.answer, "right": found == self.answer}
 
 
-@dataclass(frozen=True)
-class Texts:
-    """All texts of a run; parts that were not asked for are empty.
-
-    Attributes:
-        train: Training samples.
-        val: Validation samples.
-        items: Questions of all tests, one test after the other.
-    """
-
-    train: list[Sample] = field(default_factory=list)
-    val: list[Sample] = field(default_factory=list)
-    items: list[Item] = field(default_factory=list)
-
-
-def read_texts(
-    dataset: str, root: Path, validation: int | None, tests: Sequence[str] | None, train: bool, test: bool
-) -> Texts:
-    """Read what is needed.
+def read_training(dataset: str, root: Path, validation: int | None) -> tuple[list[Sample], list[Sample]]:
+    """Return the training and the validation samples of a dataset.
 
     Args:
         dataset: Name of the dataset.
-        root: Folder of the data.
-        validation: Training samples that are set aside for validation; None for `VALIDATION`, but at most a tenth.
-        tests: The tests to read, None for all.
-        train: Whether training and validation samples are needed.
-        test: Whether the tests are.
+        root: Folder of the data, or one file of JSON lines.
+        validation: Training samples to hold out (see `hold_out`) without a file for validation.
 
     Raises:
         UserError: A file is missing or wrong.
     """
-    if dataset == "jsonl":
-        return _own(root, validation, tests, train, test)
     if dataset == "e2e":
-        return _e2e(root, tests, train, test)
-    template = Template()
-    questions = commonsense.read_training(root, dataset) if train else []
-    samples = [Sample(template.prompt(each.instruction, each.input), each.output) for each in questions]
-    learn, hold = hold_out(samples, validation, 42, "commonsense/validation") if train else ([], [])
-    names = list(commonsense.TASKS) if tests is None else tests
-    items = [
-        _item(commonsense.TASKS[name], question, template)
-        for name in (names if test else ())
-        for question in commonsense.read_test(root, name)
-    ]
-    return Texts(learn, hold, items)
+        read = (read_e2e(root, "train"), read_e2e(root, "validation"))
+        train, val = ([Sample(line.meaning, line.completion) for line in lines] for lines in read)
+        return train, val
+    if dataset == "jsonl":
+        file = _training_file(root)
+        train, own = _own_samples(file), file.with_name("val.jsonl")
+        return (train, _own_samples(own)) if own.is_file() and file != root else hold_out(train, validation)
+    questions = commonsense.read_training(root, dataset)
+    return hold_out([Sample(each.prompt, each.output) for each in questions], validation, 42, "commonsense/validation")
 
 
-def _item(task: commonsense.Task, question: commonsense.Question, template: Template) -> Item:
-    options = question.options(task)
-    prompt = template.prompt(question.instruction, question.input)
-    completions = tuple(question.completion(option) for option in options)
-    return Item(task.name, prompt, question.answer, task.answers, options, completions)
+def read_items(dataset: str, root: Path, tests: Sequence[str] | None) -> list[Item]:
+    """Return the questions of the tests, one test after the other; E2E's meaning representations each once.
 
+    Args:
+        dataset: Name of the dataset.
+        root: See `read_training`.
+        tests: Commonsense tests to read, None for all.
 
-def _e2e(root: Path, tests: Sequence[str] | None, train: bool, test: bool) -> Texts:
-    """Return E2E's lines for training, and its meaning representations, each once with all references, for tests."""
-    if tests is not None:
-        raise UserError("--data.tests chooses among the commonsense tests; e2e has one, test.txt: leave it out.")
-    learn, hold = (
-        [Sample(line.meaning, line.completion) for line in read_e2e(root, split)] if train else [] for split in SPLITS
-    )
-    groups = grouped(read_e2e(root, "test")) if test else {}
-    items = [Item("e2e", meaning, "", references=tuple(references)) for meaning, references in groups.items()]
-    return Texts(learn, hold, items)
-
-
-def _own(root: Path, validation: int | None, tests: Sequence[str] | None, train: bool, test: bool) -> Texts:
-    """Return a folder of JSON lines, or one file to train on alone."""
-    folder, file = (root.parent, root) if root.is_file() else (root, root / "train.jsonl")
-    if tests is not None:
-        raise UserError("--data.tests chooses among the commonsense tests; jsonl has one, test.jsonl: leave it out.")
-    if not file.is_file():
-        raise UserError(f"{file} does not exist. Expected below --data.root: {OWN}")
-    learn: list[Sample] = []
-    hold: list[Sample] = []
-    if train:
-        learn = [_sample(*record, file) for record in _own_records(file)]
-        if (folder / "val.jsonl").is_file() and file != root:
-            hold = [_sample(*record, folder / "val.jsonl") for record in _own_records(folder / "val.jsonl")]
-        else:
-            learn, hold = hold_out(learn, validation)
-    items: list[Item] = []
-    if test and file != root and (folder / "test.jsonl").is_file():
-        items = [_own_item(*record, folder / "test.jsonl") for record in _own_records(folder / "test.jsonl")]
-    return Texts(learn, hold, items)
+    Raises:
+        UserError: A file is missing or wrong.
+    """
+    if dataset == "e2e":
+        groups = grouped(read_e2e(root, "test"))
+        return [Item("e2e", meaning, "", references=tuple(references)) for meaning, references in groups.items()]
+    if dataset == "jsonl":
+        file = _training_file(root)
+        own = file.with_name("test.jsonl")
+        samples = _own_samples(own) if own.is_file() and file != root else []
+        return [Item("test", sample.prompt, sample.completion.strip()) for sample in samples]
+    items = []
+    for task in map(commonsense.TASKS.__getitem__, commonsense.TASKS if tests is None else tests):
+        for each in commonsense.read_test(root, task.name):
+            options = each.options(task)
+            completions = tuple(map(each.completion, options))
+            items.append(Item(task.name, each.prompt, each.answer, task.answers, options, completions))
+    return items
 
 
 def hold_out(
     samples: list[Kind], count: int | None, seed: int = 0, stream: str = "text/validation"
 ) -> tuple[list[Kind], list[Kind]]:
-    """Return training and validation samples, the same ones for every seed of a run.
+    """Return training and validation samples, both in their order and the same ones for every seed of a run.
 
     Args:
         samples: All of them.
         count: Number of validation samples; None for `VALIDATION`, but at most a tenth.
-        seed: Chooses them, with their number and the stream alone.
+        seed: Seed of the choice.
         stream: Name of the random numbers.
-
-    Returns:
-        Both parts in the order of the samples.
 
     Raises:
         UserError: Nothing would be left to train on.
@@ -178,20 +135,19 @@ def hold_out(
     return learn, [samples[place] for place in sorted(chosen)]
 
 
-def _own_records(file: Path) -> list[tuple[int, dict[str, str]]]:
-    records = read_records(file, FIELDS)
-    if not records:
+def _training_file(root: Path) -> Path:
+    file = root if root.is_file() else root / "train.jsonl"
+    if not file.is_file():
+        raise UserError(f"{file} does not exist. Expected below --data.root: {OWN}")
+    return file
+
+
+def _own_samples(file: Path) -> list[Sample]:
+    samples = []
+    for line, fields in read_records(file, Sample._fields):
+        if empty := next((name for name in Sample._fields if not fields[name]), None):
+            raise UserError(f"{file}, line {line}: {empty!r} is empty. Expected: {OWN}")
+        samples.append(Sample(**fields))
+    if not samples:
         raise UserError(f"{file} holds no record. Expected: {OWN}")
-    return records
-
-
-def _sample(line: int, fields: dict[str, str], file: Path) -> Sample:
-    for name in FIELDS:
-        if not fields[name]:
-            raise UserError(f"{file}, line {line}: {name!r} is empty. Expected: {OWN}")
-    return Sample(fields["prompt"], fields["completion"])
-
-
-def _own_item(line: int, fields: dict[str, str], file: Path) -> Item:
-    prompt, completion = _sample(line, fields, file)
-    return Item("test", prompt, completion.strip())
+    return samples

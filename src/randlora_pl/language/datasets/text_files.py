@@ -11,16 +11,10 @@ from randlora_pl.utils.files.plain_files import read_plain
 
 
 def first_file(root: Path, names: Sequence[str], tree: str, source: str) -> Path:
-    """Return the first of the files below a folder that exists.
-
-    Args:
-        root: The user's data folder.
-        names: Relative paths, the usual one first.
-        tree: Expected content of the folder, for the message.
-        source: Source of the files, for the message.
+    """Return the first of the files below a folder that exists; the usual one is named first.
 
     Raises:
-        UserError: None of them is there, or they cannot be looked for; with expected tree and source.
+        UserError: None of them exists or can be looked for; the message has the expected tree and the source.
     """
     try:
         for name in names:
@@ -49,14 +43,10 @@ def read_text(path: Path) -> str:
 
 
 def decoded(data: bytes, source: object) -> str:
-    """Decode bytes as UTF-8, without a byte order mark.
-
-    Args:
-        data: All of a file.
-        source: Name of the text in a message.
+    """Decode all of a file as UTF-8, without a byte order mark.
 
     Raises:
-        UserError: They are not UTF-8; the message has the line.
+        UserError: It is not UTF-8; the message has the source and the line.
     """
     try:
         return data.decode("utf-8-sig")
@@ -131,26 +121,23 @@ def _array(path: Path, text: str) -> list[tuple[int, Any]]:
     """Return each value of a JSON array with the line on which it starts.
 
     The array is decoded value by value: `json.loads` does not report the line of a record that lacks a field.
-
-    Raises:
-        UserError: It is not valid JSON; the message has file and line.
     """
     decode = json.JSONDecoder().raw_decode
     values: list[tuple[int, Any]] = []
     line, counted = 1, 0
     place = _after_space(text, text.index("[") + 1)
+    mark = "]" if text.startswith("]", place) else ","
     try:
-        closed = text.startswith("]", place)
-        while not closed:
+        while mark == ",":
             value, end = decode(text, place)
             line += text.count("\n", counted, place)
             counted = place
             values.append((line, value))
             place = _after_space(text, end)
-            closed = text.startswith("]", place)
-            if not closed:
-                if not text.startswith(",", place):
-                    raise json.JSONDecodeError("Expecting ',' or ']'", text, place)
+            mark = text[place : place + 1]
+            if mark not in {",", "]"}:
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, place)
+            if mark == ",":
                 place = _after_space(text, place + 1)
         place = _after_space(text, place + 1)
         if place < len(text):
@@ -161,46 +148,37 @@ def _array(path: Path, text: str) -> list[tuple[int, Any]]:
 
 
 def _one_a_line(path: Path, text: str) -> list[tuple[int, Any]]:
-    """Return each value of a file with one a line, with its line; empty lines are left out.
-
-    Raises:
-        UserError: A line is not valid JSON; the message has file and line.
-    """
+    """Return each value of a file with one per line, with its line; empty lines are left out."""
     values = []
     for line, record in enumerate(text.split("\n"), 1):
-        if record.strip():
-            try:
-                values.append((line, json.loads(record)))
-            except (ValueError, RecursionError) as error:
-                if isinstance(error, json.JSONDecodeError):
-                    error.lineno = line
-                raise _invalid(path, error, line) from error
+        try:
+            values += [(line, json.loads(record))] if record.strip() else []
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                error.lineno = line
+            raise _invalid(path, error, line) from error
     return values
 
 
 def _invalid(path: Path, error: ValueError | RecursionError, start: int) -> UserError:
-    """Return the error message for broken JSON.
-
-    Args:
-        path: The file.
-        error: Error of the decoder.
-        start: Line on which the record starts: a quote that does not close shows itself far below.
-    """
+    """Return the error for broken JSON; a quote that does not close is reported far below the record's first line."""
+    line, inside = start, ""
     if isinstance(error, RecursionError):
-        return UserError(f"{path}, line {start}: no valid JSON: nested too deeply. Mend it, or get the file again")
-    if not isinstance(error, json.JSONDecodeError):  # a number of more digits than Python reads
-        return UserError(f"{path}, line {start}: no valid JSON: {str(error)[:60]}. Mend it, or get the file again")
-    inside = f" (in the record that starts on line {start})" if start < error.lineno else ""
-    return UserError(f"{path}, line {error.lineno}{inside}: no valid JSON: {error.msg}. Mend it, or get the file again")
+        reason = "nested too deeply"
+    elif isinstance(error, json.JSONDecodeError):
+        reason, line = error.msg, error.lineno
+        inside = f" (in the record that starts on line {start})" if start < line else ""
+    else:  # a number of more digits than Python reads
+        reason = str(error)[:60]
+    return UserError(f"{path}, line {line}{inside}: no valid JSON: {reason}. Mend it, or get the file again")
 
 
 _HALF = re.compile(r"[\ud800-\udfff]")
 """JSON can write half of a character from outside of the basic plane; no tokenizer takes it."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
+"""White space of JSON."""
 
 
 def _after_space(text: str, place: int) -> int:
-    """Return the next index without JSON white space."""
-    found = _SPACE.match(text, place)
-    return found.end() if found else place
+    return found.end() if (found := _SPACE.match(text, place)) else place
