@@ -131,9 +131,9 @@ def test_bound_is_a_quarter_of_what_is_free(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_without_address_space_images_are_decoded_at_each_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr("randlora_pl.data.images.shared_cache.mmap.mmap", fail)
+    monkeypatch.setattr("mmap.mmap", fail)
     images = CachedImages(FileImages([save_image(tmp_path / "a.png")]), [0], limit=1 << 20)
     assert np.array_equal(images.load(0), images.load(0)) and images.kept() == 0

@@ -1,14 +1,13 @@
 """Cache of decoded images in memory shared by all processes of a machine: each is decoded once."""
 
 import logging
-import mmap
+import math
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from multiprocessing import reduction
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
@@ -40,7 +39,7 @@ class CachedImages:
         images: Image collection to cache.
         rows: int64 (n,), indices of the images to cache; others are decoded on each access.
         limit: Maximum bytes of pixels; default: `MOST_BYTES` or a quarter of the free shared memory.
-        path: Shared file; None for an unnamed one.
+        path: Shared file, or a handle of it (see `__reduce__`); None for an unnamed one.
     """
 
     def __init__(
@@ -48,12 +47,19 @@ class CachedImages:
         images: Images,
         rows: Sequence[int] | NDArray[np.int64],
         limit: int | None = None,
-        path: Path | None = None,
+        path: Any = None,
     ) -> None:
         self.images = images
         self.rows = np.unique(np.asarray(rows, dtype=np.int64))
         self.limit = room(shared_folder()) if limit is None else limit
-        self._open(_new_file() if path is None else _meeting_file(path))
+        self._file = _opened(path)
+        first = _HEAD + 8 * _ENTRY * len(self.rows)
+        with self._locked():
+            size = os.fstat(self._file.fileno()).st_size or first + self.limit  # the first process sets it
+            self._bytes = _mapped(self._file, size, first)
+            self._next = self._bytes[:_HEAD].view(np.int64)
+            self._table = self._bytes[_HEAD:first].view(np.int64).reshape(-1, _ENTRY)
+            self._next[0] = max(int(self._next[0]), first)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -63,9 +69,9 @@ class CachedImages:
         slot = int(np.searchsorted(self.rows, index))
         if slot == len(self.rows) or self.rows[slot] != index:
             return self.images.load(index, short)
-        kept = self._kept(slot)
-        if kept is not None:
-            return kept
+        start, *shape = self._table[slot].tolist()
+        if start:
+            return self._bytes[start : start + math.prod(shape)].reshape(shape)
         decoded = self.images.load(index, short)
         with self._locked():
             self._keep(slot, decoded)
@@ -78,12 +84,6 @@ class CachedImages:
     def kept(self) -> int:
         """Return the number of cached images."""
         return int(np.count_nonzero(self._table[:, 0]))
-
-    def _kept(self, slot: int) -> NDArray[np.uint8] | None:
-        start, height, width, channels = self._table[slot].tolist()
-        if not start:
-            return None
-        return self._bytes[start : start + height * width * channels].reshape(height, width, channels)
 
     def _keep(self, slot: int, pixels: NDArray[np.uint8]) -> None:
         start = int(self._next[0])
@@ -111,37 +111,28 @@ class CachedImages:
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
-    def _open(self, file: IO[bytes]) -> None:
-        """Map the file, which is empty or was mapped by a related process."""
-        self._file = file
-        first = _HEAD + 8 * _ENTRY * len(self.rows)
-        with self._locked():
-            size = os.fstat(file.fileno()).st_size
-            if not size:  # the first process sets the maximum size
-                size = first + self.limit
-                os.ftruncate(file.fileno(), size)  # sparse: allocated when written
-                if not _allocated(file, 0, first):
-                    size = 0
-            mapped = (_mapped(file, size) if size else None) or bytearray(first)  # no memory even for the table
-            self._bytes = np.frombuffer(mapped, dtype=np.uint8)
-            self._next = self._bytes[:_HEAD].view(np.int64)
-            self._table = self._bytes[_HEAD:first].view(np.int64).reshape(-1, _ENTRY)
-            self._next[0] = max(int(self._next[0]), first)
-
     def __reduce__(self) -> tuple[Any, ...]:
         """Pass the file to a spawned process; any other copy starts with an empty cache."""
         spawning = get_spawning_popen() is not None and hasattr(reduction, "DupFd")
         handle = reduction.DupFd(self._file.fileno()) if spawning else None
-        return _inherit, (self.images, self.rows, self.limit, handle)
+        return CachedImages, (self.images, self.rows, self.limit, handle)
 
 
-def _mapped(file: IO[bytes], size: int) -> mmap.mmap | None:
-    """Map the file, or return None if the process limit does not allow it (``ulimit -v``)."""
-    try:
-        return mmap.mmap(file.fileno(), size)
-    except (OSError, ValueError):
-        log.warning("decoded images are not cached: not enough address space for %s", byte_size(size))
-        return None
+def _opened(path: Any) -> IO[bytes]:
+    if path is None:
+        return tempfile.TemporaryFile(dir=shared_folder())
+    number = os.open(path, os.O_RDWR | os.O_CREAT, 0o600) if isinstance(path, Path) else path.detach()
+    return os.fdopen(number, "r+b")
+
+
+def _mapped(file: IO[bytes], size: int, first: int) -> NDArray[np.uint8]:
+    """Map a sparse file; if memory or the process's limit (``ulimit -v``) is too small, return a table of its own."""
+    if _allocated(file, 0, first):
+        try:
+            return np.asarray(np.memmap(file, np.uint8, "r+", shape=(size,)))
+        except (OSError, ValueError):
+            log.warning("decoded images are not cached: not enough address space for %s", byte_size(size))
+    return np.zeros(first, dtype=np.uint8)
 
 
 def _allocated(file: IO[bytes], start: int, count: int) -> bool:
@@ -152,16 +143,6 @@ def _allocated(file: IO[bytes], start: int, count: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _inherit(images: Images, rows: NDArray[np.int64], limit: int, handle: Any) -> CachedImages:
-    """Rebuild a `CachedImages` in a child process (see `CachedImages.__reduce__`)."""
-    if handle is None:
-        return CachedImages(images, rows, limit)
-    heir = CachedImages.__new__(CachedImages)
-    heir.images, heir.rows, heir.limit = images, rows, limit
-    heir._open(os.fdopen(handle.detach(), "r+b"))
-    return heir
 
 
 @contextmanager
@@ -192,25 +173,12 @@ def shared_folder() -> Path:
 
 def room(folder: Path) -> int:
     """Return the bytes available for decoded images in a folder."""
+    most = MOST_BYTES
+    with suppress(ImportError):  # Windows
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)  # batch systems set it, and three splits are only a part
+        most = most if soft == resource.RLIM_INFINITY else min(most, soft // 8)
     with suppress(OSError):
-        return min(MOST_BYTES, shutil.disk_usage(folder).free // 4, _address_space() // 8)
+        return min(most, shutil.disk_usage(folder).free // 4)
     return 0
-
-
-def _address_space() -> int:
-    """Return the bytes that this process may map: batch systems limit them, and three splits are only a part."""
-    if find_spec("resource") is None:  # Windows
-        return 8 * MOST_BYTES
-    import resource
-
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return 8 * MOST_BYTES if soft == resource.RLIM_INFINITY else soft
-
-
-def _new_file() -> IO[bytes]:
-    return tempfile.TemporaryFile(dir=shared_folder())
-
-
-def _meeting_file(path: Path) -> IO[bytes]:
-    """Open the file at ``path``; the first process creates it."""
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
