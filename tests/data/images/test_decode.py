@@ -150,13 +150,13 @@ def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
 def test_paths_are_made_when_asked_for(tmp_path: Path) -> None:
     paths = PathsBelow(tmp_path, ["a/b.jpg", "c.jpg", "d.jpg"])
     assert len(paths) == 3 and list(paths) == [tmp_path / "a/b.jpg", tmp_path / "c.jpg", tmp_path / "d.jpg"]
-    assert paths[-1] == tmp_path / "d.jpg" and list(paths[1:]) == list(paths)[1:]
+    assert paths[-1] == tmp_path / "d.jpg"
     assert FileImages(paths).name(0) == str(tmp_path / "a" / "b.jpg")
 
 
 def test_boxes_are_cut_out(tmp_path: Path) -> None:
     path = save_image(tmp_path / "a.png", size=(20, 16))
-    images = BoxImages([path, path], np.asarray([[2, 3, 10, 16], [19, 0, 40, 1]]))
+    images = BoxImages([path, path], boxes=np.asarray([[2, 3, 10, 16], [19, 0, 40, 1]]))
     whole = decode(path)
     assert len(images) == 2 and np.array_equal(images.load(0), whole[3:16, 2:10])
     assert images.load(0).flags.owndata and images.load(1).shape == (1, 1, 3)  # a box may reach over the edge
@@ -165,7 +165,7 @@ def test_boxes_are_cut_out(tmp_path: Path) -> None:
 
 def test_boxes_count_the_pixels_as_they_are_stored(tmp_path: Path) -> None:
     gradient("RGB").save(tmp_path / "a.jpg", exif=odd_exif(6), quality=95)
-    part = BoxImages([tmp_path / "a.jpg"], np.array([[14, 0, 24, 12]])).load(0)
+    part = BoxImages([tmp_path / "a.jpg"], boxes=np.array([[14, 0, 24, 12]])).load(0)
     assert np.array_equal(part, decode(tmp_path / "a.jpg", upright=False)[:, 14:])
 
 

@@ -3,9 +3,9 @@
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
 from randlora_pl.utils.files.plain_files import is_file, read_plain
 
-SUFFIXES = frozenset(
-    {
-        ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif",
-        ".tiff", ".webp", ".avif",
-    }
-)  # fmt: skip
+SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
+    ".webp", ".avif",
+))  # fmt: skip
 """Suffixes of image files, compared in lower case."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -94,8 +92,8 @@ class ArrayImages:
 
 
 @dataclass(frozen=True)
-class PathsBelow(Sequence[Path]):
-    """Paths created on access: a million Path objects take seconds and a gigabyte.
+class PathsBelow:
+    """Sequence of paths that are created on access: a million Path objects take seconds and a gigabyte.
 
     Attributes:
         home: Parent folder.
@@ -108,26 +106,15 @@ class PathsBelow(Sequence[Path]):
     def __len__(self) -> int:
         return len(self.names)
 
-    @overload
-    def __getitem__(self, position: int) -> Path: ...
-    @overload
-    def __getitem__(self, position: slice) -> "PathsBelow": ...
-    def __getitem__(self, position: int | slice) -> "Path | PathsBelow":
-        """Return the path at an index."""
-        if isinstance(position, slice):
-            return PathsBelow(self.home, self.names[position])
-        return self.home / self.names[position]
+    def __getitem__(self, index: int) -> Path:
+        return self.home / self.names[index]
 
 
 def absent(home: Path, names: Sequence[str]) -> list[int]:
     """Return the indices of names that are not files.
 
     Each folder is listed once. Names missing in a listing are checked individually, because the file system may ignore
-    case or accents where a listing does not.
-
-    Args:
-        home: Folder of the relative names.
-        names: Paths with forward slashes, relative or absolute.
+    case or accents where a listing does not. Names have forward slashes and are relative to ``home``, or absolute.
     """
     there: dict[str, frozenset[str]] = {}
     missing = []
@@ -156,18 +143,14 @@ class FileImages:
         most_pixels: Maximum width x height of an image.
     """
 
-    paths: Sequence[Path]
+    paths: Sequence[Path] | PathsBelow
     most_pixels: int = MOST_PIXELS
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
-        """Decode image ``index`` to RGB (see `decode`).
-
-        Raises:
-            UserError: The file is missing, truncated or not an image; the message names it.
-        """
+        """Decode image ``index`` to RGB; see `decode`, also for errors."""
         return decode(self.paths[index], short, most_pixels=self.most_pixels)
 
     def name(self, index: int) -> str:
@@ -176,7 +159,7 @@ class FileImages:
 
 
 @dataclass(frozen=True)
-class BoxImages:
+class BoxImages(FileImages):
     """Crops of image files, decoded on each access.
 
     Attributes:
@@ -184,18 +167,10 @@ class BoxImages:
         boxes: int64 (n, 4): left, upper, right and lower edge, the last two exclusive.
     """
 
-    paths: Sequence[Path]
-    boxes: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.paths)
+    boxes: NDArray[np.int64] = field(kw_only=True)
 
     def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
-        """Decode crop ``index`` in RGB, in full size.
-
-        Raises:
-            UserError: The file is missing, truncated or not an image, or the box lies outside it.
-        """
+        """Decode crop ``index`` in RGB, in full size; a box outside its image is an error, too."""
         left, upper, right, lower = self.boxes[index].tolist()
         whole = decode(self.paths[index], upright=False)  # boxes refer to the stored pixels
         part = whole[upper:lower, left:right]
@@ -206,7 +181,7 @@ class BoxImages:
 
     def name(self, index: int) -> str:
         """Return the path of the file and the box."""
-        return f"{self.paths[index]} {tuple(self.boxes[index].tolist())}"
+        return f"{super().name(index)} {tuple(self.boxes[index].tolist())}"
 
 
 def decode(
@@ -240,13 +215,13 @@ def decode(
             raise ValueError("it is empty")
         with Image.open(io.BytesIO(content), formats=known(formats)) as opened:
             if opened.width * opened.height > most_pixels:
-                raise _TooLargeError(_too_large(opened.size, most_pixels))
+                size = f"{opened.width} x {opened.height} = {opened.width * opened.height:,}"
+                raise _TooLargeError(f"it has {size} pixels; the limit is {most_pixels:,}")
+            whole = opened.size
             if short:
-                whole = opened.size
                 opened.draft(opened.mode, (short, short))
             turn = _turn(opened) if upright else None
-            plain = turn is None and (not short or opened.size == whole)
-            if plain and (quick := _quick_jpeg(opened, content)) is not None:
+            if turn is None and opened.size == whole and (quick := _quick_jpeg(opened, content)) is not None:
                 return quick
             image: Image.Image = opened if turn is None else opened.transpose(turn)
             if image.mode.startswith("I;16") or image.mode == "I":  # Pillow would clip these at 255
@@ -273,11 +248,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory to decode it"
     return (str(getattr(error, "strerror", None) or error) or type(error).__name__).rstrip(".")
-
-
-def _too_large(size: tuple[int, int], most: int) -> str:
-    width, height = size
-    return f"it has {width} x {height} = {width * height:,} pixels; the limit is {most:,}"
 
 
 def known(formats: Sequence[str]) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ def boxes(row: DatasetSpec, root: Path, split: str, *, known: tuple[str, ...]) -
             corners.append(corner)
             labels.append(label_of[name])
             keys.append(f"{image}/{index:03d}")
-    images = BoxImages(paths, np.asarray(corners, dtype=np.int64).reshape(-1, 4))
+    images = BoxImages(paths, boxes=np.asarray(corners, dtype=np.int64).reshape(-1, 4))
     return in_key_order(images, labels, keys, row.classnames)
 
 
