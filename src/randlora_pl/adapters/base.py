@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.kernels.dropout import dropped
 from randlora_pl.adapters.kernels.flop_choice import builds
-from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.random_bases import Bases, Distribution, draw
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.signatures import whole_signature
 
 
 @dataclass(frozen=True)
@@ -166,11 +167,14 @@ class FactoredDelta(DeltaWeight):
 class Adapter:
     """Method and its options, as in a config.
 
+    Constructors of methods take their own options and pass the others on as ``**options``.
+
     Args:
+        dropout: Dropout on the input of the adapter's path.
         qkv: Adaptation of packed query/key/value weights: ``packed`` as one 3d x d matrix (the paper), ``split`` as
             three d x d matrices (exports to models with separate projections).
-        match: Other method whose trainable parameters to match by choosing the rank, for example ``lora:32``; both
-            counts are printed.
+        match: Other method whose trainable parameters to match by choosing the rank (NoLA: the number of bases), for
+            example ``lora:32``; both counts are printed.
         seed: Seed of the random bases and initial values; by default the run's seed.
     """
 
@@ -178,11 +182,20 @@ class Adapter:
     trains_base = False  # True if the method trains the model's own tensors instead of adding to them
     reads_weight = False  # True if an update is initialized from the values of the frozen weight
 
+    def __init_subclass__(cls) -> None:
+        cls.__signature__ = whole_signature(cls)  # type: ignore[attr-defined]
+
     def __init__(
-        self, *, qkv: Literal["packed", "split"] = "packed", match: str | None = None, seed: int | None = None
+        self,
+        *,
+        dropout: float = 0.0,
+        qkv: Literal["packed", "split"] = "packed",
+        match: str | None = None,
+        seed: int | None = None,
     ) -> None:
         if qkv not in ("packed", "split"):
             raise UserError(f"qkv is {qkv!r}: choose packed or split.")
+        self.dropout = check_dropout(dropout)
         self.qkv = qkv
         self.match = match
         self.seed = seed
@@ -271,3 +284,11 @@ def trainable(weight: Tensor, *shape: int, fill: float | None = None) -> nn.Para
     if fill is None:
         return nn.Parameter(torch.empty(*shape, dtype=dtype, device=weight.device))
     return nn.Parameter(torch.full(shape, fill, dtype=dtype, device=weight.device))
+
+
+def random_pair(key: int, count: int, shapes: list[WeightShape], rank: int, device: torch.device) -> Bases:
+    """Generate A (count, rank, in) and B (count, out, rank) at the largest sizes, of unit standard deviation."""
+    columns, rows = max(shape.in_features for shape in shapes), max(shape.out_features for shape in shapes)
+    uniform = Distribution("uniform")
+    a = draw(key, "A", count, rank, columns, uniform, device)
+    return Bases(key, a, draw(key, "B", count, rows, rank, uniform, device))

@@ -1,12 +1,12 @@
 """LoRA: a trained low-rank update (Hu et al., 2022), the baseline of every table of the paper."""
 
 import math
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, check_dropout, trainable
+from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, trainable
 from randlora_pl.adapters.random_bases import Bases, Distribution, draw
 
 
@@ -17,10 +17,7 @@ class LoRA(Adapter):
         rank: Rank r. A number, or numbers by pattern of layer names.
         alpha: The update is scaled by alpha / r (Table 8: 1 / r). A number, or numbers by pattern, as ``rank``.
         rslora: Scale by alpha / sqrt(r) instead (rsLoRA, Kalajdzievski, 2023).
-        dropout: Dropout on the input of the adapter's path.
-        qkv: ``packed`` (one 3d x d matrix, the paper) or ``split`` (three d x d).
-        match: Method whose trainable parameters to match by choosing the rank, for example ``randlora:6``.
-        seed: Seed of the initial A; by default the run's seed.
+        options: Options of every method, see `Adapter`.
     """
 
     def __init__(
@@ -28,13 +25,10 @@ class LoRA(Adapter):
         rank: int | dict[str, int] = 32,
         alpha: float | dict[str, float] = 1.0,
         rslora: bool = False,
-        dropout: float = 0.0,
-        qkv: Literal["packed", "split"] = "packed",
-        match: str | None = None,
-        seed: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(qkv=qkv, match=match, seed=seed)
-        self.rank, self.alpha, self.rslora, self.dropout = rank, alpha, rslora, check_dropout(dropout)
+        super().__init__(**options)
+        self.rank, self.alpha, self.rslora = rank, alpha, rslora
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""

@@ -1,12 +1,12 @@
 """NoLA: low-rank factors as trained combinations of random factors (Koohpayegani et al., 2024)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, check_dropout, trainable
-from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, random_pair, trainable
+from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
 
 
@@ -19,10 +19,7 @@ class NoLA(Adapter):
         alpha: The update is scaled by alpha / r (Table 8: 1 / r). A number, or numbers by pattern, as ``rank``.
         init: ``zero`` starts one coefficient vector at 1/n and the other at zero, so that the model is unchanged at
             first; ``official`` starts both at 1/n, as the official RandLoRA code.
-        dropout: Dropout on the input of the adapter's path.
-        qkv: ``packed`` (one 3d x d matrix, the paper) or ``split`` (three d x d).
-        match: Method whose trainable parameters to match by choosing the number of bases, for example ``lora:1``.
-        seed: Seed of the random factors; by default the run's seed.
+        options: Options of every method, see `Adapter`.
     """
 
     def __init__(
@@ -31,18 +28,15 @@ class NoLA(Adapter):
         num_bases: int = 1024,
         alpha: float | dict[str, float] = 1.0,
         init: Literal["zero", "official"] = "zero",
-        dropout: float = 0.0,
-        qkv: Literal["packed", "split"] = "packed",
-        match: str | None = None,
-        seed: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(qkv=qkv, match=match, seed=seed)
+        super().__init__(**options)
         if num_bases <= 0:
             raise UserError(f"NoLA: num_bases is {num_bases}. Set a positive integer.")
         if init not in ("zero", "official"):
             raise UserError(f"NoLA: init is {init!r}; choose zero or official.")
         self.rank, self.num_bases, self.alpha = rank, num_bases, alpha
-        self.init, self.dropout = init, check_dropout(dropout)
+        self.init = init
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""
@@ -54,12 +48,7 @@ class NoLA(Adapter):
 
     def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases:
         """Generate n factors A_i (r, in) and B_i (out, r) at the largest sizes, entries of unit standard deviation."""
-        rank = max(self.rank_of(shape) for shape in shapes)
-        columns = max(shape.in_features for shape in shapes)
-        rows = max(shape.out_features for shape in shapes)
-        uniform = Distribution("uniform")
-        a = draw(self.key, "A", self.num_bases, rank, columns, uniform, device)
-        return Bases(self.key, a, draw(self.key, "B", self.num_bases, rows, rank, uniform, device))
+        return random_pair(self.key, self.num_bases, shapes, max(map(self.rank_of, shapes)), device)
 
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "NoLADelta":
         """Create the update of one weight, with coefficients alpha (n) and beta (n)."""

@@ -1,14 +1,14 @@
 """VeRA: trained vectors that scale one frozen pair of random matrices (Kopiczko et al., 2024)."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, check_dropout, like, trainable
-from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, like, random_pair, trainable
+from randlora_pl.adapters.random_bases import Bases
 
 
 class VeRA(Adapter):
@@ -19,10 +19,7 @@ class VeRA(Adapter):
         alpha: The update is scaled by alpha / r (Table 8: 1 / r; the official code at the time of the paper: 10 / r).
             A number, or numbers by pattern, as ``rank``.
         d_initial: Initial value of d; b starts at zero.
-        dropout: Dropout on the input of the adapter's path.
-        qkv: ``packed`` (one 3d x d matrix, the paper) or ``split`` (three d x d).
-        match: Method whose trainable parameters to match by choosing the rank, for example ``lora:1``.
-        seed: Seed of A and B; by default the run's seed.
+        options: Options of every method, see `Adapter`.
     """
 
     def __init__(
@@ -30,13 +27,10 @@ class VeRA(Adapter):
         rank: int | dict[str, int] = 256,
         alpha: float | dict[str, float] = 1.0,
         d_initial: float = 0.1,
-        dropout: float = 0.0,
-        qkv: Literal["packed", "split"] = "packed",
-        match: str | None = None,
-        seed: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(qkv=qkv, match=match, seed=seed)
-        self.rank, self.alpha, self.d_initial, self.dropout = rank, alpha, d_initial, check_dropout(dropout)
+        super().__init__(**options)
+        self.rank, self.alpha, self.d_initial = rank, alpha, d_initial
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""
@@ -48,12 +42,7 @@ class VeRA(Adapter):
 
     def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases:
         """Generate A (r, in) and B (out, r) at the largest sizes of the model, entries of unit standard deviation."""
-        rank = max(self.rank_of(shape) for shape in shapes)
-        columns = max(shape.in_features for shape in shapes)
-        rows = max(shape.out_features for shape in shapes)
-        uniform = Distribution("uniform")
-        a = draw(self.key, "A", 1, rank, columns, uniform, device)
-        return Bases(self.key, a, draw(self.key, "B", 1, rows, rank, uniform, device))
+        return random_pair(self.key, 1, shapes, max(map(self.rank_of, shapes)), device)
 
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "VeRADelta":
         """Create the update of one weight, with b (out) and d (r)."""

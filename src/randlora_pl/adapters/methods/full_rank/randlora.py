@@ -28,7 +28,6 @@ from randlora_pl.adapters.base import (
     DeltaWeight,
     FactoredDelta,
     WeightShape,
-    check_dropout,
     compute_dtype,
     trainable,
 )
@@ -59,7 +58,6 @@ class RandLoRA(Adapter):
         init: Factor that starts at zero; the other is constant: ``gamma`` (lambda = 1/max(n, r), as the official
             code: the first update has full rank) or ``lambda`` (gamma = 1/max(n, d), as PEFT: the first update has
             rank r).
-        dropout: Dropout on the input of the adapter's path.
         pairing: ``equation`` pairs column (j, k) of B with row (j, k) of the scaled A, as equation 4; ``peft`` uses
             the column order of PEFT and of the official code.
         variant: ``full``; ``a`` sums the bases before the product (rank r, own A_j); ``b`` has half the bases and so
@@ -68,9 +66,7 @@ class RandLoRA(Adapter):
             number of bases.
         memory: ``fast`` keeps a layer's adapted weight from the forward to the backward pass, ``low`` builds it again,
             ``auto`` builds it again if that adds less than a twentieth to the time.
-        qkv: ``packed`` (one 3d x d matrix, the paper) or ``split`` (three d x d).
-        match: Method whose trainable parameters to match by choosing the rank, for example ``lora:32``.
-        seed: Seed of the random bases; by default the run's seed.
+        options: Options of every method, see `Adapter`.
     """
 
     def __init__(
@@ -82,16 +78,13 @@ class RandLoRA(Adapter):
         sparsity: int | Literal["sqrt"] = 6,
         dense_a: bool = False,
         init: Literal["gamma", "lambda"] = "gamma",
-        dropout: float = 0.0,
         pairing: Pairing = "equation",
         variant: Literal["full", "a", "b"] = "full",
         matched_rank: int = 6,
         memory: Literal["auto", "low", "fast"] = "auto",
-        qkv: Literal["packed", "split"] = "packed",
-        match: str | None = None,
-        seed: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(qkv=qkv, match=match, seed=seed)
+        super().__init__(**options)
         choices = {
             "basis": (basis, ("uniform", "normal", "binary", "ternary", "hadamard")),
             "init": (init, ("gamma", "lambda")),
@@ -108,8 +101,7 @@ class RandLoRA(Adapter):
         if matched_rank <= 0:
             raise UserError(f"RandLoRA: matched_rank is {matched_rank}. Set a positive integer.")
         self.basis, self.sparsity, self.dense_a, self.init = basis, check_sparsity(sparsity), dense_a, init
-        self.dropout, self.pairing = check_dropout(dropout), pairing
-        self.variant, self.matched_rank, self.memory = variant, matched_rank, memory
+        self.pairing, self.variant, self.matched_rank, self.memory = pairing, variant, matched_rank, memory
 
     def identity(self) -> dict[str, Any]:
         """Return `describe` without ``memory``, which affects speed only."""
