@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from randlora_pl.experiments.report.collect import Sweep
-from randlora_pl.experiments.report.document import Cell as TableCell
-from randlora_pl.experiments.report.document import Table
+from randlora_pl.experiments.report.document import Table, row
 from randlora_pl.experiments.report.markdown import table_lines
-from randlora_pl.experiments.report.plan import ZERO_SHOT, Key
+from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.sections.rates import Rates
 from randlora_pl.experiments.report.statistics import Estimate
+from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 from randlora_pl.experiments.sweep.expand import data_of
 from randlora_pl.experiments.sweep.plan import Cell
 from randlora_pl.experiments.sweep.texts import is_text
@@ -44,7 +44,7 @@ def method_tables(sweep: Sweep, cells: Sequence[Cell]) -> str:
         model, dataset, budget = place
         rows = _raw_pixels([cell for cell in trained if cell.labels[:3] == place])
         for method in results.plan.methods:
-            key = Key(model, dataset, ZERO_SHOT if results.plan.untrained(method) else budget, method)
+            key = Key(model, dataset, ZERO_SHOT if is_zero_shot(method) else budget, method)
             if runs := results.finished(key):
                 seconds = [time for run in runs if (time := run.number("fit_seconds"))]
                 rate = None if key.budget == ZERO_SHOT else rates.rate(runs[0])
@@ -54,8 +54,7 @@ def method_tables(sweep: Sweep, cells: Sequence[Cell]) -> str:
                     *(_mean(results.estimate(key)), f"{median(seconds):.0f}" if seconds else "-"),
                 ])  # fmt: skip
         caption = f"{model}, {dataset}, {budget}: test accuracy, mean ± standard error over seeds"
-        table = Table("", caption, [*map(TableCell, _HEADER)], [[*map(TableCell, row)] for row in rows])
-        lines += table_lines(table)
+        lines += table_lines(Table("", caption, row(*_HEADER), [row(*cells) for cells in rows]))
     return "\n".join([*lines, _NO_VERDICT]) + "\n"
 
 
@@ -76,9 +75,9 @@ def _raw_pixels(cells: Sequence[Cell]) -> list[list[str]]:
 
 
 def baselines(data: Any) -> Iterator[tuple[str, float]]:
-    """Test accuracy of logistic regression and of the nearest neighbor on raw pixels.
+    """Yield the test accuracy of logistic regression and of the nearest neighbor on raw pixels.
 
-    None for images of several sizes, and for more training pixels than `MOST`.
+    Nothing for images of several sizes, and for more training pixels than `MOST`.
 
     Args:
         data: An `ImageData` whose training images they are trained on.
@@ -93,8 +92,8 @@ def baselines(data: Any) -> Iterator[tuple[str, float]]:
     for split in ("train", "test"):
         samples = data.samples(split)
         images: list[Any] = []
-        for row in samples.rows.tolist():
-            images.append(np.asarray(samples.images.load(row)))
+        for number in samples.rows.tolist():
+            images.append(np.asarray(samples.images.load(number)))
             large = split == "train" and images[0].size * len(samples.rows) > MOST
             if large or images[-1].shape != images[0].shape:
                 return

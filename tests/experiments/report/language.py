@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from randlora_pl.language.datasets.commonsense import TASKS
-from tests.experiments.report.sweeps import write_cell
+from tests.experiments.report.sweeps import sweep_yaml, write_cell
 
 ACCURACY = dict(zip(TASKS, (0.61, 0.68, 0.66, 0.40, 0.57, 0.62, 0.48, 0.60), strict=True))
 """Near RandLoRA-10 with 170k in Table 15."""
@@ -36,7 +34,7 @@ def write_language_sweep(folder: Path, cells: dict[tuple[str, str, int], dict[st
         "budgets": ["15k", "170k"], "methods": methods, "seeds": [1, 2],
     } | changes  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (folder / "sweep.yaml").write_text(sweep_yaml(content))
     (model,), (dataset,) = content["models"], content["datasets"]
     for (budget, method, seed), found in cells.items():
         labels = {"model": model, "dataset": dataset, "budget": budget, "method": method, "seed": seed}

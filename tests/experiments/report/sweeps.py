@@ -41,6 +41,14 @@ def description(**changes: Any) -> dict[str, Any]:
     return content | {"methods": METHODS, "seeds": [1, 2, 3]} | changes
 
 
+def sweep_yaml(content: dict[str, Any]) -> str:
+    """The text of a ``sweep.yaml``; models without a config and methods without an adapter get one."""
+    models = {label: {"config": "clip_vitb32"} | facts for label, facts in content["models"].items()}
+    methods = {label: facts if label == "zero-shot" else {"adapter": "LoRA"} | facts
+               for label, facts in content["methods"].items()}  # fmt: skip
+    return yaml.safe_dump(content | {"models": models, "methods": methods}, sort_keys=False)
+
+
 def write_cell(sweep: Path, labels: Labels, figures: dict[str, Any] | None = None, failed: str | None = None) -> Path:
     """One cell: finished with its figures, failed, or neither."""
     name = hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()[:12]
@@ -95,7 +103,7 @@ def write_sweep(
     if zeroshot:
         content = content | {"methods": {"zero-shot": {}, **content["methods"]}}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (folder / "sweep.yaml").write_text(sweep_yaml(content))
     for labels in cells(content):
         if not keep(labels):
             continue

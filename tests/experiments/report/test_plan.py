@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from randlora_pl.data.catalog.registry import PAPER
-from randlora_pl.experiments.report.plan import Key, budget_label, budget_order, read_plan
+from randlora_pl.experiments.report.plan import Key, budget_order, read_plan
 from randlora_pl.utils.errors import UserError
 from tests.experiments.report.sweeps import description
 
@@ -67,10 +67,7 @@ def test_data_sets(tmp_path: Path) -> None:
     assert plan.paper_name("few") == "few"  # other images: no number of the paper is beside it
 
 
-def test_budgets() -> None:
-    assert [budget_label(v) for v in (1, "16", 0.5, "50%", "4-shot", 1.0)] == [
-        *("1-shot", "16-shot", "50%", "50%", "4-shot", "100%"),
-    ]
+def test_the_order_of_budgets() -> None:
     shuffled = ["100%", "16-shot", "other", "1-shot", "zero-shot", "50%", "2-shot"]
     assert sorted(shuffled, key=budget_order) == ["zero-shot", "1-shot", "2-shot", "16-shot", "50%", "100%", "other"]
 

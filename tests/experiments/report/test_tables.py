@@ -12,7 +12,7 @@ from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.sections.accuracy import accuracy_table, average_table, percent, signed
 from randlora_pl.experiments.report.sections.cost import ALLOCATED, RESIDENT, cost_table
-from randlora_pl.experiments.report.sections.paper_comparison import Beside, Footnotes
+from randlora_pl.experiments.report.sections.paper_comparison import Beside
 from randlora_pl.experiments.report.sections.ranks import rank_table
 from tests.experiments.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
 
@@ -36,7 +36,7 @@ def cell_of(table: Table, column: str, *row: str) -> Cell:
 
 
 def test_cells_with_interval_paper_and_seeds(results: Results, beside: Beside) -> None:
-    table = accuracy_table(results, beside, Footnotes(), B32, True)
+    table = accuracy_table(results, beside, B32, True)
     assert len(table.rows) == 1 + 4 * 6 and table.groups == [0, 1, 7, 13, 19]
     assert {len(row) for row in table.rows} == {len(table.header)} == {3 + 5 + 1}
     cell = cell_of(table, "cars", "LoRA-32", "1-shot")
@@ -48,7 +48,7 @@ def test_cells_with_interval_paper_and_seeds(results: Results, beside: Beside) -
 
 
 def test_cells_without_a_run_say_so(results: Results, beside: Beside) -> None:
-    table = accuracy_table(results, beside, Footnotes(), L14, True)
+    table = accuracy_table(results, beside, L14, True)
     failed = cell_of(table, "eurosat", "full fine-tuning", "1-shot")
     assert failed.missing and failed.text.startswith("failed: CUDA out of memory") and failed.text.endswith("…")
     assert "use --data.batch_size 32" in failed.title and failed.below == "paper 81.2"
@@ -60,7 +60,7 @@ def test_cells_without_a_run_say_so(results: Results, beside: Beside) -> None:
 
 
 def test_the_best_and_what_is_near_are_marked(results: Results, beside: Beside) -> None:
-    table = accuracy_table(results, beside, Footnotes(), B32, True)
+    table = accuracy_table(results, beside, B32, True)
     for first, last in zip(table.groups[1:], [*table.groups[2:], len(table.rows)], strict=True):
         for column in range(3, len(table.header)):
             cells = [row[column] for row in table.rows[first:last] if row[column].sort is not None]
@@ -70,8 +70,7 @@ def test_the_best_and_what_is_near_are_marked(results: Results, beside: Beside) 
 
 
 def test_averages(results: Results, beside: Beside) -> None:
-    notes = Footnotes()
-    table = average_table(results, beside, notes, B32, True)
+    table = average_table(results, beside, B32, True)
     assert [cell.text for cell in table.header][2:] == ["zero-shot", "1-shot", "4-shot", "16-shot", "100%"]
     assert [cell.below for cell in table.header][2:] == [*["5 data sets"] * 3, "4 data sets", "5 data sets"]
     cell = cell_of(table, "16-shot", "LoRA-32")
@@ -81,15 +80,15 @@ def test_averages(results: Results, beside: Beside) -> None:
     printed = beside.average(B32, "16-shot", "LoRA-32", shared)
     assert printed is not None and f"paper {printed.value:.1f} (" in cell.below
     assert cell_of(table, "1-shot", "zero-shot").text == cell_of(table, "zero-shot", "LoRA-32").text == ""
-    assert notes.all and table.notes and cell_of(table, "Method", "RandLoRA-6").notes
+    assert beside.footnotes and table.notes and cell_of(table, "Method", "RandLoRA-6").notes
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     sweep = read_sweep(write_sweep(tmp_path, description(seeds=[7])))
     results, beside = Results(sweep), Beside(sweep.plan)
-    cell = cell_of(accuracy_table(results, beside, Footnotes(), B32, True), "cars", "LoRA-32", "1-shot")
+    cell = cell_of(accuracy_table(results, beside, B32, True), "cars", "LoRA-32", "1-shot")
     assert re.fullmatch(r"\d+\.\d", cell.text) and cell.title.endswith("one seed: no interval")
-    average = cell_of(average_table(results, beside, Footnotes(), B32, True), "1-shot", "LoRA-32")
+    average = cell_of(average_table(results, beside, B32, True), "1-shot", "LoRA-32")
     assert "±" not in average.text and "no interval" in average.title
 
 
@@ -104,7 +103,7 @@ def test_averages_say_why_there_is_none(tmp_path: Path) -> None:
             fail=lambda cell: fails.get(cell["method"]),
         )
     )
-    table = average_table(Results(sweep), Beside(sweep.plan), Footnotes(), B32, True)
+    table = average_table(Results(sweep), Beside(sweep.plan), B32, True)
     found = {method: cell_of(table, "1-shot", method) for method in ("LoRA-32", "RandLoRA-6", "VeRA-256", "NoLA")}
     assert all(cell.missing and cell.sort is None for cell in found.values())
     assert found["LoRA-32"].text == found["RandLoRA-6"].text == "no data set in common"
@@ -112,7 +111,7 @@ def test_averages_say_why_there_is_none(tmp_path: Path) -> None:
 
 
 def test_costs_are_relative_to_full_fine_tuning(results: Results, beside: Beside) -> None:
-    table = cost_table(results, beside, Footnotes(), B32)
+    table = cost_table(results, beside, B32)
     assert table is not None
     assert cell_of(table, "Training time, %", "full fine-tuning").text == "100"
     lora, rand = cell_of(table, "Training time, %", "LoRA-32"), cell_of(table, "Training time, %", "RandLoRA-6")
@@ -131,7 +130,7 @@ def test_costs_compare_the_same_cells_only(tmp_path: Path) -> None:
     other = labels | {"budget": "1-shot", "method": "full fine-tuning"}
     write_cell(tmp_path, other, figures_of(other, 0.5) | {"fit_seconds": 20.0})
     sweep = read_sweep(tmp_path)
-    table = cost_table(Results(sweep), Beside(sweep.plan), Footnotes(), B32)
+    table = cost_table(Results(sweep), Beside(sweep.plan), B32)
     assert table is not None and cell_of(table, "Training time, %", "LoRA-32").text == "50"
 
 
@@ -142,7 +141,7 @@ def test_costs_of_several_devices_and_without_full_fine_tuning(tmp_path: Path) -
             place = labels | {"method": method, "seed": seed}
             write_cell(tmp_path, place, figures_of(place, 0.5, device))
     sweep = read_sweep(tmp_path)
-    table = cost_table(Results(sweep), Beside(sweep.plan), Footnotes(), B32)
+    table = cost_table(Results(sweep), Beside(sweep.plan), B32)
     assert table is not None and len(table.rows) == 4
     assert {row[1].text for row in table.rows} == {"cpu", "cuda"}
     assert "On cpu, percents are of LoRA-32, in the same data set, budget and seed." in table.below
@@ -153,7 +152,7 @@ def test_what_was_not_measured_is_told(tmp_path: Path) -> None:
     labels = {"model": B32, "dataset": "cars", "budget": "1-shot", "method": "LoRA-32", "seed": 1}
     write_cell(tmp_path, labels, {"test/acc": 0.5, "finished": True, "fit_seconds": 3.0, "peak_memory_bytes": 0})
     sweep = read_sweep(tmp_path)
-    table = cost_table(Results(sweep), Beside(sweep.plan), Footnotes(), B32)
+    table = cost_table(Results(sweep), Beside(sweep.plan), B32)
     assert table is not None and cell_of(table, "Peak memory, GB", "LoRA-32").text == "not measured"
 
 

@@ -13,7 +13,6 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        text: Content of the cell.
         below: A second line, such as the paper's value.
         title: Text of the tooltip, such as the value of each seed.
         sort: Sort key of the column; None: its text, or last where the cell has no result.
@@ -31,14 +30,21 @@ class Cell:
     notes: tuple[int, ...] = ()
 
 
+def row(*cells: Cell | str | int | None) -> list[Cell]:
+    """Return the cells of a row, of which texts and counts may be given as they are; None is an empty cell."""
+    return [cell if isinstance(cell, Cell) else _plain(cell) for cell in cells]
+
+
+def _plain(value: str | int | None) -> Cell:
+    return Cell(f"{value:,}", sort=value) if isinstance(value, int) else Cell(value or "")
+
+
 @dataclass
 class Table:
     """A table.
 
     Attributes:
         name: An identifier, unique in the report.
-        caption: Content of the table.
-        header: Titles of the columns.
         rows: As many cells each as the header; the first one names the row.
         groups: First rows of groups that belong together.
         notes: Numbers of footnotes to the caption.
@@ -77,15 +83,7 @@ class Picture:
 
 @dataclass
 class Section:
-    """A part with a heading.
-
-    Attributes:
-        name: An identifier, unique in the report.
-        title: Heading.
-        text: Paragraphs.
-        points: A list of short statements.
-        parts: Tables and figures in order.
-    """
+    """A part with a heading: paragraphs, a list of short statements, then tables and figures in order."""
 
     name: str
     title: str
@@ -96,14 +94,7 @@ class Section:
 
 @dataclass
 class Document:
-    """A whole report.
-
-    Attributes:
-        title: Heading.
-        lead: One line below it.
-        sections: Sections of the document.
-        footnotes: Number, text and source of each.
-    """
+    """A whole report: a heading with one line below it, sections, and number, text and source of each footnote."""
 
     title: str
     lead: str

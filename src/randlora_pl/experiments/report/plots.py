@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from randlora_pl.experiments.report.document import Picture, many
-from randlora_pl.experiments.report.plan import ZERO_SHOT, Key
+from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.sections.accuracy import identifier
 from randlora_pl.experiments.report.sections.paper_comparison import Beside
 from randlora_pl.experiments.report.statistics import Estimate
+from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 
 COLOURS = (
     *("#2f7fd1", "#d9711c", "#2a9d5c", "#c154a8", "#80868f", "#8a6bd6", "#d24b4b", "#1a8f9a"),
@@ -37,14 +38,10 @@ def style(results: Results, method: str) -> dict[str, Any]:
 
 
 def budget_picture(results: Results, beside: Beside, model: str) -> Picture | None:
-    """Accuracy against the data budget, memory of each method as bars; None where nothing can be averaged.
+    """Draw accuracy against the data budget, memory of each method as bars; None where nothing can be averaged.
 
     Every point is over the same data sets: those that each method of the figure has at every budget where it has any.
-
-    Args:
-        results: Results of the sweep.
-        beside: The paper's averages over the same data sets are dashed.
-        model: Label of the model.
+    The paper's averages over them are dashed.
     """
     budgets = results.trained_budgets(model)
     methods = [m for m in results.plan.methods if any(m in results.methods(model, budget) for budget in budgets)]
@@ -62,9 +59,8 @@ def budget_picture(results: Results, beside: Beside, model: str) -> Picture | No
         points = [(n, average.estimate) for n, average in found if average]
         if not points:
             continue
-        shift = min(0.05, 0.4 / len(methods)) * (
-            number - (len(methods) - 1) / 2
-        )  # so that intervals do not hide each other
+        # so that intervals do not hide each other
+        shift = min(0.05, 0.4 / len(methods)) * (number - (len(methods) - 1) / 2)
         look = style(results, method)
         x = [n + shift for n, _ in points]
         halves = [_bar(estimate) for _, estimate in points]
@@ -101,14 +97,9 @@ def budget_picture(results: Results, beside: Beside, model: str) -> Picture | No
 
 
 def parameter_picture(results: Results, family: str, models: Sequence[str]) -> Picture | None:
-    """Accuracy against trained parameters of a family of models, a line for each kind of adapter; None without any.
+    """Draw accuracy against trained parameters of a family, a line for each kind of adapter; None without any.
 
     At the largest budget that has results, over the data sets that every method of a model has there.
-
-    Args:
-        results: Results of the sweep.
-        family: Name of the family.
-        models: Models of the family.
     """
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     panel = figure.subplots()
@@ -201,11 +192,9 @@ def short_count(value: float) -> str:
 
 def _zero_shot(results: Results, model: str, datasets: Sequence[str]) -> float | None:
     """Return the untrained model over the same data sets, from its own cells; None unless it has all of them."""
-    for method in filter(results.plan.untrained, results.plan.methods):
-        average = results.average(model, ZERO_SHOT, method, tuple(datasets))
-        if average:
-            return average.estimate.mean
-    return None
+    methods = filter(is_zero_shot, results.plan.methods)
+    found = (results.average(model, ZERO_SHOT, method, tuple(datasets)) for method in methods)
+    return next((average.estimate.mean for average in found if average), None)
 
 
 def _memory(results: Results, model: str, method: str, datasets: Sequence[str], budgets: Sequence[str]) -> float:

@@ -1,23 +1,24 @@
 """Conversion of a sweep to the document of its report."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from matplotlib import rc_context
 
 from randlora_pl.experiments.paper import SOURCE
 from randlora_pl.experiments.report.collect import FINISHED, Sweep
-from randlora_pl.experiments.report.document import Cell, Document, Picture, Section, Table, many
+from randlora_pl.experiments.report.document import Document, Picture, Section, Table, many, row
 from randlora_pl.experiments.report.plots import budget_picture, parameter_picture
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import Run
 from randlora_pl.experiments.report.sections.accuracy import IDLE, accuracy_table, average_table
 from randlora_pl.experiments.report.sections.cost import cost_table
 from randlora_pl.experiments.report.sections.pairwise_tests import LEVEL, Versus, comparisons, leading, versus_table
-from randlora_pl.experiments.report.sections.paper_comparison import RELATIVE, Beside, Footnotes, of_data_sets
+from randlora_pl.experiments.report.sections.paper_comparison import RELATIVE, Beside, of_data_sets
 from randlora_pl.experiments.report.sections.per_dataset import by_test
 from randlora_pl.experiments.report.sections.ranks import rank_table
 from randlora_pl.experiments.report.sections.rates import Rates, rate_table
+from randlora_pl.experiments.sweep.description import is_zero_shot
 
 _SENTENCES = 8
 """Largest number of comparisons in sentences at the start; the table has all."""
@@ -25,14 +26,13 @@ _SENTENCES = 8
 
 def build(sweep: Sweep) -> Document:
     """Return the report of a sweep: what it shows in short, tables, figures, what is missing, footnotes."""
-    results, notes = Results(by_test(sweep)), Footnotes()
-    beside, whole = Beside(sweep.plan), Results(sweep)
+    results, whole, beside = Results(by_test(sweep)), Results(sweep), Beside(sweep.plan)
     models = [model for model in sweep.plan.models if any(run.key.model == model for run in sweep.finished)]
     rates = Rates(whole)
     fair = {model: rates.one_rule(model) for model in models}
-    averages = [average_table(results, beside, notes, model, fair[model]) for model in models]
-    cells = [accuracy_table(results, beside, notes, model, fair[model]) for model in models]
-    costs = [table for model in models if (table := cost_table(whole, beside, notes, model))]
+    averages = [average_table(results, beside, model, fair[model]) for model in models]
+    cells = [accuracy_table(results, beside, model, fair[model]) for model in models]
+    costs = [table for model in models if (table := cost_table(whole, beside, model))]
     found = comparisons(results, rates)
     chosen = rate_table(rates)
     ranks = rank_table(results)
@@ -55,7 +55,7 @@ def build(sweep: Sweep) -> Document:
         sweep.plan.title or sweep.folder.resolve().name,
         lead,
         [section for section in sections if section.text or section.points or section.parts],
-        [(note.number, note.text, note.source) for note in notes.all],
+        beside.footnotes,
     )
 
 
@@ -76,11 +76,9 @@ def _counts(sweep: Sweep) -> list[str]:
     commits = sorted({str(run.facts["git_commit"])[:10] for run in sweep.finished if run.facts.get("git_commit")})
     lines = [f"{states[FINISHED]} of {many(len(sweep.runs), 'run')} finished{rest}."]
     if devices or versions:
-        line = [f"device {', '.join(devices)}"] * bool(devices) + [f"randlora-pl {', '.join(versions)}"] * bool(
-            versions
-        )
-        made = [f"commit {', '.join(commits)}"] * bool(commits)
-        lines.append(f"Run on: {'; '.join(line + made)}.")
+        named = {"device": devices, "randlora-pl": versions, "commit": commits}
+        shown = [f"{name} {', '.join(found)}" for name, found in named.items() if found]
+        lines.append(f"Run on: {'; '.join(shown)}.")
     if len(sweep.plan.seeds) < 2:
         lines.append("One seed: no confidence intervals are given, and small differences mean nothing.")
     return lines
@@ -117,7 +115,7 @@ def _about_paper(beside: Beside, results: Results) -> list[str]:
 
 def _idle(results: Results) -> list[str]:
     """Return a sentence about the cells that do not differ from the untrained model."""
-    cells = list(dict.fromkeys(run.key for run in results.sweep.finished if not results.plan.untrained(run.key.method)))
+    cells = list(dict.fromkeys(run.key for run in results.sweep.finished if not is_zero_shot(run.key.method)))
     idle = Counter(key.method for key in cells if results.idle(key))
     if not idle:
         return []
@@ -160,9 +158,9 @@ def _reading(sweep: Sweep, fair: bool) -> list[str]:
 
 
 def _pictures(results: Results, beside: Beside, models: list[str]) -> list[Table | Picture]:
-    families: dict[str, list[str]] = {}
+    families: dict[str, list[str]] = defaultdict(list)
     for model in models:
-        families.setdefault(results.family(model), []).append(model)
+        families[results.family(model)].append(model)
     with rc_context({"text.parse_math": False}):  # a dollar sign in a label is one, not a formula
         drawn = [parameter_picture(results, family, names) for family, names in families.items()]
         drawn += [budget_picture(results, beside, model) for model in models]
@@ -171,17 +169,17 @@ def _pictures(results: Results, beside: Beside, models: list[str]) -> list[Table
 
 def _missing(sweep: Sweep) -> list[Table | Picture]:
     """Return every run without a result; runs of one cell with the same reason share a row."""
-    grouped: dict[tuple[str, ...], list[Run]] = {}
+    grouped: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in sweep.runs:
         if run.accuracy is None:
-            grouped.setdefault((*run.key, run.status), []).append(run)
+            grouped[*run.key, run.status].append(run)
     if not grouped:
         return []
     rows = []
     for (model, dataset, budget, method, status), runs in grouped.items():
         seeds = ", ".join(str(run.seed) for run in runs if run.seed is not None)
         folders = ", ".join(run.cell for run in runs if run.cell)
-        rows.append([Cell(text) for text in (method, budget, dataset, model, seeds, status, folders)])
-    header = [Cell(title) for title in ("Method", "Data", "Data set", "Model", "Seeds", "State", "Folder in cells/")]
+        rows.append(row(method, budget, dataset, model, seeds, status, folders))
+    header = row("Method", "Data", "Data set", "Model", "Seeds", "State", "Folder in cells/")
     count = sum(map(len, grouped.values()))
     return [Table("missing-runs", f"{many(count, 'run')} without a result", header, rows, left=len(header))]

@@ -7,9 +7,10 @@ from functools import cache
 from statistics import fmean
 
 from randlora_pl.experiments.report.collect import FAILED, NOT_RUN, Sweep
-from randlora_pl.experiments.report.plan import ZERO_SHOT, Key
+from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.runs import Run
 from randlora_pl.experiments.report.statistics import Estimate
+from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,6 @@ class Average:
 
     Attributes:
         estimate: Percent; one value for each seed in ``seeds``, or one value where these are fewer than two.
-        datasets: Averaged data sets.
         seeds: The seeds that all of these data sets have.
         all_seeds: The seeds that any of them has.
     """
@@ -30,11 +30,7 @@ class Average:
 
 
 class Results:
-    """The runs of a sweep by cell.
-
-    Args:
-        sweep: The sweep.
-    """
+    """The runs of a sweep by cell."""
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep, self.plan = sweep, sweep.plan
@@ -53,9 +49,8 @@ class Results:
 
     def by_seed(self, key: Key) -> dict[int, float]:
         """Accuracy of each finished seed in percent."""
-        return {
-            run.seed: run.accuracy for run in self.finished(key) if run.seed is not None and run.accuracy is not None
-        }
+        runs = self.finished(key)
+        return {run.seed: run.accuracy for run in runs if run.seed is not None and run.accuracy is not None}
 
     def estimate(self, key: Key) -> Estimate | None:
         """Mean over the finished seeds; None without one."""
@@ -64,8 +59,8 @@ class Results:
 
     def untrained(self, model: str, dataset: str) -> float | None:
         """Accuracy of the untrained model in percent; None where nothing measured it."""
-        keys = [Key(model, dataset, ZERO_SHOT, method) for method in filter(self.plan.untrained, self.plan.methods)]
-        tested = [run.accuracy for key in keys for run in self.finished(key) if run.accuracy is not None]
+        keys = [Key(model, dataset, ZERO_SHOT, method) for method in filter(is_zero_shot, self.plan.methods)]
+        tested = [accuracy for key in keys for accuracy in self.by_seed(key).values()]
         found = tested or [run.zeroshot for key, runs in self._runs.items() if key[:2] == (model, dataset)
                            for run in runs if run.zeroshot is not None]  # fmt: skip
         return fmean(found) if found else None
@@ -86,9 +81,8 @@ class Results:
 
     def methods(self, model: str, budget: str) -> list[str]:
         """Return the methods with a finished run, in order."""
-        return [
-            m for m in self.plan.methods if any(self.finished(Key(model, d, budget, m)) for d in self.plan.datasets)
-        ]
+        found = {key.method for key in self._runs if (key.model, key.budget) == (model, budget) and self.finished(key)}
+        return [method for method in self.plan.methods if method in found]
 
     def budgets(self, model: str) -> list[str]:
         """Return the budgets of a model's runs, in order; the untrained model's as well."""
@@ -103,16 +97,13 @@ class Results:
 
         A method without any finished run at a budget is not compared there: its own cell shows the reason.
 
-        Args:
-            model: The model.
-            budgets: One budget, or the budgets of a figure.
-
         Returns:
             The data sets; and of each that is left out, the methods that lack it.
         """
         shared, left_out = [], {}
+        compared = [(budget, method) for budget in budgets for method in self.methods(model, budget)]
         for dataset in self.plan.datasets:
-            cells = [Key(model, dataset, b, m) for b in budgets for m in self.methods(model, b)]
+            cells = [Key(model, dataset, *place) for place in compared]
             lacking = list(dict.fromkeys(key.method for key in cells if not self.finished(key)))
             if not any(self.runs(key) for key in cells):  # of other models only
                 continue
@@ -144,28 +135,26 @@ class Results:
 
         None without a finished run.
         """
-        if self.plan.untrained(method):  # its runs may count what could train
+        if is_zero_shot(method):  # its runs may count what could train
             return 0
-        runs = [run for run in self.sweep.finished if (run.key.model, run.key.method) == (model, method)]
-        counts = [int(value) for run in runs if (value := run.number("trainable_parameters")) and value > 0]
+        found = [run.number("trainable_parameters") for run in self._of(model, method)]
+        counts = [int(count) for count in found if count and count > 0]
         return max(sorted(set(counts)), key=counts.count) if counts else None
 
     def share(self, model: str, method: str) -> float | None:
         """Trained parameters in percent of all parameters, adapter and head included; None if no run has both."""
         trained = self.parameters(model, method)
-        runs = [run for run in self.sweep.finished if (run.key.model, run.key.method) == (model, method)]
-        every = [total for run in runs if run.facts.get("trainable_parameters") == trained
-                 if (total := run.number("total_parameters"))]  # fmt: skip
-        return 100 * trained / every[0] if trained and every else None
+        runs = [run for run in self._of(model, method) if run.facts.get("trainable_parameters") == trained]
+        total = next(filter(None, (run.number("total_parameters") for run in runs)), None)
+        return 100 * trained / total if trained and total else None
+
+    def _of(self, model: str, method: str) -> list[Run]:
+        return [run for run in self.sweep.finished if (run.key.model, run.key.method) == (model, method)]
 
     def kind(self, method: str) -> str:
         """Return the adapter's class as the runs name it, for lines that join ranks: ``RandLoRA``, ``LoRA`` ..."""
-        found = [
-            str(run.facts["method"])
-            for run in self.sweep.finished
-            if run.key.method == method and "method" in run.facts
-        ]
-        return found[0] if found else method
+        runs = (run for run in self.sweep.finished if run.key.method == method and "method" in run.facts)
+        return next((str(run.facts["method"]) for run in runs), method)
 
     def family(self, model: str) -> str:
         """Return a model's family: from the sweep, else the first word of its label."""

@@ -6,15 +6,17 @@ from typing import Any
 
 from randlora_pl.experiments.report.plan import Key
 
+PREFIX = "test/acc/"
+"""Begins the figures of runs that have several tests."""
+
 
 @dataclass(frozen=True)
 class Run:
     """One seed of one cell.
 
     Attributes:
-        key: Model, data set, budget, method.
         seed: None for a cell that has no seed because it was never run.
-        state: One of the states above.
+        state: One of the states of `collect`.
         reason: Reason for the missing accuracy, in one line; empty if the state is enough.
         cell: Name of its folder, empty where there is none.
         family: Model family, if the cell names one.
@@ -60,6 +62,3 @@ class Run:
     def status(self) -> str:
         """State of the run as text for a table."""
         return f"{self.state}: {self.reason}" if self.reason else self.state
-
-
-PREFIX = "test/acc/"

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
-from randlora_pl.experiments.report.collect import Sweep
+from randlora_pl.experiments.paper import PaperCell
+from randlora_pl.experiments.report.collect import FINISHED, Sweep
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import PREFIX
-from randlora_pl.experiments.report.sections.paper_comparison import Beside
+from randlora_pl.experiments.report.sections.paper_comparison import Beside, PaperAverage
 from randlora_pl.experiments.report.sections.per_dataset import by_test, tests_of
 from randlora_pl.experiments.report.sections.rates import Rates
 from randlora_pl.experiments.report.statistics import Estimate
+from randlora_pl.experiments.sweep.description import is_zero_shot
 from randlora_pl.utils.text.csv_text import csv_text
 
 _FACTS = (
@@ -32,7 +34,7 @@ def cells_csv(sweep: Sweep) -> str:
     header += ["adapter" if name == "method" else name for name in _FACTS]
     rows = []
     for run in sweep.runs:
-        trained = run.accuracy is not None and not sweep.plan.untrained(run.key.method)
+        trained = run.accuracy is not None and not is_zero_shot(run.key.method)
         rate = rates.rate(run) if trained else None
         rows.append([
             *(run.key.model, run.family, run.key.dataset, run.key.budget, run.key.method),
@@ -56,38 +58,29 @@ def summary_csv(sweep: Sweep) -> str:
     rows: list[Sequence[object]] = []
     for key in dict.fromkeys(run.key for run in apart.runs):
         estimate, paper = results.estimate(key), beside.cell(key)
-        state = "finished" if estimate else results.why_missing(key)
+        state = FINISHED if estimate else results.why_missing(key)
         counts = (len(results.finished(key)), len(results.runs(key)))
         size = results.parameters(key.model, key.method)
-        rows.append([*_place(key), "", *counts, *_numbers(estimate, paper.value if paper else None), size, state])
+        rows.append([*key, "", *counts, *_numbers(estimate, paper), size, state])
     for model in sweep.plan.models:
         for budget in results.budgets(model):
             shared = tuple(results.common(model, [budget])[0])
             for method in results.methods(model, budget):
-                average, printed = (
-                    results.average(model, budget, method, shared),
-                    beside.average(model, budget, method, shared),
-                )
-                if average is None:
-                    continue
-                counts = (len(average.seeds), len(average.all_seeds))
-                numbers = _numbers(average.estimate, printed.value if printed else None)
-                key = Key(model, AVERAGE, budget, method)
-                rows.append(
-                    [*_place(key), " ".join(shared), *counts, *numbers, results.parameters(model, method), "finished"]
-                )
+                place, size = (model, budget, method), results.parameters(model, method)
+                if average := results.average(*place, shared):
+                    counts = (len(average.seeds), len(average.all_seeds))
+                    numbers = _numbers(average.estimate, beside.average(*place, shared))
+                    labels = Key(model, AVERAGE, budget, method)
+                    rows.append([*labels, " ".join(shared), *counts, *numbers, size, FINISHED])
     header = ["model", "dataset", "budget", "method", "datasets", "seeds", "seeds_planned", "mean", "std", "ci95"]
     return _csv([*header, "paper", "difference", "trainable_parameters", "state"], rows)
 
 
-def _place(key: Key) -> tuple[str, ...]:
-    return (key.model, key.dataset, key.budget, key.method)
-
-
-def _numbers(estimate: Estimate | None, paper: float | None) -> tuple[float | None, ...]:
+def _numbers(estimate: Estimate | None, paper: PaperCell | PaperAverage | None) -> tuple[float | None, ...]:
+    printed = paper.value if paper else None
     if estimate is None:
-        return None, None, None, paper, None
-    return estimate.mean, estimate.std, estimate.half, paper, None if paper is None else estimate.mean - paper
+        return None, None, None, printed, None
+    return estimate.mean, estimate.std, estimate.half, printed, None if printed is None else estimate.mean - printed
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

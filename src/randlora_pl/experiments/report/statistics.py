@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
-from typing import Any
 
 CONFIDENCE = 0.95
 _FLIPS = 9_999
@@ -13,11 +12,7 @@ _FLIPS = 9_999
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of some values and how sure it is.
-
-    Attributes:
-        values: Averaged values.
-    """
+    """A mean of some values and how sure it is; of one value nothing but the mean is known."""
 
     values: tuple[float, ...]
 
@@ -28,17 +23,17 @@ class Estimate:
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation; None for one value."""
+        """Sample standard deviation."""
         return stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def error(self) -> float | None:
-        """Standard error of the mean; None for one value."""
+        """Standard error of the mean."""
         return None if self.std is None else self.std / sqrt(len(self.values))
 
     @property
     def half(self) -> float | None:
-        """Half of the 95 % confidence interval of the mean by Student's t-distribution; None for one value."""
+        """Half of the 95 % confidence interval of the mean by Student's t-distribution."""
         if self.error is None:
             return None
         from scipy.stats import t  # heavy, and not needed for one seed
@@ -58,17 +53,13 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     Returns:
         The probability of a mean at least as far from zero if neither side were better.
     """
+    import numpy as np
     from scipy.stats import permutation_test
 
     flips = permutation_test(
-        (list(differences),), _mean, permutation_type="samples", n_resamples=_FLIPS, random_state=0
+        (list(differences),), np.mean, permutation_type="samples", n_resamples=_FLIPS, random_state=0
     )
     return float(flips.pvalue)
-
-
-def _mean(values: Any, axis: int = -1) -> Any:
-    """Return the mean along an axis, as SciPy calls it for many sign patterns at once."""
-    return values.mean(axis=axis)
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -15,9 +15,9 @@ from randlora_pl.experiments.report.render import build
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.sections.accuracy import accuracy_table
 from randlora_pl.experiments.report.sections.pairwise_tests import Versus, comparisons
-from randlora_pl.experiments.report.sections.paper_comparison import Beside, Footnotes
+from randlora_pl.experiments.report.sections.paper_comparison import Beside
 from randlora_pl.experiments.report.sections.rates import Rates, rate_table
-from tests.experiments.report.sweeps import METHODS, description, write_sweep
+from tests.experiments.report.sweeps import METHODS, MODELS, description, write_sweep
 
 B32 = "CLIP-ViT-B/32"
 DATASETS = ["a", "b", "c", "d", "e", "f", "g"]
@@ -28,11 +28,17 @@ def provenance(methods: dict[str, Any] = RATED, **changes: Any) -> dict[str, Any
     """What `tune` writes of methods that have their chosen rate."""
     entries = {n: {"method": facts, "chosen": {"learning_rate": 0.01}, "tried": []} for n, facts in methods.items()}
     search = {"finished": True, "split": "val", "monitor": "val/acc", "seeds": [0], "budgets": ["1-shot"]}
-    return search | {"models": {B32: {}}, "datasets": ["a"], "methods": entries} | changes
+    return search | {"models": {B32: MODELS[B32]}, "datasets": ["a"], "methods": entries} | changes
 
 
 def swept(folder: Path, more: Callable[[dict[str, Any]], dict[str, Any]] = lambda labels: {}, **changes: Any) -> Sweep:
-    content = {"paper": None, "models": {B32: {}}, "datasets": DATASETS, "budgets": [1], "seeds": [1, 2, 3, 4, 5]}
+    content = {
+        "paper": None,
+        "models": {B32: MODELS[B32]},
+        "datasets": DATASETS,
+        "budgets": [1],
+        "seeds": [1, 2, 3, 4, 5],
+    }
     content |= {"methods": RATED, "tuned": provenance()} | changes
     return read_sweep(write_sweep(folder, description(**content), more=more))
 
@@ -162,7 +168,7 @@ def test_a_cell_that_is_no_better_than_the_untrained_model_did_not_train(tmp_pat
     results = Results(sweep)
     assert results.idle(Key(B32, "a", "1-shot", "LoRA-32")) and not results.idle(Key(B32, "a", "1-shot", "RandLoRA-6"))
     assert not results.idle(Key(B32, "a", "zero-shot", "zero-shot"))
-    table = accuracy_table(results, Beside(sweep.plan), Footnotes(), B32, False)
+    table = accuracy_table(results, Beside(sweep.plan), B32, False)
     assert [row[3].below for row in table.rows] == ["", "did not train", ""]
     assert "1 of 2 trained cells did not train, judged by their intervals: LoRA-32 (1)." in markdown(build(sweep))
 

@@ -3,13 +3,12 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-import yaml
 
 from randlora_pl.data.catalog.registry import PAPER
 from randlora_pl.experiments.paper import notes, table
 from randlora_pl.experiments.report.plan import Key, Plan, read_plan
-from randlora_pl.experiments.report.sections.paper_comparison import Beside, Footnotes, PaperAverage
-from tests.experiments.report.sweeps import description
+from randlora_pl.experiments.report.sections.paper_comparison import Beside, PaperAverage
+from tests.experiments.report.sweeps import description, sweep_yaml
 
 B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"
 
@@ -17,7 +16,7 @@ B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"
 @pytest.fixture
 def beside(tmp_path: Path) -> Any:
     def make(**changes: Any) -> Beside:
-        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(description(**changes), sort_keys=False))
+        (tmp_path / "sweep.yaml").write_text(sweep_yaml(description(**changes)))
         return Beside(read_plan(tmp_path))
 
     return make
@@ -90,23 +89,31 @@ def test_unknown_tables_are_a_problem_to_tell() -> None:
 
 
 def test_footnotes_are_counted_once_in_order() -> None:
-    counted = Footnotes()
+    counted = Beside(Plan())
     cell = table(12).cell(L14, "RandLoRA10", "100%", "EuroSAT")
     plain = table(12).cell(L14, "FT", "100%", "Cars")
     assert cell is not None and plain is not None
-    caption, row, column = counted.caption([cell]), counted.row([cell]), counted.column([cell])
-    assert sorted([*caption, *row, *column]) == list(range(1, len(counted.all) + 1))
-    assert counted.caption([cell]) == caption and set(counted.row([plain])) < set(row) and not counted.column([plain])
+    caption, row, column = counted.caption_notes([cell]), counted.row_notes([cell]), counted.column_notes([cell])
+    assert sorted([*caption, *row, *column]) == list(range(1, len(counted.footnotes) + 1))
+    assert (
+        counted.caption_notes([cell]) == caption
+        and set(counted.row_notes([plain])) < set(row)
+        and not counted.column_notes([plain])
+    )
     touched = {note.text for note in notes() if note.touches(cell)}
-    assert {note.text for note in counted.all} == touched
-    assert any("rank 8" in note.text for note in counted.all) and any("12 epochs" in note.text for note in counted.all)
-    assert not counted.row([])
+    texts = {text for _, text, _ in counted.footnotes}
+    assert texts == touched and "rank 8" in " ".join(texts) and "12 epochs" in " ".join(texts)
+    assert not counted.row_notes([])
 
 
 def test_a_printed_average_that_is_off_is_told() -> None:
     cell = table(11).cell(B32, "RandLoRA6", "4-shot", "Average")
     assert cell is not None
-    counted = Footnotes()
-    assert counted.average(PaperAverage(70.459, (cell,), cell)) == (1,)
-    assert "70.4; the mean of its printed cells is 70.46" in counted.all[0].text
-    assert counted.average(PaperAverage(70.44, (cell,), cell)) == () == counted.average(PaperAverage(70.459, (cell,)))
+    counted = Beside(Plan())
+    assert counted.average_notes(PaperAverage(70.459, (cell,), cell)) == (1,)
+    assert "70.4; the mean of its printed cells is 70.46" in counted.footnotes[0][1]
+    assert (
+        counted.average_notes(PaperAverage(70.44, (cell,), cell))
+        == ()
+        == counted.average_notes(PaperAverage(70.459, (cell,)))
+    )

@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 
 from randlora_pl.experiments.paper import PaperCell
 from randlora_pl.experiments.report.collect import FINISHED
-from randlora_pl.experiments.report.document import Cell, Table, many
-from randlora_pl.experiments.report.plan import ZERO_SHOT, Key
+from randlora_pl.experiments.report.document import Cell, Table, many, row
+from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Average, Results
-from randlora_pl.experiments.report.sections.paper_comparison import Beside, Footnotes, PaperAverage
+from randlora_pl.experiments.report.sections.paper_comparison import Beside, PaperAverage
 from randlora_pl.experiments.report.statistics import Estimate
+from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 
 NEAR = 0.1
 """Accuracies within so many points of the best are set in bold with it, as in the paper's tables."""
@@ -21,24 +23,17 @@ _SHORT = 24
 """Letters of a reason that fit into a cell; the tooltip and the list of missing runs have all of it."""
 
 
-def accuracy_table(results: Results, beside: Beside, footnotes: Footnotes, model: str, fair: bool) -> Table:
+def accuracy_table(results: Results, beside: Beside, model: str, fair: bool) -> Table:
     """Return the layout of Tables 11 to 14: budgets and methods down, data sets across.
 
-    Args:
-        results: Results of the sweep.
-        beside: Finds the paper's numbers.
-        footnotes: Counts the notes.
-        model: Label of the model.
-        fair: Whether all rates were chosen by one rule; else no value is set in bold.
+    Unless it is fair, because all rates were chosen by one rule, no value is set in bold.
     """
     plan = results.plan
     budgets = results.budgets(model)
     every = [Key(model, d, b, m) for d in plan.datasets for b in budgets for m in plan.methods]
     datasets = list(dict.fromkeys(key.dataset for key in every if results.runs(key)))
     shown = {dataset: _printed(beside, [key for key in every if key.dataset == dataset]) for dataset in datasets}
-    marks = footnotes.caption(
-        cell for cells in shown.values() for cell in cells
-    )  # first, so that they are counted first
+    marks = beside.caption_notes(chain(*shown.values()))  # first, so that they are counted first
     rows: list[list[Cell]] = []
     groups, below = [], []
     for budget in budgets:
@@ -52,18 +47,18 @@ def accuracy_table(results: Results, beside: Beside, footnotes: Footnotes, model
         for method, keys in lines.items():
             overall = beside.average(model, budget, method, shared)
             printed = [*_printed(beside, keys), *(overall.cells if overall else ())]
-            name = Cell(method, notes=footnotes.row(printed))
+            name = Cell(method, notes=beside.row_notes(printed))
             cells = [accuracy_cell(results, beside, key, best[n]) for n, key in enumerate(keys)]
             why = _why(results, model, budget, method)
-            average = average_cell(averages[method], overall, top, footnotes, why)
-            head = [name, Cell(budget, sort=plan.budgets.index(budget)), count_cell(results.parameters(model, method))]
-            rows.append([*head, *cells, average])
+            average = average_cell(averages[method], beside, overall, top, why)
+            data = Cell(budget, sort=plan.budgets.index(budget))
+            rows.append(row(name, data, results.parameters(model, method), *cells, average))
         below += left_out_line(budget, left_out)
-    titles = [Cell(dataset, notes=footnotes.column(shown[dataset])) for dataset in datasets]
+    titles = [Cell(dataset, notes=beside.column_notes(shown[dataset])) for dataset in datasets]
     return Table(
         f"accuracy-{identifier(model)}",
         f"{model}: test accuracy in percent, mean ± half of the 95 % confidence interval over seeds",
-        [Cell("Method"), Cell("Data"), Cell("Trained parameters"), *titles, Cell("Average")],
+        row("Method", "Data", "Trained parameters", *titles, "Average"),
         rows,
         groups,
         marks,
@@ -72,46 +67,35 @@ def accuracy_table(results: Results, beside: Beside, footnotes: Footnotes, model
     )
 
 
-def average_table(results: Results, beside: Beside, footnotes: Footnotes, model: str, fair: bool) -> Table:
-    """Return a table of methods by budgets: the averages over the data sets that every compared method has.
-
-    Args:
-        results: Results of the sweep.
-        beside: Finds the paper's numbers.
-        footnotes: Counts the notes.
-        model: Label of the model.
-        fair: Whether all rates were chosen by one rule; else no value is set in bold.
-    """
+def average_table(results: Results, beside: Beside, model: str, fair: bool) -> Table:
+    """Return a table of methods by budgets: the averages over the data sets that every compared method has."""
     budgets = results.budgets(model)
-    shared = {budget: tuple(results.common(model, [budget])[0]) for budget in budgets}
-    columns: list[list[Cell]] = []
+    common = {budget: results.common(model, [budget]) for budget in budgets}
+    shared = {budget: tuple(datasets) for budget, (datasets, _) in common.items()}
     methods = [m for m in results.plan.methods if any(_cells(results, model, b, m) for b in budgets)]
     printed = {(m, b): beside.average(model, b, m, shared[b]) for m in methods for b in budgets}
-    marks = footnotes.caption(cell for paper in printed.values() if paper for cell in paper.cells)
+    marks = beside.caption_notes(cell for paper in printed.values() if paper for cell in paper.cells)
     of_method = {m: [cell for b in budgets if (paper := printed[m, b]) for cell in paper.cells] for m in methods}
-    names = {method: Cell(method, notes=footnotes.row(cells)) for method, cells in of_method.items()}
+    rows = [
+        row(Cell(method, notes=beside.row_notes(cells)), results.parameters(model, method))
+        for method, cells in of_method.items()
+    ]
     for budget in budgets:
         averages = [results.average(model, budget, method, shared[budget]) for method in methods]
         top = _best([average.estimate if average else None for average in averages], fair)
-        column = []
-        for method, average in zip(methods, averages, strict=True):
-            other = (budget == ZERO_SHOT) != results.plan.untrained(method)
+        for cells, method, average in zip(rows, methods, averages, strict=True):
+            other = (budget == ZERO_SHOT) != is_zero_shot(method)
             why = _why(results, model, budget, method)
-            column.append(Cell("") if other else average_cell(average, printed[method, budget], top, footnotes, why))
-        columns.append(column)
-    rows = [
-        [names[method], count_cell(results.parameters(model, method)), *cells]
-        for method, *cells in zip(methods, *columns, strict=True)
-    ]
+            cells.append(Cell("") if other else average_cell(average, beside, printed[method, budget], top, why))
     header = [Cell(b, below=f"{many(len(shared[b]), 'data set')}") for b in budgets]
     return Table(
         f"averages-{identifier(model)}",
         f"{model}: accuracy averaged over the data sets that every compared method has",
-        [Cell("Method"), Cell("Trained parameters"), *header],
+        row("Method", "Trained parameters", *header),
         rows,
         [],
         marks,
-        [line for budget in budgets for line in left_out_line(budget, results.common(model, [budget])[1])],
+        [line for budget in budgets for line in left_out_line(budget, common[budget][1])],
     )
 
 
@@ -135,11 +119,11 @@ def accuracy_cell(results: Results, beside: Beside, key: Key, best: float | None
 
 
 def average_cell(
-    average: Average | None, paper: PaperAverage | None, best: float | None, notes: Footnotes, why: str
+    average: Average | None, beside: Beside, paper: PaperAverage | None, best: float | None, why: str
 ) -> Cell:
     """Return an average, the paper's below it, in its tooltip what was averaged; or why there is none."""
     printed = f"paper {percent(paper.value) if len(paper.cells) == 1 else f'{paper.value:.1f}'}" if paper else ""
-    marks = notes.average(paper) if paper else ()
+    marks = beside.average_notes(paper) if paper else ()
     if average is None:
         return Cell(_cut(why), printed, why, missing=True, notes=marks)
     estimate = average.estimate
@@ -165,11 +149,6 @@ def percent(value: float) -> str:
 def signed(difference: float) -> str:
     """``+1.3``, never ``-0.0``."""
     return f"{round(difference, 1) + 0.0:+.1f}"
-
-
-def count_cell(count: int | None) -> Cell:
-    """Return a number of parameters."""
-    return Cell("" if count is None else f"{count:,}", sort=count)
 
 
 def estimate_text(estimate: Estimate) -> str:

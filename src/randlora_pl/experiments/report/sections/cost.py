@@ -6,11 +6,11 @@ from itertools import chain
 from statistics import fmean
 
 from randlora_pl.experiments.paper import PaperCell
-from randlora_pl.experiments.report.document import Cell, Table
+from randlora_pl.experiments.report.document import Cell, Table, row
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import Run
-from randlora_pl.experiments.report.sections.accuracy import count_cell, identifier
-from randlora_pl.experiments.report.sections.paper_comparison import Beside, Footnotes
+from randlora_pl.experiments.report.sections.accuracy import identifier
+from randlora_pl.experiments.report.sections.paper_comparison import Beside
 
 _REFERENCES = ("FullFineTuning", "LoRA")
 """What times and memory are percents of: as in Table 10 full fine-tuning, LoRA where that was not run."""
@@ -23,17 +23,11 @@ RESIDENT = (
 ALLOCATED = "Memory on a GPU is the most that PyTorch's allocator has handed out during the training."
 
 
-def cost_table(results: Results, beside: Beside, footnotes: Footnotes, model: str) -> Table | None:
+def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
     """Cost of each method of a model; None where no run has a figure of it.
 
     Percents are means over the cells (data set, budget, seed) that the method and the reference both have on the same
     device, each divided by the reference's figure of the same cell.
-
-    Args:
-        results: Results of the sweep.
-        beside: Finds the paper's numbers.
-        footnotes: Counts the notes.
-        model: Label of the model.
     """
     runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in results.sweep.finished:
@@ -53,18 +47,18 @@ def cost_table(results: Results, beside: Beside, footnotes: Footnotes, model: st
             paper = [cell for cell in beside.cost(model, method) if cell]
             shown += paper
             time, memory = beside.cost(model, method)
-            rows.append([
-                Cell(method, notes=footnotes.row(paper)),
-                Cell(device or "unknown"),
-                count_cell(results.parameters(model, method)),
+            rows.append(row(
+                Cell(method, notes=beside.row_notes(paper)),
+                device or "unknown",
+                results.parameters(model, method),
                 *([_share(results, beside, model, method)] if shares else []),
                 _relative(here, base, "fit_seconds", time),
                 _relative(here, base, "peak_memory_bytes", memory),
                 _mean([run.number("fit_seconds") for run in here], "{:,.1f}"),
                 _mean([run.per_second for run in here], "{:,.0f}"),
                 _mean([1e-9 * (run.number("peak_memory_bytes") or 0) for run in here], "{:,.2f}"),
-                Cell(f"{len(here)}", sort=len(here)),
-            ])  # fmt: skip
+                len(here),
+            ))  # fmt: skip
         named = f"On {device}, percents" if len(devices) > 1 else "Percents"
         below.append(
             f"{named} are of {reference}, in the same data set, budget and seed."
@@ -79,28 +73,25 @@ def cost_table(results: Results, beside: Beside, footnotes: Footnotes, model: st
     return Table(
         f"cost-{identifier(model)}",
         f"{model}: parameters, time and memory",
-        [Cell(title, notes=footnotes.column(shown) if title == "Memory, %" else ()) for title in header],
+        [Cell(title, notes=beside.column_notes(shown) if title == "Memory, %" else ()) for title in header],
         rows,
         [],
-        footnotes.caption(shown),
+        beside.caption_notes(shown),
         below,
         left=2,
     )
 
 
 def _reference(results: Results, methods: list[str]) -> str | None:
-    for kind in _REFERENCES:
-        for method in methods:
-            if results.kind(method) == kind:
-                return method
-    return None
+    found = (method for kind in _REFERENCES for method in methods if results.kind(method) == kind)
+    return next(found, None)
 
 
 def _relative(runs: list[Run], base: list[Run], name: str, paper: PaperCell | None) -> Cell:
     """Percent of the reference, and the paper's below."""
     printed = f"paper {paper.value:g}" if paper else ""
-    of = {(run.key.dataset, run.key.budget, run.seed): run.number(name) for run in base}
-    pairs = [(run.number(name), of.get((run.key.dataset, run.key.budget, run.seed))) for run in runs]
+    of = {(*run.key[:3], run.seed): run.number(name) for run in base}
+    pairs = [(run.number(name), of.get((*run.key[:3], run.seed))) for run in runs]
     ratios = [100 * ours / theirs for ours, theirs in pairs if ours and theirs]
     if not ratios:
         text = "no reference" if any(ours for ours, _ in pairs) else "not measured"

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
 
-from randlora_pl.experiments.report.document import Cell, Table, many
+from randlora_pl.experiments.report.document import Cell, Table, many, row
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.sections.rates import Rates
 from randlora_pl.experiments.report.statistics import Estimate, holm, sign_flip_test
+from randlora_pl.experiments.sweep.description import is_zero_shot
 
 EQUAL = 1.1
 """Up to this ratio two numbers of trained parameters count as equal."""
@@ -36,9 +37,7 @@ class Versus:
     """One pair of methods.
 
     Attributes:
-        model: The model.
         first: One method, a RandLoRA where one of the two is.
-        second: The other.
         ratio: Trained parameters of the first, divided by the second's.
         seeds: Common seeds of the cell with the fewest.
         cells: Differences of each data set and budget in points, one for each common seed.
@@ -55,15 +54,9 @@ class Versus:
     untuned: str = ""
     p: float | None = None
 
-    @property
-    def equal(self) -> bool:
-        """Return True if both train equally many parameters."""
-        return max(self.ratio, 1 / self.ratio) <= EQUAL
-
-    @property
-    def comparable(self) -> bool:
-        """Return True if both train about equally many."""
-        return max(self.ratio, 1 / self.ratio) <= COMPARABLE
+    def similar(self, most: float) -> bool:
+        """Return True if the numbers of trained parameters differ at most by a factor."""
+        return max(self.ratio, 1 / self.ratio) <= most
 
     @property
     def by_dataset(self) -> dict[str, float]:
@@ -104,8 +97,8 @@ class Versus:
 
     def sentence(self) -> str:
         """Return the comparison in one sentence."""
-        size = "equally many trained parameters" if self.equal else f"{self.ratio:.2f} times its trained parameters"
-        start = f"{self.model}: {self.first} against {self.second} ({size}): "
+        many_times = "equally many" if self.similar(EQUAL) else f"{self.ratio:.2f} times its"
+        start = f"{self.model}: {self.first} against {self.second} ({many_times} trained parameters): "
         if self.untuned:
             return f"{start}{self.verdict}."
         half = self.difference.half
@@ -124,7 +117,7 @@ def comparisons(results: Results, rates: Rates) -> list[Versus]:
     values = holm([sign_flip_test(one.difference.values) for one in tested])
     adjusted = {id(one): p for one, p in zip(tested, values, strict=True)}
     judged = [replace(one, p=adjusted.get(id(one))) for one in found]
-    return sorted(judged, key=lambda one: (not one.comparable, *_order(results, one)))
+    return sorted(judged, key=lambda one: (not one.similar(COMPARABLE), *_order(results, one)))
 
 
 def _order(results: Results, one: Versus) -> tuple[bool, bool]:
@@ -133,15 +126,14 @@ def _order(results: Results, one: Versus) -> tuple[bool, bool]:
 
 def leading(results: Results, found: list[Versus]) -> list[Versus]:
     """Return the pairs that a report begins with: a RandLoRA with another method of about its size."""
-    return [one for one in found if one.comparable and _order(results, one) == (False, False)]
+    return [one for one in found if one.similar(COMPARABLE) and _order(results, one) == (False, False)]
 
 
 def _of_model(results: Results, rates: Rates, model: str) -> Iterator[Versus]:
-    methods = [method for method in results.plan.methods if not results.plan.untrained(method)]
+    methods = [method for method in results.plan.methods if not is_zero_shot(method)]
     for one, other in combinations(methods, 2):
-        first, second = (
-            (other, one) if not _is_randlora(results, one) and _is_randlora(results, other) else (one, other)
-        )
+        swapped = not _is_randlora(results, one) and _is_randlora(results, other)
+        first, second = (other, one) if swapped else (one, other)
         sizes = [results.parameters(model, method) for method in (first, second)]
         if all(sizes) and (cells := _cells(results, model, first, second)):
             ratio = (sizes[0] or 0) / (sizes[1] or 1)
@@ -167,37 +159,18 @@ def _cells(results: Results, model: str, first: str, second: str) -> dict[tuple[
 
 
 def versus_table(found: list[Versus]) -> Table:
-    """Return the pairs as a table; the tooltip of a difference has every cell with its interval over seeds.
-
-    Args:
-        found: Results of `comparisons`, at least one.
-    """
+    """Return the pairs as a table; the tooltip of a difference has every cell with its interval over seeds."""
     rows = []
     for one in found:
         each = "; ".join(f"{' '.join(place)} {_shown(difference)}" for place, difference in one.cells.items())
-        rows.append([
-            Cell(one.first),
-            Cell(one.second),
-            Cell(one.model),
-            Cell(one.verdict),
-            Cell(f"{one.ratio:.2f}" + (" equal" if one.equal else ""), sort=one.ratio),
-            Cell(_shown(one.difference), "", each, one.difference.mean),
-            Cell(f"{len(one.by_dataset)}", sort=len(one.by_dataset)),
-            Cell(f"{one.seeds}", sort=one.seeds),
-            Cell("" if one.p is None else f"{one.p:.2g}", sort=one.p),
-        ])  # fmt: skip
-    header = [
-        "Method",
-        "against",
-        "Model",
-        "Verdict",
-        "Parameter ratio",
-        "Mean difference, points",
-        "Data sets",
-        "Seeds",
-    ]
-    titles = [Cell(title) for title in [*header, "p, adjusted"]]
-    return Table("versus-pairs", "One verdict for each pair of methods", titles, rows, below=[RULE], left=4)
+        ratio = Cell(f"{one.ratio:.2f}" + (" equal" if one.similar(EQUAL) else ""), sort=one.ratio)
+        difference = Cell(_shown(one.difference), "", each, one.difference.mean)
+        p = Cell("" if one.p is None else f"{one.p:.2g}", sort=one.p)
+        counts = (len(one.by_dataset), one.seeds)
+        rows.append(row(one.first, one.second, one.model, one.verdict, ratio, difference, *counts, p))
+    titles = ("Parameter ratio", "Mean difference, points", "Data sets", "Seeds", "p, adjusted")
+    header = row("Method", "against", "Model", "Verdict", *titles)
+    return Table("versus-pairs", "One verdict for each pair of methods", header, rows, below=[RULE], left=4)
 
 
 def _shown(difference: Estimate) -> str:

@@ -18,11 +18,9 @@ _RANKS = ("11", "12", "13")
 
 @dataclass(frozen=True)
 class PaperAverage:
-    """A number to stand beside an average of ours.
+    """Percent to stand beside an average of ours, and the printed numbers that it comes from.
 
     Attributes:
-        value: Percent.
-        cells: The printed numbers that it comes from.
         printed: The printed average, if it is over the same data sets.
     """
 
@@ -32,7 +30,7 @@ class PaperAverage:
 
 
 class Beside:
-    """Finds the paper's numbers by our labels.
+    """The paper's numbers by our labels, and the footnotes that the shown ones need.
 
     Args:
         plan: The sweep's plan; its ``paper`` names the tables.
@@ -43,6 +41,7 @@ class Beside:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self._notes: dict[tuple[str, str], int] = {}
         self.problems: list[str] = []
         self.tables: list[PaperTable] = []
         for number in plan.paper:
@@ -77,7 +76,8 @@ class Beside:
         for here in self.tables:
             if not of_data_sets(here):
                 name, label = self._labels(here, model, method)
-                rows = [c for c in here.cells if c.model == name and _at(c, budget) and plain(label) in _names(c)]
+                of_budget = [c for c in here.cells if c.model == name and c.budget.rpartition(" ")[2] == budget]
+                rows = [c for c in of_budget if plain(label) in _names(c)]
                 if len(rows) == 1:  # a method with several columns must be named with one of them
                     return PaperAverage(rows[0].value, (rows[0],))
         return None
@@ -102,6 +102,39 @@ class Beside:
             if there == name and ranked in other.methods(there) and ranked.startswith("RandLoRA"):
                 label = "RandLoRA"
         return here.cell(name, label, "", _TIME), here.cell(name, label, "", _MEMORY)
+
+    @property
+    def footnotes(self) -> list[tuple[int, str, str]]:
+        """Return number, text and source of every note, in the order in which they were first needed."""
+        return [(number, *content) for content, number in self._notes.items()]
+
+    def caption_notes(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
+        """Return the notes about whole tables that some shown numbers are from."""
+        return self._notes_of(cells, lambda method, column: not method and not column)
+
+    def row_notes(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
+        """Return the notes about the method of some shown numbers."""
+        return self._notes_of(cells, lambda method, column: bool(method) and not column)
+
+    def column_notes(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
+        """Return the notes about the data set, or the column, of some shown numbers."""
+        return self._notes_of(cells, lambda method, column: bool(column))
+
+    def average_notes(self, found: PaperAverage) -> tuple[int, ...]:
+        """Return a note where the printed average is not the mean of the printed cells."""
+        if found.printed is None or abs(found.printed.value - found.value) <= 0.05 + 1e-9:
+            return ()
+        cell = found.printed
+        text = f"Printed average of {cell.method}, {cell.budget}: {cell.value:g}; the mean of its printed cells is "
+        return (self._number(f"{text}{found.value:.2f}, which is used here.", f"Table {cell.table}, recomputed"),)
+
+    def _notes_of(self, cells: Iterable[PaperCell], where: Callable[[str, str], bool]) -> tuple[int, ...]:
+        shown = list(cells)
+        touched = [n for n in notes() if where(n.method, n.column) and any(map(n.touches, shown))]
+        return tuple(sorted(self._number(note.text, note.source) for note in touched))
+
+    def _number(self, text: str, source: str) -> int:
+        return self._notes.setdefault((text, source), len(self._notes) + 1)
 
     def _printed(self, cells: Sequence[PaperCell]) -> PaperCell | None:
         first = cells[0]
@@ -129,75 +162,9 @@ def of_data_sets(here: PaperTable) -> bool:
 
 
 def _names(cell: PaperCell) -> set[str]:
-    """Return possible names of a row of Tables 2, 3 and 6: ``RandLoRA ternary``, or with its column or its size."""
-    return {plain(cell.method), plain(f"{cell.method} {cell.column}"), plain(f"{cell.method} {_size(cell)}")}
+    """Return possible names of a row of Tables 2, 3 and 6: ``RandLoRA ternary``, or with its column or its size.
 
-
-def _size(cell: PaperCell) -> str:
-    """Table 6 prints the size of the adapter with the data: ``efficient 15k``."""
-    return cell.budget.rpartition(" ")[0]
-
-
-def _at(cell: PaperCell, budget: str) -> bool:
-    return cell.budget.rpartition(" ")[2] == budget
-
-
-@dataclass(frozen=True)
-class Footnote:
-    """One footnote of the report.
-
-    Attributes:
-        number: As printed.
-        text: Content of the note.
-        source: Source of the note.
+    Table 6 prints the size of the adapter with the data: ``efficient 15k``.
     """
-
-    number: int
-    text: str
-    source: str
-
-
-class Footnotes:
-    """Numbering of the notes in the order in which they are first needed."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[tuple[str, str], int] = {}
-
-    @property
-    def all(self) -> list[Footnote]:
-        """Return every note that was needed."""
-        return [Footnote(number, *content) for content, number in self._numbers.items()]
-
-    def add(self, text: str, source: str) -> int:
-        """Return the number of a note."""
-        return self._numbers.setdefault((text, source), len(self._numbers) + 1)
-
-    def caption(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
-        """Add notes about whole tables that some shown numbers are from."""
-        return self._of(cells, lambda method, column: not method and not column)
-
-    def row(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
-        """Add notes about the method of some shown numbers."""
-        return self._of(cells, lambda method, column: bool(method) and not column)
-
-    def column(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
-        """Add notes about the data set, or the column, of some shown numbers."""
-        return self._of(cells, lambda method, column: bool(column))
-
-    def average(self, found: PaperAverage) -> tuple[int, ...]:
-        """Return a note where the printed average is not the mean of the printed cells."""
-        if found.printed is None or abs(found.printed.value - found.value) <= 0.05 + 1e-9:
-            return ()
-        cell = found.printed
-        return (
-            self.add(
-                f"Printed average of {cell.method}, {cell.budget}: {cell.value:g}; the mean of its printed cells is "
-                f"{found.value:.2f}, which is used here.",
-                f"Table {cell.table}, recomputed",
-            ),
-        )
-
-    def _of(self, cells: Iterable[PaperCell], where: Callable[[str, str], bool]) -> tuple[int, ...]:
-        shown = list(cells)
-        touched = [n for n in notes() if where(n.method, n.column) and any(map(n.touches, shown))]
-        return tuple(sorted(self.add(note.text, note.source) for note in touched))
+    size = cell.budget.rpartition(" ")[0]
+    return {plain(cell.method), plain(f"{cell.method} {cell.column}"), plain(f"{cell.method} {size}")}

@@ -2,17 +2,17 @@
 
 from statistics import fmean
 
-from randlora_pl.experiments.report.document import Cell, Table
+from randlora_pl.experiments.report.document import Cell, Table, row
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.statistics import rank_correlation
 
 
 def rank_table(results: Results) -> Table | None:
-    """Rank of the update against accuracy, as Table 2 claims a relation; None where no run has figures of it.
+    """Return a table of correlations; None where no run has figures of the update.
 
-    Spearman's correlation over methods, in each model and budget, of the mean of a ``spectrum/...`` figure with the
-    mean accuracy over the data sets that all of these methods have.
+    It has Spearman's correlation over methods, in each model and budget, of the mean of a ``spectrum/...`` figure with
+    the mean accuracy over the data sets that all of these methods have.
     """
     every = {n for run in results.sweep.finished for n in run.facts if n.startswith("spectrum/") and run.number(n)}
     names = sorted(every - {"spectrum/steps"})
@@ -20,37 +20,29 @@ def rank_table(results: Results) -> Table | None:
     for name in names:
         for model in results.plan.models:
             for budget in results.trained_budgets(model):
-                pairs = _ranks(results, name, model, budget)
-                value = rank_correlation(
-                    [rank for rank, _ in pairs.values()], [accuracy for _, accuracy in pairs.values()]
-                )
+                ranks, accuracies = _ranks(results, name, model, budget)
+                value = rank_correlation(list(ranks.values()), list(accuracies.values()))
                 if value is not None:
-                    each = "; ".join(
-                        f"{method}: {rank:.4g}, {accuracy:.1f} %" for method, (rank, accuracy) in pairs.items()
-                    )
-                    cells = [
-                        Cell(name.removeprefix("spectrum/")),
-                        Cell(model),
-                        Cell(budget),
-                        Cell(f"{value:+.2f}", "", each, value),
-                    ]
-                    rows.append([*cells, Cell(str(len(pairs)), sort=len(pairs))])
+                    each = "; ".join(f"{method}: {ranks[method]:.4g}, {accuracies[method]:.1f} %" for method in ranks)
+                    shown = Cell(f"{value:+.2f}", "", each, value)
+                    rows.append(row(name.removeprefix("spectrum/"), model, budget, shown, len(ranks)))
     if not rows:
         return None
-    header = [Cell(title) for title in ("Figure of the update", "Model", "Data", "Spearman's correlation", "Methods")]
+    header = row("Figure of the update", "Model", "Data", "Spearman's correlation", "Methods")
     below = ["Over the methods of each model and budget, whatever their trained parameters; it does not show a cause."]
     return Table(
         "versus-rank", "Rank of the update against accuracy (the claim of Table 2)", header, rows, below=below, left=3
     )
 
 
-def _ranks(results: Results, name: str, model: str, budget: str) -> dict[str, tuple[float, float]]:
+def _ranks(results: Results, name: str, model: str, budget: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Return mean rank and mean accuracy of each method that has both."""
     shared = tuple(results.common(model, [budget])[0])
-    found = {}
+    ranks, accuracies = {}, {}
     for method in results.methods(model, budget):
         runs = [run for dataset in shared for run in results.finished(Key(model, dataset, budget, method))]
         figures = [value for run in runs if (value := run.number(name)) is not None]
         average = results.average(model, budget, method, shared)
         if average and len(figures) == len(runs):
-            found[method] = (fmean(figures), average.estimate.mean)
-    return found
+            ranks[method], accuracies[method] = fmean(figures), average.estimate.mean
+    return ranks, accuracies

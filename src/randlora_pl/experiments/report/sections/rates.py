@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from randlora_pl.experiments.paper.rates import paper_rates
-from randlora_pl.experiments.report.document import Cell, Table
+from randlora_pl.experiments.report.document import Cell, Table, row
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import Run
+from randlora_pl.experiments.sweep.description import is_zero_shot
 from randlora_pl.experiments.sweep.provenance import chosen_for, rule_of
 
 PAPER, VALIDATION, TYPED, DEFAULT = "paper", "validation", "typed", "default"
@@ -23,11 +24,9 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class Rate:
-    """One learning rate.
+    """One learning rate, None if no run has it, and one of the words above.
 
     Attributes:
-        value: Learning rate; None if no run has it.
-        how: One of the words above.
         rule: Equal for rates that were chosen in one way; empty where a rate is not tuned.
     """
 
@@ -42,17 +41,13 @@ class Rate:
 
 
 class Rates:
-    """The rates of a sweep.
-
-    Args:
-        results: The sweep.
-    """
+    """The rates of a sweep."""
 
     def __init__(self, results: Results) -> None:
         self.results, self.plan = results, results.plan
         self._found: dict[tuple[str, str], dict[Rate, list[Run]]] = {}
         for run in results.sweep.finished:
-            if not self.plan.untrained(run.key.method):
+            if not is_zero_shot(run.key.method):
                 place = self._found.setdefault((run.key.model, run.key.method), {})
                 place.setdefault(self.rate(run), []).append(run)
 
@@ -77,23 +72,19 @@ class Rates:
     def rate(self, run: Run) -> Rate:
         """Return the rate of a trained run."""
         model, label = run.key.model, run.key.method
-        method = self.plan.facts.get("methods", {}).get(label, {})
+        method = self.plan.fact("methods", label)
         kind, task = str(run.facts.get("method") or ""), str(run.facts.get("task") or "VisionLanguageTask")
-        name = "head_learning_rate" if kind == "LinearProbe" or _only_head(method) else "learning_rate"
+        only_head = kind == "LinearProbe" or ("head_learning_rate" in method and "learning_rate" not in method)
+        name = "head_learning_rate" if only_head else "learning_rate"
         typed = run.typed.get(name, method.get(name))
         value = typed if isinstance(typed, int | float) else run.number(name)
-        facts = self.plan.facts.get("models", {}).get(model, {})
-        chosen = chosen_for(self.plan.tuned, facts, label, method)
+        chosen = chosen_for(self.plan.tuned, self.plan.fact("models", model), label, method)
         if name in chosen and value is not None and math.isclose(value, chosen[name]):
             return Rate(value, VALIDATION, rule_of(self.plan.tuned))
         paper = paper_rates(kind, task) if self.plan.paper or self.plan.figure else ()
         if paper and (value is None or any(math.isclose(value, rate) for rate in paper)):
             return Rate(value, PAPER, PAPER)
         return Rate(value, DEFAULT if typed is None else TYPED)
-
-
-def _only_head(method: dict[str, object]) -> bool:
-    return "head_learning_rate" in method and "learning_rate" not in method
 
 
 def rate_table(rates: Rates) -> Table | None:
@@ -106,13 +97,13 @@ def rate_table(rates: Rates) -> Table | None:
                 hows.add(rate.how)
                 places = dict.fromkeys(f"{run.key.dataset} {run.key.budget}" for run in runs)
                 where = "everywhere" if len(found) == 1 else ", ".join(places)
-                rows.append([Cell(method), Cell(model), Cell(rate.how), Cell(where), Cell(rate.shown, sort=rate.value)])
+                rows.append(row(method, model, rate.how, where, Cell(rate.shown, sort=rate.value)))
     if not rows:
         return None
     below = [meaning for how, meaning in _MEANINGS.items() if how in hows]
     if VALIDATION in hows:
         below.append(_searched(rates))
-    header = [Cell(title) for title in ("Method", "Model", "Chosen by", "Where", "Learning rate")]
+    header = row("Method", "Model", "Chosen by", "Where", "Learning rate")
     return Table("rates-methods", "Learning rates and how they were chosen", header, rows, below=below, left=4)
 
 
