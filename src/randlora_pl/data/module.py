@@ -145,7 +145,7 @@ class ImageData(PlannedData):
     def prepare_data(self) -> None:
         """Download the dataset if requested; Lightning calls it in one process only."""
         if self.download:
-            get.ensure(self.row, self.root, get.LoggedProgress())
+            get.ensure(self.row, self.root)
         if self.row.patterns:  # the other processes load the stored index
             shards.index_all(self.root)
 

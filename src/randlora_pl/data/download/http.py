@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -73,19 +73,17 @@ def download(
     for url in sorted(urls, key=lambda url: url != part.origin.get("url")):
         try:
             pieced = _fetch(url, part, checksum, tick)
-            wrong = mismatch(part.path, checksum)
-            if wrong and pieced:  # the partial file may have been another version
+            if (wrong := mismatch(part.path, checksum)) and pieced:  # the partial file may have been another version
                 part.remove()
                 _fetch(url, part, checksum, tick)
                 wrong = mismatch(part.path, checksum)
-            if wrong:
-                part.remove()
-                raise _RefusedError(f"the file from {host(url)} is wrong: {wrong}")
+            if not wrong:
+                part.path.replace(target)
+                return url
+            part.remove()
+            complaints.append(f"the file from {host(url)} is wrong: {wrong}")
         except _RefusedError as error:
-            complaints.append(str(error))
-            continue
-        part.path.replace(target)
-        return url
+            complaints.append(f"{host(url)} {error}")
     raise UserError("; ".join(dict.fromkeys(complaints)))
 
 
@@ -130,7 +128,7 @@ def host(url: str) -> str:
 
 
 class _Part:
-    """Partial download of a file."""
+    """Partial download of a file; its note has ``url`` and ``validator`` (ETag or Last-Modified)."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -143,11 +141,9 @@ class _Part:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """``url`` and ``validator`` (ETag or Last-Modified) of the partial file."""
         with contextlib.suppress(OSError, ValueError):
             noted = parse_json(self.note.read_text(encoding="utf-8"))
-            if isinstance(noted, dict):
-                return noted
+            return noted if isinstance(noted, dict) else {}
         return {}
 
     def remove(self) -> None:
@@ -168,10 +164,10 @@ def _fetch(url: str, part: _Part, checksum: str, tick: ProgressCallback) -> bool
             return _attempt(url, part, bool(checksum), tick)
         except _DroppedError as error:
             if isinstance(error, _SilentError) and before <= first:  # offline: report at once
-                raise _RefusedError(f"{host(url)} cannot be reached ({error})") from error
+                raise _RefusedError(f"cannot be reached ({error})") from error
             vain = 0 if part.size > before else vain + 1
             if vain > RETRIES:
-                raise _RefusedError(f"{host(url)} dropped the connection {RETRIES} times in a row ({error})") from error
+                raise _RefusedError(f"dropped the connection {RETRIES} times in a row ({error})") from error
             time.sleep(PAUSE * 2 ** max(0, vain - 1))
 
 
@@ -181,57 +177,43 @@ def _attempt(url: str, part: _Part, checked: bool, tick: ProgressCallback) -> bo
     validator = origin.get("validator") or ""
     have = part.size if origin.get("url") == url and (validator or checked) else 0
     headers = {"User-Agent": _AGENT, "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        if validator:  # the server sends a changed file completely
-            headers["If-Range"] = validator
+    if have:  # with a validator, the server sends a changed file completely
+        headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
     try:
         answer = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
         error.close()
-        if error.code == 416 and have:  # the range is past the end
-            if (error.headers.get("Content-Range") or "").rpartition("/")[2] != str(have):
-                part.remove()
-                raise _DroppedError("the file has changed") from error
-            return True
-        if error.code in _PASSING:
-            raise _DroppedError(f"it answers {error.code} {error.reason}") from error
-        raise _RefusedError(f"{host(url)} answers {error.code} {error.reason}") from error
+        if error.code == 416 and have:  # nothing is left to send
+            if checked or (error.headers.get("Content-Range") or "").endswith(f"/{have}"):
+                return True
+            part.remove()
+            raise _DroppedError("the file has changed") from error
+        kind = _DroppedError if error.code in _PASSING else _RefusedError
+        raise kind(f"answers {error.code} {error.reason}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = error.reason if isinstance(error, URLError) else error
-        raise _SilentError(str(reason)) from error
+        raise _SilentError(str(getattr(error, "reason", error))) from error
     with answer:
-        have, total = _check_response(answer, have, part, url)
+        total = _number(answer.headers.get("Content-Length"))
+        packed = answer.headers.get("Content-Encoding", "identity").lower()
+        # some servers declare every .tar.gz so, but send it unchanged
+        if packed not in ("", "identity") and not part.target.name.lower().endswith((".gz", ".tgz")):
+            raise _RefusedError(f"sends the file compressed ({packed}) despite the request")
+        if answer.status == 206:
+            sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+            if not have or sent is None or int(sent[1]) != have:
+                part.remove()
+                raise _DroppedError("it sent a different range")
+            total = _number(sent[2]) or (None if total is None else have + total)
+        elif answer.headers.get_content_type() == "text/html":  # a login or error page
+            raise _RefusedError("sends a web page instead of the file")
+        else:
+            have = 0
         if total is not None and total - have > (free := shutil.disk_usage(part.path.parent).free):
             raise UserError(
                 f"{part.target.name} needs {byte_size(total - have)}, but {part.path.parent} has {byte_size(free)} free"
             )
         _receive(answer, have, total, part, url, tick)
         return have > 0
-
-
-def _check_response(answer: Any, have: int, part: _Part, url: str) -> tuple[int, int | None]:
-    """Return (bytes already downloaded, total bytes or None) after checking a response's headers.
-
-    Raises:
-        _DroppedError: The server sent a different range.
-        _RefusedError: The response is not the file.
-    """
-    announced = _number(answer.headers.get("Content-Length"))
-    packed = answer.headers.get("Content-Encoding", "identity").lower()
-    # some servers declare every .tar.gz so, but send it unchanged
-    if packed not in ("", "identity") and not part.target.name.lower().endswith((".gz", ".tgz")):
-        raise _RefusedError(f"{host(url)} sends the file compressed ({packed}) despite the request")
-    if answer.status == 206:
-        sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
-        if not have or sent is None or int(sent[1]) != have:
-            part.remove()
-            raise _DroppedError("it sent a different range")
-        total = _number(sent[2])
-        return have, have + announced if total is None and announced is not None else total
-    if answer.headers.get_content_type() == "text/html":  # a login or error page
-        raise _RefusedError(f"{host(url)} sends a web page instead of the file")
-    return 0, announced
 
 
 def _receive(answer: Any, have: int, total: int | None, part: _Part, url: str, tick: ProgressCallback) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from randlora_pl.data.catalog.registry import dataset_path, get_command
 from randlora_pl.data.catalog.spec import Archive, DatasetSpec
 from randlora_pl.data.download.archives import is_archive, unpack
@@ -28,10 +30,11 @@ EVERY = 30.0
 
 
 class DownloadProgress:
-    """Progress callbacks of `get`; this base class does nothing."""
+    """Progress callbacks of `get`; this base class logs."""
 
     def report(self, text: str) -> None:
         """Report one line about a finished or started step."""
+        log.info(text)
 
     def progress(self, text: str) -> AbstractContextManager[ProgressCallback]:
         """Return a context with a progress callback for the step in ``text``."""
@@ -46,15 +49,7 @@ class DownloadProgress:
         return nullcontext(tick)
 
 
-class LoggedProgress(DownloadProgress):
-    """Progress callbacks that log."""
-
-    def report(self, text: str) -> None:
-        """Log one line."""
-        log.info(text)
-
-
-def ensure(row: DatasetSpec, root: Path, watch: DownloadProgress | None = None) -> None:
+def ensure(row: DatasetSpec, root: Path) -> None:
     """Download a dataset if it cannot be read.
 
     Raises:
@@ -65,7 +60,7 @@ def ensure(row: DatasetSpec, root: Path, watch: DownloadProgress | None = None) 
     with contextlib.suppress(UserError):
         _read(row, root)
         return
-    get(row, root, watch)
+    get(row, root, DownloadProgress())
     _read(row, root)
     tidy(row, root)
 
@@ -75,7 +70,7 @@ def _read(row: DatasetSpec, root: Path) -> None:
         read(row, root, split)
 
 
-def get(row: DatasetSpec, root: Path, watch: DownloadProgress | None = None) -> None:
+def get(row: DatasetSpec, root: Path, watch: DownloadProgress) -> None:
     """Download, verify and unpack the files of a dataset, even if it exists.
 
     Args:
@@ -86,7 +81,6 @@ def get(row: DatasetSpec, root: Path, watch: DownloadProgress | None = None) -> 
     Raises:
         UserError: A file is not available or wrong. Nothing is installed.
     """
-    watch = watch or DownloadProgress()
     if by_hand(row, root):
         raise UserError(
             f"{row.name} is not in {root} and cannot be downloaded automatically. "
@@ -139,42 +133,30 @@ def downloads(row: DatasetSpec, root: Path) -> Path:
     return root / "downloads" / row.name
 
 
-_LOCK = ".lock"
-
-
 @contextmanager
 def _alone(home: Path, row: DatasetSpec) -> Iterator[None]:
     """Lock the folder against a second command; the system releases the lock of a killed one."""
+    lock = FileLock(home / ".lock")
     with disk_errors(home, ""):
         home.mkdir(parents=True, exist_ok=True)
-        file = (home / _LOCK).open("w")
-    with file:
         try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            lock.acquire(timeout=0)
+        except Timeout as error:
             raise UserError(f"Another command is downloading {row.name} to {home}. Wait until it ends") from error
-        except OSError as error:
-            raise UserError(f"{home / _LOCK} cannot be locked: {error.strerror or error}") from error
-        try:
-            yield
-        finally:
-            (home / _LOCK).unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _obtain(row: DatasetSpec, root: Path, file: Archive, watch: DownloadProgress) -> None:
     """Download one file to `downloads`, or verify an existing one."""
     path = downloads(row, root) / file.name
     if path.exists():
-        try:
-            with watch.progress(f"{file.name}: verifying") as tick:
-                wrong = mismatch(path, file.checksum, tick)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+        with watch.progress(f"{file.name}: verifying") as tick:
+            wrong = mismatch(path, file.checksum, tick)
         if not wrong:
             watch.report(f"{file.name}: already downloaded, {_verdict(file)}")
             return
