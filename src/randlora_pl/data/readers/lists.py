@@ -13,14 +13,7 @@ from randlora_pl.utils.files.documents import parse_json
 def resisc45(row: DatasetSpec, root: Path, split: str, *, known: tuple[str, ...]) -> Samples | None:
     """Read NWPU-RESISC45 by its published lists (``airplane_001.jpg``); the validation list is not used.
 
-    Args:
-        row: Specification of the dataset.
-        root: Folder of the datasets.
-        split: ``train``, ``val`` or ``test``.
-        known: Names of the class folders by label.
-
-    Raises:
-        UserError: Lists or images are missing or damaged.
+    ``known`` has the names of the class folders by label.
     """
     if split == "val":
         return None
@@ -40,11 +33,7 @@ def resisc45(row: DatasetSpec, root: Path, split: str, *, known: tuple[str, ...]
 
 
 def sun397(row: DatasetSpec, root: Path, split: str) -> Samples | None:
-    """Read SUN397, first partition; ``ClassName.txt`` has classes such as ``/a/apartment_building/outdoor``.
-
-    Raises:
-        UserError: Lists or images are missing or damaged.
-    """
+    """Read SUN397, first partition; ``ClassName.txt`` has classes such as ``/a/apartment_building/outdoor``."""
     if split == "val":
         return None
     home = root / "SUN397"
@@ -62,11 +51,7 @@ def sun397(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 
 def cub200(row: DatasetSpec, root: Path, split: str) -> Samples | None:
-    """Read CUB-200-2011: four files map image numbers to paths, classes and splits, and classes to names.
-
-    Raises:
-        UserError: Lists or images are missing or damaged.
-    """
+    """Read CUB-200-2011: four files map image numbers to paths, classes and splits, and classes to names."""
     if split == "val":
         return None
     home = root / "CUB_200_2011"
@@ -105,11 +90,7 @@ def _numbered(row: DatasetSpec, root: Path, path: Path) -> dict[str, str]:
 
 
 def ucf101(row: DatasetSpec, root: Path, split: str) -> Samples:
-    """Read the middle frames of UCF101 by CoOp's split file: ``[path, label, class name]`` per image and split.
-
-    Raises:
-        UserError: The split file or images are missing or damaged.
-    """
+    """Read the middle frames of UCF101 by CoOp's split file: ``[path, label, class name]`` per image and split."""
     home = root / "ucf101"
     path = home / "split_zhou_UCF101.json"
     try:

@@ -20,19 +20,10 @@ def torchvision_files(
     known: Sequence[str] | None = None,
     numbered: Sequence[str] = (),
 ) -> Samples | None:
-    """Read a dataset of files listed by a torchvision class.
+    """Read a dataset of files listed by the class ``name`` of `torchvision.datasets`.
 
-    Args:
-        row: Specification of the dataset.
-        root: Folder given to torchvision.
-        split: ``train``, ``val`` or ``test``.
-        name: Name of the class in `torchvision.datasets`.
-        splits: Torchvision's splits for each of ours; omitted splits do not exist.
-        known: Expected class names; None if unknown without the files.
-        numbered: Torchvision's splits whose class folders are named by label; torchvision numbers existing folders.
-
-    Raises:
-        UserError: The dataset is missing or damaged.
+    ``splits`` has torchvision's splits for each of ours, ``known`` the expected class names; None if unknown without
+    the files. In the splits ``numbered``, class folders are named by label; torchvision numbers existing folders.
     """
     entries: list[tuple[str, int]] = []
     classes: Sequence[str] = ()

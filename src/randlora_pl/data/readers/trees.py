@@ -37,18 +37,10 @@ def class_tree(
 ) -> Samples | None:
     """Read images in class folders, with one parent folder per split.
 
-    Args:
-        row: Specification of the dataset.
-        root: Folder of the datasets.
-        split: ``train``, ``val`` or ``test``.
-        folders: Folder of each split below the root; omitted splits do not exist.
-        known: Names of the class folders by label; None for the sorted folders, as many as there are classes.
-        pattern: Regular expression of unknown class folders; its group is the class name.
-        ignore: Folders that are not classes.
-        suffixes: Suffixes of the images, in lower case; default: all known suffixes.
-
-    Raises:
-        UserError: Folders or images are missing.
+    ``folders`` has the folder of each split below the root, ``known`` the names of the class folders by label; None
+    for the sorted folders, as many as there are classes. ``pattern`` is the regular expression of unknown class
+    folders, and its group the class name; folders in ``ignore`` are not classes. ``suffixes`` of the images are in
+    lower case; default: all known ones.
     """
     if split not in folders:
         return None
@@ -76,16 +68,8 @@ def indexed_tree(
 ) -> Samples | None:
     """Read images ``CLASS/..._N.jpg`` by an index of numbers per split in the package; the rest is for training.
 
-    Args:
-        row: Specification of the dataset.
-        root: Folder of the datasets.
-        split: ``train``, ``val`` or ``test``.
-        folder: Folder of the class folders below the root.
-        index: Name of the JSON file in ``indices``.
-        options: Further arguments of `class_tree`.
-
-    Raises:
-        UserError: Folders or images are missing, or a file has an unexpected name.
+    ``folder`` has the class folders, ``index`` is the name of the JSON file in ``indices``, and ``options`` are further
+    arguments of `class_tree`.
     """
     listed = json.loads((INDICES / f"{index}.json").read_text(encoding="utf-8"))
     if split != "train" and split not in listed:
@@ -109,11 +93,7 @@ def indexed_tree(
 def _classes(
     row: DatasetSpec, root: Path, home: Path, known: Sequence[str] | None, pattern: str, ignore: Sequence[str]
 ) -> Sequence[str]:
-    """Return the class folders in ``home`` by label.
-
-    Raises:
-        UserError: A folder is not a class, or a class is missing.
-    """
+    """Return the class folders in ``home`` by label."""
     try:
         with os.scandir(home) as listing:
             there = sorted(entry.name for entry in listing if entry.is_dir() and not entry.name.startswith("."))

@@ -15,14 +15,7 @@ from randlora_pl.utils.errors import UserError
 def boxes(row: DatasetSpec, root: Path, split: str, *, known: tuple[str, ...]) -> Samples:
     """Read every box of one split's images, including difficult ones, cropped without a margin.
 
-    Args:
-        row: Specification of the dataset.
-        root: Folder of the datasets.
-        split: ``train``, ``val`` or ``test``.
-        known: Class names in the annotations, by label.
-
-    Raises:
-        UserError: Lists, annotations or images are missing or damaged.
+    ``known`` has the class names in the annotations, by label.
     """
     home = root / "VOCdevkit" / "VOC2007"
     label_of = {name: label for label, name in enumerate(known)}

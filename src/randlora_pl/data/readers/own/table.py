@@ -43,11 +43,7 @@ def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 
 def _refuse_twice(found: Table, images: Sequence[str], labels: Sequence[str], parts: Sequence[str]) -> None:
-    """Refuse repeated images, which would count twice or be in both training and test.
-
-    Raises:
-        UserError: An image is repeated.
-    """
+    """Refuse repeated images, which would count twice or be in both training and test."""
     if len(set(images)) == len(images):
         return
     first: dict[str, int] = {}

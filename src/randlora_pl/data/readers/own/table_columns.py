@@ -5,8 +5,8 @@ import os
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 from randlora_pl.data.images.decode import absent
 from randlora_pl.data.readers.own.labels import SPLIT_OF
@@ -48,72 +48,56 @@ class Table:
         Raises:
             UserError: A cell is empty, or a file does not exist.
         """
-        found = [posixpath.normpath(cell.replace("\\", "/")) for cell in self.filled(column)]
-        found = _named_once(self.path.parent, found)
-        missing = absent(self.path.parent, found)
+        home = self.path.parent
+        found = _named_once(home, [posixpath.normpath(cell.replace("\\", "/")) for cell in self.filled(column)])
+        missing = absent(home, found)
         if missing:
-            first = missing[0]
             kind = "image files do not exist" if len(missing) > 1 else "image file does not exist"
-            raise UserError(
-                f"{self.path}: {len(missing)} {kind}, the first: {self.position(first)}: "
-                f"{self.path.parent / found[first]}"
-            )
+            first = f"{self.position(missing[0])}: {home / found[missing[0]]}"
+            raise UserError(f"{self.path}: {len(missing)} {kind}, the first: {first}")
         return found
 
     def filled(self, column: str) -> list[str]:
-        """Return the cells of a column.
-
-        Raises:
-            UserError: A cell is empty.
-        """
+        """Return the cells of a column, none of which may be empty."""
         cells = self.columns[column]
         if not all(cells):
             raise UserError(f"{self.where(cells.index(''))}: the {column} is empty")
         return cells
 
     def splits(self) -> list[str]:
-        """Return ``train``, ``val`` or ``test`` per row; ``train`` without a split column.
-
-        Raises:
-            UserError: A cell has another value.
-        """
-        if "split" not in self.columns:
-            return ["train"] * len(self.positions)
-        parts = [SPLIT_OF.get(cell.lower(), "") for cell in self.columns["split"]]
-        if not all(parts):
-            row = parts.index("")
-            cell = self.columns["split"][row]
-            raise UserError(
-                f"{self.where(row)}: unknown split {cell!r}; expected train, val or test.{near(cell, SPLIT_OF)}"
-            )
-        return parts
+        """Return ``train``, ``val`` or ``test`` per row; ``train`` without a split column."""
+        cells = self.columns.get("split", ["train"] * len(self.positions))
+        for row, cell in enumerate(cells):
+            if cell.lower() not in SPLIT_OF:
+                expected = f"expected train, val or test.{near(cell, SPLIT_OF)}"
+                raise UserError(f"{self.where(row)}: unknown split {cell!r}; {expected}")
+        return [SPLIT_OF[cell.lower()] for cell in cells]
 
 
 def _named_once(home: Path, names: Sequence[str]) -> list[str]:
-    """Return normalized names, relative to a folder if below it; a file elsewhere keeps its first name.
+    """Return normalized names, relative to ``home`` if below it; a file elsewhere keeps its first name.
 
     Args:
         home: Parent folder.
         names: Paths relative to ``home``, absolute, or beginning with ``..``.
     """
     real = _real(home)
-    ways = (os.path.abspath(home), home.absolute())  # noqa: PTH100 (links stay)
-    bases = [f"{base.rstrip('/')}/" for base in (real, *(Path(way).as_posix() for way in ways if _real(way) == real))]
-    folders: dict[str, str] = {}
+    ways = (real, os.path.abspath(home), home.absolute().as_posix())  # noqa: PTH100 (links stay)
+    bases = [f"{way.rstrip('/')}/" for way in ways if _real(way) == real]
+    real_of = cache(_real)
     first: dict[str, str] = {}
 
     def proper(name: str) -> str:
+        if not name.startswith(("/", "../")) and not os.path.isabs(name):  # noqa: PTH117 (also on Windows)
+            return name
         for base in bases:
             if name.startswith(base):
                 return name.removeprefix(base)
         folder, _, file = name.rpartition("/")
-        if folder not in folders:
-            folders[folder] = _real(posixpath.join(real, folder or "/")).rstrip("/")
-        there = f"{folders[folder]}/{file}"
+        there = f"{real_of(posixpath.join(real, folder or '/')).rstrip('/')}/{file}"
         return there.removeprefix(bases[0]) if there.startswith(bases[0]) else first.setdefault(there, name)
 
-    rooted = os.path.isabs  # also on Windows
-    return [proper(name) if name.startswith(("/", "../")) or rooted(name) else name for name in names]
+    return [proper(name) for name in names]
 
 
 def _real(folder: str | Path) -> str:
@@ -152,25 +136,19 @@ def read_table(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Ta
 
 
 def _choose(where: str, header: Sequence[str], wanted: Mapping[str, Sequence[str]], form: str) -> dict[str, int]:
-    """Return the index of each requested column.
-
-    Raises:
-        UserError: A column is missing or ambiguous.
-    """
-    lowered = [name.strip().lower() for name in header]
+    """Return the index of each requested column."""
+    header = [name.strip() for name in header]
     chosen = {}
     for column, names in wanted.items():
-        found = [number for number, name in enumerate(lowered) if name in names]
+        found = [number for number, name in enumerate(header) if name.lower() in names]
         if len(found) > 1:
-            both = " and ".join(repr(header[number].strip()) for number in found)
+            both = " and ".join(repr(header[number]) for number in found)
             raise UserError(f"{where}: the columns {both} may both be the {column}; rename one. Expected {form}")
         if found:
             chosen[column] = found[0]
         elif column != "split":
-            raise UserError(
-                f"{where}: no column {column!r} among {', '.join(name.strip() for name in header) or 'none'}."
-                f"{near(column, [name.strip() for name in header])} Expected {form}"
-            )
+            there = f"{', '.join(header) or 'none'}.{near(column, header)}"
+            raise UserError(f"{where}: no column {column!r} among {there} Expected {form}")
     return chosen
 
 
@@ -184,7 +162,6 @@ def _text(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
             header = next(reader, [])
             chosen = _choose(f"{path}, line 1", header, wanted, form)
             cells: dict[str, list[str]] = {column: [] for column in chosen}
-            picked = [(cells[column].append, number) for column, number in chosen.items()]
             positions: list[int] = []
             for line in reader:
                 if not any(map(str.strip, line)):  # spreadsheets write lines of separators only
@@ -193,8 +170,8 @@ def _text(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
                     names = ",".join(name.strip() for name in header)
                     where = f"{path}, line {reader.line_num}"
                     raise UserError(f"{where}: expected {len(header)} fields ({names}); quote commas")
-                for append, number in picked:
-                    append(line[number].strip())
+                for column, number in chosen.items():
+                    cells[column].append(line[number].strip())
                 positions.append(reader.line_num)
     except UnicodeDecodeError as error:
         raise UserError(f"The table {path} cannot be read: {error}. Save it as UTF-8") from error
@@ -223,9 +200,8 @@ def _parquet(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Tabl
             read = file.read([schema.names[number] for number in chosen.values()])
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise UserError(f"The table {path} cannot be read: {error}") from error
-    cells = {column: [_cell(value) for value in read[number].to_pylist()] for number, column in enumerate(chosen)}
+    columns = zip(chosen, read.columns, strict=True)
+    cells = {
+        name: ["" if cell is None else str(cell).strip() for cell in column.to_pylist()] for name, column in columns
+    }
     return Table(path, cells, range(1, read.num_rows + 1), "row")
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else str(value).strip()
