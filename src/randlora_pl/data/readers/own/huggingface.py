@@ -114,11 +114,7 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 
 def _splits(root: Path) -> dict[str, Path | list[Path]]:
-    """Return the saved folder or the Parquet files of each used split.
-
-    Raises:
-        UserError: The folder has neither layout.
-    """
+    """Return the saved folder or the Parquet files of each used split."""
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise UserError(f"The data folder {root} {what}; {EXPECTED}. Set it with --data.root FOLDER")
@@ -186,11 +182,7 @@ def _parquet_files(root: Path) -> dict[str, list[Path]]:
 
 
 def _load(root: Path, home: Path | list[Path]) -> Any:
-    """Load one split as a `datasets.Dataset`, mapped into memory.
-
-    Raises:
-        UserError: A file is missing or damaged.
-    """
+    """Load one split as a `datasets.Dataset`, mapped into memory."""
     from datasets import Dataset, load_from_disk
 
     try:
@@ -204,11 +196,7 @@ def _load(root: Path, home: Path | list[Path]) -> Any:
 
 
 def _labels(root: Path, split: str, data: Any) -> list[str]:
-    """Return each row's label as text; all are "" if the split has no labels.
-
-    Raises:
-        UserError: Only some rows have labels.
-    """
+    """Return each row's label as text; all are "" if the split has no labels."""
     column = _label_column(root, data.features)
     values = data.select_columns([column])[:][column]
     names = getattr(data.features[column], "names", None)
@@ -222,11 +210,7 @@ def _labels(root: Path, split: str, data: Any) -> list[str]:
 
 
 def _label_column(root: Path, features: Mapping[str, Any]) -> str:
-    """Return the name of the label column.
-
-    Raises:
-        UserError: The column is ambiguous.
-    """
+    """Return the name of the label column."""
     from datasets import ClassLabel, Value
 
     named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
@@ -243,11 +227,7 @@ def _label_column(root: Path, features: Mapping[str, Any]) -> str:
 
 
 def _image_column(root: Path, features: Mapping[str, Any]) -> str:
-    """Return the name of the image column: of the feature ``Image``, or with the same two fields.
-
-    Raises:
-        UserError: No column has images, or several do.
-    """
+    """Return the name of the image column: of the feature ``Image``, or with the same two fields."""
     from datasets import Image
 
     found = [

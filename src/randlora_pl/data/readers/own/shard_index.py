@@ -5,7 +5,7 @@ import os
 import re
 import time
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,19 +44,13 @@ class ShardPaths:
     beside: Path | None
 
     def lines(self, names: Sequence[str]) -> list[str]:
-        """Return the lines of the first existing file of ``names`` beside the shards, or [].
-
-        Raises:
-            UserError: The file cannot be read.
-        """
-        for path in [] if self.beside is None else [self.beside / name for name in names]:
-            if path.is_file():
-                try:
-                    text = path.read_text(encoding="utf-8-sig")
-                except (OSError, UnicodeDecodeError) as error:
-                    raise UserError(f"{path} cannot be read: {error}") from error
-                return [line.strip() for line in text.splitlines() if line.strip()]
-        return []
+        """Return the lines of the first existing file of ``names`` beside the shards, or []."""
+        there = [] if self.beside is None else [self.beside / name for name in names if (self.beside / name).is_file()]
+        try:
+            lines = there[0].read_text(encoding="utf-8-sig").splitlines() if there else []
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{there[0]} cannot be read: {error}") from error
+        return [line.strip() for line in lines if line.strip()]
 
 
 def find(root: Path) -> ShardPaths:
@@ -77,24 +71,19 @@ def find(root: Path) -> ShardPaths:
     else:
         raise UserError(f"{root} does not exist; {EXPECTED}. Set it with --data.root")
     for location in found:
-        if re.search(r"\.(tar\.\w+|tgz)$", without_query(location)):
-            raise UserError(
-                f"{location} is compressed, so its members cannot be read individually. Uncompress it first"
-            )
         if not is_url(location) and not Path(location).is_file():
             raise UserError(
                 f"The shard {location} does not exist or is not a file ({len(found):,} are listed by {title})"
             )
-    twice = len(found) - len(set(found))
-    if twice:
+    if twice := len(found) - len(set(found)):
         raise UserError(f"{title} lists {twice:,} shards more than once")
-    by_split: dict[str, list[str]] = {}
+    by_split: dict[str, list[str]] = defaultdict(list)
     names = {location: PurePosixPath(without_query(location)) for location in found}
     several = len({name.parent.name for name in names.values()}) > 1
     for location, name in names.items():
         # a common folder is not a split, even if it is named test
         below = os.path.relpath(location, root) if beside == root else str(name) if several else name.name
-        by_split.setdefault(split_of(below), []).append(location)
+        by_split[split_of(below)].append(location)
     if by_split.keys() == {""}:
         return ShardPaths(title, {"train": by_split[""]}, beside)
     if "" in by_split:
@@ -112,10 +101,8 @@ def _in_folder(root: Path) -> list[str]:
         path for part in parts for path in part.iterdir() if not path.name.startswith(".") and path.is_file()
     )
     tar = [str(path) for path in files if path.suffix == ".tar"]
+    tar = tar or [str(path) for path in files if re.search(r"\.(tar\.\w+|tgz)$", path.name)]  # refused when read
     if not tar:
-        packed = [path for path in files if re.search(r"\.(tar\.\w+|tgz)$", path.name)]
-        if packed:
-            return [str(packed[0])]
         raise UserError(f"{root} has no .tar files; {EXPECTED}")
     return tar
 

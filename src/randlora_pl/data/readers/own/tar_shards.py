@@ -7,7 +7,7 @@ process reads only the bytes of its own draws.
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ from randlora_pl.data.readers.own import tar_files as tars
 from randlora_pl.data.readers.own.labels import source_split
 from randlora_pl.data.readers.own.shard_index import ShardPaths, find, index
 from randlora_pl.data.string_array import Strings
-from randlora_pl.utils.errors import UserError, near
+from randlora_pl.data.validate import check_templates
+from randlora_pl.utils.errors import UserError, errors_in, near
 
 NAMES = "classnames.txt"
 TEMPLATES = ("templates.txt", "zeroshot_classification_templates.txt")
@@ -30,7 +31,7 @@ MOST_CLASSES = 1_000_000
 log = logging.getLogger("randlora_pl")
 
 
-@dataclass
+@dataclass(frozen=True)
 class ShardImages:
     """Images inside tar files, decoded on each access.
 
@@ -47,7 +48,6 @@ class ShardImages:
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
     members: Strings
-    _parts: tars.Parts = field(default_factory=tars.Parts)
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -59,7 +59,7 @@ class ShardImages:
             UserError: The shard cannot be read, or has no image at this offset; the message names both.
         """
         shard = self.shards[self.shard[index]]
-        content = self._parts.read(shard, int(self.offset[index]), int(self.length[index]))
+        content = tars.read_range(shard, int(self.offset[index]), int(self.length[index]))
         return decode(self.name(index), short, content)
 
     def name(self, index: int) -> str:
@@ -96,19 +96,14 @@ def shards(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     of_classes = found if class_split == own else index(shard_paths, class_split)
     classes, by_name = _classes(shard_paths, class_split, of_classes, names)
     labels = _labels(shard_paths, own, found, classes, by_name)
-    if split == "train":
-        _complain(shard_paths, labels, classes)
     for note in found.notes:
         log.warning("%s", note)
     shard, offset, length = (found.columns[name] for name in ("shard", "offset", "length"))
     images = ShardImages(there[own], shard, offset, length, found.texts["members"])
     keys = found.texts.get("keys", found.texts["members"])
     prompts = tuple(template.replace("{c}", "{}") for template in templates)  # {c}: as in clip-benchmark's files
-    for template in prompts:
-        if template.count("{}") != 1:
-            raise UserError(
-                f"{shard_paths.beside}: the template {template!r} must have {{}} once, where the class name goes"
-            )
+    with errors_in(shard_paths.beside):
+        check_templates(prompts or None, captions=False)
     samples = Samples(images, np.arange(len(labels)), labels, keys, tuple(classes), templates=prompts)
     return samples.numbered(found.columns["numbers"])
 
@@ -130,13 +125,10 @@ def _classes(
         other = next(text for text in used if _number(text) is None)
         raise UserError(f"{shard_paths.title}: some labels are numbers ({numeric[0]}), others are names ({other!r})")
     if numeric:
-        highest = max(numeric, key=int)
-        top = int(highest)
-        if top >= MOST_CLASSES:
-            raise UserError(
-                f"{_first(shard_paths, split, found, highest)}: the label {highest} cannot be a class number"
-            )
-        return list(names) or [f"class {number}" for number in range(top + 1)], None
+        top = max(numeric, key=int)
+        if int(top) >= MOST_CLASSES:
+            raise UserError(f"{_first(shard_paths, split, found, top)}: the label {top} cannot be a class number")
+        return list(names) or [f"class {number}" for number in range(int(top) + 1)], None
     classes = list(names) if set(used) <= set(names) else sorted(used)
     if names and len(classes) != len(names):
         strange = next(text for text in classes if text not in names)
@@ -171,13 +163,3 @@ def _first(shard_paths: ShardPaths, split: str, found: listing.Found, label: str
     number = list(found.texts["labels"]).index(label)
     position = int(np.argmax(found.columns["label"] == number))
     return f"{shard_paths.by_split[split][found.columns['shard'][position]]}:{found.texts['members'][position]}"
-
-
-def _complain(shard_paths: ShardPaths, labels: NDArray[np.int64], classes: Sequence[str]) -> None:
-    """Warn about classes without training images, for example if shards are missing."""
-    empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
-    if len(empty):
-        log.warning(
-            "%s: %d of %d classes have no training images, the first: %r (label %d)",
-            shard_paths.title, len(empty), len(classes), classes[empty[0]], empty[0],
-        )  # fmt: skip
