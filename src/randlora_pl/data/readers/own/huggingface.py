@@ -83,9 +83,8 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     try:
         from datasets import Image, disable_progress_bars
     except ImportError as error:
-        raise UserError(
-            f'--data.dataset hf needs the package datasets ({error}): pip install "randlora-pl[hf]"'
-        ) from error
+        how = 'pip install "randlora-pl[hf]"'
+        raise UserError(f"--data.dataset hf needs the package datasets ({error}): {how}") from error
     if not sys.stderr.isatty():
         disable_progress_bars()
     labels: dict[str, list[str]] = {}
@@ -115,16 +114,13 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 def _splits(root: Path) -> dict[str, Path | list[Path]]:
     """Return the saved folder or the Parquet files of each used split."""
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
-        raise UserError(f"The data folder {root} {what}; {EXPECTED}. Set it with --data.root FOLDER")
+    saved = root / "dataset_dict.json"
     found: Mapping[str, Path | list[Path]]
-    if (root / "dataset_dict.json").is_file():
+    if saved.is_file():
         try:
-            names = parse_json((root / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-            found = {str(name): root / str(name) for name in names}
+            found = {str(name): root / str(name) for name in parse_json(saved.read_text(encoding="utf-8"))["splits"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{root / 'dataset_dict.json'} is damaged ({error}). Save the dataset again") from error
+            raise UserError(f"{saved} is damaged ({error}). Save the dataset again") from error
     elif (root / "state.json").is_file() and (root / "dataset_info.json").is_file():
         return {"train": root}
     else:
@@ -146,8 +142,7 @@ def _splits(root: Path) -> dict[str, Path | list[Path]]:
 def _parquet_files(root: Path) -> dict[str, list[Path]]:
     """Return the Parquet files per split: ``SPLIT-00000-of-00002.parquet``, ``SPLIT.parquet``, ``SPLIT/0000.parquet``.
 
-    Raises:
-        UserError: Files are missing or damaged, or they are in several folders.
+    All must be there, and in one folder.
     """
     found: dict[str, list[Path]] = defaultdict(list)
     expected: dict[str, int] = {}
@@ -160,7 +155,7 @@ def _parquet_files(root: Path) -> dict[str, list[Path]]:
         if name.lower() not in SPLIT_OF and home != root and home.name.lower() in SPLIT_OF:
             name, home = home.name, home.parent
         found[name].append(path)
-        homes.add(home)
+        homes.add(str(home))
         if shard:
             expected[name] = int(shard[2])
         with path.open("rb") as stream:
@@ -169,15 +164,15 @@ def _parquet_files(root: Path) -> dict[str, list[Path]]:
             hint = "a pointer of Git LFS; fetch it: git lfs pull" if start == b"version " else "download it again"
             raise UserError(f"{path} is not a Parquet file ({hint})")
     if not found:
-        raise UserError(f"The data folder {root} has no dataset; {EXPECTED}. Set it with --data.root FOLDER")
+        what = "has no dataset" if root.is_dir() else "is a file" if root.exists() else "does not exist"
+        raise UserError(f"The data folder {root} {what}; {EXPECTED}. Set it with --data.root FOLDER")
     if len(homes) > 1:
-        some = ", ".join(sorted(str(home) for home in homes)[:5])
+        some = ", ".join(sorted(homes)[:5])
         raise UserError(f"{root} has {len(homes)} folders of Parquet files. Set one with --data.root: {some}")
     for name, count in expected.items():
         if count != len(found[name]):
-            raise UserError(
-                f"{root}: {len(found[name])} of {count} files of the split {name!r} exist; download the others"
-            )
+            there = f"{len(found[name])} of {count} files of the split {name!r} exist"
+            raise UserError(f"{root}: {there}; download the others")
     return found
 
 
@@ -216,9 +211,9 @@ def _label_column(root: Path, features: Mapping[str, Any]) -> str:
     named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if len(named) == 1:
         return named[0]
-    plain = [name for name, feature in features.items() if isinstance(feature, Value)]
+    possible = named or [name for name, feature in features.items() if isinstance(feature, Value)]
     for name in LABELS:
-        if name in (named or plain):
+        if name in possible:
             return name
     raise UserError(
         f"{root}: the label column is ambiguous among {', '.join(features)}. "
@@ -230,19 +225,12 @@ def _image_column(root: Path, features: Mapping[str, Any]) -> str:
     """Return the name of the image column: of the feature ``Image``, or with the same two fields."""
     from datasets import Image
 
-    found = [
-        name
-        for name, feature in features.items()
-        if isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
-    ]
+    kinds = {name: set(kind) if isinstance(kind, dict) else type(kind) for name, kind in features.items()}
+    found = [name for name, kind in kinds.items() if kind in (Image, {"bytes", "path"})]
     if len(found) == 1:
         return found[0]
-    if found:
-        raise UserError(
-            f"{root}: the columns {', '.join(found)} have images; keep one of them: "
-            'dataset.remove_columns(["NAME"]).save_to_disk("FOLDER")'
-        )
-    raise UserError(
-        f"{root}: none of the columns {', '.join(features)} has images. If one has paths: "
-        'dataset.cast_column("NAME", datasets.Image()).save_to_disk("FOLDER")'
-    )
+    what, change = f"the columns {', '.join(found)} have images; keep one of them", 'remove_columns(["NAME"])'
+    if not found:
+        what = f"none of the columns {', '.join(features)} has images. If one has paths"
+        change = 'cast_column("NAME", datasets.Image())'
+    raise UserError(f'{root}: {what}: dataset.{change}.save_to_disk("FOLDER")')
