@@ -11,17 +11,12 @@ from randlora_pl.utils.files.plain_files import read_plain
 
 
 def lines(row: DatasetSpec, root: Path, path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (number from 1, text) of the non-blank lines of an annotation file.
-
-    Raises:
-        UserError: The file is missing or not text.
-    """
+    """Yield (number from 1, text) of the non-blank lines of an annotation file."""
     try:
         text = read_plain(path).decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise missing(row, root, f"{path.relative_to(root)} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise missing(row, root, f"{path.relative_to(root)} cannot be read: {error}") from error
+        what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+        raise missing(row, root, f"{path.relative_to(root)} {what}") from error
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield number, line.strip()
@@ -35,25 +30,14 @@ def wrong_line(path: Path, number: int, line: str, expected: str) -> UserError:
 def file_samples(
     row: DatasetSpec, root: Path, home: Path, entries: Sequence[tuple[str, int]], classes: Sequence[str], listed: str
 ) -> Samples:
-    """Return samples of image files.
+    """Return samples of the image files ``entries``: (path below ``home`` with forward slashes, label) of each.
 
-    Args:
-        row: Specification of the dataset.
-        root: Folder of the datasets.
-        home: Folder of the relative paths.
-        entries: (path with forward slashes, label) per image; the path is its key.
-        classes: Class names by label.
-        listed: Source of the entries, for messages.
-
-    Raises:
-        UserError: An entry is repeated, or its file does not exist.
+    The path is the key of an image. ``listed`` is the source of the entries, for messages.
     """
     paths = [path for path, _ in entries]
     lacking = absent(home, paths)
     if lacking:
-        first = home / paths[lacking[0]]
-        raise missing(
-            row, root, f"{len(lacking)} of {len(entries)} images of {listed} do not exist, the first: {first}"
-        )
+        what = f"{len(lacking)} of {len(entries)} images of {listed} do not exist"
+        raise missing(row, root, f"{what}, the first: {home / paths[lacking[0]]}")
     with errors_in(f"{row.title}: {listed}"):
         return in_key_order(FileImages(PathsBelow(home, paths)), [label for _, label in entries], paths, classes)

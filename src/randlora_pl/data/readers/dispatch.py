@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -59,15 +59,10 @@ class Samples:
 
     def subset(self, chosen: NDArray[np.int64]) -> "Samples":
         """Return the samples at the given indices, in their order."""
-        part = Samples(
-            self.images,
-            self.rows[chosen],
-            self.labels[chosen],
-            self.keys.take(chosen) if isinstance(self.keys, Strings) else [self.keys[n] for n in chosen.tolist()],
-            self.classes,
-            None if self.groups is None else self.groups[chosen],
-            self.templates,
-        )  # a million keys take a second to hash, and each split is a subset
+        keys = self.keys.take(chosen) if isinstance(self.keys, Strings) else [self.keys[n] for n in chosen.tolist()]
+        groups = None if self.groups is None else self.groups[chosen]
+        part = replace(self, rows=self.rows[chosen], labels=self.labels[chosen], keys=keys, groups=groups)
+        # a million keys take a second to hash, and each split is a subset
         return part.numbered(self.numbers[chosen]) if "numbers" in vars(self) else part
 
     def numbered(self, numbers: NDArray[np.int64]) -> "Samples":
@@ -98,11 +93,7 @@ def key_order(keys: Sequence[str]) -> NDArray[np.int64]:
 def in_key_order(
     images: Images, labels: Sequence[int] | NDArray[np.int64], keys: Sequence[str], classes: Sequence[str]
 ) -> Samples:
-    """Return samples sorted by key, so that results do not depend on the order in which files were found.
-
-    Raises:
-        UserError: Two samples have the same key.
-    """
+    """Return samples in `key_order`, so that results do not depend on the order in which files were found."""
     rows = key_order(keys)
     ordered = [keys[index] for index in rows.tolist()]
     return Samples(images, rows, np.asarray(labels, dtype=np.int64)[rows], ordered, tuple(classes))

@@ -71,11 +71,8 @@ def folder(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 def _split_folders(root: Path) -> dict[str, Path]:
     """Return the folder of each split; only ``train`` if ``root`` has class folders."""
     folders = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
-    found: dict[str, Path] = {}
-    for split, names in ALIASES.items():
-        for name in names:
-            if name in folders:
-                found.setdefault(split, folders[name])
+    there = {split: [folders[name] for name in names if name in folders] for split, names in ALIASES.items()}
+    found = {split: homes[0] for split, homes in there.items() if homes}
     if "train" not in found or not _sub_folders(found["train"]):
         _refuse_half_split(root, found, len(folders))
         return {"train": root}  # a class may be named "train"
@@ -107,11 +104,7 @@ def _sub_folders(home: Path) -> dict[str, Path]:
 
 
 def class_folders(home: Path) -> dict[str, Path]:
-    """Return the class folders in ``home`` by name, sorted.
-
-    Raises:
-        UserError: ``home`` has no class folders, or a single folder that itself has several.
-    """
+    """Return the class folders in ``home`` by name, sorted; refuse none, and a single one that itself has several."""
     folders = _sub_folders(home)
     if not folders:
         loose = " (there are images in it, but a class is a sub-folder)" if any(map(is_image, home.iterdir())) else ""
@@ -131,16 +124,10 @@ def list_images(home: Path) -> list[Path]:
 def image_names(home: Path, ignored: Counter[str], watch: Callable[[str], object]) -> list[str]:
     """Return all image files below ``home``, without hidden files; links to folders are followed once.
 
-    Args:
-        home: Folder to search.
-        ignored: Receives the suffixes of other files.
-        watch: Called with each folder before it is listed.
+    ``ignored`` receives the suffixes of other files; ``watch`` is called with each folder before it is listed.
 
     Returns:
         Paths relative to ``home`` with forward slashes.
-
-    Raises:
-        UserError: A folder is not readable.
     """
     files: list[str] = []
     seen: set[str] = set()

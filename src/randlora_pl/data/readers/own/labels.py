@@ -23,16 +23,12 @@ def source_split(split: str, there: Collection[str], where: object) -> str | Non
 
     Args:
         split: ``train``, ``val`` or ``test``.
-        there: Existing splits.
+        there: Existing splits; an error if ``train`` is not among them.
         where: File or folder, for messages.
-
-    Raises:
-        UserError: The train split is missing.
     """
     if "train" not in there:
-        raise UserError(
-            f"{where} has no train split among {', '.join(there) or 'none'}, so there is nothing to train on"
-        )
+        among = ", ".join(there) or "none"
+        raise UserError(f"{where} has no train split among {among}, so there is nothing to train on")
     if "test" not in there and "val" in there and split != "train":
         if split == "val":
             return None
@@ -44,8 +40,7 @@ def source_split(split: str, there: Collection[str], where: object) -> str | Non
 def class_order(labels: Iterable[str], where: object) -> list[str]:
     """Return the distinct labels: whole numbers by value (also ``1.0``, as written by pandas), others alphabetically.
 
-    Raises:
-        UserError: Two labels are the same number in different notations.
+    One number in two notations is an error.
     """
     distinct = sorted(set(labels))
     if not all(re.fullmatch(r"-?[0-9]+(\.0+)?", label) for label in distinct):
@@ -60,15 +55,9 @@ def class_order(labels: Iterable[str], where: object) -> list[str]:
 
 
 def numbered(labels: Sequence[str], classes: Sequence[str], where: Callable[[int], str]) -> list[int]:
-    """Return the index of each label among the classes of the train split.
+    """Return the index of each label among the classes of the train split; others are errors.
 
-    Args:
-        labels: Labels of one split.
-        classes: Classes of the train split.
-        where: Function from an index to the position of the label, for messages.
-
-    Raises:
-        UserError: A class has no training images.
+    ``where`` returns the position of the label with an index, for messages.
     """
     number = {name: index for index, name in enumerate(classes)}
     for index, label in enumerate(labels):

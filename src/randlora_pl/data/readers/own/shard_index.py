@@ -54,11 +54,7 @@ class ShardPaths:
 
 
 def find(root: Path) -> ShardPaths:
-    """Return the shards of a root.
-
-    Raises:
-        UserError: No shards are found, one is missing, or the splits are ambiguous.
-    """
+    """Return the shards of a root: at least one, each an existing file or a URL, and of a clear split."""
     title = as_typed(root)
     beside: Path | None
     if root.is_dir():
@@ -72,9 +68,8 @@ def find(root: Path) -> ShardPaths:
         raise UserError(f"{root} does not exist; {EXPECTED}. Set it with --data.root")
     for location in found:
         if not is_url(location) and not Path(location).is_file():
-            raise UserError(
-                f"The shard {location} does not exist or is not a file ({len(found):,} are listed by {title})"
-            )
+            listing_size = f"{len(found):,} are listed by {title}"
+            raise UserError(f"The shard {location} does not exist or is not a file ({listing_size})")
     if twice := len(found) - len(set(found)):
         raise UserError(f"{title} lists {twice:,} shards more than once")
     by_split: dict[str, list[str]] = defaultdict(list)
@@ -121,9 +116,6 @@ def index(shard_paths: ShardPaths, split: str) -> listing.Found:
 
     Columns are ``shard``, ``offset``, ``length``, ``label`` (index in the text ``labels``) and ``numbers``; texts are
     ``members``, ``labels``, and ``keys`` if they differ from the members.
-
-    Raises:
-        UserError: A shard cannot be indexed, or two samples have the same key.
     """
     paths = shard_paths.by_split[split]
 

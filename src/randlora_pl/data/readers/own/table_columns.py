@@ -43,10 +43,7 @@ class Table:
         """Return the image files of a column with forward slashes, relative to the table's folder if below it.
 
         One image has one name, regardless of the notation of its path and of the table's folder. Folders are listed
-        once instead of checking each file.
-
-        Raises:
-            UserError: A cell is empty, or a file does not exist.
+        once instead of checking each file, and all files must exist.
         """
         home = self.path.parent
         found = _named_once(home, [posixpath.normpath(cell.replace("\\", "/")) for cell in self.filled(column)])
@@ -75,12 +72,7 @@ class Table:
 
 
 def _named_once(home: Path, names: Sequence[str]) -> list[str]:
-    """Return normalized names, relative to ``home`` if below it; a file elsewhere keeps its first name.
-
-    Args:
-        home: Parent folder.
-        names: Paths relative to ``home``, absolute, or beginning with ``..``.
-    """
+    """Return normalized names, relative to ``home`` if below it; a file elsewhere keeps its first name."""
     real = _real(home)
     ways = (real, os.path.abspath(home), home.absolute().as_posix())  # noqa: PTH100 (links stay)
     bases = [f"{way.rstrip('/')}/" for way in ways if _real(way) == real]
@@ -109,11 +101,12 @@ def _real(folder: str | Path) -> str:
 
 
 def read_table(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
-    """Read the requested columns of a file.
+    """Read the requested columns of a file; its suffix is its format.
+
+    The header of a text file determines the separator: comma, semicolon or tab.
 
     Args:
-        path: Path of the file; its suffix is its format. The header of a text file determines the separator: comma,
-            semicolon or tab.
+        path: Path of the file.
         wanted: Accepted names of each column, compared in lower case. Only ``split`` is optional.
         form: Expected header, for messages.
 
