@@ -177,7 +177,7 @@ def dying(self, count):
 archives._Meter.add = dying
 row = find("eurosat")
 row = replace(row, files=(replace(row.files[0], checksum={md5(server.files["eurosat/EuroSAT.zip"])!r}),))
-install.get(row, Path({str(tmp_path / "sets")!r}))
+install.get(row, Path({str(tmp_path / "sets")!r}), install.DownloadProgress())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
