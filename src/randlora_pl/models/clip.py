@@ -64,14 +64,7 @@ class ImageTower(nn.Module):
         self.visual: Any = model.visual
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed images.
-
-        Args:
-            images: (n, 3, size, size), normalized with the model's `ImageSpec`.
-
-        Returns:
-            (n, embed_dim), not normalized.
-        """
+        """Embed images (n, 3, size, size), normalized with the model's `ImageSpec`; (n, embed_dim), not normalized."""
         output = self.visual(images)
         features: Tensor = output[0] if isinstance(output, tuple) else output  # CoCa also returns its tokens
         return features
@@ -82,16 +75,7 @@ class ImageTower(nn.Module):
 
 
 def clip_image_spec(name: str, pretrained: str | None = None, force_image_size: int | None = None) -> ImageSpec:
-    """Return the image preprocessing of a CLIP model, from its configuration alone.
-
-    Args:
-        name: Architecture, as for `load_clip`.
-        pretrained: Weights, as for `load_clip`.
-        force_image_size: Height and width in pixels, if not the model's own.
-
-    Raises:
-        UserError: See `load_clip`, except for errors of weights.
-    """
+    """Return the image preprocessing of a CLIP model, from its configuration alone; arguments as of `load_clip`."""
     return image_spec(resolve(name, pretrained), force_image_size)
 
 
@@ -137,26 +121,14 @@ def _load(source: Source, seed: int, force_image_size: int | None) -> LoadedClip
         check_size(source.name, image.size, patch_size(tower.trunk))
         with quiet():
             tower.set_input_size(image.size)
-    identity = ModelIdentity(
-        "open_clip",
-        source.name,
-        Path(path).name if source.kind == "file" else source.pretrained,
-        image.size,
-        seed if source.kind == "random" else None,
-        remember(path) if source.kind == "file" else None,
-    )
+    stored, digest = (Path(path).name, remember(path)) if source.kind == "file" else (source.pretrained, None)
+    drawn = seed if source.kind == "random" else None
+    identity = ModelIdentity("open_clip", source.name, stored, image.size, drawn, digest)
     return LoadedClip(model, image, identity, source.config["embed_dim"])
 
 
 def meta_clip(name: str) -> nn.Module:
-    """Build a CLIP model on the meta device, for parameter shapes and counts without memory.
-
-    Args:
-        name: Architecture, as for `load_clip`.
-
-    Raises:
-        UserError: Unknown name.
-    """
+    """Build a CLIP model on the meta device, for parameter shapes and counts; see `load_clip`."""
     source = resolve(name, "random")
     with torch.device("meta"):
         return _build(source, image_size(source), 0, "meta")
@@ -164,9 +136,6 @@ def meta_clip(name: str) -> nn.Module:
 
 def load_tokenizer(name: str) -> Tokenizer:
     """Load the tokenizer of a CLIP model, from a list of n strings to an int64 tensor (n, context length).
-
-    Args:
-        name: Architecture, as for `load_clip`.
 
     Raises:
         UserError: Unknown name, or files that are neither cached nor downloadable.

@@ -1,8 +1,6 @@
 """Resolution of CLIP names and tags, with activation and image preprocessing, without loading weights."""
 
-import json
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,9 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_p
 
 from randlora_pl.models.init_context import check_size, quiet
 from randlora_pl.models.spec import ImageSpec
-from randlora_pl.models.tiny import TINY_TAG
-from randlora_pl.utils.errors import UserError, first_line, near
+from randlora_pl.models.tiny import TINY_CONFIG, TINY_TAG
+from randlora_pl.models.weights import not_downloaded
+from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.weights_files import looks_like_file
 
 _QUICK = "-quickgelu"
@@ -67,41 +66,28 @@ def resolve(name: str, pretrained: str | None) -> Source:
             f"--model.name: no CLIP model '{name}'.{near(name, names)} Known are 'tiny' and open_clip's architectures "
             "(`randlora-pl models` shows some); weights of your own go to --model.pretrained PATH."
         )
-    if name == "tiny":
-        return _resolve_tiny(pretrained)
+    tiny = name == "tiny"
+    config = TINY_CONFIG["model_cfg"] if tiny else _config(name)
+    preprocess = TINY_CONFIG["preprocess_cfg"] if tiny else _usual_preprocess(name)
+    if tiny and pretrained in (None, TINY_TAG):
+        return Source("tiny", TINY_TAG, "shipped", config, preprocess)
     if pretrained in (None, "random"):
-        return Source(name, "random", "random", _config(name), _usual_preprocess(name))
+        return Source(name, "random", "random", config, preprocess)
     assert pretrained is not None
     tag = pretrained.lower().replace("-", "_")
-    twin, found = _match_activation(name, tag, names)
+    twin, found = (name, {}) if tiny else _match_activation(name, tag, names)
     if found:
         activation = "QuickGELU" if twin.endswith(_QUICK) else "plain GELU"
         note = f"{name}: the weights '{tag}' were trained with {activation}, so {twin} is used."
         return Source(twin, tag, "tag", _config(twin), found, (note,) if twin != name else ())
     if not looks_like_file(pretrained):
-        tags = list_pretrained_tags_by_model(name)
+        tags = [TINY_TAG] if tiny else list_pretrained_tags_by_model(name)
         raise UserError(
             f"--model.pretrained: {name} has no weights '{pretrained}'.{near(pretrained, tags)} "
             f"Its tags: {', '.join(tags) or 'none'}; a file or 'random' also work."
         )
     path = str(Path(pretrained).expanduser().absolute())
-    return Source(name, path, "file", _config(name), _usual_preprocess(name), _file_notes(name, names))
-
-
-def _resolve_tiny(pretrained: str | None) -> Source:
-    shipped = json.loads(resources.files("randlora_pl.models.tiny").joinpath("config.json").read_text("utf-8"))
-    config, preprocess = shipped["model_cfg"], shipped["preprocess_cfg"]
-    if pretrained in (None, TINY_TAG):
-        return Source("tiny", TINY_TAG, "shipped", config, preprocess)
-    assert pretrained is not None
-    if pretrained == "random":
-        return Source("tiny", "random", "random", config, preprocess)
-    if looks_like_file(pretrained):
-        return Source("tiny", str(Path(pretrained).expanduser().absolute()), "file", config, preprocess)
-    raise UserError(
-        f"--model.pretrained: tiny has no weights '{pretrained}'.{near(pretrained, [TINY_TAG, 'random'])} "
-        f"Its tags: {TINY_TAG}; a file or 'random' also work."
-    )
+    return Source(name, path, "file", config, preprocess, () if tiny else _file_notes(name, names))
 
 
 def _match_activation(name: str, tag: str, names: list[str]) -> tuple[str, dict[str, Any]]:
@@ -135,11 +121,8 @@ def _config(name: str) -> dict[str, Any]:
 def _preprocess_variants(name: str) -> list[dict[str, Any]]:
     keys = ("mean", "std", "interpolation")
     entries = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
-    variants: list[dict[str, Any]] = []
-    for variant in ({key: entry[key] for key in keys} for entry in entries):
-        if variant not in variants:
-            variants.append(variant)
-    return variants
+    variants = [{key: entry[key] for key in keys} for entry in entries]
+    return [variant for number, variant in enumerate(variants) if variant not in variants[:number]]
 
 
 def _usual_preprocess(name: str) -> dict[str, Any]:
@@ -196,9 +179,4 @@ def download(source: Source) -> str:
     except Exception as error:  # huggingface_hub, its HTTP client and urllib raise different types
         where = source.preprocess.get("hf_hub", "").strip("/")
         url = f"https://huggingface.co/{where}" if where else source.preprocess.get("url", "")
-        raise UserError(
-            f"The {source.what} are not in the cache and cannot be downloaded "
-            f"({type(error).__name__}: {first_line(error)}; no network?). "
-            f"Get the file from {url} and pass it with --model.name {source.name} "
-            "--model.pretrained PATH, or use --model.pretrained random."
-        ) from error
+        raise not_downloaded(source.what, error, url, f"--model.name {source.name} ") from error

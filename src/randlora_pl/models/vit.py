@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from randlora_pl.models.init_context import check_size, patch_size, seeded
 from randlora_pl.models.spec import ImageSpec, ModelIdentity
-from randlora_pl.models.weights import changed, mismatch, read_weights
+from randlora_pl.models.weights import changed, mismatch, not_downloaded, read_weights
 from randlora_pl.utils.errors import UserError, first_line, near
 from randlora_pl.utils.files.weights_files import looks_like_file, remember
 from randlora_pl.utils.reuse import cached_copy
@@ -88,14 +88,8 @@ def _load(name: str, pretrained: str, is_file: bool, img_size: int | None, seed:
             raise _loading_error(name, pretrained, error, is_file) from error
         if image.size != vit_image_spec(name).size:
             _check_runs(name, image.size)
-    identity = ModelIdentity(
-        "timm",
-        name,
-        Path(pretrained).name if is_file else pretrained,
-        image.size,
-        seed if pretrained == "random" else None,
-        remember(pretrained) if is_file else None,
-    )
+    stored, digest = (Path(pretrained).name, remember(pretrained)) if is_file else (pretrained, None)
+    identity = ModelIdentity("timm", name, stored, image.size, seed if pretrained == "random" else None, digest)
     return LoadedVit(model, image, identity, features_of(model))
 
 
@@ -105,25 +99,13 @@ def features_of(model: Any) -> int:
 
 
 def meta_vit(name: str, img_size: int | None = None) -> nn.Module:
-    """Build a timm model without classifier on the meta device, for parameter shapes and counts without memory.
-
-    Args:
-        name: A timm name, with or without a tag.
-        img_size: See `load_vit`.
-
-    Raises:
-        UserError: Unknown name, or an image size that is not a multiple of the patch size.
-    """
+    """Build a timm model without classifier on the meta device, for parameter shapes and counts; see `load_vit`."""
     with torch.device("meta"):
         return _build(name, vit_image_spec(name, img_size).size)
 
 
 def _check_runs(name: str, size: int) -> None:
-    """Raise an error if a model can be built for an image size but fails to run; tested on the meta device.
-
-    Raises:
-        UserError: The model fails at this size.
-    """
+    """Raise an error if a model can be built for an image size but fails to run; tested on the meta device."""
     with torch.device("meta"), torch.no_grad():
         model = _build(name, size).eval()
         try:
@@ -205,10 +187,4 @@ def _loading_error(name: str, pretrained: str, error: Exception, is_file: bool) 
     if pretrained == "random":
         return UserError(f"{name} cannot be built ({first_line(error)}). Choose another model or image size.")
     config = _config(name)
-    where = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
-    return UserError(
-        f"The {what} are not in the cache and cannot be downloaded "
-        f"({type(error).__name__}: {first_line(error)}; no network?). "
-        f"Get the file from {where} and pass it with --model.pretrained PATH, "
-        "or use --model.pretrained random."
-    )
+    return not_downloaded(what, error, f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url)

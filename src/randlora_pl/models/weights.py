@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, first_line
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.", "module.")  # DDP, torch.compile, in either order
@@ -106,31 +106,30 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], what: str) -> N
 
 
 def mismatch(what: str, message: str) -> str:
-    """Shorten PyTorch's ``load_state_dict`` error to at most three names of each kind.
-
-    Args:
-        what: Description of weights and model.
-        message: The text of the ``RuntimeError``.
-    """
+    """Shorten the text of PyTorch's ``load_state_dict`` error to at most three names of each kind."""
+    shapes = r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\) from checkpoint, .*?torch\.Size\((\[.*?\])\)"
     kinds = {
-        "other shape": [
-            f"{name} ({file} in the file, {model} in the model)"
-            for name, file, model in re.findall(
-                r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\) from checkpoint, .*?torch\.Size\((\[.*?\])\)",
-                message,
-            )
+        "of other shape": [
+            f"{name} ({file} in the file, {model} in the model)" for name, file, model in re.findall(shapes, message)
         ],
         "missing": _listed(r"Missing key\(s\) in state_dict: (.*?)\. *(?:\n|$)", message),
         "unexpected": _listed(r"Unexpected key\(s\) in state_dict: (.*?)\. *(?:\n|$)", message),
     }
     parts = [
-        f"{len(names)} of {kind}: {', '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''}"
-        if kind == "other shape"
-        else f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''}"
+        f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''}"
         for kind, names in kinds.items()
         if names
     ]
     return f"{what}: not of this architecture (tensors: {'; '.join(parts) or message.splitlines()[0]})."
+
+
+def not_downloaded(what: str, error: Exception, url: str, options: str = "") -> UserError:
+    """Return the error for weights that are neither cached nor downloadable, with the options to pass a file."""
+    return UserError(
+        f"The {what} are not in the cache and cannot be downloaded "
+        f"({type(error).__name__}: {first_line(error)}; no network?). Get the file from {url} and pass it with "
+        f"{options}--model.pretrained PATH, or use --model.pretrained random."
+    )
 
 
 def _listed(pattern: str, message: str) -> list[str]:

@@ -13,14 +13,11 @@ from typing import Any
 from torch import nn
 
 from randlora_pl.models.init_context import seeded
-from randlora_pl.utils.errors import UserError, near
 
 TINY_TAG = "emoji-fashion"
 _FILES = resources.files(__name__)
-_CONFIG: dict[str, Any] = json.loads((_FILES / "config.json").read_text(encoding="utf-8"))
-
-TINY_IMAGE: dict[str, Any] = _CONFIG["preprocess_cfg"]
-"""Image preprocessing: `size` in pixels, `mean`, `std`, `interpolation`."""
+TINY_CONFIG: dict[str, Any] = json.loads((_FILES / "config.json").read_text(encoding="utf-8"))
+"""`model_cfg`, and image preprocessing `preprocess_cfg`: `size` in pixels, `mean`, `std`, `interpolation`."""
 
 
 def build_tiny(pretrained: str = TINY_TAG, seed: int = 0) -> nn.Module:
@@ -33,20 +30,12 @@ def build_tiny(pretrained: str = TINY_TAG, seed: int = 0) -> nn.Module:
     Returns:
         An `open_clip.model.CLIP` in training mode, as open_clip builds it. Images are (n, 3, 32, 32), token
         ids (n, 16), embeddings (n, 128).
-
-    Raises:
-        UserError: `pretrained` is another value.
     """
-    from open_clip.model import CLIP  # takes seconds to import, and `TINY_IMAGE` does not need it
+    from open_clip.model import CLIP  # takes seconds to import, and the configuration does not need it
     from safetensors.torch import load_file
 
-    if pretrained not in (TINY_TAG, "random"):
-        raise UserError(
-            f"The tiny CLIP has no weights '{pretrained}'.{near(pretrained, [TINY_TAG, 'random'])} "
-            f"Use --model.pretrained {TINY_TAG} or --model.pretrained random."
-        )
     with seeded(seed):
-        model: nn.Module = CLIP(**_CONFIG["model_cfg"])
+        model: nn.Module = CLIP(**TINY_CONFIG["model_cfg"])
     if pretrained == TINY_TAG:
         with resources.as_file(_FILES / "model.safetensors") as path:
             model.load_state_dict(load_file(path))  # strict; fp16 on disk, copied into fp32
@@ -64,7 +53,7 @@ def tiny_tokenizer() -> Any:
     """
     from open_clip.tokenizer import SimpleTokenizer, default_bpe
 
-    text = _CONFIG["model_cfg"]["text_cfg"]
+    text = TINY_CONFIG["model_cfg"]["text_cfg"]
     merges = text["vocab_size"] - 2 * 256 - 2
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")[: merges + 1]  # the first line is the file's header
