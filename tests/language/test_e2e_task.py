@@ -15,14 +15,14 @@ from randlora_pl.language.data.batches import Tokens
 from randlora_pl.language.data.prompts_module import TextData
 from randlora_pl.language.metrics.text_scores import generation_scores
 from randlora_pl.language.models.generate import learned_columns, token_losses
-from randlora_pl.language.models.tokenization import collate, encode
+from randlora_pl.language.models.tokenization import collate
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.tasks import make_trainer
 from randlora_pl.utils.errors import UserError
 
 from .files import write_e2e
 from .small import fit, make, trained
-from .tokenizers import byte_tokenizer
+from .tokenizers import byte_tokenizer, encode_one
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_tokens_of_a_joined_text_would_be_others() -> None:
     """Where a word piece spans the border, joining first would change what the model is asked with."""
     tokenizer = byte_tokenizer()
     meaning, reference = "name : The Vaults | Type : pub | pri", "ce : more"
-    apart = encode(tokenizer, (meaning, reference), 512, True, True).input_ids
+    apart = encode_one(tokenizer, (meaning, reference), 512, True, True).input_ids
     joined = tokenizer(meaning + reference, add_special_tokens=False)["input_ids"]
     end = tokenizer.eos_token_id
     assert [number for number in apart if number != end] != joined
@@ -87,7 +87,7 @@ def test_padding_moves_no_position(side: Any) -> None:
         ("name : The Vaults | near : Raja Indian Cuisine", " It is near it ."),
         ("n", " ."),
     ]
-    samples = [Tokens([encode(task.vocabulary, pair, 512, True, True)], 0)[0] for pair in pairs]
+    samples = [Tokens([encode_one(task.vocabulary, pair, 512, True, True)], 0)[0] for pair in pairs]
     batch = collate(samples, 0, side, 16)
     together = token_losses(task.model, batch, learned_columns(batch["labels"]), 0.1)[0].sum(1)
     for sample, found in zip(samples, together, strict=True):

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from randlora_pl.language.models.tokenization import Encoded, encode
+
 TEXTS = [
     "The instruction below describes a task. Write a response that completes it.",
     "### Instruction: ### Response: the correct answer is true false solution1 answer2 ending3 option1",
@@ -62,3 +64,8 @@ def sentence_tokenizer() -> Any:
         unk_token="[UNK]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
+
+
+def encode_one(tokenizer: Any, sample: tuple[str, str], *how: Any, **more: Any) -> Encoded:
+    """Tokens and labels of one sample."""
+    return next(encode(tokenizer, [sample], *how, **more))

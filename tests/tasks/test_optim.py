@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from randlora_pl.tasks.optim import adamw_with_schedule, parameter_groups, schedule_factor, take_rates
+from randlora_pl.tasks.optim import adamw_with_schedule, parameter_groups, schedule_factor, set_learning_rates
 
 RUNS = st.tuples(st.integers(1, 3000), st.integers(0, 200), st.floats(0, 1))
 
@@ -79,14 +79,14 @@ def test_typed_rates_beat_restored_ones_at_the_same_step() -> None:
         saved_optimizer.step()
         saved_scheduler.step()
     before = [dict(group) for group in saved_optimizer.param_groups]
-    take_rates(saved_optimizer, saved_scheduler, saved_groups)  # the same run: nothing changes
+    set_learning_rates(saved_optimizer, saved_scheduler, saved_groups)  # the same run: nothing changes
     assert [dict(group) for group in saved_optimizer.param_groups] == before
 
     optimizer, scheduler, groups = make(0.5, 20, False)
     optimizer.load_state_dict(saved_optimizer.state_dict())
     scheduler.load_state_dict(saved_scheduler.state_dict())
     assert optimizer.param_groups[0]["lr"] == before[0]["lr"]  # what PyTorch does
-    take_rates(optimizer, scheduler, groups)
+    set_learning_rates(optimizer, scheduler, groups)
     assert optimizer.param_groups[0]["lr"] == 0.5 * schedule_factor(5, 20, 0, 0.01)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     optimizer.step()

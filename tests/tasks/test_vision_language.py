@@ -138,7 +138,7 @@ def test_windows_of_a_scaled_loss_carry_the_right_gradient(targets: list[str] | 
         factor = (1024.0 if scaled else 1.0) / 2  # Lightning divides by the accumulation
         for part in parts:
             losses, _ = task.sample_losses(part | window)
-            carried = task.carried_loss(part)
+            carried = task.accumulated_loss(part)
             ((losses.sum() + (0 if carried is None else carried)) * factor).backward()
         assert task._window is None
         found.append({n: p.grad / factor for n, p in task.named_parameters() if p.grad is not None})

@@ -10,24 +10,20 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from randlora_pl.adapters import (
-    Adapter,
-    AdapterFile,
-    AdapterSet,
-    InjectionReport,
-    RandLoRA,
-    inject,
-    merge,
-    set_train_mode,
-    unmerge,
-)
-from randlora_pl.adapters.adapter_set import Choice
+from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, RandLoRA, inject, merge, set_train_mode, unmerge
+from randlora_pl.adapters.adapter_set import AdapterSet, Choice
 from randlora_pl.adapters.io.compatibility import targets_in
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks import files
-from randlora_pl.tasks.defaults import FROZEN_DTYPES, check_option, check_options, default_learning_rate
+from randlora_pl.tasks.defaults import FROZEN_DTYPES, check_option, check_positive, default_learning_rate
 from randlora_pl.tasks.execution import cast_and_compile
-from randlora_pl.tasks.optim import adamw_with_schedule, clip_gradients, parameter_groups, planned_steps, take_rates
+from randlora_pl.tasks.optim import (
+    adamw_with_schedule,
+    clip_gradients,
+    parameter_groups,
+    planned_steps,
+    set_learning_rates,
+)
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import whole_signature
@@ -56,19 +52,18 @@ class AdaptationTask(LightningModule):
         seed: Selects bases, initial values and dropout, and the weights of a new head or a random model.
 
     Attributes:
-        zero_shot: True if the untrained model is tested before the training.
+        zero_shot: True if the pretrained model is tested before the training.
         takes_captions: True if the data may be captions rather than classes.
         vision_only: True if the image tower alone trains.
-        blended_labels: True if a training label may be shares of several classes.
+        blended_labels: True if a training label may be fractions of several classes.
         data_module: Dotted path of the class of its data.
-        schedule: Decay of the learning rate, ``cosine`` or ``linear``.
         fixed_options: Arguments of this constructor that a subclass sets itself.
         adapters: All adapters of a backbone that tasks share.
         choice: Name of this task's own adapter among them, or a weighted sum.
-        saved: The adapter file to load; it names the layers, whatever `targets` selects by now.
+        saved: The adapter file to load; it names the layers, whatever `targets` selects now.
         identity: The base model, once it is built.
         report: The adapted layers, once the base model is built.
-        retrieval: True if the data are captions rather than classes, so that recall is what counts.
+        retrieval: True if the data are captions, which are evaluated by recall.
         test_name: Prefix of the metrics of a test, ``test`` or, before training, ``zeroshot``.
     """
 
@@ -107,12 +102,17 @@ class AdaptationTask(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_options(learning_rate, weight_decay, warmup_steps, final_lr_fraction, max_grad_norm)
+        check_positive("learning_rate", learning_rate)
+        check_positive("weight_decay", weight_decay, zero=True)
+        check_positive("warmup_steps", warmup_steps, zero=True)
+        check_option("final_lr_fraction", final_lr_fraction, 0 <= final_lr_fraction <= 1, "a number from 0 to 1")
+        clips = max_grad_norm is None or max_grad_norm > 0
+        check_option("max_grad_norm", max_grad_norm, clips, "a positive number, or null for no clipping")
         check_option("frozen_dtype", frozen_dtype, frozen_dtype in FROZEN_DTYPES, " or ".join(FROZEN_DTYPES))
         if not adapter.trains_base and adapter.seed is None:
             adapter = adapter.replace(seed=seed)
         self.name, self.pretrained, self.adapter, self.targets = name, pretrained, adapter, targets
-        self.learning_rate = learning_rate or self.usual_rate(adapter)
+        self.learning_rate = learning_rate or self.default_learning_rate(adapter)
         self.weight_decay, self.decay_vectors = weight_decay, decay_vectors
         self.warmup_steps, self.final_lr_fraction = warmup_steps, final_lr_fraction
         self.max_grad_norm, self.gradient_checkpointing, self.seed = max_grad_norm, gradient_checkpointing, seed
@@ -126,7 +126,7 @@ class AdaptationTask(LightningModule):
 
     # Hooks for subclasses
 
-    def usual_rate(self, adapter: Adapter) -> float:
+    def default_learning_rate(self, adapter: Adapter) -> float:
         """Return the default learning rate of a method."""
         return default_learning_rate(adapter, self.vision_only)
 
@@ -143,11 +143,10 @@ class AdaptationTask(LightningModule):
         raise NotImplementedError
 
     def loss_weights(self, batch: dict[str, Any]) -> Tensor:
-        """Return the weight (b,) of each sample's loss; summed over a window and all devices this gives its mean."""
-        weight: Tensor = batch["weight"]
-        return weight
+        """Return the weight (b,) of each sample's loss; the weighted sum over an optimizer step is its mean loss."""
+        return batch["weight"]  # type: ignore[no-any-return]
 
-    def carried_loss(self, batch: dict[str, Any]) -> Tensor | None:
+    def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """Return a term beside the samples' losses, such as the gradient that earlier micro-batches left."""
         return None
 
@@ -215,7 +214,7 @@ class AdaptationTask(LightningModule):
         unmerge(self.model)
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         assert isinstance(scheduler, LambdaLR)
-        take_rates(optimizer, scheduler, self.optimizer_groups())
+        set_learning_rates(optimizer, scheduler, self.optimizer_groups())
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Make dropout a function of the seed and the position in the run, so that a resumed run repeats it."""
@@ -226,7 +225,7 @@ class AdaptationTask(LightningModule):
         """Return the weighted sum of the samples' losses; the weights make it the exact mean over the window."""
         (losses, right), weight = self.sample_losses(batch), self.loss_weights(batch)
         loss: Tensor = (losses * weight).sum()
-        if (carried := self.carried_loss(batch)) is not None:
+        if (carried := self.accumulated_loss(batch)) is not None:
             loss = loss + carried
         share = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
         self.log("train/loss", (losses.detach() * share).sum(), prog_bar=True)
@@ -240,8 +239,7 @@ class AdaptationTask(LightningModule):
         """Clip the whole gradient once per optimizer step, by Lightning's options if they are given."""
         by_value = gradient_clip_algorithm == "value"
         limit = self.max_grad_norm if gradient_clip_val is None and not by_value else gradient_clip_val
-        norm = clip_gradients(self.parameters(), limit, by_value)
-        if norm is not None:
+        if (norm := clip_gradients(self.parameters(), limit, by_value)) is not None:
             self.log("train/grad_norm", norm)
 
     def optimizer_groups(self) -> list[dict[str, Any]]:

@@ -6,15 +6,7 @@ from randlora_pl.utils.errors import UserError
 
 
 def check_numbers(outputs: Tensor, source: object) -> None:
-    """Refuse outputs that are not finite: no probability follows from them.
-
-    Args:
-        outputs: Probabilities, scores or losses.
-        source: The adapter, for the message.
-
-    Raises:
-        UserError: One is infinite, or not a number.
-    """
+    """Refuse probabilities, scores or losses of an adapter that are infinite or not a number."""
     if not outputs.isfinite().all():
         raise UserError(
             f"{source}: the outputs of the model are not finite, so that nothing follows from them. The weights or "

@@ -7,7 +7,6 @@ from torch import nn
 
 from randlora_pl.adapters import Adapter
 from randlora_pl.models import cast_frozen, compile_blocks
-from randlora_pl.tasks.defaults import check_precision
 from randlora_pl.utils.errors import UserError
 
 
@@ -17,9 +16,18 @@ def cast_and_compile(
     """Cast frozen weights and compile blocks, as the options of a task ask; ``trainer`` may be None.
 
     Raises:
-        UserError: If the options do not go together.
+        UserError: If the options exclude each other, or training would fail or round its small steps away.
     """
-    check_precision(None if trainer is None else str(trainer.precision), frozen_dtype)
+    precision = None if trainer is None else str(trainer.precision)
+    if precision in ("bf16-true", "16-true"):
+        raise UserError(
+            f"--trainer.precision {precision} would round what trains, and its small steps, too: take bf16-mixed, and "
+            "--model.frozen_dtype bfloat16 to keep the frozen weights in half the memory."
+        )
+    if frozen_dtype == "bfloat16" and precision not in (None, "bf16-mixed"):
+        raise UserError(
+            f"--model.frozen_dtype bfloat16 goes with --trainer.precision bf16-mixed, and this is {precision}."
+        )
     if frozen_dtype != "float32" and not cast_frozen(backbone, getattr(torch, frozen_dtype)):
         raise UserError(f"--model.frozen_dtype {frozen_dtype}: {adapter.method()} leaves no matrix frozen to cast.")
     if torch_compile:

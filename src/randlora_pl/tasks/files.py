@@ -4,7 +4,7 @@ They take a task of any kind as ``Any``, because `AdaptationTask` imports this m
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,23 @@ from torch import Tensor
 from randlora_pl.adapters import save_adapter
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.kept import kept_buffers, reset_buffers, update_buffers
-from randlora_pl.tasks.checkpoint import check_adapter, check_tensors
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import whole_signature
 
 
-def load_head(task: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Copy the tensors of `head_tensors` back from an adapter folder.
+def check_tensors(given: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: Collection[str], what: str) -> None:
+    """Refuse given tensors if a needed one is missing, or one is unknown or has another shape than the own one."""
+    missing, unknown = sorted(set(needed) - given.keys()), sorted(given.keys() - own.keys())
+    if missing or unknown:
+        raise UserError(f"{what} does not fit: missing {missing[:3]}, unexpected {unknown[:3]}.")
+    for name, value in given.items():
+        if value.shape != own[name].shape:
+            there, here = tuple(value.shape), tuple(own[name].shape)
+            raise UserError(f"{what} does not fit: {name} has shape {there} there and {here} here.")
 
-    Raises:
-        UserError: If they do not fit.
-    """
+
+def load_head(task: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of `head_tensors` back from an adapter folder; refuse tensors that do not fit."""
     own = task.head_tensors()
     check_tensors(tensors, own, own.keys(), "the head")
     with torch.no_grad():
@@ -100,25 +106,25 @@ def _base_model(task: Any) -> str:
 
 
 def on_load_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another adapter or base model.
-
-    Raises:
-        UserError: With both values.
-    """
+    """Refuse a checkpoint of another adapter or base model, with both values."""
     if theirs := checkpoint.get("adapter"):
         saved = make_adapter(theirs["method"], theirs["options"], "the checkpoint")  # knows later options, too
-        check_adapter(saved.identity(), task.adapter.identity())
-    there, here = checkpoint.get("base_model", _base_model(task)), _base_model(task)
-    if there.rpartition("(weights")[2] != here.rpartition("(weights")[2]:  # the same weights may lie elsewhere
-        raise UserError(f"the checkpoint was trained on {there}, this run has {here}; choose the same base model.")
+        identities = (saved.identity(), task.adapter.identity())
+        there, here = ({"method": each["method"], **each["options"]} for each in identities)
+        for name, value in here.items():
+            if there.get(name) != value:
+                raise UserError(
+                    f"adapter.{name} is {there.get(name)} in the checkpoint and {value} in this run; "
+                    "leave the option out, or start a new run."
+                )
+    own = _base_model(task)
+    base = checkpoint.get("base_model", own)
+    if base.rpartition("(weights")[2] != own.rpartition("(weights")[2]:  # the same weights may lie elsewhere
+        raise UserError(f"the checkpoint was trained on {base}, this run has {own}; choose the same base model.")
 
 
 def check_state(task: Any, state_dict: Mapping[str, Any]) -> None:
-    """Refuse a state that does not fit, and reset the base model's statistics before it is loaded.
-
-    Raises:
-        UserError: If a tensor that trains is missing, or one is unknown or of another shape.
-    """
+    """Refuse a state that does not fit (see `check_tensors`), and reset the base model's statistics for it."""
     needed = _trained(task).keys() | _own(task, update_buffers(task.model)).keys()
     check_tensors(state_dict, task.state_dict(), needed, "the checkpoint")
     reset_buffers(task.model)

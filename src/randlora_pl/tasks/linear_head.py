@@ -7,17 +7,10 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.adapters.random_bases import Distribution, draw
-from randlora_pl.models import (
-    ImageTower,
-    clip_image_spec,
-    library_of,
-    load_clip,
-    load_vit,
-    vit_image_spec,
-)
+from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_clip, load_vit, vit_image_spec
 from randlora_pl.tasks import images
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import check_rate, check_smoothing
+from randlora_pl.tasks.defaults import check_fraction, check_positive
 from randlora_pl.tasks.losses import class_losses, normalize
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.utils.errors import UserError
@@ -61,8 +54,8 @@ class LinearHeadTask(AdaptationTask):
     ) -> None:
         weights = images.needed_weights(name, pretrained)
         super().__init__(name=name, pretrained=weights, adapter=adapter, targets=targets, **options)
-        check_rate("head_learning_rate", head_learning_rate)
-        self.label_smoothing = check_smoothing(label_smoothing)
+        check_positive("head_learning_rate", head_learning_rate)
+        self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
         self.is_clip = library_of(name) == "open_clip"
         self.head_learning_rate = head_learning_rate or (2e-2 if self.is_clip else 1e-3)
         self.img_size = img_size

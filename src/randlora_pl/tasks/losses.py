@@ -12,14 +12,14 @@ def caption_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tens
     """Compute the image-to-text cross-entropy over the captions of a window, each unique caption once.
 
     The protocol compares every image with every caption of the batch, and equal captions are equal
-    columns. Their sum is a column of its own with the log of its count added, so with n_c captions of
+    columns. Their sum is one column with the log of its count added, so with n_c captions of
     class c the loss is ``log sum_c n_c exp(z_c) - z_y``, value and gradient alike (protocol 2.3).
 
     Args:
         logits: (b, u) similarities of b images and the u unique captions of the window.
         labels: (b,) classes of the images.
         classes: (u,) sorted classes of the captions.
-        counts: (u,) how often each occurs in the window.
+        counts: (u,) number of each in the window.
 
     Returns:
         (b,) loss of each image.
@@ -85,8 +85,8 @@ class WindowFeatures:
         """Return a term of value zero with the gradient that earlier micro-batches collected.
 
         Args:
-            factor: By what a loss is multiplied before its backward pass (gradient scaling, division by
-                the number of micro-batches); the collected gradient carries it already.
+            factor: Factor of a loss before its backward pass (gradient scaling, division by the number of
+                micro-batches), which the collected gradient contains already.
         """
         if self.leaf.grad is None or not self.features.requires_grad:
             return self.features.new_zeros(())

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-SCHEDULES = ("cosine", "linear")
-
 
 def parameter_groups(
     parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, decay_vectors: bool
@@ -68,10 +66,8 @@ def adamw_with_schedule(
     return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, total, warmup, final, schedule))
 
 
-def take_rates(optimizer: Optimizer, scheduler: LambdaLR, groups: Sequence[dict[str, Any]]) -> None:
-    """Set this run's learning rates and decays in restored groups, at the step that the schedule has reached.
-
-    Loading an optimizer brings back the numbers it was saved with. Where they are the same, nothing changes.
+def set_learning_rates(optimizer: Optimizer, scheduler: LambdaLR, groups: Sequence[dict[str, Any]]) -> None:
+    """Set this run's learning rates and decays in the groups of an optimizer, which may be restored.
 
     Args:
         optimizer: With the state of a checkpoint, or new.
@@ -100,8 +96,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None, by_v
 def planned_steps(trainer: Any) -> int:
     """Return the optimizer steps of the run, from the data module's plan if it has one.
 
-    Lightning's own estimate makes the data loader, and so fixes where it starts, before a checkpoint
-    has said how far the run is.
+    Lightning's own estimate makes the data loader, and so fixes its start, before a checkpoint is loaded.
     """
     plan = getattr(getattr(trainer, "datamodule", None), "plan", None)
     if plan is None:

@@ -1,7 +1,8 @@
 """From an adapter file back to a task that predicts."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.io.save_load import place_adapter
@@ -18,13 +19,15 @@ ImageTask = VisionLanguageTask | TextHeadTask | LinearHeadTask
 
 TASKS: dict[str, type[ImageTask]] = {task.__name__: task for task in (VisionLanguageTask, TextHeadTask, LinearHeadTask)}
 
+Kind = TypeVar("Kind", bound=AdaptationTask)
+
 
 def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
     """Build the task that an adapter folder was saved from, with its adapter, head and classes.
 
     Args:
         folder: The adapter folder.
-        overrides: Constructor arguments to change, for example ``pretrained`` where a weights file moved.
+        overrides: Constructor arguments to change, for example ``pretrained`` if a weights file moved.
 
     Returns:
         The task in eval mode, on the CPU, ready for ``class_logits``.
@@ -33,40 +36,49 @@ def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
         UserError: If the folder was written by no task, or its base model is another one.
     """
     file = read_adapter(folder)
-    task = plain_task(file, **overrides)
-    make_ready(task, file)
-    return task
+    return make_ready(plain_task(file, **overrides), file)
 
 
-def make_ready(task: AdaptationTask, file: AdapterFile) -> None:
-    """Build a task's backbone and load its adapter and head, merged for evaluation."""
+def make_ready(task: Kind, file: AdapterFile) -> Kind:
+    """Build a task's backbone and load its adapter and head, merged for evaluation; return the task."""
     task.saved = file
     task.configure_model()
     place_adapter(task.model, file)
     task.load_head(file.extra)
     task.eval()
     task.prepare_evaluation()
+    return task
+
+
+def make_task(file: AdapterFile, kinds: Mapping[str, type[Kind]], overrides: Mapping[str, Any]) -> Kind:
+    """Return the task of an adapter by its name among ``kinds``, before its classes are set.
+
+    Raises:
+        UserError: If it was written by none of them, or its arguments are unknown.
+    """
+    kind = kinds.get(file.metadata.get("task", ""))
+    if kind is None:
+        names = ", ".join(kinds)
+        raise UserError(f"{file.path} was saved by none of {names}; in Python, load_adapter(model, folder) loads it.")
+    arguments = {**file.metadata["arguments"], **overrides}
+    check_arguments(kind, arguments, f"{file.path}, arguments of {kind.__name__}")
+    return kind(**arguments, adapter=file.adapter)
 
 
 def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
     """Return the task of an adapter with its classes, before its backbone is built.
 
     Raises:
-        UserError: If it was written by no task.
+        UserError: If it was written by no task on images.
     """
-    metadata = file.metadata
-    kind = TASKS.get(metadata.get("task", ""))
-    if file.config.get("base_model", {}).get("library") == "transformers":
+    metadata, base = file.metadata, file.config.get("base_model", {})
+    if base.get("library") == "transformers":
         raise UserError(
             f"{file.path} belongs to a language model: `predict --texts FILE` takes it, and in Python "
             "load_language_task of randlora_pl.language."
         )
-    if kind is None:
-        raise UserError(f"{file.path} says nothing of a task; it can be loaded with load_adapter(model, folder) only.")
-    if "pretrained" not in overrides and (weights := find_weights(file.config.get("base_model", {}), file.path)):
+    if "pretrained" not in overrides and (weights := find_weights(base, file.path)):
         overrides["pretrained"] = weights
-    arguments = {**metadata["arguments"], **overrides}
-    check_arguments(kind, arguments, f"{file.path}, arguments of {kind.__name__}")
-    task = kind(**arguments, adapter=file.adapter)
+    task = make_task(file, TASKS, overrides)
     task.set_classes(metadata["classnames"], metadata["templates"], metadata.get("captions", False))
     return task

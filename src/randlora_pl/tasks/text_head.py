@@ -9,7 +9,7 @@ from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.models import ImageTower, cached_text_head, clip_image_spec, load_clip
 from randlora_pl.tasks import images
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import check_smoothing
+from randlora_pl.tasks.defaults import check_fraction
 from randlora_pl.tasks.losses import class_losses, normalize, similarities
 from randlora_pl.utils.reuse import cached
 
@@ -48,7 +48,7 @@ class TextHeadTask(AdaptationTask):
     ) -> None:
         weights = images.needed_weights(name, pretrained)
         super().__init__(name=name, pretrained=weights, adapter=adapter, targets=targets, **options)
-        self.label_smoothing = check_smoothing(label_smoothing)
+        self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
         self.image_spec = clip_image_spec(name, pretrained)
         self.head: Tensor
 

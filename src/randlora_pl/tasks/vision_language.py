@@ -112,7 +112,7 @@ class VisionLanguageTask(AdaptationTask):
         """Encode the captions of some classes (u, e)."""
         return normalize(self.model.encode_text(self.tokens[classes]))  # type: ignore[operator, index]
 
-    def carried_loss(self, batch: dict[str, Any]) -> Tensor | None:
+    def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the gradient of earlier micro-batches for the text tower, at the end of a window."""
         if batch["micro"] < batch["micros"] - 1 or self._window is None:
             return None

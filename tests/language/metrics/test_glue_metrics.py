@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from randlora_pl.language.datasets.glue import TASKS
-from randlora_pl.language.metrics.glue_metrics import Predictions, grades
+from randlora_pl.language.metrics.glue_metrics import PredictionCollector, grades
 
 BITS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=30)
 
@@ -55,7 +55,7 @@ def test_the_first_score_is_the_papers() -> None:
 
 def test_predictions_are_gathered_whole() -> None:
     """Batches of any size, also of none, as where a device only pads."""
-    metric = Predictions()
+    metric = PredictionCollector()
     for size, start in ((3, 0), (0, 3), (1, 3)):
         values = torch.arange(start, start + size)
         metric.update(values, values + 1, values.float())

@@ -15,14 +15,13 @@ from randlora_pl.language.models.tokenization import (
     Side,
     collate,
     collate_sentences,
-    encode,
     encode_all,
     encode_prompt,
     encode_sentences,
     pad_id,
 )
 from randlora_pl.utils.errors import UserError
-from tests.language.tokenizers import byte_tokenizer, sentence_tokenizer
+from tests.language.tokenizers import byte_tokenizer, encode_one, sentence_tokenizer
 
 tokenizer_of = cache(byte_tokenizer)
 # Special tokens written out in a text would be read as such, and surrogates are no text.
@@ -35,7 +34,7 @@ def test_tokens_give_the_text_back_and_labels_the_part_that_is_learned(
     prompt: str, completion: str, mask: bool, separate: bool, start: bool
 ) -> None:
     tokenizer = tokenizer_of(start=start)
-    found = encode(tokenizer, Sample(prompt, completion), 10_000, mask, separate)
+    found = encode_one(tokenizer, Sample(prompt, completion), 10_000, mask, separate)
     first, last = ("<start>" if start else ""), tokenizer.eos_token
     between = last if separate else ""
     assert tokenizer.decode(found.input_ids) == first + prompt + between + completion + last
@@ -45,7 +44,7 @@ def test_tokens_give_the_text_back_and_labels_the_part_that_is_learned(
     assert found.labels[len(found.labels) - len(learned) :] == learned == found.input_ids[-len(learned) :]
     asked = encode_prompt(tokenizer, prompt)
     assert found.input_ids[: len(asked)] == asked
-    assert encode(tokenizer, (prompt, completion), 10_000, mask, separate) == found
+    assert encode_one(tokenizer, (prompt, completion), 10_000, mask, separate) == found
 
 
 @settings(max_examples=50, deadline=None)
@@ -53,8 +52,8 @@ def test_tokens_give_the_text_back_and_labels_the_part_that_is_learned(
 def test_a_cutoff_takes_the_end_and_tells_the_full_length(
     prompt: str, completion: str, cutoff: int, mask: bool
 ) -> None:
-    whole = encode(tokenizer_of(), (prompt, completion), 10_000, mask)
-    cut = encode(tokenizer_of(), (prompt, completion), cutoff, mask)
+    whole = encode_one(tokenizer_of(), (prompt, completion), 10_000, mask)
+    cut = encode_one(tokenizer_of(), (prompt, completion), cutoff, mask)
     assert cut == Encoded(whole.input_ids[:cutoff], whole.labels[:cutoff], whole.full_length)
 
 
@@ -62,7 +61,7 @@ def test_long_samples_are_counted_and_those_without_a_label_left_out(caplog: pyt
     samples = [("a" * 3, "b"), ("a" * 9, "b"), ("a" * 3, "b" * 30), ("q" * 9, "")]
     with caplog.at_level(logging.WARNING, "randlora_pl"):
         kept, lengths = encode_all(tokenizer_of(), samples, 8, mask_prompt=True)
-    sizes = [encode(tokenizer_of(), sample).full_length for sample in samples]
+    sizes = [encode_one(tokenizer_of(), sample).full_length for sample in samples]
     assert sizes[0] <= 8 < min(sizes[1:])
     assert (lengths.samples, lengths.cut, lengths.longest, lengths.dropped) == (4, 3, max(sizes), 2)
     assert [len(sample.input_ids) for sample in kept] == [sizes[0], 8]
@@ -89,7 +88,7 @@ def test_many_samples_take_few_calls_and_no_lists() -> None:
     assert len(calls) == 1 + 2 * 3
     assert lengths.samples == len(kept) == len(samples)
     for sample, found in zip(samples, kept, strict=True):
-        alone = encode(plain, sample, 10_000, separate=True)
+        alone = encode_one(plain, sample, 10_000, separate=True)
         assert (list(found.input_ids), list(found.labels), found.full_length) == tuple(alone)
     assert sys.getsizeof(kept[-1].input_ids) < 4 * len(kept[-1].input_ids) + 100
 
@@ -109,7 +108,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end_and_says_so(caplog: pytes
         assert pad_id(tokenizer) == tokenizer.eos_token_id
     assert "no padding token" in caplog.messages[0]
     assert tokenizer.pad_token_id is None  # the user's tokenizer stays as it was
-    batch = collate([encode(tokenizer, ("a", "b"))], pad_id(tokenizer))
+    batch = collate([encode_one(tokenizer, ("a", "b"))], pad_id(tokenizer))
     ends = batch["input_ids"] == tokenizer.eos_token_id
     assert ends.sum() == 8 - batch["attention_mask"].sum() + 1
     assert batch["labels"][ends].tolist() == [*[IGNORED] * (int(ends.sum()) - 1), tokenizer.eos_token_id]
@@ -120,7 +119,7 @@ def test_a_tokenizer_without_an_end_of_text_is_refused() -> None:
     with pytest.raises(UserError, match="neither"):
         pad_id(tokenizer)
     with pytest.raises(UserError, match="no end of text"):
-        encode(tokenizer, ("a", "b"))
+        encode_one(tokenizer, ("a", "b"))
 
 
 NUMBERS = st.lists(st.integers(0, 999), min_size=1, max_size=20)

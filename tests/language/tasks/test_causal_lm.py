@@ -78,11 +78,12 @@ def test_the_loss_of_a_step_is_the_mean_over_its_tokens(toy: Path, tokenizer: Pa
 def test_validation_has_no_label_smoothing(toy: Path, tokenizer: Path) -> None:
     from randlora_pl.language.data.batches import Tokens
     from randlora_pl.language.models.generate import learned_columns
-    from randlora_pl.language.models.tokenization import collate, encode
+    from randlora_pl.language.models.tokenization import collate
+    from tests.language.tokenizers import encode_one
 
     task = make(tokenizer, label_smoothing=0.5)
     task.configure_model()
-    batch: dict[str, Any] = collate([Tokens([encode(task.vocabulary, ("red old", " tall"))], 0)[0]], 0)
+    batch: dict[str, Any] = collate([Tokens([encode_one(task.vocabulary, ("red old", " tall"))], 0)[0]], 0)
     batch["columns"] = learned_columns(batch["labels"])
     smooth = float(task.train().sample_losses(batch)[0].detach())
     plain = float(task.eval().sample_losses(batch)[0].detach())
@@ -94,13 +95,14 @@ def test_a_samples_loss_does_not_depend_on_its_batch(tokenizer: Path) -> None:
     """Left padding moves neither positions nor attention, also where positions are embedded (GPT-2)."""
     from randlora_pl.language.data.batches import Tokens
     from randlora_pl.language.models.generate import learned_columns, token_losses
-    from randlora_pl.language.models.tokenization import collate, encode
+    from randlora_pl.language.models.tokenization import collate
+    from tests.language.tokenizers import encode_one
 
     for kind, targets in (("qwen2", None), ("gpt2", ["lm_head"])):
         task = make(tokenizer, kind, targets=targets, overrides={"tie_word_embeddings": False})
         task.configure_model()
         pairs = [("red old", " tall"), ("dry " * 15, " new wet")]
-        tokens = Tokens((encode(task.vocabulary, pair) for pair in pairs), 0)
+        tokens = Tokens((encode_one(task.vocabulary, pair) for pair in pairs), 0)
         samples = [tokens[number] for number in range(len(pairs))]
         batch = collate(samples, 0)
         together = token_losses(task.model, batch, learned_columns(batch["labels"]))[0].sum(1)

@@ -153,16 +153,15 @@ def _ready(file: "AdapterFile", options: argparse.Namespace, how: dict[str, Any]
     Raises:
         UserError: Its base model is not available, or is another one.
     """
-    from randlora_pl.language.tasks.restore import plain_task, unquantised_task
+    from randlora_pl.language.tasks.restore import plain_task
     from randlora_pl.tasks.restore import make_ready
 
     if options.weights_files:
         how = {**how, "pretrained": str(options.weights_files[-1])}
     if options.precision == "bf16" and file.adapter.method() != "FullFineTuning":  # which has nothing frozen to cast
         how = {**how, "frozen_dtype": "bfloat16"}
-    task = (plain_task if options.device.type == "cuda" else unquantised_task)(file, **how)
-    make_ready(task, file)
-    return task.to(options.device)
+    task = plain_task(file, dequantized=options.device.type != "cuda", **how)
+    return make_ready(task, file).to(options.device)
 
 
 def _precision(options: argparse.Namespace) -> Any:

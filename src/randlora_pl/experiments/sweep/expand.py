@@ -10,7 +10,8 @@ from randlora_pl.adapters import inject
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.experiments.sweep.description import Tree
 from randlora_pl.experiments.sweep.texts import is_text, text_steps
-from randlora_pl.language.tasks.meta import meta_backbone, usual_targets
+from randlora_pl.language.tasks.common import default_targets
+from randlora_pl.language.tasks.meta import meta_backbone
 from randlora_pl.language.tasks.restore import TASKS as LANGUAGE
 from randlora_pl.language.tasks.restore import LanguageTask
 from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
@@ -117,7 +118,7 @@ def _text_counts(task: LanguageTask) -> Counts | None:
     model = meta_backbone(task)
     if model is None:
         return None
-    inject(model, task.adapter, usual_targets(task, model))
+    inject(model, task.adapter, default_targets(task, model))
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Counts(trainable, sum(parameter.numel() for parameter in model.parameters()))
 

@@ -9,7 +9,7 @@ from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.io.save_load import place_adapter
 from randlora_pl.interop.compare_outputs import LOST, change, difference, logits, lost
 from randlora_pl.interop.updates import interpolated
-from randlora_pl.language.tasks.restore import unquantised_task
+from randlora_pl.language.tasks.restore import plain_task
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import atomic_folder, disk_errors, refuse_inputs
 
@@ -38,7 +38,7 @@ def write_merged(
     refuse_inputs([output], [file.path])
     if output.exists() and not (overwrite and (output / "config.json").is_file()):
         raise UserError(f"{output} exists. Set another --output, or --overwrite to replace a model's folder.")
-    task = unquantised_task(file, gradient_checkpointing=False)
+    task = plain_task(file, dequantized=True, gradient_checkpointing=False)
     model: Any = task.build()
     task.load_head(file.extra)
     whole_model = task.completed(model)

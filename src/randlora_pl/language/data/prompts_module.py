@@ -79,13 +79,13 @@ class TextData(TokenData):
         if learns:
             train, val = read_training(self.dataset, self.root, self.validation)
             self._remember(train)
-            how = (self.cutoff, self.mask_prompt, self.separate)
-            encoded, self.lengths["train"] = encode_all(self._tokenizer, train, *how)
+            how = {"mask_prompt": self.mask_prompt, "separate": self.separate}
+            encoded, self.lengths["train"] = encode_all(self._tokenizer, train, self.cutoff, **how)
             if not encoded:
                 raise UserError(f"No training sample keeps a token to learn in --data.cutoff {self.cutoff}: raise it")
             self._held["train"] = Tokens(encoded, self.pad)
             if val:
-                self._held["val"] = Tokens(encode_all(self._tokenizer, val, *how)[0], self.pad)
+                self._held["val"] = Tokens(encode_all(self._tokenizer, val, self.cutoff, **how)[0], self.pad)
         if tests:
             self.check_test()
             if self.items:

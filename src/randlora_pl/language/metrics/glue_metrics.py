@@ -42,7 +42,7 @@ def grades(metric: glue.Metric, predicted: Sequence[float], labels: Sequence[flo
     return {metric: found[metric], **found}
 
 
-class Predictions(Metric):
+class PredictionCollector(Metric):
     """All predictions of an evaluation, gathered from all devices: a mean over batches would be no correlation."""
 
     full_state_update = False

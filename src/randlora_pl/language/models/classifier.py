@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.random_bases import Distribution, draw
-from randlora_pl.language.models.hub_errors import reached
-from randlora_pl.language.models.loading import RANDOM, check_vocabulary, model_config, possible, try_out
+from randlora_pl.language.models.loading import RANDOM, check_vocabulary, model_config, pretrained_model, random_model
 from randlora_pl.language.models.tokenization import pad_id
 from randlora_pl.models.init_context import seeded
 from randlora_pl.utils.errors import UserError
@@ -53,26 +52,19 @@ def load_classifier(
         config.label2id = {label: number for number, label in config.id2label.items()}
     config.problem_type = "single_label_classification" if classnames else "regression"
     if pretrained == RANDOM:
-        for token in ("bos_token_id", "eos_token_id"):
-            setattr(config, token, getattr(tokenizer, token))
-        config.pad_token_id = pad_id(tokenizer)
-        with seeded(seed), possible(overrides, config=config):
-            model = AutoModelForSequenceClassification.from_config(config)
-            if overrides:
-                try_out(model)
+        pad = pad_id(tokenizer)
+        model = random_model(AutoModelForSequenceClassification, config, tokenizer, pad, seed, overrides)
         absent = set(model.state_dict())
         missing: list[str] = []
     else:
         if config.pad_token_id is None:
             config.pad_token_id = pad_id(tokenizer)
-        source = pretrained or name
         level = logging.get_verbosity()
-        logging.set_verbosity_error()  # that the head is new is as it should be
+        logging.set_verbosity_error()  # the head is new on purpose
+        options = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
         try:
-            with reached(source, "--model.pretrained" if pretrained else "--model.name"), seeded(seed):
-                model, info = AutoModelForSequenceClassification.from_pretrained(
-                    source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
-                )
+            with seeded(seed):
+                model, info = pretrained_model(AutoModelForSequenceClassification, name, pretrained, **options)
         finally:
             logging.set_verbosity(level)
         other = {each if isinstance(each, str) else each[0] for each in info["mismatched_keys"]}
@@ -90,36 +82,24 @@ def load_classifier(
 def split(model: Any) -> tuple[nn.Module, nn.ModuleDict]:
     """Return a classifier's encoder, and its head: every other module with weights, and the dropout of BERT."""
     encoder: nn.Module = getattr(model, model.base_model_prefix)
-    head = {name: child for name, child in model.named_children() if child is not encoder}
-    return encoder, nn.ModuleDict(
-        {
-            name: child
-            for name, child in head.items()
-            if isinstance(child, nn.Dropout) or next(child.parameters(), None) is not None
-        }
-    )
+    head = {
+        name: child
+        for name, child in model.named_children()
+        if child is not encoder and (isinstance(child, nn.Dropout) or any(True for _ in child.parameters()))
+    }
+    return encoder, nn.ModuleDict(head)
 
 
 def _start(head: nn.ModuleDict, absent: set[str], seed: int, deviation: float) -> None:
     """Initialize the head's tensors that no file has given."""
     with torch.no_grad():
         for name, value in head.named_parameters():
-            if name not in absent:
-                continue
-            if value.dim() > 1:
-                rows = draw(
-                    seed, f"head/{name}", 1, len(value), value[0].numel(), Distribution("normal"), torch.device("cpu")
-                )
+            if name in absent and value.dim() > 1:
+                size, normal = (len(value), value[0].numel()), Distribution("normal")
+                rows = draw(seed, f"head/{name}", 1, *size, normal, torch.device("cpu"))
                 value.copy_(deviation * rows[0].reshape(value.shape))
-            else:
+            elif name in absent:
                 value.fill_(1.0 if name.endswith("weight") else 0.0)  # of a norm
-
-
-def set_dropout(head: nn.Module, share: float) -> None:
-    """Set every dropout of the head."""
-    for module in head.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = share
 
 
 def most_tokens(encoder: nn.Module) -> int | None:

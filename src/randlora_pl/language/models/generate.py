@@ -35,21 +35,7 @@ class Decoding:
 
 
 def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], decoding: Decoding, pad: int) -> list[str]:
-    """Generate texts after prompts.
-
-    Args:
-        model: A decoder of transformers.
-        tokenizer: Tokenizer of the model.
-        batch: ``input_ids`` and ``attention_mask`` (b, length), padded on the left.
-        decoding: Settings of generation.
-        pad: Number to pad with.
-
-    Returns:
-        b texts, without the prompts and special tokens.
-
-    Raises:
-        UserError: The prompts leave too few of the model's positions.
-    """
+    """Generate texts after b prompts (see `write_tokens`), without the prompts and special tokens."""
     written = write_tokens(model, batch, decoding, pad, tokenizer.eos_token_id, tokenizer.bos_token_id)
     texts: list[str] = tokenizer.batch_decode(written, skip_special_tokens=True)
     return texts
@@ -65,19 +51,19 @@ def write_tokens(
     bos: int | None = None,
     share: bool = True,
 ) -> Tensor:
-    """Return the tokens behind `write_texts`, (b, up to max_new_tokens), padded on the right.
+    """Generate tokens after prompts, (b, up to max_new_tokens), padded on the right.
 
     Args:
         model: A decoder of transformers.
-        batch: See `write_texts`.
+        batch: ``input_ids`` and ``attention_mask`` (b, length), padded on the left.
         decoding: Settings of generation.
         pad: Number to pad with.
         eos: The token that ends a text, if there is one.
         bos: The token that begins one, if there is one.
-        share: Whether a prompt is read once for all of its beams; transformers by itself reads it for each.
+        share: Read a prompt once for all of its beams; transformers by itself reads it for each.
 
     Raises:
-        UserError: See `write_texts`.
+        UserError: The prompts leave too few of the model's positions.
     """
     from transformers import GenerationConfig, LogitsProcessorList, NoRepeatNGramLogitsProcessor
 
@@ -99,13 +85,13 @@ def write_tokens(
     check_positions(model, batch["attention_mask"], decoding.max_new_tokens)
     generate: Any = model.generate
     prompts = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    read = _read(model, **prompts, beams=how.num_beams) if share and how.num_beams > 1 else {}
+    cache = _prompt_cache(model, **prompts, beams=how.num_beams) if share and how.num_beams > 1 else {}
     with _without_its_own_rules(model):
-        ids: Tensor = generate(**prompts, **read, generation_config=how, logits_processor=rules)
+        ids: Tensor = generate(**prompts, **cache, generation_config=how, logits_processor=rules)
     return ids[:, start:]
 
 
-def _read(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, beams: int) -> dict[str, Any]:
+def _prompt_cache(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, beams: int) -> dict[str, Any]:
     """Return keys and values of all tokens of the prompts but the last, for each beam.
 
     Nothing for prompts of one token, where rotary angles follow the length of the text (NTK's dynamic scaling), and
@@ -179,13 +165,8 @@ def token_losses(
     mask = batch["attention_mask"]
     check_positions(model, mask)
     places = (mask.cumsum(1) - 1).clamp(min=0)
-    out = model(
-        input_ids=batch["input_ids"],
-        attention_mask=mask,
-        position_ids=places,
-        use_cache=False,
-        logits_to_keep=columns + 1,
-    )
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, "position_ids": places}
+    out = model(**inputs, use_cache=False, logits_to_keep=columns + 1)
     logits, labels = out.logits[:, :-1].float(), batch["labels"][:, -columns:]
     losses = F.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED, label_smoothing=smoothing

@@ -14,11 +14,7 @@ INSTALL = "pip install 'randlora-pl[language]'"
 
 
 def need_transformers() -> None:
-    """Raise an error if the extra is not installed.
-
-    Raises:
-        UserError: With the command that installs it.
-    """
+    """Raise an error with the command that installs the extra if it is missing."""
     if importlib.util.find_spec("transformers") is None:
         raise UserError(f"Language models need the package transformers: {INSTALL}")
 
@@ -28,11 +24,11 @@ def reached(source: str, option: str) -> Iterator[None]:
     """Turn errors of the search for a model, configuration or tokenizer into a `UserError`.
 
     Args:
-        source: The name or folder that was asked for.
+        source: Name or folder of the model.
         option: Option that chose it.
 
     Raises:
-        UserError: It is gated, it is nowhere, or what is there cannot be read.
+        UserError: The model is gated, does not exist, or cannot be read.
     """
     need_transformers()
     try:
@@ -44,20 +40,17 @@ def reached(source: str, option: str) -> Iterator[None]:
         chain: list[BaseException] = [error]
         while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
             chain.append(inner)
+        gated = (
+            f"is gated: accept its licence at https://huggingface.co/{source}, then log in with `hf auth login` or set "
+            "HF_TOKEN."
+        )
         if any("gated" in str(link).lower() or type(link).__name__ == "GatedRepoError" for link in chain):
-            raise UserError(f"{source} {_gated(source)}") from error
-        gated = f"\nIt {_gated(source)}" if source in KNOWN and KNOWN[source].gated else ""
+            raise UserError(f"{source} {gated}") from error
+        gated = f"\nIt {gated}" if source in KNOWN and KNOWN[source].gated else ""
         raise UserError(
             f"{source} cannot be had ({option}): {_reason(error)}. Give a folder with its files, a name "
             f"of the Hugging Face Hub with a network, or --model.pretrained random.{gated}"
         ) from error
-
-
-def _gated(source: str) -> str:
-    return (
-        f"is gated: accept its licence at https://huggingface.co/{source}, then log in with `hf auth login` or set "
-        "HF_TOKEN."
-    )
 
 
 def _reason(error: Exception) -> str:

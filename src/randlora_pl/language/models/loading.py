@@ -72,15 +72,12 @@ def model_config(
 
 @contextmanager
 def possible(overrides: Mapping[str, Any] | None, option: str = _OVERRIDES, config: Any = None) -> Iterator[None]:
-    """Report options of a configuration that make no model as a one-line error.
+    """Report options of a configuration that make no model as a one-line error; errors without overrides pass.
 
     Args:
         overrides: The options.
         option: Name of the option with them.
-        config: The configuration with them, where there is one: numbers in it that do not fit are named.
-
-    Raises:
-        UserError: With the reason; errors without overrides pass.
+        config: The configuration with them, if there is one: numbers in it that do not fit are named.
     """
     try:
         yield
@@ -117,11 +114,7 @@ def try_out(model: nn.Module) -> None:
 
 
 def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
-    """Refuse a tokenizer of more tokens than a model has.
-
-    Raises:
-        UserError: With both numbers.
-    """
+    """Refuse a tokenizer of more tokens than a model has."""
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"The tokenizer has {len(tokenizer):,} tokens and {name} only {config.vocab_size:,}: give the model's own "
@@ -130,11 +123,7 @@ def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
 
 
 def _refuse_encoder(config: Any, name: str) -> None:
-    """Refuse BERT, RoBERTa and their kin, which transformers builds as decoders that read ahead.
-
-    Raises:
-        UserError: With what takes them.
-    """
+    """Refuse BERT, RoBERTa and similar encoders, which transformers builds as decoders that read ahead."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
     if config.model_type in ENCODERS and not getattr(config, "is_decoder", True) and not config.is_encoder_decoder:
@@ -173,37 +162,54 @@ def load_causal(
     check_vocabulary(tokenizer, config, name)
     from transformers import AutoModelForCausalLM
 
-    model: Any
+    model: nn.Module
     if pretrained == RANDOM:
         if quantize:
             raise UserError("--model.quantize needs pretrained weights; leave it out with --model.pretrained random.")
-        for token in ("bos_token_id", "eos_token_id", "pad_token_id"):  # a smaller vocabulary may not have its own
-            setattr(config, token, getattr(tokenizer, token))
-        with seeded(seed), possible(overrides, config=config):
-            model = AutoModelForCausalLM.from_config(config).to(dtype)
-            if overrides:
-                try_out(model)
+        model = random_model(AutoModelForCausalLM, config, tokenizer, tokenizer.pad_token_id, seed, overrides).to(dtype)
     else:
-        source = pretrained or name
-        with reached(source, "--model.pretrained" if pretrained else "--model.name"):
-            model, found = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, output_loading_info=True, **_quantization(quantize, dtype)
-            )
+        options = {"dtype": dtype, **_quantization(quantize, dtype)}
+        model, found = pretrained_model(AutoModelForCausalLM, name, pretrained, **options)
         if missing := sorted(found["missing_keys"]):
             raise UserError(
-                f"{source} lacks {len(missing)} tensors of {type(model).__name__}, such as {missing[0]}: they would be "
-                "random. Give a folder or a name with the weights of a decoder."
+                f"{pretrained or name} lacks {len(missing)} tensors of {type(model).__name__}, such as {missing[0]}: "
+                "they would be random. Give a folder or a name with the weights of a decoder."
             )
-    model.eval()
-    return model  # type: ignore[no-any-return]
+    return model.eval()
+
+
+def random_model(
+    auto: Any, config: Any, tokenizer: Any, pad: int | None, seed: int, overrides: Mapping[str, Any] | None
+) -> Any:
+    """Return a model of transformers with random weights and the special tokens of a tokenizer, in float32.
+
+    Raises:
+        UserError: The overrides make no model.
+    """
+    for token in ("bos_token_id", "eos_token_id"):  # a smaller vocabulary may not have its own
+        setattr(config, token, getattr(tokenizer, token))
+    config.pad_token_id = pad
+    with seeded(seed), possible(overrides, config=config):
+        model = auto.from_config(config)
+        if overrides:
+            try_out(model)
+    return model
+
+
+def pretrained_model(auto: Any, name: str, pretrained: str | None, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Return a model of transformers with pretrained weights, and its loading info.
+
+    Raises:
+        UserError: It cannot be had.
+    """
+    source = pretrained or name
+    with reached(source, "--model.pretrained" if pretrained else "--model.name"):
+        model, info = auto.from_pretrained(source, output_loading_info=True, **options)
+    return model, info
 
 
 def _quantization(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the arguments for `from_pretrained`.
-
-    Raises:
-        UserError: bitsandbytes or the GPU that it needs is missing.
-    """
+    """Return the arguments for `from_pretrained`; refuse a machine without bitsandbytes or a GPU."""
     if quantize is None:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -219,7 +225,7 @@ def _quantization(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, An
 def checkpoint_blocks(model: nn.Module) -> None:
     """Recompute each block's activations in the backward pass, without the reentrant kind of PyTorch.
 
-    That one gives no gradient where a block's input needs none, as after a frozen embedding.
+    The reentrant kind gives no gradient if a block's input needs none, as after a frozen embedding.
 
     Raises:
         UserError: The model cannot.
@@ -235,12 +241,7 @@ def checkpoint_blocks(model: nn.Module) -> None:
 
 
 def set_checkpointing_mode(model: nn.Module, mode: bool) -> None:
-    """Mark the blocks that recompute as training, which is what they look at; their layers stay as they are.
-
-    Args:
-        model: The model.
-        mode: Whether it trains.
-    """
+    """Set the training flag of blocks that recompute, which depend on it; their layers stay as they are."""
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.training = mode

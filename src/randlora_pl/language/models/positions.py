@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from randlora_pl.utils.errors import UserError
 
 _POSITIONS = ("wpe", "embed_positions", "position_embeddings", "positions_embed")
-"""What modules of learned positions are called, and CodeGen's table of rotary ones; others have none that could end."""
+"""Names of modules of learned positions, and of CodeGen's table of rotary ones; others have no last position."""
 
 
 def table_of_positions(model: Any) -> int | None:
@@ -22,15 +22,12 @@ def table_of_positions(model: Any) -> int | None:
 
 
 def check_positions(model: Any, mask: Tensor, more: int = 0) -> None:
-    """Refuse texts that are longer than a model's table of positions, which would end in an index error.
+    """Refuse texts that are longer than a decoder's table of positions, which would end in an index error.
 
     Args:
         model: A decoder of transformers.
         mask: 1 at tokens, 0 at padding, (b, length).
         more: Tokens that will follow.
-
-    Raises:
-        UserError: With the longest text and the number of positions.
     """
     most = getattr(model.config, "max_position_embeddings", None)
     if most is None or mask.shape[1] + more <= most or (longest := int(mask.sum(1).max()) + more) <= most:
@@ -44,16 +41,7 @@ def check_positions(model: Any, mask: Tensor, more: int = 0) -> None:
 
 
 def check_prompts(model: Any, prompts: Sequence[Sequence[int]], more: int) -> None:
-    """Refuse prompts that nothing can be written after, all of them at once.
-
-    Args:
-        model: A decoder of transformers.
-        prompts: Tokens of each.
-        more: Tokens that will follow.
-
-    Raises:
-        UserError: With the number of them.
-    """
+    """Refuse prompts without tokens, and prompts too long for a decoder to write ``more`` tokens after them."""
     if not all(prompts):
         raise UserError(f"{sum(not each for each in prompts):,} of {len(prompts):,} prompts have no token.")
     most = table_of_positions(model)

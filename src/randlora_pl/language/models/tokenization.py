@@ -13,7 +13,7 @@ from torch import Tensor
 from randlora_pl.utils.errors import UserError
 
 IGNORED = -100
-"""The label of a token that takes no part in the loss; what cross-entropy leaves out by default."""
+"""Label of a token without a loss, the default of PyTorch's cross-entropy."""
 
 _AT_ONCE = 1000
 """Samples that a tokenizer gets at a time; each call of one costs more than a short text."""
@@ -24,7 +24,7 @@ log = logging.getLogger("randlora_pl")
 
 
 class Sample(NamedTuple):
-    """Prompt and completion of a sample; the completion follows the prompt without a space between."""
+    """Prompt and completion of a sample, without a space between them."""
 
     prompt: str
     completion: str
@@ -62,6 +62,12 @@ class Lengths:
     dropped: int = 0
     longest: int = 0
 
+    def add(self, length: int) -> None:
+        """Count one sample by its tokens before the cutoff."""
+        self.samples += 1
+        self.cut += length > self.cutoff
+        self.longest = max(self.longest, length)
+
     def __str__(self) -> str:
         text = f"{self.cut:,} of {self.samples:,} samples are longer than {self.cutoff} tokens and are cut"
         text += f" (the longest has {self.longest:,})" if self.cut else ""
@@ -87,14 +93,9 @@ def pad_id(tokenizer: Any) -> int:
 
 
 def encode_prompt(tokenizer: Any, prompt: str, separate: bool = False) -> list[int]:
-    """Return the tokens of a prompt as `encode` makes them, for generation; never cut.
+    """Return the tokens of a prompt for generation, never cut; ``separate`` adds an end of text.
 
-    A start of text is set where the tokenizer sets one by itself.
-
-    Args:
-        tokenizer: Any Hugging Face tokenizer.
-        prompt: The text.
-        separate: Whether an end of text closes it.
+    A start of text is set if the tokenizer sets one by itself.
     """
     ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     return [*_start(tokenizer), *ids, *([tokenizer.eos_token_id] if separate else [])]
@@ -108,33 +109,26 @@ def _start(tokenizer: Any) -> list[int]:
 
 def encode(
     tokenizer: Any,
-    sample: Sample | tuple[str, str],
+    samples: Iterable[Sample | tuple[str, str]],
     cutoff: int = 256,
     mask_prompt: bool = False,
     separate: bool = False,
-) -> Encoded:
-    """Return tokens and labels of one sample: prompt, completion, end of text.
+) -> Iterator[Encoded]:
+    """Yield tokens and labels of samples in their order: prompt, completion, end of text.
 
-    Prompt and completion are tokenised apart, so that a model is asked with exactly the tokens that it was trained on,
-    and no token is half prompt.
+    Prompt and completion are tokenized apart, so that the prompts of training and generation have the same tokens, and
+    no token is half prompt.
 
     Args:
         tokenizer: Any Hugging Face tokenizer.
-        sample: Prompt and completion.
-        cutoff: Most tokens; what is longer loses its end, and with it the end of text, as in the released scripts.
-        mask_prompt: Whether only the completion and the end of text are learned; by default the whole text is.
-        separate: Whether an end of text stands between prompt and completion too (E2E with GPT-2).
+        samples: Prompts and completions.
+        cutoff: Most tokens; a longer sample loses its end, and with it the end of text, as in the released scripts.
+        mask_prompt: Learn the completion and the end of text only; by default the whole text.
+        separate: Put an end of text between prompt and completion, too (E2E with GPT-2).
 
     Raises:
         UserError: The tokenizer knows no end of text.
     """
-    return next(_encoded(tokenizer, [sample], cutoff, mask_prompt, separate))
-
-
-def _encoded(
-    tokenizer: Any, samples: Iterable[Sample | tuple[str, str]], cutoff: int, mask_prompt: bool, separate: bool
-) -> Iterator[Encoded]:
-    """Yield the results of `encode` for each sample, many at a time."""
     end = tokenizer.eos_token_id
     if end is None:
         raise UserError("The tokenizer has no end of text: set eos_token in its tokenizer_config.json")
@@ -150,22 +144,15 @@ def _encoded(
 
 
 def encode_all(
-    tokenizer: Any,
-    samples: Iterable[Sample | tuple[str, str]],
-    cutoff: int = 256,
-    mask_prompt: bool = False,
-    separate: bool = False,
+    tokenizer: Any, samples: Iterable[Sample | tuple[str, str]], cutoff: int = 256, **how: bool
 ) -> tuple[list[Encoded], Lengths]:
-    """Return all samples in their order (see `encode`) as arrays, and what the cutoff did to them.
+    """Return all samples (see `encode`) as arrays, which take a fraction of lists' memory, and the cutoff's effect.
 
-    Lists would take several times as much memory. A sample of which no label is left, as its prompt alone fills the
-    cutoff, is left out: a batch of such samples would have no loss.
+    A sample without a label, as its prompt alone fills the cutoff, is left out: it has no loss.
     """
     kept, lengths = [], Lengths(cutoff)
-    for encoded in _encoded(tokenizer, samples, cutoff, mask_prompt, separate):
-        lengths.samples += 1
-        lengths.cut += encoded.full_length > cutoff
-        lengths.longest = max(lengths.longest, encoded.full_length)
+    for encoded in encode(tokenizer, samples, cutoff, **how):
+        lengths.add(encoded.full_length)
         # The first token is predicted by nothing: its label alone is not a loss either.
         if all(label == IGNORED for label in encoded.labels[1:]):
             lengths.dropped += 1
@@ -209,15 +196,9 @@ def collate(
 def encode_sentences(
     tokenizer: Any, sentences: Sequence[Sequence[str]], cutoff: int = 128
 ) -> tuple[list[Mapping[str, list[int]]], Lengths]:
-    """Return the tokens of sentences or pairs for an encoder, with special tokens; pairs lose from the longer one.
+    """Return the tokenizer's output (``input_ids`` and more) of single texts or pairs, and the cutoff's effect.
 
-    Args:
-        tokenizer: Any Hugging Face tokenizer.
-        sentences: One or two texts each.
-        cutoff: Most tokens, special ones included.
-
-    Returns:
-        For each what the tokenizer gives (``input_ids`` and more), and what the cutoff did.
+    The cutoff includes special tokens; pairs lose tokens of the longer text.
     """
     kept: list[Mapping[str, list[int]]] = []
     lengths = Lengths(cutoff)
@@ -227,9 +208,7 @@ def encode_sentences(
         for place, own in enumerate(texts):
             whole = {name: values[place] for name, values in found.items()}
             size = len(whole["input_ids"])
-            lengths.samples += 1
-            lengths.longest = max(lengths.longest, size)
-            lengths.cut += size > cutoff
+            lengths.add(size)
             kept.append(whole if size <= cutoff else dict(tokenizer(*own, truncation=True, max_length=cutoff)))
     if lengths.cut:
         log.warning("%s", lengths)
@@ -239,14 +218,14 @@ def encode_sentences(
 def collate_sentences(
     tokenizer: Any, encoded: Sequence[Mapping[str, list[int]]], labels: Sequence[float], pad: int, multiple: int = 8
 ) -> dict[str, Tensor]:
-    """Return a batch for an encoder, padded on the right.
+    """Return a batch for an encoder, padded on the right to a multiple of a length.
 
     Args:
         tokenizer: The one that encoded; it defines the padding of inputs other than tokens.
         encoded: See `encode_sentences`.
         labels: Class numbers (int) or scores (float).
         pad: Number to pad with (see `pad_id`).
-        multiple: The length is rounded up to a multiple of this.
+        multiple: Divisor of the length.
 
     Returns:
         The tokenizer's inputs, int64 of shape (batch, length), and ``labels``, int64 or float32 of shape (batch,).

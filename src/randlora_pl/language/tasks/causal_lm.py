@@ -13,12 +13,11 @@ from randlora_pl.language.models.classifier import evaluating
 from randlora_pl.language.models.generate import Decoding, choose_options, token_losses, write_texts
 from randlora_pl.language.models.loading import Quantize, load_causal
 from randlora_pl.language.models.positions import check_positions, check_prompts
-from randlora_pl.language.models.targets import known_targets
 from randlora_pl.language.models.tokenization import IGNORED, collate, encode_prompt, pad_id
 from randlora_pl.language.tasks import common
 from randlora_pl.language.tasks.generated import cleaned, corpus_scores, gathered
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import check_option
+from randlora_pl.tasks.defaults import check_fraction, check_option, check_positive
 from randlora_pl.utils.errors import UserError
 
 
@@ -59,7 +58,8 @@ class CausalLMTask(AdaptationTask):
 
     data_module = "randlora_pl.language.TextData"
     auto = "AutoModelForCausalLM"
-    usual_rate, train, checkpoint_gradients = common.usual_rate, common.train, common.checkpoint_gradients
+    default_learning_rate, train = common.default_learning_rate, common.train
+    checkpoint_gradients = common.checkpoint_gradients
 
     def __init__(
         self,
@@ -88,14 +88,14 @@ class CausalLMTask(AdaptationTask):
             name=name, pretrained=pretrained, adapter=adapter, targets=targets, weight_decay=weight_decay,
             final_lr_fraction=final_lr_fraction, **options,
         )  # fmt: skip
-        check_option("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "a number from 0 to below 1")
-        check_option("adam_eps", adam_eps, adam_eps > 0, "a positive number")
+        check_positive("adam_eps", adam_eps)
         check_option("num_beams", num_beams, 0 < num_beams <= 1000, "a number from 1 to 1,000")
-        check_option("max_new_tokens", max_new_tokens, max_new_tokens > 0, "a positive number")
-        check_option("no_repeat_ngram", no_repeat_ngram, no_repeat_ngram >= 0, "0 or a positive number")
+        check_positive("max_new_tokens", max_new_tokens)
+        check_positive("no_repeat_ngram", no_repeat_ngram, zero=True)
         self.tokenizer = common.chosen_tokenizer(tokenizer, pretrained)
         self.config_overrides, self.quantize = config_overrides, quantize
-        self.schedule, self.loss_average, self.label_smoothing = schedule, loss_average, label_smoothing
+        self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
+        self.schedule, self.loss_average = schedule, loss_average
         self.evaluation, self.adam_eps = evaluation, adam_eps
         self.num_beams, self.max_new_tokens = num_beams, max_new_tokens
         self.length_penalty, self.no_repeat_ngram = length_penalty, no_repeat_ngram
@@ -115,16 +115,10 @@ class CausalLMTask(AdaptationTask):
         """Load the decoder."""
         self.identity = common.identity_of(self)
         model = load_causal(
-            self.name,
-            self.pretrained,
-            self.vocabulary,
-            seed=self.seed,
-            overrides=self.config_overrides,
-            dtype=getattr(torch, self.frozen_dtype),
-            quantize=self.quantize,
-        )
-        if self.targets is None and not self.adapter.trains_base:
-            self.targets = known_targets(str(getattr(model.config, "model_type", "")))
+            self.name, self.pretrained, self.vocabulary, seed=self.seed, overrides=self.config_overrides,
+            dtype=getattr(torch, self.frozen_dtype), quantize=self.quantize,
+        )  # fmt: skip
+        self.targets = common.default_targets(self, model)
         return model
 
     def setup(self, stage: str) -> None:

@@ -10,21 +10,19 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.language.datasets.glue import Metric
-from randlora_pl.language.metrics.glue_metrics import Predictions, grades
+from randlora_pl.language.metrics.glue_metrics import PredictionCollector, grades
 from randlora_pl.language.models.classifier import (
     evaluating,
     inputs_of,
     load_classifier,
     most_tokens,
-    set_dropout,
     split,
     takes_segments,
 )
-from randlora_pl.language.models.targets import known_targets
 from randlora_pl.language.models.tokenization import collate_sentences, encode_sentences, pad_id
 from randlora_pl.language.tasks import common
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import check_option
+from randlora_pl.tasks.defaults import check_fraction
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.utils.errors import UserError
 
@@ -62,7 +60,8 @@ class TextClassificationTask(AdaptationTask):
     data_module = "randlora_pl.language.LabelledTexts"
     auto = "AutoModelForSequenceClassification"
     fixed_options = ("warmup_steps",)  # warmup_fraction gives them
-    usual_rate, train, checkpoint_gradients = common.usual_rate, common.train, common.checkpoint_gradients
+    default_learning_rate, train = common.default_learning_rate, common.train
+    checkpoint_gradients = common.checkpoint_gradients
 
     def __init__(
         self,
@@ -84,10 +83,10 @@ class TextClassificationTask(AdaptationTask):
             name=name, pretrained=pretrained, adapter=adapter, targets=targets, weight_decay=weight_decay,
             final_lr_fraction=final_lr_fraction, warmup_steps=0, **options,
         )  # fmt: skip
-        check_option("warmup_fraction", warmup_fraction, 0 <= warmup_fraction < 1, "a number from 0 to below 1")
-        check_option("head_dropout", head_dropout, 0 <= head_dropout < 1, "a number from 0 to below 1")
+        self.warmup_fraction = check_fraction("warmup_fraction", warmup_fraction)
+        self.head_dropout = check_fraction("head_dropout", head_dropout)
         self.tokenizer, self.config_overrides = common.chosen_tokenizer(tokenizer, pretrained), config_overrides
-        self.schedule, self.warmup_fraction, self.head_dropout = schedule, warmup_fraction, head_dropout
+        self.schedule = schedule
         self.metric: Metric | None = None
         self.head: nn.ModuleDict
 
@@ -124,7 +123,7 @@ class TextClassificationTask(AdaptationTask):
             self.set_classes(data.classnames, data.metric)
         if self.metric is None:
             raise UserError("the task needs a data module, or set_classes(classnames) first.")
-        self.metrics = nn.ModuleDict({split: Predictions() for split in ("val", "test")})
+        self.metrics = nn.ModuleDict({split: PredictionCollector() for split in ("val", "test")})
         self.metrics.to(self.device)
 
     @cached_property
@@ -140,20 +139,15 @@ class TextClassificationTask(AdaptationTask):
         """
         if self.metric is None:
             raise UserError("the task needs its classes before it is built: set_classes(classnames).")
-        whole = load_classifier(
-            self.name,
-            self.pretrained,
-            self.vocabulary,
-            self.classnames,
-            seed=self.seed,
-            overrides=self.config_overrides,
-        )
+        source = (self.name, self.pretrained, self.vocabulary, self.classnames)
+        whole = load_classifier(*source, seed=self.seed, overrides=self.config_overrides)
         self.identity = common.identity_of(self)
         encoder, self.head = split(whole)
-        set_dropout(self.head, self.head_dropout)
+        for module in self.head.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = self.head_dropout
         self._whole = (whole,)  # not as a module of its own: its parts are, encoder and head
-        if self.targets is None and not self.adapter.trains_base:
-            self.targets = known_targets(str(whole.config.model_type))
+        self.targets = common.default_targets(self, whole)
         most = most_tokens(encoder)
         data: Any = getattr(self._trainer, "datamodule", None)
         if most is not None and data is not None and data.longest > most:
@@ -205,7 +199,7 @@ class TextClassificationTask(AdaptationTask):
         logits, counts, labels = self.class_logits(batch), batch["weight"] > 0, batch["labels"]
         predicted = logits.argmax(1) if self.classnames else logits[:, 0]
         metric = self.metrics[stage]
-        assert isinstance(metric, Predictions)
+        assert isinstance(metric, PredictionCollector)
         metric.update(predicted[counts], labels[counts], self._losses(logits, labels)[0][counts])
         found = {"label": labels, "index": batch["index"], "weight": batch["weight"]}
         return found | ({"logits": logits} if self.classnames else {})
@@ -213,7 +207,7 @@ class TextClassificationTask(AdaptationTask):
     def _grade(self, split: str, name: str) -> None:
         """Log the metrics of the whole set, the selected one first and once more as ``score``, and the loss."""
         metric = self.metrics[split]
-        assert isinstance(metric, Predictions) and self.metric is not None
+        assert isinstance(metric, PredictionCollector) and self.metric is not None
         found = metric.compute()
         metric.reset()
         own = grades(self.metric, found["predicted"], found["labels"])

@@ -1,4 +1,4 @@
-"""Functions of both tasks on texts: learning rates, the tokenizer, and the identity of a model of transformers."""
+"""Functions of both tasks on texts: learning rates, targets, the tokenizer, and the identity of the base model."""
 
 from typing import Any
 
@@ -6,18 +6,25 @@ from torch import nn
 
 from randlora_pl.adapters import Adapter
 from randlora_pl.language.models.loading import RANDOM, checkpoint_blocks, identity_name, set_checkpointing_mode
+from randlora_pl.language.models.targets import known_targets
 from randlora_pl.language.models.tokenizers import BYTES, load_tokenizer
 from randlora_pl.models import ModelIdentity
 from randlora_pl.tasks.base import AdaptationTask
 
 _RATES = {"VeRA": 1e-2, "FullFineTuning": 1e-5}
 """Learning rates that differ from the released scripts' 1e-4 (commonsense and GLUE)."""
-_USUAL_RATE = 1e-4
 
 
-def usual_rate(task: AdaptationTask, adapter: Adapter) -> float:
+def default_learning_rate(task: AdaptationTask, adapter: Adapter) -> float:
     """Return the learning rate of the released scripts; DoRA has the rate of its inner method."""
-    return _RATES.get(getattr(adapter, "inner", adapter).method(), _USUAL_RATE)
+    return _RATES.get(getattr(adapter, "inner", adapter).method(), 1e-4)
+
+
+def default_targets(task: AdaptationTask, model: Any) -> list[str] | None:
+    """Return the targets of a task's adapter: its own, or the paper's for this kind of model."""
+    if task.targets is not None or task.adapter.trains_base:
+        return task.targets
+    return known_targets(str(getattr(model.config, "model_type", "")))
 
 
 def chosen_tokenizer(tokenizer: str | None, pretrained: str | None) -> str | None:
@@ -45,7 +52,7 @@ def checkpoint_gradients(task: AdaptationTask, backbone: nn.Module) -> None:
 
 
 def train(task: AdaptationTask, mode: bool = True) -> AdaptationTask:
-    """Set the mode of what trains; blocks that recompute must take themselves for training, too."""
+    """Set the mode of what trains; blocks that recompute have it, too."""
     AdaptationTask.train(task, mode)
     if task.backbone is not None and task.gradient_checkpointing:
         set_checkpointing_mode(task.backbone, mode)
