@@ -10,9 +10,6 @@ def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
     Blocks are the members of a list or sequence of at least two modules of one class that have child modules:
     ``visual.transformer.resblocks.0`` of open_clip, ``blocks.0`` of timm, ``encoder.layer.0`` of transformers.
-
-    Args:
-        model: A model of open_clip or timm, or an ``ImageTower``.
     """
     found: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
@@ -29,9 +26,5 @@ def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def forward_methods(model: nn.Module) -> list[str]:
-    """Return the names of methods that run the blocks without calling the model's ``forward``.
-
-    Args:
-        model: A model of open_clip or timm, or an ``ImageTower``.
-    """
+    """Return the names of methods that run the blocks without calling the model's ``forward``."""
     return [name for name in _METHODS if callable(getattr(model, name, None))]

@@ -18,10 +18,6 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> int:
     Autocast would cast them for every product, again in each step. Embeddings, norms, biases and trainable parameters
     keep their dtype.
 
-    Args:
-        model: Backbone, with or without an adapter.
-        dtype: Dtype of the products, ``torch.bfloat16`` under autocast.
-
     Returns:
         Number of matrices that were cast.
     """
@@ -42,11 +38,6 @@ def compile_blocks(model: nn.Module, backend: str, device: torch.device) -> None
     Blocks of one class share the compiled code, so that compile time does not grow with depth. A compiled block keeps
     for its backward pass the tensors that ``memory: low`` of RandLoRA would rebuild. Dynamo's recompile limit is raised
     for the whole process.
-
-    Args:
-        model: Backbone, with or without an adapter.
-        backend: Backend of ``torch.compile``, such as ``inductor``.
-        device: Device that the model will run on.
 
     Raises:
         UserError: The backend is unknown, the model has no repeated blocks, or a required C++ compiler is missing.

@@ -16,9 +16,6 @@ def seeded(seed: int) -> Iterator[None]:
 
     The caller's random state, default device and default dtype are restored. Unlike with ``torch.manual_seed``, GPU
     generators are not changed.
-
-    Args:
-        seed: Seed of PyTorch's CPU generator inside the block.
     """
     dtype = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -37,32 +34,19 @@ def quiet() -> Iterator[None]:
     ``logging.info`` would also install a root handler if none exists, which would print the application's log twice.
     Records of other loggers are not filtered.
     """
-    root = logging.getLogger()
-    handler = logging.NullHandler()
+    root, handler = logging.getLogger(), logging.NullHandler()
+    no_record = lambda record: False  # noqa: E731
     root.addHandler(handler)
-    root.addFilter(_no_record)
+    root.addFilter(no_record)
     try:
         yield
     finally:
-        root.removeFilter(_no_record)
+        root.removeFilter(no_record)
         root.removeHandler(handler)
 
 
-def _no_record(record: logging.LogRecord) -> bool:
-    return False
-
-
 def check_size(name: str, size: int, patch: int) -> None:
-    """Raise an error if an image size is not a multiple of the patch size.
-
-    Args:
-        name: Name of the model, for the message.
-        size: Height and width of the images in pixels.
-        patch: Height and width of a patch in pixels; 1 for models without patches.
-
-    Raises:
-        UserError: The size is not positive, or not a multiple of the patch size; the message has the nearest sizes.
-    """
+    """Raise a `UserError` if an image size is not a positive multiple of the patch size, both in pixels."""
     if size < 1:
         raise UserError(f"{name}: the image size must be positive, not {size}.")
     if size % patch:
@@ -83,11 +67,7 @@ def patch_size(model: nn.Module) -> int:
 
 
 def set_gradient_checkpointing(model: nn.Module, enable: bool = True) -> None:
-    """Recompute activations in the backward pass instead of keeping them.
-
-    Args:
-        model: A model of open_clip or timm, or an ``ImageTower``.
-        enable: On or off.
+    """Recompute activations in the backward pass instead of keeping them, or keep them again.
 
     Raises:
         UserError: The model does not support it, or ignores the setting.

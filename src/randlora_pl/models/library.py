@@ -6,10 +6,7 @@ from randlora_pl.utils.errors import UserError, near
 
 
 def library_of(name: str) -> Literal["open_clip", "timm"]:
-    """Return the library of a model name; timm's names may have a tag after a dot.
-
-    Args:
-        name: ``tiny``, a name of ``open_clip.list_models()`` or of ``timm.list_models()``.
+    """Return the library of a model name: ``tiny``, or one of open_clip or timm (also with a tag after a dot).
 
     Raises:
         UserError: The name is in neither library.

@@ -25,14 +25,7 @@ Tokenizer = Callable[[list[str]], Tensor]
 
 
 def class_prompts(classnames: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Fill every template with every class name, class by class.
-
-    Args:
-        classnames: C names.
-        templates: T texts with ``{}`` for the name.
-
-    Returns:
-        C * T prompts.
+    """Fill every template (with ``{}`` for the name) with every class name, class by class.
 
     Raises:
         UserError: No class, no template, or a template without ``{}``.
@@ -99,21 +92,6 @@ def cached_text_head(
     The key is the SHA-256 of the model's name, the bytes of every text weight, and the prompts. The file also stores a
     digest of its content; a damaged file is computed again. The folder is ``$RANDLORA_PL_CACHE``, or the system's user
     cache folder.
-
-    Args:
-        model: See `encode_prompts`.
-        tokenizer: See `encode_prompts`.
-        classnames: C names.
-        templates: T texts with ``{}`` for the name.
-        device: Device of the model and of the result.
-        identity: Identity of the model.
-        batch: Prompts per forward pass.
-
-    Returns:
-        (C, embed_dim) in float32 on ``device``, rows of unit length.
-
-    Raises:
-        UserError: See `class_prompts`.
     """
     prompts = class_prompts(classnames, templates)
     key = _key(model, tokenizer, prompts, len(classnames), identity)

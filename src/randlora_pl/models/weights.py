@@ -27,13 +27,8 @@ def changed(path: str) -> int | None:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict with safetensors or ``torch.load(weights_only=True)``, depending on the file's content.
 
-    A wrapping dict (``state_dict``, ``model`` ...) and the prefixes of DDP and torch.compile are removed.
-
-    Args:
-        path: A safetensors file or one written by ``torch.save``.
-
-    Returns:
-        Tensors by name, on the CPU.
+    A wrapping dict (``state_dict``, ``model`` ...) and the prefixes of DDP and torch.compile are removed. The tensors
+    are on the CPU.
 
     Raises:
         UserError: The file is missing, damaged, contains code, or has no named tensors.
@@ -89,12 +84,7 @@ def _refusal(path: Path, message: str) -> str:
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load every tensor of a model; raise an error with the names that do not fit.
-
-    Args:
-        model: Model to load into; its dtype and device stay.
-        state: Tensors by name.
-        what: Description of weights and model, the beginning of the error message.
+    """Load every tensor of a model; its dtype and device stay. ``what`` begins the error message.
 
     Raises:
         UserError: Tensors are missing, unexpected or of another shape (at most three of each are named).
