@@ -36,7 +36,7 @@ METHODS: dict[str, Callable[[], Adapter]] = {
 @contextmanager
 def two_blocks() -> Iterator[None]:
     """The tiny CLIP with two blocks a tower: what a task does is the same at any depth, and tests are faster."""
-    configs: list[dict[str, Any]] = [tiny._CONFIG["model_cfg"][name] for name in ("vision_cfg", "text_cfg")]
+    configs: list[dict[str, Any]] = [tiny.TINY_CONFIG["model_cfg"][name] for name in ("vision_cfg", "text_cfg")]
     before = [config["layers"] for config in configs]
     for config in configs:
         config["layers"] = 2

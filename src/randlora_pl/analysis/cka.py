@@ -8,16 +8,19 @@ expected value does not depend on the batch size. The paper does not specify the
 treatment of tokens. Here the activations of all tokens of an image are concatenated.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from randlora_pl.analysis.figures import colors, footnote, legend, new_figure
 from randlora_pl.models.blocks import repeated_blocks
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.printable import for_figure
 
 FEWEST = 4
 """Minimum batch size, because HSIC_1 divides by n (n - 3)."""
@@ -66,9 +69,6 @@ class MinibatchCKA:
 
 def vision_layers(model: nn.Module) -> dict[Layer, nn.Module]:
     """Return the attention and MLP layers of every block of the image tower, in order.
-
-    Args:
-        model: A model of open_clip or timm, or an image tower.
 
     Raises:
         UserError: The model has no such layers.
@@ -152,3 +152,25 @@ def embed(model: nn.Module, images: Tensor) -> Tensor:
     encode = getattr(model, "encode_image", model)
     features: Tensor = encode(images)
     return features
+
+
+def mean_over_data_sets(found: Sequence[Mapping[Layer, float]]) -> dict[Layer, float]:
+    """Return the mean CKA of each layer over several comparisons of equal depth."""
+    return {layer: sum(one[layer] for one in found) / len(found) for layer in found[0]}
+
+
+def cka_figure(curves: Mapping[str, Mapping[Layer, float]], reference: str, about: str) -> Figure:
+    """Plot CKA by depth, one line per model, attention and MLP side by side (Figure 4a of the paper)."""
+    figure = new_figure(9.5, 4.2, "")
+    panels = figure.subplots(1, len(KINDS), sharey=True)
+    for axes, kind in zip(panels, KINDS, strict=True):
+        for label, color in colors(list(curves)).items():
+            line = {number + 1: value for (number, which), value in curves[label].items() if which == kind}
+            axes.plot(list(line), list(line.values()), marker="o", markersize=4, color=color, label=for_figure(label))
+        axes.set(xlabel="block", title="self-attention" if kind == "attention" else "MLP")
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    panels[0].set_ylabel(for_figure(f"CKA with {reference}"))
+    legend(figure, panels[0], 3)
+    footnote(figure, about)
+    return figure

@@ -17,15 +17,7 @@ TASKS = ("VisionLanguageTask", "TextHeadTask")
 
 @dataclass(frozen=True)
 class Forgetting:
-    """Accuracy of one adapter on one dataset, in percent.
-
-    Attributes:
-        dataset: Name of the dataset.
-        images: Number of test images.
-        classes: Number of classes.
-        before: Accuracy of the base model.
-        after: Accuracy of the fine-tuned model, with the same prompts.
-    """
+    """Accuracy of one adapter on one dataset's test images, in percent, before and after fine-tuning."""
 
     dataset: str
     images: int
@@ -72,7 +64,7 @@ def accuracy(
         model: Model with ``encode_image``.
         classes: Embeddings of the classes (C, e), of unit length.
         batches: Images (b, 3, H, W) with labels (b,).
-        tick: Progress callback, called with the number of images of each batch.
+        tick: Receives the number of images of each batch.
     """
     right = count = 0
     for images, labels in batches:

@@ -34,12 +34,6 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images (b, 3, H, W) with test preprocessing and labels (b,), in batches of nearly equal size.
 
-    Args:
-        data: Data module, after ``setup``.
-        samples: Samples of its dataset.
-        size: Maximum batch size.
-        device: Device of the batches.
-
     Raises:
         UserError: The samples are empty, or an image cannot be read.
     """
@@ -54,11 +48,7 @@ def batches(
 
 
 def check_classes(data: ImageData, classnames: list[str]) -> None:
-    """Raise an error if the classes of the data differ from the classes of a model.
-
-    Raises:
-        UserError: The classes differ, or the data has captions.
-    """
+    """Raise a `UserError` if the data has captions, or other classes than the model."""
     if data.row.captions:
         raise UserError(f"{data.row.name} has captions, not classes. Set a dataset with classes: --dataset NAME")
     if data.classnames != classnames:

@@ -76,13 +76,7 @@ class Plane:
 
     @classmethod
     def through(cls, tasks: Sequence[Any], corners: Sequence[Point]) -> "Plane":
-        """Create the plane through three tasks; its points are written into the first task.
-
-        All three are unloaded to plain layers with merged updates.
-
-        Raises:
-            UserError: The models have different tensors.
-        """
+        """Create the plane through three tasks, which are unloaded; its points are written into the first task."""
         target, *others = (weights_of(task) for task in tasks)
         return cls(target, [{name: value.clone() for name, value in target.items()}, *others], corners)
 

@@ -64,11 +64,8 @@ class Landscape:
         found = {}
         for (i, j), path in self.paths().items():
             ends = max(self.losses[i], self.losses[j])
-            between = [
-                cell
-                for cell in path
-                if (self.values[cell[1]], self.values[cell[0]]) not in (self.corners[i], self.corners[j])
-            ]
+            corners = self.corners[i], self.corners[j]
+            between = [(y, x) for y, x in path if (self.values[x], self.values[y]) not in corners]
             top = max((self.heights[row][column] for row, column in between), default=ends)
             found[f"{self.labels[i]} - {self.labels[j]}"] = max(0.0, top - ends)
         return found
@@ -76,7 +73,7 @@ class Landscape:
     @property
     def on_grid(self) -> bool:
         """True if all models are grid points; otherwise barriers are rough near them."""
-        return all(x in self.values and y in self.values for x, y in self.corners)
+        return all(value in self.values for corner in self.corners for value in corner)
 
     def points(self, path: Sequence[Cell], i: int, j: int) -> tuple[list[float], list[float]]:
         """Return the x and y coordinates of a path that starts exactly at model i and ends at model j."""

@@ -12,9 +12,11 @@ solved exactly in float64, so that the error never increases. The result is a lo
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from randlora_pl.adapters.base import WeightShape
@@ -22,9 +24,16 @@ from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.spectrum import truncated
+from randlora_pl.analysis.figures import footnote, new_figure
 
 RIDGE = 1e-12
 """Ridge of the normal equations, which may be singular, relative to their mean diagonal entry."""
+
+NOTE = (
+    "LoRA: truncated SVD, the optimum; equation 8 with the square root that the paper omits (a Frobenius norm is "
+    "the root of the sum of squares).\n"
+    "RandLoRA: lambda and gamma of equation 4 by alternating least squares, a local optimum."
+)
 
 
 @dataclass(frozen=True)
@@ -72,23 +81,16 @@ class LayerFit:
 
 
 def combined(b: Tensor, a: Tensor, lambdas: Tensor, gammas: Tensor) -> Tensor:
-    """Return sum_j B_j diag(lambda_j) A diag(gamma_j), (D, d).
-
-    Args:
-        b: (D, n, r).
-        a: (r, d).
-        lambdas: (n, r).
-        gammas: (n, d).
-    """
+    """Return sum_j B_j diag(lambda_j) A diag(gamma_j), (D, d), of B (D, n, r), A (r, d), lambda (n, r) and gamma."""
     inner = torch.einsum("nr,rd,nd->nrd", lambdas, a, gammas)
     return b.flatten(1) @ inner.flatten(0, 1)
 
 
 def fit(w: Tensor, b: Tensor, a: Tensor, sweeps: int = 100, tolerance: float = 1e-4) -> Fitted:
-    """Fit lambda and gamma to a matrix by alternating least squares.
+    """Fit lambda and gamma to a matrix (D, d) by alternating least squares.
 
     Args:
-        w: Matrix (D, d).
+        w: Matrix.
         b: Bases (D, n, r).
         a: Shared basis (r, d).
         sweeps: Maximum number of sweeps over both.
@@ -114,11 +116,7 @@ def fit(w: Tensor, b: Tensor, a: Tensor, sweeps: int = 100, tolerance: float = 1
 def _gammas(products: Tensor, gram: Tensor, a: Tensor, lambdas: Tensor) -> Tensor:
     """Solve W[:, c] = sum_j gamma_j[c] B_j (lambda_j * A[:, c]) for gamma (n, d), for each column c and fixed lambda.
 
-    Args:
-        products: B^T W, (n r, d).
-        gram: B^T B, (n r, n r).
-        a: (r, d).
-        lambdas: (n, r).
+    ``products`` are B^T W, (n r, d), and ``gram`` is B^T B, (n r, n r).
     """
     count, rank = lambdas.shape
     width = a.shape[1]
@@ -157,14 +155,7 @@ def _solve(normal: Tensor, right: Tensor) -> Tensor:
 
 
 def segments(w: Tensor, b: Tensor, a: Tensor, sweeps: int = 10) -> list[float]:
-    """Return ||U_j Sigma_j V_j^T - B_j Lambda_j A Gamma_j||_F for each of the n segments of the SVD (equation 6).
-
-    Args:
-        w: Matrix (D, d).
-        b: Bases (D, n, r).
-        a: Shared basis (r, d).
-        sweeps: Maximum number of sweeps of each fit.
-    """
+    """Return ||U_j Sigma_j V_j^T - B_j Lambda_j A Gamma_j||_F for each of the n segments of the SVD (equation 6)."""
     u, values, v = torch.linalg.svd(w.double(), full_matrices=False)
     rank = b.shape[2]
     found = []
@@ -176,15 +167,10 @@ def segments(w: Tensor, b: Tensor, a: Tensor, sweeps: int = 10) -> list[float]:
 
 
 def represent(layer: str, update: Tensor, lora: LoRA, randlora: RandLoRA, bases: Bases, sweeps: int = 100) -> LayerFit:
-    """Return the errors of the best LoRA and of a fitted RandLoRA on one update.
+    """Return the errors of the best LoRA and of a fitted RandLoRA on one update (out, in).
 
-    Args:
-        layer: Name of the layer.
-        update: Matrix (out, in).
-        lora: Adapter that defines LoRA's rank.
-        randlora: Adapter that defines RandLoRA's rank; dense bases, full variant.
-        bases: Bases of ``randlora``, at least as large as this layer needs.
-        sweeps: Maximum number of sweeps of the fit.
+    The adapters define the ranks; ``randlora`` has dense bases, at least as large as this layer needs, and is the full
+    variant.
     """
     shape = WeightShape(layer, *update.shape)
     w = update if shape.out_features >= shape.in_features else update.T
@@ -202,3 +188,33 @@ def represent(layer: str, update: Tensor, lora: LoRA, randlora: RandLoRA, bases:
 def mean_error(fits: list[LayerFit], which: str) -> float:
     """Return the root mean square of the relative errors over layers, of ``lora`` or ``randlora``."""
     return math.sqrt(sum(float(getattr(one, which)) ** 2 for one in fits) / max(1, len(fits)))
+
+
+def represent_figure(fits: Mapping[int, list[LayerFit]], title: str) -> Figure:
+    """Plot the error over all layers by number of parameters, and the error of each layer at the largest budget.
+
+    Args:
+        fits: Fits of the layers, by LoRA's rank.
+        title: Title of the plot, with the source of the update.
+    """
+    figure = new_figure(11.5, 4.8, title)
+    budgets, layers = figure.subplots(1, 2, sharey=True)
+    largest = fits[max(fits)]
+    numbers = range(1, len(largest) + 1)
+    for which, label, color in (
+        ("lora", "LoRA, best possible", "#ff7f0e"),
+        ("randlora", "RandLoRA, fitted", "#1f77b4"),
+    ):
+        counts = [sum(getattr(one, f"{which}_parameters") for one in each) for each in fits.values()]
+        errors = [mean_error(each, which) for each in fits.values()]
+        budgets.plot(counts, errors, marker="o", color=color, label=label)
+        layers.plot(numbers, [getattr(one, which) for one in largest], marker="o", markersize=4, color=color)
+    budgets.set(xscale="log", xlabel="trained parameters", ylabel="relative error (Frobenius)", ylim=(0, 1.05))
+    budgets.set_title("all layers: root of the mean square", fontsize=10)
+    layers.set(xlabel="layer, in the model's order")
+    layers.set_title(f"each layer, at the budget of LoRA rank {max(fits)}", fontsize=10)
+    for axes in (budgets, layers):
+        axes.grid(alpha=0.3)
+    budgets.legend(loc="lower left", fontsize=9)
+    footnote(figure, NOTE)
+    return figure

@@ -60,7 +60,7 @@ def cka_verb(args: list[str]) -> int:
     for name, members in groups.items():
         if len(members) < 2:
             raise UserError(f"{members[0].path} is the only run on {name}: CKA compares two of one data set.")
-    from randlora_pl.analysis.cka_figure import cka_figure, mean_over_data_sets
+    from randlora_pl.analysis.cka import cka_figure, mean_over_data_sets
     from randlora_pl.analysis.figures import write_figure
     from randlora_pl.bench.report import write_csv, write_json
 

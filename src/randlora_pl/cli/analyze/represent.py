@@ -55,7 +55,7 @@ def represent_verb(args: list[str]) -> int:
     if ranks[-1] > smallest:
         raise UserError(f"--ranks: {ranks[-1]} is larger than the smallest side of a layer, {smallest}.")
     from randlora_pl.analysis.figures import write_figure
-    from randlora_pl.analysis.represent_figure import represent_figure
+    from randlora_pl.analysis.represent import represent_figure
     from randlora_pl.bench.report import write_csv, write_json
     from randlora_pl.callbacks.summary import describe
 
