@@ -18,10 +18,10 @@ from randlora_pl.adapters import FullFineTuning, LoRA, RandLoRA, inject
 from randlora_pl.cli.sweep.job import told_by
 from randlora_pl.config.shipped import find_config
 from randlora_pl.experiments.paper.paper import table
-from randlora_pl.experiments.sweep.estimate import memory_of, planned_steps
+from randlora_pl.experiments.sweep.estimate import memory_of
 from randlora_pl.experiments.sweep.expand import counts
 from randlora_pl.experiments.sweep.plan import Cell, plan
-from randlora_pl.experiments.sweep.texts import is_text
+from randlora_pl.experiments.sweep.steps import is_text, planned_steps
 from randlora_pl.models import meta_clip, meta_vit
 
 SWEEPS = (
@@ -113,7 +113,7 @@ def hours(cells: Iterable[Cell], share: float = SHARE) -> dict[str, float]:
 def row(name: str, share: float = SHARE) -> list[str]:
     """Name, runs, runs of one seed, their optimizer steps, their hours, hours of all."""
     cells, seeds = cells_of(name)
-    steps = sum(planned_steps(cell) or 0 for cell in cells if not cell.untrained)
+    steps = sum(planned_steps(cell.tree) or 0 for cell in cells if not cell.untrained)
     found = hours(cells, share)
     each = " + ".join(f"{_short(value)} on {gpu}" for gpu, value in found.items())
     runs = sum(1 if cell.untrained else seeds for cell in cells)

@@ -12,9 +12,9 @@ from randlora_pl.adapters import LoRA, RandLoRA, inject, methods
 from randlora_pl.cli.main import main
 from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.config.shipped import find_config
-from randlora_pl.experiments.sweep.estimate import planned_steps
 from randlora_pl.experiments.sweep.plan import plan
 from randlora_pl.experiments.sweep.provenance import chosen_for
+from randlora_pl.experiments.sweep.steps import planned_steps
 from randlora_pl.experiments.sweep.tuning_files import markdown
 from randlora_pl.models import meta_clip, meta_vit
 from randlora_pl.tasks.defaults import default_learning_rate
@@ -109,7 +109,7 @@ def test_expected_steps_of_language_models(name: str) -> None:
     cells = plan(replace(description, seeds=description.seeds[:1]))
     trained = [cell for cell in cells if not cell.untrained]
     runs = len(trained) * len(description.seeds) + len(cells) - len(trained)
-    steps = sum(planned_steps(cell) or 0 for cell in trained)
+    steps = sum(planned_steps(cell.tree) or 0 for cell in trained)
     assert f"| {name} | {runs:,} | {len(cells):,} | {steps:,} |" in REPRODUCING
 
 

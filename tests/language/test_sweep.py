@@ -13,10 +13,10 @@ import yaml
 from randlora_pl.config.validate import on_texts, tasks
 from randlora_pl.experiments.sweep.description import Description, budget
 from randlora_pl.experiments.sweep.estimate import COUNTED, Estimator
-from randlora_pl.experiments.sweep.expand import counts, data_of, steps
+from randlora_pl.experiments.sweep.expand import counts, data_of
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, plan
-from randlora_pl.experiments.sweep.texts import is_text, test_samples, text_steps
+from randlora_pl.experiments.sweep.steps import evaluated_samples, is_text, planned_steps
 from randlora_pl.language import catalog as known
 from randlora_pl.language.data.labelled_module import LabelledTexts
 from randlora_pl.language.data.prompts_module import TextData
@@ -157,11 +157,11 @@ def test_steps_are_those_of_the_run(tmp_path: Path) -> None:
     data = data_of(cell.tree)
     assert isinstance(data, TextData) and data.epochs == 2
     real = 2 * (SIZES["commonsense_15k"].train - 4)
-    assert steps(cell.tree, None, None) == -(-real // 2)
-    assert steps(cells_of()[1].tree, None, None) == 2
+    assert planned_steps(cell.tree) == -(-real // 2)
+    assert planned_steps(cells_of()[1].tree) == 2
     accumulated = cells_of(set=options | {"trainer.accumulate_grad_batches": 4})[1]
-    assert steps(accumulated.tree, None, None) == -(-3 * (SIZES["commonsense_15k"].train - 4) // 8)
-    assert test_samples(cell.tree) == TESTS["boolq"] + TESTS["piqa"]
+    assert planned_steps(accumulated.tree) == -(-3 * (SIZES["commonsense_15k"].train - 4) // 8)
+    assert evaluated_samples(cell.tree) == TESTS["boolq"] + TESTS["piqa"]
 
 
 @in_one_item("name", SIZES)
@@ -169,16 +169,16 @@ def test_what_validates_is_no_step(name: str, tmp_path: Path) -> None:
     """Steps of an epoch of one sample each: those that the data module itself leaves for training."""
     size = SIZES[name]
     task = "TextClassificationTask" if name in known.LABELLED else "CausalLMTask"
-    tree: dict[str, Any] = {"model": {"class_path": task}, "data": {"dataset": name, "epochs": 1}}
+    tree: dict[str, Any] = {"model": {"class_path": task}, "data": {"dataset": name, "epochs": 1, "batch_size": 1}}
     places = list(range(size.train))
     if task == "TextClassificationTask":
         left = size.train - LabelledTexts(dataset=name).validation
     else:
         data = TextData(dataset=name)
         left = size.train if name == "e2e" else len(hold_out(places, data.validation)[0])
-    assert text_steps(tree, 1) == left
+    assert planned_steps(tree) == left
     tree["data"]["validation"] = 7
-    assert text_steps(tree, 1) == size.train - 7 or name == "e2e"
+    assert planned_steps(tree) == size.train - 7 or name == "e2e"
 
 
 def test_memory_is_counted_before_a_cell_has_run(tmp_path: Path) -> None:

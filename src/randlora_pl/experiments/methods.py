@@ -16,7 +16,7 @@ from randlora_pl.experiments.report.statistics import Estimate
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 from randlora_pl.experiments.sweep.expand import data_of
 from randlora_pl.experiments.sweep.plan import Cell
-from randlora_pl.experiments.sweep.texts import is_text
+from randlora_pl.experiments.sweep.steps import is_text
 
 MOST = 2_000_000
 """Largest number of pixels of the training images that are given to the two classifiers: more take minutes."""

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.experiments.sweep.estimate import COUNTED, MEASURED, Estimator, planned_steps
+from randlora_pl.experiments.sweep.estimate import COUNTED, MEASURED, Estimator
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.steps import planned_steps
 from tests.experiments.sweep.grids import GRID, cells_of
 
 CELLS = cells_of(seeds=[1, 2], budgets=[2, 4], datasets={"digits": None, "long": {"dataset": "digits", "steps": 20}})
@@ -44,4 +45,4 @@ def test_nothing_is_known_of_images_that_nobody_counted(tmp_path: Path) -> None:
     base = {key: value for key, value in GRID["set"].items() if key != "data.steps"}
     (cell, _) = cells_of(datasets={"mine": {"dataset": "folder", "root": "x"}}, budgets=["100%"], set=base)
     estimate = Estimator(SweepFolder(tmp_path), [cell])(cell)
-    assert planned_steps(cell) is None and estimate.bytes
+    assert planned_steps(cell.tree) is None and estimate.bytes

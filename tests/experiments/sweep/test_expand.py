@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.experiments.sweep.expand import counts, data_of, steps, window
+from randlora_pl.experiments.sweep.expand import counts, data_of
+from randlora_pl.experiments.sweep.steps import planned_steps, window
 from randlora_pl.models import load_clip
 from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import GRID, cells_of
@@ -60,10 +61,5 @@ def test_steps_are_those_of_the_run(budget: Any, options: dict[str, Any]) -> Non
     data.setup("fit")
     assert data.plan is not None
     exact = min(data.plan.steps, tree["trainer"].get("max_steps", data.plan.steps))
-    assert steps(tree, 10, 1294) == pytest.approx(exact, abs=0.01 * exact), "the catalog rounds shares in its own way"
+    assert planned_steps(tree) == pytest.approx(exact, abs=0.01 * exact), "the catalog rounds shares in its own way"
     assert window(tree) == 4 * accumulated
-
-
-def test_steps_nobody_knows() -> None:
-    base = {key: value for key, value in GRID["set"].items() if key != "data.steps"}
-    assert steps(one(budgets=["100%"], set=base), None, None) is None

@@ -16,7 +16,7 @@ from randlora_pl.experiments.sweep.description import Description, whole_numbers
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, only, plan, shard
 from randlora_pl.experiments.sweep.provenance import read_provenance
-from randlora_pl.experiments.sweep.texts import is_text
+from randlora_pl.experiments.sweep.steps import is_text
 from randlora_pl.parallel.launch import launched
 from randlora_pl.utils.errors import UserError, errors_in
 

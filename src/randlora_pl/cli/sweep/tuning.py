@@ -19,7 +19,7 @@ from randlora_pl.experiments.sweep.description import Description
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell
 from randlora_pl.experiments.sweep.provenance import FILE
-from randlora_pl.experiments.sweep.texts import is_text
+from randlora_pl.experiments.sweep.steps import is_text
 from randlora_pl.language.catalog import LABELLED
 from randlora_pl.language.dataset_sizes import OWN_TEXTS
 from randlora_pl.utils.errors import UserError, errors_in

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from randlora_pl.data.catalog.registry import CATALOG
-from randlora_pl.experiments.sweep.expand import Counts, counts, steps
+from randlora_pl.experiments.sweep.expand import Counts, counts
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell
-from randlora_pl.experiments.sweep.texts import is_text, test_samples
+from randlora_pl.experiments.sweep.steps import evaluated_samples, planned_steps
 
 MEASURED, COUNTED = "measured", "counted"
 
@@ -41,12 +40,7 @@ class Estimate:
 
 @dataclass
 class Estimator:
-    """Estimates cells of one sweep.
-
-    Attributes:
-        folder: The sweep, with whatever is finished in it.
-        cells: All its cells.
-    """
+    """Estimates cells of one sweep from whatever is finished in its folder."""
 
     folder: SweepFolder
     cells: Sequence[Cell]
@@ -55,46 +49,41 @@ class Estimator:
 
     def refresh(self) -> None:
         """Take the measurements of all finished trials."""
-        groups = defaultdict(list)
+        self._groups = defaultdict(list)
         for cell in self.cells:
             found = self.folder.results(cell)
             if found.get("cell_seconds"):
-                for names in _ALIKE:
-                    groups[names, *(getattr(cell.labels, name) for name in names), cell.untrained].append((cell, found))
-        self._groups = dict(groups)
+                for place in _places(cell):
+                    self._groups[place].append((cell, found))
 
     def measured(self, cell: Cell) -> Estimate | None:
         """From finished cells: seconds a step times steps, and what there is beside the training."""
-        for names in _ALIKE:
-            found = self._groups.get((names, *(getattr(cell.labels, name) for name in names), cell.untrained))
-            if not found:
-                continue
-            peaks = [int(f["peak_memory_bytes"]) for _, f in found if f.get("peak_memory_bytes")]
-            rest = fmean(f["cell_seconds"] - f.get("fit_seconds", 0.0) for _, f in found)
-            rates = [f["fit_seconds"] / f["steps"] for _, f in found if f.get("steps") and f.get("fit_seconds")]
-            images = [n for other, _ in found if (n := tested(other))]
-            here = tested(cell)
-            if here and images:  # most of the rest is the test
-                rest *= here / fmean(images)
-            planned = 0 if cell.untrained else planned_steps(cell)
-            if planned is None or (planned and not rates):
-                seconds = fmean(f["cell_seconds"] for _, f in found)
-            else:
-                seconds = rest + (planned * fmean(rates) if planned else 0)
-            return Estimate(seconds, max(peaks, default=None), MEASURED)
-        return None
+        found = next(filter(None, map(self._groups.get, _places(cell))), None)
+        if found is None:
+            return None
+        peaks = [int(f["peak_memory_bytes"]) for _, f in found if f.get("peak_memory_bytes")]
+        rest = fmean(f["cell_seconds"] - f.get("fit_seconds", 0.0) for _, f in found)
+        rates = [f["fit_seconds"] / f["steps"] for _, f in found if f.get("steps") and f.get("fit_seconds")]
+        images = [n for other, _ in found if (n := evaluated_samples(other.tree))]
+        here = evaluated_samples(cell.tree)
+        if here and images:  # most of the rest is the test
+            rest *= here / fmean(images)
+        planned = 0 if cell.untrained else planned_steps(cell.tree)
+        if planned is None or (planned and not rates):
+            seconds = fmean(f["cell_seconds"] for _, f in found)
+        else:
+            seconds = rest + (planned * fmean(rates) if planned else 0)
+        return Estimate(seconds, max(peaks, default=None), MEASURED)
 
     def counted(self, cell: Cell) -> Estimate:
         """Estimate memory from parameters; the time is unknown."""
         if not cell.untrained:
-            planned_steps(cell)  # refuses options of the wrong type
+            planned_steps(cell.tree)  # refuses options of the wrong type
         key = (cell.labels.model, cell.labels.method)
         if key not in self._counts:
             self._counts[key] = counts(cell.tree)
         found = self._counts[key]
-        if found is None:
-            return Estimate(None, None, COUNTED)
-        return Estimate(None, memory_of(cell, found), COUNTED)
+        return Estimate(None, None if found is None else memory_of(cell, found), COUNTED)
 
     def __call__(self, cell: Cell) -> Estimate:
         """Estimate from finished cells if there are any, else from parameters."""
@@ -108,15 +97,6 @@ def memory_of(cell: Cell, found: Counts) -> int:
     return frozen * (found.total - trained) + 16 * trained
 
 
-def planned_steps(cell: Cell) -> int | None:
-    """Return the optimizer steps of a cell, None if its samples are not counted."""
-    row = CATALOG.get(cell.flat["data.dataset"])
-    return steps(cell.tree, row.classes if row else None, row.counts.get("train") if row else None)
-
-
-def tested(cell: Cell) -> int | None:
-    """Return the test images or texts of a cell, None if they are not counted."""
-    if is_text(cell.tree):
-        return test_samples(cell.tree)
-    row = CATALOG.get(cell.flat["data.dataset"])
-    return row.counts.get("test") if row else None
+def _places(cell: Cell) -> list[tuple[Any, ...]]:
+    """Return the groups of alike cells that a cell belongs to."""
+    return [(names, *(getattr(cell.labels, name) for name in names), cell.untrained) for names in _ALIKE]

@@ -45,15 +45,8 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
         for number in range(jobs):
             with (logs / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{number + 1}.log").open("ab") as log:
                 command = [sys.executable, "-m", "randlora_pl", *words]
-                started.append(
-                    subprocess.Popen(
-                        command,
-                        stdout=log,
-                        stderr=log,
-                        stdin=subprocess.PIPE,
-                        env=_share(number, jobs) | {PARENT: "stdin"},
-                    )
-                )
+                env = _share(number, jobs) | {PARENT: "stdin"}
+                started.append(subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, env=env))
         while running := [process for process in started if process.poll() is None]:
             look()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -92,7 +85,7 @@ def _share(number: int, jobs: int) -> dict[str, str]:
 
 def _gpus() -> int:
     """NVIDIA devices, without starting CUDA here."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))  # nothing where there is no such folder
 
 
 def _end(started: Sequence["subprocess.Popen[bytes]"]) -> None:
@@ -140,15 +133,8 @@ def slurm(
         if cluster == "debug":
             for job in submitted:
                 job.result()
-    except (
-        RuntimeError,
-        NameError,
-        TypeError,
-        ValueError,
-        AssertionError,
-        OSError,
-        subprocess.SubprocessError,
-    ) as error:
+    except (RuntimeError, NameError, TypeError, ValueError, AssertionError, OSError,
+            subprocess.SubprocessError) as error:  # fmt: skip
         raise UserError(f"--launcher slurm: {first_line(error)}") from error
     return [str(job.job_id) for job in submitted]
 

@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import SoftFileLease
 
@@ -15,6 +16,9 @@ from randlora_pl.utils.files import lease as leases
 from randlora_pl.utils.files.atomic_output import disk_errors
 from randlora_pl.utils.files.lease import acquired, lease_on
 
+if TYPE_CHECKING:
+    from randlora_pl.experiments.sweep.progress import Progress
+
 _PAUSE = 1.0
 """Seconds between two looks at what other processes are doing."""
 
@@ -22,23 +26,11 @@ Run = Callable[[Cell, Path], None]
 """Runs a cell in its folder to its end, or raises."""
 
 
-class Watch:
-    """Progress callbacks of the loop; this base class does nothing."""
-
-    def started(self, cell: Cell) -> None:
-        """Handle the start of a cell."""
-
-    def ended(self, cell: Cell, seconds: float, failed: str = "") -> None:
-        """Handle the end of a cell; ``failed`` is the reason of a failure."""
-
-
 @dataclass
 class Outcome:
-    """Results of one process.
+    """Results of one process: cells that it finished, and that failed here.
 
     Attributes:
-        done: Cells that it finished.
-        failed: Cells that failed here.
         elsewhere: Cells that another process was running at the end.
         stopped: Why it stopped before the end, empty where it did not.
     """
@@ -54,10 +46,8 @@ class Loop:
     """One process at work on a sweep.
 
     Attributes:
-        folder: The sweep.
         cells: The process's share of the cells, in order.
-        run: Runs a cell.
-        watch: Callbacks for progress.
+        watch: Progress to show.
         fatal: Whether an error would meet the next cell as well.
         retry_failed: Cells that have failed before are tried once more.
         deadline: Value of ``time.monotonic`` after which no cell begins.
@@ -69,7 +59,7 @@ class Loop:
     folder: SweepFolder
     cells: Sequence[Cell]
     run: Run
-    watch: Watch = field(default_factory=Watch)
+    watch: "Progress | None" = None
     fatal: Callable[[Exception], bool] = lambda error: False
     retry_failed: bool = False
     deadline: float | None = None
@@ -129,7 +119,8 @@ class Loop:
         return True
 
     def _run(self, cell: Cell, outcome: Outcome) -> None:
-        self.watch.started(cell)
+        if self.watch:
+            self.watch.started(cell)
         start = time.monotonic()
         failed = ""
         try:
@@ -140,10 +131,9 @@ class Loop:
         except Exception as error:  # whatever a cell dies of, the others can go on
             if self.fatal(error):
                 raise
-            failed = (
-                str(error) if isinstance(error, UserError | LostProcessError) else f"{type(error).__name__}: {error}"
-            )
-            known = isinstance(error, UserError)
-            self.folder.fail(cell, failed, "" if known else traceback.format_exc())
+            ours = isinstance(error, UserError | LostProcessError)
+            failed = str(error) if ours else f"{type(error).__name__}: {error}"
+            self.folder.fail(cell, failed, "" if isinstance(error, UserError) else traceback.format_exc())
         (outcome.failed if failed else outcome.done).append(cell)
-        self.watch.ended(cell, time.monotonic() - start, failed)
+        if self.watch:
+            self.watch.ended(cell, time.monotonic() - start, failed)

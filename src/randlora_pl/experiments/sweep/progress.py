@@ -13,7 +13,6 @@ from rich.text import Text
 
 from randlora_pl.experiments.sweep.estimate import Estimator
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
-from randlora_pl.experiments.sweep.loop import Watch
 from randlora_pl.experiments.sweep.plan import Cell
 from randlora_pl.utils.text.formatting import duration
 
@@ -22,7 +21,7 @@ RESCAN = 10.0
 _SHOWN = 5
 
 
-class Progress(Watch):
+class Progress:
     """Follows a sweep.
 
     Args:
@@ -67,9 +66,8 @@ class Progress(Watch):
         self.own = None
         self.estimator.refresh()
         self.scan()
-        self.print_line(
-            cell, f"failed: {failed}" if failed else f"{accuracy(self.folder, cell)} in {duration(seconds)}"
-        )
+        done = f"{accuracy(self.folder, cell)} in {duration(seconds)}"
+        self.print_line(cell, f"failed: {failed}" if failed else done)
 
     def print_line(self, cell: Cell, what: str) -> None:
         """Print a line about a cell."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from randlora_pl.adapters import methods
 from randlora_pl.config.compose import flatten
-from randlora_pl.experiments.choice import best_of, climb
+from randlora_pl.experiments.sweep.choice import best_of, climb
 from randlora_pl.experiments.sweep.description import Description, Tree, budgets, is_zero_shot, whole_numbers
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, plan
