@@ -36,7 +36,7 @@ def torchvision_files(
         if part in numbered and strays:
             raise UserError(
                 f"{row.title}: the class folders of {root / strays[0].parents[1]} should be 00000 to "
-                f"{len(row.classnames) - 1:05d}without gaps; {strays[0].parent.name} is unexpected"
+                f"{len(row.classnames) - 1:05d} without gaps; {strays[0].parent.name} is unexpected"
             )
         entries += found
         classes = list(getattr(held, "classes", row.classnames))

@@ -24,33 +24,24 @@ def pairs(row: DatasetSpec, root: Path, split: str) -> Samples | None:
         UserError: The file or an image is missing, or a line is wrong; lines are numbered from 1.
     """
     del row
-    lines = _lines(root)
-    captions = sorted({caption for _, caption, _ in lines})
-    number = {caption: index for index, caption in enumerate(captions)}
-    names = sorted({image for image, _, _ in lines})
-    image_number = {name: index for index, name in enumerate(names)}
-    here = sorted({(image, caption) for image, caption, part in lines if part == split})
+    found = read_table(root, COLUMNS, "image,caption[,split]")
+    images, captions = found.images("image"), found.filled("caption")
+    home: dict[str, str] = {}
+    for image, part in zip(images, found.splits(), strict=True):
+        if home.setdefault(image, part) != part:
+            raise UserError(f"{root}: the image {image} is in the splits {home[image]!r} and {part!r}; keep it in one")
+    here = sorted({pair for pair in zip(images, captions, strict=True) if home[pair[0]] == split})
     if not here:
         if split == "train":
             raise UserError(f"{root} has no line of the split 'train'")
         return None
-    rows = np.asarray([image_number[image] for image, _ in here], dtype=np.int64)
+    image_number = {image: index for index, image in enumerate(sorted(home))}
+    number = {caption: index for index, caption in enumerate(sorted(set(captions)))}
     return Samples(
-        FileImages(PathsBelow(root.parent, names)),
-        rows,
+        FileImages(PathsBelow(root.parent, list(image_number))),
+        np.asarray([image_number[image] for image, _ in here], dtype=np.int64),
         np.asarray([number[caption] for _, caption in here], dtype=np.int64),
         [f"{image}|{caption}" for image, caption in here],
-        tuple(captions),
+        tuple(number),
         numbers_of([image for image, _ in here]) if split == "train" else None,
     )
-
-
-def _lines(path: Path) -> list[tuple[str, str, str]]:
-    """Return (image, caption, split) per line; the split is ``train`` without a split column."""
-    found = read_table(path, COLUMNS, "image,caption[,split]")
-    images, captions, parts = found.images("image"), found.filled("caption"), found.splits()
-    home: dict[str, str] = {}
-    for image, part in zip(images, parts, strict=True):
-        if home.setdefault(image, part) != part:
-            raise UserError(f"{path}: the image {image} is in the splits {home[image]!r} and {part!r}; keep it in one")
-    return list(zip(images, captions, parts, strict=True))
