@@ -104,11 +104,7 @@ def _stamp(state: os.stat_result) -> Stamp:
 
 
 def timeless(mounts: str = "/proc/self/mountinfo") -> set[int]:
-    """Return FUSE devices, such as object stores, whose folders may have arbitrary times.
-
-    Args:
-        mounts: Linux's list of mounts; without it the result is empty.
-    """
+    """Return FUSE devices in Linux's list of mounts, such as object stores, whose folders may have arbitrary times."""
     try:
         lines = Path(mounts).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -118,11 +114,7 @@ def timeless(mounts: str = "/proc/self/mountinfo") -> set[int]:
 
 
 def stamps(paths: Sequence[str]) -> list[Stamp]:
-    """Return the state of each path.
-
-    Raises:
-        OSError: A path does not exist.
-    """
+    """Return the state of each path; raise `OSError` if one does not exist."""
     return [_stamp(os.stat(path)) for path in paths]  # noqa: PTH116 (as above)
 
 
@@ -143,7 +135,7 @@ def stored(
     states: Callable[[Sequence[str]], Sequence[Stamp]] = stamps,
     least: int | None = None,
 ) -> Found:
-    """Return the cached result of ``find``, or call it if anything has changed.
+    """Return the cached result of ``find``, or call it if anything has changed; its errors are not stored.
 
     An unreadable or unwritable cache only costs time.
 
@@ -153,9 +145,6 @@ def stored(
         find: Function that lists the files and records the paths it used.
         states: Function that returns the current states of recorded paths; OSError if one does not exist.
         least: Minimum number of samples for storing; default `LEAST`.
-
-    Raises:
-        UserError: ``find`` raised it; errors are not stored.
     """
     digest = hashlib.sha256(json.dumps([VERSION, *name]).encode()).hexdigest()
     path = cache_folder() / "listings" / f"{digest}.npz"
@@ -175,22 +164,15 @@ def stored(
 
 
 def tree(paths: list[str], labels: list[int], keys: list[str] | None = None, notes: Sequence[str] = ()) -> Found:
-    """Return columns of image files in the order of their keys.
+    """Return columns of image files in the order of their keys, by default their paths.
 
-    Args:
-        paths: Paths with forward slashes, relative to a folder.
-        labels: Label of each file.
-        keys: Key of each file; default: its path.
-        notes: See `Found`.
-
-    Raises:
-        UserError: Two files have the same key.
+    Paths have forward slashes, and are relative to a folder.
     """
-    names = paths if keys is None else keys
-    order = key_order(names)
-    ordered = [names[index] for index in order.tolist()]
+    keys = keys or paths
+    order = key_order(keys)
+    ordered = [keys[index] for index in order.tolist()]
     texts = {"keys": Strings.of(ordered)}
-    if names != paths:
+    if keys != paths:
         texts["paths"] = Strings.of(paths).take(order)
     columns = {"labels": np.asarray(labels, dtype=np.int64)[order], "numbers": numbers_of(ordered)}
     return Found(columns, texts, tuple(notes))

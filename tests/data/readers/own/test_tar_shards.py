@@ -410,6 +410,21 @@ def test_sparse_members_are_refused(tmp_path: Path) -> None:
         must(tmp_path)
 
 
+@in_one_item("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.timeout(30)
+def test_negative_sizes_do_not_read_the_same_members_forever(tmp_path: Path, kind: bytes) -> None:
+    info = tarfile.TarInfo(".hidden")
+    info.type = kind
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 10 + b"\xfe\0"  # -512
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path = one(tmp_path)
+    path.write_bytes(header + path.read_bytes())
+    with pytest.raises(UserError, match=r"0.tar"):
+        must(tmp_path)
+
+
 def test_a_shard_that_changes_while_it_is_used(tmp_path: Path) -> None:
     (path,) = write_shards(tmp_path, 3)
     samples = must(tmp_path)

@@ -68,8 +68,8 @@ def find(root: Path) -> ShardPaths:
         raise UserError(f"{root} does not exist; {EXPECTED}. Set it with --data.root")
     for location in found:
         if not is_url(location) and not Path(location).is_file():
-            listing_size = f"{len(found):,} are listed by {title}"
-            raise UserError(f"The shard {location} does not exist or is not a file ({listing_size})")
+            of = f"{len(found):,} are listed by {title}"
+            raise UserError(f"The shard {location} does not exist or is not a file ({of})")
     if twice := len(found) - len(set(found)):
         raise UserError(f"{title} lists {twice:,} shards more than once")
     by_split: dict[str, list[str]] = defaultdict(list)
@@ -105,10 +105,8 @@ def _in_folder(root: Path) -> list[str]:
 def split_of(shard: str) -> str:
     """Return the split in a shard's file or folder name, or ""."""
     path = PurePosixPath(shard.replace("\\", "/"))
-    for word in (*re.findall("[a-z]+", path.stem.lower()), path.parent.name.lower()):
-        if word in SPLIT_OF:
-            return SPLIT_OF[word]
-    return ""
+    words = (*re.findall("[a-z]+", path.stem.lower()), path.parent.name.lower())
+    return next((SPLIT_OF[word] for word in words if word in SPLIT_OF), "")
 
 
 def index(shard_paths: ShardPaths, split: str) -> listing.Found:

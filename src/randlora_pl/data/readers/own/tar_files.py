@@ -95,6 +95,8 @@ def _members(shard: str, stream: IO[bytes]) -> Iterator[_Member]:
             while (info := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # otherwise all are kept in memory
                 last, begin = info.name, info.offset
+                if info.size < 0:  # Python before 3.11.14 would read the same members forever
+                    raise UserError(f"The shard {shard} is damaged at byte {begin:,}. Copy or write it again")
                 if info.issparse():
                     raise UserError(
                         f"{shard}: the member {last!r} is sparse, so it is not contiguous. Write the shard "
