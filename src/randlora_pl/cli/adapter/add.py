@@ -4,7 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import Parser, check_output
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import refuse_inputs
@@ -29,22 +29,13 @@ seeds; they must have been trained on the same base model. Updates are added up 
 """
 
 
-def parse(args: list[str]) -> argparse.Namespace:
-    """Return the options of ``adapter add``.
-
-    Raises:
-        UserError: An unknown, missing or impossible option.
-    """
+def _parse(args: list[str]) -> argparse.Namespace:
     parser = Parser("adapter add")
     parser.add_argument("adapters", type=Path, nargs="+")
-    parser.add_argument("--weights", type=float, nargs="+")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--as", dest="form", choices=("merged", "lora"), default="merged")
-    parser.add_argument("--rank", type=int)
-    parser.add_argument("--error", type=float)
-    parser.add_argument("--head", type=int, default=1)
+    parser.add_options(weights=[float], rank=int, error=float, head=1, overwrite=False)
     parser.add_weights()
-    parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args(args)
     count = len(options.adapters)
     options.weights = options.weights or [1.0] * count
@@ -63,26 +54,23 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 def add_verb(args: list[str]) -> int:
     """Check the options, add the updates, write and compare."""
-    options = parse(args)
+    options = _parse(args)
     for path in options.adapters:
         check_adapter(path)
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
-    silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.cli.adapter.export_lora import print_converted
     from randlora_pl.cli.adapter.merge import print_written
     from randlora_pl.interop.base_model import load_base, refuse_texts, same_base
     from randlora_pl.interop.low_rank import label, write_lora
-    from randlora_pl.interop.merge.vision import added, check_output, write
+    from randlora_pl.interop.merge.vision import added, write
+    from randlora_pl.interop.merge.vision import check_output as check_merged
     from randlora_pl.interop.updates import updates, weighted_sum
 
     if options.form == "merged":
-        check_output(options.output, options.adapters, options.overwrite)
+        check_merged(options.output, options.adapters, options.overwrite)
     else:
         refuse_inputs([options.output], options.adapters)
-        if options.output.exists() and not options.overwrite:
-            raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
+        check_output(options.output, options.overwrite)
     files = [read_adapter(path) for path in options.adapters]
     for file in files:
         refuse_texts(file, "have their updates added up")

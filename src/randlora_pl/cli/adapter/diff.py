@@ -1,11 +1,12 @@
 """``adapter diff``: differences of two adapters."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.cli.adapter.info import described, stay_offline
+from randlora_pl.cli.adapter.info import described
 from randlora_pl.cli.adapter.layer_table import layer_table
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.common.tables import entry
@@ -32,13 +33,12 @@ def diff_verb(args: list[str]) -> int:
     """Compare two adapters."""
     parser = Parser("adapter diff")
     parser.add_argument("adapters", type=Path, nargs=2)
-    parser.add_argument("--layers", action="store_true")
+    parser.add_options(layers=False, json=False)
     parser.add_weights()
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args(args)
     for path in options.adapters:
         check_adapter(path)
-    stay_offline()
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a look at a file must not fetch a model
     from randlora_pl.adapters import read_adapter
     from randlora_pl.interop.base_model import same_base
     from randlora_pl.interop.summary import compared, facts

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import Parser, check_output
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.atomic_output import refuse_inputs
@@ -37,29 +37,21 @@ FORMS = {
     "lora": "adapter.export_lora",
     "onnx": "adapter.export_onnx",
     "torch": "adapter.export_onnx",
-    "adapter": "adapter.export_adapter",
+    "adapter": "adapter.export",
 }
 """The module of each form; its ``export`` takes the options."""
 
 _OPTIONS = {"rank": ("lora",), "error": ("lora",), "part": ("onnx", "torch"), "dtype": ("adapter",)}
 
 
-def parse(args: list[str]) -> argparse.Namespace:
-    """Return the options of ``adapter export``.
-
-    Raises:
-        UserError: An unknown, missing or impossible option, or one that the form does not have.
-    """
+def _parse(args: list[str]) -> argparse.Namespace:
     parser = Parser("adapter export")
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--to", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_weights()
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--rank", type=int)
-    parser.add_argument("--error", type=float)
-    parser.add_argument("--part", choices=("classifier", "image", "text"))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    parser.add_options(overwrite=False, rank=int, error=float, part=("classifier", "image", "text"))
+    parser.add_options(dtype=("float32", "bfloat16", "float16"))
     options = parser.parse_args(args)
     if options.to not in FORMS:
         raise UserError(
@@ -73,11 +65,18 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 def export_verb(args: list[str]) -> int:
     """Check the options, and write the requested form."""
-    options = parse(args)
-    if options.output.exists() and not options.overwrite:
-        raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
+    options = _parse(args)
+    check_output(options.output, options.overwrite)
     check_adapter(options.adapter)
-
     refuse_inputs([options.output], [options.adapter])
-    export: Callable[[argparse.Namespace], int] = import_module(f"randlora_pl.cli.{FORMS[options.to]}").export
-    return export(options)
+    write: Callable[[argparse.Namespace], int] = import_module(f"randlora_pl.cli.{FORMS[options.to]}").export
+    return write(options)
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write our own format again, in another dtype or shape."""
+    from randlora_pl.adapters.io.save_load import DTYPES, copy_adapter
+
+    size = copy_adapter(options.adapter, options.output, DTYPES.get(options.dtype))
+    print(f"{options.output}: {size:,} bytes")
+    return 0

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 def export(options: argparse.Namespace) -> int:
     """Truncate the singular value decomposition of each update."""
     check_rank_or_error(options.rank, options.error)
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
-    silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.interop.base_model import load_base, refuse_texts
     from randlora_pl.interop.low_rank import label, write_lora
@@ -37,13 +34,7 @@ def export(options: argparse.Namespace) -> int:
 
 
 def print_converted(path: "Path", made: "Converted", file: "AdapterFile") -> None:
-    """Print rank and error of the layers, size, difference of the outputs, and the next command.
-
-    Args:
-        path: The file that was written.
-        made: The converted adapter.
-        file: The source adapter.
-    """
+    """Print rank and error of the layers, size, difference from the outputs of ``file``, and the next command."""
     rows = [vars(layer) for layer in made.layers]
     print(layer_table(rows, {"rank": "rank", "error": "error (mean)", "norm": "norm of the update"}, every=False))
     worst = max(made.layers, key=lambda layer: layer.error)

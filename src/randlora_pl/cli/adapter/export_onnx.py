@@ -20,11 +20,7 @@ _TORCH = """\
 
 
 def export(options: argparse.Namespace) -> int:
-    """Write the file, and print how to run it.
-
-    Raises:
-        UserError: Bad input, or the model cannot be exported.
-    """
+    """Write the file, and print how to run it."""
     suffix = SUFFIXES[options.to]
     if options.output.suffix != suffix:
         raise UserError(f"--output is {options.output}: name a file that ends in {suffix}.")
@@ -32,9 +28,6 @@ def export(options: argparse.Namespace) -> int:
         raise UserError(f"{options.output} is a folder; name a file.")
     if options.to == "onnx":
         check_packages()  # before PyTorch is imported
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
-    silence_library_warnings()
     from randlora_pl.interop.onnx.export import FACTS, export_onnx, export_torch
     from randlora_pl.interop.onnx.program import load_program
 

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 
 def export(options: argparse.Namespace) -> int:
     """Write the folder, compare PEFT's outputs with ours, and print how to load it."""
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
-    silence_library_warnings()
     from randlora_pl.interop.peft.export import export_peft
     from randlora_pl.interop.peft.files import CONFIG, HEAD, TASK
 

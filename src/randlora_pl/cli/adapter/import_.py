@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import Parser, check_output, typed
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.documents import parse_json
 
@@ -38,23 +38,13 @@ DECODER = "CausalLMTask"
 TASKS = ("LinearHeadTask", "TextHeadTask", "VisionLanguageTask", DECODER)
 
 
-def parse(args: list[str]) -> argparse.Namespace:
-    """Return the options of ``adapter import``.
-
-    Raises:
-        UserError: An unknown, missing or impossible option, or one that the source does not have.
-    """
+def _parse(args: list[str]) -> argparse.Namespace:
     parser = Parser("adapter import")
     parser.add_argument("path", type=Path)
     parser.add_argument("--from", dest="source", required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--model")
-    parser.add_argument("--pretrained")
-    parser.add_argument("--classnames", type=Path)
-    parser.add_argument("--task", choices=TASKS)
-    parser.add_argument("--bases-dtype", "--bases_dtype", choices=("bfloat16", "float16"))
-    parser.add_argument("--alpha", type=float)
+    parser.add_options(overwrite=False, model=str, pretrained=str, classnames=Path, task=TASKS, alpha=float)
+    parser.add_options(bases_dtype=("bfloat16", "float16"))
     options = parser.parse_args(args)
     sources = ("peft", "official")
     if options.source not in sources:
@@ -63,7 +53,7 @@ def parse(args: list[str]) -> argparse.Namespace:
         )
     for name, source in (("bases_dtype", "peft"), ("alpha", "official")):
         if getattr(options, name) is not None and options.source != source:
-            raise UserError(f"adapter import: --{name.replace('_', '-')} belongs to --from {source}.")
+            raise UserError(f"adapter import: {typed(name)} belongs to --from {source}.")
     if not options.path.exists():
         raise UserError(f"{options.path} does not exist; give a folder of PEFT's, or a checkpoint file.")
     if options.model is None:
@@ -84,12 +74,8 @@ def _hint(path: Path) -> str:
 
 def import_verb(args: list[str]) -> int:
     """Check the options, convert the adapter, compare, and write it."""
-    options = parse(args)
-    if options.output.exists() and not options.overwrite:
-        raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
-    silence_library_warnings()
+    options = _parse(args)
+    check_output(options.output, options.overwrite)
     import torch
 
     from randlora_pl.interop import base_model
@@ -154,11 +140,7 @@ def _compared(options: argparse.Namespace, foreign: "ExternalAdapter", ours: "Mo
 
 
 def _lines(file: Path) -> list[str]:
-    """Return the lines of a file of class names.
-
-    Raises:
-        UserError: The file cannot be read, or names fewer than two classes.
-    """
+    """Return the lines of a file of class names."""
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

@@ -46,19 +46,19 @@ def info_verb(args: list[str]) -> int:
     """Read the adapter, and the base model if it is on this machine."""
     parser = Parser("adapter info")
     parser.add_argument("adapter", type=Path)
-    parser.add_argument("--layers", action="store_true")
+    parser.add_options(layers=False, json=False)
     parser.add_weights()
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args(args)
     check_adapter(options.adapter)
-    stay_offline()
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a look at a file must not fetch a model; cached files are found
     from randlora_pl.adapters import read_adapter
     from randlora_pl.interop.summary import facts, layers
 
     file = read_adapter(options.adapter)
     known = facts(file)
     if not options.json:
-        print_facts(known)
+        for name, text in described(known).items():
+            print(entry(name, text, 0, 16))
     rows, missing = layers(file)
     if options.json:
         print(json.dumps(known | {"layers": rows, "missing": missing}, indent=2))
@@ -71,20 +71,6 @@ def info_verb(args: list[str]) -> int:
     for reason in missing:
         print(f"not shown, {printable(reason)}")
     return 0
-
-
-def stay_offline() -> None:
-    """Prevent downloads: a look at a file must not fetch a model. Cached files are found."""
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
-    silence_library_warnings()
-    os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-def print_facts(known: Mapping[str, Any]) -> None:
-    """Print one line per kind of fact that the file contains."""
-    for name, text in described(known).items():
-        print(entry(name, text, 0, 16))
 
 
 def described(known: Mapping[str, Any]) -> dict[str, str]:

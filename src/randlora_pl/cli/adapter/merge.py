@@ -32,19 +32,13 @@ out with its linear head as classifier. For the model tiny, which open_clip does
 """
 
 
-def parse(args: list[str]) -> argparse.Namespace:
-    """Return the options of ``adapter merge``.
-
-    Raises:
-        UserError: An unknown, missing or impossible option.
-    """
+def _parse(args: list[str]) -> argparse.Namespace:
     parser = Parser("adapter merge")
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--no-head", "--no_head", dest="head", action="store_false")
+    parser.add_options(scale=1.0, overwrite=False)
     parser.add_weights()
-    parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args(args)
     if not math.isfinite(options.scale):
         raise UserError(f"--scale is {options.scale}: give a number, 0 for the base model, 1 for the tuned one.")
@@ -53,11 +47,8 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 def merge_verb(args: list[str]) -> int:
     """Check the options, merge, write and compare."""
-    options = parse(args)
+    options = _parse(args)
     check_adapter(options.adapter)
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
-    silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.interop.base_model import load_base
     from randlora_pl.interop.merge.vision import check_output, merged, write

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import Parser, check_output
 from randlora_pl.language.catalog import TASKS, given_to
 from randlora_pl.utils.errors import UserError
 
@@ -20,20 +20,13 @@ Private repositories need hf auth login, or HF_TOKEN. HF_ENDPOINT names another 
 """
 
 
-def parse(args: list[str]) -> argparse.Namespace:
-    """Return the options of ``adapter pull``.
-
-    Raises:
-        UserError: An unknown, missing or impossible option.
-    """
+def _parse(args: list[str]) -> argparse.Namespace:
     parser = Parser("adapter pull")
     parser.add_argument("repo")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--revision")
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_options(revision=str, overwrite=False)
     options = parser.parse_args(args)
-    if options.output.exists() and not options.overwrite:
-        raise UserError(f"{options.output} exists; give another --output, or --overwrite to replace it.")
+    check_output(options.output, options.overwrite)
     if options.output.suffix == ".safetensors" or options.output.is_file():
         raise UserError(f"--output is {options.output}: name a folder. One file: adapter export DIR --to adapter.")
     return options
@@ -41,7 +34,7 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 def pull_verb(args: list[str]) -> int:
     """Fetch and check the adapter, and print its description."""
-    options = parse(args)
+    options = _parse(args)
     from randlora_pl.interop.hub.transfer import check_repo, pull_adapter
 
     check_repo(options.repo)

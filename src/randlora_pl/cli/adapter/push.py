@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import Parser, check_parent
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
@@ -29,21 +29,12 @@ Log in first: hf auth login, or set HF_TOKEN. HF_ENDPOINT names another server.
 """
 
 
-def parse(args: list[str]) -> argparse.Namespace:
-    """Return the options of ``adapter push``.
-
-    Raises:
-        UserError: An unknown, missing or impossible option.
-    """
+def _parse(args: list[str]) -> argparse.Namespace:
     parser = Parser("adapter push")
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--repo", required=True)
-    parser.add_argument("--private", action="store_true")
-    parser.add_argument("--revision")
     parser.add_argument("--licence", "--license")
-    parser.add_argument("--message", default="Add adapter")
-    parser.add_argument("--card", type=Path)
-    parser.add_argument("--dry-run", "--dry_run", action="store_true")
+    parser.add_options(private=False, revision=str, message="Add adapter", card=Path, dry_run=False)
     options = parser.parse_args(args)
     if not options.message.strip():
         raise UserError("--message is empty: describe in a few words what changed.")
@@ -52,13 +43,10 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 def push_verb(args: list[str]) -> int:
     """Check the adapter, write or read the card, and send both."""
-    options = parse(args)
+    options = _parse(args)
     check_adapter(options.adapter)
     from tempfile import TemporaryDirectory
 
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
-    silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.interop.hub.model_card import make_card
     from randlora_pl.interop.hub.transfer import check_repo, push_folder, stage
@@ -70,8 +58,7 @@ def push_verb(args: list[str]) -> int:
     else:
         card = make_card(file, options.repo, options.licence)
         if options.card is not None and not options.dry_run:
-            if not options.card.absolute().parent.is_dir():
-                raise UserError(f"The folder {options.card.parent} does not exist; make it first.")
+            check_parent(options.card)
             write_text(options.card, card)
             print(f"{options.card}: the card, nothing is sent yet. Change it as you like; the same command sends it.")
             return 0

@@ -4,17 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.analyze.common import (
-    Run,
-    advised,
-    data_of,
-    labels_of,
-    open_run,
-    print_output,
-    start,
-    task_of,
-    whole_output,
-)
+from randlora_pl.cli.analyze import common
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
@@ -45,16 +35,12 @@ names neither its activations nor the number of images.
 
 
 def cka_verb(args: list[str]) -> int:
-    """Compare the runs of each data set with the first of them, write and print.
-
-    Raises:
-        UserError: An option or a run is wrong, or a run has no counterpart to compare with.
-    """
+    """Compare the runs of each data set with the first of them, write and print."""
     typed = _parse(args)
-    device = start(typed.device)
-    runs = [open_run(path) for path in typed.runs]
+    device = common.start(typed.device)
+    runs = [common.open_run(path) for path in typed.runs]
     labels = dict(zip(typed.runs, labels_of_groups(runs, typed.dataset), strict=True))
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[common.Run]] = {}
     for run in runs:
         groups.setdefault(typed.dataset or run.dataset, []).append(run)
     for name, members in groups.items():
@@ -68,7 +54,7 @@ def cka_verb(args: list[str]) -> int:
     curves: dict[str, list[dict[Layer, float]]] = {}
     counts = []
     for name, (first, *others) in groups.items():
-        with advised(typed.batch_size):
+        with common.advised(typed.batch_size):
             count, found = _compare(first, others, typed, device)
         counts.append(f"{count:,} test images of {name}")
         for run in others:
@@ -81,37 +67,31 @@ def cka_verb(args: list[str]) -> int:
             raise UserError(f"{label}: its runs are of models of different depth, whose layers have no mean.")
     mean = {label: mean_over_data_sets(each) for label, each in curves.items()}
     references = list(dict.fromkeys(labels[members[0].path] for members in groups.values()))
-    with whole_output(typed.output, "cka") as folder:
+    with common.whole_output(typed.output, "cka") as folder:
         write_csv(rows, folder / "cka.csv")
         write_json(
             {"images": counts, "seed": typed.seed, "batch_size": typed.batch_size, "rows": rows}, folder / "cka.json"
         )
         write_figure(cka_figure(mean, " / ".join(references), "; ".join(counts)), folder, "cka")
     _print(mean, " / ".join(references), counts)
-    print_output(folder)
+    common.print_output(folder)
     return 0
 
 
-def labels_of_groups(runs: list[Run], dataset: str | None) -> list[str]:
+def labels_of_groups(runs: list[common.Run], dataset: str | None) -> list[str]:
     """Return labels that are unique among the runs of one dataset, and equal for the same method on others."""
     found: dict[int, str] = {}
     names = [dataset or run.dataset for run in runs]
     for name in dict.fromkeys(names):
         places = [place for place, other in enumerate(names) if other == name]
-        found |= dict(zip(places, labels_of([runs[place] for place in places]), strict=True))
+        found |= dict(zip(places, common.labels_of([runs[place] for place in places]), strict=True))
     return [found[place] for place in range(len(runs))]
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = Parser("analyze cka")
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", "--batch_size", type=int, default=256)
-    parser.add_argument("--dataset")
-    parser.add_argument("--root")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--output")
+    parser.add_options(images=1024, seed=0, batch_size=256, dataset=str, root=str, device="auto", output=str)
     typed = parser.parse_intermixed_args(args)
     if len(typed.runs) < 2:
         raise UserError("analyze cka: give two runs or more, the one to compare with first.")
@@ -123,18 +103,20 @@ def _parse(args: list[str]) -> argparse.Namespace:
     return typed
 
 
-def _compare(first: Run, others: list[Run], typed: argparse.Namespace, device: Any) -> tuple[int, dict[str, Any]]:
+def _compare(
+    first: common.Run, others: list[common.Run], typed: argparse.Namespace, device: Any
+) -> tuple[int, dict[str, Any]]:
     """Return the CKA of runs of one dataset with the first: number of images, and values by layer for each path."""
     from randlora_pl.analysis.cka import compare
     from randlora_pl.analysis.images import batches, random_samples
     from randlora_pl.cli.common.progress import counting
 
-    reference = task_of(first, device)
-    data = data_of(first, reference.image_spec, typed.dataset, typed.root, typed.batch_size)
+    reference = common.task_of(first, device)
+    data = common.data_of(first, reference.image_spec, typed.dataset, typed.root, typed.batch_size)
     data.prepare_data()
     data.setup("test")
     samples = random_samples(data.samples("test"), typed.images or None, typed.seed)
-    tasks = {str(run.path): task_of(run, device) for run in others}
+    tasks = {str(run.path): common.task_of(run, device) for run in others}
     for name, task in tasks.items():
         if task.image_spec != reference.image_spec:
             raise UserError(f"{name} takes images of another kind than {first.path}: they cannot be compared.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.config.adapter_config import config_beside, data_beside
-from randlora_pl.engine.run_folder import output_folder
+from randlora_pl.engine.run_folder import new_folder, output_folder
 from randlora_pl.utils.errors import UnreadableImageError, UserError
 from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
 from randlora_pl.utils.text.formatting import byte_size
@@ -116,12 +116,17 @@ def data_of(run: Run, spec: Any, dataset: str | None = None, root: str | None = 
     Raises:
         UserError: The dataset is not known, or its name is unknown.
     """
-    from randlora_pl.data import ImageData
     from randlora_pl.data.unlabelled import frame_of
 
-    frame = frame_of(run.file.metadata, spec)
     options = dict(run.data) if dataset in (None, run.data.get("dataset")) else {"dataset": dataset}
     options |= {"dataset": dataset or run.dataset} | ({} if root is None else {"root": root})
+    return framed(options, frame_of(run.file.metadata, spec), batch)
+
+
+def framed(options: dict[str, Any], frame: Any, batch: int) -> "ImageData":
+    """Return data with the preprocessing of a frame, for one pass over its images."""
+    from randlora_pl.data import ImageData
+
     return ImageData(
         **options, eval_batch_size=batch, cache_images=False,
         image_size=frame.size, mean=frame.mean, std=frame.std, interpolation=frame.interpolation, resize=frame.resize,
@@ -129,30 +134,17 @@ def data_of(run: Run, spec: Any, dataset: str | None = None, root: str | None = 
 
 
 def start(device: str) -> Any:
-    """Silence the libraries and select the device.
-
-    Raises:
-        UserError: The device does not exist.
-    """
+    """Show the application's log, and return the device."""
     from randlora_pl.cli.common.devices import pick_device
     from randlora_pl.utils.text.console import log_to_terminal
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-    silence_library_warnings()
     log_to_terminal()
     return pick_device(device)
 
 
 @contextmanager
 def advised(batch: int) -> Iterator[None]:
-    """Raise an error with advice if memory runs out or an image cannot be read.
-
-    Args:
-        batch: Images at a time.
-
-    Raises:
-        UserError: Memory ran out, or an image cannot be read.
-    """
+    """Raise an error with advice if memory runs out for ``batch`` images at a time, or an image cannot be read."""
     from randlora_pl.engine.error_messages import out_of_memory
 
     try:
@@ -166,25 +158,13 @@ def advised(batch: int) -> Iterator[None]:
 
 
 def new_output(output: str | None, verb: str) -> Path:
-    """Return a new folder: the typed one, or ``runs/analyze/VERB/TIME``.
-
-    Raises:
-        UserError: The folder exists, or cannot be made.
-    """
-    if output is not None:
-        return output_folder(output, verb)
-    from randlora_pl.engine.run_folder import new_folder
-
-    return new_folder(Path("runs") / "analyze", verb, "--output")
+    """Return a new folder: the typed one, or ``runs/analyze/VERB/TIME``."""
+    return new_folder(Path("runs") / "analyze", verb, "--output") if output is None else output_folder(output, verb)
 
 
 @contextmanager
 def whole_output(output: str | None, verb: str) -> Iterator[Path]:
-    """Yield a new folder as by `new_output`; remove it if not all files could be written.
-
-    Raises:
-        OSError: A file could not be written.
-    """
+    """Yield a new folder as by `new_output`; remove it if not all files could be written."""
     folder = new_output(output, verb)
     try:
         yield folder

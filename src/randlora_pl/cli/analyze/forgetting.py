@@ -5,16 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.analyze.common import (
-    Run,
-    advised,
-    labels_of,
-    new_output,
-    open_run,
-    parameters,
-    print_output,
-    start,
-)
+from randlora_pl.cli.analyze import common
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
@@ -45,34 +36,26 @@ each run and data set.
 
 
 def forgetting_verb(args: list[str]) -> int:
-    """Test each run and its base model on each data set, write and print.
-
-    Raises:
-        UserError: An option, a run or a data set is wrong.
-    """
+    """Test each run and its base model on each data set, write and print."""
     typed = _parse(args)
-    device = start(typed.device)
+    device = common.start(typed.device)
     from randlora_pl.analysis.forgetting import check_task
     from randlora_pl.bench.report import write_csv, write_json
 
-    runs = [open_run(path) for path in typed.runs]
+    runs = [common.open_run(path) for path in typed.runs]
     for run in runs:
         check_task(run.file)
     found: dict[str, list[Forgetting]] = {}
     rows: list[dict[str, Any]] = []
     folder: Path | None = None
     tested = _tested(runs, typed, device)
-    for label, run in zip(labels_of(runs), runs, strict=True):
-        with advised(typed.batch_size):
+    for label, run in zip(common.labels_of(runs), runs, strict=True):
+        with common.advised(typed.batch_size):
             results = found[label] = next(tested)
-        about = {
-            "run": str(run.path),
-            "method": label,
-            "parameters": parameters(run),
-            "trained_on": run.data.get("dataset"),
-        }
+        about = {"run": str(run.path), "method": label, "parameters": common.parameters(run)}
+        about["trained_on"] = run.data.get("dataset")
         rows += [about | vars(one) | {"change": one.change} for one in results]
-        folder = folder or new_output(typed.output, "forgetting")  # every finished run is kept
+        folder = folder or common.new_output(typed.output, "forgetting")  # every finished run is kept
         write_csv(rows, folder / "forgetting.csv")
         write_json(rows, folder / "forgetting.json")
     assert folder is not None
@@ -85,7 +68,7 @@ def forgetting_verb(args: list[str]) -> int:
         cells.append([label, *figures, mean])
     print("Zero-shot accuracy in percent of the test images, points in brackets:\n")
     print(table(header, cells))
-    print_output(folder)
+    common.print_output(folder)
     return 0
 
 
@@ -96,12 +79,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser = Parser("analyze forgetting")
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--datasets", nargs="+", required=True)
-    parser.add_argument("--root")
-    parser.add_argument("--images", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", "--batch_size", type=int, default=256)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--output")
+    parser.add_options(root=str, images=0, seed=0, batch_size=256, device="auto", output=str)
     typed = parser.parse_intermixed_args(args)
     if typed.batch_size < 1 or typed.images < 0:
         wrong = "--batch-size" if typed.batch_size < 1 else "--images"
@@ -120,7 +98,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     return typed
 
 
-def _tested(runs: list[Run], typed: argparse.Namespace, device: Any) -> "Iterator[list[Forgetting]]":
+def _tested(runs: list[common.Run], typed: argparse.Namespace, device: Any) -> "Iterator[list[Forgetting]]":
     """Yield the results of each run, one per dataset; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge
     from randlora_pl.analysis.forgetting import Forgetting, accuracy, prompts_of
@@ -142,7 +120,8 @@ def _tested(runs: list[Run], typed: argparse.Namespace, device: Any) -> "Iterato
         results = []
         for dataset in typed.datasets:
             if (dataset, spec) not in sets:
-                sets[dataset, spec] = _data(dataset, spec, typed)
+                sets[dataset, spec] = common.framed({"dataset": dataset, "root": typed.root}, spec, typed.batch_size)
+                sets[dataset, spec].setup("test")
             data = sets[dataset, spec]
             samples = random_samples(data.samples("test"), typed.images or None, typed.seed)
             prompts = prompts_of(run.file, data.templates)
@@ -160,7 +139,7 @@ def _tested(runs: list[Run], typed: argparse.Namespace, device: Any) -> "Iterato
         yield results
 
 
-def _spec(run: Run) -> Any:
+def _spec(run: common.Run) -> Any:
     """Return the image preprocessing of a run."""
     from randlora_pl.data.unlabelled import frame_of
     from randlora_pl.models import clip_image_spec
@@ -168,14 +147,3 @@ def _spec(run: Run) -> Any:
     base = run.file.config["base_model"]
     tag = "random" if base.get("sha256") else base["pretrained"]  # the path of a file adds nothing
     return frame_of(run.file.metadata, clip_image_spec(base["name"], tag, base.get("image_size")))
-
-
-def _data(dataset: str, spec: Any, typed: argparse.Namespace) -> "ImageData":
-    from randlora_pl.data import ImageData
-
-    data = ImageData(
-        dataset=dataset, root=typed.root, eval_batch_size=typed.batch_size, cache_images=False,
-        image_size=spec.size, mean=spec.mean, std=spec.std, interpolation=spec.interpolation, resize=spec.resize,
-    )  # fmt: skip
-    data.setup("test")
-    return data

@@ -7,18 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.analyze.common import (
-    Run,
-    advised,
-    data_of,
-    labels_of,
-    new_output,
-    open_run,
-    print_output,
-    start,
-    task_of,
-)
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.analyze import common
+from randlora_pl.cli.common.arguments import Parser, check_positive
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.engine.run_folder import check_new
 from randlora_pl.utils.errors import UserError
@@ -32,8 +22,8 @@ FILE = "landscape.json"
 AGREE = 1e-4
 """Largest difference between the loss at a corner and the run's own loss."""
 
-_FIXED = ("positions", "grid", "margin", "share", "seed", "dataset", "root")
-"""Options that a grid depends on, besides the runs."""
+_FIXED = {"positions": "paper", "grid": 25, "margin": 0.7, "share": 0.05, "seed": 0, "dataset": None, "root": None}
+"""Options that a grid depends on, besides the runs, with their defaults."""
 _FOUND = ("labels", "losses", "images", "trained_on", "data_set")
 """Facts that are known once the first row is begun, and needed to plot."""
 
@@ -61,23 +51,19 @@ line is the path on the grid whose highest point is lowest. landscape.html needs
 
 
 def landscape_verb(args: list[str]) -> int:
-    """Compute the missing rows of a grid, and plot it.
-
-    Raises:
-        UserError: An option or a run is wrong, or the runs do not lie on one plane.
-    """
+    """Compute the missing rows of a grid, and plot it."""
     typed = _parse(args)
-    device = start(typed.device)
+    device = common.start(typed.device)
     folder: Path | None = typed.resume
-    state = _read(folder) if folder is not None else _settings(typed)
-    runs = [open_run(Path(path)) for path in state["runs"]]
+    state = _begin(typed) if folder is None else _read(folder)
+    runs = [common.open_run(Path(path)) for path in state["runs"]]
     prints = [_fingerprint(run) for run in runs]
     if state.setdefault("fingerprints", prints) != prints:
         raise UserError(
             f"an adapter of {folder} was changed since; start anew: randlora-pl analyze landscape RUN RUN RUN"
         )
     if None in state["rows"]:
-        with advised(typed.batch_size):
+        with common.advised(typed.batch_size):
             folder = _compute(runs, state, folder, typed, device)
     assert folder is not None
     _draw(_landscape(state), folder, state)
@@ -87,20 +73,10 @@ def landscape_verb(args: list[str]) -> int:
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = Parser("analyze landscape")
     parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--resume", type=Path)
-    parser.add_argument("--positions", choices=("paper", "equilateral"))
-    parser.add_argument("--grid", type=int)
-    parser.add_argument("--margin", type=float)
-    parser.add_argument("--share", type=float)
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--dataset")
-    parser.add_argument("--root")
-    parser.add_argument("--batch-size", "--batch_size", type=int, default=256)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--output")
+    parser.add_options(resume=Path, positions=("paper", "equilateral"), grid=int, margin=float, share=float, seed=int)
+    parser.add_options(dataset=str, root=str, batch_size=256, device="auto", output=str)
     typed = parser.parse_intermixed_args(args)
-    if typed.batch_size < 1:
-        raise UserError(f"--batch-size is {typed.batch_size}: give a positive whole number.")
+    check_positive(typed, "batch_size")
     if typed.resume is not None:
         given = [f"--{name}" for name in (*_FIXED, "output") if getattr(typed, name) is not None]
         if typed.runs or given:
@@ -110,7 +86,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     if len(typed.runs) != 3:
         raise UserError(f"analyze landscape: three runs make a plane, {len(typed.runs)} were given.")
     check_new(typed.output)
-    for name, value in (("positions", "paper"), ("grid", 25), ("margin", 0.7), ("share", 0.05), ("seed", 0)):
+    for name, value in _FIXED.items():
         if getattr(typed, name) is None:
             setattr(typed, name, value)
     if typed.grid < 3:
@@ -122,18 +98,14 @@ def _parse(args: list[str]) -> argparse.Namespace:
     return typed
 
 
-def _settings(typed: argparse.Namespace) -> dict[str, Any]:
+def _begin(typed: argparse.Namespace) -> dict[str, Any]:
     """Return the options that a grid depends on, with all rows missing."""
     settings = {name: getattr(typed, name) for name in _FIXED}
     return {"runs": [str(path) for path in typed.runs], **settings, "rows": [None] * typed.grid}
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """Read a grid that was begun.
-
-    Raises:
-        UserError: The file is missing or damaged.
-    """
+    """Read a grid that was begun."""
     file = folder / FILE
     if not file.is_file():
         raise UserError(f"{folder} holds no landscape: it has no {FILE}. One is begun with three runs.")
@@ -152,14 +124,14 @@ def _read(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _fingerprint(run: Run) -> str:
+def _fingerprint(run: common.Run) -> str:
     """Return a hash that changes with every tensor and option of an adapter."""
     sums = run.file.config.get("sha256") or {name: float(t.double().sum()) for name, t in run.file.tensors.items()}
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 def _compute(
-    runs: list[Run], state: dict[str, Any], folder: Path | None, typed: argparse.Namespace, device: Any
+    runs: list[common.Run], state: dict[str, Any], folder: Path | None, typed: argparse.Namespace, device: Any
 ) -> Path:
     """Compute the missing rows; each is in the file before the next begins."""
     from randlora_pl.analysis.images import batches, check_classes, stratified_fraction
@@ -168,9 +140,9 @@ def _compute(
     from randlora_pl.interop.base_model import same_base
 
     same_base([run.file for run in runs])
-    tasks = [task_of(run, device) for run in runs]
+    tasks = [common.task_of(run, device) for run in runs]
     carrier = tasks[0]
-    data = data_of(runs[0], carrier.image_spec, state["dataset"], state["root"], typed.batch_size)
+    data = common.data_of(runs[0], carrier.image_spec, state["dataset"], state["root"], typed.batch_size)
     data.prepare_data()
     data.setup("fit")
     for run, task in zip(runs, tasks, strict=True):
@@ -189,24 +161,20 @@ def _compute(
         at_corners.append(loss(carrier, kept))
     apart = max(abs(one - other) for one, other in zip(own, at_corners, strict=True))
     if not apart <= AGREE:
-        raise UserError(
-            f"the plane's corners have the losses {at_corners}, the runs themselves {own}: they do not fit."
-        )
+        raise UserError(f"the plane's corners have the losses {at_corners}, the runs {own}: they do not fit.")
     facts = {
-        "labels": labels_of(runs), "images": len(chosen), "trained_on": len(data.samples("train")),
+        "labels": common.labels_of(runs), "images": len(chosen), "trained_on": len(data.samples("train")),
         "data_set": data.row.name, "losses": own, "corners_differ_by": apart, "distances": plane.distances(),
     }  # fmt: skip
     if "losses" in state and max(abs(a - b) for a, b in zip(state["losses"], own, strict=True)) > AGREE:
-        raise UserError(
-            f"the runs' losses are {own} now and were {state['losses']}: the data have changed; begin anew."
-        )
+        raise UserError(f"the runs' losses are {own} now, and were {state['losses']}: the data changed; begin anew.")
     state |= {name: value for name, value in facts.items() if name not in state}
     print(
         f"Loss on {len(chosen):,} of {len(data.samples('train')):,} training images of {data.row.name}: "
         + ", ".join(f"{label} {value:.4f}" for label, value in zip(state["labels"], own, strict=True))
     )
     print(f"The plane's corners differ from the runs' own losses by {apart:.1e} at most")
-    folder = folder or new_output(typed.output, "landscape")
+    folder = folder or common.new_output(typed.output, "landscape")
     write_json(state, folder / FILE)
     values = Grid(state["grid"], state["margin"]).values
     missing = [number for number, row in enumerate(state["rows"]) if row is None]
@@ -265,4 +233,4 @@ def _draw(landscape: "Landscape", folder: Path, state: dict[str, Any]) -> None:
         print(
             "The models are not points of this grid, so that barriers are rough (--grid 25 --positions paper has them)."
         )
-    print_output(folder, following)
+    common.print_output(folder, following)

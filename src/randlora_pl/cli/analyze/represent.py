@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.analyze.common import Run, open_run, print_output, start, whole_output
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import Parser, check_positive
 from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
 from randlora_pl.utils.errors import UserError
@@ -41,11 +41,7 @@ A small error of the weights does not imply accuracy: training optimizes the los
 
 
 def represent_verb(args: list[str]) -> int:
-    """Fit both methods to every layer at every budget, write and print.
-
-    Raises:
-        UserError: An option or the run is wrong.
-    """
+    """Fit both methods to every layer at every budget, write and print."""
     typed = _parse(args)
     start("cpu")
     run = open_run(typed.run)
@@ -80,25 +76,15 @@ def represent_verb(args: list[str]) -> int:
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = Parser("analyze represent")
     parser.add_argument("run", type=Path)
-    parser.add_argument("--ranks", type=int, nargs="+")
-    parser.add_argument("--targets", nargs="+")
-    parser.add_argument("--sweeps", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output")
+    parser.add_options(ranks=[int], targets=[str], sweeps=100, seed=0, output=str)
     typed = parser.parse_args(args)
-    for number in (*(typed.ranks or ()), typed.sweeps):
-        if number < 1:
-            raise UserError(f"analyze represent: {number} is given for --ranks or --sweeps; they are positive numbers.")
+    check_positive(typed, "ranks", "sweeps")
     check_new(typed.output)
     return typed
 
 
 def _updates(run: Run, targets: list[str] | None) -> "dict[str, Tensor]":
-    """Return the nonzero updates to express.
-
-    Raises:
-        UserError: All updates are zero, or a target fits no layer.
-    """
+    """Return the nonzero updates to express."""
     from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
     from randlora_pl.adapters.targets.select import select
     from randlora_pl.analysis.spectrum import matrix_updates

@@ -26,11 +26,7 @@ During a training: fit --spectrum.every_n_steps N
 
 
 def spectrum_verb(args: list[str]) -> int:
-    """Read the adapters, compute the spectra, write and print.
-
-    Raises:
-        UserError: An option or an adapter is wrong.
-    """
+    """Read the adapters, compute the spectra, write and print."""
     parser = Parser("analyze spectrum")
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--output")

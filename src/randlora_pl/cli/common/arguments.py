@@ -1,9 +1,9 @@
-"""Parser of options with one-line errors and near names."""
+"""Parser of options with one-line errors and near names, and checks that several commands make."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.weights_files import register_weights
@@ -20,6 +20,29 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, verb: str, page: str | None = None) -> None:
         super().__init__(prog=f"randlora-pl {verb}", add_help=False, allow_abbrev=False)
         self.verb, self.page = verb, page or verb
+
+    def add_options(self, **declared: Any) -> None:
+        """Add options, each declared by its default or its type; ``batch_size`` is typed as ``--batch-size``.
+
+        Args:
+            declared: A default such as ``0``; a type for an option without one; a list with the type of several
+                values; a tuple of choices, of which none is the default; False for a switch.
+        """
+        for name, what in declared.items():
+            spellings = dict.fromkeys((typed(name), f"--{name}"))
+            settings: dict[str, Any]
+            match what:
+                case False:
+                    settings = {"action": "store_true"}
+                case type():
+                    settings = {"type": what}
+                case tuple():
+                    settings = {"choices": what}
+                case [kind]:
+                    settings = {"type": kind, "nargs": "+"}
+                case _:
+                    settings = {"type": type(what), "default": what}
+            self.add_argument(*spellings, dest=name, **settings)
 
     def add_weights(self) -> None:
         """Add the option for the weights file of an adapter's base model."""
@@ -46,3 +69,46 @@ class Parser(argparse.ArgumentParser):
             options = [action.option_strings[0] for action in self._actions if action.option_strings]
             hint = near(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
         raise UserError(f"{self.verb}: {message}.{hint} See: randlora-pl {self.page} --help")
+
+
+def typed(name: str) -> str:
+    """Return an option as the user types it."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_positive(options: argparse.Namespace, *names: str) -> None:
+    """Refuse numbers below one; a list is checked number by number, a missing option is not.
+
+    Raises:
+        UserError: A number is not positive.
+    """
+    for name in names:
+        value = getattr(options, name)
+        for number in value if isinstance(value, list) else [] if value is None else [value]:
+            if number < 1:
+                raise UserError(f"{typed(name)} is {number}: give a positive whole number.")
+
+
+def check_output(path: Path, overwrite: bool | None = None) -> None:
+    """Refuse an output that exists, unless it may be replaced.
+
+    Args:
+        path: Value of ``--output``.
+        overwrite: Value of ``--overwrite``; None if the command has no such option.
+
+    Raises:
+        UserError: The output exists.
+    """
+    if path.exists() and not overwrite:
+        instead = "nothing is overwritten" if overwrite is None else "or --overwrite to replace it"
+        raise UserError(f"{path} exists; give another --output, {instead}.")
+
+
+def check_parent(path: Path) -> None:
+    """Refuse a file whose folder does not exist.
+
+    Raises:
+        UserError: The folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"The folder {path.parent} does not exist; make it first: mkdir -p {path.parent}")

@@ -5,16 +5,18 @@ from importlib import import_module
 from typing import Any
 
 from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.text.log_filters import silence_library_warnings
 
 
-def dispatch(group: str, verbs: Mapping[str, str], page: str, args: list[str]) -> int:
+def dispatch(group: str, verbs: Mapping[str, str], page: str, args: list[str], paged: bool = True) -> int:
     """Run a command of a group, or print the help of the group or the command.
 
     Args:
         group: Name of the group, as it is typed.
-        verbs: ``module:function`` of each command; the module has its PAGE, and is imported when the command is typed.
+        verbs: ``module:function`` of each command; the module is imported when the command is typed.
         page: The help page of the group.
         args: The words behind the group's name.
+        paged: True if each module has a PAGE, which is printed for a command without words.
 
     Returns:
         The exit code.
@@ -34,8 +36,9 @@ def dispatch(group: str, verbs: Mapping[str, str], page: str, args: list[str]) -
         )
     module, _, name = verbs[verb].partition(":")
     there: Any = import_module(f"randlora_pl.cli.{module}")
-    if asked or not rest:
+    if paged and (asked or not rest):
         print(there.PAGE, end="")
         return 0
+    silence_library_warnings()
     function: Callable[[list[str]], int] = getattr(there, name)
     return function(rest)
