@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import Parser, check_positive
+from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.help.pages import page
 from randlora_pl.cli.predict.arguments import MAX_PIXELS
 from randlora_pl.config.adapter_config import adapter_config
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import file_name
+from randlora_pl.utils.text.log_filters import silence_library_warnings
 from randlora_pl.utils.text.printable import printable
 
 TOKEN = "RANDLORA_PL_TOKEN"
@@ -25,24 +27,13 @@ HOSTS = ("127.0.0.1", "0.0.0.0", "::")
 
 
 def parse(args: list[str]) -> argparse.Namespace:
-    """Return the options of ``serve``.
-
-    Raises:
-        UserError: An unknown, missing or impossible option.
-    """
+    """Return the options of ``serve``."""
     parser = Parser("serve")
     parser.add_argument("--adapter", type=Path, required=True)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_weights()
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--batch-size", "--batch_size", type=int, default=16)
-    parser.add_argument("--batch-timeout", "--batch_timeout", type=float, default=0.01)
-    parser.add_argument("--max-upload-mb", "--max_upload_mb", type=float, default=20.0)
-    parser.add_argument("--token", default=os.environ.get(TOKEN, ""))
     parser.add_argument("--allow-host", "--allow_host", nargs="+", action="extend", default=[])
-    parser.add_argument("--max-pixels", "--max_pixels", type=int, default=MAX_PIXELS)
+    parser.add_options(host=HOSTS[0], port=8000, device="auto", workers=1, batch_size=16, batch_timeout=0.01)
+    parser.add_options(max_upload_mb=20.0, max_pixels=MAX_PIXELS, token=os.environ.get(TOKEN, ""))
+    parser.add_weights()
     options = parser.parse_args(args)
     if options.host not in HOSTS:
         raise UserError(
@@ -53,9 +44,7 @@ def parse(args: list[str]) -> argparse.Namespace:
         raise UserError("--token: give letters, digits and signs without spaces.")
     if not 1024 <= options.port <= 65535:
         raise UserError(f"--port {options.port}: give one from 1024 to 65535.")
-    for name in ("workers", "batch_size", "max_pixels"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}: give a positive whole number.")
+    check_positive(options, "workers", "batch_size", "max_pixels")
     if not 0 <= options.batch_timeout <= 10:
         raise UserError(f"--batch-timeout is {options.batch_timeout}: give seconds from 0 to 10.")
     if not 0 < options.max_upload_mb <= 1000:
@@ -74,9 +63,6 @@ def serve_verb(args: list[str]) -> int:
     if missing:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install 'randlora-pl[serve]'")
     check_port(options.host, options.port)
-    from randlora_pl.cli.common.devices import pick_device
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
     silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.serving.app import serve
@@ -88,20 +74,11 @@ def serve_verb(args: list[str]) -> int:
     facts = describe(read_adapter(options.adapter).config, limits.upload_bytes, limits.pixels, str(device))
     print(printable(f"Starting to serve {options.adapter} ..."), flush=True)
     serve(
-        options.adapter.resolve(),
-        facts,
-        printable(start_page(options, facts)),
-        device=device,
-        limits=limits,
-        host=options.host,
-        port=options.port,
-        workers=options.workers,
-        threads=max(1, usable_cores() // options.workers),
-        batch_size=options.batch_size,
-        batch_timeout=options.batch_timeout,
-        hosts=names_of(options.host, options.allow_host),
-        token=options.token,
-    )
+        options.adapter.resolve(), facts, printable(start_page(options, facts)), device=device, limits=limits,
+        host=options.host, port=options.port, hosts=names_of(options.host, options.allow_host), token=options.token,
+        workers=options.workers, threads=max(1, usable_cores() // options.workers),
+        batch_size=options.batch_size, batch_timeout=options.batch_timeout,
+    )  # fmt: skip
     return 0
 
 

@@ -94,7 +94,7 @@ def test_what_to_do_where_memory_runs_out_or_an_image_is_damaged() -> None:
         (["spectrm", "x"], "Unknown command analyze spectrm. Did you mean 'spectrum'"),
         (["spectrum", "nowhere"], "nowhere does not exist; a run folder is"),
         (["spectrum", "nowhere", "--outputs", "x"], "unrecognized arguments: --outputs x. Did you mean '--output'"),
-        (["represent", "nowhere", "--ranks", "0"], "0 is given for --ranks or --sweeps"),
+        (["represent", "nowhere", "--ranks", "0"], "--ranks is 0: give a positive"),
         (["cka", "nowhere"], "give two runs or more"),
         (["cka", "a", "b", "--images", "3"], "--images is 3: give at least 4"),
         (["cka", "a", "b", "--batch-size", "2"], "needs at least 4 images"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.config.adapter_config import config_beside, data_beside
 from randlora_pl.engine.run_folder import new_folder, output_folder
 from randlora_pl.utils.errors import UnreadableImageError, UserError
@@ -135,7 +136,6 @@ def framed(options: dict[str, Any], frame: Any, batch: int) -> "ImageData":
 
 def start(device: str) -> Any:
     """Show the application's log, and return the device."""
-    from randlora_pl.cli.common.devices import pick_device
     from randlora_pl.utils.text.console import log_to_terminal
 
     log_to_terminal()

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from randlora_pl.cli.bench.common import JSON, TABLE, command, in_folder, parser_of, place, prepare
+from randlora_pl.cli.bench.common import JSON, TABLE, command, in_folder, measuring, parser_of, place, prepare, setup_of
 from randlora_pl.cli.bench.steps import overrides_of
-from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
@@ -14,18 +13,10 @@ Figures = dict[int, list[float]]
 
 
 def answers_verb(args: list[str]) -> int:
-    """Measure answers per second of a decoder with random weights, for several batch sizes.
-
-    Raises:
-        UserError: An option is wrong.
-    """
+    """Measure answers per second of a decoder with random weights, for several batch sizes."""
     parser = parser_of("answers", 3)
-    parser.add_argument("--model", default="Qwen/Qwen2-0.5B-Instruct")
-    parser.add_argument("--overrides", default="{}")
-    parser.add_argument("--batch-sizes", "--batch_sizes", nargs="+", type=int)
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--beams", type=int, default=4)
-    parser.add_argument("--new-tokens", "--new_tokens", type=int, default=32)
+    parser.add_options(model="Qwen/Qwen2-0.5B-Instruct", overrides="{}", batch_sizes=[int], samples=32, beams=4)
+    parser.add_options(new_tokens=32)
     typed = parser.parse_args(args)
     facts = prepare(typed, ["batch_sizes", "samples", "beams", "new_tokens"])
     import torch
@@ -49,24 +40,16 @@ def answers_verb(args: list[str]) -> int:
     what += "".join(f", {name} {value}" for name, value in overrides.items())
     title = f"{what}, on {place(facts, typed.device)}"
     print(f"{title}; random weights")
-    options = {name: value for name, value in vars(typed).items() if name != "output"}
-    about = {"command": command("answers", args), "machine": facts, "setup": options}
+    about = {"command": command("answers", args), "machine": facts, "setup": setup_of(typed)}
 
     def work(keep: Callable[[Figures], None]) -> Figures:
         def sized(figures: dict[str, list[float]]) -> Figures:
             return {int(name): list(found) for name, found in figures.items()}
 
         cases = {str(size): (lambda size=size: answers.seconds(size)) for size in sizes}
-        total = (typed.rounds + 1) * len(sizes)
-        with counting(True, "{task.completed} of {task.total} measurements", total) as tick:
-            found = in_turns(
-                cases,
-                typed.rounds,
-                lambda _: tick(1),
-                to_and_fro=True,
-                after_round=lambda figures: keep(sized(figures)),
-            )
-        return sized(found)
+        with measuring((typed.rounds + 1) * len(sizes)) as tick:
+            rounds, after = typed.rounds, lambda figures: keep(sized(figures))
+            return sized(in_turns(cases, rounds, lambda _: tick(1), to_and_fro=True, after_round=after))
 
     def note(seconds: Figures, folder: Path) -> None:
         cases = [

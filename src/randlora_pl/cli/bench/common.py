@@ -3,41 +3,32 @@
 import argparse
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import Parser, check_positive
+from randlora_pl.cli.common.progress import counting
 from randlora_pl.engine.run_folder import check_new, missing_folders, output_folder, remove_folder
 from randlora_pl.utils.errors import UserError
 
-PRECISIONS = {
-    "32": "float32",
-    "bf16": "bfloat16 autocast",
-    "bf16-frozen": "bfloat16 autocast and frozen weights",
-}
+_BF16 = "bfloat16 autocast"
+PRECISIONS = {"32": "float32", "bf16": _BF16, "bf16-frozen": f"{_BF16} and frozen weights"}
 """Precisions of a step, with their descriptions."""
 JSON, TABLE, PICTURE = "bench.json", "table.md", "bench.png"
 T = TypeVar("T")
 
 
 def parser_of(verb: str, rounds: int) -> Parser:
-    """Return a parser with the shared options of these commands.
-
-    Args:
-        verb: What is measured.
-        rounds: Default number of repetitions.
-    """
+    """Return a parser with the shared options of these commands; ``rounds`` is the default number of repetitions."""
     parser = Parser(f"bench {verb}", "bench")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="32")
-    parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--output")
+    parser.add_options(rounds=rounds, threads=int, device=("cpu", "cuda"), output=str)
     return parser
 
 
 def prepare(typed: argparse.Namespace, positive: Sequence[str]) -> dict[str, Any]:
-    """Check the shared options, set threads, select the device, and silence the libraries.
+    """Check the shared options, set threads, and select the device.
 
     Args:
         typed: The options; ``device`` is filled in.
@@ -49,27 +40,30 @@ def prepare(typed: argparse.Namespace, positive: Sequence[str]) -> dict[str, Any
     Raises:
         UserError: A number is not positive, the folder exists, or no GPU was found.
     """
-    for name in (*positive, "rounds", "threads"):
-        value = getattr(typed, name)
-        for number in value if isinstance(value, list) else [] if value is None else [value]:
-            if number < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {number}: give a positive whole number")
+    check_positive(typed, *positive, "rounds", "threads")
     check_new(typed.output)
-    from randlora_pl.utils.text.console import log_to_terminal
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
-    silence_library_warnings()
-    log_to_terminal()
     import torch
 
     from randlora_pl.bench.timing import machine
+    from randlora_pl.utils.text.console import log_to_terminal
 
+    log_to_terminal()
     if typed.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no GPU here (see: randlora-pl doctor); use --device cpu")
     typed.device = typed.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if typed.threads:
         torch.set_num_threads(typed.threads)
     return machine()
+
+
+def measuring(total: int) -> AbstractContextManager[Any]:
+    """Return the progress of measurements on the terminal."""
+    return counting(True, "{task.completed} of {task.total} measurements", total)
+
+
+def setup_of(typed: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that figures depend on."""
+    return {name: value for name, value in vars(typed).items() if name != "output"}
 
 
 def place(facts: dict[str, Any], device: str) -> str:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.cli.common.arguments import Parser
-from randlora_pl.cli.common.progress import counting
+from randlora_pl.cli.bench.common import measuring
+from randlora_pl.cli.common.arguments import Parser, check_output, check_parent, check_positive
 from randlora_pl.cli.common.tables import table
 from randlora_pl.cli.data.report import checked_root
 from randlora_pl.data.catalog.registry import find, how_to_get, present
@@ -13,27 +13,16 @@ from randlora_pl.utils.files.atomic_output import disk_errors
 
 
 def data_verb(args: list[str]) -> int:
-    """Measure images per second of each stage of the input pipeline, beside the plain torchvision pipeline.
-
-    Raises:
-        UserError: An option is wrong, or the data are missing.
-    """
+    """Measure images per second of each stage of the input pipeline, beside the plain torchvision pipeline."""
     parser = Parser("bench data", "bench")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("--root", "--data.root")
-    parser.add_argument("--image-size", "--image_size", type=int, default=224)
-    parser.add_argument("--batch-size", "--batch_size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path)
+    parser.add_options(image_size=224, batch_size=64, workers=2, images=1024, rounds=5, output=Path)
     typed = parser.parse_args(args)
     row = find(typed.name)
     if row.captions:
         raise UserError(f"bench data measures data sets with classes; {row.name} has captions")
-    for name in ("image_size", "batch_size", "workers", "images", "rounds"):
-        if getattr(typed, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(typed, name)}: give a positive whole number")
+    check_positive(typed, "image_size", "batch_size", "workers", "images", "rounds")
     from randlora_pl.bench.timing import batches_ahead
 
     least = (batches_ahead(typed.workers) + 2) * typed.batch_size
@@ -42,23 +31,18 @@ def data_verb(args: list[str]) -> int:
             f"--images {typed.images} is too few to measure {typed.workers} workers with batches of "
             f"{typed.batch_size}; give {least} or more"
         )
-    if typed.output is not None and typed.output.exists():
-        raise UserError(f"{typed.output} exists; give another --output, nothing is overwritten.")
-    if typed.output is not None and not typed.output.parent.is_dir():
-        folder = typed.output.parent
-        raise UserError(f"The folder {folder} does not exist; make it first: mkdir -p {folder}")
+    if typed.output is not None:
+        check_output(typed.output)
+        check_parent(typed.output)
     root = checked_root(typed, [row], "bench data")
     if not present(row, root):
         raise UserError(how_to_get(row, root))
-    from randlora_pl.utils.text.console import log_to_terminal
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
-    silence_library_warnings()
-    log_to_terminal()
     from randlora_pl.bench.pipeline import PLAIN, cases
     from randlora_pl.bench.timing import Spread, in_turns, machine, ratios
     from randlora_pl.data.module import ImageData
+    from randlora_pl.utils.text.console import log_to_terminal
 
+    log_to_terminal()
     data = ImageData(
         dataset=row.name, root=str(root), batch_size=typed.batch_size, image_size=typed.image_size,
         steps=typed.images // typed.batch_size, cache_images=False, num_workers=typed.workers,
@@ -70,8 +54,7 @@ def data_verb(args: list[str]) -> int:
         f"{row.name}: {typed.rounds} rounds of {data.plan.total_draws if data.plan else 0:,} images at "
         f"{typed.image_size} pixels, in turns; {facts['processor']}, {facts['cores']} cores"
     )
-    total = (typed.rounds + 1) * len(measured)
-    with counting(True, "{task.completed} of {task.total} measurements", total) as tick:
+    with measuring((typed.rounds + 1) * len(measured)) as tick:
         figures = in_turns({case.name: case.run for case in measured}, typed.rounds, lambda _: tick(1))
     rows: list[tuple[str, ...]] = []
     report: dict[str, dict[str, Any]] = {}

@@ -4,18 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.bench.common import (
-    JSON,
-    PICTURE,
-    PRECISIONS,
-    TABLE,
-    command,
-    in_folder,
-    parser_of,
-    place,
-    prepare,
-)
-from randlora_pl.cli.common.progress import counting
+from randlora_pl.cli.bench import common
+from randlora_pl.cli.bench.common import PRECISIONS, command, measuring, parser_of, place, prepare, setup_of
 from randlora_pl.cli.common.tables import table
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
@@ -32,21 +22,10 @@ _NOTE = (
 
 
 def train_verb(args: list[str]) -> int:
-    """Measure whole training steps of full fine-tuning, our methods and PEFT's, on a model with random weights.
-
-    Raises:
-        UserError: An option is wrong.
-    """
+    """Measure whole training steps of full fine-tuning, our methods and PEFT's, on a model with random weights."""
     parser = parser_of("train", 5)
-    parser.add_argument("--model", default="vit_base_patch32_224")
-    parser.add_argument("--library", choices=("timm", "open_clip", "transformers"))
-    parser.add_argument("--batch-size", "--batch_size", type=int)
-    parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--overrides", default="{}")
-    parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--methods", nargs="+")
-    parser.add_argument("--targets", nargs="+")
-    parser.add_argument("--rss", action="store_true")
+    parser.add_options(model="vit_base_patch32_224", library=("timm", "open_clip", "transformers"), batch_size=int)
+    parser.add_options(tokens=256, overrides="{}", dropout=0.0, methods=[str], targets=[str], rss=False)
     typed = parser.parse_args(args)
     facts = prepare(typed, ["batch_size", "tokens"])
     from randlora_pl.adapters.base import check_dropout
@@ -91,8 +70,7 @@ def train_verb(args: list[str]) -> int:
                 one.rss = rss.get(one.name)
             return sorted([*results, *missing], key=lambda one: names.index(one.name))
 
-        total = ticks(len(cases), typed.rounds) + len(cases) * typed.rss
-        with counting(True, "{task.completed} of {task.total} measurements", total) as tick:
+        with measuring(ticks(len(cases), typed.rounds) + len(cases) * typed.rss) as tick:
             if typed.rss:
                 for case in cases:
                     tick(1)
@@ -107,11 +85,7 @@ def train_verb(args: list[str]) -> int:
 
 
 def overrides_of(text: str) -> dict[str, int]:
-    """Return the parsed value of ``--overrides``.
-
-    Raises:
-        UserError: The value is not a mapping of names.
-    """
+    """Return the parsed value of ``--overrides``, a mapping of names."""
     import yaml
 
     try:
@@ -124,15 +98,9 @@ def overrides_of(text: str) -> dict[str, int]:
 
 
 def captions_verb(args: list[str]) -> int:
-    """Measure steps of the vision-language task with each caption encoded once, and with one caption per image.
-
-    Raises:
-        UserError: An option is wrong.
-    """
+    """Measure steps of the vision-language task with each caption encoded once, and with one caption per image."""
     parser = parser_of("captions", 3)
-    parser.add_argument("--model", default="ViT-B-32")
-    parser.add_argument("--batch-size", "--batch_size", type=int, default=128)
-    parser.add_argument("--classes", type=int, default=10)
+    parser.add_options(model="ViT-B-32", batch_size=128, classes=10)
     typed = parser.parse_args(args)
     facts = prepare(typed, ["batch_size", "classes"])
     import torch
@@ -151,11 +119,10 @@ def captions_verb(args: list[str]) -> int:
 
     def work(keep: Callable[[list[Measured]], None]) -> list[Measured]:
         cases = captions.cases()
-        with counting(True, "{task.completed} of {task.total} measurements", ticks(len(cases), typed.rounds)) as tick:
+        with measuring(ticks(len(cases), typed.rounds)) as tick:
             return measure(cases, gemm, typed.rounds, lambda _: tick(1), keep)
 
-    options = {name: value for name, value in vars(typed).items() if name != "output"}
-    about = {"command": command("captions", args), "machine": facts, "setup": options}
+    about = {"command": command("captions", args), "machine": facts, "setup": setup_of(typed)}
     _report("captions", typed, work, f"{what}, on {where}", about, BASES, {}, "of one an image")
     return 0
 
@@ -174,15 +141,15 @@ def _report(
     from randlora_pl.bench.report import as_json, bars, cells, markdown, write_figure, write_json
 
     def note(results: list["Measured"], folder: Path) -> None:
-        write_json(about | {"cases": as_json(results, bases, peers)}, folder / JSON)
+        write_json(about | {"cases": as_json(results, bases, peers)}, folder / common.JSON)
 
     def finish(results: list["Measured"], folder: Path) -> None:
         note(results, folder)
         rounds = max((len(one.seconds) for one in results), default=0)
         header, rows = cells(results, bases, peers, base)
         text = markdown(title, header, rows, about["command"])
-        write_text(folder / TABLE, f"{text}\n{_NOTE.format(rounds=rounds)}\n")
-        write_figure(bars(title, results, bases, base), folder / PICTURE)
+        write_text(folder / common.TABLE, f"{text}\n{_NOTE.format(rounds=rounds)}\n")
+        write_figure(bars(title, results, bases, base), folder / common.PICTURE)
         print(f"\n{table(header, rows)}\n\n{_NOTE.format(rounds=rounds)}")
 
-    in_folder(typed.output, verb, work, note, finish)
+    common.in_folder(typed.output, verb, work, note, finish)

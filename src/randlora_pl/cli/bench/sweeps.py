@@ -4,20 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from randlora_pl.cli.bench.common import (
-    JSON,
-    PICTURE,
-    PRECISIONS,
-    TABLE,
-    command,
-    in_folder,
-    parser_of,
-    place,
-    prepare,
-)
-from randlora_pl.cli.common.progress import counting
+from randlora_pl.cli.bench import common
+from randlora_pl.cli.bench.common import PRECISIONS, command, measuring, parser_of, place, prepare
 from randlora_pl.cli.common.tables import table
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.text.formatting import duration
 
@@ -32,32 +22,17 @@ _NOTE = (
 
 
 def adapters_verb(args: list[str]) -> int:
-    """Measure forward and backward passes of adapted linear layers by width, tokens, number of bases and depth.
-
-    Raises:
-        UserError: An option is wrong.
-    """
+    """Measure forward and backward passes of adapted linear layers by width, tokens, number of bases and depth."""
     parser = parser_of("adapters", 3)
-    parser.add_argument("--sweeps", nargs="+")
-    for option in _OPTIONS.values():
-        parser.add_argument(f"--{option}", nargs="+", type=int)
-    parser.add_argument("--methods", nargs="+")
+    parser.add_options(sweeps=[str], methods=[str], **{option: [int] for option in _OPTIONS.values()})
     typed = parser.parse_args(args)
     facts = prepare(typed, list(_OPTIONS.values()))
     from randlora_pl.bench.flops import Gemm
     from randlora_pl.bench.methods import chosen
-    from randlora_pl.bench.report import (
-        curves,
-        markdown,
-        sweep_cells,
-        write_csv,
-        write_figure,
-        write_json,
-    )
+    from randlora_pl.bench.report import curves, markdown, sweep_cells, write_csv, write_figure, write_json
     from randlora_pl.bench.steps import measure, ticks
     from randlora_pl.bench.sweeps import DEFAULTS, Point, Reading, cases, estimated_seconds, methods_at, readings
     from randlora_pl.bench.train import dtype_of
-    from randlora_pl.utils.errors import near
 
     for name in typed.sweeps or ():
         if name not in DEFAULTS:
@@ -88,7 +63,7 @@ def adapters_verb(args: list[str]) -> int:
     def work(keep: Callable[[list[Reading]], None]) -> list[Reading]:
         found: list[Reading] = []
         total = sum(ticks(len(methods_at(sweep, names)), typed.rounds) for sweep, _ in points)
-        with counting(True, "{task.completed} of {task.total} measurements", total) as tick:
+        with measuring(total) as tick:
             for sweep, point in points:
                 here = methods_at(sweep, names)
                 made, missing = cases(point, here, device, typed.precision)
@@ -99,7 +74,7 @@ def adapters_verb(args: list[str]) -> int:
 
     def note(results: list["Reading"], folder: Path) -> None:
         rows = [row for reading in results for row in reading.as_rows()]
-        write_json(about | {"rows": rows}, folder / JSON)
+        write_json(about | {"rows": rows}, folder / common.JSON)
         write_csv(rows, folder / "bench.csv")
 
     def finish(results: list["Reading"], folder: Path) -> None:
@@ -110,9 +85,9 @@ def adapters_verb(args: list[str]) -> int:
             text.append(markdown(f"{what}, on {where}: {sweep}", header, rows, typed_command))
             shown.append(table(header, rows))
         remark = _NOTE.format(rounds=typed.rounds)
-        write_text(folder / TABLE, "\n".join([*text, remark + "\n"]))
-        write_figure(curves(f"{what}\non {where}", results), folder / PICTURE)
+        write_text(folder / common.TABLE, "\n".join([*text, remark + "\n"]))
+        write_figure(curves(f"{what}\non {where}", results), folder / common.PICTURE)
         print("\n" + "\n\n".join([*shown, remark]))
 
-    in_folder(typed.output, "adapters", work, note, finish)
+    common.in_folder(typed.output, "adapters", work, note, finish)
     return 0

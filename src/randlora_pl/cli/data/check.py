@@ -1,18 +1,13 @@
 """``data check`` and ``data show``: check of a dataset, and a contact sheet of its images."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import Parser, check_output, check_parent
 from randlora_pl.cli.common.progress import counting
-from randlora_pl.cli.data.report import SAMPLE, checked_root, print_reports
+from randlora_pl.cli.data.report import SAMPLE, checked_root, parse_names, print_reports
 from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, find, how_to_get, present
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.printable import printable
-
-if TYPE_CHECKING:
-    pass
-
 
 SHOTS = 4
 """Images per class on a contact sheet."""
@@ -26,26 +21,15 @@ def check_verb(args: list[str]) -> int:
     Returns:
         0 if all is as expected, 1 if something is wrong or missing.
     """
-    parser = Parser("data check", "data")
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--all", action="store_true")
-    parser.add_argument("--root", "--data.root")
-    parser.add_argument("--every-image", "--every_image", action="store_true")
-    parser.add_argument("--fast", action="store_true")
-    typed = parser.parse_args(args)
-    if typed.all == bool(typed.names):
-        both = "names data sets and --all" if typed.all else "no data set is named"
-        raise UserError(f"data check: {both}. Use: randlora-pl data check NAME ..., or --all")
+    typed = parse_names("check", args, every_image=False, fast=False)
     if typed.fast and typed.every_image:
         raise UserError("data check: --fast decodes no image and --every-image all of them; leave one out")
     chosen = [find(name) for name in typed.names] or [row for row in CATALOG.values() if not row.own]
     root = checked_root(typed, chosen, "data check")
-    from randlora_pl.utils.text.console import log_to_terminal
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
-    silence_library_warnings()
-    log_to_terminal()
     from randlora_pl.data.check import check
+    from randlora_pl.utils.text.console import log_to_terminal
+
+    log_to_terminal()
 
     reports = []
     sample = None if typed.every_image else 0 if typed.fast else SAMPLE
@@ -60,8 +44,7 @@ def show_verb(args: list[str]) -> int:
     parser = Parser("data show", "data")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("--root", "--data.root")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--shots", type=int, default=SHOTS)
+    parser.add_options(output=Path, shots=SHOTS)
     typed = parser.parse_args(args)
     row = find(typed.name)
     if not 1 <= typed.shots <= MOST_SHOTS:
@@ -70,13 +53,10 @@ def show_verb(args: list[str]) -> int:
     root = checked_root(typed, [row], "data show")
     if not present(row, root):
         raise UserError(how_to_get(row, root))
-    from randlora_pl.utils.text.console import log_to_terminal
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
-    silence_library_warnings()
-    log_to_terminal()
     from randlora_pl.data.contact_sheet import Sheet
+    from randlora_pl.utils.text.console import log_to_terminal
 
+    log_to_terminal()
     sheet = Sheet.of(row, root, typed.shots)
     sheet.write(output)
     print(f"{row.name}: {row.title}")
@@ -94,8 +74,6 @@ def _output(row: DatasetSpec, named: Path | None) -> Path:
         return Path(f"contact-sheet-{row.name}.png")
     if named.suffix.lower() != ".png":
         raise UserError(f"--output is {named}: a contact sheet is a PNG file, for example {row.name}.png")
-    if named.exists():
-        raise UserError(f"{named} exists; give another --output, nothing is overwritten.")
-    if not named.parent.is_dir():
-        raise UserError(f"The folder {named.parent} does not exist; make it first: mkdir -p {named.parent}")
+    check_output(named)
+    check_parent(named)
     return named

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.data.report import SAMPLE, parse_names, print_reports
 from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, default_root, find, get_command, how_to_get, present
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.formatting import byte_size
@@ -25,15 +25,7 @@ def get_verb(args: list[str]) -> int:
         0 if all requested datasets are there and as expected, else 1; with ``--all`` datasets that only a person can
         get do not count.
     """
-    parser = Parser("data get", "data")
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--all", action="store_true")
-    parser.add_argument("--root", "--data.root")
-    parser.add_argument("--keep", action="store_true")
-    typed = parser.parse_args(args)
-    if typed.all == bool(typed.names):
-        both = "names data sets and --all" if typed.all else "no data set is named"
-        raise UserError(f"data get: {both}. Use: randlora-pl data get NAME ..., or --all")
+    typed = parse_names("get", args, keep=False)
     rows = [find(name) for name in dict.fromkeys(typed.names)] or [row for row in CATALOG.values() if row.layout]
     if typed.names and (own := [row.name for row in rows if row.own]):
         raise UserError(f"data get: {own[0]} is your own images, there is nothing to fetch. See: randlora-pl datasets")
@@ -50,7 +42,6 @@ def get_verb(args: list[str]) -> int:
 
 def _get(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) -> int:
     """Fetch one dataset after the other, even if one fails; return the exit code."""
-    from randlora_pl.cli.data.report import print_reports
     from randlora_pl.data.download.install import by_hand, downloads
 
     reports, got, failed, helpless = [], [], [], []
@@ -99,24 +90,15 @@ def _get(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) 
 
 
 def _check(row: DatasetSpec, root: Path, sample: int) -> "Report":
-    """Check a dataset without the warnings of third-party libraries."""
-    from randlora_pl.utils.text.console import log_to_terminal
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
-    silence_library_warnings()
-    log_to_terminal()
     from randlora_pl.data.check import check
+    from randlora_pl.utils.text.console import log_to_terminal
 
+    log_to_terminal()
     return check(row, root, sample)
 
 
 def _fetch(row: DatasetSpec, root: Path) -> "Report":
-    """Fetch one dataset, check it, and print both steps.
-
-    Raises:
-        UserError: The dataset cannot be downloaded.
-    """
-    from randlora_pl.cli.data.report import SAMPLE
+    """Fetch one dataset, check it, and print both steps."""
     from randlora_pl.data.download.http import length
     from randlora_pl.data.download.install import downloads, get
 

@@ -3,8 +3,9 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.common.tables import table
 from randlora_pl.data.catalog.registry import DatasetSpec, default_root, may_be_read
 from randlora_pl.data.locations import root_of
@@ -13,6 +14,19 @@ from randlora_pl.utils.text.printable import printable
 
 if TYPE_CHECKING:
     from randlora_pl.data.check import Report
+
+
+def parse_names(verb: str, args: list[str], **options: Any) -> argparse.Namespace:
+    """Return the options of a command that takes datasets, or ``--all`` of them."""
+    parser = Parser(f"data {verb}", "data")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--root", "--data.root")
+    parser.add_options(all=False, **options)
+    typed = parser.parse_args(args)
+    if typed.all == bool(typed.names):
+        both = "names data sets and --all" if typed.all else "no data set is named"
+        raise UserError(f"data {verb}: {both}. Use: randlora-pl data {verb} NAME ..., or --all")
+    return typed
 
 
 SAMPLE = 8
@@ -70,11 +84,7 @@ def _per_class(count: tuple[str, int] | None) -> str:
 
 
 def checked_root(typed: argparse.Namespace, rows: Sequence[DatasetSpec], verb: str) -> Path:
-    """Return the folder of the datasets.
-
-    Raises:
-        UserError: The folder is needed but was not given, or does not exist.
-    """
+    """Return the folder of the datasets; it must exist, and be given for the user's own data."""
     if typed.root is None:
         for row in rows:
             if row.own:

@@ -1,11 +1,5 @@
 """Help page of ``tune``."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
 PAGE = """\
 Search the learning rate (and alpha) of every method of a sweep on validation samples; the test is not read.
 Each candidate is tried with one seed, the two best with all seeds of the search; the best mean is taken. The same

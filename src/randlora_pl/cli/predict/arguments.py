@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import Parser, check_positive, typed
 from randlora_pl.utils.errors import UserError
 
 _OF_IMAGES = ("weights", "on_error", "max_pixels")
@@ -17,39 +17,24 @@ _OF_TEXTS = ("max_new_tokens", "beams", "precision")
 
 
 def parse(args: list[str]) -> argparse.Namespace:
-    """Return the options of ``predict``.
-
-    Raises:
-        UserError: An unknown, missing or impossible option.
-    """
+    """Return the options of ``predict``."""
     parser = Parser("predict")
     parser.add_argument("--adapter", nargs="+", action="extend", required=True)
-    parser.add_argument("--weights", type=float, nargs="+")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--images", type=Path, nargs="+")
     what.add_argument("--texts", nargs="+")
-    parser.add_argument("--output", default="predictions.csv")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--top-k", "--top_k", type=int)
-    parser.add_argument("--max-new-tokens", "--max_new_tokens", type=int)
-    parser.add_argument("--beams", type=int)
-    parser.add_argument("--precision", choices=("32", "bf16"))
-    parser.add_argument("--batch-size", "--batch_size", type=int)
+    parser.add_options(weights=[float], output="predictions.csv", overwrite=False, top_k=int, max_new_tokens=int)
+    parser.add_options(beams=int, precision=("32", "bf16"), batch_size=int, device="auto", max_pixels=int)
+    parser.add_options(on_error=("raise", "skip"))
     parser.add_weights()
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--on-error", "--on_error", choices=("raise", "skip"))
-    parser.add_argument("--max-pixels", "--max_pixels", type=int)
     options = parser.parse_args(args)
     if not options.images and not options.texts:
         raise UserError("predict: give --images PATH, or for a language model --texts FILE.")
-    for name in ("top_k", "batch_size", "max_new_tokens", "beams", "max_pixels"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"{_typed(name)} is {value}: give a positive whole number.")
+    check_positive(options, "top_k", "batch_size", "max_new_tokens", "beams", "max_pixels")
     here, there, foreign = ("images", "texts", _OF_TEXTS) if options.images else ("texts", "images", _OF_IMAGES)
     for name in foreign:
         if getattr(options, name) is not None:
-            raise UserError(f"{_typed(name)} goes with --{there}, and these are --{here}: leave it out.")
+            raise UserError(f"{typed(name)} goes with --{there}, and these are --{here}: leave it out.")
     options.adapters = name_adapters(options.adapter)
     if options.weights is not None:
         if len(options.weights) != len(options.adapters):
@@ -59,10 +44,6 @@ def parse(args: list[str]) -> argparse.Namespace:
             raise UserError(f"--weights is {' '.join(map(str, options.weights))}: give finite numbers.")
         options.weights = dict(zip(options.adapters, options.weights, strict=True))
     return options
-
-
-def _typed(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def name_adapters(words: Sequence[str]) -> dict[str, Path]:

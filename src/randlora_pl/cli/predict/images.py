@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.cli.common.arguments import check_output, check_parent
 from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.help.pages import page
 from randlora_pl.cli.predict.arguments import MAX_PIXELS, parse
@@ -15,6 +16,7 @@ from randlora_pl.config.adapter_config import adapter_config
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
 from randlora_pl.utils.files.atomic_output import atomic_file
+from randlora_pl.utils.text.log_filters import silence_library_warnings
 from randlora_pl.utils.text.printable import printable
 
 _HELD = 1 << 28
@@ -30,16 +32,14 @@ def predict_verb(args: list[str]) -> int:
     for folder in options.adapters.values():
         _check_kind(folder, adapter_config(folder)["model"]["class_path"], bool(options.texts))
     output = None if options.output == "-" else Path(options.output)
-    if output is not None and output.exists() and not options.overwrite:
-        raise UserError(f"{output} exists; give another --output, or --overwrite to replace it.")
-    if output is not None and output.exists() and not output.is_file():
-        raise UserError(f"--output: {output} is a folder or a device; name a file.")
-    if output is not None and not output.parent.is_dir():
-        raise UserError(f"The folder {output.parent} does not exist; make it first: mkdir -p {output.parent}")
     if output is None:
         text = _found(options).csv()
         sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
         return 0
+    check_output(output, options.overwrite)
+    if output.exists() and not output.is_file():
+        raise UserError(f"--output: {output} is a folder or a device; name a file.")
+    check_parent(output)
     found = None
     try:
         with atomic_file(output) as file:  # before the work, which may take hours
@@ -54,11 +54,12 @@ def predict_verb(args: list[str]) -> int:
 
 
 def _found(options: argparse.Namespace) -> Predictions:
-    if options.texts:
-        from randlora_pl.cli.predict.texts import answer
+    silence_library_warnings()
+    if not options.texts:
+        return classify(options)
+    from randlora_pl.cli.predict.texts import answer
 
-        return answer(options)
-    return classify(options)
+    return answer(options)
 
 
 def _kept_elsewhere(content: bytes, output: Path, error: OSError) -> str:
@@ -73,11 +74,7 @@ def _kept_elsewhere(content: bytes, output: Path, error: OSError) -> str:
 
 
 def _check_kind(folder: Path, task: str, texts: bool) -> None:
-    """Refuse images for a language model, and texts for a model of images.
-
-    Raises:
-        UserError: The adapter is of the other kind; the message names the option to use.
-    """
+    """Refuse images for a language model, and texts for a model of images."""
     if texts and task not in TASKS:
         raise UserError(f"{folder} belongs to a model of images: give it --images PATH instead of --texts.")
     if not texts and task in TASKS:
@@ -93,16 +90,13 @@ def classify(options: argparse.Namespace) -> Predictions:
     Raises:
         UserError: An adapter or an image does not load, the device is not there, or memory runs out.
     """
-    from randlora_pl.engine.error_messages import out_of_memory
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
-    silence_library_warnings()
     import torch
 
     from randlora_pl.adapters import read_adapter
     from randlora_pl.data import open_images
     from randlora_pl.data.images.decode import trust_the_limit
     from randlora_pl.data.unlabelled import frame_of
+    from randlora_pl.engine.error_messages import out_of_memory
     from randlora_pl.tasks import load_tasks, weighted_task
 
     device = pick_device(options.device)
@@ -117,13 +111,8 @@ def classify(options: argparse.Namespace) -> Predictions:
     trust_the_limit()
     opened = {frame: open_images(options.images, frame, batch_size, skip=skip, most_pixels=most) for frame in frames}
     loaders, images = [loader for loader, _ in opened.values()], opened[frames[0]][1]
-    found = Predictions.of_classes(
-        list(tasks),
-        "images",
-        ["image"],
-        [[str(image)] for image in images],
-        max(min(options.top_k or 5, len(task.classnames)) for task in tasks.values()),
-    )
+    count = max(min(options.top_k or 5, len(task.classnames)) for task in tasks.values())
+    found = Predictions.of_classes(list(tasks), "images", ["image"], [[str(image)] for image in images], count)
     turns = list(zip(tasks, tasks.values(), [list(opened).index(frame) for frame in frames], strict=True))
     try:
         for task in tasks.values():

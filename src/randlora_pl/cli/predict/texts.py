@@ -5,15 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.predict.csv_table import Predictions
-from randlora_pl.language.data.prediction_inputs import (
-    PROMPTS,
-    SENTENCES,
-    Given,
-    prompt_of,
-    read_given,
-    sentences_of,
-    shown,
-)
+from randlora_pl.language.data import prediction_inputs as inputs
 from randlora_pl.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,18 +21,12 @@ def answer(options: argparse.Namespace) -> Predictions:
     """Return the predictions of each adapter for each text; adapters run in turn, each with its own base model.
 
     All inputs are read and checked before the first model is loaded.
-
-    Raises:
-        UserError: A text or an adapter does not load, they do not fit together, the device is missing, or memory runs
-            out.
     """
-    from randlora_pl.engine.error_messages import out_of_memory
     from randlora_pl.language.models.hub_errors import need_transformers
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
     need_transformers()
-    silence_library_warnings()
     from randlora_pl.adapters import read_adapter
+    from randlora_pl.engine.error_messages import out_of_memory
     from randlora_pl.utils.text.console import log_to_terminal
 
     log_to_terminal()  # logs how many texts are cut
@@ -55,7 +41,8 @@ def answer(options: argparse.Namespace) -> Predictions:
     decoder = kind == "CausalLMTask"
     _check_options(options, decoder, classes)
     options.batch_size = options.batch_size or _BATCH[kind]
-    given = [each for source in options.texts for each in read_given(source, PROMPTS if decoder else SENTENCES)]
+    kinds_of_text = inputs.PROMPTS if decoder else inputs.SENTENCES
+    given = [each for source in options.texts for each in inputs.read_given(source, kinds_of_text)]
     try:
         return _written(options, files, given) if decoder else _classified(options, files, given, classes)
     except (RuntimeError, MemoryError) as error:
@@ -66,11 +53,7 @@ def answer(options: argparse.Namespace) -> Predictions:
 
 
 def _check_options(options: argparse.Namespace, decoder: bool, classes: bool) -> None:
-    """Refuse what is for another kind of model.
-
-    Raises:
-        UserError: An option does not fit the model; the message names it.
-    """
+    """Refuse options that are for another kind of model."""
     for name, typed, fits in (
         ("max_new_tokens", "--max-new-tokens is for models that write", decoder),
         ("beams", "--beams is for models that write", decoder),
@@ -80,13 +63,13 @@ def _check_options(options: argparse.Namespace, decoder: bool, classes: bool) ->
             raise UserError(f"{typed}, and {next(iter(options.adapters.values()))} is none: leave it out.")
 
 
-def _written(options: argparse.Namespace, files: "dict[str, AdapterFile]", given: list[Given]) -> Predictions:
+def _written(options: argparse.Namespace, files: "dict[str, AdapterFile]", given: list[inputs.Given]) -> Predictions:
     """Return the answers of decoders."""
     from randlora_pl.language.tasks.generated import paragraph
 
     datasets = {name: str(file.metadata.get("training", {}).get("dataset", "")) for name, file in files.items()}
-    prompts = {name: [prompt_of(each, dataset) for each in given] for name, dataset in datasets.items()}
-    asked = [[shown(each)] for each in given]
+    prompts = {name: [inputs.prompt_of(each, dataset) for each in given] for name, dataset in datasets.items()}
+    asked = [[inputs.shown(each)] for each in given]
     found = Predictions(list(files), "prompts", ["prompt"], asked, ["written"], "")
     typed = {"max_new_tokens": options.max_new_tokens, "num_beams": options.beams}
     how = {name: value for name, value in typed.items() if value is not None}
@@ -105,17 +88,13 @@ def _written(options: argparse.Namespace, files: "dict[str, AdapterFile]", given
 
 
 def _classified(
-    options: argparse.Namespace, files: "dict[str, AdapterFile]", given: list[Given], classes: bool
+    options: argparse.Namespace, files: "dict[str, AdapterFile]", given: list[inputs.Given], classes: bool
 ) -> Predictions:
-    """Return classes with their probabilities, or scores.
-
-    Raises:
-        UserError: Single texts and pairs are mixed, or the adapter was trained on the other kind.
-    """
+    """Return classes with their probabilities, or scores."""
     from randlora_pl.language.models.classifier import most_tokens
     from randlora_pl.tasks.evaluation import check_numbers
 
-    sentences = [sentences_of(each) for each in given]
+    sentences = [inputs.sentences_of(each) for each in given]
     for each, texts in zip(given, sentences, strict=True):
         if len(texts) != len(sentences[0]):
             raise UserError(f"{each.where}: single texts and pairs are mixed; predict for each alone.")
@@ -148,11 +127,7 @@ def _classified(
 
 
 def _ready(file: "AdapterFile", options: argparse.Namespace, how: dict[str, Any]) -> Any:
-    """Return the task of an adapter on the device, merged; quantized as in its training if there is a GPU.
-
-    Raises:
-        UserError: Its base model is not available, or is another one.
-    """
+    """Return the task of an adapter on the device, merged; quantized as in its training if there is a GPU."""
     from randlora_pl.language.tasks.restore import plain_task
     from randlora_pl.tasks.restore import make_ready
 

@@ -8,17 +8,9 @@ from randlora_pl.utils.files.atomic_output import write_text
 
 
 def compare_verb(args: list[str]) -> int:
-    """Run ``compare-methods [--config SWEEP] [--methods NAME ...]`` with the options of ``sweep``.
-
-    Returns:
-        0, or 1 if cells failed.
-
-    Raises:
-        UserError: As in ``sweep``.
-    """
+    """Run ``compare-methods [--config SWEEP] [--methods NAME ...]`` with the options of ``sweep``."""
     parser = Parser("compare-methods")
-    parser.add_argument("--config", default="compare_methods")
-    parser.add_argument("--methods", nargs="+")
+    parser.add_options(config="compare_methods", methods=[str])
     typed, rest = parser.parse_known_args(args)
     chosen = ["--only", f"method={','.join(typed.methods)}"] if typed.methods else []
     code, job = run_sweep([typed.config, *rest, *chosen], f"randlora-pl compare-methods {shlex.join(args)}".rstrip())

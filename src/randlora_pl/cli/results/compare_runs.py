@@ -26,11 +26,7 @@ _OPTIONS = ("model", "model.name", "model.pretrained", "model.adapter", "data.da
 
 
 def compare_runs_verb(args: list[str]) -> int:
-    """Run ``compare RUN RUN ... [--json]``.
-
-    Raises:
-        UserError: Fewer than two runs, or a folder that is not a run.
-    """
+    """Run ``compare RUN RUN ... [--json]``."""
     parser = Parser("compare")
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--json", action="store_true")
@@ -59,11 +55,7 @@ def compare_runs_verb(args: list[str]) -> int:
 
 
 def _config(folder: Path, problems: list[str]) -> dict[str, Any]:
-    """Return the options of a run by short names; empty if its config cannot be read.
-
-    Raises:
-        UserError: The folder is not a run folder.
-    """
+    """Return the options of a run by short names; empty if its config cannot be read."""
     import yaml
 
     if not (folder / CONFIG).is_file():

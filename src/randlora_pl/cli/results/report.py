@@ -7,15 +7,10 @@ from randlora_pl.cli.common.arguments import Parser
 
 
 def report_verb(args: list[str]) -> int:
-    """Run ``report SWEEP [--output DIR] [--overwrite]``.
-
-    Raises:
-        UserError: The sweep is missing or has no finished cell, or the report would replace a file.
-    """
+    """Run ``report SWEEP [--output DIR] [--overwrite]``."""
     parser = Parser("report")
     parser.add_argument("sweep", type=Path)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_options(output=Path, overwrite=False)
     options = parser.parse_args(args)
     from randlora_pl.experiments.report.collect import FINISHED, read_sweep
     from randlora_pl.experiments.report.files import write_report

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
 from randlora_pl.data.catalog.registry import PAPER, DatasetSpec, default_root, find, how_to_get, may_be_read, present
 from randlora_pl.data.locations import root_of
+from randlora_pl.engine.run_folder import new_folder
 from randlora_pl.utils.errors import UnreadableImageError, UserError
 from randlora_pl.utils.files.atomic_output import write_text
+from randlora_pl.utils.text.log_filters import silence_library_warnings
 
 if TYPE_CHECKING:
     from randlora_pl.experiments.zeroshot import ZeroShot
@@ -26,15 +29,10 @@ def zeroshot_verb(args: list[str]) -> int:
 
     Returns:
         0, or 1 if a dataset of ``all`` could not be tested.
-
-    Raises:
-        UserError: An option is wrong, the model does not load, or a named dataset is missing or damaged.
     """
     typed = _parse(args)
     rows, absent, root = _chosen(typed)
-    from randlora_pl.cli.common.devices import pick_device
     from randlora_pl.utils.text.console import log_to_terminal
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
 
     silence_library_warnings()
     log_to_terminal()
@@ -53,7 +51,7 @@ def zeroshot_verb(args: list[str]) -> int:
             failed[row.name] = str(error)
         except KeyboardInterrupt as stop:
             raise type(stop)(f"what was finished is in {folder}" if folder else "") from stop
-        folder = folder or _folder(typed.root_of_runs)
+        folder = folder or new_folder(typed.root_of_runs, "zeroshot")
         _write(folder, clip, found, failed, absent)
     _print(clip, found, failed, [find(name) for name in absent], root)
     print(f"\nFigures: {folder}/zeroshot.json")
@@ -96,11 +94,7 @@ def _chosen(typed: argparse.Namespace) -> tuple[list[DatasetSpec], list[str], Pa
 
 
 def _load(typed: argparse.Namespace) -> "LoadedClip":
-    """Return the model with its tokenizer.
-
-    Raises:
-        UserError: The model is unknown, no weights were named, or they do not load.
-    """
+    """Return the model with its tokenizer."""
     from open_clip.pretrained import list_pretrained_tags_by_model
 
     from randlora_pl.models import load_clip
@@ -117,11 +111,7 @@ def _load(typed: argparse.Namespace) -> "LoadedClip":
 
 
 def _test(clip: "LoadedClip", row: DatasetSpec, root: Path, batch: int, device: Any) -> "ZeroShot":
-    """Test the model on one dataset.
-
-    Raises:
-        UserError: The dataset is damaged, or memory runs out.
-    """
+    """Test the model on one dataset."""
     from randlora_pl.engine.error_messages import memory_advice, out_of_memory
     from randlora_pl.experiments.zeroshot import evaluate, prepare
 
@@ -136,12 +126,6 @@ def _test(clip: "LoadedClip", row: DatasetSpec, root: Path, batch: int, device: 
         if not out_of_memory(error):
             raise
         raise UserError(memory_advice(1, 1, "test", batch)) from error
-
-
-def _folder(root: Path) -> Path:
-    from randlora_pl.engine.run_folder import new_folder
-
-    return new_folder(root, "zeroshot")
 
 
 def _write(

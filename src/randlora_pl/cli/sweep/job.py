@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import Parser, check_positive
 from randlora_pl.config.compose import Tree, read_config
 from randlora_pl.config.shipped import config_folder, find_config
 from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, present
@@ -19,6 +19,7 @@ from randlora_pl.experiments.sweep.provenance import read_provenance
 from randlora_pl.experiments.sweep.steps import is_text
 from randlora_pl.parallel.launch import launched
 from randlora_pl.utils.errors import UserError, errors_in
+from randlora_pl.utils.text.log_filters import silence_library_warnings
 
 
 @dataclass
@@ -48,38 +49,23 @@ def parser_of(verb: str) -> Parser:
     """Return a parser with the options that ``sweep`` and ``tune`` share."""
     parser = Parser(verb)
     parser.add_argument("config")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--only", nargs="+", action="extend", default=[])
-    parser.add_argument("--retry-failed", action="store_true")
-    parser.add_argument("--max-hours", type=float)
-    parser.add_argument("--skip-missing", action="store_true")
     parser.add_argument("--data.root", dest="root")
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_options(output=Path, dry_run=False, retry_failed=False, max_hours=float, skip_missing=False, jobs=1)
     return parser
 
 
 def check_typed(typed: Any) -> None:
-    """Refuse impossible numbers, and a start by torchrun or srun.
-
-    Raises:
-        UserError: A number is impossible, or the command was started by torchrun or srun.
-    """
-    if typed.jobs < 1:
-        raise UserError(f"--jobs is {typed.jobs}: give a positive whole number.")
+    """Refuse impossible numbers, and a start by torchrun or srun."""
+    check_positive(typed, "jobs")
     if typed.max_hours is not None and not typed.max_hours > 0:
         raise UserError(f"--max-hours is {typed.max_hours}: give a positive number of hours.")
-    job = launched()
-    if job is not None:
+    if launched() is not None:
         raise UserError("a cell runs in one process: start this without torchrun or srun, with --jobs N.")
 
 
 def find_sweep(config: str) -> tuple[Path, Description]:
-    """Return the file of a config and the sweep in it.
-
-    Raises:
-        UserError: The file cannot be read, or is not a sweep.
-    """
+    """Return the file of a config and the sweep in it."""
     file = find_config(config)
     content = read_config(file)
     with errors_in(file):
@@ -96,11 +82,7 @@ def _with_provenance(content: Tree, file: Path) -> Tree:
 
 
 def job_of(typed: Any, same: str) -> Job:
-    """Return the job of the options of ``sweep``.
-
-    Raises:
-        UserError: A value in the config, or an option, is wrong.
-    """
+    """Return the job of the options of ``sweep``."""
     file, description = find_sweep(typed.config)
     if typed.seeds is not None:
         description = replace(description, seeds=whole_numbers("--seeds", typed.seeds))
@@ -194,8 +176,6 @@ def begin(job: Job) -> None:
         UserError: An option of a cell is impossible, or the folder holds another sweep.
     """
     job.folder.check(job.cells)
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
     silence_library_warnings()
     from randlora_pl.experiments.sweep.expand import counts
 
@@ -210,11 +190,7 @@ def begin(job: Job) -> None:
 
 
 def check_data(cells: Iterable[Cell]) -> None:
-    """Check the data options of the cells.
-
-    Raises:
-        UserError: An option is impossible.
-    """
+    """Check the data options of the cells."""
     from randlora_pl.experiments.sweep.expand import data_of
 
     for (model, dataset), cell in {(cell.labels.model, cell.labels.dataset): cell for cell in cells}.items():

@@ -10,6 +10,7 @@ from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN
 from randlora_pl.experiments.sweep.plan import Cell
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.text.formatting import byte_size, duration
+from randlora_pl.utils.text.log_filters import silence_library_warnings
 
 if TYPE_CHECKING:
     from randlora_pl.experiments.sweep.estimate import Estimate, Estimator
@@ -22,8 +23,6 @@ Rounds = Callable[[], list[Cell]]
 
 def dry_run(job: Job) -> int:
     """Print the cells with their state and estimated cost."""
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
     silence_library_warnings()
     from randlora_pl.experiments.sweep.estimate import COUNTED, MEASURED
 

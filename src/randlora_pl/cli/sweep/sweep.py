@@ -30,11 +30,9 @@ def run_sweep(args: list[str], same: str) -> tuple[int, Job | None]:
         KeyboardInterrupt: With the progress and the command to resume.
     """
     parser = parser_of("sweep")
-    parser.add_argument("--shard")
-    parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
     parser.add_argument("--slurm", nargs="+", action="extend", default=[])
-    parser.add_argument("--tune", action="store_true")
+    parser.add_options(shard=str, seeds=[int], tune=False)
     typed = parser.parse_args(args)
     check_typed(typed)
     if typed.tune:

@@ -2,20 +2,11 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from randlora_pl.cli.sweep.job import (
-    check_typed,
-    find_sweep,
-    parser_of,
-    words_of,
-)
+from randlora_pl.cli.sweep.job import check_typed, find_sweep, parser_of, words_of
 from randlora_pl.cli.sweep.run import dry_run
 from randlora_pl.cli.sweep.tuning import comments, search_of
 from randlora_pl.utils.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def tune_verb(args: list[str]) -> int:
@@ -23,10 +14,6 @@ def tune_verb(args: list[str]) -> int:
 
     Returns:
         0, or 1 if a method has no candidate that worked.
-
-    Raises:
-        UserError: An option, or a value in the config, is wrong; a dataset is missing; the disk is full.
-        KeyboardInterrupt: With the progress and the command to resume.
     """
     if {"-c", "--config"} & {word.partition("=")[0] for word in args}:
         from randlora_pl.cli.sweep.tune_run import tune_run

@@ -27,16 +27,9 @@ def tune_run(args: list[str]) -> int:
 
     Returns:
         0, or 1 if no rate worked.
-
-    Raises:
-        UserError: An option is wrong, or a dataset is missing or has no validation samples.
     """
     parser = Parser("tune")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--retry-failed", action="store_true")
-    parser.add_argument("--max-hours", type=float)
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_options(output=Path, dry_run=False, retry_failed=False, max_hours=float, jobs=1)
     typed, words = parser.parse_known_args(args)
     check_typed(typed)
     command = compose("fit", words, copy.deepcopy(DEFAULTS))
@@ -76,9 +69,6 @@ def described(tree: Tree, configs: list[str]) -> Description:
     Args:
         tree: The run's config.
         configs: Names of the configs, for the record.
-
-    Raises:
-        UserError: An option is impossible.
     """
     from randlora_pl.experiments.sweep.expand import data_of, task_of
 

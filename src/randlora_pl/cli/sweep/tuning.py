@@ -6,13 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.sweep.job import (
-    Job,
-    begin,
-    choose,
-    place_of,
-    summary,
-)
+from randlora_pl.cli.sweep.job import Job, begin, choose, place_of, summary
 from randlora_pl.cli.sweep.run import spawn, work
 from randlora_pl.config.shipped import config_names
 from randlora_pl.experiments.sweep.description import Description
@@ -24,6 +18,7 @@ from randlora_pl.language.catalog import LABELLED
 from randlora_pl.language.dataset_sizes import OWN_TEXTS
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.files.atomic_output import write_text
+from randlora_pl.utils.text.log_filters import silence_library_warnings
 
 if TYPE_CHECKING:
     from randlora_pl.experiments.sweep.tuning import Search
@@ -111,8 +106,6 @@ def search_of(typed: Any, file: Path, description: Description, path: Path, same
         UserError: The config has no candidates, a value in the config is wrong, or a dataset is missing.
     """
     _check_rates(file, description)
-    from randlora_pl.utils.text.log_filters import silence_library_warnings
-
     silence_library_warnings()
     from randlora_pl.experiments.sweep.tuning import Search
 
@@ -121,9 +114,8 @@ def search_of(typed: Any, file: Path, description: Description, path: Path, same
         search.restrict([word for word in typed.only if word.startswith("method=")])
     folder = SweepFolder(path, "tune.yaml")
     job = Job(description, search.all_cells(), search.first(folder), folder, same)
-    choose(
-        job, [word for word in typed.only if not word.startswith("method=")], None, typed.skip_missing, typed.dry_run
-    )
+    others = [word for word in typed.only if not word.startswith("method=")]
+    choose(job, others, None, typed.skip_missing, typed.dry_run)
     search.keep({(cell.labels.model, cell.labels.dataset) for cell in job.chosen})
     job.chosen = search.first(folder)
     job.folder.check(job.cells)
@@ -136,11 +128,7 @@ def comments(file: Path) -> str:
 
 
 def _check_rates(file: Path, description: Description) -> None:
-    """Refuse a shipped sweep without learning rates to try, as most of them have none.
-
-    Raises:
-        UserError: The config has no rates; the message has the command to copy the config and the line to add.
-    """
+    """Refuse a shipped sweep without learning rates to try, as most of them have none."""
     name = next((name for name, known in config_names().items() if known == file), None)
     if description.tune.get("learning_rates") or name is None:
         return
@@ -153,11 +141,7 @@ def _check_rates(file: Path, description: Description) -> None:
 
 
 def _check_validation(cells: list[Cell]) -> None:
-    """Check that every dataset has validation samples.
-
-    Raises:
-        UserError: A dataset has no validation samples.
-    """
+    """Check that every dataset has validation samples."""
     from randlora_pl.experiments.sweep.expand import data_of
 
     for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
