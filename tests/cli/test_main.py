@@ -110,6 +110,9 @@ def test_listings_name_what_there_is(run: Run) -> None:
     assert "3,821.1 M" in run("models", "Microsoft/phi-3-mini-4k-instruct").out
     assert all(f"\n{row.name} " in listed for row in MODELS)
     assert "RandLoRA" in run("adapters").out
+    shown = [line.split()[0] if line.startswith("  ") else line for line in run("adapters").out.splitlines()]
+    assert shown.index("fixed rank") < shown.index("LoRA") < shown.index("full rank") < shown.index("RandLoRA")
+    assert shown.index("RandLoRA") < shown.index("whole") < shown.index("BitFit")
 
 
 def test_details_and_near_names_of_listings(run: Run, refused: Callable[..., str]) -> None:

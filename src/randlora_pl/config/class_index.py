@@ -42,6 +42,7 @@ class ClassSource:
         bases: Names of its base classes.
         options: Arguments of its constructor by name, with the arguments of base classes that it passes on.
         constants: Constants, and tuples of constants, among its own class attributes, by name.
+        folder: Name of the folder that its file lies in.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ClassSource:
     bases: tuple[str, ...]
     options: dict[str, Option] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)
+    folder: str = ""
 
 
 def _argument_help(docstring: str) -> dict[str, str]:
@@ -128,6 +130,7 @@ def _read(file: Path, module: str) -> _Read:
             tuple(ast.unparse(base).rpartition(".")[2] for base in node.bases),
             _options(init, _argument_help(docstring)) if init else {},
             _constants(node),
+            file.parent.name,
         )
         found[node.name] = (source, rooms if init is None or init.args.kwarg is not None else None)
     return found

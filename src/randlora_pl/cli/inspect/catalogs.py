@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,10 +23,13 @@ TEXT_PAGES = ("docs/prompts.md", "docs/labelled_texts.md")
 
 
 def adapters_verb(args: list[str]) -> int:
-    """Run ``adapters``: print the methods; ``adapters NAME``: the options of one, from its docstring."""
+    """Run ``adapters``: print the methods by folder; ``adapters NAME``: the options of one, from its docstring."""
     known = subclasses("adapters", "Adapter")
     if not args:
-        print(table(("adapter", "what it is"), [(name, source.summary) for name, source in known.items()]))
+        rows = []
+        for folder, sources in groupby(known.values(), lambda source: source.folder):
+            rows += [(folder.replace("_", " "), ""), *((f"  {source.name}", source.summary) for source in sources)]
+        print(table(("adapter", "what it is"), rows))
         print("\nUse: randlora-pl fit --model.adapter NAME; options of one: randlora-pl adapters NAME")
         return 0
     for name in args:
