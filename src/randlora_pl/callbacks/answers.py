@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.files.run_files import run_folder
@@ -19,10 +19,9 @@ class WrittenAnswers(Callback):
     the generated text, and either the parsed and the correct answer or the references it was scored against.
     """
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the file and print its path."""
-        task: Any = pl_module
-        written = getattr(task, "written", [])
+        written = getattr(pl_module, "written", [])
         if written and trainer.is_global_zero:
             file = run_folder(trainer) / FILE
             write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in written))

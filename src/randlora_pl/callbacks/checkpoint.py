@@ -135,13 +135,12 @@ class AdapterCheckpoint(Callback):
         if self._whole_window:
             self._save_last(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save the end of the run; after an early stop, keep the older checkpoint.
 
         Lightning has marked its only epoch as completed, so a run resumed from here would not continue.
         """
-        task: Any = pl_module
-        if trainer.global_step >= task.total_steps():
+        if trainer.global_step >= pl_module.total_steps():
             self._save_last(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -169,7 +168,7 @@ def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % every == 0
 
 
-def save_adapter_of(trainer: Trainer, pl_module: LightningModule, folder: Path, summary: dict[str, Any]) -> None:
+def save_adapter_of(trainer: Trainer, pl_module: Any, folder: Path, summary: dict[str, Any]) -> None:
     """Write the adapter folder of a task, with facts about its training data and its image preprocessing.
 
     Args:
@@ -178,9 +177,8 @@ def save_adapter_of(trainer: Trainer, pl_module: LightningModule, folder: Path, 
         folder: Output folder.
         summary: Training results for the folder's metadata.
     """
-    save: Any = pl_module.save
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     facts = planned(data) if hasattr(data, "summary") else {}
     about = {name: facts[name] for name in _TRAINED_ON if facts.get(name) is not None} | {"randlora_pl": __version__}
     frame = getattr(data, "frame", None)
-    save(folder, summary | about | ({"frame": asdict(frame)} if frame is not None else {}))
+    pl_module.save(folder, summary | about | ({"frame": asdict(frame)} if frame is not None else {}))

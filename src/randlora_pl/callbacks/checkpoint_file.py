@@ -20,28 +20,13 @@ class CheckpointFile(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, *args: Any, **more: Any) -> None:
-        """Write the file atomically over an older one.
-
-        Args:
-            checkpoint: Checkpoint to write.
-            path: Local path.
-            args: Ignored for local files.
-            more: As ``args``.
-
-        Raises:
-            OSError: The file cannot be written; the older file is kept.
-        """
+        """Write the file atomically over an older one, which is kept if this fails."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_bytes(Path(path), buffer.getbuffer())
 
     def load_checkpoint(self, path: str | Path, *args: Any, **more: Any) -> dict[str, Any]:
         """Read the file.
-
-        Args:
-            path: Local path.
-            args: Passed on to Lightning.
-            more: As ``args``.
 
         Raises:
             UserError: The file is damaged or not a checkpoint.
@@ -54,12 +39,7 @@ class CheckpointFile(TorchCheckpointIO):
 
 
 def check_checkpoint(file: Path) -> None:
-    """Verify the checksum of every part of a checkpoint; PyTorch writes them but does not check them.
-
-    This adds half a second for a checkpoint of 1 GB.
-
-    Args:
-        file: The checkpoint.
+    """Verify the checksum of every part of a checkpoint; PyTorch writes them but does not check them (0.5 s per GB).
 
     Raises:
         UserError: The file is truncated, damaged or not a checkpoint.

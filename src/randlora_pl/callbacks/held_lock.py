@@ -23,9 +23,7 @@ class HeldLock(Callback):
     def __init__(self, lease: SoftFileLease, folder: Path) -> None:
         self._lease, self._folder = lease, folder
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Check the lock before `AdapterCheckpoint` runs, so that nothing more is written.
 
         Raises:

@@ -49,9 +49,7 @@ class PeakMemory(Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Log the peak so far."""
         self._here = peak_bytes(pl_module.device)
         pl_module.log("memory/peak_bytes", float(self._here), batch_size=1)

@@ -15,11 +15,7 @@ class NonFiniteLoss(Callback):
     """Callback that stops at the first non-finite loss and keeps the last good adapter."""
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Check the loss before the backward pass.
-
-        Raises:
-            UserError: The loss is not finite; the message has the last good adapter and options to lower.
-        """
+        """Check the loss before the backward pass; the error has the last good adapter and options to lower."""
         spoilt = here = not bool(torch.isfinite(loss))
         if trainer.world_size > 1:  # otherwise the other processes would wait forever
             spoilt = trainer.strategy.reduce_boolean_decision(spoilt, all=False)
@@ -28,11 +24,7 @@ class NonFiniteLoss(Callback):
             self._stop(trainer, pl_module, f"the loss is {what} at step {trainer.global_step + 1}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the weights after the last step, which no loss follows.
-
-        Raises:
-            UserError: The weights are not finite.
-        """
+        """Check the weights after the last step, which no loss follows."""
         if not is_finite(pl_module):
             self._stop(trainer, pl_module, f"the weights are not finite after the last step {trainer.global_step}")
 

@@ -40,30 +40,21 @@ class Patience(EarlyStopping):
         """Restore the count of the resumed run, with the patience set last."""
         super().load_state_dict(state_dict | {"patience": self.patience})
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a run without validations before its zero-shot test."""
-        self._check(trainer, pl_module)
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a run without validations.
-
-        Raises:
-            UserError: The run has no validations.
-        """
-        self._check(trainer, pl_module)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop a resumed run that was killed after its final validation."""
-        if self.exhausted:
-            trainer.should_stop = True
-
-    def _check(self, trainer: Trainer, task: LightningModule) -> None:
+        """Refuse a run without validations."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if data.plan is None:
             data.setup("fit")  # on every rank: setup synchronizes them
-        if validations(trainer, task, data) == 0:
+        if validations(trainer, pl_module, data) == 0:
             raise UserError(
                 f"checkpoint.patience is {self.patience}, but this run has no validation. Hold out {data.unit} for "
                 "validation, set --trainer.limit_val_batches and --trainer.val_check_interval to use them, or remove "
                 "--checkpoint.patience."
             )
+
+    on_test_start = on_fit_start  # a zero-shot test comes first
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop a resumed run that was killed after its final validation."""
+        if self.exhausted:
+            trainer.should_stop = True

@@ -45,29 +45,22 @@ class UpdateSpectrum(Callback):
         """Restore the values of the resumed run."""
         self.history = {name: list(state_dict["history"][name]) for name in self.history}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the initial weights for methods without updates; measure if the checkpoint precedes a due spectrum.
-
-        Raises:
-            UserError: The weights are sharded, so no process has a complete update.
-        """
-        task: Any = pl_module
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Keep the initial weights for methods without updates; measure if the checkpoint precedes a due spectrum."""
         step = self._last = trainer.global_step
         if not self.every_n_steps:
             return
         if any(hasattr(parameter, "full_tensor") for parameter in pl_module.parameters()):
             raise UserError("spectrum.every_n_steps needs complete weights. Remove it, or --trainer.strategy fsdp2.")
-        if task.report.adapter.trains_base and step:
+        if pl_module.report.adapter.trains_base and step:
             _log.warning("no spectra of the updates: a resumed run does not have the weights that it started from")
             self._off = True
-        elif task.report.adapter.trains_base:
-            self._start = {name: weight.detach().clone() for name, weight in _matrices(task.model).items()}
+        elif pl_module.report.adapter.trains_base:
+            self._start = {name: weight.detach().clone() for name, weight in _matrices(pl_module.model).items()}
         if step and step % self.every_n_steps == 0 and step not in self.history["steps"]:
             self._take(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Measure every ``every_n_steps`` optimizer steps."""
         step = trainer.global_step
         if self.every_n_steps and step != self._last and step % self.every_n_steps == 0:

@@ -15,9 +15,7 @@ class StepNumbers(Callback):
         for number, group in enumerate(optimizer.param_groups, 1):
             pl_module.log(f"{name}/pg{number}" if len(optimizer.param_groups) > 1 else name, float(group["lr"]))
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Log the step of training metrics."""
         pl_module.log("step", float(trainer.global_step))
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from rich.table import Table
 
 from randlora_pl.callbacks.validation import validations
@@ -17,16 +17,10 @@ _BYTES = 4  # trainable parameters are float32
 
 
 def layer_table(report: Any) -> Table:
-    """Return a table of the adapted layers, grouped by kind.
-
-    Args:
-        report: `InjectionReport` of the model.
-    """
+    """Return a table of the adapted layers of an `InjectionReport`, grouped by kind."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title, side in (("adapted layer", "left"), ("kind", "left"), ("out x in", "right")):
-        table.add_column(title, justify=side)  # type: ignore[arg-type]
-    table.add_column("layers", justify="right")
-    table.add_column("trainable", justify="right")
+    for number, title in enumerate(("adapted layer", "kind", "out x in", "layers", "trainable")):
+        table.add_column(title, justify="left" if number < 2 else "right")
     groups = report.grouped()
     for name, kind, shape, layers, count in groups[:MOST_ROWS]:
         table.add_row(name, kind, " x ".join(map(str, shape)), str(layers), f"{count:,}")
@@ -100,15 +94,8 @@ class StartSummary(Callback):
     def __init__(self) -> None:
         self._printed = False
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print before the zero-shot test, when the training is already planned."""
-        self._print(trainer, pl_module)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print before the training."""
-        self._print(trainer, pl_module)
-
-    def _print(self, trainer: Trainer, task: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Print the page."""
         if self._printed:
             return
         self._printed = True
@@ -117,22 +104,20 @@ class StartSummary(Callback):
             data.setup("fit")  # on every rank: setup synchronizes them
         if not trainer.is_global_zero:
             return
-        report: Any = task.report
+        report = pl_module.report
         remarks = "".join(f"\n{note}" for note in report.notes)
         print_above_progress(f"\n{describe(report.adapter)}{remarks}")
         if report.rows:
             print_above_progress(layer_table(report))
         if report.coverage:
             print_above_progress(f"adapted: {report.coverage}")
-        print_above_progress(facts_table(facts(trainer, task, data)), "")
+        print_above_progress(facts_table(facts(trainer, pl_module, data)), "")
+
+    on_test_start = on_fit_start  # a zero-shot test comes first, when the training is already planned
 
 
 def describe(adapter: Any) -> str:
-    """Return the method, its rank, and its non-default options.
-
-    Args:
-        adapter: Adapter of `randlora_pl.adapters`.
-    """
+    """Return the method of an adapter, its rank, and its non-default options."""
     if hasattr(adapter, "inner"):
         return f"{adapter.method()} of {describe(adapter.inner)}"
     plain = type(adapter)().options()

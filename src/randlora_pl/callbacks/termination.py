@@ -39,9 +39,7 @@ class Termination(Callback):
         """Start to delay the signal until the step is finished."""
         self._within = True
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Pass on a signal received during the step; `AdapterCheckpoint` then saves and Lightning ends."""
         if trainer.global_step == self._step:
             return

@@ -31,12 +31,7 @@ def steps_between(steps: int, samples: int, held_out: int, window: int) -> int:
 
 
 def steps_of(task: Any, data: Any) -> tuple[int, int]:
-    """Return the optimizer steps of a planned run, and between two validations.
-
-    Args:
-        task: Task attached to its trainer.
-        data: Data module set up for ``fit``.
-    """
+    """Return the optimizer steps of a planned run, and between two validations; ``data`` is set up for ``fit``."""
     steps = task.total_steps()
     return steps, steps_between(steps, data.plan.num_samples, data.held_out, data.plan.window)
 
@@ -50,18 +45,15 @@ class ValidationSchedule(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan the validations; a resumed run may start with one."""
         self._every = steps_of(pl_module, trainer.datamodule)[1] * trainer.accumulate_grad_batches  # type: ignore[attr-defined]
-        self._set(trainer, pl_module)
+        self.on_train_batch_end(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Schedule a validation at the end of the run, for any number of batches."""
-        self._set(trainer, pl_module)
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+        """Set the interval, so that a validation ends the run, too.
 
-    def _set(self, trainer: Trainer, task: Any) -> None:
-        """Set the interval; Lightning validates if ``val_check_batch`` divides the number of batches so far."""
+        Lightning validates if ``val_check_batch`` divides the number of batches so far.
+        """
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        ends = progress.is_last_batch or trainer.global_step >= task.total_steps()
+        ends = progress.is_last_batch or trainer.global_step >= pl_module.total_steps()
         trainer.val_check_batch = max(1, progress.current.ready) if ends else self._every
 
 

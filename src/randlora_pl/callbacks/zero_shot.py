@@ -14,11 +14,10 @@ class ZeroShot(Callback):
     def __init__(self) -> None:
         self._stack = ExitStack()
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Disable the adapter before weights are merged."""
-        task: Any = pl_module
-        if not task.adapter.trains_base:
-            self._stack.enter_context(disabled(task.model))
+        if not pl_module.adapter.trains_base:
+            self._stack.enter_context(disabled(pl_module.model))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enable the adapter after weights are restored."""

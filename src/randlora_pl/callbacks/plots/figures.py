@@ -133,25 +133,16 @@ class Figures(Callback):
         self._shown: list[tuple[tuple[int, int], int, Tensor, int, int, float]] = []
         self._surest = Surest(samples)
 
-    def _wanted(self, task: Any) -> bool:
-        return bool(task.test_name == "test")
-
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the counts and images."""
         self._counts, self._shown, self._surest = None, [], Surest(self.samples)
         self._turns.clear()
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Count the predictions of one batch, and keep sample images of all classes and the most confident mistakes."""
-        if not self._wanted(pl_module) or not isinstance(outputs, dict) or "logits" not in outputs:
+        if pl_module.test_name != "test" or not isinstance(outputs, dict) or "logits" not in outputs:
             return
         counts = outputs["weight"] > 0
         places = counts.nonzero()[:, 0]
@@ -176,16 +167,15 @@ class Figures(Callback):
                 insort(self._shown, kept, key=lambda one: one[:2])
                 del self._shown[self.samples :]
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Draw and save the plots."""
-        task: Any = pl_module
-        if not self._wanted(task):
+        if pl_module.test_name != "test":
             return
         counts: Any = None if self._counts is None else pl_module.all_gather(self._counts)
         surest = self._surest.gathered()
         if not trainer.is_global_zero:
             return
-        names = task.classnames if counts is not None or self._shown else []
+        names = pl_module.classnames if counts is not None or self._shown else []
         figures: dict[str, Callable[[], Figure]] = {}
         if counts is not None:
             counts = (counts.sum(0) if counts.dim() > 2 else counts).cpu()

@@ -33,13 +33,7 @@ class PerClass(Callback):
         self._scores, self.facts = None, {}
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Count the predictions of samples with a weight above zero."""
         if not isinstance(outputs, dict) or "logits" not in outputs:
@@ -51,19 +45,18 @@ class PerClass(Callback):
         if counts.any():
             self._scores.update(logits[counts].argmax(1), outputs["label"][counts])
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Log the class means; after a test of the trained model also write the table."""
         if self._scores is None:
             return
-        task: Any = pl_module
         table = class_table(self._scores.compute().cpu())
-        found = {f"{task.test_name}/{name}": value for name, value in means(table).items()}
+        found = {f"{pl_module.test_name}/{name}": value for name, value in means(table).items()}
         for logger in trainer.loggers:
             logger.log_metrics(found, trainer.global_step)
         sizes = {"smallest": table[:, 0].min(), "largest": table[:, 0].max()}
-        self.facts = found | {f"{task.test_name}/{end}_class": int(size) for end, size in sizes.items()}
-        if task.test_name == "test" and trainer.is_global_zero:
-            rows = zip(task.classnames, table.tolist(), strict=True)
+        self.facts = found | {f"{pl_module.test_name}/{end}_class": int(size) for end, size in sizes.items()}
+        if pl_module.test_name == "test" and trainer.is_global_zero:
+            rows = zip(pl_module.classnames, table.tolist(), strict=True)
             cells = [[name, int(row[0]), *map(_cell, row[1:])] for name, row in rows]
             text = csv_text([["class", "samples", "precision", "recall", "f1"], *cells])
             write_text(run_folder(trainer) / FILE, text)
@@ -85,11 +78,7 @@ def class_table(scores: Tensor) -> Tensor:
 
 
 def means(table: Tensor) -> dict[str, float]:
-    """Return balanced accuracy (mean recall) and macro F1 over the classes where they are defined.
-
-    Args:
-        table: Result of `class_table`.
-    """
+    """Return balanced accuracy (mean recall) and macro F1 over the classes of a `class_table` that have them."""
     return {"balanced_accuracy": float(table[:, 2].nanmean()), "macro_f1": float(table[:, 3].nanmean())}
 
 

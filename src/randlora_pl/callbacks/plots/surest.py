@@ -26,11 +26,6 @@ class Mistake:
     guess: int
     image: Tensor
 
-    @property
-    def rank(self) -> tuple[float, int]:
-        """Sort key: highest probability first, then smallest index."""
-        return -self.probability, self.index
-
 
 class Surest:
     """Most confident mistakes, independent of the order and sizes of batches.
@@ -90,4 +85,5 @@ class Surest:
         return found
 
     def _keep(self, more: list[Mistake]) -> None:
-        self.mistakes = sorted([*self.mistakes, *more], key=lambda mistake: mistake.rank)[: self.most]
+        both = sorted([*self.mistakes, *more], key=lambda mistake: (-mistake.probability, mistake.index))
+        self.mistakes = both[: self.most]
