@@ -96,11 +96,7 @@ def names_of(host: str, allowed: Sequence[str]) -> set[str]:
 
 
 def check_port(host: str, port: int) -> None:
-    """Check that the server can listen at an address.
-
-    Raises:
-        UserError: The port is in use, or the address does not exist.
-    """
+    """Check that the server can listen at an address."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: a port just released is free
         try:

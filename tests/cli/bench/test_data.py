@@ -28,7 +28,7 @@ def test_stages_of_the_input_pipeline_are_measured(run: Run, tmp_path: Path) -> 
         (["data", "pairs", "--root", "x.csv"], "captions"),
         (["data", "digits", "--output", "nowhere/x.json"], "mkdir -p nowhere"),
         (["data", "cifar10", "--root", "."], "cifar10 is not in"),
-        (["data", "folder"], "needs a root"),
+        (["data", "folder"], "needs --root"),
     ],
 )
 def test_mistakes(run: Run, words: list[str], says: str) -> None:

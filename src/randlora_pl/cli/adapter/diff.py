@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.adapter.info import described
-from randlora_pl.cli.adapter.layer_table import layer_table
 from randlora_pl.cli.common.arguments import Parser
-from randlora_pl.cli.common.tables import entry
+from randlora_pl.cli.common.tables import entry, layer_table
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
 

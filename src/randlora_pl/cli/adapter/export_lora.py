@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from randlora_pl.cli.adapter.layer_table import layer_table
+from randlora_pl.cli.common.tables import layer_table
 from randlora_pl.language.catalog import given_to
 from randlora_pl.utils.rank_or_error import check_rank_or_error
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.cli.adapter.layer_table import layer_table
 from randlora_pl.cli.common.arguments import Parser
-from randlora_pl.cli.common.tables import entry
+from randlora_pl.cli.common.tables import entry, layer_table
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.text.printable import printable
 

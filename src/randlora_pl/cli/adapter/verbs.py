@@ -1,7 +1,21 @@
 """``adapter ...``: commands that inspect and convert adapter files."""
 
 from randlora_pl.cli.common.dispatch import dispatch
-from randlora_pl.cli.help.adapter import PAGE
+
+PAGE = """\
+Look at adapter files, and take them elsewhere. ADAPTER is a folder (RUN/adapter) or one .safetensors file.
+
+  randlora-pl adapter info ADAPTER                             method, base model, rank and size of each update
+  randlora-pl adapter diff ADAPTER ADAPTER                     what two adapters differ in
+  randlora-pl adapter merge ADAPTER --output FILE              weights for open_clip or timm, without this program
+  randlora-pl adapter add ADAPTER ADAPTER --output DIR         weighted sums of updates (task arithmetic)
+  randlora-pl adapter export ADAPTER --to peft --output DIR    also: lora, onnx, torch, adapter
+  randlora-pl adapter import PATH --from peft --output DIR     also: official
+  randlora-pl adapter push ADAPTER --repo USER/NAME            to the Hugging Face Hub, with a model card
+  randlora-pl adapter pull USER/NAME --output DIR              from there
+
+Each explained: randlora-pl adapter VERB --help
+"""
 
 VERBS = {
     "info": "adapter.info:info_verb",
@@ -18,4 +32,4 @@ VERBS = {
 
 def adapter_verb(args: list[str]) -> int:
     """Run one of the commands, or print its help."""
-    return dispatch("adapter", VERBS, PAGE, args)
+    return dispatch("adapter", VERBS, PAGE, args, logs=False)

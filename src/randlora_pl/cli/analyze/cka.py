@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.analyze import common
 from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
 from randlora_pl.utils.errors import UserError
@@ -37,7 +38,7 @@ names neither its activations nor the number of images.
 def cka_verb(args: list[str]) -> int:
     """Compare the runs of each data set with the first of them, write and print."""
     typed = _parse(args)
-    device = common.start(typed.device)
+    device = pick_device(typed.device)
     runs = [common.open_run(path) for path in typed.runs]
     labels = dict(zip(typed.runs, labels_of_groups(runs, typed.dataset), strict=True))
     groups: dict[str, list[common.Run]] = {}

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.config.adapter_config import config_beside, data_beside
 from randlora_pl.engine.run_folder import new_folder, output_folder
 from randlora_pl.utils.errors import UnreadableImageError, UserError
@@ -39,22 +38,14 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        """Name of the dataset that it was trained on.
-
-        Raises:
-            UserError: The adapter does not name its dataset.
-        """
+        """Name of the dataset that it was trained on; an adapter without one is refused."""
         if "dataset" not in self.data:
             raise UserError(f"{self.path} does not name its training data; pass --dataset NAME")
         return str(self.data["dataset"])
 
 
 def open_run(path: Path) -> Run:
-    """Read the adapter of a run folder, or an adapter folder or file, and the options of its training data.
-
-    Raises:
-        UserError: The adapter is missing or damaged.
-    """
+    """Read the adapter of a run folder, or an adapter folder or file, and the options of its training data."""
     from randlora_pl.adapters import read_adapter
 
     adapter = path / ADAPTER if (path / ADAPTER).is_dir() else path
@@ -91,11 +82,7 @@ def parameters(run: Run) -> int:
 
 
 def task_of(run: Run, device: Any) -> "ImageTask":
-    """Return the task of a run, merged, in eval mode.
-
-    Raises:
-        UserError: The adapter was not written by a task, or its base model is another one.
-    """
+    """Return the task of a run, merged, in eval mode."""
     from randlora_pl.tasks import load_task
 
     task = load_task(run.file.path)
@@ -132,14 +119,6 @@ def framed(options: dict[str, Any], frame: Any, batch: int) -> "ImageData":
         **options, eval_batch_size=batch, cache_images=False,
         image_size=frame.size, mean=frame.mean, std=frame.std, interpolation=frame.interpolation, resize=frame.resize,
     )  # fmt: skip
-
-
-def start(device: str) -> Any:
-    """Show the application's log, and return the device."""
-    from randlora_pl.utils.text.console import log_to_terminal
-
-    log_to_terminal()
-    return pick_device(device)
 
 
 @contextmanager

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.analyze import common
 from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
+from randlora_pl.cli.data.report import checked_root
+from randlora_pl.data.catalog.registry import find, how_to_get, present
 from randlora_pl.engine.run_folder import check_new
 from randlora_pl.utils.errors import UserError
 
@@ -38,7 +41,7 @@ each run and data set.
 def forgetting_verb(args: list[str]) -> int:
     """Test each run and its base model on each data set, write and print."""
     typed = _parse(args)
-    device = common.start(typed.device)
+    device = pick_device(typed.device)
     from randlora_pl.analysis.forgetting import check_task
     from randlora_pl.bench.report import write_csv, write_json
 
@@ -73,9 +76,6 @@ def forgetting_verb(args: list[str]) -> int:
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    from randlora_pl.data.catalog.registry import default_root, find, how_to_get, present
-    from randlora_pl.data.locations import root_of
-
     parser = Parser("analyze forgetting")
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--datasets", nargs="+", required=True)
@@ -84,14 +84,12 @@ def _parse(args: list[str]) -> argparse.Namespace:
     if typed.batch_size < 1 or typed.images < 0:
         wrong = "--batch-size" if typed.batch_size < 1 else "--images"
         raise UserError(f"{wrong} must be a positive whole number (--images 0 takes all).")
-    root = default_root() if typed.root is None else root_of(typed.root)
     typed.datasets = list(dict.fromkeys(typed.datasets))
-    for name in typed.datasets:
-        row = find(name)
+    rows = [find(name) for name in typed.datasets]
+    root = checked_root(typed.root, rows, "analyze forgetting RUN --datasets")
+    for row in rows:
         if row.captions:
-            raise UserError(f"{name}: captions are not classes; name datasets with classes.")
-        if row.own and typed.root is None:
-            raise UserError(f"The data set {name!r} needs --root: {row.source} ({row.layout})")
+            raise UserError(f"{row.name}: captions are not classes; name datasets with classes.")
         if not present(row, root):
             raise UserError(how_to_get(row, root))
     check_new(typed.output)

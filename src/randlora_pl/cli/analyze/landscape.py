@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.analyze import common
 from randlora_pl.cli.common.arguments import Parser, check_positive
+from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.engine.run_folder import check_new
 from randlora_pl.utils.errors import UserError
@@ -53,7 +54,7 @@ line is the path on the grid whose highest point is lowest. landscape.html needs
 def landscape_verb(args: list[str]) -> int:
     """Compute the missing rows of a grid, and plot it."""
     typed = _parse(args)
-    device = common.start(typed.device)
+    device = pick_device(typed.device)
     folder: Path | None = typed.resume
     state = _begin(typed) if folder is None else _read(folder)
     runs = [common.open_run(Path(path)) for path in state["runs"]]

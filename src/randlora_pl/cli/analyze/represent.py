@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.analyze.common import Run, open_run, print_output, start, whole_output
+from randlora_pl.cli.analyze.common import Run, open_run, print_output, whole_output
 from randlora_pl.cli.common.arguments import Parser, check_positive
 from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
@@ -43,7 +43,6 @@ A small error of the weights does not imply accuracy: training optimizes the los
 def represent_verb(args: list[str]) -> int:
     """Fit both methods to every layer at every budget, write and print."""
     typed = _parse(args)
-    start("cpu")
     run = open_run(typed.run)
     updates = _updates(run, typed.targets)
     smallest = min(min(update.shape) for update in updates.values())

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from randlora_pl.cli.analyze.common import labels_of, open_run, parameters, print_output, start, whole_output
+from randlora_pl.cli.analyze.common import labels_of, open_run, parameters, print_output, whole_output
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
@@ -32,7 +32,6 @@ def spectrum_verb(args: list[str]) -> int:
     parser.add_argument("--output")
     typed = parser.parse_intermixed_args(args)
     check_new(typed.output)
-    start("cpu")
     from randlora_pl.analysis.figures import write_figure
     from randlora_pl.analysis.spectrum import common_layers, layer_spectrum, matrix_updates, means, spectrum_figure
     from randlora_pl.bench.report import write_csv, write_json

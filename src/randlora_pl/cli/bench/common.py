@@ -45,9 +45,7 @@ def prepare(typed: argparse.Namespace, positive: Sequence[str]) -> dict[str, Any
     import torch
 
     from randlora_pl.bench.timing import machine
-    from randlora_pl.utils.text.console import log_to_terminal
 
-    log_to_terminal()
     if typed.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no GPU here (see: randlora-pl doctor); use --device cpu")
     typed.device = typed.device or ("cuda" if torch.cuda.is_available() else "cpu")

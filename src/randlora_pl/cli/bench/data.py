@@ -34,15 +34,13 @@ def data_verb(args: list[str]) -> int:
     if typed.output is not None:
         check_output(typed.output)
         check_parent(typed.output)
-    root = checked_root(typed, [row], "bench data")
+    root = checked_root(typed.root, [row], "bench data")
     if not present(row, root):
         raise UserError(how_to_get(row, root))
     from randlora_pl.bench.pipeline import PLAIN, cases
     from randlora_pl.bench.timing import Spread, in_turns, machine, ratios
     from randlora_pl.data.module import ImageData
-    from randlora_pl.utils.text.console import log_to_terminal
 
-    log_to_terminal()
     data = ImageData(
         dataset=row.name, root=str(root), batch_size=typed.batch_size, image_size=typed.image_size,
         steps=typed.images // typed.batch_size, cache_images=False, num_workers=typed.workers,

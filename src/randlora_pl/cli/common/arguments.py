@@ -77,11 +77,7 @@ def typed(name: str) -> str:
 
 
 def check_positive(options: argparse.Namespace, *names: str) -> None:
-    """Refuse numbers below one; a list is checked number by number, a missing option is not.
-
-    Raises:
-        UserError: A number is not positive.
-    """
+    """Refuse numbers below one; a list is checked number by number, a missing option is not."""
     for name in names:
         value = getattr(options, name)
         for number in value if isinstance(value, list) else [] if value is None else [value]:
@@ -90,25 +86,13 @@ def check_positive(options: argparse.Namespace, *names: str) -> None:
 
 
 def check_output(path: Path, overwrite: bool | None = None) -> None:
-    """Refuse an output that exists, unless it may be replaced.
-
-    Args:
-        path: Value of ``--output``.
-        overwrite: Value of ``--overwrite``; None if the command has no such option.
-
-    Raises:
-        UserError: The output exists.
-    """
+    """Refuse an output that exists, unless ``--overwrite`` is given; None if the command has no such option."""
     if path.exists() and not overwrite:
         instead = "nothing is overwritten" if overwrite is None else "or --overwrite to replace it"
         raise UserError(f"{path} exists; give another --output, {instead}.")
 
 
 def check_parent(path: Path) -> None:
-    """Refuse a file whose folder does not exist.
-
-    Raises:
-        UserError: The folder does not exist.
-    """
+    """Refuse a file whose folder does not exist."""
     if not path.parent.is_dir():
         raise UserError(f"The folder {path.parent} does not exist; make it first: mkdir -p {path.parent}")

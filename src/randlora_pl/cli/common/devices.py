@@ -6,11 +6,7 @@ from randlora_pl.utils.errors import UserError
 
 
 def pick_device(name: str) -> Any:
-    """Return a device of this machine; ``auto`` selects the fastest one.
-
-    Raises:
-        UserError: The device does not exist.
-    """
+    """Return a device of this machine; ``auto`` selects the fastest one, others are refused if they do not exist."""
     import torch
 
     there = ["cuda"] if torch.cuda.is_available() else []

@@ -8,7 +8,9 @@ from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.text.log_filters import silence_library_warnings
 
 
-def dispatch(group: str, verbs: Mapping[str, str], page: str, args: list[str], paged: bool = True) -> int:
+def dispatch(
+    group: str, verbs: Mapping[str, str], page: str, args: list[str], paged: bool = True, logs: bool = True
+) -> int:
     """Run a command of a group, or print the help of the group or the command.
 
     Args:
@@ -17,6 +19,7 @@ def dispatch(group: str, verbs: Mapping[str, str], page: str, args: list[str], p
         page: The help page of the group.
         args: The words behind the group's name.
         paged: True if each module has a PAGE, which is printed for a command without words.
+        logs: True if the application's log is shown on the terminal.
 
     Returns:
         The exit code.
@@ -40,5 +43,9 @@ def dispatch(group: str, verbs: Mapping[str, str], page: str, args: list[str], p
         print(there.PAGE, end="")
         return 0
     silence_library_warnings()
+    if logs:
+        from randlora_pl.utils.text.console import log_to_terminal
+
+        log_to_terminal()
     function: Callable[[list[str]], int] = getattr(there, name)
     return function(rest)

@@ -1,10 +1,12 @@
 """Plain text tables for the quick commands, which cannot wait for the import of rich."""
 
 import os
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from randlora_pl.utils.text.printable import printable
 
@@ -42,6 +44,35 @@ def _plain(cell: object) -> str:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def layer_table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], every: bool) -> str:
+    """Return a plain table.
+
+    Args:
+        rows: Per layer ``layer``, ``shape`` and the values; None for a missing value.
+        columns: Key and title of each value; a group of layers shows the mean, and the range of whole numbers.
+        every: If True, one row per layer instead of one per group.
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        name = row["layer"] if every else re.sub(r"\.\d+\.", ".*.", row["layer"])
+        groups.setdefault((name, " x ".join(map(str, row["shape"]))), []).append(row)
+    body = [
+        [name, shape, str(len(members)), *(_mean([member.get(key) for member in members]) for key in columns)]
+        for (name, shape), members in groups.items()
+    ]
+    return table(["layer", "out x in", "layers", *columns.values()], body)
+
+
+def _mean(values: Sequence[Any]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    if all(isinstance(value, int) for value in known):
+        low, high = min(known), max(known)
+        return str(low) if low == high else f"{low} to {high}"
+    return f"{sum(known) / len(known):.4g}"
 
 
 def entry(name: str, text: str, indent: int = 2, column: int = 30) -> str:

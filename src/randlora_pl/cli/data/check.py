@@ -25,11 +25,8 @@ def check_verb(args: list[str]) -> int:
     if typed.fast and typed.every_image:
         raise UserError("data check: --fast decodes no image and --every-image all of them; leave one out")
     chosen = [find(name) for name in typed.names] or [row for row in CATALOG.values() if not row.own]
-    root = checked_root(typed, chosen, "data check")
+    root = checked_root(typed.root, chosen, "data check")
     from randlora_pl.data.check import check
-    from randlora_pl.utils.text.console import log_to_terminal
-
-    log_to_terminal()
 
     reports = []
     sample = None if typed.every_image else 0 if typed.fast else SAMPLE
@@ -50,13 +47,11 @@ def show_verb(args: list[str]) -> int:
     if not 1 <= typed.shots <= MOST_SHOTS:
         raise UserError(f"data show: --shots is {typed.shots}, give a number from 1 to {MOST_SHOTS}")
     output = _output(row, typed.output)
-    root = checked_root(typed, [row], "data show")
+    root = checked_root(typed.root, [row], "data show")
     if not present(row, root):
         raise UserError(how_to_get(row, root))
     from randlora_pl.data.contact_sheet import Sheet
-    from randlora_pl.utils.text.console import log_to_terminal
 
-    log_to_terminal()
     sheet = Sheet.of(row, root, typed.shots)
     sheet.write(output)
     print(f"{row.name}: {row.title}")

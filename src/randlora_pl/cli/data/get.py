@@ -91,9 +91,7 @@ def _get(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) 
 
 def _check(row: DatasetSpec, root: Path, sample: int) -> "Report":
     from randlora_pl.data.check import check
-    from randlora_pl.utils.text.console import log_to_terminal
 
-    log_to_terminal()
     return check(row, root, sample)
 
 

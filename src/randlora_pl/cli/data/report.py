@@ -83,17 +83,22 @@ def _per_class(count: tuple[str, int] | None) -> str:
     return f"{images:,} ({short})"
 
 
-def checked_root(typed: argparse.Namespace, rows: Sequence[DatasetSpec], verb: str) -> Path:
-    """Return the folder of the datasets; it must exist, and be given for the user's own data."""
-    if typed.root is None:
-        for row in rows:
-            if row.own:
-                where = row.source.replace("--data.root", "--root")
-                raise UserError(f"The data set {row.name!r} needs a root: randlora-pl {verb} {row.name} {where}")
+def checked_root(given: str | None, rows: Sequence[DatasetSpec], verb: str, option: str = "--root") -> Path:
+    """Return the folder of the datasets; it must exist, and be given for the user's own data.
+
+    Args:
+        given: Typed value of the option.
+        rows: The datasets.
+        verb: The command up to the name of a dataset, for messages.
+        option: The option for the folder.
+    """
+    if given is None:
+        if own := [row for row in rows if row.own]:
+            where = f"randlora-pl {verb} {own[0].name} {own[0].source.replace('--data.root', option)}"
+            raise UserError(f"The data set {own[0].name!r} needs {option} ({own[0].layout}): {where}")
         return default_root()
-    root = root_of(typed.root)
+    root = root_of(given)
     if not root.exists() and not any(may_be_read(row, root) for row in rows):
-        if rows[0].own:
-            raise UserError(f"--root {root} does not exist; expected {rows[0].layout}")
-        raise UserError(f"--root {root} does not exist; it is the folder that holds {rows[0].layout or 'the data'}")
+        holds = "expected" if rows[0].own else "it is the folder that holds"
+        raise UserError(f"{option} {root} does not exist; {holds} {rows[0].layout or 'the data'}")
     return root

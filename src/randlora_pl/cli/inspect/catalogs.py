@@ -38,12 +38,7 @@ def adapters_verb(args: list[str]) -> int:
 
 
 def describe(source: ClassSource, prefix: str) -> str:
-    """Return a class, its summary and its options as the user types them.
-
-    Args:
-        source: The class.
-        prefix: Prefix of an option's name, for example ``--model.adapter.``.
-    """
+    """Return the summary of a class and its options as typed: a prefix such as ``--model.adapter.``, and the name."""
     lines = [source.summary, ""]
     for option in source.options.values():
         default = "required" if option.default is None else f"default {option.default}"
@@ -127,12 +122,7 @@ def _texts(name: str) -> str:
 
 
 def state(row: "DatasetSpec", root: Path) -> str:
-    """Return the state of a dataset on this machine, and how to get it.
-
-    Args:
-        row: The dataset.
-        root: Folder that holds the datasets.
-    """
+    """Return the state of a dataset below the folder of datasets, and how to get it."""
     from randlora_pl.data.catalog.registry import present
 
     if row.own:

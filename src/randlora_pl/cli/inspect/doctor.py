@@ -16,15 +16,8 @@ from randlora_pl.utils.text.formatting import byte_size
 from randlora_pl.utils.version import __version__
 
 PACKAGES = (
-    "torch",
-    "lightning",
-    "torchmetrics",
-    "open_clip_torch",
-    "timm",
-    "torchvision",
-    "jsonargparse",
-    "tensorboard",
-)
+    "torch", "lightning", "torchmetrics", "open_clip_torch", "timm", "torchvision", "jsonargparse", "tensorboard",
+)  # fmt: skip
 OPTIONAL = {
     "wandb": ("--run.logger wandb", "wandb"),
     "datasets": ("--data.dataset hf", "hf"),
@@ -64,16 +57,14 @@ def doctor_verb(args: list[str]) -> int:
 def versions() -> dict[str, str]:
     """Return the versions of installed packages, and the install commands of missing optional ones."""
     found = {"randlora-pl": __version__, "python": f"{platform.python_version()} on {platform.platform()}"}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = f"MISSING: pip install {package}"
+    absent = {package: f"MISSING: pip install {package}" for package in PACKAGES}
     for package, (use, extra) in OPTIONAL.items():
+        absent[package] = f"not installed; for {use}: pip install 'randlora-pl[{extra}]'"
+    for package, text in absent.items():
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            found[package] = f"not installed; for {use}: pip install 'randlora-pl[{extra}]'"
+            found[package] = text
     return found
 
 
@@ -97,6 +88,9 @@ def devices() -> dict[str, str]:
 def datasets() -> dict[str, str]:
     """Return the datasets on this machine, and the commands to get the others."""
     from randlora_pl.data.catalog.registry import CATALOG, dataset_path, default_root, get_command, present
+    from randlora_pl.language.catalog import DATASETS, LABELLED
+    from randlora_pl.language.dataset_sizes import OWN_TEXTS
+    from randlora_pl.language.datasets.availability import absent
 
     root = default_root()
     found = {}
@@ -112,22 +106,11 @@ def datasets() -> dict[str, str]:
             found[row.name] = f"found: {held}"
         else:
             found[row.name] = f"missing: randlora-pl data get {row.name}{'' if row.download else ' (prints the steps)'}"
-    return found | _texts(root) | {"your own": "--data.dataset folder --data.root PATH; of texts csv or jsonl"}
-
-
-def _texts(root: Path) -> dict[str, str]:
-    """Return the text datasets on this machine, and the commands that print the source of the others."""
-    from randlora_pl.language.catalog import DATASETS, LABELLED
-    from randlora_pl.language.dataset_sizes import OWN_TEXTS
-    from randlora_pl.language.datasets.availability import absent
-
-    names = [name for name in DATASETS | LABELLED if name not in OWN_TEXTS]
-    return {
-        name: f"missing: randlora-pl datasets {name} (prints the steps)"
-        if absent(name, root)
-        else f"found below {root}"
-        for name in names
-    }
+    for name in DATASETS | LABELLED:
+        if name not in OWN_TEXTS:
+            steps = f"missing: randlora-pl datasets {name} (prints the steps)"
+            found[name] = steps if absent(name, root) else f"found below {root}"
+    return found | {"your own": "--data.dataset folder --data.root PATH; of texts csv or jsonl"}
 
 
 def hub() -> str:
@@ -150,18 +133,11 @@ def network() -> dict[str, str]:
 
 
 def weights() -> dict[str, str]:
-    """Return the cached weights of the catalog and of the language models."""
+    """Return the cached weights of the catalog and of the language models, without importing transformers."""
+    from randlora_pl.language.catalog import KNOWN
     from randlora_pl.models.catalog import MODELS
 
     found = {row.name: ", ".join(_tag_state(row.library, row.name, tag) for tag in row.tags) for row in MODELS}
-    return found | _language_models()
-
-
-def _language_models() -> dict[str, str]:
-    """Return the cached language models and what else they need, without importing transformers."""
-    from randlora_pl.language.catalog import KNOWN
-
-    found = {}
     for name, known in KNOWN.items():
         gate = f"; gated: accept its licence at https://huggingface.co/{name}, then hf auth login"
         here = any(map(_whole, _snapshots(name)))
@@ -193,13 +169,7 @@ def _tag_state(library: str, name: str, tag: str) -> str:
 
 
 def cached(library: str, name: str, tag: str) -> bool:
-    """Return True if weights are in the hub's cache.
-
-    Args:
-        library: ``open_clip`` or ``timm``.
-        name: Architecture.
-        tag: Tag of the weights.
-    """
+    """Return True if the weights of a tag of ``open_clip`` or ``timm`` are in the hub's cache."""
     if library == "timm":
         repository = f"timm/{name}.{tag}"
     else:

@@ -1,6 +1,7 @@
 """CSV file of the predictions of ``predict``."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from randlora_pl.utils.text.csv_text import csv_text
@@ -9,34 +10,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass
 class Predictions:
     """Predictions of one or more adapters for images or texts.
 
-    Args:
+    Attributes:
         names: Names of the adapters, or of their one weighted sum.
         unit: Kind of the inputs: ``images``, ``texts`` or ``prompts``.
         columns: Column names of the inputs.
         given: Cells of each input.
         predicted: Column names of an adapter's prediction.
         note: End of the summary.
+        lines: Index of the input, index of the adapter, and at most as many cells as ``predicted``.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        unit: str,
-        columns: Sequence[str],
-        given: Sequence[Sequence[str]],
-        predicted: Sequence[str],
-        note: str,
-    ) -> None:
-        self.names, self.unit, self.columns, self.given, self.predicted = list(names), unit, columns, given, predicted
-        self.note = note
-        self._lines: list[tuple[int, int, Sequence[str]]] = []  # index of the input, index of the adapter, cells
+    names: list[str]
+    unit: str
+    columns: Sequence[str]
+    given: Sequence[Sequence[str]]
+    predicted: Sequence[str]
+    note: str
+    lines: list[tuple[int, int, Sequence[str]]] = field(default_factory=list)
 
     @classmethod
     def of_classes(
-        cls, names: Sequence[str], unit: str, columns: Sequence[str], given: Sequence[Sequence[str]], classes: int
+        cls, names: list[str], unit: str, columns: Sequence[str], given: Sequence[Sequence[str]], classes: int
     ) -> "Predictions":
         """Return an empty table for classifiers, with at most so many best classes per input."""
         more = [name for place in range(2, classes + 1) for name in (f"class_{place}", f"probability_{place}")]
@@ -44,14 +42,8 @@ class Predictions:
         return cls(names, unit, columns, given, predicted, f"the best {classes} classes of each")
 
     def add(self, name: str, place: int, cells: Sequence[str]) -> None:
-        """Add the prediction of an adapter for one input.
-
-        Args:
-            name: Name of the adapter.
-            place: Index of the input.
-            cells: Cells of the prediction, at most as many as there are columns.
-        """
-        self._lines.append((place, self.names.index(name), cells))
+        """Add the prediction of an adapter for the input with an index."""
+        self.lines.append((place, self.names.index(name), cells))
 
     def add_classes(self, name: str, places: Sequence[int], classnames: Sequence[str], shares: "Tensor") -> None:
         """Add the best classes of an adapter for several inputs.
@@ -77,18 +69,14 @@ class Predictions:
         """Return the file: one line per input and adapter; with several adapters their name follows the input."""
         several = len(self.names) > 1
         rows = [[*self.columns, *(["adapter"] if several else []), *self.predicted]]
-        for place, adapter, cells in sorted(self._lines):
+        for place, adapter, cells in sorted(self.lines):
             blank = [""] * (len(self.predicted) - len(cells))  # an adapter with fewer classes
             rows.append([*self.given[place], *([self.names[adapter]] if several else []), *cells, *blank])
         return csv_text(rows)
 
     def summary(self, weights: dict[str, float] | None) -> str:
-        """Return a line with the number of inputs and the adapters.
-
-        Args:
-            weights: Weights of the adapters if they were added; else None.
-        """
-        many = f"{len(self._lines) // len(self.names):,} {self.unit}"
+        """Return a line with the number of inputs and the adapters, with their weights if they were added."""
+        many = f"{len(self.lines) // len(self.names):,} {self.unit}"
         if weights is not None:
             many += f", {' + '.join(f'{weight:g} {name}' for name, weight in weights.items())}"
         elif len(self.names) > 1:

@@ -10,8 +10,8 @@ from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
-from randlora_pl.data.catalog.registry import PAPER, DatasetSpec, default_root, find, how_to_get, may_be_read, present
-from randlora_pl.data.locations import root_of
+from randlora_pl.cli.data.report import checked_root
+from randlora_pl.data.catalog.registry import PAPER, DatasetSpec, default_root, find, how_to_get, present
 from randlora_pl.engine.run_folder import new_folder
 from randlora_pl.utils.errors import UnreadableImageError, UserError
 from randlora_pl.utils.files.atomic_output import write_text
@@ -77,14 +77,10 @@ def _chosen(typed: argparse.Namespace) -> tuple[list[DatasetSpec], list[str], Pa
     """Return the datasets to test, the names of datasets that are not on this machine, and the data folder."""
     names = PAPER if typed.dataset == ALL else (typed.dataset,)
     rows = [find(name) for name in names]
-    if typed.root is None and rows[0].own:
-        raise UserError(f"The data set {rows[0].name!r} needs --data.root: {rows[0].source} ({rows[0].layout})")
     if rows[0].captions:
         use = f"randlora-pl test --data.dataset {rows[0].name} --data.root {typed.root}"
         raise UserError(f"{rows[0].title}: captions are not classes; for recall without training: {use}")
-    root = default_root() if typed.root is None else root_of(typed.root)
-    if typed.root is not None and not root.exists() and not may_be_read(rows[0], root):
-        raise UserError(f"--data.root {root} does not exist")
+    root = checked_root(typed.root, rows, "zeroshot --data.dataset", "--data.root")
     there = [row for row in rows if present(row, root)]
     if not there:
         if typed.dataset == ALL:

@@ -170,11 +170,7 @@ def _by_source(missing: Iterable[UserError]) -> list[str]:
 
 
 def begin(job: Job) -> None:
-    """Check what can be checked without weights and images, and make the folder.
-
-    Raises:
-        UserError: An option of a cell is impossible, or the folder holds another sweep.
-    """
+    """Check what can be checked without weights and images, and make the folder."""
     job.folder.check(job.cells)
     silence_library_warnings()
     from randlora_pl.experiments.sweep.expand import counts

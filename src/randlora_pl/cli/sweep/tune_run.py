@@ -9,7 +9,7 @@ from pathlib import Path
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.sweep.job import Job, check_typed, choose, words_of
 from randlora_pl.cli.sweep.run import dry_run
-from randlora_pl.cli.sweep.tuning import Tuning
+from randlora_pl.cli.sweep.tune import Tuning
 from randlora_pl.config.compose import DEFAULTS, Command, Tree, compose, merge, nested, normalise, parse_value
 from randlora_pl.config.validate import check_names, on_texts
 from randlora_pl.experiments.sweep.description import Description, budget
