@@ -36,9 +36,6 @@ def prepare(typed: argparse.Namespace, positive: Sequence[str]) -> dict[str, Any
 
     Returns:
         Facts about the machine.
-
-    Raises:
-        UserError: A number is not positive, the folder exists, or no GPU was found.
     """
     check_positive(typed, *positive, "rounds", "threads")
     check_new(typed.output)
@@ -94,10 +91,6 @@ def in_folder(
         work: Function that gets a callback for intermediate results; returns all results.
         note: Function that writes intermediate results.
         finish: Function that writes and prints the results.
-
-    Raises:
-        UserError: The folder cannot be made.
-        KeyboardInterrupt: With the path of the results.
     """
     new = Path(output or f"runs/bench-{verb}").absolute()
     missing = missing_folders(new.parent if output else new)

@@ -37,14 +37,11 @@ _HEADER = ("data set", "split", "images", "expected", "fewest of a class", "most
 
 
 def print_reports(reports: Sequence["Report"], every: bool = False) -> int:
-    """Print a table of the reports, and their problems.
+    """Print a table of the reports, and their problems; return 1 if something is wrong or missing, else 0.
 
     Args:
         reports: Results of the checks.
         every: True if all images were to be decoded.
-
-    Returns:
-        The exit code: 1 if something is wrong or missing.
     """
     rows = []
     for report in reports:

@@ -35,14 +35,8 @@ def doctor_verb(args: list[str]) -> int:
     """Print one section after the other; change nothing."""
     if args:
         raise UserError(f"doctor takes no options, got {' '.join(args)}. See: randlora-pl doctor --help")
-    for title, section in (
-        ("Versions", versions),
-        ("Devices", devices),
-        ("Data sets", datasets),
-        ("Network", network),
-        ("Weights", weights),
-        ("Folders", folders),
-    ):
+    sections = {"Versions": versions, "Devices": devices, "Data sets": datasets, "Network": network}
+    for title, section in (sections | {"Weights": weights, "Folders": folders}).items():
         print(title)
         try:
             found = section()
@@ -113,23 +107,19 @@ def datasets() -> dict[str, str]:
     return found | {"your own": "--data.dataset folder --data.root PATH; of texts csv or jsonl"}
 
 
-def hub() -> str:
-    """Return the address of the model hub."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-
-
 def network() -> dict[str, str]:
     """Return the state of the connection to the model hub."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES"):
-        return {hub(): "OFFLINE: HF_HUB_OFFLINE is set; only weights that are cached or in a file can be used"}
+        return {hub: "OFFLINE: HF_HUB_OFFLINE is set; only weights that are cached or in a file can be used"}
     try:
-        with urllib.request.urlopen(urllib.request.Request(hub(), method="HEAD"), timeout=_TIMEOUT):
-            return {hub(): "reachable"}
+        with urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=_TIMEOUT):
+            return {hub: "reachable"}
     except urllib.error.HTTPError as error:  # it answers, even if with a refusal
-        return {hub(): f"answers with {error.code}; if downloads fail, see HTTPS_PROXY and HF_ENDPOINT"}
+        return {hub: f"answers with {error.code}; if downloads fail, see HTTPS_PROXY and HF_ENDPOINT"}
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        return {hub(): f"OFFLINE ({reason}): only cached weights or a file (--model.pretrained FILE) work"}
+        return {hub: f"OFFLINE ({reason}): only cached weights or a file (--model.pretrained FILE) work"}
 
 
 def weights() -> dict[str, str]:
@@ -137,7 +127,11 @@ def weights() -> dict[str, str]:
     from randlora_pl.language.catalog import KNOWN
     from randlora_pl.models.catalog import MODELS
 
-    found = {row.name: ", ".join(_tag_state(row.library, row.name, tag) for tag in row.tags) for row in MODELS}
+    found = {}
+    for row in MODELS:
+        states = {tag: "cached" if cached(row.library, row.name, tag) else "not cached" for tag in row.tags}
+        states = dict.fromkeys(row.tags, "shipped") if row.name == "tiny" else states
+        found[row.name] = ", ".join(f"{tag}: {state}" for tag, state in states.items())
     for name, known in KNOWN.items():
         gate = f"; gated: accept its licence at https://huggingface.co/{name}, then hf auth login"
         here = any(map(_whole, _snapshots(name)))
@@ -160,12 +154,6 @@ def _whole(snapshot: Path) -> bool:
             except (OSError, ValueError, KeyError, TypeError, AttributeError):  # cut off or damaged
                 return False
     return False
-
-
-def _tag_state(library: str, name: str, tag: str) -> str:
-    if name == "tiny":
-        return f"{tag}: shipped"
-    return f"{tag}: {'cached' if cached(library, name, tag) else 'not cached'}"
 
 
 def cached(library: str, name: str, tag: str) -> bool:

@@ -95,14 +95,7 @@ def job_of(typed: Any, same: str) -> Job:
 
 
 def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: bool, dry: bool = False) -> None:
-    """Choose the cells that a command runs, and check that their datasets are on this machine.
-
-    Args:
-        job: The job.
-        choices: Words of ``--only``.
-        part: Value of ``--shard``.
-        skip_missing: If True, leave out datasets that are not on this machine.
-        dry: If True, nothing will run, so that no dataset is needed.
+    """Choose the cells by the words of ``--only`` and the ``--shard``; but for a dry run, their datasets must be there.
 
     Raises:
         UserError: No cell is left, or a dataset is missing; one message names all of them.
@@ -202,16 +195,13 @@ def summary(job: Job) -> str:
 
 
 def end(job: Job, following: str, stopped: str = "", elsewhere: int = 0) -> int:
-    """Print the progress of a sweep and the next command.
+    """Print the progress of a sweep and the next command; return 1 if cells have failed, else 0.
 
     Args:
         job: The sweep.
         following: The next command once all cells are done.
         stopped: Reason of an early stop.
-        elsewhere: Cells that other processes are running.
-
-    Returns:
-        0, or 1 if cells have failed.
+        elsewhere: Number of cells that other processes are running.
     """
     failed = [cell for cell in job.chosen if job.folder.state(cell) == FAILED]
     print(f"\n{summary(job)}" + (f"; {elsewhere} are run by other processes" if elsewhere else ""))

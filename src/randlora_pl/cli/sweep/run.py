@@ -79,14 +79,14 @@ def estimator_of(job: Job) -> "Estimator":
 def work(
     job: Job, retry_failed: bool, max_hours: float | None, rounds: Rounds | None = None, test: bool = True
 ) -> "Outcome":
-    """Run the cells in this process.
+    """Run the cells in this process, and test them.
 
     Args:
         job: The job to run.
         retry_failed: If True, run failed cells again.
         max_hours: Hours after which to stop.
         rounds: The cells, if some depend on others; by default all chosen cells.
-        test: If True, test the cells.
+        test: False to leave out the tests.
 
     Raises:
         UserError: The disk is full.

@@ -24,10 +24,6 @@ def run_sweep(args: list[str], same: str) -> tuple[int, Job | None]:
 
     Returns:
         0, or 1 if cells failed; and the job of this call, None if nothing was run.
-
-    Raises:
-        UserError: An option, or a value in the config, is wrong; a dataset is missing; the disk is full.
-        KeyboardInterrupt: With the progress and the command to resume.
     """
     parser = parser_of("sweep")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")

@@ -94,9 +94,6 @@ class Tuning:
 
         Returns:
             The config with the best candidates, or the table if no config is written.
-
-        Raises:
-            UserError: A dataset has no validation samples, or the folder holds another search.
         """
         job, search, folder = self.job, self.search, self.job.folder
         _check_validation(job.chosen)
@@ -139,9 +136,6 @@ def search_of(typed: Any, file: Path, description: Description, path: Path, same
         description: The parsed config.
         path: The folder of the search.
         same: The typed command, for resuming.
-
-    Raises:
-        UserError: The config has no candidates, a value in the config is wrong, or a dataset is missing.
     """
     _check_rates(file, description)
     silence_library_warnings()

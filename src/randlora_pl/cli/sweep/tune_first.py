@@ -23,9 +23,6 @@ def tune_first(typed: argparse.Namespace, same: str) -> tuple[argparse.Namespace
 
     Returns:
         The options of the sweep with the best rates, and its words; None if the search is not finished.
-
-    Raises:
-        UserError: As in `search_of`; machines cannot share a search; the folder holds cells that were run without one.
     """
     options = {"--shard": typed.shard, "--seeds": typed.seeds, "--launcher slurm": typed.launcher == "slurm"}
     for option in filter(options.get, options):
