@@ -91,30 +91,28 @@ def described(known: Mapping[str, Any]) -> dict[str, str]:
         "base model": ", ".join([named or "not named", *extra, f"weights {digest}"]),
         "targets": f"{'default' if known['targets'] is None else _short(known['targets'])}: {known['adapted']} tensors",
     }
-    if known["trained"]:
-        found["trained whole"] = _short(known["trained"])
-    if known["fingerprint"]:
-        found["random bases"] = f"seed {known['seed']}, {known['generator']}, fingerprint {known['fingerprint'][:12]}"
-    if known["task"]:
-        found["task"] = known["task"]
-    if known["classnames"]:
-        found["captions" if known["captions"] else "classes"] = _first(known["classnames"])
-    if known["templates"]:
-        found["prompts"] = _first(known["templates"])
-    if known["training"]:
-        figures = {key: value for key, value in known["training"].items() if key != "frame"}
-        if figures:
-            found["training"] = ", ".join(f"{key} {_short(value)}" for key, value in figures.items())
-        if frame := known["training"].get("frame"):
-            found["images"] = ImageSpec(**frame).summary()
-    if known["made_from"]:
-        found["made from"] = ", ".join(f"{key} {_short(value)}" for key, value in known["made_from"].items())
-    return found
+    frame = known["training"].get("frame")
+    bases = f"seed {known['seed']}, {known['generator']}, fingerprint {str(known['fingerprint'])[:12]}"
+    found |= {
+        "trained whole": _short(known["trained"]) if known["trained"] else "",
+        "random bases": bases if known["fingerprint"] else "",
+        "task": known["task"],
+        "captions" if known["captions"] else "classes": _first(known["classnames"]),
+        "prompts": _first(known["templates"]),
+        "training": _pairs({key: value for key, value in known["training"].items() if key != "frame"}),
+        "images": ImageSpec(**frame).summary() if frame else "",
+        "made from": _pairs(known["made_from"]),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _pairs(known: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_short(value)}" for key, value in known.items())
 
 
 def _first(names: list[str], count: int = 5) -> str:
     more = ", ..." if len(names) > count else ""
-    return f"{len(names):,}: {', '.join(names[:count])}{more}"
+    return f"{len(names):,}: {', '.join(names[:count])}{more}" if names else ""
 
 
 def _short(value: Any) -> str:

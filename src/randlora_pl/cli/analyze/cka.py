@@ -48,8 +48,6 @@ def cka_verb(args: list[str]) -> int:
         if len(members) < 2:
             raise UserError(f"{members[0].path} is the only run on {name}: CKA compares two of one data set.")
     from randlora_pl.analysis.cka import cka_figure, mean_over_data_sets
-    from randlora_pl.analysis.figures import write_figure
-    from randlora_pl.bench.report import write_csv, write_json
 
     rows: list[dict[str, Any]] = []
     curves: dict[str, list[dict[Layer, float]]] = {}
@@ -67,14 +65,11 @@ def cka_verb(args: list[str]) -> int:
         if any(one.keys() != each[0].keys() for one in each):
             raise UserError(f"{label}: its runs are of models of different depth, whose layers have no mean.")
     mean = {label: mean_over_data_sets(each) for label, each in curves.items()}
-    references = list(dict.fromkeys(labels[members[0].path] for members in groups.values()))
-    with common.whole_output(typed.output, "cka") as folder:
-        write_csv(rows, folder / "cka.csv")
-        write_json(
-            {"images": counts, "seed": typed.seed, "batch_size": typed.batch_size, "rows": rows}, folder / "cka.json"
-        )
-        write_figure(cka_figure(mean, " / ".join(references), "; ".join(counts)), folder, "cka")
-    _print(mean, " / ".join(references), counts)
+    reference = " / ".join(dict.fromkeys(labels[members[0].path] for members in groups.values()))
+    content = {"images": counts, "seed": typed.seed, "batch_size": typed.batch_size, "rows": rows}
+    figure = cka_figure(mean, reference, "; ".join(counts))
+    folder = common.write_output(typed.output, "cka", rows, content, figure)
+    _print(mean, reference, counts)
     common.print_output(folder)
     return 0
 

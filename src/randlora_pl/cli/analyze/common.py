@@ -141,15 +141,20 @@ def new_output(output: str | None, verb: str) -> Path:
     return new_folder(Path("runs") / "analyze", verb, "--output") if output is None else output_folder(output, verb)
 
 
-@contextmanager
-def whole_output(output: str | None, verb: str) -> Iterator[Path]:
-    """Yield a new folder as by `new_output`; remove it if not all files could be written."""
+def write_output(output: str | None, verb: str, rows: list[dict[str, Any]], content: Any, figure: Any) -> Path:
+    """Write a table, JSON and a figure to a new folder as by `new_output`; remove it if not all could be written."""
+    from randlora_pl.analysis.figures import write_figure
+    from randlora_pl.bench.report import write_csv, write_json
+
     folder = new_output(output, verb)
     try:
-        yield folder
+        write_csv(rows, folder / f"{verb}.csv")
+        write_json(content, folder / f"{verb}.json")
+        write_figure(figure, folder, verb)
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    return folder
 
 
 def print_output(folder: Path, following: str = "") -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.analyze.common import Run, open_run, print_output, whole_output
+from randlora_pl.cli.analyze.common import Run, open_run, print_output, write_output
 from randlora_pl.cli.common.arguments import Parser, check_positive
 from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
@@ -49,9 +49,7 @@ def represent_verb(args: list[str]) -> int:
     ranks = sorted(set(typed.ranks or [rank for rank in RANKS if rank <= max(1, smallest // 4)]))
     if ranks[-1] > smallest:
         raise UserError(f"--ranks: {ranks[-1]} is larger than the smallest side of a layer, {smallest}.")
-    from randlora_pl.analysis.figures import write_figure
     from randlora_pl.analysis.represent import represent_figure
-    from randlora_pl.bench.report import write_csv, write_json
     from randlora_pl.callbacks.summary import describe
 
     fits, notes = _fit(updates, ranks, typed)
@@ -61,12 +59,9 @@ def represent_verb(args: list[str]) -> int:
         for one in each
     ]
     method = describe(run.file.adapter)
-    with whole_output(typed.output, "represent") as folder:
-        write_csv(rows, folder / "represent.csv")
-        write_json(
-            {"run": str(run.path), "method": method, "seed": typed.seed, "rows": rows}, folder / "represent.json"
-        )
-        write_figure(represent_figure(fits, f"What is left of the update of {method}"), folder, "represent")
+    content = {"run": str(run.path), "method": method, "seed": typed.seed, "rows": rows}
+    figure = represent_figure(fits, f"What is left of the update of {method}")
+    folder = write_output(typed.output, "represent", rows, content, figure)
     _print(fits, notes, f"{method}, {run.path}")
     print_output(folder)
     return 0

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from randlora_pl.cli.analyze.common import labels_of, open_run, parameters, print_output, whole_output
+from randlora_pl.cli.analyze.common import labels_of, open_run, parameters, print_output, write_output
 from randlora_pl.cli.common.arguments import Parser
 from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
@@ -32,9 +32,7 @@ def spectrum_verb(args: list[str]) -> int:
     parser.add_argument("--output")
     typed = parser.parse_intermixed_args(args)
     check_new(typed.output)
-    from randlora_pl.analysis.figures import write_figure
     from randlora_pl.analysis.spectrum import common_layers, layer_spectrum, matrix_updates, means, spectrum_figure
-    from randlora_pl.bench.report import write_csv, write_json
 
     runs = [open_run(path) for path in typed.runs]
     found = {}
@@ -54,10 +52,7 @@ def spectrum_verb(args: list[str]) -> int:
         count = sum(one.layer in shared for one in layers)
         ranks = [f"{mean[key]:.1f}" for key in ("rank", "full_rank", "stable_rank", "effective_rank")]
         cells.append([label, f"{parameters(run):,}", f"{count} of {len(layers)}", *ranks, f"{mean['norm']:.3f}"])
-    with whole_output(typed.output, "spectrum") as folder:
-        write_csv(rows, folder / "spectrum.csv")
-        write_json(content, folder / "spectrum.json")
-        write_figure(spectrum_figure(found), folder, "spectrum")
+    folder = write_output(typed.output, "spectrum", rows, content, spectrum_figure(found))
     header = ("adapter", "parameters", "layers", "rank", "of", "stable rank", "effective rank", "norm")
     print(f"Means over the {len(shared)} layers that all of them change:\n")
     print(table(header, cells))
