@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.common.arguments import Parser, check_output, typed
+from randlora_pl.cli.common.arguments import Parser, check_output, spelled
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.documents import parse_json
 
@@ -53,7 +53,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
         )
     for name, source in (("bases_dtype", "peft"), ("alpha", "official")):
         if getattr(options, name) is not None and options.source != source:
-            raise UserError(f"adapter import: {typed(name)} belongs to --from {source}.")
+            raise UserError(f"adapter import: {spelled(name)} belongs to --from {source}.")
     if not options.path.exists():
         raise UserError(f"{options.path} does not exist; give a folder of PEFT's, or a checkpoint file.")
     if options.model is None:

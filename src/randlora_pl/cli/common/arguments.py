@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
                 values; a tuple of choices, of which none is the default; False for a switch.
         """
         for name, what in declared.items():
-            spellings = dict.fromkeys((typed(name), f"--{name}"))
+            spellings = dict.fromkeys((spelled(name), f"--{name}"))
             settings: dict[str, Any]
             match what:
                 case False:
@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.verb}: {message}.{hint} See: randlora-pl {self.page} --help")
 
 
-def typed(name: str) -> str:
+def spelled(name: str) -> str:
     """Return an option as the user types it."""
     return f"--{name.replace('_', '-')}"
 
@@ -82,7 +82,7 @@ def check_positive(options: argparse.Namespace, *names: str) -> None:
         value = getattr(options, name)
         for number in value if isinstance(value, list) else [] if value is None else [value]:
             if number < 1:
-                raise UserError(f"{typed(name)} is {number}: give a positive whole number.")
+                raise UserError(f"{spelled(name)} is {number}: give a positive whole number.")
 
 
 def check_output(path: Path, overwrite: bool | None = None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from randlora_pl.cli.common.arguments import Parser, check_positive, typed
+from randlora_pl.cli.common.arguments import Parser, check_positive, spelled
 from randlora_pl.utils.errors import UserError
 
 _OF_IMAGES = ("weights", "on_error", "max_pixels")
@@ -34,7 +34,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     here, there, foreign = ("images", "texts", _OF_TEXTS) if options.images else ("texts", "images", _OF_IMAGES)
     for name in foreign:
         if getattr(options, name) is not None:
-            raise UserError(f"{typed(name)} goes with --{there}, and these are --{here}: leave it out.")
+            raise UserError(f"{spelled(name)} goes with --{there}, and these are --{here}: leave it out.")
     options.adapters = name_adapters(options.adapter)
     if options.weights is not None:
         if len(options.weights) != len(options.adapters):

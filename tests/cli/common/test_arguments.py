@@ -1,0 +1,65 @@
+"""Options declared by their defaults or types, and the checks that commands share."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.cli.common.arguments import Parser, check_output, check_parent, check_positive
+from randlora_pl.utils.errors import UserError
+
+
+def parser() -> Parser:
+    made = Parser("try")
+    made.add_options(batch_size=8, rate=0.5, rank=int, ranks=[int], part=("image", "text"), fast=False, output=Path)
+    return made
+
+
+def test_an_option_has_its_default_or_none() -> None:
+    found = vars(parser().parse_args([]))
+    assert found == {
+        "batch_size": 8, "rate": 0.5, "rank": None, "ranks": None, "part": None, "fast": False, "output": None,
+    }  # fmt: skip
+
+
+def test_values_have_the_types_of_the_declaration() -> None:
+    words = "--batch-size 4 --rate 1 --rank 2 --ranks 1 2 --part text --fast --output a/b"
+    found = vars(parser().parse_args(words.split()))
+    assert found == {
+        "batch_size": 4, "rate": 1.0, "rank": 2, "ranks": [1, 2], "part": "text", "fast": True, "output": Path("a/b"),
+    }  # fmt: skip
+    assert isinstance(found["rate"], float)
+    assert parser().parse_args(["--batch_size", "4"]).batch_size == 4, "the name of a config's option is understood"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--batch-size", "many"], "invalid int value: 'many'"),
+        (["--part", "tail"], "invalid choice: 'tail'"),
+        (["--batchsize", "4"], "Did you mean '--batch-size'"),
+        (["--rat", "1"], "unrecognized"),  # no abbreviations
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parser().parse_args(words)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_numbers_below_one_are_refused() -> None:
+    check_positive(Namespace(some=None, sizes=[1, 2]), "some", "sizes")
+    with pytest.raises(UserError, match="--new-sizes is 0"):
+        check_positive(Namespace(new_sizes=[3, 0]), "new_sizes")
+
+
+def test_outputs_are_replaced_only_by_option(tmp_path: Path) -> None:
+    check_output(tmp_path, overwrite=True)
+    check_output(tmp_path / "new")
+    check_parent(tmp_path / "new")
+    with pytest.raises(UserError, match="or --overwrite"):
+        check_output(tmp_path, overwrite=False)
+    with pytest.raises(UserError, match="nothing is overwritten"):
+        check_output(tmp_path)
+    with pytest.raises(UserError, match="mkdir -p"):
+        check_parent(tmp_path / "missing" / "new")
