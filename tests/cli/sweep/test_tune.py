@@ -11,7 +11,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_pl.cli.sweep import tune_run
 from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.config.shipped import config_names, find_config
 from randlora_pl.data import ImageData
@@ -294,7 +293,7 @@ def test_the_offline_sweep_can_be_tuned() -> None:
 
 @pytest.mark.slow
 def test_the_rate_of_a_single_run(run: Run, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune_run, "RATES", [1e-3, 1e-2])
+    monkeypatch.setattr("randlora_pl.cli.sweep.tune.RATES", [1e-3, 1e-2])
     words = [*SMALL[:-2], "--model.adapter", "LoRA", "--model.adapter.rank", "2"]
     result = run("tune", *words, "--output", "rates")
     assert result.code == 0, result.err

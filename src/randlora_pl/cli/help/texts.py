@@ -1,4 +1,4 @@
-"""Texts of the help pages; those of ``adapter``, ``analyze`` and their commands are beside the commands."""
+"""Texts of the help pages; ``adapter``, ``analyze`` and their commands have a PAGE in their own modules."""
 
 TEXTS = {
     "fit": """\

@@ -1,38 +1,25 @@
-"""``tune``: learning rates (and alphas) for the methods of a sweep, chosen on validation images."""
+"""``tune``: learning rates (and alphas) of a sweep or a single run, chosen on validation images."""
 
-import io
+import argparse
+import copy
 import shlex
-from contextlib import redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.sweep.job import (
-    Job,
-    begin,
-    check_typed,
-    choose,
-    find_sweep,
-    parser_of,
-    place_of,
-    summary,
-    words_of,
-)
-from randlora_pl.cli.sweep.run import dry_run, spawn, work
-from randlora_pl.config.shipped import config_names
-from randlora_pl.experiments.sweep.description import Description
+from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.sweep.job import Job, check_typed, choose, find_sweep, parser_of, words_of
+from randlora_pl.cli.sweep.run import dry_run
+from randlora_pl.cli.sweep.tuning import Tuning, comments, search_of
+from randlora_pl.config.compose import DEFAULTS, Command, Tree, compose, merge, nested, normalise, parse_value
+from randlora_pl.config.validate import check_names, on_texts
+from randlora_pl.experiments.sweep.description import Description, budget
 from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.plan import Cell
-from randlora_pl.experiments.sweep.provenance import FILE
-from randlora_pl.experiments.sweep.steps import is_text
-from randlora_pl.language.catalog import LABELLED
-from randlora_pl.language.dataset_sizes import OWN_TEXTS
-from randlora_pl.utils.errors import UserError, errors_in
-from randlora_pl.utils.files.atomic_output import write_text
+from randlora_pl.experiments.sweep.trial_config import check
+from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.log_filters import silence_library_warnings
 
-if TYPE_CHECKING:
-    from randlora_pl.experiments.sweep.tuning import Search
+RATES = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0]
+"""Candidate rates; the search begins at the method's own rate and goes towards better ones."""
 
 
 def tune_verb(args: list[str]) -> int:
@@ -42,8 +29,6 @@ def tune_verb(args: list[str]) -> int:
         0, or 1 if a method has no candidate that worked.
     """
     if {"-c", "--config"} & {word.partition("=")[0] for word in args}:
-        from randlora_pl.cli.sweep.tune_run import tune_run
-
         return tune_run(args)
     typed = parser_of("tune").parse_args(args)
     check_typed(typed)
@@ -62,128 +47,90 @@ def tune_verb(args: list[str]) -> int:
     return 1 if found.without() else 0
 
 
-@dataclass
-class Tuning:
-    """Search of learning rates.
+def tune_run(args: list[str]) -> int:
+    """Search the learning rate of a run, and print the command that starts the run with it.
 
-    Attributes:
-        job: Its cells.
-        search: The search that selects them.
-        stopped: Reason of an early stop; empty without one.
+    Returns:
+        0, or 1 if no rate worked.
     """
-
-    job: Job
-    search: "Search"
-    stopped: str = ""
-
-    def rounds(self) -> list[Cell]:
-        """Return the cells of both rounds that are known so far."""
-        return self.search.first(self.job.folder) + self.search.second(self.job.folder)
-
-    def without(self) -> list[str]:
-        """Methods without a candidate that worked."""
-        return [method for method in self.search.names if method not in self.search.chosen(self.job.folder)]
-
-    def run(self, typed: Any, words: list[str], head: str | None) -> Path:
-        """Search, and write and print the result.
-
-        Args:
-            typed: ``jobs``, ``retry_failed`` and ``max_hours``.
-            words: The command of each of several processes.
-            head: Comments of the config to write with the best candidates; None for no config.
-
-        Returns:
-            The config with the best candidates, or the table if no config is written.
-        """
-        job, search, folder = self.job, self.search, self.job.folder
-        _check_validation(job.chosen)
-        begin(job)
-        if typed.jobs > 1:
-            self.stopped = spawn(job, words, typed.jobs, self.rounds)
-        else:
-            self.stopped = work(job, typed.retry_failed, typed.max_hours, self.rounds, test=False).stopped
-        from randlora_pl.experiments.sweep.tuning_files import as_json, config_text, markdown
-        from randlora_pl.utils.run_results import environment
-
-        made = {name: value for name, value in environment().items() if name in ("version", "git_commit")}
-        report = search.report(folder, {"command": job.same} | made)
-        files = {FILE: as_json(report), "tuning.md": markdown(report)}
-        if head is not None:
-            files["tuned.yaml"] = config_text(search.tuned(folder), head)
-        for name, text in files.items():
-            write_text(folder.path / name, text)
-        print(f"\n{markdown(report)}")
-        if edges := search.edges(folder):
-            print(f"Best at the end of what was tried, so that a better rate may lie beyond: {', '.join(edges)}")
-        if flat := search.flat(folder):
-            print(f"All rates did equally well, so that none can be chosen: {', '.join(flat)}. Train for more steps.")
-        first, *others = reversed(files)
-        print(f"Written: {folder.path / first}, {' and '.join(others)} beside it; {summary(job)}")
-        if self.stopped:
-            print(f"Stopped, because {self.stopped}. Go on with: {job.same}")
-        elif without := self.without():
-            kept = "" if head is None else "; the config keeps what it had"
-            print(f"No candidate worked for: {', '.join(without)}{kept}. See {place_of(job)}/cells")
-        return folder.path / first
+    parser = Parser("tune")
+    parser.add_options(output=Path, dry_run=False, retry_failed=False, max_hours=float, jobs=1)
+    typed, words = parser.parse_known_args(args)
+    check_typed(typed)
+    command = compose("fit", words, copy.deepcopy(DEFAULTS))
+    if command.folders:
+        raise UserError("--resume does not go with tune: a finished search is found by itself.")
+    check_names(command)
+    silence_library_warnings()
+    tree = tree_of(command)
+    description = described(tree, command.named)
+    path = typed.output or Path("runs") / "tune" / Path(command.named[-1]).stem
+    found = _search(typed, tree, description, path, f"randlora-pl tune {shlex.join(args)}")
+    if typed.dry_run:
+        return dry_run(found.job)
+    found.run(typed, words_of("tune", args, found.job), None)
+    if found.stopped:
+        return 0
+    if found.without():
+        return 1
+    ((method, chosen),) = found.search.chosen(found.job.folder).items()
+    ((name, rate),) = chosen.items()
+    print(f"Best {name} of {method}: {rate:g}")
+    print(f"Next: randlora-pl fit {shlex.join(words)} --model.{name} {rate:g}")
+    return 0
 
 
-def search_of(typed: Any, file: Path, description: Description, path: Path, same: str) -> Tuning:
-    """Return the search of the options without running it.
+def tree_of(command: Command) -> Tree:
+    """Return the config of a run with the typed options in it."""
+    tree = command.config
+    for name, text in command.values.items():
+        tree = merge(tree, normalise(nested({name: parse_value(text)})))
+    return tree
+
+
+def described(tree: Tree, configs: list[str]) -> Description:
+    """Return the search of a run as a sweep of one model, one method and one dataset.
 
     Args:
-        typed: ``only``, ``root``, ``skip_missing`` and ``dry_run``.
-        file: The config, for messages.
-        description: The parsed config.
-        path: The folder of the search.
-        same: The typed command, for resuming.
+        tree: The run's config.
+        configs: Names of the configs, for the record.
     """
-    _check_rates(file, description)
-    silence_library_warnings()
+    from randlora_pl.experiments.sweep.expand import data_of, task_of
+
+    task = task_of(check(tree))
+    if task is None:
+        raise UserError("tune --config searches for tasks of this program; write a sweep for another one.")
+    method = task.adapter.method()
+    name = "head_learning_rate" if method == "LinearProbe" else "learning_rate"
+    data = dict(tree.get("data", {}))
+    shots, share = data.pop("shots", None), data.pop("fraction", None)
+    known = data_of(check(tree))  # of images or of texts
+    dataset = str(known.row.name if hasattr(known, "row") else known.dataset)
+    seed = int(tree.get("seed_everything") or 0)
+    monitor = tree.get("checkpoint", {}).get("monitor")
+    loss = on_texts(str(tree["model"]["class_path"]).rpartition(".")[2])
+    return Description.of({
+        "models": {str(tree["model"]["init_args"].get("name", "model")): {"config": [Path(c).stem for c in configs]}},
+        "methods": {method: {"adapter": method, name: float(getattr(task, name))}},
+        "datasets": {dataset: data | {"dataset": dataset}},
+        "budgets": [budget(shots) if shots else budget(float(share)) if share else "100%"],
+        "seeds": [seed],
+        "tune": {
+            "learning_rates": RATES,
+            "climb": True,
+            "seeds": [other for other in range(3) if other != seed][:2],
+            "monitor": monitor or ("val/loss" if loss else "val/acc"),
+        },
+    })  # fmt: skip
+
+
+def _search(typed: argparse.Namespace, tree: Tree, description: Description, path: Path, same: str) -> Tuning:
     from randlora_pl.experiments.sweep.tuning import Search
 
-    with errors_in(file):
-        search = Search.of(replace(description, root=typed.root))
-        search.restrict([word for word in typed.only if word.startswith("method=")])
+    (name,) = description.models  # each candidate is the config of the run, with another rate
+    search = Search.of(replace(description, models={name: {"config": tree}}))
     folder = SweepFolder(path, "tune.yaml")
     job = Job(description, search.all_cells(), search.first(folder), folder, same)
-    others = [word for word in typed.only if not word.startswith("method=")]
-    choose(job, others, None, typed.skip_missing, typed.dry_run)
-    search.keep({(cell.labels.model, cell.labels.dataset) for cell in job.chosen})
-    job.chosen = search.first(folder)
+    choose(job, [], None, False, typed.dry_run)
     job.folder.check(job.cells)
     return Tuning(job, search)
-
-
-def comments(file: Path) -> str:
-    """Return the lines of comments in a config."""
-    return "".join(line for line in file.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
-
-
-def _check_rates(file: Path, description: Description) -> None:
-    """Refuse a shipped sweep without learning rates to try, as most of them have none."""
-    name = next((name for name, known in config_names().items() if known == file), None)
-    if description.tune.get("learning_rates") or name is None:
-        return
-    texts = any(facts.get("dataset") in LABELLED for facts in description.datasets.values())
-    held = ", set: {data.validation: 200}, monitor: val/score" if texts else ""  # GLUE's scripts hold nothing out
-    raise UserError(
-        f"{name} gives no learning rates to try. Copy it: randlora-pl config cp {name} mine.yaml\n"
-        f"and add a line such as: tune: {{learning_rates: [1e-4, 1e-3, 1e-2]{held}}}; then: randlora-pl tune mine.yaml"
-    )
-
-
-def _check_validation(cells: list[Cell]) -> None:
-    """Check that every dataset has validation samples."""
-    from randlora_pl.experiments.sweep.expand import data_of
-
-    for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
-        data = data_of(cell.tree)
-        if is_text(cell.tree):  # texts need a tokenizer to be read
-            if data.validation == 0 and data.dataset not in OWN_TEXTS:
-                raise UserError(f"datasets.{label}: nothing is held out; put data.validation: N into tune.set.")
-            continue
-        with redirect_stderr(io.StringIO()):  # its remarks are errors here
-            data.setup("validate")
-            loader = data.val_dataloader()
-        if isinstance(loader, list) or not len(data.samples("val")):  # a list: the data have no loader
-            raise UserError(f"datasets.{label}: no validation images are kept out of training, and tuning needs them.")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.cli.sweep.run import dry_run
-from randlora_pl.cli.sweep.tune import comments, search_of
+from randlora_pl.cli.sweep.tuning import comments, search_of
 from randlora_pl.experiments.sweep.description import is_zero_shot
 from randlora_pl.experiments.sweep.folder import TUNE
 from randlora_pl.utils.errors import UserError
