@@ -228,7 +228,7 @@ def read_range(location: str, offset: int, length: int) -> bytes:
             if system is not None:
                 content: bytes = system.cat_file(path, start=offset, end=offset + length)
                 break
-            with open_plain(path) as stream:  # opening takes 15 us, 1 % of decoding an image
+            with open_plain(path) as stream:  # opening takes 15 us, decoding an image 1,000
                 stream.seek(offset)
                 content = stream.read(length)
                 break
