@@ -11,7 +11,7 @@ CELLS = "cells.csv"
 _LABELS = ("model", "family", "dataset", "budget", "method", "state", "reason", "cell", "rate_chosen_by")
 _TEXTS = (*_LABELS, "adapter", "task", "device", "version", "git_commit")
 _RUN = (*_LABELS, "seed", "accuracy", "zeroshot_accuracy")
-"""Columns that are no figures of ``results.json``."""
+"""Columns that are not figures of ``results.json``."""
 
 
 def read_runs(file: Path) -> list[Run]:
