@@ -85,7 +85,7 @@ def _share(number: int, jobs: int) -> dict[str, str]:
 
 def _gpus() -> int:
     """NVIDIA devices, without starting CUDA here."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))  # nothing where there is no such folder
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))  # nothing without this folder
 
 
 def _end(started: Sequence["subprocess.Popen[bytes]"]) -> None:

@@ -105,8 +105,8 @@ def _in_folder(root: Path) -> list[str]:
 def split_of(shard: str) -> str:
     """Return the split in a shard's file or folder name, or ""."""
     path = PurePosixPath(shard.replace("\\", "/"))
-    words = (*re.findall("[a-z]+", path.stem.lower()), path.parent.name.lower())
-    return next((SPLIT_OF[word] for word in words if word in SPLIT_OF), "")
+    parts = (*re.findall("[a-z]+", path.stem.lower()), path.parent.name.lower())
+    return next((SPLIT_OF[word] for word in parts if word in SPLIT_OF), "")
 
 
 def index(shard_paths: ShardPaths, split: str) -> listing.Found:
