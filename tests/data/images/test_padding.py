@@ -13,8 +13,9 @@ from torch import Tensor
 from randlora_pl.data import ImageData, open_images
 from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.padding import split_crop, whole_box
-from randlora_pl.data.images.transforms import crop_boxes, eval_batch, eval_pixels, finish, train_batch, train_pixels
+from randlora_pl.data.images.transforms import crop_boxes, eval_batch, eval_pixels, finish, train_pixels
 from randlora_pl.data.unlabelled import read_image
+from tests.data.images.batches import train_batch
 
 FRAME = Frame(32, resize="pad")
 side = st.integers(1, 200)

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from randlora_pl.data.images.frame import Frame
-from randlora_pl.data.images.transforms import RATIO, crop_boxes, eval_batch, flips, normalize, train_batch
+from randlora_pl.data.images.transforms import RATIO, crop_boxes, eval_batch, flips, normalize
 from randlora_pl.utils import rng
+from tests.data.images.batches import train_batch
 from tests.support.products import in_one_item
 
 PLAIN = Frame(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -15,7 +15,7 @@ from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.images.decode import ArrayImages
 from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.shared_cache import CachedImages
-from randlora_pl.data.images.transforms import finish, train_batch
+from randlora_pl.data.images.transforms import finish
 from randlora_pl.data.loading.image_batches import EvalBatches, Late, TrainBatches
 from randlora_pl.data.loading.loader import Batch, Loader
 from randlora_pl.data.readers.dispatch import Samples, in_key_order
@@ -24,6 +24,7 @@ from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSche
 from randlora_pl.data.validate import SAMPLING
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import Tree
+from tests.data.images.batches import train_batch
 
 FRAME = Frame(12)
 

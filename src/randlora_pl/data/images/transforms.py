@@ -85,11 +85,7 @@ def pixels_needed(frame: Frame, scale: tuple[float, float] | None) -> int:
 
     In training, no crop gets fewer pixels than the frame. In evaluation, where metrics are compared with published
     ones, resizing still at least halves the image, so that the decoder's own filter has almost no effect. A padded
-    image would need fewer: its longer side fills the frame.
-
-    Args:
-        frame: Preprocessing with the frame's size.
-        scale: Minimum and maximum area fraction of training crops; None in evaluation.
+    image would need fewer: its longer side fills the frame. ``scale`` is None in evaluation.
     """
     return 2 * frame.size if scale is None else math.ceil(frame.size / math.sqrt(scale[0] * RATIO[0]))
 
@@ -110,7 +106,7 @@ def train_pixels(
         images: b images, uint8 (height, width, 1 or 3), all with the same number of channels.
         draws: int64 (b,), draw numbers; with the seed they determine the result.
         seed: The user's seed.
-        frame: Size, mean, standard deviation and interpolation.
+        frame: Image preprocessing.
         scale: Minimum and maximum area fraction of a crop.
         flip: Mirror half of the images.
         late: Leave cropping to `finish`; all images must have one size.
@@ -131,16 +127,7 @@ def train_pixels(
 
 
 def eval_pixels(images: Sequence[Tensor], frame: Frame, late: bool) -> dict[str, Any]:
-    """Resize the shorter side and crop the center (protocol 2.6), or pad the whole image.
-
-    Args:
-        images: b images, uint8 (height, width, 1 or 3), all with the same number of channels.
-        frame: Size, mean, standard deviation and interpolation.
-        late: Leave this to `finish`; all images must have one size.
-
-    Returns:
-        ``image`` uint8 (b, channels, size, size), and for padded images ``inside``; with ``late`` unchanged images.
-    """
+    """Resize the shorter side and crop the center (protocol 2.6), or pad the whole image; see `train_pixels`."""
     planes = [image.permute(2, 0, 1) for image in images]
     if late:
         return {"image": torch.stack(planes)}
@@ -155,11 +142,10 @@ def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
     Args:
         batch: Batch with the entries of `train_pixels` (and `Augment.mixing`) or `eval_pixels`; a float ``image`` is
             returned unchanged.
-        frame: Size, mean, standard deviation and interpolation.
+        frame: Image preprocessing.
 
     Returns:
-        Batch with ``image`` float32 (b, 3, size, size), without the entries for these steps; with ``target`` (see
-        `mixed`) if images are blended.
+        Batch with ``image`` float32 (b, 3, size, size), and with ``target`` (see `mixed`) if images are blended.
     """
     image: Tensor = batch["image"]
     if image.is_floating_point():
@@ -177,14 +163,6 @@ def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
     return batch if mix is None else batch | mixed(batch, mix)
 
 
-def train_batch(
-    images: Sequence[Tensor], draws: Tensor, seed: int, frame: Frame, scale: tuple[float, float], flip: bool
-) -> Tensor:
-    """Run both steps of a training batch: float32 (b, 3, size, size); see `train_pixels`."""
-    batch: Tensor = finish(train_pixels(images, draws, seed, frame, scale, flip, late=False), frame)["image"]
-    return batch
-
-
 def eval_batch(images: Sequence[Tensor], frame: Frame) -> Tensor:
     """Run both steps of an evaluation batch: float32 (b, 3, size, size); see `eval_pixels`."""
     batch: Tensor = finish(eval_pixels(images, frame, late=False), frame)["image"]
@@ -196,11 +174,8 @@ def _crops(
 ) -> dict[str, Any]:
     """Crop and resize b uint8 (c, h, w) to ``image`` and ``inside`` (see `train_pixels`)."""
     if frame.resize == "pad":
-        parts = [
-            split_crop(plane.shape[1], plane.shape[2], box, frame.size)
-            for plane, box in zip(planes, boxes, strict=True)
-        ]
-        return _placed(planes, [source for source, _ in parts], [target for _, target in parts], frame, change)
+        parts = [split_crop(p.shape[1], p.shape[2], box, frame.size) for p, box in zip(planes, boxes, strict=True)]
+        return _placed(planes, parts, frame, change)
     batch = _empty((len(planes), planes[0].shape[0], frame.size, frame.size), torch.uint8, planes[0].device)
     for index, (plane, (top, left, h, w)) in enumerate(zip(planes, boxes, strict=True)):
         crop = _resize(plane[:, top : top + h, left : left + w], frame.size, frame.size, frame.interpolation)
@@ -210,26 +185,22 @@ def _crops(
 
 def _padded(planes: Sequence[Tensor] | Tensor, frame: Frame) -> dict[str, Any]:
     """Pad b whole images, uint8 (c, h, w), to ``image`` and ``inside`` (see `eval_pixels`)."""
-    sources = [(0, 0, plane.shape[1], plane.shape[2]) for plane in planes]
-    return _placed(planes, sources, [whole_box(h, w, frame.size) for _, _, h, w in sources], frame)
+    sizes = [(plane.shape[1], plane.shape[2]) for plane in planes]
+    return _placed(planes, [((0, 0, h, w), whole_box(h, w, frame.size)) for h, w in sizes], frame)
 
 
 def _placed(
-    planes: Sequence[Tensor] | Tensor,
-    sources: Sequence[Box],
-    targets: Sequence[Box],
-    frame: Frame,
-    change: Change | None = None,
+    planes: Sequence[Tensor] | Tensor, parts: Sequence[tuple[Box, Box]], frame: Frame, change: Change | None = None
 ) -> dict[str, Any]:
-    """Resize parts of images into black frames; `clear_padding` colors the rest."""
-    batch = torch.zeros((len(planes), planes[0].shape[0], frame.size, frame.size), dtype=torch.uint8)
-    batch = batch.to(planes[0].device)
-    for index, (plane, source, target) in enumerate(zip(planes, sources, targets, strict=True)):
+    """Resize parts of images, (box in it, box in the frame), into black frames; `clear_padding` colors the rest."""
+    shape = len(planes), planes[0].shape[0], frame.size, frame.size
+    batch = torch.zeros(shape, dtype=torch.uint8, device=planes[0].device)
+    for index, (plane, (source, target)) in enumerate(zip(planes, parts, strict=True)):
         (top, left, h, w), (upper, first, tall, wide) = source, target
         part = _resize(plane[:, top : top + h, left : left + w], tall, wide, frame.interpolation)
         part = part if change is None else change(index, part)
         batch[index, :, upper : upper + tall, first : first + wide] = part
-    return {"image": batch, "inside": [list(target) for target in targets]}
+    return {"image": batch, "inside": [list(target) for _, target in parts]}
 
 
 def _centre(planes: Tensor, frame: Frame) -> Tensor:
@@ -249,14 +220,9 @@ def _resize(planes: Tensor, height: int, width: int, interpolation: str) -> Tens
 
 
 def normalize(batch: Tensor, frame: Frame, mirror: Tensor | None = None) -> Tensor:
-    """Normalize uint8 (b, 1 or 3, h, w) to float32 (b, 3, h, w), with gray repeated in three channels.
-
-    Args:
-        batch: Images.
-        frame: Mean and standard deviation.
-        mirror: bool (b,), True for images to mirror; None for none.
-    """
-    scale, shift = (values.view(3, 1, 1) for values in _scale_and_shift(frame))
+    """Normalize uint8 (b, 1 or 3, h, w) to float32 (b, 3, h, w); mirror some, bool (b,), and repeat gray."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (frame.mean, frame.std))
+    scale, shift = 1 / (255 * std), mean / std
     if batch.device.type != "cpu":
         if mirror is not None:
             batch = torch.where(mirror.view(-1, 1, 1, 1), batch.flip(-1), batch)
@@ -270,12 +236,6 @@ def normalize(batch: Tensor, frame: Frame, mirror: Tensor | None = None) -> Tens
         np.multiply(pixels[..., ::-1] if turn else pixels, scale.numpy(), out=colors)
         np.subtract(colors, shift.numpy(), out=colors)
     return whole
-
-
-def _scale_and_shift(frame: Frame) -> tuple[Tensor, Tensor]:
-    """Return 1 / (255 std) and mean / std, float32 (3,)."""
-    mean, std = torch.tensor(frame.mean), torch.tensor(frame.std)
-    return 1 / (255 * std), mean / std
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

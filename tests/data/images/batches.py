@@ -1,0 +1,16 @@
+"""Training batches of images in one step."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from randlora_pl.data.images.frame import Frame
+from randlora_pl.data.images.transforms import finish, train_pixels
+
+
+def train_batch(
+    images: Sequence[Tensor], draws: Tensor, seed: int, frame: Frame, scale: tuple[float, float], flip: bool
+) -> Tensor:
+    """Both steps of a training batch: float32 (b, 3, size, size); see `train_pixels`."""
+    batch: Tensor = finish(train_pixels(images, draws, seed, frame, scale, flip, late=False), frame)["image"]
+    return batch
