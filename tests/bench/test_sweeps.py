@@ -1,7 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from randlora_pl.bench import sweeps
 from randlora_pl.bench.flops import Gemm
 from randlora_pl.bench.methods import METHODS
 from randlora_pl.bench.steps import Case, measure
@@ -67,8 +68,9 @@ def test_a_point_too_large_for_the_memory_is_told(monkeypatch: pytest.MonkeyPatc
     def full(*_: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(sweeps, "adapted", full)
+    monkeypatch.setitem(METHODS, "full", replace(METHODS["full"], adapt=full))
     assert cases(SMALL, ["full"], CPU)[1][0].problem == "out of memory"
-    monkeypatch.setattr(sweeps, "adapted", lambda *_: (_ for _ in ()).throw(RuntimeError("else")))
+    failing = replace(METHODS["full"], adapt=lambda *_: (_ for _ in ()).throw(RuntimeError("else")))
+    monkeypatch.setitem(METHODS, "full", failing)
     with pytest.raises(RuntimeError, match="else"):
         cases(SMALL, ["full"], CPU)

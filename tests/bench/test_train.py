@@ -1,7 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from randlora_pl.bench import train
 from randlora_pl.bench.methods import METHODS
 from randlora_pl.bench.train import Setup, Training, estimated_seconds, library_of, one_training
 from randlora_pl.utils.errors import UserError
@@ -58,10 +59,10 @@ def test_a_case_that_finds_no_memory_is_missing(training: Training, monkeypatch:
     def full(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(train, "adapted", full)
+    monkeypatch.setitem(METHODS, "full", replace(METHODS["full"], adapt=full))
     cases, missing = training.cases(["full"])
     assert not cases and missing[0].problem == "out of memory"
-    monkeypatch.setattr(train, "adapted", lambda *_, **__: 1 / 0)
+    monkeypatch.setitem(METHODS, "full", replace(METHODS["full"], adapt=lambda *_: 1 / 0))
     with pytest.raises(ZeroDivisionError):
         training.cases(["full"])
 

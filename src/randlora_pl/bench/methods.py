@@ -11,6 +11,7 @@ from torch import nn
 
 from randlora_pl.adapters import Adapter, DoRA, FullFineTuning, LoRA, NoLA, RandLoRA, VeRA, inject
 from randlora_pl.adapters.targets.select import select
+from randlora_pl.bench.memory import OUT_OF_MEMORY, is_out_of_memory
 from randlora_pl.utils.errors import UserError, near
 
 LORA_RANK, RANDLORA_RANK, VERA_RANK = 32, 6, 256
@@ -34,7 +35,6 @@ class Method:
     Attributes:
         label: Name in tables, with ``{}`` for the rank.
         adapt: Puts it into a model: (model, targets, rank, dropout).
-        rank: Default rank.
         peer: Name of PEFT's counterpart, empty where there is none.
         foreign: Whether it is PEFT's.
         default: Whether it is measured where none is named.
@@ -48,10 +48,10 @@ class Method:
     default: bool = True
 
 
-def _ours(make: Callable[..., Adapter]) -> Adapt:
+def _ours(make: Callable[..., Adapter], **options: Any) -> Adapt:
     def adapt(model: nn.Module, targets: Targets, rank: int, dropout: float) -> None:
         try:
-            adapter = make(rank, dropout)
+            adapter = make(rank=rank, dropout=dropout, **options)
             inject(model, adapter, None if adapter.trains_base else targets)
         except UserError as error:
             raise UnavailableError(str(error)) from error
@@ -82,49 +82,17 @@ def _pefts(kind: str, **options: Any) -> Adapt:
     return adapt
 
 
+_RANDLORA = (RANDLORA_RANK, "peft-randlora")
 METHODS = {
-    "full": Method("full fine-tuning", _ours(lambda *_: FullFineTuning())),
-    "lora": Method("LoRA-{}", _ours(lambda rank, dropout: LoRA(rank=rank, dropout=dropout)), LORA_RANK, "peft-lora"),
-    "randlora": Method(
-        "RandLoRA-{}",
-        _ours(lambda rank, dropout: RandLoRA(rank=rank, dropout=dropout)),
-        RANDLORA_RANK,
-        "peft-randlora",
-    ),
-    "randlora-hadamard": Method(
-        "RandLoRA-{}, hadamard",
-        _ours(lambda rank, dropout: RandLoRA(rank=rank, dropout=dropout, basis="hadamard")),
-        RANDLORA_RANK,
-        "peft-randlora",
-    ),
-    "randlora-ternary": Method(
-        "RandLoRA-{}, ternary",
-        _ours(lambda rank, dropout: RandLoRA(rank=rank, dropout=dropout, basis="ternary")),
-        RANDLORA_RANK,
-        "peft-randlora",
-    ),
-    "randlora-low": Method(
-        "RandLoRA-{}, memory low",
-        _ours(lambda rank, dropout: RandLoRA(rank=rank, dropout=dropout, memory="low")),
-        RANDLORA_RANK,
-        "peft-randlora",
-        default=False,
-    ),
-    "dora": Method(
-        "DoRA-{}",
-        _ours(lambda rank, dropout: DoRA(LoRA(rank=rank, dropout=dropout))),
-        LORA_RANK,
-        "peft-dora",
-        default=False,
-    ),
-    "vera": Method(
-        "VeRA-{}",
-        _ours(lambda rank, dropout: VeRA(rank=rank, dropout=dropout)),
-        VERA_RANK,
-        "peft-vera",
-        default=False,
-    ),
-    "nola": Method("NoLA", _ours(lambda _, dropout: NoLA(dropout=dropout)), default=False),
+    "full": Method("full fine-tuning", _ours(lambda **_: FullFineTuning())),
+    "lora": Method("LoRA-{}", _ours(LoRA), LORA_RANK, "peft-lora"),
+    "randlora": Method("RandLoRA-{}", _ours(RandLoRA), *_RANDLORA),
+    "randlora-hadamard": Method("RandLoRA-{}, hadamard", _ours(RandLoRA, basis="hadamard"), *_RANDLORA),
+    "randlora-ternary": Method("RandLoRA-{}, ternary", _ours(RandLoRA, basis="ternary"), *_RANDLORA),
+    "randlora-low": Method("RandLoRA-{}, memory low", _ours(RandLoRA, memory="low"), *_RANDLORA, default=False),
+    "dora": Method("DoRA-{}", _ours(lambda **options: DoRA(LoRA(**options))), LORA_RANK, "peft-dora", default=False),
+    "vera": Method("VeRA-{}", _ours(VeRA), VERA_RANK, "peft-vera", default=False),
+    "nola": Method("NoLA", _ours(lambda rank, dropout: NoLA(dropout=dropout)), default=False),
     "peft-lora": Method("PEFT LoRA-{}", _pefts("Lora"), LORA_RANK, foreign=True),
     "peft-dora": Method("PEFT DoRA-{}", _pefts("Lora", use_dora=True), LORA_RANK, foreign=True, default=False),
     "peft-vera": Method("PEFT VeRA-{}", _pefts("Vera"), VERA_RANK, foreign=True, default=False),
@@ -173,12 +141,17 @@ def adapted(
         dropout: On the input of the update's path.
 
     Raises:
-        UnavailableError: The method is not available here, with the reason.
+        UnavailableError: The method is not available here, or there is not the memory for it.
     """
     method = METHODS[name]
     shared: dict[int, Any] = {} if name == "full" else {id(parameter): parameter for parameter in base.parameters()}
-    model = copy.deepcopy(base, shared)
-    method.adapt(model, targets, rank or method.rank, dropout)
+    try:
+        model = copy.deepcopy(base, shared)
+        method.adapt(model, targets, rank or method.rank, dropout)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UnavailableError(OUT_OF_MEMORY) from error
+        raise
     return model
 
 

@@ -1,7 +1,5 @@
 """Measured steps as a table, Markdown, JSON and pictures."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,6 +14,7 @@ from randlora_pl.bench.steps import Measured
 from randlora_pl.bench.sweeps import Reading
 from randlora_pl.bench.timing import Spread
 from randlora_pl.utils.files.atomic_output import atomic_file, write_text
+from randlora_pl.utils.text.csv_text import csv_text
 from randlora_pl.utils.text.tables import markdown_table
 
 COLOURS = {
@@ -163,21 +162,27 @@ def bars(title: str, results: Sequence[Measured], bases: Mapping[str, str], base
     times, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     places = range(len(shown))
     colours = [COLOURS.get(one.name, "#1f77b4") for one in shown]
-    spreads = [Spread.of([1000 * value for value in one.seconds]) for one in shown]
-    errors = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
-    times.barh(places, [s.median for s in spreads], xerr=errors, color=colours, capsize=3)
+    medians, errors, highest = _milliseconds(shown)
+    times.barh(places, medians, xerr=errors, color=colours, capsize=3)
     times.set_yticks(places, [one.label for one in shown])
     times.invert_yaxis()
     times.set_xlabel(f"milliseconds a step, median and extremes; beside it the ratio {base}")
-    for place, (one, spread) in enumerate(zip(shown, spreads, strict=True)):
+    for place, (one, high) in enumerate(zip(shown, highest, strict=True)):
         ratio = one.ratio(by_name.get(bases.get(one.name, "")))
         if ratio:
-            times.annotate(f" {ratio.median:.2f}", (spread.high, place), va="center", fontsize=9)
+            times.annotate(f" {ratio.median:.2f}", (high, place), va="center", fontsize=9)
     times.margins(x=0.12)
     on_gpu = any(one.peak for one in shown)
     memory.barh(places, [(one.peak or 0 if on_gpu else one.saved) / 1e6 for one in shown], color=colours)
     memory.set_xlabel("MB allocated at the peak" if on_gpu else "MB kept for the backward pass")
     return figure
+
+
+def _milliseconds(results: Sequence[Measured]) -> tuple[list[float], list[list[float]], list[float]]:
+    """Return the medians of some steps, how far their extremes lie below and above, and the greatest."""
+    spreads = [Spread.of([1000 * value for value in one.seconds]) for one in results]
+    errors = [[spread.median - spread.low for spread in spreads], [spread.high - spread.median for spread in spreads]]
+    return [spread.median for spread in spreads], errors, [spread.high for spread in spreads]
 
 
 def curves(title: str, readings: Sequence[Reading]) -> Figure:
@@ -198,15 +203,10 @@ def curves(title: str, readings: Sequence[Reading]) -> Figure:
             if not line:
                 continue
             x = [reading.point.bases if sweep == "rank" else reading.value for reading, _ in line]
-            spreads = [Spread.of([1000 * value for value in one.seconds]) for _, one in line]
-            errors = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
-            style: dict[str, Any] = {
-                "color": COLOURS[name],
-                "marker": "o",
-                "markersize": 4,
-                "label": _without_rank(line[0][1], line[0][0]),
-            }
-            panels[0, column].errorbar(x, [s.median for s in spreads], errors, capsize=2, **style)
+            medians, errors, _ = _milliseconds([one for _, one in line])
+            style: dict[str, Any] = {"color": COLOURS[name], "marker": "o", "markersize": 4}
+            style["label"] = _without_rank(line[0][1], line[0][0])
+            panels[0, column].errorbar(x, medians, errors, capsize=2, **style)
             panels[1, column].plot(x, [(one.peak or one.saved) / 1e6 for _, one in line], **style)
         values = sorted({reading.point.bases if sweep == "rank" else reading.value for reading in here})
         for panel in panels[:, column]:
@@ -247,9 +247,5 @@ def write_json(content: Any, path: Path) -> None:
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows of equal keys."""
-    stream = io.StringIO()
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(stream, keys, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, stream.getvalue())
+    write_text(path, csv_text([keys, *([row.get(key) for key in keys] for row in rows)]))

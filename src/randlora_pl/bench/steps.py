@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 
 from randlora_pl.bench.flops import Gemm, counter, synchronize
 from randlora_pl.bench.memory import OUT_OF_MEMORY, is_out_of_memory, peak, reset_peak, saved_tensors
+from randlora_pl.bench.methods import UnavailableError
 from randlora_pl.bench.timing import Spread, in_turns, ratios
 from randlora_pl.models import cast_frozen
 
@@ -230,6 +231,19 @@ def measure(
         turns, rounds, tick, warm_up=False, to_and_fro=True, after_round=lambda figures: keep(found(figures))
     )
     return found(figures)
+
+
+def available(
+    names: Sequence[str], case: Callable[[str], Case], label: Callable[[str], str]
+) -> tuple[list[Case], list[Measured]]:
+    """Return the methods that can be measured, and why the others cannot."""
+    cases, missing = [], []
+    for name in names:
+        try:
+            cases.append(case(name))
+        except UnavailableError as reason:
+            missing.append(Measured(name, label(name), str(reason)))
+    return cases, missing
 
 
 def ticks(cases: int, rounds: int) -> int:

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.bench.memory import OUT_OF_MEMORY, is_out_of_memory
-from randlora_pl.bench.methods import METHODS, UnavailableError, adapted, label
-from randlora_pl.bench.steps import Case, Measured, Precision
+from randlora_pl.bench.methods import METHODS, adapted, label
+from randlora_pl.bench.steps import Case, Measured, Precision, available
 
 
 @dataclass(frozen=True)
@@ -96,37 +95,22 @@ def cases(
         base = nn.Sequential(*(nn.Linear(point.width, point.width) for _ in range(point.depth)))
     x = torch.randn(point.tokens, point.width, generator=generator).to(device).requires_grad_()
     upper = torch.randn(point.tokens, point.width, generator=generator).to(device)
-    found, missing = [], []
 
     def loss(model: nn.Module) -> Tensor:
         product: Tensor = model(x) * upper
         return product.sum()
 
-    for name in names:
-        rank = point.rank if "randlora" in name else METHODS[name].rank
-        try:
-            model = adapted(base, name, rank)
-        except UnavailableError as reason:
-            missing.append(Measured(name, label(name, rank), str(reason)))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            missing.append(Measured(name, label(name, rank), OUT_OF_MEMORY))
-        else:
-            found.append(
-                Case(
-                    name,
-                    label(name, rank),
-                    model,
-                    loss,
-                    [x, upper],
-                    device=device,
-                    precision=precision,
-                    optimize=False,
-                    foreign=METHODS[name].foreign,
-                )
-            )
-    return found, missing
+    def rank(name: str) -> int:
+        return point.rank if "randlora" in name else METHODS[name].rank
+
+    def case(name: str) -> Case:
+        model = adapted(base, name, rank(name))
+        return Case(
+            name, label(name, rank(name)), model, loss, [x, upper],
+            device=device, precision=precision, optimize=False, foreign=METHODS[name].foreign,
+        )  # fmt: skip
+
+    return available(names, case, lambda name: label(name, rank(name)))
 
 
 def estimated_seconds(points: Sequence[tuple[str, Point]], methods: int, rounds: int, rate: float) -> float:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.bench.flops import Gemm, counter
-from randlora_pl.bench.memory import OUT_OF_MEMORY, is_out_of_memory
-from randlora_pl.bench.methods import METHODS, Targets, UnavailableError, adapted, label, language_rank, layers_of
+from randlora_pl.bench.methods import METHODS, Targets, adapted, label, language_rank, layers_of
 from randlora_pl.bench.problems import Library, Problem, image_problem, library_of, token_problem
-from randlora_pl.bench.steps import Case, Measured, Precision
+from randlora_pl.bench.steps import Case, Measured, Precision, available
 from randlora_pl.utils.errors import UserError
 
 
@@ -99,12 +98,7 @@ class Training:
         Raises:
             UnavailableError: The method is not available here, with the reason.
         """
-        try:
-            model = adapted(self.base, name, self.rank(name), self.setup.targets, self.setup.dropout).train()
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise UnavailableError(OUT_OF_MEMORY) from error
-            raise
+        model = adapted(self.base, name, self.rank(name), self.setup.targets, self.setup.dropout).train()
         return Case(
             name, self.label(name), model, self.loss, self.batch,
             device=self.device, precision=self.setup.precision, foreign=METHODS[name].foreign,
@@ -112,13 +106,7 @@ class Training:
 
     def cases(self, names: Sequence[str]) -> tuple[list[Case], list[Measured]]:
         """Return the methods that can be measured, and why the others cannot."""
-        cases, missing = [], []
-        for name in names:
-            try:
-                cases.append(self.case(name))
-            except UnavailableError as reason:
-                missing.append(Measured(name, self.label(name), str(reason)))
-        return cases, missing
+        return available(names, self.case, self.label)
 
     def gemm(self) -> Gemm:
         """Return the machine's peak in the precision of the products."""
@@ -152,9 +140,7 @@ def one_training(setup: Setup, name: str) -> None:
         import_module("peft")
     training = Training(setup)
     case = training.case(name)
-    training.base, training.problem = (
-        nn.Identity(),
-        replace(training.problem, model=nn.Identity()),
-    )  # full fine-tuning has a copy
+    training.base = nn.Identity()  # full fine-tuning has a copy
+    training.problem = replace(training.problem, model=nn.Identity())
     case.step()
     case.step()
