@@ -1,6 +1,9 @@
 """The way from ``fit`` to ``loss.backward`` is short, and `docs/walkthrough.md` lists it."""
 
+import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,3 +46,33 @@ def test_the_files_on_the_way_are_those_of_the_page(run: Run, monkeypatch: pytes
     assert len(files) <= 15 and sum(len((PACKAGE / file).read_text().splitlines()) for file in files) <= 3000
     for file in re.findall(r"`([a-z_]+/[\w/]+\.py)`", page):
         assert (PACKAGE / file).is_file(), file
+
+
+@pytest.mark.slow  # a process of its own, which imports everything again
+def test_a_run_imports_the_files_that_it_uses(tmp_path: Path) -> None:
+    """Other methods, tasks, readers, downloads and strategies stay out; the page has the number."""
+    code = (
+        "import json, sys; from randlora_pl.cli.main import main; assert main(sys.argv[1:]) == 0;"
+        "names = [name for name, module in sys.modules.items() if not hasattr(module, '__path__')];"
+        "print(json.dumps([name for name in names if name.startswith('randlora_pl.')]))"
+    )
+    words = [
+        sys.executable,
+        "-c",
+        code,
+        "fit",
+        "--config",
+        "quickstart",
+        "--data.steps",
+        "1",
+        "--run.root",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    )
+    loaded = json.loads(done.stdout.strip().splitlines()[-1])
+    page = (ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8")
+    (stated,) = re.findall(r"imports (\d+) files", page)
+    assert len(loaded) <= int(stated), sorted(loaded)
+    assert not [name for name in loaded if re.search(r"fixed_rank|text_head|linear_head|download|tar_|sharding", name)]

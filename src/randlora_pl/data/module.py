@@ -14,7 +14,6 @@ from randlora_pl.data import validate as options
 from randlora_pl.data.base import PlannedData
 from randlora_pl.data.catalog import registry as catalog
 from randlora_pl.data.catalog.class_names import class_names
-from randlora_pl.data.download import install as get
 from randlora_pl.data.image_splits import ImageSplits
 from randlora_pl.data.images.augment import Augment
 from randlora_pl.data.images.decode import ArrayImages
@@ -24,7 +23,6 @@ from randlora_pl.data.images.transforms import finish
 from randlora_pl.data.loading.image_batches import EvalBatches, Late, TrainBatches, default_workers
 from randlora_pl.data.loading.loader import Batch, Loader
 from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.readers.own import tar_shards as shards
 from randlora_pl.data.sampling.balance import balance_text
 from randlora_pl.utils.errors import UserError
 
@@ -145,9 +143,13 @@ class ImageData(PlannedData):
     def prepare_data(self) -> None:
         """Download the dataset if requested; Lightning calls it in one process only."""
         if self.download:
-            get.ensure(self.row, self.root)
+            from randlora_pl.data.download.install import ensure
+
+            ensure(self.row, self.root)
         if self.row.patterns:  # the other processes load the stored index
-            shards.index_all(self.root)
+            from randlora_pl.data.readers.own.tar_shards import index_all
+
+            index_all(self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Read labels and class names, choose the subset, and plan the draws.

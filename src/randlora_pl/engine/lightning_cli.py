@@ -37,7 +37,7 @@ from randlora_pl.config.validate import tasks
 from randlora_pl.engine.error_messages import build_error, parse_error
 from randlora_pl.engine.run_folder import missing_folders, new_folder, planned_name, remove_folder
 from randlora_pl.parallel.devices import with_devices, with_strategy
-from randlora_pl.parallel.strategy import TIMEOUT
+from randlora_pl.parallel.launch import TIMEOUT
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.tasks.trainer import SETTINGS
 from randlora_pl.utils.errors import UserError, near

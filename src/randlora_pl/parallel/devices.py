@@ -8,8 +8,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
 from randlora_pl.parallel.launch import launched
-from randlora_pl.parallel.sharding import AdapterFSDP
-from randlora_pl.parallel.strategy import AdapterDDP
 from randlora_pl.utils.errors import UserError
 
 SHARDED = "fsdp2"
@@ -81,8 +79,14 @@ def with_strategy(config: dict[str, Any], timeout: float) -> dict[str, Any]:
     # Notebooks fork their processes and keep Lightning's strategy.
     plain = type(chosen) is DDPStrategy and chosen._start_method == "popen"
     if named != SHARDED:
-        return config | {"strategy": AdapterDDP(timeout)} if plain else config
+        if not plain:
+            return config
+        from randlora_pl.parallel.strategy import AdapterDDP
+
+        return config | {"strategy": AdapterDDP(timeout)}
     if plain:
+        from randlora_pl.parallel.sharding import AdapterFSDP
+
         return config | {"strategy": AdapterFSDP(timeout)}
     if isinstance(chosen, SingleDeviceStrategy):
         _log.warning(f"--trainer.strategy {SHARDED}: there is one device, so nothing is sharded.")

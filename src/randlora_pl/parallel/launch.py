@@ -11,6 +11,9 @@ from typing import Any
 
 from randlora_pl.utils.errors import UserError
 
+TIMEOUT = 600.0
+"""Seconds to wait for other processes before the run fails."""
+
 _asked: Counter[str] = Counter()
 _stores: list[Any] = []  # kept open: the process group shares the server of rank 0
 
@@ -107,6 +110,6 @@ def store_of(job: Launch) -> Any:
 
         cluster = SLURMEnvironment(auto_requeue=False)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
-    store, _, _ = next(rendezvous("env://", job.rank, job.world, timeout=timedelta(minutes=10)))
+    store, _, _ = next(rendezvous("env://", job.rank, job.world, timeout=timedelta(seconds=TIMEOUT)))
     _stores.append(PrefixStore(f"randlora-pl-{job.attempt}", store))
     return _stores[0]

@@ -12,11 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from randlora_pl.adapters.kept import base_buffers
 from randlora_pl.parallel.exchange import Exchange, counted_mean, share
-from randlora_pl.parallel.launch import launched, store_of
+from randlora_pl.parallel.launch import TIMEOUT, launched, store_of
 from randlora_pl.utils.errors import UserError
-
-TIMEOUT = 600.0
-"""Seconds to wait for other processes before the run fails."""
 
 
 class AdapterDDP(DDPStrategy):

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, RandLoRA, inject, merge, set_train_mode, unmerge
-from randlora_pl.adapters.adapter_set import AdapterSet, Choice
 from randlora_pl.adapters.io.compatibility import targets_in
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks import files
@@ -27,6 +26,9 @@ from randlora_pl.tasks.optim import (
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import whole_signature
+
+if TYPE_CHECKING:
+    from randlora_pl.adapters.adapter_set import AdapterSet, Choice
 
 
 class AdaptationTask(LightningModule):
@@ -71,8 +73,8 @@ class AdaptationTask(LightningModule):
     data_module = "randlora_pl.data.ImageData"
     schedule: str = "cosine"
     fixed_options: ClassVar[tuple[str, ...]] = ()
-    adapters: AdapterSet | None = None
-    choice: Choice = None
+    adapters: "AdapterSet | None" = None
+    choice: "Choice" = None
     saved: AdapterFile | None = None
     identity: ModelIdentity
     report: InjectionReport
