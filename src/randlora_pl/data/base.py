@@ -81,11 +81,7 @@ class PlannedData(LightningDataModule):
         raise NotImplementedError
 
     def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
-        """Return the start summary's lines about the data.
-
-        Args:
-            facts: Result of `summary`.
-        """
+        """Return the start summary's lines about the data; ``facts`` is the result of `summary`."""
         raise NotImplementedError
 
     def check_test(self) -> None:

@@ -68,7 +68,7 @@ def check(row: DatasetSpec, root: Path, sample: int | None, tick: Callable[[int]
         row: Specification of the dataset.
         root: Folder (or file) of the dataset.
         sample: Number of images to decode per split, evenly spaced; None for all.
-        tick: Progress callback with the number of images just decoded.
+        tick: Receives the number of images just decoded.
     """
     report = Report(row.name)
     if not present(row, root):

@@ -86,8 +86,7 @@ def braces(pattern: str) -> list[str]:
         begin, end = int(first), int(last)
         if abs(end - begin) >= MOST:
             raise UserError(f"{pattern!r} stands for more than {MOST:,} files")
-        zeros = any(number != "0" and number.startswith("0") for number in (first, last))
-        width = max(len(first), len(last)) if zeros else 0
+        width = max(map(len, (first, last))) if any(re.match("0.", number) for number in (first, last)) else 0
         step = 1 if begin <= end else -1
         parts = [f"{number:0{width}d}" for number in range(begin, end + step, step)]
     found: list[str] = []
@@ -99,11 +98,7 @@ def braces(pattern: str) -> list[str]:
 
 
 def expanded(pattern: str, home: Path | None = None) -> list[str]:
-    """Return the locations of a path, a URL or a pattern of either; sorted for ``*``.
-
-    Args:
-        pattern: Path, URL or pattern.
-        home: Folder for relative paths; its name is not interpreted as a pattern.
+    """Return the locations of a path, a URL or a pattern of either, below ``home`` if relative; sorted for ``*``.
 
     Raises:
         UserError: Nothing matches, or the pattern is not supported.
@@ -120,14 +115,10 @@ def expanded(pattern: str, home: Path | None = None) -> list[str]:
             matching = sorted(glob.glob(location, root_dir=home))  # noqa: PTH207 (absolute patterns too)
             if not matching:
                 raise UserError(f"No file matches {location!r}")
-            found += [_below(home, name) for name in matching]
+            found += matching if home is None else [str(home / name) for name in matching]
         else:
-            found.append(_below(home, location))
+            found.append(location if home is None else str(home / location))
     return found
-
-
-def _below(home: Path | None, location: str) -> str:
-    return location if home is None else str(home / location)
 
 
 def listed(path: Path) -> list[str]:

@@ -22,11 +22,7 @@ from randlora_pl.utils.image_spec import ImageSpec
 
 
 def frame_of(metadata: Mapping[str, Any], spec: ImageSpec) -> Frame:
-    """Return the preprocessing of an adapter's training images, or its model's default.
-
-    Args:
-        metadata: Metadata of the adapter.
-        spec: Image format of the model.
+    """Return the preprocessing of the training images in an adapter's metadata, or the model's own.
 
     Raises:
         UserError: The stored size or standard deviation does not fit the model.
@@ -46,17 +42,7 @@ def frame_of(metadata: Mapping[str, Any], spec: ImageSpec) -> Frame:
 def read_image(
     content: bytes, name: str, frame: Frame, formats: Sequence[str] = FORMATS, most_pixels: int = MOST_PIXELS
 ) -> Tensor:
-    """Preprocess one image for evaluation, exactly like `open_images` for a file with these bytes.
-
-    Args:
-        content: Bytes of the file.
-        name: Name for messages.
-        frame: Image preprocessing.
-        formats: Pillow's names of the accepted formats.
-        most_pixels: Maximum width x height.
-
-    Returns:
-        float32 (1, 3, size, size).
+    """Preprocess one image for evaluation, float32 (1, 3, size, size), exactly like `open_images` for such a file.
 
     Raises:
         UserError: The bytes are not a readable image.

@@ -40,13 +40,7 @@ class Augment:
         return [f"{name} {value:g}" for name, value in pairs if value is not None]
 
     def changed(self, planes: Tensor, draw: int, seed: int) -> Tensor:
-        """Return an image after two random operations (RandAugment), if enabled.
-
-        Args:
-            planes: uint8 (1 or 3, height, width).
-            draw: Draw number of the image.
-            seed: The user's seed.
-        """
+        """Return an image, uint8 (1 or 3, height, width), after two random operations (RandAugment), if enabled."""
         if self.randaugment is None:
             return planes
         transform = v2.RandAugment(magnitude=self.randaugment, interpolation=InterpolationMode.BILINEAR)
@@ -57,11 +51,7 @@ class Augment:
     def mixing(self, draws: Tensor, weights: Tensor, seed: int, classes: int) -> dict[str, Any]:
         """Return the blending of a micro-batch, as the entry ``mix`` of its batch for `mixed`; {} without blending.
 
-        Args:
-            draws: int64 (b,), draw numbers.
-            weights: float32 (b,); images of weight 0 (padding or unreadable) are not blended.
-            seed: The user's seed.
-            classes: Number of classes.
+        Images of weight 0 (padding or unreadable) are not blended.
         """
         choices = [("mixup", self.mixup), ("cutmix", self.cutmix)]
         choices = [(kind, alpha) for kind, alpha in choices if alpha is not None]

@@ -14,13 +14,7 @@ Box = tuple[int, int, int, int]
 
 
 def whole_box(height: int, width: int, size: int) -> Box:
-    """Return the box of a whole image: its longer side fills the frame, the other is centered.
-
-    Args:
-        height: Height of the image.
-        width: Width of the image.
-        size: Height and width of the frame.
-    """
+    """Return the box of a whole image: its longer side fills the frame, the other is centered."""
     long = max(height, width)
     h, w = (max(1, round(side * size / long)) for side in (height, width))
     return (size - h) // 2, (size - w) // 2, h, w
@@ -48,14 +42,7 @@ def crop_place(
 
 
 def split_crop(height: int, width: int, crop: Sequence[int], size: int) -> tuple[Box, Box]:
-    """Return the part of an image inside a crop of its square, and its box in the frame.
-
-    Args:
-        height: Height of the image.
-        width: Width of the image.
-        crop: Box in the square.
-        size: Height and width of the frame, of the resized crop.
-    """
+    """Return the part of an image inside a crop (a box in its square), and its box in the frame."""
     top, h, upper, tall = _axis(height, max(height, width), crop[0], crop[2], size)
     left, w, first, wide = _axis(width, max(height, width), crop[1], crop[3], size)
     return (top, left, h, w), (upper, first, tall, wide)

@@ -16,14 +16,9 @@ def balance_text(balance: str | None) -> str:
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:
-    """Return the weight of each class: inverse to its frequency, with mean 1 over the samples.
+    """Return the weight of each class, float32 (classes,): inverse to its frequency, with mean 1 over the samples.
 
-    Args:
-        labels: int64 (samples,), classes of the training samples.
-        classes: Number of classes; those without samples have weight 0.
-
-    Returns:
-        float32 (classes,).
+    Classes without samples have weight 0.
     """
     counts = torch.bincount(labels, minlength=classes)
     scale = len(labels) / (counts > 0).sum()
@@ -52,11 +47,7 @@ class ClassDraws:
 
     @classmethod
     def of(cls, labels: Tensor) -> "ClassDraws":
-        """Group samples by class.
-
-        Args:
-            labels: int64 (samples,), class of each sample.
-        """
+        """Group samples by class."""
         counts = torch.unique(labels, return_counts=True)[1]
         return cls(torch.argsort(labels, stable=True), counts.cumsum(0) - counts, counts)
 

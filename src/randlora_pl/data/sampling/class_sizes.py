@@ -14,11 +14,8 @@ def remarks(
 ) -> list[str]:
     """Return one line about classes missing in splits, and one about training classes of very different sizes.
 
-    Args:
-        labels: Class of each sample, by split; empty splits are ignored.
-        names: Class names.
-        unit: Name of the samples in messages.
-        balanced: Ignore different sizes, because the training corrects for them.
+    ``labels`` has the class of each sample, by split; empty splits are ignored. ``balanced`` training corrects for
+    different sizes.
     """
     counts = {split: np.bincount(found, minlength=len(names)) for split, found in labels.items() if len(found)}
     lines = []

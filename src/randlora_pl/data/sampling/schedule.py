@@ -101,13 +101,7 @@ class MicroBatch:
     micros: int
 
     def weighted(self, labels: Tensor, classes: Tensor | None) -> Tensor:
-        """Return the weights, multiplied by the class weights.
-
-        Args:
-            labels: int64 (b,), classes of the samples.
-            classes: float32 (classes,), with mean 1 over the training samples, so that the scale of the loss does not
-                change; None weights all classes equally.
-        """
+        """Return the weights, multiplied by the class weights (see `class_weights`) of the labels (b,)."""
         return self.weights if classes is None else self.weights * classes[labels]
 
 
@@ -153,14 +147,7 @@ class TrainSchedule:
 
 @dataclass(frozen=True)
 class EvalSchedule:
-    """Evaluation batches of one rank: every sample once in total, the same number of batches on all ranks.
-
-    Attributes:
-        num_samples: Number of samples to evaluate.
-        batch_size: Maximum samples of a batch on one rank.
-        world: Number of ranks.
-        rank: This rank.
-    """
+    """Evaluation batches of one rank: every sample once in total, the same number of batches on all ranks."""
 
     num_samples: int
     batch_size: int

@@ -8,7 +8,7 @@ Subsets with the same seed are nested: the first k shots are among the first k +
 import json
 import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +92,12 @@ def few_shot(labels: NDArray[np.int64], numbers: NDArray[np.int64], shots: int, 
 def hold_out(samples: Samples, total: int, name: str) -> tuple[Samples, Samples]:
     """Split samples into (kept, held out), stratified by class, or by groups if there are any.
 
-    At least one sample (or group) is kept.
-
-    Args:
-        samples: Samples to split.
-        total: Number of samples (or groups) to hold out.
-        name: Name of the random stream.
+    ``total`` samples (or groups) are held out; at least one is kept. ``name`` is the random stream's.
     """
     total = max(0, min(total, _units(samples) - 1))
     if samples.groups is None:
-        chosen = stratified(
-            samples.labels, samples.numbers, total, SPLIT_SEED, name, keep=1
-        )  # no class loses its only image
+        # keep: no class loses its only image
+        chosen = stratified(samples.labels, samples.numbers, total, SPLIT_SEED, name, keep=1)
     else:
         names, group = np.unique(samples.groups, return_inverse=True)
         picked = stratified(np.zeros(len(names), dtype=np.int64), names, total, SPLIT_SEED, name)
@@ -129,16 +123,12 @@ class Splits:
     """
 
     def __init__(self, read: Callable[[str], Samples | None]) -> None:
-        self._read = read
-
-    @cached_property
-    def _own_test(self) -> Samples | None:
-        return self._read("test")
+        self._read = cache(read)
 
     @cached_property
     def _own(self) -> tuple[Samples, Samples]:
         """Samples of (all but test, test)."""
-        test, train = self._own_test, self._read("train")
+        test, train = self._read("test"), self._read("train")
         if train is None:
             raise UserError("The dataset has no train split")
         return (train, test) if test is not None else hold_out(train, -(-_units(train) // 5), "test")
@@ -146,22 +136,18 @@ class Splits:
     @cached_property
     def _pool(self) -> tuple[Samples, Samples]:
         """Samples of (train, val)."""
-        val, pool = self._own_val, self._own[0]
+        val, pool = self._read("val"), self._own[0]
         return (pool, val) if val is not None else hold_out(pool, min(_units(pool) // 10, 5_000), "val")
-
-    @cached_property
-    def _own_val(self) -> Samples | None:
-        return self._read("val")
 
     @property
     def own_val(self) -> bool:
         """True if the validation split is the dataset's own, not held out from its train split."""
-        return self._own_val is not None
+        return self._read("val") is not None
 
     @property
     def own_test(self) -> bool:
         """True if the test split is the dataset's own."""
-        return self._own_test is not None
+        return self._read("test") is not None
 
     @property
     def train(self) -> Samples:
@@ -176,7 +162,8 @@ class Splits:
     @property
     def test(self) -> Samples:
         """Test samples; the dataset's own test split needs no training images."""
-        return self._own[1] if self._own_test is None else self._own_test
+        test = self._read("test")
+        return self._own[1] if test is None else test
 
     @property
     def full(self) -> Samples:
@@ -186,14 +173,7 @@ class Splits:
 
 def index_key(dataset: str, shots: int | None, fraction: float | None, train_split: str, seed: int) -> dict[str, Any]:
     """Return the options that determine a subset; stored with it."""
-    return {
-        "dataset": dataset,
-        "shots": shots,
-        "fraction": fraction,
-        "train_split": train_split,
-        "seed": seed,
-        "version": INDEX_VERSION,
-    }
+    return locals() | {"version": INDEX_VERSION}
 
 
 def subset(
