@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from randlora_pl.tasks.retrieval import PairCollector, recalls, unique_rows
+from randlora_pl.tasks.retrieval import recalls, unique_rows
 
 
 def slow_recalls(images: Tensor, texts: Tensor, pairs: list[tuple[int, int]]) -> dict[str, float]:
@@ -43,13 +43,3 @@ def test_unique_rows_find_each_number_and_its_first_place(numbers: list[int]) ->
     different = sorted(set(numbers))
     assert first.tolist() == [numbers.index(number) for number in different]
     assert [different[row] for row in rows.tolist()] == numbers
-
-
-def test_collected_batches_are_joined_in_order() -> None:
-    collector = PairCollector()
-    for start in (0, 3):
-        numbers = torch.arange(start, start + 3)
-        collector.add(numbers[:, None].float(), numbers, numbers + 10, torch.ones(3))
-    features, images, captions, weight = collector.joined()
-    assert features.flatten().tolist() == images.tolist() == (captions - 10).tolist() == list(range(6))
-    assert weight.sum() == 6

@@ -154,9 +154,9 @@ def _check_dataset(task: str | None, dataset: str) -> None:
         UserError: The dataset is unknown; near names are suggested.
     """
     if on_texts(task):
-        from randlora_pl.language import catalog as known
+        from randlora_pl.language.catalog import check_dataset
 
-        (known.check_labelled if data_class(task).name == "LabelledTexts" else known.check_dataset)(dataset)
+        check_dataset(dataset, data_class(task).name == "LabelledTexts")
         return
     from randlora_pl.data.catalog.registry import CATALOG, find
     from randlora_pl.language.catalog import DATASETS, LABELLED, TASKS

@@ -1,6 +1,5 @@
 """Catalog of names known without a network: data sets of texts, and the shapes of the paper's models."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,36 +36,20 @@ def given_to(task: str | None) -> str:
     return "--texts FILE" if task in TASKS else "--images PATH"
 
 
-def check_dataset(name: str) -> None:
-    """Refuse an unknown data set of prompts and completions.
-
-    Raises:
-        UserError: With near names.
-    """
-    _check(name, DATASETS, "a language task")
-
-
-def check_labelled(name: str) -> None:
-    """Refuse an unknown data set of labelled texts.
-
-    Raises:
-        UserError: With near names.
-    """
-    _check(name, LABELLED, "TextClassificationTask")
-
-
-def _check(name: str, known: Mapping[str, str], task: str) -> None:
+def check_dataset(name: str, labelled: bool = False) -> None:
+    """Refuse an unknown dataset of prompts and completions, or of labelled texts, and suggest near names."""
+    known, task = (LABELLED, "TextClassificationTask") if labelled else (DATASETS, "a language task")
     if name not in known:
         raise UserError(f"--data.dataset {name!r} is unknown.{near(name, known)} Known to {task}: {', '.join(known)}")
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownModel:
     """A model's configuration, as its publishers state it.
 
     Attributes:
         kind: `model_type` of transformers.
-        parameters: Parameters of the model, an output layer that is the table of embeddings counted once.
+        parameters: Parameters of the model; an output layer that is the table of embeddings counts once.
         config: Shipped configuration that uses it.
         licence: Licence of the weights as their publishers state it; their own page decides.
         shape: Differences from the defaults of that kind's configuration class.
@@ -80,7 +63,7 @@ class Known:
 
     @property
     def gated(self) -> bool:
-        """Return True if the weights are for those alone who accepted the licence on the model's page."""
+        """True if the weights need an accepted licence on the model's page."""
         return self.licence.endswith("gated")
 
 
@@ -92,17 +75,17 @@ _PHI3 = {"vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "n
 _PHI3 |= {"num_attention_heads": 32, "num_key_value_heads": 32, "sliding_window": 2047}
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 
-KNOWN: dict[str, Known] = {
-    "Qwen/Qwen2-0.5B-Instruct": Known("qwen2", 494_032_768, "commonsense_qwen2", "Apache-2.0", _QWEN2),
-    "microsoft/Phi-3-mini-4k-instruct": Known("phi3", 3_821_079_552, "commonsense_phi3", "MIT", _PHI3),
-    "meta-llama/Meta-Llama-3-8B": Known(
+KNOWN: dict[str, KnownModel] = {
+    "Qwen/Qwen2-0.5B-Instruct": KnownModel("qwen2", 494_032_768, "commonsense_qwen2", "Apache-2.0", _QWEN2),
+    "microsoft/Phi-3-mini-4k-instruct": KnownModel("phi3", 3_821_079_552, "commonsense_phi3", "MIT", _PHI3),
+    "meta-llama/Meta-Llama-3-8B": KnownModel(
         "llama", 8_030_261_248, "commonsense_llama3", "Llama 3 licence, gated", _LLAMA3
     ),
-    "openai-community/gpt2-medium": Known(
+    "openai-community/gpt2-medium": KnownModel(
         "gpt2", 354_823_168, "e2e_gpt2_medium", "MIT", {"n_embd": 1024, "n_layer": 24, "n_head": 16}
     ),
-    "FacebookAI/roberta-base": Known("roberta", 124_645_632, "glue_roberta_base", "MIT", _ROBERTA),
-    "FacebookAI/roberta-large": Known(
+    "FacebookAI/roberta-base": KnownModel("roberta", 124_645_632, "glue_roberta_base", "MIT", _ROBERTA),
+    "FacebookAI/roberta-large": KnownModel(
         "roberta",
         355_359_744,
         "glue_roberta_large",

@@ -13,16 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, RandLoRA, inject, merge, set_train_mode, unmerge
 from randlora_pl.adapters.io.compatibility import targets_in
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
-from randlora_pl.tasks import files
+from randlora_pl.tasks import files, optim
 from randlora_pl.tasks.defaults import FROZEN_DTYPES, check_option, check_positive, default_learning_rate
 from randlora_pl.tasks.execution import cast_and_compile
-from randlora_pl.tasks.optim import (
-    adamw_with_schedule,
-    clip_gradients,
-    parameter_groups,
-    planned_steps,
-    set_learning_rates,
-)
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import whole_signature
@@ -216,7 +209,7 @@ class AdaptationTask(LightningModule):
         unmerge(self.model)
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         assert isinstance(scheduler, LambdaLR)
-        set_learning_rates(optimizer, scheduler, self.optimizer_groups())
+        optim.set_learning_rates(optimizer, scheduler, self.optimizer_groups())
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Make dropout a function of the seed and the position in the run, so that a resumed run repeats it."""
@@ -235,28 +228,22 @@ class AdaptationTask(LightningModule):
             self.log("train/acc", (right.float() * share).sum(), prog_bar=True)
         return loss
 
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clip the whole gradient once per optimizer step, by Lightning's options if they are given."""
-        by_value = gradient_clip_algorithm == "value"
-        limit = self.max_grad_norm if gradient_clip_val is None and not by_value else gradient_clip_val
-        if (norm := clip_gradients(self.parameters(), limit, by_value)) is not None:
-            self.log("train/grad_norm", norm)
+    configure_gradient_clipping = optim.configure_gradient_clipping
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return the groups of what trains, with their learning rates."""
-        return parameter_groups(self.model.parameters(), self.learning_rate, self.weight_decay, self.decay_vectors)
+        own = self.model.parameters()
+        return optim.parameter_groups(own, self.learning_rate, self.weight_decay, self.decay_vectors)
 
     def total_steps(self) -> int:
         """Return the optimizer steps of the run."""
-        return planned_steps(self.trainer)
+        return optim.planned_steps(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW and its schedule per optimizer step; fused unless 16-mixed scales the gradients."""
         fused = getattr(self.trainer.precision_plugin, "scaler", None) is None and self.device.type in ("cpu", "cuda")
         how = (self.total_steps(), self.warmup_steps, self.final_lr_fraction, fused, self.schedule)
-        optimizer, scheduler = adamw_with_schedule(self.optimizer_groups(), *how)
+        optimizer, scheduler = optim.adamw_with_schedule(self.optimizer_groups(), *how)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Evaluation, on merged weights
@@ -264,6 +251,9 @@ class AdaptationTask(LightningModule):
     def prepare_evaluation(self) -> None:
         """Merge the adapter; subclasses prepare what all batches share."""
         merge(self.model)
+
+    def log_metrics(self, stage: str, name: str) -> None:
+        """Log metrics of the whole set, whose names begin with ``name``; those of `evaluate` are logged already."""
 
     def finish_evaluation(self) -> None:
         """Restore the frozen weights."""
@@ -274,11 +264,20 @@ class AdaptationTask(LightningModule):
         self.prepare_evaluation()
 
     def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation, and end the evaluation."""
+        self.log_metrics("val", "val")
+        self.finish_evaluation()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test, and end the evaluation."""
+        self.log_metrics("test", self.test_name)
+        self.finish_evaluation()
+
+    def on_predict_epoch_end(self) -> None:
         """End the evaluation."""
         self.finish_evaluation()
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
-    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         """Evaluate a batch of the validation split."""

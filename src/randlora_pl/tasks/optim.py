@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -81,16 +81,19 @@ def set_learning_rates(optimizer: Optimizer, scheduler: LambdaLR, groups: Sequen
         group["eps"] = own.get("eps", group["eps"])
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None, by_value: bool) -> Tensor | None:
-    """Clip the whole gradient once per optimizer step (the official code clips every micro-batch).
+def configure_gradient_clipping(
+    task: Any, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+) -> None:
+    """Clip the whole gradient once per optimizer step, by Lightning's options if they are given.
 
-    Returns the norm before clipping; None if each value is clipped instead.
+    The official code clips every micro-batch. The norm before clipping is logged. Tasks have this as a method.
     """
-    trained = [p for p in parameters if p.requires_grad]
-    if by_value:  # Lightning's own function takes no fused optimizer
-        nn.utils.clip_grad_value_(trained, math.inf if limit is None else limit)
-        return None
-    return nn.utils.clip_grad_norm_(trained, limit or math.inf)
+    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    if gradient_clip_algorithm == "value":  # Lightning's own function takes no fused optimizer
+        nn.utils.clip_grad_value_(trained, math.inf if gradient_clip_val is None else gradient_clip_val)
+    else:
+        limit = task.max_grad_norm if gradient_clip_val is None else gradient_clip_val
+        task.log("train/grad_norm", nn.utils.clip_grad_norm_(trained, limit or math.inf))
 
 
 def planned_steps(trainer: Any) -> int:

@@ -32,22 +32,6 @@ def recalls(images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor) 
     return found
 
 
-class PairCollector:
-    """Image features and ids of an evaluation over pairs, batch by batch."""
-
-    def __init__(self) -> None:
-        self.parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-
-    def add(self, features: Tensor, images: Tensor, captions: Tensor, weight: Tensor) -> None:
-        """Add features (b, e), image and caption numbers (b,), and weights (b,), 0 for padding."""
-        self.parts.append((features, images, captions, weight))
-
-    def joined(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Concatenate all batches of this rank."""
-        features, images, captions, weight = (torch.cat(part) for part in zip(*self.parts, strict=True))
-        return features, images, captions, weight
-
-
 def unique_rows(numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Return the first position of each different number, in sorted order, and the row of each number among them."""
     unique, rows = torch.unique(numbers, return_inverse=True)

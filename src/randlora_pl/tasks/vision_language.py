@@ -10,7 +10,7 @@ from randlora_pl.models import clip_image_spec, encode_prompts, load_clip
 from randlora_pl.tasks import images
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.losses import WindowFeatures, caption_losses, counted_classes, normalize, similarities
-from randlora_pl.tasks.retrieval import PairCollector, recalls, unique_rows
+from randlora_pl.tasks.retrieval import recalls, unique_rows
 from randlora_pl.utils.errors import UserError
 
 
@@ -59,7 +59,7 @@ class VisionLanguageTask(AdaptationTask):
         self.image_spec = clip_image_spec(name, pretrained)
         self._window: WindowFeatures | None = None
         self._class_features: Tensor | None = None
-        self._pairs = PairCollector()
+        self._pairs: list[tuple[Tensor, ...]] = []
 
     def build(self) -> nn.Module:
         """Load the CLIP model, and tokenize the captions of all classes."""
@@ -141,7 +141,7 @@ class VisionLanguageTask(AdaptationTask):
 
     def _forget(self) -> None:
         """Drop what was encoded and collected with other weights."""
-        self._pairs, self._class_features = PairCollector(), None
+        self._pairs, self._class_features = [], None
 
     def class_features(self) -> Tensor:
         """Return embeddings of the class prompts (classes, e), encoded at the first use in an evaluation."""
@@ -157,12 +157,14 @@ class VisionLanguageTask(AdaptationTask):
             return images.evaluate(self, batch, stage, name)
         features = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
         rows = torch.from_numpy(self.trainer.datamodule.samples(stage).rows).to(self.device)  # type: ignore[attr-defined]
-        self._pairs.add(features, rows[batch["index"]], batch["label"], batch["weight"])
+        self._pairs.append((features, rows[batch["index"]], batch["label"], batch["weight"]))
         return {}
 
-    def _log_recalls(self, name: str) -> None:
-        """Log recall over the pairs of all ranks; ``acc`` is recall at 1 from image to caption."""
-        gathered: list[Any] = [self.all_gather(tensor) for tensor in self._pairs.joined()]
+    def log_metrics(self, stage: str, name: str) -> None:
+        """Log recall over the pairs of all ranks of captions; ``acc`` is recall at 1 from image to caption."""
+        if not self.retrieval:
+            return
+        gathered: list[Any] = [self.all_gather(torch.cat(parts)) for parts in zip(*self._pairs, strict=True)]
         features, images, captions, weight = (t.flatten(0, 1) if self.trainer.world_size > 1 else t for t in gathered)
         counts = weight > 0
         first, image_ids = unique_rows(images[counts])
@@ -172,18 +174,6 @@ class VisionLanguageTask(AdaptationTask):
         found = recalls(features[counts][first], text_features, image_ids, text_ids)
         for key, value in {"acc": found["recall@1"], **found}.items():
             self.log(f"{name}/{key}", value, rank_zero_only=False, sync_dist=False)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log recall if the data are captions, and restore the frozen weights."""
-        if self.retrieval:
-            self._log_recalls("val")
-        super().on_validation_epoch_end()
-
-    def on_test_epoch_end(self) -> None:
-        """Log recall if the data are captions, and restore the frozen weights."""
-        if self.retrieval:
-            self._log_recalls(self.test_name)
-        super().on_test_epoch_end()
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Return scaled similarities with every class, (b, classes)."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
-from randlora_pl.language.data.batches import EvalBatches, Tokens, TrainBatches
+from randlora_pl.language.data.batches import TextEvalBatches, TextTrainBatches, Tokens
 from randlora_pl.language.data.prompts_module import TextData
 from randlora_pl.language.datasets import text_files
 from randlora_pl.language.datasets.sources import Item
@@ -36,7 +36,7 @@ def test_weights_of_a_window_add_up(world: int) -> None:
     seen = []
     for rank in range(world):
         schedule = TrainSchedule(plan, 3 // world if world == 1 else 2, 2, world, rank)
-        batches = TrainBatches(held, schedule)
+        batches = TextTrainBatches(held, schedule)
         seen += [batches[number] for number in range(len(batches))]
     for window in {batch["window_tokens"] for batch in seen}:
         own = [batch for batch in seen if batch["window_tokens"] == window]
@@ -49,7 +49,7 @@ def test_evaluation_goes_from_long_to_short_and_takes_each_once() -> None:
     held = tokens(3, 9, 5, 2, 7)
     order = held.by_length()
     assert order == [1, 4, 2, 0, 3]
-    batches = EvalBatches(held, EvalSchedule(5, 2), order)
+    batches = TextEvalBatches(held, EvalSchedule(5, 2), order)
     taken = [batches[number]["index"][batches[number]["weight"] > 0].tolist() for number in range(len(batches))]
     assert taken == [[1, 4], [2, 0], [3]]
     assert [batches[number]["input_ids"].shape[1] for number in range(3)] == [16, 8, 8]

@@ -12,7 +12,7 @@ from randlora_pl.data.loading.loader import Loader
 from randlora_pl.data.sampling.balance import balance_text
 from randlora_pl.data.sampling.schedule import total_draws
 from randlora_pl.data.validate import check_run
-from randlora_pl.language.data.batches import EvalBatches, Samples, TrainBatches
+from randlora_pl.language.data.batches import TextEvalBatches, TextSamples, TextTrainBatches
 from randlora_pl.language.models.tokenization import Lengths, pad_id
 from randlora_pl.utils.errors import UserError
 
@@ -46,7 +46,7 @@ class TokenData(PlannedData):
         self.root = default_root() if root is None else Path(root).expanduser()
         self.lengths: dict[str, Lengths] = {}
         self._tokenizer: Any = None
-        self._held: dict[str, Samples] = {}  # encoded samples by split
+        self._held: dict[str, TextSamples] = {}  # encoded samples by split
         self.pad = 0
         self._digest = ""  # of the training texts
         self._tests_read = False  # or looked for in vain
@@ -98,7 +98,7 @@ class TokenData(PlannedData):
         schedule = self._schedule()
         labels = self._labels()
         weights = None if labels is None else self._class_weights(labels, int(labels.max()) + 1)
-        batches = TrainBatches(self._held["train"], schedule, weights)
+        batches = TextTrainBatches(self._held["train"], schedule, weights)
         return Loader(batches, self._start(len(schedule)), self.num_workers or 0, self.skipped)
 
     def val_dataloader(self) -> Loader | list[Loader]:
@@ -149,7 +149,7 @@ class TokenData(PlannedData):
         if split not in self._held:
             return []
         held = self._held[split]
-        batches = EvalBatches(held, self._eval_schedule(len(held)), held.by_length())
+        batches = TextEvalBatches(held, self._eval_schedule(len(held)), held.by_length())
         return Loader(batches, 0, self.num_workers or 0, self.skipped)
 
 

@@ -18,7 +18,7 @@ MULTIPLE = 8
 """Batches are padded to a multiple of this, as in the paper's scripts."""
 
 
-class Samples:
+class TextSamples:
     """Encoded samples in flat arrays: hundreds of thousands of Python lists would take gigabytes.
 
     Args:
@@ -59,7 +59,7 @@ class Samples:
         return {name: values[here].tolist() for name, values in self._columns.items()}
 
 
-class Tokens(Samples):
+class Tokens(TextSamples):
     """Prompts with their completions.
 
     Args:
@@ -94,7 +94,7 @@ class Tokens(Samples):
         return {"window_samples": len(places), "window_tokens": int(self.counted[places].sum())}
 
 
-class Sentences(Samples):
+class Sentences(TextSamples):
     """Labelled sentences or pairs of them.
 
     Args:
@@ -131,15 +131,15 @@ class Sentences(Samples):
 
 
 @dataclass(frozen=True)
-class TrainBatches:
+class TextTrainBatches:
     """Training batches of one rank: a dictionary for each micro-batch.
 
-    What `Samples.batch` and `Samples.window` give, ``weight`` (b,) float32, ``draw`` and ``index`` (b,) int64;
+    What `TextSamples.batch` and `TextSamples.window` give, ``weight`` (b,) float32, ``draw`` and ``index`` (b,) int64;
     ``micro`` and ``micros``: place in the window and micro-batches of it. The window's mean loss over samples is the
     sum of weight x loss (see `MicroBatch`); ``class_weights`` are in it, too.
     """
 
-    samples: Samples
+    samples: TextSamples
     schedule: TrainSchedule
     class_weights: Tensor | None = None
 
@@ -163,13 +163,13 @@ class TrainBatches:
 
 
 @dataclass(frozen=True)
-class EvalBatches:
-    """Evaluation batches of one rank: what `Samples.batch` gives, ``weight`` (0 for padding) and ``index``.
+class TextEvalBatches:
+    """Evaluation batches of one rank: what `TextSamples.batch` gives, ``weight`` (0 for padding) and ``index``.
 
     ``order`` has the samples in the order of evaluation; neighbours of one length need little padding.
     """
 
-    samples: Samples
+    samples: TextSamples
     schedule: EvalSchedule
     order: Sequence[int]
 

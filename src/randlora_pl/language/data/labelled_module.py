@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from randlora_pl.data.validate import check_balance
-from randlora_pl.language.catalog import OWN_LABELLED, check_labelled
+from randlora_pl.language.catalog import OWN_LABELLED, check_dataset
 from randlora_pl.language.data.base import TokenData, check_least
 from randlora_pl.language.data.batches import Sentences
 from randlora_pl.language.datasets import own_files
@@ -52,7 +52,7 @@ class LabelledTexts(TokenData):
         eval_batch_size: int = 64,
         **options: Any,
     ) -> None:
-        check_labelled(dataset)
+        check_dataset(dataset, labelled=True)
         super().__init__(dataset=dataset, batch_size=batch_size, eval_batch_size=eval_batch_size, **options)
         check_least("validation", validation, 0)
         check_least("max_length", max_length, 4)

@@ -108,7 +108,7 @@ class CausalLMTask(AdaptationTask):
         return common.task_tokenizer(self)
 
     def completed(self, backbone: nn.Module) -> Any:
-        """Return the whole model of transformers around a backbone that `build` has just made: the backbone itself."""
+        """Return the model of transformers around a new backbone: the backbone itself."""
         return backbone
 
     def build(self) -> nn.Module:
@@ -135,7 +135,7 @@ class CausalLMTask(AdaptationTask):
             graded = dict.fromkeys(item.task for item in items if not item.references)
             names = [f"{kind}/{task}" for task in graded for kind in ("acc", "unfound")]
             self.written, self._texts = [], {}
-        self.metrics = nn.ModuleDict({_key(name): MeanMetric() for name in names})
+        self.metrics = nn.ModuleDict({name: MeanMetric() for name in names})
         self.metrics.to(self.device)
 
     # Training
@@ -237,24 +237,25 @@ class CausalLMTask(AdaptationTask):
     def _decoding(self) -> Decoding:
         return Decoding(self.num_beams, self.max_new_tokens, self.length_penalty, self.no_repeat_ngram)
 
-    def on_test_epoch_end(self) -> None:
+    def log_metrics(self, stage: str, name: str) -> None:
         """Log accuracy and the rate of texts without an answer of each test, and their unweighted means (Table 15).
 
         Texts with references have scores of the corpus instead, which one process computes from the texts of all.
         """
+        if stage == "val":  # logged by `validation_step`
+            return
         items, texts = self._data.items, gathered(self._texts)
         self.written = [items[number].record(text) for number, text in texts.items()]
         scores = corpus_scores(items, texts) if self.trainer.is_global_zero else {}
         scores = self.trainer.strategy.broadcast(scores)
-        self.log_dict({f"{self.test_name}/{name}": value for name, value in scores.items()})
-        found = {name.replace("|", "/"): metric.compute() for name, metric in self.metrics.items()}  # type: ignore[operator]
+        self.log_dict({f"{name}/{key}": value for key, value in scores.items()})
+        found = {key: metric.compute() for key, metric in self.metrics.items()}  # type: ignore[operator]
         for kind in ("acc", "unfound"):
-            own = {name: value for name, value in found.items() if name.startswith(f"{kind}/")}
+            own = {f"{name}/{key}": value for key, value in found.items() if key.startswith(f"{kind}/")}
             if own:
-                self.log(f"{self.test_name}/{kind}", torch.stack(list(own.values())).mean())
+                self.log(f"{name}/{kind}", torch.stack(list(own.values())).mean())
             if len(own) > 1:
-                self.log_dict({f"{self.test_name}/{name}": value for name, value in own.items()})
-        super().on_test_epoch_end()
+                self.log_dict(own)
 
     def on_fit_start(self) -> None:
         """Refuse samples that are longer than the model before the first step."""
@@ -267,14 +268,9 @@ class CausalLMTask(AdaptationTask):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def _metric(self, name: str) -> MeanMetric:
-        metric = self.metrics[_key(name)]
+        metric = self.metrics[name]
         assert isinstance(metric, MeanMetric)
         return metric
-
-
-def _key(name: str) -> str:
-    """Return a metric's name as the name of a module."""
-    return name.replace("/", "|")
 
 
 def _learned(batch: dict[str, Any]) -> Tensor:

@@ -204,25 +204,15 @@ class TextClassificationTask(AdaptationTask):
         found = {"label": labels, "index": batch["index"], "weight": batch["weight"]}
         return found | ({"logits": logits} if self.classnames else {})
 
-    def _grade(self, split: str, name: str) -> None:
+    def log_metrics(self, stage: str, name: str) -> None:
         """Log the metrics of the whole set, the selected one first and once more as ``score``, and the loss."""
-        metric = self.metrics[split]
+        metric = self.metrics[stage]
         assert isinstance(metric, PredictionCollector) and self.metric is not None
         found = metric.compute()
         metric.reset()
         own = grades(self.metric, found["predicted"], found["labels"])
         for key, value in {**own, "score": own[self.metric], "loss": found["loss"]}.items():
             self.log(f"{name}/{key}", value, prog_bar=key == self.metric)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of all predictions."""
-        self._grade("val", "val")
-        super().on_validation_epoch_end()
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of all predictions."""
-        self._grade("test", self.test_name)
-        super().on_test_epoch_end()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return class probabilities (b, classes), or scores (b, 1)."""
