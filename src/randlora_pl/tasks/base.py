@@ -253,7 +253,7 @@ class AdaptationTask(LightningModule):
         merge(self.model)
 
     def log_metrics(self, stage: str, name: str) -> None:
-        """Log metrics of the whole set, whose names begin with ``name``; those of `evaluate` are logged already."""
+        """Log metrics of the whole set, under names that begin with ``name``; `evaluate` logs others."""
 
     def finish_evaluation(self) -> None:
         """Restore the frozen weights."""
