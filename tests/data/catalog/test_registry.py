@@ -40,6 +40,7 @@ def test_row_is_complete(row: DatasetSpec) -> None:
         assert len(digest) == {"md5": 32, "sha256": 64, "": 0}[kind] and set(digest) <= set("0123456789abcdef")
         assert all(url.startswith("http") and url.endswith(f"/{file.name}") for url in file.urls)
         assert file.urls or file.page
+        assert file.checksum or not file.urls, "a download is resumed and judged by its checksum"
 
 
 @in_one_item(

@@ -18,8 +18,6 @@ class Server:
         drops: After how many bytes each of the next answers with content breaks off.
         statuses: Codes with which the next requests are refused.
         ranges: Whether parts are sent.
-        tags: Whether a version is named.
-        weak: Whether its name is a weak one, which proves nothing.
         totals: Whether parts say how long the whole is.
         encoding: Content-Encoding that is claimed.
         changes: Content of each file after the next request for it.
@@ -33,8 +31,6 @@ class Server:
     drops: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     ranges: bool = True
-    tags: bool = True
-    weak: bool = False
     totals: bool = True
     encoding: str = ""
     changes: dict[str, bytes] = field(default_factory=dict)
@@ -73,9 +69,8 @@ def serving() -> Iterator[Server]:
                 return self.send_error(served.statuses.pop(0) if path in served.files else 404)
             content = served.files[path]
             served.files |= {path: served.changes.pop(path)} if path in served.changes else {}
-            tag = f'"{hashlib.md5(content).hexdigest()}"'
             start = 0
-            if wanted and served.ranges and self.headers.get("If-Range", tag) == tag:
+            if wanted and served.ranges:
                 start = int(wanted.removeprefix("bytes=").removesuffix("-"))
                 if start >= len(content):
                     self.send_response(416)
@@ -89,8 +84,6 @@ def serving() -> Iterator[Server]:
                 self.send_response(200)
             self.send_header("Content-Type", served.kind)
             self.send_header("Content-Length", str(len(content) - start + served.lie))
-            if served.tags:
-                self.send_header("ETag", f"W/{tag}" if served.weak else tag)
             if served.encoding:
                 self.send_header("Content-Encoding", served.encoding)
             self.end_headers()

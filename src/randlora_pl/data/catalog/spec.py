@@ -14,7 +14,7 @@ class Archive:
     Attributes:
         name: File name.
         urls: Download URLs, tried in this order; empty if the user must download it by hand.
-        checksum: ``md5:HEX`` or ``sha256:HEX``; empty if none is published.
+        checksum: ``md5:HEX`` or ``sha256:HEX``; empty for a download by hand if none is published.
         into: Destination folder below the root; other files than archives are copied there.
         inner: Archive inside it with the images.
         leave: Patterns of members that are not unpacked, because they are not read.
