@@ -3,10 +3,13 @@
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.utils.class_paths import with_public_paths
@@ -14,59 +17,15 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_yaml
 from randlora_pl.utils.files.weights_files import file_name, looks_like_file, without_local_paths
 from randlora_pl.utils.text.formatting import byte_size
-from randlora_pl.utils.text.tables import markdown_table
 
-_CLASSES = 200  # further names are in adapter_config.json
 _PLACE = "PATH"
 """Placeholder for paths on the author's machine."""
 
-_USE = """\
-## How to use it
-
-```bash
-pip install randlora-pl
-randlora-pl adapter pull {repo} --output {name}
-randlora-pl predict --adapter {name} --images PATH --output predictions.csv
-randlora-pl adapter merge {name} --output merged.safetensors    # weights for open_clip or timm
-randlora-pl adapter export {name} --to onnx --output model.onnx
-```
-
-```python
-import torch
-from randlora_pl.data import open_images
-from randlora_pl.tasks import load_task
-
-task = load_task("{name}")
-images, files = open_images(["photo.jpg"], task.image_spec)
-with torch.no_grad():
-    for batch in images:
-        shares = task.class_logits(batch["image"]).softmax(1)
-        print([task.classnames[place] for place in shares.argmax(1)])
-```
-"""
-
-
-_USE_TEXTS = """\
-## How to use it
-
-```bash
-pip install "randlora-pl[language]"
-randlora-pl adapter pull {repo} --output {name}
-randlora-pl predict --adapter {name} --texts FILE --output predictions.csv
-randlora-pl adapter merge {name} --output merged    # a folder for transformers
-```
-
-```python
-from randlora_pl.language import load_language_task
-
-task = load_language_task("{name}")
-{call}
-```
-"""
 _CALLS = {
     "CausalLMTask": 'print(task.write(["a prompt"]))',
     "TextClassificationTask": 'print(task.classnames, task.classify(["a text"]))',
 }
+_TAGS = {"CausalLMTask": "text-generation", "TextClassificationTask": "text-classification"}
 
 
 def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
@@ -80,22 +39,48 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
     Raises:
         UserError: A file of the run is damaged.
     """
-    run = file.path.absolute().parent
+    run, metadata = file.path.absolute().parent, file.metadata
     ours = file.path.name in ("adapter", "adapter-best") and (run / "config.yaml").is_file()
     results = _read(run / "results.json") if ours and file.path.name == "adapter" else {}
     config = _read(run / "config.yaml") if ours else {}
-    name = repo.rpartition("/")[2]
-    base = file.config.get("base_model", {})
-    parts = [
-        _header(file, licence, hub_id(base)),
-        f"# {name}\n",
-        _about(file, config),
-        _figures(file, results),
-        _use(file.metadata.get("task"), repo, name),
-        _reproduce(file, config),
-        _licence(licence),
-    ]
-    return "\n".join(part for part in parts if part)
+    base, task = without_local_paths(file.config).get("base_model", {}), metadata.get("task")
+    names, captions, method = metadata.get("classnames") or [], metadata.get("captions"), file.adapter.method()
+    tag = None if not names else "zero-shot-image-classification" if captions else "image-classification"
+    options = {name: value for name, value in file.adapter.options().items() if name in _SHOWN and value is not None}
+    found = hub_id(file.config.get("base_model", {}))
+    header = ModelCardData(
+        library_name="randlora-pl",
+        base_model=found,
+        base_model_relation="adapter" if found else None,
+        license=licence,
+        pipeline_tag=_TAGS.get(str(task), tag),
+        tags=["randlora-pl", method.lower(), "peft", str(base.get("library"))],
+    )
+    trained, note = _config(file, config)
+    card = ModelCard.from_template(
+        header,
+        template_str=resources.files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8"),
+        name=repo.rpartition("/")[2],
+        repo=repo,
+        method=method,
+        options=json.dumps(options) if options else "",
+        model=" ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key)),
+        weights=str(base.get("weights_sha256_sampled") or "")[:12],
+        parameters=sum(tensor.numel() for tensor in file.tensors.values()),
+        layers=len(file.layers),
+        head=sum(tensor.numel() for tensor in file.extra.values()) if task == "LinearHeadTask" else 0,
+        task=task,
+        frame=metadata.get("training", {}).get("frame"),
+        classnames=[" ".join(str(name).split()).replace("```", "") for name in names],
+        kind="captions" if captions else "classes",
+        dataset=config.get("data", {}).get("dataset"),
+        metrics=_metrics(file, results),
+        call=_CALLS.get(str(task)),
+        config=trained,
+        config_note=note,
+        licence=licence,
+    )
+    return f"{card}\n"
 
 
 def portable(value: Any) -> Any:
@@ -113,7 +98,7 @@ def portable(value: Any) -> Any:
 
 def hub_id(base: Mapping[str, Any]) -> str | None:
     """Return the Hub id of a base model from its library's tables, or None."""
-    name, tag = str(base.get("name", "")), str(base.get("pretrained", ""))
+    name, tag, found = str(base.get("name", "")), str(base.get("pretrained", "")), ""
     if base.get("library") == "open_clip":
         import open_clip
 
@@ -121,12 +106,8 @@ def hub_id(base: Mapping[str, Any]) -> str | None:
     elif base.get("library") == "timm" and tag != "random" and not (base.get("sha256") or looks_like_file(tag)):
         from timm.models import get_pretrained_cfg
 
-        try:
-            found = getattr(get_pretrained_cfg(name), "hf_hub_id", None) or ""  # None: a name of another version
-        except RuntimeError:  # a tag of another version
-            found = ""
-    else:
-        found = ""
+        with suppress(RuntimeError):  # a tag of another version; None: a name of another version
+            found = getattr(get_pretrained_cfg(name), "hf_hub_id", None) or ""
     found = found.strip("/")
     return found if found.count("/") == 1 else None
 
@@ -141,57 +122,7 @@ def _read(file: Path) -> dict[str, Any]:
         ) from error
 
 
-def _header(file: AdapterFile, licence: str | None, base: str | None) -> str:
-    tags = ["randlora-pl", file.adapter.method().lower(), "peft", str(file.config.get("base_model", {}).get("library"))]
-    header: dict[str, Any] = {"library_name": "randlora-pl"}
-    header |= {"base_model": base, "base_model_relation": "adapter"} if base else {}
-    header |= {"license": licence} if licence else {}
-    captions = file.metadata.get("captions")
-    if (task := file.metadata.get("task")) in _CALLS:
-        header["pipeline_tag"] = "text-generation" if task == "CausalLMTask" else "text-classification"
-    elif file.metadata.get("classnames"):
-        header["pipeline_tag"] = "zero-shot-image-classification" if captions else "image-classification"
-    return f"---\n{yaml.safe_dump(header | {'tags': tags}, sort_keys=False)}---\n"
-
-
-def _about(file: AdapterFile, config: Mapping[str, Any]) -> str:
-    metadata, base = file.metadata, without_local_paths(file.config).get("base_model", {})
-    names = metadata.get("classnames") or []
-    data = config.get("data", {}).get("dataset")
-    count = sum(tensor.numel() for tensor in file.tensors.values())
-    kind = "captions" if metadata.get("captions") else "classes"
-    goal = f" for {len(names):,} {kind}" + (f" of the dataset `{data}`" if data else "") if names else ""
-    model = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
-    weights = str(base.get("weights_sha256_sampled") or "")[:12]
-    shown = ("rank", "alpha", "basis", "inner")
-    options = {name: value for name, value in file.adapter.options().items() if name in shown and value is not None}
-    head = sum(t.numel() for t in file.extra.values()) if metadata.get("task") == "LinearHeadTask" else 0
-    rows = {
-        "base model": f"`{model}`" + (f", weights {weights}" if weights else ""),
-        "method": f"{file.adapter.method()} {json.dumps(options) if options else ''}".strip(),
-        "trained parameters": f"{count:,} in {len(file.layers):,} layers"
-        + (f", and {head:,} of the head" if head else ""),
-        "task": metadata.get("task"),
-    }
-    frame = metadata.get("training", {}).get("frame")
-    if frame:
-        padded = ", padded" if frame.get("resize") == "pad" else ""
-        rows["images"] = f"{frame['size']} x {frame['size']} pixels{padded}, {frame['interpolation']}"
-    text = f"A {file.adapter.method()} adapter of {model or 'a base model'}{goal}, trained with randlora-pl.\n\n"
-    text += _table(rows)
-    if not names:
-        return text
-    more = f" and {len(names) - _CLASSES:,} more, in adapter_config.json" if len(names) > _CLASSES else ""
-    text += f"\n<details><summary>{len(names):,} {kind}</summary>\n\n```text\n"
-    text += "\n".join(" ".join(str(name).split()).replace("```", "") for name in names[:_CLASSES])
-    return text + f"\n```\n{more}\n</details>\n"
-
-
-def _table(rows: Mapping[str, Any]) -> str:
-    shown = [(key, str(value)) for key, value in rows.items() if value not in (None, "")]
-    return "\n".join(markdown_table(("", ""), shown, (0, 1))) + "\n"
-
-
+_SHOWN = ("rank", "alpha", "basis", "inner")
 _NAMES = {
     "test/acc": "test accuracy", "test/loss": "test loss", "zeroshot/acc": "test accuracy before training",
     "val/acc": "validation accuracy", "data/test": "test images", "data/train": "training images",
@@ -202,12 +133,11 @@ _NAMES = {
 }  # fmt: skip
 
 
-def _figures(file: AdapterFile, results: Mapping[str, Any]) -> str:
+def _metrics(file: AdapterFile, results: Mapping[str, Any]) -> dict[str, str]:
     """Return the run's metrics, or those stored in the adapter's metadata."""
     own = {name: value for name, value in file.metadata.get("training", {}).items() if isinstance(value, int | float)}
     found = {label: _shown(key, results[key]) for key, label in _NAMES.items() if results.get(key) is not None}
-    found |= {} if found else {_NAMES.get(key, key): _shown(key, value) for key, value in own.items()}
-    return f"## Figures\n\n{_table(found)}" if found else ""
+    return found or {_NAMES.get(key, key): _shown(key, value) for key, value in own.items()}
 
 
 def _shown(key: str, value: Any) -> str:
@@ -218,41 +148,24 @@ def _shown(key: str, value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _use(task: str | None, repo: str, name: str) -> str:
-    if task in _CALLS:
-        return _USE_TEXTS.format(repo=repo, name=name, call=_CALLS[task])
-    if task:
-        return _USE.format(repo=repo, name=name)
-    return (
-        f"## How to use it\n\n```bash\npip install randlora-pl\nrandlora-pl adapter pull {repo} --output {name}\n"
-        f"randlora-pl adapter merge {name} --output merged.safetensors    # weights for open_clip or timm\n```\n"
-    )
-
-
-def _reproduce(file: AdapterFile, config: Mapping[str, Any]) -> str:
-    """Return the training command and its config."""
+def _config(file: AdapterFile, config: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the training config as YAML and a note for the reader; empty if it is unknown."""
     if config:
         tree = {key: config[key] for key in ("seed_everything", "trainer", "model", "data") if key in config}
         settings = (tree.get("model") or {}).get("init_args") or {}
         if file.config.get("base_model", {}).get("sha256") and "pretrained" in settings:
             settings["pretrained"] = file_name(str(settings["pretrained"]))
         tree["trainer"] = {key: value for key, value in tree.get("trainer", {}).items() if value is not None}
-        what = "Save this as `config.yaml`."
+        note = "Save this as `config.yaml`."
     elif file.metadata.get("task"):
-        settings = without_local_paths(file.config)["metadata"]["arguments"] | {
-            "adapter": _as_class(file.adapter.describe())
-        }
+        arguments = without_local_paths(file.config)["metadata"]["arguments"]
+        settings = arguments | {"adapter": _as_class(file.adapter.describe())}
         seed = settings.pop("seed", 0)  # the command line has one seed for everything
         tree = {"seed_everything": seed, "model": {"class_path": file.metadata["task"], "init_args": settings}}
-        what = "The model's part of the config, as `config.yaml`; set the dataset with `--data.dataset`."
+        note = "The model's part of the config, as `config.yaml`; set the dataset with `--data.dataset`."
     else:
-        return ""
-    text = yaml.safe_dump(portable(with_public_paths(tree)), sort_keys=False, allow_unicode=True)
-    places = f" `{_PLACE}` stands for paths on the author's machine." if f": {_PLACE}\n" in text else ""
-    return (
-        f"## How it was trained\n\n```bash\nrandlora-pl fit --config config.yaml\n```\n\n{what}{places}\n\n"
-        f"<details><summary>config.yaml</summary>\n\n```yaml\n{text}```\n</details>\n"
-    )
+        return "", ""
+    return yaml.safe_dump(portable(with_public_paths(tree)), sort_keys=False, allow_unicode=True), note
 
 
 def _as_class(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,8 +175,3 @@ def _as_class(description: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in description["options"].items()
     }
     return {"class_path": description["method"], "init_args": options}
-
-
-def _licence(licence: str | None) -> str:
-    own = f"`{licence}` for the adapter." if licence else "Its author has named none for the adapter."
-    return f"## Licence\n\n{own} The base model and the data keep theirs.\n"
