@@ -5,27 +5,27 @@ import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from litserve.utils import LitAPIStatus, ResponseBufferItem
+from fastapi import HTTPException
+from litserve.utils import LitAPIStatus, ResponseBufferItem, WorkerSetupStatus
 
 from randlora_pl.data.images.decode import known
-from randlora_pl.serving import uploads
+from randlora_pl.serving import app, uploads
 from randlora_pl.serving.api import PatientLoop
-from randlora_pl.serving.images import TAKEN, Limits, RefusedError, check_header
-from randlora_pl.serving.losses import LossAwareTransport
-from randlora_pl.serving.uploads import Deadline, Upload
+from randlora_pl.serving.uploads import TAKEN, Deadline, Limits, Upload, check_header
 from tests.serving import pictures
 
 
 def test_limits_are_inclusive() -> None:
     image = pictures.encode(pictures.photo(150, 100), "PNG")
     check_header(image, Limits(0, 15_000))
-    with pytest.raises(RefusedError, match="15,000") as refused:
+    with pytest.raises(HTTPException, match="15,000") as refused:
         check_header(image, Limits(0, 14_999))
-    assert refused.value.status == 413
+    assert refused.value.status_code == 413
 
 
 def test_formats() -> None:
@@ -33,30 +33,13 @@ def test_formats() -> None:
     assert {"JPEG", "PNG", "GIF", "WEBP", "TIFF"} < set(known(TAKEN)) and "AVIF" not in known(TAKEN)
 
 
-class Messages:
-    """LitServe's transport: from here on the messages are in a list."""
-
-    def __init__(self, *messages: Any) -> None:
-        self.messages = list(messages)
-
-    def send(self, message: Any, consumer_id: int) -> None:
-        self.messages.append(message)
-
-    async def areceive(self, consumer_id: int) -> Any:
-        return self.messages.pop(0)
+def item(name: str, age: float = 0.0) -> tuple[int, str, float, Upload]:
+    return 0, name, time.monotonic() - age, Upload(name.encode(), 5)
 
 
-def upload(name: str, pixels: int = 64) -> Upload:
-    return Upload(name.encode(), 5, pixels)
-
-
-def item(name: str, age: float = 0.0, pixels: int = 64) -> tuple[int, str, float, Upload]:
-    return 0, name, time.monotonic() - age, upload(name, pixels)
-
-
-def gather(requests: Any, size: int, seconds: float) -> tuple[list[Any], list[Any]]:
-    api = SimpleNamespace(max_batch_size=size, batch_timeout=seconds, request_timeout=30.0)
-    return PatientLoop().get_batch_requests(api, requests, Messages())
+def gather(requests: Any, size: int, seconds: float) -> Any:
+    api = SimpleNamespace(max_batch_size=size, batch_timeout=seconds, request_timeout=30.0, stream=False)
+    return PatientLoop().get_batch_requests(api, requests, None)
 
 
 def test_batches_are_filled_up_to_their_size() -> None:
@@ -64,35 +47,30 @@ def test_batches_are_filled_up_to_their_size() -> None:
     for name in "abcde":
         requests.put(item(name))
     batch, late = gather(requests, 3, 5.0)  # full: nothing is waited for
-    assert batch == [(0, name, upload(name)) for name in "abc"] and late == []
+    assert [name for _, name, _ in batch] == ["a", "b", "c"] and late == []
     assert [name for _, name, _ in gather(requests, 3, 0.0)[0]] == ["d", "e"]
-
-
-def test_what_a_worker_takes_is_known() -> None:
-    requests: queue.Queue[Any] = queue.Queue()
-    loop, sent = PatientLoop(), Messages()
-    loop._restart_workers, loop._worker_id = True, 3
-    requests.put(item("a"))
-    requests.put(item("b"))
-    api = SimpleNamespace(max_batch_size=1, batch_timeout=0.0, request_timeout=30.0)
-    loop.get_batch_requests(api, requests, sent)
-    assert [(name, status, worker) for name, (_, status, _, worker) in sent.messages] == [("a", LitAPIStatus.START, 3)]
 
 
 HOLDERS = {"held": 0, "held too": 0, "answered": 0, "elsewhere": 1, "in the queue": None}
 """Which worker has a request."""
 
 
-def test_a_lost_worker_fails_what_it_held_alone() -> None:
+def test_a_lost_worker_fails_what_it_held_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "CHECK_SECONDS", 0.01)
     waiting = {name: ResponseBufferItem(asyncio.Event(), worker_id=worker) for name, worker in HOLDERS.items()}
     waiting["answered"].event.set()
-    transport = LossAwareTransport(Messages(0, ("id", "an answer")), waiting)
-    assert asyncio.run(transport.areceive(0)) is None
+    states = {"predict_0": WorkerSetupStatus.STARTING, "predict_1": WorkerSetupStatus.READY}
+    server: Any = SimpleNamespace(response_buffer=waiting, workers_setup_status=states)
+
+    async def run() -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(app.answer_lost_requests(server), 0.2)
+
+    asyncio.run(run())
     assert [name for name, item in waiting.items() if item.response] == ["held", "held too"]
     error, status = waiting["held"].response
     assert (error.status_code, status, waiting["held"].event.is_set()) == (503, LitAPIStatus.ERROR, True)
     assert int(error.headers["Retry-After"]) > 0 and "lost" in error.detail
-    assert asyncio.run(transport.areceive(0)) == ("id", "an answer")
 
 
 def test_a_batch_waits_for_more_but_not_for_ever() -> None:
@@ -104,21 +82,20 @@ def test_a_batch_waits_for_more_but_not_for_ever() -> None:
     assert len(gather(requests, 2, 0.05)[0]) == 1
 
 
-def test_no_request_is_no_batch_and_late_ones_are_told() -> None:
+def test_late_requests_are_told() -> None:
     requests: queue.Queue[Any] = queue.Queue()
-    assert gather(requests, 2, 0.0) == ([], [])
     requests.put(item("old", age=31.0))
     requests.put(item("new"))
-    assert gather(requests, 2, 0.0) == ([(0, "new", upload("new"))], [(0, "old")])
+    batch, late = gather(requests, 2, 0.0)
+    assert [name for _, name, _ in batch] == ["new"] and late == [(0, "old")]
 
 
-def test_large_images_wait_for_small_ones_but_the_oldest_for_none() -> None:
+def test_no_request_costs_no_processor() -> None:
     requests: queue.Queue[Any] = queue.Queue()
-    for name in ("large 1", "large 2", "small 1", "large 3", "small 2"):
-        requests.put(item(name, pixels=49_000_000 if "large" in name else 64))
-    api, loop = SimpleNamespace(max_batch_size=8, batch_timeout=0.1, request_timeout=30.0), PatientLoop()
-    batches = [[name for _, name, _ in loop.get_batch_requests(api, requests, Messages())[0]] for _ in range(3)]
-    assert batches == [["large 1", "small 1", "small 2"], ["large 2"], ["large 3"]]
+    threading.Timer(0.5, requests.put, (item("a"),)).start()
+    before = time.thread_time()
+    assert len(gather(requests, 2, 0.0)[0]) == 1
+    assert time.thread_time() - before < 0.1
 
 
 def answer_of(app: Callable[..., Awaitable[None]]) -> list[dict[str, Any]]:

@@ -66,19 +66,14 @@ def serve_verb(args: list[str]) -> int:
     silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.serving.app import serve
-    from randlora_pl.serving.images import Limits
-    from randlora_pl.utils.cores import usable_cores
+    from randlora_pl.serving.uploads import Limits
 
     device = pick_device(options.device)
     limits = Limits(upload_bytes=round(options.max_upload_mb * 1e6), pixels=options.max_pixels)
     facts = describe(read_adapter(options.adapter).config, limits.upload_bytes, limits.pixels, str(device))
     print(printable(f"Starting to serve {options.adapter} ..."), flush=True)
-    serve(
-        options.adapter.resolve(), facts, printable(start_page(options, facts)), device=device, limits=limits,
-        host=options.host, port=options.port, hosts=names_of(options.host, options.allow_host), token=options.token,
-        workers=options.workers, threads=max(1, usable_cores() // options.workers),
-        batch_size=options.batch_size, batch_timeout=options.batch_timeout,
-    )  # fmt: skip
+    ready = printable(start_page(options, facts))
+    serve(options, facts, ready, device, limits, names_of(options.host, options.allow_host))
     return 0
 
 

@@ -1,5 +1,7 @@
 """LitServe's server with a page, model facts, deadlines, and an orderly shutdown."""
 
+import argparse
+import asyncio
 import gc
 import logging
 import multiprocessing
@@ -7,26 +9,23 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from importlib import resources
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from litserve import LitServer
-from litserve.utils import WorkerSetupStatus
+from litserve.utils import LitAPIStatus, WorkerSetupStatus
 from starlette.routing import Route
 
 from randlora_pl.data.images.decode import trust_the_limit
 from randlora_pl.serving.api import ClassifierAPI, end_with_parent
 from randlora_pl.serving.connections import Connection
 from randlora_pl.serving.gate import Gate
-from randlora_pl.serving.images import Limits
-from randlora_pl.serving.losses import LossAwareTransport
-from randlora_pl.serving.uploads import Deadline
+from randlora_pl.serving.uploads import Deadline, Limits
 from randlora_pl.utils.errors import LostProcessError, Terminated
 
 QUEUE_SECONDS = 30.0
@@ -35,83 +34,28 @@ QUEUE_SECONDS = 30.0
 REQUESTS = 128
 """Maximum concurrent requests, each with one upload in memory; further ones get 503."""
 
+CHECK_SECONDS = 0.5
+"""Time between two checks of the workers."""
+
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
 _POLICY += "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
 
 
 class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
-    """LitServe's server with this application's routes and limits.
+    """LitServe's server, which notices workers that are lost while they build the model or hold requests."""
 
-    Args:
-        api: Classifier in the workers.
-        device: PyTorch device.
-        workers: Number of worker processes.
-        facts: Facts about the model for ``/health`` and ``/info``.
-        limits: Limits of an upload.
-        ready: Text to print when the server is ready.
-        hosts: Accepted host names (see `Gate`).
-        token: Required token; empty disables the check.
-    """
-
-    _transport: Any  # LitServe's, of messages from workers
-
-    def __init__(
-        self,
-        api: ClassifierAPI,
-        device: Any,
-        workers: int,
-        facts: dict[str, Any],
-        limits: Limits,
-        ready: str,
-        hosts: Collection[str],
-        token: str,
-    ) -> None:
-        super().__init__(
-            api,
-            accelerator=device.type,
-            devices=1 if device.type == "cpu" else [device.index or 0],
-            workers_per_device=workers,
-            timeout=QUEUE_SECONDS,
-            model_metadata=facts,
-            middlewares=[Deadline, (Gate, {"hosts": hosts, "token": token, "most": REQUESTS})],
-            disable_openapi_url=True,  # its page loads third-party scripts
-            restart_workers=True,
-        )
-        self.facts, self.ready, self.ending = facts, ready, False
-        self.uvicorn_graceful_timeout = 5
-        self.monitor_internal = 0.5  # seconds between checks of the workers
-        self.helpers: list[int] = []
-        self.app.state.limits = limits
-        page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-        headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
-
-        async def index(request: Request) -> Response:
-            return HTMLResponse(page, headers=headers)
-
-        async def health(request: Request) -> Response:
-            ready = all(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values())
-            shown = facts if request.scope["trusted"] else {}
-            return JSONResponse(
-                {"status": "ready" if ready else "a worker is starting", **shown}, 200 if ready else 503
-            )
-
-        # Placed before LitServe's routes of the same names, which return one word.
-        self.app.router.routes[:0] = [Route("/", index), Route("/health", health)]
+    ready_text, ending = "", False
+    helpers: tuple[int, ...] = ()
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Run the HTTP process, from start to shutdown."""
         end_with_parent(*self.helpers)
-        self._transport = LossAwareTransport(self._transport, self.response_buffer)
         async with super().lifespan(app):
-            print(self.ready, flush=True)
+            watch = asyncio.create_task(answer_lost_requests(self))
+            print(self.ready_text, flush=True)
             yield
-
-    def launch_inference_worker(self, lit_api: ClassifierAPI) -> Any:
-        """Start the workers with Ctrl-C blocked: this process ends them after the last response."""
-        self.helpers = [child.pid for child in multiprocessing.active_children() if child.pid]  # LitServe's queues
-        with _unheard(signal.SIGINT):
-            return super().launch_inference_worker(lit_api)
+            watch.cancel()
 
     def verify_worker_status(self) -> None:
         """Wait until a worker has built its model; LitServe waits forever if one is killed before.
@@ -120,6 +64,9 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
             UserError: The model cannot be built.
             LostProcessError: A worker was lost.
         """
+        self.helpers = tuple(child.pid for child in multiprocessing.active_children() if child.pid)
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see `serve`
         while not any(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
             codes = [worker.exitcode for worker in self.inference_workers if not worker.is_alive()]
             if codes and not self.lit_api.failures.empty():
@@ -129,69 +76,68 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
             time.sleep(0.05)
 
     def launch_single_inference_worker(self, lit_api: ClassifierAPI, worker_id: int) -> Any:
-        """Restart a lost worker; called in LitServe's monitoring thread."""
+        """Replace a lost worker; called in LitServe's monitoring thread."""
         if self.ending:
             sys.exit()  # the thread
         print(f"Worker {worker_id} was lost; starting another one", file=sys.stderr, flush=True)
-        self._transport.send(worker_id, 0)  # see `LossAwareTransport`
-        with _unheard(signal.SIGINT):
-            return super().launch_single_inference_worker(lit_api, worker_id)
+        return super().launch_single_inference_worker(lit_api, worker_id)
 
 
-@contextmanager
-def _unheard(number: signal.Signals) -> Iterator[None]:
-    """Block a signal in this thread and in the processes it starts."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+async def answer_lost_requests(server: Server) -> None:
+    """Answer requests of lost workers with 503; LitServe replaces the workers and lets their requests wait forever."""
+    reason = "the process that classified this image was lost; send the image again in a few seconds"
+    while True:
+        await asyncio.sleep(CHECK_SECONDS)
+        states = await asyncio.to_thread(server.workers_setup_status.items)
+        lost = {int(name.rpartition("_")[2]) for name, state in states if state != WorkerSetupStatus.READY}
+        for item in server.response_buffer.values():
+            if item.worker_id in lost and not item.event.is_set():
+                item.response = HTTPException(503, reason, {"Retry-After": "5"}), LitAPIStatus.ERROR
+                item.event.set()
+
+
+def _add_pages(server: Server, facts: dict[str, Any]) -> None:
+    """Add the page and the model's facts before LitServe's routes of the same names, which return one word."""
+    page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
+
+    async def index(request: Request) -> Response:
+        return HTMLResponse(page, headers=headers)
+
+    async def health(request: Request) -> Response:
+        ready = all(status == WorkerSetupStatus.READY for status in server.workers_setup_status.values())
+        shown = facts if request.scope["trusted"] else {}
+        return JSONResponse({"status": "ready" if ready else "a worker is starting", **shown}, 200 if ready else 503)
+
+    server.app.router.routes[:0] = [Route("/", index), Route("/health", health)]
 
 
 def serve(
-    adapter: Path,
-    facts: dict[str, Any],
-    ready: str,
-    *,
-    device: Any,
-    limits: Limits,
-    host: str,
-    port: int,
-    workers: int,
-    threads: int,
-    batch_size: int,
-    batch_timeout: float,
-    hosts: Collection[str],
-    token: str,
+    options: argparse.Namespace, facts: dict[str, Any], ready: str, device: Any, limits: Limits, hosts: Collection[str]
 ) -> None:
     """Serve requests until a signal; all started processes have ended when it returns.
 
-    Args:
-        adapter: Adapter folder or file.
-        facts: Facts about the model.
-        ready: Text to print when the server is ready.
-        device: PyTorch device of the model.
-        limits: Limits of an upload.
-        host: Address to listen on.
-        port: Port to listen on.
-        workers: Number of worker processes.
-        threads: Threads of PyTorch in each worker.
-        batch_size: Maximum images in a batch.
-        batch_timeout: Seconds to wait for a batch to fill.
-        hosts: Accepted host names (see `Gate`).
-        token: Required token; empty disables the check.
+    ``options`` come from the command, ``facts`` go to ``/health`` and ``/info``, and ``ready`` is printed.
 
     Raises:
         UserError: The model cannot be built.
         LostProcessError: A required process has ended.
         KeyboardInterrupt: Ctrl-C ended it; `Terminated` after SIGTERM.
     """
-    failures = multiprocessing.get_context("spawn").SimpleQueue()
-    api = ClassifierAPI(adapter, threads, failures, batch_size, batch_timeout, limits.pixels)
-    server = Server(api, device, workers, facts, limits, ready, hosts, token)
+    server = Server(
+        ClassifierAPI(options, limits.pixels),
+        accelerator=device.type,
+        devices=1 if device.type == "cpu" else [device.index or 0],
+        workers_per_device=options.workers,
+        timeout=QUEUE_SECONDS,
+        model_metadata=facts,
+        middlewares=[Deadline, (Gate, {"hosts": hosts, "token": options.token, "most": REQUESTS})],
+        disable_openapi_url=True,  # its page loads third-party scripts
+        restart_workers=True,
+    )
+    server.ready_text, server.uvicorn_graceful_timeout, server.monitor_internal = ready, 5, CHECK_SECONDS
+    server.app.state.limits = limits
+    _add_pages(server, facts)
     before = set(multiprocessing.active_children())
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     own, stopped = os.getpid(), KeyboardInterrupt()
@@ -207,13 +153,15 @@ def serve(
 
     for number in handlers:
         signal.signal(number, stop)
+    if sys.platform != "win32":  # the workers inherit it: this process ends them after the last response
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     trust_the_limit()
     gc.collect()
     gc.freeze()  # else garbage collection copies pages in each forked process, 80 MB each
     try:
         server.run(
-            host=host,
-            port=port,
+            host=options.host,
+            port=options.port,
             num_api_servers=1,
             log_level="warning",
             generate_client_file=False,

@@ -19,12 +19,8 @@ OPEN = ("/", "/health")
 class Gate:
     """Refuse requests before their bodies are read.
 
-    Args:
-        app: Wrapped application.
-        hosts: Accepted host names in lower case; with ``*`` the server is bound to all addresses, and any IP address is
-            accepted.
-        token: Required ``Authorization: Bearer`` token; empty disables the check.
-        most: Maximum concurrent requests.
+    ``hosts`` are in lower case; with ``*`` the server is bound to all addresses, and any IP address is accepted. An
+    empty ``token`` disables the check.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str], token: str, most: int) -> None:
@@ -63,12 +59,9 @@ class Gate:
 
     def _is_ours(self, host: str) -> bool:
         name = (host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]).lower()
-        return name in self.hosts or ("*" in self.hosts and _is_address(name))
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        return False
-    return True
+        if name in self.hosts or "*" not in self.hosts:
+            return name in self.hosts
+        try:
+            return bool(ipaddress.ip_address(name.strip("[]")))
+        except ValueError:
+            return False
