@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,11 +20,8 @@ from randlora_pl.utils.files.weights_files import find_weights, without_local_pa
 class Base:
     """Base model of an adapter.
 
-    Attributes:
-        model: Complete model without an adapter, in eval mode on the CPU.
-        part: Module with the adapter: the model or its image tower. Both use the same tensor names.
-        identity: Identity of the model; None for a model from the user.
-        image_size: Height and width of its images in pixels; None if its inputs are unknown.
+    ``model`` is complete, without an adapter, in eval mode on the CPU; ``part`` is the module with the adapter: the
+    model or its image tower, with the same tensor names. Images are ``image_size`` pixels wide and high, if known.
     """
 
     model: nn.Module
@@ -55,11 +52,7 @@ class Base:
 
 
 def refuse_texts(file: AdapterFile, what: str) -> None:
-    """Raise for an adapter of a language model where only image models are supported.
-
-    Args:
-        file: Adapter.
-        what: Verb phrase for the operation, used in the message.
+    """Raise for an adapter of a language model where only image models are supported; ``what`` is a verb phrase.
 
     Raises:
         UserError: The adapter belongs to a language model; the message has the command for merged weights.
@@ -77,25 +70,18 @@ def wrap_model(model: nn.Module) -> Base:
 
 
 def named(name: str, pretrained: str | None, seed: int = 0, size: int | None = None) -> Base:
-    """Build a model of open_clip or timm.
-
-    Args:
-        name: Model name of the library.
-        pretrained: Tag, weights file, or ``random``.
-        seed: Seed of random weights.
-        size: Height and width of its images in pixels.
+    """Build a model of open_clip or timm for square images of ``size`` pixels; ``pretrained`` may be a weights file.
 
     Raises:
         UserError: The model is unknown, or its weights are not available.
     """
-    if library_of(name) == "timm":
-        vit = load_vit(name, pretrained, img_size=size, seed=seed)
-        model, identity, image = vit.model, vit.identity, vit.image
-    else:
-        clip = load_clip(name, pretrained, seed=seed, force_image_size=size)
-        model, identity, image = clip.model, clip.identity, clip.image
-    model.eval()
-    return Base(model, model, identity, image.size)
+    made = (
+        load_vit(name, pretrained, img_size=size, seed=seed)
+        if library_of(name) == "timm"
+        else load_clip(name, pretrained, seed=seed, force_image_size=size)
+    )
+    model: nn.Module = made.model.eval()
+    return Base(model, model, made.identity, made.image.size)
 
 
 def load_base(file: AdapterFile) -> Base:
@@ -110,9 +96,8 @@ def load_base(file: AdapterFile) -> Base:
         from randlora_pl.language.tasks.restore import plain_task  # imported here, because it loads transformers
 
         model = plain_task(file, dequantized=True).build()
-        return Base(
-            model, _part(model, file), ModelIdentity(library, name or "", pretrained or "", seed=base.get("seed"))
-        )
+        identity = ModelIdentity(library, name or "", pretrained or "", seed=base.get("seed"))
+        return Base(model, _part(model, file), identity)
     if library not in ("open_clip", "timm") or not name or not pretrained:
         what = f"{library} {name}" if library else "no base model"
         raise UserError(
@@ -124,16 +109,11 @@ def load_base(file: AdapterFile) -> Base:
         found = named(name, pretrained, int(base.get("seed") or 0), base.get("image_size"))
     except UserError as error:
         raise UserError(f"the base model of {file.path} does not load: {error}") from error
-    _add_classifier(found.model, file)
-    return Base(found.model, _part(found.model, file), found.identity, found.image_size)
-
-
-def _add_classifier(model: Any, file: AdapterFile) -> None:
-    """Add a classifier to a timm model if the adapter has a trained one; the adapter has its values."""
-    name = getattr(model, "default_cfg", {}).get("classifier")
-    weight = file.tensors.get(f"{name}.weight")
-    if file.trained and weight is not None:
-        model.reset_classifier(len(weight))
+    whole: Any = found.model
+    weight = file.tensors.get(f"{getattr(whole, 'default_cfg', {}).get('classifier')}.weight")
+    if file.trained and weight is not None:  # a trained classifier of timm; the adapter has its values
+        whole.reset_classifier(len(weight))
+    return replace(found, part=_part(whole, file))
 
 
 def beside(file: AdapterFile, model: nn.Module) -> dict[str, Tensor]:

@@ -6,18 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.tasks.evaluation import check_numbers
+from randlora_pl.utils.errors import UserError
 
-_IMAGES = 4
+_IMAGES, _TOKENS = 4, 24
+
+TOLERANCE = 1e-4
+"""Largest accepted difference of outputs, relative to the largest output."""
+
+LOST = 0.1
+"""Largest fraction of an adapter's change of the outputs that a conversion may lose."""
+
+ROUNDING = 1e-6
+"""Changes below this fraction of the largest output count as float32 rounding."""
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, size: int) -> list[Tensor]:
-    """Return outputs for fixed random images, and for random tokens if the model has a text tower.
-
-    Args:
-        model: Model of open_clip or timm.
-        size: Height and width of the images in pixels.
-    """
+    """Return outputs for ``size`` x ``size`` random images, and for tokens if there is a text tower; both are fixed."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(_IMAGES, 3, size, size, generator=generator).to(next(model.parameters()).dtype)
     whole: Any = model
@@ -47,14 +52,6 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> tuple[float, floa
     return relative, absolute
 
 
-LOST = 0.1
-"""Largest fraction of an adapter's change of the outputs that a conversion may lose."""
-
-
-ROUNDING = 1e-6
-"""Changes below this fraction of the largest output count as float32 rounding."""
-
-
 def change(tuned: list[Tensor], plain: list[Tensor]) -> float:
     """Return the largest absolute change that an adapter makes to the base model's outputs."""
     return max(float((one.float() - two.float()).abs().max()) for one, two in zip(tuned, plain, strict=True))
@@ -63,15 +60,7 @@ def change(tuned: list[Tensor], plain: list[Tensor]) -> float:
 def lost(found: list[Tensor], expected: list[Tensor], plain: list[Tensor]) -> float:
     """Return the largest fraction of an adapter's change of the outputs that is lost or replaced.
 
-    Relative to the outputs, the loss of a small update would look like rounding.
-
-    Args:
-        found: Outputs of the written model.
-        expected: Outputs of the adapted model.
-        plain: Outputs of the base model.
-
-    Returns:
-        Maximum over all outputs; 0 if the adapter's change is within rounding.
+    Relative to the outputs, the loss of a small update would look like rounding. 0 if the change is within rounding.
     """
     parts = [
         change([one], [two]) / changed
@@ -81,12 +70,29 @@ def lost(found: list[Tensor], expected: list[Tensor], plain: list[Tensor]) -> fl
     return max(parts, default=0.0)
 
 
-_TOKENS = 24
-
-
 @torch.no_grad()
 def logits(model: nn.Module) -> list[Tensor]:
     """Return the model's logits for fixed random tokens: (2, tokens, vocabulary), or (2, classes)."""
     config: Any = model.config
     ids = torch.randint(0, int(config.vocab_size), (2, _TOKENS), generator=torch.Generator().manual_seed(0))
     return [model(input_ids=ids).logits.float()]
+
+
+def check_written(found: list[Tensor], expected: list[Tensor], plain: list[Tensor], what: str, hint: str = "") -> float:
+    """Return the largest absolute difference of a written model's outputs, named ``what`` in messages.
+
+    Raises:
+        UserError: The difference is more than rounding, or the adapter's change would be lost.
+    """
+    relative, absolute = difference(found, expected)
+    if relative > TOLERANCE:
+        raise UserError(
+            f"the {what} differ from the adapted one's by {relative:.1e} of the largest, more than {TOLERANCE:.0e}: "
+            f"nothing was written. {hint} Please report this with the adapter's configuration."
+        )
+    if (fraction := lost(found, expected, plain)) > LOST:
+        raise UserError(
+            f"the adapter changes the {what} by {change(expected, plain):.1e} only, and {fraction:.0%} of that would "
+            "be lost in rounding: nothing was written. Keep the adapter, or train for longer."
+        )
+    return absolute

@@ -20,15 +20,10 @@ from randlora_pl.models.init_context import quiet
 
 @dataclass(frozen=True)
 class LibraryModel:
-    """Recipe of a model built by its library.
+    """Recipe of a model built by its library, ``open_clip`` or ``timm``, under its name there.
 
-    Attributes:
-        library: ``open_clip`` or ``timm``.
-        name: Model name of the library.
-        image: Expected image format.
-        options: Further arguments of the library's ``create_model``.
-        config: open_clip configuration of a model without a name there, such as ``tiny``.
-        classifier: Name of timm's classification layer; empty if there is not exactly one.
+    ``options`` are further arguments of ``create_model``, ``config`` describes a model that open_clip does
+    not have, and ``classifier`` is timm's classification layer; empty if there is not exactly one.
     """
 
     library: str
@@ -70,20 +65,13 @@ class LibraryModel:
 
     def lines(self, path: Path) -> list[str]:
         """Return Python code that does the same; the model stores its image format (``visual.preprocess_cfg``)."""
-        options = self.options | self._frame()
-        more = "".join(f", {name}={value!r}" for name, value in options.items())
+        more = "".join(f", {name}={value!r}" for name, value in (self.options | self._frame()).items())
         if self.library == "timm":
             return ["import timm", f"model = timm.create_model({self.name!r}, checkpoint_path={str(path)!r}{more})"]
-        if self.config is None:
-            return [
-                "import open_clip",
-                f"model = open_clip.create_model({self.name!r}, pretrained={str(path)!r}{more})",
-            ]
-        return [
-            "import open_clip",
-            f"open_clip.add_model_config({str(config_file(path))!r})",
-            f"model = open_clip.create_model({config_file(path).stem!r}, pretrained={str(path)!r}{more})",
-        ]
+        name = self.name if self.config is None else config_file(path).stem
+        add = [] if self.config is None else [f"open_clip.add_model_config({str(config_file(path))!r})"]
+        create = f"model = open_clip.create_model({name!r}, pretrained={str(path)!r}{more})"
+        return ["import open_clip", *add, create]
 
     def _frame(self) -> dict[str, Any]:
         """Return open_clip's preprocessing options; for a weights file it uses its defaults, not the tag's values."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,11 @@ from randlora_pl.adapters.spectrum import LowRank, truncated
 from randlora_pl.adapters.targets.select import select
 from randlora_pl.adapters.targets.sites import Site, find_sites
 from randlora_pl.interop.base_model import Base, beside
-from randlora_pl.interop.compare_outputs import LOST, difference, lost, outputs
+from randlora_pl.interop.compare_outputs import check_written, difference, outputs
+from randlora_pl.interop.foreign.adapter import per_layer
 from randlora_pl.interop.library_model import LibraryModel
-from randlora_pl.interop.merge.vision import TOLERANCE, added
+from randlora_pl.interop.merge.vision import added
+from randlora_pl.interop.patterns import exact_pattern
 from randlora_pl.interop.updates import State, adapted, rows_of, weight_key
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors, scratch_folder
@@ -40,14 +41,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Converted:
-    """Result of a conversion.
+    """Result of a conversion: layers in the model's order, trainable parameters, and bytes on disk.
 
-    Attributes:
-        layers: Layers in the model's order.
-        parameters: Trainable parameters of the adapter.
-        size: Bytes on disk.
-        difference: Largest absolute difference of outputs on random images from the exact sum of updates.
-        relative: Difference relative to the largest output.
+    ``difference`` is the largest absolute difference of outputs on random images from the exact sum of updates,
+    ``relative`` the same relative to the largest output.
     """
 
     layers: list[Layer]
@@ -106,9 +103,20 @@ def write_lora(
             parameters[f"{tensor_prefix(site)}A"].copy_(factors.right)
     size = LibraryModel.of(first.config["base_model"]).image.size
     relative, absolute = difference(outputs(made.model, size), added(base, first, total, with_head=False).expected)
-    _save_checked(path, made, base, size, _description(first, targets, origin or {}))
+    description = _description(first, targets, origin or {})
+    with disk_errors(path), scratch_folder(path) as part:
+        save_adapter(made.part, part / path.name, **description)
+        again = adapted(base, read_adapter(part / path.name))
+        found, expected, plain = (outputs(model, size) for model in (again.model, made.model, base.model))
+        check_written(found, expected, plain, "outputs of the LoRA adapter, read again,")
+    with disk_errors(path):
+        save_adapter(made.part, path, **description)  # replaces only an adapter
+    layers = []
+    for site, factors in low.items():
+        shape, norm = (site.shape.out_features, site.shape.in_features), _rows(total, base.model, site).double().norm()
+        layers.append(Layer(site.shape.layer, shape, factors.rank, factors.error, float(norm)))
     return Converted(
-        [_layer(site, factors, _rows(total, base.model, site)) for site, factors in low.items()],
+        layers,
         sum(parameter.numel() for parameter in parameters.values()),
         sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir())),
         absolute,
@@ -120,11 +128,6 @@ def label(file: AdapterFile) -> str:
     """Return an adapter's name and the start of its checksum; the local path is not included."""
     sums = json.dumps(file.config.get("sha256"), sort_keys=True)
     return f"{file.path.absolute().name} (SHA-256 {hashlib.sha256(sums.encode()).hexdigest()[:12]})"
-
-
-def _layer(site: Site, factors: LowRank, update: Tensor) -> Layer:
-    shape = (site.shape.out_features, site.shape.in_features)
-    return Layer(site.shape.layer, shape, factors.rank, factors.error, float(update.double().norm()))
 
 
 def _layers_of(
@@ -156,17 +159,11 @@ def _layers_of(
         )
     if not chosen:
         raise UserError(f"{first.path} changes no weight of its base model, so nothing can be converted.")
-    same = not isinstance(first.adapter, BaseWeightMethod) and set(first.layers) == {
-        site.shape.layer for site in chosen
-    }
+    layers = [site.shape.layer for site in chosen]
+    same = not isinstance(first.adapter, BaseWeightMethod) and set(first.layers) == set(layers)
     if same and select(part, first.targets, first.adapter.qkv == "split") == chosen:
         return chosen, first.targets, first.adapter.qkv
-    return chosen, [_only(site.shape.layer) for site in chosen], "packed"
-
-
-def _only(layer: str) -> str:
-    """Return a pattern that matches one layer's complete name only."""
-    return f"^{re.escape(layer)}"
+    return chosen, [f"^{exact_pattern(layers)}"], "packed"
 
 
 def _rows(total: State, part: nn.Module, site: Site) -> Tensor:
@@ -179,11 +176,9 @@ def _rows(total: State, part: nn.Module, site: Site) -> Tensor:
 
 def _adapter(low: Mapping[Site, LowRank], qkv: Any, seed: int) -> LoRA:
     """Build LoRA with a scaling of 1 in every layer: alpha is the rank."""
-    ranks = {_only(site.shape.layer): factors.rank for site, factors in low.items()}
-    if len(set(ranks.values())) == 1:
-        rank = next(iter(ranks.values()))
-        return LoRA(rank, float(rank), qkv=qkv, seed=seed)
-    return LoRA(ranks, {pattern: float(rank) for pattern, rank in ranks.items()}, qkv=qkv, seed=seed)
+    ranks: Any = per_layer({site.shape.layer: factors.rank for site, factors in low.items()})
+    alpha = {pattern: float(rank) for pattern, rank in ranks.items()} if isinstance(ranks, dict) else float(ranks)
+    return LoRA(ranks, alpha, qkv=qkv, seed=seed)
 
 
 def _description(first: AdapterFile, targets: list[str] | None, origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,21 +191,3 @@ def _description(first: AdapterFile, targets: list[str] | None, origin: Mapping[
         metadata["training"] = {key: value for key, value in metadata["training"].items() if key == "frame"}
     named = {k: v for k, v in config.get("base_model", {}).items() if k != "weights_sha256_sampled"}
     return {"base_model": named, "extra": first.extra, "metadata": {**metadata, "made_from": dict(origin)}}
-
-
-def _save_checked(path: Path, made: Base, base: Base, size: int, description: dict[str, Any]) -> None:
-    """Write under a temporary name, load that into the base model, compare, then write under the final name."""
-    with disk_errors(path), scratch_folder(path) as part:
-        save_adapter(made.part, part / path.name, **description)
-        again = adapted(base, read_adapter(part / path.name))
-        found, expected = outputs(again.model, size), outputs(made.model, size)
-        relative, _ = difference(found, expected)
-        fraction = lost(found, expected, outputs(base.model, size))
-        if relative > TOLERANCE or fraction > LOST:
-            raise UserError(
-                f"the LoRA adapter, read again, differs by {relative:.1e} of the largest output, {fraction:.0%} of "
-                f"what it changes, more than {TOLERANCE:.0e} or {LOST:.0%}: nothing was written. "
-                "Please report this with the adapter's configuration."
-            )
-    with disk_errors(path):
-        save_adapter(made.part, path, **description)  # replaces only an adapter

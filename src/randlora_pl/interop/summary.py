@@ -76,13 +76,11 @@ def layers(file: AdapterFile) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _sizes(matrix: Tensor | None, prefix: str) -> dict[str, Any]:
-    names = ("rank", "stable_rank", "effective_rank", "norm")
-    if matrix is None:
-        return {prefix + name: None for name in names}
-    if matrix.dim() != 2:  # biases, norms, the patch convolution
-        return {prefix + name: None for name in names} | {prefix + "norm": float(matrix.double().norm())}
-    found = spectrum(matrix)
-    return {prefix + name: getattr(found, name) for name in names}
+    found = spectrum(matrix) if matrix is not None and matrix.dim() == 2 else None
+    sizes = {prefix + name: getattr(found, name, None) for name in ("rank", "stable_rank", "effective_rank", "norm")}
+    if matrix is not None and found is None:  # biases, norms, the patch convolution
+        sizes[prefix + "norm"] = float(matrix.double().norm())
+    return sizes
 
 
 def base_weights(file: AdapterFile) -> State:
@@ -91,16 +89,11 @@ def base_weights(file: AdapterFile) -> State:
     Raises:
         UserError: The base model is not available or differs.
     """
-    base = load_base(file)
-    part = base.part
-    state = part.state_dict()
+    part = load_base(file).part
     if isinstance(file.adapter, BaseWeightMethod):
         return {name: value.detach() for name, value in chosen_tensors(part, file.adapter).items()}
-    found = {}
-    for site in find_sites(part):
-        if site.shape.layer in file.layers:
-            found[site.shape.layer] = rows_of(state[weight_key(part, site)], site)
-    return found
+    state, sites = part.state_dict(), [site for site in find_sites(part) if site.shape.layer in file.layers]
+    return {site.shape.layer: rows_of(state[weight_key(part, site)], site) for site in sites}
 
 
 def compared(one: State, two: State) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Updates of an adapter to its base model's tensors: with the model, or from the adapter's file alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -119,14 +119,9 @@ def layer_updates(file: AdapterFile) -> State:
 
 def _tensors_of(file: AdapterFile, layer: str) -> State:
     """Return the trained tensors of one layer: below its path, its attention layer's, or a block of a packed weight."""
-    for prefix in _prefixes(layer):
-        if own := {n.removeprefix(prefix): t for n, t in file.tensors.items() if n.startswith(prefix)}:
+    above, _, last = layer.rpartition(".")
+    for prefix in (f"{layer}.delta.", f"{above}.delta.{last}.", f"{above}.delta."):
+        start = prefix.lstrip(".")
+        if own := {name.removeprefix(start): t for name, t in file.tensors.items() if name.startswith(start)}:
             return own
     return {}
-
-
-def _prefixes(layer: str) -> Iterator[str]:
-    above, _, last = layer.rpartition(".")
-    yield f"{layer}.delta.".lstrip(".")
-    yield f"{above}.delta.{last}.".lstrip(".")
-    yield f"{above}.delta.".lstrip(".")

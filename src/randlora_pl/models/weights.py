@@ -37,7 +37,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"--model.pretrained: '{path}' {what}. Pass the path of a .safetensors or .pt file.")
-    content = _load(path)
+    content = load_without_code(path)
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -53,7 +53,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return dict(zip(names, content.values(), strict=True))
 
 
-def _load(path: Path) -> Any:
+def load_without_code(path: Path) -> Any:
+    """Return what is in a safetensors file or one of ``torch.save``.
+
+    Raises:
+        UserError: The file is damaged, or contains code.
+    """
     with path.open("rb") as stream:
         start = stream.read(9)
     try:

@@ -64,7 +64,8 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
             UserError: The model cannot be built.
             LostProcessError: A worker was lost.
         """
-        self.helpers = tuple(child.pid for child in multiprocessing.active_children() if child.pid)
+        others = set(multiprocessing.active_children()) - set(self.inference_workers)  # of LitServe, for its queues
+        self.helpers = tuple(child.pid for child in others if child.pid)
         if sys.platform != "win32":
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see `serve`
         while not any(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
@@ -84,7 +85,7 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
 
 
 async def answer_lost_requests(server: Server) -> None:
-    """Answer requests of lost workers with 503; LitServe replaces the workers and lets their requests wait forever."""
+    """Answer requests of lost workers with 503; LitServe lets them wait forever after it replaced a worker."""
     reason = "the process that classified this image was lost; send the image again in a few seconds"
     while True:
         await asyncio.sleep(CHECK_SECONDS)

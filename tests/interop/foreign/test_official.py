@@ -130,7 +130,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
         import_official(tmp_path / "nothing", small_vit())
     refused({"weight": torch.zeros(2)}, "is not a checkpoint of the official RandLoRA code")
     refused(torch.zeros(2), "holds a Tensor, not the state of a model")
-    refused(small_vit(), "holds more than tensors .* could run code")
+    refused(small_vit(), "could run code")
     refused(checkpoint(CLIP, 4), "its target .* does not exist in this model")
     name = "blocks.0.mlp.fc2."
     state = checkpoint(VIT, 4)
@@ -140,7 +140,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     refused(state | {"basis": (torch.zeros(50, 20, 4), torch.zeros(1, 4, 24))}, "its bases are too small")
     refused({key: value for key, value in state.items() if key != "basis"}, "it needs .* and basis")
     file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="damaged"):
         import_official(file, small_vit())
 
 

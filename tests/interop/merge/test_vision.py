@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import LinearProbe, merge, read_adapter
 from randlora_pl.interop.base_model import load_base
-from randlora_pl.interop.compare_outputs import difference
+from randlora_pl.interop.compare_outputs import TOLERANCE, difference
 from randlora_pl.interop.merge import vision as module
 from randlora_pl.interop.merge.vision import added, check_output, merged, write
 from randlora_pl.interop.updates import updates, weighted_sum
@@ -304,7 +304,7 @@ def test_an_update_that_is_lost_is_refused(tmp_path: Path) -> None:
     made = merged(load_base(file), file)
     small = [base + 5e-5 * (tuned - base) for tuned, base in zip(made.expected, made.plain, strict=True)]
     made.model.load_state_dict(load_base(file).model.state_dict())
-    assert difference(made.plain, small)[0] < module.TOLERANCE
+    assert difference(made.plain, small)[0] < TOLERANCE
     with pytest.raises(UserError, match="100%"):
         write(tmp_path / "m.safetensors", replace(made, expected=small))
     assert not list(tmp_path.glob("m.*"))

@@ -80,19 +80,16 @@ def import_verb(args: list[str]) -> int:
 
     from randlora_pl.interop import base_model
     from randlora_pl.interop.foreign import official
-    from randlora_pl.interop.imported_vision import ImportPlan, check_base
+    from randlora_pl.interop.imported import ImportPlan, check_base, load_decoder
     from randlora_pl.interop.peft import files as peft_files
     from randlora_pl.interop.peft import import_ as peft_import
 
     adapter = peft_files.read(options.path) if options.source == "peft" else None
     trained = {} if adapter is None else adapter.task.get("arguments", {})  # of an adapter exported here
     written = adapter is not None and adapter.config.get("task_type") == "CAUSAL_LM" and options.task is None
-    decoder: Any = None
+    arguments: dict[str, Any] = {}  # of a decoder's task
     if options.task == DECODER or written:
-        from randlora_pl.interop.imported_language import ImportedDecoder
-
-        decoder = ImportedDecoder.of(options.model, options.pretrained, trained)
-        base = decoder.base
+        base, arguments = load_decoder(options.model, options.pretrained, trained)
     else:
         base = base_model.named(options.model, options.pretrained, trained.get("seed", 0), trained.get("img_size"))
     if adapter is not None:
@@ -107,16 +104,17 @@ def import_verb(args: list[str]) -> int:
             "save_adapter(import_peft(PATH, model), OUTPUT)"
         )
     classnames = _lines(options.classnames) if options.classnames else []
-    plan = decoder or ImportPlan.make(foreign, base, adapter, options.task, classnames)
+    if arguments:
+        plan = ImportPlan(foreign, base, DECODER, arguments=arguments)
+    else:
+        plan = ImportPlan.make(foreign, base, adapter, options.task, classnames)
     ours = base.copy().model
     print(foreign.inject(ours))
     print(_compared(options, foreign, ours, base))
-    path = decoder.save(foreign, options.output) if decoder else plan.save(ours, options.output)
+    path = plan.save(ours, options.output)
     size = path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
-    print(
-        f"{options.output}: {size:,} bytes"
-        + (f", a {DECODER}" if decoder else f", a {plan.task} of {len(plan.classnames)} classes" if plan.task else "")
-    )
+    classes = f" of {len(plan.classnames)} classes" if plan.classnames else ""
+    print(f"{options.output}: {size:,} bytes{f', a {plan.task}{classes}' if plan.task else ''}")
     print(plan.next(options.output))
     return 0
 

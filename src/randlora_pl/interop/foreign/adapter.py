@@ -10,12 +10,12 @@ from randlora_pl.adapters import Adapter, InjectionReport, adapted_layers, injec
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.injection import make_deltas
 from randlora_pl.adapters.kept import base_buffers
+from randlora_pl.adapters.layers.built import has_own_forward
 from randlora_pl.adapters.operations import use_bases
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.targets.select import select
 from randlora_pl.adapters.targets.sites import CONV, Site, find_sites
 from randlora_pl.interop.patterns import exact_pattern
-from randlora_pl.interop.peft.convolutions import plain_convolution
 from randlora_pl.utils.errors import UserError
 
 
@@ -23,12 +23,8 @@ from randlora_pl.utils.errors import UserError
 class ExternalAdapter:
     """Imported adapter with this project's names and shapes.
 
-    Attributes:
-        source: Path of the file, for messages.
-        adapter: Method and its options.
-        layers: Tensors of each layer, by our layer and tensor names.
-        bases: Random bases, if the method has any.
-        extra: Tensors outside the layers, such as a head.
+    ``layers`` has the tensors of each layer by our layer and tensor names, ``extra`` those outside the layers, such as
+    a head, and ``source`` the path of the file, for messages.
     """
 
     source: str
@@ -112,36 +108,27 @@ class ExternalAdapter:
                     parameter.copy_(self.layers[name][tensor])
 
 
-def site_of(sites: Mapping[str, Site], model: nn.Module, layer: str, source: str) -> Site:
-    """Return the site of a layer in a model.
+def plain_convolution(layer: nn.Module) -> bool:
+    """Return True if PEFT's LoRA of a layer is a matrix (out, in * height * width) added to its weight.
 
-    Raises:
-        UserError: The layer does not exist or cannot be adapted.
+    PEFT's A has no groups, dilation or padding mode.
     """
-    if layer in sites:
-        return sites[layer]
-    try:
-        kind = type(model.get_submodule(layer)).__name__
-    except AttributeError:
-        raise UserError(
-            f"{source}: its target {layer} does not exist in this model ({type(model).__name__}); its layers are named "
-            f"like {next(iter(sites), 'nothing')!r}. Use the model that it was trained on."
-        ) from None
-    raise UserError(
-        f"{source}: its target {layer} is a {kind}; only updates of linear layers, and LoRA of plain convolutions, can "
-        "be imported."
-    )
+    if not isinstance(layer, nn.Conv2d) or has_own_forward(type(layer)):
+        return False
+    return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
 
 
-def sites_by_name(model: nn.Module) -> dict[str, Site]:
-    """Return the linear and attention layers that take one update for the whole weight, by name."""
-    return {site.shape.layer: site for site in find_sites(model) if site.block is None and site.kind != CONV}
+def sites_by_name(model: nn.Module, convolutions: bool = False) -> dict[str, Site]:
+    """Return the linear and attention layers that take one update for the whole weight, by name.
 
-
-def convolutions_by_name(model: nn.Module) -> dict[str, Site]:
-    """Return the convolutions that PEFT's LoRA supports, by name."""
-    sites = [site for site in find_sites(model) if site.kind == CONV]
-    return {site.shape.layer: site for site in sites if plain_convolution(model.get_submodule(site.path))}
+    With ``convolutions`` also those that PEFT's LoRA supports.
+    """
+    sites = [site for site in find_sites(model) if site.block is None]
+    return {
+        site.shape.layer: site
+        for site in sites
+        if site.kind != CONV or (convolutions and plain_convolution(model.get_submodule(site.path)))
+    }
 
 
 def per_layer(values: Mapping[str, float]) -> float | dict[str, float]:

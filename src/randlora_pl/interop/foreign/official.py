@@ -7,19 +7,17 @@ the scaling: the code's default is 1 / r.
 """
 
 import os
-import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.interop.foreign.adapter import ExternalAdapter, sites_by_name
+from randlora_pl.models.weights import load_without_code
 from randlora_pl.utils.errors import UserError
 
 _LAMBDA, _GAMMA = "w_loramat_B", "w_loramat_A"
@@ -87,21 +85,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file. Pass the checkpoint written by the official code.")
-    try:
-        with warnings.catch_warnings():  # torch warns about archives that it then refuses
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower():  # neither code nor a pickle
-            raise UserError(f"{path} is damaged or not a checkpoint; copy it again.") from None
-        raise UserError(
-            f"{path} holds more than tensors (a whole model?), which could run code when it is opened. Save its state "
-            "with the official code: torch.save(model.state_dict(), FILE)"
-        ) from None
-    except Exception as error:  # the restricted unpickler raises almost anything on a damaged file
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}): truncated or damaged; copy it again."
-        ) from None
+    state = load_without_code(path)
     if isinstance(state, Mapping) and isinstance(inner := state.get("state_dict"), Mapping):
         state = {**inner, **{name: state[name] for name in ("basis", "seed") if name in state}}
     if not isinstance(state, Mapping):

@@ -31,10 +31,7 @@ _TAGS = {"CausalLMTask": "text-generation", "TextClassificationTask": "text-clas
 def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
     """Return the text of ``README.md`` with the Hub's YAML header and without local paths.
 
-    Args:
-        file: Adapter; inside a run folder, the run's metrics and config are used.
-        repo: Repository, USER/NAME.
-        licence: SPDX identifier, for example ``apache-2.0``.
+    Inside a run folder, the run's metrics and config are used. ``licence`` is an SPDX identifier (``apache-2.0``).
 
     Raises:
         UserError: A file of the run is damaged.

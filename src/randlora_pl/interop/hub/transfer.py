@@ -24,13 +24,7 @@ _LOGIN = "hf auth login, or set HF_TOKEN"
 
 @dataclass(frozen=True)
 class Pulled:
-    """Downloaded adapter.
-
-    Attributes:
-        file: Verified adapter.
-        commit: Commit hash in the repository.
-        size: Total bytes of its files.
-    """
+    """Downloaded and verified adapter, commit hash in its repository, and total bytes of its files."""
 
     file: AdapterFile
     commit: str
@@ -51,13 +45,7 @@ def check_repo(repo: str) -> str:
 
 
 def stage(path: Path, folder: Path, card: str) -> None:
-    """Write the upload: the adapter folder without local paths, and the model card.
-
-    Args:
-        path: Adapter folder or file.
-        folder: New output folder.
-        card: Text of ``README.md``.
-    """
+    """Write the upload to a new folder: the adapter without local paths, and the text of its model card."""
     contents = container.read(path)
     container.write(folder, Contents(without_local_paths(contents.config), contents.tensors, contents.bases))
     (folder / CARD).write_text(card, encoding="utf-8")
@@ -66,17 +54,7 @@ def stage(path: Path, folder: Path, card: str) -> None:
 def push_folder(
     folder: Path, repo: str, *, private: bool = False, revision: str | None = None, message: str = "Add adapter"
 ) -> str:
-    """Upload the files of a folder as one commit; create the repository and branch if needed.
-
-    Args:
-        folder: Folder that contains only files.
-        repo: Repository, USER/NAME.
-        private: Create a new repository as private.
-        revision: Branch; default: main.
-        message: Commit message.
-
-    Returns:
-        URL of the commit.
+    """Upload the files of a folder as one commit, and return its URL; create the repository and branch if needed.
 
     Raises:
         UserError: The Hub is unreachable or refuses, or the repository is public despite ``private``.
@@ -100,12 +78,7 @@ def push_folder(
 
 
 def pull_adapter(repo: str, path: Path, revision: str | None = None) -> Pulled:
-    """Download an adapter and verify it before it gets its final name. Only files without code are downloaded.
-
-    Args:
-        repo: Repository, USER/NAME.
-        path: Output folder; an older one is replaced.
-        revision: Branch, tag or commit; default: main.
+    """Download an adapter and verify it before it replaces an older one. Only files without code are downloaded.
 
     Raises:
         UserError: The Hub is unreachable or refuses, or the adapter is missing or damaged. No files remain.
@@ -115,7 +88,14 @@ def pull_adapter(repo: str, path: Path, revision: str | None = None) -> Pulled:
             api = _api()
             info = api.model_info(repo, revision=revision)
             there = {sibling.rfilename for sibling in info.siblings or []}
-            _check_files(repo, there)
+            if not there >= {CONFIG, TENSORS}:
+                if "adapter_model.safetensors" in there:
+                    raise UserError(
+                        f"{repo} is a PEFT adapter: hf download {repo} --local-dir DIR, then "
+                        "randlora-pl adapter import DIR --from peft --output ADAPTER"
+                    )
+                listed = ", ".join(sorted(there)[:6]) or "nothing"
+                raise UserError(f"{repo} has no adapter of randlora-pl ({CONFIG} and {TENSORS}); it has {listed}.")
             commit = str(info.sha)
             for name in sorted({CONFIG, TENSORS, BASES, CARD} & there):
                 api.hf_hub_download(repo, name, revision=commit, local_dir=folder)
@@ -123,18 +103,6 @@ def pull_adapter(repo: str, path: Path, revision: str | None = None) -> Pulled:
         read_adapter(folder, repo)
         size = sum(file.stat().st_size for file in folder.iterdir())
     return Pulled(read_adapter(path), commit, size)
-
-
-def _check_files(repo: str, names: set[str]) -> None:
-    if {CONFIG, TENSORS} <= names:
-        return
-    if "adapter_model.safetensors" in names:
-        raise UserError(
-            f"{repo} is a PEFT adapter: hf download {repo} --local-dir DIR, then "
-            "randlora-pl adapter import DIR --from peft --output ADAPTER"
-        )
-    listed = ", ".join(sorted(names)[:6]) or "nothing"
-    raise UserError(f"{repo} has no adapter of randlora-pl, which is {CONFIG} and {TENSORS}; it has {listed}.")
 
 
 def _api() -> Any:

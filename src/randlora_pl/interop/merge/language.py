@@ -7,26 +7,17 @@ from randlora_pl.adapters import AdapterFile, unload
 from randlora_pl.adapters.injection import inject
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.io.save_load import place_adapter
-from randlora_pl.interop.compare_outputs import LOST, change, difference, logits, lost
+from randlora_pl.interop.compare_outputs import check_written, logits
 from randlora_pl.interop.updates import interpolated
 from randlora_pl.language.tasks.restore import plain_task
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import atomic_folder, disk_errors, refuse_inputs
 
-TOLERANCE = 1e-4
-"""Largest accepted difference of logits, relative to the largest logit."""
-
 
 def write_merged(
     file: AdapterFile, output: Path, scale: float = 1.0, overwrite: bool = False
 ) -> tuple[str, int, float]:
-    """Write weights, configuration and tokenizer of the merged model; a failed check leaves no files.
-
-    Args:
-        file: Adapter to merge.
-        output: Output folder.
-        scale: Interpolation factor: W0 + scale (W - W0).
-        overwrite: Replace an older folder.
+    """Write weights, configuration and tokenizer of W0 + scale (W - W0); a failed check leaves no files.
 
     Returns:
         Class of transformers that loads it, bytes of the folder, and the largest difference of logits on random tokens
@@ -63,16 +54,6 @@ def write_merged(
         whole_model.save_pretrained(part)
         task.vocabulary.save_pretrained(part)
         found = logits(getattr(transformers, task.auto).from_pretrained(part, dtype=model.dtype).eval())
-        relative, absolute = difference(found, expected)
-        if relative > TOLERANCE:
-            raise UserError(
-                f"the logits of the merged model differ from the adapted one's by {relative:.1e} of the largest, more "
-                f"than {TOLERANCE:.0e}: nothing was written. Please report this with the adapter's configuration."
-            )
-        if (fraction := lost(found, expected, plain)) > LOST:
-            raise UserError(
-                f"the adapter changes the logits by {change(expected, plain):.1e} only, and {fraction:.0%} of that "
-                "would be lost in the rounding of merged weights: nothing was written."
-            )
+        absolute = check_written(found, expected, plain, "logits of the merged model")
         size = sum(each.stat().st_size for each in part.rglob("*") if each.is_file())
     return task.auto, size, absolute

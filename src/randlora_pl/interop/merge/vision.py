@@ -16,15 +16,12 @@ from torch import Tensor, nn
 from randlora_pl.adapters import AdapterFile, unload
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import Base, base_name, beside
-from randlora_pl.interop.compare_outputs import LOST, ROUNDING, change, difference, lost, outputs
+from randlora_pl.interop.compare_outputs import ROUNDING, change, check_written, difference, outputs
 from randlora_pl.interop.library_model import LibraryModel, config_file
 from randlora_pl.interop.updates import State, adapted, interpolated
 from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors, move, refuse_inputs, scratch_folder
-
-TOLERANCE = 1e-4
-"""Largest accepted difference of outputs, relative to the largest output."""
 
 SUFFIXES = (".safetensors", ".pt")
 _MADE_BY = "randlora-pl"
@@ -32,14 +29,7 @@ _MADE_BY = "randlora-pl"
 
 @dataclass(frozen=True)
 class Written:
-    """Written files and how to use them.
-
-    Attributes:
-        sizes: Bytes of each file.
-        difference: Largest absolute difference between the outputs of the bare library's model and the expected ones.
-        load: Python lines that load the weights with the library alone.
-        notes: Further notes for the user.
-    """
+    """Files with their bytes, the largest absolute difference of outputs, Python lines to load them, and notes."""
 
     sizes: dict[Path, int]
     difference: float
@@ -49,16 +39,10 @@ class Written:
 
 @dataclass(frozen=True)
 class Merged:
-    """Weights to be written.
+    """Weights to be written: the library's model, and the adapter whose classes and head are kept.
 
-    Attributes:
-        file: Adapter whose classes and head are kept.
-        model: Library's model with the merged weights.
-        expected: Expected outputs (`compare_outputs.outputs`), computed before merging if possible.
-        plain: Outputs of the base model.
-        text_changed: True if the text tower differs from the base model's.
-        with_head: True if the head is written as well.
-        facts: Further metadata of the file.
+    ``expected`` are the outputs (`compare_outputs.outputs`), computed before merging if possible, ``plain`` the base
+    model's; ``text_changed`` is True if the text tower differs from the base model's. ``facts`` go to the metadata.
     """
 
     file: AdapterFile
@@ -129,12 +113,8 @@ class Merged:
     @property
     def metadata(self) -> dict[str, str]:
         """Metadata of the safetensors file, as text and JSON."""
-        known = {
-            "format": "pt",
-            "made_by": _MADE_BY,
-            "base": base_name(self.file),
-            "image": json.dumps(asdict(self.library_model.image)),
-        }
+        image = json.dumps(asdict(self.library_model.image))
+        known = {"format": "pt", "made_by": _MADE_BY, "base": base_name(self.file), "image": image}
         if self.classnames:
             known["classnames"] = json.dumps(self.classnames)
         if self.classnames and self.templates:
@@ -167,8 +147,8 @@ def merged(base: Base, file: AdapterFile, scale: float = 1.0, with_head: bool = 
     plain = base.model.state_dict()
     state = {key: interpolated(plain[key], value, scale) for key, value in made.model.state_dict().items()}
     state |= beside(file, base.part)
-    facts = {"method": file.adapter.method(), "scale": repr(scale)}
-    return with_state(base, made.model, state, file, expected, with_head, facts)
+    method = file.adapter.method()
+    return _with_state(base, made.model, state, file, with_head, expected, method=method, scale=repr(scale))
 
 
 def added(base: Base, file: AdapterFile, total: State, with_head: bool = True) -> Merged:
@@ -177,17 +157,17 @@ def added(base: Base, file: AdapterFile, total: State, with_head: bool = True) -
     state = {
         key: (value.double() + total[key]).to(value.dtype) if key in total else value for key, value in plain.items()
     } | beside(file, base.part)
-    return with_state(base, base.copy().model, state, file, None, with_head, {"method": "sum of adapters"})
+    return _with_state(base, base.copy().model, state, file, with_head, None, method="sum of adapters")
 
 
-def with_state(
+def _with_state(
     base: Base,
     model: nn.Module,
     state: State,
     file: AdapterFile,
-    expected: list[Tensor] | None,
     with_head: bool,
-    facts: Mapping[str, str],
+    expected: list[Tensor] | None,
+    **facts: str,
 ) -> Merged:
     """Load weights into a model of the library.
 
@@ -244,17 +224,16 @@ def check_output(path: Path, inputs: Sequence[Path], overwrite: bool) -> None:
 
 def _refuse_existing(files: Iterable[Path], overwrite: bool) -> None:
     for file in files:
-        if file.is_dir():
-            raise UserError(f"--output: {file} is a folder. Set another file name.")
-        if file.exists() and not overwrite:
-            raise UserError(f"{file} exists. Set another --output, or --overwrite to replace it.")
+        if file.is_dir() or (file.exists() and not overwrite):
+            remedy = "" if file.is_dir() else ", or --overwrite to replace it"
+            raise UserError(f"{file} exists. Set another --output{remedy}.")
 
 
 def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
     """Write merged weights under a temporary name, load and compare them in the library alone, then rename.
 
     Raises:
-        UserError: The outputs differ by more than `TOLERANCE`, a file exists, or the disk is full; no files remain.
+        UserError: The outputs differ by more than rounding, a file exists, or the disk is full; no files remain.
     """
     contents = merged.contents(path)
     beside = {head_file(path): _made_here, config_file(path): _is_of_tiny}
@@ -267,19 +246,8 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
         for file, content in contents.items():
             (part / file.name).write_bytes(content)
         found = outputs(merged.library_model.load(part / path.name), _size(merged.file))
-        relative, absolute = difference(found, expected)
-        if relative > TOLERANCE:
-            hint = "Try --no-head, and please" if merged.classifies else "Please"
-            raise UserError(
-                f"the outputs of the merged model differ from the adapted one's by {relative:.1e} of the largest, more "
-                f"than {TOLERANCE:.0e}: nothing was written. {hint} report this with the adapter's configuration."
-            )
-        if (fraction := lost(found, expected, plain)) > LOST:
-            raise UserError(
-                f"the adapter changes the outputs by {change(expected, plain):.1e} only, and {fraction:.0%} of that "
-                "would be lost in the rounding of merged weights: nothing was written. "
-                "Keep the adapter, or train for longer."
-            )
+        hint = "Try --no-head." if merged.classifies else ""
+        absolute = check_written(found, expected, plain, "outputs of the merged model", hint)
         for file in left_over:
             file.unlink()  # it does not belong to the new weights
         for file in reversed(contents):  # weights last
@@ -300,11 +268,8 @@ def _notes(path: Path, merged: Merged) -> list[str]:
         if path.suffix == ".pt":
             notes.append("class names: a .pt file has no place for them; a .safetensors file has, in its metadata")
         return notes
-    features = (
-        "F.normalize(model.encode_image(images), dim=-1)"
-        if merged.library_model.library == "open_clip"
-        else "model(images)"
-    )
+    clip = merged.library_model.library == "open_clip"
+    features = "F.normalize(model.encode_image(images), dim=-1)" if clip else "model(images)"
     if merged.library_model.config is not None and merged.templates:
         notes.append("prompts: open_clip has no tokenizer for this model; the head has the class embeddings")
     return [*notes, f"logits: {features} @ head.T, with the head and the class names of {head_file(path)}"]

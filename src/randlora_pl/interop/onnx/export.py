@@ -30,13 +30,7 @@ FACTS = "randlora_pl.json"
 
 @dataclass(frozen=True)
 class Exported:
-    """Exported files.
-
-    Attributes:
-        files: The file, and one with its weights if they do not fit into it.
-        size: Total bytes.
-        difference: Largest difference from the module's own outputs, measured as for `TOLERANCE`.
-    """
+    """The file and one with its weights if they do not fit into it, bytes, and the largest difference of outputs."""
 
     files: tuple[Path, ...]
     size: int
@@ -46,11 +40,7 @@ class Exported:
 def export_onnx(program: Program, path: Path) -> Exported:
     """Write a program as an ONNX file with variable batch size; facts become metadata, non-strings as JSON.
 
-    Weights above 2 GB go to a second file, ``NAME.data``, which must be in the same folder.
-
-    Args:
-        program: Program to export.
-        path: Output file; an older one is replaced.
+    Weights above 2 GB go to a second file, ``NAME.data``, which must be in the same folder. Older files are replaced.
 
     Raises:
         UserError: A package is missing, an operation has no ONNX form, onnxruntime's outputs differ, or the disk is
@@ -58,7 +48,7 @@ def export_onnx(program: Program, path: Path) -> Exported:
     """
     check_packages()
     exported = _exported(program)
-    with _refusing("has no ONNX form", "--to torch"), _silence():
+    with _refusing("has no ONNX form", " or --to torch"), _silence():
         shapes = {program.input: {0: torch.export.Dim("batch")}}
         converted: Any = torch.onnx.export(
             exported,
@@ -81,10 +71,6 @@ def export_onnx(program: Program, path: Path) -> Exported:
 def export_torch(program: Program, path: Path) -> Exported:
     """Write a program for ``torch.export.load`` with variable batch size; its facts are the extra file `FACTS`.
 
-    Args:
-        program: Program to export.
-        path: Output file; an older one is replaced.
-
     Raises:
         UserError: The model cannot be exported, the file's outputs differ, or the disk is full. No files remain.
     """
@@ -106,7 +92,7 @@ def export_torch(program: Program, path: Path) -> Exported:
 def _exported(program: Program) -> Any:
     """Return the module as a graph with a variable batch size."""
     shapes = ({0: torch.export.Dim("batch")},)
-    with _refusing("cannot be exported", "none"), _silence(), torch.no_grad():
+    with _refusing("cannot be exported"), _silence(), torch.no_grad():
         exported = torch.export.export(program.module, (program.examples(2, 0),), dynamic_shapes=shapes, strict=False)
     for graph in exported.graph_module.modules():
         for node in graph.graph.nodes if isinstance(graph, torch.fx.GraphModule) else ():
@@ -157,14 +143,9 @@ def _moved(part: Path, path: Path, difference: float) -> Exported:
     files, replaced = tuple(path.with_name(name) for name in names), path.exists()
     for file in files:
         move(part / file.name, file)
-    if replaced and (stale := _weights_of(path)) not in files:
+    if replaced and (stale := path.with_name(f"{path.name}.data")) not in files:
         stale.unlink(missing_ok=True)  # weights of the older file; the new file includes its weights
     return Exported(files[::-1], sum(file.stat().st_size for file in files), difference)
-
-
-def _weights_of(path: Path) -> Path:
-    """Return the exporter's path for weights that do not fit into the file."""
-    return path.with_name(f"{path.name}.data")
 
 
 def _as_tuple(output: Any) -> tuple[Tensor, ...]:
@@ -172,12 +153,12 @@ def _as_tuple(output: Any) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def _refusing(what: str, other: str) -> Iterator[None]:
+def _refusing(what: str, other: str = "") -> Iterator[None]:
     """Convert any error of an exporter to a one-line error with its reason."""
     try:
         yield
     except Exception as error:  # exporters raise errors of every kind, most of them private
-        ways = " or ".join(["adapter merge (weights for open_clip or timm)", *([other] if other != "none" else [])])
+        ways = f"adapter merge (weights for open_clip or timm){other}"
         raise UserError(f"the model {what} with PyTorch {torch.__version__}: {_reason(error)}. Use {ways}.") from error
 
 

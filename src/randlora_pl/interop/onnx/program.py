@@ -28,13 +28,7 @@ FORMAT_VERSION = 1
 
 
 class ImageEncoder(nn.Module):
-    """Module from pixels to the features of an image tower.
-
-    Args:
-        tower: Module from normalized images to features.
-        frame: Preprocessing with mean and standard deviation per channel.
-        unit: Normalize features to unit length, as CLIP compares them.
-    """
+    """Module from pixels to the features of an image tower, of unit length if ``unit``, as CLIP compares them."""
 
     mean: Tensor
     std: Tensor
@@ -52,12 +46,7 @@ class ImageEncoder(nn.Module):
 
 
 class ExportedClassifier(nn.Module):
-    """Module from pixels to logits and probabilities of all classes.
-
-    Args:
-        encoder: Module from pixels to features.
-        head: Scaled class embeddings or the weight of a linear head, (classes, features).
-    """
+    """Module from pixels to logits and probabilities of all classes; ``head`` is (classes, features)."""
 
     head: Tensor
 
@@ -73,11 +62,7 @@ class ExportedClassifier(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Module from token ids to text features of unit length.
-
-    Args:
-        clip: Model with ``encode_text``.
-    """
+    """Module from token ids to text features of unit length."""
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__()
@@ -90,14 +75,9 @@ class TextEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class Program:
-    """Module with its inputs, outputs and facts.
+    """Frozen module in eval mode, on the CPU, in float32, and the names of its input and its outputs.
 
-    Attributes:
-        module: Frozen module in eval mode, on the CPU, in float32.
-        input: Name of its single input, ``pixels`` or ``tokens``.
-        outputs: Names of its outputs, in order.
-        examples: Function from a number n and a seed to an input of n samples.
-        facts: Facts for users of the file, JSON values.
+    ``examples`` makes an input of n samples from n and a seed; ``facts`` are JSON values for users of the file.
     """
 
     module: nn.Module
@@ -108,11 +88,7 @@ class Program:
 
 
 def load_program(path: Path, part: str = "classifier") -> Program:
-    """Load the merged model of an adapter saved by a task.
-
-    Args:
-        path: Adapter folder or file.
-        part: One of `PARTS`: the complete classifier, or the features of one tower.
+    """Load one of `PARTS` of the merged model of an adapter saved by a task.
 
     Raises:
         UserError: The adapter has no task or class names, or the model has no such part.
@@ -132,12 +108,7 @@ def load_program(path: Path, part: str = "classifier") -> Program:
 
 
 def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None = None) -> Program:
-    """Convert one part of a task to a plain module. The task's adapter is merged and unloaded permanently.
-
-    Args:
-        task: Task with classes, built.
-        part: One of `PARTS`.
-        frame: Image preprocessing; default: the backbone's.
+    """Convert one of `PARTS` of a task with classes to a plain module; its adapter is unloaded permanently.
 
     Raises:
         UserError: The model has no such part.
@@ -148,12 +119,14 @@ def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None 
     with torch.no_grad():
         if part == "text":
             return _text(task, facts)
-        head = _head(task)
+        head = task.scale() * task.class_features() if isinstance(task, VisionLanguageTask) else task.head
+        weight: Tensor = head.weight if isinstance(head, nn.Linear) else head
         unload(task.model)
         unit = not isinstance(task, LinearHeadTask) or task.is_clip
         tower = ImageTower(task.model) if isinstance(task, VisionLanguageTask) else task.model
         encoder = ImageEncoder(tower, frame, unit)
-    module, outputs = (encoder, ("features",)) if part == "image" else (ExportedClassifier(encoder, head), _ANSWERS)
+    module: nn.Module = encoder if part == "image" else ExportedClassifier(encoder, weight)
+    outputs = ("features",) if part == "image" else ("logits", "probabilities")
 
     def examples(count: int, seed: int) -> Tensor:
         return torch.rand(count, 3, frame.size, frame.size, generator=torch.Generator().manual_seed(seed))
@@ -164,10 +137,8 @@ def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None 
         "input": f"pixels: float32 (n, 3, {frame.size}, {frame.size}), RGB in 0..1",
         "preprocessing": f"{_preprocessing(frame)}; mean and std are subtracted and divided inside",
         "image_size": frame.size,
-        "interpolation": frame.interpolation,
-        "resize": frame.resize,
-        "mean": list(frame.mean),
-        "std": list(frame.std),
+        **{name: getattr(frame, name) for name in ("interpolation", "resize")},
+        **{name: list(getattr(frame, name)) for name in ("mean", "std")},
     }
     return Program(_frozen(module), "pixels", outputs, examples, facts)
 
@@ -178,19 +149,6 @@ def _preprocessing(frame: Frame) -> str:
     if frame.resize == "pad":
         return f"resize the longer side to {how}, divide by 255, lay it in the middle of {square} pixels of color mean"
     return f"resize the shorter side to {how}, crop {square} from the center, divide by 255"
-
-
-_ANSWERS = ("logits", "probabilities")
-
-
-def _head(task: ImageTask) -> Tensor:
-    """Return the weight that maps features to logits, (classes, features)."""
-    if isinstance(task, VisionLanguageTask):
-        return task.scale() * task.class_features()
-    if isinstance(task, TextHeadTask):
-        return task.head
-    assert isinstance(task, LinearHeadTask)
-    return task.head.weight
 
 
 def _text(task: ImageTask, facts: dict[str, Any]) -> Program:
@@ -211,10 +169,10 @@ def _text(task: ImageTask, facts: dict[str, Any]) -> Program:
         tokens: Tensor = tokenizer([prompts[(seed + index) % len(prompts)] for index in range(count)])
         return tokens
 
+    same = f", which is open_clip.get_tokenizer({task.name!r})(texts)" if task.name != "tiny" else ""
     facts |= {
         "input": f"tokens: int64 (n, {context}), ids of the model's tokenizer",
-        "preprocessing": f"randlora_pl.models.load_tokenizer({task.name!r})(texts)"
-        + (f", which is open_clip.get_tokenizer({task.name!r})(texts)" if task.name != "tiny" else ""),
+        "preprocessing": f"randlora_pl.models.load_tokenizer({task.name!r})(texts){same}",
         "context_length": context,
     }
     return Program(_frozen(TextEncoder(clip)), "tokens", ("features",), examples, facts)

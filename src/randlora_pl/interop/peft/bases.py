@@ -95,11 +95,6 @@ def arrange(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: Bases) -> t
     If PEFT's order or number of bases differs, the columns of B are permuted, and missing bases are zero. There is one
     permutation for all layers, so they must then have the same numbers of bases.
 
-    Args:
-        adapter: Method and its options.
-        shapes: Shapes of the adapted layers.
-        bases: Bases shared by the layers.
-
     Returns:
         A (r, 1, m) and B (M, n, r), float32, in PEFT's shapes.
 

@@ -4,20 +4,20 @@ Nothing is approximated: adapters that PEFT cannot represent are refused.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, DoRA, LoRA, RandLoRA, VeRA, load_adapter, read_adapter
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.targets.sites import is_packed_linear
 from randlora_pl.interop.base_model import Base, load_base, wrap_model
-from randlora_pl.interop.peft.convolutions import with_kernels
+from randlora_pl.interop.foreign.adapter import plain_convolution
 from randlora_pl.interop.peft.files import PeftAdapter, written
-from randlora_pl.interop.peft.modules import modules_to_save
 from randlora_pl.interop.peft.tensors import Part, lora_form, randlora_form, vera_form
 from randlora_pl.interop.peft.verify import Difference, LogitsOnly, difference, installed
 from randlora_pl.models import ModelIdentity
@@ -29,13 +29,8 @@ from randlora_pl.utils.files.weights_files import without_local_paths
 class Exported:
     """Result of an export.
 
-    Attributes:
-        difference: Largest difference to PEFT's outputs (of merged weights if the inputs are unknown); None if it was
-            not compared.
-        why: Reason why it was not compared.
-        classifier: Name of the classifier in PEFT's file, if any.
-        head: True if a head is in a separate file.
-        identity: Base model, if the adapter names it.
+    ``difference`` is the largest one to PEFT's outputs (of merged weights if the inputs are unknown); None if it was
+    not compared, for the reason ``why``. ``classifier`` is in PEFT's file; ``head`` is True if one is in another file.
     """
 
     difference: Difference | None
@@ -60,16 +55,13 @@ def export_peft(
     """
     file = read_adapter(path)
     to_peft(file, set())  # check the method before a large model is built
-    base = wrap_model(model) if model is not None else load_base(file) if _names_base(file) else None
-    attention = None if base is None else _attention(base.model)
-    adapter, name = to_peft(file, attention, None if base is None else base.part), None
-    if base is not None:
-        paths = [part.path for part in parts_of(file)]
-        try:
-            tensors = with_kernels(adapter.tensors, paths, base.model, isinstance(file.adapter, LoRA))
-        except UserError as error:
-            raise refusal(file, error.what, error.hint) from None
-        adapter = replace(adapter, tensors=tensors)
+    base, named = None if model is None else wrap_model(model), file.config.get("base_model", {})
+    if base is None and named.get("library") and named.get("name"):
+        base = load_base(file)
+    modules = base.model.named_modules() if base is not None else ()
+    attention = {path for path, module in modules if isinstance(module, nn.MultiheadAttention)}
+    adapter = to_peft(file) if base is None else to_peft(file, attention, base.part)
+    name = None
     if base is not None and (name := _classifier(file, base)):
         weight = file.extra["head"].float()
         head = {f"{name}.weight": weight, f"{name}.bias": weight.new_zeros(len(weight))}
@@ -85,20 +77,9 @@ def export_peft(
             return Exported(None, "peft is not installed", name, bool(adapter.head), identity)
         made = base.copy()
         load_adapter(made.part, path)
-        try:
+        with _refusing(file):
             found = difference(made.model, base, part, LogitsOnly(file.extra["head"]) if name else None)
-        except UserError as error:
-            raise refusal(file, error.what, error.hint) from None
         return Exported(found, "", name, bool(adapter.head), identity)
-
-
-def _names_base(file: AdapterFile) -> bool:
-    base = file.config.get("base_model", {})
-    return bool(base.get("library") and base.get("name"))
-
-
-def _attention(model: nn.Module) -> set[str]:
-    return {name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
 
 
 def _classifier(file: AdapterFile, base: Base) -> str | None:
@@ -112,21 +93,21 @@ def _classifier(file: AdapterFile, base: Base) -> str | None:
     return name if fits and layer.weight.shape == file.extra["head"].shape else None
 
 
-def parts_of(file: AdapterFile) -> list[Part]:
+def _parts(file: AdapterFile) -> list[Part]:
     """Return the adapted weights of a file in its order."""
-    return [_part(file, WeightShape(name, *shape[:2])) for name, shape in file.layers.items()]
-
-
-def _part(file: AdapterFile, shape: WeightShape) -> Part:
-    name, (owner, _, last) = shape.layer, shape.layer.rpartition(".")
-    whole = any(tensor.startswith(f"{name}.delta.") for tensor in file.tensors)
-    path = name if whole else owner
-    block = None if whole or last == "in_proj" else last
-    start = f"{path}.delta.{block}." if block else f"{path}.delta."
-    own = {key.removeprefix(start): value.float() for key, value in file.tensors.items() if key.startswith(start)}
-    if not own:
-        raise UserError(f"{file.path} has no tensors of the layer {name}; copy it again.")
-    return Part(shape, path, block, not whole and not (block and is_packed_linear(path)), own)
+    parts = []
+    for name, shape in file.layers.items():
+        owner, _, last = name.rpartition(".")
+        whole = any(tensor.startswith(f"{name}.delta.") for tensor in file.tensors)
+        path = name if whole else owner
+        block = None if whole or last == "in_proj" else last
+        start = f"{path}.delta.{block}." if block else f"{path}.delta."
+        own = {key.removeprefix(start): value.float() for key, value in file.tensors.items() if key.startswith(start)}
+        if not own:
+            raise UserError(f"{file.path} has no tensors of the layer {name}; copy it again.")
+        packed = not whole and not (block and is_packed_linear(path))
+        parts.append(Part(WeightShape(name, *shape[:2]), path, block, packed, own))
+    return parts
 
 
 def to_peft(file: AdapterFile, attention: set[str] | None = None, model: nn.Module | None = None) -> PeftAdapter:
@@ -146,7 +127,7 @@ def to_peft(file: AdapterFile, attention: set[str] | None = None, model: nn.Modu
         raise refusal(file, "PEFT does not have this method")
     if isinstance(adapter, DoRA) and not isinstance(adapter.inner, LoRA):
         raise refusal(file, f"PEFT's DoRA wraps LoRA only, this one wraps {adapter.inner.method()}")
-    parts = parts_of(file)
+    parts = _parts(file)
     if read := [part.path for part in parts if _read(part, parts, attention, file)]:
         raise refusal(file, f"nn.MultiheadAttention reads the weight of {read[0]}, which PEFT's updates do not affect")
     lora = isinstance(adapter, LoRA)
@@ -154,21 +135,41 @@ def to_peft(file: AdapterFile, attention: set[str] | None = None, model: nn.Modu
         raise refusal(file, f"{raw[0]} is a weight of nn.MultiheadAttention, which PEFT adapts with LoRA only")
     if not lora and (apart := [part.shape.layer for part in parts if part.block]):
         raise refusal(file, f"{apart[0]} is a block of a packed weight, but PEFT adapts whole weights")
-    try:
+    with _refusing(file):
         if isinstance(adapter, RandLoRA):
             config, tensors = randlora_form(file, adapter, parts)
         elif isinstance(adapter, VeRA):
             config, tensors = vera_form(file, adapter, parts)
         else:
             config, tensors = lora_form(adapter, parts)
-        modules, own = modules_to_save(file, parts, model)
-    except UserError as error:
-        raise refusal(file, error.what, error.hint) from None
+        modules, own = _modules_to_save(file, parts, model)
+        if model is not None:
+            tensors = _with_kernels(tensors, parts, model, lora)
     known = without_local_paths(file.config)
     task = {name: value for name, value in known.get("metadata", {}).items() if name != "training"}
     task["base_model"] = known.get("base_model", {})
-    config = {**_common(file), **config, "modules_to_save": modules or None}
-    return PeftAdapter(config, {**tensors, **own}, task=task)
+    common = {
+        "auto_mapping": None,
+        "base_model_name_or_path": base_name(file.config.get("base_model", {})),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "modules_to_save": modules or None,
+        "revision": None,
+        "task_type": "CAUSAL_LM" if file.metadata.get("task") == "CausalLMTask" else None,
+    }
+    return PeftAdapter(common | config, {**tensors, **own}, task=task)
+
+
+@contextmanager
+def _refusing(file: AdapterFile) -> Iterator[None]:
+    """Convert an error to a refusal of the whole adapter."""
+    try:
+        yield
+    except UserError as error:
+        raise refusal(file, error.what, error.hint) from None
 
 
 def refusal(file: AdapterFile, why: str, remedy: str = "") -> UserError:
@@ -202,18 +203,52 @@ def _read(part: Part, parts: list[Part], attention: set[str] | None, file: Adapt
     )
 
 
-def _common(file: AdapterFile) -> dict[str, Any]:
-    """Return the keys that all methods share."""
-    return {
-        "auto_mapping": None,
-        "base_model_name_or_path": base_name(file.config.get("base_model", {})),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "modules_to_save": None,
-        "revision": None,
-        "task_type": "CAUSAL_LM" if file.metadata.get("task") == "CausalLMTask" else None,
-    }
+def _with_kernels(tensors: Mapping[str, Tensor], parts: list[Part], model: nn.Module, lora: bool) -> dict[str, Tensor]:
+    """Return PEFT's tensors, all factors as matrices, with four-dimensional factors for convolutions.
+
+    Raises:
+        UserError: PEFT cannot represent a convolution.
+    """
+    found = dict(tensors)
+    for part in parts:
+        path, layer = part.path, model.get_submodule(part.path)
+        if not isinstance(layer, nn.Conv2d):
+            continue
+        if not lora:
+            raise UserError(f"{path} is a convolution, which PEFT adapts with LoRA only")
+        if not plain_convolution(layer):
+            raise UserError(f"PEFT's LoRA has no groups, dilation or padding mode for a convolution such as {path}")
+        a, b = f"{path}.lora_A.weight", f"{path}.lora_B.weight"
+        found[a] = found[a].view(-1, *layer.weight.shape[1:])
+        found[b] = found[b][..., None, None]
+    return found
+
+
+def _modules_to_save(
+    file: AdapterFile, parts: list[Part], model: nn.Module | None
+) -> tuple[list[str], dict[str, Tensor]]:
+    """Return the modules trained completely beside an adapter, and all of their tensors by name, as PEFT stores them.
+
+    ``model`` has the other tensors of modules that were trained partially.
+
+    Raises:
+        UserError: PEFT cannot represent a tensor.
+    """
+    adapted, updates = {part.path for part in parts}, tuple(f"{part.path}.delta." for part in parts)
+    own = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(updates)}
+    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in own))
+    for module in modules:
+        if not module or module in adapted:
+            raise UserError(f"{next(n for n in own if n.rpartition('.')[0] == module)} trained beside its updates")
+    if model is not None:
+        for path, _ in model.named_modules():
+            if path not in modules and (other := next((each for each in modules if path.endswith(each)), None)):
+                raise UserError(f"it trained the module {other}, and PEFT takes that name for {path} as well")
+        whole = {
+            f"{path}.{key}": value for path in modules for key, value in model.get_submodule(path).state_dict().items()
+        }
+        own = whole | own
+    return modules, own
 
 
 def base_name(base: Mapping[str, Any]) -> str | None:

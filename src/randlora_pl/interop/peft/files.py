@@ -27,14 +27,10 @@ _FILES = {CONFIG, TENSORS, TASK, HEAD, "README.md"}
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """Contents of a PEFT adapter.
+    """Contents of a PEFT adapter, read from ``path``.
 
-    Attributes:
-        config: Contents of `adapter_config.json`.
-        tensors: Tensors by name, without the base model's prefix; shared bases as ``randlora_A`` and so on.
-        head: Head outside PEFT's file, stored beside it.
-        task: Task with its arguments, class names and prompts, stored beside PEFT's file.
-        path: Folder it was read from.
+    Names of tensors are without the base model's prefix, shared bases ``randlora_A`` and so on. The head outside PEFT's
+    file, and the task with its arguments, class names and prompts, are stored beside it.
     """
 
     config: dict[str, Any]
@@ -66,10 +62,8 @@ def read(path: str | os.PathLike[str]) -> PeftAdapter:
     config = _json(path / CONFIG)
     if "peft_type" not in config:
         raise UserError(f"{path / CONFIG} has no peft_type, so the method is unknown; copy it again.")
-    inner = {
-        name.removeprefix(PREFIX).removeprefix("base_model."): tensor
-        for name, tensor in load_tensors(path / TENSORS).items()
-    }
+    stored = load_tensors(path / TENSORS).items()
+    inner = {name.removeprefix(PREFIX).removeprefix("base_model."): tensor for name, tensor in stored}
     head = load_tensors(path / HEAD) if (path / HEAD).is_file() else {}
     task = _json(path / TASK) if (path / TASK).is_file() else {}
     return PeftAdapter(config, inner, head, task, path)
@@ -100,17 +94,16 @@ def written(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
         raise UserError(f"{path} has other files than a PEFT adapter's; nothing was written. Set a new folder.")
     with disk_errors(path), atomic_folder(path) as part:
         (part / CONFIG).write_text(json.dumps(adapter.config, indent=2, sort_keys=True) + "\n")
-        _save({_prefixed(name): tensor for name, tensor in adapter.tensors.items()}, part / TENSORS)
+        # shared bases belong to PEFT's model, all else to a module of the base model
+        _save(
+            {f"{PREFIX if '.' in name else 'base_model.'}{name}": t for name, t in adapter.tensors.items()},
+            part / TENSORS,
+        )
         if adapter.head:
             _save(adapter.head, part / HEAD)
         if adapter.task:
             (part / TASK).write_text(json.dumps(adapter.task, indent=2) + "\n")
         yield part
-
-
-def _prefixed(name: str) -> str:
-    """Return the name in PEFT's file: shared bases belong to PEFT's model, all else to a module of the base model."""
-    return PREFIX + name if "." in name else f"base_model.{name}"
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:

@@ -15,7 +15,7 @@ from randlora_pl.adapters import DoRA, LoRA, RandLoRA, VeRA
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.targets.sites import Site
-from randlora_pl.interop.foreign.adapter import ExternalAdapter, convolutions_by_name, per_layer, site_of, sites_by_name
+from randlora_pl.interop.foreign.adapter import ExternalAdapter, per_layer, sites_by_name
 from randlora_pl.interop.peft.bases import draw_randlora, draw_vera, peft_count
 from randlora_pl.interop.peft.config import check_config, option
 from randlora_pl.interop.peft.files import PeftAdapter, read
@@ -27,6 +27,9 @@ _NAMES = {
     "LORA": ("lora_A.weight", "lora_B.weight"),
 }
 _MAGNITUDE = "lora_magnitude_vector"
+Layers = dict[str, dict[str, Tensor]]
+Shapes = dict[str, WeightShape]
+Shared = dict[str, list[Tensor]]
 
 
 def import_peft(
@@ -58,9 +61,15 @@ def translate(adapter: PeftAdapter, model: nn.Module, bases_dtype: torch.dtype =
     """
     method, source = check_config(adapter), str(adapter.path)
     tensors, extra = _split_head(adapter)
-    by_layer, shared = _by_layer(tensors, method, source)
-    sites = {name: _site(adapter, model, name) for name in by_layer}
+    dora = bool(method == "LORA" and adapter.config.get("use_dora"))
+    by_layer, shared = _by_layer(tensors, method, dora, source)
+    known = sites_by_name(model, convolutions=method == "LORA" and not dora)
+    sites = {name: _site(adapter, known, model, name) for name in by_layer}
     _check_targets(adapter, model, set(by_layer))
+    for layer, own in by_layer.items():
+        needed = [name.removesuffix(".weight") for name in _NAMES[method]] + [_MAGNITUDE] * dora
+        if missing := [name for name in needed if name not in own]:
+            raise UserError(f"{source}: {missing[0]} of {layer} is missing; it is damaged, copy it again.")
     layers = {site.shape.layer: by_layer[name] for name, site in sites.items()}
     shapes = {site.shape.layer: site.shape for site in sites.values()}
     parts = (adapter, layers, shapes)
@@ -69,7 +78,7 @@ def translate(adapter: PeftAdapter, model: nn.Module, bases_dtype: torch.dtype =
     elif method == "VERA":
         foreign = _vera(*parts, shared)
     else:
-        foreign = _lora(*parts, {site.shape.layer: name for name, site in sites.items()})
+        foreign = _lora(adapter, layers, {site.shape.layer: name for name, site in sites.items()})
     foreign.extra.update(extra)
     foreign.check(model)
     return foreign
@@ -86,17 +95,15 @@ def _split_head(adapter: PeftAdapter) -> tuple[dict[str, Tensor], dict[str, Tens
     return {name: tensor for name, tensor in adapter.tensors.items() if name not in extra}, extra
 
 
-def _by_layer(
-    tensors: Mapping[str, Tensor], method: str, source: str
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, list[Tensor]]]:
+def _by_layer(tensors: Mapping[str, Tensor], method: str, dora: bool, source: str) -> tuple[Layers, Shared]:
     """Return the tensors of each layer by PEFT's short names, and every copy of the shared bases.
 
     Raises:
         UserError: A tensor is missing, or does not belong to the method.
     """
     prefix = method.lower()
-    shared: dict[str, list[Tensor]] = {f"{prefix}_A": [], f"{prefix}_B": []} if method != "LORA" else {}
-    layers: dict[str, dict[str, Tensor]] = {}
+    shared: Shared = {f"{prefix}_A": [], f"{prefix}_B": []} if method != "LORA" else {}
+    layers: Layers = {}
     for name, tensor in tensors.items():
         if (short := name.rpartition(".")[2]) in shared:
             shared[short].append(tensor)
@@ -107,26 +114,41 @@ def _by_layer(
                 f"{source}: the tensor {name} does not belong to an update of a linear layer, and would be lost. Merge "
                 "it with PEFT instead: model.merge_and_unload()"
             )
+        if _MAGNITUDE in known[2] and not dora:
+            raise UserError(f"{source}: {known[1]} has magnitudes, but use_dora is off in its config; copy it again.")
         layers.setdefault(known[1], {})[known[2].removesuffix(".weight")] = tensor.float()
     if not layers:
         raise UserError(f"{source} has no tensors of {method}; copy it again.")
     return layers, shared
 
 
-def _site(adapter: PeftAdapter, model: nn.Module, name: str) -> Site:
-    """Return the site of one of PEFT's layers; packed attention weights must be ``target_parameters``."""
-    sites, source = sites_by_name(model), str(adapter.path)
-    if adapter.config.get("peft_type") == "LORA" and not adapter.config.get("use_dora"):
-        sites |= convolutions_by_name(model)
-    parameters = adapter.config.get("target_parameters") or []
+def _site(adapter: PeftAdapter, sites: dict[str, Site], model: nn.Module, name: str) -> Site:
+    """Return the site of one of PEFT's layers; packed attention weights must be ``target_parameters``.
+
+    Raises:
+        UserError: The layer does not exist, or its update cannot be imported.
+    """
     if f"{name}.in_proj" in sites:
+        parameters = adapter.config.get("target_parameters") or []
         if not any(f".{name}.in_proj_weight".endswith(f".{parameter}") for parameter in parameters):
             raise UserError(
-                f"{source}: PEFT's LoRA of {name} (nn.MultiheadAttention) is not an update of its weights: the output "
-                "projection's part acts twice. Merge it with PEFT instead: model.merge_and_unload()"
+                f"{adapter.path}: PEFT's LoRA of {name} (nn.MultiheadAttention) is not an update of its weights: the "
+                "output projection's part acts twice. Merge it with PEFT instead: model.merge_and_unload()"
             )
         return sites[f"{name}.in_proj"]
-    return site_of(sites, model, name, source)
+    if name in sites:
+        return sites[name]
+    try:
+        kind = type(model.get_submodule(name)).__name__
+    except AttributeError:
+        raise UserError(
+            f"{adapter.path}: its target {name} does not exist in this model ({type(model).__name__}); its layers are "
+            f"named like {next(iter(sites), 'nothing')!r}. Use the model that it was trained on."
+        ) from None
+    raise UserError(
+        f"{adapter.path}: its target {name} is a {kind}; only updates of linear layers, and LoRA of plain "
+        "convolutions, can be imported."
+    )
 
 
 def _check_targets(adapter: PeftAdapter, model: nn.Module, layers: set[str]) -> None:
@@ -162,20 +184,12 @@ def _check_targets(adapter: PeftAdapter, model: nn.Module, layers: set[str]) -> 
 
 
 def _randlora(
-    adapter: PeftAdapter,
-    layers: dict[str, dict[str, Tensor]],
-    shapes: dict[str, WeightShape],
-    shared: dict[str, list[Tensor]],
-    dtype: torch.dtype,
+    adapter: PeftAdapter, layers: Layers, shapes: Shapes, shared: Shared, dtype: torch.dtype
 ) -> ExternalAdapter:
     rank, key = int(adapter.config["r"]), option(adapter, "projection_prng_key", int, 0)
     config = adapter.config
     ours = {
-        layer: {
-            "lambdas": _of(own, "randlora_lambda", layer, adapter).T,
-            "gammas": _of(own, "randlora_gamma", layer, adapter),
-        }
-        for layer, own in layers.items()
+        layer: {"lambdas": own["randlora_lambda"].T, "gammas": own["randlora_gamma"]} for layer, own in layers.items()
     }
     for layer, own in ours.items():
         if len(own["gammas"]) != (count := peft_count(shapes[layer].small, rank)):
@@ -201,22 +215,13 @@ def _randlora(
     )
 
 
-def _vera(
-    adapter: PeftAdapter,
-    layers: dict[str, dict[str, Tensor]],
-    shapes: dict[str, WeightShape],
-    shared: dict[str, list[Tensor]],
-) -> ExternalAdapter:
-    """Convert VeRA; PEFT has no scaling, so alpha is the rank."""
+def _vera(adapter: PeftAdapter, layers: Layers, shapes: Shapes, shared: Shared) -> ExternalAdapter:
     rank, key = int(adapter.config["r"]), option(adapter, "projection_prng_key", int, 0)
-    ours = {
-        layer: {"b": _of(own, "vera_lambda_b", layer, adapter), "d": _of(own, "vera_lambda_d", layer, adapter)}
-        for layer, own in layers.items()
-    }
+    ours = {layer: {"b": own["vera_lambda_b"], "d": own["vera_lambda_d"]} for layer, own in layers.items()}
     a, b = (tensor.float() for tensor in _pair(shared, adapter) or draw_vera(key, rank, list(shapes.values())))
     method = VeRA(
         rank,
-        alpha=float(rank),
+        alpha=float(rank),  # PEFT has no scaling
         d_initial=option(adapter, "d_initial", float, 0.1),
         dropout=option(adapter, "vera_dropout", float, 0.0),
         seed=key,
@@ -224,36 +229,21 @@ def _vera(
     return ExternalAdapter(str(adapter.path), method, ours, Bases(key, a[None], b[None], stored=True))
 
 
-def _lora(
-    adapter: PeftAdapter,
-    layers: dict[str, dict[str, Tensor]],
-    shapes: dict[str, WeightShape],
-    names: dict[str, str],
-) -> ExternalAdapter:
+def _lora(adapter: PeftAdapter, layers: Layers, names: dict[str, str]) -> ExternalAdapter:
     """Convert LoRA and DoRA; ranks come from the tensors, alphas from PEFT's patterns."""
     config = adapter.config
     use_dora = bool(config.get("use_dora"))
-    ours: dict[str, dict[str, Tensor]] = {}
+    ours: Layers = {}
     ranks: dict[str, float] = {}
     alphas: dict[str, float] = {}
     for layer, own in layers.items():
-        a, b = (_of(own, name, layer, adapter).flatten(1) for name in ("lora_A", "lora_B"))  # also for convolutions
-        ours[layer] = {"A": a, "B": b}
-        if use_dora:
-            magnitude = _of(own, _MAGNITUDE, layer, adapter)
-            ours[layer] = {"inner.A": a, "inner.B": b, "magnitude": magnitude}
-        elif _MAGNITUDE in own:
-            raise UserError(
-                f"{adapter.path}: {layer} has magnitudes, but use_dora is off in its config; copy it again."
-            )
+        a, b = own["lora_A"].flatten(1), own["lora_B"].flatten(1)  # also for convolutions
+        ours[layer] = {"inner.A": a, "inner.B": b, "magnitude": own[_MAGNITUDE]} if use_dora else {"A": a, "B": b}
         name = f"{names[layer]}.in_proj_weight" if layer == f"{names[layer]}.in_proj" else names[layer]
-        rank, alphas[layer] = (
-            _pattern(config, "rank_pattern", name, config["r"]),
-            _pattern(config, "alpha_pattern", name, option(adapter, "lora_alpha", float, 8.0)),
-        )
-        if len(a) != rank:
-            raise UserError(f"{adapter.path}: lora_A of {layer} has {len(a)} rows, r is {rank} in its config.")
-        ranks[layer] = rank
+        ranks[layer] = _pattern(config, "rank_pattern", name, config["r"])
+        alphas[layer] = _pattern(config, "alpha_pattern", name, option(adapter, "lora_alpha", float, 8.0))
+        if len(a) != ranks[layer]:
+            raise UserError(f"{adapter.path}: lora_A of {layer} has {len(a)} rows, r is {ranks[layer]} in its config.")
     inner = LoRA(
         per_layer(ranks),  # type: ignore[arg-type]
         alpha=per_layer(alphas),
@@ -269,13 +259,7 @@ def _pattern(config: Mapping[str, Any], key: str, name: str, default: Any) -> An
     return next((value for p, value in patterns.items() if re.match(rf"(?:.*\.)?(?:{p})$", name)), default)
 
 
-def _of(own: Mapping[str, Tensor], name: str, layer: str, adapter: PeftAdapter) -> Tensor:
-    if name not in own:
-        raise UserError(f"{adapter.path}: {name} of {layer} is missing; it is damaged, copy it again.")
-    return own[name]
-
-
-def _pair(shared: dict[str, list[Tensor]], adapter: PeftAdapter) -> tuple[Tensor, Tensor] | None:
+def _pair(shared: Shared, adapter: PeftAdapter) -> tuple[Tensor, Tensor] | None:
     """Return A and B, which a file may have in several copies, or None to draw them from the seed.
 
     Raises:

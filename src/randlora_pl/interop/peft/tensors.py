@@ -24,14 +24,10 @@ Form = tuple[dict[str, Any], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Part:
-    """Adapted weight of a file.
+    """Adapted weight of a file, with its trained tensors by the update's own names, float32.
 
-    Attributes:
-        shape: Name and size of the layer.
-        path: Path of the module that owns the weight.
-        block: Block of a packed weight (q, k or v), None for a whole weight.
-        packed: True for the packed weight of ``nn.MultiheadAttention``.
-        tensors: Trained tensors by the update's own names, float32.
+    ``path`` is the module that owns the weight, ``block`` the block of a packed weight (q, k or v), if any, and
+    ``packed`` is True for the packed weight of ``nn.MultiheadAttention``.
     """
 
     shape: WeightShape
@@ -59,26 +55,26 @@ def randlora_form(file: AdapterFile, adapter: RandLoRA, parts: list[Part]) -> Fo
         lambdas, gammas = (_filled(part.tensors[name], count) for name in ("lambdas", "gammas"))
         tensors[f"{part.path}.randlora_lambda"] = lambdas.T * (own / alpha)
         tensors[f"{part.path}.randlora_gamma"] = gammas
-    config = {
-        "peft_type": "RANDLORA",
+    config = _with_bases("RANDLORA", rank, adapter, parts)
+    return config | {"randlora_alpha": _number(alpha), "sparse": False, "very_sparse": False}, tensors
+
+
+def _with_bases(method: str, rank: int, adapter: RandLoRA | VeRA, parts: list[Part]) -> dict[str, Any]:
+    """Return the keys that methods with random bases share."""
+    return {
+        "peft_type": method,
         "r": rank,
         "target_modules": exact_pattern(part.path for part in parts),
-        "randlora_alpha": _number(alpha),
-        "randlora_dropout": adapter.dropout,
+        f"{method.lower()}_dropout": adapter.dropout,
         "projection_prng_key": adapter.key,
         "save_projection": True,
-        "sparse": False,
-        "very_sparse": False,
         "init_weights": True,
-        "layers_pattern": None,
-        "layers_to_transform": None,
     }
-    return config, tensors
 
 
 def _filled(tensor: Tensor, rows: int) -> Tensor:
-    """Append rows of zeros for bases that only PEFT has."""
-    return torch.cat([tensor, tensor.new_zeros(rows - len(tensor), tensor.shape[1])])
+    """Append rows of zeros, for what only PEFT has."""
+    return torch.cat([tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])])
 
 
 def vera_form(file: AdapterFile, adapter: VeRA, parts: list[Part]) -> Form:
@@ -89,30 +85,13 @@ def vera_form(file: AdapterFile, adapter: VeRA, parts: list[Part]) -> Form:
     tensors = {"vera_A": bases.A[0, :rank, :columns], "vera_B": bases.B[:rows, 0, :rank]}
     for part in parts:
         scaling = float(adapter.of(adapter.alpha, part.shape, 1.0)) / adapter.rank_of(part.shape)
-        d = part.tensors["d"]
         tensors[f"{part.path}.vera_lambda_b"] = part.tensors["b"] * scaling
-        tensors[f"{part.path}.vera_lambda_d"] = torch.cat([d, d.new_zeros(rank - len(d))])
-    config = {
-        "peft_type": "VERA",
-        "r": rank,
-        "target_modules": exact_pattern(part.path for part in parts),
-        "vera_dropout": adapter.dropout,
-        "d_initial": adapter.d_initial,
-        "projection_prng_key": adapter.key,
-        "save_projection": True,
-        "init_weights": True,
-        "layers_pattern": None,
-        "layers_to_transform": None,
-    }
-    return config, tensors
+        tensors[f"{part.path}.vera_lambda_d"] = _filled(part.tensors["d"], rank)
+    return _with_bases("VERA", rank, adapter, parts) | {"d_initial": adapter.d_initial}, tensors
 
 
 def lora_form(adapter: LoRA | DoRA, parts: list[Part]) -> Form:
-    """Convert LoRA and DoRA: packed attention becomes ``target_parameters``, blocks become one larger rank.
-
-    Args:
-        adapter: LoRA, or DoRA around it.
-        parts: Adapted weights.
+    """Convert LoRA, or DoRA around it: packed attention becomes ``target_parameters``, blocks become one larger rank.
 
     Raises:
         UserError: PEFT cannot represent the LoRA.
@@ -147,8 +126,6 @@ def lora_form(adapter: LoRA | DoRA, parts: list[Part]) -> Form:
         "target_parameters": parameters or None,
         "init_lora_weights": True,
         "exclude_modules": None,
-        "layers_pattern": None,
-        "layers_to_transform": None,
     }
     return config, tensors
 

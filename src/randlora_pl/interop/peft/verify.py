@@ -40,13 +40,10 @@ class LogitsOnly:
 
 
 class Difference(NamedTuple):
-    """Difference between our outputs and PEFT's.
+    """Largest difference between our outputs and PEFT's; NaN if a value is not finite.
 
-    Attributes:
-        gap: Largest difference; NaN if a value is not finite.
-        change: Largest change that the adapter makes to the base model's outputs.
-        largest: Largest output, or 1.
-        exact: Largest difference in float64, if float32 was not precise enough.
+    ``change`` is the largest change that the adapter makes to the base model's outputs, ``largest`` the largest output,
+    or 1, and ``exact`` the largest difference in float64, if float32 was not precise enough.
     """
 
     gap: float
@@ -75,11 +72,7 @@ class Difference(NamedTuple):
 def difference(ours: nn.Module, base: Base, folder: Path, classifier: LogitsOnly | None = None) -> Difference:
     """Return the largest difference between our outputs and PEFT's, or of merged weights if inputs are unknown.
 
-    Args:
-        ours: Base model with our adapter; it is not changed.
-        base: Base model.
-        folder: PEFT adapter.
-        classifier: Classifier of PEFT's file, if it has one; the base model is then of timm.
+    Neither model is changed; if PEFT's file has a classifier, the base model is of timm.
 
     Raises:
         UserError: The difference is more than rounding, also in float64 (deep models round more in float32).

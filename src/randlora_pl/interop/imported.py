@@ -1,5 +1,6 @@
-"""Imported adapters of image models: a task if there is a head or class names, else the update alone."""
+"""Imported adapters: a task if there is a head or class names, or the model is a decoder, else the update alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from randlora_pl.interop.foreign.adapter import ExternalAdapter
 from randlora_pl.interop.peft.files import TASK, PeftAdapter
 from randlora_pl.models import ImageTower
 from randlora_pl.tasks.restore import TASKS
+from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import find_weights
 
+DECODER = "CausalLMTask"
 TEMPLATES = ["a photo of a {}."]
 """Prompts of an imported text head without prompts."""
 
@@ -25,15 +28,8 @@ TEMPLATES = ["a photo of a {}."]
 class ImportPlan:
     """Plan for saving an imported adapter.
 
-    Attributes:
-        foreign: Imported adapter.
-        base: Base model.
-        task: Name of the resulting task; empty for the update alone.
-        classnames: Class names of the task.
-        head: Tensors of the task's head, if any.
-        arguments: Arguments of the task's constructor, besides the base model, the adapter and its targets.
-        templates: Prompts of a text head.
-        note: Note for the user about tensors that were not converted.
+    ``task`` is empty for the update alone; ``arguments`` are its constructor's, besides an image model, the adapter and
+    its targets. ``note`` is for the user, about tensors that were not converted.
     """
 
     foreign: ExternalAdapter
@@ -63,9 +59,8 @@ class ImportPlan:
         if task is None and kept in TASKS:
             task = kept
         elif task is None and clip and len(classnames) > 1:
-            task = (
-                "TextHeadTask" if all(layer.startswith("visual.") for layer in foreign.layers) else "VisionLanguageTask"
-            )
+            visual = all(layer.startswith("visual.") for layer in foreign.layers)
+            task = "TextHeadTask" if visual else "VisionLanguageTask"
         if task is None:
             return cls(foreign, base, note=note)
         if task != "LinearHeadTask" and not clip:
@@ -84,27 +79,36 @@ class ImportPlan:
         return cls(foreign, base, task, classnames, head, arguments, saved.get("templates", TEMPLATES), note)
 
     def save(self, ours: nn.Module, path: Path) -> Path:
-        """Save the adapter.
+        """Save the base model's adapter, as its task does if there is one.
 
-        Args:
-            ours: Base model with the adapter.
-            path: Output folder or file.
+        Raises:
+            UserError: The task has no place for a tensor, or other arguments.
         """
-        identity = self.base.identity
+        identity, foreign = self.base.identity, self.foreign
         assert identity is not None
         if not self.task:
-            return save_adapter(ours, path, base_model=identity.as_dict(), extra=self.foreign.extra)
-        kind: Any = TASKS[self.task]
-        known = find_weights(identity.as_dict(), path) or identity.pretrained
-        base = {"name": identity.name, "pretrained": known, "seed": identity.seed or 0}
-        adapter = {"adapter": self.foreign.adapter, "targets": self.foreign.targets}
+            return save_adapter(ours, path, base_model=identity.as_dict(), extra=foreign.extra)
+        options = {**self.arguments, "adapter": foreign.adapter, "targets": foreign.targets}
+        kind: Any
+        if self.task == DECODER:
+            from randlora_pl.language.tasks.causal_lm import CausalLMTask  # imported here: it loads transformers
+
+            kind = CausalLMTask
+            if foreign.extra:
+                raise UserError(
+                    f"{foreign.source}: {next(iter(foreign.extra))} is not an update, and a decoder has no head."
+                )
+        else:
+            kind, known = TASKS[self.task], find_weights(identity.as_dict(), path) or identity.pretrained
+            options |= {"name": identity.name, "pretrained": known, "seed": identity.seed or 0}
         try:
-            task = kind(**{**self.arguments, **base, **adapter})
+            task = kind(**options)
         except TypeError as error:
-            raise UserError(f"{self.foreign.source}: {TASK} has other arguments than {self.task} ({error}).") from None
-        task.set_classes(self.classnames, self.templates)
+            raise UserError(f"{foreign.source}: {TASK} has other arguments than {self.task} ({error}).") from None
+        if self.task != DECODER:
+            task.set_classes(self.classnames, self.templates)
         task.configure_model()
-        self.foreign.fill(task.model)
+        foreign.fill(task.model)
         if self.head:
             task.load_head(self.head)
         written: Path = task.save(path)
@@ -113,9 +117,30 @@ class ImportPlan:
     def next(self, path: Path) -> str:
         """Return the next command to run."""
         if self.task:
-            return f"Next: randlora-pl predict --adapter {path} --images FOLDER"
+            inputs = "--texts FILE" if self.task == DECODER else "--images FOLDER"
+            return f"Next: randlora-pl predict --adapter {path} {inputs}"
         merge = f"randlora-pl adapter merge {path} --output FILE"
         return f"{self.note}Next: {merge}; or, in Python: load_adapter(model, {str(path)!r})"
+
+
+def load_decoder(name: str, pretrained: str | None, saved: Mapping[str, Any]) -> tuple[Base, dict[str, Any]]:
+    """Build a decoder of transformers, and return it with the arguments of its task.
+
+    Args:
+        name: Hub id or folder.
+        pretrained: Folder with its weights, or ``random``.
+        saved: Arguments of the task it was exported from; empty if unknown.
+
+    Raises:
+        UserError: The model is not available, or the arguments do not belong to the task.
+    """
+    from randlora_pl.language.tasks.causal_lm import CausalLMTask
+
+    check_arguments(CausalLMTask, saved, TASK)
+    arguments = {**saved, "name": name, "pretrained": pretrained, "quantize": None}
+    task = CausalLMTask(**arguments)
+    model = task.build()
+    return Base(model, model, task.identity), arguments
 
 
 def check_base(adapter: PeftAdapter, base: Base) -> None:
@@ -144,8 +169,6 @@ def _linear_head(extra: dict[str, Tensor]) -> tuple[Tensor | None, str]:
     if len(weights) != 1 or len(extra) != 1 + len(biases):
         return None, f"Trained completely and kept as extra tensors: {', '.join(extra)}.\n"
     if any(bool(torch.count_nonzero(bias)) for bias in biases):
-        return (
-            None,
-            f"The head has a bias, which LinearHeadTask does not support; kept as extra tensors: {', '.join(extra)}.\n",
-        )
+        why = "The head has a bias, which LinearHeadTask does not support"
+        return None, f"{why}; kept as extra tensors: {', '.join(extra)}.\n"
     return next(iter(weights.values())).float(), ""
