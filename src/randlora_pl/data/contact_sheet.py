@@ -4,24 +4,24 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageOps
 
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.check import evenly
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.sampling.splits import few_shot
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, shortened
 from randlora_pl.utils.files.atomic_output import atomic_file, disk_errors
-from randlora_pl.utils.text.printable import printable
+from randlora_pl.utils.text.printable import for_figure
 
 MOST_CLASSES = 20
+GAP = 3
 THUMB = 88
-GAP = 6
-LINE = 20
-MARGIN = 16
+"""Height and width of an image with its white edge, in pixels."""
 WIDTH = 1_200
 """Maximum width in pixels of a sheet with several columns."""
 
@@ -86,57 +86,34 @@ class Sheet:
         """
         sheet = self.draw()
         with disk_errors(path), atomic_file(path) as stream:
-            sheet.save(stream, "PNG")
+            sheet.savefig(stream, format="png")
 
-    def draw(self) -> Image.Image:
+    def draw(self) -> Figure:
         """Draw a heading, then images below each class name, in as many columns as fit."""
-        across = max(map(len, self.images))
-        column = max(across * (THUMB + GAP), 180) + MARGIN
-        columns = max(1, min(len(self.names), (WIDTH - MARGIN) // column))
+        strip = max(max(map(len, self.images)) * THUMB, 2 * THUMB)
+        columns = max(1, min(len(self.names), WIDTH // strip))
         lines = -(-len(self.names) // columns)
-        width = max(columns * column + MARGIN, 480)
+        width = max(columns * (strip + 16), 480)
         more = f" (and {len(self.prompts) - 1} more)" if len(self.prompts) > 1 else ""
-        heading = [
-            *textwrap.wrap(self.caption, width // 8),
-            *textwrap.wrap(f"Prompt: {self.prompts[0]}{more}", width // 8),
-        ]
-        top = 2 * MARGIN + LINE * (len(heading) + 1)
-        block = LINE + THUMB + 2 * GAP
-        sheet = Image.new("RGB", (width, top + lines * block + MARGIN), "white")
-        pen = ImageDraw.Draw(sheet)
-        bold, plain = _font("DejaVuSans-Bold.ttf", 16), _font("DejaVuSans.ttf", 13)
-        pen.text((MARGIN, MARGIN), _fitting(self.title, bold, width - 2 * MARGIN), "black", bold)
-        for number, line in enumerate(heading, 1):
-            pen.text((MARGIN, MARGIN + 4 + LINE * number), printable(line), "#444444", plain)
-        for index, (name, images) in enumerate(zip(self.names, self.images, strict=True)):
-            left, upper = MARGIN + index // lines * column, top + index % lines * block
-            pen.text((left, upper), _fitting(name, plain, column - MARGIN), "black", plain)
-            for number, image in enumerate(images):
-                sheet.paste(_thumb(image), (left + number * (THUMB + GAP), upper + LINE))
-        return sheet
+        heading = [line for text in (self.title, self.caption, f"Prompt: {self.prompts[0]}{more}")
+                   for line in textwrap.wrap(text, width // 7)]  # fmt: skip
+        figure = Figure((width / 100, (lines * (THUMB + 30) + 20 * len(heading)) / 100), dpi=100, layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(for_figure("\n".join(heading)), x=0.01, ha="left", fontsize=9)
+        panels = figure.subplots(lines, columns, squeeze=False).T.ravel()
+        for axes in panels:
+            axes.set_axis_off()
+        for axes, name, images in zip(panels, self.names, self.images, strict=False):
+            thumbs = [_thumb(image) for image in images]
+            blank = np.full((THUMB, strip - THUMB * len(thumbs), 3), 255, dtype=np.uint8)
+            axes.imshow(np.hstack([*thumbs, blank]), interpolation="none")
+            axes.set_title(for_figure(shortened(" ".join(name.split()), strip // 7)), loc="left", fontsize=9)
+        return figure
 
 
-def _thumb(image: NDArray[np.uint8]) -> Image.Image:
+def _thumb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the whole image on a gray square; small images keep their pixels visible."""
     drawn = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("RGB")
-    scale = THUMB / max(drawn.size)
-    size = (max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale)))
-    drawn = drawn.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (THUMB, THUMB), "#dddddd")
-    square.paste(drawn, ((THUMB - size[0]) // 2, (THUMB - size[1]) // 2))
-    return square
-
-
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    """Load a font shipped with matplotlib, which covers more than Latin letters."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
-
-
-def _fitting(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
-    """Return the text on one line, truncated to the available width."""
-    line = printable(" ".join(text.split()))
-    if font.getlength(line) <= room:
-        return line
-    while line and font.getlength(line + "...") > room:
-        line = line[:-1]
-    return line + "..."
+    method = Image.Resampling.NEAREST if max(drawn.size) < THUMB else Image.Resampling.LANCZOS
+    square = ImageOps.pad(drawn, (THUMB - 2 * GAP, THUMB - 2 * GAP), method, "#dddddd")
+    return np.asarray(ImageOps.expand(square, GAP, "white"))
