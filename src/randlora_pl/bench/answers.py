@@ -26,11 +26,7 @@ class Answers:
 
     Args:
         model: A decoder of transformers that is known by name.
-        samples: Number of prompts.
-        decoding: Settings of generation.
         overrides: Overrides of its configuration.
-        device: Device of the measurement.
-        dtype: Data type of the weights.
 
     Raises:
         UserError: It is not a decoder, transformers is missing, the options make no model, or it has too few positions.

@@ -24,10 +24,7 @@ class Captions:
 
     Args:
         model: A name of open_clip, or ``tiny``.
-        batch_size: Images of a step.
         classes: Captions that differ.
-        precision: ``32``, ``bf16`` for autocast, or ``bf16-frozen`` with frozen matrices in bfloat16 as well.
-        device: Device of the measurement.
 
     Raises:
         UserError: open_clip does not know the model.

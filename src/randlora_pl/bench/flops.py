@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,32 +30,26 @@ def _added(_: torch.Size, left: torch.Size, right: torch.Size, *__: Any, **___: 
     return 2 * math.prod(left) * right[-1]
 
 
-def _uncounted() -> dict[Any, Callable[..., int]]:
-    """Return counters for operations that PyTorch omits: fused attention on CPUs, and in-place added products."""
-    formulas: dict[str, Callable[..., int]] = {
-        "addmm_": _added,
-        "baddbmm_": _added,
-        "_scaled_dot_product_flash_attention_for_cpu": _attention,
-        "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
-    }
-    return {getattr(torch.ops.aten, name): formula for name, formula in formulas.items()}
-
-
 def counter() -> FlopCounterMode:
     """Count the products of matrices, convolutions and attention inside a ``with`` block, backward passes included.
 
     Operations are counted as they reach the device, so that operations of custom autograd functions are in;
     element by element ones are not.
     """
-    return FlopCounterMode(display=False, custom_mapping=_uncounted())
+    aten = torch.ops.aten
+    omitted = {  # by PyTorch: fused attention on CPUs, and in-place added products
+        aten.addmm_: _added,
+        aten.baddbmm_: _added,
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=omitted)
 
 
 class Gemm:
     """A product of two large square matrices, whose speed stands for the peak of the machine.
 
     Args:
-        device: Device of the products.
-        dtype: Data type of both matrices.
         side: Rows and columns, by default as many as the device likes.
     """
 

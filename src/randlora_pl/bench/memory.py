@@ -1,10 +1,9 @@
 """Memory of a training step: tensors kept for the backward pass, allocator, resident set."""
 
 import multiprocessing
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,6 @@ def saved_tensors(outside: Iterable[Tensor]) -> Iterator[Saved]:
 
     An address stands for a storage, which is right until the first backward pass: up to then nothing that
     was counted is freed.
-
-    Args:
-        outside: As for `Saved`.
     """
     saved = Saved(outside)
     with saved_tensors_hooks(saved.add, lambda tensor: tensor):
@@ -52,18 +48,13 @@ def saved_tensors(outside: Iterable[Tensor]) -> Iterator[Saved]:
 
 def max_rss() -> int:
     """Return the largest resident set of this process in bytes, 0 if the system does not report it."""
-    try:
+    with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):  # getrusage would give the parent's figure where that is larger
                 return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+    from randlora_pl.callbacks.memory import peak_bytes  # with Lightning, whose size is not a method's
+
+    return peak_bytes(torch.device("cpu"))
 
 
 def rss_elsewhere(work: Callable[..., Any], *arguments: Any) -> int | None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -32,7 +31,6 @@ class Case:
     """One thing to measure.
 
     Attributes:
-        name: Name in the table.
         run: One round; gives images a second.
         what: Counted units.
         whole: Whether it gives whole batches, to be compared with the plain pipeline.
@@ -68,11 +66,11 @@ def cases(data: ImageData, workers: int) -> list[Case]:
     def plain_loader() -> float:
         return _loaded(DataLoader(plain, data.batch_size, sampler=order, num_workers=workers), workers, data.frame)
 
-    wide = f"{workers} workers"
+    wide, stages = f"{workers} workers", _Stages(batches)
     found = [
-        Case("decode", lambda: _decoded(batches), "one thread: read and decode"),
-        Case("crop, resize", lambda: _cropped(batches), "one thread: decoded images to bytes of one size"),
-        Case("flip, normalize", lambda: _finished(batches), "one thread: bytes to floats"),
+        Case("decode", stages.decode, "one thread: read and decode"),
+        Case("crop, resize", stages.crop, "one thread: decoded images to bytes of one size"),
+        Case("flip, normalize", stages.finish, "one thread: bytes to floats"),
         Case("training", loader(batches, "colors"), f"{wide}, flip and normalize here", whole=True),
         Case("training, floats", loader(batches, "nothing"), f"{wide}: all of it", whole=True),
         Case("training, cached", loader(cached, "colors"), f"{wide}, decoded images shared", whole=True),
@@ -80,7 +78,7 @@ def cases(data: ImageData, workers: int) -> list[Case]:
         Case(PLAIN, plain_loader, f"{wide}: ImageFolder, v1 transforms, training", whole=True),
     ]
     if isinstance(samples.images, FileImages):
-        return [Case("read", lambda: _read(batches), "one thread: bytes of the files"), *found]
+        return [Case("read", stages.read, "one thread: bytes of the files"), *found]
     return found
 
 
@@ -128,67 +126,57 @@ def _loaded(loader: Iterable[Any], workers: int, frame: Frame) -> float:
     return count / (time.perf_counter() - start)
 
 
-@contextmanager
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+class _Stages:
+    """Images a second of each stage over the first batches, on one thread as in a worker."""
 
+    def __init__(self, batches: TrainBatches) -> None:
+        self.batches = batches
 
-def _timed(batches: TrainBatches, prepare: Callable[[int], Any], stage: Callable[[Any], Any]) -> float:
-    """Return the images per second of a stage over the first batches; its inputs are prepared outside the clock."""
-    seconds, count = 0.0, 0
-    with _one_thread():
-        for number in range(min(len(batches), 8)):
-            ready = prepare(number)
-            start = time.perf_counter()
-            stage(ready)
-            seconds += time.perf_counter() - start
-            count += len(batches.schedule[number].draws)
-    return count / seconds
+    def read(self) -> float:
+        samples = self.batches.samples
+        files = cast(FileImages, samples.images).paths
 
+        def paths(number: int) -> list[Any]:
+            return [files[row] for row in samples.rows[self._places(number).numpy()].tolist()]
 
-def _places(batches: TrainBatches, number: int) -> Tensor:
-    return batches.schedule.plan.samples(batches.schedule[number].draws)
+        return self._timed(paths, lambda found: [file.read_bytes() for file in found])
 
+    def decode(self) -> float:
+        return self._timed(self._places, self._images)
 
-def _read(batches: TrainBatches) -> float:
-    images = cast(FileImages, batches.samples.images)
+    def crop(self) -> float:
+        return self._timed(
+            lambda number: (number, self._images(self._places(number))), lambda ready: self._pixels(*ready)
+        )
 
-    def paths(number: int) -> list[Any]:
-        rows = batches.samples.rows[_places(batches, number).numpy()]
-        return [images.paths[row] for row in rows.tolist()]
+    def finish(self) -> float:
+        return self._timed(
+            lambda number: self._pixels(number, self._images(self._places(number))),
+            lambda pixels: finish(pixels, self.batches.frame),
+        )
 
-    return _timed(batches, paths, lambda files: [file.read_bytes() for file in files])
+    def _timed(self, prepare: Callable[[int], Any], stage: Callable[[Any], Any]) -> float:
+        """Return the images per second of a stage; its inputs are prepared outside the clock."""
+        seconds, count, threads = 0.0, 0, torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for number in range(min(len(self.batches), 8)):
+                ready = prepare(number)
+                start = time.perf_counter()
+                stage(ready)
+                seconds += time.perf_counter() - start
+                count += len(self.batches.schedule[number].draws)
+        finally:
+            torch.set_num_threads(threads)
+        return count / seconds
 
+    def _places(self, number: int) -> Tensor:
+        return self.batches.schedule.plan.samples(self.batches.schedule[number].draws)
 
-def _images(batches: TrainBatches, places: Tensor) -> list[Tensor]:
-    return load_images(batches.samples, places, batches.frame, batches.scale, skip=False)[0]
+    def _images(self, places: Tensor) -> list[Tensor]:
+        return load_images(self.batches.samples, places, self.batches.frame, self.batches.scale, skip=False)[0]
 
-
-def _decoded(batches: TrainBatches) -> float:
-    return _timed(batches, lambda number: _places(batches, number), lambda places: _images(batches, places))
-
-
-def _pixels(batches: TrainBatches, number: int, images: list[Tensor]) -> dict[str, Any]:
-    draws, seed = batches.schedule[number].draws, batches.schedule.plan.seed
-    return train_pixels(images, draws, seed, batches.frame, batches.scale, batches.flip, late=False)
-
-
-def _cropped(batches: TrainBatches) -> float:
-    return _timed(
-        batches,
-        lambda number: (number, _images(batches, _places(batches, number))),
-        lambda ready: _pixels(batches, *ready),
-    )
-
-
-def _finished(batches: TrainBatches) -> float:
-    return _timed(
-        batches,
-        lambda number: _pixels(batches, number, _images(batches, _places(batches, number))),
-        lambda pixels: finish(pixels, batches.frame),
-    )
+    def _pixels(self, number: int, images: list[Tensor]) -> dict[str, Any]:
+        own = self.batches
+        draws, seed = own.schedule[number].draws, own.schedule.plan.seed
+        return train_pixels(images, draws, seed, own.frame, own.scale, own.flip, late=False)

@@ -51,30 +51,33 @@ def _mega(size: int | None) -> str:
     return f"{size / 1e6:,.0f}" if size and size >= 1e7 else f"{size / 1e6:.2f}" if size else ""
 
 
+def _ratio(one: Measured, names: Mapping[str, str], results: Sequence[Measured]) -> Spread | None:
+    """Return the seconds of a case relative to the one that it is compared with, if there is one."""
+    return one.ratio(next((other for other in results if other.name == names.get(one.name)), None))
+
+
 def cells(
-    results: Sequence[Measured], bases: Mapping[str, str], peers: Mapping[str, str], base: str, peer: str = "of PEFT's"
+    results: Sequence[Measured], bases: Mapping[str, str], peers: Mapping[str, str], base: str
 ) -> tuple[list[str], list[list[str]]]:
     """Return the table of some results: titles and rows; columns without a value are left out.
 
     Args:
         results: In order.
         bases: Bases of the comparison, by name.
-        peers: A second one, by name.
+        peers: Counterparts of PEFT, by name.
         base: Title of the first comparison.
-        peer: Title of the second.
     """
-    by_name = {one.name: one for one in results}
-    header = ["method", "trained", "ms a step", base, peer, "saved MB", "GPU MB", "RSS MB", "GFLOP", "% of peak", ""]
+    header = ["method", "trained", "ms a step", base, "of PEFT's", "saved MB", "GPU MB", "RSS MB", "GFLOP"]
+    header += ["% of peak", ""]
     rows = []
     for one in results:
-        first, second = (one.ratio(by_name.get(names.get(one.name, ""))) for names in (bases, peers))
         share = one.of_peak()
         rows.append([
             one.label,
             f"{one.trained:,}" if one.trained else "",
             _spread(one.spread(), 1000),
-            _spread(first),
-            _spread(second),
+            _spread(_ratio(one, bases, results)),
+            _spread(_ratio(one, peers, results)),
             _mega(one.saved),
             _mega(one.peak),
             _mega(one.rss),
@@ -87,12 +90,7 @@ def cells(
 
 
 def sweep_cells(readings: Sequence[Reading], sweep: str) -> tuple[list[str], list[list[str]]]:
-    """Return the table of one sweep: a row for each value, a column for each method.
-
-    Args:
-        readings: Readings of any sweeps.
-        sweep: The one to show.
-    """
+    """Return the table of one sweep: a row for each value, a column for each method."""
     here = [reading for reading in readings if reading.sweep == sweep]
     names = list(dict.fromkeys(one.name for reading in here for one in reading.methods))
     labels = {one.name: _without_rank(one, reading) for reading in here for one in reading.methods}
@@ -120,43 +118,24 @@ def _brief(one: Measured | None, full: Measured | None) -> str:
 
 
 def markdown(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], command: str) -> str:
-    """Return the table for a README, with the machine and the command that made it.
-
-    Args:
-        title: Subject of the measurement, and the machine.
-        header: Titles of the columns.
-        rows: The cells.
-        command: Command line that repeats it.
-    """
+    """Return the table for a README, with the machine and the command that made it."""
     return "\n".join([f"{title}, by `{command}`:", "", *markdown_table(header, rows)]) + "\n"
 
 
 def as_json(results: Sequence[Measured], bases: Mapping[str, str], peers: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return every figure of every round, and the ratios."""
-    by_name = {one.name: one for one in results}
     found = []
     for one in results:
-        row = asdict(one)
-        for key, names in (("times_base", bases), ("times_peer", peers)):
-            ratio = one.ratio(by_name.get(names.get(one.name, "")))
-            row[key] = asdict(ratio) if ratio else None
+        ratios = {"times_base": _ratio(one, bases, results), "times_peer": _ratio(one, peers, results)}
+        row = asdict(one) | {key: asdict(ratio) if ratio else None for key, ratio in ratios.items()}
         share = one.of_peak()
-        row["of_peak"] = share.median if share else None
-        found.append(row)
+        found.append(row | {"of_peak": share.median if share else None})
     return found
 
 
 def bars(title: str, results: Sequence[Measured], bases: Mapping[str, str], base: str) -> Figure:
-    """Return milliseconds per step with their extremes and ratios, beside the memory.
-
-    Args:
-        title: Subject of the measurement, and the machine.
-        results: Results; those without figures are left out.
-        bases: Bases of the comparison, by name.
-        base: Text about the comparison.
-    """
+    """Return milliseconds per step with their extremes and ratios, beside the memory."""
     shown = [one for one in results if one.seconds]
-    by_name = {one.name: one for one in shown}
     figure = Figure(figsize=(11, 1.2 + 0.5 * max(1, len(shown))), layout="constrained")
     figure.suptitle(title, fontsize=10)
     times, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
@@ -168,8 +147,7 @@ def bars(title: str, results: Sequence[Measured], bases: Mapping[str, str], base
     times.invert_yaxis()
     times.set_xlabel(f"milliseconds a step, median and extremes; beside it the ratio {base}")
     for place, (one, high) in enumerate(zip(shown, highest, strict=True)):
-        ratio = one.ratio(by_name.get(bases.get(one.name, "")))
-        if ratio:
+        if ratio := _ratio(one, bases, shown):
             times.annotate(f" {ratio.median:.2f}", (high, place), va="center", fontsize=9)
     times.margins(x=0.12)
     on_gpu = any(one.peak for one in shown)
@@ -186,12 +164,7 @@ def _milliseconds(results: Sequence[Measured]) -> tuple[list[float], list[list[f
 
 
 def curves(title: str, readings: Sequence[Reading]) -> Figure:
-    """Return a column of panels for each sweep: milliseconds above, memory below, logarithmic.
-
-    Args:
-        title: Subject of the measurement, and the machine.
-        readings: Readings of one sweep or several.
-    """
+    """Return a column of panels for each sweep: milliseconds above, memory below, logarithmic."""
     sweeps = list(dict.fromkeys(reading.sweep for reading in readings))
     figure = Figure(figsize=(1.5 + 4 * max(1, len(sweeps)), 7.5), layout="constrained")
     figure.suptitle(title, fontsize=10)

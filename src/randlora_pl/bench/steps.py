@@ -18,6 +18,7 @@ from randlora_pl.bench.timing import Spread, in_turns, ratios
 from randlora_pl.models import cast_frozen
 
 Precision = Literal["32", "bf16", "bf16-frozen"]
+"""``bf16`` is autocast; ``bf16-frozen`` has frozen matrices in bfloat16 as well."""
 _LEAST = 0.4  # seconds of steps in one figure, at least
 _PEAK = "matrix product"
 
@@ -36,7 +37,6 @@ class Case:
         inputs: Tensors on the device that the forward pass reads. One that asks for a gradient stands for
             what layers below would give, and counts as kept for the backward pass; the others do not.
         device: Device of the measurement.
-        precision: ``32``, ``bf16`` for autocast, or ``bf16-frozen`` with frozen matrices in bfloat16 as well.
         optimize: Whether AdamW is part of the step.
         foreign: Whether its errors are reported instead of raised.
     """
@@ -156,9 +156,6 @@ class Measured:
     """Measurements of a case, or the reason for none.
 
     Attributes:
-        name: Name on the command line.
-        label: Name in tables.
-        problem: Why it was not measured, empty otherwise.
         trained: Parameters that train.
         saved: Bytes kept for the backward pass, without parameters, buffers and the batch.
         flops: Operations of a step.

@@ -44,13 +44,7 @@ DEFAULTS: dict[str, list[int]] = {
 
 @dataclass(frozen=True)
 class Reading:
-    """Measurements of all methods at one point.
-
-    Attributes:
-        sweep: Quantity that changes.
-        point: Sizes at this point.
-        methods: The figures.
-    """
+    """Measurements of all methods at one point."""
 
     sweep: str
     point: Point

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from randlora_pl.bench.flops import Gemm, counter
 from randlora_pl.bench.methods import METHODS, Targets, adapted, label, language_rank, layers_of
-from randlora_pl.bench.problems import Library, Problem, image_problem, library_of, token_problem
+from randlora_pl.bench.problems import Library, image_problem, library_of, token_problem
 from randlora_pl.bench.steps import Case, Measured, Precision, available
 from randlora_pl.utils.errors import UserError
 
@@ -21,14 +21,9 @@ class Setup:
 
     Attributes:
         model: A name of the library; the image tower of an open_clip model.
-        library: Library that builds the model.
         batch_size: Images of a step, or samples of text.
-        precision: ``32``, ``bf16`` for autocast, or ``bf16-frozen`` with frozen matrices in bfloat16 as well.
-        device: ``cpu`` or ``cuda``.
         threads: Threads of PyTorch, 0 for its own choice.
         targets: The layers that adapters attach to; None for the paper's choice.
-        tokens: Tokens of a sample of text.
-        overrides: Overrides of a decoder's configuration.
         dropout: On the input of the updates' paths.
     """
 
@@ -49,33 +44,22 @@ def dtype_of(precision: Precision) -> torch.dtype:
     return torch.float32 if precision == "32" else torch.bfloat16
 
 
-def build(setup: Setup) -> Problem:
-    """Return the plain model with random weights on the CPU, and what it is trained on.
-
-    Raises:
-        UserError: The library does not know the model.
-    """
-    if (found := library_of(setup.model)) != setup.library:
-        raise UserError(f"--library {setup.library} has no model '{setup.model}'; --library {found} has one.")
-    if setup.library == "transformers":
-        return token_problem(setup.model, setup.batch_size, setup.tokens, setup.overrides)
-    return image_problem(setup.model, setup.library, setup.batch_size)
-
-
 class Training:
     """The plain model and a batch of random samples, from which each method makes its case.
-
-    Args:
-        setup: Setup of the training.
 
     Raises:
         UserError: The library does not know the model, or it has no layer to adapt.
     """
 
     def __init__(self, setup: Setup) -> None:
+        if (found := library_of(setup.model)) != setup.library:
+            raise UserError(f"--library {setup.library} has no model '{setup.model}'; --library {found} has one.")
         self.setup = setup
         self.device = torch.device(setup.device)
-        self.problem = build(setup)
+        if setup.library == "transformers":
+            self.problem = token_problem(setup.model, setup.batch_size, setup.tokens, setup.overrides)
+        else:
+            self.problem = image_problem(setup.model, setup.library, setup.batch_size)
         self.base = self.problem.model
         self.layers = layers_of(self.base, setup.targets)
         self.batch = [tensor.to(self.device) for tensor in self.problem.batch]

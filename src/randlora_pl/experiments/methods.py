@@ -31,9 +31,7 @@ _NO_VERDICT = (
 def method_tables(sweep: Sweep, cells: Sequence[Cell]) -> str:
     """Return Markdown: a table of each model, data set and budget, in which no method is ranked.
 
-    Args:
-        sweep: Content of the sweep's folder.
-        cells: The cells to show; those without a result are left out.
+    Cells without a result are left out.
     """
     shown = {cell.hash for cell in cells}
     results = Results(Sweep(sweep.folder, sweep.plan, [run for run in sweep.runs if run.cell in shown], []))

@@ -1,7 +1,7 @@
 """Zero-shot accuracy of CLIP: averaged templates and a single prompt, over the same image embeddings."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,9 @@ class ZeroShot:
     """Accuracies in percent of one data set's test images.
 
     Attributes:
-        images: Number of tested images.
         expected: Number of images of the complete data set; None if it is unknown.
-        classes: Number of classes.
-        templates: Number of averaged templates.
         ensemble: Accuracy with the averaged templates.
         single: Accuracy with `SINGLE`.
-        published: The published accuracy with averaged templates; None where there is none.
     """
 
     images: int
@@ -45,23 +41,12 @@ class ZeroShot:
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON, to two digits as the published figures are."""
-        rounded = {name: getattr(self, name) for name in ("ensemble", "single", "published", "difference")}
-        counts = {"images": self.images, "expected": self.expected}
-        return (
-            counts
-            | {"classes": self.classes, "templates": self.templates}
-            | {name: None if value is None else round(value, 2) for name, value in rounded.items()}
-        )
+        facts = asdict(self) | {"difference": self.difference}
+        return {name: round(value, 2) if isinstance(value, float) else value for name, value in facts.items()}
 
 
 def prepare(clip: LoadedClip, dataset: str, root: Path, batch_size: int) -> ImageData:
     """Return the test images of a data set, prepared as the model wants them.
-
-    Args:
-        clip: The model.
-        dataset: Name of the data set.
-        root: Folder that holds it.
-        batch_size: Images at a time.
 
     Raises:
         UserError: The data are missing or damaged.
@@ -79,12 +64,6 @@ def evaluate(
     clip: LoadedClip, data: ImageData, device: torch.device, tick: Callable[[int], None] = lambda _: None
 ) -> ZeroShot:
     """Encode the test images once and compare them with both sets of class embeddings, in fp32.
-
-    Args:
-        clip: The model; it lives on ``device``.
-        data: The data set, after `prepare`.
-        device: Device of the computation.
-        tick: Called with the number of images just tested.
 
     Raises:
         UserError: An image cannot be read.

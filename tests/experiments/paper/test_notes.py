@@ -1,4 +1,5 @@
 import re
+from statistics import fmean
 
 import pytest
 
@@ -35,8 +36,8 @@ def test_the_notes_about_averages_are_true() -> None:
     text = BY_KEY["relative_average"].text
     columns = [column for column in table(11).columns if column != "Average"]
     for method in ("RandLoRA6", "LoRA32"):
-        mean = table(11).average("CLIP-ViT-B/32", method, "100%", columns)
-        assert mean is not None and f"{mean:.1f}" in text
+        cells = [table(11).cell("CLIP-ViT-B/32", method, "100%", column) for column in columns]
+        assert f"{fmean(cell.value for cell in cells if cell):.1f}" in text
     for value in (cell.value for cell in table(2).cells if cell.method in ("LoRA", "RandLoRA-6")):
         assert f"{value:.2f}" in text
 

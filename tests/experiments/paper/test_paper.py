@@ -35,18 +35,16 @@ PRINTED = [
 ]
 
 
-@in_one_item(("number", "model", "method", "budget", "column", "value"), PRINTED)
+@in_one_item(("number", "model", "method", "budget", "column", "printed"), PRINTED)
 def test_cells_are_the_printed_ones(
-    number: int, model: str, method: str, budget: str, column: str, value: float
+    number: int, model: str, method: str, budget: str, column: str, printed: float
 ) -> None:
-    assert table(number).value(model, method, budget, column) == value
+    assert table(number).value(model, method, budget, column) == printed
 
 
 def test_what_is_not_printed_is_none() -> None:
     assert table(14).value(DINO, "FT", "100%", "ImageNet") is None
     assert table(11).value(L14, "FT", "100%", "Cars") is None
-    assert table(11).average(B32, "FT", "100%", []) is None
-    assert table(14).average(DINO, "FT", "100%", ["Cars", "ImageNet"]) is None
 
 
 @pytest.mark.parametrize("number", ["11", "12", "13", "14", "15"])
@@ -57,11 +55,9 @@ def test_printed_averages_are_means_of_the_cells(number: str) -> None:
     for model in here.models:
         for method in here.methods(model):
             for budget in here.budgets:
-                mean, printed = (
-                    here.average(model, method, budget, columns),
-                    here.value(model, method, budget, "Average"),
-                )
-                if mean is not None and printed is not None and abs(mean - printed) > 0.055:
+                cells = [found for column in columns if (found := table(number).value(model, method, budget, column))]
+                printed = table(number).value(model, method, budget, "Average")
+                if len(cells) == len(columns) and printed is not None and abs(fmean(cells) - printed) > 0.055:
                     off.append((model, method, budget))
     assert off == ([(B32, "RandLoRA6", "4-shot")] if number == "11" else [])
 

@@ -15,10 +15,6 @@ class Note:
     """One inconsistency.
 
     Attributes:
-        key: A short name.
-        text: Text of the note.
-        source: Source of the note.
-        tables: The tables that it touches.
         model, method, budget, column: Regular expressions that a whole label must match; empty: any.
     """
 
@@ -33,12 +29,8 @@ class Note:
 
     def touches(self, cell: PaperCell) -> bool:
         """Return True if it is about this number."""
-        pairs = (
-            (self.model, cell.model),
-            (self.method, cell.method),
-            (self.budget, cell.budget),
-            (self.column, cell.column),
-        )
+        labels = ("model", "method", "budget", "column")
+        pairs = [(getattr(self, name), getattr(cell, name)) for name in labels]
         return cell.table in self.tables and all(not want or re.fullmatch(want, have) for want, have in pairs)
 
 

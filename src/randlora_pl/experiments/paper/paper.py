@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from statistics import fmean
 
 from randlora_pl.data.catalog.registry import PAPER
 from randlora_pl.utils.errors import UserError
@@ -24,17 +23,13 @@ TEXTS = ("4", "15")
 
 @dataclass(frozen=True)
 class PaperCell:
-    """One printed number.
+    """One printed number: accuracy in percent (Table 10: percent of the reference), and its standard deviation if any.
 
     Attributes:
-        table: Number of the table.
-        model: Label of the model.
         method: Label of the method, with its rank as printed.
         budget: ``1-shot`` ... ``16-shot``, ``50%``, ``100%``; other words for language models.
         params: The printed parameters of Tables 4 and 15, empty elsewhere.
         column: A data set, `AVERAGE`, or a column that Tables 2, 3 and 10 present in another way.
-        value: Accuracy in percent (Table 10: percent of the reference).
-        std: The printed standard deviation, if any.
     """
 
     table: str
@@ -48,12 +43,7 @@ class PaperCell:
 
 
 class PaperTable:
-    """One table.
-
-    Args:
-        number: Number of the table.
-        cells: Cells in the printed order.
-    """
+    """One table, its cells in the printed order."""
 
     def __init__(self, number: str, cells: Sequence[PaperCell]) -> None:
         self.number = number
@@ -88,22 +78,6 @@ class PaperTable:
         cell = self.cell(model, method, budget, column)
         return cell.value if cell else None
 
-    def average(self, model: str, method: str, budget: str, columns: Iterable[str]) -> float | None:
-        """Return the mean of some printed cells, so that it can stand beside a mean over the same data sets.
-
-        Args:
-            model: Label of the model.
-            method: Label of the method.
-            budget: The data budget.
-            columns: The data sets.
-
-        Returns:
-            Percent; None if one of the cells is missing, or without columns.
-        """
-        found = [self.value(model, method, budget, column) for column in columns]
-        values = [value for value in found if value is not None]
-        return fmean(values) if values and len(values) == len(found) else None
-
     def parameters(self, model: str, method: str, budget: str) -> str:
         """Return the printed parameters (percent in Table 15, a number in Table 4), or "" without such a column."""
         found = (c.params for c in self.cells if (c.model, c.method, c.budget) == (model, method, budget))
@@ -131,11 +105,7 @@ def numbers() -> tuple[str, ...]:
 
 
 def table(number: int | str) -> PaperTable:
-    """Return a table by its number.
-
-    Raises:
-        UserError: It is not here.
-    """
+    """Return a table by its number; a UserError lists those that are here."""
     known = _tables()
     if str(number) not in known:
         raise UserError(f"The numbers of the paper's Table {number} are not here. Known: {', '.join(numbers())}.")

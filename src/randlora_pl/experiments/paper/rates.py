@@ -9,9 +9,7 @@ _TEXTS = {"LoRA": (1e-4,), "DoRA": (1e-4,), "NoLA": (1e-4,), "RandLoRA": (1e-4,)
 def paper_rates(method: str, task: str) -> tuple[float, ...]:
     """Return the rates that the paper has for a method, several where table and script differ; empty where it has none.
 
-    Args:
-        method: Class of the adapter.
-        task: Class of the task; an unknown one is taken to be on texts.
+    An unknown task is taken to be on texts.
     """
     if task in _IMAGES:
         return (_IMAGES[task][method],) if method in _IMAGES[task] else ()

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.experiments.report.from_csv import CELLS, read_runs
 from randlora_pl.experiments.report.plan import FILE, Key, Plan, budget_order, read_plan
-from randlora_pl.experiments.report.runs import Run
+from randlora_pl.experiments.report.runs import CELLS, Run, read_runs
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
@@ -42,6 +41,10 @@ class Sweep:
     def finished(self) -> list[Run]:
         """Return the runs with an accuracy."""
         return [run for run in self.runs if run.accuracy is not None]
+
+    def place(self, run: Run) -> Path:
+        """Return the run folder of a cell that was begun: config, results, adapter, log."""
+        return self.folder / "cells" / run.cell
 
 
 def read_sweep(folder: Path) -> Sweep:

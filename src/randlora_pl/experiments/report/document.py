@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 
-def many(count: int, word: str, words: str = "") -> str:
-    """``1 run``, ``2 runs``; the plural is given where it is not the word with an s."""
-    return f"{count:,} {word if count == 1 else words or word + 's'}"
+def many(count: int, word: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{count:,} {word}{'s' * (count != 1)}"
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,12 @@ class Picture:
         name: Name of its files, without an ending.
         caption: Content of the picture, and its data.
         described: Text alternative of the picture for screen readers.
-        figure: The matplotlib figure.
-        notes: Numbers of footnotes to the caption.
     """
 
     name: str
     caption: str
     described: str
     figure: object
-    notes: tuple[int, ...] = ()
 
 
 @dataclass

@@ -21,12 +21,7 @@ FIGURES = "figures"
 
 
 def write_report(sweep: Sweep, output: Path, overwrite: bool = False) -> list[Path]:
-    """Write the files of a report.
-
-    Args:
-        sweep: Sweep of the report.
-        output: Folder of the report. Other files in it are left alone.
-        overwrite: Replace an older report.
+    """Write the files of a report; other files in its folder are left alone.
 
     Returns:
         The files: ``index.html`` first, the figures last.

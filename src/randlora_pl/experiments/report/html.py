@@ -10,12 +10,7 @@ from randlora_pl.experiments.report.plots import INK
 
 
 def html(document: Document, drawings: dict[str, str]) -> str:
-    """Return the whole page.
-
-    Args:
-        document: Content of the report.
-        drawings: The SVG file of each figure, by its name.
-    """
+    """Return the whole page."""
     template = (files(__package__) / "template.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.tests["table"] = lambda part: isinstance(part, Table)
@@ -29,12 +24,7 @@ def html(document: Document, drawings: dict[str, str]) -> str:
 
 
 def inline_svg(text: str, picture: Picture) -> str:
-    """Return an SVG file as part of a page: it scales, takes the page's colour of words, and is described.
-
-    Args:
-        text: The file, as matplotlib writes it.
-        picture: The figure's name and description.
-    """
+    """Return an SVG file as part of a page: it scales, takes the page's colour of words, and is described."""
     svg = text[text.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = svg.replace(INK, "currentColor")

@@ -7,12 +7,7 @@ from randlora_pl.utils.text.tables import markdown_table
 
 
 def markdown(document: Document, figures: str = "figures") -> str:
-    """Return the whole report.
-
-    Args:
-        document: Content of the report.
-        figures: The folder of the figures, seen from the file.
-    """
+    """Return the whole report."""
     lines = [f"# {_escape(document.title)}", "", _escape(document.lead), ""]
     for section in document.sections:
         lines += [f"## {_escape(section.title)}", ""]
@@ -42,12 +37,7 @@ def _cell(cell: Cell) -> str:
 
 def _picture(picture: Picture, figures: str) -> list[str]:
     alternative = _escape(picture.described.replace("[", "(").replace("]", ")"))
-    return [
-        f"![{alternative}]({figures}/{picture.name}.png)",
-        "",
-        f"{_escape(picture.caption)}{_marks(picture.notes)}",
-        "",
-    ]
+    return [f"![{alternative}]({figures}/{picture.name}.png)", "", _escape(picture.caption), ""]
 
 
 def _marks(numbers: Sequence[int]) -> str:

@@ -32,11 +32,8 @@ class Plan:
     """Plan of a sweep.
 
     Attributes:
-        models: Labels, in order; likewise the others.
-        seeds: Seeds of every cell.
         paper: Tables of the paper to set beside.
         figure: The figure whose tables these are, if one was named.
-        families: Model family by label, where one is given.
         facts: Entries of ``models``, ``datasets`` and ``methods`` in the file, by label.
         tuned: Provenance of the rates, as `tune` wrote it; empty if the file has none.
     """

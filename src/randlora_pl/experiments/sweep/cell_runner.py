@@ -28,11 +28,7 @@ class Runner:
         self.test, self.logger = test, logger
 
     def __call__(self, cell: Cell, folder: Path) -> None:
-        """Run a cell from its checkpoint, or from its beginning.
-
-        Args:
-            cell: The cell.
-            folder: Run folder of the cell; content that cannot be resumed is removed.
+        """Run a cell from its checkpoint, or from its beginning; content that cannot be resumed is removed.
 
         Raises:
             UserError: As `fit`; so are all others.

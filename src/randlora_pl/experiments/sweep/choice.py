@@ -8,12 +8,7 @@ Key = TypeVar("Key", bound=Any)
 
 
 def best_of(scores: Mapping[Key, float], count: int) -> list[Key]:
-    """Return the best candidates, the best first; of equal ones the lowest.
-
-    Args:
-        scores: The higher the better.
-        count: Number of candidates.
-    """
+    """Return the candidates of the highest scores, the best first; of equal ones the lowest."""
     return sorted(scores, key=lambda key: (-scores[key], key))[:count]
 
 

@@ -139,22 +139,14 @@ class Description:
 
 
 def budgets(values: Any) -> list[str]:
-    """Return budgets by their labels: ``4`` is ``4-shot``, ``0.5`` and ``50%`` are ``50%``; ``15k`` stays.
-
-    Raises:
-        UserError: One is neither.
-    """
+    """Return budgets by their labels: ``4`` is ``4-shot``, ``0.5`` and ``50%`` are ``50%``; ``15k`` stays."""
     if not isinstance(values, list):
         raise UserError(f"budgets is {values!r}: expected a list such as [1, 16, 50%, 100%].")
     return list(dict.fromkeys(budget(value) for value in values))
 
 
 def budget(value: Any) -> str:
-    """Return the label of one budget.
-
-    Raises:
-        UserError: It is neither a number of shots, a share of the samples nor a size.
-    """
+    """Return the label of one budget; a UserError refuses what is neither shots, a share of the samples nor a size."""
     text = str(value).strip()
     if isinstance(value, float):
         text = f"{100 * value:g}%"
@@ -186,11 +178,7 @@ def is_zero_shot(label: str) -> bool:
 
 
 def whole_numbers(name: str, values: Any) -> list[int]:
-    """Return seeds, each once.
-
-    Raises:
-        UserError: They are something else.
-    """
+    """Return seeds, each once; a UserError refuses anything else."""
     good = isinstance(values, list) and values
     if not good or any(isinstance(v, bool) or not isinstance(v, int) or not 0 <= v < 2**32 for v in values):
         raise UserError(f"{name} is {values!r}: expected a list of whole numbers such as [1, 2, 3].")

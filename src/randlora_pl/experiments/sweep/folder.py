@@ -26,12 +26,7 @@ TUNE = "tune"
 
 @dataclass
 class SweepFolder:
-    """Folder of a sweep.
-
-    Attributes:
-        path: The folder.
-        file: Name of its description.
-    """
+    """Folder of a sweep."""
 
     path: Path
     file: str = "sweep.yaml"
@@ -50,6 +45,10 @@ class SweepFolder:
         if self.results(cell):
             return DONE
         return FAILED if (self.place(cell) / "failed.json").is_file() else OPEN
+
+    def settled(self, cells: Sequence[Cell]) -> bool:
+        """Return True if every one of some cells is done or has failed."""
+        return all(self.state(cell) in (DONE, FAILED) for cell in cells)
 
     def results(self, cell: Cell) -> dict[str, Any]:
         """Return the figures of a finished cell; empty while it is not finished."""
@@ -120,11 +119,7 @@ class SweepFolder:
             raise UserError(f"{file} does not describe a sweep: {' '.join(str(error).split())}") from error
 
     def check(self, cells: Sequence[Cell]) -> None:
-        """Refuse a folder whose cells of the same names have other configs.
-
-        Raises:
-            UserError: The message lists the differences.
-        """
+        """Raise a UserError with the differences if cells of the same names have other configs here."""
         planned = {cell.labels: cell for cell in cells}
         hashes = {cell.hash for cell in cells}
         clashes = []

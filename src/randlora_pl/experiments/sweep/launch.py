@@ -24,12 +24,7 @@ _PATIENCE = 60.0
 def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None], every: float = 1.0) -> list[int]:
     """Run the same command in several processes until all have ended; their output goes to ``FOLDER/logs``.
 
-    Args:
-        words: The command behind ``randlora-pl``.
-        folder: The sweep.
-        jobs: Number of processes.
-        look: Called now and then.
-        every: Seconds between two calls.
+    Now and then it calls ``look``.
 
     Returns:
         Their exit codes.

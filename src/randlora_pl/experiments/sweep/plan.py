@@ -39,10 +39,7 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        labels: Labels of the cell.
-        tree: Config of the cell.
         flat: Entries that decide the result, by short names; see `essence`.
-        family: Family of its model, empty where none is given.
         facts: Values that a search of learning rates tries in the cell.
     """
 
@@ -69,11 +66,8 @@ class Cell:
 def plan(description: Description, tuning: Tree | None = None) -> list[Cell]:
     """Return every cell in the order in which they are run: models and data sets change least often, then seeds.
 
-    An untrained model has one cell for each data set: nothing in it depends on a budget or a seed.
-
-    Args:
-        description: The sweep.
-        tuning: Options of the model for every cell of a search.
+    An untrained model has one cell for each data set: nothing in it depends on a budget or a seed. The cells of a
+    search have the options of its ``tuning`` as well.
 
     Raises:
         UserError: A name is unknown, with its place in the description; or two cells are one run, whose folder could
@@ -184,11 +178,7 @@ def only(cells: Sequence[Cell], choices: Sequence[str]) -> list[Cell]:
 
 
 def shard(cells: Sequence[Cell], text: str | None) -> list[Cell]:
-    """Return every n-th cell, beginning with the i-th, for ``i/n`` with i from 1 to n.
-
-    Raises:
-        UserError: It is something else.
-    """
+    """Return every n-th cell, beginning with the i-th, for ``i/n`` with i from 1 to n; a UserError refuses others."""
     if text is None:
         return list(cells)
     number, _, count = text.partition("/")

@@ -25,9 +25,7 @@ class Progress:
     """Follows a sweep.
 
     Args:
-        folder: The sweep.
         cells: The cells to count.
-        estimator: Estimates the time of the remaining cells.
         stream: Output stream; a terminal gets a live table.
         jobs: Processes that were started together; between two cells they are still counted on.
     """

@@ -38,11 +38,7 @@ def read_provenance(file: Path) -> Tree:
 
 
 def checked(content: Any, where: str) -> Tree:
-    """Return a provenance, or an error about one.
-
-    Raises:
-        UserError: It is something else.
-    """
+    """Return a provenance; a UserError refuses anything else."""
     if not (isinstance(content, dict) and _well_formed(content)):
         raise UserError(f"tuned: {where} does not describe how rates were chosen. Name the {FILE} that `tune` writes.")
     found: Tree = content
@@ -69,14 +65,7 @@ def rule_of(provenance: Mapping[str, Any]) -> str:
 
 
 def chosen_for(provenance: Mapping[str, Any], model: Tree, label: str, method: Tree) -> dict[str, float]:
-    """Return the choice of the search for a method on a model; empty if it did not search this method or model.
-
-    Args:
-        provenance: The content of a file, empty where there is none.
-        model: The facts of the model in the sweep.
-        label: The label of the method.
-        method: Facts of the method in the sweep.
-    """
+    """Return the choice of the search for a method on a model; empty if it did not search this method or model."""
     entry = provenance.get("methods", {}).get(label, {})
     chosen: dict[str, float] = (entry.get("chosen") or {}) if provenance.get("finished") else {}
     searched = _essence(entry.get("method") or {}, chosen) == _essence(method, chosen)

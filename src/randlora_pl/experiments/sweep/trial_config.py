@@ -46,11 +46,7 @@ def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, unt
 
 
 def check(tree: Tree) -> Tree:
-    """Return the config with every class spelled right.
-
-    Raises:
-        UserError: An unknown name.
-    """
+    """Return the config with every class spelled right; a UserError refuses unknown names."""
     command = Command("fit", config=copy.deepcopy(tree))
     check_names(command)
     return command.config

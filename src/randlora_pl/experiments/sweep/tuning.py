@@ -19,7 +19,7 @@ from randlora_pl.adapters import methods
 from randlora_pl.config.compose import flatten
 from randlora_pl.experiments.sweep.choice import best_of, climb
 from randlora_pl.experiments.sweep.description import Description, Tree, budgets, is_zero_shot, whole_numbers
-from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
+from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, plan
 from randlora_pl.experiments.sweep.trial_config import trial_config
 from randlora_pl.utils.errors import UserError, errors_in, near
@@ -101,11 +101,7 @@ class Search:
             self.cells.setdefault((method, values, cell.labels.seed), []).append(cell)
 
     def restrict(self, filters: Sequence[str]) -> None:
-        """Keep the methods that ``method=NAME[,NAME]`` filters choose, all of them where there are none.
-
-        Raises:
-            UserError: One is none of the methods.
-        """
+        """Keep the methods that ``method=NAME[,NAME]`` filters choose, all without one; a UserError names others."""
         chosen = [name for option in filters for name in _names(option.partition("=")[2], self.names)]
         if chosen:
             self.names = {method: parts for method, parts in self.names.items() if method in chosen}
@@ -143,11 +139,10 @@ class Search:
     def _known(self, folder: SweepFolder, method: str, rest: Values, rate: float) -> float | None:
         """Return the score of a candidate with the first seed; minus infinity if a cell failed, None if one is open."""
         cells = self.cells[method, (rate, *rest), self.seeds[0]]
-        states = [folder.state(cell) for cell in cells]
-        if any(state not in (DONE, FAILED) for state in states):
+        if not folder.settled(cells):
             return None
-        figures = [figure for cell in cells if (figure := self.figure(folder, cell)) is not None]
-        return self._sign * fmean(figures) if figures and len(figures) == len(cells) else -math.inf
+        score = self._score(folder, cells)
+        return -math.inf if score is None else score
 
     def all_cells(self) -> list[Cell]:
         """Return every candidate with every seed, of which the search runs a part."""
@@ -155,7 +150,7 @@ class Search:
 
     def second(self, folder: SweepFolder) -> list[Cell]:
         """Return the finalists with the other seeds; empty until the first round is over."""
-        if any(folder.state(cell) not in (DONE, FAILED) for cell in self.first(folder)):
+        if not folder.settled(self.first(folder)):
             return []
         chosen = []
         for method in self.names:
@@ -165,22 +160,21 @@ class Search:
 
     def finished(self, folder: SweepFolder) -> bool:
         """Return True if both rounds are over."""
-        cells = self.first(folder) + self.second(folder)
-        return all(folder.state(cell) in (DONE, FAILED) for cell in cells)
+        return folder.settled(self.first(folder) + self.second(folder))
 
     def scores(self, folder: SweepFolder, method: str, seeds: Sequence[int]) -> dict[Values, float]:
         """Return the mean accuracy, or minus the loss, of candidates whose cells with these seeds are all finished."""
         found = {}
         for values in self.candidates[method]:
-            figures = [self.figure(folder, cell) for seed in seeds for cell in self.cells[method, values, seed]]
-            known = [figure for figure in figures if figure is not None]
-            if known and len(known) == len(figures):
-                found[values] = self._sign * fmean(known)
+            cells = [cell for seed in seeds for cell in self.cells[method, values, seed]]
+            if (score := self._score(folder, cells)) is not None:
+                found[values] = score
         return found
 
-    @property
-    def _sign(self) -> int:
-        return -1 if self.monitor.endswith("loss") else 1
+    def _score(self, folder: SweepFolder, cells: Sequence[Cell]) -> float | None:
+        figures = [figure for cell in cells if (figure := self.figure(folder, cell)) is not None]
+        sign = -1 if self.monitor.endswith("loss") else 1
+        return sign * fmean(figures) if figures and len(figures) == len(cells) else None
 
     def figure(self, folder: SweepFolder, cell: Cell) -> float | None:
         """Return the figure of a finished cell that decides."""
@@ -196,12 +190,7 @@ class Search:
         return best
 
     def report(self, folder: SweepFolder, made: Tree | None = None) -> dict[str, Any]:
-        """Everything that was tried, JSON-ready: the provenance of the rates.
-
-        Args:
-            folder: Folder of the search.
-            made: Facts of the program to put beside, such as its version.
-        """
+        """Everything that was tried, JSON-ready: the provenance of the rates."""
         chosen = self.chosen(folder)
         methods = {}
         for method, names in self.names.items():
@@ -209,11 +198,10 @@ class Search:
             for values in self.candidates[method]:
                 cells = {seed: self.cells[method, values, seed] for seed in self.seeds}
                 figures = {seed: [self.figure(folder, cell) for cell in row] for seed, row in cells.items()}
-                means = {
-                    str(seed): fmean(f for f in row if f is not None)
-                    for seed, row in figures.items()
-                    if row and None not in row
+                whole = {
+                    str(seed): [f for f in row if f is not None] for seed, row in figures.items() if None not in row
                 }
+                means = {str(seed): fmean(row) for seed, row in whole.items() if row}
                 reasons = [folder.failure(cell).get("reason") for row in cells.values() for cell in row]
                 if self.climbs and not means and not any(reasons):
                     continue
@@ -261,8 +249,7 @@ class Search:
 
 def _searched(description: Description, method: str, alphas: list[float]) -> tuple[str, ...]:
     """Return the axes of a method's search: a linear probe has only the head's rate, and not all methods an alpha."""
-    restricted = description.methods[method].get("models") or list(description.models)
-    model = description.models[restricted[0] if isinstance(restricted, list) else restricted]
+    model = description.models[(description.methods[method].get("models") or list(description.models))[0]]
     with errors_in(f"methods.{method}"):
         tree = trial_config(model, description.methods[method], description.options, None, untrained=False)
     name = str(flatten(tree)["model.adapter"]).rpartition(".")[2]

@@ -42,12 +42,7 @@ def markdown(report: Tree) -> str:
 
 
 def config_text(description: Description, head: str) -> str:
-    """Return a description as a config: its comments, then an entry a line; the provenance of its rates lies beside it.
-
-    Args:
-        description: The description.
-        head: Lines of comments.
-    """
+    """Return a description as a config: comments, then an entry a line; the provenance of its rates lies beside it."""
     lines = [head.rstrip("\n")] if head else []
     for key, value in (description.content() | {"tuned": FILE}).items():
         if key in ("models", "methods", "datasets") and isinstance(value, dict):
