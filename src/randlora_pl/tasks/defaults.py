@@ -1,5 +1,6 @@
 """Learning rates by method and task (Table 8 and sections C.2 and C.3 of the paper), and the checks of options."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from randlora_pl.adapters import Adapter
@@ -31,6 +32,17 @@ def check_fraction(name: str, value: float) -> float:
     """Return an option from 0 to below 1; raise an error for other values."""
     check_option(name, value, 0 <= value < 1, "a number from 0 to below 1")
     return value
+
+
+def check_classes(task: Any, classnames: Sequence[str], scores: bool = False) -> None:
+    """Refuse fewer than two classes, and others than a task was built for; with ``scores`` there may be none."""
+    if task.backbone is not None and list(classnames) != task.classnames:
+        there, here = (
+            f"{len(names)} classes {list(names[:3])}" if names else "scores" for names in (task.classnames, classnames)
+        )
+        raise UserError(f"the task was built for {there}, the data have {here}; make a new task.")
+    if len(classnames) < (0 if scores and not classnames else 2):
+        raise UserError(f"there is only the class {list(classnames)}; a classifier needs two or more.")
 
 
 def check_option(name: str, value: Any, fits: bool, allowed: str) -> None:

@@ -8,6 +8,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from randlora_pl.models import library_of
 from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.defaults import check_classes
 from randlora_pl.utils.errors import UserError
 
 MOST_CLASSES = 50_000
@@ -45,13 +46,7 @@ def set_classes(task: AdaptationTask, classnames: list[str], templates: list[str
     if captions and not task.takes_captions:
         raise UserError(f"{type(task).__name__} needs classes, and these are captions: use VisionLanguageTask.")
     task.retrieval = captions
-    if task.backbone is not None and classnames != task.classnames:
-        raise UserError(
-            f"the task was built for {len(task.classnames)} classes {task.classnames[:3]}..., the data have "
-            f"{len(classnames)} classes {classnames[:3]}...; make a new task."
-        )
-    if len(classnames) < 2:
-        raise UserError(f"there is only the class {classnames}; a classifier needs two or more.")
+    check_classes(task, classnames)
     if len(classnames) > MOST_CLASSES and not captions:  # each is encoded, and counted against each other one
         raise UserError(f"there are {len(classnames):,} classes; at most {MOST_CLASSES:,} are possible.")
     task.classnames, task.templates = list(classnames), list(templates)

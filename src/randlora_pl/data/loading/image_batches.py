@@ -99,13 +99,9 @@ class TrainBatches:
         batch = {
             **train_pixels(images, micro.draws, plan.seed, self.frame, self.scale, self.flip, late, change),
             "label": labels[indices],
-            "weight": micro.weighted(labels[indices], self.class_weights),
-            "draw": micro.draws,
-            "index": indices,
+            **micro.entries(indices, labels[indices], self.class_weights),
             "window_classes": classes,
             "window_counts": counts,
-            "micro": micro.micro,
-            "micros": micro.micros,
         }
         batch = _without(batch, bad)
         batch |= self.augment.mixing(micro.draws, batch["weight"], plan.seed, self.classes)

@@ -6,6 +6,7 @@ micro-batches for gradient accumulation and for the ranks of a distributed run.
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,9 +101,10 @@ class MicroBatch:
     micro: int
     micros: int
 
-    def weighted(self, labels: Tensor, classes: Tensor | None) -> Tensor:
-        """Return the weights, multiplied by the class weights (see `class_weights`) of the labels (b,)."""
-        return self.weights if classes is None else self.weights * classes[labels]
+    def entries(self, indices: Tensor, labels: Tensor, classes: Tensor | None) -> dict[str, Any]:
+        """Return the batch entries of samples (b,) with labels (b,); their weights include class weights."""
+        weight = self.weights if classes is None else self.weights * classes[labels]
+        return {"weight": weight, "draw": self.draws, "index": indices, "micro": self.micro, "micros": self.micros}
 
 
 @dataclass(frozen=True)

@@ -46,11 +46,11 @@ class TextSamples:
         order: list[int] = np.argsort(-self.lengths, kind="stable").tolist()
         return order
 
-    def batch(self, places: Sequence[int]) -> Batch:
+    def batch(self, indices: Sequence[int]) -> Batch:
         """Return a padded batch of the samples at these indices."""
         raise NotImplementedError
 
-    def window(self, places: Tensor) -> Batch:
+    def window(self, indices: Tensor) -> Batch:
         """Return what each micro-batch needs of all samples of its optimizer step, at indices (samples,)."""
         return {}
 
@@ -81,17 +81,17 @@ class Tokens(TextSamples):
     def __getitem__(self, number: int) -> Encoded:
         return Encoded(**self._row(number), full_length=int(self.lengths[number]))
 
-    def batch(self, places: Sequence[int]) -> Batch:
+    def batch(self, indices: Sequence[int]) -> Batch:
         """Return a left-padded batch: ``input_ids``, ``attention_mask``, ``labels`` (b, length) int64, ``columns``.
 
         For the last see `learned_columns`.
         """
-        texts = collate([self[place] for place in places], self.pad, "left", MULTIPLE)
+        texts = collate([self[index] for index in indices], self.pad, "left", MULTIPLE)
         return {**texts, "columns": learned_columns(texts["labels"])}
 
-    def window(self, places: Tensor) -> Batch:
+    def window(self, indices: Tensor) -> Batch:
         """Return the samples and learned tokens of all ranks and micro-batches."""
-        return {"window_samples": len(places), "window_tokens": int(self.counted[places].sum())}
+        return {"window_samples": len(indices), "window_tokens": int(self.counted[indices].sum())}
 
 
 class Sentences(TextSamples):
@@ -124,19 +124,18 @@ class Sentences(TextSamples):
     def __getitem__(self, number: int) -> dict[str, list[int]]:
         return {**self._row(number), "attention_mask": [1] * int(self.lengths[number])}
 
-    def batch(self, places: Sequence[int]) -> Batch:
+    def batch(self, indices: Sequence[int]) -> Batch:
         """Return a batch padded on the right: the tokenizer's inputs (b, length) int64 and ``labels`` (b,)."""
-        labels = self.labels[torch.tensor(places)].tolist()
-        return collate_sentences(self.tokenizer, [self[place] for place in places], labels, self.pad, MULTIPLE)
+        labels = self.labels[torch.tensor(indices)].tolist()
+        return collate_sentences(self.tokenizer, [self[index] for index in indices], labels, self.pad, MULTIPLE)
 
 
 @dataclass(frozen=True)
 class TextTrainBatches:
     """Training batches of one rank: a dictionary for each micro-batch.
 
-    What `TextSamples.batch` and `TextSamples.window` give, ``weight`` (b,) float32, ``draw`` and ``index`` (b,) int64;
-    ``micro`` and ``micros``: place in the window and micro-batches of it. The window's mean loss over samples is the
-    sum of weight x loss (see `MicroBatch`); ``class_weights`` are in it, too.
+    Entries: what `TextSamples.batch` and `TextSamples.window` give, ``weight`` (b,) float32, ``draw`` and ``index``
+    (b,) int64, ``micro`` and ``micros`` (see `MicroBatch`). Weights include ``class_weights``.
     """
 
     samples: TextSamples
@@ -149,24 +148,17 @@ class TextTrainBatches:
     def __getitem__(self, number: int) -> Batch:
         micro = self.schedule[number]
         plan = self.schedule.plan
-        places = plan.samples(micro.draws)
-        batch = self.samples.batch(places.tolist())
-        return {
-            **batch,
-            **self.samples.window(plan.samples(micro.window)),
-            "weight": micro.weighted(batch["labels"], self.class_weights),
-            "draw": micro.draws,
-            "index": places,
-            "micro": micro.micro,
-            "micros": micro.micros,
-        }
+        indices = plan.samples(micro.draws)
+        batch = self.samples.batch(indices.tolist())
+        batch |= self.samples.window(plan.samples(micro.window))
+        return batch | micro.entries(indices, batch["labels"], self.class_weights)
 
 
 @dataclass(frozen=True)
 class TextEvalBatches:
-    """Evaluation batches of one rank: what `TextSamples.batch` gives, ``weight`` (0 for padding) and ``index``.
+    """Evaluation batches of one rank: entries of `TextSamples.batch`, ``weight`` (0 for padding) and ``index``.
 
-    ``order`` has the samples in the order of evaluation; neighbours of one length need little padding.
+    ``order`` has the samples in the order of evaluation; neighbors of one length need little padding.
     """
 
     samples: TextSamples
@@ -177,6 +169,6 @@ class TextEvalBatches:
         return len(self.schedule)
 
     def __getitem__(self, number: int) -> Batch:
-        places, weights = self.schedule[number]
-        samples = [self.order[place] for place in places.tolist()]
+        indices, weights = self.schedule[number]
+        samples = [self.order[index] for index in indices.tolist()]
         return {**self.samples.batch(samples), "weight": weights, "index": torch.tensor(samples)}

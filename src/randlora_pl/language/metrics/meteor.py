@@ -14,18 +14,14 @@ from pathlib import Path
 from randlora_pl.language.metrics.ptb_tokens import words
 
 OPTIONS = ("-", "-", "-stdio", "-l", "en", "-norm")
-"""Sentences come through a pipe, are English and are normalised, as in COCO's evaluation."""
+"""Sentences come through a pipe, are English and are normalized, as in COCO's evaluation."""
 
 
 def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float | None, str]:
     """Compute METEOR of the corpus in 0..1, as COCO's evaluation calls it (all four kinds of matches).
 
-    Args:
-        texts: The generated texts.
-        references: The references of each.
-
     Returns:
-        The score and an empty text, or ``None`` and why there is none with what to do.
+        The score and an empty text, or None and the reason with what to do.
     """
     if shutil.which("java") is None:
         return None, "METEOR needs Java: install a Java runtime, such as the package default-jre-headless"
@@ -52,11 +48,7 @@ def _score(program: Path, texts: Sequence[str], references: Sequence[Sequence[st
     """Return the score of the corpus.
 
     Each ``SCORE`` line is answered by the counts of one text; ``EVAL`` with all of them by a line for each text and
-    one for the corpus.
-
-    Raises:
-        OSError: The program cannot be started or ends early.
-        ValueError: An answer is not a number.
+    one for the corpus. The program may end early (OSError), or an answer may not be a number (ValueError).
     """
     command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(program), *OPTIONS]
     with subprocess.Popen(
@@ -69,8 +61,8 @@ def _score(program: Path, texts: Sequence[str], references: Sequence[Sequence[st
             ]
             _answer(running, " ||| ".join(["EVAL", *counts]))
             for _ in texts[1:]:
-                _read(running)
-            return float(_read(running))
+                _answer(running)
+            return float(_answer(running))
         finally:
             running.kill()
 
@@ -80,21 +72,12 @@ def _line(text: str) -> str:
     return " ".join(words(text)).replace("|", " ").strip() or "."
 
 
-def _answer(running: "subprocess.Popen[str]", line: str) -> str:
-    """Return the program's answer to a line."""
-    if running.stdin is not None:
+def _answer(running: "subprocess.Popen[str]", line: str = "") -> str:
+    """Return the program's answer to a line, or without one its next line."""
+    assert running.stdin is not None and running.stdout is not None
+    if line:
         running.stdin.write(f"{line}\n")
         running.stdin.flush()
-    return _read(running)
-
-
-def _read(running: "subprocess.Popen[str]") -> str:
-    """Return the next line of the program.
-
-    Raises:
-        OSError: It has ended.
-    """
-    line = running.stdout.readline() if running.stdout is not None else ""
-    if not line:
+    if not (answer := running.stdout.readline()):
         raise OSError("it ended early")
-    return line.strip()
+    return answer.strip()

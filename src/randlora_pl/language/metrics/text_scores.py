@@ -2,8 +2,9 @@
 
 E2E's evaluation takes BLEU and NIST from NIST's program mteval (version 13a; its tokens, lower case) and the other
 three from COCO's evaluation of captions (see `words`). BLEU comes from sacrebleu, METEOR from METEOR 1.5, ROUGE-L and
-CIDEr from pycocoevalcap. NIST is written here: nltk takes the best reference for each order of n-grams, where mteval
-counts the n-grams of all references of a text, so the two agree with one reference only.
+CIDEr from pycocoevalcap; without these packages the functions raise a `UserError`. NIST is written here: nltk takes the
+best reference for each order of n-grams, but mteval counts the n-grams of all references of a text, so that the two
+agree with one reference only.
 """
 
 import importlib
@@ -54,11 +55,7 @@ def generation_scores(texts: Sequence[str], references: References) -> dict[str,
 
 
 def bleu(texts: Sequence[str], references: References) -> float:
-    """Compute BLEU-4 of the corpus in 0..100: tokens of mteval 13a, lower case, closest reference length.
-
-    Raises:
-        UserError: The package sacrebleu is missing.
-    """
+    """Compute BLEU-4 of the corpus in 0..100: tokens of mteval 13a, lower case, closest reference length."""
     metrics = _scorer("sacrebleu.metrics")
     # sacrebleu wants the first references of all texts, then the second ones; where a text has fewer, None.
     most = max(map(len, references))
@@ -73,9 +70,6 @@ def nist(texts: Sequence[str], references: References, order: int = 5) -> float:
     Each matched n-gram counts by its information, log2 of how often its beginning occurs in all references over how
     often it does itself; a text may match an n-gram as often as the reference with the most of it. The length is
     compared with the mean length of a text's references.
-
-    Raises:
-        UserError: The package sacrebleu is missing.
     """
     tokenize = _scorer("sacrebleu.tokenizers.tokenizer_13a").Tokenizer13a()
     known = [[tokenize(reference.lower()).split() for reference in group] for group in references]
@@ -106,11 +100,7 @@ def nist(texts: Sequence[str], references: References, order: int = 5) -> float:
 
 
 def rouge_l(texts: Sequence[str], references: References) -> float:
-    """Compute ROUGE-L as COCO defines it, mean over the texts in 0..1.
-
-    Raises:
-        UserError: The package pycocoevalcap is missing.
-    """
+    """Compute ROUGE-L as COCO defines it, mean over the texts in 0..1."""
     return _coco(_scorer("pycocoevalcap.rouge.rouge").Rouge(), texts, references)
 
 
@@ -118,9 +108,6 @@ def cider(texts: Sequence[str], references: References) -> float:
     """Compute CIDEr as COCO does (Vedantam et al., 2015; its variant D), mean over the texts in 0..10.
 
     With a single text every inverse document frequency is 0, and so is the score.
-
-    Raises:
-        UserError: The package pycocoevalcap is missing.
     """
     return _coco(_scorer("pycocoevalcap.cider.cider").Cider(), texts, references)
 
@@ -141,11 +128,7 @@ def _ngrams(tokens: Sequence[str], order: int) -> Ngrams:
 
 
 def need_scorers() -> None:
-    """Check that the packages of all scores but METEOR are installed.
-
-    Raises:
-        UserError: One is missing.
-    """
+    """Raise an error if a package of the scores besides METEOR is missing."""
     for module in _SCORERS:
         _scorer(module)
 

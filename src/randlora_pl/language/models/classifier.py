@@ -23,18 +23,11 @@ def load_classifier(
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Return a sequence classifier in eval mode on the CPU, float32.
+    """Return a sequence classifier in eval mode on the CPU, float32 (see `model_config` for its arguments).
 
-    What the files lack of the head starts at N(0, initializer_range^2), biases at 0, from the seed alone; a head of
-    other classes is left out.
-
-    Args:
-        name: See `model_config`.
-        pretrained: See `model_config`.
-        tokenizer: Tokenizer of the model; a model with random weights takes its special tokens.
-        classnames: Name of each class; empty for one score.
-        seed: Seed of the head, and of random weights.
-        overrides: See `model_config`.
+    Tensors of the head that the files lack start at N(0, initializer_range^2), biases at 0, from the seed alone; a head
+    of other classes is left out. A model with random weights has the special tokens of the tokenizer. Without names of
+    classes it gives one score.
 
     Raises:
         UserError: The model cannot be had, has no classification head, lacks weights of its encoder, or its vocabulary

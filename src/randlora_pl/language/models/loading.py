@@ -143,16 +143,10 @@ def load_causal(
     dtype: torch.dtype = torch.float32,
     quantize: Quantize | None = None,
 ) -> nn.Module:
-    """Return a decoder with its output layer, in eval mode on the CPU.
+    """Return a decoder with its output layer, in eval mode on the CPU (see `model_config` for its arguments).
 
-    Args:
-        name: See `model_config`.
-        pretrained: See `model_config`.
-        tokenizer: Tokenizer of the model; a model with random weights takes its special tokens.
-        seed: Seed of random weights.
-        overrides: See `model_config`.
-        dtype: Data type of all weights.
-        quantize: Keeps the linear layers' weights in 4 or 8 bits (bitsandbytes, needs a GPU).
+    A model with random weights has the special tokens of the tokenizer. ``quantize`` keeps the linear layers' weights
+    in 4 or 8 bits (bitsandbytes, needs a GPU).
 
     Raises:
         UserError: The model cannot be had, its vocabulary is smaller than the tokenizer's, or bitsandbytes is missing.
@@ -181,11 +175,7 @@ def load_causal(
 def random_model(
     auto: Any, config: Any, tokenizer: Any, pad: int | None, seed: int, overrides: Mapping[str, Any] | None
 ) -> Any:
-    """Return a model of transformers with random weights and the special tokens of a tokenizer, in float32.
-
-    Raises:
-        UserError: The overrides make no model.
-    """
+    """Return a model of transformers with random weights and the special tokens of a tokenizer, in float32."""
     for token in ("bos_token_id", "eos_token_id"):  # a smaller vocabulary may not have its own
         setattr(config, token, getattr(tokenizer, token))
     config.pad_token_id = pad
@@ -197,11 +187,7 @@ def random_model(
 
 
 def pretrained_model(auto: Any, name: str, pretrained: str | None, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """Return a model of transformers with pretrained weights, and its loading info.
-
-    Raises:
-        UserError: It cannot be had.
-    """
+    """Return a model of transformers with pretrained weights, and its loading info."""
     source = pretrained or name
     with reached(source, "--model.pretrained" if pretrained else "--model.name"):
         model, info = auto.from_pretrained(source, output_loading_info=True, **options)

@@ -166,30 +166,31 @@ def encode_all(
 def collate(
     encoded: Sequence[Encoded | tuple[Sequence[int], Sequence[int]]], pad: int, side: Side = "left", multiple: int = 8
 ) -> dict[str, Tensor]:
-    """Return a batch.
+    """Return a batch for a decoder, padded on the left as generation needs it, or on the right.
 
     Args:
         encoded: Tokens and labels of each sample.
         pad: Number to pad with (see `pad_id`).
-        side: Side of the padding; left, as generation needs it.
-        multiple: The length is rounded up to a multiple of this, which GPUs multiply faster.
+        side: Side of the padding.
+        multiple: Divisor of the length; GPUs are faster with multiples of 8.
 
     Returns:
         ``input_ids``, ``attention_mask`` (1 at tokens, 0 at padding) and ``labels`` (`IGNORED` at padding), int64 of
         shape (batch, length).
     """
-    length = -(-max(len(sample[0]) for sample in encoded) // multiple) * multiple
-    batch = {
-        "input_ids": torch.full((len(encoded), length), pad),
-        "attention_mask": torch.zeros(len(encoded), length, dtype=torch.int64),
-        "labels": torch.full((len(encoded), length), IGNORED),
-    }
-    for row, sample in enumerate(encoded):
-        ids, labels = sample[0], sample[1]
-        here = slice(length - len(ids), length) if side == "left" else slice(0, len(ids))
-        batch["input_ids"][row, here] = torch.tensor(ids, dtype=torch.int64)
-        batch["attention_mask"][row, here] = 1
-        batch["labels"][row, here] = torch.tensor(labels, dtype=torch.int64)
+    rows = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels} for ids, labels, *_ in encoded]
+    return _padded(rows, {"input_ids": pad, "labels": IGNORED}, side, multiple)
+
+
+def _padded(
+    rows: Sequence[Mapping[str, Sequence[int]]], fill: Mapping[str, int], side: Side, multiple: int
+) -> dict[str, Tensor]:
+    length = -(-max(len(row["input_ids"]) for row in rows) // multiple) * multiple
+    batch = {name: torch.full((len(rows), length), fill.get(name, 0)) for name in rows[0]}
+    for number, row in enumerate(rows):
+        for name, values in row.items():
+            here = slice(length - len(values), length) if side == "left" else slice(0, len(values))
+            batch[name][number, here] = torch.tensor(values, dtype=torch.int64)
     return batch
 
 
@@ -218,7 +219,7 @@ def encode_sentences(
 def collate_sentences(
     tokenizer: Any, encoded: Sequence[Mapping[str, list[int]]], labels: Sequence[float], pad: int, multiple: int = 8
 ) -> dict[str, Tensor]:
-    """Return a batch for an encoder, padded on the right to a multiple of a length.
+    """Return a batch for an encoder, padded on the right.
 
     Args:
         tokenizer: The one that encoded; it defines the padding of inputs other than tokens.
@@ -230,11 +231,6 @@ def collate_sentences(
     Returns:
         The tokenizer's inputs, int64 of shape (batch, length), and ``labels``, int64 or float32 of shape (batch,).
     """
-    length = -(-max(len(sample["input_ids"]) for sample in encoded) // multiple) * multiple
     fill = {"input_ids": pad, "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
-    batch = {
-        name: torch.tensor([[*row[name], *[fill.get(name, 0)] * (length - len(row[name]))] for row in encoded])
-        for name in encoded[0]
-    }
-    whole = all(isinstance(label, int) for label in labels)
-    return {**batch, "labels": torch.tensor(labels, dtype=torch.int64 if whole else torch.float32)}
+    kind = torch.int64 if all(isinstance(label, int) for label in labels) else torch.float32
+    return {**_padded(encoded, fill, "right", multiple), "labels": torch.tensor(labels, dtype=kind)}

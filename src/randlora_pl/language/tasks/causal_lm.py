@@ -221,7 +221,7 @@ class CausalLMTask(AdaptationTask):
         """
         tokens = {prompt: encode_prompt(self.vocabulary, prompt, separate) for prompt in prompts}
         check_prompts(self.model, [tokens[prompt] for prompt in prompts], self.max_new_tokens)
-        order = sorted(tokens, key=lambda prompt: -len(tokens[prompt]))  # neighbours of one length need little padding
+        order = sorted(tokens, key=lambda prompt: -len(tokens[prompt]))  # neighbors of one length need little padding
         pad = pad_id(self.vocabulary)
         texts: dict[str, str] = {}
         with evaluating(self.model):

@@ -22,7 +22,7 @@ from randlora_pl.language.models.classifier import (
 from randlora_pl.language.models.tokenization import collate_sentences, encode_sentences, pad_id
 from randlora_pl.language.tasks import common
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import check_fraction
+from randlora_pl.tasks.defaults import check_classes, check_fraction
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.utils.errors import UserError
 
@@ -102,13 +102,7 @@ class TextClassificationTask(AdaptationTask):
         Raises:
             UserError: There is only one, or the task was built for others.
         """
-        if self.backbone is not None and list(classnames) != self.classnames:
-            raise UserError(
-                f"the task was built for {_classes(self.classnames)}, the data have {_classes(classnames)}; make a "
-                "new task."
-            )
-        if len(classnames) == 1:
-            raise UserError(f"there is only the class {classnames[0]!r}; a classifier needs two or more.")
+        check_classes(self, classnames, scores=True)
         self.classnames = list(classnames)
         self.metric = metric or ("acc" if classnames else "pearson")
 
@@ -229,17 +223,13 @@ class TextClassificationTask(AdaptationTask):
         """
         sentences = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         encoded, _ = encode_sentences(self.vocabulary, sentences, max_length)
-        order = sorted(range(len(encoded)), key=lambda place: -len(encoded[place]["input_ids"]))
+        order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]["input_ids"]))
         pad, parts = pad_id(self.vocabulary), []
         with evaluating(self.model, self.head):
             for start in range(0, len(encoded), batch_size):
-                some = [encoded[place] for place in order[start : start + batch_size]]
+                some = [encoded[index] for index in order[start : start + batch_size]]
                 batch = collate_sentences(self.vocabulary, some, [0] * len(some), pad)
                 parts.append(self.predict_step({name: value.to(self.device) for name, value in batch.items()}, 0))
         if not parts:
             return torch.empty(0, max(1, len(self.classnames)))
         return torch.cat(parts)[torch.tensor(order).argsort().to(self.device)]
-
-
-def _classes(names: Sequence[str]) -> str:
-    return f"{len(names)} classes {list(names[:3])}" if names else "scores"

@@ -13,11 +13,7 @@ log = logging.getLogger("randlora_pl")
 
 
 def gathered(own: Mapping[int, str]) -> dict[int, str]:
-    """Gather the texts of all processes by their numbers, in order; every process must call it.
-
-    Args:
-        own: The texts of this process, without those that only fill its last batch.
-    """
+    """Gather the texts of all processes by their numbers, in order; every process must call it with its own."""
     parts: list[Any] = [dict(own)]
     if dist.is_available() and dist.is_initialized():
         parts = [None] * dist.get_world_size()
@@ -46,7 +42,7 @@ def corpus_scores(items: Sequence[Item], texts: Mapping[int, str]) -> dict[str, 
 
     Args:
         items: The questions of the tests.
-        texts: What was written for some of them, by number.
+        texts: Generated texts by the number of their question.
 
     Raises:
         UserError: The package sacrebleu or pycocoevalcap is missing.
