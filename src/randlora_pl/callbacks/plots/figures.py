@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from randlora_pl.callbacks.plots.surest import Surest
+from randlora_pl.callbacks.plots.surest import Prediction, Surest
 from randlora_pl.utils import rng
 from randlora_pl.utils.files.atomic_output import write_bytes, write_text
 from randlora_pl.utils.files.run_files import run_folder
@@ -130,7 +130,7 @@ class Figures(Callback):
         self.samples = samples
         self._counts: Tensor | None = None
         self._turns: Counter[int] = Counter()  # test images of each class so far
-        self._shown: list[tuple[tuple[int, int], int, Tensor, int, int, float]] = []
+        self._shown: list[tuple[tuple[int, int], Prediction]] = []
         self._surest = Surest(samples)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -163,8 +163,8 @@ class Figures(Callback):
             if len(self._shown) < self.samples or key < self._shown[-1][0]:
                 image = batch["image"][places[place]].detach()
                 image = image.to("cpu", torch.float32, copy=True)  # a view would keep the whole batch
-                kept = (key, int(index[place]), image, label, int(guesses[place]), float(shares[place]))
-                insort(self._shown, kept, key=lambda one: one[:2])
+                kept = Prediction(float(shares[place]), int(index[place]), label, int(guesses[place]), image)
+                insort(self._shown, (key, kept), key=lambda one: (one[0], one[1].index))
                 del self._shown[self.samples :]
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -185,19 +185,14 @@ class Figures(Callback):
                 figures["confusion"] = partial(confusion_figure, counts, names)
         if self._shown:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            in_order = sorted((shown[1:] for shown in self._shown), key=lambda shown: shown[0])
-            _, images, *numbers, shares = zip(*in_order, strict=True)
-            truth, guesses = ([names[number] for number in column] for column in numbers)
-            figures["predictions"] = partial(samples_figure, _shown(images, data.frame), truth, guesses, shares)
-            mistakes = surest.mistakes
-            figures["mistakes"] = partial(
-                samples_figure,
-                _shown([mistake.image for mistake in mistakes], data.frame),
-                [names[mistake.label] for mistake in mistakes],
-                [names[mistake.guess] for mistake in mistakes],
-                [mistake.probability for mistake in mistakes],
-                surest.heading(),
-            )
+
+            def grid(kept: Sequence[Prediction], heading: str = "") -> Callable[[], Figure]:
+                truth, guesses = [names[one.label] for one in kept], [names[one.guess] for one in kept]
+                images, shares = _shown([one.image for one in kept], data.frame), [one.probability for one in kept]
+                return partial(samples_figure, images, truth, guesses, shares, heading)
+
+            figures["predictions"] = grid(sorted((one for _, one in self._shown), key=lambda one: one.index))
+            figures["mistakes"] = grid(surest.mistakes, surest.heading())
         self._write(trainer, figures)
 
     @staticmethod

@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """Wrong prediction.
+class Prediction:
+    """Prediction of a test image.
 
     Attributes:
         probability: Probability of the predicted class.
@@ -41,7 +41,7 @@ class Surest:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.mistakes: list[Mistake] = []
+        self.mistakes: list[Prediction] = []
         self.wrong = self.seen = 0
 
     def add(self, images: Tensor, index: Tensor, labels: Tensor, logits: Tensor, counts: Tensor) -> None:
@@ -61,7 +61,7 @@ class Surest:
         for place in wrong[order][: self.most].tolist():
             image = images[place].detach().to("cpu", torch.float32, copy=True)  # a view would keep the whole batch
             numbers = int(index[place]), int(labels[place]), int(guesses[place])
-            self._keep([Mistake(float(probabilities[place]), *numbers, image)])
+            self._keep([Prediction(float(probabilities[place]), *numbers, image)])
 
     def heading(self) -> str:
         """Return a heading with the numbers of mistakes found and kept."""
@@ -84,6 +84,6 @@ class Surest:
             found._keep(part.mistakes)
         return found
 
-    def _keep(self, more: list[Mistake]) -> None:
+    def _keep(self, more: list[Prediction]) -> None:
         both = sorted([*self.mistakes, *more], key=lambda mistake: (-mistake.probability, mistake.index))
         self.mistakes = both[: self.most]

@@ -1,15 +1,16 @@
 """Shared parts of the ``analyze`` commands: runs and their data, labels, the output folder."""
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from randlora_pl.cli.common import devices
 from randlora_pl.config.adapter_config import config_beside, data_beside
 from randlora_pl.engine.run_folder import new_folder, output_folder
-from randlora_pl.utils.errors import UnreadableImageError, UserError
+from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
 from randlora_pl.utils.text.formatting import byte_size
 
@@ -121,19 +122,9 @@ def framed(options: dict[str, Any], frame: Any, batch: int) -> "ImageData":
     )  # fmt: skip
 
 
-@contextmanager
-def advised(batch: int) -> Iterator[None]:
+def advised(batch: int) -> AbstractContextManager[None]:
     """Raise an error with advice if memory runs out for ``batch`` images at a time, or an image cannot be read."""
-    from randlora_pl.engine.error_messages import out_of_memory
-
-    try:
-        yield
-    except UnreadableImageError as error:
-        raise UserError(error.what, "Replace it, or take another data set.", error.where) from error
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise UserError(f"out of memory; try --batch-size {max(1, batch // 2)}") from error
+    return devices.advised(f"--batch-size {max(1, batch // 2)}", "Replace it, or take another data set.")
 
 
 def new_output(output: str | None, verb: str) -> Path:

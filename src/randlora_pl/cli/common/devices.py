@@ -1,8 +1,10 @@
-"""The device of commands that use a trained model."""
+"""The device of commands that use a trained model, and advice if it fails."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
 
 
 def pick_device(name: str) -> Any:
@@ -24,3 +26,25 @@ def pick_device(name: str) -> Any:
     if (device.index or 0) >= count:
         raise UserError(f"--device {name} is not on this machine; the last one is {device.type}:{count - 1}.")
     return device
+
+
+@contextmanager
+def advised(smaller: str, unreadable: str = "", too_large: str = "") -> Iterator[None]:
+    """Raise errors of one line, with advice, for what can go wrong while a model works.
+
+    Args:
+        smaller: Option to try if memory runs out.
+        unreadable: What to do about an image that cannot be read.
+        too_large: What to do about an image that is too large, if something else.
+    """
+    from randlora_pl.engine.error_messages import out_of_memory
+
+    try:
+        yield
+    except UnreadableImageError as error:
+        hint = too_large if too_large and isinstance(error, TooLargeImageError) else unreadable
+        raise UserError(error.what, hint, error.where) from error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"out of memory; try {smaller}") from error

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.common.arguments import check_output, check_parent
-from randlora_pl.cli.common.devices import pick_device
+from randlora_pl.cli.common.devices import advised, pick_device
 from randlora_pl.cli.help.pages import page
 from randlora_pl.cli.predict.arguments import MAX_PIXELS, parse
 from randlora_pl.cli.predict.csv_table import Predictions
 from randlora_pl.config.adapter_config import adapter_config
 from randlora_pl.language.catalog import TASKS
-from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
+from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import atomic_file
 from randlora_pl.utils.text.log_filters import silence_library_warnings
 from randlora_pl.utils.text.printable import printable
@@ -96,7 +96,6 @@ def classify(options: argparse.Namespace) -> Predictions:
     from randlora_pl.data import open_images
     from randlora_pl.data.images.decode import trust_the_limit
     from randlora_pl.data.unlabelled import frame_of
-    from randlora_pl.engine.error_messages import out_of_memory
     from randlora_pl.tasks import load_tasks, weighted_task
 
     device = pick_device(options.device)
@@ -114,7 +113,9 @@ def classify(options: argparse.Namespace) -> Predictions:
     count = max(min(options.top_k or 5, len(task.classnames)) for task in tasks.values())
     found = Predictions.of_classes(list(tasks), "images", ["image"], [[str(image)] for image in images], count)
     turns = list(zip(tasks, tasks.values(), [list(opened).index(frame) for frame in frames], strict=True))
-    try:
+    leave = "Leave it out of --images, {}or go on without it: --on-error skip"
+    hints = leave.format(""), leave.format("allow it by --max-pixels N, ")
+    with advised(f"--batch-size {max(1, batch_size // 2)}", *hints):
         for task in tasks.values():
             task.to(device)
             task.prepare_evaluation()
@@ -126,14 +127,6 @@ def classify(options: argparse.Namespace) -> Predictions:
                         known = batch["weight"] > 0
                         found.add_classes(name, batch["index"][known].tolist(), task.classnames, shares[known])
                 turns.reverse()  # the last adapter is already in the model
-    except UnreadableImageError as error:
-        larger = "allow it by --max-pixels N, " if isinstance(error, TooLargeImageError) else ""
-        hint = f"Leave it out of --images, {larger}or go on without it: --on-error skip"
-        raise UserError(error.what, hint, error.where) from error
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise UserError(f"out of memory; try --batch-size {max(1, batch_size // 2)}") from error
     if skipped := len(loaders[0].skipped):
         found.note += f"; unreadable and left out: {skipped:,}"
     return found

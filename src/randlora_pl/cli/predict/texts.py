@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.common.devices import pick_device
+from randlora_pl.cli.common.devices import advised, pick_device
 from randlora_pl.cli.predict.csv_table import Predictions
 from randlora_pl.language.data import prediction_inputs as inputs
 from randlora_pl.utils.errors import UserError
@@ -26,7 +26,6 @@ def answer(options: argparse.Namespace) -> Predictions:
 
     need_transformers()
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.engine.error_messages import out_of_memory
     from randlora_pl.utils.text.console import log_to_terminal
 
     log_to_terminal()  # logs how many texts are cut
@@ -43,13 +42,8 @@ def answer(options: argparse.Namespace) -> Predictions:
     options.batch_size = options.batch_size or _BATCH[kind]
     kinds_of_text = inputs.PROMPTS if decoder else inputs.SENTENCES
     given = [each for source in options.texts for each in inputs.read_given(source, kinds_of_text)]
-    try:
+    with advised(f"--batch-size {options.batch_size // 2}" if options.batch_size > 1 else "--precision bf16"):
         return _written(options, files, given) if decoder else _classified(options, files, given, classes)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        half = f"--batch-size {options.batch_size // 2}" if options.batch_size > 1 else "--precision bf16"
-        raise UserError(f"out of memory; try {half}") from error
 
 
 def _check_options(options: argparse.Namespace, decoder: bool, classes: bool) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.common.arguments import Parser
-from randlora_pl.cli.common.devices import pick_device
+from randlora_pl.cli.common.devices import advised, pick_device
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
 from randlora_pl.cli.data.report import checked_root
 from randlora_pl.data.catalog.registry import PAPER, DatasetSpec, default_root, find, how_to_get, present
 from randlora_pl.engine.run_folder import new_folder
-from randlora_pl.utils.errors import UnreadableImageError, UserError
+from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.text.log_filters import silence_library_warnings
 
@@ -108,20 +108,13 @@ def _load(typed: argparse.Namespace) -> "LoadedClip":
 
 def _test(clip: "LoadedClip", row: DatasetSpec, root: Path, batch: int, device: Any) -> "ZeroShot":
     """Test the model on one dataset."""
-    from randlora_pl.engine.error_messages import memory_advice, out_of_memory
     from randlora_pl.experiments.zeroshot import evaluate, prepare
 
-    try:
+    hint = f"Look for more: randlora-pl data check {row.name} --root {root} --every-image"
+    with advised(f"--data.eval_batch_size {max(1, batch // 2)}", hint):
         data = prepare(clip, row.name, root, batch)
         with counting(True, f"{row.name}: {{task.completed:,}} of {len(data.samples('test')):,} images") as tick:
             return evaluate(clip, data, device, tick)
-    except UnreadableImageError as error:
-        hint = f"Look for more: randlora-pl data check {row.name} --root {root} --every-image"
-        raise UserError(error.what, hint, error.where) from error
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise UserError(memory_advice(1, 1, "test", batch)) from error
 
 
 def _write(
