@@ -21,7 +21,7 @@ def test_pictures_of_a_test_are_written(fit: Fit, tmp_path: Path) -> None:
     assert figures._counts is not None and int(figures._counts.sum()) == 128  # two batches of 64
     accuracy = float(figures._counts.diagonal().sum() / figures._counts.sum())
     assert abs(accuracy - float(trainer.callback_metrics["test/acc"])) < 1e-6
-    assert len(figures._shown) == len({shown[3] for shown in figures._shown}) == 6
+    assert len(figures._shown) == len({kept.label for _, kept in figures._shown}) == 6
     for name in ("confusion", "predictions", "mistakes"):
         assert np.asarray(Image.open(tmp_path / "figures" / f"{name}.png")).std() > 1
     header, *rows = csv.reader((tmp_path / "figures" / "confusion.csv").open(newline=""))
@@ -37,8 +37,8 @@ def test_images_of_all_classes_are_shown_though_classes_come_one_by_one() -> Non
         images = index[:, None, None, None].expand(5, 3, 2, 2).float()
         outputs = {"logits": torch.eye(3)[label], "label": label, "index": index, "weight": torch.ones(5)}
         figures.on_test_batch_end(None, task, outputs, {"image": images}, number)  # type: ignore[arg-type]
-    assert sorted(label for *_, label, _, _ in figures._shown) == [0, 0, 1, 1, 2, 2]
-    assert all(index == image.mean() for _, index, image, *_ in figures._shown)
+    assert sorted(kept.label for _, kept in figures._shown) == [0, 0, 1, 1, 2, 2]
+    assert all(kept.index == kept.image.mean() for _, kept in figures._shown)
 
 
 def test_nothing_is_drawn_before_the_training(fit: Fit, tmp_path: Path) -> None:
