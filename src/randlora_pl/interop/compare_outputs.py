@@ -78,7 +78,9 @@ def logits(model: nn.Module) -> list[Tensor]:
     return [model(input_ids=ids).logits.float()]
 
 
-def check_written(found: list[Tensor], expected: list[Tensor], plain: list[Tensor], what: str, hint: str = "") -> float:
+def check_written(
+    found: list[Tensor], expected: list[Tensor], plain: list[Tensor], what: str, hint: str = "Please"
+) -> float:
     """Return the largest absolute difference of a written model's outputs, named ``what`` in messages.
 
     Raises:
@@ -88,7 +90,7 @@ def check_written(found: list[Tensor], expected: list[Tensor], plain: list[Tenso
     if relative > TOLERANCE:
         raise UserError(
             f"the {what} differ from the adapted one's by {relative:.1e} of the largest, more than {TOLERANCE:.0e}: "
-            f"nothing was written. {hint} Please report this with the adapter's configuration."
+            f"nothing was written. {hint} report this with the adapter's configuration."
         )
     if (fraction := lost(found, expected, plain)) > LOST:
         raise UserError(

@@ -246,7 +246,7 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
         for file, content in contents.items():
             (part / file.name).write_bytes(content)
         found = outputs(merged.library_model.load(part / path.name), _size(merged.file))
-        hint = "Try --no-head." if merged.classifies else ""
+        hint = "Try --no-head, and please" if merged.classifies else "Please"
         absolute = check_written(found, expected, plain, "outputs of the merged model", hint)
         for file in left_over:
             file.unlink()  # it does not belong to the new weights
