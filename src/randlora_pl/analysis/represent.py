@@ -191,12 +191,7 @@ def mean_error(fits: list[LayerFit], which: str) -> float:
 
 
 def represent_figure(fits: Mapping[int, list[LayerFit]], title: str) -> Figure:
-    """Plot the error over all layers by number of parameters, and the error of each layer at the largest budget.
-
-    Args:
-        fits: Fits of the layers, by LoRA's rank.
-        title: Title of the plot, with the source of the update.
-    """
+    """Plot the error over all layers by number of parameters, and the error of each layer at the largest budget."""
     figure = new_figure(11.5, 4.8, title)
     budgets, layers = figure.subplots(1, 2, sharey=True)
     largest = fits[max(fits)]

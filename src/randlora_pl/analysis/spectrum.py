@@ -112,11 +112,7 @@ def curve(layers: Sequence[LayerSpectrum], points: int = 200) -> tuple[Any, Any,
 
 
 def spectrum_figure(adapters: Mapping[str, Sequence[LayerSpectrum]]) -> Figure:
-    """Plot singular values, and rank and effective rank by layer, of several adapters.
-
-    Args:
-        adapters: Spectra of the layers, by label of the adapter; only common layers are drawn.
-    """
+    """Plot singular values, and rank and effective rank by layer, of several adapters; only common layers are drawn."""
     layers = common_layers(list(adapters.values()))
     figure = new_figure(14, 4.6, "")
     curves, ranks, effective = figure.subplots(1, 3)

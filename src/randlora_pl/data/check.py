@@ -20,20 +20,15 @@ from randlora_pl.utils.errors import UserError
 MOST = 5
 """Maximum number of unreadable images named per split."""
 
+Tick = Callable[[int], None]
 _CHUNK = 1_024
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """Result for one split.
+    """Result for one split: images found, expected (None if unknown), and decoded without errors.
 
-    Attributes:
-        split: ``train``, ``val`` or ``test``.
-        images: Number of images found.
-        expected: Expected number of images; None if unknown.
-        fewest: (class, images) of the smallest class; None for captions.
-        most: (class, images) of the largest class; None for captions.
-        decoded: Number of images decoded without errors.
+    ``fewest`` and ``most`` are (class, images) of the smallest and the largest class; None for captions.
     """
 
     split: str
@@ -46,14 +41,7 @@ class SplitReport:
 
 @dataclass
 class Report:
-    """Result for one dataset.
-
-    Attributes:
-        name: Name of the dataset.
-        splits: Results of the readable splits.
-        problems: Problems, one or two lines each.
-        missing: True if the dataset does not exist.
-    """
+    """Result for one dataset: readable splits, and problems of one or two lines each."""
 
     name: str
     splits: list[SplitReport] = field(default_factory=list)
@@ -61,7 +49,7 @@ class Report:
     missing: bool = False
 
 
-def check(row: DatasetSpec, root: Path, sample: int | None, tick: Callable[[int], None] = lambda _: None) -> Report:
+def check(row: DatasetSpec, root: Path, sample: int | None, tick: Tick = lambda _: None) -> Report:
     """Read a dataset and compare it with its specification.
 
     Args:
@@ -105,12 +93,7 @@ def check(row: DatasetSpec, root: Path, sample: int | None, tick: Callable[[int]
 
 
 def _split(
-    row: DatasetSpec,
-    split: str,
-    samples: Samples,
-    sample: int | None,
-    problems: list[UserError],
-    tick: Callable[[int], None],
+    row: DatasetSpec, split: str, samples: Samples, sample: int | None, problems: list[UserError], tick: Tick
 ) -> SplitReport:
     """Check one split; append to ``problems``."""
     expected = row.counts.get(split)

@@ -20,17 +20,13 @@ MAGNITUDES = 31
 
 
 def check(values: Mapping[str, Any], row: DatasetSpec) -> None:
-    """Check `ImageData`'s options, except prompts and task.
-
-    Args:
-        values: Options by name.
-        row: Specification of the dataset.
+    """Check `ImageData`'s options by name, except prompts and task.
 
     Raises:
         UserError: An option is invalid; the message has the first.
     """
     known = {**values, "captions": row.captions, "without_classes": "captions" if row.captions else ""}
-    for each in (check_subset, check_run, check_balance, check_augment, check_resize, check_frame):
+    for each in (check_subset, check_run, check_balance, check_augment, check_frame):
         each(**{name: known[name] for name in signature(each).parameters})
     if values["root"] is None and row.own:
         raise UserError(f"The dataset {row.name!r} needs --data.root: {row.source} ({row.layout})")
@@ -85,22 +81,11 @@ def check_run(
 
 
 def check_balance(balance: str | None, without_classes: str = "") -> None:
-    """Check the correction for classes of different sizes.
-
-    Args:
-        balance: Value of the option.
-        without_classes: Kind of labels instead of classes; empty if samples have classes.
-    """
+    """Check the correction for classes of different sizes; ``without_classes`` names labels that are not classes."""
     if balance is not None:
         _one_of("balance", balance, BALANCES)
         if without_classes:
             raise UserError(f"--data.balance {balance} needs classes, but {without_classes} have none. Remove it")
-
-
-def check_resize(resize: str | None) -> None:
-    """Check the resize option."""
-    if resize is not None:
-        _one_of("resize", resize, RESIZES)
 
 
 def check_augment(randaugment: int | None, mixup: float | None, cutmix: float | None, captions: bool) -> None:
@@ -159,6 +144,7 @@ def check_frame(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     interpolation: str | None,
+    resize: str | None,
     on_error: str,
 ) -> None:
     """Check transforms, and the handling of unreadable images."""
@@ -173,6 +159,8 @@ def check_frame(
         raise UserError(f"--data.std is {list(std)}, but needs 3 values above 0")
     if interpolation is not None:
         _one_of("interpolation", interpolation, INTERPOLATIONS)
+    if resize is not None:
+        _one_of("resize", resize, RESIZES)
     _one_of("on_error", on_error, ("raise", "skip"))
 
 

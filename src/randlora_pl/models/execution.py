@@ -57,7 +57,6 @@ def compile_blocks(model: nn.Module, backend: str, device: torch.device) -> None
     import torch._dynamo.config as dynamo  # takes a second to import
 
     # Two tower widths, training and evaluation, and a smaller last batch exceed the default limit of 8 variants.
-    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # before PyTorch 2.6
-    setattr(dynamo, limit, max(_VARIANTS, getattr(dynamo, limit)))
+    dynamo.recompile_limit = max(_VARIANTS, dynamo.recompile_limit)
     for block in blocks.values():
         block.compile(backend=backend)

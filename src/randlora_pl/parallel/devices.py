@@ -18,9 +18,6 @@ _log = logging.getLogger("randlora_pl")
 def with_devices(config: dict[str, Any]) -> dict[str, Any]:
     """Return trainer options with the devices and machines of torchrun or SLURM, unless the user set them.
 
-    Args:
-        config: Options of the trainer.
-
     Raises:
         UserError: A GPU is requested but not available, or the user set other numbers than the launcher: every process
             would train on its own.
@@ -52,11 +49,7 @@ def with_devices(config: dict[str, Any]) -> dict[str, Any]:
 def with_strategy(config: dict[str, Any], timeout: float) -> dict[str, Any]:
     """Return trainer options with `AdapterDDP` where Lightning would choose its DDP, or `AdapterFSDP` for ``fsdp2``.
 
-    Any other strategy set by the user is kept.
-
-    Args:
-        config: Options of the trainer.
-        timeout: Seconds that a process waits for the others.
+    Any other strategy set by the user is kept. A process waits ``timeout`` seconds for the others.
 
     Raises:
         UserError: The timeout is not positive, the strategy is Lightning's FSDP, or ``fsdp2`` cannot be started here.

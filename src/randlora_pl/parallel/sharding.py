@@ -83,9 +83,7 @@ class AdapterFSDP(AdapterDDP):
                 "--trainer.strategy fsdp2 and --model.torch_compile exclude each other, because compiled blocks keep "
                 "matrices of full size for the backward pass. Remove one of them."
             )
-        if not any(
-            hasattr(parameter, "to_local") for parameter in task.model.parameters()
-        ):  # else sharded by an earlier run
+        if not any(hasattr(p, "to_local") for p in task.model.parameters()):  # else sharded by an earlier run
             world: Any = torch.distributed.group.WORLD  # it has the timeout
             shard(task.model, DeviceMesh.from_group(world, self.root_device.type))
         self.shards = Shards.of(task.model)
@@ -107,11 +105,7 @@ class AdapterFSDP(AdapterDDP):
 
 
 def shard(model: nn.Module, mesh: Any) -> None:
-    """Shard the frozen weights of a backbone's blocks in place.
-
-    Args:
-        model: The backbone with its adapter; on the host or on a device.
-        mesh: One-dimensional `DeviceMesh` of the devices.
+    """Shard the frozen weights of a backbone's blocks in place, on a one-dimensional `DeviceMesh`.
 
     Raises:
         UserError: There is nothing to shard, or PyTorch is too old.

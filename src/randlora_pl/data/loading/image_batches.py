@@ -22,17 +22,11 @@ Late = Literal["nothing", "colors", "crops"]
 def load_images(
     samples: Samples, indices: Tensor, frame: Frame, scale: tuple[float, float] | None, skip: bool
 ) -> tuple[list[Tensor], dict[int, tuple[str, str]]]:
-    """Load the images of some samples.
-
-    Args:
-        samples: Samples of the split.
-        indices: int64 (b,), indices in the split.
-        frame: Image size, and the mean color that replaces an unreadable image.
-        scale: Area fraction of training crops, None in evaluation; determines the pixels needed.
-        skip: Skip unreadable images instead of raising.
+    """Load the images of some samples, int64 (b,).
 
     Returns:
-        b images, uint8 (height, width, channels); and (name, error) of unreadable ones, by index in the batch.
+        b images, uint8 (height, width, channels), the mean color for unreadable ones; and (name, error) of these by
+        index in the batch.
 
     Raises:
         UserError: An image is unreadable and ``skip`` is false.
@@ -134,13 +128,7 @@ class EvalBatches:
 
 
 def default_workers(in_memory: bool, frame: Frame, devices: int) -> int:
-    """Return the worker processes per device: 0 if batches are cheap, else its share of the cores.
-
-    Args:
-        in_memory: True if images need no decoding.
-        frame: Preprocessing with the image size.
-        devices: Number of training devices on this machine.
-    """
+    """Return the worker processes per device: 0 if images in memory make cheap batches, else its share of the cores."""
     if in_memory and (frame.size <= 64 or not torch.cuda.is_available()):
         return 0
     return min(8, usable_cores() // max(1, devices))

@@ -52,7 +52,7 @@ def quotas(counts: NDArray[np.int64], total: int, ties: NDArray[np.int64], keep:
 
     Args:
         counts: int64 (classes,), number of samples per class.
-        total: Samples to choose, from 0 to the sum of the counts.
+        total: Samples to choose, at most the sum of the counts.
         ties: Order of the classes that breaks ties of remainders.
         keep: Minimum number left in a class when rounding up; the sum may then be below ``total``.
     """
