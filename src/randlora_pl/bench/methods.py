@@ -106,7 +106,7 @@ def language_rank(name: str) -> int:
 
 
 def chosen(names: list[str] | None) -> list[str]:
-    """Return the methods to measure, in the order of the table, by default those of the paper's comparison.
+    """Return the methods to measure, in the order of the table, by default the ones that the paper compares.
 
     Raises:
         UserError: A method is unknown.
