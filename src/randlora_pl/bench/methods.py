@@ -131,14 +131,8 @@ def adapted(
 ) -> nn.Module:
     """Return a copy of a plain model with a method in it; methods that freeze the model's tensors share them with it.
 
-    So a model of any size is in memory twice, whatever the number of methods: once frozen, once trained.
-
-    Args:
-        base: The plain model; it is frozen on the way.
-        name: A name of `METHODS`.
-        rank: Another rank than the method's own.
-        targets: The layers to adapt.
-        dropout: On the input of the update's path.
+    So a model of any size is in memory twice, whatever the number of methods: once frozen, once trained. The plain
+    model is frozen on the way.
 
     Raises:
         UnavailableError: The method is not available here, or there is not the memory for it.

@@ -59,11 +59,6 @@ def image_problem(model: str, library: Library, images: int) -> Problem:
     """Return a vision model whose features are classified by a frozen matrix, like with a head of text embeddings.
 
     Methods so differ in the model alone.
-
-    Args:
-        model: A name of timm, or of open_clip, whose image tower it is.
-        library: Library that builds the model.
-        images: Images of a step.
     """
     built: nn.Module
     if library == "timm":
@@ -90,13 +85,7 @@ def _classified(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
 
 
 def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str, Any] | None) -> Problem:
-    """Return a decoder that predicts each next one of some random tokens.
-
-    Args:
-        model: A decoder of transformers that is known by name.
-        samples: Samples of a step.
-        tokens: Tokens of each sample, two or more.
-        overrides: Overrides of its configuration, for example ``{num_hidden_layers: 4}``.
+    """Return a decoder, known by name, that predicts each next one of the random tokens of some samples.
 
     Raises:
         UserError: transformers is missing, the options make no model, or it has fewer positions than tokens.

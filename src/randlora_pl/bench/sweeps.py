@@ -108,13 +108,9 @@ def cases(
 
 
 def estimated_seconds(points: Sequence[tuple[str, Point]], methods: int, rounds: int, rate: float) -> float:
-    """Roughly how long the sweeps take; building a weight costs as much as 1.5 times ``width`` further tokens do.
+    """Return roughly how long the sweeps take on a machine that does ``rate`` operations a second at best.
 
-    Args:
-        points: Points of all sweeps.
-        methods: Number of methods measured at each point.
-        rounds: Figures of each.
-        rate: Operations a second of the machine at best.
+    Building a weight costs as much as 1.5 times ``width`` further tokens do.
     """
     flops = sum(6 * (point.tokens + 1.5 * point.width) * point.width**2 * point.depth for _, point in points)
     return methods * (rounds + 1) * (flops / (0.5 * rate) + 0.5 * len(points))

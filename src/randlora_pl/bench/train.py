@@ -105,13 +105,9 @@ class Training:
 
 
 def estimated_seconds(forward: int, rate: float, cases: int, rounds: int) -> float:
-    """Roughly how long a run takes: a step has three forward passes at half of the machine's peak, a model is built.
+    """Return roughly how long a run takes, from operations of a forward pass and the machine's peak a second.
 
-    Args:
-        forward: Operations of a forward pass.
-        rate: Operations a second of the machine at best.
-        cases: Number of measured cases.
-        rounds: Steps of each, beside the one that is counted.
+    A step has three forward passes at half of the peak, and a model is built.
     """
     return cases * (3 * forward / (0.5 * rate) * (rounds + 1) + 0.5 * rounds + 2)
 

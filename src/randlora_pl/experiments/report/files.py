@@ -67,12 +67,9 @@ def _content(sweep: Sweep) -> dict[str, bytes]:
 
 
 def draw(figure: Any, form: str, name: str) -> bytes:
-    """Return a figure as a file; the same figure gives the same bytes.
+    """Return a figure as a PNG file (on white) or an SVG file (without a background).
 
-    Args:
-        figure: A matplotlib figure.
-        form: ``png`` (on white) or ``svg`` (without a background).
-        name: Seed of the identifiers in an SVG file.
+    The same figure gives the same bytes: the name is the seed of the identifiers in an SVG file.
     """
     FigureCanvasAgg(figure)
     stream = io.BytesIO()

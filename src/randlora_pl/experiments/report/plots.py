@@ -33,7 +33,7 @@ INK = "#6f7580"
 def style(results: Results, method: str) -> dict[str, Any]:
     """Colour and marker of a method, the same in every figure."""
     place = results.plan.methods.index(method)
-    thick = 2.4 if results.kind(method).lower().startswith("randlora") else 1.5
+    thick = 2.4 if results.is_randlora(method) else 1.5
     return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "linewidth": thick}
 
 

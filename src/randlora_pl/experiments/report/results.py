@@ -156,6 +156,10 @@ class Results:
         runs = (run for run in self.sweep.finished if run.key.method == method and "method" in run.facts)
         return next((str(run.facts["method"]) for run in runs), method)
 
+    def is_randlora(self, method: str) -> bool:
+        """Return True if the runs' adapter, not the label, is RandLoRA: LoRA may be ``matched to RandLoRA-6``."""
+        return self.kind(method).lower().startswith("randlora")
+
     def family(self, model: str) -> str:
         """Return a model's family: from the sweep, else the first word of its label."""
         return self.plan.families.get(model) or model.replace("_", "-").partition("-")[0]

@@ -74,13 +74,9 @@ def _share(number: int, jobs: int) -> dict[str, str]:
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // jobs))
     environment = os.environ | {"OMP_NUM_THREADS": threads}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else [str(number) for number in range(_gpus())]
+    devices = list(Path("/proc/driver/nvidia/gpus").glob("*"))  # without starting CUDA here
+    gpus = visible.split(",") if visible else list(map(str, range(len(devices))))
     return environment | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if len(gpus) > 1 else {})
-
-
-def _gpus() -> int:
-    """NVIDIA devices, without starting CUDA here."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))  # nothing without this folder
 
 
 def _end(started: Sequence["subprocess.Popen[bytes]"]) -> None:

@@ -19,12 +19,8 @@ HEADS = ("LinearHeadTask", "TextClassificationTask")
 def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, untrained: bool) -> Tree:
     """Return the config of a model with a method, with every class name checked.
 
-    Args:
-        model: Facts of the model: ``config`` (names of configs, or a config itself) and ``set``.
-        method: Facts of the method.
-        options: Options of all trials.
-        root: Folder of the datasets, which overrides the folder of the configs; None keeps it.
-        untrained: Whether the model is tested as it is.
+    The facts of a model are its ``config`` (names of configs, or a config itself) and ``set``. A ``root`` overrides the
+    folder of the datasets in the configs.
 
     Raises:
         UserError: A name is unknown, or the model cannot be tested without training.

@@ -121,7 +121,7 @@ def comparisons(results: Results, rates: Rates) -> list[Versus]:
 
 
 def _order(results: Results, one: Versus) -> tuple[bool, bool]:
-    return not _is_randlora(results, one.first), _is_randlora(results, one.second)
+    return not results.is_randlora(one.first), results.is_randlora(one.second)
 
 
 def leading(results: Results, found: list[Versus]) -> list[Versus]:
@@ -132,18 +132,13 @@ def leading(results: Results, found: list[Versus]) -> list[Versus]:
 def _of_model(results: Results, rates: Rates, model: str) -> Iterator[Versus]:
     methods = [method for method in results.plan.methods if not is_zero_shot(method)]
     for one, other in combinations(methods, 2):
-        swapped = not _is_randlora(results, one) and _is_randlora(results, other)
+        swapped = not results.is_randlora(one) and results.is_randlora(other)
         first, second = (other, one) if swapped else (one, other)
         sizes = [results.parameters(model, method) for method in (first, second)]
         if all(sizes) and (cells := _cells(results, model, first, second)):
             ratio = (sizes[0] or 0) / (sizes[1] or 1)
             seeds = min(len(difference.values) for difference in cells.values())
             yield Versus(model, first, second, ratio, seeds, cells, rates.untuned(model, (first, second)))
-
-
-def _is_randlora(results: Results, method: str) -> bool:
-    """Return True if the runs' adapter, not the label, is RandLoRA: LoRA may be ``matched to RandLoRA-6``."""
-    return results.kind(method).lower().startswith("randlora")
 
 
 def _cells(results: Results, model: str, first: str, second: str) -> dict[tuple[str, str], Estimate]:
