@@ -1,4 +1,4 @@
-"""Tiny but true copies of the 22 on-disk formats, from their public descriptions and without any of the readers.
+"""Tiny but true copies of all on-disk formats, from their public descriptions and without any of the readers.
 
 Each copy has all classes and a few images of each: same folders, same annotation files, and files of the kinds that
 the real sets hold. The colour of an image says its label, so that a test can tell whether pixels and labels agree.
