@@ -50,3 +50,14 @@ def test_classes_are_spelled_right_and_foreign_ones_left_alone() -> None:
         foreign = compose("fit", ["--model.adapter", name, "--model.adapter.any", "1"], DEFAULTS)
         check_names(foreign)
         assert foreign.values["model.adapter"] == name
+
+
+def test_help_of_a_class_names_where_it_is_imported_from(refused: Callable[..., str]) -> None:
+    def typed(*words: str) -> list[str]:
+        command = compose("fit", words, DEFAULTS)
+        check_names(command)
+        return command.typed
+
+    assert typed("--model.adapter.help", "vera") == ["--model.adapter.help", "randlora_pl.adapters.VeRA"]
+    assert typed("--model.help=CausalLMTask") == ["--model.help", "randlora_pl.language.CausalLMTask"]
+    assert "'LinearHeadTask'" in refused("fit", "--model.help", "LinearHead")

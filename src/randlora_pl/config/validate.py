@@ -115,6 +115,10 @@ def check_names(command: Command) -> None:
         _check_option(command, key, groups, key in typed)
     for option, name in zip(CLASSES, (task, method, inner), strict=True):
         _spell(command, option, name)
+    for option, known in zip(CLASSES, (tasks(), adapters(), adapters()), strict=True):
+        if asked := command.values.get(f"{option}.help"):
+            name = known_class(asked, known, "class", f"--{option}.help")
+            _spell(command, f"{option}.help", name and f"{known[name].module}.{name}")
     seed = flat.get("seed_everything", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"--seed_everything is {brief(seed)}: give a whole number from 0 to {2**32 - 1}.")
