@@ -117,6 +117,20 @@ def test_an_impossible_budget_says_which_rank() -> None:
         match_budget(RandLoRA(match="lora:99"), SHAPES, MODEL)
 
 
+class Diagonal(Adapter):
+    """A method without a rank."""
+
+    def count(self, shape: WeightShape) -> int:
+        return shape.small
+
+
+def test_a_method_without_a_rank_has_nothing_to_match() -> None:
+    assert Diagonal().rank is None
+    assert count_parameters(Diagonal(), SHAPES) == 36
+    with pytest.raises(UserError, match="Diagonal has no rank"):
+        match_budget(Diagonal(match="lora:2"), SHAPES, MODEL)
+
+
 @pytest.mark.parametrize("adapter", [LoRA(match="randlora:4"), DoRA(RandLoRA(match="lora:2")), NoLA(match="lora:1")])
 def test_a_matched_adapter_is_described_by_what_it_became(adapter: Any) -> None:
     model = zoo.small_vit()

@@ -10,12 +10,7 @@ if TYPE_CHECKING:
     from randlora_pl.adapters.injection import InjectionReport, inject
     from randlora_pl.adapters.io.adapter_file import AdapterFile
     from randlora_pl.adapters.io.save_load import load_adapter, read_adapter, save_adapter
-    from randlora_pl.adapters.methods.fixed_rank.dora import DoRA
-    from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
-    from randlora_pl.adapters.methods.fixed_rank.nola import NoLA
-    from randlora_pl.adapters.methods.fixed_rank.vera import VeRA
-    from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
-    from randlora_pl.adapters.methods.whole.full import BitFit, FullFineTuning, LinearProbe
+    from randlora_pl.adapters.methods import BitFit, DoRA, FullFineTuning, LinearProbe, LoRA, NoLA, RandLoRA, VeRA
     from randlora_pl.adapters.operations import (
         adapted_layers,
         delta_weights,

@@ -178,7 +178,8 @@ class Adapter:
         seed: Seed of the random bases and initial values; by default the run's seed.
     """
 
-    rank: Any
+    rank: Any = None
+    size_option = "rank"  # the option that ``match`` chooses, if the method has it
     trains_base = False  # True if the method trains the model's own tensors instead of adding to them
     reads_weight = False  # True if an update is initialized from the values of the frozen weight
 

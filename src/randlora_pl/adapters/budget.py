@@ -1,5 +1,7 @@
 """Parameter budgets: counts of trainable parameters, and matching one method to another's count."""
 
+from inspect import signature
+
 import torch
 from torch import nn
 
@@ -17,9 +19,9 @@ def count_parameters(adapter: Adapter, shapes: list[WeightShape]) -> int:
     return sum(adapter.count(shape) for shape in shapes)
 
 
-def _number_option(method: str) -> str:
-    """Return the option that sets a method's size."""
-    return "num_bases" if method.lower() == "nola" else "rank"
+def _has_size(kind: type[Adapter]) -> bool:
+    """Return True if a method has the option that ``match`` chooses."""
+    return kind.size_option in signature(kind).parameters
 
 
 def parse_budget(text: str, shapes: list[WeightShape], model: nn.Module) -> int:
@@ -31,10 +33,10 @@ def parse_budget(text: str, shapes: list[WeightShape], model: nn.Module) -> int:
     name, _, number = text.lower().partition(":")
     if name == "full" and not number:
         return sum(parameter.numel() for parameter in model.parameters())
-    kind = {method.lower(): method for method in ("RandLoRA", "LoRA", "VeRA", "NoLA")}.get(name)
-    if kind is None or not number.isdecimal() or int(number) == 0:
+    kind = next((getattr(methods, method) for method in methods.__all__ if method.lower() == name), None)
+    if kind is None or not _has_size(kind) or not number.isdecimal() or int(number) == 0:
         raise UserError(f"match is {text!r}. Set a method and a number (lora:32, randlora:6, nola:1024), or full.")
-    return count_parameters(getattr(methods, kind)(**{_number_option(name): int(number)}), shapes)
+    return count_parameters(kind(**{kind.size_option: int(number)}), shapes)
 
 
 def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) -> tuple[Adapter, list[str]]:
@@ -47,12 +49,17 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
 
     Returns:
         The adapter, and notes with both counts.
+
+    Raises:
+        UserError: The budget is not valid, or the method has no number to choose.
     """
     if adapter.match is None:
         return adapter, []
     budget = parse_budget(adapter.match, shapes, model)
     inner = getattr(adapter, "inner", adapter)
-    option = _number_option(inner.method())
+    option = inner.size_option
+    if not _has_size(type(inner)):
+        raise UserError(f"{inner.method()} has no {option} to match to {adapter.match}. Leave out its option match.")
 
     def count(number: int) -> int:
         return count_parameters(adapter.replace(**{option: number, "match": None}), shapes)

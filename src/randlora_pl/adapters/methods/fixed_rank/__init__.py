@@ -1,1 +1,1 @@
-"""Methods whose update has a chosen rank: LoRA, DoRA, VeRA, NoLA."""
+"""Methods whose update has a chosen rank."""

@@ -22,6 +22,8 @@ class NoLA(Adapter):
         options: Options of every method, see `Adapter`.
     """
 
+    size_option = "num_bases"
+
     def __init__(
         self,
         rank: int | dict[str, int] = 1,

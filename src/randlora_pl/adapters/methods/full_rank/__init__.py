@@ -1,1 +1,1 @@
-"""Methods with a full-rank update and few trainable parameters: RandLoRA."""
+"""Methods with a full-rank update and few trainable parameters."""
