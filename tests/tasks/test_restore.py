@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from randlora_pl.adapters import LinearProbe, RandLoRA, adapted_layers, inject, save_adapter
+from randlora_pl.config.class_index import subclasses
 from randlora_pl.models import load_clip
 from randlora_pl.tasks import AdaptationTask, LinearHeadTask, load_task
+from randlora_pl.tasks.restore import TASKS
 from randlora_pl.utils.errors import UserError
 from tests.support.products import covering
 
@@ -30,6 +32,11 @@ def saved(folder: Path, kind: str, method: str = "randlora", **options: Any) -> 
     shake(task)
     task.save(folder, {"step": 3})
     return task
+
+
+def test_every_task_on_images_is_restored_and_tested() -> None:
+    names = {name for name, source in subclasses("tasks", "AdaptationTask").items()}
+    assert set(TASKS) == {kind.__name__ for kind in KINDS.values()} == names
 
 
 @pytest.mark.parametrize(("kind", "method"), covering(KINDS, METHODS, strength=1))

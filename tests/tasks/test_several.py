@@ -16,7 +16,7 @@ from randlora_pl.adapters import FullFineTuning, LinearProbe, LoRA, RandLoRA, ad
 from randlora_pl.tasks import AdaptationTask, load_task, load_tasks, weighted_task
 from randlora_pl.utils.errors import UserError
 
-from .small import CLASSES, TEMPLATES, built, images, make, shake
+from .small import CLASSES, KINDS, TEMPLATES, built, images, make, shake
 
 OTHERS = ["cat", "dog", "cow"]
 
@@ -83,6 +83,10 @@ SETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "vision-language", "logit_scale": "raw", "adapter": RandLoRA(8, seed=4)},
     ],
 }
+
+
+def test_every_kind_is_in_a_set() -> None:
+    assert {member["kind"] for members in SETS.values() for member in members} == set(KINDS)
 
 
 @pytest.mark.parametrize("members", SETS.values(), ids=SETS)
@@ -215,7 +219,7 @@ def test_a_bad_one_among_good_ones_is_named(tmp_path: Path) -> None:
     good = saved(tmp_path / "good", "text head")
     layer = nn.Sequential(nn.Linear(4, 4))
     inject(layer, LoRA(2), ["0"])
-    with pytest.raises(UserError, match="task"):
+    with pytest.raises(UserError, match="saved by none"):
         load_tasks({"good": good, "plain": save_adapter(layer, tmp_path / "plain")})
     with pytest.raises(UserError, match="nowhere"):
         load_tasks({"good": good, "bad": tmp_path / "nowhere"})

@@ -51,6 +51,7 @@ class AdaptationTask(LightningModule):
         takes_captions: True if the data may be captions rather than classes.
         vision_only: True if the image tower alone trains.
         blended_labels: True if a training label may be fractions of several classes.
+        trained_head: True if a head trains beside the backbone, for the features of this adapter alone.
         data_module: Dotted path of the class of its data.
         fixed_options: Arguments of this constructor that a subclass sets itself.
         adapters: All adapters of a backbone that tasks share.
@@ -62,7 +63,7 @@ class AdaptationTask(LightningModule):
         test_name: Prefix of the metrics of a test, ``test`` or, before training, ``zeroshot``.
     """
 
-    zero_shot = takes_captions = vision_only = blended_labels = False
+    zero_shot = takes_captions = vision_only = blended_labels = trained_head = False
     data_module = "randlora_pl.data.ImageData"
     schedule: str = "cosine"
     fixed_options: ClassVar[tuple[str, ...]] = ()

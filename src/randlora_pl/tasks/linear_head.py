@@ -11,7 +11,7 @@ from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_cli
 from randlora_pl.tasks import images
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_fraction, check_positive
-from randlora_pl.tasks.losses import normalize
+from randlora_pl.tasks.losses import class_losses, normalize
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.utils.errors import UserError
 
@@ -36,9 +36,9 @@ class LinearHeadTask(AdaptationTask):
         options: Options of every task, see `AdaptationTask`.
     """
 
-    vision_only = blended_labels = True
+    vision_only = blended_labels = trained_head = True
     set_classes, setup = images.set_classes, images.setup
-    evaluate, sample_losses, predict_step = images.evaluate, images.sample_losses, images.predict_step
+    evaluate, predict_step = images.evaluate, images.predict_step
 
     def __init__(
         self,
@@ -81,7 +81,6 @@ class LinearHeadTask(AdaptationTask):
 
     def build_on(self, other: AdaptationTask) -> None:
         """Make an empty head of the other's width."""
-        self.identity = other.identity
         self._make_head(other.head_tensors()["head"].shape[1])
 
     def _make_head(self, features: int) -> None:
@@ -101,6 +100,10 @@ class LinearHeadTask(AdaptationTask):
                 "Choose a model that pools its tokens (`randlora-pl models` shows some)."
             )
         return self.head(normalize(features) if self.is_clip else features)  # type: ignore[no-any-return]
+
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the cross-entropy over all classes."""
+        return class_losses(self.class_logits(batch["image"]), batch, self.label_smoothing)
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return the backbone's groups and the head's own."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.io.save_load import place_adapter
@@ -17,7 +17,7 @@ from randlora_pl.utils.files.weights_files import find_weights
 ImageTask = VisionLanguageTask | TextHeadTask | LinearHeadTask
 """The tasks on images."""
 
-TASKS: dict[str, type[ImageTask]] = {task.__name__: task for task in (VisionLanguageTask, TextHeadTask, LinearHeadTask)}
+TASKS: dict[str, type[ImageTask]] = {task.__name__: task for task in get_args(ImageTask)}
 
 Kind = TypeVar("Kind", bound=AdaptationTask)
 

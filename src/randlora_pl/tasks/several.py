@@ -7,7 +7,6 @@ from typing import Any
 
 from randlora_pl.adapters import AdapterFile, AdapterSet, read_adapter
 from randlora_pl.adapters.operations import report_of
-from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.restore import ImageTask, plain_task
 from randlora_pl.utils.errors import UserError
 
@@ -35,6 +34,7 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
         base = _base_of(file, task)
         if base in first:
             other, together = first[base]
+            task.identity = other.identity
             task.build_on(other)
         else:
             together = AdapterSet(task.build())
@@ -70,7 +70,7 @@ def weighted_task(tasks: Mapping[str, ImageTask], weights: Mapping[str, float]) 
                 f"{name} has {len(here)} classes {here[:3]}..., {theirs} has {len(there)} classes {there[:3]}...: a "
                 "sum needs the same classes in the same order; leave out the weights to predict with each."
             )
-    if others and isinstance(first, LinearHeadTask):
+    if others and first.trained_head:
         raise UserError(
             f"{', '.join(tasks)} have linear heads, each trained for its own features, and so no head for a sum; "
             "leave out the weights to predict with each."

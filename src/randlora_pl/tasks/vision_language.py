@@ -70,7 +70,6 @@ class VisionLanguageTask(AdaptationTask):
 
     def build_on(self, other: AdaptationTask) -> None:
         """Tokenize the captions of this task's own classes."""
-        self.identity = other.identity
         self._take_tokenizer(other.tokenizer)
 
     def _take_tokenizer(self, tokenizer: Any) -> None:

@@ -13,7 +13,7 @@ from randlora_pl.language.tasks.meta import meta_backbone
 from randlora_pl.language.tasks.restore import TASKS as LANGUAGE
 from randlora_pl.language.tasks.restore import LanguageTask
 from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
-from randlora_pl.tasks import ImageTask, LinearHeadTask, VisionLanguageTask
+from randlora_pl.tasks import ImageTask, VisionLanguageTask
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.restore import TASKS as VISION
 from randlora_pl.utils.errors import UserError, errors_in, near
@@ -95,7 +95,7 @@ def counts(tree: Tree) -> Counts | None:
             model = ImageTower(model)
         inject(model, task.adapter, task.targets)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if not trainable and isinstance(task, ImageTask) and not isinstance(task, LinearHeadTask):
+    if not trainable and isinstance(task, ImageTask) and not task.trained_head:
         raise UserError(f"{task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
     return Counts(trainable, sum(parameter.numel() for parameter in model.parameters()))
 

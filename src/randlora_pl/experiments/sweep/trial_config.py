@@ -4,7 +4,7 @@ import copy
 
 from randlora_pl.config.compose import DEFAULTS, Command, Tree, merge, nested, normalise, read_config
 from randlora_pl.config.shipped import find_config
-from randlora_pl.config.validate import check_names, on_texts
+from randlora_pl.config.validate import check_names, on_texts, tasks
 from randlora_pl.experiments.sweep.description import METHOD
 from randlora_pl.utils.errors import UserError
 
@@ -12,8 +12,6 @@ UNTRAINED = {"model": {"init_args": {"adapter": {"class_path": "FullFineTuning"}
 """The adapter of a model that is only tested: it adds nothing to the layers."""
 UNTRAINED_TEXT = {"model": {"init_args": {"adapter": {"class_path": "LoRA", "init_args": {"rank": 1}}}}}
 """Zero update of a language model, whose frozen weights may be in half precision."""
-HEADS = ("LinearHeadTask", "TextClassificationTask")
-"""Tasks whose head begins with random or zero weights."""
 
 
 def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, untrained: bool) -> Tree:
@@ -34,7 +32,7 @@ def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, unt
     if not untrained:
         return tree
     task = tree["model"]["class_path"].rpartition(".")[2]
-    if task in HEADS:
+    if task in tasks() and tasks()[task].constants.get("trained_head"):
         raise UserError(
             "zero-shot needs a text head.", hint="Leave out zero-shot for this model: its linear head is untrained."
         )

@@ -57,6 +57,7 @@ class TextClassificationTask(AdaptationTask):
         metric: The grade that counts.
     """
 
+    trained_head = True
     data_module = "randlora_pl.language.LabelledTexts"
     auto = "AutoModelForSequenceClassification"
     fixed_options = ("warmup_steps",)  # warmup_fraction gives them

@@ -1,7 +1,7 @@
 """From an adapter file back to a decoder that writes or an encoder that classifies."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
@@ -11,7 +11,7 @@ from randlora_pl.tasks.restore import make_ready, make_task
 LanguageTask = CausalLMTask | TextClassificationTask
 """The tasks on texts."""
 
-TASKS: dict[str, type[LanguageTask]] = {task.__name__: task for task in (CausalLMTask, TextClassificationTask)}
+TASKS: dict[str, type[LanguageTask]] = {task.__name__: task for task in get_args(LanguageTask)}
 
 
 def load_language_task(folder: str | Path, **overrides: Any) -> Any:
