@@ -9,6 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from randlora_pl.models import library_of
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_classes
+from randlora_pl.tasks.losses import class_losses
 from randlora_pl.utils.errors import UserError
 
 MOST_CLASSES = 50_000
@@ -83,13 +84,15 @@ def evaluate(task: AdaptationTask, batch: dict[str, Any], stage: str, name: str)
     return {"logits": logits, "label": labels, "index": batch["index"], "weight": batch["weight"]}
 
 
+def sample_losses(task: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy over all classes (see `class_losses`)."""
+    return class_losses(task.class_logits(batch["image"]), batch, task.label_smoothing)
+
+
 def predict_step(task: AdaptationTask, batch: dict[str, Any], batch_idx: int) -> Tensor:
     """Return class probabilities, (b, classes) float32; NaN for images that were skipped or only fill a batch.
 
-    Args:
-        task: A task on images.
-        batch: Of the data module's test images, or of `randlora_pl.data.open_images`.
-        batch_idx: Index of the batch.
+    The batch is of the data module's test images, or of `randlora_pl.data.open_images`.
     """
     shares = task.class_logits(batch["image"]).float().softmax(1)
     return shares.masked_fill(batch["weight"][:, None] == 0, float("nan"))

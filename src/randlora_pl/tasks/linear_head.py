@@ -11,7 +11,7 @@ from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_cli
 from randlora_pl.tasks import images
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_fraction, check_positive
-from randlora_pl.tasks.losses import class_losses, normalize
+from randlora_pl.tasks.losses import normalize
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.utils.errors import UserError
 
@@ -38,7 +38,7 @@ class LinearHeadTask(AdaptationTask):
 
     vision_only = blended_labels = trained_head = True
     set_classes, setup = images.set_classes, images.setup
-    evaluate, predict_step = images.evaluate, images.predict_step
+    evaluate, sample_losses, predict_step = images.evaluate, images.sample_losses, images.predict_step
 
     def __init__(
         self,
@@ -100,10 +100,6 @@ class LinearHeadTask(AdaptationTask):
                 "Choose a model that pools its tokens (`randlora-pl models` shows some)."
             )
         return self.head(normalize(features) if self.is_clip else features)  # type: ignore[no-any-return]
-
-    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the cross-entropy over all classes."""
-        return class_losses(self.class_logits(batch["image"]), batch, self.label_smoothing)
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return the backbone's groups and the head's own."""

@@ -35,11 +35,11 @@ def class_losses(logits: Tensor, batch: Mapping[str, Any], smoothing: float) -> 
 
     Args:
         logits: (b, classes).
-        batch: ``label`` (b,) int64; where images are blended, ``target`` (b, classes) with the share of each class.
-        smoothing: Share of each target that is spread evenly over all classes.
+        batch: ``label`` (b,) int64; for blended images ``target`` (b, classes) with the fraction of each class.
+        smoothing: Fraction of each target that is spread evenly over all classes.
 
     Returns:
-        Loss (b,), and the target's share of the likeliest class (b,).
+        Loss (b,), and the target's fraction of the likeliest class (b,).
     """
     guesses, target = logits.argmax(1), batch.get("target")
     right = guesses == batch["label"] if target is None else target.gather(1, guesses[:, None])[:, 0]

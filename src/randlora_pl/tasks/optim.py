@@ -14,11 +14,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return optimizer groups of matrices and of vectors, the same whatever decays, so that a checkpoint fits.
 
-    Args:
-        parameters: Those that train; frozen ones are left out.
-        learning_rate: Peak learning rate of both groups.
-        weight_decay: Decay of matrices.
-        decay_vectors: Whether biases, norms and scalars decay too (the protocol decays everything).
+    Frozen parameters are left out. With ``decay_vectors`` biases, norms and scalars decay too, as in the protocol.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     matrices = [p for p in parameters if p.dim() > 1]
@@ -31,10 +27,10 @@ def schedule_factor(step: int, total: int, warmup: int, final: float, schedule: 
     """Return the factor of the learning rate at an optimizer step: linear warm-up, then half a cosine or a line.
 
     Args:
-        step: Optimizer steps done, from 0.
+        step: Finished optimizer steps.
         total: Optimizer steps of the whole run.
         warmup: Steps of the linear warm-up, 0 for none.
-        final: The factor that it ends at.
+        final: Factor at the end.
         schedule: ``cosine`` or ``linear``.
     """
     if step < warmup:
@@ -52,27 +48,19 @@ def adamw_with_schedule(
     fused: bool = False,
     schedule: str = "cosine",
 ) -> tuple[Optimizer, LambdaLR]:
-    """Return AdamW (betas 0.9 and 0.999, as the protocol) and its schedule over ``total`` optimizer steps.
+    """Return AdamW (betas 0.9 and 0.999, as the protocol) and its schedule (see `schedule_factor`).
 
-    Args:
-        groups: What trains, with options of their own (``lr``, ``weight_decay``, ``eps``).
-        total: Optimizer steps of the whole run.
-        warmup: Steps of the linear warm-up.
-        final: Fraction of the learning rate that the schedule ends at.
-        fused: Whether one kernel updates all tensors; PyTorch then unscales gradients in it, after any clipping.
-        schedule: ``cosine`` or ``linear``.
+    Groups may have options of their own (``lr``, ``weight_decay``, ``eps``). With ``fused`` one kernel updates all
+    tensors; PyTorch then unscales gradients in it, after any clipping.
     """
     optimizer = AdamW([dict(group) for group in groups], betas=(0.9, 0.999), eps=1e-8, fused=fused)
     return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, total, warmup, final, schedule))
 
 
 def set_learning_rates(optimizer: Optimizer, scheduler: LambdaLR, groups: Sequence[dict[str, Any]]) -> None:
-    """Set this run's learning rates and decays in the groups of an optimizer, which may be restored.
+    """Set this run's learning rates and decays in an optimizer, new or restored, and a scheduler at the same step.
 
-    Args:
-        optimizer: With the state of a checkpoint, or new.
-        scheduler: At the same step.
-        groups: The groups as this run would make them, in the same order.
+    The groups must be in the optimizer's order.
     """
     scheduler.base_lrs = [group["lr"] for group in groups]
     for group, own, factor in zip(optimizer.param_groups, groups, scheduler.lr_lambdas, strict=True):

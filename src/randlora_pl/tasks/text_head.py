@@ -10,7 +10,7 @@ from randlora_pl.models import ImageTower, cached_text_head, clip_image_spec, lo
 from randlora_pl.tasks import images
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_fraction
-from randlora_pl.tasks.losses import class_losses, normalize, similarities
+from randlora_pl.tasks.losses import normalize, similarities
 from randlora_pl.utils.reuse import cached
 
 
@@ -34,7 +34,7 @@ class TextHeadTask(AdaptationTask):
 
     zero_shot = vision_only = blended_labels = True
     set_classes, setup = images.set_classes, images.setup
-    evaluate, predict_step = images.evaluate, images.predict_step
+    evaluate, sample_losses, predict_step = images.evaluate, images.sample_losses, images.predict_step
 
     def __init__(
         self,
@@ -79,10 +79,6 @@ class TextHeadTask(AdaptationTask):
     def class_logits(self, images: Tensor) -> Tensor:
         """Return scaled similarities with the class embeddings, (b, classes)."""
         return similarities(normalize(self.model(images)), self.head)
-
-    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the cross-entropy over all classes."""
-        return class_losses(self.class_logits(batch["image"]), batch, self.label_smoothing)
 
     def head_tensors(self) -> dict[str, Tensor]:
         """Return the scaled class embeddings: a prediction needs no text tower."""

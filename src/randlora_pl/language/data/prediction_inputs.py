@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from randlora_pl.language.datasets.commonsense import instruction_prompt
-from randlora_pl.language.datasets.own_files import TEXTS, csv_rows
+from randlora_pl.language.datasets.own_files import TEXTS, csv_rows, texts_of
 from randlora_pl.language.datasets.text_files import decoded, lines_of, read_lines, read_records
 from randlora_pl.utils.errors import UserError
 
@@ -74,7 +74,8 @@ def prompt_of(given: Given, dataset: str) -> str:
     """Return a decoder's prompt, exactly as in its training.
 
     A field ``prompt`` is the prompt. An instruction has the template of the commonsense files around it. A plain line
-    is what the data set of the training has: an instruction, what stands before ``||`` (E2E), or a prompt.
+    is an instruction for models of the commonsense files, for E2E a meaning representation (before ``||``), else a
+    prompt.
 
     Args:
         given: The user's text.
@@ -83,38 +84,24 @@ def prompt_of(given: Given, dataset: str) -> str:
     Raises:
         UserError: It has no such field, the field is empty, or the decoder knows no instructions.
     """
-    fields, taught = given.fields, dataset.startswith("commonsense")
-    if "prompt" in fields:
-        text = fields["prompt"]
-    elif "instruction" in fields:
-        if not taught:
-            raise UserError(
-                f"{given.where}: 'instruction' is for models that were trained on the commonsense files, with their "
-                "template; give 'prompt'."
-            )
-        text = fields["instruction"]
-    elif _LINE in fields:
-        text = fields[_LINE]
-        if dataset == "e2e":
-            text = text.partition("||")[0].strip()
-    else:
+    fields, commonsense = given.fields, dataset.startswith("commonsense")
+    name = next((name for name in ("prompt", "instruction", _LINE) if name in fields), None)
+    if name is None:
         raise UserError(f"{given.where}: 'prompt' is missing.")
+    if name == "instruction" and not commonsense:
+        raise UserError(
+            f"{given.where}: 'instruction' is for models that were trained on the commonsense files, with their "
+            "template; give 'prompt'."
+        )
+    text = fields[name].partition("||")[0].strip() if name == _LINE and dataset == "e2e" else fields[name]
     if not text.strip():
         raise UserError(f"{given.where}: the prompt is empty. Fill it, or delete the record.")
-    return instruction_prompt(text, fields.get("input", "")) if taught and "prompt" not in fields else text
+    return instruction_prompt(text, fields.get("input", "")) if commonsense and name != "prompt" else text
 
 
 def sentences_of(given: Given) -> tuple[str, ...]:
-    """Return a classifier's text, or pair of texts.
-
-    Raises:
-        UserError: There is none, or it is empty.
-    """
-    fields = given.fields
-    names = next((names for names in ((_LINE,), *TEXTS) if all(name in fields for name in names)), None)
-    if names is None:
+    """Return a classifier's text, or pair of texts; refuse missing and empty ones."""
+    texts = texts_of(given.where, given.fields, ((_LINE,), *TEXTS))
+    if texts is None:
         raise UserError(f"{given.where}: 'text' (or 'text_a' and 'text_b') is missing.")
-    for name in names:
-        if not fields[name].strip():
-            raise UserError(f"{given.where}: {name!r} is empty. Fill it, or delete the record.")
-    return tuple(fields[name].strip() for name in names)
+    return texts

@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,19 +54,25 @@ def read_own(file: Path) -> list[Labelled]:
     found: list[Labelled] = []
     for line, fields in rows:
         where = f"{file}, line {line}"
-        names = next((names for names in TEXTS if all(name in fields for name in names)), None)
-        if names is None or "label" not in fields:
+        texts, label = texts_of(where, fields), texts_of(where, fields, (("label",),))
+        if not (texts and label):
             raise UserError(f"{where}: expected {COLUMNS}; there is {', '.join(fields) or 'nothing'}.")
-        texts = tuple(fields[name].strip() for name in names)
-        for name, text in zip((*names, "label"), (*texts, fields["label"].strip()), strict=True):
-            if not text:
-                raise UserError(f"{where}: {name!r} is empty. Fill it, or delete the record")
         if found and len(texts) != len(found[0].texts):
             raise UserError(f"{where}: single texts and pairs are mixed; give each record the same columns.")
-        found.append(Labelled(where, texts, fields["label"].strip()))
+        found.append(Labelled(where, texts, *label))
     if not found:
         raise UserError(f"{file} holds no record. Expected: {COLUMNS}")
     return found
+
+
+def texts_of(
+    where: str, fields: Mapping[str, str], groups: Sequence[tuple[str, ...]] = TEXTS
+) -> tuple[str, ...] | None:
+    """Return the fields of the first group that a record has, stripped, None without one; refuse an empty field."""
+    names = next((names for names in groups if all(name in fields for name in names)), None)
+    if empty := next((name for name in names or () if not fields[name].strip()), None):
+        raise UserError(f"{where}: {empty!r} is empty. Fill it, or delete the record.")
+    return names and tuple(fields[name].strip() for name in names)
 
 
 def csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
@@ -106,11 +112,7 @@ def _check_commas(file: Path, header: str) -> None:
 
 
 def class_names(rows: Sequence[Labelled], file: Path) -> list[str]:
-    """Return the classes of training texts: numbers by size, names by the alphabet.
-
-    Raises:
-        UserError: There is only one, or they look like scores.
-    """
+    """Return the classes of training texts, numbers by size and names by the alphabet; refuse one class and scores."""
     names = {row.label for row in rows}
     numbers = {name: _number(name) for name in names}
     if all(map(math.isfinite, numbers.values())):
@@ -134,28 +136,20 @@ def class_names(rows: Sequence[Labelled], file: Path) -> list[str]:
 
 
 def class_numbers(rows: Sequence[Labelled], classes: Sequence[str]) -> Examples:
-    """Return texts with the numbers of their classes.
-
-    Raises:
-        UserError: A label is none of them.
-    """
-    places = {name: place for place, name in enumerate(classes)}
+    """Return texts with the numbers of their classes; refuse other labels."""
+    numbers = {name: number for number, name in enumerate(classes)}
     for row in rows:
-        if row.label not in places:
+        if row.label not in numbers:
             known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
             raise UserError(
                 f"{row.where}: the label {row.label[:40]!r} is none of the training classes.{near(row.label, classes)} "
                 f"There are {known}"
             )
-    return Examples([row.texts for row in rows], [places[row.label] for row in rows], tuple(classes))
+    return Examples([row.texts for row in rows], [numbers[row.label] for row in rows], tuple(classes))
 
 
 def scores(rows: Sequence[Labelled]) -> Examples:
-    """Return texts with scores.
-
-    Raises:
-        UserError: A label is not a finite number.
-    """
+    """Return texts with scores; refuse labels that are not finite numbers."""
     numbers = [_number(row.label) for row in rows]
     for row, number in zip(rows, numbers, strict=True):
         if not math.isfinite(number):

@@ -12,16 +12,11 @@ from randlora_pl.language.datasets import glue
 
 
 def grades(metric: glue.Metric, predicted: Sequence[float], labels: Sequence[float]) -> dict[str, float]:
-    """Return the grades of predictions; the first is the one asked for, which the paper reports.
-
-    Args:
-        metric: ``acc`` or ``matthews`` for classes, ``pearson`` for scores.
-        predicted: Class numbers, or scores.
-        labels: The right ones.
+    """Return the metrics of predicted class numbers or scores; the selected one, which the paper reports, is the first.
 
     Returns:
-        Of classes ``acc`` in 0..1, ``matthews`` in -1..1 and ``f1`` in 0..1, of class 1 where there are two, otherwise
-        the mean over the classes. Of scores ``pearson``, ``spearman`` and ``combined``, their mean, which the released
+        For classes ``acc`` in 0..1, ``matthews`` in -1..1 and ``f1`` in 0..1, of class 1 if there are two, otherwise
+        the mean over the classes. For scores ``pearson``, ``spearman`` and ``combined``, their mean, which the released
         scripts report though the paper names Pearson's. A correlation with a constant is 0.
     """
     from scipy.stats import pearsonr, spearmanr

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,14 +19,9 @@ from randlora_pl.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Decoding:
-    """Settings of generation; without randomness.
+    """Settings of generation without randomness, see `CausalLMTask`.
 
-    Attributes:
-        num_beams: Beams of the search, 1 for greedy.
-        max_new_tokens: Most tokens of a text.
-        length_penalty: Exponent of the length by which a beam's log-likelihood is divided.
-        no_repeat_ngram: No sequence of so many tokens is written twice; 0 for no such rule. The prompt does not count:
-            a name that stands in it may be written.
+    For ``no_repeat_ngram`` the prompt does not count: a name from it may be written.
     """
 
     num_beams: int = 1
@@ -182,9 +178,7 @@ def choose_options(
     pad: int,
     device: torch.device,
 ) -> list[int]:
-    """Return the likeliest option after each prompt: the one whose tokens have the greatest mean log-likelihood.
-
-    The mean, because options of a question may differ in length.
+    """Return the likeliest option after each prompt, by the mean log-likelihood as options may differ in length.
 
     Args:
         model: A decoder of transformers.
@@ -194,7 +188,7 @@ def choose_options(
         device: Device of the model.
 
     Returns:
-        The place of the chosen option for each prompt; of equals the first.
+        The index of the chosen option for each prompt; of equals the first.
 
     Raises:
         UserError: A prompt has no tokens or no options, an option has no tokens, or a likelihood is not a number.
@@ -215,13 +209,12 @@ def choose_options(
         columns = learned_columns(batch["labels"])
         losses, _, counted = token_losses(model, {name: value.to(device) for name, value in batch.items()}, columns)
         scores += (losses.sum(1) / counted.sum(1).clamp(min=1)).tolist()
-    chosen, start = [], 0
+    chosen, left = [], iter(scores)
     for some in options:
-        own = scores[start : start + len(some)]
+        own = list(islice(left, len(some)))
         if any(map(math.isnan, own)):
             raise UserError(
                 "the model's likelihoods are not numbers (NaN): the training diverged, or its precision is too low."
             )
         chosen.append(own.index(min(own)))
-        start += len(some)
     return chosen
