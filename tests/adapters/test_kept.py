@@ -21,6 +21,7 @@ from randlora_pl.adapters import (
     inject,
     load_adapter,
     merge,
+    methods,
     read_adapter,
     save_adapter,
     set_train_mode,
@@ -231,7 +232,8 @@ class MaskedDelta(LoRADelta):
 
 @pytest.mark.parametrize("qkv", ["packed", "split"])
 def test_an_update_names_the_buffers_that_it_keeps(qkv: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(adapter_files.METHODS, "Masked", Masked)
+    monkeypatch.setattr(methods, "__all__", [*methods.__all__, "Masked"])
+    monkeypatch.setattr(methods, "Masked", Masked, raising=False)
     base = nn.MultiheadAttention(6, 2, batch_first=True).eval()
     model, x = copy.deepcopy(base), torch.randn(2, 3, 6)
     inject(model, Masked(2, qkv=qkv), ["q", "v"] if qkv == "split" else ["qkv"])

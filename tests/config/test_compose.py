@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_pl.config.compose import compose, flatten, merge, normalise, parse_value, read_config, short_name
+from randlora_pl.config.compose import compose, flatten, merge, normalize, parse_value, read_config, short_name
 from randlora_pl.utils.errors import UserError
 
 DEFAULTS = {"model": {"class_path": "VisionLanguageTask", "init_args": {"adapter": "RandLoRA"}}}
@@ -30,17 +30,17 @@ def test_merging_with_itself_changes_nothing(tree: Any) -> None:
 
 
 def test_another_adapter_starts_from_its_own_defaults() -> None:
-    old = normalise(
+    old = normalize(
         {"model": {"init_args": {"name": "x", "adapter": {"class_path": "RandLoRA", "init_args": {"rank": 6}}}}}
     )
-    new = normalise({"model": {"init_args": {"adapter": "LoRA"}}})
+    new = normalize({"model": {"init_args": {"adapter": "LoRA"}}})
     assert merge(old, new)["model"]["init_args"] == {"name": "x", "adapter": {"class_path": "LoRA"}}
-    same = normalise({"model": {"init_args": {"adapter": {"class_path": "a.b.RandLoRA", "init_args": {"alpha": 1}}}}})
+    same = normalize({"model": {"init_args": {"adapter": {"class_path": "a.b.RandLoRA", "init_args": {"alpha": 1}}}}})
     assert merge(old, same)["model"]["init_args"]["adapter"]["init_args"] == {"rank": 6, "alpha": 1}
 
 
 def test_another_task_keeps_the_model_and_the_adapter() -> None:
-    old = normalise({"model": {"class_path": "A", "init_args": {"name": "x"}}})
+    old = normalize({"model": {"class_path": "A", "init_args": {"name": "x"}}})
     assert merge(old, {"model": {"class_path": "B"}})["model"] == {"class_path": "B", "init_args": {"name": "x"}}
 
 

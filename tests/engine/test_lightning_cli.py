@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from randlora_pl.adapters import LoRA, RandLoRA, VeRA, inject
 from randlora_pl.config.shipped import config_names
 from randlora_pl.engine.command import prepare
-from randlora_pl.engine.lightning_cli import App, Parser, _whole_numbers_first
+from randlora_pl.engine.lightning_cli import App, RunParser, _whole_numbers_first
 from randlora_pl.engine.stages import write_config
 from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
 from randlora_pl.tasks import TextHeadTask, VisionLanguageTask
@@ -216,7 +216,7 @@ def test_printed_config_is_a_config(
 @pytest.mark.parametrize("kinds", [float | int | None, int | float, Optional[Union[float, int]]])  # noqa: UP007, UP045
 def test_whole_numbers_stay_whole(kinds: Any) -> None:
     """Whatever order ``typing`` gives: 1 test batch is one, 1.0 are all."""
-    parser = Parser(exit_on_error=False)
+    parser = RunParser(exit_on_error=False)
     parser.add_argument("--limit", type=kinds)
     _whole_numbers_first(parser)
     for word, value in (("1", 1), ("1.0", 1.0), ("0.5", 0.5)):

@@ -10,8 +10,8 @@ from randlora_pl.data import ImageData
 from randlora_pl.experiments import methods
 from randlora_pl.experiments.methods import baselines, method_tables
 from randlora_pl.experiments.report.collect import FINISHED, Sweep
-from randlora_pl.experiments.report.plan import Key, Plan
-from randlora_pl.experiments.report.runs import Run
+from randlora_pl.experiments.report.plan import Key, ReportPlan
+from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.sweep.expand import task_of
 from randlora_pl.experiments.sweep.plan import Cell, plan
 from randlora_pl.tasks import ImageTask
@@ -64,8 +64,10 @@ def test_baselines_are_left_out_for_images_of_several_sizes(tmp_path: Path) -> N
     assert not list(baselines(few(dataset="folder", root=str(tmp_path))))  # type: ignore[arg-type]
 
 
-def run_of(cell: Cell, accuracy: float, **facts: float) -> Run:
-    return Run(Key(*cell.labels[:4]), cell.labels.seed, FINISHED, cell=cell.hash, accuracy=accuracy, facts=facts)
+def run_of(cell: Cell, accuracy: float, **facts: float) -> FinishedRun:
+    return FinishedRun(
+        Key(*cell.labels[:4]), cell.labels.seed, FINISHED, cell=cell.hash, accuracy=accuracy, facts=facts
+    )
 
 
 def test_table_has_mean_and_standard_error_and_rates_but_no_ranking(tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_table_has_mean_and_standard_error_and_rates_but_no_ranking(tmp_path: Pa
     accuracies = {"b": 90.0, "c": 1.0, "zero-shot": 3.0}
     facts = {"trainable_parameters": 1_000, "fit_seconds": 4.0, "learning_rate": 1e-3}
     runs = [run_of(cell, accuracies.get(cell.labels.method, 30.0 + 20 * cell.labels.seed), **facts) for cell in cells]
-    sweep = Sweep(tmp_path, Plan(
+    sweep = Sweep(tmp_path, ReportPlan(
         models=["tiny"], datasets=["digits"], budgets=["2-shot"], methods=list(given), seeds=[1, 2],
         facts={"models": {}, "methods": given},
     ), runs, [])  # fmt: skip
@@ -99,7 +101,7 @@ def test_a_rate_that_was_searched_is_called_so(tmp_path: Path) -> None:
     (cell,) = cells_of(methods={"a": facts})
     found = {"method": facts, "chosen": {"learning_rate": 1e-2}}
     tuned = {"finished": True, "models": {"": {}}, "methods": {"a": found}}
-    planned = Plan(models=["tiny"], methods=["a"], facts={"models": {}, "methods": {"a": facts}}, tuned=tuned)
+    planned = ReportPlan(models=["tiny"], methods=["a"], facts={"models": {}, "methods": {"a": facts}}, tuned=tuned)
     sweep = Sweep(tmp_path, planned, [run_of(cell, 50.0)], [])
     assert "| 0.01 | validation |" in method_tables(sweep, [cell])
     unfinished = Sweep(tmp_path, replace(planned, tuned=tuned | {"finished": False}), sweep.runs, [])

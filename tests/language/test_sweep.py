@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from randlora_pl.config.validate import on_texts, tasks
+from randlora_pl.config.validate import is_text_task, tasks
 from randlora_pl.experiments.sweep.description import Description, budget
 from randlora_pl.experiments.sweep.estimate import COUNTED, Estimator
 from randlora_pl.experiments.sweep.expand import counts, data_of
@@ -128,8 +128,10 @@ def test_own_texts_are_known_by_their_place() -> None:
 
 
 def test_the_language_tasks_are_known_without_importing_them() -> None:
-    assert set(known.TASKS) == set(restore.TASKS) == {name for name in tasks() if on_texts(name)}
-    assert all(is_text(cell.tree) for cell in cells_of()) and not on_texts("LinearHeadTask") and not on_texts(None)
+    assert set(known.TASKS) == set(restore.TASKS) == {name for name in tasks() if is_text_task(name)}
+    assert (
+        all(is_text(cell.tree) for cell in cells_of()) and not is_text_task("LinearHeadTask") and not is_text_task(None)
+    )
 
 
 # Estimates

@@ -24,7 +24,7 @@ from randlora_pl.utils.errors import UserError, near
 
 
 @dataclass(frozen=True)
-class Row:
+class LayerRow:
     """Adapted weight: layer, kind (``linear``, ``conv``, ``qkv``, ``q`` ...), shape (out, in), trainable parameters.
 
     A fully trained tensor has its own name and shape, and the kind ``tensor``, or ``trained`` beside an adapter.
@@ -59,7 +59,7 @@ class InjectionReport:
 
     adapter: Adapter
     targets: list[str] | None
-    rows: list[Row]
+    rows: list[LayerRow]
     trainable: int
     total: int
     fingerprint: str = ""
@@ -67,14 +67,14 @@ class InjectionReport:
     notes: list[str] = field(default_factory=list)
     stored_bases: Bases | None = None
     trained: list[str] | None = None
-    beside: list[Row] = field(default_factory=list)
+    beside: list[LayerRow] = field(default_factory=list)
     frozen_heads: list[str] = field(default_factory=list)
     buffers: dict[str, Tensor] = field(default_factory=dict, repr=False)
     coverage: str = ""
 
     def grouped(self) -> list[tuple[str, str, tuple[int, ...], int, int]]:
         """Return rows grouped over block numbers: (name, kind, shape, layers, parameters)."""
-        groups: dict[tuple[str, str, tuple[int, ...]], list[Row]] = {}
+        groups: dict[tuple[str, str, tuple[int, ...]], list[LayerRow]] = {}
         for row in [*self.rows, *self.beside]:
             groups.setdefault((re.sub(r"\.\d+\.", ".*.", row.layer), row.kind, row.shape), []).append(row)
         return [(*key, len(rows), sum(row.trainable for row in rows)) for key, rows in groups.items()]
@@ -153,7 +153,9 @@ def inject(
         model.requires_grad_(False)
         attach(model, updates)
         rows = [
-            Row(site.shape.layer, site.kind, (site.shape.out_features, site.shape.in_features), _size(deltas[site]))
+            LayerRow(
+                site.shape.layer, site.kind, (site.shape.out_features, site.shape.in_features), _size(deltas[site])
+            )
             for site in sites
         ]
         report = InjectionReport(adapter, targets, rows, 0, 0, fingerprint, "", notes, coverage=covered)
@@ -235,8 +237,8 @@ def _train_beside(model: nn.Module, report: InjectionReport, trained: list[str] 
     report.frozen_heads = frozen_outputs(model, trains, beside)
 
 
-def _rows(tensors: Tensors, kind: str) -> list[Row]:
-    return [Row(name, kind, tuple(parameter.shape), parameter.numel()) for name, parameter in tensors.items()]
+def _rows(tensors: Tensors, kind: str) -> list[LayerRow]:
+    return [LayerRow(name, kind, tuple(parameter.shape), parameter.numel()) for name, parameter in tensors.items()]
 
 
 def _size(module: nn.Module) -> int:

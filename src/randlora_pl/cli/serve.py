@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.cli.common.arguments import Parser, check_positive
+from randlora_pl.cli.common.arguments import CommandParser, check_positive
 from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.help.pages import page
 from randlora_pl.cli.predict.arguments import MAX_PIXELS
@@ -28,7 +28,7 @@ HOSTS = ("127.0.0.1", "0.0.0.0", "::")
 
 def parse(args: list[str]) -> argparse.Namespace:
     """Return the options of ``serve``."""
-    parser = Parser("serve")
+    parser = CommandParser("serve")
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--allow-host", "--allow_host", nargs="+", action="extend", default=[])
     parser.add_options(host=HOSTS[0], port=8000, device="auto", workers=1, batch_size=16, batch_timeout=0.01)

@@ -114,7 +114,7 @@ def _last(class_path: Any) -> str:
     return str(class_path).rpartition(".")[2].lower()
 
 
-def normalise(tree: Tree) -> Tree:
+def normalize(tree: Tree) -> Tree:
     """Return the same config with every class as ``{class_path: NAME, init_args: {...}}``, and no empty sections.
 
     Class paths become the public ones, also class paths of earlier versions.
@@ -200,7 +200,7 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
     Raises:
         UserError: A word that is not an option, a missing value, an unreadable file.
     """
-    command = Command(verb, config=normalise(copy.deepcopy(defaults)))
+    command = Command(verb, config=normalize(copy.deepcopy(defaults)))
     words = list(args)
     folder_options = FOLDER_OPTIONS[verb]
     while words:
@@ -226,7 +226,7 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
             file = find_config(value)
             tree = read_config(file)
             with errors_in(file):
-                command.config = merge(command.config, normalise(tree))
+                command.config = merge(command.config, normalize(tree))
             command.named.append(str(file))
         else:
             command.folders[option[2:]] = Path(value)
@@ -257,7 +257,7 @@ def _take_classes(command: Command) -> None:
         tree: Any = value
         for name in reversed(option.split(".")):
             tree = {name: tree}
-        command.config = merge(command.config, normalise(tree)) if value is not None else command.config
+        command.config = merge(command.config, normalize(tree)) if value is not None else command.config
         if not isinstance(value, str):  # a mapping, which is in the config now; anything else was refused
             del command.values[option]
             place = next(n for n, word in enumerate(command.typed) if is_option(word) and short_name(word) == option)

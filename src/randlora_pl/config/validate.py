@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.config.class_index import ClassSource, read_classes, subclasses, trainer_options
-from randlora_pl.config.compose import CLASSES, Command, flatten, is_option, normalise, read_config, short_name
+from randlora_pl.config.compose import CLASSES, Command, flatten, is_option, normalize, read_config, short_name
 from randlora_pl.utils.errors import UserError, brief, near, shortened
 
 RUN_OPTIONS = {
@@ -57,7 +57,7 @@ def data_class(task: str | None) -> ClassSource:
     return read_classes(package)[name]
 
 
-def on_texts(task: str | None) -> bool:
+def is_text_task(task: str | None) -> bool:
     """Return True if a task is one of the language tasks.
 
     Args:
@@ -157,7 +157,7 @@ def _check_dataset(task: str | None, dataset: str) -> None:
     Raises:
         UserError: The dataset is unknown; near names are suggested.
     """
-    if on_texts(task):
+    if is_text_task(task):
         from randlora_pl.language.catalog import check_dataset
 
         check_dataset(dataset, data_class(task).name == "LabelledTexts")
@@ -218,7 +218,7 @@ def _file_with(command: Command, key: str) -> Path | None:
     if key in command.values:
         return None
     for file in map(Path, reversed(command.named)):
-        tree = normalise(read_config(file))
+        tree = normalize(read_config(file))
         if key in tree or key in flatten(tree):
             return file
     return None
@@ -245,7 +245,7 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
             f" It is one of {' and of '.join(kinds)}{f'; here --data.{same}' if same in (groups[group] or ()) else ''}."
         )
     if group == "model" and rest[0] in _NEEDS:
-        fits = [name for name, task in tasks().items() if rest[0] in task.options and not on_texts(name)]
+        fits = [name for name, task in tasks().items() if rest[0] in task.options and not is_text_task(name)]
         return f" It needs {_NEEDS[rest[0]]}: --model {' or '.join(fits)}."
     found = [option for name, option in every.items() if name.rpartition(".")[2] == rest[-1]]
     if not found and groups.get(group):

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from randlora_pl.config.compose import flatten, nested, normalise
+from randlora_pl.config.compose import flatten, nested, normalize
 from randlora_pl.engine.session import run_fit
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.files.run_files import ADAPTER
@@ -59,7 +59,7 @@ def fit(*configs: str | os.PathLike[str] | Mapping[str, Any]) -> RunResult:
     words: list[str] = []
     for config in configs:
         if isinstance(config, Mapping):
-            for name, value in flatten(normalise(nested(dict(config)))).items():
+            for name, value in flatten(normalize(nested(dict(config)))).items():
                 words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
         else:
             words += ["--config", os.fspath(config)]

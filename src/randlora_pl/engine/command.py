@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from randlora_pl.config.adapter_config import adapter_config, config_beside, data_beside
-from randlora_pl.config.compose import DEFAULTS, FOLDER_OPTIONS, Command, compose, merge, normalise, read_config
+from randlora_pl.config.compose import DEFAULTS, FOLDER_OPTIONS, Command, compose, merge, normalize, read_config
 from randlora_pl.config.validate import check_names
 from randlora_pl.engine.run_folder import check_architecture, check_run, newest_unfinished, planned_name, tested_adapter
 from randlora_pl.parallel.launch import broadcast_decision
@@ -43,7 +43,7 @@ def prepare(verb: str, args: list[str]) -> Command:
     adapter = adapter_of(command)
     if adapter is not None:  # the folder's own config decides about model and data
         saved = adapter_config(adapter)
-        command.config = merge(command.config, normalise(saved))
+        command.config = merge(command.config, normalize(saved))
         check_architecture(command, saved, adapter)
     elif "resume" in folders:
         check_architecture(command, read_config(folders["resume"] / CONFIG), folders["resume"])

@@ -46,7 +46,7 @@ from randlora_pl.utils.text.log_filters import filter_library_warnings
 LOGGERS = ("tensorboard", "csv", "wandb", "none")
 
 
-class Parser(LightningArgumentParser):
+class RunParser(LightningArgumentParser):
     """Parser with one-line errors."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -147,7 +147,7 @@ class App(LightningCLI):
             save_config_callback=None,  # the run folder gets the resolved config
             trainer_defaults=SETTINGS,
             seed_everything_default=0,
-            parser_class=Parser,
+            parser_class=RunParser,
             parser_kwargs={"prog": f"randlora-pl {command.verb}", "description": ""},
             subclass_mode_model=True,
             args=["--config", as_text(with_defaults(command.config)), *command.typed],

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.config.compose import Command, Tree, flatten, normalise
+from randlora_pl.config.compose import Command, Tree, flatten, normalize
 from randlora_pl.parallel.launch import broadcast_decision
 from randlora_pl.utils.class_paths import public_path
 from randlora_pl.utils.errors import UserError
@@ -225,7 +225,7 @@ def check_architecture(command: Command, saved: Tree, source: Path) -> None:
     Raises:
         UserError: An option that the weights depend on differs; the message has both values.
     """
-    theirs, ours = architecture(flatten(normalise(saved))), architecture(command.flat())
+    theirs, ours = architecture(flatten(normalize(saved))), architecture(command.flat())
     clashes = [f"--{key} is {ours[key]}, there it is {theirs[key]}" for key in ours if _differ(key, ours, theirs)]
     if clashes:
         raise UserError(f"{source} holds another model: {'; '.join(clashes[:3])}. Leave it out, or start a new run.")
@@ -245,7 +245,7 @@ def resolved_config(tree: Tree, model: dict[str, Any]) -> Tree:
         tree: The parsed config as plain values.
         model: Constructor arguments of the task that were derived.
     """
-    tree = normalise(tree)
+    tree = normalize(tree)
     options = dict(tree["model"]["init_args"]) | {name: plain(value) for name, value in model.items()}
     options.pop("seed", None)  # seed_everything sets it
     tree["model"] = tree["model"] | {"init_args": options}

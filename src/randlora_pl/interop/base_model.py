@@ -35,12 +35,12 @@ class Base:
 
     def outputs(self, model: nn.Module) -> list[Tensor] | None:
         """Return the model's outputs for fixed random images or tokens; ``model`` may have an adapter."""
-        if self.writes:
+        if self.generates_text:
             return logits(model)
         return None if self.image_size is None else outputs(model, self.image_size)
 
     @property
-    def writes(self) -> bool:
+    def generates_text(self) -> bool:
         """True for a decoder of transformers."""
         whole: Any = self.model
         known = self.identity is not None and self.identity.library == "transformers"

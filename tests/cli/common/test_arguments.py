@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.cli.common.arguments import Parser, check_output, check_parent, check_positive
+from randlora_pl.cli.common.arguments import CommandParser, check_output, check_parent, check_positive
 from randlora_pl.utils.errors import UserError
 
 
-def parser() -> Parser:
-    made = Parser("try")
+def parser() -> CommandParser:
+    made = CommandParser("try")
     made.add_options(batch_size=8, rate=0.5, rank=int, ranks=[int], part=("image", "text"), fast=False, output=Path)
     return made
 

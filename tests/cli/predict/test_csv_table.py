@@ -6,14 +6,14 @@ import os
 
 import pytest
 
-from randlora_pl.cli.predict.csv_table import Predictions
+from randlora_pl.cli.predict.csv_table import PredictionTable
 from randlora_pl.utils.text.csv_text import csv_text
 
 
 @pytest.mark.parametrize("text", ["a\rb", "a\nb", "a\r\nb", "a\r", "\r\n", 'say "no", so', "a\u2028b"])
 def test_texts_with_line_ends_come_back_whole(text: str) -> None:
     """A lone carriage return ends a line for whoever reads CSV files, and so stands in quotes."""
-    found = Predictions(["one"], "prompts", ["prompt"], [[text], ["b"]], ["written"], "")
+    found = PredictionTable(["one"], "prompts", ["prompt"], [[text], ["b"]], ["written"], "")
     found.add("one", 1, ["plain"])
     found.add("one", 0, [text])
     rows = list(csv.reader(io.StringIO(found.csv(), newline="")))

@@ -171,4 +171,4 @@ def test_no_rank_table_without_figures(tmp_path: Path) -> None:
 def test_words() -> None:
     assert (percent(57.0), percent(85.98), percent(51.9)) == ("57.0", "85.98", "51.9")
     assert (signed(-0.04), signed(1.25), signed(-2.0)) == ("+0.0", "+1.2", "-2.0")
-    assert (many(1, "loss", "losses"), many(0, "loss", "losses"), many(2, "run")) == ("1 loss", "0 losses", "2 runs")
+    assert (many(1, "run"), many(0, "run"), many(2, "run")) == ("1 run", "0 runs", "2 runs")

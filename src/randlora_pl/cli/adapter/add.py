@@ -4,7 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
-from randlora_pl.cli.common.arguments import Parser, check_output
+from randlora_pl.cli.common.arguments import CommandParser, check_output
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import refuse_inputs
@@ -30,7 +30,7 @@ seeds; they must have been trained on the same base model. Updates are added up 
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = Parser("adapter add")
+    parser = CommandParser("adapter add")
     parser.add_argument("adapters", type=Path, nargs="+")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--as", dest="form", choices=("merged", "lora"), default="merged")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.adapter.info import described
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.tables import entry, layer_table
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
@@ -30,7 +30,7 @@ _OWN = ("path", "file_bytes")
 
 def diff_verb(args: list[str]) -> int:
     """Compare two adapters."""
-    parser = Parser("adapter diff")
+    parser = CommandParser("adapter diff")
     parser.add_argument("adapters", type=Path, nargs=2)
     parser.add_options(layers=False, json=False)
     parser.add_weights()

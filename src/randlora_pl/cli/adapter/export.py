@@ -5,7 +5,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from randlora_pl.cli.common.arguments import Parser, check_output
+from randlora_pl.cli.common.arguments import CommandParser, check_output
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.atomic_output import refuse_inputs
@@ -45,7 +45,7 @@ _OPTIONS = {"rank": ("lora",), "error": ("lora",), "part": ("onnx", "torch"), "d
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = Parser("adapter export")
+    parser = CommandParser("adapter export")
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--to", required=True)
     parser.add_argument("--output", type=Path, required=True)

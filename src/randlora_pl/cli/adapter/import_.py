@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.common.arguments import Parser, check_output, spelled
+from randlora_pl.cli.common.arguments import CommandParser, check_output, spelled
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.documents import parse_json
 
@@ -39,7 +39,7 @@ TASKS = ("LinearHeadTask", "TextHeadTask", "VisionLanguageTask", DECODER)
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = Parser("adapter import")
+    parser = CommandParser("adapter import")
     parser.add_argument("path", type=Path)
     parser.add_argument("--from", dest="source", required=True)
     parser.add_argument("--output", type=Path, required=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.tables import entry, layer_table
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.text.printable import printable
@@ -43,7 +43,7 @@ _COLUMNS = {
 
 def info_verb(args: list[str]) -> int:
     """Read the adapter, and the base model if it is on this machine."""
-    parser = Parser("adapter info")
+    parser = CommandParser("adapter info")
     parser.add_argument("adapter", type=Path)
     parser.add_options(layers=False, json=False)
     parser.add_weights()

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
 
@@ -33,7 +33,7 @@ out with its linear head as classifier. For the model tiny, which open_clip does
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = Parser("adapter merge")
+    parser = CommandParser("adapter merge")
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--no-head", "--no_head", dest="head", action="store_false")

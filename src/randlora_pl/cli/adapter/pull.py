@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from randlora_pl.cli.common.arguments import Parser, check_output
+from randlora_pl.cli.common.arguments import CommandParser, check_output
 from randlora_pl.language.catalog import TASKS, given_to
 from randlora_pl.utils.errors import UserError
 
@@ -21,7 +21,7 @@ Private repositories need hf auth login, or HF_TOKEN. HF_ENDPOINT names another 
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = Parser("adapter pull")
+    parser = CommandParser("adapter pull")
     parser.add_argument("repo")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_options(revision=str, overwrite=False)

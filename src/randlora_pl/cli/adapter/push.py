@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from randlora_pl.cli.common.arguments import Parser, check_parent
+from randlora_pl.cli.common.arguments import CommandParser, check_parent
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
@@ -30,7 +30,7 @@ Log in first: hf auth login, or set HF_TOKEN. HF_ENDPOINT names another server.
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = Parser("adapter push")
+    parser = CommandParser("adapter push")
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--repo", required=True)
     parser.add_argument("--licence", "--license")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.analyze import common
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
@@ -41,7 +41,7 @@ def cka_verb(args: list[str]) -> int:
     device = pick_device(typed.device)
     runs = [common.open_run(path) for path in typed.runs]
     labels = dict(zip(typed.runs, labels_of_groups(runs, typed.dataset), strict=True))
-    groups: dict[str, list[common.Run]] = {}
+    groups: dict[str, list[common.AnalyzedRun]] = {}
     for run in runs:
         groups.setdefault(typed.dataset or run.dataset, []).append(run)
     for name, members in groups.items():
@@ -74,7 +74,7 @@ def cka_verb(args: list[str]) -> int:
     return 0
 
 
-def labels_of_groups(runs: list[common.Run], dataset: str | None) -> list[str]:
+def labels_of_groups(runs: list[common.AnalyzedRun], dataset: str | None) -> list[str]:
     """Return labels that are unique among the runs of one dataset, and equal for the same method on others."""
     found: dict[int, str] = {}
     names = [dataset or run.dataset for run in runs]
@@ -85,7 +85,7 @@ def labels_of_groups(runs: list[common.Run], dataset: str | None) -> list[str]:
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = Parser("analyze cka")
+    parser = CommandParser("analyze cka")
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_options(images=1024, seed=0, batch_size=256, dataset=str, root=str, device="auto", output=str)
     typed = parser.parse_intermixed_args(args)
@@ -100,7 +100,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
 
 
 def _compare(
-    first: common.Run, others: list[common.Run], typed: argparse.Namespace, device: Any
+    first: common.AnalyzedRun, others: list[common.AnalyzedRun], typed: argparse.Namespace, device: Any
 ) -> tuple[int, dict[str, Any]]:
     """Return the CKA of runs of one dataset with the first: number of images, and values by layer for each path."""
     from randlora_pl.analysis.cka import compare

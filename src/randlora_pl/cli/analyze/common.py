@@ -24,7 +24,7 @@ _DATA = ("dataset", "root", "shots", "fraction", "train_split", "templates", "cl
 
 
 @dataclass(frozen=True)
-class Run:
+class AnalyzedRun:
     """Run, or adapter without a run.
 
     Attributes:
@@ -45,7 +45,7 @@ class Run:
         return str(self.data["dataset"])
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path) -> AnalyzedRun:
     """Read the adapter of a run folder, or an adapter folder or file, and the options of its training data."""
     from randlora_pl.adapters import read_adapter
 
@@ -64,10 +64,10 @@ def open_run(path: Path) -> Run:
     data = {name: known[name] for name in (*_DATA, "seed") if known.get(name) is not None}
     if (folder / "shots.json").is_file() and {"shots", "fraction"} & data.keys():
         data["shots_file"] = str(folder / "shots.json")
-    return Run(path, file, data if "dataset" in data else {})
+    return AnalyzedRun(path, file, data if "dataset" in data else {})
 
 
-def labels_of(runs: Sequence[Run]) -> list[str]:
+def labels_of(runs: Sequence[AnalyzedRun]) -> list[str]:
     """Return method and rank of each run; if these are the same for two, with the typed path."""
     from randlora_pl.callbacks.summary import describe
 
@@ -77,12 +77,12 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def parameters(run: Run) -> int:
+def parameters(run: AnalyzedRun) -> int:
     """Return the number of trainable parameters of an adapter, without a head."""
     return sum(tensor.numel() for tensor in run.file.tensors.values())
 
 
-def task_of(run: Run, device: Any) -> "ImageTask":
+def task_of(run: AnalyzedRun, device: Any) -> "ImageTask":
     """Return the task of a run, merged, in eval mode."""
     from randlora_pl.tasks import load_task
 
@@ -92,7 +92,9 @@ def task_of(run: Run, device: Any) -> "ImageTask":
     return task
 
 
-def data_of(run: Run, spec: Any, dataset: str | None = None, root: str | None = None, batch: int = 256) -> "ImageData":
+def data_of(
+    run: AnalyzedRun, spec: Any, dataset: str | None = None, root: str | None = None, batch: int = 256
+) -> "ImageData":
     """Return the training data of a run, or other data, with its model's preprocessing; not set up yet.
 
     Args:

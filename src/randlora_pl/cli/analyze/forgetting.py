@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.analyze import common
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
@@ -76,7 +76,7 @@ def forgetting_verb(args: list[str]) -> int:
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = Parser("analyze forgetting")
+    parser = CommandParser("analyze forgetting")
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--datasets", nargs="+", required=True)
     parser.add_options(root=str, images=0, seed=0, batch_size=256, device="auto", output=str)
@@ -96,7 +96,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     return typed
 
 
-def _tested(runs: list[common.Run], typed: argparse.Namespace, device: Any) -> "Iterator[list[Forgetting]]":
+def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: Any) -> "Iterator[list[Forgetting]]":
     """Yield the results of each run, one per dataset; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge
     from randlora_pl.analysis.forgetting import Forgetting, accuracy, prompts_of
@@ -137,7 +137,7 @@ def _tested(runs: list[common.Run], typed: argparse.Namespace, device: Any) -> "
         yield results
 
 
-def _spec(run: common.Run) -> Any:
+def _spec(run: common.AnalyzedRun) -> Any:
     """Return the image preprocessing of a run."""
     from randlora_pl.data.unlabelled import frame_of
     from randlora_pl.models import clip_image_spec

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.analyze import common
-from randlora_pl.cli.common.arguments import Parser, check_positive
+from randlora_pl.cli.common.arguments import CommandParser, check_positive
 from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.engine.run_folder import check_new
@@ -72,7 +72,7 @@ def landscape_verb(args: list[str]) -> int:
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = Parser("analyze landscape")
+    parser = CommandParser("analyze landscape")
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_options(resume=Path, positions=("paper", "equilateral"), grid=int, margin=float, share=float, seed=int)
     parser.add_options(dataset=str, root=str, batch_size=256, device="auto", output=str)
@@ -125,14 +125,14 @@ def _read(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _fingerprint(run: common.Run) -> str:
+def _fingerprint(run: common.AnalyzedRun) -> str:
     """Return a hash that changes with every tensor and option of an adapter."""
     sums = run.file.config.get("sha256") or {name: float(t.double().sum()) for name, t in run.file.tensors.items()}
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 def _compute(
-    runs: list[common.Run], state: dict[str, Any], folder: Path | None, typed: argparse.Namespace, device: Any
+    runs: list[common.AnalyzedRun], state: dict[str, Any], folder: Path | None, typed: argparse.Namespace, device: Any
 ) -> Path:
     """Compute the missing rows; each is in the file before the next begins."""
     from randlora_pl.analysis.images import batches, check_classes, stratified_fraction

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.analyze.common import Run, open_run, print_output, write_output
-from randlora_pl.cli.common.arguments import Parser, check_positive
+from randlora_pl.cli.analyze.common import AnalyzedRun, open_run, print_output, write_output
+from randlora_pl.cli.common.arguments import CommandParser, check_positive
 from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
 from randlora_pl.utils.errors import UserError
@@ -68,7 +68,7 @@ def represent_verb(args: list[str]) -> int:
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = Parser("analyze represent")
+    parser = CommandParser("analyze represent")
     parser.add_argument("run", type=Path)
     parser.add_options(ranks=[int], targets=[str], sweeps=100, seed=0, output=str)
     typed = parser.parse_args(args)
@@ -77,7 +77,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     return typed
 
 
-def _updates(run: Run, targets: list[str] | None) -> "dict[str, Tensor]":
+def _updates(run: AnalyzedRun, targets: list[str] | None) -> "dict[str, Tensor]":
     """Return the nonzero updates to express."""
     from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
     from randlora_pl.adapters.targets.select import select

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from randlora_pl.cli.analyze.common import labels_of, open_run, parameters, print_output, write_output
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
 from randlora_pl.utils.errors import UserError, errors_in
@@ -27,7 +27,7 @@ During a training: fit --spectrum.every_n_steps N
 
 def spectrum_verb(args: list[str]) -> int:
     """Read the adapters, compute the spectra, write and print."""
-    parser = Parser("analyze spectrum")
+    parser = CommandParser("analyze spectrum")
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--output")
     typed = parser.parse_intermixed_args(args)

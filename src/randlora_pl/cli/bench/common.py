@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from randlora_pl.cli.common.arguments import Parser, check_positive
+from randlora_pl.cli.common.arguments import CommandParser, check_positive
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.engine.run_folder import check_new, missing_folders, output_folder, remove_folder
 from randlora_pl.utils.errors import UserError
@@ -19,9 +19,9 @@ JSON, TABLE, PICTURE = "bench.json", "table.md", "bench.png"
 T = TypeVar("T")
 
 
-def parser_of(verb: str, rounds: int) -> Parser:
+def parser_of(verb: str, rounds: int) -> CommandParser:
     """Return a parser with the shared options of these commands; ``rounds`` is the default number of repetitions."""
-    parser = Parser(f"bench {verb}", "bench")
+    parser = CommandParser(f"bench {verb}", "bench")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="32")
     parser.add_options(rounds=rounds, threads=int, device=("cpu", "cuda"), output=str)
     return parser

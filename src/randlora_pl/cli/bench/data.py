@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.bench.common import measuring
-from randlora_pl.cli.common.arguments import Parser, check_output, check_parent, check_positive
+from randlora_pl.cli.common.arguments import CommandParser, check_output, check_parent, check_positive
 from randlora_pl.cli.common.tables import table
 from randlora_pl.cli.data.report import checked_root
 from randlora_pl.data.catalog.registry import find, how_to_get, present
@@ -14,7 +14,7 @@ from randlora_pl.utils.files.atomic_output import disk_errors
 
 def data_verb(args: list[str]) -> int:
     """Measure images per second of each stage of the input pipeline, beside the plain torchvision pipeline."""
-    parser = Parser("bench data", "bench")
+    parser = CommandParser("bench data", "bench")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("--root", "--data.root")
     parser.add_options(image_size=224, batch_size=64, workers=2, images=1024, rounds=5, output=Path)

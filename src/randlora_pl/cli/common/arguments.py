@@ -9,7 +9,7 @@ from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.weights_files import register_weights
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """Parser of the options of one command.
 
     Args:

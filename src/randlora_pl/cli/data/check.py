@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from randlora_pl.cli.common.arguments import Parser, check_output, check_parent
+from randlora_pl.cli.common.arguments import CommandParser, check_output, check_parent
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.data.report import SAMPLE, checked_root, parse_names, print_reports
 from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, find, how_to_get, present
@@ -38,7 +38,7 @@ def check_verb(args: list[str]) -> int:
 
 def show_verb(args: list[str]) -> int:
     """Draw the contact sheet of a data set, and print its splits and prompts."""
-    parser = Parser("data show", "data")
+    parser = CommandParser("data show", "data")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("--root", "--data.root")
     parser.add_options(output=Path, shots=SHOTS)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.tables import table
 from randlora_pl.data.catalog.registry import DatasetSpec, default_root, may_be_read
 from randlora_pl.data.locations import root_of
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def parse_names(verb: str, args: list[str], **options: Any) -> argparse.Namespace:
     """Return the options of a command that takes datasets, or ``--all`` of them."""
-    parser = Parser(f"data {verb}", "data")
+    parser = CommandParser(f"data {verb}", "data")
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--root", "--data.root")
     parser.add_options(all=False, **options)

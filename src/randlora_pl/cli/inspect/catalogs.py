@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.tables import entry, table
 from randlora_pl.config.class_index import ClassSource, subclasses
 from randlora_pl.language.dataset_sizes import OWN_TEXTS
@@ -51,7 +51,7 @@ def datasets_verb(args: list[str]) -> int:
     from randlora_pl.data.catalog.registry import CATALOG, default_root
     from randlora_pl.language.catalog import DATASETS, LABELLED
 
-    parser = Parser("datasets")
+    parser = CommandParser("datasets")
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--root", "--data.root")
     typed = parser.parse_args(args)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from randlora_pl.cli.common.arguments import Parser, check_positive, spelled
+from randlora_pl.cli.common.arguments import CommandParser, check_positive, spelled
 from randlora_pl.utils.errors import UserError
 
 _OF_IMAGES = ("weights", "on_error", "max_pixels")
@@ -18,7 +18,7 @@ _OF_TEXTS = ("max_new_tokens", "beams", "precision")
 
 def parse(args: list[str]) -> argparse.Namespace:
     """Return the options of ``predict``."""
-    parser = Parser("predict")
+    parser = CommandParser("predict")
     parser.add_argument("--adapter", nargs="+", action="extend", required=True)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--images", type=Path, nargs="+")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Predictions:
+class PredictionTable:
     """Predictions of one or more adapters for images or texts.
 
     Attributes:
@@ -35,7 +35,7 @@ class Predictions:
     @classmethod
     def of_classes(
         cls, names: list[str], unit: str, columns: Sequence[str], given: Sequence[Sequence[str]], classes: int
-    ) -> "Predictions":
+    ) -> "PredictionTable":
         """Return an empty table for classifiers, with at most so many best classes per input."""
         more = [name for place in range(2, classes + 1) for name in (f"class_{place}", f"probability_{place}")]
         predicted = ["class", "probability", *more]

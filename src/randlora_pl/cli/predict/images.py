@@ -11,7 +11,7 @@ from randlora_pl.cli.common.arguments import check_output, check_parent
 from randlora_pl.cli.common.devices import advised, pick_device
 from randlora_pl.cli.help.pages import page
 from randlora_pl.cli.predict.arguments import MAX_PIXELS, parse
-from randlora_pl.cli.predict.csv_table import Predictions
+from randlora_pl.cli.predict.csv_table import PredictionTable
 from randlora_pl.config.adapter_config import adapter_config
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.utils.errors import UserError
@@ -53,7 +53,7 @@ def predict_verb(args: list[str]) -> int:
     return 0
 
 
-def _found(options: argparse.Namespace) -> Predictions:
+def _found(options: argparse.Namespace) -> PredictionTable:
     silence_library_warnings()
     if not options.texts:
         return classify(options)
@@ -81,7 +81,7 @@ def _check_kind(folder: Path, task: str, texts: bool) -> None:
         raise UserError(f"{folder} belongs to a language model: give it --texts FILE instead of --images.")
 
 
-def classify(options: argparse.Namespace) -> Predictions:
+def classify(options: argparse.Namespace) -> PredictionTable:
     """Return the best classes of each image by each adapter, with their probabilities.
 
     Images are decoded once per preprocessing of the adapters, usually one. Each group of images is held until every
@@ -111,7 +111,7 @@ def classify(options: argparse.Namespace) -> Predictions:
     opened = {frame: open_images(options.images, frame, batch_size, skip=skip, most_pixels=most) for frame in frames}
     loaders, images = [loader for loader, _ in opened.values()], opened[frames[0]][1]
     count = max(min(options.top_k or 5, len(task.classnames)) for task in tasks.values())
-    found = Predictions.of_classes(list(tasks), "images", ["image"], [[str(image)] for image in images], count)
+    found = PredictionTable.of_classes(list(tasks), "images", ["image"], [[str(image)] for image in images], count)
     turns = list(zip(tasks, tasks.values(), [list(opened).index(frame) for frame in frames], strict=True))
     leave = "Leave it out of --images, {}or go on without it: --on-error skip"
     hints = leave.format(""), leave.format("allow it by --max-pixels N, ")

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.common.devices import advised, pick_device
-from randlora_pl.cli.predict.csv_table import Predictions
+from randlora_pl.cli.predict.csv_table import PredictionTable
 from randlora_pl.language.data import prediction_inputs as inputs
 from randlora_pl.utils.errors import UserError
 
@@ -17,7 +17,7 @@ _MAX_LENGTH = 128
 """Most tokens of a text if the adapter does not contain the limit of its training."""
 
 
-def answer(options: argparse.Namespace) -> Predictions:
+def answer(options: argparse.Namespace) -> PredictionTable:
     """Return the predictions of each adapter for each text; adapters run in turn, each with its own base model.
 
     All inputs are read and checked before the first model is loaded.
@@ -57,14 +57,16 @@ def _check_options(options: argparse.Namespace, decoder: bool, classes: bool) ->
             raise UserError(f"{typed}, and {next(iter(options.adapters.values()))} is none: leave it out.")
 
 
-def _written(options: argparse.Namespace, files: "dict[str, AdapterFile]", given: list[inputs.Given]) -> Predictions:
+def _written(
+    options: argparse.Namespace, files: "dict[str, AdapterFile]", given: list[inputs.Given]
+) -> PredictionTable:
     """Return the answers of decoders."""
     from randlora_pl.language.tasks.generated import paragraph
 
     datasets = {name: str(file.metadata.get("training", {}).get("dataset", "")) for name, file in files.items()}
     prompts = {name: [inputs.prompt_of(each, dataset) for each in given] for name, dataset in datasets.items()}
     asked = [[inputs.shown(each)] for each in given]
-    found = Predictions(list(files), "prompts", ["prompt"], asked, ["written"], "")
+    found = PredictionTable(list(files), "prompts", ["prompt"], asked, ["written"], "")
     typed = {"max_new_tokens": options.max_new_tokens, "num_beams": options.beams}
     how = {name: value for name, value in typed.items() if value is not None}
     notes = set()
@@ -83,7 +85,7 @@ def _written(options: argparse.Namespace, files: "dict[str, AdapterFile]", given
 
 def _classified(
     options: argparse.Namespace, files: "dict[str, AdapterFile]", given: list[inputs.Given], classes: bool
-) -> Predictions:
+) -> PredictionTable:
     """Return classes with their probabilities, or scores."""
     from randlora_pl.language.models.classifier import most_tokens
     from randlora_pl.tasks.evaluation import check_numbers
@@ -101,9 +103,9 @@ def _classified(
             raise UserError(f"{file.path} was trained on {what}: give records with {names}, as in its training.")
     if classes:
         count = max(min(options.top_k or 5, len(file.metadata["classnames"])) for file in files.values())
-        found = Predictions.of_classes(list(files), "texts", columns, sentences, count)
+        found = PredictionTable.of_classes(list(files), "texts", columns, sentences, count)
     else:
-        found = Predictions(list(files), "texts", columns, sentences, ["score"], "a score of each")
+        found = PredictionTable(list(files), "texts", columns, sentences, ["score"], "a score of each")
     for name, file in files.items():
         task = _ready(file, options, {})
         length = int(file.metadata.get("training", {}).get("max_length", _MAX_LENGTH))

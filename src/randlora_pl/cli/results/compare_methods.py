@@ -2,14 +2,14 @@
 
 import shlex
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.sweep.sweep import run_sweep
 from randlora_pl.utils.files.atomic_output import write_text
 
 
 def compare_verb(args: list[str]) -> int:
     """Run ``compare-methods [--config SWEEP] [--methods NAME ...]`` with the options of ``sweep``."""
-    parser = Parser("compare-methods")
+    parser = CommandParser("compare-methods")
     parser.add_options(config="compare_methods", methods=[str])
     typed, rest = parser.parse_known_args(args)
     chosen = ["--only", f"method={','.join(typed.methods)}"] if typed.methods else []

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.tables import table
-from randlora_pl.config.compose import flatten, normalise
+from randlora_pl.config.compose import flatten, normalize
 from randlora_pl.engine.run_folder import check_run
 from randlora_pl.utils.errors import UserError, first_line
 from randlora_pl.utils.files.documents import parse_json, parse_yaml
@@ -27,7 +27,7 @@ _OPTIONS = ("model", "model.name", "model.pretrained", "model.adapter", "data.da
 
 def compare_runs_verb(args: list[str]) -> int:
     """Run ``compare RUN RUN ... [--json]``."""
-    parser = Parser("compare")
+    parser = CommandParser("compare")
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(args)
@@ -69,7 +69,7 @@ def _config(folder: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(str(error))
     try:
         content = parse_yaml((folder / CONFIG).read_text(encoding="utf-8"))
-        return flatten(normalise(content)) if content else {}
+        return flatten(normalize(content)) if content else {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, UserError, TypeError, AttributeError) as error:
         problems.append(f"{folder / CONFIG} cannot be read ({first_line(error)}); its options are not shown")
         return {}

@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import CommandParser
 
 
 def report_verb(args: list[str]) -> int:
     """Run ``report SWEEP [--output DIR] [--overwrite]``."""
-    parser = Parser("report")
+    parser = CommandParser("report")
     parser.add_argument("sweep", type=Path)
     parser.add_options(output=Path, overwrite=False)
     options = parser.parse_args(args)

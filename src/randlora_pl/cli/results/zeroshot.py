@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.devices import advised, pick_device
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.common.tables import table
@@ -59,7 +59,7 @@ def zeroshot_verb(args: list[str]) -> int:
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = Parser("zeroshot")
+    parser = CommandParser("zeroshot")
     parser.add_argument("--model.name", dest="name", default="tiny")
     parser.add_argument("--model.pretrained", dest="pretrained")
     parser.add_argument("--data.dataset", dest="dataset", default="digits")

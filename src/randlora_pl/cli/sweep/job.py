@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.cli.common.arguments import Parser, check_positive
+from randlora_pl.cli.common.arguments import CommandParser, check_positive
 from randlora_pl.config.compose import Tree, read_config
 from randlora_pl.config.shipped import config_folder, find_config
 from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, present
@@ -45,9 +45,9 @@ class Job:
     sources: list[str] = field(default_factory=list)
 
 
-def parser_of(verb: str) -> Parser:
+def parser_of(verb: str) -> CommandParser:
     """Return a parser with the options that ``sweep`` and ``tune`` share."""
-    parser = Parser(verb)
+    parser = CommandParser(verb)
     parser.add_argument("config")
     parser.add_argument("--only", nargs="+", action="extend", default=[])
     parser.add_argument("--data.root", dest="root")

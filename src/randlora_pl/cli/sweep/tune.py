@@ -6,12 +6,12 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from randlora_pl.cli.common.arguments import Parser
+from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.sweep.job import Job, check_typed, choose, find_sweep, parser_of, words_of
 from randlora_pl.cli.sweep.run import dry_run
 from randlora_pl.cli.sweep.tuning import Tuning, comments, search_of
-from randlora_pl.config.compose import DEFAULTS, Command, Tree, compose, merge, nested, normalise, parse_value
-from randlora_pl.config.validate import check_names, on_texts
+from randlora_pl.config.compose import DEFAULTS, Command, Tree, compose, merge, nested, normalize, parse_value
+from randlora_pl.config.validate import check_names, is_text_task
 from randlora_pl.experiments.sweep.description import Description, budget
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.trial_config import check
@@ -53,7 +53,7 @@ def tune_run(args: list[str]) -> int:
     Returns:
         0, or 1 if no rate worked.
     """
-    parser = Parser("tune")
+    parser = CommandParser("tune")
     parser.add_options(output=Path, dry_run=False, retry_failed=False, max_hours=float, jobs=1)
     typed, words = parser.parse_known_args(args)
     check_typed(typed)
@@ -84,7 +84,7 @@ def tree_of(command: Command) -> Tree:
     """Return the config of a run with the typed options in it."""
     tree = command.config
     for name, text in command.values.items():
-        tree = merge(tree, normalise(nested({name: parse_value(text)})))
+        tree = merge(tree, normalize(nested({name: parse_value(text)})))
     return tree
 
 
@@ -108,7 +108,7 @@ def described(tree: Tree, configs: list[str]) -> Description:
     dataset = str(known.row.name if hasattr(known, "row") else known.dataset)
     seed = int(tree.get("seed_everything") or 0)
     monitor = tree.get("checkpoint", {}).get("monitor")
-    loss = on_texts(str(tree["model"]["class_path"]).rpartition(".")[2])
+    loss = is_text_task(str(tree["model"]["class_path"]).rpartition(".")[2])
     return Description.of({
         "models": {str(tree["model"]["init_args"].get("name", "model")): {"config": [Path(c).stem for c in configs]}},
         "methods": {method: {"adapter": method, name: float(getattr(task, name))}},

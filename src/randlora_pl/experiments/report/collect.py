@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.experiments.report.plan import FILE, Key, Plan, budget_order, read_plan
-from randlora_pl.experiments.report.runs import CELLS, Run, read_runs
+from randlora_pl.experiments.report.plan import FILE, Key, ReportPlan, budget_order, read_plan
+from randlora_pl.experiments.report.runs import CELLS, FinishedRun, read_runs
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
@@ -33,16 +33,16 @@ class Sweep:
     """
 
     folder: Path
-    plan: Plan
-    runs: list[Run]
+    plan: ReportPlan
+    runs: list[FinishedRun]
     warnings: list[str]
 
     @property
-    def finished(self) -> list[Run]:
+    def finished(self) -> list[FinishedRun]:
         """Return the runs with an accuracy."""
         return [run for run in self.runs if run.accuracy is not None]
 
-    def place(self, run: Run) -> Path:
+    def place(self, run: FinishedRun) -> Path:
         """Return the run folder of a cell that was begun: config, results, adapter, log."""
         return self.folder / "cells" / run.cell
 
@@ -64,8 +64,8 @@ def read_sweep(folder: Path) -> Sweep:
         plan = read_plan(folder)
     except UserError as error:
         warnings.append(str(error))
-        plan = Plan()
-    found: dict[tuple[Key, int | None], Run] = {}
+        plan = ReportPlan()
+    found: dict[tuple[Key, int | None], FinishedRun] = {}
     kept_runs = read_runs(table) if not places and table.is_file() else []
     for run in [*kept_runs, *(_read_cell(folder, place, warnings.append) for place in places)]:
         if run is None:
@@ -102,7 +102,7 @@ def _no_sweep(folder: Path) -> str:
     return f"{folder} is not a sweep: it has neither {FILE} nor cells/.{hint}"
 
 
-def _read_cell(folder: Path, place: Path, warn: Callable[[str], None]) -> Run | None:
+def _read_cell(folder: Path, place: Path, warn: Callable[[str], None]) -> FinishedRun | None:
     try:
         labels = _read_json(place / "cell.json")
         key = Key(*(str(labels[name]) for name in Key._fields))
@@ -126,7 +126,7 @@ def _read_cell(folder: Path, place: Path, warn: Callable[[str], None]) -> Run | 
     config = labels["config"] if isinstance(labels.get("config"), dict) else {}
     typed = {name: rate for name in RATES if (rate := config.get(f"model.{name}")) is not None}
     family = str(labels.get("family") or "")
-    return Run(key, seed, state, reason, place.name, family, accuracy, zeroshot, figures, typed)
+    return FinishedRun(key, seed, state, reason, place.name, family, accuracy, zeroshot, figures, typed)
 
 
 def _state(folder: Path, place: Path, warn: Callable[[str], None]) -> tuple[str, str, dict[str, Any]]:
@@ -170,12 +170,12 @@ def _percent(figures: dict[str, Any], name: str, least: float = 0) -> float | No
     return 100 * float(value) if least <= value <= 1 else None
 
 
-def _time(folder: Path, run: Run) -> float:
+def _time(folder: Path, run: FinishedRun) -> float:
     file = folder / "cells" / run.cell / "results.json"
     return file.stat().st_mtime if file.is_file() else 0.0
 
 
-def _add_labels(plan: Plan, runs: list[Run]) -> None:
+def _add_labels(plan: ReportPlan, runs: list[FinishedRun]) -> None:
     """Append labels that only the cells know to the planned ones, with budgets in their order."""
     for run in runs:
         for name in Key._fields:
@@ -190,13 +190,13 @@ def _add_labels(plan: Plan, runs: list[Run]) -> None:
     plan.seeds = plan.seeds or sorted({run.seed for run in runs if run.seed is not None})
 
 
-def _missing(plan: Plan, found: dict[tuple[Key, int | None], Run]) -> list[Run]:
+def _missing(plan: ReportPlan, found: dict[tuple[Key, int | None], FinishedRun]) -> list[FinishedRun]:
     """Planned runs that no folder is there for. One seed of an untrained model is enough: nothing in it is random."""
     there = {key for key, _ in found}
     missing = []
     for key in plan.cells():  # none without a plan
         if key.budget == ZERO_SHOT:
-            missing += [] if key in there else [Run(key, None, NOT_RUN)]
+            missing += [] if key in there else [FinishedRun(key, None, NOT_RUN)]
         else:
-            missing += [Run(key, seed, NOT_RUN) for seed in plan.seeds if (key, seed) not in found]
+            missing += [FinishedRun(key, seed, NOT_RUN) for seed in plan.seeds if (key, seed) not in found]
     return missing

@@ -28,7 +28,7 @@ class Key(NamedTuple):
 
 
 @dataclass
-class Plan:
+class ReportPlan:
     """Plan of a sweep.
 
     Attributes:
@@ -77,7 +77,7 @@ class Plan:
                 yield Key(model, dataset, ZERO_SHOT, method)
 
 
-def read_plan(folder: Path) -> Plan:
+def read_plan(folder: Path) -> ReportPlan:
     """Return the plan of a sweep.
 
     Raises:
@@ -95,7 +95,7 @@ def read_plan(folder: Path) -> Plan:
     figure = str(found.paper["figure"]) if found.paper.get("figure") is not None else None
     tables: Any = found.paper.get("table", found.paper.get("tables", []))
     numbers = [str(number) for number in (tables if isinstance(tables, list) else [tables])]
-    return Plan(
+    return ReportPlan(
         title=found.title,
         models=list(found.models),
         datasets=list(found.datasets),

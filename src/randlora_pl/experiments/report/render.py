@@ -10,7 +10,7 @@ from randlora_pl.experiments.report.collect import FINISHED, Sweep
 from randlora_pl.experiments.report.document import Document, Picture, Section, Table, many, row
 from randlora_pl.experiments.report.plots import budget_picture, parameter_picture
 from randlora_pl.experiments.report.results import Results
-from randlora_pl.experiments.report.runs import Run
+from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.report.sections.accuracy import IDLE, accuracy_table, average_table
 from randlora_pl.experiments.report.sections.cost import cost_table
 from randlora_pl.experiments.report.sections.pairwise_tests import LEVEL, Versus, comparisons, leading, versus_table
@@ -169,7 +169,7 @@ def _pictures(results: Results, beside: Beside, models: list[str]) -> list[Table
 
 def _missing(sweep: Sweep) -> list[Table | Picture]:
     """Return every run without a result; runs of one cell with the same reason share a row."""
-    grouped: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    grouped: dict[tuple[str, ...], list[FinishedRun]] = defaultdict(list)
     for run in sweep.runs:
         if run.accuracy is None:
             grouped[*run.key, run.status].append(run)

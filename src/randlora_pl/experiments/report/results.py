@@ -8,7 +8,7 @@ from statistics import fmean
 
 from randlora_pl.experiments.report.collect import FAILED, NOT_RUN, Sweep
 from randlora_pl.experiments.report.plan import Key
-from randlora_pl.experiments.report.runs import Run
+from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.report.statistics import Estimate
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 
@@ -34,16 +34,16 @@ class Results:
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep, self.plan = sweep, sweep.plan
-        self._runs: dict[Key, list[Run]] = defaultdict(list)
+        self._runs: dict[Key, list[FinishedRun]] = defaultdict(list)
         for run in sweep.runs:
             self._runs[run.key].append(run)
         self.average = cache(self._average)
 
-    def runs(self, key: Key) -> list[Run]:
+    def runs(self, key: Key) -> list[FinishedRun]:
         """Return every run of a cell, planned or found."""
         return self._runs.get(key, [])
 
-    def finished(self, key: Key) -> list[Run]:
+    def finished(self, key: Key) -> list[FinishedRun]:
         """Return the runs with an accuracy."""
         return [run for run in self.runs(key) if run.accuracy is not None]
 
@@ -148,7 +148,7 @@ class Results:
         total = next(filter(None, (run.number("total_parameters") for run in runs)), None)
         return 100 * trained / total if trained and total else None
 
-    def _of(self, model: str, method: str) -> list[Run]:
+    def _of(self, model: str, method: str) -> list[FinishedRun]:
         return [run for run in self.sweep.finished if (run.key.model, run.key.method) == (model, method)]
 
     def kind(self, method: str) -> str:

@@ -18,7 +18,7 @@ _RUN = (*_LABELS, "seed", "accuracy", "zeroshot_accuracy")
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """One seed of one cell.
 
     Attributes:
@@ -71,7 +71,7 @@ class Run:
         return f"{self.state}: {self.reason}" if self.reason else self.state
 
 
-def read_runs(file: Path) -> list[Run]:
+def read_runs(file: Path) -> list[FinishedRun]:
     """Return the runs of a file that `cells_csv` wrote; figures have its six digits.
 
     Raises:
@@ -90,7 +90,7 @@ def read_runs(file: Path) -> list[Run]:
         raise UserError(f"{file} is not a table of cells ({type(error).__name__}: {error}).") from error
 
 
-def _run(row: dict[str, Any]) -> Run:
+def _run(row: dict[str, Any]) -> FinishedRun:
     """Return the run of a row without its empty cells."""
     facts = {"method" if name == "adapter" else name: value for name, value in row.items() if name not in _RUN}
     facts |= {name: value / 100 for name, value in facts.items() if name.startswith(PREFIX)}
@@ -98,7 +98,7 @@ def _run(row: dict[str, Any]) -> Run:
     if facts.get("method") == "LinearProbe" and "learning_rate" in facts:
         facts["head_learning_rate"] = facts.pop("learning_rate")
         typed = {f"head_{name}": value for name, value in typed.items()}
-    return Run(
+    return FinishedRun(
         Key(*(row[name] for name in Key._fields)), row.get("seed"), row["state"], row.get("reason", ""),
         row.get("cell", ""), row.get("family", ""), row.get("accuracy"), row.get("zeroshot_accuracy"), facts, typed,
     )  # fmt: skip

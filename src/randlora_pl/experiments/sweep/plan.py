@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
 
-from randlora_pl.config.compose import flatten, merge, normalise
+from randlora_pl.config.compose import flatten, merge, normalize
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, Description, Tree, is_zero_shot
 from randlora_pl.experiments.sweep.trial_config import check, trial_config
@@ -80,8 +80,8 @@ def plan(description: Description, tuning: Tree | None = None) -> list[Cell]:
         for dataset in description.datasets:
             for seed, budget, method in _order(description, list(trees)):
                 data = {"data": description.data(dataset, budget), "seed_everything": seed}
-                tree = merge(_without_budget(trees[method]), normalise(data))
-                tree = merge(tree, normalise(tuning)) if tuning else tree
+                tree = merge(_without_budget(trees[method]), normalize(data))
+                tree = merge(tree, normalize(tuning)) if tuning else tree
                 if (dataset, budget) not in checked:
                     checked.add((dataset, budget))
                     with errors_in(f"datasets.{dataset}"):

@@ -2,9 +2,9 @@
 
 import copy
 
-from randlora_pl.config.compose import DEFAULTS, Command, Tree, merge, nested, normalise, read_config
+from randlora_pl.config.compose import DEFAULTS, Command, Tree, merge, nested, normalize, read_config
 from randlora_pl.config.shipped import find_config
-from randlora_pl.config.validate import check_names, on_texts, tasks
+from randlora_pl.config.validate import check_names, is_text_task, tasks
 from randlora_pl.experiments.sweep.description import METHOD
 from randlora_pl.utils.errors import UserError
 
@@ -24,10 +24,10 @@ def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, unt
         UserError: A name is unknown, or the model cannot be tested without training.
     """
     place = {} if root is None else {"data": {"root": root}}
-    tree = normalise(copy.deepcopy(DEFAULTS))
+    tree = normalize(copy.deepcopy(DEFAULTS))
     layers = [*_configs(model["config"]), nested(options), nested(model.get("set", {})), *method_layers(method), place]
     for layer in layers:
-        tree = merge(tree, normalise(layer))
+        tree = merge(tree, normalize(layer))
     tree = check(tree)
     if not untrained:
         return tree
@@ -36,7 +36,7 @@ def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, unt
         raise UserError(
             "zero-shot needs a text head.", hint="Leave out zero-shot for this model: its linear head is untrained."
         )
-    return check(merge(tree, UNTRAINED_TEXT if on_texts(task) else UNTRAINED))
+    return check(merge(tree, UNTRAINED_TEXT if is_text_task(task) else UNTRAINED))
 
 
 def check(tree: Tree) -> Tree:

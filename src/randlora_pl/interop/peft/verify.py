@@ -78,7 +78,7 @@ def difference(ours: nn.Module, base: Base, folder: Path, classifier: LogitsOnly
         UserError: The difference is more than rounding, also in float64 (deep models round more in float32).
     """
     theirs, ours = _theirs(base, folder, classifier), ours.eval()
-    if base.image_size is None and not base.writes:
+    if base.image_size is None and not base.generates_text:
         plain = base.model.state_dict()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

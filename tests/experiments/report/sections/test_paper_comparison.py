@@ -6,7 +6,7 @@ import pytest
 
 from randlora_pl.data.catalog.registry import PAPER
 from randlora_pl.experiments.paper import notes, table
-from randlora_pl.experiments.report.plan import Key, Plan, read_plan
+from randlora_pl.experiments.report.plan import Key, ReportPlan, read_plan
 from randlora_pl.experiments.report.sections.paper_comparison import Beside, PaperAverage
 from tests.experiments.report.sweeps import description, sweep_yaml
 
@@ -84,12 +84,12 @@ def test_cost_of_table_ten(beside: Any) -> None:
 
 
 def test_unknown_tables_are_a_problem_to_tell() -> None:
-    found = Beside(Plan(paper=("99", "11")))
+    found = Beside(ReportPlan(paper=("99", "11")))
     assert [here.number for here in found.tables] == ["11"] and "Table 99" in found.problems[0]
 
 
 def test_footnotes_are_counted_once_in_order() -> None:
-    counted = Beside(Plan())
+    counted = Beside(ReportPlan())
     cell = table(12).cell(L14, "RandLoRA10", "100%", "EuroSAT")
     plain = table(12).cell(L14, "FT", "100%", "Cars")
     assert cell is not None and plain is not None
@@ -109,7 +109,7 @@ def test_footnotes_are_counted_once_in_order() -> None:
 def test_a_printed_average_that_is_off_is_told() -> None:
     cell = table(11).cell(B32, "RandLoRA6", "4-shot", "Average")
     assert cell is not None
-    counted = Beside(Plan())
+    counted = Beside(ReportPlan())
     assert counted.average_notes(PaperAverage(70.459, (cell,), cell)) == (1,)
     assert "70.4; the mean of its printed cells is 70.46" in counted.footnotes[0][1]
     assert (

@@ -8,7 +8,7 @@ from statistics import fmean
 from randlora_pl.experiments.paper import PaperCell
 from randlora_pl.experiments.report.document import Cell, Table, row
 from randlora_pl.experiments.report.results import Results
-from randlora_pl.experiments.report.runs import Run
+from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.report.sections.accuracy import identifier
 from randlora_pl.experiments.report.sections.paper_comparison import Beside
 
@@ -29,7 +29,7 @@ def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
     Percents are means over the cells (data set, budget, seed) that the method and the reference both have on the same
     device, each divided by the reference's figure of the same cell.
     """
-    runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    runs: dict[tuple[str, str], list[FinishedRun]] = defaultdict(list)
     for run in results.sweep.finished:
         if run.key.model == model and run.number("fit_seconds"):
             runs[run.key.method, run.device].append(run)
@@ -87,7 +87,7 @@ def _reference(results: Results, methods: list[str]) -> str | None:
     return next(found, None)
 
 
-def _relative(runs: list[Run], base: list[Run], name: str, paper: PaperCell | None) -> Cell:
+def _relative(runs: list[FinishedRun], base: list[FinishedRun], name: str, paper: PaperCell | None) -> Cell:
     """Percent of the reference, and the paper's below."""
     printed = f"paper {paper.value:g}" if paper else ""
     of = {(*run.key[:3], run.seed): run.number(name) for run in base}

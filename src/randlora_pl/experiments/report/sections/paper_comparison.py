@@ -6,7 +6,7 @@ from statistics import fmean
 
 from randlora_pl.experiments.paper import PaperCell, PaperTable, column_of, notes, table
 from randlora_pl.experiments.paper.paper import AVERAGE, is_whole, plain
-from randlora_pl.experiments.report.plan import Key, Plan
+from randlora_pl.experiments.report.plan import Key, ReportPlan
 from randlora_pl.utils.errors import UserError
 
 RELATIVE = "10"
@@ -39,7 +39,7 @@ class Beside:
         problems: Tables that are named and not there.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ReportPlan) -> None:
         self.plan = plan
         self._notes: dict[tuple[str, str], int] = {}
         self.problems: list[str] = []

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 from randlora_pl.experiments.report.collect import Sweep
-from randlora_pl.experiments.report.runs import PREFIX, Run
+from randlora_pl.experiments.report.runs import PREFIX, FinishedRun
 from randlora_pl.language.datasets.commonsense import TASKS
 
 
@@ -39,7 +39,7 @@ def by_test(sweep: Sweep) -> Sweep:
     return Sweep(sweep.folder, replace(sweep.plan, datasets=datasets), runs, sweep.warnings)
 
 
-def _apart(run: Run, columns: dict[str, str]) -> list[Run]:
+def _apart(run: FinishedRun, columns: dict[str, str]) -> list[FinishedRun]:
     found = []
     for name, column in columns.items():
         value = run.number(PREFIX + name) if run.accuracy is not None else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from randlora_pl.experiments.paper.rates import paper_rates
 from randlora_pl.experiments.report.document import Cell, Table, row
 from randlora_pl.experiments.report.results import Results
-from randlora_pl.experiments.report.runs import Run
+from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.sweep.description import is_zero_shot
 from randlora_pl.experiments.sweep.provenance import chosen_for, rule_of
 
@@ -45,13 +45,13 @@ class Rates:
 
     def __init__(self, results: Results) -> None:
         self.results, self.plan = results, results.plan
-        self._found: dict[tuple[str, str], dict[Rate, list[Run]]] = {}
+        self._found: dict[tuple[str, str], dict[Rate, list[FinishedRun]]] = {}
         for run in results.sweep.finished:
             if not is_zero_shot(run.key.method):
                 place = self._found.setdefault((run.key.model, run.key.method), {})
                 place.setdefault(self.rate(run), []).append(run)
 
-    def of(self, model: str, method: str) -> dict[Rate, list[Run]]:
+    def of(self, model: str, method: str) -> dict[Rate, list[FinishedRun]]:
         """Return the rates of a method, each with its runs."""
         return self._found.get((model, method), {})
 
@@ -69,7 +69,7 @@ class Rates:
         """Return True if all methods of a model can be compared."""
         return not self.untuned(model, [method for name, method in self._found if name == model])
 
-    def rate(self, run: Run) -> Rate:
+    def rate(self, run: FinishedRun) -> Rate:
         """Return the rate of a trained run."""
         model, label = run.key.model, run.key.method
         method = self.plan.fact("methods", label)
