@@ -21,16 +21,7 @@ Heights = list[list[float]]
 
 @dataclass(frozen=True)
 class Landscape:
-    """Losses on a grid in the plane of three models.
-
-    Attributes:
-        labels: Names of the three models.
-        corners: Positions of the three models.
-        losses: Losses of the three models.
-        grid: Points at which the loss was computed.
-        heights: Losses on the grid, one row per y.
-        about: Description of the data.
-    """
+    """Losses on a grid in the plane of three models: ``heights`` has one row per y; ``about`` describes the data."""
 
     labels: tuple[str, str, str]
     corners: tuple[Point, Point, Point]

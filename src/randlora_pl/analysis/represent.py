@@ -61,14 +61,10 @@ class LayerFit:
     """Errors of two methods on one update, relative to its Frobenius norm.
 
     Attributes:
-        layer: Name of the layer.
-        shape: (out, in).
         lora: ||W - B A||_F / ||W||_F for the best B A (equation 8).
         randlora: ||W - sum||_F / ||W||_F for the fitted sum of equation 4.
         bound: n epsilon / ||W||_F of equation 7, where epsilon is the largest error of a segment of the decomposition,
             each fitted with its own bases (equation 6).
-        lora_parameters: Trainable parameters of LoRA in this layer.
-        randlora_parameters: Trainable parameters of RandLoRA in this layer.
     """
 
     layer: str

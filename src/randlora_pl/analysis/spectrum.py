@@ -25,14 +25,7 @@ SMALLEST = 1e-7
 
 @dataclass(frozen=True)
 class LayerSpectrum:
-    """Spectrum of the update of one weight.
-
-    Attributes:
-        layer: Name of the layer.
-        shape: (out, in).
-        sizes: Rank, stable rank, effective rank, norms.
-        values: Singular values, largest first, float64.
-    """
+    """Spectrum of the update (out, in) of one weight; singular values are float64, largest first."""
 
     layer: str
     shape: tuple[int, int]

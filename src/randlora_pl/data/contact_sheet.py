@@ -28,15 +28,7 @@ WIDTH = 1_200
 
 @dataclass(frozen=True)
 class Sheet:
-    """Contents of a contact sheet.
-
-    Attributes:
-        title: Full name of the dataset.
-        caption: Split counts, and a description of the selection.
-        names: Names of the classes shown.
-        images: Images of each class.
-        prompts: Prompts of the first class shown.
-    """
+    """Contents of a contact sheet: names and images of the classes shown, and prompts of the first one."""
 
     title: str
     caption: str

@@ -28,14 +28,7 @@ Tokenizer = Callable[[list[str]], Tensor]
 
 @dataclass
 class LoadedClip:
-    """CLIP model with its image preprocessing, identity and tokenizer.
-
-    Attributes:
-        model: Module with ``visual``, ``encode_image``, ``encode_text`` and ``logit_scale``; on the CPU in fp32.
-        image: Image preprocessing.
-        identity: Identity of the model.
-        embed_dim: Size of the image and text embeddings.
-    """
+    """CLIP model with ``visual``, ``encode_image``, ``encode_text`` and ``logit_scale``, on the CPU in fp32."""
 
     model: nn.Module
     image: ImageSpec
@@ -44,20 +37,12 @@ class LoadedClip:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Tokenizer from a list of n strings to an int64 tensor (n, context length); loaded at first use.
-
-        Raises:
-            UserError: The tokenizer's files are not on this machine and cannot be downloaded.
-        """
+        """Tokenizer, loaded at first use (see `load_tokenizer`)."""
         return cached("tokenizer", self.identity.name, lambda: load_tokenizer(self.identity.name))
 
 
 class ImageTower(nn.Module):
-    """Image tower of a CLIP model; parameters keep their names (``visual.transformer...``).
-
-    Args:
-        model: CLIP model, of which only ``visual`` is used.
-    """
+    """Image tower of a CLIP model; parameters keep their names (``visual.transformer...``)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

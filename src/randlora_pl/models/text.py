@@ -56,7 +56,7 @@ def encode_prompts(
         tokenizer: Function from n strings to an int64 tensor (n, context length).
         classnames: C names.
         templates: T texts with ``{}`` for the name.
-        device: Device of the model.
+        device: Device of the model and of the result.
         batch: Prompts per forward pass.
 
     Returns:

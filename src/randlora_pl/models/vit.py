@@ -22,13 +22,9 @@ _DINOV2_SIZE = 224  # as in the paper; timm's configurations have 518
 
 @dataclass
 class LoadedVit:
-    """Timm model without classifier, with its image preprocessing and identity.
+    """Timm model without classifier, on the CPU in fp32: images (n, 3, size, size) to features (n, num_features).
 
-    Attributes:
-        model: (n, 3, size, size) to (n, num_features); on the CPU in fp32. DINOv2: the normalized CLS token.
-        image: Image preprocessing.
-        identity: Identity of the model.
-        num_features: Size of the features.
+    The features of DINOv2 are the normalized CLS token.
     """
 
     model: nn.Module
@@ -38,15 +34,7 @@ class LoadedVit:
 
 
 def vit_image_spec(name: str, img_size: int | None = None) -> ImageSpec:
-    """Return the image preprocessing of a timm model, from its configuration.
-
-    Args:
-        name: A timm name, with or without a tag (``vit_base_patch14_dinov2.lvd142m``).
-        img_size: Height and width in pixels; None: the configuration's, but 224 for DINOv2 (the paper's).
-
-    Raises:
-        UserError: Unknown name or tag, or a size that is not positive.
-    """
+    """Return the image preprocessing of a timm model, from its configuration alone; arguments as of `load_vit`."""
     config = _config(name)
     usual = _DINOV2_SIZE if "dinov2" in name else int(config.input_size[-1])
     size = usual if img_size is None else img_size

@@ -20,13 +20,7 @@ from randlora_pl.utils.text.formatting import byte_size
 
 @dataclass(frozen=True)
 class Shards:
-    """Sharded weights of a model.
-
-    Attributes:
-        blocks: Number of blocks; each is gathered when it runs, then freed.
-        bytes: Bytes of their frozen weights.
-        device_bytes: Bytes kept on this device.
-    """
+    """Sharded weights of a model: number of blocks, bytes of their frozen weights, and bytes kept on this device."""
 
     blocks: int
     bytes: int

@@ -29,11 +29,6 @@ class Augment:
     mixup: float | None = None
     cutmix: float | None = None
 
-    @property
-    def mixes(self) -> bool:
-        """True if images are blended, so that labels become class probabilities."""
-        return self.mixup is not None or self.cutmix is not None
-
     def enabled(self) -> list[str]:
         """Return the enabled augmentations, one entry each."""
         pairs = (("RandAugment", self.randaugment), ("MixUp", self.mixup), ("CutMix", self.cutmix))
