@@ -18,7 +18,6 @@ class Server:
         drops: After how many bytes each of the next answers with content breaks off.
         statuses: Codes with which the next requests are refused.
         ranges: Whether parts are sent.
-        totals: Whether parts say how long the whole is.
         encoding: Content-Encoding that is claimed.
         changes: Content of each file after the next request for it.
         kind: Content-Type.
@@ -31,7 +30,6 @@ class Server:
     drops: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     ranges: bool = True
-    totals: bool = True
     encoding: str = ""
     changes: dict[str, bytes] = field(default_factory=dict)
     kind: str = "application/octet-stream"
@@ -78,8 +76,7 @@ def serving() -> Iterator[Server]:
                     self.send_header("Content-Length", "0")
                     return self.end_headers()
                 self.send_response(206)
-                total = len(content) if served.totals else "*"
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{total}")
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             else:
                 self.send_response(200)
             self.send_header("Content-Type", served.kind)

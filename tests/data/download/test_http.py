@@ -92,12 +92,6 @@ def test_a_file_that_changes_while_it_is_fetched_starts_anew(server: Server, tar
     assert target.read_bytes() == CONTENT and server.ranges_asked() == ["", "bytes=300000-", ""]
 
 
-def test_a_part_of_a_whole_of_unknown_length_is_not_taken_for_its_rest(server: Server, target: Path) -> None:
-    server.totals, server.drops = False, [300_000, 200_000]
-    download([f"{server.url}/a.bin"], target, md5(CONTENT))
-    assert target.read_bytes() == CONTENT and len(server.asked) == 3
-
-
 def test_packed_answers(server: Server, target: Path) -> None:
     server.encoding = "gzip"
     with pytest.raises(UserError, match=r"127.0.0.1:\d+"):

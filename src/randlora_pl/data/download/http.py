@@ -2,7 +2,6 @@
 
 import hashlib
 import http.client
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -101,7 +100,7 @@ def length(urls: Sequence[str]) -> int | None:
     try:
         request = Request(urls[0], headers={"User-Agent": _AGENT}, method="HEAD")
         with urlopen(request, timeout=TIMEOUT / 3) as answer:
-            return _number(answer.headers.get("Content-Length"))
+            return int(answer.headers.get("Content-Length", ""))
     except (OSError, ValueError, http.client.HTTPException):
         return None
 
@@ -164,26 +163,22 @@ def _attempt(url: str, part: Path, have: int, tick: ProgressCallback) -> bool:
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise _SilentError(str(getattr(error, "reason", error))) from error
     with answer:
-        total = _number(answer.headers.get("Content-Length"))
         packed = answer.headers.get("Content-Encoding", "identity").lower()
         # some servers declare every .tar.gz so, but send it unchanged
         if packed not in ("", "identity") and not part.stem.lower().endswith((".gz", ".tgz")):
             raise _RefusedError(f"sends the file compressed ({packed}) despite the request")
         if answer.status == 206:
-            sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
-            if not have or sent is None or int(sent[1]) != have:
+            if not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 part.unlink(missing_ok=True)
                 raise _DroppedError("it sent a different range")
-            total = _number(sent[2]) or (None if total is None else have + total)
         elif answer.headers.get_content_type() == "text/html":  # a login or error page
             raise _RefusedError("sends a web page instead of the file")
         else:
             have = 0
-        if total is not None and total - have > (free := shutil.disk_usage(part.parent).free):
-            raise UserError(
-                f"{part.stem} needs {byte_size(total - have)}, but {part.parent} has {byte_size(free)} free"
-            )
-        _receive(answer, have, total, part, tick)
+        left = answer.length  # None if the server does not send it
+        if left is not None and left > (free := shutil.disk_usage(part.parent).free):
+            raise UserError(f"{part.stem} needs {byte_size(left)}, but {part.parent} has {byte_size(free)} free")
+        _receive(answer, have, None if left is None else have + left, part, tick)
         return have > 0
 
 
@@ -209,7 +204,3 @@ def _next(answer: Any) -> bytes:
         return bytes(answer.read(_CHUNK))
     except (OSError, http.client.HTTPException) as error:
         raise _DroppedError(str(error) or type(error).__name__) from error
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdecimal() else None
