@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -208,7 +207,6 @@ def _scale(panel: Any) -> None:
 
 def write_figure(figure: Figure, path: Path) -> None:
     """Draw a PNG file."""
-    FigureCanvasAgg(figure)
     with atomic_file(path) as stream:
         figure.savefig(stream, format="png", dpi=120)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from randlora_pl.experiments.report.collect import Sweep
 from randlora_pl.experiments.report.document import Picture
@@ -71,7 +70,6 @@ def draw(figure: Any, form: str, name: str) -> bytes:
 
     The same figure gives the same bytes: the name is the seed of the identifiers in an SVG file.
     """
-    FigureCanvasAgg(figure)
     stream = io.BytesIO()
     with rc_context({"svg.hashsalt": name, "svg.fonttype": "path", "text.parse_math": False}):
         metadata = {"Date": None} if form == "svg" else {"Software": None}
