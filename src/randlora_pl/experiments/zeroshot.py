@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from randlora_pl.analysis.forgetting import accuracy
+from randlora_pl.analysis.images import batches
 from randlora_pl.data import ImageData
 from randlora_pl.experiments.published import published
 from randlora_pl.models import LoadedClip, cached_text_head, encode_prompts
@@ -71,18 +72,7 @@ def evaluate(
     model: Any = clip.model.eval()
     averaged = cached_text_head(model, clip.tokenizer, data.classnames, data.templates, device, clip.identity)
     single = encode_prompts(model, clip.tokenizer, data.classnames, [SINGLE], device)
-    heads = torch.stack((averaged, single))
-    right = torch.zeros(2, dtype=torch.int64)
-    count = 0
-    with torch.inference_mode():
-        for batch in data.test_dataloader():
-            counts = batch["weight"] > 0
-            labels = batch["label"][counts].to(device)
-            features = F.normalize(model.encode_image(batch["image"][counts].to(device)).float(), dim=-1)
-            chosen = (features @ heads.transpose(1, 2)).argmax(2)  # (2, b)
-            right += (chosen == labels).sum(1).cpu()
-            count += len(labels)
-            tick(len(labels))
-    ensemble, alone = (100 * number / max(1, count) for number in right.tolist())
+    images = batches(data, data.samples("test"), data.eval_batch_size, device)
+    (ensemble, alone), count = accuracy(model, torch.stack((averaged, single)), images, tick)
     known = published(clip.identity.name, clip.identity.pretrained, data.row.name)
     return ZeroShot(count, data.row.counts.get("test"), data.num_classes, len(data.templates), ensemble, alone, known)

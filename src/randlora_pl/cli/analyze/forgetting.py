@@ -130,8 +130,9 @@ def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: A
             ) as tick:
                 for when, model in models.items():
                     classes = encode_prompts(model, tokenizer, data.classnames, prompts, device)
-                    measured = accuracy(model, classes, batches(data, samples, typed.batch_size, device), tick)
-                    known[key if when == "before" else (key, run.path)] = measured
+                    images = batches(data, samples, typed.batch_size, device)
+                    (percent,), count = accuracy(model, classes[None], images, tick)
+                    known[key if when == "before" else (key, run.path)] = percent, count
             (before, count), (after, _) = known[key], known[key, run.path]
             results.append(Forgetting(dataset, count, data.num_classes, before, after))
         yield results
