@@ -57,8 +57,6 @@ def test_missing_files_tell_the_tree_and_where_to_get_them(tmp_path: Path) -> No
     for read in (lambda: read_training(tmp_path), lambda: read_test(tmp_path, "piqa")):
         with pytest.raises(UserError, match=r"NAME/test\.json[\s\S]*LLM-Adapters"):
             read()
-    with pytest.raises(UserError, match="'ARC-easy'"):
-        read_test(tmp_path, "ARC-easy")
 
 
 @pytest.mark.parametrize(

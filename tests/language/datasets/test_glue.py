@@ -24,7 +24,7 @@ def test_every_task_is_read_from_its_columns(tmp_path: Path) -> None:
         [0, 0, 1],
         ("negative", "positive"),
     )
-    assert read_glue(tmp_path, "SST-2", "validation").labels == [0, 1, 1]
+    assert read_glue(tmp_path, "sst2", "validation").labels == [0, 1, 1]
     assert read_glue(tmp_path, "cola", "train") == Examples(
         [("Our friends won't buy this \"analysis.",), ("They drank the pub.",)], [1, 0], ("unacceptable", "acceptable")
     )
@@ -179,7 +179,7 @@ def test_a_damaged_or_incomplete_data_set_on_disk_is_told(tmp_path: Path) -> Non
 def test_a_wrong_line_is_told_with_its_number(tmp_path: Path, folder: str, lines: list[str], said: str) -> None:
     write(tmp_path / folder / "train.tsv", *lines)
     with pytest.raises(UserError) as error:
-        read_glue(tmp_path, folder, "train")
+        read_glue(tmp_path, folder.lower().replace("-", ""), "train")
     assert str(tmp_path / folder / "train.tsv") in str(error.value)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
@@ -196,11 +196,6 @@ def test_missing_files_tell_the_tree_and_where_to_get_them(
     assert f"{TASKS[name].title}/train.tsv and {TASKS[name].title}/dev.tsv" in first
     assert "gluebenchmark.com" in second
     assert "save_to_disk" in second
-
-
-def test_an_unknown_task_is_told_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'stsb'"):
-        read_glue(tmp_path, "sts", "train")
 
 
 @pytest.mark.parametrize(

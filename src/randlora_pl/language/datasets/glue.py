@@ -12,7 +12,7 @@ from typing import Literal
 
 from randlora_pl.language.datasets.glue_disk import is_saved, missing_split, read_saved
 from randlora_pl.language.datasets.text_files import read_lines
-from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.errors import UserError
 
 SOURCE = (
     "https://gluebenchmark.com/tasks (MRPC: the msr_paraphrase files of Microsoft's paraphrase corpus and GLUE's "
@@ -95,17 +95,13 @@ def read_glue(root: Path, name: str, split: Split) -> Examples:
 
     Args:
         root: Folder that holds GLUE's folders (``SST-2`` ...) or the folders of ``datasets`` (``sst2`` ...).
-        name: ``sst2``, ``mrpc``, ``cola``, ``qnli``, ``rte`` or ``stsb``; GLUE's own spelling is understood.
+        name: ``sst2``, ``mrpc``, ``cola``, ``qnli``, ``rte`` or ``stsb``.
         split: ``train`` or ``validation``.
 
     Raises:
-        UserError: The task is unknown, files are missing (with expected tree and source) or a line is wrong
-            (file and line).
+        UserError: Files are missing (with expected tree and source) or a line is wrong (file and line).
     """
-    spelled = {key: task for task in TASKS.values() for key in (task.name, task.title.lower())}
-    if name.lower() not in spelled:
-        raise UserError(f"Unknown GLUE task {name!r}.{near(name, TASKS)} Known: {', '.join(TASKS)}")
-    task = spelled[name.lower()]
+    task = TASKS[name]
     home = _home(root, task)
     if is_saved(home):
         sentences, values = read_saved(home, split, task.saved, len(task.labels))

@@ -8,6 +8,7 @@ agree with one reference only.
 """
 
 import importlib
+import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from typing import Any
 from randlora_pl.language.metrics.meteor import meteor
 from randlora_pl.language.metrics.ptb_tokens import words
 from randlora_pl.utils.errors import UserError
+
+log = logging.getLogger("randlora_pl")
 
 References = Sequence[Sequence[str]]
 """The references of each text."""
@@ -28,7 +31,7 @@ _SCORERS = (
 )
 
 
-def generation_scores(texts: Sequence[str], references: References) -> dict[str, float | str]:
+def generation_scores(texts: Sequence[str], references: References) -> dict[str, float]:
     """Compute all five scores.
 
     Args:
@@ -37,7 +40,7 @@ def generation_scores(texts: Sequence[str], references: References) -> dict[str,
 
     Returns:
         ``BLEU``, ``METEOR`` and ``ROUGE-L`` in 0..100, ``NIST`` from 0 and ``CIDEr`` in 0..10 (8.8 and 2.5 are good on
-        E2E). Where METEOR cannot be computed ``METEOR missing`` says why in its place.
+        E2E). METEOR is left out with a warning if its program is missing.
 
     Raises:
         ValueError: The corpus is empty, or a text has no reference.
@@ -45,10 +48,10 @@ def generation_scores(texts: Sequence[str], references: References) -> dict[str,
     """
     if not texts or len(texts) != len(references) or not all(references):
         raise ValueError(f"{len(texts)} texts for {len(references)} groups of references, each needs one or more")
-    found: dict[str, float | str] = {"BLEU": bleu(texts, references), "NIST": nist(texts, references)}
+    found = {"BLEU": bleu(texts, references), "NIST": nist(texts, references)}
     value, reason = meteor(texts, references)
     if value is None:
-        found["METEOR missing"] = reason
+        log.warning("METEOR is left out. %s", reason)
     else:
         found["METEOR"] = 100 * value
     return {**found, "ROUGE-L": 100 * rouge_l(texts, references), "CIDEr": cider(texts, references)}

@@ -1,6 +1,5 @@
 """Generated texts of a test, gathered from all processes for a file of answers and for corpus scores."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,8 +7,6 @@ import torch.distributed as dist
 
 from randlora_pl.language.datasets.sources import Item
 from randlora_pl.language.metrics.text_scores import generation_scores
-
-log = logging.getLogger("randlora_pl")
 
 
 def gathered(own: Mapping[int, str]) -> dict[int, str]:
@@ -37,20 +34,10 @@ def paragraph(text: str) -> str:
 def corpus_scores(items: Sequence[Item], texts: Mapping[int, str]) -> dict[str, float]:
     """Score all texts that have references; empty if none has.
 
-    They belong to the corpus and are not means of texts or batches, so one process needs all of them. METEOR is left
-    out with a warning if its program is missing.
-
-    Args:
-        items: The questions of the tests.
-        texts: Generated texts by the number of their question.
+    Scores of a corpus are not means over texts or batches, so one process needs the texts by the number of their item.
 
     Raises:
         UserError: The package sacrebleu or pycocoevalcap is missing.
     """
     scored = [(text, items[number].references) for number, text in texts.items() if items[number].references]
-    if not scored:
-        return {}
-    found = generation_scores([text for text, _ in scored], [references for _, references in scored])
-    if missing := found.pop("METEOR missing", None):
-        log.warning("METEOR is left out. %s", missing)
-    return {name: float(value) for name, value in found.items()}
+    return generation_scores(*zip(*scored, strict=True)) if scored else {}
