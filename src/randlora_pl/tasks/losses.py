@@ -60,8 +60,8 @@ def counted_classes(labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Sorted classes (u,) and their counts (u,).
     """
-    classes, places = torch.unique(labels, return_inverse=True)
-    counts = F.one_hot(places, len(classes))[counted | ~counted.any()].sum(0)
+    classes, indices = torch.unique(labels, return_inverse=True)
+    counts = F.one_hot(indices, len(classes))[counted | ~counted.any()].sum(0)
     return classes, counts
 
 

@@ -35,6 +35,6 @@ def recalls(images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor) 
 def unique_rows(numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Return the first position of each different number, in sorted order, and the row of each number among them."""
     unique, rows = torch.unique(numbers, return_inverse=True)
-    places = torch.arange(len(numbers), device=numbers.device)
-    first = torch.full_like(unique, len(numbers)).scatter_reduce(0, rows, places, "amin")
+    indices = torch.arange(len(numbers), device=numbers.device)
+    first = torch.full_like(unique, len(numbers)).scatter_reduce(0, rows, indices, "amin")
     return first, rows

@@ -169,14 +169,14 @@ def _table(path: Path, columns: Sequence[str], fixed: Sequence[str]) -> Iterator
     if absent := [column for column in columns if column not in header]:
         there = ", ".join(header)[:120] or "nothing"
         raise UserError(f"{path}, line 1: the header lacks {', '.join(absent)} (there is {there}). Get the file again")
-    places = [header.index(column) for column in columns]
+    indices = [header.index(column) for column in columns]
     start = 0 if fixed else 1
     for number, line in enumerate(lines[start:], start + 1):
         fields = line.split("\t")
         if len(fields) != len(header):
             what = f"{len(fields)} fields between tabs where {len(header)} are expected ({', '.join(header)})"
             raise UserError(f"{path}, line {number}: {what}. Mend the line, or get the file again")
-        yield f"{path}, line {number}", [fields[place].strip() for place in places]
+        yield f"{path}, line {number}", [fields[index].strip() for index in indices]
     if len(lines) <= start:
         raise UserError(f"{path} holds no example. Get the file again")
 

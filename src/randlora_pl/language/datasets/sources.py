@@ -131,8 +131,8 @@ def hold_out(
             f"{count} validation samples of {len(samples)} leave nothing to train on: lower --data.validation"
         )
     chosen = set(rng.permutation(seed, stream, len(samples))[:count].tolist())
-    learn = [sample for place, sample in enumerate(samples) if place not in chosen]
-    return learn, [samples[place] for place in sorted(chosen)]
+    learn = [sample for index, sample in enumerate(samples) if index not in chosen]
+    return learn, [samples[index] for index in sorted(chosen)]
 
 
 def _training_file(root: Path) -> Path:

@@ -125,25 +125,25 @@ def _array(path: Path, text: str) -> list[tuple[int, Any]]:
     decode = json.JSONDecoder().raw_decode
     values: list[tuple[int, Any]] = []
     line, counted = 1, 0
-    place = _after_space(text, text.index("[") + 1)
-    mark = "]" if text.startswith("]", place) else ","
+    position = _after_space(text, text.index("[") + 1)
+    mark = "]" if text.startswith("]", position) else ","
     try:
         while mark == ",":
-            value, end = decode(text, place)
-            line += text.count("\n", counted, place)
-            counted = place
+            value, end = decode(text, position)
+            line += text.count("\n", counted, position)
+            counted = position
             values.append((line, value))
-            place = _after_space(text, end)
-            mark = text[place : place + 1]
+            position = _after_space(text, end)
+            mark = text[position : position + 1]
             if mark not in {",", "]"}:
-                raise json.JSONDecodeError("Expecting ',' or ']'", text, place)
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
             if mark == ",":
-                place = _after_space(text, place + 1)
-        place = _after_space(text, place + 1)
-        if place < len(text):
-            raise json.JSONDecodeError("Nothing may follow the array", text, place)
+                position = _after_space(text, position + 1)
+        position = _after_space(text, position + 1)
+        if position < len(text):
+            raise json.JSONDecodeError("Nothing may follow the array", text, position)
     except (ValueError, RecursionError) as error:
-        raise _invalid(path, error, text.count("\n", 0, place) + 1) from error
+        raise _invalid(path, error, text.count("\n", 0, position) + 1) from error
     return values
 
 
@@ -180,5 +180,5 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 """White space of JSON."""
 
 
-def _after_space(text: str, place: int) -> int:
-    return found.end() if (found := _SPACE.match(text, place)) else place
+def _after_space(text: str, position: int) -> int:
+    return found.end() if (found := _SPACE.match(text, position)) else position

@@ -62,7 +62,7 @@ def bleu(texts: Sequence[str], references: References) -> float:
     metrics = _scorer("sacrebleu.metrics")
     # sacrebleu wants the first references of all texts, then the second ones; where a text has fewer, None.
     most = max(map(len, references))
-    streams = [[group[place] if place < len(group) else None for group in references] for place in range(most)]
+    streams = [[group[index] if index < len(group) else None for group in references] for index in range(most)]
     score = metrics.BLEU(lowercase=True, tokenize="13a", force=True).corpus_score(list(texts), streams)
     return float(score.score)
 

@@ -100,8 +100,8 @@ def _prompt_cache(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, b
     ids, mask = input_ids[:, :-1], attention_mask[:, :-1]
     if not ids.shape[1] or any(getattr(module, "rope_type", None) == "dynamic" for module in model.modules()):
         return {}
-    places = (mask.cumsum(1) - 1).clamp(min=0)
-    found = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    found = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
     takes = signature(GenerationMixin.prepare_inputs_for_generation).parameters
     name = "cache" if "cache" in takes else "past_key_values"  # as it was called before
     cache: Any = getattr(found, name, None)
@@ -160,8 +160,8 @@ def token_losses(
     """
     mask = batch["attention_mask"]
     check_positions(model, mask)
-    places = (mask.cumsum(1) - 1).clamp(min=0)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, "position_ids": places}
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, "position_ids": positions}
     out = model(**inputs, use_cache=False, logits_to_keep=columns + 1)
     logits, labels = out.logits[:, :-1].float(), batch["labels"][:, -columns:]
     losses = F.cross_entropy(
