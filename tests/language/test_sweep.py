@@ -18,9 +18,9 @@ from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell, plan
 from randlora_pl.experiments.sweep.steps import evaluated_samples, is_text, planned_steps
 from randlora_pl.language import catalog as known
+from randlora_pl.language.catalog import SIZES, TESTS
 from randlora_pl.language.data.labelled_module import LabelledTexts
 from randlora_pl.language.data.prompts_module import TextData
-from randlora_pl.language.dataset_sizes import SIZES, TESTS
 from randlora_pl.language.datasets.availability import absent
 from randlora_pl.language.datasets.commonsense import SOURCE, TREE
 from randlora_pl.language.datasets.sources import hold_out

@@ -20,7 +20,7 @@ from randlora_pl.engine.fit_results import callback_of, callbacks_of, fit_figure
 from randlora_pl.engine.lightning_cli import App
 from randlora_pl.engine.run_folder import CHECKSUM, checksum, keep_older, resolved_config, without_head, without_seed
 from randlora_pl.engine.summary import end_page, format_metrics
-from randlora_pl.language.dataset_sizes import OWN_TEXTS
+from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.tasks.evaluation import check_numbers
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import remove_leftovers, write_text

@@ -30,8 +30,8 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
     files = {name: each if isinstance(each, AdapterFile) else read_adapter(each) for name, each in adapters.items()}
     tasks = {name: plain_task(file, **overrides) for name, file in files.items()}
     first: dict[str, tuple[ImageTask, AdapterSet]] = {}
-    for name, (file, task) in zip(files, zip(files.values(), tasks.values(), strict=True), strict=True):
-        base = _base_of(file, task)
+    for name, task in tasks.items():
+        base = _base_of(files[name], task)
         if base in first:
             other, together = first[base]
             task.identity = other.identity
@@ -39,10 +39,10 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
         else:
             together = AdapterSet(task.build())
             first[base] = task, together
-        together.load(name, file)
+        together.load(name, files[name])
         task.backbone, task.adapters, task.choice = together.model, together, name
         task.report = report_of(task.model)
-        task.load_head(file.extra)
+        task.load_head(files[name].extra)
     for task in tasks.values():
         task.eval()
         task.prepare_evaluation()
@@ -59,9 +59,8 @@ def weighted_task(tasks: Mapping[str, ImageTask], weights: Mapping[str, float]) 
     Raises:
         UserError: If they differ in their base model, kind or classes, or have trained heads.
     """
-    first, *others = tasks.values()
-    name, *names = tasks
-    for theirs, task in zip(names, others, strict=True):
+    (name, first), *others = tasks.items()
+    for theirs, task in others:
         if task.adapters is not first.adapters or type(task) is not type(first):
             raise UserError(f"{name} and {theirs} have other base models or tasks, so their updates have no sum.")
         if task.classnames != first.classnames:

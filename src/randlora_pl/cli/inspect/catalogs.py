@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.tables import entry, table
 from randlora_pl.config.class_index import ClassSource, subclasses
-from randlora_pl.language.dataset_sizes import OWN_TEXTS
+from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.utils.errors import UserError, near
 
 if TYPE_CHECKING:

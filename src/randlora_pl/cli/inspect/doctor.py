@@ -82,8 +82,7 @@ def devices() -> dict[str, str]:
 def datasets() -> dict[str, str]:
     """Return the datasets on this machine, and the commands to get the others."""
     from randlora_pl.data.catalog.registry import CATALOG, dataset_path, default_root, get_command, present
-    from randlora_pl.language.catalog import DATASETS, LABELLED
-    from randlora_pl.language.dataset_sizes import OWN_TEXTS
+    from randlora_pl.language.catalog import DATASETS, LABELLED, OWN_TEXTS
     from randlora_pl.language.datasets.availability import absent
 
     root = default_root()

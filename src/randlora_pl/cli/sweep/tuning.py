@@ -14,8 +14,7 @@ from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Cell
 from randlora_pl.experiments.sweep.provenance import FILE
 from randlora_pl.experiments.sweep.steps import is_text
-from randlora_pl.language.catalog import LABELLED
-from randlora_pl.language.dataset_sizes import OWN_TEXTS
+from randlora_pl.language.catalog import LABELLED, OWN_TEXTS
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.text.log_filters import silence_library_warnings

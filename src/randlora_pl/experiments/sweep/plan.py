@@ -11,7 +11,7 @@ from randlora_pl.config.compose import flatten, merge, normalize
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, Description, Tree, is_zero_shot
 from randlora_pl.experiments.sweep.trial_config import check, trial_config
-from randlora_pl.language.dataset_sizes import OWN_TEXTS
+from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.utils.errors import UserError, errors_in, near
 
 _HOW = (

@@ -4,8 +4,7 @@ import math
 
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.experiments.sweep.description import Tree
-from randlora_pl.language.catalog import TASKS
-from randlora_pl.language.dataset_sizes import SIZES, TESTS
+from randlora_pl.language.catalog import SIZES, TASKS, TESTS
 
 
 def is_text(tree: Tree) -> bool:

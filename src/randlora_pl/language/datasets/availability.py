@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from randlora_pl.language.dataset_sizes import OWN_TEXTS
+from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.language.datasets import commonsense, e2e, glue
 from randlora_pl.language.datasets.text_files import first_file
 from randlora_pl.utils.errors import UserError

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from randlora_pl.language.dataset_sizes import VALIDATION
+from randlora_pl.language.catalog import VALIDATION
 from randlora_pl.language.datasets import commonsense
 from randlora_pl.language.datasets.e2e import grouped, read_e2e
 from randlora_pl.language.datasets.text_files import read_records
