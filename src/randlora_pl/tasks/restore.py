@@ -58,10 +58,8 @@ def make_task(file: AdapterFile, kinds: Mapping[str, type[Kind]], overrides: Map
     """
     kind = kinds.get(file.metadata.get("task", ""))
     if kind is None:
-        names = ", ".join(kinds)
-        raise UserError(
-            f"{file.path} was saved by none of the tasks {names}; in Python, load_adapter(model, folder) loads it."
-        )
+        what = f"{file.path} was saved by none of the tasks {', '.join(kinds)}"
+        raise UserError(f"{what}; in Python, load_adapter(model, folder) loads it.")
     arguments = {**file.metadata["arguments"], **overrides}
     check_arguments(kind, arguments, f"{file.path}, arguments of {kind.__name__}")
     return kind(**arguments, adapter=file.adapter)
