@@ -152,10 +152,7 @@ class ImageData(PlannedData):
             index_all(self.root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read labels and class names, choose the subset, and plan the draws.
-
-        Args:
-            stage: ``fit``, ``validate``, ``test``, ``predict`` or None for all.
+        """Read labels and class names, choose the subset, and plan the draws; without a stage, of all splits.
 
         Raises:
             UserError: The dataset is missing or damaged.
