@@ -7,7 +7,7 @@ divide by 255.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -119,8 +119,7 @@ def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None 
     with torch.no_grad():
         if part == "text":
             return _text(task, facts)
-        head = task.scale() * task.class_features() if isinstance(task, VisionLanguageTask) else task.head
-        weight: Tensor = head.weight if isinstance(head, nn.Linear) else head
+        weight = _head_weight(task)
         unload(task.model)
         unit = not isinstance(task, LinearHeadTask) or task.is_clip
         tower = ImageTower(task.model) if isinstance(task, VisionLanguageTask) else task.model
@@ -149,6 +148,19 @@ def _preprocessing(frame: Frame) -> str:
     if frame.resize == "pad":
         return f"resize the longer side to {how}, divide by 255, lay it in the middle of {square} pixels of color mean"
     return f"resize the shorter side to {how}, crop {square} from the center, divide by 255"
+
+
+def _head_weight(task: ImageTask) -> Tensor:
+    """Return the weight (classes, features) that maps features to logits."""
+    match task:
+        case VisionLanguageTask():
+            return task.scale() * task.class_features()
+        case TextHeadTask():
+            return task.head
+        case LinearHeadTask():
+            return task.head.weight
+        case _:
+            assert_never(task)  # the logits of another task may not be linear in the features
 
 
 def _text(task: ImageTask, facts: dict[str, Any]) -> Program:
