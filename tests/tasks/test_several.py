@@ -1,5 +1,6 @@
 """Several adapters as tasks: each predicts as it does alone, and those of one base model hold its weights once."""
 
+import sys
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
@@ -9,9 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import randlora_pl.tasks.linear_head
-import randlora_pl.tasks.text_head
-import randlora_pl.tasks.vision_language
 from randlora_pl.adapters import FullFineTuning, LinearProbe, LoRA, RandLoRA, adapted_layers, inject, save_adapter
 from randlora_pl.tasks import AdaptationTask, load_task, load_tasks, weighted_task
 from randlora_pl.utils.errors import UserError
@@ -47,8 +45,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
-    for module in ("linear_head", "text_head", "vision_language"):
-        home = getattr(randlora_pl.tasks, module)
+    for home in (sys.modules[kind.__module__] for kind in KINDS.values()):
         for name in ("load_clip", "load_vit"):
             if hasattr(home, name):
                 monkeypatch.setattr(home, name, counted(getattr(home, name)))
