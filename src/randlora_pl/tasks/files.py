@@ -58,7 +58,7 @@ def save(task: Any, folder: str | Path, summary: Mapping[str, Any] | None = None
 
     Args:
         task: The task.
-        folder: Where to write; an older folder is replaced at once.
+        folder: Folder to write; an older one is replaced at once.
         summary: Metrics of the training, kept in the metadata.
     """
     arguments = task.constructor()

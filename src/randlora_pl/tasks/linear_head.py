@@ -23,16 +23,16 @@ class LinearHeadTask(AdaptationTask):
         name: A model of timm, for example ``vit_base_patch14_dinov2.lvd142m``, or an open_clip
             architecture, whose image tower is taken.
         pretrained: ``timm`` for the weights of the name, a weights file, a tag of open_clip, or ``random``.
-            Left out: the weights of the tag in the name.
+            Default: the weights of the tag in the name.
         adapter: The method and its options.
-        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
+        targets: Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
             fc2 attn mlp all conv``. Default: q/k/v and both MLP matrices of every block. In models without those,
             every linear layer of the blocks, or their convolutions where the blocks have no linear layer.
         head_learning_rate: Peak learning rate of the head. Default: 1e-3, or 0.02 for a CLIP image tower
             (its features have unit length).
         img_size: Height and width of the images in pixels; position embeddings are resized. Default: the
             model's own, 224 for DINOv2.
-        label_smoothing: Share of each training target that is spread evenly over all classes; 0.1 is usual.
+        label_smoothing: Fraction of each training target that is spread evenly over all classes; 0.1 is usual.
         options: Options of every task, see `AdaptationTask`.
     """
 

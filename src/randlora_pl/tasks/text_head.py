@@ -25,10 +25,10 @@ class TextHeadTask(AdaptationTask):
         pretrained: A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it
             is shipped with its weights.
         adapter: The method and its options.
-        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
+        targets: Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
             fc2 attn mlp all conv``. Default: packed q/k/v and both MLP matrices of the image tower; convolutions and
             attention pool of a ResNet.
-        label_smoothing: Share of each training target that is spread evenly over all classes; 0.1 is usual.
+        label_smoothing: Fraction of each training target that is spread evenly over all classes; 0.1 is usual.
         options: Options of every task, see `AdaptationTask`.
     """
 

@@ -25,8 +25,9 @@ def make_trainer(**options: Any) -> Trainer:
     It is the command line's without its callbacks; Lightning's remarks are hidden from now on.
 
     Args:
-        options: Of Lightning's Trainer; they win. ``enable_progress_bar=True`` shows a bar, ``logger=CSVLogger(DIR)``
-            keeps the curves, ``callbacks=[AdapterCheckpoint()]`` with ``default_root_dir=DIR`` the adapter.
+        options: Options of Lightning's Trainer, which take precedence. ``enable_progress_bar=True`` shows a bar,
+            ``logger=CSVLogger(DIR)`` keeps the curves, ``callbacks=[AdapterCheckpoint()]`` with
+            ``default_root_dir=DIR`` the adapter.
     """
     filter_library_warnings()
     silent = {"logger": False, "enable_progress_bar": False, "devices": 1}

@@ -22,7 +22,7 @@ class VisionLanguageTask(AdaptationTask):
         pretrained: A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it
             is shipped with its weights.
         adapter: The method and its options.
-        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
+        targets: Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
             fc2 attn mlp all conv``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP
             matrices of both towers; convolutions and attention pool of a ResNet.
         logit_scale: ``exp`` multiplies similarities by exp(logit_scale), as CLIP was trained; ``raw`` by

@@ -14,7 +14,7 @@ def load_tokenizer(source: str, sentences: bool = False, option: str = "--model.
 
     Args:
         source: Name of a model on the Hub, a folder, a ``tokenizer.json`` (its end of text must be `END`), or `BYTES`.
-        sentences: Whether the one of bytes marks sentences for an encoder; others do it as they were made to.
+        sentences: The tokenizer of bytes marks sentences for an encoder, as others do anyway.
         option: Option that chose it.
 
     Raises:
@@ -38,8 +38,7 @@ def load_tokenizer(source: str, sentences: bool = False, option: str = "--model.
 def byte_tokenizer(sentences: bool = False) -> Any:
     """Return a tokenizer with a token per byte, an end of text and padding: 258 in all, for weights without vocabulary.
 
-    Args:
-        sentences: Whether the end of text stands before, between and behind sentences too, as an encoder needs it.
+    With ``sentences`` an end of text is before, between and behind sentences too, as an encoder needs it.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

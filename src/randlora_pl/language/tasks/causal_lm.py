@@ -29,21 +29,21 @@ class CausalLMTask(AdaptationTask):
 
     Args:
         name: A model of the Hugging Face Hub, or a folder.
-        pretrained: A folder with other weights, or ``random``. Left out: the weights of the name.
-        tokenizer: A name, a folder, a tokenizer.json, or ``bytes`` (a token for each byte). Left out: the model's own,
+        pretrained: A folder with other weights, or ``random``. Default: the weights of the name.
+        tokenizer: A name, a folder, a tokenizer.json, or ``bytes`` (a token for each byte). Default: the model's own,
             and ``bytes`` with random weights.
-        config_overrides: What a model with random weights has instead, for example ``{num_hidden_layers: 2}``.
-        quantize: ``4bit`` or ``8bit`` keeps the frozen weights so (bitsandbytes, needs a GPU).
+        config_overrides: Configuration of a model with random weights, for example ``{num_hidden_layers: 2}``.
+        quantize: Frozen weights in ``4bit`` or ``8bit`` (bitsandbytes, needs a GPU).
         adapter: The method and its options.
-        targets: What it attaches to: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
-            fc2 attn mlp all``. Default: what the paper adapts in this family of models (q, k, v, and the MLP's up and
+        targets: Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
+            fc2 attn mlp all``. Default: the paper's for this family of models (q, k, v, and the MLP's up and
             down projections; q, v and both of the MLP in GPT-2), or every linear layer of the blocks.
-        schedule: After the warm-up: a ``linear`` or ``cosine`` decay.
-        final_lr_fraction: Where the schedule ends, as a fraction of the learning rate.
+        schedule: Decay after the warm-up, ``linear`` or ``cosine``.
+        final_lr_fraction: End of the schedule, as a fraction of the learning rate.
         weight_decay: Decay of AdamW.
-        adam_eps: What AdamW adds to the root of the second moment.
+        adam_eps: Epsilon of AdamW.
         loss_average: ``tokens`` weighs every learned token of an optimizer step alike, ``samples`` every sample.
-        label_smoothing: Share of each label that is spread over the vocabulary.
+        label_smoothing: Fraction of each label that is spread over the vocabulary.
         evaluation: Answers of the tests: ``generate`` writes them, ``likelihood`` takes the likeliest option.
         num_beams: Beams of the search, 1 for greedy (4 in the paper's scripts).
         max_new_tokens: Most tokens of an answer.
@@ -212,9 +212,9 @@ class CausalLMTask(AdaptationTask):
         """Return the generated texts after prompts, in their order; the same as in a test.
 
         Args:
-            prompts: What it is given; never cut, and each read once, however often it is there.
-            batch_size: How many at a time.
-            separate: Whether an end of text closes each, as in a training on E2E.
+            prompts: Texts to continue; never cut, and equal ones are read once.
+            batch_size: Texts of a batch.
+            separate: Close each prompt by an end of text, as in a training on E2E.
 
         Raises:
             UserError: A prompt has no token, or one is too long for the model's positions.

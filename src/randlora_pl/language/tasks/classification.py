@@ -36,17 +36,17 @@ class TextClassificationTask(AdaptationTask):
     Args:
         name: A model of the Hugging Face Hub, or a folder: RoBERTa, BERT, and whatever transformers has a sequence
             classifier of.
-        pretrained: A folder with other weights, or ``random``. Left out: the weights of the name.
-        tokenizer: A name, a folder, a tokenizer.json, or ``bytes`` (a token for each byte). Left out: the model's own,
+        pretrained: A folder with other weights, or ``random``. Default: the weights of the name.
+        tokenizer: A name, a folder, a tokenizer.json, or ``bytes`` (a token for each byte). Default: the model's own,
             and ``bytes`` with random weights.
-        config_overrides: What a model with random weights has instead, for example ``{num_hidden_layers: 2}``.
+        config_overrides: Configuration of a model with random weights, for example ``{num_hidden_layers: 2}``.
         adapter: The method and its options.
-        targets: What it attaches to: regular expressions over layer names of the encoder or the aliases ``qkv q k v
+        targets: Layers to adapt: regular expressions over layer names of the encoder or the aliases ``qkv q k v
             kv o fc1 fc2 attn mlp all``. Default: the paper's for this kind of model (all dense layers of RoBERTa), or
             q, k, v and the MLP's projections, or every linear layer of the blocks.
-        schedule: After the warm-up: a ``linear`` or ``cosine`` decay.
-        warmup_fraction: Share of the optimizer steps that are linear warm-up.
-        final_lr_fraction: Where the schedule ends, as a fraction of the learning rate.
+        schedule: Decay after the warm-up, ``linear`` or ``cosine``.
+        warmup_fraction: Fraction of the optimizer steps for a linear warm-up.
+        final_lr_fraction: End of the schedule, as a fraction of the learning rate.
         weight_decay: Decay of AdamW.
         head_dropout: Dropout of the head; the frozen encoder has none.
         options: Options of every task, see `AdaptationTask`.
@@ -54,7 +54,7 @@ class TextClassificationTask(AdaptationTask):
     Attributes:
         auto: Name of the class of transformers that loads the whole model again.
         head: The classification head.
-        metric: The grade that counts.
+        metric: The selected metric.
     """
 
     trained_head = True
@@ -98,7 +98,7 @@ class TextClassificationTask(AdaptationTask):
 
         Args:
             classnames: Name of each class; empty for scores.
-            metric: The grade that counts; by default accuracy, Pearson's correlation for scores.
+            metric: The selected metric; by default accuracy, Pearson's correlation for scores.
 
         Raises:
             UserError: There is only one, or the task was built for others.
@@ -220,7 +220,7 @@ class TextClassificationTask(AdaptationTask):
         Args:
             texts: Single texts, or pairs, as the task was trained on.
             max_length: Most tokens of each.
-            batch_size: How many at a time.
+            batch_size: Texts of a batch.
         """
         sentences = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         encoded, _ = encode_sentences(self.vocabulary, sentences, max_length)
