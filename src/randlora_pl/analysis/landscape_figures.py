@@ -1,22 +1,49 @@
 """Plots of a loss landscape: contours, and an interactive 3D page."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from randlora_pl.analysis.figures import colors, footnote, new_figure
 from randlora_pl.analysis.landscape import ABOVE, Grid, Point
-from randlora_pl.analysis.paths import Cell, low_path
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.text.printable import for_figure
 
-Heights = list[list[float]]
+Cell = tuple[int, int]
+
+
+def low_path(heights: Sequence[Sequence[float]], start: Cell, end: Cell) -> list[Cell]:
+    """Return the shortest path among those with the lowest maximum height.
+
+    Args:
+        heights: (rows, columns); infinity is allowed.
+        start: Row and column of the first cell.
+        end: Row and column of the last cell.
+
+    Returns:
+        Adjacent cells (also diagonally), with start and end.
+    """
+    cells = {(row, column): height for row, line in enumerate(heights) for column, height in enumerate(line)}
+    graph = nx.Graph()
+    graph.add_nodes_from(cells)
+    for here in cells:
+        for down, right in ((0, 1), (1, -1), (1, 0), (1, 1)):
+            there = here[0] + down, here[1] + right
+            if there in cells:
+                graph.add_edge(here, there, top=max(cells[here], cells[there]), length=math.dist(here, there))
+    # The path in a minimum spanning tree has the lowest maximum of all paths.
+    level = max(cells[cell] for cell in nx.shortest_path(nx.minimum_spanning_tree(graph, weight="top"), start, end))
+    low = graph.subgraph(cell for cell, height in cells.items() if height <= level)
+    path: list[Cell] = nx.shortest_path(low, start, end, weight="length")
+    return path
 
 
 @dataclass(frozen=True)
@@ -27,7 +54,7 @@ class Landscape:
     corners: tuple[Point, Point, Point]
     losses: tuple[float, float, float]
     grid: Grid
-    heights: Heights
+    heights: list[list[float]]
     about: str
 
     @property

@@ -12,8 +12,7 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
 
-from randlora_pl.data.sampling.balance import ClassDraws, class_weights
-from randlora_pl.data.sampling.class_sizes import remarks
+from randlora_pl.data.sampling.balance import ClassDraws, class_weights, remarks
 from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import whole_signature

@@ -13,7 +13,7 @@ from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import ArrayImages
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import SPLITS, Samples, read
-from randlora_pl.data.sampling.class_sizes import remarks
+from randlora_pl.data.sampling.balance import remarks
 from randlora_pl.data.sampling.splits import Splits
 from randlora_pl.utils.errors import UserError
 
