@@ -20,7 +20,7 @@ from randlora_pl.config.shipped import find_config
 from randlora_pl.experiments.paper.paper import table
 from randlora_pl.experiments.sweep.estimate import memory_of
 from randlora_pl.experiments.sweep.expand import counts
-from randlora_pl.experiments.sweep.plan import Cell, plan
+from randlora_pl.experiments.sweep.plan import Trial, plan
 from randlora_pl.experiments.sweep.steps import is_text, planned_steps
 from randlora_pl.models import meta_clip, meta_vit
 
@@ -75,12 +75,12 @@ MEMORY = {
 }
 
 
-def gpu_of(cell: Cell) -> str:
+def gpu_of(cell: Trial) -> str:
     """The paper's GPU for a cell's model."""
     return "A100" if cell.labels.model.startswith((LARGE, LLAMA)) else "RTX 4090"
 
 
-def factor(cell: Cell) -> float:
+def factor(cell: Trial) -> float:
     """Time relative to full fine-tuning by Table 10; that of ViT-B/32 for DINOv2, 1 for methods not in it.
 
     Language models: relative to LoRA, by its rows of Llama-3.
@@ -95,13 +95,13 @@ def factor(cell: Cell) -> float:
     return next(printed, 100.0) / 100
 
 
-def cells_of(name: str) -> tuple[list[Cell], int]:
+def cells_of(name: str) -> tuple[list[Trial], int]:
     """The cells of a shipped sweep for its first seed, and its number of seeds."""
     _, description = told_by(name)
     return plan(replace(description, seeds=description.seeds[:1])), len(description.seeds)
 
 
-def hours(cells: Iterable[Cell], share: float = SHARE) -> dict[str, float]:
+def hours(cells: Iterable[Trial], share: float = SHARE) -> dict[str, float]:
     """Hours by GPU."""
     found: dict[str, float] = {}
     for cell in cells:

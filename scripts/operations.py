@@ -7,7 +7,7 @@ import torch
 from randlora_pl.bench.flops import counter
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.experiments.sweep.expand import task_of
-from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.experiments.sweep.steps import evaluated_samples, planned_steps, window
 from randlora_pl.language.tasks.meta import meta_backbone
 from randlora_pl.language.tasks.restore import LanguageTask
@@ -22,7 +22,7 @@ TOKENS = {"e2e": 64}
 _passes: dict[tuple[str, str], tuple[int, int]] = {}
 
 
-def operations(cell: Cell) -> int:
+def operations(cell: Trial) -> int:
     """Count the operations of a cell; its data set must be one whose size is known."""
     task: Any = task_of(cell.tree)
     key = (cell.labels.model, type(task).__name__)

@@ -13,7 +13,7 @@ from randlora_pl.experiments.report.collect import FINISHED, Sweep
 from randlora_pl.experiments.report.plan import Key, ReportPlan
 from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.sweep.expand import task_of
-from randlora_pl.experiments.sweep.plan import Cell, plan
+from randlora_pl.experiments.sweep.plan import Trial, plan
 from randlora_pl.tasks import ImageTask
 from tests.experiments.sweep.grids import cells_of
 
@@ -64,7 +64,7 @@ def test_baselines_are_left_out_for_images_of_several_sizes(tmp_path: Path) -> N
     assert not list(baselines(few(dataset="folder", root=str(tmp_path))))  # type: ignore[arg-type]
 
 
-def run_of(cell: Cell, accuracy: float, **facts: float) -> FinishedRun:
+def run_of(cell: Trial, accuracy: float, **facts: float) -> FinishedRun:
     return FinishedRun(
         Key(*cell.labels[:4]), cell.labels.seed, FINISHED, cell=cell.hash, accuracy=accuracy, facts=facts
     )

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from randlora_pl.config.validate import is_text_task, tasks
-from randlora_pl.experiments.sweep.description import Description, budget
+from randlora_pl.experiments.sweep.description import SweepConfig, budget
 from randlora_pl.experiments.sweep.estimate import COUNTED, Estimator
 from randlora_pl.experiments.sweep.expand import counts, data_of
 from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.plan import Cell, plan
+from randlora_pl.experiments.sweep.plan import Trial, plan
 from randlora_pl.experiments.sweep.steps import evaluated_samples, is_text, planned_steps
 from randlora_pl.language import catalog as known
 from randlora_pl.language.catalog import SIZES, TESTS
@@ -62,8 +62,8 @@ GRID: dict[str, Any] = {
 """Tiny random Qwen2 on files of the true format; texts are cut to 64 bytes."""
 
 
-def cells_of(**changes: Any) -> list[Cell]:
-    return plan(Description.of(GRID | changes))
+def cells_of(**changes: Any) -> list[Trial]:
+    return plan(SweepConfig.of(GRID | changes))
 
 
 def written(folder: Path, **changes: Any) -> Path:

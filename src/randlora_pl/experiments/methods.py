@@ -15,7 +15,7 @@ from randlora_pl.experiments.report.sections.rates import Rates
 from randlora_pl.experiments.report.statistics import Estimate
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 from randlora_pl.experiments.sweep.expand import data_of
-from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.experiments.sweep.steps import is_text
 
 MOST = 2_000_000
@@ -28,7 +28,7 @@ _NO_VERDICT = (
 )
 
 
-def method_tables(sweep: Sweep, cells: Sequence[Cell]) -> str:
+def method_tables(sweep: Sweep, cells: Sequence[Trial]) -> str:
     """Return Markdown: a table of each model, data set and budget, in which no method is ranked.
 
     Cells without a result are left out.
@@ -62,7 +62,7 @@ def _mean(estimate: Estimate | None) -> str:
     return f"{estimate.mean:.1f}" + ("" if estimate.error is None else f" ± {estimate.error:.1f}")
 
 
-def _raw_pixels(cells: Sequence[Cell]) -> list[list[str]]:
+def _raw_pixels(cells: Sequence[Trial]) -> list[list[str]]:
     """Return rows of the two classifiers, with the images of each seed of these cells."""
     found: dict[str, list[float]] = {}
     for cell in {cell.labels.seed: cell for cell in cells if not is_text(cell.tree)}.values():

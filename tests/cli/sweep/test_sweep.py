@@ -17,7 +17,7 @@ from randlora_pl.cli.main import main
 from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.config.shipped import config_names
 from randlora_pl.experiments.sweep import cell_runner as cli_cells
-from randlora_pl.experiments.sweep.plan import Cell, plan
+from randlora_pl.experiments.sweep.plan import Trial, plan
 from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import GRID, cells_of, written
 from tests.faults.child import Command
@@ -111,7 +111,7 @@ def test_a_failed_cell_is_recorded_and_the_sweep_goes_on(run: Run, monkeypatch: 
     written(Path())
     plain = cli_cells.Runner.__call__
 
-    def broken(self: cli_cells.Runner, cell: Cell, folder: Path) -> None:
+    def broken(self: cli_cells.Runner, cell: Trial, folder: Path) -> None:
         if cell.labels.method == "RandLoRA-6":
             raise UserError("out of memory; try less")
         plain(self, cell, folder)
@@ -343,7 +343,7 @@ def test_rates_are_searched_and_then_run_as_one_command(
     written(tmp_path, methods=methods, set=steps, tune={"learning_rates": [1e-3, 1e-2], "seeds": [0]})
     plain, begun = cli_cells.Runner.__call__, []
 
-    def interrupted(self: cli_cells.Runner, cell: Cell, folder: Path) -> None:
+    def interrupted(self: cli_cells.Runner, cell: Trial, folder: Path) -> None:
         begun.append(cell.labels)
         if len(begun) in (2, 5):
             raise KeyboardInterrupt

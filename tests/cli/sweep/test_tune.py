@@ -16,7 +16,7 @@ from randlora_pl.config.shipped import config_names, find_config
 from randlora_pl.data import ImageData
 from randlora_pl.data.images.decode import ArrayImages
 from randlora_pl.experiments.sweep.choice import best_of, climb
-from randlora_pl.experiments.sweep.description import Description
+from randlora_pl.experiments.sweep.description import SweepConfig
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.provenance import chosen_for
 from randlora_pl.experiments.sweep.tuning import Search
@@ -33,7 +33,7 @@ LONG = GRID["set"] | {"data.steps": 3}
 
 
 def search_of(**changes: Any) -> Search:
-    return Search.of(Description.of(GRID | {"tune": TUNE} | changes))
+    return Search.of(SweepConfig.of(GRID | {"tune": TUNE} | changes))
 
 
 def scored(search: Search, folder: SweepFolder, figure: Callable[..., float | None]) -> None:
@@ -170,7 +170,7 @@ def test_the_config_that_it_writes_is_the_sweep_with_the_best(tmp_path: Path) ->
     assert text.startswith("# What it is\ntitle: small\n")
     content = yaml.safe_load(text)
     assert content.pop("tuned") == "tuning.json"
-    again = Description.of(content)
+    again = SweepConfig.of(content)
     assert again.methods == {"LoRA-4": LORA["LoRA-4"] | {"learning_rate": 1e-3}, "zero-shot": {}}  # type: ignore[operator]
     assert again.models == GRID["models"] and again.options == GRID["set"]
 

@@ -10,7 +10,7 @@ from statistics import fmean
 import pytest
 
 from randlora_pl.experiments.report.collect import Sweep, read_sweep
-from randlora_pl.experiments.report.document import Cell, Document, Picture, Section, Table
+from randlora_pl.experiments.report.document import Document, Picture, Section, Table, TableCell
 from randlora_pl.experiments.report.files import write_report
 from randlora_pl.experiments.report.html import html as to_html
 from randlora_pl.experiments.report.markdown import _picture, markdown
@@ -178,7 +178,7 @@ def test_nothing_of_the_machine_is_written(report: Path, folder: Path) -> None:
 
 def test_what_is_shown_is_escaped() -> None:
     evil = "<script>alert(1)</script> a|b *c* _d_ `e` [f](g)"
-    table = Table("t", evil, [Cell(evil)], [[Cell(evil, below=evil, title='"><b>')]], below=[evil])
+    table = Table("t", evil, [TableCell(evil)], [[TableCell(evil, below=evil, title='"><b>')]], below=[evil])
     document = Document(evil, evil, [Section("s", evil, [evil], [evil], [table])], [(1, evil, evil)])
     (drawn, *_) = _picture(Picture("p", evil, evil, None), "figures")
     assert "\\<script>" in drawn and drawn.endswith("(figures/p.png)") and drawn.count("]") == 1

@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 import pytest
 
 from randlora_pl.experiments.report.collect import Sweep, read_sweep
-from randlora_pl.experiments.report.document import Cell, Table, many
+from randlora_pl.experiments.report.document import Table, TableCell, many
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.sections.accuracy import accuracy_table, average_table, percent, signed
@@ -29,7 +29,7 @@ def beside(sweep: Sweep) -> Beside:
     return Beside(sweep.plan)
 
 
-def cell_of(table: Table, column: str, *row: str) -> Cell:
+def cell_of(table: Table, column: str, *row: str) -> TableCell:
     titles = [cell.text for cell in table.header]
     (found,) = [line for line in table.rows if tuple(cell.text for cell in line[: len(row)]) == row]
     return found[titles.index(column)]

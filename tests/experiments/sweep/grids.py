@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from randlora_pl.experiments.sweep.description import Description
-from randlora_pl.experiments.sweep.plan import Cell, plan
+from randlora_pl.experiments.sweep.description import SweepConfig
+from randlora_pl.experiments.sweep.plan import Trial, plan
 
 GRID: dict[str, Any] = {
     "title": "small",
@@ -23,8 +23,8 @@ GRID: dict[str, Any] = {
 """Two cells of about a second each."""
 
 
-def cells_of(**changes: Any) -> list[Cell]:
-    return plan(Description.of(GRID | changes))
+def cells_of(**changes: Any) -> list[Trial]:
+    return plan(SweepConfig.of(GRID | changes))
 
 
 def written(folder: Path, name: str = "small.yaml", **changes: Any) -> Path:

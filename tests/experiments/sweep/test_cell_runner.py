@@ -13,7 +13,7 @@ from randlora_pl.cli.main import main
 from randlora_pl.config.compose import nested
 from randlora_pl.experiments.sweep.cell_runner import Runner
 from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.models import load_clip
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import caching
@@ -39,7 +39,7 @@ def _small_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
         yield
 
 
-def run(cell: Cell, folder: SweepFolder, runner: Runner | None = None) -> Path:
+def run(cell: Trial, folder: SweepFolder, runner: Runner | None = None) -> Path:
     place = folder.begin(cell)
     (runner or Runner())(cell, place)
     return place

@@ -5,23 +5,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.data.catalog.registry import PAPER
-from randlora_pl.experiments.sweep.description import Description, budget, budget_options, is_zero_shot
+from randlora_pl.experiments.sweep.description import SweepConfig, budget, budget_options, is_zero_shot
 from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import GRID
 from tests.support.products import in_one_item
 
 
 def test_what_it_writes_it_reads_again() -> None:
-    told = Description.of(GRID | {"budgets": [1, "50%", 0.25, "100%", "16-shot"], "seeds": [3, 3, 1]})
+    told = SweepConfig.of(GRID | {"budgets": [1, "50%", 0.25, "100%", "16-shot"], "seeds": [3, 3, 1]})
     assert told.budgets == ["1-shot", "50%", "25%", "100%", "16-shot"] and told.seeds == [3, 1]
-    assert Description.of(told.content()) == told
+    assert SweepConfig.of(told.content()) == told
 
 
 def test_all_data_sets_are_the_papers_and_labels_may_differ_from_names() -> None:
-    assert list(Description.of(GRID | {"datasets": "all"}).datasets) == list(PAPER)
-    told = Description.of(GRID | {"datasets": {"short": {"dataset": "digits", "steps": 1}, "digits": None}})
+    assert list(SweepConfig.of(GRID | {"datasets": "all"}).datasets) == list(PAPER)
+    told = SweepConfig.of(GRID | {"datasets": {"short": {"dataset": "digits", "steps": 1}, "digits": None}})
     assert told.datasets == {"short": {"dataset": "digits", "steps": 1}, "digits": {"dataset": "digits"}}
-    assert Description.of(told.content()) == told
+    assert SweepConfig.of(told.content()) == told
 
 
 @given(st.integers(1, 10**6), st.integers(1, 100))
@@ -38,8 +38,8 @@ def test_zero_shot_is_known_by_its_label() -> None:
 
 
 def test_union_keeps_the_older_grid() -> None:
-    older = Description.of(GRID)
-    newer = Description.of(GRID | {"seeds": [2], "budgets": [4], "methods": {"VeRA": {"adapter": "VeRA"}}})
+    older = SweepConfig.of(GRID)
+    newer = SweepConfig.of(GRID | {"seeds": [2], "budgets": [4], "methods": {"VeRA": {"adapter": "VeRA"}}})
     both = newer.union(older)
     assert (both.seeds, both.budgets, list(both.methods)) == (
         [1, 2], ["2-shot", "4-shot"], ["RandLoRA-6", "LoRA-4", "VeRA"],
@@ -84,5 +84,5 @@ def test_union_keeps_the_older_grid() -> None:
 )
 def test_what_is_wrong_is_named(change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as error:
-        Description.of(GRID | change)
+        SweepConfig.of(GRID | change)
     assert said in str(error.value) and "\n" not in str(error.value)

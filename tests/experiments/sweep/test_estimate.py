@@ -6,14 +6,14 @@ import pytest
 
 from randlora_pl.experiments.sweep.estimate import COUNTED, MEASURED, Estimator
 from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.experiments.sweep.steps import planned_steps
 from tests.experiments.sweep.grids import GRID, cells_of
 
 CELLS = cells_of(seeds=[1, 2], budgets=[2, 4], datasets={"digits": None, "long": {"dataset": "digits", "steps": 20}})
 
 
-def finish(folder: SweepFolder, cell: Cell, **figures: Any) -> None:
+def finish(folder: SweepFolder, cell: Trial, **figures: Any) -> None:
     (folder.begin(cell) / "results.json").write_text(json.dumps({"finished": True} | figures))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from randlora_pl.experiments.sweep.description import Description
+from randlora_pl.experiments.sweep.description import SweepConfig
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN, SweepFolder
 from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import GRID, cells_of
@@ -46,22 +46,22 @@ def test_a_finished_cell_keeps_what_it_needs(folder: SweepFolder) -> None:
 
 def test_a_grid_may_grow_in_its_folder(folder: SweepFolder) -> None:
     small = cells_of()
-    folder.open(Description.of(GRID), small)
+    folder.open(SweepConfig.of(GRID), small)
     folder.begin(small[0])
     more = {"seeds": [2], "methods": GRID["methods"] | {"VeRA": {"adapter": "VeRA"}}}
-    folder.open(Description.of(GRID | more), cells_of(**more))
+    folder.open(SweepConfig.of(GRID | more), cells_of(**more))
     told = yaml.safe_load((folder.path / "sweep.yaml").read_text())
     assert told["seeds"] == [1, 2] and list(told["methods"]) == ["RandLoRA-6", "LoRA-4", "VeRA"]
-    folder.open(Description.of(GRID), small)
+    folder.open(SweepConfig.of(GRID), small)
     assert yaml.safe_load((folder.path / "sweep.yaml").read_text())["seeds"] == [1, 2], "it does not shrink"
 
 
 def test_another_sweep_is_refused_with_what_differs(folder: SweepFolder) -> None:
-    folder.open(Description.of(GRID), cells_of())
+    folder.open(SweepConfig.of(GRID), cells_of())
     folder.begin(cells_of()[1])
     other = {"methods": {"LoRA-4": {"adapter": "LoRA", "rank": 5}}}
     with pytest.raises(UserError) as error:
-        folder.open(Description.of(GRID | other), cells_of(**other))
+        folder.open(SweepConfig.of(GRID | other), cells_of(**other))
     assert "LoRA-4" in str(error.value)
     assert yaml.safe_load((folder.path / "sweep.yaml").read_text())["methods"] == GRID["methods"]
 
@@ -70,12 +70,12 @@ def test_a_folder_of_something_else_is_refused(folder: SweepFolder) -> None:
     folder.path.mkdir()
     (folder.path / "thesis.tex").touch()
     with pytest.raises(UserError, match="empty"):
-        folder.open(Description.of(GRID), cells_of())
+        folder.open(SweepConfig.of(GRID), cells_of())
 
 
 def test_a_damaged_description_is_told(folder: SweepFolder) -> None:
-    folder.open(Description.of(GRID), cells_of())
+    folder.open(SweepConfig.of(GRID), cells_of())
     for damaged in ("models: [", "5", "[5]", "models"):
         (folder.path / "sweep.yaml").write_text(damaged)
         with pytest.raises(UserError, match="describe"):
-            folder.open(Description.of(GRID), cells_of())
+            folder.open(SweepConfig.of(GRID), cells_of())

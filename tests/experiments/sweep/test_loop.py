@@ -8,7 +8,7 @@ import pytest
 from randlora_pl.experiments.sweep import loop as module
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN, SweepFolder
 from randlora_pl.experiments.sweep.loop import Loop
-from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import lease as leases
 from randlora_pl.utils.files.lease import acquired, lease_on
@@ -25,7 +25,7 @@ class Fake:
         self.ran: list[str] = []
         self.errors = errors
 
-    def __call__(self, cell: Cell, place: Path) -> None:
+    def __call__(self, cell: Trial, place: Path) -> None:
         self.ran.append(str(cell.labels))
         if error := self.errors.get(cell.labels.method.partition("-")[0]):
             raise error
@@ -74,7 +74,7 @@ def test_a_cell_that_ends_early_has_failed(folder: SweepFolder) -> None:
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt("later"), UserError("the disk is full")])
 def test_what_ends_everything_leaves_the_cell_open(folder: SweepFolder, stop: BaseException) -> None:
-    def run(cell: Cell, place: Path) -> None:
+    def run(cell: Trial, place: Path) -> None:
         raise stop
 
     with pytest.raises(type(stop)):
@@ -144,7 +144,7 @@ def test_a_retry_by_another_process_is_enough(folder: SweepFolder) -> None:
     fake = Fake(LoRA=UserError("no"))
     Loop(folder, CELLS, fake).work()
 
-    def run(cell: Cell, place: Path) -> None:
+    def run(cell: Trial, place: Path) -> None:
         other = next(c for c in CELLS if c.labels == cell.labels._replace(seed=2))
         folder.fail(other, "no, too")  # meanwhile, by another process
         raise UserError("no")

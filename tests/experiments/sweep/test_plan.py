@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.experiments.sweep.plan import Labels, digest, essence, only, shard
+from randlora_pl.experiments.sweep.plan import Labels, digest, only, result_key, shard
 from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import GRID, cells_of
 from tests.support.products import in_one_item
@@ -71,7 +71,7 @@ def test_dora_around_another_method() -> None:
 def test_the_hash_is_the_same_in_every_version() -> None:
     """Changing it would make every finished cell of every user unfinished."""
     flat = {"model": "VisionLanguageTask", "model.adapter": "LoRA", "model.adapter.rank": 4, "seed_everything": 1}
-    assert digest(essence(flat)) == digest(flat) == "bc8024eb5f76"
+    assert digest(result_key(flat)) == digest(flat) == "bc8024eb5f76"
     assert cells_of()[1].flat == {  # nothing of defaults, which later versions may add to
         "data.batch_size": 4, "data.dataset": "digits", "data.eval_batch_size": 8, "data.shots": 2, "data.steps": 2,
         "model": "VisionLanguageTask", "model.adapter": "LoRA", "model.adapter.rank": 4, "model.name": "tiny",

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from randlora_pl.experiments.sweep.estimate import Estimator
 from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.experiments.sweep.progress import Progress
 from randlora_pl.utils.files.lease import acquired, lease_on
 from tests.experiments.sweep.grids import cells_of
@@ -24,7 +24,7 @@ def progress_of(folder: SweepFolder, stream: io.StringIO) -> Progress:
     return Progress(folder, CELLS, Estimator(folder, CELLS), stream)
 
 
-def finish(folder: SweepFolder, cell: Cell) -> None:
+def finish(folder: SweepFolder, cell: Trial) -> None:
     figures = {"finished": True, "test/acc": 0.5, "fit_seconds": 50.0, "steps": 2, "cell_seconds": 60.0}
     (folder.begin(cell) / "results.json").write_text(json.dumps(figures))
 

@@ -12,9 +12,9 @@ from randlora_pl.config.compose import Tree, read_config
 from randlora_pl.config.shipped import config_folder, find_config
 from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, present
 from randlora_pl.data.locations import root_of
-from randlora_pl.experiments.sweep.description import Description, whole_numbers
+from randlora_pl.experiments.sweep.description import SweepConfig, whole_numbers
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
-from randlora_pl.experiments.sweep.plan import Cell, only, plan, shard
+from randlora_pl.experiments.sweep.plan import Trial, only, plan, shard
 from randlora_pl.experiments.sweep.provenance import read_provenance
 from randlora_pl.experiments.sweep.steps import is_text
 from randlora_pl.parallel.launch import launched
@@ -36,9 +36,9 @@ class Job:
         sources: How to get the missing datasets: commands, or the missing files and their source.
     """
 
-    description: Description
-    cells: list[Cell]
-    chosen: list[Cell]
+    description: SweepConfig
+    cells: list[Trial]
+    chosen: list[Trial]
     folder: SweepFolder
     same: str
     absent: list[str] = field(default_factory=list)
@@ -64,12 +64,12 @@ def check_typed(typed: Any) -> None:
         raise UserError("a cell runs in one process: start this without torchrun or srun, with --jobs N.")
 
 
-def find_sweep(config: str) -> tuple[Path, Description]:
+def find_sweep(config: str) -> tuple[Path, SweepConfig]:
     """Return the file of a config and the sweep in it."""
     file = find_config(config)
     content = read_config(file)
     with errors_in(file):
-        return file, Description.of(_with_provenance(content, file))
+        return file, SweepConfig.of(_with_provenance(content, file))
 
 
 def _with_provenance(content: Tree, file: Path) -> Tree:
@@ -114,7 +114,7 @@ def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: boo
         raise UserError("no cell is left: --only, --shard and --skip-missing leave out all of them.")
 
 
-def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
+def _absent(cells: Sequence[Trial]) -> tuple[list[str], list[str]]:
     """Return the missing datasets, and the commands that get them."""
     absent: list[str] = []
     commands: list[str] = []
@@ -141,7 +141,7 @@ def _absent(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
     return absent + list(texts), commands + _by_source(texts.values())
 
 
-def _absent_texts(cells: Sequence[Cell]) -> dict[str, UserError]:
+def _absent_texts(cells: Sequence[Trial]) -> dict[str, UserError]:
     """Return the missing text datasets, with the error for the first missing file of each."""
     missing: dict[str, UserError] = {}
     for cell in {(*cell.labels[1:3], cell.untrained): cell for cell in cells}.values():
@@ -178,7 +178,7 @@ def begin(job: Job) -> None:
         print(f"not on this machine, and so left out: {', '.join(job.absent)}")
 
 
-def check_data(cells: Iterable[Cell]) -> None:
+def check_data(cells: Iterable[Trial]) -> None:
     """Check the data options of the cells."""
     from randlora_pl.experiments.sweep.expand import data_of
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from randlora_pl.cli.common.tables import table
 from randlora_pl.cli.sweep.job import Job, check_data, summary
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN
-from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.text.formatting import byte_size, duration
 from randlora_pl.utils.text.log_filters import silence_library_warnings
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from randlora_pl.experiments.sweep.loop import Outcome
     from randlora_pl.experiments.sweep.progress import Progress
 
-Rounds = Callable[[], list[Cell]]
+Rounds = Callable[[], list[Trial]]
 """Function that returns the cells known so far; it returns more once the first of them are done."""
 
 
@@ -59,7 +59,7 @@ def dry_run(job: Job) -> int:
     return 0
 
 
-def _estimate(estimator: "Estimator", cell: Cell) -> "Estimate":
+def _estimate(estimator: "Estimator", cell: Trial) -> "Estimate":
     with errors_in(f"models.{cell.labels.model} with methods.{cell.labels.method}"):
         try:
             return estimator(cell)
@@ -170,7 +170,7 @@ def spawn(job: Job, words: Sequence[str], jobs: int, rounds: Rounds | None = Non
     )
 
 
-def _what(progress: "Progress", cell: Cell) -> str:
+def _what(progress: "Progress", cell: Trial) -> str:
     from randlora_pl.experiments.sweep.progress import accuracy
 
     folder = progress.folder

@@ -12,7 +12,7 @@ from randlora_pl.cli.sweep.run import dry_run
 from randlora_pl.cli.sweep.tuning import Tuning, comments, search_of
 from randlora_pl.config.compose import DEFAULTS, Command, Tree, compose, merge, nested, normalize, parse_value
 from randlora_pl.config.validate import check_names, is_text_task
-from randlora_pl.experiments.sweep.description import Description, budget
+from randlora_pl.experiments.sweep.description import SweepConfig, budget
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.trial_config import check
 from randlora_pl.utils.errors import UserError
@@ -88,7 +88,7 @@ def tree_of(command: Command) -> Tree:
     return tree
 
 
-def described(tree: Tree, configs: list[str]) -> Description:
+def described(tree: Tree, configs: list[str]) -> SweepConfig:
     """Return the search of a run as a sweep of one model, one method and one dataset.
 
     Args:
@@ -109,7 +109,7 @@ def described(tree: Tree, configs: list[str]) -> Description:
     seed = int(tree.get("seed_everything") or 0)
     monitor = tree.get("checkpoint", {}).get("monitor")
     loss = is_text_task(str(tree["model"]["class_path"]).rpartition(".")[2])
-    return Description.of({
+    return SweepConfig.of({
         "models": {str(tree["model"]["init_args"].get("name", "model")): {"config": [Path(c).stem for c in configs]}},
         "methods": {method: {"adapter": method, name: float(getattr(task, name))}},
         "datasets": {dataset: data | {"dataset": dataset}},
@@ -124,7 +124,7 @@ def described(tree: Tree, configs: list[str]) -> Description:
     })  # fmt: skip
 
 
-def _search(typed: argparse.Namespace, tree: Tree, description: Description, path: Path, same: str) -> Tuning:
+def _search(typed: argparse.Namespace, tree: Tree, description: SweepConfig, path: Path, same: str) -> Tuning:
     from randlora_pl.experiments.sweep.tuning import Search
 
     (name,) = description.models  # each candidate is the config of the run, with another rate

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from randlora_pl.cli.sweep.job import Job, begin, choose, place_of, summary
 from randlora_pl.cli.sweep.run import spawn, work
 from randlora_pl.config.shipped import config_names
-from randlora_pl.experiments.sweep.description import Description
+from randlora_pl.experiments.sweep.description import SweepConfig
 from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.experiments.sweep.provenance import FILE
 from randlora_pl.experiments.sweep.steps import is_text
 from randlora_pl.language.catalog import LABELLED, OWN_TEXTS
@@ -37,7 +37,7 @@ class Tuning:
     search: "Search"
     stopped: str = ""
 
-    def rounds(self) -> list[Cell]:
+    def rounds(self) -> list[Trial]:
         """Return the cells of both rounds that are known so far."""
         return self.search.first(self.job.folder) + self.search.second(self.job.folder)
 
@@ -88,7 +88,7 @@ class Tuning:
         return folder.path / first
 
 
-def search_of(typed: Any, file: Path, description: Description, path: Path, same: str) -> Tuning:
+def search_of(typed: Any, file: Path, description: SweepConfig, path: Path, same: str) -> Tuning:
     """Return the search of the options without running it.
 
     Args:
@@ -120,7 +120,7 @@ def comments(file: Path) -> str:
     return "".join(line for line in file.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
 
 
-def _check_rates(file: Path, description: Description) -> None:
+def _check_rates(file: Path, description: SweepConfig) -> None:
     """Refuse a shipped sweep without learning rates to try, as most of them have none."""
     name = next((name for name, known in config_names().items() if known == file), None)
     if description.tune.get("learning_rates") or name is None:
@@ -133,7 +133,7 @@ def _check_rates(file: Path, description: Description) -> None:
     )
 
 
-def _check_validation(cells: list[Cell]) -> None:
+def _check_validation(cells: list[Trial]) -> None:
     """Check that every dataset has validation samples."""
     from randlora_pl.experiments.sweep.expand import data_of
 

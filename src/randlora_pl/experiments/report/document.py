@@ -9,7 +9,7 @@ def many(count: int, word: str) -> str:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A cell of a table.
 
     Attributes:
@@ -30,13 +30,13 @@ class Cell:
     notes: tuple[int, ...] = ()
 
 
-def row(*cells: Cell | str | int | None) -> list[Cell]:
+def row(*cells: TableCell | str | int | None) -> list[TableCell]:
     """Return the cells of a row, of which texts and counts may be given as they are; None is an empty cell."""
-    return [cell if isinstance(cell, Cell) else _plain(cell) for cell in cells]
+    return [cell if isinstance(cell, TableCell) else _plain(cell) for cell in cells]
 
 
-def _plain(value: str | int | None) -> Cell:
-    return Cell(f"{value:,}", sort=value) if isinstance(value, int) else Cell(value or "")
+def _plain(value: str | int | None) -> TableCell:
+    return TableCell(f"{value:,}", sort=value) if isinstance(value, int) else TableCell(value or "")
 
 
 @dataclass
@@ -54,8 +54,8 @@ class Table:
 
     name: str
     caption: str
-    header: list[Cell]
-    rows: list[list[Cell]]
+    header: list[TableCell]
+    rows: list[list[TableCell]]
     groups: list[int] = field(default_factory=list)
     notes: tuple[int, ...] = ()
     below: list[str] = field(default_factory=list)

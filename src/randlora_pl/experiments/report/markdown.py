@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from randlora_pl.experiments.report.document import Cell, Document, Picture, Table
+from randlora_pl.experiments.report.document import Document, Picture, Table, TableCell
 from randlora_pl.utils.text.tables import markdown_table
 
 
@@ -30,7 +30,7 @@ def table_lines(table: Table) -> list[str]:
     return lines
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: TableCell) -> str:
     text = f"**{_escape(cell.text)}**" if cell.best else _escape(cell.text)
     return f"{text}<br>{_escape(cell.below)}{_marks(cell.notes)}" if cell.below else text + _marks(cell.notes)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from randlora_pl.experiments.sweep.description import ZERO_SHOT, Description, Tree, is_zero_shot
+from randlora_pl.experiments.sweep.description import ZERO_SHOT, SweepConfig, Tree, is_zero_shot
 from randlora_pl.utils.errors import UserError, first_line
 from randlora_pl.utils.files.documents import parse_yaml
 
@@ -87,7 +87,7 @@ def read_plan(folder: Path) -> ReportPlan:
     if not file.is_file():
         raise UserError(f"{FILE} is missing: cells that were not run cannot be listed.")
     try:
-        found = Description.of(parse_yaml(file.read_text(encoding="utf-8")))
+        found = SweepConfig.of(parse_yaml(file.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{FILE} is cut off or damaged ({first_line(error)}).") from error
     except (TypeError, ValueError, AttributeError, UserError) as error:

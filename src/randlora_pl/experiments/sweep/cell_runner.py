@@ -12,7 +12,7 @@ from pathlib import Path
 from randlora_pl.config.compose import Command, merge
 from randlora_pl.config.validate import check_names
 from randlora_pl.engine.run_lock import FILE, locked
-from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.utils.errors import UserError
 
 
@@ -27,7 +27,7 @@ class Runner:
     def __init__(self, test: bool = True, logger: str = "csv") -> None:
         self.test, self.logger = test, logger
 
-    def __call__(self, cell: Cell, folder: Path) -> None:
+    def __call__(self, cell: Trial, folder: Path) -> None:
         """Run a cell from its checkpoint, or from its beginning; content that cannot be resumed is removed.
 
         Raises:
@@ -43,7 +43,7 @@ class Runner:
         finally:
             gc.collect()  # Lightning's objects refer to each other, and each holds a model
 
-    def _run(self, cell: Cell, folder: Path, start: float) -> None:
+    def _run(self, cell: Trial, folder: Path, start: float) -> None:
         from randlora_pl.engine.lightning_cli import App
         from randlora_pl.engine.session import handle_run_errors
         from randlora_pl.engine.stages import evaluate, fit
@@ -61,7 +61,7 @@ class Runner:
                     fit(app, lock, zero_shot=False, test=self.test)
                 write_results(folder, {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {})
 
-    def command(self, cell: Cell) -> Command:
+    def command(self, cell: Trial) -> Command:
         """Return the command that a cell is."""
         how = {"trainer": {"devices": 1, "enable_progress_bar": False}, "run": {"logger": self.logger}}
         tree = merge(how, cell.tree) | {"trainer": merge(cell.tree.get("trainer", {}), how["trainer"])}
@@ -70,7 +70,7 @@ class Runner:
         return command
 
     @staticmethod
-    def _resumable(cell: Cell, folder: Path) -> bool:
+    def _resumable(cell: Trial, folder: Path) -> bool:
         """Return True if a broken-off cell has a checkpoint to go on from; else its folder is emptied."""
         from randlora_pl.callbacks.checkpoint_file import check_checkpoint
         from randlora_pl.engine.run_folder import check_run

@@ -31,7 +31,7 @@ METHOD = ("config", "adapter", "task", "learning_rate", "head_learning_rate", "s
 
 
 @dataclass(frozen=True)
-class Description:
+class SweepConfig:
     """Content of a sweep's file.
 
     Attributes:
@@ -65,7 +65,7 @@ class Description:
     root: str | None = None
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> "Description":
+    def of(cls, content: Mapping[str, Any]) -> "SweepConfig":
         """Build from the content of a YAML file.
 
         Raises:
@@ -125,7 +125,7 @@ class Description:
         size = budget if budget in sizes else next(iter(sizes), "") if budget == ZERO_SHOT else ""
         return options | ({"dataset": f"{options['dataset']}_{size}"} if size else budget_options(budget))
 
-    def union(self, older: "Description") -> "Description":
+    def union(self, older: "SweepConfig") -> "SweepConfig":
         """Return the older grid with what is new here; what both name is as here."""
         return replace(
             self,

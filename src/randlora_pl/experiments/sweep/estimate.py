@@ -8,7 +8,7 @@ from typing import Any
 
 from randlora_pl.experiments.sweep.expand import Counts, counts
 from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.experiments.sweep.steps import evaluated_samples, planned_steps
 
 MEASURED, COUNTED = "measured", "counted"
@@ -43,8 +43,8 @@ class Estimator:
     """Estimates cells of one sweep from whatever is finished in its folder."""
 
     folder: SweepFolder
-    cells: Sequence[Cell]
-    _groups: dict[tuple[Any, ...], list[tuple[Cell, dict[str, Any]]]] = field(default_factory=dict)
+    cells: Sequence[Trial]
+    _groups: dict[tuple[Any, ...], list[tuple[Trial, dict[str, Any]]]] = field(default_factory=dict)
     _counts: dict[tuple[str, str], Counts | None] = field(default_factory=dict)
 
     def refresh(self) -> None:
@@ -56,7 +56,7 @@ class Estimator:
                 for place in _places(cell):
                     self._groups[place].append((cell, found))
 
-    def measured(self, cell: Cell) -> Estimate | None:
+    def measured(self, cell: Trial) -> Estimate | None:
         """From finished cells: seconds a step times steps, and what there is beside the training."""
         found = next(filter(None, map(self._groups.get, _places(cell))), None)
         if found is None:
@@ -75,7 +75,7 @@ class Estimator:
             seconds = rest + (planned * fmean(rates) if planned else 0)
         return Estimate(seconds, max(peaks, default=None), MEASURED)
 
-    def counted(self, cell: Cell) -> Estimate:
+    def counted(self, cell: Trial) -> Estimate:
         """Estimate memory from parameters; the time is unknown."""
         if not cell.untrained:
             planned_steps(cell.tree)  # refuses options of the wrong type
@@ -85,18 +85,18 @@ class Estimator:
         found = self._counts[key]
         return Estimate(None, None if found is None else memory_of(cell, found), COUNTED)
 
-    def __call__(self, cell: Cell) -> Estimate:
+    def __call__(self, cell: Trial) -> Estimate:
         """Estimate from finished cells if there are any, else from parameters."""
         return self.measured(cell) or self.counted(cell)
 
 
-def memory_of(cell: Cell, found: Counts) -> int:
+def memory_of(cell: Trial, found: Counts) -> int:
     """Bytes of weights, gradients and AdamW's two moments."""
     trained = 0 if cell.untrained else found.trainable
     frozen = _BYTES.get(str(cell.flat.get("model.frozen_dtype")), 4)
     return frozen * (found.total - trained) + 16 * trained
 
 
-def _places(cell: Cell) -> list[tuple[Any, ...]]:
+def _places(cell: Trial) -> list[tuple[Any, ...]]:
     """Return the groups of alike cells that a cell belongs to."""
     return [(names, *(getattr(cell.labels, name) for name in names), cell.untrained) for names in _ALIKE]

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from randlora_pl.experiments.sweep.description import Description
-from randlora_pl.experiments.sweep.plan import Cell, Labels
+from randlora_pl.experiments.sweep.description import SweepConfig
+from randlora_pl.experiments.sweep.plan import Labels, Trial
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors, write_text
 from randlora_pl.utils.files.documents import parse_json, parse_yaml
@@ -32,25 +32,25 @@ class SweepFolder:
     file: str = "sweep.yaml"
     _done: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def place(self, cell: Cell) -> Path:
+    def place(self, cell: Trial) -> Path:
         """Return the run folder of a cell."""
         return self.path / "cells" / cell.hash
 
-    def lock(self, cell: Cell) -> Path:
+    def lock(self, cell: Trial) -> Path:
         """Return the lock file of a cell."""
         return self.path / "locks" / f"{cell.hash}.lock"
 
-    def state(self, cell: Cell) -> str:
+    def state(self, cell: Trial) -> str:
         """``done``, ``failed`` or ``open``."""
         if self.results(cell):
             return DONE
         return FAILED if (self.place(cell) / "failed.json").is_file() else OPEN
 
-    def settled(self, cells: Sequence[Cell]) -> bool:
+    def settled(self, cells: Sequence[Trial]) -> bool:
         """Return True if every one of some cells is done or has failed."""
         return all(self.state(cell) in (DONE, FAILED) for cell in cells)
 
-    def results(self, cell: Cell) -> dict[str, Any]:
+    def results(self, cell: Trial) -> dict[str, Any]:
         """Return the figures of a finished cell; empty while it is not finished."""
         if cell.hash not in self._done:
             found = _read(self.place(cell) / "results.json")
@@ -59,28 +59,28 @@ class SweepFolder:
             self._done[cell.hash] = found
         return self._done[cell.hash]
 
-    def failure(self, cell: Cell) -> dict[str, Any]:
+    def failure(self, cell: Trial) -> dict[str, Any]:
         """``reason``, ``time`` and ``tries`` of a cell that failed; empty for any other."""
         return _read(self.place(cell) / "failed.json")
 
-    def worker(self, cell: Cell) -> str:
+    def worker(self, cell: Trial) -> str:
         """Name the process that runs a cell; empty if none does."""
         return holder(self.lock(cell))
 
-    def begin(self, cell: Cell) -> Path:
+    def begin(self, cell: Trial) -> Path:
         """Make the folder of a cell, with what it is called and what decides its result."""
         labels = cell.labels._asdict() | ({"family": cell.family} if cell.family else {}) | cell.facts
         _write_json(self.place(cell) / "cell.json", labels | {"config": cell.flat})
         return self.place(cell)
 
-    def fail(self, cell: Cell, reason: str, traceback: str = "") -> None:
+    def fail(self, cell: Trial, reason: str, traceback: str = "") -> None:
         """Record that a cell failed, and why."""
         facts: dict[str, Any] = {"reason": " ".join(reason.split()), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         facts |= {"tries": int(self.failure(cell).get("tries", 0)) + 1}
         self.begin(cell)
         _write_json(self.place(cell) / "failed.json", facts | ({"traceback": traceback} if traceback else {}))
 
-    def succeed(self, cell: Cell, keep_adapters: bool) -> None:
+    def succeed(self, cell: Trial, keep_adapters: bool) -> None:
         """Remove checkpoints and a former failure of a finished cell, and adapters unless keep_adapters is set."""
         place = self.place(cell)
         shutil.rmtree(place / "checkpoints", ignore_errors=True)
@@ -89,7 +89,7 @@ class SweepFolder:
             for name in ("adapter", "adapter-best"):
                 shutil.rmtree(place / name, ignore_errors=True)
 
-    def open(self, description: Description, cells: Sequence[Cell]) -> None:
+    def open(self, description: SweepConfig, cells: Sequence[Trial]) -> None:
         """Make the folder for a sweep, or extend the grid of the existing one.
 
         Raises:
@@ -106,7 +106,7 @@ class SweepFolder:
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
             _write(file, text)
 
-    def description(self) -> Description:
+    def description(self) -> SweepConfig:
         """Return the description of the sweep in the folder.
 
         Raises:
@@ -114,11 +114,11 @@ class SweepFolder:
         """
         file = self.path / self.file
         try:
-            return Description.of(parse_yaml(file.read_text(encoding="utf-8")) or {})
+            return SweepConfig.of(parse_yaml(file.read_text(encoding="utf-8")) or {})
         except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, UserError) as error:
             raise UserError(f"{file} does not describe a sweep: {' '.join(str(error).split())}") from error
 
-    def check(self, cells: Sequence[Cell]) -> None:
+    def check(self, cells: Sequence[Trial]) -> None:
         """Raise a UserError with the differences if cells of the same names have other configs here."""
         planned = {cell.labels: cell for cell in cells}
         hashes = {cell.hash for cell in cells}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from filelock import SoftFileLease
 
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
-from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.utils.errors import LostProcessError, UserError
 from randlora_pl.utils.files import lease as leases
 from randlora_pl.utils.files.atomic_output import disk_errors
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _PAUSE = 1.0
 """Seconds between two looks at what other processes are doing."""
 
-Run = Callable[[Cell, Path], None]
+Run = Callable[[Trial, Path], None]
 """Runs a cell in its folder to its end, or raises."""
 
 
@@ -35,8 +35,8 @@ class Outcome:
         stopped: Why it stopped before the end, empty where it did not.
     """
 
-    done: list[Cell] = field(default_factory=list)
-    failed: list[Cell] = field(default_factory=list)
+    done: list[Trial] = field(default_factory=list)
+    failed: list[Trial] = field(default_factory=list)
     elsewhere: int = 0
     stopped: str = ""
 
@@ -57,13 +57,13 @@ class Loop:
     """
 
     folder: SweepFolder
-    cells: Sequence[Cell]
+    cells: Sequence[Trial]
     run: Run
     watch: "Progress | None" = None
     fatal: Callable[[Exception], bool] = lambda error: False
     retry_failed: bool = False
     deadline: float | None = None
-    seconds: Callable[[Cell], float] = lambda cell: 0.0
+    seconds: Callable[[Trial], float] = lambda cell: 0.0
     keep_adapters: bool = True
     wait: bool = False
     _leases: dict[str, SoftFileLease] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Loop:
         outcome = Outcome()
         left, patience = list(self.cells), time.monotonic() + 2 * leases.LEASE
         while left:
-            passed: list[Cell] = []
+            passed: list[Trial] = []
             for cell in left:
                 if self._settled(cell, tries):
                     continue
@@ -99,13 +99,13 @@ class Loop:
             left = passed
         return outcome
 
-    def _settled(self, cell: Cell, tries: dict[str, int]) -> bool:
+    def _settled(self, cell: Trial, tries: dict[str, int]) -> bool:
         state = self.folder.state(cell)
         if state == FAILED and self.retry_failed:  # unless another process has just done so
             return bool(self.folder.failure(cell).get("tries", 0) != tries.get(cell.hash, 0))
         return state in (DONE, FAILED)
 
-    def _one(self, cell: Cell, tries: dict[str, int], outcome: Outcome) -> bool:
+    def _one(self, cell: Trial, tries: dict[str, int], outcome: Outcome) -> bool:
         """Run a cell unless another process does; return True if it is settled now."""
         lease = self._leases.setdefault(cell.hash, lease_on(self.folder.lock(cell)))
         with disk_errors(self.folder.path, ""):
@@ -118,7 +118,7 @@ class Loop:
             lease.release()
         return True
 
-    def _run(self, cell: Cell, outcome: Outcome) -> None:
+    def _run(self, cell: Trial, outcome: Outcome) -> None:
         if self.watch:
             self.watch.started(cell)
         start = time.monotonic()

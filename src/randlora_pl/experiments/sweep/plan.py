@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from randlora_pl.config.compose import flatten, merge, normalize
 from randlora_pl.data.catalog.registry import CATALOG
-from randlora_pl.experiments.sweep.description import ZERO_SHOT, Description, Tree, is_zero_shot
+from randlora_pl.experiments.sweep.description import ZERO_SHOT, SweepConfig, Tree, is_zero_shot
 from randlora_pl.experiments.sweep.trial_config import check, trial_config
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.utils.errors import UserError, errors_in, near
@@ -35,11 +35,11 @@ class Labels(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run of a sweep.
 
     Attributes:
-        flat: Entries that decide the result, by short names; see `essence`.
+        flat: Entries that decide the result, by short names; see `result_key`.
         facts: Values that a search of learning rates tries in the cell.
     """
 
@@ -63,7 +63,7 @@ class Cell:
         return self.labels.budget == ZERO_SHOT
 
 
-def plan(description: Description, tuning: Tree | None = None) -> list[Cell]:
+def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
     """Return every cell in the order in which they are run: models and data sets change least often, then seeds.
 
     An untrained model has one cell for each data set: nothing in it depends on a budget or a seed. The cells of a
@@ -73,7 +73,7 @@ def plan(description: Description, tuning: Tree | None = None) -> list[Cell]:
         UserError: A name is unknown, with its place in the description; or two cells are one run, whose folder could
             have the name of one of them only.
     """
-    cells: dict[str, Cell] = {}
+    cells: dict[str, Trial] = {}
     checked: set[tuple[str, str]] = set()
     for model, facts in description.models.items():
         trees = {label: _pair(description, model, label) for label in methods_of(description, model)}
@@ -86,28 +86,28 @@ def plan(description: Description, tuning: Tree | None = None) -> list[Cell]:
                     checked.add((dataset, budget))
                     with errors_in(f"datasets.{dataset}"):
                         check(tree)
-                flat = essence(flatten(tree))
+                flat = result_key(flatten(tree))
                 labels = Labels(model, dataset, budget, method, seed)
-                cell = Cell(labels, tree, flat, str(facts.get("family") or ""))
+                cell = Trial(labels, tree, flat, str(facts.get("family") or ""))
                 if cell.hash in cells:
                     raise UserError(f"{cells[cell.hash].labels} and {labels} are the same run; leave out one of them.")
                 cells[cell.hash] = cell
     return list(cells.values())
 
 
-def methods_of(description: Description, model: str) -> list[str]:
+def methods_of(description: SweepConfig, model: str) -> list[str]:
     """Return the methods that a model is tried with."""
     return [label for label, facts in description.methods.items() if model in (facts.get("models") or [model])]
 
 
-def _order(description: Description, methods: list[str]) -> Iterable[tuple[int, str, str]]:
+def _order(description: SweepConfig, methods: list[str]) -> Iterable[tuple[int, str, str]]:
     for method in filter(is_zero_shot, methods):
         yield description.seeds[0], ZERO_SHOT, method
     trained = [method for method in methods if not is_zero_shot(method)]
     yield from product(description.seeds, description.budgets, trained)
 
 
-def _pair(description: Description, model: str, method: str) -> Tree:
+def _pair(description: SweepConfig, model: str, method: str) -> Tree:
     facts = description.methods[method]
     with errors_in(f"models.{model} with methods.{method}"):
         tree = trial_config(
@@ -128,7 +128,7 @@ def _without_budget(tree: Tree) -> Tree:
     return tree | {"data": data}
 
 
-def essence(flat: Mapping[str, Any]) -> Tree:
+def result_key(flat: Mapping[str, Any]) -> Tree:
     """Return the entries that decide a cell's result: without paths and without options of the run itself.
 
     A data set of the catalog is known by its name; your own images and texts are known by their place.
@@ -156,7 +156,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def only(cells: Sequence[Cell], choices: Sequence[str]) -> list[Cell]:
+def only(cells: Sequence[Trial], choices: Sequence[str]) -> list[Trial]:
     """Return the cells with the labels that ``key=value[,value]`` words choose.
 
     Raises:
@@ -177,7 +177,7 @@ def only(cells: Sequence[Cell], choices: Sequence[str]) -> list[Cell]:
     return chosen
 
 
-def shard(cells: Sequence[Cell], text: str | None) -> list[Cell]:
+def shard(cells: Sequence[Trial], text: str | None) -> list[Trial]:
     """Return every n-th cell, beginning with the i-th, for ``i/n`` with i from 1 to n; a UserError refuses others."""
     if text is None:
         return list(cells)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from randlora_pl.experiments.sweep.estimate import Estimator
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
-from randlora_pl.experiments.sweep.plan import Cell
+from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.utils.text.formatting import duration
 
 RESCAN = 10.0
@@ -33,7 +33,7 @@ class Progress:
     def __init__(
         self,
         folder: SweepFolder,
-        cells: Sequence[Cell],
+        cells: Sequence[Trial],
         estimator: Estimator,
         stream: IO[str] | None = None,
         jobs: int = 1,
@@ -42,10 +42,10 @@ class Progress:
         self.stream = sys.stdout if stream is None else stream
         self.console = Console(file=self.stream)
         self.lines: list[str] = []
-        self.own: tuple[Cell, float] | None = None
+        self.own: tuple[Trial, float] | None = None
         self._scanned = 0.0
         self._states: dict[str, str] = {}
-        self._running: list[tuple[Cell, str]] = []
+        self._running: list[tuple[Trial, str]] = []
         self.live = Live(  # what cells print goes elsewhere
             console=self.console, get_renderable=self.page, refresh_per_second=2, redirect_stdout=False,
             redirect_stderr=False,
@@ -55,11 +55,11 @@ class Progress:
         """Within it the table is on the terminal; elsewhere nothing happens."""
         return self.live if self.console.is_terminal else nullcontext()
 
-    def started(self, cell: Cell) -> None:
+    def started(self, cell: Trial) -> None:
         """Record that a cell begins in this process."""
         self.own = (cell, time.monotonic())
 
-    def ended(self, cell: Cell, seconds: float, failed: str = "") -> None:
+    def ended(self, cell: Trial, seconds: float, failed: str = "") -> None:
         """Print one line per finished or failed cell."""
         self.own = None
         self.estimator.refresh()
@@ -67,7 +67,7 @@ class Progress:
         done = f"{accuracy(self.folder, cell)} in {duration(seconds)}"
         self.print_line(cell, f"failed: {failed}" if failed else done)
 
-    def print_line(self, cell: Cell, what: str) -> None:
+    def print_line(self, cell: Trial, what: str) -> None:
         """Print a line about a cell."""
         done, failed, _ = self.count()
         line = f"{done + failed}/{len(self.cells)}  {cell.labels}: {what}"
@@ -105,7 +105,7 @@ class Progress:
         """Return the number of processes that run a cell now, this one included."""
         return len(self._elsewhere()) + (self.own is not None)
 
-    def _elsewhere(self) -> list[tuple[Cell, str]]:
+    def _elsewhere(self) -> list[tuple[Trial, str]]:
         return [pair for pair in self._running if self.own is None or pair[0].hash != self.own[0].hash]
 
     def time_left(self) -> str:
@@ -133,7 +133,7 @@ class Progress:
         return Group(*rows)
 
 
-def accuracy(folder: SweepFolder, cell: Cell) -> str:
+def accuracy(folder: SweepFolder, cell: Trial) -> str:
     """Return the result of a finished cell as text."""
     found = folder.results(cell)
     for key, word in (("test/acc", ""), ("zeroshot/acc", ""), ("val/acc", " on validation")):

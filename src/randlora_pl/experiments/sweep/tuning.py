@@ -18,9 +18,9 @@ from typing import Any
 from randlora_pl.adapters import methods
 from randlora_pl.config.compose import flatten
 from randlora_pl.experiments.sweep.choice import best_of, climb
-from randlora_pl.experiments.sweep.description import Description, Tree, budgets, is_zero_shot, whole_numbers
+from randlora_pl.experiments.sweep.description import SweepConfig, Tree, budgets, is_zero_shot, whole_numbers
 from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.plan import Cell, plan
+from randlora_pl.experiments.sweep.plan import Trial, plan
 from randlora_pl.experiments.sweep.trial_config import trial_config
 from randlora_pl.utils.errors import UserError, errors_in, near
 
@@ -48,16 +48,16 @@ class Search:
         cells: By method and candidate, for each seed.
     """
 
-    description: Description
+    description: SweepConfig
     names: dict[str, tuple[str, ...]]
     candidates: dict[str, list[Values]]
     seeds: list[int]
     climbs: bool = False
     monitor: str = "val/acc"
-    cells: dict[tuple[str, Values, int], list[Cell]] = field(default_factory=dict)
+    cells: dict[tuple[str, Values, int], list[Trial]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, description: Description) -> "Search":
+    def of(cls, description: SweepConfig) -> "Search":
         """Return the search that the ``tune`` part of a description describes.
 
         Raises:
@@ -91,7 +91,7 @@ class Search:
                 found._add(small, method, values)
         return found
 
-    def _add(self, small: Description, method: str, values: Values) -> None:
+    def _add(self, small: SweepConfig, method: str, values: Values) -> None:
         """Make the cells of one candidate."""
         tried = dict(zip(self.names[method], values, strict=True))
         label = f"{method} at {', '.join(f'{name} {value:g}' for name, value in tried.items())}"
@@ -115,7 +115,7 @@ class Search:
         left = {method for method, _, _ in self.cells}
         self.names = {method: parts for method, parts in self.names.items() if method in left}
 
-    def first(self, folder: SweepFolder) -> list[Cell]:
+    def first(self, folder: SweepFolder) -> list[Trial]:
         """Return the candidates to try, with the first seed; where the search climbs, as far as is known by now."""
         tried = {(method, values) for method in self.names for values in self._tried(folder, method)}
         return [
@@ -144,11 +144,11 @@ class Search:
         score = self._score(folder, cells)
         return -math.inf if score is None else score
 
-    def all_cells(self) -> list[Cell]:
+    def all_cells(self) -> list[Trial]:
         """Return every candidate with every seed, of which the search runs a part."""
         return [cell for cells in self.cells.values() for cell in cells]
 
-    def second(self, folder: SweepFolder) -> list[Cell]:
+    def second(self, folder: SweepFolder) -> list[Trial]:
         """Return the finalists with the other seeds; empty until the first round is over."""
         if not folder.settled(self.first(folder)):
             return []
@@ -171,12 +171,12 @@ class Search:
                 found[values] = score
         return found
 
-    def _score(self, folder: SweepFolder, cells: Sequence[Cell]) -> float | None:
+    def _score(self, folder: SweepFolder, cells: Sequence[Trial]) -> float | None:
         figures = [figure for cell in cells if (figure := self.figure(folder, cell)) is not None]
         sign = -1 if self.monitor.endswith("loss") else 1
         return sign * fmean(figures) if figures and len(figures) == len(cells) else None
 
-    def figure(self, folder: SweepFolder, cell: Cell) -> float | None:
+    def figure(self, folder: SweepFolder, cell: Trial) -> float | None:
         """Return the figure of a finished cell that decides."""
         found = folder.results(cell).get(self.monitor)
         return float(found) if isinstance(found, int | float) else None
@@ -240,14 +240,14 @@ class Search:
         scores = {method: self.scores(folder, method, self.seeds[:1]) for method in self.names}
         return [method for method, found in scores.items() if len(found) > 1 and len(set(found.values())) == 1]
 
-    def tuned(self, folder: SweepFolder) -> Description:
+    def tuned(self, folder: SweepFolder) -> SweepConfig:
         """Return the description with the best candidates in it."""
         chosen = self.chosen(folder)
         methods = {label: facts | chosen.get(label, {}) for label, facts in self.description.methods.items()}
         return replace(self.description, methods=methods)
 
 
-def _searched(description: Description, method: str, alphas: list[float]) -> tuple[str, ...]:
+def _searched(description: SweepConfig, method: str, alphas: list[float]) -> tuple[str, ...]:
     """Return the axes of a method's search: a linear probe has only the head's rate, and not all methods an alpha."""
     model = description.models[(description.methods[method].get("models") or list(description.models))[0]]
     with errors_in(f"methods.{method}"):

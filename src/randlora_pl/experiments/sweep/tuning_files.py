@@ -5,7 +5,7 @@ from statistics import fmean
 
 import yaml
 
-from randlora_pl.experiments.sweep.description import Description, Tree
+from randlora_pl.experiments.sweep.description import SweepConfig, Tree
 from randlora_pl.experiments.sweep.provenance import FILE
 from randlora_pl.utils.errors import shortened
 from randlora_pl.utils.text.tables import markdown_table
@@ -41,7 +41,7 @@ def markdown(report: Tree) -> str:
     return "\n".join([about, "", *markdown_table(header, rows, (0, 1, len(header) - 1))]) + "\n"
 
 
-def config_text(description: Description, head: str) -> str:
+def config_text(description: SweepConfig, head: str) -> str:
     """Return a description as a config: comments, then an entry a line; the provenance of its rates lies beside it."""
     lines = [head.rstrip("\n")] if head else []
     for key, value in (description.content() | {"tuned": FILE}).items():

@@ -6,7 +6,7 @@ from itertools import chain
 
 from randlora_pl.experiments.paper import PaperCell
 from randlora_pl.experiments.report.collect import FINISHED
-from randlora_pl.experiments.report.document import Cell, Table, many, row
+from randlora_pl.experiments.report.document import Table, TableCell, many, row
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Average, Results
 from randlora_pl.experiments.report.sections.paper_comparison import Beside, PaperAverage
@@ -34,7 +34,7 @@ def accuracy_table(results: Results, beside: Beside, model: str, fair: bool) -> 
     datasets = list(dict.fromkeys(key.dataset for key in every if results.runs(key)))
     shown = {dataset: _printed(beside, [key for key in every if key.dataset == dataset]) for dataset in datasets}
     marks = beside.caption_notes(chain(*shown.values()))  # first, so that they are counted first
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     groups, below = [], []
     for budget in budgets:
         lines = {m: [Key(model, d, budget, m) for d in datasets] for m in plan.methods}
@@ -47,14 +47,14 @@ def accuracy_table(results: Results, beside: Beside, model: str, fair: bool) -> 
         for method, keys in lines.items():
             overall = beside.average(model, budget, method, shared)
             printed = [*_printed(beside, keys), *(overall.cells if overall else ())]
-            name = Cell(method, notes=beside.row_notes(printed))
+            name = TableCell(method, notes=beside.row_notes(printed))
             cells = [accuracy_cell(results, beside, key, best[n]) for n, key in enumerate(keys)]
             why = _why(results, model, budget, method)
             average = average_cell(averages[method], beside, overall, top, why)
-            data = Cell(budget, sort=plan.budgets.index(budget))
+            data = TableCell(budget, sort=plan.budgets.index(budget))
             rows.append(row(name, data, results.parameters(model, method), *cells, average))
         below += left_out_line(budget, left_out)
-    titles = [Cell(dataset, notes=beside.column_notes(shown[dataset])) for dataset in datasets]
+    titles = [TableCell(dataset, notes=beside.column_notes(shown[dataset])) for dataset in datasets]
     return Table(
         f"accuracy-{identifier(model)}",
         f"{model}: test accuracy in percent, mean ± half of the 95 % confidence interval over seeds",
@@ -77,7 +77,7 @@ def average_table(results: Results, beside: Beside, model: str, fair: bool) -> T
     marks = beside.caption_notes(cell for paper in printed.values() if paper for cell in paper.cells)
     of_method = {m: [cell for b in budgets if (paper := printed[m, b]) for cell in paper.cells] for m in methods}
     rows = [
-        row(Cell(method, notes=beside.row_notes(cells)), results.parameters(model, method))
+        row(TableCell(method, notes=beside.row_notes(cells)), results.parameters(model, method))
         for method, cells in of_method.items()
     ]
     for budget in budgets:
@@ -86,8 +86,8 @@ def average_table(results: Results, beside: Beside, model: str, fair: bool) -> T
         for cells, method, average in zip(rows, methods, averages, strict=True):
             other = (budget == ZERO_SHOT) != is_zero_shot(method)
             why = _why(results, model, budget, method)
-            cells.append(Cell("") if other else average_cell(average, beside, printed[method, budget], top, why))
-    header = [Cell(b, below=f"{many(len(shared[b]), 'data set')}") for b in budgets]
+            cells.append(TableCell("") if other else average_cell(average, beside, printed[method, budget], top, why))
+    header = [TableCell(b, below=f"{many(len(shared[b]), 'data set')}") for b in budgets]
     return Table(
         f"averages-{identifier(model)}",
         f"{model}: accuracy averaged over the data sets that every compared method has",
@@ -99,7 +99,7 @@ def average_table(results: Results, beside: Beside, model: str, fair: bool) -> T
     )
 
 
-def accuracy_cell(results: Results, beside: Beside, key: Key, best: float | None) -> Cell:
+def accuracy_cell(results: Results, beside: Beside, key: Key, best: float | None) -> TableCell:
     """Return a cell with its interval, each seed's value in its tooltip, and the paper's value below."""
     estimate, runs, paper = results.estimate(key), results.runs(key), beside.cell(key)
     spread = f" ± {paper.std:g}" if paper and paper.std is not None else ""
@@ -108,24 +108,24 @@ def accuracy_cell(results: Results, beside: Beside, key: Key, best: float | None
     title = "; ".join([" ".join(key), *states])
     if estimate is None:
         text = results.why_missing(key) if runs else ""
-        return Cell(_cut(text), printed, title if runs else "", None, missing=True)
+        return TableCell(_cut(text), printed, title if runs else "", None, missing=True)
     short = sum(run.state == FINISHED for run in runs) < len(runs)
     partly = f"{len(estimate.values)} of {len(runs)} seeds" if short else ""
     if estimate.half is None:
         title += "; one seed: no interval"
     idle = IDLE if results.idle(key) else ""
     below = _below([idle, partly], printed, estimate.mean, paper.value if paper else None)
-    return Cell(estimate_text(estimate), below, title, estimate.mean, _is(estimate, best))
+    return TableCell(estimate_text(estimate), below, title, estimate.mean, _is(estimate, best))
 
 
 def average_cell(
     average: Average | None, beside: Beside, paper: PaperAverage | None, best: float | None, why: str
-) -> Cell:
+) -> TableCell:
     """Return an average, the paper's below it, in its tooltip what was averaged; or why there is none."""
     printed = f"paper {percent(paper.value) if len(paper.cells) == 1 else f'{paper.value:.1f}'}" if paper else ""
     marks = beside.average_notes(paper) if paper else ()
     if average is None:
-        return Cell(_cut(why), printed, why, missing=True, notes=marks)
+        return TableCell(_cut(why), printed, why, missing=True, notes=marks)
     estimate = average.estimate
     text = [f"over {', '.join(average.datasets)}"]
     if estimate.half is None:
@@ -138,7 +138,7 @@ def average_cell(
         text.append(f"seeds that not every data set has are left out: {', '.join(map(str, sorted(unused)))}")
     partly = f"{len(average.seeds)} of {len(average.all_seeds)} seeds" if some else ""
     below = _below([partly], printed, estimate.mean, paper.value if paper else None)
-    return Cell(estimate_text(estimate), below, "; ".join(text), estimate.mean, _is(estimate, best), notes=marks)
+    return TableCell(estimate_text(estimate), below, "; ".join(text), estimate.mean, _is(estimate, best), notes=marks)
 
 
 def percent(value: float) -> str:

@@ -6,7 +6,7 @@ from itertools import chain
 from statistics import fmean
 
 from randlora_pl.experiments.paper import PaperCell
-from randlora_pl.experiments.report.document import Cell, Table, row
+from randlora_pl.experiments.report.document import Table, TableCell, row
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.report.sections.accuracy import identifier
@@ -48,7 +48,7 @@ def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
             shown += paper
             time, memory = beside.cost(model, method)
             rows.append(row(
-                Cell(method, notes=beside.row_notes(paper)),
+                TableCell(method, notes=beside.row_notes(paper)),
                 device or "unknown",
                 results.parameters(model, method),
                 *([_share(results, beside, model, method)] if shares else []),
@@ -73,7 +73,7 @@ def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
     return Table(
         f"cost-{identifier(model)}",
         f"{model}: parameters, time and memory",
-        [Cell(title, notes=beside.column_notes(shown) if title == "Memory, %" else ()) for title in header],
+        [TableCell(title, notes=beside.column_notes(shown) if title == "Memory, %" else ()) for title in header],
         rows,
         [],
         beside.caption_notes(shown),
@@ -87,7 +87,7 @@ def _reference(results: Results, methods: list[str]) -> str | None:
     return next(found, None)
 
 
-def _relative(runs: list[FinishedRun], base: list[FinishedRun], name: str, paper: PaperCell | None) -> Cell:
+def _relative(runs: list[FinishedRun], base: list[FinishedRun], name: str, paper: PaperCell | None) -> TableCell:
     """Percent of the reference, and the paper's below."""
     printed = f"paper {paper.value:g}" if paper else ""
     of = {(*run.key[:3], run.seed): run.number(name) for run in base}
@@ -95,23 +95,23 @@ def _relative(runs: list[FinishedRun], base: list[FinishedRun], name: str, paper
     ratios = [100 * ours / theirs for ours, theirs in pairs if ours and theirs]
     if not ratios:
         text = "no reference" if any(ours for ours, _ in pairs) else "not measured"
-        return Cell(text, printed, missing=True)
+        return TableCell(text, printed, missing=True)
     mean = fmean(ratios)
     title = f"mean of {len(ratios)} cells, from {min(ratios):.0f} to {max(ratios):.0f}"
-    return Cell(f"{mean:.0f}", f"{printed} ({mean - paper.value:+.0f})" if paper else "", title, mean)
+    return TableCell(f"{mean:.0f}", f"{printed} ({mean - paper.value:+.0f})" if paper else "", title, mean)
 
 
-def _share(results: Results, beside: Beside, model: str, method: str) -> Cell:
+def _share(results: Results, beside: Beside, model: str, method: str) -> TableCell:
     """Trained of all parameters in percent, and what the paper prints."""
     share, printed = results.share(model, method), beside.parameters(model, method)
     below = f"paper {printed}" if printed else ""
-    return Cell("", below) if share is None else Cell(f"{share:.2g}", below, sort=share)
+    return TableCell("", below) if share is None else TableCell(f"{share:.2g}", below, sort=share)
 
 
-def _mean(found: Sequence[float | None], form: str) -> Cell:
+def _mean(found: Sequence[float | None], form: str) -> TableCell:
     values = [value for value in found if value]
     if not values:
-        return Cell("not measured", missing=True)
+        return TableCell("not measured", missing=True)
     mean = fmean(values)
     title = f"mean of {len(values)} runs, from {form.format(min(values))} to {form.format(max(values))}"
-    return Cell(form.format(mean), title=title, sort=mean)
+    return TableCell(form.format(mean), title=title, sort=mean)

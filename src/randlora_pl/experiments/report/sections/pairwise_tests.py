@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
 
-from randlora_pl.experiments.report.document import Cell, Table, many, row
+from randlora_pl.experiments.report.document import Table, TableCell, many, row
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.sections.rates import Rates
@@ -158,9 +158,9 @@ def versus_table(found: list[Versus]) -> Table:
     rows = []
     for one in found:
         each = "; ".join(f"{' '.join(place)} {_shown(difference)}" for place, difference in one.cells.items())
-        ratio = Cell(f"{one.ratio:.2f}" + (" equal" if one.similar(EQUAL) else ""), sort=one.ratio)
-        difference = Cell(_shown(one.difference), "", each, one.difference.mean)
-        p = Cell("" if one.p is None else f"{one.p:.2g}", sort=one.p)
+        ratio = TableCell(f"{one.ratio:.2f}" + (" equal" if one.similar(EQUAL) else ""), sort=one.ratio)
+        difference = TableCell(_shown(one.difference), "", each, one.difference.mean)
+        p = TableCell("" if one.p is None else f"{one.p:.2g}", sort=one.p)
         counts = (len(one.by_dataset), one.seeds)
         rows.append(row(one.first, one.second, one.model, one.verdict, ratio, difference, *counts, p))
     titles = ("Parameter ratio", "Mean difference, points", "Data sets", "Seeds", "p, adjusted")

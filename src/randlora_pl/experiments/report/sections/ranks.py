@@ -2,7 +2,7 @@
 
 from statistics import fmean
 
-from randlora_pl.experiments.report.document import Cell, Table, row
+from randlora_pl.experiments.report.document import Table, TableCell, row
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.statistics import rank_correlation
@@ -24,7 +24,7 @@ def rank_table(results: Results) -> Table | None:
                 value = rank_correlation(list(ranks.values()), list(accuracies.values()))
                 if value is not None:
                     each = "; ".join(f"{method}: {ranks[method]:.4g}, {accuracies[method]:.1f} %" for method in ranks)
-                    shown = Cell(f"{value:+.2f}", "", each, value)
+                    shown = TableCell(f"{value:+.2f}", "", each, value)
                     rows.append(row(name.removeprefix("spectrum/"), model, budget, shown, len(ranks)))
     if not rows:
         return None

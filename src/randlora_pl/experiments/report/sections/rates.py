@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from randlora_pl.experiments.paper.rates import paper_rates
-from randlora_pl.experiments.report.document import Cell, Table, row
+from randlora_pl.experiments.report.document import Table, TableCell, row
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.sweep.description import is_zero_shot
@@ -97,7 +97,7 @@ def rate_table(rates: Rates) -> Table | None:
                 hows.add(rate.how)
                 places = dict.fromkeys(f"{run.key.dataset} {run.key.budget}" for run in runs)
                 where = "everywhere" if len(found) == 1 else ", ".join(places)
-                rows.append(row(method, model, rate.how, where, Cell(rate.shown, sort=rate.value)))
+                rows.append(row(method, model, rate.how, where, TableCell(rate.shown, sort=rate.value)))
     if not rows:
         return None
     below = [meaning for how, meaning in _MEANINGS.items() if how in hows]
