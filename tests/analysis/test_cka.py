@@ -70,7 +70,7 @@ def test_rotations_scales_and_shifts_change_nothing(seed: int, n: int, width: in
     size = (after.sums[1] * after.sums[2]).abs().sqrt() + after.sums[0].abs() + 1e-9 * scale**2
     assert float((after.sums - before.sums * factor)[0].abs() / size) < 1e-4
     assert float(hsic1(gram(moved), gram(x)) ** 2) == pytest.approx(
-        float(hsic1(gram(x), gram(x)) * hsic1(gram(moved), gram(moved))), rel=1e-4, abs=1e-9 * scale**4
+        float(hsic1(gram(x), gram(x)) * hsic1(gram(moved), gram(moved))), rel=1e-3, abs=1e-9 * scale**4
     )
 
 

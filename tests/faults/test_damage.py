@@ -88,7 +88,6 @@ def test_checkpoint_that_is_cut_off_is_refused(folder: Path, size: int) -> None:
     refused(resume(folder), "last.ckpt is cut off or damaged")
 
 
-@pytest.mark.quick
 def test_no_flipped_bit_of_a_checkpoint_changes_a_weight(undisturbed: Path, tmp_path: Path) -> None:
     """150 anywhere, nearly all of it tensors, and 150 in what holds them together."""
     file, io = tmp_path / "last.ckpt", CheckpointFile()

@@ -39,6 +39,7 @@ def words(toy: Path, tokenizer: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow  # the resumed run below is a shorter fit of a decoder
 def test_a_fit_learns_the_toy_instruction(run: Run, words: list[str], tmp_path: Path) -> None:
     """New questions are answered, and everything about the run is where that of an image run is."""
     shown = run("fit", *words, "--data.steps", "400", "--run.name", "toy", "--run.logger", "tensorboard")

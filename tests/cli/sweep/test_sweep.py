@@ -335,6 +335,7 @@ def test_several_processes_by_one_command(run: Run, tmp_path: Path, monkeypatch:
     assert len(list(Path("out/logs").iterdir())) == 2 and len(finished(Path("out"))) == 2
 
 
+@pytest.mark.slow  # the search alone is a test of `tune`
 def test_rates_are_searched_and_then_run_as_one_command(
     run: Run, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
