@@ -15,7 +15,7 @@ import yaml
 from operations import operations
 
 from randlora_pl.adapters import FullFineTuning, LoRA, RandLoRA, inject
-from randlora_pl.cli.sweep.job import told_by
+from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.config.shipped import find_config
 from randlora_pl.experiments.paper.paper import table
 from randlora_pl.experiments.sweep.estimate import memory_of
@@ -97,7 +97,7 @@ def factor(cell: Trial) -> float:
 
 def cells_of(name: str) -> tuple[list[Trial], int]:
     """The cells of a shipped sweep for its first seed, and its number of seeds."""
-    _, description = told_by(name)
+    _, description = find_sweep(name)
     return plan(replace(description, seeds=description.seeds[:1])), len(description.seeds)
 
 

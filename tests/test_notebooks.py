@@ -87,11 +87,15 @@ def test_every_notebook_is_run() -> None:
     assert {path.stem for path in FOLDER.glob("*.ipynb")} == FACTS.keys()
 
 
-@pytest.mark.parametrize("name", FACTS)
-def test_what_a_notebook_imports_is_there(name: str) -> None:
-    tree = ast.parse("\n".join(code_of(name)).replace("%matplotlib inline", ""))
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    assert found
+SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in (FOLDER.parent / "scripts").glob("*.py")}
+
+
+@pytest.mark.parametrize("name", [*FACTS, *SCRIPTS])
+def test_what_a_notebook_or_script_imports_is_there(name: str) -> None:
+    code = SCRIPTS.get(name) or "\n".join(code_of(name)).replace("%matplotlib inline", "")
+    found = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
+    found = [node for node in found if name in FACTS or str(node.module).startswith("randlora_pl")]
+    assert found or name in SCRIPTS
     for node in found:
         if node.module == "mlxtend.data":
             pytest.importorskip("mlxtend")

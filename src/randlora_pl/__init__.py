@@ -10,4 +10,4 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "fit"]
 
-__getattr__ = lazy_exports(__name__, __file__)  # `fit` imports PyTorch, which most commands do without
+__getattr__, __dir__ = lazy_exports(__name__, __file__)  # `fit` imports PyTorch, which most commands do without

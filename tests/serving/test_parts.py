@@ -33,8 +33,8 @@ def test_formats() -> None:
     assert {"JPEG", "PNG", "GIF", "WEBP", "TIFF"} < set(known(TAKEN)) and "AVIF" not in known(TAKEN)
 
 
-def item(name: str, age: float = 0.0) -> tuple[int, str, float, Upload]:
-    return 0, name, time.monotonic() - age, Upload(name.encode(), 5)
+def item(name: str, age: float = 0.0, pixels: int = 64) -> tuple[int, str, float, Upload]:
+    return 0, name, time.monotonic() - age, Upload(name.encode(), pixels, 5)
 
 
 def gather(requests: Any, size: int, seconds: float) -> Any:
@@ -88,6 +88,16 @@ def test_late_requests_are_told() -> None:
     requests.put(item("new"))
     batch, late = gather(requests, 2, 0.0)
     assert [name for _, name, _ in batch] == ["new"] and late == [(0, "old")]
+
+
+def test_large_images_wait_for_small_ones_but_the_oldest_for_none() -> None:
+    requests: queue.Queue[Any] = queue.Queue()
+    for name in ("large 1", "large 2", "small 1", "large 3", "small 2"):
+        requests.put(item(name, pixels=49_000_000 if "large" in name else 64))
+    api = SimpleNamespace(max_batch_size=8, batch_timeout=0.1, request_timeout=30.0, stream=False)
+    loop = PatientLoop()
+    batches = [[name for _, name, _ in loop.get_batch_requests(api, requests, None)[0]] for _ in range(3)]
+    assert batches == [["large 1", "small 1", "small 2"], ["large 2"], ["large 3"]]
 
 
 def test_no_request_costs_no_processor() -> None:

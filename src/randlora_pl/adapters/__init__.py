@@ -52,4 +52,4 @@ __all__ = [
     "unmerge",
 ]
 
-__getattr__ = lazy_exports(__name__, __file__)
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

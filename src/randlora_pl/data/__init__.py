@@ -14,4 +14,4 @@ if TYPE_CHECKING:
 
 __all__ = ["DrawPlan", "ImageData", "open_images"]
 
-__getattr__ = lazy_exports(__name__, __file__)
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

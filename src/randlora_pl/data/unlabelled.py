@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ def frame_of(metadata: Mapping[str, Any], spec: ImageSpec) -> Frame:
             f"The adapter's metadata.training.frame has size {trained['size']} and std {trained['std']}, which does "
             f"not fit the model's images of {spec.size} pixels. Copy the adapter again."
         )
-    lists = {name: tuple(value) for name, value in trained.items() if isinstance(value, list)}
-    return Frame(**{**trained, **lists})
+    known = {each.name for each in fields(Frame)}  # a later version may add others
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in trained.items() if k in known}
+    return Frame(**values)
 
 
 def read_image(

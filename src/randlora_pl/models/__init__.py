@@ -43,4 +43,4 @@ __all__ = [
     "vit_image_spec",
 ]
 
-__getattr__ = lazy_exports(__name__, __file__)
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

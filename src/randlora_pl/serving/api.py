@@ -11,6 +11,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Any
 
 from fastapi import Depends, Response
@@ -23,18 +25,41 @@ from randlora_pl.serving.uploads import TAKEN, Upload, read_upload
 from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UserError
 
+BATCH_PIXELS = 8_000_000
+"""Maximum pixels of the images decoded together with the oldest request; decoding them takes a fraction of a second."""
+
 
 class PatientLoop(BatchedLoop):  # type: ignore[misc]  # LitServe has no types
     """LitServe's batching loop, asleep until there is a request.
 
-    LitServe itself takes a twelfth of a core to poll for requests, and a whole one with a batch timeout of 0.
+    LitServe itself takes a twelfth of a core to poll for requests, and a whole one with a batch timeout of 0. A batch
+    is answered together, and a large image takes a second to decode: small ones go first, but each batch has the
+    oldest.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[tuple[Any, Any, Upload]] = []  # oldest first
 
     def get_batch_requests(self, lit_api: LitAPI, request_queue: Any, transport: Any) -> Any:
         """Wait for a request, then for more until the batch is full or its time is over."""
-        while request_queue.empty():
+        while request_queue.empty() and not self._held:
             time.sleep(0.005)
-        return super().get_batch_requests(lit_api, request_queue, transport)
+        late: list[Any] = []
+        if len(self._held) < lit_api.max_batch_size and not request_queue.empty():
+            more, late = super().get_batch_requests(lit_api, request_queue, transport)
+            self._held += more
+        chosen = _together([upload.pixels for *_, upload in self._held])[: lit_api.max_batch_size]
+        batch = [self._held[index] for index in sorted(chosen)]
+        self._held = [request for index, request in enumerate(self._held) if index not in chosen]
+        return batch, late
+
+
+def _together(pixels: Sequence[int]) -> list[int]:
+    """Return the images to decode in one batch: the first one, and the smallest others up to `BATCH_PIXELS`."""
+    smallest = sorted(range(1, len(pixels)), key=lambda index: pixels[index])
+    sums = accumulate(pixels[index] for index in smallest)
+    return [0, *(index for index, total in zip(smallest, sums, strict=True) if total <= BATCH_PIXELS)] if pixels else []
 
 
 class ClassifierAPI(LitAPI):  # type: ignore[misc]

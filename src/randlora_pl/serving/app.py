@@ -81,6 +81,8 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
         if self.ending:
             sys.exit()  # the thread
         print(f"Worker {worker_id} was lost; starting another one", file=sys.stderr, flush=True)
+        if sys.platform != "win32":  # this thread; the worker inherits it, see `serve`
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         return super().launch_single_inference_worker(lit_api, worker_id)
 
 

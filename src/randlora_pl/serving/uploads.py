@@ -38,9 +38,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Upload:
-    """Bytes of an image file, and the number of classes in the response."""
+    """Bytes of an image file, its pixels (width x height), and the number of classes in the response."""
 
     content: bytes
+    pixels: int
     top_k: int
 
 
@@ -70,12 +71,12 @@ async def read_upload(request: Request) -> Upload:
         raise HTTPException(400, "the connection was closed") from None  # the client is gone
     deadline: asyncio.Timeout = request.scope["deadline"]
     deadline.reschedule(asyncio.get_running_loop().time() + ANSWER_SECONDS)
-    await run_in_threadpool(check_header, content, limits)  # other requests are read meanwhile
-    return Upload(content, top_k)
+    pixels = await run_in_threadpool(check_header, content, limits)  # other requests are read meanwhile
+    return Upload(content, pixels, top_k)
 
 
-def check_header(content: bytes, limits: Limits) -> None:
-    """Check the image format and the declared size; Pillow reads the header and decodes nothing.
+def check_header(content: bytes, limits: Limits) -> int:
+    """Check the image format and the declared size, and return width x height; Pillow decodes nothing.
 
     Raises:
         HTTPException: The upload is refused, with status 400, 413, 415 or 422.
@@ -92,6 +93,7 @@ def check_header(content: bytes, limits: Limits) -> None:
     if width * height > limits.pixels:
         size = f"{width} x {height} = {width * height:,} pixels"
         raise HTTPException(413, f"the image has {size}; the limit is {limits.pixels:,}. Resize it")
+    return int(width * height)
 
 
 async def _field(request: Request) -> bytes:

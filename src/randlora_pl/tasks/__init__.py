@@ -25,4 +25,4 @@ __all__ = [
     "weighted_task",
 ]
 
-__getattr__ = lazy_exports(__name__, __file__)
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -1,6 +1,7 @@
 """Names of a package that are imported at first use."""
 
 import ast
+import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -8,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 
-def lazy_exports(package: str, file: str) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a package; it imports a name from where ``if TYPE_CHECKING`` imports it.
+def lazy_exports(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return the ``__getattr__`` and ``__dir__`` of a package, which import a name as ``if TYPE_CHECKING`` does.
 
-    Thus a run imports the methods, tasks and callbacks that it uses, and a listing does without PyTorch.
+    Thus a run imports the tasks and callbacks that it uses, and a listing does without PyTorch.
 
     Args:
         package: ``__name__`` of the package.
@@ -30,4 +31,4 @@ def lazy_exports(package: str, file: str) -> Callable[[str], Any]:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(homes()[name]), name)
 
-    return getattribute
+    return getattribute, lambda: sorted({*vars(sys.modules[package]), *homes()})

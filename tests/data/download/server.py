@@ -22,6 +22,7 @@ class Server:
         changes: Content of each file after the next request for it.
         kind: Content-Type.
         lie: Bytes added to the length that is announced.
+        most: Bytes that a part has at most, as a proxy may send it.
         asked: (method, path, Range) of each request.
     """
 
@@ -34,6 +35,7 @@ class Server:
     changes: dict[str, bytes] = field(default_factory=dict)
     kind: str = "application/octet-stream"
     lie: int = 0
+    most: int = 1 << 40
     asked: list[tuple[str, str, str]] = field(default_factory=list)
 
     def ranges_asked(self) -> list[str]:
@@ -76,7 +78,9 @@ def serving() -> Iterator[Server]:
                     self.send_header("Content-Length", "0")
                     return self.end_headers()
                 self.send_response(206)
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                end = min(len(content), start + served.most)
+                self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+                content = content[:end]
             else:
                 self.send_response(200)
             self.send_header("Content-Type", served.kind)

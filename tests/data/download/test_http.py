@@ -69,6 +69,13 @@ def test_dropped_connections_are_taken_up_again(server: Server, target: Path) ->
     assert server.ranges_asked() == ["", *parts]
 
 
+def test_parts_that_are_shorter_than_asked_are_put_together(server: Server, target: Path) -> None:
+    server.drops, server.most = [300_000], 150_000
+    download([f"{server.url}/a.bin"], target, md5(CONTENT))
+    assert target.read_bytes() == CONTENT
+    assert server.ranges_asked()[:4] == ["", *(f"bytes={done}-" for done in (300_000, 450_000, 600_000))]
+
+
 def test_an_interrupted_download_goes_on(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(server, target, monkeypatch)
     have = target.with_name("a.bin.part").stat().st_size

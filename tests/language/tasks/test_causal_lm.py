@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import LoRA, RandLoRA, VeRA
+from randlora_pl.language.models.generate import learned_columns
+from randlora_pl.language.models.tokenization import collate, encode_all, pad_id
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
+from randlora_pl.tasks import make_trainer
 from randlora_pl.utils.errors import UserError
 from tests.language.small import WORDS, fit, make, texts, trained
 
@@ -189,3 +192,13 @@ def test_a_tokenizer_that_nobody_typed_is_missed_by_the_name_of_the_model(monkey
     ):
         with pytest.raises(UserError, match=rf"cannot be had \(--model\.{option}\)"):
             _ = CausalLMTask(name="no/name", **typed).vocabulary
+
+
+def test_a_loader_of_ones_own_trains(tokenizer: Path) -> None:
+    task = make(tokenizer, loss_average="samples")
+    encoded, _ = encode_all(task.vocabulary, [("red old", "tall")] * 4, 32)
+    batch = collate(encoded, pad_id(task.vocabulary))
+    batch |= {"columns": learned_columns(batch["labels"]), "weight": torch.full((4,), 0.25), "index": torch.arange(4)}
+    trainer = make_trainer(max_steps=2, accelerator="cpu")
+    trainer.fit(task, train_dataloaders=torch.utils.data.DataLoader([batch, batch], batch_size=None))
+    assert trainer.global_step == 2

@@ -94,6 +94,7 @@ def test_bases_without_a_file_need_none() -> None:
 def test_a_cache_that_cannot_be_written_is_no_mistake(private: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
     digest = remember(private)
+    assert find_weights({"pretrained": "w.pt", "sha256": digest}, "a") == str(private), "this process was given it"
     register_weights([private])
     assert find_weights({"pretrained": "w.pt", "sha256": digest}, "a") == str(private)
 

@@ -1,17 +1,10 @@
-"""Methods, one file each, in folders by the rank of their update; each is imported at first use."""
+"""Methods, one file each, in folders by the rank of their update; imported together, so that parsers know them all."""
 
-from typing import TYPE_CHECKING
-
-from randlora_pl.utils.lazy import lazy_exports
-
-if TYPE_CHECKING:
-    from randlora_pl.adapters.methods.fixed_rank.dora import DoRA
-    from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
-    from randlora_pl.adapters.methods.fixed_rank.nola import NoLA
-    from randlora_pl.adapters.methods.fixed_rank.vera import VeRA
-    from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
-    from randlora_pl.adapters.methods.whole.full import BitFit, FullFineTuning, LinearProbe
+from randlora_pl.adapters.methods.fixed_rank.dora import DoRA
+from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
+from randlora_pl.adapters.methods.fixed_rank.nola import NoLA
+from randlora_pl.adapters.methods.fixed_rank.vera import VeRA
+from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
+from randlora_pl.adapters.methods.whole.full import BitFit, FullFineTuning, LinearProbe
 
 __all__ = ["BitFit", "DoRA", "FullFineTuning", "LinearProbe", "LoRA", "NoLA", "RandLoRA", "VeRA"]
-
-__getattr__ = lazy_exports(__name__, __file__)

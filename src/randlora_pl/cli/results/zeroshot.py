@@ -78,7 +78,7 @@ def _chosen(typed: argparse.Namespace) -> tuple[list[DatasetSpec], list[str], Pa
     names = PAPER if typed.dataset == ALL else (typed.dataset,)
     rows = [find(name) for name in names]
     if rows[0].captions:
-        use = f"randlora-pl test --data.dataset {rows[0].name} --data.root {typed.root}"
+        use = f"randlora-pl test --data.dataset {rows[0].name} --data.root {typed.root or 'FILE'}"
         raise UserError(f"{rows[0].title}: captions are not classes; for recall without training: {use}")
     root = checked_root(typed.root, rows, "zeroshot --data.dataset", "--data.root")
     there = [row for row in rows if present(row, root)]

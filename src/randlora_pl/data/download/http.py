@@ -178,7 +178,9 @@ def _attempt(url: str, part: Path, have: int, tick: ProgressCallback) -> bool:
         left = answer.length  # None if the server does not send it
         if left is not None and left > (free := shutil.disk_usage(part.parent).free):
             raise UserError(f"{part.stem} needs {byte_size(left)}, but {part.parent} has {byte_size(free)} free")
-        _receive(answer, have, None if left is None else have + left, part, tick)
+        whole = answer.headers.get("Content-Range", "").rpartition("/")[2]  # a proxy may send less than the rest
+        total = int(whole) if whole.isdecimal() else None if left is None else have + left
+        _receive(answer, have, total, part, tick)
         return have > 0
 
 

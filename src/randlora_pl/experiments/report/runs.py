@@ -85,7 +85,7 @@ def read_runs(file: Path) -> list[FinishedRun]:
                 stream, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False, na_values=[""]
             ).convert_dtypes()
         rows = table.to_dict("records")
-        return [_run({name: value for name, value in row.items() if value is not pandas.NA}) for row in rows]
+        return [_run({name: value for name, value in row.items() if not pandas.isna(value)}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a table of cells ({type(error).__name__}: {error}).") from error
 

@@ -259,7 +259,7 @@ class CausalLMTask(AdaptationTask):
 
     def on_fit_start(self) -> None:
         """Refuse samples that are longer than the model before the first step."""
-        lengths = self._data.lengths.get("train")
+        lengths = getattr(self._data, "lengths", {}).get("train")
         if lengths is not None:
             check_positions(self.model, torch.ones(1, min(lengths.longest, lengths.cutoff), dtype=torch.int64))
 

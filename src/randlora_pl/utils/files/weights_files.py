@@ -44,16 +44,21 @@ def _sha256(file: Path, time: int, size: int) -> str:
 def remember(path: str | Path) -> str:
     """Store the path of a weights file in the cache, and return the file's SHA-256."""
     file, digest = Path(path).expanduser().absolute(), file_sha256(path)
-    with suppress(OSError):  # without a cache, the user has to pass --pretrained later
+    _here[digest] = file
+    with suppress(OSError):  # without a cache, another process has to be given --pretrained
         if _noted(digest) != file:
             write_bytes(cache_folder() / "weights_files" / digest, os.fsencode(file))
     return digest
 
 
+_here: dict[str, Path] = {}
+"""Files that this process was given, by SHA-256."""
+
+
 def _noted(digest: str) -> Path | None:
     with suppress(OSError, ValueError):  # ValueError: the hash contains a null byte
         return Path(os.fsdecode((cache_folder() / "weights_files" / digest).read_bytes()))
-    return None
+    return _here.get(digest)
 
 
 def register_weights(files: list[Path]) -> None:

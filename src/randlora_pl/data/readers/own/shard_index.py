@@ -67,6 +67,8 @@ def find(root: Path) -> ShardPaths:
     else:
         raise UserError(f"{root} does not exist; {EXPECTED}. Set it with --data.root")
     for location in found:
+        if re.search(r"\.(tar\.\w+|tgz)$", without_query(location)):
+            raise tars.compressed(location)
         if not is_url(location) and not Path(location).is_file():
             of = f"{len(found):,} are listed by {title}"
             raise UserError(f"The shard {location} does not exist or is not a file ({of})")

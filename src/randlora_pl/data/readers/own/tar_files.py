@@ -83,10 +83,15 @@ def scan(shard: str) -> tuple[list[Sample], str]:
     return sorted(samples, key=lambda sample: sample.offset), remark
 
 
+def compressed(shard: str) -> UserError:
+    """Return the error for a compressed tar file."""
+    return UserError(f"{shard} is compressed, so its members cannot be read individually. Uncompress it first")
+
+
 def _members(shard: str, stream: IO[bytes]) -> Iterator[_Member]:
     """Yield the regular files in a tar file; the stream then is at the end mark."""
     if stream.read(6).startswith(_COMPRESSED):
-        raise UserError(f"{shard} is compressed, so its members cannot be read individually. Uncompress it first")
+        raise compressed(shard)
     stream.seek(0)
     last = ""
     begin = 0
