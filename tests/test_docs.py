@@ -57,6 +57,7 @@ def test_looking(command: str, home: Path, capsys: pytest.CaptureFixture[str]) -
     assert out == (shown(command) or out)
 
 
+@pytest.mark.slow
 def test_training_and_then_the_commands_afterwards(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (c for c in COMMANDS if c.startswith("fit ")):
         run(command, *SHORT)

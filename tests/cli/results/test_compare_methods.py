@@ -13,6 +13,7 @@ METHODS = {"probe": PROBE, "RandLoRA-6": {"adapter": "RandLoRA", "rank": 6}}
 Refused = Callable[..., str]
 
 
+@pytest.mark.slow  # the README's command is run by default
 def test_the_table_of_the_cells_that_were_asked_for_and_resumed(run: Run, tmp_path: Path) -> None:
     written(tmp_path, methods=METHODS)
     words = ("compare-methods", "--config", "small.yaml")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
+from typing import Any
 
 CONFIDENCE = 0.95
 _FLIPS = 9_999
@@ -56,8 +57,11 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     import numpy as np
     from scipy.stats import permutation_test
 
+    def rounded_mean(values: Any, axis: int) -> Any:
+        return np.mean(values, axis=axis).round(9)  # so that equal means are ties
+
     flips = permutation_test(
-        (list(differences),), np.mean, permutation_type="samples", n_resamples=_FLIPS, random_state=0
+        (list(differences),), rounded_mean, permutation_type="samples", n_resamples=_FLIPS, random_state=0
     )
     return float(flips.pvalue)
 
