@@ -42,7 +42,7 @@ for place in wrong:  # the file's own folder says what is right
     "3_reading_a_sweep": """
 assert len(sweep.finished) == len(sweep.runs) == 10 and not sweep.warnings
 for run in sweep.finished:
-    assert run.accuracy == 100 * json.loads((sweep.place(run) / "results.json").read_text())["test/acc"]
+    assert run.accuracy == 100 * json.loads((sweep.cell_folder(run) / "results.json").read_text())["test/acc"]
 for method in ("RandLoRA-6", "LoRA-2", "linear probe"):
     values = [row["accuracy"] for row in rows if row["method"] == method]
     mean = sum(values) / 3

@@ -104,14 +104,14 @@ class Plain(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        row = int(self.samples.rows[place])
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        row = int(self.samples.rows[index])
         images = self.samples.images
         if type(images) is FileImages:  # not crops of them
             image = default_loader(str(images.paths[row]))
         else:
             image = Image.fromarray(images.load(row).squeeze()).convert("RGB")
-        return self.transform(image), int(self.samples.labels[place])
+        return self.transform(image), int(self.samples.labels[index])
 
 
 def _loaded(loader: Iterable[Any], workers: int, frame: Frame) -> float:
@@ -173,8 +173,8 @@ class _Stages:
     def _places(self, number: int) -> Tensor:
         return self.batches.schedule.plan.samples(self.batches.schedule[number].draws)
 
-    def _images(self, places: Tensor) -> list[Tensor]:
-        return load_images(self.batches.samples, places, self.batches.frame, self.batches.scale, skip=False)[0]
+    def _images(self, indices: Tensor) -> list[Tensor]:
+        return load_images(self.batches.samples, indices, self.batches.frame, self.batches.scale, skip=False)[0]
 
     def _pixels(self, number: int, images: list[Tensor]) -> dict[str, Any]:
         own = self.batches

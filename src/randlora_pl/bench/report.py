@@ -138,19 +138,19 @@ def bars(title: str, results: Sequence[Measured], bases: Mapping[str, str], base
     figure = Figure(figsize=(11, 1.2 + 0.5 * max(1, len(shown))), layout="constrained")
     figure.suptitle(title, fontsize=10)
     times, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    places = range(len(shown))
+    positions = range(len(shown))
     colours = [COLOURS.get(one.name, "#1f77b4") for one in shown]
     medians, errors, highest = _milliseconds(shown)
-    times.barh(places, medians, xerr=errors, color=colours, capsize=3)
-    times.set_yticks(places, [one.label for one in shown])
+    times.barh(positions, medians, xerr=errors, color=colours, capsize=3)
+    times.set_yticks(positions, [one.label for one in shown])
     times.invert_yaxis()
     times.set_xlabel(f"milliseconds a step, median and extremes; beside it the ratio {base}")
-    for place, (one, high) in enumerate(zip(shown, highest, strict=True)):
+    for position, (one, high) in enumerate(zip(shown, highest, strict=True)):
         if ratio := _ratio(one, bases, shown):
-            times.annotate(f" {ratio.median:.2f}", (high, place), va="center", fontsize=9)
+            times.annotate(f" {ratio.median:.2f}", (high, position), va="center", fontsize=9)
     times.margins(x=0.12)
     on_gpu = any(one.peak for one in shown)
-    memory.barh(places, [(one.peak or 0 if on_gpu else one.saved) / 1e6 for one in shown], color=colours)
+    memory.barh(positions, [(one.peak or 0 if on_gpu else one.saved) / 1e6 for one in shown], color=colours)
     memory.set_xlabel("MB allocated at the peak" if on_gpu else "MB kept for the backward pass")
     return figure
 

@@ -52,7 +52,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     shards = getattr(trainer.strategy, "shards", None)
     again = getattr(task.report.adapter, "memory", "low") != "low"  # RandLoRA's option memory
     low = ", adapted ones rebuilt in the backward pass (memory low)" if again else ""
-    place = str(task.device) if trainer.num_devices == 1 else f"{trainer.num_devices} devices"
+    devices = str(task.device) if trainer.num_devices == 1 else f"{trainer.num_devices} devices"
     return {
         "model": f"{identity.name}, {identity.pretrained} weights{size} ({type(task).__name__})",
         **data.summary_lines(summary),
@@ -62,7 +62,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         **_validated(trainer, task, data),
         "learning rate": f"{task.learning_rate:g}" + (f", head {head_rate:g}" if head_rate else ""),
         **({"label smoothing": f"{smoothing:g}"} if smoothing else {}),
-        "precision": f"{trainer.precision} on {place}",
+        "precision": f"{trainer.precision} on {devices}",
         **({"sharded": f"{shards}{low}"} if shards else {}),
         "checkpoint": f"{byte_size(3 * _BYTES * trainable)} to resume, adapter {byte_size(_BYTES * trainable)}",
         "seed": str(task.seed),

@@ -129,16 +129,16 @@ class App(LightningCLI):
     Args:
         command: The command, with its names checked.
         folder: The folder of a run to resume; None makes a new one.
-        place: Path of the new folder, instead of ``--run.root``, ``--run.name`` and the time.
+        path: Path of the new folder, instead of ``--run.root``, ``--run.name`` and the time.
 
     Attributes:
         folder: The run folder.
         created: True if this process made it.
     """
 
-    def __init__(self, command: Command, folder: Path | None = None, place: Path | None = None) -> None:
+    def __init__(self, command: Command, folder: Path | None = None, path: Path | None = None) -> None:
         filter_library_warnings()  # now that Lightning is imported, which sets its own log level then
-        self.command, self.created, self._place = command, folder is None, place
+        self.command, self.created, self._path = command, folder is None, path
         self.folder = folder or Path()
         self._made: list[Path] = []
         super().__init__(
@@ -190,8 +190,8 @@ class App(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the run folder and a trainer that keeps everything in it."""
         run = self.config.run
-        if self.created and self._place is not None:
-            self.folder = self._place
+        if self.created and self._path is not None:
+            self.folder = self._path
         elif self.created:
             name = run.name or planned_name(self.command.flat())
             name += "" if self.command.verb == "fit" else f"-{self.command.verb}"

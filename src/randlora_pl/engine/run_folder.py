@@ -107,7 +107,7 @@ def check_new(output: str | None) -> None:
 
 def missing_folders(folder: Path) -> list[Path]:
     """Return the missing ones of a folder and its parents, the innermost first."""
-    return [place for place in (folder, *folder.parents) if not place.exists()]
+    return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def remove_folder(folder: Path, made: Iterable[Path] = ()) -> None:

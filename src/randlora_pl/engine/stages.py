@@ -252,8 +252,8 @@ def _samples_for_it(app: App) -> str:
     if verb == "validate":
         ways.append("set training samples aside in fit by --data.validation N")
     elif app.command.folders:
-        option, place = next(iter(app.command.folders.items()))
-        ways.append(f"use the validation samples: randlora-pl validate --{option} {shlex.quote(str(place))}")
+        option, path = next(iter(app.command.folders.items()))
+        ways.append(f"use the validation samples: randlora-pl validate --{option} {shlex.quote(str(path))}")
     text = ", or ".join(ways)
     return f" {text[:1].upper()}{text[1:]}"
 

@@ -39,16 +39,16 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
         "peak memory": f"{byte_size(results['peak_memory_bytes'])} ({results['device']})",
         "everything": f"{folder}: {', '.join(_listed(folder))}",
     }
-    place = shlex.quote(str(folder))
+    path = shlex.quote(str(folder))
     earlier = results.get("best/step", results["steps"]) != results["steps"]
-    other = f"\n  randlora-pl test --adapter {place}/{BEST if adapter == ADAPTER else ADAPTER}" if earlier else ""
-    tests = f"\n  randlora-pl test --run {place}{other}" if testable else ""
-    goes_on = "" if results["finished"] else f"\n  randlora-pl fit --resume {place}"
-    board = f"\n  tensorboard --logdir {place}" if (folder / "tensorboard").is_dir() else ""
+    other = f"\n  randlora-pl test --adapter {path}/{BEST if adapter == ADAPTER else ADAPTER}" if earlier else ""
+    tests = f"\n  randlora-pl test --run {path}{other}" if testable else ""
+    goes_on = "" if results["finished"] else f"\n  randlora-pl fit --resume {path}"
+    board = f"\n  tensorboard --logdir {path}" if (folder / "tensorboard").is_dir() else ""
     given = "--images PATH" if unit == "images" else "--texts FILE"
-    use = f"predict --adapter {place}/{adapter} {given} --output predictions.csv"
+    use = f"predict --adapter {path}/{adapter} {given} --output predictions.csv"
     if unit != "images":
-        use += f"\n  randlora-pl adapter merge {place}/{adapter} --output FOLDER"
+        use += f"\n  randlora-pl adapter merge {path}/{adapter} --output FOLDER"
     following = f"\nNext:{goes_on}\n  randlora-pl {use}{tests}{board}"
     return ["", facts_table(rows), following]
 

@@ -38,9 +38,9 @@ def method_tables(sweep: Sweep, cells: Sequence[Trial]) -> str:
     rates = Rates(results)
     lines = []
     trained = [cell for cell in cells if not cell.untrained]
-    for place in dict.fromkeys(cell.labels[:3] for cell in trained):
-        model, dataset, budget = place
-        rows = _raw_pixels([cell for cell in trained if cell.labels[:3] == place])
+    for group in dict.fromkeys(cell.labels[:3] for cell in trained):
+        model, dataset, budget = group
+        rows = _raw_pixels([cell for cell in trained if cell.labels[:3] == group])
         for method in results.plan.methods:
             key = Key(model, dataset, ZERO_SHOT if is_zero_shot(method) else budget, method)
             if runs := results.finished(key):

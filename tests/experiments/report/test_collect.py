@@ -41,7 +41,7 @@ def test_accuracies_are_those_of_the_files(sweep: Sweep, folder: Path) -> None:
         figures = json.loads((folder / "cells" / run.cell / "results.json").read_text())
         labels = json.loads((folder / "cells" / run.cell / "cell.json").read_text())
         assert run.accuracy == pytest.approx(100 * figures["test/acc"], abs=1e-12)
-        assert sweep.place(run) == folder / "cells" / run.cell
+        assert sweep.cell_folder(run) == folder / "cells" / run.cell
         assert (*run.key, run.seed) == tuple(labels[name] for name in ("model", "dataset", "budget", "method", "seed"))
 
 

@@ -108,15 +108,15 @@ def test_a_broken_off_cell_ends_as_if_nothing_had_happened(
     monkeypatch.setattr(VisionLanguageTask, "training_step", broken)
     with pytest.raises(_StopError):
         run(cell, folder)
-    last = folder.place(cell) / "checkpoints" / "last.ckpt"
+    last = folder.cell_path(cell) / "checkpoints" / "last.ckpt"
     assert last.is_file()
     if damage:
         last.write_bytes(last.read_bytes()[:-100])
     run(cell, folder)
     assert seen == [0, 1, 2, *((0, 1) if damage else ()), 2, 3]
     name = "adapter/adapter.safetensors"
-    assert (whole / name).read_bytes() == (folder.place(cell) / name).read_bytes()
-    assert read_results(folder.place(cell))["test/acc"] == read_results(whole)["test/acc"]
+    assert (whole / name).read_bytes() == (folder.cell_path(cell) / name).read_bytes()
+    assert read_results(folder.cell_path(cell))["test/acc"] == read_results(whole)["test/acc"]
 
 
 def test_nothing_is_printed_and_the_log_has_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

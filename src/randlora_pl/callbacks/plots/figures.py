@@ -98,8 +98,8 @@ def samples_figure(
     axes.set_ylim(1.35 * rows, -top)
     if heading:
         axes.text(0.05, -top / 2, heading, va="center", fontsize=10)
-    for place, (image, true, guess, share) in enumerate(zip(images, truth, predicted, probability, strict=True)):
-        left, top = 1.1 * (place % columns) + 0.05, 1.35 * (place // columns) + 0.3
+    for position, (image, true, guess, share) in enumerate(zip(images, truth, predicted, probability, strict=True)):
+        left, top = 1.1 * (position % columns) + 0.05, 1.35 * (position // columns) + 0.3
         height, width = image.shape[1:]
         axes.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + height / width, top))
         right = true == guess
@@ -145,8 +145,8 @@ class Figures(Callback):
         if pl_module.test_name != "test" or not isinstance(outputs, dict) or "logits" not in outputs:
             return
         counts = outputs["weight"] > 0
-        places = counts.nonzero()[:, 0]
-        logits, labels = outputs["logits"][places].float(), outputs["label"][places]
+        positions = counts.nonzero()[:, 0]
+        logits, labels = outputs["logits"][positions].float(), outputs["label"][positions]
         classes = logits.shape[1]
         guesses = logits.argmax(1)
         if classes <= MOST_COUNTED:
@@ -155,15 +155,15 @@ class Figures(Callback):
         if "image" not in batch or not self.samples:  # texts
             return
         self._surest.add(batch["image"], outputs["index"], outputs["label"], outputs["logits"], counts)
-        index, shares = outputs["index"][places].cpu(), logits.softmax(1).amax(1)
+        index, shares = outputs["index"][positions].cpu(), logits.softmax(1).amax(1)
         words = rng.words(0, "shown", index)  # image folders are ordered by class
-        for place, label in enumerate(labels.tolist()):
+        for position, label in enumerate(labels.tolist()):
             self._turns[label] += 1
-            key = self._turns[label], int(words[place])
+            key = self._turns[label], int(words[position])
             if len(self._shown) < self.samples or key < self._shown[-1][0]:
-                image = batch["image"][places[place]].detach()
+                image = batch["image"][positions[position]].detach()
                 image = image.to("cpu", torch.float32, copy=True)  # a view would keep the whole batch
-                kept = Prediction(float(shares[place]), int(index[place]), label, int(guesses[place]), image)
+                kept = Prediction(float(shares[position]), int(index[position]), label, int(guesses[position]), image)
                 insort(self._shown, (key, kept), key=lambda one: (one[0], one[1].index))
                 del self._shown[self.samples :]
 

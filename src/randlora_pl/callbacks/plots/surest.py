@@ -58,10 +58,10 @@ class Surest:
         wrong = (counts & (guesses != labels)).nonzero()[:, 0]
         self.seen, self.wrong = self.seen + int(counts.sum()), self.wrong + len(wrong)
         order = probabilities[wrong].argsort(descending=True, stable=True)
-        for place in wrong[order][: self.most].tolist():
-            image = images[place].detach().to("cpu", torch.float32, copy=True)  # a view would keep the whole batch
-            numbers = int(index[place]), int(labels[place]), int(guesses[place])
-            self._keep([Prediction(float(probabilities[place]), *numbers, image)])
+        for position in wrong[order][: self.most].tolist():
+            image = images[position].detach().to("cpu", torch.float32, copy=True)  # a view would keep the whole batch
+            numbers = int(index[position]), int(labels[position]), int(guesses[position])
+            self._keep([Prediction(float(probabilities[position]), *numbers, image)])
 
     def heading(self) -> str:
         """Return a heading with the numbers of mistakes found and kept."""

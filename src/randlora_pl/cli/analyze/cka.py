@@ -79,9 +79,9 @@ def labels_of_groups(runs: list[common.AnalyzedRun], dataset: str | None) -> lis
     found: dict[int, str] = {}
     names = [dataset or run.dataset for run in runs]
     for name in dict.fromkeys(names):
-        places = [place for place, other in enumerate(names) if other == name]
-        found |= dict(zip(places, common.labels_of([runs[place] for place in places]), strict=True))
-    return [found[place] for place in range(len(runs))]
+        indices = [index for index, other in enumerate(names) if other == name]
+        found |= dict(zip(indices, common.labels_of([runs[index] for index in indices]), strict=True))
+    return [found[index] for index in range(len(runs))]
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
@@ -127,7 +127,7 @@ def _compare(
 
 
 def _print(mean: dict[str, dict["Layer", float]], reference: str, counts: list[str]) -> None:
-    blocks = sorted({place[0] for values in mean.values() for place in values})
+    blocks = sorted({index[0] for values in mean.values() for index in values})
     print(f"CKA with {reference} on {'; '.join(counts)}:\n")
     header = ["block", *(f"{label}, {kind}" for label in mean for kind in ("attention", "mlp"))]
     rows = [

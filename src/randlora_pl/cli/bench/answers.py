@@ -3,7 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from randlora_pl.cli.bench.common import JSON, TABLE, command, in_folder, measuring, parser_of, place, prepare, setup_of
+from randlora_pl.cli.bench.common import (
+    JSON,
+    TABLE,
+    command,
+    in_folder,
+    machine_line,
+    measuring,
+    parser_of,
+    prepare,
+    setup_of,
+)
 from randlora_pl.cli.bench.steps import overrides_of
 from randlora_pl.cli.common.tables import table
 from randlora_pl.utils.errors import UserError
@@ -38,7 +48,7 @@ def answers_verb(args: list[str]) -> int:
     what = f"{typed.model}, {typed.samples} prompts, {typed.new_tokens} new tokens, {how}"
     what += f", {str(dtype).removeprefix('torch.')}"
     what += "".join(f", {name} {value}" for name, value in overrides.items())
-    title = f"{what}, on {place(facts, typed.device)}"
+    title = f"{what}, on {machine_line(facts, typed.device)}"
     print(f"{title}; random weights")
     about = {"command": command("answers", args), "machine": facts, "setup": setup_of(typed)}
 

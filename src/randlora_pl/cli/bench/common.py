@@ -61,7 +61,7 @@ def setup_of(typed: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(typed).items() if name != "output"}
 
 
-def place(facts: dict[str, Any], device: str) -> str:
+def machine_line(facts: dict[str, Any], device: str) -> str:
     """Return a short description of the machine for tables."""
     name = facts["gpu"] if device == "cuda" else f"{facts['processor']}, {facts['threads']} threads"
     return f"{name}, torch {facts['torch']}"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.bench import common
-from randlora_pl.cli.bench.common import PRECISIONS, command, measuring, parser_of, place, prepare, setup_of
+from randlora_pl.cli.bench.common import PRECISIONS, command, machine_line, measuring, parser_of, prepare, setup_of
 from randlora_pl.cli.common.tables import table
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
@@ -53,7 +53,7 @@ def train_verb(args: list[str]) -> int:
     what = f"{typed.model} ({library}), {training.problem.words}, {PRECISIONS[typed.precision]}"
     what += "".join(f", {name} {value}" for name, value in (setup.overrides or {}).items())
     what += f", dropout {typed.dropout}" if typed.dropout else ""
-    where = place(facts, typed.device)
+    where = machine_line(facts, typed.device)
     targets = " ".join(typed.targets or DEFAULT_TARGETS)
     print(f"{what}; random weights\non {where}: {rate / 1e9:,.0f} GFLOP/s at best")
     print(f"{len(training.layers)} adapted layers ({targets})")
@@ -114,7 +114,7 @@ def captions_verb(args: list[str]) -> int:
     gemm = Gemm(torch.device(typed.device), dtype_of(typed.precision))
     images = f"{typed.batch_size} images of {typed.classes} classes"
     what = f"{typed.model}, {images}, RandLoRA, {PRECISIONS[typed.precision]}"
-    where = place(facts, typed.device)
+    where = machine_line(facts, typed.device)
     print(f"{what}; random weights\non {where}: {gemm.rate() / 1e9:,.0f} GFLOP/s at best")
 
     def work(keep: Callable[[list[Measured]], None]) -> list[Measured]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from randlora_pl.cli.bench import common
-from randlora_pl.cli.bench.common import PRECISIONS, command, measuring, parser_of, place, prepare
+from randlora_pl.cli.bench.common import PRECISIONS, command, machine_line, measuring, parser_of, prepare
 from randlora_pl.cli.common.tables import table
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.atomic_output import write_text
@@ -51,7 +51,7 @@ def adapters_verb(args: list[str]) -> int:
 
     device = torch.device(typed.device)
     gemm = Gemm(device, dtype_of(typed.precision))
-    rate, where = gemm.rate(), place(facts, typed.device)
+    rate, where = gemm.rate(), machine_line(facts, typed.device)
     middle = ", ".join(f"{name} {value:,}" for name, value in vars(Point()).items())
     what = f"Square linear layers around {middle}, {PRECISIONS[typed.precision]}"
     print(f"{what}\non {where}: {rate / 1e9:,.0f} GFLOP/s at best")

@@ -37,22 +37,22 @@ class PredictionTable:
         cls, names: list[str], unit: str, columns: Sequence[str], given: Sequence[Sequence[str]], classes: int
     ) -> "PredictionTable":
         """Return an empty table for classifiers, with at most so many best classes per input."""
-        more = [name for place in range(2, classes + 1) for name in (f"class_{place}", f"probability_{place}")]
+        more = [name for number in range(2, classes + 1) for name in (f"class_{number}", f"probability_{number}")]
         predicted = ["class", "probability", *more]
         return cls(names, unit, columns, given, predicted, f"the best {classes} classes of each")
 
-    def add(self, name: str, place: int, cells: Sequence[str]) -> None:
+    def add(self, name: str, number: int, cells: Sequence[str]) -> None:
         """Add the prediction of an adapter for the input with an index."""
-        self.lines.append((place, self.names.index(name), cells))
+        self.lines.append((number, self.names.index(name), cells))
 
-    def add_classes(self, name: str, places: Sequence[int], classnames: Sequence[str], shares: "Tensor") -> None:
+    def add_classes(self, name: str, numbers: Sequence[int], classnames: Sequence[str], shares: "Tensor") -> None:
         """Add the best classes of an adapter for several inputs.
 
         Args:
             name: Name of the adapter.
-            places: Indices of the inputs.
+            numbers: Indices of the inputs.
             classnames: The adapter's classes.
-            shares: Probability of each class, (places, classes).
+            shares: Probability of each class, (inputs, classes).
 
         Raises:
             UserError: The probabilities are not numbers.
@@ -61,17 +61,17 @@ class PredictionTable:
 
         check_numbers(shares, name)
         best = shares.topk(min(len(self.predicted) // 2, len(classnames)))
-        for place, labels, values in zip(places, best.indices.tolist(), best.values.tolist(), strict=True):
+        for number, labels, values in zip(numbers, best.indices.tolist(), best.values.tolist(), strict=True):
             pairs = [(classnames[label], f"{value:.6f}") for label, value in zip(labels, values, strict=True)]
-            self.add(name, place, [text for pair in pairs for text in pair])
+            self.add(name, number, [text for pair in pairs for text in pair])
 
     def csv(self) -> str:
         """Return the file: one line per input and adapter; with several adapters their name follows the input."""
         several = len(self.names) > 1
         rows = [[*self.columns, *(["adapter"] if several else []), *self.predicted]]
-        for place, adapter, cells in sorted(self.lines):
+        for number, adapter, cells in sorted(self.lines):
             blank = [""] * (len(self.predicted) - len(cells))  # an adapter with fewer classes
-            rows.append([*self.given[place], *([self.names[adapter]] if several else []), *cells, *blank])
+            rows.append([*self.given[number], *([self.names[adapter]] if several else []), *cells, *blank])
         return csv_text(rows)
 
     def summary(self, weights: dict[str, float] | None) -> str:

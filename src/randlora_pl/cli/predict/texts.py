@@ -75,8 +75,8 @@ def _written(
         described = datasets[name] == "e2e"
         with _precision(options):
             texts = task.write(prompts[name], options.batch_size, separate=described)
-        for place, text in enumerate(texts):
-            found.add(name, place, [paragraph(text) if described else text])
+        for number, text in enumerate(texts):
+            found.add(name, number, [paragraph(text) if described else text])
         notes.add(f"at most {task.max_new_tokens} tokens after each")
         del task  # before the next one is loaded
     found.note = " or ".join(sorted(notes))
@@ -116,8 +116,8 @@ def _classified(
             found.add_classes(name, range(len(given)), task.classnames, shares)
         else:
             check_numbers(shares, name)
-            for place, score in enumerate(shares[:, 0].tolist()):
-                found.add(name, place, [f"{score:.6f}"])
+            for number, score in enumerate(shares[:, 0].tolist()):
+                found.add(name, number, [f"{score:.6f}"])
         del task
     return found
 

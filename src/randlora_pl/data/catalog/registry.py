@@ -62,8 +62,10 @@ def present(row: DatasetSpec, root: Path) -> bool:
 
 def may_be_read(row: DatasetSpec, root: Path) -> bool:
     """Return True if a root is a pattern of shards or a URL, for datasets that allow them."""
-    place = as_typed(root)
-    return row.patterns and (is_url(place) or is_pattern(place) or is_command(place))  # the reader refuses commands
+    location = as_typed(root)
+    return row.patterns and (
+        is_url(location) or is_pattern(location) or is_command(location)
+    )  # the reader refuses commands
 
 
 def how_to_get(row: DatasetSpec, root: Path) -> str:

@@ -42,7 +42,7 @@ class Sweep:
         """Return the runs with an accuracy."""
         return [run for run in self.runs if run.accuracy is not None]
 
-    def place(self, run: FinishedRun) -> Path:
+    def cell_folder(self, run: FinishedRun) -> Path:
         """Return the run folder of a cell that was begun: config, results, adapter, log."""
         return self.folder / "cells" / run.cell
 
@@ -53,11 +53,11 @@ def read_sweep(folder: Path) -> Sweep:
     Raises:
         UserError: The folder holds no sweep, or the sweep has no finished cell.
     """
-    places = sorted((folder / "cells").glob("*/")) if (folder / "cells").is_dir() else []
+    cell_folders = sorted((folder / "cells").glob("*/")) if (folder / "cells").is_dir() else []
     if (folder / "tune.yaml").is_file() and not (folder / FILE).is_file():
         raise UserError(f"{folder} is a search of learning rates: what it found is in {folder}/tuning.md")
     table = folder / CELLS
-    if not places and not (folder / FILE).is_file() and not table.is_file():
+    if not cell_folders and not (folder / FILE).is_file() and not table.is_file():
         raise UserError(_no_sweep(folder))
     warnings: list[str] = []
     try:
@@ -66,8 +66,8 @@ def read_sweep(folder: Path) -> Sweep:
         warnings.append(str(error))
         plan = ReportPlan()
     found: dict[tuple[Key, int | None], FinishedRun] = {}
-    kept_runs = read_runs(table) if not places and table.is_file() else []
-    for run in [*kept_runs, *(_read_cell(folder, place, warnings.append) for place in places)]:
+    kept_runs = read_runs(table) if not cell_folders and table.is_file() else []
+    for run in [*kept_runs, *(_read_cell(folder, cell_folder, warnings.append) for cell_folder in cell_folders)]:
         if run is None:
             continue
         older = found.get((run.key, run.seed))
@@ -83,7 +83,7 @@ def read_sweep(folder: Path) -> Sweep:
     _add_labels(plan, list(found.values()))
     sweep = Sweep(folder, plan, [*found.values(), *missing], warnings)
     if not sweep.finished:
-        count = f"{len(places)} cells are there, none of them" if places else "none of its cells"
+        count = f"{len(cell_folders)} cells are there, none of them" if cell_folders else "none of its cells"
         tail = next((f" First failure: {run.status}" for run in sweep.runs if run.state == FAILED), "")
         raise UserError(f"{folder} has nothing to report: {count} is finished.{tail}")
     order = {part: {label: n for n, label in enumerate(getattr(plan, part + "s"))} for part in Key._fields}
@@ -102,18 +102,21 @@ def _no_sweep(folder: Path) -> str:
     return f"{folder} is not a sweep: it has neither {FILE} nor cells/.{hint}"
 
 
-def _read_cell(folder: Path, place: Path, warn: Callable[[str], None]) -> FinishedRun | None:
+def _read_cell(folder: Path, cell_folder: Path, warn: Callable[[str], None]) -> FinishedRun | None:
     try:
-        labels = _read_json(place / "cell.json")
+        labels = _read_json(cell_folder / "cell.json")
         key = Key(*(str(labels[name]) for name in Key._fields))
         seed = int(labels["seed"])
     except FileNotFoundError:
-        warn(f"cells/{place.name} has no cell.json; it is left out")
+        warn(f"cells/{cell_folder.name} has no cell.json; it is left out")
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        warn(f"cells/{place.name}/cell.json is cut off or damaged ({type(error).__name__}: {error}); it is left out")
+        warn(
+            f"cells/{cell_folder.name}/cell.json is cut off or damaged ({type(error).__name__}: {error}); "
+            "it is left out"
+        )
         return None
-    state, reason, figures = _state(folder, place, warn)
+    state, reason, figures = _state(folder, cell_folder, warn)
     accuracy = zeroshot = None
     if state == FINISHED:
         accuracy = _percent(figures, SCORE, least=-1) if SCORE in figures else _percent(figures, "test/acc")
@@ -122,23 +125,23 @@ def _read_cell(folder: Path, place: Path, warn: Callable[[str], None]) -> Finish
             accuracy = zeroshot if accuracy is None else accuracy
         if accuracy is None:
             state, reason = DAMAGED, f"results.json has no accuracy from 0 to 1 (test/acc is {figures.get('test/acc')})"
-            warn(f"cells/{place.name}: {reason}")
+            warn(f"cells/{cell_folder.name}: {reason}")
     config = labels["config"] if isinstance(labels.get("config"), dict) else {}
     typed = {name: rate for name in RATES if (rate := config.get(f"model.{name}")) is not None}
     family = str(labels.get("family") or "")
-    return FinishedRun(key, seed, state, reason, place.name, family, accuracy, zeroshot, figures, typed)
+    return FinishedRun(key, seed, state, reason, cell_folder.name, family, accuracy, zeroshot, figures, typed)
 
 
-def _state(folder: Path, place: Path, warn: Callable[[str], None]) -> tuple[str, str, dict[str, Any]]:
+def _state(folder: Path, cell_folder: Path, warn: Callable[[str], None]) -> tuple[str, str, dict[str, Any]]:
     """Return the state of a cell, its reason, and the figures of its run as far as it went."""
 
     def read(name: str) -> dict[str, Any] | None:
         try:
-            return _read_json(place / name)
+            return _read_json(cell_folder / name)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError) as error:
-            warn(f"cells/{place.name}/{name} is cut off or damaged ({error})")
+            warn(f"cells/{cell_folder.name}/{name} is cut off or damaged ({error})")
             return None
 
     figures = read("results.json")
@@ -146,9 +149,9 @@ def _state(folder: Path, place: Path, warn: Callable[[str], None]) -> tuple[str,
         return DAMAGED, "results.json is cut off or damaged", {}
     if figures.get("finished") is True:
         return FINISHED, "", figures
-    if holder(folder / "locks" / f"{place.name}.lock"):
+    if holder(folder / "locks" / f"{cell_folder.name}.lock"):
         return RUNNING, "", figures
-    if not (place / "failed.json").exists():
+    if not (cell_folder / "failed.json").exists():
         return UNFINISHED, "", figures
     failed = read("failed.json")
     if failed is None:

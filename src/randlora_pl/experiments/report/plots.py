@@ -32,9 +32,9 @@ INK = "#6f7580"
 
 def style(results: Results, method: str) -> dict[str, Any]:
     """Colour and marker of a method, the same in every figure."""
-    place = results.plan.methods.index(method)
+    position = results.plan.methods.index(method)
     thick = 2.4 if results.is_randlora(method) else 1.5
-    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "linewidth": thick}
+    return {"color": COLOURS[position % len(COLOURS)], "marker": MARKERS[position % len(MARKERS)], "linewidth": thick}
 
 
 def budget_picture(results: Results, beside: Beside, model: str) -> Picture | None:
@@ -209,12 +209,12 @@ def _memory_title(results: Results, model: str) -> str:
 
 
 def _bars(panel: Any, results: Results, memory: dict[str, float], title: str) -> None:
-    places = range(len(memory))
-    panel.barh(places, memory.values(), color=[style(results, method)["color"] for method in memory], height=0.7)
-    panel.set_yticks(places, memory)
+    positions = range(len(memory))
+    panel.barh(positions, memory.values(), color=[style(results, method)["color"] for method in memory], height=0.7)
+    panel.set_yticks(positions, memory)
     panel.invert_yaxis()
     panel.set_xlabel(title)
     panel.set_xlim(0, 1.15 * max(memory.values()))
     panel.xaxis.set_major_locator(MaxNLocator(6))
-    for place, value in zip(places, memory.values(), strict=True):
-        panel.annotate(f" {value:.2f}", (value, place), va="center", fontsize=8, color=INK)
+    for position, value in zip(positions, memory.values(), strict=True):
+        panel.annotate(f" {value:.2f}", (value, position), va="center", fontsize=8, color=INK)

@@ -103,7 +103,7 @@ class Results:
         shared, left_out = [], {}
         compared = [(budget, method) for budget in budgets for method in self.methods(model, budget)]
         for dataset in self.plan.datasets:
-            cells = [Key(model, dataset, *place) for place in compared]
+            cells = [Key(model, dataset, *labels) for labels in compared]
             lacking = list(dict.fromkeys(key.method for key in cells if not self.finished(key)))
             if not any(self.runs(key) for key in cells):  # of other models only
                 continue

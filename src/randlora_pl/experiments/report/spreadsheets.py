@@ -66,10 +66,10 @@ def summary_csv(sweep: Sweep) -> str:
         for budget in results.budgets(model):
             shared = tuple(results.common(model, [budget])[0])
             for method in results.methods(model, budget):
-                place, size = (model, budget, method), results.parameters(model, method)
-                if average := results.average(*place, shared):
+                group, size = (model, budget, method), results.parameters(model, method)
+                if average := results.average(*group, shared):
                     counts = (len(average.seeds), len(average.all_seeds))
-                    numbers = _numbers(average.estimate, beside.average(*place, shared))
+                    numbers = _numbers(average.estimate, beside.average(*group, shared))
                     labels = Key(model, AVERAGE, budget, method)
                     rows.append([*labels, " ".join(shared), *counts, *numbers, size, FINISHED])
     header = ["model", "dataset", "budget", "method", "datasets", "seeds", "seeds_planned", "mean", "std", "ci95"]

@@ -70,8 +70,8 @@ def holm(values: Sequence[float]) -> list[float]:
     """Holm's adjustment of p values for their number: each may be compared with 0.05 as it stands."""
     adjusted = [0.0] * len(values)
     least = 0.0
-    for rank, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        least = adjusted[place] = max(least, min(1.0, (len(values) - rank) * values[place]))
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        least = adjusted[index] = max(least, min(1.0, (len(values) - rank) * values[index]))
     return adjusted
 
 

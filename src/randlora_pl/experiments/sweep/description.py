@@ -238,11 +238,11 @@ def _words(name: str, value: Any) -> None:
 
 def _options(name: str, value: Any) -> Tree:
     """Return options; refuse those that the grid sets itself, because one would silently override the other."""
-    for place, instead in _OF_THE_GRID.items():
-        part, _, option = place.partition(".")
+    for path, instead in _OF_THE_GRID.items():
+        part, _, option = path.partition(".")
         inner = _mapping(name, value).get(part)
-        if place in value or (isinstance(inner, dict) and option in inner):
-            raise UserError(f"{name} has {place}: that is what {instead} are for.")
+        if path in value or (isinstance(inner, dict) and option in inner):
+            raise UserError(f"{name} has {path}: that is what {instead} are for.")
     return _mapping(name, value)
 
 

@@ -53,12 +53,12 @@ class Estimator:
         for cell in self.cells:
             found = self.folder.results(cell)
             if found.get("cell_seconds"):
-                for place in _places(cell):
-                    self._groups[place].append((cell, found))
+                for group in _groups_of(cell):
+                    self._groups[group].append((cell, found))
 
     def measured(self, cell: Trial) -> Estimate | None:
         """From finished cells: seconds a step times steps, and what there is beside the training."""
-        found = next(filter(None, map(self._groups.get, _places(cell))), None)
+        found = next(filter(None, map(self._groups.get, _groups_of(cell))), None)
         if found is None:
             return None
         peaks = [int(f["peak_memory_bytes"]) for _, f in found if f.get("peak_memory_bytes")]
@@ -97,6 +97,6 @@ def memory_of(cell: Trial, found: Counts) -> int:
     return frozen * (found.total - trained) + 16 * trained
 
 
-def _places(cell: Trial) -> list[tuple[Any, ...]]:
+def _groups_of(cell: Trial) -> list[tuple[Any, ...]]:
     """Return the groups of alike cells that a cell belongs to."""
     return [(names, *(getattr(cell.labels, name) for name in names), cell.untrained) for names in _ALIKE]

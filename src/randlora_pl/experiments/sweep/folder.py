@@ -32,7 +32,7 @@ class SweepFolder:
     file: str = "sweep.yaml"
     _done: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def place(self, cell: Trial) -> Path:
+    def cell_path(self, cell: Trial) -> Path:
         """Return the run folder of a cell."""
         return self.path / "cells" / cell.hash
 
@@ -44,7 +44,7 @@ class SweepFolder:
         """``done``, ``failed`` or ``open``."""
         if self.results(cell):
             return DONE
-        return FAILED if (self.place(cell) / "failed.json").is_file() else OPEN
+        return FAILED if (self.cell_path(cell) / "failed.json").is_file() else OPEN
 
     def settled(self, cells: Sequence[Trial]) -> bool:
         """Return True if every one of some cells is done or has failed."""
@@ -53,7 +53,7 @@ class SweepFolder:
     def results(self, cell: Trial) -> dict[str, Any]:
         """Return the figures of a finished cell; empty while it is not finished."""
         if cell.hash not in self._done:
-            found = _read(self.place(cell) / "results.json")
+            found = _read(self.cell_path(cell) / "results.json")
             if found.get("finished") is not True:
                 return {}
             self._done[cell.hash] = found
@@ -61,7 +61,7 @@ class SweepFolder:
 
     def failure(self, cell: Trial) -> dict[str, Any]:
         """``reason``, ``time`` and ``tries`` of a cell that failed; empty for any other."""
-        return _read(self.place(cell) / "failed.json")
+        return _read(self.cell_path(cell) / "failed.json")
 
     def worker(self, cell: Trial) -> str:
         """Name the process that runs a cell; empty if none does."""
@@ -70,24 +70,24 @@ class SweepFolder:
     def begin(self, cell: Trial) -> Path:
         """Make the folder of a cell, with what it is called and what decides its result."""
         labels = cell.labels._asdict() | ({"family": cell.family} if cell.family else {}) | cell.facts
-        _write_json(self.place(cell) / "cell.json", labels | {"config": cell.flat})
-        return self.place(cell)
+        _write_json(self.cell_path(cell) / "cell.json", labels | {"config": cell.flat})
+        return self.cell_path(cell)
 
     def fail(self, cell: Trial, reason: str, traceback: str = "") -> None:
         """Record that a cell failed, and why."""
         facts: dict[str, Any] = {"reason": " ".join(reason.split()), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         facts |= {"tries": int(self.failure(cell).get("tries", 0)) + 1}
         self.begin(cell)
-        _write_json(self.place(cell) / "failed.json", facts | ({"traceback": traceback} if traceback else {}))
+        _write_json(self.cell_path(cell) / "failed.json", facts | ({"traceback": traceback} if traceback else {}))
 
     def succeed(self, cell: Trial, keep_adapters: bool) -> None:
         """Remove checkpoints and a former failure of a finished cell, and adapters unless keep_adapters is set."""
-        place = self.place(cell)
-        shutil.rmtree(place / "checkpoints", ignore_errors=True)
-        (place / "failed.json").unlink(missing_ok=True)
+        cell_path = self.cell_path(cell)
+        shutil.rmtree(cell_path / "checkpoints", ignore_errors=True)
+        (cell_path / "failed.json").unlink(missing_ok=True)
         if not keep_adapters:
             for name in ("adapter", "adapter-best"):
-                shutil.rmtree(place / name, ignore_errors=True)
+                shutil.rmtree(cell_path / name, ignore_errors=True)
 
     def open(self, description: SweepConfig, cells: Sequence[Trial]) -> None:
         """Make the folder for a sweep, or extend the grid of the existing one.
@@ -136,10 +136,10 @@ class SweepFolder:
                 if same and (differs := _difference(entry.get("config", {}), planned[labels].flat)):
                     clashes.append((labels, file.parent, differs))
         if clashes:
-            labels, place, differs = clashes[0]
+            labels, cell_path, differs = clashes[0]
             more = f" ({len(clashes)} cells in all)" if len(clashes) > 1 else ""
             raise UserError(
-                f"{self.path} holds another sweep: {labels} has {differs} in {place}{more}.\n"
+                f"{self.path} holds another sweep: {labels} has {differs} in {cell_path}{more}.\n"
                 "Name another --output, or remove those cells; labels that are new here are welcome."
             )
 

@@ -23,9 +23,9 @@ def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, unt
     Raises:
         UserError: A name is unknown, or the model cannot be tested without training.
     """
-    place = {} if root is None else {"data": {"root": root}}
+    data = {} if root is None else {"data": {"root": root}}
     tree = normalize(copy.deepcopy(DEFAULTS))
-    layers = [*_configs(model["config"]), nested(options), nested(model.get("set", {})), *method_layers(method), place]
+    layers = [*_configs(model["config"]), nested(options), nested(model.get("set", {})), *method_layers(method), data]
     for layer in layers:
         tree = merge(tree, normalize(layer))
     tree = check(tree)

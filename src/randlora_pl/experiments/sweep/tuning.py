@@ -107,10 +107,10 @@ class Search:
             self.names = {method: parts for method, parts in self.names.items() if method in chosen}
             self.cells = {key: cells for key, cells in self.cells.items() if key[0] in chosen}
 
-    def keep(self, places: set[tuple[str, str]]) -> None:
+    def keep(self, pairs: set[tuple[str, str]]) -> None:
         """Keep the cells of these models and data sets, and the methods that have any."""
         for key, cells in self.cells.items():
-            self.cells[key] = [cell for cell in cells if (cell.labels.model, cell.labels.dataset) in places]
+            self.cells[key] = [cell for cell in cells if (cell.labels.model, cell.labels.dataset) in pairs]
         self.cells = {key: cells for key, cells in self.cells.items() if cells}
         left = {method for method, _, _ in self.cells}
         self.names = {method: parts for method, parts in self.names.items() if method in left}

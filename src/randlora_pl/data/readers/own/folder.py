@@ -132,16 +132,16 @@ def image_names(home: Path, ignored: Counter[str], watch: Callable[[str], object
     files: list[str] = []
     seen: set[str] = set()
     watch(str(home))
-    for place, folders, names in os.walk(home, onerror=_refuse_unreadable, followlinks=True):
-        real = os.path.realpath(place)
+    for directory, folders, names in os.walk(home, onerror=_refuse_unreadable, followlinks=True):
+        real = os.path.realpath(directory)
         if real in seen:  # a link to a folder above, or to a visited one
             folders[:] = []
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
-            watch(os.path.join(place, name))  # noqa: PTH118 (before it is listed)
-        below = "" if place == str(home) else Path(place).relative_to(home).as_posix() + "/"
+            watch(os.path.join(directory, name))  # noqa: PTH118 (before it is listed)
+        below = "" if directory == str(home) else Path(directory).relative_to(home).as_posix() + "/"
         for name in sorted(names):
             if name.startswith("."):
                 continue

@@ -157,7 +157,7 @@ def versus_table(found: list[Versus]) -> Table:
     """Return the pairs as a table; the tooltip of a difference has every cell with its interval over seeds."""
     rows = []
     for one in found:
-        each = "; ".join(f"{' '.join(place)} {_shown(difference)}" for place, difference in one.cells.items())
+        each = "; ".join(f"{' '.join(labels)} {_shown(difference)}" for labels, difference in one.cells.items())
         ratio = TableCell(f"{one.ratio:.2f}" + (" equal" if one.similar(EQUAL) else ""), sort=one.ratio)
         difference = TableCell(_shown(one.difference), "", each, one.difference.mean)
         p = TableCell("" if one.p is None else f"{one.p:.2g}", sort=one.p)

@@ -48,8 +48,8 @@ class Rates:
         self._found: dict[tuple[str, str], dict[Rate, list[FinishedRun]]] = {}
         for run in results.sweep.finished:
             if not is_zero_shot(run.key.method):
-                place = self._found.setdefault((run.key.model, run.key.method), {})
-                place.setdefault(self.rate(run), []).append(run)
+                by_rate = self._found.setdefault((run.key.model, run.key.method), {})
+                by_rate.setdefault(self.rate(run), []).append(run)
 
     def of(self, model: str, method: str) -> dict[Rate, list[FinishedRun]]:
         """Return the rates of a method, each with its runs."""
@@ -95,8 +95,8 @@ def rate_table(rates: Rates) -> Table | None:
             found = rates.of(model, method)
             for rate, runs in found.items():
                 hows.add(rate.how)
-                places = dict.fromkeys(f"{run.key.dataset} {run.key.budget}" for run in runs)
-                where = "everywhere" if len(found) == 1 else ", ".join(places)
+                groups = dict.fromkeys(f"{run.key.dataset} {run.key.budget}" for run in runs)
+                where = "everywhere" if len(found) == 1 else ", ".join(groups)
                 rows.append(row(method, model, rate.how, where, TableCell(rate.shown, sort=rate.value)))
     if not rows:
         return None
