@@ -34,7 +34,7 @@ class Problem:
 
 
 def library_of(model: str) -> Library:
-    """Return the library that knows a model, timm before open_clip; a UserError suggests near names for others."""
+    """Return the library that has a model, timm before open_clip; a UserError suggests near names for others."""
     import open_clip
     import timm
 

@@ -48,7 +48,7 @@ class Training:
     """The plain model and a batch of random samples, from which each method makes its case.
 
     Raises:
-        UserError: The library does not know the model, or it has no layer to adapt.
+        UserError: The library does not have the model, or the model has no layer to adapt.
     """
 
     def __init__(self, setup: Setup) -> None:

@@ -13,7 +13,7 @@ from randlora_pl.tasks.losses import class_losses
 from randlora_pl.utils.errors import UserError
 
 MOST_CLASSES = 50_000
-"""The largest published sets have 22,000; a file that says more costs minutes of encoding and a table of gigabytes."""
+"""The largest published sets have 22,000; a file with more costs minutes of encoding and a table of gigabytes."""
 
 
 def needed_weights(name: str, pretrained: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Methods, one file each, in folders by the rank of their update; imported together, so that parsers know them all."""
+"""Methods, one file each, in folders by the rank of their update; imported together, so that parsers find them all."""
 
 from randlora_pl.adapters.methods.fixed_rank.dora import DoRA
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRA

@@ -28,7 +28,7 @@ class Sweep:
     """All runs of a sweep, planned or found.
 
     Attributes:
-        plan: Plan of the sweep; its lists also hold labels that only the cells know.
+        plan: Plan of the sweep; its lists also have labels that only the cells have.
         warnings: Unreadable files, one line each.
     """
 
@@ -179,7 +179,7 @@ def _time(folder: Path, run: FinishedRun) -> float:
 
 
 def _add_labels(plan: ReportPlan, runs: list[FinishedRun]) -> None:
-    """Append labels that only the cells know to the planned ones, with budgets in their order."""
+    """Append labels that only the cells have to the planned ones, with budgets in their order."""
     for run in runs:
         for name in Key._fields:
             known, label = getattr(plan, name + "s"), getattr(run.key, name)
