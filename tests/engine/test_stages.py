@@ -76,7 +76,7 @@ def test_end_page_names_figures_and_next_commands(run: Run, tmp_path: Path) -> N
     folder = only_run(tmp_path)
     place = folder.relative_to(tmp_path)
     assert "results.json" in out and ".lock" not in out
-    for text in ("zero-shot: accuracy", "adapted layer", "optimizer steps", "peak memory", "test  "):
+    for text in ("zero-shot: accuracy", "adapted layer", "optimizer steps", "peak memory", "test  ", "train/loss"):
         assert text in out
     for command in (f"predict --adapter {place}/adapter", f"test --run {place}", f"tensorboard --logdir {place}"):
         assert command in out

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from randlora_pl.data.images.augment import mixed
 from randlora_pl.tasks.losses import (
     WindowFeatures,
+    caption_floor,
     caption_losses,
     class_losses,
     counted_classes,
@@ -35,6 +36,17 @@ def test_similarities_pass_gradients_in_the_dtype_of_the_features() -> None:
 def test_caption_loss_of_one_caption_is_the_log_of_its_count() -> None:
     losses = caption_losses(torch.randn(3, 1), torch.tensor([7, 7, 7]), torch.tensor([7]), torch.tensor([3]))
     torch.testing.assert_close(losses, torch.tensor(3.0).log().expand(3))
+
+
+def test_caption_floor_is_the_greatest_lower_bound_of_the_losses() -> None:
+    classes, counts = torch.tensor([1, 4, 9]), torch.tensor([1, 60, 3])
+    labels = torch.tensor([4, 9, 1, 4])
+    floor = caption_floor(labels, classes, counts)
+    torch.testing.assert_close(floor, torch.tensor([60.0, 3.0, 1.0, 60.0]).log())
+    right = 50.0 * (labels[:, None] == classes)
+    torch.testing.assert_close(caption_losses(right, labels, classes, counts), floor)
+    assert (caption_losses(torch.randn(4, 3), labels, classes, counts) > floor).all()
+    assert caption_floor(torch.tensor([1]), torch.tensor([1]), torch.tensor([0])) == 0, "of padding alone"
 
 
 def test_window_of_frozen_texts_carries_nothing() -> None:

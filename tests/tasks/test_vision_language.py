@@ -112,6 +112,23 @@ def test_a_caption_that_occurs_often_is_encoded_once() -> None:
     assert rows == [2]
 
 
+@pytest.mark.parametrize("loss_batch", ["joint", "local"])
+def test_logged_loss_leaves_out_what_equal_captions_cause(
+    loss_batch: str, trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The optimized loss keeps it; the images have different weights, as with `--data.balance weights`."""
+    task, logged = task_of(loss_batch=loss_batch), {}
+    task.trainer = trainer()
+    monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    window = {"window_classes": torch.tensor([0, 2]), "window_counts": torch.tensor([1, 4])}
+    part = batch([2, 0, 2], [0.5, 0.125, 0.375]) | window
+    loss = float(task.training_step(part, 0).detach())
+    losses = task.sample_losses(part)[0].detach()
+    assert loss == float((losses * part["weight"]).sum())
+    assert loss - logged["train/loss"] == pytest.approx(0.875 * math.log(4 if loss_batch == "joint" else 2), abs=1e-5)
+    assert "minimum" in task.loss_note
+
+
 def test_frozen_text_tower_needs_no_gradient() -> None:
     task = task_of(targets=["visual:all"])
     assert all(name.startswith("backbone.visual.") for name in trained(task))

@@ -25,7 +25,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 class PeakMemory(Callback):
-    """Log ``memory/peak_bytes`` during training; `peak` is the peak of the whole run."""
+    """Log ``memory/peak_mb`` (10^6 bytes) during training; `peak` is the peak of the whole run."""
 
     def __init__(self) -> None:
         self._before = 0
@@ -52,7 +52,7 @@ class PeakMemory(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Log the peak so far."""
         self._here = peak_bytes(pl_module.device)
-        pl_module.log("memory/peak_bytes", float(self._here), batch_size=1)
+        pl_module.log("memory/peak_mb", self._here / 1e6, batch_size=1)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Update the peak a last time."""

@@ -62,6 +62,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         **_validated(trainer, task, data),
         "learning rate": f"{task.learning_rate:g}" + (f", head {head_rate:g}" if head_rate else ""),
         **({"label smoothing": f"{smoothing:g}"} if smoothing else {}),
+        **({"train/loss": task.loss_note} if hasattr(task, "loss_note") else {}),
         "precision": f"{trainer.precision} on {devices}",
         **({"sharded": f"{shards}{low}"} if shards else {}),
         "checkpoint": f"{byte_size(3 * _BYTES * trainable)} to resume, adapter {byte_size(_BYTES * trainable)}",

@@ -142,6 +142,10 @@ class AdaptationTask(LightningModule):
         """Return the weight (b,) of each sample's loss; the weighted sum over an optimizer step is its mean loss."""
         return batch["weight"]  # type: ignore[no-any-return]
 
+    def loss_floor(self, batch: dict[str, Any]) -> Tensor | float:
+        """Return the smallest possible loss (b,) of each sample, which the metric ``train/loss`` leaves out."""
+        return 0.0
+
     def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """Return a term beside the samples' losses, such as the gradient that earlier micro-batches left."""
         return None
@@ -177,10 +181,8 @@ class AdaptationTask(LightningModule):
         frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         self._ddp_params_and_buffers_to_ignore = frozen + [name for name, _ in self.named_buffers()]
         if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise UserError(
-                f"{self.adapter.method()} trains nothing in {type(self).__name__}; "
-                "a linear probe needs --model LinearHeadTask."
-            )
+            method, kind = self.adapter.method(), type(self).__name__
+            raise UserError(f"{method} trains nothing in {kind}; a linear probe needs --model LinearHeadTask.")
 
     @property
     def model(self) -> nn.Module:
@@ -224,7 +226,7 @@ class AdaptationTask(LightningModule):
         if (carried := self.accumulated_loss(batch)) is not None:
             loss = loss + carried
         share = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
-        self.log("train/loss", (losses.detach() * share).sum(), prog_bar=True)
+        self.log("train/loss", ((losses.detach() - self.loss_floor(batch)) * share).sum(), prog_bar=True)
         if right is not None:
             self.log("train/acc", (right.float() * share).sum(), prog_bar=True)
         return loss
@@ -287,8 +289,6 @@ class AdaptationTask(LightningModule):
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         """Evaluate a batch of the test split."""
         return self.evaluate(batch, "test", self.test_name)
-
-    # Files
 
     load_head, constructor, save = files.load_head, files.constructor, files.save
     fingerprint, trained_state = files.fingerprint, files.trained_state

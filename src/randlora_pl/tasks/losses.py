@@ -30,6 +30,15 @@ def caption_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tens
     return torch.logsumexp(logits + counts.float().log(), dim=1) - own
 
 
+def caption_floor(labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+    """Return the infimum (b,) of `caption_losses` over all logits: an image cannot tell equal captions apart.
+
+    It is ``log n_y``, the loss of an image that matches its own caption alone; the arguments are those of
+    `caption_losses`.
+    """
+    return counts[torch.searchsorted(classes, labels)].clamp(min=1).float().log()
+
+
 def class_losses(logits: Tensor, batch: Mapping[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
     """Compute the cross-entropy over all classes, and how far the likeliest class is right.
 

@@ -9,7 +9,14 @@ from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.models import clip_image_spec, encode_prompts, load_clip
 from randlora_pl.tasks import images
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.losses import WindowFeatures, caption_losses, counted_classes, normalize, similarities
+from randlora_pl.tasks.losses import (
+    WindowFeatures,
+    caption_floor,
+    caption_losses,
+    counted_classes,
+    normalize,
+    similarities,
+)
 from randlora_pl.tasks.retrieval import recalls, unique_rows
 from randlora_pl.utils.errors import UserError
 
@@ -32,9 +39,13 @@ class VisionLanguageTask(AdaptationTask):
             devices and in all micro-batches; ``local`` with the captions of its own micro-batch on its own device.
         eval_prompts: ``caption`` evaluates with that caption, ``ensemble`` with the data set's templates averaged.
         options: Options of every task, see `AdaptationTask`.
+
+    Attributes:
+        loss_note: Meaning of the metric ``train/loss``, for the start page.
     """
 
     zero_shot = takes_captions = True
+    loss_note = "shown without its minimum, which equal captions in a batch cause: 0 is a perfect fit"
     set_classes, setup, predict_step = images.set_classes, images.setup, images.predict_step
 
     def __init__(
@@ -88,24 +99,33 @@ class VisionLanguageTask(AdaptationTask):
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the image-to-text cross-entropy over the captions of the window or micro-batch (`loss_batch`)."""
-        classes, counts, texts = self._texts(batch)
+        classes, counts = self._captions(batch)
+        texts = self._text_features(batch, classes)
         images = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
         logits = self.scale() * similarities(images, texts)
         losses = caption_losses(logits, batch["label"], classes, counts)
         return losses, classes[logits.argmax(1)] == batch["label"]
 
-    def _texts(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the classes that an image is compared with, their counts, and their features.
+    def loss_floor(self, batch: dict[str, Any]) -> Tensor:
+        """Return the part of each loss that equal captions cause (see `caption_floor`)."""
+        return caption_floor(batch["label"], *self._captions(batch))
+
+    def _captions(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the classes that an image is compared with, and their counts.
 
         Every process knows the draws of the whole window, so that nothing is exchanged for its captions.
         """
         if self.loss_batch == "local":
-            classes, counts = counted_classes(batch["label"], batch["weight"] > 0)
-            return classes, counts, self._encoded(classes)
-        classes = batch["window_classes"]
+            return counted_classes(batch["label"], batch["weight"] > 0)
+        return batch["window_classes"], batch["window_counts"]
+
+    def _text_features(self, batch: dict[str, Any], classes: Tensor) -> Tensor:
+        """Return the features of the captions, which the micro-batches of a window share if their loss is joint."""
+        if self.loss_batch == "local":
+            return self._encoded(classes)
         if batch["micro"] == 0 or self._window is None:
             self._window = WindowFeatures(self._encoded(classes))
-        return classes, batch["window_counts"], self._window.use(batch["micro"] == batch["micros"] - 1)
+        return self._window.use(batch["micro"] == batch["micros"] - 1)
 
     def _encoded(self, classes: Tensor) -> Tensor:
         """Encode the captions of some classes (u, e)."""
