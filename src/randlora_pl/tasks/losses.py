@@ -31,10 +31,9 @@ def caption_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tens
 
 
 def caption_floor(labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
-    """Return the infimum (b,) of `caption_losses` over all logits: an image cannot tell equal captions apart.
+    """Return the infimum (b,) of `caption_losses` over all logits: no logits can separate equal captions.
 
-    It is ``log n_y``, the loss of an image that matches its own caption alone; the arguments are those of
-    `caption_losses`.
+    It is ``log n_y``, the loss of an image that matches its own caption alone. See `caption_losses` for the arguments.
     """
     return counts[torch.searchsorted(classes, labels)].clamp(min=1).float().log()
 
