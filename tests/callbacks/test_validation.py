@@ -20,7 +20,7 @@ from tests.tasks.small import trained
 
 
 @pytest.mark.parametrize(
-    ("steps", "samples", "held_out", "window", "wanted"),
+    ("steps", "samples", "held_out", "global_batch", "wanted"),
     [
         (203, 1294, 143, 64, 21),  # the quickstart: once a pass
         (125, 160, 143, 64, 18),  # few shots: a validation is larger than a pass
@@ -31,8 +31,8 @@ from tests.tasks.small import trained
         (1, 8, 1, 64, 1),
     ],
 )
-def test_validations_are_a_pass_apart(steps: int, samples: int, held_out: int, window: int, wanted: int) -> None:
-    assert steps_between(steps, samples, held_out, window) == wanted
+def test_validations_are_a_pass_apart(steps: int, samples: int, held_out: int, global_batch: int, wanted: int) -> None:
+    assert steps_between(steps, samples, held_out, global_batch) == wanted
 
 
 class Seen(Callback):

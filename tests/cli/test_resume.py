@@ -71,7 +71,7 @@ def _ctrl_c_works_again() -> Iterator[None]:
 def test_interrupted_run_says_how_to_go_on(
     run: Run, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    """Ctrl-C before a batch: the first, in and between windows, after a validation, and the last."""
+    """Ctrl-C before a batch: the first, in and between steps, after a validation, and the last."""
     with monkeypatch.context() as patched:
         patched.setattr(VisionLanguageTask, "training_step", interrupt_at(batch))
         result = run("fit", *LONG)

@@ -96,7 +96,7 @@ def test_the_models_image_spec_is_taken_unless_overridden(tmp_path: Path) -> Non
 
 
 @in_one_item(
-    ("options", "steps", "draws"),
+    ("options", "steps", "drawn"),
     [
         ({}, 102, 1294 * 10),
         ({"train_split": "full"}, 113, 1437 * 10),
@@ -109,10 +109,17 @@ def test_the_models_image_spec_is_taken_unless_overridden(tmp_path: Path) -> Non
         ({"steps": 7}, 7, 7 * 128),
     ],
 )
-def test_length_of_the_run(options: dict[str, Any], steps: int, draws: int) -> None:
+def test_length_of_the_run(options: dict[str, Any], steps: int, drawn: int) -> None:
     data = ImageData(**options)
     data.setup("fit")
-    assert data.plan is not None and (data.plan.steps, data.plan.total_draws) == (steps, draws)
+    assert data.plan is not None and (data.plan.steps, data.plan.samples_drawn) == (steps, drawn)
+
+
+def test_plan_in_a_checkpoint_keeps_its_keys() -> None:
+    data = ImageData(shots=1, steps=7, sampling="epochs")
+    data.setup("fit")
+    plan = {"num_samples": 10, "total_draws": 7 * 128, "window": 128, "seed": 0, "sampling": "epochs"}
+    assert data.state_dict() == plan | {"balance": None, "images": data.state_dict()["images"]}
 
 
 def test_validation_and_test_are_the_same_for_every_seed_and_subset() -> None:
@@ -135,19 +142,19 @@ def test_whole_run_gives_every_draw_and_splits_once(tmp_path: Path, accumulate: 
     task, data = Task(), ImageData(shots=3, epochs=1, min_batches_per_epoch=3, batch_size=8, image_size=10)
     run = trainer(tmp_path, accumulate_grad_batches=accumulate, num_sanity_val_steps=0)
     run.fit(task, data)
-    assert data.plan is not None and run.global_step == data.plan.steps and data.plan.window == 8 * accumulate
-    draws = torch.cat([batch["draw"][batch["weight"] > 0] for batch in task.seen])
-    assert draws.tolist() == list(range(data.plan.total_draws))
+    assert data.plan is not None and run.global_step == data.plan.steps and data.plan.global_batch == 8 * accumulate
+    positions = torch.cat([batch["position"][batch["weight"] > 0] for batch in task.seen])
+    assert positions.tolist() == list(range(data.plan.samples_drawn))
     run.test(task, data)
     assert task.counted.tolist() == [143, 360]
 
 
-def test_last_short_window_is_an_exact_mean(tmp_path: Path) -> None:
-    """Accumulated windows, the last one shorter, give the weights of the undivided run."""
+def test_last_short_step_is_an_exact_mean(tmp_path: Path) -> None:
+    """Accumulated steps, the last one shorter, give the weights of the undivided run."""
 
     def final(batch_size: int, accumulate: int) -> torch.Tensor:
         task, data = Task(), ImageData(shots=7, epochs=1, min_batches_per_epoch=0, batch_size=batch_size)
-        trainer(tmp_path, accumulate_grad_batches=accumulate).fit(task, data)  # 70 draws: windows of 32, 32 and 6
+        trainer(tmp_path, accumulate_grad_batches=accumulate).fit(task, data)  # 70 samples: steps of 32, 32 and 6
         return task.layer.weight.detach()
 
     torch.testing.assert_close(final(8, 4), final(32, 1), rtol=1e-5, atol=1e-7)
@@ -160,7 +167,7 @@ def test_resume_is_bit_identical(tmp_path: Path, num_workers: int, accumulate: i
 
     class Crash(Callback):
         def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, number: int) -> None:
-            if trainer.global_step == 4 and batch["micro"] == 0:
+            if trainer.global_step == 4 and batch["micro_batch"] == 0:
                 raise RuntimeError("crash")
 
     saving = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, every_n_train_steps=3, save_on_train_epoch_end=False)
@@ -195,7 +202,7 @@ def test_resume_within_a_step_is_refused_and_other_plans_are_reported(
         trainer(tmp_path, accumulate_grad_batches=2).fit(Task(), data(), ckpt_path=tmp_path / "3.ckpt")
     with caplog.at_level(logging.WARNING, "randlora_pl"):
         trainer(tmp_path, accumulate_grad_batches=2).fit(Task(), data(), ckpt_path=tmp_path / "4.ckpt")
-        assert "other draws" not in caplog.text
+        assert "another sample order" not in caplog.text
         trainer(tmp_path, accumulate_grad_batches=2).fit(Task(), data(seed=1), ckpt_path=tmp_path / "4.ckpt")
     assert "the resumed run has another sample order than its checkpoint: seed 0 -> 1" in caplog.text
 
@@ -252,7 +259,7 @@ def test_small_images_are_cropped_on_a_gpu(tmp_path: Path) -> None:
     assert data._late(data.samples("test")) == "nothing"
 
 
-def test_ranks_share_a_window() -> None:
+def test_ranks_share_a_step() -> None:
     def batches(world: int, rank: int, batch_size: int) -> tuple[list[Batch], list[Batch]]:
         data = ImageData(shots=1, epochs=1, min_batches_per_epoch=2, batch_size=batch_size, eval_batch_size=50)
         fake = {"world_size": world, "global_rank": rank, "accumulate_grad_batches": 1, "max_epochs": 1}
@@ -266,9 +273,9 @@ def test_ranks_share_a_window() -> None:
     for number, batch in enumerate(alone[0]):
         together = [rank[0][number] for rank in ranks]
         real = torch.cat([part["weight"] for part in together]) > 0
-        for key in ("draw", "index", "label", "image"):
+        for key in ("position", "index", "label", "image"):
             assert torch.equal(torch.cat([part[key] for part in together])[real], batch[key])
-        assert all(torch.equal(part["window_classes"], batch["window_classes"]) for part in together)
+        assert all(torch.equal(part["step_classes"], batch["step_classes"]) for part in together)
     tested = torch.cat([part["index"][part["weight"] > 0] for rank in ranks for part in rank[1]])
     assert sorted(tested.tolist()) == list(range(360))
     assert len({len(rank[1]) for rank in ranks}) == 1
@@ -311,7 +318,7 @@ def test_own_folder_end_to_end(tree: Tree, tmp_path: Path) -> None:
     data.setup()
     assert data.classnames == ["dog", "great cat"] and data.templates == ["a photo of a {}."]
     assert [len(data.samples(split)) for split in ("train", "val", "test")] == [29, 3, 8]
-    assert data.plan is not None and data.plan.total_draws == 29 * (10 * 8 // 29 + 1) * 10  # short, so extended
+    assert data.plan is not None and data.plan.samples_drawn == 29 * (10 * 8 // 29 + 1) * 10  # short, so extended
     assert isinstance(data.samples("train").images, CachedImages)
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (8, 3, 10, 10)

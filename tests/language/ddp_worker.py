@@ -25,7 +25,7 @@ WORLD, RANK = (int(os.environ.get(name, default)) for name, default in (("WORLD_
 
 
 def main(kind: str, data_folder: Path, tokenizer: Path, folder: Path) -> None:
-    """31 samples of 12 a window: the last window is shorter, and one of its shares is padding."""
+    """31 samples of 12 a step: the last step is shorter, and one of its shares is padding."""
     torch.set_num_threads(1)
     generation.meteor = lambda *_: (None, "not here")  # type: ignore[assignment]  # reads its tables for many seconds
 

@@ -97,7 +97,7 @@ def test_each_rank_holds_half_of_the_blocks_and_reduces_what_trains(name: str, r
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "hadamard", "bitfit"])
 def test_blocks_are_gathered_for_each_pass_that_needs_them(name: str, results: Results) -> None:
-    """The image tower twice a micro-batch, the text tower, whose features a window shares, twice a step."""
+    """The image tower twice a micro-batch, the text tower, whose features a step shares, twice a step."""
     frozen = {n: 4 * value.numel() for n, value in results["1-0"][name]["frozen"].items() if ".resblocks." in n}
     text = sum(size for n, size in frozen.items() if ".visual." not in n)
     expected = 4 * 2 * (ACCUMULATE * (sum(frozen.values()) - text) + text)

@@ -22,7 +22,7 @@ from randlora_pl.utils.errors import UserError
 from .small import make, trained, two_blocks
 
 WORLD, RANK = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
-# 30 draws of 8 a window: the last window has 6, so that the last micro-batch of rank 1 is all padding.
+# 30 samples of 8 a step: the last step has 6, so that the last micro-batch of rank 1 is all padding.
 DATA: dict[str, Any] = {
     "dataset": "digits", "shots": 3, "epochs": 1, "min_batches_per_epoch": 1,
     "batch_size": 4 // WORLD, "eval_batch_size": 50 // WORLD,

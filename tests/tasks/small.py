@@ -89,8 +89,10 @@ def images(count: int, size: int = 32) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(11))
 
 
-def batch(labels: list[int], weight: list[float] | None = None, micro: int = 0, micros: int = 1) -> dict[str, Any]:
-    """A training batch that is a whole window (or one of its equal micro-batches)."""
+def batch(
+    labels: list[int], weight: list[float] | None = None, micro_batch: int = 0, micro_batches: int = 1
+) -> dict[str, Any]:
+    """A training batch that is a whole step (or one of its equal micro-batches)."""
     own = torch.tensor(labels)
     classes, counts = torch.unique(own, return_counts=True)
     return {
@@ -98,10 +100,10 @@ def batch(labels: list[int], weight: list[float] | None = None, micro: int = 0, 
         "label": own,
         "weight": torch.full((len(labels),), 1 / len(labels)) if weight is None else torch.tensor(weight),
         "index": torch.arange(len(labels)),
-        "window_classes": classes,
-        "window_counts": counts,
-        "micro": micro,
-        "micros": micros,
+        "step_classes": classes,
+        "step_counts": counts,
+        "micro_batch": micro_batch,
+        "micro_batches": micro_batches,
     }
 
 

@@ -255,7 +255,7 @@ def test_padding_counts_neither_in_the_gradient_nor_in_the_figures(kind: str, tr
         task.trainer = trainer()
         figures: dict[str, float] = {}
         monkeypatch.setattr(task, "log", lambda name, value, figures=figures, **_: figures.update({name: float(value)}))
-        part = batch(labels, weight) | {"window_counts": torch.tensor([1, 1, 1])}
+        part = batch(labels, weight) | {"step_counts": torch.tensor([1, 1, 1])}
         loss = task.training_step(part, 0)
         loss.backward()
         found.append((loss.detach(), gradients(task)))

@@ -56,7 +56,7 @@ def run_all(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["captions", "images", "head"])
 def test_two_ranks_train_to_the_weights_of_one_process(name: str, results: dict[str, dict[str, Any]]) -> None:
-    """With accumulation, a shorter last window, and a micro-batch that is all padding on one rank."""
+    """With accumulation, a shorter last step, and a micro-batch that is all padding on one rank."""
     alone, first, second = (results[key][name] for key in ("1-0", "2-0", "2-1"))
     assert [result["steps"] for result in (alone, first, second)] == [4, 4, 4]
     assert alone["weights"].keys() == first["weights"].keys()
@@ -88,7 +88,7 @@ def test_only_gradients_of_what_trains_are_exchanged_once_a_step(name: str, resu
     assert sorted(result["sent"]) == sorted(result["weights"])
     size = 4 * sum(value.numel() for value in result["weights"].values())
     assert result["exchange"]["exchange/bytes_per_step"] == size
-    # Two micro-batches a step; the last window has its two as well.
+    # Two micro-batches a step; the last step has its two as well.
     assert result["exchanged"] == [size * (batch // ACCUMULATE) for batch in range(1, 9)]
 
 

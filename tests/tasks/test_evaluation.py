@@ -131,7 +131,7 @@ def test_evaluation_runs_on_merged_weights_and_restores_them_bit_by_bit(
 
 @pytest.mark.parametrize(("interval", "method"), covering([1, 2, 3], ["lora", "randlora"], strength=1))
 def test_validations_leave_no_trace_in_the_training(method: str, interval: int, fit: Make) -> None:
-    """Also between two micro-batches of a window, whose text features wait for their backward pass."""
+    """Also between two micro-batches of a step, whose text features wait for their backward pass."""
     plain, watched = (make("vision-language", method, targets=["all"]) for _ in range(2))
     data, options = {"steps": 2, "batch_size": 6}, {"accumulate_grad_batches": 3}
     fit(plain, data, **options)
@@ -140,7 +140,7 @@ def test_validations_leave_no_trace_in_the_training(method: str, interval: int, 
     assert all(torch.equal(value, trained(plain)[name]) for name, value in trained(watched).items())
 
 
-def test_validation_within_a_window_gives_the_same_figures(fit: Make) -> None:
+def test_validation_within_a_step_gives_the_same_figures(fit: Make) -> None:
     """It runs on unmerged weights there."""
     figures = []
     for options in ({"batch_size": 12}, {"batch_size": 4}):

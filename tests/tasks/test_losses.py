@@ -1,4 +1,4 @@
-"""Pieces of the losses that the tests of whole windows do not reach."""
+"""Pieces of the losses that the tests of whole steps do not reach."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from randlora_pl.data.images.augment import mixed
 from randlora_pl.tasks.losses import (
-    WindowFeatures,
+    StepFeatures,
     caption_floor,
     caption_losses,
     class_losses,
@@ -49,13 +49,13 @@ def test_caption_floor_is_the_greatest_lower_bound_of_the_losses() -> None:
     assert caption_floor(torch.tensor([1]), torch.tensor([1]), torch.tensor([0])) == 0, "of padding alone"
 
 
-def test_window_of_frozen_texts_carries_nothing() -> None:
-    window = WindowFeatures(torch.randn(2, 3))
+def test_step_of_frozen_texts_carries_nothing() -> None:
+    features = StepFeatures(torch.randn(2, 3))
     weight = torch.randn(3, requires_grad=True)
-    (window.use(False) @ weight).sum().backward()
-    assert window.leaf.grad is None
-    assert window.pending(1.0).item() == 0
-    assert not window.pending(1.0).requires_grad
+    (features.use(False) @ weight).sum().backward()
+    assert features.leaf.grad is None
+    assert features.pending(1.0).item() == 0
+    assert not features.pending(1.0).requires_grad
 
 
 def test_classes_of_padding_alone_add_nothing_to_a_local_loss() -> None:

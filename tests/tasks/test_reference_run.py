@@ -103,7 +103,7 @@ def reference_run(batches: list[tuple[Tensor, list[int]]], names: list[str], a: 
 
 
 def test_training_equals_a_slow_loop(digits: Callable[..., ImageData], trainer: Callable[..., L.Trainer]) -> None:
-    """In whole batches, and in windows of two micro-batches."""
+    """In whole batches, and in steps of two micro-batches."""
     expected: dict[str, Tensor] = {}
     for accumulate in (1, 2):
         task = VisionLanguageTask(name="tiny", pretrained="random", adapter=RandLoRA(rank=RANK, alpha=ALPHA))

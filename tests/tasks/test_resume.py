@@ -32,14 +32,14 @@ class SaveAt(L.Callback):
 
 
 class Rates(L.Callback):
-    """Learning rate, draws and loss of every batch."""
+    """Learning rate, positions and loss of every batch."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, list[int], float]] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self.seen.append((rate, batch["draw"].tolist(), float(outputs["loss"])))
+        self.seen.append((rate, batch["position"].tolist(), float(outputs["loss"])))
 
 
 def task(kind: str = "vision-language", **options: Any) -> AdaptationTask:
@@ -93,8 +93,8 @@ def test_resumed_run_ends_with_the_same_bits(
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "vision-language"])
-def test_other_tasks_resume_too_into_a_shorter_last_window(kind: str, run: Make, tmp_path: Path) -> None:
-    """40 draws of 12 a window, in micro-batches of 4: the last window has one micro-batch."""
+def test_other_tasks_resume_too_into_a_shorter_last_step(kind: str, run: Make, tmp_path: Path) -> None:
+    """40 samples of 12 a step, in micro-batches of 4: the last step has one micro-batch."""
     data = {"steps": None, "epochs": 1, "shots": 4, "min_batches_per_epoch": 1, "batch_size": 4}
     whole, path = task(kind), tmp_path / "middle.ckpt"
     _, undisturbed = run(whole, data, callbacks=[SaveAt(path, 2)], accumulate_grad_batches=3)
@@ -143,7 +143,7 @@ def test_checkpoint_within_an_optimizer_step_is_refused(run: Make, tmp_path: Pat
 
     class SaveWithin(SaveAt):
         def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-            if batch["micro"] == 1:
+            if batch["micro_batch"] == 1:
                 super().on_train_batch_end(trainer)
 
     data, path = {"steps": 2, "batch_size": 4}, tmp_path / "middle.ckpt"

@@ -120,8 +120,8 @@ def test_logged_loss_leaves_out_what_equal_captions_cause(
     task, logged = task_of(loss_batch=loss_batch), {}
     task.trainer = trainer()
     monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: float(value)}))
-    window = {"window_classes": torch.tensor([0, 2]), "window_counts": torch.tensor([1, 4])}
-    part = batch([2, 0, 2], [0.5, 0.125, 0.375]) | window
+    whole = {"step_classes": torch.tensor([0, 2]), "step_counts": torch.tensor([1, 4])}
+    part = batch([2, 0, 2], [0.5, 0.125, 0.375]) | whole
     loss = float(task.training_step(part, 0).detach())
     losses = task.sample_losses(part)[0].detach()
     assert loss == float((losses * part["weight"]).sum())
@@ -138,7 +138,7 @@ def test_frozen_text_tower_needs_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("targets", [["visual:mlp"], None])
-def test_windows_of_a_scaled_loss_carry_the_right_gradient(targets: list[str] | None, trainer: Make) -> None:
+def test_steps_of_a_scaled_loss_carry_the_right_gradient(targets: list[str] | None, trainer: Make) -> None:
     """As with 16-mixed, whose scaler multiplies the loss of every micro-batch."""
 
     class Scaler:
@@ -146,18 +146,18 @@ def test_windows_of_a_scaled_loss_carry_the_right_gradient(targets: list[str] | 
             return 1024.0
 
     found = []
-    parts = [batch([0, 1], micro=0, micros=2), batch([2, 1], micro=1, micros=2)]
-    window = {"window_classes": torch.tensor([0, 1, 2]), "window_counts": torch.tensor([1, 2, 1])}
+    parts = [batch([0, 1], micro_batch=0, micro_batches=2), batch([2, 1], micro_batch=1, micro_batches=2)]
+    whole = {"step_classes": torch.tensor([0, 1, 2]), "step_counts": torch.tensor([1, 2, 1])}
     for scaled in (False, True):
         task = task_of(adapter=LoRA(rank=2, alpha=8), targets=targets)
         own = task.trainer = trainer(accumulate_grad_batches=2)
         own.precision_plugin.scaler = Scaler() if scaled else None
         factor = (1024.0 if scaled else 1.0) / 2  # Lightning divides by the accumulation
         for part in parts:
-            losses, _ = task.sample_losses(part | window)
+            losses, _ = task.sample_losses(part | whole)
             carried = task.accumulated_loss(part)
             ((losses.sum() + (0 if carried is None else carried)) * factor).backward()
-        assert task._window is None
+        assert task._step_features is None
         found.append({n: p.grad / factor for n, p in task.named_parameters() if p.grad is not None})
     torch.testing.assert_close(found[0], found[1])
     assert all(value.abs().sum() > 0 for name, value in found[0].items() if name.endswith(".B"))

@@ -54,11 +54,11 @@ def cases(data: ImageData, workers: int) -> list[Case]:
     schedule = TrainSchedule(data.plan, data.batch_size, 1)
     batches = TrainBatches(samples, schedule, data.frame, data.crop_scale, data.flip)
     evaluation = EvalBatches(
-        samples, EvalSchedule(min(len(samples), data.plan.total_draws), data.batch_size), data.frame
+        samples, EvalSchedule(min(len(samples), data.plan.samples_drawn), data.batch_size), data.frame
     )
     cached = replace(batches, samples=replace(samples, images=CachedImages(samples.images, samples.rows)))
     plain = Plain(samples, data)
-    order = data.plan.samples(torch.arange(data.plan.total_draws)).tolist()  # the same images
+    order = data.plan.samples(torch.arange(data.plan.samples_drawn)).tolist()  # the same images
 
     def loader(chosen: TrainBatches | EvalBatches, late: Late) -> Callable[[], float]:
         return lambda: _loaded(Loader(replace(chosen, late=late), num_workers=workers), workers, data.frame)
@@ -137,21 +137,21 @@ class _Stages:
         files = cast(FileImages, samples.images).paths
 
         def paths(number: int) -> list[Any]:
-            return [files[row] for row in samples.rows[self._places(number).numpy()].tolist()]
+            return [files[row] for row in samples.rows[self._indices(number).numpy()].tolist()]
 
         return self._timed(paths, lambda found: [file.read_bytes() for file in found])
 
     def decode(self) -> float:
-        return self._timed(self._places, self._images)
+        return self._timed(self._indices, self._images)
 
     def crop(self) -> float:
         return self._timed(
-            lambda number: (number, self._images(self._places(number))), lambda ready: self._pixels(*ready)
+            lambda number: (number, self._images(self._indices(number))), lambda ready: self._pixels(*ready)
         )
 
     def finish(self) -> float:
         return self._timed(
-            lambda number: self._pixels(number, self._images(self._places(number))),
+            lambda number: self._pixels(number, self._images(self._indices(number))),
             lambda pixels: finish(pixels, self.batches.frame),
         )
 
@@ -165,18 +165,18 @@ class _Stages:
                 start = time.perf_counter()
                 stage(ready)
                 seconds += time.perf_counter() - start
-                count += len(self.batches.schedule[number].draws)
+                count += len(self.batches.schedule[number].positions)
         finally:
             torch.set_num_threads(threads)
         return count / seconds
 
-    def _places(self, number: int) -> Tensor:
-        return self.batches.schedule.plan.samples(self.batches.schedule[number].draws)
+    def _indices(self, number: int) -> Tensor:
+        return self.batches.schedule.plan.samples(self.batches.schedule[number].positions)
 
     def _images(self, indices: Tensor) -> list[Tensor]:
         return load_images(self.batches.samples, indices, self.batches.frame, self.batches.scale, skip=False)[0]
 
     def _pixels(self, number: int, images: list[Tensor]) -> dict[str, Any]:
         own = self.batches
-        draws, seed = own.schedule[number].draws, own.schedule.plan.seed
-        return train_pixels(images, draws, seed, own.frame, own.scale, own.flip, late=False)
+        positions, seed = own.schedule[number].positions, own.schedule.plan.seed
+        return train_pixels(images, positions, seed, own.frame, own.scale, own.flip, late=False)

@@ -63,7 +63,7 @@ class AdapterCheckpoint(Callback):
         self.best_step = 0
         self.validated: dict[str, float] = {}
         self._seen_step = -1
-        self._whole_window = False  # True if the last batch ended an optimizer step
+        self._whole_step = False  # True if the last batch ended an optimizer step
         self._validates = False  # True while the validation of this step runs
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,22 +88,22 @@ class AdapterCheckpoint(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Skip a checkpoint of the starting point, which has nothing new."""
         self._seen_step = trainer.global_step
-        self._whole_window = trainer.global_step > 0  # a resumed run may begin with a validation
+        self._whole_step = trainer.global_step > 0  # a resumed run may begin with a validation
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save right after an optimizer step, never between its micro-batches; on SIGTERM at once."""
         step = trainer.global_step
-        self._whole_window, self._seen_step = step != self._seen_step, step
-        if not self._whole_window or validation_is_due(trainer, batch_idx):  # the validation saves as well
+        self._whole_step, self._seen_step = step != self._seen_step, step
+        if not self._whole_step or validation_is_due(trainer, batch_idx):  # the validation saves as well
             return
         if step % self.every_n_steps == 0 or trainer.received_sigterm:
             self._save_last(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save before a validation, which may take long."""
-        if self._whole_window and not trainer.sanity_checking and trainer.state.fn == "fit":
+        if self._whole_step and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._validates = True
             self._save_last(trainer, pl_module)
             self._validates = False
@@ -132,7 +132,7 @@ class AdapterCheckpoint(Callback):
         if math.isfinite(figure) and (self.best is None or sign * figure > sign * self.best):
             self.best, self.best_step = figure, trainer.global_step
             self._save_adapter(trainer, pl_module, BEST, {self.monitor: figure, "step": self.best_step})
-        if self._whole_window:
+        if self._whole_step:
             self._save_last(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:

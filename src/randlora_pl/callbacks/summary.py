@@ -42,7 +42,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     total = sum(p.numel() for p in task.parameters())
     summary, identity = planned(data), task.identity
     accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
-    window = data.batch_size * accumulate * world
+    global_batch = data.batch_size * accumulate * world
     size = f", {identity.image_size} px" if identity.image_size else ""
     parts = [f"{data.batch_size} {data.unit}"]
     parts += [f"{accumulate} micro-batches"] if accumulate > 1 else []
@@ -57,7 +57,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         "model": f"{identity.name}, {identity.pretrained} weights{size} ({type(task).__name__})",
         **data.summary_lines(summary),
         "trainable": f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %){parts_of(task)}",
-        "batch": f"{window} = {' x '.join(parts)}" if len(parts) > 1 else parts[0],
+        "batch": f"{global_batch} = {' x '.join(parts)}" if len(parts) > 1 else parts[0],
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn",
         **_validated(trainer, task, data),
         "learning rate": f"{task.learning_rate:g}" + (f", head {head_rate:g}" if head_rate else ""),

@@ -13,7 +13,7 @@ _SHARE = 8
 """Training samples between two validations per validation sample; validation then costs about 4 % of the training."""
 
 
-def steps_between(steps: int, samples: int, held_out: int, window: int) -> int:
+def steps_between(steps: int, samples: int, held_out: int, global_batch: int) -> int:
     """Return the optimizer steps between two validations.
 
     The interval is one pass over the training samples, longer if the validation set is relatively large, and at most
@@ -23,17 +23,17 @@ def steps_between(steps: int, samples: int, held_out: int, window: int) -> int:
         steps: Optimizer steps of the run.
         samples: Training samples.
         held_out: Validation samples.
-        window: Samples per optimizer step.
+        global_batch: Samples per optimizer step.
     """
     if steps < TRIAL:
         return max(1, steps)
-    return min(math.ceil(max(samples, _SHARE * held_out) / window), steps // POINTS)
+    return min(math.ceil(max(samples, _SHARE * held_out) / global_batch), steps // POINTS)
 
 
 def steps_of(task: Any, data: Any) -> tuple[int, int]:
     """Return the optimizer steps of a planned run, and between two validations; ``data`` is set up for ``fit``."""
     steps = task.total_steps()
-    return steps, steps_between(steps, data.plan.num_samples, data.held_out, data.plan.window)
+    return steps, steps_between(steps, data.plan.num_samples, data.held_out, data.plan.global_batch)
 
 
 class ValidationSchedule(Callback):

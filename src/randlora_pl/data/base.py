@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from inspect import Signature
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,7 +20,7 @@ log = logging.getLogger("randlora_pl")
 
 
 class PlannedData(LightningDataModule):
-    """Base of the data modules: training is one long loop over numbered draws.
+    """Base of the data modules: training is one long loop over a numbered sample order.
 
     Lightning runs it as a single epoch, for any number of epochs in the plan.
 
@@ -103,18 +102,18 @@ class PlannedData(LightningDataModule):
         return int(self.summary().get("val", 0))
 
     @property
-    def window(self) -> int:
+    def global_batch(self) -> int:
         """Samples of one optimizer step, on all devices and in all micro-batches."""
         return self.batch_size * self._accumulate * self._world
 
     # -- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the plan, so that a resumed run detects a changed one."""
+        """Return the plan under the keys of all checkpoints so far; a resumed run detects a changed one."""
         if self.plan is None:
             return {}
-        facts = asdict(replace(self.plan, classes=None)) | {"balance": self.balance}
-        return {name: value for name, value in facts.items() if name != "classes"}
+        drawn = {"total_draws": self.plan.samples_drawn, "window": self.plan.global_batch, "seed": self.plan.seed}
+        return {"num_samples": self.plan.num_samples, **drawn, "sampling": self.plan.sampling, "balance": self.balance}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warn if the plan differs from the checkpoint's; the user's options are used."""
@@ -126,16 +125,16 @@ class PlannedData(LightningDataModule):
     # -- for subclasses
 
     def run_facts(self) -> dict[str, Any]:
-        """Return steps and draws of the planned run; empty if none is planned."""
+        """Return steps and samples of the planned run; empty if none is planned."""
         if self.plan is None:
             return {}
-        facts = {"steps": self.plan.steps, "draws": self.plan.total_draws, "window": self.plan.window}
+        facts = {"steps": self.plan.steps, "draws": self.plan.samples_drawn, "window": self.plan.global_batch}
         return facts | {"sampling": self.sampling} | ({"balance": self.balance} if self.balance else {})
 
-    def _plan(self, samples: int, draws: int, labels: Tensor | None = None) -> None:
-        """Plan the run: number of samples and draws, and the labels of samples with classes."""
+    def _plan(self, samples: int, samples_drawn: int, labels: Tensor | None = None) -> None:
+        """Plan the run: number of samples, how many the run draws, and the labels of samples with classes."""
         classes = ClassDraws.of(labels) if self.balance == "sampler" and labels is not None else None
-        self.plan = DrawPlan(samples, draws, self.window, self.seed, self.sampling, classes)
+        self.plan = DrawPlan(samples, samples_drawn, self.global_batch, self.seed, self.sampling, classes)
 
     def _class_weights(self, labels: Tensor, classes: int) -> Tensor | None:
         """Return the class weights of the loss, float32 (classes,), if enabled."""

@@ -10,7 +10,7 @@ from randlora_pl.data.images.decode import ArrayImages
 from randlora_pl.data.images.shared_cache import CachedImages
 from randlora_pl.data.readers.dispatch import Samples, read
 from randlora_pl.data.sampling import splits
-from randlora_pl.data.sampling.schedule import total_draws
+from randlora_pl.data.sampling.schedule import samples_drawn
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import cached
 
@@ -98,14 +98,14 @@ class ImageSplits:
                 f"few to hold some out. Add images{', or a folder ' + split if self.row.name == 'folder' else ''}"
             )
 
-    def draws(self, window: int, steps: int | None, epochs: int | None, least: int) -> int:
-        """Return the draws of a run: ``steps`` windows, or ``epochs``, at least ``least`` windows each if few-shot."""
+    def samples_drawn(self, global_batch: int, steps: int | None, epochs: int | None, least: int) -> int:
+        """Return the samples drawn in a run: ``steps`` batches, or ``epochs``, of ``least`` or more if few-shot."""
         if steps is not None:
-            return steps * window
+            return steps * global_batch
         default = self.row.epochs if self.shots is None else FEW_SHOT_EPOCHS
         extend = self.shots is not None or self.row.own
         number = default if epochs is None else epochs
-        return total_draws(len(self.samples("train")), number, window, least if extend else 0)
+        return samples_drawn(len(self.samples("train")), number, global_batch, least if extend else 0)
 
     @property
     def _key(self) -> dict[str, Any]:

@@ -32,8 +32,8 @@ log = logging.getLogger("randlora_pl")
 class ImageData(PlannedData):
     """Images with labels (or captions): training subset, sample order and preprocessing.
 
-    Training is one long loop over numbered draws, which Lightning runs as a single epoch. The order of images and every
-    augmentation depend only on the seed and the draw number.
+    Training is one long loop over a numbered sample order, which Lightning runs as a single epoch. The order of images
+    and every augmentation depend only on the seed and the position in it.
 
     Args:
         dataset: Name of the dataset; `randlora-pl datasets` lists them. Your own images: `folder`, `table` (CSV,
@@ -152,7 +152,7 @@ class ImageData(PlannedData):
             index_all(self.root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read labels and class names, choose the subset, and plan the draws; without a stage, of all splits.
+        """Read labels and class names, choose the subset, and plan the sample order; without a stage, of all splits.
 
         Raises:
             UserError: The dataset is missing or damaged.
@@ -174,8 +174,10 @@ class ImageData(PlannedData):
         with meeting(strategy) as self.splits.meeting_place:
             if stage in ("fit", None):
                 labels = torch.from_numpy(self.samples("train").labels)
-                draws = self.splits.draws(self.window, self.steps, self.epochs, self.min_batches_per_epoch)
-                self._plan(len(labels), draws, labels)
+                drawn = self.splits.samples_drawn(
+                    self.global_batch, self.steps, self.epochs, self.min_batches_per_epoch
+                )
+                self._plan(len(labels), drawn, labels)
             if stage in ("fit", "validate", None):
                 self.samples("val")
             if stage in ("test", "predict", None):

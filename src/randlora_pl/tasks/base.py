@@ -220,7 +220,7 @@ class AdaptationTask(LightningModule):
         torch.manual_seed(int(rng.words(self.seed, "dropout", position)))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return the weighted sum of the samples' losses; the weights make it the exact mean over the window."""
+        """Return the weighted sum of the samples' losses; the weights make it the exact mean over the step."""
         (losses, right), weight = self.sample_losses(batch), self.loss_weights(batch)
         loss: Tensor = (losses * weight).sum()
         if (carried := self.accumulated_loss(batch)) is not None:

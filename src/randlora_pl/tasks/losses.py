@@ -1,4 +1,4 @@
-"""The vision-language loss over the captions of a window, and what it takes to split the window."""
+"""The vision-language loss over the captions of an optimizer step, and what it takes to split the step."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 def caption_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
-    """Compute the image-to-text cross-entropy over the captions of a window, each unique caption once.
+    """Compute the image-to-text cross-entropy over the captions of an optimizer step, each unique caption once.
 
     The protocol compares every image with every caption of the batch, and equal captions are equal
     columns. Their sum is one column with the log of its count added, so with n_c captions of
     class c the loss is ``log sum_c n_c exp(z_c) - z_y``, value and gradient alike (protocol 2.3).
 
     Args:
-        logits: (b, u) similarities of b images and the u unique captions of the window.
+        logits: (b, u) similarities of b images and the u unique captions of the step.
         labels: (b,) classes of the images.
         classes: (u,) sorted classes of the captions.
-        counts: (u,) number of each in the window.
+        counts: (u,) number of each in the step.
 
     Returns:
         (b,) loss of each image.
@@ -73,8 +73,8 @@ def counted_classes(labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     return classes, counts
 
 
-class WindowFeatures:
-    """Text features that all micro-batches of a window share, encoded once.
+class StepFeatures:
+    """Text features that all micro-batches of an optimizer step share, encoded once.
 
     Every micro-batch but the last works on a detached copy that collects the gradient of the features;
     the last one sends the sum of all of it through the text tower in one backward pass. So the text

@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from randlora_pl.utils.text.log_filters import filter_library_warnings
 
 SETTINGS: dict[str, Any] = {
-    "max_epochs": 1,  # the data module plans the draws of a whole run as one epoch
+    "max_epochs": 1,  # the data module plans the samples of a whole run as one epoch
     "accelerator": "auto",
     "precision": "32-true",
     "use_distributed_sampler": False,  # the data module shards

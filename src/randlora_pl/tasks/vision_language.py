@@ -10,7 +10,7 @@ from randlora_pl.models import clip_image_spec, encode_prompts, load_clip
 from randlora_pl.tasks import images
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.losses import (
-    WindowFeatures,
+    StepFeatures,
     caption_floor,
     caption_losses,
     counted_classes,
@@ -68,7 +68,7 @@ class VisionLanguageTask(AdaptationTask):
         self.logit_scale, self.caption, self.eval_prompts = logit_scale, caption, eval_prompts
         self.loss_batch = loss_batch
         self.image_spec = clip_image_spec(name, pretrained)
-        self._window: WindowFeatures | None = None
+        self._step_features: StepFeatures | None = None
         self._class_features: Tensor | None = None
         self._pairs: list[tuple[Tensor, ...]] = []
 
@@ -98,7 +98,7 @@ class VisionLanguageTask(AdaptationTask):
         return raw.exp() if self.logit_scale == "exp" else raw
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the image-to-text cross-entropy over the captions of the window or micro-batch (`loss_batch`)."""
+        """Return the image-to-text cross-entropy over the captions of the step or micro-batch (`loss_batch`)."""
         classes, counts = self._captions(batch)
         texts = self._text_features(batch, classes)
         images = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
@@ -113,38 +113,38 @@ class VisionLanguageTask(AdaptationTask):
     def _captions(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the classes that an image is compared with, and their counts.
 
-        Every process knows the draws of the whole window, so that nothing is exchanged for its captions.
+        Every process knows the samples of the whole step, so that nothing is exchanged for its captions.
         """
         if self.loss_batch == "local":
             return counted_classes(batch["label"], batch["weight"] > 0)
-        return batch["window_classes"], batch["window_counts"]
+        return batch["step_classes"], batch["step_counts"]
 
     def _text_features(self, batch: dict[str, Any], classes: Tensor) -> Tensor:
-        """Return the features of the captions, which the micro-batches of a window share if their loss is joint."""
+        """Return the features of the captions, which the micro-batches of a step share if their loss is joint."""
         if self.loss_batch == "local":
             return self._encoded(classes)
-        if batch["micro"] == 0 or self._window is None:
-            self._window = WindowFeatures(self._encoded(classes))
-        return self._window.use(batch["micro"] == batch["micros"] - 1)
+        if batch["micro_batch"] == 0 or self._step_features is None:
+            self._step_features = StepFeatures(self._encoded(classes))
+        return self._step_features.use(batch["micro_batch"] == batch["micro_batches"] - 1)
 
     def _encoded(self, classes: Tensor) -> Tensor:
         """Encode the captions of some classes (u, e)."""
         return normalize(self.model.encode_text(self.tokens[classes]))  # type: ignore[operator, index]
 
     def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
-        """Return the gradient of earlier micro-batches for the text tower, at the end of a window."""
-        if batch["micro"] < batch["micros"] - 1 or self._window is None:
+        """Return the gradient of earlier micro-batches for the text tower, at the end of an optimizer step."""
+        if batch["micro_batch"] < batch["micro_batches"] - 1 or self._step_features is None:
             return None
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of 16-mixed
         scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        carried = self._window.pending(scale / self.trainer.accumulate_grad_batches)
-        self._window = None
+        carried = self._step_features.pending(scale / self.trainer.accumulate_grad_batches)
+        self._step_features = None
         return carried
 
     def prepare_evaluation(self) -> None:
-        """Merge, unless within a window: its text features wait for a backward pass through the frozen weights."""
+        """Merge, unless within a step: its text features wait for a backward pass through the frozen weights."""
         self._forget()
-        if self._window is None:
+        if self._step_features is None:
             super().prepare_evaluation()
 
     def finish_evaluation(self) -> None:
@@ -153,9 +153,9 @@ class VisionLanguageTask(AdaptationTask):
         super().finish_evaluation()
 
     def on_train_start(self) -> None:
-        """Drop the window of an interrupted run."""
+        """Drop the text features of an interrupted run."""
         super().on_train_start()
-        self._window = None
+        self._step_features = None
         self._forget()
 
     def _forget(self) -> None:

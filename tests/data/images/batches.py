@@ -9,8 +9,8 @@ from randlora_pl.data.images.transforms import finish, train_pixels
 
 
 def train_batch(
-    images: Sequence[Tensor], draws: Tensor, seed: int, frame: Frame, scale: tuple[float, float], flip: bool
+    images: Sequence[Tensor], positions: Tensor, seed: int, frame: Frame, scale: tuple[float, float], flip: bool
 ) -> Tensor:
     """Both steps of a training batch: float32 (b, 3, size, size); see `train_pixels`."""
-    batch: Tensor = finish(train_pixels(images, draws, seed, frame, scale, flip, late=False), frame)["image"]
+    batch: Tensor = finish(train_pixels(images, positions, seed, frame, scale, flip, late=False), frame)["image"]
     return batch

@@ -52,9 +52,9 @@ def test_an_images_operations_depend_on_its_draw() -> None:
 
 @pytest.mark.parametrize(("kind", "theirs"), [("mixup", v2.MixUp), ("cutmix", v2.CutMix)])
 def test_blending_is_torchvisions(kind: str, theirs: type) -> None:
-    images, labels, draws = torch.rand(5, 3, 8, 8), torch.tensor([0, 1, 2, 1, 0]), torch.arange(7, 12)
+    images, labels, positions = torch.rand(5, 3, 8, 8), torch.tensor([0, 1, 2, 1, 0]), torch.arange(7, 12)
     weights = torch.tensor([0.5, 0.5, 0.0, 0.5, 0.5])  # the third is unreadable
-    mix = Augment(**{kind: 1.0}).mixing(draws, weights, 1, 4)["mix"]
+    mix = Augment(**{kind: 1.0}).mixing(positions, weights, 1, 4)["mix"]
     found = mixed({"image": images, "label": labels, "weight": weights}, mix)
     rows = torch.tensor([0, 1, 3, 4])
     with rng.seeded(mix["seed"]):

@@ -59,15 +59,15 @@ def test_evaluation_is_pillows_on_exact_zeros(size: tuple[int, int], channels: i
 
 
 def test_left_to_the_device_or_not_gives_the_same_bits() -> None:
-    images, draws = [picture(20, 50)] * 6, torch.arange(6)
-    own = train_pixels(images, draws, 0, FRAME, (0.5, 1.0), True, late=True)
-    assert torch.equal(finish(own, FRAME)["image"], train_batch(images, draws, 0, FRAME, (0.5, 1.0), True))
+    images, positions = [picture(20, 50)] * 6, torch.arange(6)
+    own = train_pixels(images, positions, 0, FRAME, (0.5, 1.0), True, late=True)
+    assert torch.equal(finish(own, FRAME)["image"], train_batch(images, positions, 0, FRAME, (0.5, 1.0), True))
     assert torch.equal(finish(eval_pixels(images, FRAME, True), FRAME)["image"], eval_batch(images, FRAME))
 
 
 def test_training_crops_mirror_their_padding() -> None:
-    images, draws = [picture(10, 50)] * 40, torch.arange(40)
-    plain, turned = (train_batch(images, draws, 0, FRAME, (0.5, 1.0), flip) for flip in (False, True))
+    images, positions = [picture(10, 50)] * 40, torch.arange(40)
+    plain, turned = (train_batch(images, positions, 0, FRAME, (0.5, 1.0), flip) for flip in (False, True))
     assert all(torch.equal(b, a) or torch.equal(b, a.flip(-1)) for a, b in zip(plain, turned, strict=True))
     shown = (plain != 0).all(1).flatten(1).sum(1)
     assert (shown > 0).all() and (shown < 32 * 32 / 2).all()

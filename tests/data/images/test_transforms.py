@@ -22,9 +22,9 @@ def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.Te
     return (smooth + noise.view(height, width, channels)).clamp(0, 255).to(torch.uint8)
 
 
-def boxes(draws: torch.Tensor, height: int, width: int, scale: tuple[float, float] = (0.5, 1.0)) -> np.ndarray:
-    heights = np.full(len(draws), height, dtype=np.int64)
-    return crop_boxes(0, draws, heights, np.full_like(heights, width), scale)
+def boxes(positions: torch.Tensor, height: int, width: int, scale: tuple[float, float] = (0.5, 1.0)) -> np.ndarray:
+    heights = np.full(len(positions), height, dtype=np.int64)
+    return crop_boxes(0, positions, heights, np.full_like(heights, width), scale)
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(0.05, 1), st.integers(0, 2**40))
@@ -65,12 +65,12 @@ def test_long_images_give_the_centre(size: tuple[int, int], expected: tuple[int,
 
 def test_draws_do_not_depend_on_their_batch() -> None:
     images = [photo(20 + number, 30, seed=number) for number in range(6)]
-    draws = torch.tensor([3, 5, 2**33, 7, 0, 1])
-    whole = train_batch(images, draws, 1, PLAIN, (0.5, 1.0), True)
+    positions = torch.tensor([3, 5, 2**33, 7, 0, 1])
+    whole = train_batch(images, positions, 1, PLAIN, (0.5, 1.0), True)
     for place in range(6):
-        alone = train_batch(images[place : place + 1], draws[place : place + 1], 1, PLAIN, (0.5, 1.0), True)
+        alone = train_batch(images[place : place + 1], positions[place : place + 1], 1, PLAIN, (0.5, 1.0), True)
         assert torch.equal(alone[0], whole[place])
-    assert not torch.equal(train_batch(images, draws, 2, PLAIN, (0.5, 1.0), True), whole)
+    assert not torch.equal(train_batch(images, positions, 2, PLAIN, (0.5, 1.0), True), whole)
 
 
 def test_global_generator_is_left_alone() -> None:
@@ -80,11 +80,11 @@ def test_global_generator_is_left_alone() -> None:
 
 
 def test_flips_are_half_and_mirror() -> None:
-    draws = torch.arange(10_000)
-    mirrored = flips(0, draws)
+    positions = torch.arange(10_000)
+    mirrored = flips(0, positions)
     assert abs(mirrored.float().mean().item() - 0.5) < 0.02
     images = [photo(16, 16)] * 20
-    plain, flipped = (train_batch(images, draws[:20], 0, PLAIN, (1.0, 1.0), flip) for flip in (False, True))
+    plain, flipped = (train_batch(images, positions[:20], 0, PLAIN, (1.0, 1.0), flip) for flip in (False, True))
     for place in range(20):
         expected = plain[place].flip(-1) if mirrored[place] else plain[place]
         assert torch.equal(flipped[place], expected)
@@ -118,19 +118,19 @@ def test_training_crop_is_torchvisions_on_pillow() -> None:
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
-    image, draws = photo(90, 120), torch.arange(6)
-    found = train_batch([image] * 6, draws, 0, Frame(32, PLAIN.mean, PLAIN.std), (0.5, 1.0), False)
-    for place, box in enumerate(boxes(draws, 90, 120).tolist()):
+    image, positions = photo(90, 120), torch.arange(6)
+    found = train_batch([image] * 6, positions, 0, Frame(32, PLAIN.mean, PLAIN.std), (0.5, 1.0), False)
+    for place, box in enumerate(boxes(positions, 90, 120).tolist()):
         expected = resized_crop(Image.fromarray(image.numpy()), *box, [32, 32], InterpolationMode.BICUBIC)
         assert (found[place] * 255 - pil_to_tensor(expected)).abs().max() < 2.1
 
 
 def test_grey_equals_rgb_of_the_same_grey() -> None:
     grey = photo(20, 30, channels=1)
-    draws = torch.tensor([4])
+    positions = torch.tensor([4])
     for frame in (Frame(24), Frame(12)):
         rgb = grey.expand(-1, -1, 3).contiguous()
-        one, three = (train_batch([image], draws, 0, frame, (0.5, 1.0), True) for image in (grey, rgb))
+        one, three = (train_batch([image], positions, 0, frame, (0.5, 1.0), True) for image in (grey, rgb))
         assert one.shape == three.shape == (1, 3, frame.size, frame.size) and one.is_contiguous()
         assert (one - three).abs().max() < 1.1 / 255 / min(frame.std)
 

@@ -53,21 +53,21 @@ def test_training_batch_holds_what_it_says() -> None:
     assert len(batches) == 13
     for number in (0, 1, 12):
         batch = batches[number]
-        draws = batch["draw"]
-        assert torch.equal(batch["index"], batches.schedule.plan.samples(draws))
+        positions = batch["position"]
+        assert torch.equal(batch["index"], batches.schedule.plan.samples(positions))
         assert batch["label"].tolist() == samples.labels[batch["index"]].tolist()
         images = [torch.from_numpy(samples.images.load(row)) for row in samples.rows[batch["index"]].tolist()]
-        assert torch.equal(batch["image"], train_batch(images, draws, 5, FRAME, (0.5, 1.0), True))
-        window = batches.schedule.plan.samples(batches.schedule.plan.window_draws(number // 2))
-        labels = samples.labels[window].tolist()
-        assert batch["window_classes"].tolist() == sorted(set(labels))
-        assert batch["window_counts"].tolist() == [labels.count(label) for label in sorted(set(labels))]
-    assert (batches[0]["micro"], batches[1]["micro"], batches[0]["micros"]) == (0, 1, 2)
-    assert (len(batches[12]["draw"]), batches[12]["micros"]) == (2, 1)  # 50 = 6 x 8 + 2
+        assert torch.equal(batch["image"], train_batch(images, positions, 5, FRAME, (0.5, 1.0), True))
+        step = batches.schedule.plan.samples(batches.schedule.plan.step_positions(number // 2))
+        labels = samples.labels[step].tolist()
+        assert batch["step_classes"].tolist() == sorted(set(labels))
+        assert batch["step_counts"].tolist() == [labels.count(label) for label in sorted(set(labels))]
+    assert (batches[0]["micro_batch"], batches[1]["micro_batch"], batches[0]["micro_batches"]) == (0, 1, 2)
+    assert (len(batches[12]["position"]), batches[12]["micro_batches"]) == (2, 1)  # 50 = 6 x 8 + 2
     kinds = {key: value.dtype for key, value in batches[0].items() if isinstance(value, torch.Tensor)}
     assert kinds == {
         **dict.fromkeys(("image", "weight"), torch.float32),
-        **dict.fromkeys(("label", "draw", "index", "window_classes", "window_counts"), torch.int64),
+        **dict.fromkeys(("label", "position", "index", "step_classes", "step_counts"), torch.int64),
     }
 
 

@@ -1,4 +1,4 @@
-"""Classes of different size: weights of the losses, and draws of all classes equally often."""
+"""Classes of different size: weights of the losses, and orders with all classes equally often."""
 
 import pytest
 import torch
@@ -34,15 +34,15 @@ def test_weights_have_mean_one_and_give_every_class_the_same_share(counts: list[
 def test_turns_take_every_class_once_and_use_up_its_samples(counts: list[int], seed: int, rounds: int) -> None:
     labels = labels_of(counts)
     there = torch.unique(labels)
-    draws = torch.arange(rounds * len(there))
-    drawn = ClassDraws.of(labels).samples(seed, draws, "epochs")
+    positions = torch.arange(rounds * len(there))
+    drawn = ClassDraws.of(labels).samples(seed, positions, "epochs")
     for one in labels[drawn].view(rounds, -1):
         assert one.sort().values.tolist() == there.tolist()
     for label in there.tolist():
         own = drawn[labels[drawn] == label].tolist()
         size = counts[label]
         assert all(len(set(own[at : at + size])) == len(own[at : at + size]) for at in range(0, len(own), size))
-    assert torch.equal(ClassDraws.of(labels).samples(seed, draws.flip(0), "epochs"), drawn.flip(0))
+    assert torch.equal(ClassDraws.of(labels).samples(seed, positions.flip(0), "epochs"), drawn.flip(0))
 
 
 def test_draws_with_replacement_are_uniform_over_classes_and_within_them() -> None:
@@ -55,7 +55,7 @@ def test_draws_with_replacement_are_uniform_over_classes_and_within_them() -> No
 
 
 @pytest.mark.parametrize("sampling", ["with_replacement", "epochs"])
-def test_ranks_and_micro_batches_share_the_draws_of_a_window(sampling: str) -> None:
+def test_ranks_and_micro_batches_share_the_samples_of_a_step(sampling: str) -> None:
     plan = DrawPlan(20, 90, 24, 1, sampling, ClassDraws.of(labels_of([1, 4, 15])))
 
     def union(step: int, batch: int, accumulate: int, world: int) -> list[int]:
@@ -63,7 +63,7 @@ def test_ranks_and_micro_batches_share_the_draws_of_a_window(sampling: str) -> N
         for rank in range(world):
             schedule = TrainSchedule(plan, batch, accumulate, world, rank)
             for number in range(step * accumulate, min((step + 1) * accumulate, len(schedule))):
-                found += plan.samples(schedule[number].draws[schedule[number].weights > 0]).tolist()
+                found += plan.samples(schedule[number].positions[schedule[number].weights > 0]).tolist()
         return sorted(found)
 
     for step in range(plan.steps):

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule, total_draws
+from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule, samples_drawn
 from randlora_pl.data.validate import SAMPLING
 from tests.support.products import in_one_item
 
@@ -30,7 +30,7 @@ def test_steps_of_the_paper(
     dataset: str, train: int, classes: int, epochs: int, full: int, half: int, shots: tuple[int, ...]
 ) -> None:
     def steps(samples: int, epochs: int, least: int = 0) -> int:
-        return DrawPlan(samples, total_draws(samples, epochs, 128, least), 128).steps
+        return DrawPlan(samples, samples_drawn(samples, epochs, 128, least), 128).steps
 
     assert steps(train, epochs) == full
     assert steps(train // 2, epochs) == half
@@ -40,22 +40,22 @@ def test_steps_of_the_paper(
 
 
 @given(sizes, st.integers(1, 5), sizes, st.integers(0, 12))
-def test_short_epochs_are_extended(samples: int, epochs: int, window: int, least: int) -> None:
-    draws = total_draws(samples, epochs, window, least)
-    assert draws % (samples * epochs) == 0
-    repeats = draws // (samples * epochs)
-    assert samples * repeats >= least * window or (repeats == 1 and samples >= least * window)
-    assert repeats == 1 or samples * (repeats - 1) <= least * window  # no more than needed
+def test_short_epochs_are_extended(samples: int, epochs: int, global_batch: int, least: int) -> None:
+    total = samples_drawn(samples, epochs, global_batch, least)
+    assert total % (samples * epochs) == 0
+    repeats = total // (samples * epochs)
+    assert samples * repeats >= least * global_batch or (repeats == 1 and samples >= least * global_batch)
+    assert repeats == 1 or samples * (repeats - 1) <= least * global_batch  # no more than needed
 
 
 @given(sizes, sizes, st.integers(0, 2**40), st.sampled_from(SAMPLING))
-def test_samples_are_pure_and_in_range(samples: int, draws: int, seed: int, sampling: str) -> None:
-    plan = DrawPlan(samples, draws, 7, seed, sampling)
-    numbers = torch.arange(draws)
+def test_samples_are_pure_and_in_range(samples: int, total: int, seed: int, sampling: str) -> None:
+    plan = DrawPlan(samples, total, 7, seed, sampling)
+    numbers = torch.arange(total)
     drawn = plan.samples(numbers)
     assert drawn.min() >= 0 and drawn.max() < samples
     assert torch.equal(plan.samples(numbers.flip(0)), drawn.flip(0))
-    assert torch.equal(torch.cat([plan.samples(plan.window_draws(step)) for step in range(plan.steps)]), drawn)
+    assert torch.equal(torch.cat([plan.samples(plan.step_positions(step)) for step in range(plan.steps)]), drawn)
 
 
 @given(sizes, st.integers(1, 4), st.integers(0, 99))
@@ -81,51 +81,52 @@ layouts = st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.
 
 
 def schedules(layout: tuple[int, int, int, int]) -> list[TrainSchedule]:
-    batch, accumulate, world, draws = layout
-    plan = DrawPlan(17, draws, batch * accumulate * world)
+    batch, accumulate, world, total = layout
+    plan = DrawPlan(17, total, batch * accumulate * world)
     return [TrainSchedule(plan, batch, accumulate, world, rank) for rank in range(world)]
 
 
 @settings(max_examples=60)
 @given(layouts)
-def test_every_draw_once_in_its_window(layout: tuple[int, int, int, int]) -> None:
-    batch, accumulate, world, draws = layout
+def test_every_position_once_in_its_step(layout: tuple[int, int, int, int]) -> None:
+    batch, accumulate, world, total = layout
     ranks = schedules(layout)
     assert len({len(schedule) for schedule in ranks}) == 1
     seen: dict[int, list[int]] = {}
     for schedule in ranks:
         for number in range(len(schedule)):
-            micro = schedule[number]
-            assert micro.micro == number % accumulate and micro.micro < micro.micros
-            assert 1 <= len(micro.draws) <= batch and len(micro.draws) == len(ranks[0][number].draws)
-            seen.setdefault(number // accumulate, []).extend(micro.draws[micro.weights > 0].tolist())
+            micro_batch = schedule[number]
+            assert micro_batch.index == number % accumulate and micro_batch.index < micro_batch.count
+            assert 1 <= len(micro_batch.positions) <= batch
+            assert len(micro_batch.positions) == len(ranks[0][number].positions)
+            seen.setdefault(number // accumulate, []).extend(micro_batch.positions[micro_batch.weights > 0].tolist())
     plan = ranks[0].plan
     assert sorted(seen) == list(range(plan.steps))
     for step, found in seen.items():
-        assert sorted(found) == plan.window_draws(step).tolist()
-    assert sum(map(len, seen.values())) == draws
-    last = draws - (plan.steps - 1) * plan.window
+        assert sorted(found) == plan.step_positions(step).tolist()
+    assert sum(map(len, seen.values())) == total
+    last = total - (plan.steps - 1) * plan.global_batch
     assert len(ranks[0]) == (plan.steps - 1) * accumulate + math.ceil(last / (batch * world))
 
 
 @settings(max_examples=60)
 @given(layouts)
-def test_weights_make_the_window_mean(layout: tuple[int, int, int, int]) -> None:
+def test_weights_make_the_mean_of_the_step(layout: tuple[int, int, int, int]) -> None:
     """Lightning divides each micro-batch by the accumulation, DDP averages over the ranks."""
     _, accumulate, world, _ = layout
     ranks = schedules(layout)
-    loss = torch.linspace(1, 2, ranks[0].plan.total_draws, dtype=torch.float64)
+    loss = torch.linspace(1, 2, ranks[0].plan.samples_drawn, dtype=torch.float64)
     sums = torch.zeros(ranks[0].plan.steps, dtype=torch.float64)
     for schedule in ranks:
         for number in range(len(schedule)):
-            micro = schedule[number]
-            part = (micro.weights.double() * loss[micro.draws]).sum()
+            micro_batch = schedule[number]
+            part = (micro_batch.weights.double() * loss[micro_batch.positions]).sum()
             sums[number // accumulate] += part / accumulate / world
-    means = torch.stack([loss[ranks[0].plan.window_draws(step)].mean() for step in range(len(sums))])
+    means = torch.stack([loss[ranks[0].plan.step_positions(step)].mean() for step in range(len(sums))])
     torch.testing.assert_close(sums, means, rtol=1e-6, atol=0)
 
 
-def test_union_of_a_window_is_the_same_on_more_ranks() -> None:
+def test_union_of_a_step_is_the_same_on_more_ranks() -> None:
     plan = DrawPlan(30, 100, 24)
 
     def union(step: int, batch: int, accumulate: int, world: int) -> list[int]:
@@ -133,7 +134,7 @@ def test_union_of_a_window_is_the_same_on_more_ranks() -> None:
         for rank in range(world):
             schedule = TrainSchedule(plan, batch, accumulate, world, rank)
             for number in range(step * accumulate, min((step + 1) * accumulate, len(schedule))):
-                found += schedule[number].draws[schedule[number].weights > 0].tolist()
+                found += schedule[number].positions[schedule[number].weights > 0].tolist()
         return sorted(found)
 
     for step in range(plan.steps):

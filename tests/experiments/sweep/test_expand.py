@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from randlora_pl.experiments.sweep.expand import counts, data_of
-from randlora_pl.experiments.sweep.steps import planned_steps, window
+from randlora_pl.experiments.sweep.steps import global_batch, planned_steps
 from randlora_pl.models import load_clip
 from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import GRID, cells_of
@@ -62,4 +62,4 @@ def test_steps_are_those_of_the_run(budget: Any, options: dict[str, Any]) -> Non
     assert data.plan is not None
     exact = min(data.plan.steps, tree["trainer"].get("max_steps", data.plan.steps))
     assert planned_steps(tree) == pytest.approx(exact, abs=0.01 * exact), "the catalog rounds shares in its own way"
-    assert window(tree) == 4 * accumulated
+    assert global_batch(tree) == 4 * accumulated

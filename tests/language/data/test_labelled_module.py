@@ -66,7 +66,7 @@ def test_own_files_train_validate_and_test(tmp_path: Path) -> None:
     data.setup("test")
     assert data.classnames == ["negative", "positive"]
     assert [len(data._held[split]) for split in ("train", "val", "test")] == [131, 20, 41]
-    assert data.plan is not None and data.plan.total_draws == 1310  # ten epochs
+    assert data.plan is not None and data.plan.samples_drawn == 1310  # ten epochs
     seen = torch.cat([batch["labels"] for batch in data.train_dataloader()])
     labels = torch.tensor([int(name == "positive") for _, name in reviews()[61:]])
     assert seen.bincount().tolist() == (10 * labels.bincount()).tolist()

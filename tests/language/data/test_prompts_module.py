@@ -29,8 +29,8 @@ def test_tokens_come_back_without_the_label_of_the_first() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_weights_of_a_window_add_up(world: int) -> None:
-    """Over ranks and micro-batches the weights times tokens are all of them, padded draws count nothing."""
+def test_weights_of_a_step_add_up(world: int) -> None:
+    """Over ranks and micro-batches the weights times tokens are all of them, padded samples count nothing."""
     held = tokens(3, 9, 5, 2, 7, 4, 6)
     plan = DrawPlan(7, 7, 6, 0, "epochs")
     seen = []
@@ -38,10 +38,10 @@ def test_weights_of_a_window_add_up(world: int) -> None:
         schedule = TrainSchedule(plan, 3 // world if world == 1 else 2, 2, world, rank)
         batches = TextTrainBatches(held, schedule)
         seen += [batches[number] for number in range(len(batches))]
-    for window in {batch["window_tokens"] for batch in seen}:
-        own = [batch for batch in seen if batch["window_tokens"] == window]
+    for total in {batch["step_tokens"] for batch in seen}:
+        own = [batch for batch in seen if batch["step_tokens"] == total]
         learned = [(batch["labels"][:, 1:] != IGNORED).sum(1)[batch["weight"] > 0].sum() for batch in own]
-        assert sum(learned) == window
+        assert sum(learned) == total
         assert sum(float(batch["weight"].sum()) for batch in own) == pytest.approx(2 * world)
 
 

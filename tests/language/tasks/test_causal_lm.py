@@ -35,7 +35,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("average", ["tokens", "samples"])
 def test_accumulated_training_equals_undivided_training(average: Any, uneven: Path, tokenizer: Path) -> None:
-    """12 samples a window of different lengths, and a shorter last window: 4 micro-batches of 3 against one of 12."""
+    """12 samples a step of different lengths, and a shorter last step: 4 micro-batches of 3 against one of 12."""
     options = {"mask_prompt": False, "steps": None, "epochs": 1, "validation": 0}
     whole, split, start = (make(tokenizer, loss_average=average) for _ in range(3))
     fit(whole, texts(uneven, batch_size=12, **options))

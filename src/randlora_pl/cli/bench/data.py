@@ -49,7 +49,7 @@ def data_verb(args: list[str]) -> int:
     measured = cases(data, typed.workers)
     facts = machine()
     print(
-        f"{row.name}: {typed.rounds} rounds of {data.plan.total_draws if data.plan else 0:,} images at "
+        f"{row.name}: {typed.rounds} rounds of {data.plan.samples_drawn if data.plan else 0:,} images at "
         f"{typed.image_size} pixels, in turns; {facts['processor']}, {facts['cores']} cores"
     )
     with measuring((typed.rounds + 1) * len(measured)) as tick:

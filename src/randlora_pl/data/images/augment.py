@@ -1,7 +1,7 @@
-"""RandAugment, MixUp and CutMix of torchvision, as functions of the seed and the draw number.
+"""RandAugment, MixUp and CutMix of torchvision, as functions of the seed and the position in the sample order.
 
-RandAugment of an image depends on its own draw. MixUp and CutMix blend each image of one micro-batch on one device with
-its neighbor; the strength depends on the first draw of the micro-batch.
+RandAugment of an image depends on its own position. MixUp and CutMix blend each image of one micro-batch on one device
+with its neighbor; the strength depends on the first position of the micro-batch.
 """
 
 from dataclasses import dataclass
@@ -34,16 +34,16 @@ class Augment:
         pairs = (("RandAugment", self.randaugment), ("MixUp", self.mixup), ("CutMix", self.cutmix))
         return [f"{name} {value:g}" for name, value in pairs if value is not None]
 
-    def changed(self, planes: Tensor, draw: int, seed: int) -> Tensor:
+    def changed(self, planes: Tensor, position: int, seed: int) -> Tensor:
         """Return an image, uint8 (1 or 3, height, width), after two random operations (RandAugment), if enabled."""
         if self.randaugment is None:
             return planes
         transform = v2.RandAugment(magnitude=self.randaugment, interpolation=InterpolationMode.BILINEAR)
-        with rng.seeded(int(rng.words(seed, "randaugment", torch.tensor(draw)))):
+        with rng.seeded(int(rng.words(seed, "randaugment", torch.tensor(position)))):
             after: Tensor = transform(planes)
         return after
 
-    def mixing(self, draws: Tensor, weights: Tensor, seed: int, classes: int) -> dict[str, Any]:
+    def mixing(self, positions: Tensor, weights: Tensor, seed: int, classes: int) -> dict[str, Any]:
         """Return the blending of a micro-batch, as the entry ``mix`` of its batch for `mixed`; {} without blending.
 
         Images of weight 0 (padding or unreadable) are not blended.
@@ -52,8 +52,8 @@ class Augment:
         choices = [(kind, alpha) for kind, alpha in choices if alpha is not None]
         if not choices:
             return {}
-        kind, alpha = choices[int(rng.integers(seed, "mix", draws[0], len(choices), part=1))]
-        word = int(rng.words(seed, "mix", draws[0]))
+        kind, alpha = choices[int(rng.integers(seed, "mix", positions[0], len(choices), part=1))]
+        word = int(rng.words(seed, "mix", positions[0]))
         rows = torch.nonzero(weights > 0)[:, 0].tolist()
         return {"mix": {"kind": kind, "alpha": alpha, "seed": word, "classes": classes, "rows": rows}}
 

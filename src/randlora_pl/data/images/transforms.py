@@ -1,4 +1,4 @@
-"""Training and evaluation transforms: pure functions of images, seed and draw numbers (protocol of the paper).
+"""Training and evaluation transforms: pure functions of images, seed and positions (protocol of the paper).
 
 Images are uint8 tensors of (height, width, channels) and any size; batches are float32 (b, 3, size, size).
 Resizing is torchvision's v2 kernel, antialiased on uint8, within one or two gray levels of Pillow's.
@@ -34,7 +34,7 @@ _ATTEMPTS = 10  # crops tried before the center crop, as torchvision's RandomRes
 
 def crop_boxes(
     seed: int,
-    draws: Tensor,
+    positions: Tensor,
     heights: NDArray[np.int64],
     widths: NDArray[np.int64],
     scale: tuple[float, float],
@@ -46,7 +46,7 @@ def crop_boxes(
 
     Args:
         seed: The user's seed.
-        draws: int64 (b,), draw numbers.
+        positions: int64 (b,), positions in the sample order.
         heights: Image heights (b,) in pixels.
         widths: Image widths (b,) in pixels.
         scale: Minimum and maximum area fraction.
@@ -55,7 +55,7 @@ def crop_boxes(
     Returns:
         (b, 4): top, left, height, width. NumPy, because PyTorch would start its thread pool for these few numbers.
     """
-    words = rng.words(seed, "crop", draws[:, None] * 32 + torch.arange(2 * _ATTEMPTS + 2))
+    words = rng.words(seed, "crop", positions[:, None] * 32 + torch.arange(2 * _ATTEMPTS + 2))
     uniform = words.numpy() / 2.0**32
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     tall, wide = heights, widths  # of the images
@@ -75,9 +75,9 @@ def crop_boxes(
     return np.stack((top, left, h, w), 1)
 
 
-def flips(seed: int, draws: Tensor) -> Tensor:
-    """Return which draws are mirrored, each with probability 1/2: bool (b,)."""
-    return rng.words(seed, "flip", draws) < 2**31
+def flips(seed: int, positions: Tensor) -> Tensor:
+    """Return which positions are mirrored, each with probability 1/2: bool (b,)."""
+    return rng.words(seed, "flip", positions) < 2**31
 
 
 def pixels_needed(frame: Frame, scale: tuple[float, float] | None) -> int:
@@ -92,7 +92,7 @@ def pixels_needed(frame: Frame, scale: tuple[float, float] | None) -> int:
 
 def train_pixels(
     images: Sequence[Tensor],
-    draws: Tensor,
+    positions: Tensor,
     seed: int,
     frame: Frame,
     scale: tuple[float, float],
@@ -104,7 +104,7 @@ def train_pixels(
 
     Args:
         images: b images, uint8 (height, width, 1 or 3), all with the same number of channels.
-        draws: int64 (b,), draw numbers; with the seed they determine the result.
+        positions: int64 (b,), positions in the sample order; with the seed they determine the result.
         seed: The user's seed.
         frame: Image preprocessing.
         scale: Minimum and maximum area fraction of a crop.
@@ -118,9 +118,9 @@ def train_pixels(
         not tensors, so that they stay on the CPU).
     """
     sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
-    boxes = crop_boxes(seed, draws, sizes[:, 0], sizes[:, 1], scale, frame.resize == "pad")
+    boxes = crop_boxes(seed, positions, sizes[:, 0], sizes[:, 1], scale, frame.resize == "pad")
     planes = [image.permute(2, 0, 1) for image in images]
-    mirror = flips(seed, draws) if flip else torch.zeros(len(images), dtype=torch.bool)
+    mirror = flips(seed, positions) if flip else torch.zeros(len(images), dtype=torch.bool)
     if late:
         return {"image": torch.stack(planes), "crop": boxes.tolist(), "mirror": mirror}
     return {**_crops(planes, boxes.tolist(), frame, change), "mirror": mirror}

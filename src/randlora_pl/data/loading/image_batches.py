@@ -58,9 +58,9 @@ def _without(batch: Batch, bad: dict[int, tuple[str, str]]) -> Batch:
 class TrainBatches:
     """Training batches of one rank: one dictionary per micro-batch.
 
-    ``image`` (b, 3, H, W) float32, ``label`` (b,) int64, ``weight`` (b,) float32, ``draw`` (b,) int64, ``index``
-    (b,) int64 index in the split, ``window_classes`` and ``window_counts`` (u,) int64: sorted labels of the whole
-    optimizer step and their counts, ``micro`` and ``micros``: index and number of its micro-batches.
+    ``image`` (b, 3, H, W) float32, ``label`` (b,) int64, ``weight`` (b,) float32, ``position`` (b,) int64, ``index``
+    (b,) int64 index in the split, ``step_classes`` and ``step_counts`` (u,) int64: sorted labels of the whole
+    optimizer step and their counts, ``micro_batch`` and ``micro_batches``: index and number of its micro-batches.
     The mean loss of an optimizer step is the sum of weight x loss (see `MicroBatch`); weights include
     ``class_weights``. A skipped unreadable image has weight 0; other weights do not change. Steps left (see `Late`)
     are in further entries. If images are blended, ``target`` (b, classes) float32 has their labels.
@@ -81,24 +81,24 @@ class TrainBatches:
         return len(self.schedule)
 
     def __getitem__(self, number: int) -> Batch:
-        micro = self.schedule[number]
+        micro_batch = self.schedule[number]
         plan = self.schedule.plan
-        indices = plan.samples(micro.draws)
+        indices = plan.samples(micro_batch.positions)
         labels = torch.from_numpy(self.samples.labels)
         images, bad = load_images(self.samples, indices, self.frame, self.scale, self.skip)
-        classes, counts = torch.unique(labels[plan.samples(micro.window)], return_counts=True)
+        classes, counts = torch.unique(labels[plan.samples(micro_batch.step_positions)], return_counts=True)
         late, change = self.late == "crops", None
         if self.augment.randaugment is not None:
-            change = lambda index, crop: self.augment.changed(crop, int(micro.draws[index]), plan.seed)  # noqa: E731
+            change = lambda index, crop: self.augment.changed(crop, int(micro_batch.positions[index]), plan.seed)  # noqa: E731
         batch = {
-            **train_pixels(images, micro.draws, plan.seed, self.frame, self.scale, self.flip, late, change),
+            **train_pixels(images, micro_batch.positions, plan.seed, self.frame, self.scale, self.flip, late, change),
             "label": labels[indices],
-            **micro.entries(indices, labels[indices], self.class_weights),
-            "window_classes": classes,
-            "window_counts": counts,
+            **micro_batch.entries(indices, labels[indices], self.class_weights),
+            "step_classes": classes,
+            "step_counts": counts,
         }
         batch = _without(batch, bad)
-        batch |= self.augment.mixing(micro.draws, batch["weight"], plan.seed, self.classes)
+        batch |= self.augment.mixing(micro_batch.positions, batch["weight"], plan.seed, self.classes)
         return batch if self.late != "nothing" else finish(batch, self.frame)
 
 

@@ -39,7 +39,7 @@ def _order(seed: int, label: int, size: int, epoch: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ClassDraws:
-    """Numbered draws that select every class with samples equally often.
+    """A sample order that selects every class with samples equally often.
 
     Attributes:
         indices: int64 (samples,), sample indices grouped by class.
@@ -57,25 +57,25 @@ class ClassDraws:
         counts = torch.unique(labels, return_counts=True)[1]
         return cls(torch.argsort(labels, stable=True), counts.cumsum(0) - counts, counts)
 
-    def samples(self, seed: int, draws: Tensor, sampling: str) -> Tensor:
-        """Return the sample of each draw, a pure function of the seed and the draw number.
+    def samples(self, seed: int, positions: Tensor, sampling: str) -> Tensor:
+        """Return the sample at each position, a pure function of the seed and the position.
 
         Args:
             seed: Seed of the order.
-            draws: int64 draw numbers of any shape.
-            sampling: ``with_replacement``: each draw selects a random class and a random sample of it. ``epochs``: all
-                classes take turns, in a new order each round, and a class's samples are used up before any is repeated.
+            positions: int64 positions in the sample order, of any shape.
+            sampling: ``with_replacement``: each position selects a random class and a random sample of it. ``epochs``:
+                all classes take turns, in a new order each round; a class's samples are used up before any is repeated.
         """
         if sampling == "with_replacement":
-            labels = rng.integers(seed, "class", draws, len(self.counts))
-            chosen = (rng.words(seed, "order", draws) * self.counts[labels]) >> 32
+            labels = rng.integers(seed, "class", positions, len(self.counts))
+            chosen = (rng.words(seed, "order", positions) * self.counts[labels]) >> 32
             return self.indices[self.starts[labels] + chosen]
-        rounds = torch.div(draws, len(self.counts), rounding_mode="floor")
-        samples = torch.empty_like(draws)
+        rounds = torch.div(positions, len(self.counts), rounding_mode="floor")
+        samples = torch.empty_like(positions)
         for number in torch.unique(rounds).tolist():
             here = rounds == number
             turns = rng.permutation(seed, "class", len(self.counts), part=number)
-            turn = turns[draws[here] % len(self.counts)].tolist()
+            turn = turns[positions[here] % len(self.counts)].tolist()
             samples[here] = torch.tensor([self._sample(seed, label, number) for label in turn])
         return samples
 

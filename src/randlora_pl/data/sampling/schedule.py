@@ -1,6 +1,6 @@
-"""Sample order of a run: pure functions of (seed, draw number), for any number of workers and ranks.
+"""Sample order of a run: pure functions of (seed, position), for any number of workers and ranks.
 
-Training is one loop over numbered draws. A *window* is the global batch of one optimizer step; it is split into
+Training is one loop over the positions of this order. The global batch of one optimizer step is split into
 micro-batches for gradient accumulation and for the ranks of a distributed run.
 """
 
@@ -26,8 +26,8 @@ class DrawPlan:
 
     Attributes:
         num_samples: Number of training samples.
-        total_draws: Number of draws of the whole run.
-        window: Draws per optimizer step (batch size x accumulation x ranks); the last step may have fewer.
+        samples_drawn: Number of samples that the whole run draws, repeats included.
+        global_batch: Samples per optimizer step (batch size x accumulation x ranks); the last step may have fewer.
         seed: Seed of the order.
         sampling: ``with_replacement`` (the paper: uniform, independent draws) or ``epochs`` (a new order of all samples
             in each pass).
@@ -35,8 +35,8 @@ class DrawPlan:
     """
 
     num_samples: int
-    total_draws: int
-    window: int
+    samples_drawn: int
+    global_batch: int
     seed: int = 0
     sampling: str = "with_replacement"
     classes: ClassDraws | None = field(default=None, compare=False, repr=False)
@@ -44,35 +44,35 @@ class DrawPlan:
     @property
     def steps(self) -> int:
         """Number of optimizer steps."""
-        return -(-self.total_draws // self.window)
+        return -(-self.samples_drawn // self.global_batch)
 
-    def window_draws(self, step: int) -> Tensor:
-        """Return the draw numbers of one optimizer step, int64 (window,) or shorter for the last step."""
-        return torch.arange(step * self.window, min((step + 1) * self.window, self.total_draws))
+    def step_positions(self, step: int) -> Tensor:
+        """Return the positions of one optimizer step, int64 (global batch,) or shorter for the last step."""
+        return torch.arange(step * self.global_batch, min((step + 1) * self.global_batch, self.samples_drawn))
 
-    def samples(self, draws: Tensor) -> Tensor:
-        """Return the sample of each draw, int64 of the same shape as ``draws``."""
+    def samples(self, positions: Tensor) -> Tensor:
+        """Return the sample at each position, int64 of the same shape."""
         if self.classes is not None:
-            return self.classes.samples(self.seed, draws, self.sampling)
+            return self.classes.samples(self.seed, positions, self.sampling)
         if self.sampling == "with_replacement":
-            return rng.integers(self.seed, "order", draws, self.num_samples)
-        epochs = torch.div(draws, self.num_samples, rounding_mode="floor")
-        samples = torch.empty_like(draws)
+            return rng.integers(self.seed, "order", positions, self.num_samples)
+        epochs = torch.div(positions, self.num_samples, rounding_mode="floor")
+        samples = torch.empty_like(positions)
         for epoch in torch.unique(epochs).tolist():
             here = epochs == epoch
-            samples[here] = _epoch_order(self.seed, self.num_samples, epoch)[draws[here] % self.num_samples]
+            samples[here] = _epoch_order(self.seed, self.num_samples, epoch)[positions[here] % self.num_samples]
         return samples
 
 
-def total_draws(num_samples: int, epochs: int, window: int, min_batches_per_epoch: int = 0) -> int:
-    """Return the draws of a run: samples x epochs, where short epochs are repeated.
+def samples_drawn(num_samples: int, epochs: int, global_batch: int, min_batches_per_epoch: int = 0) -> int:
+    """Return the samples drawn in a run: samples x epochs, where short epochs are repeated.
 
-    If ``num_samples / window < min_batches_per_epoch``, the samples are repeated
-    ``floor(min_batches_per_epoch * window / num_samples) + 1`` times, as the official code does for few-shot sets.
+    If ``num_samples / global_batch < min_batches_per_epoch``, the samples are repeated
+    ``floor(min_batches_per_epoch * global_batch / num_samples) + 1`` times, as in the official code for few-shot sets.
     """
     repeats = 1
-    if num_samples < min_batches_per_epoch * window:
-        repeats = min_batches_per_epoch * window // num_samples + 1
+    if num_samples < min_batches_per_epoch * global_batch:
+        repeats = min_batches_per_epoch * global_batch // num_samples + 1
     return num_samples * repeats * epochs
 
 
@@ -87,37 +87,43 @@ class MicroBatch:
     """Micro-batch of one rank.
 
     Attributes:
-        draws: int64 (b,), draw numbers; padding repeats the last draw of the window.
-        weights: float32 (b,), accumulation x ranks / window size for a draw, 0 for padding: Lightning divides the
-            loss by the accumulation and DDP averages over ranks, so that sum(weight * loss) becomes the window's mean.
-        window: int64 (window size,), draws of the whole window, all ranks and micro-batches.
-        micro: Index in the window.
-        micros: Number of micro-batches in this window.
+        positions: int64 (b,), positions in the sample order; padding repeats the last of the step.
+        weights: float32 (b,), accumulation x ranks / size of the global batch, 0 for padding: Lightning divides the
+            loss by the accumulation and DDP averages over ranks, so that sum(weight * loss) becomes the step's mean.
+        step_positions: int64 (size of the global batch,), positions of all ranks and micro-batches.
+        index: Index in the optimizer step.
+        count: Number of micro-batches in this step.
     """
 
-    draws: Tensor
+    positions: Tensor
     weights: Tensor
-    window: Tensor
-    micro: int
-    micros: int
+    step_positions: Tensor
+    index: int
+    count: int
 
     def entries(self, indices: Tensor, labels: Tensor, classes: Tensor | None) -> dict[str, Any]:
         """Return the batch entries of samples (b,) with labels (b,); their weights include class weights."""
         weight = self.weights if classes is None else self.weights * classes[labels]
-        return {"weight": weight, "draw": self.draws, "index": indices, "micro": self.micro, "micros": self.micros}
+        return {
+            "weight": weight,
+            "position": self.positions,
+            "index": indices,
+            "micro_batch": self.index,
+            "micro_batches": self.count,
+        }
 
 
 @dataclass(frozen=True)
 class TrainSchedule:
     """Micro-batches of one rank, numbered through the run.
 
-    Every window has ``accumulate`` micro-batches, except a shorter last window, which has as few as possible; all ranks
+    Every step has ``accumulate`` micro-batches, except a shorter last step, which has as few as possible; all ranks
     have the same number.
 
     Attributes:
-        plan: Sample order; its window is batch size x accumulation x ranks.
-        batch_size: Maximum draws of a micro-batch on one rank.
-        accumulate: Micro-batches of a full window.
+        plan: Sample order; its global batch is batch size x accumulation x ranks.
+        batch_size: Maximum samples of a micro-batch on one rank.
+        accumulate: Micro-batches of a full step.
         world: Number of ranks.
         rank: This rank.
     """
@@ -129,22 +135,22 @@ class TrainSchedule:
     rank: int = 0
 
     def __len__(self) -> int:
-        last = self.plan.total_draws - (self.plan.steps - 1) * self.plan.window
-        return (self.plan.steps - 1) * self.accumulate + self._micros(last)
+        last = self.plan.samples_drawn - (self.plan.steps - 1) * self.plan.global_batch
+        return (self.plan.steps - 1) * self.accumulate + self._micro_batches(last)
 
-    def _micros(self, size: int) -> int:
+    def _micro_batches(self, size: int) -> int:
         return -(-size // (self.batch_size * self.world))
 
     def __getitem__(self, number: int) -> MicroBatch:
-        step, micro = divmod(number, self.accumulate)
-        window = self.plan.window_draws(step)
-        micros = self._micros(len(window))
-        first, end, width = _share(len(window), micros * self.world, micro * self.world + self.rank)
-        draws = window[-1:].repeat(width)
-        draws[: end - first] = window[first:end]
+        step, index = divmod(number, self.accumulate)
+        step_positions = self.plan.step_positions(step)
+        count = self._micro_batches(len(step_positions))
+        first, end, width = _share(len(step_positions), count * self.world, index * self.world + self.rank)
+        positions = step_positions[-1:].repeat(width)
+        positions[: end - first] = step_positions[first:end]
         weights = torch.zeros(width)
-        weights[: end - first] = self.accumulate * self.world / len(window)
-        return MicroBatch(draws, weights, window, micro, micros)
+        weights[: end - first] = self.accumulate * self.world / len(step_positions)
+        return MicroBatch(positions, weights, step_positions, index, count)
 
 
 @dataclass(frozen=True)

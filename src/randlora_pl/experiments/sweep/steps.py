@@ -38,7 +38,7 @@ def planned_steps(tree: Tree) -> int | None:
     return planned if planned is None or limit is None or int(limit) < 0 else min(planned, int(limit))
 
 
-def window(tree: Tree) -> int:
+def global_batch(tree: Tree) -> int:
     """Return the number of images of an optimizer step."""
     accumulated = int(tree.get("trainer", {}).get("accumulate_grad_batches", 1) or 1)
     return int(tree.get("data", {}).get("batch_size", 128)) * accumulated
@@ -50,12 +50,12 @@ def _text_steps(tree: Tree) -> int | None:
     if size is None:
         return None
     aside = size.aside if data.get("validation") is None else int(data["validation"])
-    return math.ceil((size.train - aside) * int(data.get("epochs") or size.epochs) / window(tree))
+    return math.ceil((size.train - aside) * int(data.get("epochs") or size.epochs) / global_batch(tree))
 
 
 def _image_steps(tree: Tree) -> int | None:
     from randlora_pl.data.image_splits import FEW_SHOT_EPOCHS
-    from randlora_pl.data.sampling.schedule import total_draws
+    from randlora_pl.data.sampling.schedule import samples_drawn
     from randlora_pl.experiments.sweep.expand import data_of
 
     data, row = tree["data"], data_of(tree).row
@@ -69,4 +69,4 @@ def _image_steps(tree: Tree) -> int | None:
         return None
     epochs = data.get("epochs") or (FEW_SHOT_EPOCHS if shots else row.epochs)
     least = int(data.get("min_batches_per_epoch", 10)) if shots or row.own else 0
-    return math.ceil(total_draws(images, int(epochs), window(tree), least) / window(tree))
+    return math.ceil(samples_drawn(images, int(epochs), global_batch(tree), least) / global_batch(tree))

@@ -10,7 +10,7 @@ from randlora_pl.data.base import PlannedData
 from randlora_pl.data.catalog.registry import default_root
 from randlora_pl.data.loading.loader import Loader
 from randlora_pl.data.sampling.balance import balance_text
-from randlora_pl.data.sampling.schedule import total_draws
+from randlora_pl.data.sampling.schedule import samples_drawn
 from randlora_pl.data.validate import check_run
 from randlora_pl.language.data.batches import TextEvalBatches, TextSamples, TextTrainBatches
 from randlora_pl.language.models.tokenization import Lengths, pad_id
@@ -73,7 +73,7 @@ class TokenData(PlannedData):
     # -- what Lightning calls
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and encode what the stage needs, and plan the draws.
+        """Read and encode what the stage needs, and plan the sample order.
 
         Raises:
             UserError: The data are missing or wrong, or the tokenizer is missing.
@@ -90,8 +90,8 @@ class TokenData(PlannedData):
             self.read(learns, tests)
         if stage in ("fit", None):
             samples = len(self._held["train"])
-            draws = total_draws(samples, self.epochs or self.usual_epochs, self.window)
-            self._plan(samples, draws if self.steps is None else self.steps * self.window, self._labels())
+            drawn = samples_drawn(samples, self.epochs or self.usual_epochs, self.global_batch)
+            self._plan(samples, drawn if self.steps is None else self.steps * self.global_batch, self._labels())
 
     def train_dataloader(self) -> Loader:
         """Return the training batches of this rank, from the trainer's optimizer step on."""
@@ -110,7 +110,7 @@ class TokenData(PlannedData):
         return self._eval("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the planned draws and the samples, so that a resumed run notices when it continues another plan."""
+        """Return the planned sample order and the samples, so that a resumed run detects another plan."""
         return {} if self.plan is None else super().state_dict() | {"samples": self._digest}
 
     # -- used by the application

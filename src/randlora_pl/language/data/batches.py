@@ -50,7 +50,7 @@ class TextSamples:
         """Return a padded batch of the samples at these indices."""
         raise NotImplementedError
 
-    def window(self, indices: Tensor) -> Batch:
+    def step_entries(self, indices: Tensor) -> Batch:
         """Return what each micro-batch needs of all samples of its optimizer step, at indices (samples,)."""
         return {}
 
@@ -89,9 +89,9 @@ class Tokens(TextSamples):
         texts = collate([self[index] for index in indices], self.pad, "left", MULTIPLE)
         return {**texts, "columns": learned_columns(texts["labels"])}
 
-    def window(self, indices: Tensor) -> Batch:
+    def step_entries(self, indices: Tensor) -> Batch:
         """Return the samples and learned tokens of all ranks and micro-batches."""
-        return {"window_samples": len(indices), "window_tokens": int(self.counted[indices].sum())}
+        return {"step_samples": len(indices), "step_tokens": int(self.counted[indices].sum())}
 
 
 class Sentences(TextSamples):
@@ -134,8 +134,8 @@ class Sentences(TextSamples):
 class TextTrainBatches:
     """Training batches of one rank: a dictionary for each micro-batch.
 
-    Entries: what `TextSamples.batch` and `TextSamples.window` give, ``weight`` (b,) float32, ``draw`` and ``index``
-    (b,) int64, ``micro`` and ``micros`` (see `MicroBatch`). Weights include ``class_weights``.
+    Entries: what `TextSamples.batch` and `TextSamples.step_entries` give, ``weight`` (b,) float32, ``position`` and
+    ``index`` (b,) int64, ``micro_batch`` and ``micro_batches`` (see `MicroBatch`). Weights include ``class_weights``.
     """
 
     samples: TextSamples
@@ -146,12 +146,12 @@ class TextTrainBatches:
         return len(self.schedule)
 
     def __getitem__(self, number: int) -> Batch:
-        micro = self.schedule[number]
+        micro_batch = self.schedule[number]
         plan = self.schedule.plan
-        indices = plan.samples(micro.draws)
+        indices = plan.samples(micro_batch.positions)
         batch = self.samples.batch(indices.tolist())
-        batch |= self.samples.window(plan.samples(micro.window))
-        return batch | micro.entries(indices, batch["labels"], self.class_weights)
+        batch |= self.samples.step_entries(plan.samples(micro_batch.step_positions))
+        return batch | micro_batch.entries(indices, batch["labels"], self.class_weights)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class LabelledTexts(TokenData):
         self._pairs = False
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and encode what the stage needs, plan the draws, and warn of small classes in one's own texts."""
+        """Read and encode what the stage needs, plan the sample order, and warn of small classes in one's own texts."""
         super().setup(stage)
         if stage == "fit" and self.own and not self.scores:
             held = {split: some.labels.numpy() for split, some in self._held.items() if isinstance(some, Sentences)}

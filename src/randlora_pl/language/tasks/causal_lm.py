@@ -157,8 +157,8 @@ class CausalLMTask(AdaptationTask):
         weight: Tensor = batch["weight"]
         if self.loss_average == "samples":
             return weight
-        share: Tensor = _learned(batch) * (batch["window_samples"] / batch["window_tokens"])
-        return weight * share
+        fraction: Tensor = _learned(batch) * (batch["step_samples"] / batch["step_tokens"])
+        return weight * fraction
 
     # Evaluation
 

@@ -1,4 +1,4 @@
-"""A window of micro-batches is the undivided batch: loss, gradient, and weights after training."""
+"""A step of micro-batches is the undivided batch: loss, gradient, and weights after training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from randlora_pl.adapters import LoRA, RandLoRA
 from randlora_pl.data import ImageData
 from randlora_pl.tasks import AdaptationTask, LinearHeadTask, TextHeadTask, VisionLanguageTask
-from randlora_pl.tasks.losses import WindowFeatures, caption_losses
+from randlora_pl.tasks.losses import StepFeatures, caption_losses
 from tests.support.products import marked
 
 TASKS: dict[str, Callable[[], AdaptationTask]] = {
@@ -56,13 +56,13 @@ def test_shared_features_carry_the_gradient_of_every_micro_batch(factor: float) 
     ((inputs @ weight) * parts.sum(0)).sum().backward()
     whole = weight.grad
     weight.grad = None
-    window = WindowFeatures(inputs @ weight)
+    features = StepFeatures(inputs @ weight)
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
-        loss = (window.use(last) * part).sum()
+        loss = (features.use(last) * part).sum()
         if last:
-            assert window.pending(factor).item() == 0
-            loss = loss + window.pending(factor)
+            assert features.pending(factor).item() == 0
+            loss = loss + features.pending(factor)
         (loss * factor).backward()
     assert weight.grad is not None and whole is not None
     torch.testing.assert_close(weight.grad / factor, whole)
@@ -75,8 +75,8 @@ def weights_after(task: AdaptationTask, data: ImageData, trainer: L.Trainer) -> 
 
 @pytest.mark.parametrize(("task",), marked(zip(TASKS), lambda row: row[0] in ("vision-language",)))
 def test_accumulated_training_equals_undivided_training(task: str, trainer: Any, digits: Any) -> None:
-    """40 images a window, the last window shorter: 4 micro-batches of 10 against one of 40."""
-    options = {"steps": None, "epochs": 1, "min_batches_per_epoch": 1, "shots": 9}  # 90 draws: 40, 40, 10
+    """40 images a step, the last step shorter: 4 micro-batches of 10 against one of 40."""
+    options = {"steps": None, "epochs": 1, "min_batches_per_epoch": 1, "shots": 9}  # 90 samples: 40, 40, 10
     whole_task, split_task = TASKS[task](), TASKS[task]()
     whole = weights_after(whole_task, digits(batch_size=40, **options), trainer())
     split = weights_after(split_task, digits(batch_size=10, **options), trainer(accumulate_grad_batches=4))
