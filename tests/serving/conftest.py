@@ -27,7 +27,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     frame = {"size": 32, "mean": (0.4, 0.5, 0.6), "std": (0.5, 0.4, 0.5), "interpolation": "bilinear"}
-    return task.save(tmp_path_factory.mktemp("served") / "adapter", {"frame": frame})
+    return task.save(tmp_path_factory.mktemp("served") / "adapter", {"frame": frame, "dataset": "digits"})
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,11 @@ class Running:
             return answer.status, json.loads(text) if "json" in answer.getheader("Content-Type", "") else text
         finally:
             connection.close()
+
+    def fetch(self, path: str) -> bytes:
+        """The content behind a path."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}") as answer:
+            return bytes(answer.read())
 
     def classify(self, content: bytes, query: str = "") -> tuple[int, Any]:
         """Uploads an image as the body."""

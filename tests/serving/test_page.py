@@ -1,7 +1,9 @@
 """The page in headless Chromium: a real digit is chosen, dropped, and refused."""
 
 import base64
+import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.serving import pictures
+from tests.serving.conftest import NAMES
 from tests.serving.server import Running
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (the extra `test`)")
@@ -48,7 +51,8 @@ def until(browser: Any, condition: Any) -> None:
 
 
 def text(page: Any, name: str) -> str:
-    return str(page.find_element("id", name).text)
+    """The text of an element, also of one that only screen readers see."""
+    return str(page.find_element("id", name).get_property("textContent")).strip()
 
 
 def choose(page: Any, file: Path) -> None:
@@ -148,7 +152,7 @@ def test_the_keyboard_reaches_the_choice(page: Any) -> None:
     focused = page.switch_to.active_element
     assert focused.get_attribute("id") == "choose"
     assert page.execute_script("return getComputedStyle(document.getElementById('drop')).outlineStyle") == "solid"
-    assert focused.accessible_name.startswith("Drop an image here, or choose a file")
+    assert focused.accessible_name.startswith("Drop, paste or choose an image (up to 2 MB)")
 
 
 def test_a_narrow_window_needs_no_scrolling_aside(page: Any, digit: bytes) -> None:
@@ -156,6 +160,43 @@ def test_a_narrow_window_needs_no_scrolling_aside(page: Any, digit: bytes) -> No
     drop(page, digit, "a-rather-long-name-of-an-image-file-" * 4 + ".png")
     until(page, lambda: page.find_element("id", "result").is_displayed())
     assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_sample_is_tried_with_other_numbers_of_classes(page: Any, server: Running) -> None:
+    until(page, lambda: len(page.find_elements("css selector", "#samples button")) == 10)
+    buttons = page.find_elements("css selector", "#samples button")
+    assert [button.text for button in buttons] == NAMES
+    widths = "return [...document.querySelectorAll('#samples img')].map((image) => image.naturalWidth)"
+    until(page, lambda: page.execute_script(widths) == [8] * 10)
+    buttons[3].click()
+    check_bars(page, server, server.fetch("/samples/three.png"))
+    for choice, count in (("1", 1), ("3", 3), ("all 10", 10)):
+        page.find_element("xpath", f"//option[.='{choice}']").click()
+        until(page, lambda count=count: len(bars(page)) == count and text(page, "status").startswith("Most"))
+    names = page.execute_script("return [...document.querySelectorAll('#classes li')].map((item) => item.textContent)")
+    assert names == NAMES and text(page, "classes").startswith("10 classes")
+
+
+def test_the_command_line_and_the_answer_are_those_of_the_request(
+    page: Any, server: Running, digit: bytes, tmp_path: Path
+) -> None:
+    """They are run by bash, also for file names that mean something to a shell or to curl."""
+    for name in ("plain.png", 'it\'s a; "$HOME", $(false) \\.png', "three.png"):
+        if name == "three.png":
+            until(page, lambda: len(page.find_elements("css selector", "#samples button")) == 10)
+            page.find_elements("css selector", "#samples button")[3].click()
+        else:
+            (tmp_path / name).write_bytes(digit)
+            drop(page, digit, name)
+        until(page, lambda name=name: text(page, "file") == name and name[:2] in text(page, "curl"))
+        done = subprocess.run(["bash", "-c", text(page, "curl")], cwd=tmp_path, capture_output=True, text=True)
+        assert json.loads(done.stdout) == json.loads(text(page, "json")), done.stderr
+    page.find_element("css selector", "#request summary").click()
+    button = page.find_element("css selector", "#json + button")
+    page.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]})
+    button.click()
+    until(page, lambda: button.text == "Copied")
+    assert page.execute_script("return navigator.clipboard.readText()") == text(page, "json")
 
 
 @pytest.mark.slow

@@ -179,6 +179,7 @@ def test_page_and_facts(server: Running) -> None:
         "classes": NAMES,
         "device": "cpu",
         "limits": {"upload_bytes": 2_000_000, "pixels": 4_000_000},
+        "samples": [f"{name}.png" for name in NAMES],
     }
     assert server.ask("GET", "/info")[1]["model"]["classes"] == NAMES
 

@@ -33,6 +33,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--allow-host", "--allow_host", nargs="+", action="extend", default=[])
     parser.add_options(host=HOSTS[0], port=8000, device="auto", workers=1, batch_size=16, batch_timeout=0.01)
     parser.add_options(max_upload_mb=20.0, max_pixels=MAX_PIXELS, token=os.environ.get(TOKEN, ""))
+    parser.add_options(samples=Path)
     parser.add_weights()
     options = parser.parse_args(args)
     if options.host not in HOSTS:
@@ -66,14 +67,17 @@ def serve_verb(args: list[str]) -> int:
     silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.serving.app import serve
+    from randlora_pl.serving.samples import read_samples
     from randlora_pl.serving.uploads import Limits
 
     device = pick_device(options.device)
     limits = Limits(upload_bytes=round(options.max_upload_mb * 1e6), pixels=options.max_pixels)
-    facts = describe(read_adapter(options.adapter).config, limits.upload_bytes, limits.pixels, str(device))
+    config = read_adapter(options.adapter).config
+    facts = describe(config, limits.upload_bytes, limits.pixels, str(device))
+    samples = read_samples(options.samples, config["metadata"], limits)
     print(printable(f"Starting to serve {options.adapter} ..."), flush=True)
     ready = printable(start_page(options, facts))
-    serve(options, facts, ready, device, limits, names_of(options.host, options.allow_host))
+    serve(options, facts, ready, device, limits, names_of(options.host, options.allow_host), samples)
     return 0
 
 

@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from importlib import resources
+from mimetypes import guess_type
 from types import FrameType
 from typing import Any
 
@@ -99,8 +100,8 @@ async def answer_lost_requests(server: Server) -> None:
                 item.event.set()
 
 
-def _add_pages(server: Server, facts: dict[str, Any]) -> None:
-    """Add the page and the model's facts before LitServe's routes of the same names, which return one word."""
+def _add_pages(server: Server, facts: dict[str, Any], samples: Mapping[str, bytes]) -> None:
+    """Add the page, its samples and the model's facts before LitServe's own routes, which return one word."""
     page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
 
@@ -112,21 +113,37 @@ def _add_pages(server: Server, facts: dict[str, Any]) -> None:
         shown = facts if request.scope["trusted"] else {}
         return JSONResponse({"status": "ready" if ready else "a worker is starting", **shown}, 200 if ready else 503)
 
-    server.app.router.routes[:0] = [Route("/", index), Route("/health", health)]
+    async def sample(request: Request) -> Response:
+        name = request.path_params["name"]
+        content = samples.get(name)
+        if content is None:
+            return JSONResponse({"detail": "no such sample; GET /health lists them"}, 404)
+        return Response(content, media_type=guess_type(name)[0], headers=headers)
+
+    routes = [Route("/", index), Route("/health", health), Route("/samples/{name}", sample)]
+    server.app.router.routes[:0] = routes
 
 
 def serve(
-    options: argparse.Namespace, facts: dict[str, Any], ready: str, device: Any, limits: Limits, hosts: Collection[str]
+    options: argparse.Namespace,
+    facts: dict[str, Any],
+    ready: str,
+    device: Any,
+    limits: Limits,
+    hosts: Collection[str],
+    samples: Mapping[str, bytes],
 ) -> None:
     """Serve requests until a signal; all started processes have ended when it returns.
 
-    ``options`` come from the command, ``facts`` go to ``/health`` and ``/info``, and ``ready`` is printed.
+    ``options`` come from the command, ``facts`` go to ``/health`` and ``/info``, ``ready`` is printed, and ``samples``
+    are offered on the page.
 
     Raises:
         UserError: The model cannot be built.
         LostProcessError: A required process has ended.
         KeyboardInterrupt: Ctrl-C ended it; `Terminated` after SIGTERM.
     """
+    facts = facts | {"samples": list(samples)}
     server = Server(
         ClassifierAPI(options, limits.pixels),
         accelerator=device.type,
@@ -140,7 +157,7 @@ def serve(
     )
     server.ready_text, server.uvicorn_graceful_timeout, server.monitor_internal = ready, 5, CHECK_SECONDS
     server.app.state.limits = limits
-    _add_pages(server, facts)
+    _add_pages(server, facts, samples)
     before = set(multiprocessing.active_children())
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     own, stopped = os.getpid(), KeyboardInterrupt()

@@ -188,7 +188,7 @@ Runs side by side: what differs in their configs, and their results, parameters,
   --json           Everything for another program: all options, all figures
 """,
     "serve": """\
-Answer requests for predictions over HTTP, with a page to drop images on (pip install 'randlora-pl[serve]').
+Classify images over HTTP, with a page to drop images on (pip install 'randlora-pl[serve]').
 
   randlora-pl serve --adapter runs/quickstart/TIME/adapter
   curl -F image=@photo.jpg 'http://127.0.0.1:8000/predict?top_k=3'
@@ -207,6 +207,7 @@ Answer requests for predictions over HTTP, with a page to drop images on (pip in
   --batch-timeout SECONDS  How long to wait for a batch to fill (default 0.01); 0 takes what is there
   --max-upload-mb MB       Larger uploads are refused with 413, far larger ones before they are read (default 20)
   --max-pixels N           Larger images are refused with 413 by their header (default 50,000,000)
+  --samples FOLDER         Offer images of this folder on the page, to everyone who can reach it
 
 POST /predict gives {"classes": [{"name": "cat", "probability": 0.93}, ...]}, the probabilities of `predict`.
 What cannot be answered gives a 4xx or 5xx with {"detail": "what is wrong"}. GET / is the page; GET /health
