@@ -9,7 +9,7 @@ POINTS = 5
 """Minimum number of validations of a run."""
 TRIAL = 10
 """Shorter runs, in optimizer steps, are validated at their end only."""
-_SHARE = 8
+_SAMPLES_PER_HELD_OUT = 8
 """Training samples between two validations per validation sample; validation then costs about 4 % of the training."""
 
 
@@ -27,7 +27,7 @@ def steps_between(steps: int, samples: int, held_out: int, global_batch: int) ->
     """
     if steps < TRIAL:
         return max(1, steps)
-    return min(math.ceil(max(samples, _SHARE * held_out) / global_batch), steps // POINTS)
+    return min(math.ceil(max(samples, _SAMPLES_PER_HELD_OUT * held_out) / global_batch), steps // POINTS)
 
 
 def steps_of(task: Any, data: Any) -> tuple[int, int]:

@@ -225,10 +225,10 @@ class AdaptationTask(LightningModule):
         loss: Tensor = (losses * weight).sum()
         if (carried := self.accumulated_loss(batch)) is not None:
             loss = loss + carried
-        share = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
-        self.log("train/loss", ((losses.detach() - self.loss_floor(batch)) * share).sum(), prog_bar=True)
+        fraction = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+        self.log("train/loss", ((losses.detach() - self.loss_floor(batch)) * fraction).sum(), prog_bar=True)
         if right is not None:
-            self.log("train/acc", (right.float() * share).sum(), prog_bar=True)
+            self.log("train/acc", (right.float() * fraction).sum(), prog_bar=True)
         return loss
 
     configure_gradient_clipping = optim.configure_gradient_clipping

@@ -94,5 +94,5 @@ def predict_step(task: AdaptationTask, batch: dict[str, Any], batch_idx: int) ->
 
     The batch is of the data module's test images, or of `randlora_pl.data.open_images`.
     """
-    shares = task.class_logits(batch["image"]).float().softmax(1)
-    return shares.masked_fill(batch["weight"][:, None] == 0, float("nan"))
+    probabilities = task.class_logits(batch["image"]).float().softmax(1)
+    return probabilities.masked_fill(batch["weight"][:, None] == 0, float("nan"))

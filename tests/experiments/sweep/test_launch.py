@@ -21,9 +21,9 @@ def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    shares = [launch._share(number, 3) for number in range(3)]
-    assert [share["OMP_NUM_THREADS"] for share in shares] == ["2"] * 3
-    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4", "6", "4"]
+    environments = [launch._environment(number, 3) for number in range(3)]
+    assert [one["OMP_NUM_THREADS"] for one in environments] == ["2"] * 3
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in environments] == ["4", "6", "4"]
 
 
 def test_processes_are_ended_with_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

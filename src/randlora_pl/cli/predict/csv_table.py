@@ -45,22 +45,24 @@ class PredictionTable:
         """Add the prediction of an adapter for the input with an index."""
         self.lines.append((number, self.names.index(name), cells))
 
-    def add_classes(self, name: str, numbers: Sequence[int], classnames: Sequence[str], shares: "Tensor") -> None:
+    def add_classes(
+        self, name: str, numbers: Sequence[int], classnames: Sequence[str], probabilities: "Tensor"
+    ) -> None:
         """Add the best classes of an adapter for several inputs.
 
         Args:
             name: Name of the adapter.
             numbers: Indices of the inputs.
             classnames: The adapter's classes.
-            shares: Probability of each class, (inputs, classes).
+            probabilities: Probability of each class, (inputs, classes).
 
         Raises:
             UserError: The probabilities are not numbers.
         """
         from randlora_pl.tasks.evaluation import check_numbers
 
-        check_numbers(shares, name)
-        best = shares.topk(min(len(self.predicted) // 2, len(classnames)))
+        check_numbers(probabilities, name)
+        best = probabilities.topk(min(len(self.predicted) // 2, len(classnames)))
         for number, labels, values in zip(numbers, best.indices.tolist(), best.values.tolist(), strict=True):
             pairs = [(classnames[label], f"{value:.6f}") for label, value in zip(labels, values, strict=True)]
             self.add(name, number, [text for pair in pairs for text in pair])

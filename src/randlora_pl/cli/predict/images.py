@@ -123,9 +123,9 @@ def classify(options: argparse.Namespace) -> PredictionTable:
             for held in _together(zip(*loaders, strict=True), _HELD if len(turns) > 1 else 0):
                 for name, task, form in turns:
                     for batch in (batches[form] for batches in held):
-                        shares = task.class_logits(batch["image"].to(device)).float().softmax(1).cpu()
+                        probabilities = task.class_logits(batch["image"].to(device)).float().softmax(1).cpu()
                         known = batch["weight"] > 0
-                        found.add_classes(name, batch["index"][known].tolist(), task.classnames, shares[known])
+                        found.add_classes(name, batch["index"][known].tolist(), task.classnames, probabilities[known])
                 turns.reverse()  # the last adapter is already in the model
     if skipped := len(loaders[0].skipped):
         found.note += f"; unreadable and left out: {skipped:,}"

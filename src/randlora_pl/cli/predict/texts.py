@@ -111,12 +111,12 @@ def _classified(
         length = int(file.metadata.get("training", {}).get("max_length", _MAX_LENGTH))
         length = min(length, most_tokens(task.model) or length)
         with _precision(options):
-            shares = task.classify(sentences, length, options.batch_size).float().cpu()
+            probabilities = task.classify(sentences, length, options.batch_size).float().cpu()
         if classes:
-            found.add_classes(name, range(len(given)), task.classnames, shares)
+            found.add_classes(name, range(len(given)), task.classnames, probabilities)
         else:
-            check_numbers(shares, name)
-            for number, score in enumerate(shares[:, 0].tolist()):
+            check_numbers(probabilities, name)
+            for number, score in enumerate(probabilities[:, 0].tolist()):
                 found.add(name, number, [f"{score:.6f}"])
         del task
     return found

@@ -103,7 +103,7 @@ def described(tree: Tree, configs: list[str]) -> SweepConfig:
     method = task.adapter.method()
     name = "head_learning_rate" if method == "LinearProbe" else "learning_rate"
     data = dict(tree.get("data", {}))
-    shots, share = data.pop("shots", None), data.pop("fraction", None)
+    shots, fraction = data.pop("shots", None), data.pop("fraction", None)
     known = data_of(check(tree))  # of images or of texts
     dataset = str(known.row.name if hasattr(known, "row") else known.dataset)
     seed = int(tree.get("seed_everything") or 0)
@@ -113,7 +113,7 @@ def described(tree: Tree, configs: list[str]) -> SweepConfig:
         "models": {str(tree["model"]["init_args"].get("name", "model")): {"config": [Path(c).stem for c in configs]}},
         "methods": {method: {"adapter": method, name: float(getattr(task, name))}},
         "datasets": {dataset: data | {"dataset": dataset}},
-        "budgets": [budget(shots) if shots else budget(float(share)) if share else "100%"],
+        "budgets": [budget(shots) if shots else budget(float(fraction)) if fraction else "100%"],
         "seeds": [seed],
         "tune": {
             "learning_rates": RATES,

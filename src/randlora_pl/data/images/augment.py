@@ -80,7 +80,7 @@ def mixed(batch: dict[str, Any], mix: dict[str, Any]) -> dict[str, Tensor]:
         rows = torch.tensor(mix["rows"], device=images.device)
         transform = (v2.MixUp if mix["kind"] == "mixup" else v2.CutMix)(alpha=mix["alpha"])
         with rng.seeded(mix["seed"]):
-            images[rows], shares = transform(images[rows], targets[rows] * weights[rows, None])
-        weights[rows] = shares.sum(1)
-        targets[rows] = shares / weights[rows, None]
+            images[rows], blended = transform(images[rows], targets[rows] * weights[rows, None])
+        weights[rows] = blended.sum(1)
+        targets[rows] = blended / weights[rows, None]
     return {"image": images, "weight": weights, "target": targets}

@@ -128,7 +128,7 @@ class EvalBatches:
 
 
 def default_workers(in_memory: bool, frame: Frame, devices: int) -> int:
-    """Return the worker processes per device: 0 if images in memory make cheap batches, else its share of the cores."""
+    """Return the worker processes per device: 0 if images in memory make cheap batches, else its part of the cores."""
     if in_memory and (frame.size <= 64 or not torch.cuda.is_available()):
         return 0
     return min(8, usable_cores() // max(1, devices))

@@ -76,7 +76,7 @@ def samples_drawn(num_samples: int, epochs: int, global_batch: int, min_batches_
     return num_samples * repeats * epochs
 
 
-def _share(size: int, parts: int, part: int) -> tuple[int, int, int]:
+def _part(size: int, parts: int, part: int) -> tuple[int, int, int]:
     """Return (first, end, width) of one part of ``range(size)``; each part is padded to the width."""
     width = -(-size // parts)
     return min(part * width, size), min((part + 1) * width, size), width
@@ -145,7 +145,7 @@ class TrainSchedule:
         step, index = divmod(number, self.accumulate)
         step_positions = self.plan.step_positions(step)
         count = self._micro_batches(len(step_positions))
-        first, end, width = _share(len(step_positions), count * self.world, index * self.world + self.rank)
+        first, end, width = _part(len(step_positions), count * self.world, index * self.world + self.rank)
         positions = step_positions[-1:].repeat(width)
         positions[: end - first] = step_positions[first:end]
         weights = torch.zeros(width)
@@ -169,7 +169,7 @@ class EvalSchedule:
         """Return (samples, weights): int64 (b,) and float32 (b,), weight 0 for padding."""
         start = number * self.batch_size * self.world
         size = min(self.batch_size * self.world, self.num_samples - start)
-        first, end, width = _share(size, self.world, self.rank)
+        first, end, width = _part(size, self.world, self.rank)
         samples = torch.full((width,), start + size - 1)
         samples[: end - first] = torch.arange(start + first, start + end)
         weights = torch.zeros(width)

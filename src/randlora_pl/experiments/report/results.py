@@ -141,7 +141,7 @@ class Results:
         counts = [int(count) for count in found if count and count > 0]
         return max(sorted(set(counts)), key=counts.count) if counts else None
 
-    def share(self, model: str, method: str) -> float | None:
+    def trained_percent(self, model: str, method: str) -> float | None:
         """Trained parameters in percent of all parameters, adapter and head included; None if no run has both."""
         trained = self.parameters(model, method)
         runs = [run for run in self._of(model, method) if run.facts.get("trainable_parameters") == trained]

@@ -146,18 +146,18 @@ def budgets(values: Any) -> list[str]:
 
 
 def budget(value: Any) -> str:
-    """Return the label of one budget; a UserError refuses what is neither shots, a share of the samples nor a size."""
+    """Return the label of one budget; a UserError refuses all but shots, a percentage of the samples and a size."""
     text = str(value).strip()
     if isinstance(value, float):
         text = f"{100 * value:g}%"
     shots = re.fullmatch(r"(\d+)(-shot)?", text)
-    share = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text)
+    percent = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text)
     if shots and int(shots[1]) > 0 and not isinstance(value, bool):
         return f"{int(shots[1])}-shot"
     if re.fullmatch(r"[1-9]\d*k", text):
         return text
-    if share and 0 < float(share[1]) <= 100:
-        return f"{float(share[1]):g}%"
+    if percent and 0 < float(percent[1]) <= 100:
+        return f"{float(percent[1]):g}%"
     raise UserError(
         f"budgets has {value!r}: give shots of each class (16), a share of the samples (50%), or the "
         "size of a data set that comes in several (15k)."
@@ -167,8 +167,8 @@ def budget(value: Any) -> str:
 def budget_options(label: str) -> Tree:
     """Return the options of the data that a budget stands for; what it does not name must be left out."""
     if label.endswith("%"):
-        share = float(label[:-1]) / 100
-        return {} if share == 1 else {"fraction": share}
+        fraction = float(label[:-1]) / 100
+        return {} if fraction == 1 else {"fraction": fraction}
     return {} if label == ZERO_SHOT else {"shots": int(label.removesuffix("-shot"))}
 
 

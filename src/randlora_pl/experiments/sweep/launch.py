@@ -40,7 +40,7 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
         for number in range(jobs):
             with (logs / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{number + 1}.log").open("ab") as log:
                 command = [sys.executable, "-m", "randlora_pl", *words]
-                env = _share(number, jobs) | {PARENT: "stdin"}
+                env = _environment(number, jobs) | {PARENT: "stdin"}
                 started.append(subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, env=env))
         while running := [process for process in started if process.poll() is None]:
             look()
@@ -69,8 +69,8 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, name="sweep-parent", daemon=True).start()
 
 
-def _share(number: int, jobs: int) -> dict[str, str]:
-    """Return the environment of one process: its share of the cores, and one GPU where there are several."""
+def _environment(number: int, jobs: int) -> dict[str, str]:
+    """Return the environment of one process: its part of the cores, and one GPU where there are several."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // jobs))
     environment = os.environ | {"OMP_NUM_THREADS": threads}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -46,7 +46,7 @@ class Loop:
     """One process at work on a sweep.
 
     Attributes:
-        cells: The process's share of the cells, in order.
+        cells: The process's part of the cells, in order.
         watch: Progress to show.
         fatal: Whether an error would meet the next cell as well.
         retry_failed: Cells that have failed before are tried once more.

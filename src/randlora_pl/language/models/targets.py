@@ -13,7 +13,7 @@ Targets are aliases of `adapters.targets`, and so fit separate and fused project
 TARGETS: dict[str, list[str]] = {
     "qwen2": ["qkv", "fc1", "fc2"],  # as in the released scripts: no gate_proj, no o_proj
     "llama": ["qkv", "fc1", "fc2"],
-    # All three fused weights, which is what the paper's shares of parameters agree with; the released scripts name
+    # All three fused weights, which is what the paper's fractions of parameters agree with; the released scripts name
     # layers that Phi-3 does not have, and would adapt down_proj alone.
     "phi3": ["qkv", "fc1", "fc2"],
     # Every dense layer of the encoder. The head trains as a whole: an update of its first layer, whose name ends in

@@ -157,8 +157,8 @@ class CausalLMTask(AdaptationTask):
         weight: Tensor = batch["weight"]
         if self.loss_average == "samples":
             return weight
-        fraction: Tensor = _learned(batch) * (batch["step_samples"] / batch["step_tokens"])
-        return weight * fraction
+        relative_length: Tensor = _learned(batch) * (batch["step_samples"] / batch["step_tokens"])
+        return weight * relative_length
 
     # Evaluation
 

@@ -24,10 +24,10 @@ ALLOCATED = "Memory on a GPU is the most that PyTorch's allocator has handed out
 
 
 def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
-    """Cost of each method of a model; None where no run has a figure of it.
+    """Cost of each method of a model; None where no run has a measurement of it.
 
     Percents are means over the cells (data set, budget, seed) that the method and the reference both have on the same
-    device, each divided by the reference's figure of the same cell.
+    device, each divided by the reference's value of the same cell.
     """
     runs: dict[tuple[str, str], list[FinishedRun]] = defaultdict(list)
     for run in results.sweep.finished:
@@ -36,7 +36,7 @@ def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
     if not runs:
         return None
     devices = sorted({device for _, device in runs})
-    shares = any(beside.parameters(model, method) for method in results.plan.methods)
+    has_percents = any(beside.parameters(model, method) for method in results.plan.methods)
     rows, shown, below = [], [], []
     for device in devices:
         reference = _reference(results, [m for m in results.plan.methods if (m, device) in runs])
@@ -51,7 +51,7 @@ def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
                 TableCell(method, notes=beside.row_notes(paper)),
                 device or "unknown",
                 results.parameters(model, method),
-                *([_share(results, beside, model, method)] if shares else []),
+                *([_trained_percent(results, beside, model, method)] if has_percents else []),
                 _relative(here, base, "fit_seconds", time),
                 _relative(here, base, "peak_memory_bytes", memory),
                 _mean([run.number("fit_seconds") for run in here], "{:,.1f}"),
@@ -68,7 +68,7 @@ def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
     below += [RESIDENT] if "cpu" in devices else []
     below += [ALLOCATED] if any(device != "cpu" for device in devices) else []
     unit = "Images" if any(run.number("images_per_second") for run in chain(*runs.values())) else "Texts"
-    header = ["Method", "Device", "Trained parameters", *["% of all"] * shares, "Training time, %", "Memory, %"]
+    header = ["Method", "Device", "Trained parameters", *["% of all"] * has_percents, "Training time, %", "Memory, %"]
     header += ["Seconds a run", f"{unit} a second", "Peak memory, GB", "Runs"]
     return Table(
         f"cost-{identifier(model)}",
@@ -101,11 +101,11 @@ def _relative(runs: list[FinishedRun], base: list[FinishedRun], name: str, paper
     return TableCell(f"{mean:.0f}", f"{printed} ({mean - paper.value:+.0f})" if paper else "", title, mean)
 
 
-def _share(results: Results, beside: Beside, model: str, method: str) -> TableCell:
+def _trained_percent(results: Results, beside: Beside, model: str, method: str) -> TableCell:
     """Trained of all parameters in percent, and what the paper prints."""
-    share, printed = results.share(model, method), beside.parameters(model, method)
+    percent, printed = results.trained_percent(model, method), beside.parameters(model, method)
     below = f"paper {printed}" if printed else ""
-    return TableCell("", below) if share is None else TableCell(f"{share:.2g}", below, sort=share)
+    return TableCell("", below) if percent is None else TableCell(f"{percent:.2g}", below, sort=percent)
 
 
 def _mean(found: Sequence[float | None], form: str) -> TableCell:
