@@ -51,7 +51,7 @@ class Look(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if isinstance(trainer.strategy, AdapterDDP):
             self.exchanged.append(trainer.strategy.exchange.bytes)
-            self.exchange = trainer.strategy.exchange.figures()
+            self.exchange = trainer.strategy.exchange.metrics()
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         self.seen += batch["index"][batch["weight"] > 0].tolist()

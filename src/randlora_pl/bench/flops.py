@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 _SIDE = {"cpu": 2048, "cuda": 8192}
-_LEAST = 0.2  # seconds that the products of one figure take at least
+_LEAST = 0.2  # seconds that the products of one measurement take at least
 
 
 def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:

@@ -50,7 +50,7 @@ def max_rss() -> int:
     """Return the largest resident set of this process in bytes, 0 if the system does not report it."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):  # getrusage would give the parent's figure where that is larger
+            if line.startswith("VmHWM:"):  # getrusage would give the parent's value where that is larger
                 return int(line.split()[1]) * 1024
     from randlora_pl.callbacks.memory import peak_bytes  # with Lightning, whose size is not a method's
 

@@ -35,7 +35,7 @@ COLOURS = {
 
 
 def significant(value: float) -> str:
-    """Return a figure with three significant digits and no exponent."""
+    """Return a number with three significant digits and no exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -70,7 +70,7 @@ def cells(
     header += ["% of peak", ""]
     rows = []
     for one in results:
-        share = one.of_peak()
+        fraction = one.of_peak()
         rows.append([
             one.label,
             f"{one.trained:,}" if one.trained else "",
@@ -81,7 +81,7 @@ def cells(
             _mega(one.peak),
             _mega(one.rss),
             significant(one.flops / 1e9) if one.flops else "",
-            f"{100 * share.median:.0f}" if share else "",
+            f"{100 * fraction.median:.0f}" if fraction else "",
             one.problem,
         ])  # fmt: skip
     used = [column for column, title in enumerate(header) if title == "method" or any(row[column] for row in rows)]
@@ -122,13 +122,13 @@ def markdown(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], c
 
 
 def as_json(results: Sequence[Measured], bases: Mapping[str, str], peers: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return every figure of every round, and the ratios."""
+    """Return every value of every round, and the ratios."""
     found = []
     for one in results:
         ratios = {"times_base": _ratio(one, bases, results), "times_peer": _ratio(one, peers, results)}
         row = asdict(one) | {key: asdict(ratio) if ratio else None for key, ratio in ratios.items()}
-        share = one.of_peak()
-        found.append(row | {"of_peak": share.median if share else None})
+        fraction = one.of_peak()
+        found.append(row | {"of_peak": fraction.median if fraction else None})
     return found
 
 
@@ -195,7 +195,7 @@ def curves(title: str, readings: Sequence[Reading]) -> Figure:
 
 
 def _scale(panel: Any) -> None:
-    """Logarithmic where the figures span more than a factor of ten; from zero otherwise."""
+    """Logarithmic where the values span more than a factor of ten; from zero otherwise."""
     found = [value for line in panel.get_lines() for value in line.get_ydata() if value > 0]
     if found and max(found) > 10 * min(found):
         panel.set_yscale("log")

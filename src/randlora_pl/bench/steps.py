@@ -19,7 +19,7 @@ from randlora_pl.models import cast_frozen
 
 Precision = Literal["32", "bf16", "bf16-frozen"]
 """``bf16`` is autocast; ``bf16-frozen`` has frozen matrices in bfloat16 as well."""
-_LEAST = 0.4  # seconds of steps in one figure, at least
+_LEAST = 0.4  # seconds of steps in one measurement, at least
 _PEAK = "matrix product"
 
 
@@ -178,7 +178,7 @@ class Measured:
 
     @classmethod
     def of(cls, case: Case, seconds: Sequence[float], rates: Sequence[float]) -> "Measured":
-        """Return the figures of a case; none after a problem."""
+        """Return the measurements of a case; none after a problem."""
         if case.problem:
             return cls(case.name, case.label, case.problem)
         return cls(
@@ -212,7 +212,7 @@ def measure(
     Args:
         cases: Cases to measure.
         gemm: Matrix product, whose speed is also measured in each round.
-        rounds: Figures of each case.
+        rounds: Measurements of each case.
         tick: Called with the name of the next measurement: each case once, and the product and each case once a round.
         keep: Given what is known after each round, so that an interruption loses little.
     """
@@ -221,13 +221,13 @@ def measure(
         case.count()
     turns: dict[str, Callable[[], float]] = {_PEAK: gemm.rate} | {case.name: case.seconds for case in cases}
 
-    def found(figures: dict[str, list[float]]) -> list[Measured]:
-        return [Measured.of(case, figures[case.name], figures[_PEAK]) for case in cases]
+    def found(values: dict[str, list[float]]) -> list[Measured]:
+        return [Measured.of(case, values[case.name], values[_PEAK]) for case in cases]
 
-    figures = in_turns(
-        turns, rounds, tick, warm_up=False, to_and_fro=True, after_round=lambda figures: keep(found(figures))
+    values = in_turns(
+        turns, rounds, tick, warm_up=False, to_and_fro=True, after_round=lambda values: keep(found(values))
     )
-    return found(figures)
+    return found(values)
 
 
 def available(

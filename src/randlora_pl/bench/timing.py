@@ -1,4 +1,4 @@
-"""Figures taken in turns, with their spread: machines are noisy, and what runs beside slows all cases alike."""
+"""Measurements taken in turns, with their spread: machines are noisy, and what runs beside slows all cases alike."""
 
 import platform
 import statistics
@@ -9,16 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, least and greatest of some figures."""
+    """Median, least and greatest of some values."""
 
     median: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, figures: Sequence[float]) -> "Spread":
-        """Return the spread of at least one figure."""
-        return cls(statistics.median(figures), min(figures), max(figures))
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Return the spread of at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
 
     def __format__(self, spec: str) -> str:
         return f"{self.median:{spec}} ({self.low:{spec}} .. {self.high:{spec}})"
@@ -33,28 +33,28 @@ def in_turns(
     to_and_fro: bool = False,
     after_round: Callable[[dict[str, list[float]]], None] = lambda _: None,
 ) -> dict[str, list[float]]:
-    """Return the figures of each case, one per round; every round goes through all cases.
+    """Return the measurements of each case, one per round; every round goes through all cases.
 
     Args:
         cases: Functions to measure, by name; each call returns one value.
-        rounds: Figures of each case.
+        rounds: Measurements of each case.
         tick: Called with the name of the case that is measured next.
         warm_up: Whether a round that does not count comes first.
         to_and_fro: Whether every other round goes backwards, so that no case always follows the same one,
             which leaves it caches and an allocator in its own state.
-        after_round: Given the figures so far after each round that counts.
+        after_round: Given the measurements so far after each round that counts.
     """
-    figures: dict[str, list[float]] = {name: [] for name in cases}
+    values: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(-1 if warm_up else 0, rounds):
         order = list(cases)
         for name in order[::-1] if to_and_fro and number % 2 else order:
             tick(name)
-            figure = cases[name]()
+            value = cases[name]()
             if number >= 0:
-                figures[name].append(figure)
+                values[name].append(value)
         if number >= 0:
-            after_round({name: list(found) for name, found in figures.items()})
-    return figures
+            after_round({name: list(found) for name, found in values.items()})
+    return values
 
 
 def batches_ahead(workers: int) -> int:
@@ -62,9 +62,9 @@ def batches_ahead(workers: int) -> int:
     return max(1, 3 * workers)  # one in the making and PyTorch's two in advance for each
 
 
-def ratios(figures: Sequence[float], base: Sequence[float]) -> Spread:
+def ratios(values: Sequence[float], base: Sequence[float]) -> Spread:
     """Return the spread of the ratios that the rounds give, each to the base of its own round."""
-    return Spread.of([one / other for one, other in zip(figures, base, strict=True)])
+    return Spread.of([one / other for one, other in zip(values, base, strict=True)])
 
 
 def machine() -> dict[str, Any]:

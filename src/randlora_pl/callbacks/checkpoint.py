@@ -127,11 +127,11 @@ class AdapterCheckpoint(Callback):
                 f"checkpoint.monitor is {self.monitor!r}, which no validation logs.{hint} "
                 f"Metrics: {', '.join(self.validated)}"
             )
-        figure = self.validated[self.monitor]
+        value = self.validated[self.monitor]
         sign = 1 if self.mode == "max" else -1
-        if math.isfinite(figure) and (self.best is None or sign * figure > sign * self.best):
-            self.best, self.best_step = figure, trainer.global_step
-            self._save_adapter(trainer, pl_module, BEST, {self.monitor: figure, "step": self.best_step})
+        if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
+            self.best, self.best_step = value, trainer.global_step
+            self._save_adapter(trainer, pl_module, BEST, {self.monitor: value, "step": self.best_step})
         if self._whole_step:
             self._save_last(trainer, pl_module)
 

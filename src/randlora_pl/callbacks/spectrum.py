@@ -15,7 +15,7 @@ from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.run_results import write_results
 
 _log = logging.getLogger("randlora_pl")
-FIGURES = ("rank", "stable_rank", "effective_rank", "norm")
+METRICS = ("rank", "stable_rank", "effective_rank", "norm")
 
 
 class UpdateSpectrum(Callback):
@@ -32,7 +32,7 @@ class UpdateSpectrum(Callback):
         if isinstance(every_n_steps, bool) or every_n_steps < 0:
             raise UserError(f"spectrum.every_n_steps is {every_n_steps}. Set a number of steps, or 0 for none.")
         self.every_n_steps = every_n_steps
-        self.history: dict[str, list[float]] = {name: [] for name in ("steps", *FIGURES)}
+        self.history: dict[str, list[float]] = {name: [] for name in ("steps", *METRICS)}
         self._start: dict[str, Tensor] = {}
         self._last = -1
         self._off = False  # True if the initial weights are unknown
@@ -76,7 +76,7 @@ class UpdateSpectrum(Callback):
         found = _spectra(pl_module, self._start) if trainer.is_global_zero and not self._off else []
         if not found:
             return
-        means = {name: sum(float(getattr(one, name)) for one in found) / len(found) for name in FIGURES}
+        means = {name: sum(float(getattr(one, name)) for one in found) / len(found) for name in METRICS}
         self.history["steps"].append(trainer.global_step)
         for name, value in means.items():
             self.history[name].append(round(value, 4))

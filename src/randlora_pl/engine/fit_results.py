@@ -14,7 +14,7 @@ from randlora_pl.utils.run_results import data_results, environment, model_resul
 Kind = TypeVar("Kind", bound=Callback)
 
 
-def fit_figures(app: App) -> dict[str, Any]:
+def fit_metrics(app: App) -> dict[str, Any]:
     """Return counts, times, memory and versions of a finished training."""
     trainer, data = app.trainer, app.datamodule
     throughput = callback_of(trainer, Throughput)
@@ -33,7 +33,7 @@ def fit_figures(app: App) -> dict[str, Any]:
         "batch_size": data.batch_size,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "devices": trainer.world_size,
-        **(trainer.strategy.figures() if isinstance(trainer.strategy, AdapterDDP) else {}),
+        **(trainer.strategy.metrics() if isinstance(trainer.strategy, AdapterDDP) else {}),
         "device": str(app.model.device.type),
         "precision": str(trainer.precision),
         "fit_seconds": round(throughput.seconds, 3),

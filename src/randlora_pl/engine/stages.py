@@ -16,7 +16,7 @@ from randlora_pl.adapters import load_adapter, read_adapter
 from randlora_pl.callbacks import AdapterCheckpoint, HeldLock, PerClass, ZeroShot
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.callbacks.checkpoint_file import check_checkpoint
-from randlora_pl.engine.fit_results import callback_of, callbacks_of, fit_figures
+from randlora_pl.engine.fit_results import callback_of, callbacks_of, fit_metrics
 from randlora_pl.engine.lightning_cli import App
 from randlora_pl.engine.run_folder import CHECKSUM, checksum, keep_older, resolved_config, without_head, without_seed
 from randlora_pl.engine.summary import end_page, format_metrics
@@ -126,21 +126,21 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
         task.test_name = "zeroshot"
         switch = ZeroShot()
         callbacks_of(trainer).append(switch)
-        figures = _evaluated(app, trainer.test)
+        metrics = _evaluated(app, trainer.test)
         callbacks_of(trainer).remove(switch)
         task.test_name = "test"
         if trainer.received_sigterm:  # during its last batch, where Lightning does not look
             raise SIGTERMException
-        _check_losses(figures, None)
-        _write(app, figures)
-        if trainer.is_global_zero and figures:
-            print_above_progress(f"zero-shot: {format_metrics(figures, 'zeroshot')}")
+        _check_losses(metrics, None)
+        _write(app, metrics)
+        if trainer.is_global_zero and metrics:
+            print_above_progress(f"zero-shot: {format_metrics(metrics, 'zeroshot')}")
     callbacks_of(trainer).insert(0, HeldLock(lock, folder))
     callbacks_of(trainer).append(_ResolvedConfig(app))
     trainer.fit(task, data, ckpt_path=start, weights_only=True)
     finished = is_finished(app)
     tested = _tested(app) if test else {}
-    _write(app, tested | fit_figures(app) | {"config": configs, "finished": finished})
+    _write(app, tested | fit_metrics(app) | {"config": configs, "finished": finished})
     if trainer.is_global_zero:
         print_above_progress(*end_page(folder, data.unit, testable=bool(tested) or not test))
 
@@ -176,13 +176,13 @@ def _evaluated(app: App, run: Callable[..., Any]) -> dict[str, Any]:
     return {**found[0], **callback_of(app.trainer, PerClass).facts} if found else {}
 
 
-def _check_losses(figures: dict[str, Any], adapter: Path | None) -> None:
+def _check_losses(metrics: dict[str, Any], adapter: Path | None) -> None:
     """Refuse metrics of outputs that are not numbers.
 
     Raises:
         UserError: A loss is infinite or not a number.
     """
-    losses = torch.tensor([value for name, value in figures.items() if name.endswith("/loss")])
+    losses = torch.tensor([value for name, value in metrics.items() if name.endswith("/loss")])
     if adapter is not None:
         check_numbers(losses, adapter)
     elif not losses.isfinite().all():
@@ -220,9 +220,9 @@ def evaluate(app: App, adapter: Path | None) -> None:
         callbacks_of(trainer).append(_LoadAdapter(adapter))
     run = trainer.test if app.command.verb == "test" else trainer.validate
     write_config(app)
-    figures = _evaluated(app, run)
-    _check_losses(figures, adapter)
-    if not figures:
+    metrics = _evaluated(app, run)
+    _check_losses(metrics, adapter)
+    if not metrics:
         option = f"--trainer.limit_{'test' if app.command.verb == 'test' else 'val'}_batches"
         limit = getattr(trainer, option.rpartition(".")[2])
         why = f"{option} is {limit}" if limit == 0 else f"the data set keeps no {data.unit} for it"
@@ -231,12 +231,12 @@ def evaluate(app: App, adapter: Path | None) -> None:
         raise UserError(f"{app.command.verb} evaluated nothing: {why}.{more}")
     write_config(app)
     facts = {"adapter": str(adapter) if adapter else None, **model_results(task), **data_results(data), **environment()}
-    _write(app, figures | facts)
+    _write(app, metrics | facts)
     if trainer.is_global_zero:
         name = "test" if app.command.verb == "test" else "val"
         what = f"adapter {adapter}" if adapter else "untrained model"
         print_above_progress(
-            f"{what} on {data.summary()['dataset']}: {format_metrics(figures, name)}",
+            f"{what} on {data.summary()['dataset']}: {format_metrics(metrics, name)}",
             f"results: {app.folder / 'results.json'}",
         )
 
@@ -258,6 +258,6 @@ def _samples_for_it(app: App) -> str:
     return f" {text[:1].upper()}{text[1:]}"
 
 
-def _write(app: App, figures: dict[str, Any]) -> None:
+def _write(app: App, metrics: dict[str, Any]) -> None:
     if app.trainer.is_global_zero:
-        write_results(app.folder, figures)
+        write_results(app.folder, metrics)

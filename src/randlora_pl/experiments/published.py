@@ -9,7 +9,7 @@ MODELS = {"ViT-B-32-quickgelu": 0, "ViT-L-14-quickgelu": 1}
 """Column of each architecture, under its name after the activation has been matched to OpenAI's weights."""
 
 OTHER_SPLIT = ("eurosat", "caltech101", "caltech256")
-"""Data sets without an official split: the published figures are of other test images."""
+"""Data sets without an official split: the published accuracies are of other test images."""
 
 ZERO_SHOT: dict[str, tuple[float, float | None]] = {
     "cars": (59.73, 77.75),

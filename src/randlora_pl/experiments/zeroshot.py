@@ -41,7 +41,7 @@ class ZeroShot:
         return None if self.published is None else self.ensemble - self.published
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON, to two digits as the published figures are."""
+        """Ready for JSON, to two digits like the published accuracies."""
         facts = asdict(self) | {"difference": self.difference}
         return {name: round(value, 2) if isinstance(value, float) else value for name, value in facts.items()}
 

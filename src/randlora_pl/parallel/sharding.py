@@ -83,10 +83,10 @@ class AdapterFSDP(AdapterDDP):
         self.shards = Shards.of(task.model)
         super().model_to_device()
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Return the entries for ``results.json``: exchange and shards."""
         shards = {f"sharded/{name}": value for name, value in vars(self.shards).items()} if self.shards else {}
-        return super().figures() | shards
+        return super().metrics() | shards
 
     def teardown(self) -> None:
         """Keep the model on the device: shards do not belong on the host, and the next run needs them here."""

@@ -37,7 +37,7 @@ class Exchange:
         """Bytes per optimizer step, or None before the first step."""
         return round(self.bytes / self.steps) if self.steps else None
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Return the entries for ``results.json``."""
         messages = round(self.messages / self.steps, 2) if self.steps else None
         return {"exchange/bytes_per_step": self.bytes_per_step, "exchange/messages_per_step": messages}
@@ -126,9 +126,9 @@ class AdapterDDP(DDPStrategy):
         assert isinstance(self.model, DistributedDataParallel)
         self.model.register_comm_hook(self.exchange, counted_mean)
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Return the entries for ``results.json``."""
-        return self.exchange.figures()
+        return self.exchange.metrics()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run one optimizer step including the exchange, then copy rank 0's statistics to all processes."""

@@ -35,14 +35,14 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file} is cut off or damaged ({error}). Delete it: fit --resume writes it again.") from error
 
 
-def write_results(folder: Path, figures: dict[str, Any]) -> Path:
+def write_results(folder: Path, results: dict[str, Any]) -> Path:
     """Add results to the file of a run, in one atomic write.
 
     Args:
         folder: Run folder.
-        figures: JSON values by flat key; they replace older values of the same key.
+        results: JSON values by flat key; they replace older values of the same key.
     """
-    text = json.dumps(read_results(folder) | figures, indent=2)
+    text = json.dumps(read_results(folder) | results, indent=2)
     write_text(folder / FILE, text + "\n")
     return folder / FILE
 

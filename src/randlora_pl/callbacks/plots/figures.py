@@ -51,8 +51,8 @@ def confusion_figure(counts: Tensor, classnames: list[str]) -> Figure:
     size = max(4.0, min(14.0, 0.35 * len(classnames) + 2))
     figure = Figure(figsize=(size, size))
     axes = figure.add_axes((0.25, 0.25, 0.7, 0.7))
-    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues")
+    fractions = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(fractions.numpy(), vmin=0, vmax=1, cmap="Blues")
     axes.set_title("color: fraction of the true class, white 0 %, dark 100 %", fontsize=7)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
@@ -62,7 +62,7 @@ def confusion_figure(counts: Tensor, classnames: list[str]) -> Figure:
         axes.set_yticks(range(len(names)), names)
     if len(classnames) <= NUMBERED:
         for row, column in counts.nonzero().tolist():
-            color = "white" if shares[row, column] > 0.5 else "black"
+            color = "white" if fractions[row, column] > 0.5 else "black"
             axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=color, fontsize=8)
     return figure
 
@@ -98,12 +98,12 @@ def samples_figure(
     axes.set_ylim(1.35 * rows, -top)
     if heading:
         axes.text(0.05, -top / 2, heading, va="center", fontsize=10)
-    for position, (image, true, guess, share) in enumerate(zip(images, truth, predicted, probability, strict=True)):
+    for position, (image, true, guess, prob) in enumerate(zip(images, truth, predicted, probability, strict=True)):
         left, top = 1.1 * (position % columns) + 0.05, 1.35 * (position // columns) + 0.3
         height, width = image.shape[1:]
         axes.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + height / width, top))
         right = true == guess
-        title = f"{short(guess)} {share:.0%}" + ("" if right else f"\n(is {short(true)})")
+        title = f"{short(guess)} {prob:.0%}" + ("" if right else f"\n(is {short(true)})")
         color = "black" if right else "firebrick"
         axes.text(left + 0.5, top - 0.04, for_figure(title), color=color, ha="center", fontsize=9)
     axes.set_aspect("auto")
@@ -155,7 +155,7 @@ class Figures(Callback):
         if "image" not in batch or not self.samples:  # texts
             return
         self._surest.add(batch["image"], outputs["index"], outputs["label"], outputs["logits"], counts)
-        index, shares = outputs["index"][positions].cpu(), logits.softmax(1).amax(1)
+        index, probs = outputs["index"][positions].cpu(), logits.softmax(1).amax(1)
         words = rng.words(0, "shown", index)  # image folders are ordered by class
         for position, label in enumerate(labels.tolist()):
             self._turns[label] += 1
@@ -163,7 +163,7 @@ class Figures(Callback):
             if len(self._shown) < self.samples or key < self._shown[-1][0]:
                 image = batch["image"][positions[position]].detach()
                 image = image.to("cpu", torch.float32, copy=True)  # a view would keep the whole batch
-                kept = Prediction(float(shares[position]), int(index[position]), label, int(guesses[position]), image)
+                kept = Prediction(float(probs[position]), int(index[position]), label, int(guesses[position]), image)
                 insort(self._shown, (key, kept), key=lambda one: (one[0], one[1].index))
                 del self._shown[self.samples :]
 
@@ -176,30 +176,30 @@ class Figures(Callback):
         if not trainer.is_global_zero:
             return
         names = pl_module.classnames if counts is not None or self._shown else []
-        figures: dict[str, Callable[[], Figure]] = {}
+        plots: dict[str, Callable[[], Figure]] = {}
         if counts is not None:
             counts = (counts.sum(0) if counts.dim() > 2 else counts).cpu()
             rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
             write_text(run_folder(trainer) / FOLDER / "confusion.csv", csv_text([["true/predicted", *names], *rows]))
             if len(names) <= MOST_CLASSES:
-                figures["confusion"] = partial(confusion_figure, counts, names)
+                plots["confusion"] = partial(confusion_figure, counts, names)
         if self._shown:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
 
             def grid(kept: Sequence[Prediction], heading: str = "") -> Callable[[], Figure]:
                 truth, guesses = [names[one.label] for one in kept], [names[one.guess] for one in kept]
-                images, shares = _shown([one.image for one in kept], data.frame), [one.probability for one in kept]
-                return partial(samples_figure, images, truth, guesses, shares, heading)
+                images = _shown([one.image for one in kept], data.frame)
+                return partial(samples_figure, images, truth, guesses, [one.probability for one in kept], heading)
 
-            figures["predictions"] = grid(sorted((one for _, one in self._shown), key=lambda one: one.index))
-            figures["mistakes"] = grid(surest.mistakes, surest.heading())
-        self._write(trainer, figures)
+            plots["predictions"] = grid(sorted((one for _, one in self._shown), key=lambda one: one.index))
+            plots["mistakes"] = grid(surest.mistakes, surest.heading())
+        self._write(trainer, plots)
 
     @staticmethod
-    def _write(trainer: Trainer, figures: dict[str, Callable[[], Figure]]) -> None:
+    def _write(trainer: Trainer, plots: dict[str, Callable[[], Figure]]) -> None:
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         folder = run_folder(trainer) / FOLDER
-        for name, make in figures.items():
+        for name, make in plots.items():
             try:
                 image = pixels(make())
             except Exception as error:  # a failed plot must not end the run

@@ -135,7 +135,7 @@ def new_output(output: str | None, verb: str) -> Path:
 
 
 def write_output(output: str | None, verb: str, rows: list[dict[str, Any]], content: Any, figure: Any) -> Path:
-    """Write a table, JSON and a figure to a new folder as by `new_output`; remove it if not all could be written."""
+    """Write a table, JSON and a plot to a new folder as by `new_output`; remove it if not all could be written."""
     from randlora_pl.analysis.figures import write_figure
     from randlora_pl.bench.report import write_csv, write_json
 

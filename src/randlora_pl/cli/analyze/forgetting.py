@@ -67,8 +67,8 @@ def forgetting_verb(args: list[str]) -> int:
     for (label, results), run in zip(found.items(), runs, strict=True):
         elsewhere = [one.change for one in results if one.dataset != run.data.get("dataset")]
         mean = f"{sum(elsewhere) / len(elsewhere):+.2f}" if elsewhere else ""
-        figures = (f"{one.before:.2f}, {one.after:.2f} ({one.change:+.2f})" for one in results)
-        cells.append([label, *figures, mean])
+        changes = (f"{one.before:.2f}, {one.after:.2f} ({one.change:+.2f})" for one in results)
+        cells.append([label, *changes, mean])
     print("Zero-shot accuracy in percent of the test images, points in brackets:\n")
     print(table(header, cells))
     common.print_output(folder)

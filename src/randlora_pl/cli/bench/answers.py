@@ -19,7 +19,7 @@ from randlora_pl.cli.common.tables import table
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
 
-Figures = dict[int, list[float]]
+Timings = dict[int, list[float]]
 
 
 def answers_verb(args: list[str]) -> int:
@@ -52,23 +52,23 @@ def answers_verb(args: list[str]) -> int:
     print(f"{title}; random weights")
     about = {"command": command("answers", args), "machine": facts, "setup": setup_of(typed)}
 
-    def work(keep: Callable[[Figures], None]) -> Figures:
-        def sized(figures: dict[str, list[float]]) -> Figures:
-            return {int(name): list(found) for name, found in figures.items()}
+    def work(keep: Callable[[Timings], None]) -> Timings:
+        def sized(timings: dict[str, list[float]]) -> Timings:
+            return {int(name): list(found) for name, found in timings.items()}
 
         cases = {str(size): (lambda size=size: answers.seconds(size)) for size in sizes}
         with measuring((typed.rounds + 1) * len(sizes)) as tick:
-            rounds, after = typed.rounds, lambda figures: keep(sized(figures))
+            rounds, after = typed.rounds, lambda timings: keep(sized(timings))
             return sized(in_turns(cases, rounds, lambda _: tick(1), to_and_fro=True, after_round=after))
 
-    def note(seconds: Figures, folder: Path) -> None:
+    def note(seconds: Timings, folder: Path) -> None:
         cases = [
             {"batch_size": size, "seconds": taken, "speedup": speedups(seconds)[size], "equal": answers.equal(size)}
             for size, taken in seconds.items()
         ]
         write_json(about | {"cases": cases}, folder / JSON)
 
-    def finish(seconds: Figures, folder: Path) -> None:
+    def finish(seconds: Timings, folder: Path) -> None:
         note(seconds, folder)
         header = ["prompts at a time", "answers/s", "times one by one", "same answers"]
         rows = []

@@ -57,7 +57,7 @@ def measuring(total: int) -> AbstractContextManager[Any]:
 
 
 def setup_of(typed: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that figures depend on."""
+    """Return the options that measurements depend on."""
     return {name: value for name, value in vars(typed).items() if name != "output"}
 
 

@@ -53,13 +53,13 @@ def data_verb(args: list[str]) -> int:
         f"{typed.image_size} pixels, in turns; {facts['processor']}, {facts['cores']} cores"
     )
     with measuring((typed.rounds + 1) * len(measured)) as tick:
-        figures = in_turns({case.name: case.run for case in measured}, typed.rounds, lambda _: tick(1))
+        rates = in_turns({case.name: case.run for case in measured}, typed.rounds, lambda _: tick(1))
     rows: list[tuple[str, ...]] = []
     report: dict[str, dict[str, Any]] = {}
     for case in measured:
-        speed, ratio = Spread.of(figures[case.name]), ratios(figures[case.name], figures[PLAIN])
+        speed, ratio = Spread.of(rates[case.name]), ratios(rates[case.name], rates[PLAIN])
         rows.append((case.name, f"{speed:,.0f}", f"{ratio:.2f}" if case.whole else "", case.what))
-        report[case.name] = {"images_per_second": figures[case.name]}
+        report[case.name] = {"images_per_second": rates[case.name]}
         if case.whole:
             report[case.name]["times_plain"] = ratio.median
     print(table(("stage", "images/s, median (least .. most)", "times plain", "what is counted"), rows))

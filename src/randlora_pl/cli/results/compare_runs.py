@@ -43,8 +43,8 @@ def compare_runs_verb(args: list[str]) -> int:
     results = [_results(folder, problems) for folder in folders]
     if options.json:
         runs = [
-            {"run": str(folder), "finished": figures.get("finished") is True, "config": config, "results": figures}
-            for folder, config, figures in zip(folders, configs, results, strict=True)
+            {"run": str(folder), "finished": metrics.get("finished") is True, "config": config, "results": metrics}
+            for folder, config, metrics in zip(folders, configs, results, strict=True)
         ]
         print(json.dumps({"runs": runs, "problems": problems}, indent=2, default=str))
         return 0
@@ -78,8 +78,8 @@ def _config(folder: Path, problems: list[str]) -> dict[str, Any]:
 def _results(folder: Path, problems: list[str]) -> dict[str, Any]:
     file = folder / "results.json"
     try:
-        figures = parse_json(file.read_text(encoding="utf-8"))
-        if not isinstance(figures, dict):
+        metrics = parse_json(file.read_text(encoding="utf-8"))
+        if not isinstance(metrics, dict):
             raise ValueError("no mapping")
     except FileNotFoundError:
         problems.append(f"{folder} has no results yet")
@@ -87,9 +87,9 @@ def _results(folder: Path, problems: list[str]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         problems.append(f"{file} is cut off or damaged ({error}); its results are not shown")
         return {}
-    if figures.get("finished") is not True:
+    if metrics.get("finished") is not True:
         problems.append(f"{folder} is not finished. Go on: randlora-pl fit --resume {folder}")
-    return figures
+    return metrics
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
@@ -117,22 +117,22 @@ def _shown_configs(names: Sequence[str], configs: Sequence[dict[str, Any]]) -> l
 
 def _shown_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> list[str]:
     """Return accuracy in percent and the other metrics, with the difference of two runs."""
-    keys = list(dict.fromkeys(key for figures in results for key in figures))
+    keys = list(dict.fromkeys(key for metrics in results for key in metrics))
     shown = [key for key in FIRST if key in keys]
     others = [key for key in keys if key not in shown and _is_number(key, results)]
-    shown += [key for key in others if len({_text(figures.get(key, "")) for figures in results}) > 1]
+    shown += [key for key in others if len({_text(metrics.get(key, "")) for metrics in results}) > 1]
     pair = len(results) == 2
     rows = []
     for key in shown:
-        values = [figures.get(key) for figures in results]
-        row = [_title(key), *(_figure(key, value) for value in values)]
+        values = [metrics.get(key) for metrics in results]
+        row = [_title(key), *(_formatted(key, value) for value in values)]
         rows.append(row + [_difference(key, values)] * pair)
     return [table(["result", *names, *["difference"] * pair], rows)] if rows else ["No results."]
 
 
 def _is_number(key: str, results: Sequence[dict[str, Any]]) -> bool:
     told_above = key.startswith(("adapter/", "base/", "data/", "version/")) or key == "seed"
-    return not told_above and any(_numeric(figures.get(key)) for figures in results)
+    return not told_above and any(_numeric(metrics.get(key)) for metrics in results)
 
 
 def _numeric(value: Any) -> bool:
@@ -145,7 +145,7 @@ def _title(key: str) -> str:
     )
 
 
-def _figure(key: str, value: Any) -> str:
+def _formatted(key: str, value: Any) -> str:
     if not _numeric(value):
         return "" if value is None else _text(value)[:10] if key == "git_commit" else _text(value)
     if key.endswith("/acc"):
@@ -160,7 +160,7 @@ def _difference(key: str, values: Sequence[Any]) -> str:
     if not all(map(_numeric, values)):
         return ""
     change = values[1] - values[0]
-    text = _figure(key, change)
+    text = _formatted(key, change)
     return f"+{text}" if change > 0 else text
 
 

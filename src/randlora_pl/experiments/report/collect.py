@@ -116,24 +116,24 @@ def _read_cell(folder: Path, cell_folder: Path, warn: Callable[[str], None]) -> 
             "it is left out"
         )
         return None
-    state, reason, figures = _state(folder, cell_folder, warn)
+    state, reason, metrics = _state(folder, cell_folder, warn)
     accuracy = zeroshot = None
     if state == FINISHED:
-        accuracy = _percent(figures, SCORE, least=-1) if SCORE in figures else _percent(figures, "test/acc")
-        zeroshot = _percent(figures, "zeroshot/acc")
+        accuracy = _percent(metrics, SCORE, least=-1) if SCORE in metrics else _percent(metrics, "test/acc")
+        zeroshot = _percent(metrics, "zeroshot/acc")
         if key.budget == ZERO_SHOT:
             accuracy = zeroshot if accuracy is None else accuracy
         if accuracy is None:
-            state, reason = DAMAGED, f"results.json has no accuracy from 0 to 1 (test/acc is {figures.get('test/acc')})"
+            state, reason = DAMAGED, f"results.json has no accuracy from 0 to 1 (test/acc is {metrics.get('test/acc')})"
             warn(f"cells/{cell_folder.name}: {reason}")
     config = labels["config"] if isinstance(labels.get("config"), dict) else {}
     typed = {name: rate for name in RATES if (rate := config.get(f"model.{name}")) is not None}
     family = str(labels.get("family") or "")
-    return FinishedRun(key, seed, state, reason, cell_folder.name, family, accuracy, zeroshot, figures, typed)
+    return FinishedRun(key, seed, state, reason, cell_folder.name, family, accuracy, zeroshot, metrics, typed)
 
 
 def _state(folder: Path, cell_folder: Path, warn: Callable[[str], None]) -> tuple[str, str, dict[str, Any]]:
-    """Return the state of a cell, its reason, and the figures of its run as far as it went."""
+    """Return the state of a cell, its reason, and the metrics of its run as far as it went."""
 
     def read(name: str) -> dict[str, Any] | None:
         try:
@@ -144,19 +144,19 @@ def _state(folder: Path, cell_folder: Path, warn: Callable[[str], None]) -> tupl
             warn(f"cells/{cell_folder.name}/{name} is cut off or damaged ({error})")
             return None
 
-    figures = read("results.json")
-    if figures is None:
+    metrics = read("results.json")
+    if metrics is None:
         return DAMAGED, "results.json is cut off or damaged", {}
-    if figures.get("finished") is True:
-        return FINISHED, "", figures
+    if metrics.get("finished") is True:
+        return FINISHED, "", metrics
     if holder(folder / "locks" / f"{cell_folder.name}.lock"):
-        return RUNNING, "", figures
+        return RUNNING, "", metrics
     if not (cell_folder / "failed.json").exists():
-        return UNFINISHED, "", figures
+        return UNFINISHED, "", metrics
     failed = read("failed.json")
     if failed is None:
-        return FAILED, "failed.json is cut off or damaged", figures
-    return FAILED, " ".join(str(failed.get("reason") or "no reason given").split()), figures
+        return FAILED, "failed.json is cut off or damaged", metrics
+    return FAILED, " ".join(str(failed.get("reason") or "no reason given").split()), metrics
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -166,8 +166,8 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _percent(figures: dict[str, Any], name: str, least: float = 0) -> float | None:
-    value = figures.get(name)
+def _percent(metrics: dict[str, Any], name: str, least: float = 0) -> float | None:
+    value = metrics.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return 100 * float(value) if least <= value <= 1 else None

@@ -1,4 +1,4 @@
-"""A report before it is printed: sections of text, tables and figures, the same for Markdown and HTML."""
+"""A report before it is printed: sections of text, tables and plots, the same for Markdown and HTML."""
 
 from dataclasses import dataclass, field
 
@@ -64,7 +64,7 @@ class Table:
 
 @dataclass
 class Picture:
-    """A figure.
+    """A plot.
 
     Attributes:
         name: Name of its files, without an ending.
@@ -80,7 +80,7 @@ class Picture:
 
 @dataclass
 class Section:
-    """A part with a heading: paragraphs, a list of short statements, then tables and figures in order."""
+    """A part with a heading: paragraphs, a list of short statements, then tables and plots in order."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""Writes a report: Markdown, CSV, HTML and figures, all of them or none."""
+"""Writes a report: Markdown, CSV, HTML and plots, all of them or none."""
 
 import io
 from pathlib import Path
@@ -16,14 +16,14 @@ from randlora_pl.experiments.report.spreadsheets import cells_csv, summary_csv
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors, move, scratch_folder
 
-FIGURES = "figures"
+PLOTS = "figures"
 
 
 def write_report(sweep: Sweep, output: Path, overwrite: bool = False) -> list[Path]:
     """Write the files of a report; other files in its folder are left alone.
 
     Returns:
-        The files: ``index.html`` first, the figures last.
+        The files: ``index.html`` first, the plots last.
 
     Raises:
         UserError: There is a report or something else, or it cannot be written.
@@ -36,10 +36,10 @@ def write_report(sweep: Sweep, output: Path, overwrite: bool = False) -> list[Pa
         )
     content = _content(sweep)
     with disk_errors(output), scratch_folder(output / "report") as part:
-        (output / FIGURES).mkdir(exist_ok=True)
+        (output / PLOTS).mkdir(exist_ok=True)
         for number, data in enumerate(content.values()):
             (part / str(number)).write_bytes(data)
-        for old in [*(output / FIGURES).glob("data-*"), *(output / FIGURES).glob("parameters-*")]:
+        for old in [*(output / PLOTS).glob("data-*"), *(output / PLOTS).glob("parameters-*")]:
             old.unlink()
         for number, name in enumerate(content):
             move(part / str(number), output / name)
@@ -52,7 +52,7 @@ def _content(sweep: Sweep) -> dict[str, bytes]:
     drawings = {picture.name: draw(picture.figure, "svg", picture.name) for picture in pictures}
     texts = {
         "index.html": html(document, {name: data.decode("utf-8") for name, data in drawings.items()}),
-        "report.md": markdown(document, FIGURES),
+        "report.md": markdown(document, PLOTS),
         "cells.csv": cells_csv(sweep),
         "summary.csv": summary_csv(sweep),
     }
@@ -60,8 +60,8 @@ def _content(sweep: Sweep) -> dict[str, bytes]:
     if (sweep.folder / FILE).is_file():  # with the cells all that a report is made from
         content[FILE] = (sweep.folder / FILE).read_bytes()
     for picture in pictures:
-        content[f"{FIGURES}/{picture.name}.png"] = draw(picture.figure, "png", picture.name)
-        content[f"{FIGURES}/{picture.name}.svg"] = drawings[picture.name]
+        content[f"{PLOTS}/{picture.name}.png"] = draw(picture.figure, "png", picture.name)
+        content[f"{PLOTS}/{picture.name}.svg"] = drawings[picture.name]
     return content
 
 

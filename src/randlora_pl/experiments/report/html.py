@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: styles, script and figures are in it."""
+"""The report as one HTML page that needs nothing else: styles, script and plots are in it."""
 
 import re
 from importlib.resources import files

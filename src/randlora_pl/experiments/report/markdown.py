@@ -6,7 +6,7 @@ from randlora_pl.experiments.report.document import Document, Picture, Table, Ta
 from randlora_pl.utils.text.tables import markdown_table
 
 
-def markdown(document: Document, figures: str = "figures") -> str:
+def markdown(document: Document, folder: str = "figures") -> str:
     """Return the whole report."""
     lines = [f"# {_escape(document.title)}", "", _escape(document.lead), ""]
     for section in document.sections:
@@ -15,7 +15,7 @@ def markdown(document: Document, figures: str = "figures") -> str:
             lines += [_escape(text), ""]
         lines += [f"- {_escape(point)}" for point in section.points] + [""] * bool(section.points)
         for part in section.parts:
-            lines += table_lines(part) if isinstance(part, Table) else _picture(part, figures)
+            lines += table_lines(part) if isinstance(part, Table) else _picture(part, folder)
     lines += [f"[^{number}]: {_escape(text)} ({_escape(source)})" for number, text, source in document.footnotes]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -35,9 +35,9 @@ def _cell(cell: TableCell) -> str:
     return f"{text}<br>{_escape(cell.below)}{_marks(cell.notes)}" if cell.below else text + _marks(cell.notes)
 
 
-def _picture(picture: Picture, figures: str) -> list[str]:
+def _picture(picture: Picture, folder: str) -> list[str]:
     alternative = _escape(picture.described.replace("[", "(").replace("]", ")"))
-    return [f"![{alternative}]({figures}/{picture.name}.png)", "", _escape(picture.caption), ""]
+    return [f"![{alternative}]({folder}/{picture.name}.png)", "", _escape(picture.caption), ""]
 
 
 def _marks(numbers: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Figures as the paper's 1 (accuracy against parameters) and 2 and 3 (accuracy against data, with memory)."""
+"""Plots like the paper's Figures 1 (accuracy against parameters) and 2 and 3 (accuracy against data, with memory)."""
 
 import re
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ COLOURS = (
 )
 """Readable on white and on a dark page: every one has a contrast of at least 3 to both."""
 WIDTH = 5.6
-"""Inches: words stay readable on a phone, where a figure is shrunk to the screen."""
+"""Inches: words stay readable on a phone, where a plot is shrunk to the screen."""
 MARKERS = "osD^vP*Xhp<>"
 BARS = "bars are 95 % confidence intervals over seeds, a point without one is of one seed"
 INK = "#6f7580"
@@ -31,7 +31,7 @@ INK = "#6f7580"
 
 
 def style(results: Results, method: str) -> dict[str, Any]:
-    """Colour and marker of a method, the same in every figure."""
+    """Colour and marker of a method, the same in every plot."""
     position = results.plan.methods.index(method)
     thick = 2.4 if results.is_randlora(method) else 1.5
     return {"color": COLOURS[position % len(COLOURS)], "marker": MARKERS[position % len(MARKERS)], "linewidth": thick}
@@ -40,7 +40,7 @@ def style(results: Results, method: str) -> dict[str, Any]:
 def budget_picture(results: Results, beside: Beside, model: str) -> Picture | None:
     """Draw accuracy against the data budget, memory of each method as bars; None where nothing can be averaged.
 
-    Every point is over the same data sets: those that each method of the figure has at every budget where it has any.
+    Every point is over the same data sets: those that each method of the plot has at every budget where it has any.
     The paper's averages over them are dashed.
     """
     budgets = results.trained_budgets(model)

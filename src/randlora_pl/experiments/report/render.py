@@ -25,7 +25,7 @@ _SENTENCES = 8
 
 
 def build(sweep: Sweep) -> Document:
-    """Return the report of a sweep: what it shows in short, tables, figures, what is missing, footnotes."""
+    """Return the report of a sweep: what it shows in short, tables, plots, what is missing, footnotes."""
     results, whole, beside = Results(by_test(sweep)), Results(sweep), Beside(sweep.plan)
     models = [model for model in sweep.plan.models if any(run.key.model == model for run in sweep.finished)]
     rates = Rates(whole)

@@ -9,12 +9,12 @@ from randlora_pl.experiments.report.plan import Key
 from randlora_pl.utils.errors import UserError
 
 PREFIX = "test/acc/"
-"""Begins the figures of runs that have several tests."""
+"""Prefix of the metrics of runs that have several tests."""
 CELLS = "cells.csv"
 _LABELS = ("model", "family", "dataset", "budget", "method", "state", "reason", "cell", "rate_chosen_by")
 _TEXTS = (*_LABELS, "adapter", "task", "device", "version", "git_commit")
 _RUN = (*_LABELS, "seed", "accuracy", "zeroshot_accuracy")
-"""Columns that are not figures of ``results.json``."""
+"""Columns that are not metrics of ``results.json``."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FinishedRun:
         family: Model family, if the cell names one.
         accuracy: Test accuracy in percent.
         zeroshot: Accuracy of the untrained model in percent, where the run measured it.
-        facts: The other figures of its ``results.json``.
+        facts: The other metrics of its ``results.json``.
         typed: Learning rates that its config has.
     """
 
@@ -45,7 +45,7 @@ class FinishedRun:
     typed: dict[str, Any] = field(default_factory=dict)
 
     def number(self, name: str) -> float | None:
-        """Return a figure of ``results.json`` as a number, of one over training steps the last.
+        """Return a metric of ``results.json`` as a number, of one over training steps the last.
 
         None where it is missing, zero (not measured), not finite or none.
         """
@@ -72,7 +72,7 @@ class FinishedRun:
 
 
 def read_runs(file: Path) -> list[FinishedRun]:
-    """Return the runs of a file that `cells_csv` wrote; figures have its six digits.
+    """Return the runs of a file that `cells_csv` wrote; numbers have its six digits.
 
     Raises:
         UserError: It cannot be read, or is another table.

@@ -18,7 +18,7 @@ _FACTS = (
     *("method", "task", "trainable_parameters", "total_parameters", "fit_seconds", "images_per_second"),
     *("samples_per_second", "peak_memory_bytes", "device", "steps", "version", "git_commit"),
 )
-"""Figures of ``results.json``; ``method`` is called ``adapter``, for the label of the method has that name."""
+"""Metrics of ``results.json``; ``method`` is called ``adapter``, for the label of the method has that name."""
 SPECTRUM = "spectrum/"
 AVERAGE = "(average)"
 """Entry in place of the data set for averages."""
@@ -27,8 +27,8 @@ AVERAGE = "(average)"
 def cells_csv(sweep: Sweep) -> str:
     """Return a line for every run, with or without a result; accuracies in percent."""
     tests = [PREFIX + name for name in dict.fromkeys(name for names in tests_of(sweep).values() for name in names)]
-    figures = {name for run in sweep.finished for name in run.facts if name.startswith(SPECTRUM) and run.number(name)}
-    spectrum, rates = sorted(figures - {f"{SPECTRUM}steps"}), Rates(Results(sweep))
+    metrics = {name for run in sweep.finished for name in run.facts if name.startswith(SPECTRUM) and run.number(name)}
+    spectrum, rates = sorted(metrics - {f"{SPECTRUM}steps"}), Rates(Results(sweep))
     header = ["model", "family", "dataset", "budget", "method", "seed", "state", "reason", "accuracy"]
     header += ["zeroshot_accuracy", "learning_rate", "rate_chosen_by"]
     header += ["adapter" if name == "method" else name for name in _FACTS]

@@ -51,7 +51,7 @@ class SweepFolder:
         return all(self.state(cell) in (DONE, FAILED) for cell in cells)
 
     def results(self, cell: Trial) -> dict[str, Any]:
-        """Return the figures of a finished cell; empty while it is not finished."""
+        """Return the results of a finished cell; empty while it is not finished."""
         if cell.hash not in self._done:
             found = _read(self.cell_path(cell) / "results.json")
             if found.get("finished") is not True:

@@ -44,7 +44,7 @@ class Search:
         candidates: By method: what is tried.
         seeds: Seeds of the search, none of them the sweep's.
         climbs: Whether rates are tried from each method's own on, instead of all.
-        monitor: Figure of the validation that decides; of a loss the lowest is the best.
+        monitor: Metric of the validation that decides; of a loss the lowest is the best.
         cells: By method and candidate, for each seed.
     """
 
@@ -172,12 +172,12 @@ class Search:
         return found
 
     def _score(self, folder: SweepFolder, cells: Sequence[Trial]) -> float | None:
-        figures = [figure for cell in cells if (figure := self.figure(folder, cell)) is not None]
+        metrics = [metric for cell in cells if (metric := self.metric(folder, cell)) is not None]
         sign = -1 if self.monitor.endswith("loss") else 1
-        return sign * fmean(figures) if figures and len(figures) == len(cells) else None
+        return sign * fmean(metrics) if metrics and len(metrics) == len(cells) else None
 
-    def figure(self, folder: SweepFolder, cell: Trial) -> float | None:
-        """Return the figure of a finished cell that decides."""
+    def metric(self, folder: SweepFolder, cell: Trial) -> float | None:
+        """Return the deciding metric of a finished cell."""
         found = folder.results(cell).get(self.monitor)
         return float(found) if isinstance(found, int | float) else None
 
@@ -197,9 +197,9 @@ class Search:
             tried = []
             for values in self.candidates[method]:
                 cells = {seed: self.cells[method, values, seed] for seed in self.seeds}
-                figures = {seed: [self.figure(folder, cell) for cell in row] for seed, row in cells.items()}
+                metrics = {seed: [self.metric(folder, cell) for cell in row] for seed, row in cells.items()}
                 whole = {
-                    str(seed): [f for f in row if f is not None] for seed, row in figures.items() if None not in row
+                    str(seed): [f for f in row if f is not None] for seed, row in metrics.items() if None not in row
                 }
                 means = {str(seed): fmean(row) for seed, row in whole.items() if row}
                 reasons = [folder.failure(cell).get("reason") for row in cells.values() for cell in row]

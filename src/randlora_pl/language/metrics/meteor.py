@@ -1,7 +1,7 @@
 """METEOR 1.5 (Denkowski and Lavie, 2014) through its own program, which pycocoevalcap brings along.
 
 The program holds its word lists, synonyms and paraphrases, so nothing is downloaded; it needs Java. nltk's METEOR is an
-older definition with other weights and wants WordNet's files: its figures cannot be put beside published ones.
+older definition with other weights and wants WordNet's files: its scores cannot be put beside published ones.
 pycocoevalcap's own caller waits for ever where the program ends early, so it is called from here.
 """
 

@@ -12,8 +12,8 @@ def tests_of(sweep: Sweep) -> dict[str, list[str]]:
     """Return the names of the tests of each data set, in the paper's order; data sets of a single test are left out."""
     found: dict[str, list[str]] = {}
     for dataset in sweep.plan.datasets:
-        figures = [name for run in sweep.finished if run.key.dataset == dataset for name in run.facts]
-        names = [name.removeprefix(PREFIX) for name in dict.fromkeys(figures) if name.startswith(PREFIX)]
+        metrics = [name for run in sweep.finished if run.key.dataset == dataset for name in run.facts]
+        names = [name.removeprefix(PREFIX) for name in dict.fromkeys(metrics) if name.startswith(PREFIX)]
         if names:
             found[dataset] = sorted(names, key=lambda name: list(TASKS).index(name) if name in TASKS else len(TASKS))
     return found

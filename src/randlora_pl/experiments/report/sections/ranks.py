@@ -9,9 +9,9 @@ from randlora_pl.experiments.report.statistics import rank_correlation
 
 
 def rank_table(results: Results) -> Table | None:
-    """Return a table of correlations; None where no run has figures of the update.
+    """Return a table of correlations; None where no run has metrics of the update.
 
-    It has Spearman's correlation over methods, in each model and budget, of the mean of a ``spectrum/...`` figure with
+    It has Spearman's correlation over methods, in each model and budget, of the mean of a ``spectrum/...`` metric with
     the mean accuracy over the data sets that all of these methods have.
     """
     every = {n for run in results.sweep.finished for n in run.facts if n.startswith("spectrum/") and run.number(n)}
@@ -41,8 +41,8 @@ def _ranks(results: Results, name: str, model: str, budget: str) -> tuple[dict[s
     ranks, accuracies = {}, {}
     for method in results.methods(model, budget):
         runs = [run for dataset in shared for run in results.finished(Key(model, dataset, budget, method))]
-        figures = [value for run in runs if (value := run.number(name)) is not None]
+        values = [value for run in runs if (value := run.number(name)) is not None]
         average = results.average(model, budget, method, shared)
-        if average and len(figures) == len(runs):
-            ranks[method], accuracies[method] = fmean(figures), average.estimate.mean
+        if average and len(values) == len(runs):
+            ranks[method], accuracies[method] = fmean(values), average.estimate.mean
     return ranks, accuracies
