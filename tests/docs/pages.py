@@ -10,9 +10,14 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in [
         *sorted(DOCS.glob("*.md")),
+        *sorted(DOCS.glob("methods/*.md")),
+        *sorted(DOCS.glob("api/*.md")),
         *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     ]
 }
+
+MADE = {"command_options", "config_keys", "datasets", "models", "changelog", "contributing"}
+"""Pages of the site that scripts/site/generated.py makes."""
 
 
 def commands_of(text: str) -> list[list[str]]:

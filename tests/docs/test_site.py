@@ -1,15 +1,24 @@
 """The site builds without a complaint and a network, holds every page, and fetches nothing from elsewhere."""
 
+import html
+import importlib
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import pytest
 import yaml
 
-from tests.docs.pages import DOCS, ROOT
+from randlora_pl.cli.main import VERBS
+from randlora_pl.config.validate import adapters
+from randlora_pl.data.catalog.registry import CATALOG
+from randlora_pl.models.catalog import MODELS
+from tests.docs.pages import DOCS, MADE, PAGES, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +34,103 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def pages_of(site: Path) -> set[str]:
+    return {path.relative_to(site).with_suffix("").as_posix() for path in site.rglob("*.html")}
+
+
+def entries_of(site: Path) -> list[dict[str, Any]]:
+    """The pages and sections that a search finds."""
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
+    return list(index["docs"])
+
+
 def test_every_page_is_built(site: Path) -> None:
-    built = {path.stem for path in site.glob("*.html")} - {"404"}
-    assert built == {path.stem for path in DOCS.glob("*.md")}
-    assert (site / "search" / "search_index.json").is_file()
+    written = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md")}
+    notebooks = {f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    report = {"results/offline/index"}  # a page of its own, written by `report`
+    assert pages_of(site) == written | notebooks | MADE | report | {"404"}
+    assert {entry["location"].partition("#")[0] for entry in entries_of(site)} >= {f"{name}.html" for name in written}
+
+
+def test_public_names_have_their_docstrings_on_the_site(site: Path) -> None:
+    for package in ("adapters", "tasks", "data", "models", "language", "callbacks"):
+        page = (site / "api" / f"{package}.html").read_text(encoding="utf-8")
+        for name in importlib.import_module(f"randlora_pl.{package}").__all__:
+            assert f'id="randlora_pl.{package}.{name}"' in page, name
+    assert 'id="randlora_pl.fit"' in (site / "api" / "top_level.html").read_text(encoding="utf-8")
+
+
+def test_made_pages_say_what_the_program_says(site: Path) -> None:
+    text = {name: html.unescape((site / f"{name}.html").read_text(encoding="utf-8")) for name in MADE}
+    for verb in VERBS:
+        assert f"randlora-pl {verb}\n" in re.sub("<[^>]+>", "\n", text["command_options"]), verb
+    for option in ("--model.targets", "--model.adapter.basis", "--data.shots", "--checkpoint.patience", "--run.logger"):
+        assert f"<code>{option}</code>" in text["config_keys"], option
+    assert all(f"<code>{name}</code>" in text["datasets"] for name in CATALOG)
+    assert all(f"<code>{row.name}</code>" in text["models"] for row in MODELS)
+
+
+def test_a_page_of_a_method_has_options_rates_and_config(site: Path) -> None:
+    for name in adapters():
+        page = html.unescape((site / "methods" / f"{name.lower()}.html").read_text(encoding="utf-8"))
+        assert f"{name}\n" in re.sub("<[^>]+>", "\n", page) and "<math" in page, name
+        for option in adapters()[name].options:
+            assert f"<code>--model.adapter.{option}</code>" in page, (name, option)
+    page = (site / "methods" / "lora.html").read_text(encoding="utf-8")
+    assert "0.001 for both towers of a CLIP and 0.01 for an image tower" in page
+
+
+def test_equations_are_drawn_by_the_browser(site: Path) -> None:
+    for name in pages_of(site):
+        page = (site / f"{name}.html").read_text(encoding="utf-8")
+        assert "arithmatex" not in page and not re.search(r"<mtext>\\|\\\(|\\\[", page), name
+
+
+@pytest.mark.parametrize("word", ["api", "citation"])
+def test_a_search_finds_the_page_of_that_name(site: Path, word: str) -> None:
+    """Tags count a thousand times as much as titles: the page that has the word as a tag comes first."""
+    (first,) = (entry["location"] for entry in entries_of(site) if word in entry.get("tags", ()))
+    assert word in first.replace("/", " ").partition(".html")[0]
+
+
+def test_results_come_last_in_a_search(site: Path) -> None:
+    boosts = {entry["location"].partition("#")[0]: entry.get("boost", 1) for entry in entries_of(site)}
+    assert {name for name, boost in boosts.items() if boost == 0.5} == {
+        f"results/offline/{name}.html" for name in ("verdict", "report", "tuning")
+    }
+
+
+def test_a_notebook_that_ran_has_its_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nbconvert", reason='the site needs the extra: pip install "randlora-pl[docs]"')
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "site")
+    draw = "%matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1, 2])\nprint(6 * 7)"
+    cells = [nbformat.v4.new_markdown_cell("# Title\n[data](../docs/x.md)"), nbformat.v4.new_code_cell(draw)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "small.ipynb")
+    page = importlib.import_module("notebooks").page
+    text, plots = page(tmp_path / "small.ipynb", True)
+    (plot,) = plots
+    assert "42" in text and f"]({plot})" in text and plots[plot].startswith(b"\x89PNG")
+    assert text.startswith("# Title\n") and "[data](../x.md)" in text and "without running" not in text
+    text, plots = page(tmp_path / "small.ipynb", False)
+    assert not plots and "42" not in text and "without running" in text
+
+
+def test_the_variables_are_those_that_the_program_reads() -> None:
+    found = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        found |= set(re.findall(r"[\"'](RANDLORA_[A-Z_]+)[\"']", path.read_text(encoding="utf-8")))
+    internal = {"RANDLORA_PL_RUN_FOLDER", "RANDLORA_PL_SWEEP_PARENT"}  # between the program's own processes
+    assert set(re.findall(r"`(RANDLORA_[A-Z_]+)`", PAGES["docs/environment.md"])) == found - internal
 
 
 def test_a_reader_needs_no_network(site: Path) -> None:
-    for path in site.glob("*.html"):
+    for path in site.rglob("*.html"):
         page = path.read_text(encoding="utf-8")
         fetched = re.findall(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?([^\"'\s>]+)", page)
         fetched += re.findall(r"<link\b(?![^>]*rel=[\"']?(?:canonical|next|prev))[^>]*\bhref=[\"']?([^\"'\s>]+)", page)
-        assert fetched and not [each for each in fetched if re.match(r"(https?:)?//", each)], path.name
+        assert (fetched or "results" in path.parts) and not [
+            each for each in fetched if re.match(r"(https?:)?//", each)
+        ], path.name
     for path in site.rglob("*.css"):
         assert not re.search(r"(url\(|@import )[\"']?(https?:)?//", path.read_text(encoding="utf-8")), path.name
 
@@ -44,7 +138,7 @@ def test_a_reader_needs_no_network(site: Path) -> None:
 def test_a_broken_link_would_fail(tmp_path: Path) -> None:
     pytest.importorskip("material", reason='the site needs the extra: pip install "randlora-pl[docs]"')
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    settings = yaml.safe_load(text) | {"nav": ["index.md", "other.md"]}
+    settings = yaml.safe_load(text) | {"nav": ["index.md", "other.md"], "hooks": []}
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text("# Title\n[nowhere](other.md#no-such-heading)\n")
     (tmp_path / "docs" / "other.md").write_text("# Other\n")

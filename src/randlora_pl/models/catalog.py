@@ -51,3 +51,4 @@ MODELS: tuple[ModelRow, ...] = (
     ModelRow("vit_small_patch16_224", "timm", ("augreg_in21k", "dino"), "", 21_665_664, 224, _TIMM_LICENSE),
     ModelRow("vit_base_patch16_224", "timm", ("augreg_in21k", "dino"), "", 85_798_656, 224, _TIMM_LICENSE),
 )  # fmt: skip
+"""The tested base models, in the order of the listing."""

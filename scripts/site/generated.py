@@ -1,0 +1,234 @@
+"""Hook of MkDocs: pages that are made from the program while the site is built. Imports no PyTorch.
+
+The pages of `PAGES` exist on the site only. A page of docs/methods/ has written text; its options, learning rates and
+config are added below.
+"""
+
+import ast
+import io
+import re
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "src"))
+
+from randlora_pl.cli.adapter import verbs as adapter  # noqa: E402
+from randlora_pl.cli.analyze import verbs as analyze  # noqa: E402
+from randlora_pl.cli.main import VERBS, main  # noqa: E402
+from randlora_pl.config.class_index import ClassSource, Option, read_classes  # noqa: E402
+from randlora_pl.config.validate import CALLBACK_GROUPS, RUN_OPTIONS, adapters, data_class, tasks  # noqa: E402
+from randlora_pl.data.catalog.registry import CATALOG  # noqa: E402
+from randlora_pl.language.catalog import DATASETS, KNOWN, LABELLED  # noqa: E402
+from randlora_pl.models.catalog import MODELS  # noqa: E402
+from randlora_pl.utils.version import __version__  # noqa: E402
+
+GROUPS = {"adapter": adapter.VERBS, "analyze": analyze.VERBS}
+RATES = ROOT / "src" / "randlora_pl" / "tasks" / "defaults.py"
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a Markdown table. Bars between backticks are no borders, others are escaped."""
+    lines = [list(header), *(list(row) for row in rows)]
+    text = ["| " + " | ".join(re.sub(r"(`[^`]*`)|\|", _escaped, str(cell)) for cell in line) + " |" for line in lines]
+    return "\n".join([text[0], "|---" * len(lines[0]) + "|", *text[1:]])
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[1] or "\\|"
+
+
+def code(value: object) -> str:
+    """Return a value between backticks, or nothing."""
+    return f"`{value}`" if value not in (None, "") else ""
+
+
+def helped(*words: str) -> str:
+    """Return what a command prints for ``--help``."""
+    with redirect_stdout(io.StringIO()) as printed:
+        main([*words, "--help"])
+    return printed.getvalue().rstrip()
+
+
+def help_pages() -> str:
+    """Return the help page of every command."""
+    parts = ["# Command options", "The help page of each command, as `randlora-pl COMMAND --help` prints it."]
+    for words in [("",), *((verb,) for verb in VERBS)]:
+        title = f"randlora-pl {words[0]}".strip()
+        parts.append(f"## {title}\n\n```text\n{helped(*filter(None, words))}\n```")
+        for verb in GROUPS.get(words[0], ()):
+            parts.append(f"### {title} {verb}\n\n```text\n{helped(words[0], verb)}\n```")
+    return "\n\n".join(parts)
+
+
+def options(given: Iterable[Option], prefix: str) -> str:
+    """Return a table of options, each named as it is typed."""
+    rows = [
+        (code(prefix + one.name), code(one.kind), code(one.default) or "required", one.help.replace("``", "`"))
+        for one in given
+    ]
+    return table(("option", "type", "default", "meaning"), rows)
+
+
+def config_keys() -> str:
+    """Return the options of every class that a config names."""
+    run = [Option(name, "", "", text) for name, text in RUN_OPTIONS.items()]
+    parts = [
+        "# Config keys",
+        "Write a key in a config file, or type it as an option: `--data.shots 16` is the key `shots` of `data`. "
+        "The options of Lightning's trainer (`--trainer.OPTION`) are on its own pages.",
+        "## run",
+        table(("option", "meaning"), [(code(f"--run.{one.name}"), one.help) for one in run]),
+    ]
+    groups: list[tuple[str, Iterable[ClassSource]]] = [
+        ("--model.", tasks().values()),
+        ("--data.", {data_class(task).name: data_class(task) for task in tasks()}.values()),
+        ("--model.adapter.", adapters().values()),
+    ]
+    callbacks = read_classes("callbacks")
+    groups += [(f"--{group}.", [callbacks[name]]) for group, name in CALLBACK_GROUPS.items()]
+    for prefix, sources in groups:
+        for source in sources:
+            parts += [f"## {source.name}", source.summary.replace("``", "`")]
+            parts.append(options(source.options.values(), prefix) if source.options else "It has no options.")
+    return "\n\n".join(parts)
+
+
+def datasets() -> str:
+    """Return the catalogs of data sets."""
+    images = [
+        (
+            code(row.name),
+            f"[{row.title}]({row.source})" if row.source.startswith("https://") else row.title,
+            row.classes or "yours",
+            ", ".join(f"{split} {count:,}" for split, count in row.counts.items()) or "yours",
+            row.licence,
+        )
+        for row in CATALOG.values()
+    ]
+    header = ("name", "what it is", "classes", "images", "licence")
+    return "\n\n".join(
+        [
+            "# Datasets",
+            "Pass a name as `--data.dataset NAME`. `randlora-pl datasets NAME` shows prompts, files and source of one, "
+            "and whether it is on your machine. `randlora-pl data get NAME` downloads it.",
+            f"## Images\n\n{table(header, images)}",
+            "## Prompts and completions\n\nFor `--model CausalLMTask`; see [Prompts and completions](prompts.md).",
+            table(("name", "what it is"), [(code(name), text) for name, text in DATASETS.items()]),
+            "## Labelled texts\n\nFor `--model TextClassificationTask`; see [Labelled texts](labelled_texts.md).",
+            table(("name", "what it is"), [(code(name), text) for name, text in LABELLED.items()]),
+        ]
+    )
+
+
+def models() -> str:
+    """Return the catalogs of base models."""
+    images = [
+        (code(row.name), row.library, f"{row.parameters / 1e6:,.1f} M", row.image_size, ", ".join(map(code, row.tags)))
+        for row in MODELS
+    ]
+    texts = [
+        (code(name), code(known.config), f"{known.parameters / 1e6:,.1f} M", known.licence)
+        for name, known in KNOWN.items()
+    ]
+    return "\n\n".join(
+        [
+            "# Models",
+            "These base models are tested. Any other name of open_clip, timm or transformers works, too: pass "
+            "`--model.name NAME` and `--model.pretrained TAG`, a weights file, or `random`.",
+            f"## Images\n\n{table(('name', 'library', 'parameters', 'pixels', 'weights'), images)}",
+            f"## Texts\n\n{table(('name', 'config', 'parameters', 'licence'), texts)}",
+        ]
+    )
+
+
+def from_root(name: str) -> str:
+    """Return a page of the repository's top folder; links into docs/ lead to the site's pages, other files get none."""
+    text = re.sub(r"\]\(docs/", "](", (ROOT / name).read_text(encoding="utf-8"))
+    return re.sub(r"\[([^\]]+)\]\((?!https?://|#|[\w/]+\.md)[^)]*\)", r"\1", text)
+
+
+def notes(name: str) -> dict[str, dict[str, float]]:
+    """Return the tables of numbers that a module defines, from its source text."""
+    found = {}
+    for node in ast.parse(RATES.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and isinstance(node.targets[0], ast.Name):
+            found[node.targets[0].id] = ast.literal_eval(node.value)
+    return {key: rates for key, rates in found.items() if name in rates}
+
+
+def frame(name: str) -> str:
+    """Return the options, learning rates and config of a method, for the end of its page."""
+    source = next(each for each in adapters().values() if each.name.lower() == name)
+    rates = {key: rates[source.name] for key, rates in notes(source.name).items()}
+    both = next((rate for key, rate in rates.items() if key != "_VISION_ONLY"), None)
+    vision = rates.get("_VISION_ONLY", both)
+    config = {"fullfinetuning": "full", "linearprobe": "linear_probe"}.get(name, name)
+    text = (ROOT / "configs" / "adapters" / f"{config}.yaml").read_text(encoding="utf-8")
+    rate = (
+        f"If you set none, {both:g} for both towers of a CLIP and {vision:g} for an image tower or DINOv2. "
+        "[Rank and alpha](../rank_and_alpha.md#learning-rate) has the sources."
+        if both is not None
+        else "If you set none, the rate of its inner method."
+    )
+    return "\n\n".join(
+        [
+            "## Options",
+            options(source.options.values(), "--model.adapter.") if source.options else "It has no options.",
+            f"## Learning rate\n\n{rate}",
+            f"## Config\n\nAdd `--config {config}` to a run. The file is `configs/adapters/{config}.yaml`:",
+            f"```yaml\n{text.rstrip()}\n```",
+        ]
+    )
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "command_options.md": help_pages,
+    "config_keys.md": config_keys,
+    "datasets.md": datasets,
+    "models.md": models,
+    "changelog.md": lambda: from_root("CHANGELOG.md"),
+    "contributing.md": lambda: from_root("CONTRIBUTING.md"),
+}
+
+
+SOUGHT = {
+    "api/index.md": ["api", "python"],
+    "install.md": ["install", "pip", "conda", "docker", "cuda"],
+    "citation.md": ["citation", "cite", "bibtex"],
+    "logging.md": ["wandb", "tensorboard", "mlflow"],
+    "prompts.md": ["qlora", "quantize", "llama"],
+    "compared_with_peft.md": ["peft", "loralib"],
+    "several_machines.md": ["multi-node", "slurm", "torchrun"],
+    "troubleshooting.md": ["oom", "nan", "401"],
+}
+"""Words that readers search for, and the page that comes first. Pages that are not written yet do no harm."""
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Name the version at the foot of every page."""
+    config.copyright = f"randlora-pl {__version__}, Apache-2.0"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> None:
+    """Add the pages that exist on the site only."""
+    for name, make in PAGES.items():
+        files.append(File.generated(config, name, content=make()))
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Complete the page of a method, and let results come last in a search."""
+    folder, _, name = page.file.src_uri.rpartition("/")
+    if page.file.src_uri in SOUGHT:
+        page.meta["tags"] = SOUGHT[page.file.src_uri]
+    if folder.startswith("results"):
+        page.meta["search"] = {"boost": 0.5}
+    if folder == "methods" and name != "index.md":
+        return f"{markdown}\n\n{frame(name.removesuffix('.md'))}\n"
+    return markdown
