@@ -56,7 +56,7 @@ def fit(run: Run, copy: Copy, place: Path, config: str) -> dict[str, Any]:
 
     classes = copy.row.classes
     assert classes is not None
-    (folder,) = (place / "runs").glob("*/*")
+    (folder,) = (place / "runs").glob("*/2*")
     assert {path.name for path in place.iterdir()} == {"runs"}
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
         *("config.yaml", "results.json", "run.log", "checkpoints/last.ckpt"),

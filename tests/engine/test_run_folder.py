@@ -59,9 +59,9 @@ def test_only_empty_handed_folders_are_removed(tmp_path: Path) -> None:
     assert folder.is_dir()
 
 
-def test_no_run_folder_names_the_newest_run_below(tmp_path: Path) -> None:
-    (tmp_path / "2026-01-01").mkdir()
-    (tmp_path / "2026-01-01" / "config.yaml").write_text("")
+def test_no_run_folder_names_a_run_below(tmp_path: Path) -> None:
+    (tmp_path / "a" / "2026-01-01").mkdir(parents=True)
+    (tmp_path / "a" / "2026-01-01" / "config.yaml").write_text("")
     with pytest.raises(UserError, match="2026-01-01"):
         runs.check_run(tmp_path)
 

@@ -22,7 +22,7 @@ KEYS = (
 
 
 def only_run(root: Path, name: str = "quickstart") -> Path:
-    (folder,) = (root / "runs" / name).iterdir()
+    (folder,) = (root / "runs" / name).glob("2*")
     return folder
 
 

@@ -63,7 +63,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, undisturbed: Path) -> Path:
 @pytest.fixture
 def folder(killed: Path, tmp_path: Path) -> Path:
     """A copy of the run of `killed`, in ``tmp_path``."""
-    (folder,) = killed.glob("runs/quickstart/*")
+    (folder,) = killed.glob("runs/quickstart/2*")
     return Path(shutil.copytree(folder, tmp_path / folder.relative_to(killed)))
 
 

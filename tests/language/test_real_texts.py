@@ -35,7 +35,7 @@ def test_randlora_learns_the_sentiment_of_film_reviews(run: Run, tmp_path: Path)
             "--data.epochs", "2", "--run.name", method, *SMALL,
         )  # fmt: skip
         assert shown.code == 0, shown.err
-        (folder,) = (tmp_path / "runs" / method).iterdir()
+        (folder,) = (tmp_path / "runs" / method).glob("2*")
         accuracy[method] = json.loads((folder / "results.json").read_text())["test/acc"]
     assert accuracy["RandLoRA"] > 0.506 + 0.25
     assert accuracy["RandLoRA"] > accuracy["LinearProbe"] + 0.1

@@ -94,7 +94,7 @@ def worker(agent: subprocess.Popen[str], rank: int) -> int:
 def wait_for_checkpoint(folder: Path, *processes: subprocess.Popen[str]) -> Path:
     """The run folder, as soon as it holds a checkpoint."""
     deadline = time.monotonic() + PATIENCE
-    while not (found := list(folder.glob("runs/*/*/checkpoints/last.ckpt"))):
+    while not (found := list(folder.glob("runs/*/2*/checkpoints/last.ckpt"))):
         assert all(process.poll() is None for process in processes) and time.monotonic() < deadline
         time.sleep(0.01)
     return found[0].parents[1]

@@ -19,20 +19,20 @@ STANDALONE = ("--standalone", "--nproc-per-node", "2")
 
 
 def weights(folder: Path) -> bytes:
-    (file,) = folder.glob("runs/*/*/adapter/adapter.safetensors")
+    (file,) = folder.glob("runs/*/2*/adapter/adapter.safetensors")
     return file.read_bytes()
 
 
 def compare(folder: Path, alone: Path) -> None:
     """Same training, in a run folder of its own."""
     (results,), (expected,) = (
-        [json.loads(file.read_text()) for file in place.glob("runs/*/*/results.json")] for place in (folder, alone)
+        [json.loads(file.read_text()) for file in place.glob("runs/*/2*/results.json")] for place in (folder, alone)
     )
     assert (results["devices"], results["effective_batch"]) == (2, expected["effective_batch"])
     assert results["exchange/bytes_per_step"] == 4 * results["trainable_parameters"]
     assert "exchange/bytes_per_step" not in expected
     assert results["test/loss"] == pytest.approx(expected["test/loss"], rel=1e-3)
-    (file,), (other,) = (list(place.glob("runs/*/*/adapter/adapter.safetensors")) for place in (folder, alone))
+    (file,), (other,) = (list(place.glob("runs/*/2*/adapter/adapter.safetensors")) for place in (folder, alone))
     ours, theirs = load_file(file), load_file(other)
     error = sum(float((ours[name] - value).norm() ** 2) for name, value in theirs.items()) ** 0.5
     assert error < 1e-3 * sum(float(value.norm() ** 2) for value in theirs.values()) ** 0.5
@@ -46,6 +46,8 @@ def test_two_machines_and_two_tasks_end_as_one_process(run: Run, tmp_path: Path)
         folder.mkdir()
         found = outputs(start([*FIT, "--data.batch_size", "4", "--data.eval_batch_size", "16"], folder))
         assert [code for code, _ in found] == [0, 0], found
+        (latest,) = folder.glob("runs/*/latest")
+        assert not list(folder.glob("runs/*/.*")) and (latest / "results.json").is_file()
         assert " kB of gradients a step among 2 devices" in found[0][1]
         assert not [line for line in found[1][1].splitlines() if "runs/" in line or line.startswith("randlora-pl")]
         compare(folder, tmp_path)

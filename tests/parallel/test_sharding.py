@@ -161,13 +161,13 @@ def test_a_fit_with_two_devices_and_its_test_with_one(run: Run, tmp_path: Path) 
     assert done.returncode == 0, done.stderr[-2000:]
     for text in ("frozen weights of 10 blocks: 6.9 MB of 13.8 MB on each device", "memory low"):
         assert text in done.stdout
-    (file,) = tmp_path.glob("runs/*/*/results.json")
+    (file,) = tmp_path.glob("runs/*/2*/results.json")
     found = json.loads(file.read_text())
     assert found["finished"] and found["exchange/bytes_per_step"] == 4 * found["trainable_parameters"]
     assert found["sharded/device_bytes"] * 2 == found["sharded/bytes"] and found["sharded/blocks"] == 10
     alone = run("test", "--run", str(file.parent), "--trainer.devices", "1")
     assert alone.code == 0 and "nothing" in alone.err
-    (tested,) = tmp_path.glob("runs/*-test/*/results.json")
+    (tested,) = tmp_path.glob("runs/*-test/2*/results.json")
     assert json.loads(tested.read_text())["test/loss"] == pytest.approx(found["test/loss"], rel=1e-5)
 
 

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.common.arguments import CommandParser, check_positive
@@ -15,6 +14,7 @@ from randlora_pl.cli.help.pages import page
 from randlora_pl.cli.predict.arguments import MAX_PIXELS
 from randlora_pl.config.adapter_config import adapter_config
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.files.weights_files import file_name
 from randlora_pl.utils.text.log_filters import silence_library_warnings
 from randlora_pl.utils.text.printable import printable
@@ -29,7 +29,7 @@ HOSTS = ("127.0.0.1", "0.0.0.0", "::")
 def parse(args: list[str]) -> argparse.Namespace:
     """Return the options of ``serve``."""
     parser = CommandParser("serve")
-    parser.add_argument("--adapter", type=Path, required=True)
+    parser.add_argument("--adapter", type=find_adapter, required=True)
     parser.add_argument("--allow-host", "--allow_host", nargs="+", action="extend", default=[])
     parser.add_options(host=HOSTS[0], port=8000, device="auto", workers=1, batch_size=16, batch_timeout=0.01)
     parser.add_options(max_upload_mb=20.0, max_pixels=MAX_PIXELS, token=os.environ.get(TOKEN, ""))

@@ -18,6 +18,7 @@ from randlora_pl.config.shipped import find_config
 from randlora_pl.utils.class_paths import public_path, with_public_paths
 from randlora_pl.utils.errors import UserError, brief, errors_in
 from randlora_pl.utils.files.documents import parse_yaml
+from randlora_pl.utils.files.run_files import find_adapter, find_run
 
 if TYPE_CHECKING:
     pass
@@ -229,9 +230,16 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
                 command.config = merge(command.config, normalize(tree))
             command.named.append(str(file))
         else:
-            command.folders[option[2:]] = Path(value)
+            command.folders[option[2:]] = folder_of(option[2:], value)
     _take_classes(command)
     return command
+
+
+def folder_of(option: str, value: str) -> Path:
+    """Return the folder that ``--resume``, ``--run`` or ``--adapter`` names; ``--resume auto`` names none yet."""
+    if (option, value) == ("resume", "auto"):
+        return Path(value)
+    return find_adapter(value) if option == "adapter" else find_run(value)
 
 
 def is_option(word: str) -> bool:

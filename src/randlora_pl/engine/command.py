@@ -1,16 +1,24 @@
 """The checked command of a run: typed options over the config of a run or the data options beside an adapter."""
 
 import copy
-import shlex
 from pathlib import Path
 
 from randlora_pl.config.adapter_config import adapter_config, config_beside, data_beside
-from randlora_pl.config.compose import DEFAULTS, FOLDER_OPTIONS, Command, compose, merge, normalize, read_config
+from randlora_pl.config.compose import (
+    DEFAULTS,
+    FOLDER_OPTIONS,
+    Command,
+    compose,
+    folder_of,
+    merge,
+    normalize,
+    read_config,
+)
 from randlora_pl.config.validate import check_names
-from randlora_pl.engine.run_folder import check_architecture, check_run, newest_unfinished, planned_name, tested_adapter
+from randlora_pl.engine.run_folder import check_architecture, check_run, newest_unfinished, planned_name
 from randlora_pl.parallel.launch import broadcast_decision
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
+from randlora_pl.utils.files.run_files import CONFIG, find_adapter
 
 
 def prepare(verb: str, args: list[str]) -> Command:
@@ -29,9 +37,7 @@ def prepare(verb: str, args: list[str]) -> Command:
         words = ["--config", str(check_run(folders["resume"])), *words]
     elif "run" in folders:
         words = ["--config", str(check_run(folders["run"])), *words]
-        if not (folders["run"] / ADAPTER).is_dir():
-            place = shlex.quote(str(folders["run"]))
-            raise UserError(f"{folders['run']} is not finished: randlora-pl fit --resume {place}")
+        find_adapter(folders["run"])  # raises the error of a run without one
     beside = config_beside(folders["adapter"]) if "adapter" in folders and not typed_config else None
     if beside is not None:
         defaults = merge(defaults, data_beside(beside))
@@ -82,7 +88,7 @@ def folders_in(args: list[str], names: tuple[str, ...]) -> dict[str, Path]:
     for index, word in enumerate(args):
         option, equals, value = word.partition("=")
         if option.startswith("--") and option[2:] in names and (equals or index + 1 < len(args)):
-            found[option[2:]] = Path(value if equals else args[index + 1])
+            found[option[2:]] = folder_of(option[2:], value if equals else args[index + 1])
     return found
 
 
@@ -90,4 +96,4 @@ def adapter_of(command: Command) -> Path | None:
     """Return the adapter folder that ``--adapter`` or ``--run`` names."""
     if "adapter" in command.folders:
         return command.folders["adapter"]
-    return tested_adapter(command.folders["run"]) if "run" in command.folders else None
+    return find_adapter(command.folders["run"]) if "run" in command.folders else None

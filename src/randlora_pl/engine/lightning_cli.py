@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn, Union, get_args
 
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -41,6 +41,7 @@ from randlora_pl.parallel.launch import TIMEOUT
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.tasks.trainer import SETTINGS
 from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.files.run_files import follow_latest, link_latest
 from randlora_pl.utils.text.log_filters import filter_library_warnings
 
 LOGGERS = ("tensorboard", "csv", "wandb", "none")
@@ -123,6 +124,23 @@ def _validation(config: dict[str, Any], callbacks: list[Callback]) -> list[Callb
     return found
 
 
+class _Latest(Callback):
+    """Callback that lets the link ``latest`` point to a new run.
+
+    By then all processes of the run have read their options, in which the link means the run before.
+    """
+
+    linked = False
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.is_global_zero and not self.linked:
+            link_latest(self.folder)
+        self.linked = True
+
+
 class App(LightningCLI):
     """Builder of task, data, trainer and callbacks from one command.
 
@@ -177,6 +195,8 @@ class App(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the given words instead of the command line of the process."""
         self.config = parser.parse_args(args)
+        if start := self.config.ckpt_path:  # before this run becomes the latest
+            self.config.ckpt_path = str(follow_latest(Path(start)))
 
     def instantiate_classes(self) -> None:
         """Instantiate all classes; report any error in one line."""
@@ -216,6 +236,8 @@ class App(LightningCLI):
         replaced = any(isinstance(callback, AnyProgressBar) for callback in users)
         if config["enable_progress_bar"] is not False and not replaced:
             own.append(ProgressBar())
+        if self.created and self._path is None:
+            own.append(_Latest(self.folder))
         config = with_strategy(with_devices(config), self.config_init.run.timeout)
         return super()._instantiate_trainer(config, [*own, *callbacks])
 

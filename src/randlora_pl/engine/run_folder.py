@@ -15,7 +15,7 @@ from randlora_pl.utils.class_paths import public_path
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_bytes
 from randlora_pl.utils.files.documents import parse_json
-from randlora_pl.utils.files.run_files import ADAPTER, BEST, CONFIG, LAST, RESULTS
+from randlora_pl.utils.files.run_files import ADAPTER, CONFIG, LAST, RESULTS, runs_in, unlink_latest
 
 CHECKSUM = "# SHA-256 of the lines below: "
 _ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"
@@ -120,6 +120,7 @@ def remove_folder(folder: Path, made: Iterable[Path] = ()) -> None:
     if (folder / LAST).exists() or (folder / ADAPTER).exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
+    unlink_latest(folder)
     os.environ.pop(_ENVIRONMENT, None)
     for parent in made:
         try:
@@ -135,8 +136,8 @@ def check_run(folder: Path) -> Path:
         UserError: The folder is not a run folder, or its config was changed.
     """
     if not (folder / CONFIG).is_file():
-        found = sorted(folder.glob(f"*/{CONFIG}")) or sorted(folder.glob(f"*/*/{CONFIG}"))
-        hint = f" Its newest run: {found[-1].parent}" if found else " A run folder is ROOT/NAME/TIME, see runs/."
+        found = [run for name in sorted(folder.glob("*/")) for run in runs_in(name)]
+        hint = f" A run in it: {found[-1]}" if found else " A run folder is ROOT/NAME/TIME, see runs/."
         raise UserError(f"{folder} is not a run folder: it has no {CONFIG}.{hint}")
     file = folder / CONFIG
     text = file.read_text(encoding="utf-8", errors="replace")
@@ -147,16 +148,6 @@ def check_run(folder: Path) -> Path:
             "it as it is. What shall change can be typed behind --resume."
         )
     return file
-
-
-def tested_adapter(run: Path) -> Path:
-    """Return the adapter of a run that its ``fit`` tested: the last one, or the best of its validations."""
-    try:
-        name = parse_json((run / RESULTS).read_text(encoding="utf-8"))["tested"]
-    except (OSError, ValueError, TypeError, KeyError):  # of an older version, not finished, or damaged
-        name = ADAPTER
-    best = run / BEST
-    return best if name == BEST and best.is_dir() else run / ADAPTER
 
 
 def checksum(text: str) -> str:
@@ -179,7 +170,7 @@ def newest_unfinished(root: Path, name: str) -> Path | None:
         root: Folder of all runs.
         name: Name of the run.
     """
-    for folder in sorted((file.parent for file in (root / name).glob(f"*/{CONFIG}")), reverse=True):
+    for folder in reversed(runs_in(root / name)):
         results = folder / RESULTS
         try:
             if not (results.is_file() and parse_json(results.read_text(encoding="utf-8")).get("finished")):

@@ -41,7 +41,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         words = ["--model.adapter", *method, "--run.root", str(root), "--run.name", name]
         assert main(["fit", *SMALL, "--trainer.limit_val_batches", "0", "--run.logger", "none", *words]) == 0
         os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
-    return {name: str(next((root / name).iterdir())) for name in METHODS}
+    return {name: str(next((root / name).glob("2*"))) for name in METHODS}
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -269,7 +269,7 @@ def test_a_landscape_of_other_things_is_refused(run: Run, three: dict[str, str],
     words = [three["lora"], three["randlora"]]
     text = [*SMALL, "--trainer.limit_val_batches", "0", "--run.logger", "none", "--model.adapter", "LoRA"]
     assert run("fit", *text, "--model", "TextHeadTask", "--run.name", "text").code == 0
-    (other,) = (tmp_path / "runs" / "text").iterdir()
+    (other,) = (tmp_path / "runs" / "text").glob("2*")
     refused = run("analyze", "landscape", *words, str(other), *SMALL_GRID)
     assert refused.code == 2 and ("different tasks" in refused.err or "different" in refused.err)
     write_folder(tmp_path / "my")
@@ -326,7 +326,7 @@ def test_forgetting(run: Run, three: dict[str, str], tmp_path: Path) -> None:
             "test", *command, *base, "--run.root", "runs", "--run.name", key, "--trainer.limit_test_batches", "1.0"
         )
         assert tested.code == 0, tested.err
-        (file,) = tmp_path.glob(f"runs/{key}-test/*/results.json")
+        (file,) = tmp_path.glob(f"runs/{key}-test/2*/results.json")
         assert 100 * json.loads(file.read_text())["test/acc"] == pytest.approx(float(rows[0][key]), abs=1e-4)
     assert "mean change elsewhere" in done.out
 

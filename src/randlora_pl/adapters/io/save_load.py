@@ -28,6 +28,7 @@ from randlora_pl.adapters.random_bases import STORED, Bases
 from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_adapter_schema, check_arguments
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files.atomic_output import disk_errors
+from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.files.weights_files import without_local_paths
 
 FORMAT_VERSION, OLDEST_FORMAT = 3, 2
@@ -93,8 +94,7 @@ def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> 
     Returns:
         Size in bytes.
     """
-    read_adapter(source)
-    contents = container.read(source)
+    contents = container.read(read_adapter(source).path)
     tensors = {name: cast(tensor, dtype) for name, tensor in contents.tensors.items()}
     with disk_errors(path):
         container.write(path.absolute(), Contents(without_local_paths(contents.config), tensors, contents.bases))
@@ -110,13 +110,14 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
     """Read and validate an adapter without a model.
 
     Args:
-        path: Adapter folder or ``.safetensors`` file.
+        path: Adapter folder, ``.safetensors`` file, or run folder, see `find_adapter`.
         name: Name in messages; by default the path.
 
     Raises:
         UserError: A part is missing, damaged, or in another format.
     """
-    file, path = Path(path), Path(name or path)
+    file = find_adapter(path)
+    path = Path(name or file)
     contents = container.read(file, path)
     config = contents.config
     version = config.get("format_version")

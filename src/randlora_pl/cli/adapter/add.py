@@ -8,6 +8,7 @@ from randlora_pl.cli.common.arguments import CommandParser, check_output
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import refuse_inputs
+from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.rank_or_error import check_rank_or_error
 
 PAGE = """\
@@ -31,7 +32,7 @@ seeds; they must have been trained on the same base model. Updates are added up 
 
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = CommandParser("adapter add")
-    parser.add_argument("adapters", type=Path, nargs="+")
+    parser.add_argument("adapters", type=find_adapter, nargs="+")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--as", dest="form", choices=("merged", "lora"), default="merged")
     parser.add_options(weights=[float], rank=int, error=float, head=1, overwrite=False)

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.adapter.info import described
@@ -11,6 +10,7 @@ from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.tables import entry, layer_table
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import find_adapter
 
 PAGE = """\
 What two adapters differ in: method, options, base model, targets, classes, training; and for each layer the norm of
@@ -31,7 +31,7 @@ _OWN = ("path", "file_bytes")
 def diff_verb(args: list[str]) -> int:
     """Compare two adapters."""
     parser = CommandParser("adapter diff")
-    parser.add_argument("adapters", type=Path, nargs=2)
+    parser.add_argument("adapters", type=find_adapter, nargs=2)
     parser.add_options(layers=False, json=False)
     parser.add_weights()
     options = parser.parse_args(args)

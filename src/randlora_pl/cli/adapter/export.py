@@ -9,6 +9,7 @@ from randlora_pl.cli.common.arguments import CommandParser, check_output
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.atomic_output import refuse_inputs
+from randlora_pl.utils.files.run_files import find_adapter
 
 PAGE = """\
 An adapter in the form of another system. What is written is read again and compared before it gets its name.
@@ -46,7 +47,7 @@ _OPTIONS = {"rank": ("lora",), "error": ("lora",), "part": ("onnx", "torch"), "d
 
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = CommandParser("adapter export")
-    parser.add_argument("adapter", type=Path)
+    parser.add_argument("adapter", type=find_adapter)
     parser.add_argument("--to", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_weights()

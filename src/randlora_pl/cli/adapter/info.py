@@ -3,12 +3,12 @@
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.tables import entry, layer_table
 from randlora_pl.config.adapter_config import check_adapter
+from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.text.printable import printable
 
 PAGE = """\
@@ -44,7 +44,7 @@ _COLUMNS = {
 def info_verb(args: list[str]) -> int:
     """Read the adapter, and the base model if it is on this machine."""
     parser = CommandParser("adapter info")
-    parser.add_argument("adapter", type=Path)
+    parser.add_argument("adapter", type=find_adapter)
     parser.add_options(layers=False, json=False)
     parser.add_weights()
     options = parser.parse_args(args)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import find_adapter
 
 if TYPE_CHECKING:
     from randlora_pl.interop.merge.vision import Written
@@ -34,7 +35,7 @@ out with its linear head as classifier. For the model tiny, which open_clip does
 
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = CommandParser("adapter merge")
-    parser.add_argument("adapter", type=Path)
+    parser.add_argument("adapter", type=find_adapter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--no-head", "--no_head", dest="head", action="store_false")
     parser.add_options(scale=1.0, overwrite=False)

@@ -7,6 +7,7 @@ from randlora_pl.cli.common.arguments import CommandParser, check_parent
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
+from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.text.printable import printable
 
 PAGE = """\
@@ -31,7 +32,7 @@ Log in first: hf auth login, or set HF_TOKEN. HF_ENDPOINT names another server.
 
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = CommandParser("adapter push")
-    parser.add_argument("adapter", type=Path)
+    parser.add_argument("adapter", type=find_adapter)
     parser.add_argument("--repo", required=True)
     parser.add_argument("--licence", "--license")
     parser.add_options(private=False, revision=str, message="Add adapter", card=Path, dry_run=False)

@@ -18,7 +18,7 @@ PAGE = """\
 How alike the activations of two models are: linear CKA of attention and MLP outputs in every block (Figure 4a).
 1: equal but for rotation and scale; 0: nothing in common.
 
-  randlora-pl analyze cka runs/full/TIME runs/lora/TIME runs/randlora/TIME
+  randlora-pl analyze cka runs/full runs/lora runs/randlora
   randlora-pl analyze cka FULL_A LORA_A FULL_B LORA_B           of two data sets: means over both
 
   RUN RUN ...           Runs or adapters. The first of each data set is what its others are compared with; methods of

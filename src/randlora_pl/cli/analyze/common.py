@@ -11,7 +11,7 @@ from randlora_pl.cli.common import devices
 from randlora_pl.config.adapter_config import config_beside, data_beside
 from randlora_pl.engine.run_folder import new_folder, output_folder
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
+from randlora_pl.utils.files.run_files import ADAPTER, find_adapter
 from randlora_pl.utils.text.formatting import byte_size
 
 if TYPE_CHECKING:
@@ -49,11 +49,9 @@ def open_run(path: Path) -> AnalyzedRun:
     """Read the adapter of a run folder, or an adapter folder or file, and the options of its training data."""
     from randlora_pl.adapters import read_adapter
 
-    adapter = path / ADAPTER if (path / ADAPTER).is_dir() else path
+    adapter = find_adapter(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; a run folder is ROOT/NAME/TIME, an adapter RUN/{ADAPTER}.")
-    if (path / CONFIG).is_file() and adapter == path:
-        raise UserError(f"{path} has no adapter yet; go on with: randlora-pl fit --resume {path}")
     file = read_adapter(adapter)
     folder = adapter.resolve().parent
     if beside := config_beside(adapter):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PAGE = """\
 What a tuned CLIP has forgotten: its zero-shot accuracy on other data sets, before and after tuning.
 
-  randlora-pl analyze forgetting runs/lora/TIME runs/randlora/TIME --datasets fashion_mnist cifar10
+  randlora-pl analyze forgetting runs/lora runs/randlora --datasets fashion_mnist cifar10
 
   RUN ...               Runs or adapters of VisionLanguageTask or TextHeadTask; other heads name no new classes
   --datasets NAME ...   Datasets, as in randlora-pl datasets; the training dataset may be one of them

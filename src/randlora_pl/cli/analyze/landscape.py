@@ -32,7 +32,7 @@ PAGE = """\
 The loss on the plane through three trained models: contours, and a page to turn it around in (Figures 4b and 5).
 Each point of a grid gets the weights a1 RUN1 + a2 RUN2 + a3 RUN3, a1 + a2 + a3 = 1, updates merged and heads included.
 
-  randlora-pl analyze landscape runs/lora/TIME runs/randlora/TIME runs/full/TIME
+  randlora-pl analyze landscape runs/lora runs/randlora runs/full
   randlora-pl analyze landscape --resume DIR       goes on after Ctrl-C or a crash; draws a finished one again
 
   RUN RUN RUN           Three runs or adapters of one base model and one data set

@@ -1,7 +1,6 @@
 """``analyze represent``: error of adapters of one budget in expressing an update."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.analyze.common import AnalyzedRun, open_run, print_output, write_output
@@ -9,6 +8,7 @@ from randlora_pl.cli.common.arguments import CommandParser, check_positive
 from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import find_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,8 +20,8 @@ RANKS = (1, 2, 4, 8, 16, 32)
 PAGE = """\
 How much of a real update a LoRA and a RandLoRA of the same number of parameters can express (equations 6 to 8).
 
-  randlora-pl analyze represent runs/full/TIME
-  randlora-pl analyze represent runs/full/TIME --ranks 32 --targets mlp
+  randlora-pl analyze represent runs/full
+  randlora-pl analyze represent runs/full --ranks 32 --targets mlp
 
   RUN              A run or adapter, of full fine-tuning as a rule: its update is what is approximated
   --ranks K ...    Ranks of LoRA, each a budget; RandLoRA gets the rank of the nearest count (default:
@@ -69,7 +69,7 @@ def represent_verb(args: list[str]) -> int:
 
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = CommandParser("analyze represent")
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=find_run)
     parser.add_options(ranks=[int], targets=[str], sweeps=100, seed=0, output=str)
     typed = parser.parse_args(args)
     check_positive(typed, "ranks", "sweeps")

@@ -12,7 +12,7 @@ PAGE = """\
 Rank, stable rank, effective rank and singular values of the update of every layer, for several adapters side by side.
 Table 2 of the paper holds that accuracy follows the rank of the updates at equal numbers of parameters.
 
-  randlora-pl analyze spectrum runs/lora/TIME runs/randlora/TIME
+  randlora-pl analyze spectrum runs/lora runs/randlora
   randlora-pl analyze spectrum ADAPTER ADAPTER --output DIR
 
   RUN ...          Run folders or adapters. Full fine-tuning counts, too: its update is trained less untrained weights

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.files.run_files import find_runs
 from randlora_pl.utils.files.weights_files import register_weights
 
 
@@ -51,8 +52,10 @@ class CommandParser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Return the options; pass a weights file among them to `find_weights`."""
+        """Return the options: paths of runs as by `find_runs`; a weights file is passed to `find_weights`."""
         parsed = super().parse_args(args, namespace)
+        if runs := getattr(parsed, "runs", None):
+            parsed.runs = find_runs(runs)
         if files := getattr(parsed, "weights_files", None):
             register_weights(files)
         return parsed

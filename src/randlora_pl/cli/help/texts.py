@@ -4,21 +4,22 @@ TEXTS = {
     "fit": """\
 Train, and test the last weights; VisionLanguageTask and TextHeadTask also test the untrained model before that.
 Everything about the run goes to runs/NAME/TIME: config, TensorBoard, log, checkpoint, adapter, results.json.
+runs/NAME/latest is a link to the newest run.
 
   randlora-pl fit --config quickstart
   randlora-pl fit --config clip_vitb32 --config lora --data.dataset cifar10 --data.shots 16
-  randlora-pl fit --resume runs/quickstart/TIME              goes on after a crash or Ctrl-C
+  randlora-pl fit --resume runs/quickstart/latest            goes on after a crash or Ctrl-C
 """,
     "test": """\
 Test an adapter on the test images of a data set, or the untrained model where no adapter is named.
 
-  randlora-pl test --run runs/quickstart/TIME                config and adapter of a run
+  randlora-pl test --run runs/quickstart/latest              config and adapter of a run
   randlora-pl test --adapter FOLDER --config clip_vitb32 --data.dataset cifar10
 """,
     "validate": """\
 Test an adapter on the validation images, which are kept out of training.
 
-  randlora-pl validate --run runs/quickstart/TIME            config and adapter of a run
+  randlora-pl validate --run runs/quickstart/latest          config and adapter of a run
   randlora-pl validate --adapter FOLDER --config clip_vitb32 --data.dataset cifar10
 """,
     "predict": """\
@@ -26,13 +27,13 @@ Classify images or texts with a trained adapter, or answer prompts. Writes a CSV
 next best classes; or text, class ...; or prompt, written. Several adapters share one pass over the images and, where
 they can, one base model; the file then has a line for each image and adapter: image, adapter, class, probability ...
 
-  randlora-pl predict --adapter runs/quickstart/TIME/adapter --images photos/ cat.jpg --output predictions.csv
-  randlora-pl predict --adapter RUN/adapter --texts questions.txt
-  randlora-pl predict --adapter runs/cars/TIME/adapter pets=pets.safetensors --images photos/
+  randlora-pl predict --adapter runs/quickstart/latest --images photos/ cat.jpg --output predictions.csv
+  randlora-pl predict --adapter RUN --texts questions.txt
+  randlora-pl predict --adapter runs/cars/latest pets=pets.safetensors --images photos/
   randlora-pl predict --adapter ADAPTER ADAPTER --weights 0.5 0.5 --images photos/
 
-  --adapter [NAME=]PATH ...  Adapter folders (RUN/adapter) or .safetensors files, which know their base model, class
-                        names and prompts; the default NAME is the part in which their paths differ
+  --adapter [NAME=]PATH ...  Adapter folders, .safetensors files or runs, which know their base model, class names and
+                        prompts; the default NAME is the part in which their paths differ
   --pretrained FILE     Weights file of a base model, where this machine does not know it; again for further ones. Of a
                         language model its folder
   --weights W ...       One model instead: the base and the sum of the adapters' updates, each W times; the classes
@@ -181,20 +182,21 @@ Tables and figures of a sweep, as Markdown, CSV and one HTML page that needs not
     "compare": """\
 Runs side by side: what differs in their configs, and their results, parameters, time and memory.
 
-  randlora-pl compare runs/quickstart/TIME runs/quickstart/TIME
+  randlora-pl compare runs/lora runs/randlora
   randlora-pl compare runs/sweeps/NAME/cells/* --json
 
-  RUN RUN ...      Folders of runs; damaged or unfinished ones are marked and shown partially
+  RUN RUN ...      Folders of runs, or runs/NAME for its newest run; damaged or unfinished ones are marked and shown
+                   partially
   --json           Everything for another program: all options, all figures
 """,
     "serve": """\
 Classify images over HTTP, with a page to drop images on (pip install 'randlora-pl[serve]').
 
-  randlora-pl serve --adapter runs/quickstart/TIME/adapter
+  randlora-pl serve --adapter runs/quickstart/latest
   curl -F image=@photo.jpg 'http://127.0.0.1:8000/predict?top_k=3'
   curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/predict
 
-  --adapter ADAPTER        Folder or file; it knows its base model, class names and prompts
+  --adapter ADAPTER        Folder, file or run; it knows its base model, class names and prompts
   --pretrained FILE        Weights file of the base model, where this machine does not know it
   --host ADDRESS           127.0.0.1 for this machine alone (default), 0.0.0.0 or :: for all
   --port PORT              (default 8000)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from randlora_pl.cli.common.arguments import CommandParser, check_positive, spelled
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import find_adapter
 
 _OF_IMAGES = ("weights", "on_error", "max_pixels")
 MAX_PIXELS = 50_000_000
@@ -59,7 +60,7 @@ def name_adapters(words: Sequence[str]) -> dict[str, Path]:
         name = given or default
         if name in found:
             raise UserError(f"--adapter has two called {name}, {found[name]} and {path}: give them names, NAME={path}")
-        found[name] = Path(path)
+        found[name] = find_adapter(path)
     return found
 
 

@@ -1,7 +1,15 @@
-"""Run folder (Lightning's ``default_root_dir``) and names of its files."""
+"""Run folder (Lightning's ``default_root_dir``), names of its files, and the link ``latest`` to the newest run."""
 
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.documents import parse_json
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -16,3 +24,107 @@ CONFIG = "config.yaml"
 LAST = "checkpoints/last.ckpt"
 ADAPTER, BEST = "adapter", "adapter-best"
 RESULTS = "results.json"
+LATEST = "latest"
+"""Name of the link to the newest run, beside the runs of one name."""
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Return the run folders in a folder, the newest last; the link ``latest`` is not one of them."""
+    found = (file.parent for file in folder.glob(f"*/{CONFIG}"))
+    return sorted((run for run in found if run.name != LATEST and run.name[0] != "."), key=_age)
+
+
+def _age(run: Path) -> list[str | int]:
+    """Return a key that sorts ``TIME_10`` behind ``TIME_2``."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", run.name)]
+
+
+def link_latest(run: Path) -> None:
+    """Let ``latest`` beside a run point to it, in one step; skip it if the file system has no links.
+
+    A file or folder of the user with that name stays as it is.
+    """
+    link, part = run.with_name(LATEST), run.with_name(f".{LATEST}-{os.getpid()}")
+    if link.exists() and not link.is_symlink():
+        return
+    with suppress(OSError, NotImplementedError):
+        part.unlink(missing_ok=True)
+        part.symlink_to(run.name, target_is_directory=True)
+        part.replace(link)
+
+
+def unlink_latest(run: Path) -> None:
+    """Let ``latest`` point to the newest remaining run if it points to a removed one; delete it without any."""
+    link = run.with_name(LATEST)
+    with suppress(OSError):
+        if link.is_symlink() and link.readlink() == Path(run.name):
+            if left := runs_in(run.parent):
+                link_latest(left[-1])
+            else:
+                link.unlink()
+
+
+def follow_latest(path: Path) -> Path:
+    """Return a path with its link ``latest`` replaced by the run, so that a later run does not change the path.
+
+    Raises:
+        UserError: The link points to a run that does not exist.
+    """
+    link = next((part for part in (path, *path.parents) if part.name == LATEST and part.is_symlink()), None)
+    if link is None:
+        return path
+    run = link.parent / link.readlink()
+    if not run.exists():
+        left = runs_in(link.parent)
+        again = f"randlora-pl fit --run.name {shlex.quote(link.absolute().parent.name)}"
+        mend = f"ln -sfn {shlex.quote(left[-1].name)} {shlex.quote(str(link))}" if left else again
+        raise UserError(f"{link} points to {run}, which does not exist. Run: {mend}")
+    return run / path.relative_to(link)
+
+
+def find_run(path: str | os.PathLike[str]) -> Path:
+    """Return a run folder: the path itself, the run that ``latest`` points to, or the newest run in the folder.
+
+    A path without a run, such as an adapter file, is returned as it is.
+
+    Raises:
+        UserError: See `follow_latest`.
+    """
+    run = follow_latest(Path(path))
+    return run if (run / CONFIG).is_file() else [run, *runs_in(run)][-1]
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Return `find_run` of each path; a link ``latest`` is left out if its run is also given, as by ``runs/NAME/*``."""
+    runs = [find_run(path) for path in paths]
+    links = [path.name == LATEST and path.is_symlink() for path in paths]
+    given = {run.resolve() for run, link in zip(runs, links, strict=True) if not link}
+    return [run for run, link in zip(runs, links, strict=True) if not (link and run.resolve() in given)]
+
+
+def find_adapter(path: str | os.PathLike[str]) -> Path:
+    """Return an adapter: the path itself, or the tested adapter of the run that `find_run` finds there.
+
+    A path without an adapter is returned as it is.
+
+    Raises:
+        UserError: The run has no adapter yet; see also `follow_latest`.
+    """
+    adapter = follow_latest(Path(path))
+    run = find_run(adapter)
+    if adapter.is_file() or (adapter / "adapter_config.json").is_file() or not (run / CONFIG).is_file():
+        return adapter
+    if not (run / ADAPTER).is_dir():
+        again = f"randlora-pl fit --resume {shlex.quote(str(run))}"
+        raise UserError(f"{run} is not finished and has no adapter yet. Run: {again}")
+    return tested_adapter(run)
+
+
+def tested_adapter(run: Path) -> Path:
+    """Return the adapter of a run that its ``fit`` tested: the last one, or the best of its validations."""
+    try:
+        name = parse_json((run / RESULTS).read_text(encoding="utf-8"))["tested"]
+    except (OSError, ValueError, TypeError, KeyError):  # of an older version, not finished, or damaged
+        name = ADAPTER
+    best = run / BEST
+    return best if name == BEST and best.is_dir() else run / ADAPTER
