@@ -6,6 +6,7 @@ import importlib.util
 import os
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.common.arguments import CommandParser, check_positive

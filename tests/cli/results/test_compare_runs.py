@@ -110,8 +110,8 @@ def test_a_run_without_a_config(run: Run, finished: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "compare: give two runs or more"),
-        (["whole"], "compare: give two runs or more"),
+        ([], "compare: give two runs"),
+        (["whole"], "compare: give two runs"),
         (["whole", "./whole"], "compare: whole is there twice"),
         (["whole", "none"], "none is not a run folder: it has no config.yaml"),
         (["whole", "none", "--jsn"], "Did you mean '--json'"),

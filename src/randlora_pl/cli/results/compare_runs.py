@@ -33,7 +33,7 @@ def compare_runs_verb(args: list[str]) -> int:
     options = parser.parse_args(args)
     folders: list[Path] = options.runs
     if len(folders) < 2:
-        raise UserError("compare: give two runs or more, such as runs/lora runs/randlora. See: randlora-pl compare --help")
+        raise UserError("compare: give two runs, such as runs/lora runs/randlora. See: randlora-pl compare --help")
     same = [folder for n, folder in enumerate(folders) if folder.resolve() in {f.resolve() for f in folders[:n]}]
     if same:
         raise UserError(f"compare: {same[0]} is there twice.")
