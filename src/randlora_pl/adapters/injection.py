@@ -21,6 +21,7 @@ from randlora_pl.adapters.targets.coverage import coverage
 from randlora_pl.adapters.targets.sites import Site
 from randlora_pl.adapters.trained import Tensors, choose_beside, chosen_tensors, frozen_outputs, trained_tensors
 from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.text.tables import table
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,7 @@ class InjectionReport:
             (name, kind, " x ".join(map(str, shape)), str(layers), f"{count:,}")
             for name, kind, shape, layers, count in self.grouped()
         ]
-        table = [("layer", "kind", "out x in", "layers", "trainable"), *body]
-        widths = [max(len(row[column]) for row in table) for column in range(5)]
-        lines = [
-            "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-            for row in table
-        ]
+        lines = [table(("layer", "kind", "out x in", "layers", "trainable"), body, right=(2, 3, 4))]
         percent = 100 * self.trainable / max(1, self.total)
         lines.append(
             f"{self.adapter.method()}: {self.trainable:,} of {self.total:,} parameters train ({percent:.2f} %)"

@@ -3,31 +3,25 @@
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from rich.table import Table
 
 from randlora_pl.callbacks.validation import validations
 from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.run_results import planned
 from randlora_pl.utils.text.console import print_above_progress
 from randlora_pl.utils.text.formatting import byte_size
-from randlora_pl.utils.text.tables import facts_table
+from randlora_pl.utils.text.tables import facts_table, table
 
 MOST_ROWS = 15
 _BYTES = 4  # trainable parameters are float32
 
 
-def layer_table(report: Any) -> Table:
+def layer_table(report: Any) -> str:
     """Return a table of the adapted layers of an `InjectionReport`, grouped by kind."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for number, title in enumerate(("adapted layer", "kind", "out x in", "layers", "trainable")):
-        table.add_column(title, justify="left" if number < 2 else "right")
     groups = report.grouped()
-    for name, kind, shape, layers, count in groups[:MOST_ROWS]:
-        table.add_row(name, kind, " x ".join(map(str, shape)), str(layers), f"{count:,}")
-    if len(groups) > MOST_ROWS:
-        rest = groups[MOST_ROWS:]
-        table.add_row(f"and {len(rest)} more", "", "", str(sum(g[3] for g in rest)), f"{sum(g[4] for g in rest):,}")
-    return table
+    rows = [(*group[:2], " x ".join(map(str, group[2])), group[3], f"{group[4]:,}") for group in groups[:MOST_ROWS]]
+    if rest := groups[MOST_ROWS:]:
+        rows.append((f"and {len(rest)} more", "", "", sum(g[3] for g in rest), f"{sum(g[4] for g in rest):,}"))
+    return table(("adapted layer", "kind", "out x in", "layers", "trainable"), rows, right=(2, 3, 4))
 
 
 def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:

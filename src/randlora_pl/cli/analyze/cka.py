@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from randlora_pl.cli.analyze import common
 from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.devices import pick_device
-from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
     from randlora_pl.analysis.cka import Layer

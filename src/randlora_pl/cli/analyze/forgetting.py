@@ -9,11 +9,11 @@ from randlora_pl.cli.analyze import common
 from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.common.progress import counting
-from randlora_pl.cli.common.tables import table
 from randlora_pl.cli.data.report import checked_root
 from randlora_pl.data.catalog.registry import find, how_to_get, present
 from randlora_pl.engine.run_folder import check_new
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
     from randlora_pl.analysis.forgetting import Forgetting

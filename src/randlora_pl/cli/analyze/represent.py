@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.analyze.common import AnalyzedRun, open_run, print_output, write_output
 from randlora_pl.cli.common.arguments import CommandParser, check_positive
-from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_run
+from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
     from torch import Tensor

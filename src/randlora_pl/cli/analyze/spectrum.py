@@ -4,9 +4,9 @@ from pathlib import Path
 
 from randlora_pl.cli.analyze.common import labels_of, open_run, parameters, print_output, write_output
 from randlora_pl.cli.common.arguments import CommandParser
-from randlora_pl.cli.common.tables import table
 from randlora_pl.engine.run_folder import check_new
 from randlora_pl.utils.errors import UserError, errors_in
+from randlora_pl.utils.text.tables import table
 
 PAGE = """\
 Rank, stable rank, effective rank and singular values of the update of every layer, for several adapters side by side.

@@ -15,9 +15,9 @@ from randlora_pl.cli.bench.common import (
     setup_of,
 )
 from randlora_pl.cli.bench.steps import overrides_of
-from randlora_pl.cli.common.tables import table
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
+from randlora_pl.utils.text.tables import table
 
 Timings = dict[int, list[float]]
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from randlora_pl.cli.bench.common import measuring
 from randlora_pl.cli.common.arguments import CommandParser, check_output, check_parent, check_positive
-from randlora_pl.cli.common.tables import table
 from randlora_pl.cli.data.report import checked_root
 from randlora_pl.data.catalog.registry import find, how_to_get, present
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors
+from randlora_pl.utils.text.tables import table
 
 
 def data_verb(args: list[str]) -> int:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.bench import common
 from randlora_pl.cli.bench.common import PRECISIONS, command, machine_line, measuring, parser_of, prepare, setup_of
-from randlora_pl.cli.common.tables import table
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.files.documents import parse_yaml
 from randlora_pl.utils.text.formatting import duration
+from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
     from randlora_pl.bench.steps import Measured

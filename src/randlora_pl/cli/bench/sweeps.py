@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from randlora_pl.cli.bench import common
 from randlora_pl.cli.bench.common import PRECISIONS, command, machine_line, measuring, parser_of, prepare
-from randlora_pl.cli.common.tables import table
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.text.formatting import duration
+from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
     from randlora_pl.bench.sweeps import Reading

@@ -1,49 +1,13 @@
-"""Plain text tables for the quick commands, which cannot wait for the import of rich."""
+"""Tables of layers, and options beside their explanation."""
 
-import os
 import re
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from randlora_pl.utils.text.printable import printable
-
-NARROW = 24
-"""Letters of a narrow column on a terminal."""
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]], narrow: Sequence[str] = ()) -> str:
-    """Return left-aligned columns; the last one is cut to a terminal's width, but not in a file or a pipe.
-
-    Args:
-        header: Titles of the columns.
-        rows: Cells, as many per row as titles; None is shown as an empty cell.
-        narrow: Titles of columns that are cut as well, to `NARROW` letters.
-    """
-    cells = [list(map(_plain, header)), *(list(map(_plain, row)) for row in rows)]
-    watched = sys.stdout.isatty() or "COLUMNS" in os.environ
-    if watched:
-        most = [NARROW if title in narrow else sys.maxsize for title in header]
-        cells = [[_cut(*cell) for cell in zip(row, most, strict=True)] for row in cells]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    if watched:
-        terminal = shutil.get_terminal_size((120, 24)).columns
-        widths[-1] = max(20, terminal - sum(widths[:-1]) - 2 * len(widths[:-1]))
-    lines = []
-    for row in cells:
-        start = "".join(f"{cell:{width}}  " for cell, width in zip(row[:-1], widths[:-1], strict=True))
-        lines.append((start + _cut(row[-1], widths[-1])).rstrip())
-    return "\n".join(lines)
-
-
-def _plain(cell: object) -> str:
-    return "" if cell is None else printable(str(cell)).replace("\n", "\\n")
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
+from randlora_pl.utils.text.tables import table
 
 
 def layer_table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], every: bool) -> str:

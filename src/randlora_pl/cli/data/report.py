@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.common.arguments import CommandParser
-from randlora_pl.cli.common.tables import table
 from randlora_pl.data.catalog.registry import DatasetSpec, default_root, may_be_read
 from randlora_pl.data.locations import root_of
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.printable import printable
+from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
     from randlora_pl.data.check import Report

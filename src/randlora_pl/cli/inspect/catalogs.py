@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from randlora_pl.cli.common.arguments import CommandParser
-from randlora_pl.cli.common.tables import entry, table
+from randlora_pl.cli.common.tables import entry
 from randlora_pl.config.class_index import ClassSource, subclasses
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
     from randlora_pl.data.catalog.registry import DatasetSpec
@@ -64,7 +65,7 @@ def datasets_verb(args: list[str]) -> int:
             counts = [row.counts.get(split) for split in ("train", "val", "test")]
             rows.append((row.name, row.classes, *counts, row.epochs, state(row, root), row.licence, row.title))
         header = ("data set", "classes", "train", "val", "test", "epochs", "on this machine", "licence", "what it is")
-        print(table(header, rows, narrow=("licence",)))
+        print(table(header, rows, optional=("licence", "epochs", "classes", "val")))
         print(f"\nOn this machine: below {root}; another folder: randlora-pl datasets --root PATH")
         print("Use: randlora-pl fit --data.dataset NAME; all about one: randlora-pl datasets NAME")
         print("Get the images: randlora-pl data get NAME; for by hand, this prints the manual steps")
@@ -154,7 +155,11 @@ def models_verb(args: list[str]) -> int:
     }
     chosen = [_pick(name, rows, "model") for name in args] if args else list(rows.values())
     header = ("model", "library", "config", "parameters", "pixels", "weights", "licence")
-    print(table(header, [(*row[:3], f"{row[3] / 1e6:,.1f} M", *row[4:]) for row in chosen]))
+    print(
+        table(
+            header, [(*row[:3], f"{row[3] / 1e6:,.1f} M", *row[4:]) for row in chosen], ("licence", "pixels", "library")
+        )
+    )
     print("\nUse: randlora-pl fit --config CONFIG, or --model.name NAME --model.pretrained TAG, a file or random")
     return 0
 

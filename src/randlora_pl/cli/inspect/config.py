@@ -6,6 +6,7 @@ from pathlib import Path
 from randlora_pl.config.shipped import config_names, find_config, headline, scripts
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.atomic_output import write_bytes
+from randlora_pl.utils.text.tables import table
 
 
 def _find(name: str) -> Path:
@@ -19,13 +20,10 @@ def config_verb(args: list[str]) -> int:
     match args:
         case [] | ["list"]:
             names, starters = config_names(), scripts()
-            width = max(map(len, [*names, *starters]))
-            for name, file in names.items():
-                print(f"{name:{width}}  {headline(file)}")
+            print(table(("config", "what it is"), [(name, headline(file)) for name, file in names.items()]))
             print("\nUse: randlora-pl fit --config NAME; several --config are merged, the later one wins.")
             print("For sweeps/: randlora-pl sweep NAME.\n")
-            for name, file in starters.items():
-                print(f"{name:{width}}  {headline(file)}")
+            print(table(("script", "what it is"), [(name, headline(file)) for name, file in starters.items()]))
             print("\nUse: randlora-pl config cp NAME, and the commands in its first lines.")
         case ["cat", name]:
             sys.stdout.write(_find(name).read_text(encoding="utf-8"))

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.common.arguments import CommandParser
-from randlora_pl.cli.common.tables import table
 from randlora_pl.config.compose import flatten, normalize
 from randlora_pl.engine.run_folder import check_run
 from randlora_pl.utils.errors import UserError, first_line
 from randlora_pl.utils.files.documents import parse_json, parse_yaml
 from randlora_pl.utils.files.run_files import CONFIG
+from randlora_pl.utils.text.tables import table
 
 FIRST = (
     *("test/acc", "zeroshot/acc", "val/acc", "best/val/acc", "test/loss", "steps", "learning_rate"),

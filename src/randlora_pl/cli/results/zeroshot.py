@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.devices import advised, pick_device
 from randlora_pl.cli.common.progress import counting
-from randlora_pl.cli.common.tables import table
 from randlora_pl.cli.data.report import checked_root
 from randlora_pl.data.catalog.registry import PAPER, DatasetSpec, default_root, find, how_to_get, present
 from randlora_pl.engine.run_folder import new_folder
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.text.log_filters import silence_library_warnings
+from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
     from randlora_pl.experiments.zeroshot import ZeroShot

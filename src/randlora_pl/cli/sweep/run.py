@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from randlora_pl.cli.common.tables import table
 from randlora_pl.cli.sweep.job import Job, check_data, summary
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN
 from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.text.formatting import byte_size, duration
 from randlora_pl.utils.text.log_filters import silence_library_warnings
+from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
     from randlora_pl.experiments.sweep.estimate import Estimate, Estimator

@@ -1,10 +1,78 @@
-"""Tables as Markdown, and facts as a table of a terminal."""
+"""Tables as plain text and as Markdown, and the facts of a run."""
 
+import os
+import shutil
+import sys
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from randlora_pl.utils.text.printable import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+_GAP = "  "
+_READABLE = 24
+"""Letters of a wrapped column at which optional columns are left out instead."""
+
+
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], optional: Sequence[str] = (), right: Collection[int] = ()
+) -> str:
+    """Return a plain table, whose columns are wrapped to fit a terminal, but not in a file or a pipe.
+
+    Args:
+        header: Titles of the columns.
+        rows: Cells, as many per row as titles; None is shown as an empty cell.
+        optional: Titles of columns that a narrow terminal leaves out, the first one first.
+        right: Indices of right-aligned columns.
+    """
+    columns = [list(map(_plain, column)) for column in zip(header, *rows, strict=True)]
+    widths, omitted, note = [max(map(len, column)) for column in columns], [], []
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        terminal = shutil.get_terminal_size((120, 24)).columns
+        room = terminal - len(_GAP) * (len(columns) - 1)
+        longest = [max((len(word) for cell in column for word in cell.split()), default=0) for column in columns]
+        for index in map(header.index, optional):
+            if sum(min(width, max(_READABLE, word)) for width, word in zip(widths, longest, strict=True)) <= room:
+                break
+            widths[index] = longest[index] = 0
+            room += len(_GAP)
+            omitted.append(header[index])
+        widths = _shrunk(widths, longest, room)
+        if omitted:
+            note = textwrap.wrap(f"(left out to fit the terminal: {', '.join(omitted)})", max(1, terminal))
+    kept = [index for index, width in enumerate(widths) if header[index] not in omitted]
+    lines = []
+    for row in zip(*columns, strict=True):
+        wrapped = [_wrapped(row[index], widths[index]) for index in kept]
+        for number in range(max(map(len, wrapped))):
+            parts = [cell[number] if number < len(cell) else "" for cell in wrapped]
+            aligned = [
+                part.rjust(widths[index]) if index in right else part.ljust(widths[index])
+                for index, part in zip(kept, parts, strict=True)
+            ]
+            lines.append(_GAP.join(aligned).rstrip())
+    return "\n".join([*lines, *note])
+
+
+def _plain(cell: object) -> str:
+    return "" if cell is None else printable(str(cell)).replace("\n", "\\n")
+
+
+def _shrunk(widths: Sequence[int], longest: Sequence[int], room: int) -> list[int]:
+    """Return widths whose sum fits the room; the widest column shrinks first, and words are broken last."""
+    fitting = [min(width, max(1, room)) for width in widths]
+    for least in ([min(word, room // 2) for word in longest], [1] * len(longest)):
+        while sum(fitting) > room and (wide := [i for i, width in enumerate(fitting) if width > least[i]]):
+            fitting[max(wide, key=fitting.__getitem__)] -= 1
+    return fitting
+
+
+def _wrapped(cell: str, width: int) -> list[str]:
+    return [cell] if len(cell) <= width else textwrap.wrap(cell, width, break_on_hyphens=False)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
