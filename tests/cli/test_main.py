@@ -14,7 +14,7 @@ from tests.support.products import in_one_item
 
 QUICK = (
     *(["--version"], ["--help"], ["datasets"], ["models"], ["adapters"], ["config", "list"], ["fit", "--help"]),
-    *(["data", "--help"], ["zeroshot", "--help"]),
+    *(["data", "--help"], ["zeroshot", "--help"], ["fit", "--model.adapter.help", "LoRA"]),
 )
 
 
@@ -24,6 +24,8 @@ REFUSED = {
     "adapter export A --to lora --output B": "--error",
     "adapter export A --to onnx --output B.onnx": "'randlora-pl[onnx]'",
     "adapter add A A --as lora --output C": "--error",
+    "fit --lr 1": "mean --model.learning_rate?",
+    "fit --model.adapter LoRA --model.adapter.basis uniform": "It belongs to RandLoRA",
     "fit --config quickstart --data.balance weight": "'weights'",
     "fit --config quickstart --data.mixup 0.2": "softmax",
     "fit --config quickstart --data.dataset folder": "--data.root",
@@ -70,6 +72,21 @@ def test_every_verb_has_a_short_page(run: Run, verb: str) -> None:
     assert 0 < len(result.out.splitlines()) < 60
 
 
+@in_one_item("verb", ["fit", "validate", "test", "predict"])
+def test_a_run_without_options_is_a_mistake_that_shows_the_page(run: Run, tmp_path: Path, verb: str) -> None:
+    bare = run(verb)
+    assert bare.code == 2 and not bare.out and bare.err == run(verb, "--help").out
+    assert not list(tmp_path.iterdir())
+
+
+@in_one_item("verb", ["data", "train", "captions", "answers", "adapters"])
+def test_every_bench_has_a_page_of_its_own(run: Run, verb: str) -> None:
+    shown = run("bench", verb, "--help").out
+    assert f"randlora-pl bench {verb}" in shown and shown != run("bench", "--help").out
+    assert "--rounds N" in shown and ("--rss" in shown) == (verb == "train")
+    assert max(map(len, shown.splitlines())) <= 120
+
+
 def test_page_of_fit_starts_with_the_own_options(run: Run) -> None:
     page = run("fit", "--config", "quickstart", "--help").out
     order = ("--config NAME", "--run.name", "--resume RUN", "--model TASK", "--data.dataset NAME", "--trainer.OPTION")
@@ -85,6 +102,9 @@ def test_page_of_fit_starts_with_the_own_options(run: Run) -> None:
         ("modles", "'models'"),
         ("quickstart", "fit --config quickstart"),
         ("--config", "The verb comes first"),
+        ("train", "'fit'?"),
+        ("export", "'adapter export'?"),
+        ("represent", "'analyze represent'?"),
     ],
 )
 def test_unknown_verbs_get_a_hint(refused: Callable[..., str], word: str, hint: str) -> None:
@@ -122,7 +142,9 @@ def test_details_and_near_names_of_listings(run: Run, refused: Callable[..., str
         assert source in out and f"--data.dataset {name}" in out
     assert {"docs/prompts.md", "docs/labelled_texts.md"} <= set(run("datasets", "jsonl").out.split())
     assert "'commonsense_15k'" in refused("datasets", "commonsense_15")
-    assert "--model.adapter.rank" in run("adapters", "RandLoRA").out
+    out = run("adapters", "RandLoRA").out
+    assert "--model.adapter.rank" in out and "(uniform | normal | binary | ternary | hadamard; default uniform)" in out
+    assert "``" not in out and "BasisName" not in out
     assert "openai" in run("models", "ViT-B-32").out
     assert "'digits'" in refused("datasets", "digts")
     assert "'ViT-B-32'" in refused("models", "ViT-B-23")

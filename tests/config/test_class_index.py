@@ -42,6 +42,13 @@ def test_help_and_default_belong_to_the_option() -> None:
     assert rank.help.startswith("Rank r of each basis")
 
 
+def test_names_of_literals_are_spelled_out_also_imported_ones() -> None:
+    options = read_classes("adapters")["RandLoRA"].options
+    assert options["basis"].choices == "uniform | normal | binary | ternary | hadamard"
+    assert options["num_bases"].choices == "int | ceil | floor+1"
+    assert read_classes("language")["CausalLMTask"].options["quantize"].choices == "4bit | 8bit | None"
+
+
 def test_attributes_do_not_replace_the_explanation_of_an_argument() -> None:
     classnames = read_classes("data")["ImageData"].options["classnames"]
     assert classnames.help.startswith("File with class names")

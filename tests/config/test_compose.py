@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,23 @@ def test_words_are_sorted() -> None:
     assert command.flat()["data.shots"] == -3
     assert command.flat()["model.adapter.rank"] == 32
     assert [Path(name).name for name in command.named] == ["lora.yaml"]
+
+
+def test_options_are_spelled_with_either_sign() -> None:
+    words = ["--data.batch-size", "4", "--model.adapter.num-bases=floor+1", "--seed-everything", "1", "--help-all"]
+    command = compose("fit", [*words, "--run.name", "a-b"], DEFAULTS)
+    expected = ["--data.batch_size", "4", "--model.adapter.num_bases", "floor+1", "--seed_everything", "1"]
+    assert command.typed == [*expected, "--help-all", "--run.name", "a-b"]
+
+
+def test_flags_of_print_config_stay_in_one_word() -> None:
+    command = compose("fit", ["--print-config=skip_default", "--data.shots", "2"], DEFAULTS)
+    assert command.typed == ["--print_config=skip_default", "--data.shots", "2"]
+
+
+def test_an_empty_config_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("# nothing\n")
+    assert "c.yaml is empty" in refused("fit", "--config", "c.yaml")
 
 
 def test_defaults_are_not_touched() -> None:

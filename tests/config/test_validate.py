@@ -3,6 +3,7 @@ from pathlib import Path
 
 from randlora_pl.config.compose import DEFAULTS, compose
 from randlora_pl.config.validate import check_names
+from tests.support.cli import Run
 from tests.support.products import in_one_item
 
 
@@ -27,6 +28,11 @@ from tests.support.products import in_one_item
         ("--resum folder", "Unknown option --resum"),
         ("--model.label_smoothing 0.1", "needs a softmax over all classes: --model LinearHeadTask or TextHeadTask."),
         ("--model.adapter LoRA --model.adapter.num_bases 4", "Unknown option --model.adapter.num_bases"),
+        ("--model.adapter LoRA --model.adapter.basis normal", "It belongs to RandLoRA: --model.adapter RandLoRA."),
+        ("--model.loss_batch local --model LinearHeadTask", "It belongs to VisionLanguageTask"),
+        ("--lr 0.1", "Did you mean --model.learning_rate?"),
+        ("--confg lora", "Did you mean --config?"),
+        ("--data.batch-sise 4", "Did you mean --data.batch_size"),
     ],
 )
 def test_wrong_names_get_near_ones(refused: Callable[..., str], words: str, hint: str) -> None:
@@ -52,12 +58,9 @@ def test_classes_are_spelled_right_and_foreign_ones_left_alone() -> None:
         assert foreign.values["model.adapter"] == name
 
 
-def test_help_of_a_class_names_where_it_is_imported_from(refused: Callable[..., str]) -> None:
-    def typed(*words: str) -> list[str]:
-        command = compose("fit", words, DEFAULTS)
-        check_names(command)
-        return command.typed
-
-    assert typed("--model.adapter.help", "vera") == ["--model.adapter.help", "randlora_pl.adapters.VeRA"]
-    assert typed("--model.help=CausalLMTask") == ["--model.help", "randlora_pl.language.CausalLMTask"]
+def test_help_of_a_class_has_the_options_as_they_are_typed(run: Run, refused: Callable[..., str]) -> None:
+    page = run("fit", "--model.adapter.help", "vera").out
+    assert page.startswith("VeRA") and "\n  --model.adapter.rank  " in page
+    assert run("fit", "--model.adapter", "VeRA", "--model.adapter.help").out == page
+    assert "\n  --model.num_beams " in run("test", "--model.help=CausalLMTask").out
     assert "'LinearHeadTask'" in refused("fit", "--model.help", "LinearHead")

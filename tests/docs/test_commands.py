@@ -5,6 +5,7 @@ from importlib import import_module
 
 from randlora_pl.cli.adapter import verbs as adapter
 from randlora_pl.cli.analyze import verbs as analyze
+from randlora_pl.cli.bench import verbs as bench
 from randlora_pl.cli.help.pages import page as help_page
 from randlora_pl.cli.main import VERBS
 from randlora_pl.config.validate import tasks
@@ -15,7 +16,7 @@ from tests.support.products import in_one_item
 GROUPS = {
     "adapter": set(adapter.VERBS),
     "analyze": set(analyze.VERBS),
-    "bench": {"data", "train", "captions", "answers", "adapters"},
+    "bench": set(bench.VERBS),
     "data": {"get", "check", "show"},
     "config": {"list", "cat", "cp"},
 }
@@ -27,6 +28,8 @@ COMMANDS = [
 
 def help_of(words: list[str]) -> str:
     """The help page that explains a command."""
+    if words[0] == "bench":
+        return bench.PAGES.get("".join(words[1:2]), bench.PAGE)
     groups = {"adapter": adapter.VERBS, "analyze": analyze.VERBS}
     if words[0] in groups and len(words) > 1:
         module = groups[words[0]][words[1]].partition(":")[0]

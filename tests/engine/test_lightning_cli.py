@@ -194,21 +194,23 @@ def test_wrong_values_are_told_in_a_line(refused: Callable[..., str], words: str
 
 def test_help_of_classes_is_printed(run: Callable[..., object], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        run("fit", "--model.adapter.help", "RandLoRA")
+        run("fit", "--trainer.callbacks.help", "lightning.pytorch.callbacks.EarlyStopping")
     assert stop.value.code == 0
-    assert "Rank r of each basis" in capsys.readouterr().out
+    assert "stopping_threshold" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run("fit", "--help-all")
     assert "--trainer.precision" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flags", ["", "=skip_default"])
 def test_printed_config_is_a_config(
-    run: Callable[..., object], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    run: Callable[..., object], capsys: pytest.CaptureFixture[str], tmp_path: Path, flags: str
 ) -> None:
     with pytest.raises(SystemExit):
-        run("fit", "--config", "quickstart", "--model.adapter", "LoRA", "--print_config")
+        run("fit", "--config", "quickstart", "--model.adapter", "LoRA", f"--print_config{flags}")
     file = tmp_path / "printed.yaml"
     file.write_text(capsys.readouterr().out)
+    assert (len(file.read_text().splitlines()) < 60) == bool(flags), "skip_default leaves out Lightning's defaults"
     assert isinstance(App(prepare("fit", ["--config", str(file)])).model.adapter, LoRA)
     assert torch.get_num_threads() >= 1
 

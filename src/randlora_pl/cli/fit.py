@@ -1,8 +1,13 @@
 """``fit``, ``validate`` and ``test``."""
 
+from randlora_pl.cli.help.pages import class_page
+
 
 def fit_verb(args: list[str]) -> int:
     """Train and test; see `randlora_pl.engine.session.run_fit`."""
+    if page := class_page("fit", args):
+        print(page)
+        return 0
     from randlora_pl.engine.session import run_fit
 
     run_fit(args)
@@ -11,8 +16,11 @@ def fit_verb(args: list[str]) -> int:
 
 def evaluate_verb(args: list[str]) -> int:
     """Evaluate an adapter, or the pretrained model; the first word is ``validate`` or ``test``."""
+    verb, *words = args
+    if page := class_page(verb, words):
+        print(page)
+        return 0
     from randlora_pl.engine.session import run_evaluation
 
-    verb, *words = args
     run_evaluation(verb, words)
     return 0

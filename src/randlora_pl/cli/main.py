@@ -37,7 +37,16 @@ VERBS = {
     "doctor": "inspect.doctor:doctor_verb",
 }
 _NAMED = ("validate", "test")  # both commands use one function, which gets the command's name
-_WITH_VERBS = ("adapter", "analyze")  # their commands have help pages of their own
+_WITH_VERBS = ("adapter", "analyze", "bench", "data")  # their commands have help pages of their own
+_NEVER_BARE = ("fit", "validate", "test", "predict")
+"""Commands that print their help without options and exit with 2, so that no script takes it for a run."""
+
+_MEANT = {
+    **dict.fromkeys(("train", "finetune", "fine-tune", "run"), "fit"),
+    **dict.fromkeys(("eval", "evaluate"), "test"),
+    **dict.fromkeys(("infer", "classify", "generate"), "predict"),
+}
+"""Commands of other programs, and ours."""
 
 LONGEST_LINE = 1500
 """Most characters per line of a message, which may echo typed text."""
@@ -134,13 +143,14 @@ def _run(words: list[str]) -> int:
         return 0
     verb, *rest = words
     if verb not in VERBS:
-        hint = _config_hint(verb) or near(verb, VERBS)
+        hint = _config_hint(verb) or _meant_hint(verb) or near(verb, VERBS)
         raise UserError(f"{verb!r} is not a verb.{hint} See: randlora-pl --help")
-    if {"--help", "-h"} & set(rest) and verb not in _WITH_VERBS:
+    asked = {"--help", "-h"} & set(rest)
+    if (asked and verb not in _WITH_VERBS) or (not rest and verb in _NEVER_BARE):
         from randlora_pl.cli.help.pages import page
 
-        print(page(verb), end="")
-        return 0
+        print(page(verb), end="", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     module, _, name = VERBS[verb].partition(":")
     function: Callable[[list[str]], int] = getattr(import_module(f"randlora_pl.cli.{module}"), name)
     return function([verb, *rest] if verb in _NAMED else rest)
@@ -153,6 +163,15 @@ def _config_hint(word: str) -> str:
     from randlora_pl.config.shipped import config_names
 
     return f" Did you mean: fit --config {word}?" if word in config_names() else ""
+
+
+def _meant_hint(word: str) -> str:
+    """Return a hint for a command of another program, or of one of our groups: ``adapter export``."""
+    if word in _MEANT:
+        return f" Did you mean {_MEANT[word]!r}?"
+    groups = {name: import_module(f"randlora_pl.cli.{name}.verbs").VERBS for name in _WITH_VERBS}
+    found = [f"{name} {word}" for name, verbs in groups.items() if word in verbs]
+    return f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
 if __name__ == "__main__":

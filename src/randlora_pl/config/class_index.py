@@ -20,7 +20,7 @@ class Option:
 
     Attributes:
         name: Name of the argument.
-        kind: Its annotation, as written.
+        kind: Its annotation, as written, with the literals that a name in it stands for.
         default: Its default, as written; None if the argument is required.
         help: Its lines of the docstring, joined.
     """
@@ -29,6 +29,11 @@ class Option:
     kind: str
     default: str | None
     help: str
+
+    @property
+    def choices(self) -> str:
+        """The type as a reader sees it: ``int | ceil | floor+1`` of ``int | Literal['ceil', 'floor+1']``."""
+        return re.sub(r"Literal\[(.*?)\]", lambda found: " | ".join(ast.literal_eval(f"[{found[1]}]")), self.kind)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,26 @@ def _argument_help(docstring: str) -> dict[str, str]:
     return found
 
 
-def _options(function: ast.FunctionDef, docs: dict[str, str]) -> dict[str, Option]:
+def _spelled_out(kind: str, file: Path, modules: dict[str, str]) -> str:
+    """Return an annotation with the ``Literal[...]`` that each name in it stands for.
+
+    Args:
+        kind: The annotation.
+        file: File that contains it.
+        modules: Module of every name that the file imports from this project.
+    """
+
+    def literal(name: re.Match[str]) -> str:
+        module = modules.get(name[0])
+        source = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py") if module else file
+        text = source.read_text(encoding="utf-8") if source.is_file() else ""
+        found = re.search(rf"^{name[0]} = (Literal\[.*\])$", text, re.MULTILINE)
+        return found[1] if found else name[0]
+
+    return re.sub(r"\b(?!Any\b|None\b|Literal\b)[A-Z]\w+\b(?!')", literal, kind)
+
+
+def _options(function: ast.FunctionDef, docs: dict[str, str], file: Path, modules: dict[str, str]) -> dict[str, Option]:
     arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args][1:]  # without self
     defaults: list[ast.expr | None] = [None] * len(positional)
@@ -81,7 +105,7 @@ def _options(function: ast.FunctionDef, docs: dict[str, str]) -> dict[str, Optio
     return {
         argument.arg: Option(
             argument.arg,
-            ast.unparse(argument.annotation) if argument.annotation else "",
+            _spelled_out(ast.unparse(argument.annotation), file, modules) if argument.annotation else "",
             None if default is None else ast.unparse(default),
             docs.get(argument.arg, ""),
         )
@@ -112,12 +136,13 @@ def _read(file: Path, module: str) -> _Read:
     found: _Read = {}
     text = file.read_text(encoding="utf-8")
     body = ast.parse(text).body if "\nclass " in text else []
-    rooms = {
-        name.name: node.module.split(".")[1]
+    modules = {
+        name.name: node.module
         for node in body
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("randlora_pl.")
         for name in node.names
     }
+    rooms = {name: module.split(".")[1] for name, module in modules.items()}
     for node in body:
         if not isinstance(node, ast.ClassDef):
             continue
@@ -128,7 +153,7 @@ def _read(file: Path, module: str) -> _Read:
             public_path(f"{module}.{node.name}").rpartition(".")[0],
             docstring.partition("\n")[0],
             tuple(ast.unparse(base).rpartition(".")[2] for base in node.bases),
-            _options(init, _argument_help(docstring)) if init else {},
+            _options(init, _argument_help(docstring), file, modules) if init else {},
             _constants(node),
             file.parent.name,
         )

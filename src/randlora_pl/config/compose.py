@@ -202,7 +202,7 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
         UserError: A word that is not an option, a missing value, an unreadable file.
     """
     command = Command(verb, config=normalize(copy.deepcopy(defaults)))
-    words = list(args)
+    words = list(map(underscored, args))
     folder_options = FOLDER_OPTIONS[verb]
     while words:
         word = words.pop(0)
@@ -216,7 +216,8 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
             if option == "--trainer.callbacks" and re.fullmatch(r"[\w.]+", value):
                 option += "+"  # one more callback, as in jsonargparse's --trainer.callbacks+=NAME
             value = public_path(value)
-            command.typed += [option, value] if equals else [option]
+            joined = option == "--print_config"  # the parser takes its flags only in one word
+            command.typed += [f"{option}={value}"] if joined and equals else [option, value] if equals else [option]
             if equals:
                 command.values[short_name(option)] = value
             continue
@@ -226,6 +227,8 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
         if option in ("-c", "--config"):
             file = find_config(value)
             tree = read_config(file)
+            if not tree:
+                raise UserError(f"{file} is empty: it sets no option. Leave it out. See: randlora-pl config list")
             with errors_in(file):
                 command.config = merge(command.config, normalize(tree))
             command.named.append(str(file))
@@ -245,6 +248,14 @@ def folder_of(option: str, value: str) -> Path:
 def is_option(word: str) -> bool:
     """Return True if a word is an option; a negative number is not one."""
     return re.match(r"--?[A-Za-z]", word) is not None
+
+
+def underscored(word: str) -> str:
+    """Return ``--data.batch-size=4`` as ``--data.batch_size=4``; return any other word unchanged."""
+    option, equals, value = word.partition("=")
+    if not is_option(word) or option == "--help-all":
+        return word
+    return re.sub(r"(?<=\w)-", "_", option) + equals + value
 
 
 def _hint(word: str) -> str:

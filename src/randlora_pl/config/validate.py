@@ -42,6 +42,8 @@ def tasks() -> dict[str, ClassSource]:
 _KINDS = {"ImageData": "images", "TextData": "prompts and completions", "LabelledTexts": "labelled texts"}
 _SAME = {"cutoff": "max_length", "max_length": "cutoff"}
 """Data options with the same meaning for another kind of data."""
+_SHORT = {"lr": "learning_rate", "bs": "batch_size", "r": "rank", "lora_alpha": "alpha", "lora_r": "rank"}
+"""Names of options in other programs, and ours."""
 _NEEDS = {"label_smoothing": "a softmax over all classes"}
 """Options of some image tasks, and the feature that only these tasks have."""
 
@@ -109,16 +111,12 @@ def check_names(command: Command) -> None:
         inner = known_class(inner, adapters(), "adapter", "--model.adapter.inner")
         groups["model.adapter.inner"] = set(adapters()[inner].options) if inner else None
     groups |= {group: set(callbacks[name].options) for group, name in CALLBACK_GROUPS.items()}
-    typed = [*command.values, *(word.lstrip("-") for word in command.typed if is_option(word))]
+    typed = [*command.values, *(word.lstrip("-").partition("=")[0] for word in command.typed if is_option(word))]
     empty = [key for key, value in command.config.items() if value == {}]
     for key in dict.fromkeys([*typed, *flat, *empty]):
         _check_option(command, key, groups, key in typed)
     for option, name in zip(CLASSES, (task, method, inner), strict=True):
         _spell(command, option, name)
-    for option, known in zip(CLASSES, (tasks(), adapters(), adapters()), strict=True):
-        if asked := command.values.get(f"{option}.help"):
-            name = known_class(asked, known, "class", f"--{option}.help")
-            _spell(command, f"{option}.help", name and f"{known[name].module}.{name}")
     seed = flat.get("seed_everything", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"--seed_everything is {brief(seed)}: give a whole number from 0 to {2**32 - 1}.")
@@ -247,6 +245,10 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
     if group == "model" and rest[0] in _NEEDS:
         fits = [name for name, task in tasks().items() if rest[0] in task.options and not is_text_task(name)]
         return f" It needs {_NEEDS[rest[0]]}: --model {' or '.join(fits)}."
+    known = {"model": tasks(), "model.adapter": adapters(), "model.adapter.inner": adapters()}.get(group, {})
+    if owners := [name for name, source in known.items() if rest[0] in source.options]:
+        return f" It belongs to {', '.join(owners)}: --{group} {owners[0]}."
+    rest = [*rest[:-1], _SHORT.get(rest[-1], rest[-1])]
     found = [option for name, option in every.items() if name.rpartition(".")[2] == rest[-1]]
     if not found and groups.get(group):
         names = sorted(groups[group] or ())

@@ -13,6 +13,7 @@ from randlora_pl.config.compose import (
     merge,
     normalize,
     read_config,
+    underscored,
 )
 from randlora_pl.config.validate import check_names
 from randlora_pl.engine.run_folder import check_architecture, check_run, newest_unfinished, planned_name
@@ -29,6 +30,7 @@ def prepare(verb: str, args: list[str]) -> Command:
     Raises:
         UserError: See `compose` and `check_names`.
     """
+    args = list(map(underscored, args))
     folders = folders_in(args, FOLDER_OPTIONS[verb])
     _check_checkpoint_option(verb, args, folders)
     defaults, words = copy.deepcopy(DEFAULTS), list(args)

@@ -75,6 +75,11 @@ def _make_folder(root: Path, name: str, option: str) -> Path:
     raise UserError(f"{root / name} has a hundred runs of this second; give another --run.name.")
 
 
+def is_stamp(name: str) -> bool:
+    """Return True if a folder has the time of a run as its name, as `new_folder` gives it."""
+    return re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?", name) is not None
+
+
 def output_folder(output: str | None, name: str) -> Path:
     """Return a new folder for results: the requested one, or ``runs/name/TIME``.
 

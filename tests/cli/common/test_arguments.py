@@ -29,7 +29,14 @@ def test_values_have_the_types_of_the_declaration() -> None:
         "batch_size": 4, "rate": 1.0, "rank": 2, "ranks": [1, 2], "part": "text", "fast": True, "output": Path("a/b"),
     }  # fmt: skip
     assert isinstance(found["rate"], float)
-    assert parser().parse_args(["--batch_size", "4"]).batch_size == 4, "the name of a config's option is understood"
+
+
+def test_options_are_spelled_with_either_sign() -> None:
+    made = parser()
+    made.add_argument("--data.eval_batch_size", type=int)
+    for word in ("--data.eval_batch_size=4", "--data.eval-batch-size=4", "--data.eval-batch_size=4"):
+        found = made.parse_args(["--batch_size", "4", word, "--output", "a_b"])
+        assert found.batch_size == getattr(found, "data.eval_batch_size") == 4 and found.output == Path("a_b")
 
 
 @pytest.mark.parametrize(

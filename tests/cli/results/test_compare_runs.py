@@ -53,6 +53,13 @@ def test_two_runs(run: Run, finished: Path) -> None:
     assert "data.dataset digits" in common and "model.name tiny" in common
 
 
+def test_columns_are_headed_by_the_names_of_the_runs(run: Run, finished: Path) -> None:
+    times = ["a/2026-01-02_03-04-05", "b/2026-01-02_03-04-05", "a/2026-01-02_03-04-05_2"]
+    folders = [str(copy(finished, name)) for name in times]
+    assert row(run("compare", *folders[:2]).out, "result") == ["a", "b", "difference"]
+    assert row(run("compare", *folders).out, "result") == times
+
+
 def test_three_runs_have_no_difference_column(run: Run, finished: Path) -> None:
     folders = [str(copy(finished, name)) for name in ("a", "b", "c")]
     result = run("compare", *folders)

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 def parser_of(verb: str, rounds: int) -> CommandParser:
     """Return a parser with the shared options of these commands; ``rounds`` is the default number of repetitions."""
-    parser = CommandParser(f"bench {verb}", "bench")
+    parser = CommandParser(f"bench {verb}")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="32")
     parser.add_options(rounds=rounds, threads=int, device=("cpu", "cuda"), output=str)
     return parser

@@ -14,7 +14,7 @@ from randlora_pl.utils.text.tables import table
 
 def data_verb(args: list[str]) -> int:
     """Measure images per second of each stage of the input pipeline, beside the plain torchvision pipeline."""
-    parser = CommandParser("bench data", "bench")
+    parser = CommandParser("bench data")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("--root", "--data.root")
     parser.add_options(image_size=224, batch_size=64, workers=2, images=1024, rounds=5, output=Path)

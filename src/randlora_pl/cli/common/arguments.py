@@ -15,12 +15,11 @@ class CommandParser(argparse.ArgumentParser):
 
     Args:
         verb: The typed command, for messages.
-        page: The command whose help explains the options; by default itself.
     """
 
-    def __init__(self, verb: str, page: str | None = None) -> None:
+    def __init__(self, verb: str) -> None:
         super().__init__(prog=f"randlora-pl {verb}", add_help=False, allow_abbrev=False)
-        self.verb, self.page = verb, page or verb
+        self.verb = verb
 
     def add_options(self, **declared: Any) -> None:
         """Add options, each declared by its default or its type; ``batch_size`` is typed as ``--batch-size``.
@@ -30,7 +29,6 @@ class CommandParser(argparse.ArgumentParser):
                 values; a tuple of choices, of which none is the default; False for a switch.
         """
         for name, what in declared.items():
-            spellings = dict.fromkeys((spelled(name), f"--{name}"))
             settings: dict[str, Any]
             match what:
                 case False:
@@ -43,7 +41,7 @@ class CommandParser(argparse.ArgumentParser):
                     settings = {"type": kind, "nargs": "+"}
                 case _:
                     settings = {"type": type(what), "default": what}
-            self.add_argument(*spellings, dest=name, **settings)
+            self.add_argument(spelled(name), dest=name, **settings)
 
     def add_weights(self) -> None:
         """Add the option for the weights file of an adapter's base model."""
@@ -52,8 +50,11 @@ class CommandParser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Return the options: paths of runs as by `find_runs`; a weights file is passed to `find_weights`."""
-        parsed = super().parse_args(args, namespace)
+        """Return the options, typed with ``-`` or ``_``: runs as by `find_runs`; weights files go to `find_weights`."""
+        known = {name.replace("_", "-"): name for name in self._option_string_actions}
+        split = [word.partition("=") for word in args or ()]
+        words = [f"{known.get(name.replace('_', '-'), name)}{equals}{value}" for name, equals, value in split]
+        parsed = super().parse_args(words, namespace)
         if runs := getattr(parsed, "runs", None):
             parsed.runs = find_runs(runs)
         if files := getattr(parsed, "weights_files", None):
@@ -71,7 +72,7 @@ class CommandParser(argparse.ArgumentParser):
             unknown = message.removeprefix("unrecognized arguments: ").split()[0]
             options = [action.option_strings[0] for action in self._actions if action.option_strings]
             hint = near(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
-        raise UserError(f"{self.verb}: {message}.{hint} See: randlora-pl {self.page} --help")
+        raise UserError(f"{self.verb}: {message}.{hint} See: randlora-pl {self.verb} --help")
 
 
 def spelled(name: str) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def parse_names(verb: str, args: list[str], **options: Any) -> argparse.Namespace:
     """Return the options of a command that takes datasets, or ``--all`` of them."""
-    parser = CommandParser(f"data {verb}", "data")
+    parser = CommandParser(f"data {verb}")
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--root", "--data.root")
     parser.add_options(all=False, **options)

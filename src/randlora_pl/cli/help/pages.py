@@ -4,8 +4,9 @@ import re
 
 from randlora_pl.cli.common.tables import entry
 from randlora_pl.cli.help.texts import TEXTS
-from randlora_pl.config.class_index import Option, read_classes
-from randlora_pl.config.validate import CALLBACK_GROUPS, RUN_OPTIONS, adapters, data_class, tasks
+from randlora_pl.config.class_index import ClassSource, Option, read_classes
+from randlora_pl.config.compose import CLASSES, DEFAULTS, compose, short_name
+from randlora_pl.config.validate import CALLBACK_GROUPS, RUN_OPTIONS, adapters, data_class, known_class, tasks
 from randlora_pl.language.catalog import DATASETS, LABELLED
 
 
@@ -18,6 +19,9 @@ def page(verb: str) -> str:
     if fit:
         again = "Continue this run folder; what you type beats its config. auto: the newest run of this name, as it was"
         lines += [_line(f"--run.{name} VALUE", text) for name, text in RUN_OPTIONS.items()]
+        lines += [
+            _line("--print_config", "Print the merged config and end; --print_config=skip_default: without defaults")
+        ]
         lines += [_line("--resume RUN", f"{again}, unless it is finished or there is none")]
         lines += [_line(f"--{group}.{name}", _short(option)) for group, name, option in _callback_options()]
     lines += [
@@ -37,6 +41,32 @@ def page(verb: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def class_page(verb: str, args: list[str]) -> str:
+    """Return the options of the class of ``--model.help NAME``, ``--model.adapter.help NAME``; else an empty text.
+
+    jsonargparse would name them without ``--model``, after seconds of imports.
+    """
+    asked = [word for word in args if word.partition("=")[0] in (f"--{option}.help" for option in CLASSES)]
+    if not asked:
+        return ""
+    command = compose(verb, args, DEFAULTS)
+    option = short_name(asked[0].partition("=")[0]).removesuffix(".help")
+    typed = command.values.get(f"{option}.help") or str(command.flat().get(option, "LoRA"))
+    known = tasks() if option == "model" else adapters()
+    name = known_class(typed, known, "class", f"--{option}.help")
+    return describe(known[name], f"--{option}.") if name else ""
+
+
+def describe(source: ClassSource, prefix: str) -> str:
+    """Return the summary of a class and its options as typed: a prefix such as ``--model.adapter.``, and the name."""
+    lines = [source.summary, ""]
+    for option in source.options.values():
+        default = "required" if option.default is None else f"default {option.default.strip(chr(39))}"
+        text = f"{option.help} ({option.choices}; {default})".replace("``", "")
+        lines.append(entry(f"{prefix}{option.name}", text, column=38))
+    return "\n".join([*lines, ""] if source.options else lines)
 
 
 def _callback_options() -> list[tuple[str, str, Option]]:

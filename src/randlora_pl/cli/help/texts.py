@@ -1,4 +1,4 @@
-"""Texts of the help pages; ``adapter``, ``analyze`` and their commands have a PAGE in their own modules."""
+"""Texts of the help pages; ``adapter``, ``analyze``, ``bench`` and their commands have theirs in their own modules."""
 
 TEXTS = {
     "fit": """\
@@ -101,64 +101,6 @@ Get a data set; is it what it should be, and what does it look like?
   show:
   --output FILE    PNG file to write, a new one (default contact-sheet-NAME.png, which is replaced)
   --shots K        Training images of each class (default 4), as --data.shots K chooses them with seed 0
-""",
-    "bench": """\
-How fast is this machine? Everything compared is timed in turns, in one run.
-
-  randlora-pl bench data NAME          images a second of each stage of the input pipeline, beside plain torchvision
-  randlora-pl bench train              whole training steps: full fine-tuning, LoRA, RandLoRA, and PEFT's if installed
-  randlora-pl bench captions           steps of the vision-language task: captions encoded once, and one an image
-  randlora-pl bench answers            a decoder's answers in batches, and one by one
-  randlora-pl bench adapters           adapted layers against width, tokens, number of bases and depth
-
-  data:
-  --root PATH          Folder that holds the data (default: the user's data folder)
-  --image-size PIXELS  Height and width of the batches' images (default 224)
-  --batch-size N       Images of a batch (default 64)
-  --workers N          Processes that make batches (default 2)
-  --images N           Images of a round (default 1024)
-  --rounds N           Times that everything is measured; the median and the extremes are shown (default 5)
-  --output FILE        JSON file for the figures, a new one
-
-  train, captions, answers, adapters; random weights, random data:
-  --precision P        32, bf16 for autocast, or bf16-frozen with frozen weights in bfloat16, too (default 32);
-                       answers have all weights in bfloat16 with either
-  --rounds N           Times that everything is measured (default 5 for train, else 3)
-  --threads N          Threads of PyTorch on a CPU (default: its own choice)
-  --device DEVICE      cpu or cuda (default: cuda where there is one)
-  --output FOLDER      A new folder for bench.json, table.md and, but for answers, bench.png
-                       (default runs/bench-VERB/TIME)
-
-  train:
-  --model NAME         A model of timm, the image tower of one of open_clip, or a decoder such as
-                       Qwen/Qwen2-0.5B-Instruct (default vit_base_patch32_224)
-  --library NAME       timm or open_clip, where both know the name
-  --batch-size N       Images of a step (default 64), or samples of text (default 4)
-  --tokens N           Tokens of a sample of text (default 256)
-  --overrides OPTIONS  What a decoder's configuration has instead, such as '{num_hidden_layers: 4}'
-  --dropout P          Dropout on the input of the adapters' paths (default 0)
-  --methods NAME ...   default: full lora randlora randlora-hadamard randlora-ternary peft-lora peft-randlora;
-                       also: randlora-low (memory: low) dora vera nola peft-dora peft-vera
-  --targets NAME ...   What adapters attach to, as --model.targets (default qkv fc1 fc2, as the paper; all: every
-                       linear layer of the blocks; conv: their convolutions)
-  --rss                Measure the resident set of a process for each method as well; takes as long again
-
-  captions:
-  --model NAME         A CLIP model of open_clip (default ViT-B-32)
-  --batch-size N       Images of a step (default 128)
-  --classes N          Captions that differ (default 10)
-
-  answers:
-  --model NAME         A decoder (default Qwen/Qwen2-0.5B-Instruct); --overrides as for train
-  --batch-sizes N ...  Prompts at a time, beside 1 (default 16, or all samples where they are fewer)
-  --samples N          Prompts (default 32)
-  --beams N            Beams of the search (default 4, as the paper's scripts; 1 is greedy)
-  --new-tokens N       Tokens of an answer (default 32)
-
-  adapters:
-  --sweeps NAME ...    width tokens rank depth (default: all)
-  --widths N ...       Features; likewise --tokens, --ranks (bases are width / rank), --depths
-  --methods NAME ...   As for train
 """,
     "report": """\
 Tables and figures of a sweep, as Markdown, CSV and one HTML page that needs nothing else.

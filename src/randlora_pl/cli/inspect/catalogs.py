@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.common.tables import entry
-from randlora_pl.config.class_index import ClassSource, subclasses
+from randlora_pl.cli.help.pages import describe
+from randlora_pl.config.class_index import subclasses
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.text.tables import table
@@ -36,15 +37,6 @@ def adapters_verb(args: list[str]) -> int:
     for name in args:
         print(describe(_pick(name, known, "adapter"), "--model.adapter."))
     return 0
-
-
-def describe(source: ClassSource, prefix: str) -> str:
-    """Return the summary of a class and its options as typed: a prefix such as ``--model.adapter.``, and the name."""
-    lines = [source.summary, ""]
-    for option in source.options.values():
-        default = "required" if option.default is None else f"default {option.default}"
-        lines.append(entry(f"{prefix}{option.name}", f"{option.help} ({option.kind}; {default})", column=38))
-    return "\n".join([*lines, ""] if source.options else lines)
 
 
 def datasets_verb(args: list[str]) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 
 from randlora_pl.cli.common.arguments import check_output, check_parent
 from randlora_pl.cli.common.devices import advised, pick_device
-from randlora_pl.cli.help.pages import page
 from randlora_pl.cli.predict.arguments import MAX_PIXELS, parse
 from randlora_pl.cli.predict.csv_table import PredictionTable
 from randlora_pl.config.adapter_config import adapter_config
@@ -25,9 +24,6 @@ _HELD = 1 << 28
 
 def predict_verb(args: list[str]) -> int:
     """Check the options, load the adapters, classify or answer, write the CSV file."""
-    if not args:
-        print(page("predict"), end="")
-        return 0
     options = parse(args)
     for folder in options.adapters.values():
         _check_kind(folder, adapter_config(folder)["model"]["class_path"], bool(options.texts))

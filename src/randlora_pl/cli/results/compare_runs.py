@@ -8,7 +8,7 @@ from typing import Any
 
 from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.config.compose import flatten, normalize
-from randlora_pl.engine.run_folder import check_run
+from randlora_pl.engine.run_folder import check_run, is_stamp
 from randlora_pl.utils.errors import UserError, first_line
 from randlora_pl.utils.files.documents import parse_json, parse_yaml
 from randlora_pl.utils.files.run_files import CONFIG
@@ -93,8 +93,10 @@ def _results(folder: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """Return the last parts of the paths, as many as make them unique."""
+    """Return the names of the runs; more parts of the paths, as many as make them unique, if two runs share a name."""
     parts = [folder.resolve().parts for folder in folders]
+    if len(names := dict.fromkeys(part[-2] for part in parts if is_stamp(part[-1]))) == len(folders):
+        return list(names)
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
