@@ -95,8 +95,8 @@ def _results(folder: Path, problems: list[str]) -> dict[str, Any]:
 def _short_names(folders: Sequence[Path]) -> list[str]:
     """Return the names of the runs; more parts of the paths, as many as make them unique, if two runs share a name."""
     parts = [folder.resolve().parts for folder in folders]
-    if len(names := dict.fromkeys(part[-2] for part in parts if is_stamp(part[-1]))) == len(folders):
-        return list(names)
+    if len(own := dict.fromkeys(part[-2] for part in parts if is_stamp(part[-1]))) == len(folders):
+        return list(own)
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
