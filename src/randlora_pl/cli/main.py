@@ -67,9 +67,9 @@ Run       fit        train and test, CLIP also untrained; --resume RUN goes on a
           sweep      a grid of models, data sets, budgets, methods and seeds; goes on where it stopped
           tune       search learning rates for a sweep on validation images
           compare-methods   every method on 16 shots of the digits, in one table
-          report     tables and figures of a sweep, beside the paper's numbers
+          report     tables and plots of a sweep, beside the paper's numbers
           compare    configs and results of runs side by side
-          zeroshot   an untrained CLIP on the test images, beside published figures
+          zeroshot   an untrained CLIP on the test images, beside published accuracies
           bench      data NAME | train | captions | answers | adapters: speed and memory of pipeline and steps
 Look up   datasets   data sets; datasets NAME shows one in full
           data       get NAME | check NAME | show NAME: download it, is it complete, what does it look like

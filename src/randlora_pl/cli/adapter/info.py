@@ -25,7 +25,7 @@ machine, only the facts in the file are printed.
 
 rank              singular values above float32's rounding (max(out, in) * 1.2e-7 of the largest)
 stable rank       ||D||_F^2 / ||D||_2^2
-effective rank    exp of the entropy of the singular values' shares (Roy and Vetterli, 2007)
+effective rank    exp of the entropy of the normalized singular values (Roy and Vetterli, 2007)
 norm              Frobenius norm; ratio: to the norm of the base model's weight
 """
 

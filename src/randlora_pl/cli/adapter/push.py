@@ -11,7 +11,7 @@ from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.text.printable import printable
 
 PAGE = """\
-An adapter to the Hugging Face Hub, with a model card: base model, classes, figures, how to use and train it.
+An adapter to the Hugging Face Hub, with a model card: base model, classes, metrics, how to use and train it.
 The metrics and the config come from the run folder that holds the adapter. Paths of this machine are not sent.
 
   randlora-pl adapter push RUN/adapter --repo USER/NAME --dry-run      show what would be sent, without a network

@@ -110,5 +110,5 @@ def in_folder(
             finish(kept[0], folder)
             raise KeyboardInterrupt(f"what was finished is in {folder}") from stop
         raise
-    print(f"\nFigures: {folder}/ ({', '.join(sorted(path.name for path in folder.iterdir()))})")
+    print(f"\nResults: {folder}/ ({', '.join(sorted(path.name for path in folder.iterdir()))})")
     return folder

@@ -69,5 +69,5 @@ def data_verb(args: list[str]) -> int:
         options = {name: value for name, value in vars(typed).items() if name not in ("name", "root", "output")}
         with disk_errors(typed.output):
             write_json({"dataset": row.name, "options": options, "machine": facts, "stages": report}, typed.output)
-        print(f"\nFigures: {typed.output}")
+        print(f"\nResults: {typed.output}")
     return 0

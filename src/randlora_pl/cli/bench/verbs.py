@@ -36,7 +36,7 @@ Images per second of each stage of the input pipeline, beside plain torchvision.
   --workers N          Processes that make batches (default 2)
   --images N           Images per round (default 1024)
   --rounds N           Number of times that everything is measured, for median and extremes (default 5)
-  --output FILE        JSON file for the figures, a new one
+  --output FILE        JSON file for the results, a new one
 """,
     "train": f"""\
 Time whole training steps of full fine-tuning and of adapters, in turns.

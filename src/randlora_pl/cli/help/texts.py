@@ -68,7 +68,7 @@ classifiers of raw pixels. The same command goes on after Ctrl-C, and only print
 and all other options of sweep, such as --jobs N and --dry-run: randlora-pl sweep --help
 """,
     "zeroshot": """\
-Test an untrained CLIP: prompts of the data set averaged, and the single prompt, beside the published figures.
+Test an untrained CLIP: prompts of the data set averaged, and the single prompt, beside the published accuracies.
 Differences of more than a few tenths of a point hint at a wrong layout, class order or prompts.
 
   randlora-pl zeroshot                                        the tiny CLIP on the digits
@@ -103,7 +103,7 @@ Get a data set; is it what it should be, and what does it look like?
   --shots K        Training images of each class (default 4), as --data.shots K chooses them with seed 0
 """,
     "report": """\
-Tables and figures of a sweep, as Markdown, CSV and one HTML page that needs nothing else.
+Tables and plots of a sweep, as Markdown, CSV and one HTML page that needs nothing else.
 
   randlora-pl report runs/sweeps/NAME
   randlora-pl report runs/sweeps/NAME --output docs/results/NAME --overwrite
@@ -129,7 +129,7 @@ Runs side by side: what differs in their configs, and their results, parameters,
 
   RUN RUN ...      Folders of runs, or runs/NAME for its newest run; damaged or unfinished ones are marked and shown
                    partially
-  --json           Everything for another program: all options, all figures
+  --json           Everything for another program: all options, all metrics
 """,
     "serve": """\
 Classify images over HTTP, with a page to drop images on (pip install 'randlora-pl[serve]').

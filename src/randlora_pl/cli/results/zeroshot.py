@@ -54,7 +54,7 @@ def zeroshot_verb(args: list[str]) -> int:
         folder = folder or new_folder(typed.root_of_runs, "zeroshot")
         _write(folder, clip, found, failed, absent)
     _print(clip, found, failed, [find(name) for name in absent], root)
-    print(f"\nFigures: {folder}/zeroshot.json")
+    print(f"\nResults: {folder}/zeroshot.json")
     return 1 if failed else 0
 
 

@@ -58,7 +58,7 @@ ROWS = (
                 inner="caltech-101/101_ObjectCategories.tar.gz",
             ),
         ),
-        note="Table 7 counts the 694 validation images among its 6,941 training images; names as in published figures",
+        note="Table 7 counts the 694 validation images among its 6,941 training images; names as in published results",
     ),
     DatasetSpec(
         name="caltech256",
@@ -118,6 +118,6 @@ ROWS = (
             Archive("UCF-101-midframes.zip", into="ucf101", page=f"{_DRIVE}/10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O/view"),
             Archive("split_zhou_UCF101.json", into="ucf101", page=f"{_DRIVE}/1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y/view"),
         ),
-        note="CoOp's split and validation; class names keep their underscores, as in the published zero-shot figures",
+        note="CoOp's split and validation; class names keep their underscores, as in the published zero-shot results",
     ),
 )

@@ -154,7 +154,7 @@ ROWS = (
         files=(
             archive("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "md5:eb9058c3a382ffc7106e4002c42a8d85"),
         ),
-        note="class names keep their underscores, as in the published zero-shot figures",
+        note="class names keep their underscores, as in the published zero-shot results",
     ),
     DatasetSpec(
         name="stl10",

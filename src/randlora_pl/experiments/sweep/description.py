@@ -159,7 +159,7 @@ def budget(value: Any) -> str:
     if percent and 0 < float(percent[1]) <= 100:
         return f"{float(percent[1]):g}%"
     raise UserError(
-        f"budgets has {value!r}: give shots of each class (16), a share of the samples (50%), or the "
+        f"budgets has {value!r}: give shots of each class (16), a percentage of the samples (50%), or the "
         "size of a data set that comes in several (15k)."
     )
 

@@ -83,7 +83,7 @@ class Search:
             raise UserError(f"tune.climb is {climbs!r}: give true or false.")
         monitor = tune.get("monitor", "val/acc")
         if not str(monitor).startswith("val/"):
-            raise UserError(f"tune.monitor is {monitor!r}: give a figure of the validation, such as val/loss.")
+            raise UserError(f"tune.monitor is {monitor!r}: give a metric of the validation, such as val/loss.")
         found = cls(description, names, {}, seeds, climbs, str(monitor))
         for method, parts in names.items():
             found.candidates[method] = list(product(rates, *([alphas] if "alpha" in parts else [])))

@@ -28,7 +28,7 @@ def rank_table(results: Results) -> Table | None:
                     rows.append(row(name.removeprefix("spectrum/"), model, budget, shown, len(ranks)))
     if not rows:
         return None
-    header = row("Figure of the update", "Model", "Data", "Spearman's correlation", "Methods")
+    header = row("Metric of the update", "Model", "Data", "Spearman's correlation", "Methods")
     below = ["Over the methods of each model and budget, whatever their trained parameters; it does not show a cause."]
     return Table(
         "versus-rank", "Rank of the update against accuracy (the claim of Table 2)", header, rows, below=below, left=3
