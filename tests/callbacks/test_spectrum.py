@@ -112,7 +112,7 @@ def test_impossible_steps() -> None:
 
 def test_full_fine_tuning_of_conv1d_is_seen(tmp_path: Path) -> None:
     """GPT-2's linear layers are transformers' Conv1D."""
-    pytest.importorskip("transformers", reason="pip install 'randlora-pl[language]'")
+    pytest.importorskip("transformers", reason="pip install '.[language]'")
     from tests.language.small import fit as train
     from tests.language.small import make, texts, write_toy
 

@@ -22,7 +22,7 @@ REFUSED = {
     "fit --confg quickstart": "mean --config",
     "adapter info B": "no adapter",
     "adapter export A --to lora --output B": "--error",
-    "adapter export A --to onnx --output B.onnx": "'randlora-pl[onnx]'",
+    "adapter export A --to onnx --output B.onnx": "'.[onnx]'",
     "adapter add A A --as lora --output C": "--error",
     "fit --lr 1": "mean --model.learning_rate?",
     "fit --model.adapter LoRA --model.adapter.basis uniform": "It belongs to RandLoRA",

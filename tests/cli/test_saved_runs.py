@@ -31,7 +31,7 @@ KINDS = {
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     if request.param == "texts":
-        pytest.importorskip("transformers", reason="pip install 'randlora-pl[language]'")
+        pytest.importorskip("transformers", reason="pip install '.[language]'")
     return str(request.param)
 
 

@@ -20,9 +20,14 @@ MADE = {"command_options", "config_keys", "datasets", "models", "changelog", "co
 """Pages of the site that scripts/site/generated.py makes."""
 
 
+def joined(block: str) -> list[str]:
+    """The commands of a block of shell, those with ``\\`` at the end of a line in one."""
+    return re.sub(r"\s*\\\n\s*", " ", block).splitlines()
+
+
 def commands_of(text: str) -> list[list[str]]:
     """The words behind ``randlora-pl`` of every command: in blocks, on indented lines, and between backticks."""
-    lines = [line for body in re.findall(r"```sh\n(.*?)```", text, flags=re.S) for line in body.splitlines()]
+    lines = [line for body in re.findall(r"```sh\n(.*?)```", text, flags=re.S) for line in joined(body)]
     lines += re.findall(r"^ {4}(\S.*)$", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M)
     found = [
         line[line.index("randlora-pl ") :] for line in lines if re.match(r"(\S+/|.* && \S*)?randlora-pl [a-z]", line)
@@ -49,4 +54,6 @@ def anchors_of(text: str) -> set[str]:
 
 def shown(text: str) -> list[tuple[str, str]]:
     """Each command that stands alone in its block, with the output below it."""
-    return re.findall(r"```sh\nrandlora-pl ([^\n]+)\n```\n\n```text\n(.*?)```", text, flags=re.S)
+    blocks = re.findall(r"```sh\n(randlora-pl [^`]+)\n```\n\n```text\n(.*?)```", text, flags=re.S)
+    commands = [(joined(block), output) for block, output in blocks]
+    return [(lines[0].removeprefix("randlora-pl "), output) for lines, output in commands if len(lines) == 1]

@@ -1,5 +1,6 @@
 """Every command on the pages is one that the program takes, and every verb of the program is on a page."""
 
+import re
 import shlex
 from importlib import import_module
 
@@ -10,7 +11,7 @@ from randlora_pl.cli.help.pages import page as help_page
 from randlora_pl.cli.main import VERBS
 from randlora_pl.config.validate import tasks
 from randlora_pl.engine.command import prepare
-from tests.docs.pages import PAGES, commands_of, shown
+from tests.docs.pages import PAGES, commands_of, joined, shown
 from tests.support.products import in_one_item
 
 GROUPS = {
@@ -56,6 +57,16 @@ def test_commands_are_understood(name: str, command: str) -> None:
             assert f"{option} " in explained or f" {rest}," in explained or group == "--trainer", (option, command)
         else:
             assert f"{option} " in explained or f"{option}\n" in explained, (option, command)
+
+
+@in_one_item("name", PAGES)
+def test_blocks_of_shell_can_be_pasted(name: str) -> None:
+    """No word is a redirection such as ``<time>``; what stands for the reader's own is in CAPITALS."""
+    for block in re.findall(r"```(?:sh|bash)\n(.*?)```", PAGES[name], flags=re.S):
+        assert not re.search(r"<\w+>|/TIME\b|…", block), block
+        for command in joined(block):
+            shlex.split(command, comments=True)  # no quote is left open
+            assert not command.startswith("$ "), command
 
 
 def test_every_verb_is_on_the_page_of_commands() -> None:

@@ -23,7 +23,7 @@ from tests.docs.pages import DOCS, MADE, PAGES, ROOT
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("material", reason='the site needs the extra: pip install "randlora-pl[docs]"')
+    pytest.importorskip("material", reason='the site needs the extra: pip install ".[docs]"')
     folder = tmp_path_factory.mktemp("site")
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
     done = subprocess.run(  # with --quiet warnings would not count as errors
@@ -101,7 +101,7 @@ def test_results_come_last_in_a_search(site: Path) -> None:
 
 
 def test_a_notebook_that_ran_has_its_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("nbconvert", reason='the site needs the extra: pip install "randlora-pl[docs]"')
+    pytest.importorskip("nbconvert", reason='the site needs the extra: pip install ".[docs]"')
     monkeypatch.syspath_prepend(ROOT / "scripts" / "site")
     draw = "%matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1, 2])\nprint(6 * 7)"
     cells = [nbformat.v4.new_markdown_cell("# Title\n[data](../docs/x.md)"), nbformat.v4.new_code_cell(draw)]
@@ -136,7 +136,7 @@ def test_a_reader_needs_no_network(site: Path) -> None:
 
 
 def test_a_broken_link_would_fail(tmp_path: Path) -> None:
-    pytest.importorskip("material", reason='the site needs the extra: pip install "randlora-pl[docs]"')
+    pytest.importorskip("material", reason='the site needs the extra: pip install ".[docs]"')
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     settings = yaml.safe_load(text) | {"nav": ["index.md", "other.md"], "hooks": []}
     (tmp_path / "docs").mkdir()

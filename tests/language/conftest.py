@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("transformers", reason="pip install 'randlora-pl[language]'")
+pytest.importorskip("transformers", reason="pip install '.[language]'")
 
 
 @pytest.fixture(scope="session")

@@ -377,7 +377,7 @@ def test_the_missing_extra_is_told(
         importlib.util, "find_spec", lambda name, *rest: None if name == "transformers" else find(name, *rest)
     )
     said = refused("predict", "--adapter", str(repeater / "adapter"), "--texts", str(toy / "test.jsonl"))
-    assert "pip install 'randlora-pl[language]'" in said
+    assert "pip install '.[language]'" in said
 
 
 def test_memory_that_runs_out_is_told(

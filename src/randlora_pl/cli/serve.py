@@ -63,7 +63,7 @@ def serve_verb(args: list[str]) -> int:
     adapter_config(options.adapter)
     missing = [name for name in ("litserve", "python_multipart") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"serve needs {' and '.join(missing)}: pip install 'randlora-pl[serve]'")
+        raise UserError(f"serve needs {' and '.join(missing)}: pip install '.[serve]' in the checkout")
     check_port(options.host, options.port)
     silence_library_warnings()
     from randlora_pl.adapters import read_adapter

@@ -312,7 +312,7 @@ def test_networks_of_positions_are_not_mlps_of_blocks(name: str) -> None:
 
 
 def test_defaults_of_texts_leave_the_language_head() -> None:
-    transformers = pytest.importorskip("transformers", reason="pip install 'randlora-pl[language]'")
+    transformers = pytest.importorskip("transformers", reason="pip install '.[language]'")
     sizes = {"vocab_size": 50, "num_hidden_layers": 2, "num_layers": 2}
     neox = transformers.GPTNeoXConfig(**sizes, hidden_size=16, num_attention_heads=2, intermediate_size=32)
     t5 = transformers.T5Config(**sizes, d_model=16, d_kv=8, d_ff=24, num_heads=2, feed_forward_proj="gated-gelu")
@@ -515,7 +515,7 @@ def test_a_weight_that_two_modules_share_is_refused() -> None:
 @pytest.mark.parametrize("multi_query", [True, False])
 def test_rows_of_gptbigcode(multi_query: bool) -> None:
     """One head for k and v: q, then k, then v, as its forward splits them. Many: head by head, which are no blocks."""
-    transformers = pytest.importorskip("transformers", reason="pip install 'randlora-pl[language]'")
+    transformers = pytest.importorskip("transformers", reason="pip install '.[language]'")
     config = transformers.GPTBigCodeConfig(
         n_embd=24, n_layer=1, n_head=4, vocab_size=50, n_positions=16, multi_query=multi_query
     )
@@ -543,7 +543,7 @@ def test_rows_of_gptbigcode(multi_query: bool) -> None:
 
 def test_rows_of_codegen_are_not_thirds() -> None:
     """Its weight has four groups of heads, each with q, v and k."""
-    transformers = pytest.importorskip("transformers", reason="pip install 'randlora-pl[language]'")
+    transformers = pytest.importorskip("transformers", reason="pip install '.[language]'")
     config = transformers.CodeGenConfig(n_embd=32, n_layer=1, n_head=4, rotary_dim=4, vocab_size=50, n_positions=16)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(UserError, match="qkv_proj"):

@@ -136,4 +136,4 @@ def test_bad_input(
     message = refused("adapter", "export", str(copy), "--to", "torch", "--output", "deep/m.pt2")
     assert "metadata.classnames" in message
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "'randlora-pl[onnx]'" in refused(*base, "onnx", "--output", "m.onnx")
+    assert "'.[onnx]'" in refused(*base, "onnx", "--output", "m.onnx")

@@ -205,7 +205,7 @@ SMALL_GRID = ("--grid", "5", "--share", "0.5")
 
 
 def test_landscape(run: Run, three: dict[str, str], tmp_path: Path) -> None:
-    pytest.importorskip("plotly", reason='the page needs the extra: pip install "randlora-pl[plots]"')
+    pytest.importorskip("plotly", reason='the page needs the extra: pip install ".[plots]"')
     runs = [three[name] for name in METHODS]
     done = run("analyze", "landscape", *runs, *SMALL_GRID, "--positions", "equilateral", "--output", "out")
     assert done.code == 0 and "The models are not points of this grid" in done.out, done.err
@@ -259,7 +259,7 @@ def test_without_plotly_the_page_is_left_out(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "plotly", None)
     done = run("analyze", "landscape", *(three[name] for name in METHODS), "--grid", "3", "--output", "out")
-    assert done.code == 0 and "pip install 'randlora-pl[plots]'" in done.out
+    assert done.code == 0 and "pip install '.[plots]'" in done.out
     assert "Next: randlora-pl analyze landscape --resume out" in done.out
     assert not (tmp_path / "out" / "landscape.html").exists() and (tmp_path / "out" / "landscape.png").is_file()
 

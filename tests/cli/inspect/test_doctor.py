@@ -37,7 +37,7 @@ def test_every_section_is_printed(run: Run) -> None:
 def test_optional_packages_are_named_with_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(doctor.OPTIONAL, "no-such-package", ("--data.dataset hf", "hf"))
     assert doctor.versions()["no-such-package"] == (
-        "not installed; for --data.dataset hf: pip install 'randlora-pl[hf]'"
+        "not installed; for --data.dataset hf: pip install '.[hf]' in the checkout"
     )
 
 
@@ -78,7 +78,7 @@ def test_language_models_are_found_where_all_of_their_weights_are(
     found = doctor.weights()
     assert found[qwen] == "not cached"
     assert f"gated: accept its licence at https://huggingface.co/{llama}" in found[llama]
-    assert "pip install 'randlora-pl[language]'" in found["language models"]
+    assert "pip install '.[language]'" in found["language models"]
     for name in (qwen, llama):
         (tmp_path / "hub" / f"models--{name.replace('/', '--')}" / "snapshots" / "abc").mkdir(parents=True)
     one, many = sorted((tmp_path / "hub").glob("*/snapshots/abc"))

@@ -30,7 +30,7 @@ return [...document.querySelectorAll(kinds)].filter(node => !node.querySelector(
 
 @pytest.fixture(scope="module")
 def driver(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'randlora-pl[test]'")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install '.[test]'")
     from selenium.webdriver.chrome.service import Service
 
     output = tmp_path_factory.mktemp("page")

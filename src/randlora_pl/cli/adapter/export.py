@@ -20,7 +20,7 @@ An adapter in the form of another system. What is written is read again and comp
 
   --to FORM        peft     a folder for PeftModel.from_pretrained: RandLoRA, LoRA, VeRA, DoRA on linear layers
                    lora     a plain LoRA adapter, by truncated singular value decomposition of each update
-                   onnx     the merged model as an ONNX file with class names (pip install 'randlora-pl[onnx]')
+                   onnx     the merged model as an ONNX file with class names (pip install '.[onnx]' in the checkout)
                    torch    the merged model as a torch.export program (.pt2)
                    adapter  our own format again, in another dtype, as a folder or one .safetensors file
   --output PATH    Where to write

@@ -47,7 +47,7 @@ Each point of a grid gets the weights a1 RUN1 + a2 RUN2 + a3 RUN3, a1 + a2 + a3 
   --output DIR          A new folder (default runs/analyze/landscape/TIME)
 
 landscape.json has every loss, as it is; the pictures cut off 20 % above the shallowest of the three minima. The dashed
-line is the path on the grid whose highest point is lowest. landscape.html needs pip install 'randlora-pl[plots]'
+line is the path on the grid whose highest point is lowest. landscape.html needs pip install '.[plots]' in the checkout
 """
 
 
@@ -225,7 +225,7 @@ def _draw(landscape: "Landscape", folder: Path, state: dict[str, Any]) -> None:
     try:
         write_page(landscape, folder / "landscape.html")
     except ImportError:
-        print("\nlandscape.html is left out, it needs plotly: pip install 'randlora-pl[plots]'")
+        print("\nlandscape.html is left out, it needs plotly: pip install '.[plots]' in the checkout")
         following = f"analyze landscape --resume {folder}"
     print("\nBarrier between two models on the path where it is lowest, above the higher of their losses:")
     for pair, height in barriers.items():

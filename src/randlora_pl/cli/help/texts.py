@@ -132,7 +132,7 @@ Runs side by side: what differs in their configs, and their results, parameters,
   --json           Everything for another program: all options, all metrics
 """,
     "serve": """\
-Classify images over HTTP, with a page to drop images on (pip install 'randlora-pl[serve]').
+Classify images over HTTP, with a page to drop images on (pip install '.[serve]' in the checkout).
 
   randlora-pl serve --adapter runs/quickstart/latest
   curl -F image=@photo.jpg 'http://127.0.0.1:8000/predict?top_k=3'
@@ -184,7 +184,8 @@ again, so the same command goes on after a crash, Ctrl-C or a reboot, and severa
   --tune                Search the learning rates on validation samples, then run with the best. The config's part
                         `tune` sets the candidates; resumes after a kill, too. The search is in DIR/tune
   --jobs N              Processes that share the work (default 1)
-  --launcher WHERE      local (default), or slurm: an array of N jobs by submitit (pip install 'randlora-pl[slurm]')
+  --launcher WHERE      local (default), or slurm: an array of N jobs by submitit; in the checkout:
+                        pip install '.[slurm]'
   --slurm KEY=VALUE ... Options of submitit for it
 """,
     "tune": """\

@@ -53,7 +53,7 @@ def versions() -> dict[str, str]:
     found = {"randlora-pl": __version__, "python": f"{platform.python_version()} on {platform.platform()}"}
     absent = {package: f"MISSING: pip install {package}" for package in PACKAGES}
     for package, (use, extra) in OPTIONAL.items():
-        absent[package] = f"not installed; for {use}: pip install 'randlora-pl[{extra}]'"
+        absent[package] = f"not installed; for {use}: pip install '.[{extra}]' in the checkout"
     for package, text in absent.items():
         try:
             found[package] = version(package)
@@ -136,7 +136,7 @@ def weights() -> dict[str, str]:
         here = any(map(_whole, _snapshots(name)))
         found[name] = "cached" if here else "not cached" + (gate if known.gated else "")
     if importlib.util.find_spec("transformers") is None:
-        found["language models"] = f"need transformers: pip install 'randlora-pl[{OPTIONAL['transformers'][1]}]'"
+        found["language models"] = f"need transformers: pip install '.[{OPTIONAL['transformers'][1]}]' in the checkout"
     return found
 
 

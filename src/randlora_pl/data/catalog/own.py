@@ -34,7 +34,7 @@ ROWS = (
         "huggingface:hub",
         "FOLDER",
         layout="a folder of Dataset.save_to_disk, or of Parquet files such as train-00000-of-00001.parquet",
-        note='needs the package datasets: pip install "randlora-pl[hf]"',
+        note='needs the package datasets: pip install ".[hf]" in the checkout',
     ),
     _own(
         "pairs",

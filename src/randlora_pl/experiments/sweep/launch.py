@@ -114,7 +114,7 @@ def slurm(
     try:
         import submitit
     except ImportError as error:
-        raise UserError("--launcher slurm needs submitit: pip install 'randlora-pl[slurm]'") from error
+        raise UserError("--launcher slurm needs submitit: pip install '.[slurm]' in the checkout") from error
     parameters = dict(map(_option, options))
     cluster = str(parameters.pop("cluster", "slurm"))
     try:

@@ -16,6 +16,6 @@ def check_packages() -> None:
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--to onnx needs {', '.join(missing)}, not installed here. Run: pip install 'randlora-pl[onnx]'. "
+            f"--to onnx needs {', '.join(missing)}, not installed here. Run: pip install '.[onnx]' in the checkout. "
             "--to torch needs only PyTorch."
         )

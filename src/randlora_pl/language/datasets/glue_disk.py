@@ -41,7 +41,7 @@ def read_saved(
     try:
         from datasets import Dataset, load_from_disk
     except ImportError as error:
-        raise UserError(f'{folder} needs the package datasets ({error}): pip install "randlora-pl[hf]"') from error
+        raise UserError(f'{folder} needs datasets ({error}): pip install ".[hf]" in the checkout') from error
     if lacking := missing_split(folder, split):
         raise UserError(f"{folder} has no whole split {split!r}: {lacking} does not exist. Save or download it again")
     try:

@@ -27,7 +27,7 @@ def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[f
         return None, "METEOR needs Java: install a Java runtime, such as the package default-jre-headless"
     program = _program()
     if program is None:
-        return None, 'METEOR needs the program in pycocoevalcap: pip install "randlora-pl[e2e]"'
+        return None, 'METEOR needs the program in pycocoevalcap: pip install ".[e2e]" in the checkout'
     try:
         return _score(program, texts, references), ""
     except (OSError, ValueError) as error:  # the pipe breaks, or an answer is not a number

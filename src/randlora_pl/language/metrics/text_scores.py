@@ -141,5 +141,5 @@ def _scorer(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f'scores of E2E need {module.partition(".")[0]} ({error}): pip install "randlora-pl[e2e]"'
+            f'scores of E2E need {module.partition(".")[0]} ({error}): pip install ".[e2e]" in the checkout'
         ) from error

@@ -10,7 +10,7 @@ from randlora_pl.language.catalog import KNOWN
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.log_filters import collapse_hub_retries
 
-INSTALL = "pip install 'randlora-pl[language]'"
+INSTALL = "pip install '.[language]' in the checkout"
 
 
 def need_transformers() -> None:

@@ -20,7 +20,7 @@ from randlora_pl.data.readers.own.huggingface import HubImages, hub
 from randlora_pl.utils.errors import UserError
 from tests.support.products import marked
 
-datasets = pytest.importorskip("datasets", reason='Hugging Face folders need datasets: pip install "randlora-pl[hf]"')
+datasets = pytest.importorskip("datasets", reason='Hugging Face folders need datasets: pip install ".[hf]"')
 
 
 def encoded(seed: int, mode: str = "RGB", exif: int | None = None) -> dict[str, Any]:
@@ -273,5 +273,5 @@ def test_wrong_folders(tmp_path: Path, saved: Callable[..., Path], monkeypatch: 
     with pytest.raises(UserError, match=r"dataset_dict.json"):
         read(root)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r'"randlora-pl\[hf\]"'):
+    with pytest.raises(UserError, match=r'"\.\[hf\]"'):
         read(root)

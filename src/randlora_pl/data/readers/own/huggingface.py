@@ -83,7 +83,7 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     try:
         from datasets import Image, disable_progress_bars
     except ImportError as error:
-        how = 'pip install "randlora-pl[hf]"'
+        how = 'pip install ".[hf]" in the checkout'
         raise UserError(f"--data.dataset hf needs the package datasets ({error}): {how}") from error
     if not sys.stderr.isatty():
         disable_progress_bars()

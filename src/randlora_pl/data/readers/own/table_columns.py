@@ -178,7 +178,7 @@ def _parquet(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Tabl
     try:
         from pyarrow import parquet, types
     except ImportError as error:
-        raise UserError(f'{path} needs the package pyarrow: pip install "randlora-pl[parquet]"') from error
+        raise UserError(f'{path} needs the package pyarrow: pip install ".[parquet]" in the checkout') from error
     try:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
