@@ -22,8 +22,10 @@ from randlora_pl.engine.error_messages import (
 )
 from randlora_pl.engine.run_folder import check_run
 from randlora_pl.engine.run_lock import locked
+from randlora_pl.language.catalog import TASKS as LANGUAGE_TASKS
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError
 from randlora_pl.utils.files.run_files import CONFIG, LAST
+from randlora_pl.utils.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from randlora_pl.engine.lightning_cli import App
@@ -86,8 +88,11 @@ def start(command: Command, folder: Path | None) -> "App":
     from randlora_pl.utils.text.console import log_to_terminal
 
     log_to_terminal()
-    from randlora_pl.engine.lightning_cli import App
+    libraries = ("torchmetrics",) if command.flat()["model"] in LANGUAGE_TASKS else ("torchmetrics", "open_clip")
+    with quick_imports(*libraries):
+        from randlora_pl.engine.lightning_cli import App, data_class_of
 
+        data_class_of(command)
     return App(command, folder)
 
 

@@ -7,15 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unicodedata import east_asian_width
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -26,6 +24,9 @@ from randlora_pl.utils.files.atomic_output import write_bytes, write_text
 from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.text.csv_text import csv_text
 from randlora_pl.utils.text.printable import for_figure
+
+if TYPE_CHECKING:  # needed at the end of a run only
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("randlora_pl")
 
@@ -41,13 +42,15 @@ MOST_COUNTED = 1_000
 FOLDER = "figures"
 
 
-def confusion_figure(counts: Tensor, classnames: list[str]) -> Figure:
+def confusion_figure(counts: Tensor, classnames: list[str]) -> "Figure":
     """Plot a confusion matrix: rows are true classes, columns predictions, each row normalized to one.
 
     Args:
         counts: (classes, classes) int64.
         classnames: Class names.
     """
+    from matplotlib.figure import Figure
+
     size = max(4.0, min(14.0, 0.35 * len(classnames) + 2))
     figure = Figure(figsize=(size, size))
     axes = figure.add_axes((0.25, 0.25, 0.7, 0.7))
@@ -78,7 +81,7 @@ def short(name: str) -> str:
 
 def samples_figure(
     images: Sequence[Tensor], truth: list[str], predicted: list[str], probability: Sequence[float], heading: str = ""
-) -> Figure:
+) -> "Figure":
     """Plot a grid of images with the prediction above each; wrong ones in red with the true class.
 
     Args:
@@ -88,6 +91,8 @@ def samples_figure(
         probability: Probability of each prediction.
         heading: Line above the grid.
     """
+    from matplotlib.figure import Figure
+
     columns = max(2 if heading else 1, min(4, len(images)))
     rows = -(-len(images) // columns)
     top = 0.25 if heading else 0.0
@@ -110,8 +115,10 @@ def samples_figure(
     return figure
 
 
-def pixels(figure: Figure) -> NDArray[np.uint8]:
+def pixels(figure: "Figure") -> NDArray[np.uint8]:
     """Render a figure as an image, (height, width, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
@@ -186,7 +193,7 @@ class Figures(Callback):
         if self._shown:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
 
-            def grid(kept: Sequence[Prediction], heading: str = "") -> Callable[[], Figure]:
+            def grid(kept: Sequence[Prediction], heading: str = "") -> Callable[[], "Figure"]:
                 truth, guesses = [names[one.label] for one in kept], [names[one.guess] for one in kept]
                 images = _shown([one.image for one in kept], data.frame)
                 return partial(samples_figure, images, truth, guesses, [one.probability for one in kept], heading)
@@ -196,7 +203,7 @@ class Figures(Callback):
         self._write(trainer, plots)
 
     @staticmethod
-    def _write(trainer: Trainer, plots: dict[str, Callable[[], Figure]]) -> None:
+    def _write(trainer: Trainer, plots: dict[str, Callable[[], "Figure"]]) -> None:
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         folder = run_folder(trainer) / FOLDER
         for name, make in plots.items():

@@ -15,6 +15,7 @@ from randlora_pl.config.adapter_config import adapter_config
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import atomic_file
+from randlora_pl.utils.quick_imports import quick_imports
 from randlora_pl.utils.text.log_filters import silence_library_warnings
 from randlora_pl.utils.text.printable import printable
 
@@ -86,13 +87,14 @@ def classify(options: argparse.Namespace) -> PredictionTable:
     Raises:
         UserError: An adapter or an image does not load, the device is not there, or memory runs out.
     """
-    import torch
+    with quick_imports("torchmetrics", "open_clip"):
+        import torch
 
-    from randlora_pl.adapters import read_adapter
-    from randlora_pl.data import open_images
-    from randlora_pl.data.images.decode import trust_the_limit
-    from randlora_pl.data.unlabelled import frame_of
-    from randlora_pl.tasks import load_tasks, weighted_task
+        from randlora_pl.adapters import read_adapter
+        from randlora_pl.data import open_images
+        from randlora_pl.data.images.decode import trust_the_limit
+        from randlora_pl.data.unlabelled import frame_of
+        from randlora_pl.tasks import load_tasks, weighted_task
 
     device = pick_device(options.device)
     files = {name: read_adapter(path) for name, path in options.adapters.items()}
